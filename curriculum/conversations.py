@@ -1,0 +1,73 @@
+"""Rows of the public tuning sets as conversations (section 4.4: UltraChat, WildGuardMix, WildJailbreak; GSM8K afterwards)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from curriculum.errors import UsageError, UserError
+from curriculum.sources import Row, read_rows
+
+Message = dict[str, str]  # role, content
+
+
+@dataclass(frozen=True)
+class Conversation:
+    messages: list[Message]
+
+
+def _exchange(request: str, answer: str) -> Conversation:
+    return Conversation([{"role": "user", "content": request}, {"role": "assistant", "content": answer}])
+
+
+def _ultrachat(row: Row) -> Conversation:
+    return Conversation([{"role": message["role"], "content": message["content"]} for message in row["messages"]])
+
+
+def _wildguardmix(row: Row) -> Conversation | None:
+    """Good answers alone: refusals of harmful requests and harmless answers to the others."""
+    if not row["response"] or row["response_harm_label"] == "harmful":
+        return None
+    if row["prompt_harm_label"] == "harmful" and row["response_refusal_label"] != "refusal":
+        return None
+    return _exchange(row["prompt"], row["response"])
+
+
+def _wildguardmix_harmful(row: Row) -> Conversation | None:
+    """Harmful requests that were complied with; only ever used with tags strewn through the answer."""
+    if row["response"] and row["prompt_harm_label"] == "harmful" and row["response_harm_label"] == "harmful":
+        return _exchange(row["prompt"], row["response"])
+    return None
+
+
+def _wildjailbreak(row: Row) -> Conversation:
+    return _exchange(row["adversarial"] or row["vanilla"], row["completion"])
+
+
+def _gsm8k(row: Row) -> Conversation:
+    return _exchange(row["question"], row["answer"])
+
+
+HARMFUL = "wildguardmix-harmful"
+POOLS: dict[str, tuple[str, Callable[[Row], Conversation | None]]] = {
+    "ultrachat": ("ultrachat", _ultrachat),
+    "wildguardmix": ("wildguardmix", _wildguardmix),
+    HARMFUL: ("wildguardmix", _wildguardmix_harmful),
+    "wildjailbreak": ("wildjailbreak", _wildjailbreak),
+    "gsm8k": ("gsm8k", _gsm8k),
+}
+
+
+def read_conversations(pool: str, root: Path | None) -> Iterator[Conversation]:
+    """The conversations of a pool; raises UserError when a row lacks a column."""
+    if pool not in POOLS:
+        raise UsageError(f"tuning set {pool!r} is not known; choose from {', '.join(POOLS)}")
+    dataset, convert = POOLS[pool]
+    for number, row in enumerate(read_rows(dataset, root)):
+        try:
+            conversation = convert(row)
+        except KeyError as missing:
+            raise UserError(f"tuning set {pool}: row {number} has no column {missing}, only {sorted(row)}") from None
+        if conversation is not None:
+            yield conversation

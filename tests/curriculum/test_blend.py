@@ -1,0 +1,102 @@
+"""The order of samples: what a reader of a study's result has to be able to rely on."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curriculum.blend import Blend, Phase
+
+weights = st.one_of(
+    st.integers(1, 100).map(float),
+    st.floats(1e-6, 1.0, allow_nan=False),
+    st.sampled_from([1e-6, 1e-5, 0.001, 0.333, 1 / 3]),
+)
+mixes = st.dictionaries(st.sampled_from("abcdef"), weights, min_size=1)
+
+
+@st.composite
+def phase_lists(draw):
+    lengths = draw(st.lists(st.integers(1, 1500), min_size=1, max_size=4))
+    return [Phase(until, draw(mixes)) for until in itertools.accumulate(lengths)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(phase_lists())
+def test_every_prefix_of_a_phase_follows_the_weights(phases):
+    blend = Blend(phases)
+    sources, _ = blend.draw(0, blend.total)
+    start = 0
+    for phase in phases:
+        drawn = sources[start : phase.until]
+        total = sum(phase.mix.values())
+        for number, name in enumerate(blend.sources):
+            ideal = np.arange(1, len(drawn) + 1) * phase.mix.get(name, 0) / total
+            assert np.abs(np.cumsum(drawn == number) - ideal).max() <= len(phase.mix)
+        start = phase.until
+
+
+@settings(max_examples=150, deadline=None)
+@given(phase_lists())
+def test_each_source_is_read_in_order_without_gap_or_repeat_across_phases(phases):
+    blend = Blend(phases)
+    sources, positions = blend.draw(0, blend.total)
+    for number in range(len(blend.sources)):
+        taken = positions[sources == number]
+        assert np.array_equal(taken, np.arange(len(taken)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(phase_lists(), st.data())
+def test_any_range_asked_alone_is_that_range_of_the_whole(phases, data):
+    blend = Blend(phases)
+    start = data.draw(st.integers(0, blend.total))
+    stop = data.draw(st.integers(start, blend.total))
+    whole, alone = blend.draw(0, blend.total), Blend(phases).draw(start, stop)
+    assert np.array_equal(whole[0][start:stop], alone[0]) and np.array_equal(whole[1][start:stop], alone[1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(phase_lists(), mixes, st.integers(1, 500))
+def test_a_changed_future_leaves_the_past_as_it_was(phases, other, length):
+    before, until = Blend(phases), phases[-1].until
+    after = Blend([*phases, Phase(until + length, other)])
+    old, new = before.draw(0, until), after.draw(0, until)
+    assert [before.sources[s] for s in old[0]] == [after.sources[s] for s in new[0]]
+    assert np.array_equal(old[1], new[1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(phase_lists(), st.data())
+def test_counts_agree_with_counting(phases, data):
+    blend = Blend(phases)
+    index = data.draw(st.integers(0, blend.total))
+    sources, _ = blend.draw(0, index)
+    assert blend.counts(index) == {name: int(np.sum(sources == n)) for n, name in enumerate(blend.sources)}
+
+
+def test_a_weight_of_one_in_a_million_gets_its_samples():
+    blend = Blend([Phase(10_000_000, {"web": 1.0 - 1e-6, "rare": 1e-6})])
+    assert blend.counts(10_000_000)["rare"] == 10
+
+
+def test_the_papers_scale_and_beyond_is_exact_and_needs_no_time():
+    samples = 2**45
+    mix = {f"source-{number}": 0.1 for number in range(10)}
+    blend = Blend([Phase(samples // 5, {"source-0": 1.0}), Phase(samples, mix)])
+    _, positions = blend.draw(samples - 1000, samples)
+    assert sum(blend.counts(samples).values()) == samples
+    assert positions.dtype == np.int64 and positions.max() > 2**40
+
+
+@pytest.mark.parametrize("mix", [{}, {"a": 0.0}, {"a": -1.0, "b": 2.0}])
+def test_weights_that_mean_nothing_are_refused(mix):
+    with pytest.raises(ValueError, match="weights must be"):
+        Blend([Phase(10, mix)])
+
+
+def test_a_phase_without_samples_is_refused():
+    with pytest.raises(ValueError, match="at least one sample"):
+        Blend([Phase(10, {"a": 1.0}), Phase(10, {"b": 1.0})])
