@@ -1,0 +1,281 @@
+"""Hugging Face Llama folders out of our checkpoints, and back.
+
+Evaluation knows only Hugging Face models, so ours and published ones are measured by the same code. The names on both
+sides meet in one table, `_parts`; weights are copied, never computed.
+
+    Hugging Face                                     Megatron-core, tensor parallel 1
+    model.embed_tokens.weight                        embedding.word_embeddings.weight
+    model.layers.N.input_layernorm.weight            decoder.layers.N.input_layernorm.weight
+                   self_attn.{q,k,v}_proj.weight                      self_attention.linear_qkv.weight
+                   self_attn.o_proj.weight                            self_attention.linear_proj.weight
+                   post_attention_layernorm.weight                    pre_mlp_layernorm.weight
+                   mlp.{gate,up}_proj.weight                          mlp.linear_fc1.weight
+                   mlp.down_proj.weight                               mlp.linear_fc2.weight
+    model.norm.weight                                decoder.final_layernorm.weight
+    lm_head.weight (absent when tied)                output_layer.weight
+
+linear_qkv holds, for each key-value head, the query heads of its group, then the key, then the value.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from curriculum.durable import sync_folder
+from curriculum.errors import UserError
+from model import checkpoint
+from model.build import build_network
+from model.checkpoint_folder import CheckpointInfo, read_info, step_folder
+from model.config import ModelConfig
+from model.distributed import started
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+EOS_IDS = [0, 2]
+"""<|endoftext|> ends documents, <|im_end|> ends chat turns."""
+
+
+def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, Any]) -> None:
+    """Write the checkpoint `folder` as the Hugging Face model `out`, complete or not at all.
+
+    `tokenizer` is the folder whose tokenizer files go along; `provenance` goes into the model card. Raises UserError
+    when the checkpoint or the tokenizer cannot be read.
+    """
+    info = read_info(folder)
+    if not (tokenizer / "tokenizer.json").exists():
+        raise UserError(f"{tokenizer / 'tokenizer.json'}: no such file; has the tokenizer been trained?")
+    with started() as parallel:
+        network = build_network(info.model, parallel, engine=False)
+        checkpoint.load(folder, network, None, parallel)
+        weights = to_hugging_face(network.state_dict(), info.model)
+    dtype = getattr(torch, info.precision)
+    weights = {name: weight.to(dtype=dtype, device="cpu").contiguous() for name, weight in weights.items()}
+    aside = out.with_name(f".{out.name}.aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+        _write_json(aside / "config.json", hugging_face_config(info))
+        _write_json(aside / "generation_config.json", {"bos_token_id": 0, "eos_token_id": EOS_IDS, "pad_token_id": 0})
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).exists():
+                shutil.copyfile(tokenizer / name, aside / name)
+        (aside / "README.md").write_text(_model_card(out.name, info, provenance))
+        _replace(aside, out)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(f"{out}: the model could not be written ({error}); free some space and run it again") from error
+
+
+def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Path:
+    """Write the Llama model `source`, a Hugging Face folder or a GGUF file, as a checkpoint of step 0 under `out`.
+
+    Returns the checkpoint's folder, fit for `TrainJob.init_weights`. `sequence_length` is the training length to
+    record; by default the model's own maximum. Raises UserError for models that are not plain Llama.
+    """
+    config, weights = _read_gguf(source) if source.suffix == ".gguf" else _read_folder(source)
+    model = model_config(source, config, weights, sequence_length)
+    with started() as parallel:
+        network = build_network(model, parallel, engine=False)
+        try:
+            state = from_hugging_face(weights, model)
+        except KeyError as missing:
+            raise UserError(f"{source}: lacks the tensor {missing}; fetch the model again") from None
+        network.load_state_dict(state, strict=False)  # Megatron-core also lists empty extra states
+        info = CheckpointInfo(
+            step=0,
+            consumed_samples=0,
+            consumed_tokens=0,
+            model=model,
+            precision=str(parallel.precision).removeprefix("torch."),
+            full=False,
+            recipe={"imported from": source.name},
+            versions=checkpoint.versions(),
+        )
+        folder = step_folder(out, 0)
+        checkpoint.save(folder, network, None, info, parallel)
+    return folder
+
+
+def to_hugging_face(state: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
+    """Hugging Face's names and tensors for Megatron-core's."""
+    weights = {ours: state[theirs] for ours, theirs in _parts(model).items()}
+    group = model.heads // model.kv_heads
+    for layer in range(model.layers):
+        prefix, theirs = f"model.layers.{layer}.", f"decoder.layers.{layer}."
+        qkv = state[theirs + "self_attention.linear_qkv.weight"]
+        groups = qkv.view(model.kv_heads, group + 2, model.head_size, model.hidden)
+        weights[prefix + "self_attn.q_proj.weight"] = groups[:, :group].reshape(-1, model.hidden)
+        weights[prefix + "self_attn.k_proj.weight"] = groups[:, group].reshape(-1, model.hidden)
+        weights[prefix + "self_attn.v_proj.weight"] = groups[:, group + 1].reshape(-1, model.hidden)
+        gate, up = state[theirs + "mlp.linear_fc1.weight"].chunk(2)
+        weights[prefix + "mlp.gate_proj.weight"], weights[prefix + "mlp.up_proj.weight"] = gate, up
+    return weights
+
+
+def from_hugging_face(weights: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
+    """Megatron-core's names and tensors for Hugging Face's."""
+    state = {theirs: weights[ours] for ours, theirs in _parts(model).items()}
+    for layer in range(model.layers):
+        prefix, theirs = f"model.layers.{layer}.", f"decoder.layers.{layer}."
+        q, k, v = (
+            weights[prefix + f"self_attn.{name}_proj.weight"].view(model.kv_heads, -1, model.head_size, model.hidden)
+            for name in "qkv"
+        )
+        state[theirs + "self_attention.linear_qkv.weight"] = torch.cat([q, k, v], dim=1).reshape(-1, model.hidden)
+        gate_up = [weights[prefix + f"mlp.{name}_proj.weight"] for name in ("gate", "up")]
+        state[theirs + "mlp.linear_fc1.weight"] = torch.cat(gate_up)
+    return state
+
+
+def _parts(model: ModelConfig) -> dict[str, str]:
+    """Hugging Face's name -> Megatron-core's name, of the tensors that are the same on both sides."""
+    same = {
+        "model.embed_tokens.weight": "embedding.word_embeddings.weight",
+        "model.norm.weight": "decoder.final_layernorm.weight",
+    }
+    if not model.tied:
+        same["lm_head.weight"] = "output_layer.weight"
+    for layer in range(model.layers):
+        for ours, theirs in {
+            "input_layernorm": "input_layernorm",
+            "self_attn.o_proj": "self_attention.linear_proj",
+            "post_attention_layernorm": "pre_mlp_layernorm",
+            "mlp.down_proj": "mlp.linear_fc2",
+        }.items():
+            same[f"model.layers.{layer}.{ours}.weight"] = f"decoder.layers.{layer}.{theirs}.weight"
+    return same
+
+
+def hugging_face_config(info: CheckpointInfo) -> dict[str, Any]:
+    """config.json of a Llama model; the older form of the RoPE entry, which all versions of transformers read."""
+    model = info.model
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": model.vocabulary,
+        "hidden_size": model.hidden,
+        "intermediate_size": model.ffn,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.sequence_length,
+        "rms_norm_eps": model.rms_norm_eps,
+        "rope_theta": model.rope_base,
+        "tie_word_embeddings": model.tied,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": model.init_std,
+        "torch_dtype": info.precision,
+        "bos_token_id": 0,
+        "eos_token_id": 0,  # no pad_token_id: transformers would exempt its embedding from finetuning
+        "use_cache": True,
+    }
+
+
+def model_config(
+    source: Path, config: dict[str, Any], weights: dict[str, torch.Tensor], sequence_length: int | None = None
+) -> ModelConfig:
+    """The ModelConfig of a Hugging Face config.json, old or new; raises UserError unless it is plain Llama."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    unsupported = [
+        f"{key} is {value!r}"
+        for key, value, plain in (
+            ("model_type", config.get("model_type"), "llama"),
+            ("rope type", rope.get("rope_type", rope.get("type", "default")), "default"),
+            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+            ("attention_bias", bool(config.get("attention_bias")), False),
+            ("mlp_bias", bool(config.get("mlp_bias")), False),
+        )
+        if value != plain
+    ]
+    if unsupported:
+        raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
+    return ModelConfig(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+        ffn=config["intermediate_size"],
+        vocabulary=weights["model.embed_tokens.weight"].shape[0],
+        sequence_length=sequence_length or config["max_position_embeddings"],
+        rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        rms_norm_eps=config["rms_norm_eps"],
+        tied="lm_head.weight" not in weights,
+        init_std=config.get("initializer_range", 0.02),
+    )
+
+
+def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    files = sorted(source.glob("*.safetensors"))
+    if not (source / "config.json").exists() or not files:
+        raise UserError(f"{source}: no Hugging Face model (config.json and *.safetensors); name its folder")
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        weights.update(load_file(file))
+    config = json.loads((source / "config.json").read_text())
+    if config.get("tie_word_embeddings"):
+        weights.pop("lm_head.weight", None)
+    return config, weights
+
+
+def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not source.exists():
+        raise UserError(f"{source}: no such file; name a GGUF file or a Hugging Face folder")
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    weights = dict(loaded.state_dict())
+    if loaded.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    return loaded.config.to_dict(), weights
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _replace(aside: Path, out: Path) -> None:
+    """Put the finished folder `aside` in the place of `out`."""
+    for path in aside.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.rename(out, old)
+    os.rename(aside, out)
+    sync_folder(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _model_card(name: str, info: CheckpointInfo, provenance: dict[str, Any]) -> str:
+    facts = {
+        "parameters": f"{info.model.parameters():,}",
+        "training steps": f"{info.step:,}",
+        "training tokens": f"{info.consumed_tokens:,}",
+        "precision": info.precision,
+        **provenance,
+        **{f"{package} version": version for package, version in info.versions.items()},
+    }
+    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
+        f"# {name}\n\nA language model trained by Curricula to study when safety data should enter pretraining.\n\n"
+        f"| | |\n| --- | --- |\n{rows}\n"
+    )
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,83 @@
+"""Everything this package takes from Megatron-core, imported in one place.
+
+Versions 0.16 to 0.19 both serve; where they are about to change (`GPTModel`, checkpoint strategies) is seen here.
+Megatron-core decorates its fused functions with `torch.compile` at import, which loads the compiler: 1.7 s that a
+process on a CPU never earns back. So without CUDA the decorator is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from typing import Any
+from unittest import mock
+
+import torch
+
+
+def _not_compiled(function: Any = None, **options: Any) -> Any:
+    return function if function is not None else lambda decorated: decorated
+
+
+_without_compiler = (
+    contextlib.nullcontext() if torch.cuda.is_available() else mock.patch.object(torch, "compile", _not_compiled)
+)
+with warnings.catch_warnings(), _without_compiler:
+    warnings.simplefilter("ignore")  # that Transformer Engine and Apex are missing is said once, by `model.build`
+    from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.dist_checkpointing.core import CheckpointingException
+    from megatron.core.dist_checkpointing.strategies.torch import (
+        MCoreSavePlanner,
+        TorchDistSaveShardedStrategy,
+    )
+    from megatron.core.dist_checkpointing.strategies.torch import (
+        _replace_state_dict_keys_with_sharded_keys as keyed_by_shard,
+    )
+    from megatron.core.dist_checkpointing.strategies.torch import (
+        mcore_to_pyt_state_dict as to_torch_state,
+    )
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
+    from megatron.core.models.gpt.gpt_layer_specs import (
+        get_gpt_layer_local_spec,
+        get_gpt_layer_with_transformer_engine_spec,
+    )
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.optimizer import get_megatron_optimizer
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+    from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+# They tell every parameter's name at every start, and at every save.
+for _name in ("megatron", "c10d-NullHandler-dcp_logger"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+__all__ = [
+    "CheckpointingException",
+    "DistributedDataParallel",
+    "DistributedDataParallelConfig",
+    "GPTModel",
+    "MCoreSavePlanner",
+    "MegatronOptimizerConfig",
+    "TorchDistSaveShardedStrategy",
+    "TransformerBlockSubmodules",
+    "TransformerConfig",
+    "dist_checkpointing",
+    "finalize_model_grads",
+    "get_forward_backward_func",
+    "get_gpt_layer_local_spec",
+    "get_gpt_layer_with_transformer_engine_spec",
+    "get_megatron_optimizer",
+    "keyed_by_shard",
+    "megatron_random",
+    "model_parallel_cuda_manual_seed",
+    "parallel_state",
+    "to_torch_state",
+]

@@ -1,0 +1,132 @@
+import contextlib
+import resource
+import shutil
+
+import msgspec
+import pytest
+from random_batches import SCHEDULE, SMALL, RandomBatches
+
+from curriculum.errors import UserError
+from model.checkpoint_folder import differences, latest_checkpoint, read_info
+from model.train import TrainJob, train
+
+
+def job(out, **changes) -> TrainJob:
+    return TrainJob(**{"out": out, "model": SMALL, "schedule": SCHEDULE, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    train(job(out, stop_step=4), RandomBatches())
+    return out
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size: int):
+    """As on a full disk: the kernel refuses to write more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_says_what_it_holds(trained):
+    folder = latest_checkpoint(trained / "checkpoints")
+    info = read_info(folder)
+    assert (info.step, info.consumed_samples, info.consumed_tokens) == (4, 32, 512)
+    assert info.model == SMALL
+    assert info.full and info.precision == "float32"
+    assert info.data["key"] == "safe"
+    assert (folder / "metadata.json").exists()
+    assert set(info.versions) == {"python", "torch", "megatron-core"}
+
+
+def test_the_last_ones_and_the_branch_points_are_kept(tmp_path):
+    train(job(tmp_path, save_interval_steps=2, keep_last=2, keep_steps=(3,)), RandomBatches())
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["latest", "step_00000003", "step_00000010", "step_00000012"]
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(trained, tmp_path):
+    other = msgspec.structs.replace(SMALL, ffn=96, rope_base=5000.0)
+    for start in ("init_from", "init_weights"):
+        with pytest.raises(UserError, match="another model .*model.ffn: was 64, is 96; model.rope_base: was 10000"):
+            train(job(tmp_path, model=other, **{start: latest_checkpoint(trained / "checkpoints")}), RandomBatches())
+
+
+def test_weights_alone_start_a_new_run_at_step_0(trained, tmp_path):
+    weights = latest_checkpoint(trained / "checkpoints")
+    longer = msgspec.structs.replace(SMALL, sequence_length=32)
+    train(job(tmp_path, model=longer, init_weights=weights, stop_step=1), RandomBatches(key="tuning"))
+    assert read_info(latest_checkpoint(tmp_path / "checkpoints")).step == 1
+    train(job(tmp_path, model=longer, init_weights=weights, stop_step=2), RandomBatches(key="tuning"))
+    assert read_info(latest_checkpoint(tmp_path / "checkpoints")).step == 2
+
+
+def test_tuning_does_not_go_on_when_the_weights_it_began_with_have_changed(trained, tmp_path):
+    train(job(tmp_path / "other", stop_step=4, seed=1), RandomBatches())
+    first, second = (latest_checkpoint(out / "checkpoints") for out in (trained, tmp_path / "other"))
+    train(job(tmp_path / "tune", init_weights=first, stop_step=1), RandomBatches(key="tuning"))
+    with pytest.raises(UserError, match="recipe.init_weights: was 'step 4 of "):
+        train(job(tmp_path / "tune", init_weights=second), RandomBatches(key="tuning"))
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json"])
+def test_a_missing_or_truncated_file_is_named(copy, name):
+    path = copy / "checkpoints/step_00000004" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(UserError, match=rf"{name}: has \d+ bytes of {len(whole)}; delete step_00000004"):
+        train(job(copy), RandomBatches())
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{name}: missing; delete step_00000004"):
+        train(job(copy), RandomBatches())
+
+
+def test_a_damaged_file_of_the_right_size_is_refused_too(copy):
+    path = copy / "checkpoints/step_00000004/.metadata"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(UserError, match="step_00000004: cannot be read"):
+        train(job(copy), RandomBatches())
+
+
+def test_a_pointer_to_nothing_and_a_checkpoint_that_is_not_there_are_named(copy, tmp_path):
+    with pytest.raises(UserError, match="step_00000099: no such checkpoint"):
+        train(job(tmp_path / "new", init_from=copy / "checkpoints/step_00000099"), RandomBatches())
+    (copy / "checkpoints/latest").write_text("step_00000099\n")
+    with pytest.raises(UserError, match="latest: names step_00000099, which is not there"):
+        train(job(copy), RandomBatches())
+
+
+def test_without_space_nothing_half_written_stays_and_the_old_checkpoint_serves(copy):
+    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+    with no_file_larger_than(64 * 1024), pytest.raises(UserError, match=r"could not be written \(File too large\)"):
+        train(job(copy, stop_step=6), RandomBatches())
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
+    train(job(copy, stop_step=6), RandomBatches())
+    assert latest_checkpoint(copy / "checkpoints").name == "step_00000006"
+
+
+def test_a_save_killed_half_way_is_swept_away_by_the_next(copy):
+    leftover = copy / "checkpoints/.step_00000005.aside"
+    leftover.mkdir()
+    (leftover / "__0_0.distcp").write_bytes(b"half")
+    train(job(copy), RandomBatches())
+    assert not leftover.exists()
+
+
+def test_differences_are_named_by_their_path():
+    assert differences({"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 2, "c": [1, 3]}}) == [
+        "a.b: was 1, is 2",
+        "a.c[1]: was 2, is 3",
+    ]
+    assert differences({"a": 1}, {"a": 1}) == []

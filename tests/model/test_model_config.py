@@ -1,0 +1,66 @@
+import subprocess
+import sys
+
+import pytest
+
+from model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig
+from model.schedule import learning_rate
+
+
+def test_smollm2_has_the_published_number_of_parameters():
+    big = PRESETS["smollm2-1.7b"]
+    assert big.parameters() == 1_711_376_384
+    untied = ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, tied=False)
+    assert untied.parameters() == 1_812_039_680
+    assert PRESETS["smollm2-135m"].parameters() == 134_515_008
+    assert PRESETS["smollm2-360m"].parameters() == 361_821_120
+    assert 0.8e6 < PRESETS["tiny"].parameters() < 1.3e6
+
+
+def test_flops_are_six_per_parameter_and_token_plus_causal_attention():
+    big = PRESETS["smollm2-1.7b"]
+    assert big.flops_per_token(2048) == pytest.approx(10.87e9, rel=1e-3)
+    assert big.flops_per_token(0) == 6 * big.parameters()
+    untied = ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, tied=False)
+    assert untied.flops_per_token(2048) == big.flops_per_token(2048)
+
+
+def test_a_model_that_cannot_be_built_is_refused():
+    with pytest.raises(ValueError, match="kv_heads"):
+        ModelConfig(layers=1, hidden=64, heads=4, kv_heads=3, ffn=64)
+    with pytest.raises(ValueError, match="multiple of model.heads"):
+        ModelConfig(layers=1, hidden=65, heads=4, kv_heads=4, ffn=64)
+
+
+def test_planning_does_not_import_torch():
+    code = "import model.config, model.schedule, model.checkpoint_folder, model.lineage, model.signals, sys; "
+    code += "assert not {'torch', 'megatron'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_warmup_stable_decay_warms_up_stays_and_falls_to_zero_over_the_last_tenth():
+    rates = [learning_rate(s, 1000, OptimizerConfig(lr=1.0), ScheduleConfig(warmup_steps=10)) for s in range(1000)]
+    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert set(rates[10:901]) == {1.0}
+    assert rates[950] == pytest.approx(0.5)
+    assert rates[999] == pytest.approx(0.01)
+    assert learning_rate(1000, 1000, OptimizerConfig(lr=1.0), ScheduleConfig(warmup_steps=10)) == 0.0
+
+
+def test_the_rate_before_the_decay_does_not_depend_on_the_length_of_the_run():
+    optimizer, schedule = OptimizerConfig(), ScheduleConfig(warmup_steps=20)
+    short = [learning_rate(s, 1000, optimizer, schedule) for s in range(900)]
+    assert short == [learning_rate(s, 5000, optimizer, schedule) for s in range(900)]
+
+
+def test_cosine_warms_up_by_a_fraction_and_falls_to_its_final_share():
+    schedule = ScheduleConfig(kind="cosine", warmup_fraction=0.03, final_fraction=0.1)
+    rates = [learning_rate(s, 100, OptimizerConfig(lr=2e-5), schedule) for s in range(101)]
+    assert rates[2] == rates[3] == max(rates) == 2e-5
+    assert rates[100] == pytest.approx(2e-6)
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+def test_an_unknown_schedule_is_refused_by_name():
+    with pytest.raises(ValueError, match='schedule.kind is "linear"'):
+        ScheduleConfig(kind="linear")
