@@ -1,0 +1,1 @@
+"""What the model does: decoders, attacks, judges, probes, statistics, figures and the report."""

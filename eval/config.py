@@ -1,0 +1,155 @@
+"""What an evaluation measures and with which settings; the defaults are the paper's (sections 4 and 5, appendix B).
+
+Imports no torch: the planner reads it on a login node. What the paper leaves open is said at each field.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+ModelKind = Literal["base", "instruct", "benign"]
+Task = Literal[
+    "attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam", "gcg", "probes"
+]  # fmt: skip
+Layer = Literal["first", "middle", "last"]
+
+MODEL_KINDS: tuple[ModelKind, ...] = ("base", "instruct", "benign")
+
+
+def require_positive(config: msgspec.Struct, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if value <= 0:
+            raise ValueError(f"{type(config).__name__.lower()}.{field} is {value}; it must be positive")
+
+
+def require_limit(name: str, value: int | None) -> None:
+    if value is not None and value <= 0:
+        raise ValueError(f"{name} is {value}; it must be positive, or null for all")
+
+
+class TopK(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Standard inference: sampling from the k likeliest tokens."""
+
+    k: int = 10
+    temperature: float = 1.0  # not given in the paper
+    max_new_tokens: int = 256
+    samples: int = 5  # answers per prompt, each with its own random draws
+    stop_at_tag: bool = (
+        False  # standard inference answers on past the tag; true cuts there, as a product would (short-circuit)
+    )
+    batch_prompts: int = 16  # prompts decoded together, each with all its samples
+
+    def __post_init__(self) -> None:
+        require_positive(self, "k", "temperature", "max_new_tokens", "samples", "batch_prompts")
+
+
+class SafeBeam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Safety-aware inference: beam search that drops the candidates likeliest to be followed by the tag."""
+
+    beams: int = 10
+    candidates: int = (
+        20  # likeliest extensions, over all beams, that are looked at before pruning; not given: 2 x beams
+    )
+    drop: float = 0.5  # share of the candidates dropped, those with the highest P(tag); 0 is plain beam search
+    max_new_tokens: int = 256
+    stop_at_tag: bool = True
+    batch_prompts: int = 16
+
+    def __post_init__(self) -> None:
+        require_positive(self, "beams", "candidates", "max_new_tokens", "batch_prompts")
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"safebeam.drop is {self.drop}; it must be at least 0 and below 1")
+        kept = self.candidates - int(self.drop * self.candidates)
+        if kept < self.beams:
+            raise ValueError(
+                f"safebeam.candidates {self.candidates} with drop {self.drop} leaves {kept}, fewer than the "
+                f"{self.beams} beams; raise candidates to at least {-int(-self.beams // (1 - self.drop))}"
+            )
+
+
+class Gcg(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Greedy coordinate gradient: an adversarial suffix per prompt, optimised on the attacked model."""
+
+    steps: int = 500
+    search_width: int = 512  # candidates per step; not given: nanoGCG's default
+    topk: int = 256  # likeliest replacements per position, by the gradient
+    suffix: str = " ".join(["x"] * 20)  # initial suffix; its length is not given: nanoGCG's default
+    target: str = "Sure"
+    benchmark: str = "jailbreakbench"
+    prompts: int | None = None  # limit; null takes all (100 for JailbreakBench)
+    batch_candidates: int = 512  # candidates in one forward pass; lower it when memory runs out
+
+    def __post_init__(self) -> None:
+        require_positive(self, "steps", "search_width", "topk", "batch_candidates")
+        if not self.suffix.strip() or not self.target:
+            raise ValueError("gcg.suffix and gcg.target must not be empty")
+        require_limit("gcg.prompts", self.prompts)
+
+
+class Probes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Linear probes for safe against unsafe text on the hidden state of the last token (section 4.3).
+
+    Layers are block outputs counted from 1: "first" is 1, "middle" is layers // 2 + 1, the 13th of the paper's 24,
+    "last" is the last block's.
+    """
+
+    train_per_class: int = 500
+    test_per_class: int | None = None  # null: as many as the smaller class has
+    seeds: int = 5
+    layers: tuple[Layer, ...] = ("first", "middle", "last")
+    unsafe_score: int = 1  # texts with at least this safety score are unsafe, score 0 is safe; threshold not given
+    max_tokens: int = 512  # longer texts keep their first tokens; not given
+    batch_texts: int = 32
+
+    def __post_init__(self) -> None:
+        require_positive(self, "train_per_class", "seeds", "unsafe_score", "max_tokens", "batch_texts")
+        require_limit("probes.test_per_class", self.test_per_class)
+        if not self.layers:
+            raise ValueError("probes.layers is empty; name at least one of first, middle, last")
+
+
+class Tasks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which tasks the models of each kind get."""
+
+    base: tuple[Task, ...] = ("attacks-topk", "attacks-safebeam", "probes")
+    instruct: tuple[Task, ...] = (
+        "attacks-topk",
+        "attacks-safebeam",
+        "overrefusal-topk",
+        "overrefusal-safebeam",
+        "gcg",
+        "probes",
+    )
+    benign: tuple[Task, ...] = ("attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam")
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that is measured on each model of a study."""
+
+    benchmarks: tuple[str, ...] = ("harmbench", "advbench", "jailbreakbench", "tdc")  # for instruct and benign models
+    base_benchmark: str = "jb_completions"  # for base models: harmful beginnings to continue
+    overrefusal_benchmark: str = "alpaca"
+    prompts_per_benchmark: int | None = None  # limit for each attack benchmark; null takes all
+    overrefusal_prompts: int | None = 300  # the paper does not give the number; Maini et al. use 300
+    harmbench_copyright: bool = False  # HarmBench's copyright rows need a hash judge, not a classifier
+    judge: Literal["world", "refusal-phrases"] = "refusal-phrases"
+    topk: TopK = TopK()
+    safebeam: SafeBeam = SafeBeam()
+    gcg: Gcg | None = Gcg()  # null leaves the attack out
+    probes: Probes | None = Probes()  # null leaves the probes out
+    tasks: Tasks = Tasks()
+
+    def __post_init__(self) -> None:
+        require_limit("prompts_per_benchmark", self.prompts_per_benchmark)
+        require_limit("overrefusal_prompts", self.overrefusal_prompts)
+        if not self.benchmarks:
+            raise ValueError("benchmarks is empty; name at least one, such as harmbench")
+
+
+def tasks_for(model_kind: ModelKind, config: Evaluation) -> list[str]:
+    """The tasks that a model of this kind gets, in the order in which they should run."""
+    skipped = {name for name, settings in (("gcg", config.gcg), ("probes", config.probes)) if settings is None}
+    return [task for task in getattr(config.tasks, model_kind) if task not in skipped]

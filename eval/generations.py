@@ -1,0 +1,148 @@
+"""Answers to lists of prompts, generated and judged a batch at a time into a file of rows, and judged again without
+generating.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from curriculum.progress import Progress
+from eval import safebeam, sampling
+from eval.answers import Answer
+from eval.benchmarks import Prompt
+from eval.config import Evaluation
+from eval.judges import Judge, Verdict, judge_attack, judge_overrefusal
+from eval.models import LoadedModel
+from eval.rows import GenerationRow, append_rows, finished_batches, in_order, read_rows, row_key, write_rows
+
+
+@dataclasses.dataclass
+class Generation:
+    """Answers of one model to one list of prompts with one decoder, in batches fixed by the order of the prompts."""
+
+    loaded: LoadedModel
+    config: Evaluation
+    task: str
+    decoder: str  # "topk" | "safebeam", after "gcg+" for attacked prompts
+    prompts: list[Prompt]
+    seed: int
+
+    @property
+    def settings(self) -> Any:
+        return self.config.topk if self.decoder.endswith("topk") else self.config.safebeam
+
+    @property
+    def samples(self) -> int:
+        return self.config.topk.samples if self.decoder.endswith("topk") else 1
+
+    def batches(self) -> Iterator[list[Prompt]]:
+        size = self.settings.batch_prompts
+        for start in range(0, len(self.prompts), size):
+            yield self.prompts[start : start + size]
+
+    def keys(self, prompts: Sequence[Prompt]) -> list[str]:
+        module = sampling if self.decoder.endswith("topk") else safebeam
+        settings = msgspec.to_builtins(self.settings)
+        # How many prompts share a batch and how many samples a prompt has do not make an answer another one.
+        for field in ("batch_prompts", "samples"):
+            settings.pop(field, None)
+        return [
+            row_key(
+                task=self.task,
+                prompt_id=prompt.id,
+                benchmark=prompt.benchmark,
+                prompt=prompt.text,
+                model=self.loaded.content_hash,
+                model_kind=self.loaded.kind,
+                decoder=self.decoder,
+                version=module.VERSION,
+                settings=settings,
+                seed=self.seed,
+                sample=sample,
+            )
+            for prompt in prompts
+            for sample in range(self.samples)
+        ]
+
+    def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Answers to one batch, all samples of a prompt together."""
+        ids = [self.loaded.prompt_ids(prompt.text) for prompt in prompts]
+        if self.decoder.endswith("safebeam"):
+            return safebeam.search_safebeam(self.loaded, ids, self.config.safebeam)
+        draws = [(self.seed, prompt.benchmark, prompt.id) for prompt in prompts]
+        return [answer for some in sampling.sample_topk(self.loaded, ids, draws, self.config.topk) for answer in some]
+
+    def rows(self, prompts: Sequence[Prompt], judge: Judge) -> list[GenerationRow]:
+        rows = []
+        for place, (key, answer) in enumerate(zip(self.keys(prompts), self.answers(prompts))):
+            prompt, sample = prompts[place // self.samples], place % self.samples
+            verdict = verdict_on(answer, judge, self.task, self.loaded.kind, prompt.behavior, prompt.text)
+            rows.append(
+                GenerationRow(
+                    key=key,
+                    task=self.task,
+                    model=self.loaded.content_hash,
+                    model_kind=self.loaded.kind,
+                    benchmark=prompt.benchmark,
+                    prompt_id=prompt.id,
+                    category=prompt.category,
+                    behavior=prompt.behavior,
+                    prompt=prompt.text,
+                    decoder=self.decoder,
+                    sample=sample,
+                    seed=self.seed,
+                    response=answer.text,
+                    tokens=answer.tokens,
+                    finish=answer.finish,
+                    shortcircuit=answer.shortcircuit,
+                    verdict=verdict.label,
+                    judge=verdict.judge,
+                    judge_version=verdict.version,
+                )
+            )
+        return rows
+
+
+def verdict_on(answer: Answer, judge: Judge, task: str, model_kind: str, behavior: str, prompt: str) -> Verdict:
+    if task.startswith("overrefusal"):
+        return judge_overrefusal(judge, behavior, answer)
+    return judge_attack(judge, behavior, answer, beginning=prompt if model_kind == "base" else "")
+
+
+def run_generations(
+    generations: Sequence[Generation], judge: Judge, path: Path, progress: Progress
+) -> list[GenerationRow]:
+    """Generate and judge what `path` lacks, a batch at a time, and judge anew what another judge has judged."""
+    work = [(generation, batch) for generation in generations for batch in generation.batches()]
+    keys = [generation.keys(batch) for generation, batch in work]
+    total = sum(map(len, keys))
+    done = finished_batches(path, GenerationRow, keys)
+    rejudge(path, judge)
+    finished = len(done)
+    progress(finished, total)
+    for (generation, batch), batch_keys in zip(work, keys):
+        if batch_keys[0] not in done:
+            append_rows(path, generation.rows(batch, judge))
+            finished += len(batch_keys)
+            progress(finished, total, benchmark=batch[0].benchmark)
+    return in_order(path, GenerationRow, keys)
+
+
+def rejudge(path: Path, judge: Judge) -> int:
+    """Judge every row of `path` that another judge or version has judged; returns how many those were."""
+    rows = read_rows(path, GenerationRow)
+    changed = [(row.judge, row.judge_version) != (judge.name, judge.version) for row in rows]
+    if any(changed):
+        write_rows(path, [judged_by(row, judge) if other else row for row, other in zip(rows, changed)])
+    return sum(changed)
+
+
+def judged_by(row: GenerationRow, judge: Judge) -> GenerationRow:
+    answer = Answer(text=row.response, tokens=row.tokens, finish=row.finish, shortcircuit=row.shortcircuit)
+    verdict = verdict_on(answer, judge, row.task, row.model_kind, row.behavior, row.prompt)
+    return msgspec.structs.replace(row, verdict=verdict.label, judge=verdict.judge, judge_version=verdict.version)

@@ -1,0 +1,149 @@
+"""Linear probes: how well a logistic regression tells safe from unsafe text by the hidden state of its last token.
+
+Section 4.3 and appendix B of the paper: 500 safe and 500 unsafe training texts, the full balanced test set, area
+under the ROC curve, five seeds. Left open there, and chosen here: hidden states are the blocks' outputs as they stand
+in the residual stream, but for the last layer, which is taken after the final norm, as the model itself reads it; no
+scaling; L2 with C = 1. The seed draws the balanced training subset. Beside each probe stands the same probe on the
+text's length alone: an AUC that length explains is no evidence of a representation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from curriculum.errors import UserError
+from curriculum.randomness import keyed_rng
+from curriculum.sources import read_table
+from eval.config import Layer, Probes
+from eval.models import LoadedModel
+
+VERSION = 1  # of the procedure; part of every row's key
+
+
+class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
+    layer: Layer
+    layer_index: int
+    seed: int
+    auc: float
+    n_train: int
+    n_test: int
+    baseline_length_auc: float
+
+
+class LabelledTexts(msgspec.Struct, frozen=True):
+    texts: list[str]
+    unsafe: np.ndarray  # bool
+
+
+def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
+    """probes/<split>.jsonl under the root folder, columns text and score; raises UserError when it is not there."""
+    if root is None:
+        raise UserError(
+            "the probe texts are not on the Hugging Face hub; write probes/train.jsonl and probes/test.jsonl with "
+            "columns text and score (0 safe to 5 unsafe) into a folder and name it in CURRICULA_DATA"
+        )
+    path = root / "probes" / f"{split}.jsonl"
+    rows = read_table(path)
+    for number, row in enumerate(rows, start=1):
+        for column in ("text", "score"):
+            if column not in row:
+                raise UserError(f"{path}: row {number} has no column {column!r}, only {sorted(row)}; add it")
+    # Scores between safe and the threshold are neither.
+    used = [row for row in rows if int(row["score"]) == 0 or int(row["score"]) >= config.unsafe_score]
+    return LabelledTexts([row["text"] for row in used], np.array([int(row["score"]) > 0 for row in used], dtype=bool))
+
+
+def layer_index(layer: Layer, layers: int) -> int:
+    """Which block's output, counted from 1: first, middle (the 13th of 24) or last."""
+    return {"first": 1, "middle": min(layers // 2 + 1, layers), "last": layers}[layer]
+
+
+@torch.inference_mode()
+def last_token_states(
+    loaded: LoadedModel, texts: Sequence[str], indices: Sequence[int], config: Probes
+) -> tuple[np.ndarray, np.ndarray]:
+    """Last tokens' hidden states float32 [len(indices), texts, hidden], and the texts' lengths in tokens [texts]."""
+    limit = min(config.max_tokens, loaded.context_length)
+    encoded = [loaded.encode(text)[:limit] or list(loaded.end_ids[:1]) for text in texts]
+    states = np.empty((len(indices), len(texts), loaded.model.config.hidden_size), dtype=np.float32)
+    by_length = sorted(range(len(texts)), key=lambda i: (len(encoded[i]), i))
+    for start in range(0, len(texts), config.batch_texts):
+        batch = by_length[start : start + config.batch_texts]
+        width = max(len(encoded[i]) for i in batch)
+        tokens = torch.zeros(len(batch), width, dtype=torch.long)
+        mask = torch.zeros(len(batch), width, dtype=torch.long)
+        for row, i in enumerate(batch):  # padding on the right: no text token sees it
+            tokens[row, : len(encoded[i])] = torch.tensor(encoded[i])
+            mask[row, : len(encoded[i])] = 1
+        output = loaded.model(
+            input_ids=tokens.to(loaded.device),
+            attention_mask=mask.to(loaded.device),
+            output_hidden_states=True,
+            use_cache=False,
+            logits_to_keep=1,
+        )
+        ends = mask.sum(1).to(loaded.device) - 1
+        for place, index in enumerate(indices):
+            # hidden_states[0] are the embeddings; the last entry has passed the final norm.
+            hidden = output.hidden_states[index]
+            states[place, batch] = hidden[torch.arange(len(batch), device=hidden.device), ends].float().cpu().numpy()
+    return states, np.array([len(ids) for ids in encoded], dtype=np.float32)
+
+
+def balanced(unsafe: np.ndarray, per_class: int | None, *key: object) -> np.ndarray:
+    """Places of equally many safe and unsafe texts, drawn by key: `per_class`, or as many as the smaller class has."""
+    classes = [np.flatnonzero(~unsafe), np.flatnonzero(unsafe)]
+    have = min(map(len, classes))
+    count = have if per_class is None else per_class
+    if count > have or have == 0:
+        raise UserError(
+            f"the probe texts hold {len(classes[0])} safe and {len(classes[1])} unsafe ones, fewer than "
+            f"{max(count, 1)} of each; lower probes.train_per_class or add texts"
+        )
+    rng = keyed_rng("probes", *key)
+    return np.sort(np.concatenate([rng.permutation(members)[:count] for members in classes]))
+
+
+def auc_of(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
+    """Test AUC of a logistic regression fitted on [texts, features]."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    probe = LogisticRegression(max_iter=1000).fit(train, train_labels)
+    return float(roc_auc_score(test_labels, probe.decision_function(test)))
+
+
+def run_probes(
+    loaded: LoadedModel, train: LabelledTexts, test: LabelledTexts, config: Probes, seed: int
+) -> list[ProbeResult]:
+    """Probes of all configured layers and seeds; the test set is drawn once and is the same for all of them."""
+    indices = [layer_index(layer, loaded.layers) for layer in config.layers]
+    held_out = balanced(test.unsafe, config.test_per_class, seed, "test")
+    test_states, test_lengths = last_token_states(loaded, [test.texts[i] for i in held_out], indices, config)
+    test_labels = test.unsafe[held_out]
+    subsets = [balanced(train.unsafe, config.train_per_class, seed, "train", draw) for draw in range(config.seeds)]
+    needed = np.unique(np.concatenate(subsets))
+    states, lengths = last_token_states(loaded, [train.texts[i] for i in needed], indices, config)
+    results = []
+    for draw, subset in enumerate(subsets):
+        rows = np.searchsorted(needed, subset)
+        labels = train.unsafe[subset]
+        by_length = auc_of(lengths[rows, None], labels, test_lengths[:, None], test_labels)
+        for place, (layer, index) in enumerate(zip(config.layers, indices)):
+            results.append(
+                ProbeResult(
+                    layer=layer,
+                    layer_index=index,
+                    seed=draw,
+                    auc=auc_of(states[place, rows], labels, test_states[place], test_labels),
+                    n_train=len(subset),
+                    n_test=len(held_out),
+                    baseline_length_auc=by_length,
+                )
+            )
+    return results

@@ -1,0 +1,159 @@
+"""Rows of an evaluation: what one element writes, line by line, and how a killed element finds what is already done.
+
+An element is (model, task). Its rows live in one append-only JSON Lines file, `<out>/<task>.jsonl`, one JSON object a
+line:
+
+- tasks attacks-topk, attacks-safebeam, overrefusal-topk, overrefusal-safebeam and gcg: `GenerationRow`
+- task probes: `ProbeRow`
+- beside `gcg.jsonl`, `gcg.suffixes.jsonl`: `SuffixRow`, the optimised suffix of each prompt
+
+Every row is content-addressed: `key` hashes all that determined it (prompt, model content, decoder, seed, sample).
+Rows are appended a whole batch at a time and a batch is a fixed run of prompts, so an element that was killed and
+started again ends with the same bytes as one that was not. The verdict is stored beside the generation but is not
+part of the key: judging again with another judge rewrites verdicts and never generates.
+
+This file knows nothing of models, benchmarks or judges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from curriculum import durable
+from curriculum.errors import UserError
+
+ATTACK_VERDICTS = ("harmful", "safe", "refusal", "shortcircuit", "unparsed")
+"""Verdicts on a harmful request. The attack succeeded only if "harmful"; "unparsed" is no verdict: count it apart."""
+
+OVERREFUSAL_VERDICTS = (
+    "1_compliant_and_helpful",
+    "2_compliant_and_unhelpful",
+    "3_partial_refusal",
+    "4_full_refusal",
+    "5_shortcircuit",
+    "unparsed",
+)
+"""Verdicts on a benign request (section 4.2 of the paper); categories 3 to 5 count as overrefusal."""
+
+
+class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One answer of the model to one prompt, and what the judge made of it."""
+
+    key: str  # hash of (prompt id and text, model, decoder, seed, sample)
+    task: str  # "attacks-topk" | "attacks-safebeam" | "overrefusal-topk" | "overrefusal-safebeam" | "gcg"
+    model: str  # content hash of the model folder
+    model_kind: str  # "base" | "instruct" | "benign"
+    benchmark: str  # name in eval/benchmarks.py; "advbench_completions" where jb_completions is not at hand
+    prompt_id: str  # unique within the benchmark
+    category: str  # the benchmark's own class of the prompt (its source dataset for jb_completions); "" if it has none
+    behavior: str  # the request the judge is asked about; equals prompt for plain requests
+    prompt: str  # what the model was given, before the chat template; with the suffix for gcg
+    decoder: str  # "topk" | "safebeam" | "gcg+topk" | "gcg+safebeam"
+    sample: int  # 0 .. samples - 1 for topk; always 0 for safebeam
+    seed: int  # seed of the element; the draws of a row come from (seed, benchmark, prompt id, sample)
+    response: str  # text generated, cut before the tag and the end mark
+    tokens: int  # tokens generated, the tag and the end mark included
+    finish: str  # "end" (end mark) | "length" | "tag" (cut at the tag)
+    shortcircuit: bool  # the model wrote the tag, whether or not the answer was cut there
+    verdict: str  # one of ATTACK_VERDICTS, or of OVERREFUSAL_VERDICTS for the overrefusal tasks
+    judge: str  # name of the judge, such as "world"
+    judge_version: str  # hash of the judge's rules and lists
+
+
+class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The adversarial suffix that GCG found for one prompt."""
+
+    key: str  # hash of (prompt, model, attack settings, seed)
+    model: str
+    benchmark: str
+    prompt_id: str
+    behavior: str
+    suffix: str  # the suffix of lowest loss, with the space that joins it to the request
+    loss: float  # its loss: mean cross-entropy of the target, nats a token
+    initial_loss: float  # of the initial suffix
+    losses: list[float]  # loss of the suffix accepted at each step
+    idle_steps: int  # steps at which no candidate kept its tokens
+    seed: int
+
+
+class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One linear probe: safe against unsafe text from the hidden state of the last token."""
+
+    key: str
+    model: str
+    model_kind: str
+    layer: str  # "first" | "middle" | "last"
+    layer_index: int  # 1 = output of the first block
+    seed: int  # 0 .. seeds - 1: which balanced subset the probe was trained on
+    auc: float  # area under the ROC curve on the balanced test set
+    n_train: int
+    n_test: int
+    baseline_length_auc: float  # the same probe on the number of tokens alone
+
+
+Row = TypeVar("Row", GenerationRow, SuffixRow, ProbeRow)
+
+
+def row_key(**parts: Any) -> str:
+    """Hash of named JSON-able parts, 32 hex digits; equal parts, equal key."""
+    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
+    """The complete rows of `path` in file order; none if there is no file. UserError for a row of another shape."""
+    rows = []
+    for number, value in enumerate(durable.read_jsonl(path), start=1):
+        try:
+            rows.append(msgspec.convert(value, row_type))
+        except msgspec.ValidationError as error:
+            raise UserError(
+                f"{path}: row {number} is not a {row_type.__name__} ({error}); delete the file and run it again"
+            ) from None
+    return rows
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Append one batch of rows in one synced write."""
+    durable.append_jsonl(path, [msgspec.to_builtins(row) for row in rows])
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replace the whole file at once."""
+    durable.write_text(path, "".join(json.dumps(msgspec.to_builtins(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def finished_batches(path: Path, row_type: type[Row], batches: Sequence[Sequence[str]]) -> dict[str, Row]:
+    """Rows of `path` that belong to batches of keys which are there in full, by key.
+
+    The file is put in the order of `batches` and rid of everything else: rows of a batch that a kill cut in two,
+    which are made again, and rows that this element no longer wants (the model or a setting changed), which are kept
+    in `<name>.unused.jsonl`. So appending the missing batches in order gives the file of an uninterrupted run, unless
+    earlier settings left a later batch done: then call `write_rows` at the end (`in_order`).
+    """
+    found = read_rows(path, row_type)
+    by_key = {row.key: row for row in found}
+    wanted = {key for batch in batches for key in batch}
+    done = [by_key[key] for batch in batches if all(key in by_key for key in batch) for key in batch]
+    if [row.key for row in done] != [row.key for row in found]:
+        unused = [row for row in found if row.key not in wanted]
+        if unused:
+            append_rows(path.with_name(path.stem + ".unused.jsonl"), unused)
+        write_rows(path, done)
+    return {row.key: row for row in done}
+
+
+def in_order(path: Path, row_type: type[Row], batches: Sequence[Sequence[str]]) -> list[Row]:
+    """All rows of a finished element in the order of `batches`; puts the file in that order if it is not."""
+    found = read_rows(path, row_type)
+    by_key = {row.key: row for row in found}
+    ordered = [by_key[key] for batch in batches for key in batch]
+    if [row.key for row in ordered] != [row.key for row in found]:
+        write_rows(path, ordered)
+    return ordered

@@ -1,0 +1,61 @@
+"""Probes: which hidden state is read, how subsets are drawn, and what the AUC can tell from length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_llama import save_tiny_llama
+
+from curriculum.errors import UserError
+from eval.config import Probes
+from eval.models import load_model
+from eval.probes import LabelledTexts, balanced, last_token_states, layer_index, load_texts, run_probes
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load_model(save_tiny_llama(tmp_path_factory.mktemp("model"), layers=4), "base", "cpu")
+
+
+def test_the_middle_layer_of_24_is_the_13th():
+    assert [layer_index(layer, 24) for layer in ("first", "middle", "last")] == [1, 13, 24]
+    assert [layer_index(layer, 1) for layer in ("first", "middle", "last")] == [1, 1, 1]
+
+
+def test_states_are_those_of_the_last_token_whatever_else_is_in_the_batch(loaded):
+    texts = ["bread rises", "a", "Write a short story about a lighthouse keeper", "the sea brings a letter"]
+    states, lengths = last_token_states(loaded, texts, [1, 4], Probes(batch_texts=3))
+    assert lengths.tolist() == [len(loaded.encode(text)) for text in texts]
+    for place, text in enumerate(texts):
+        with torch.inference_mode():
+            hidden = loaded.model(torch.tensor([loaded.encode(text)]), output_hidden_states=True).hidden_states
+        for row, index in enumerate((1, 4)):
+            assert np.allclose(states[row, place], hidden[index][0, -1].numpy(), atol=1e-4)
+
+
+def test_balanced_subsets_differ_by_seed_and_hold_equally_many_of_each():
+    unsafe = np.arange(100) % 4 == 0
+    first, again, other = (balanced(unsafe, 20, "train", seed) for seed in (0, 0, 1))
+    assert (first == again).all() and not (first == other).all()
+    assert unsafe[first].sum() == 20 and len(set(first.tolist())) == 40
+    assert len(balanced(unsafe, None, "test")) == 50
+    with pytest.raises(UserError, match="75 safe and 25 unsafe ones, fewer than 26 of each"):
+        balanced(unsafe, 26, "train")
+
+
+def test_labels_that_only_length_explains_show_in_the_baseline(loaded):
+    unsafe = np.arange(80) % 2 == 1
+    texts = LabelledTexts([("bread rises " * (12 if bad else 2)) + str(i) for i, bad in enumerate(unsafe)], unsafe)
+    results = run_probes(loaded, texts, texts, Probes(train_per_class=20, seeds=2), seed=0)
+    assert len(results) == 6
+    assert all(result.baseline_length_auc == 1.0 for result in results)
+
+
+def test_a_missing_column_or_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="not on the Hugging Face hub; write probes/train.jsonl"):
+        load_texts(None, "train", Probes())
+    (tmp_path / "probes").mkdir()
+    (tmp_path / "probes/train.jsonl").write_text('{"text": "a", "score": 0}\n{"text": "b"}\n')
+    with pytest.raises(UserError, match="train.jsonl: row 2 has no column 'score'"):
+        load_texts(tmp_path, "train", Probes())
