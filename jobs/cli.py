@@ -1,0 +1,196 @@
+"""The command line: `curricula VERB ...`. Parses words, calls the verb, turns errors into one sentence and an exit code.
+
+Exit codes: 0 well, 1 something outside is wrong or a job failed, 2 the command or the study is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from curriculum.errors import UserError
+
+STUDY = "jobs/studies/demo.yaml"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    words = build_parser().parse_args(arguments)
+    try:
+        return words.verb(words)
+    except UserError as error:
+        print(f"curricula: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("curricula: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="curricula",
+        description="When should safety enter pretraining? Plan, run and evaluate the study, end to end.",
+        epilog=f"A study from start to end on this machine:\n  curricula plan {STUDY}\n"
+        f"  curricula submit {STUDY} --cluster local\n  curricula report runs/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _study_verbs(verbs)
+    _data_verbs(verbs)
+    _model_verbs(verbs)
+    return parser
+
+
+def _add(
+    verbs: argparse._SubParsersAction, name: str, what: str, example: str, verb: Callable | None = None
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if verb:
+        parser.set_defaults(verb=verb)
+    return parser
+
+
+def _json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+
+def _study_verbs(verbs: argparse._SubParsersAction) -> None:
+    from jobs import verbs as do
+
+    plan = _add(
+        verbs, "plan", "show what a study will do: arms, tokens, jobs, GPU-hours", f"curricula plan {STUDY}", do.plan
+    )
+    plan.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    plan.add_argument("--run", type=Path, help="take source sizes from this run folder (default: runs/NAME)")
+    _json_flag(plan)
+
+    submit = _add(
+        verbs,
+        "submit",
+        "run a study, or go on with one that was interrupted; finished elements are not redone",
+        f"curricula submit {STUDY} --cluster local",
+        do.submit,
+    )
+    submit.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    submit.add_argument("--cluster", choices=["local"], default="local", help="where: processes on this machine")
+    submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
+
+    status = _add(verbs, "status", "show how far a run is", "curricula status runs/demo", do.status)
+    status.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
+    status.add_argument("--watch", action="store_true", help="keep showing until interrupted")
+    _json_flag(status)
+
+    logs = _add(
+        verbs, "logs", "print the log of a job's elements", "curricula logs runs/demo pretrain-20 full-20", do.logs
+    )
+    logs.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    logs.add_argument("job", metavar="JOB", help="a job name, as `curricula status` shows it")
+    logs.add_argument("element", metavar="ELEMENT", nargs="?", help="one element; by default all of the job")
+    logs.add_argument("-f", "--follow", action="store_true", help="keep printing what is added")
+
+    report = _add(
+        verbs, "report", "build the page with figures and tables from a run", "curricula report runs/demo", do.report
+    )
+    report.add_argument("run", type=Path, metavar="RUN", help="a run folder; unfinished ones show what is missing")
+
+
+def _data_verbs(verbs: argparse._SubParsersAction) -> None:
+    from jobs import data_verbs as do
+
+    data = _add(verbs, "data", "make, tokenise and inspect pretraining data", "curricula data inspect SHARD")
+    kinds = data.add_subparsers(metavar="WHAT", required=True)
+
+    world = _add(
+        kinds, "world", "write the fictional world's datasets to a folder", "curricula data world /tmp/world", do.world
+    )
+    world.add_argument("out", type=Path, metavar="OUT", help="a folder; CURRICULA_DATA can then name it")
+    world.add_argument("--seed", type=int, default=0, help="another seed, another world (default: %(default)s)")
+
+    tokenize = _add(
+        kinds,
+        "tokenize",
+        "tokenise a study's sources into its run folder",
+        f"curricula data tokenize {STUDY}",
+        do.tokenize,
+    )
+    tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    tokenize.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
+    tokenize.add_argument("--source", action="append", help="only this source; may be given again")
+
+    inspect = _add(
+        kinds,
+        "inspect",
+        "show counts, lengths, tag rate and one document of a shard",
+        "curricula data inspect runs/demo/data/shards/unsafe/00000",
+        do.inspect,
+    )
+    inspect.add_argument("prefix", type=Path, metavar="SHARD", help="a shard, without .bin or .idx")
+    inspect.add_argument("--tokenizer", type=Path, help="default: the tokenizer of the run the shard lies in")
+    inspect.add_argument("--document", type=int, default=0, metavar="K", help="which document to decode (default: 0)")
+    _json_flag(inspect)
+
+
+def _model_verbs(verbs: argparse._SubParsersAction) -> None:
+    from jobs import model_verbs as do
+
+    export = _add(
+        verbs,
+        "export",
+        "convert a Megatron checkpoint to a Hugging Face folder",
+        "curricula export runs/demo/pretrain/full-20/checkpoints out/ --tokenizer runs/demo/data/tokenizer",
+        do.export,
+    )
+    export.add_argument(
+        "checkpoint", type=Path, metavar="CKPT", help="a step folder, or a checkpoints folder (its latest)"
+    )
+    export.add_argument("out", type=Path, metavar="OUT", help="the Hugging Face folder to make")
+    export.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder to put beside the weights")
+
+    load = _add(
+        verbs,
+        "import",
+        "convert a Hugging Face folder or a GGUF file to a Megatron checkpoint",
+        "curricula import models/SmolLM2-135M out/checkpoints",
+        do.import_,
+    )
+    load.add_argument(
+        "source", metavar="HF", help="a Hugging Face Llama folder, a .gguf file, or a package that holds one"
+    )
+    load.add_argument("out", type=Path, metavar="OUT", help="the checkpoints folder to make")
+
+    evaluate = _add(
+        verbs,
+        "eval",
+        "measure attack success and over-refusal of any Hugging Face checkpoint",
+        "curricula eval --model runs/demo/models/full-20/instruct --benchmark advbench,jailbreakbench "
+        "--decoder topk,safebeam --prompts 20",
+        do.evaluate,
+    )
+    evaluate.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
+    evaluate.add_argument(
+        "--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text"
+    )
+    evaluate.add_argument("--benchmark", default="harmbench,advbench,jailbreakbench,tdc", help="names, by commas")
+    evaluate.add_argument("--decoder", default="topk,safebeam", help="topk, safebeam or both, by commas")
+    evaluate.add_argument("--judge", default="refusal-phrases", help="refusal-phrases, or world for the fictional one")
+    evaluate.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
+    evaluate.add_argument("--prompts", type=int, help="no more than this many prompts of each benchmark")
+    evaluate.add_argument("--max-new-tokens", type=int, default=256)
+    evaluate.add_argument("--seed", type=int, default=42)
+    evaluate.add_argument("--out", type=Path, help="where rows are kept, and resumed from (default: eval/MODEL NAME)")
+    _json_flag(evaluate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What a person sees while a study runs on one machine: a live table on a terminal, a line per finished element elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from curriculum.durable import read_json
+from jobs.graph import Job
+from jobs.local import Key
+from jobs.progress import Reading, read_progress
+from jobs.run import Run
+
+
+class Display:
+    """A `jobs.local.Watcher`; use it as a context manager."""
+
+    def __init__(self, run: Run, jobs: list[Job], console: Console):
+        self.run, self.console = run, console
+        self.stages = list(dict.fromkeys(job.stage for job in jobs))
+        self.stage_of = {job.name: job.stage for job in jobs}
+        self.total = {stage: sum(len(job.elements) for job in jobs if job.stage == stage) for stage in self.stages}
+        self.done = dict.fromkeys(self.stages, 0)
+        for job in jobs:
+            for element in job.elements:
+                self.done[job.stage] += (run.element(job.name, element.label) / "done.json").exists()
+        self.running: list[Key] = []
+        self.started = time.monotonic()
+        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def update(self, running: list[Key], finished: Key | None = None) -> None:
+        self.running = running
+        if finished is None:
+            return
+        folder = self.run.element(*finished)
+        count = f"{sum(self.done.values()) + 1}/{sum(self.total.values())}"
+        if (folder / "done.json").exists():
+            self.done[self.stage_of[finished[0]]] += 1
+            text, style = f"done in {read_json(folder / 'done.json')['seconds']:.1f} s", "green"
+        elif (folder / "failed.json").exists():
+            count, text, style = "", f"failed: {read_json(folder / 'failed.json')['error']}", "bold red"
+        else:
+            count, text, style = "", f"ended without finishing; see {folder / 'log.txt'}", "bold red"
+        reading = read_progress(folder / "progress.json")
+        loss = f", loss {reading.figures['loss']:.3f}" if reading and "loss" in reading.figures else ""
+        line = Text.assemble(f"{count:>7}  {finished[0]}/{finished[1]} ", (text, style), loss)
+        self.console.print(line, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        stages = Text("  ").join(
+            Text(
+                f"{stage} {self.done[stage]}/{self.total[stage]}",
+                "green" if self.done[stage] == self.total[stage] else "",
+            )
+            for stage in self.stages
+        )
+        table = Table.grid(padding=(0, 2))
+        for key in self.running:
+            reading = read_progress(self.run.element(*key) / "progress.json")
+            table.add_row("/".join(key), *progress_cells(reading))
+        elapsed = Text(f"{clock(time.monotonic() - self.started)} elapsed", "dim")
+        return Group(stages, table, elapsed)
+
+
+def progress_cells(reading: Reading | None) -> tuple[RenderableType, ...]:
+    """Bar, counts, loss and time left of an element."""
+    if reading is None:
+        return (ProgressBar(total=1, completed=0, width=24), "starting", "", "")
+    loss = reading.figures.get("loss")
+    left = "" if reading.left_s is None else f"{clock(reading.left_s)} left"
+    return (
+        ProgressBar(total=max(1, reading.total), completed=reading.done, width=24),
+        f"{reading.done:,}/{reading.total:,}",
+        "" if loss is None else f"loss {loss:.3f}",
+        left,
+    )
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,79 @@
+"""Run one element of a study's graph in this process; every launcher ends here.
+
+    python -m jobs.element runs/demo pretrain-20 full-20
+
+An element is done when its done.json is there: it is written last, after everything the element made is durable. Running a
+done element again does nothing; running an interrupted one goes on where its outputs end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from curriculum.durable import exclusive_lock, write_json
+from curriculum.errors import UsageError, UserError
+from jobs.graph import Element, Job, build_graph
+from jobs.progress import ProgressFile
+from jobs.run import Run
+from model.signals import Interrupted
+
+DEAD_HOLDER_S = 15.0  # how long a dying predecessor may still hold the element
+
+
+def run_element(root: Path, job_name: str, label: str) -> None:
+    """Do the work of one element and mark it done; raises whatever stopped it, after noting it in failed.json."""
+    run = Run.open(root)
+    job, element = find_element(run, job_name, label)
+    folder = run.element(job_name, label)
+    with exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S):
+        if (folder / "done.json").exists():
+            return
+        (folder / "failed.json").unlink(missing_ok=True)
+        started = time.time()
+        try:
+            from jobs.stages import STAGES
+
+            STAGES[job.stage](run, job, element, ProgressFile(folder / "progress.json"))
+        except Interrupted:
+            raise
+        except Exception as error:
+            known = isinstance(error, UserError)
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            print(text if known else traceback.format_exc(), file=sys.stderr, flush=True)
+            write_json(folder / "failed.json", {"error": text, "time": time.time()})
+            raise
+        write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
+
+
+def find_element(run: Run, job_name: str, label: str) -> tuple[Job, Element]:
+    jobs = {job.name: job for job in build_graph(run.study)}
+    if job_name not in jobs:
+        raise UsageError(f"job {job_name!r} is not in this study; its jobs are {', '.join(jobs)}")
+    elements = {element.label: element for element in jobs[job_name].elements}
+    if label not in elements:
+        raise UsageError(f"job {job_name} has no element {label!r}; it has {', '.join(elements)}")
+    return jobs[job_name], elements[label]
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 3:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        run_element(Path(arguments[0]), arguments[1], arguments[2])
+    except UserError as error:
+        if isinstance(error, UsageError):
+            print(f"curricula: {error}", file=sys.stderr)
+        return error.exit_code
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return os.EX_TEMPFAIL
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,102 @@
+"""The study as a graph of jobs: nodes are arrays of elements, edges say when the next may start.
+
+Edges have Slurm's meanings: `afterok` waits for all elements of the other job, `aftercorr` for the element of the same
+index, `afterany` for all, failed or not. Arms that start together share their jobs, so that an early arm's models do not
+wait for a late arm's pretraining.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+from curriculum.plan import TRUNK, Arm, Segment, line_of
+from eval.config import MODEL_KINDS, ModelKind, tasks_for
+from jobs.study import Study
+
+EdgeKind = Literal["afterok", "aftercorr", "afterany"]
+
+
+@dataclass(frozen=True)
+class Edge:
+    job: str
+    kind: EdgeKind = "afterok"
+
+
+@dataclass(frozen=True)
+class Element:
+    """One unit of work. Which fields are set depends on the stage; `label` is unique within the job."""
+
+    label: str
+    source: str = ""
+    segment: str = ""
+    arm: str = ""
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An array: all elements do the same `stage` (see jobs/stages.py), on models of `kind` where that matters."""
+
+    name: str
+    stage: str
+    elements: tuple[Element, ...]
+    needs: tuple[Edge, ...] = ()
+    kind: ModelKind = "base"
+
+
+def build_graph(study: Study) -> list[Job]:
+    """All jobs of a study, each after those it needs."""
+    jobs = [Job("prepare", "prepare", (Element("prepare"),))]
+    sources = tuple(Element(name, source=name) for name in study.sources)
+    jobs.append(Job("tokenize", "tokenize", sources, (Edge("prepare"),)))
+
+    pretraining: dict[str, str] = {}  # segment name -> the job that trains it
+    groups: dict[float, list[Arm]] = defaultdict(list)
+    for arm in study.arms():
+        groups[arm.start].append(arm)
+    segments = study.segments()
+    for segment in (segment for segment in segments if segment.line == TRUNK):
+        jobs.append(_pretrain(f"pretrain-trunk-{segment.stop}", [segment], pretraining))
+    for start, arms in groups.items():
+        branches = [segment for segment in segments if segment.line != TRUNK and segment.arm in arms]
+        if branches:
+            jobs.append(_pretrain(f"pretrain-{_percent(start)}", branches, pretraining))
+
+    evaluations = []
+    for start, arms in groups.items():
+        ends = [next(s for s in reversed(segments) if s.line == line_of(arm)) for arm in arms]
+        before = Edge(pretraining[ends[0].name], "aftercorr")
+        elements = tuple(Element(arm.name, arm=arm.name) for arm in arms)
+        for kind in MODEL_KINDS:
+            if kind != "base":
+                jobs.append(Job(f"{kind}-{_percent(start)}", "tune", elements, (before,), kind))
+                before = Edge(jobs[-1].name, "aftercorr")
+            jobs.append(Job(f"export-{kind}-{_percent(start)}", "export", elements, (before,), kind))
+            export = jobs[-1].name
+            before = Edge(export, "aftercorr")
+            measured = tuple(
+                Element(f"{arm.name}/{task}", arm=arm.name, task=task)
+                for arm in arms
+                for task in tasks_for(kind, study.evaluation)
+            )
+            if measured:
+                evaluations.append(
+                    Job(f"evaluate-{kind}-{_percent(start)}", "evaluate", measured, (Edge(export),), kind)
+                )
+    jobs += evaluations
+    jobs.append(Job("report", "report", (Element("report"),), tuple(Edge(job.name, "afterany") for job in evaluations)))
+    return jobs
+
+
+def _pretrain(name: str, segments: list[Segment], jobs_by_segment: dict[str, str]) -> Job:
+    """The job of `segments`, which begin from the same parent; records itself as the job that trains them."""
+    parent = segments[0].parent
+    needs = (Edge(jobs_by_segment[parent]),) if parent else (Edge("tokenize"),)
+    jobs_by_segment.update({segment.name: name for segment in segments})
+    return Job(name, "pretrain", tuple(Element(s.line, segment=s.name) for s in segments), needs)
+
+
+def _percent(start: float) -> str:
+    return f"{100 * start:g}"

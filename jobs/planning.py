@@ -1,0 +1,222 @@
+"""What a study will do, before it does it: arms, the training tree, tokens and epochs per source, jobs and GPU-hours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from curriculum.blend import Blend
+from curriculum.durable import read_json
+from curriculum.plan import Arm, Segment
+from curriculum.sources import dataset
+from jobs.graph import build_graph
+from jobs.study import Study
+
+
+def plan(study: Study, shards: Path | None = None) -> dict[str, Any]:
+    """The whole plan as plain values. `shards` is the run's shard folder: where it is filled, its exact sizes are used."""
+    config, budget = study.model.resolve(), study.budget
+    segments, arms = study.segments(), study.arms()
+    sizes = {name: _source_tokens(name, study, shards) for name in study.sources}
+    shared = sum(segment.stop - segment.start for segment in segments) * budget.step_tokens
+    return {
+        "study": study.name,
+        "model": {
+            "preset": study.model.preset,
+            "parameters": config.parameters(),
+            "flops_per_token": config.flops_per_token(budget.sequence_length),
+            **msgspec.to_builtins(config),
+        },
+        "budget": {
+            "requested_tokens": budget.requested_tokens,
+            "tokens": budget.tokens,
+            "steps": budget.steps,
+            "step_tokens": budget.step_tokens,
+            "snap_tokens": budget.snap_tokens(1.0),
+            "sequence_length": budget.sequence_length,
+            "global_batch": budget.global_batch,
+        },
+        "arms": [_arm(arm, study, sizes) for arm in arms],
+        "segments": [
+            {
+                "name": s.name,
+                "line": s.line,
+                "parent": s.parent,
+                "start_step": s.start,
+                "stop_step": s.stop,
+                "tokens": (s.stop - s.start) * budget.step_tokens,
+            }
+            for s in segments
+        ],
+        "trained_tokens": {"with_trunk_sharing": shared, "without": len(arms) * budget.tokens},
+        "jobs": [
+            {
+                "name": job.name,
+                "stage": job.stage,
+                "elements": [element.label for element in job.elements],
+                "needs": [{"job": edge.job, "kind": edge.kind} for edge in job.needs],
+            }
+            for job in build_graph(study)
+        ],
+        "gpu_hours": _gpu_hours(study, shared),
+    }
+
+
+def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]:
+    budget = study.budget
+    phases = arm.phases(study.curriculum, budget)
+    blend = Blend(phases)
+    counts = blend.counts(blend.total)
+    described, start, before = [], 0, dict.fromkeys(blend.sources, 0)
+    for phase in phases:
+        now = blend.counts(phase.until)
+        total = sum(phase.mix.values())
+        step = phase.until // budget.global_batch
+        described.append(
+            {
+                "start_step": start,
+                "stop_step": step,
+                "tokens": (step - start) * budget.step_tokens,
+                "mix": {name: weight / total for name, weight in phase.mix.items()},
+                "samples": {name: now[name] - before[name] for name in phase.mix},
+            }
+        )
+        start, before = step, now
+    sources = {}
+    for name, samples in counts.items():
+        tokens, size = samples * budget.sequence_length, sizes[name]
+        sources[name] = {"samples": samples, "tokens": tokens, "epochs": tokens / size if size else None}
+    return {
+        "name": arm.name,
+        "start": arm.start,
+        "interventions": arm.interventions,
+        "switch_step": budget.step_at(arm.start),
+        "snap_tokens": budget.snap_tokens(arm.start),
+        "phases": described,
+        "sources": sources,
+    }
+
+
+def _source_tokens(name: str, study: Study, shards: Path | None) -> int | None:
+    """Tokens of a source: counted in its manifests, else as published, else unknown."""
+    source = study.sources[name]
+    manifests = sorted((shards / name).glob("[0-9]*.json")) if shards else []
+    if manifests and len(manifests) == source.shards:
+        return sum(read_json(path)["tokens"] for path in manifests)
+    return None if study.world or source.documents else dataset(source.dataset).tokens
+
+
+def _gpu_hours(study: Study, trained_tokens: int) -> dict[str, float]:
+    """Pretraining by FLOPs at the expected utilisation; the other stages by their time limits, an upper bound."""
+    resources = study.resources
+    flops = trained_tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
+    pretraining = flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
+    elements = {stage: 0 for stage in ("tune", "evaluate")}
+    for job in build_graph(study):
+        if job.stage in elements:
+            elements[job.stage] += len(job.elements)
+    tuning = elements["tune"] * resources.tuning.gpus * resources.tuning.hours
+    evaluation = elements["evaluate"] * resources.evaluation.gpus * resources.evaluation.hours
+    return {
+        "pretraining": pretraining,
+        "pretraining_days_on_its_gpus": pretraining / resources.pretraining.gpus / 24,
+        "tuning_at_most": tuning,
+        "evaluation_at_most": evaluation,
+    }
+
+
+def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
+    """The plan for people."""
+    budget, model, hours = value["budget"], value["model"], value["gpu_hours"]
+    console.print(
+        Text.assemble(
+            (study.name, "bold"),
+            f": {model['preset']}, {model['parameters']:,} parameters, {model['layers']} layers of {model['hidden']}; "
+            f"{budget['steps']:,} steps of {budget['step_tokens']:,} tokens "
+            f"({budget['global_batch']:,} sequences of {budget['sequence_length']:,}) = {_tokens(budget['tokens'])} an arm "
+            f"({budget['snap_tokens']:+,} tokens to whole steps)",
+        )
+    )
+    console.print(_tree(study), *_arm_tables(value, study), _job_table(value), sep="\n")
+    sharing = value["trained_tokens"]
+    console.print(
+        f"Trained tokens: {_tokens(sharing['with_trunk_sharing'])} with the shared trunk, "
+        f"{_tokens(sharing['without'])} without ({sharing['with_trunk_sharing'] / sharing['without'] - 1:+.0%})."
+    )
+    console.print(
+        f"GPU-hours: {hours['pretraining']:,.1f} pretraining (at {study.resources.expected_mfu:.0%} of "
+        f"{study.resources.peak_tflops:g} TFLOP/s), up to {hours['tuning_at_most']:,.0f} tuning and "
+        f"{hours['evaluation_at_most']:,.0f} evaluation by their time limits."
+    )
+
+
+def _tree(study: Study) -> RenderableType:
+    """The training tree: which line branches from which step."""
+    budget, nodes = study.budget, {"": Tree("[bold]Pretraining tree")}
+
+    def label(segment: Segment) -> str:
+        tokens = (segment.stop - segment.start) * budget.step_tokens
+        return f"{segment.line}: steps {segment.start:,} to {segment.stop:,} ({_tokens(tokens)})"
+
+    for segment in study.segments():
+        nodes[segment.name] = nodes[segment.parent or ""].add(label(segment))
+    return nodes[""]
+
+
+def _arm_tables(value: dict[str, Any], study: Study) -> list[RenderableType]:
+    mixes = _table("Mixes: share of tokens", "source", *study.curriculum.mixes())
+    for name in study.sources:
+        shares = [mix.get(name, 0) / sum(mix.values()) for mix in study.curriculum.mixes().values()]
+        mixes.add_row(name, *(f"{share:.1%}" if share else "–" for share in shares))
+    arms = _table("Phases", "arm", "safe until step", "tokens", "snapped by", "then", "until step", "tokens")
+    for arm in value["arms"]:
+        safe, *after = arm["phases"] if arm["start"] else [None, *arm["phases"]]
+        cells = [f"{safe['stop_step']:,}", _tokens(safe["tokens"])] if safe else ["–", "–"]
+        cells.append(f"{arm['snap_tokens']:+,}" if safe else "–")
+        for phase in after:
+            cells += [arm["interventions"], f"{phase['stop_step']:,}", _tokens(phase["tokens"])]
+        arms.add_row(arm["name"], *cells)
+    sources = _table("Tokens (epochs) per source", "source", *(arm["name"] for arm in value["arms"]))
+    for name in study.sources:
+        row = []
+        for arm in value["arms"]:
+            used = arm["sources"].get(name)
+            epochs = f" ({used['epochs']:.1f})" if used and used["epochs"] is not None else ""
+            row.append(f"{_tokens(used['tokens'])}{epochs}" if used else "–")
+        sources.add_row(name, *row)
+    return [mixes, arms, sources]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+    return table
+
+
+def _job_table(value: dict[str, Any]) -> RenderableType:
+    table = Table(title="Jobs", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("job", "elements", "after"):
+        table.add_column(column, overflow="fold")
+    for job in value["jobs"]:
+        shown = ", ".join(job["elements"][:2]) + (", …" if len(job["elements"]) > 2 else "")
+        after = ""
+        if job["needs"]:
+            more = f" and {len(job['needs']) - 1} more" if len(job["needs"]) > 1 else ""
+            after = f"{job['needs'][0]['kind']} {job['needs'][0]['job']}{more}"
+        table.add_row(job["name"], f"{len(job['elements'])}: {shown}", after)
+    return table
+
+
+def _tokens(count: int) -> str:
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.4g}{unit}"
+    return str(count)

@@ -1,0 +1,153 @@
+"""The run folder: the whole truth about a study that has been submitted, and the only place its parts meet.
+
+runs/<study>/
+  study.yaml  run.json        the study as submitted, all defaults written out; versions and git SHA
+  world/                      the fictional world's datasets, where the study asks for them
+  data/tokenizer/  data/shards/<source>/
+  pretrain/<line>/            checkpoints and metrics of a training line ("trunk" or an arm)
+  tune/<arm>/{instruct,benign}/
+  models/<arm>/{base,instruct,benign}/    Hugging Face checkpoints
+  eval/<arm>/{base,instruct,benign}/      one JSON Lines file a task
+  jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
+  report/
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from curriculum.durable import read_json, write_json, write_text
+from curriculum.errors import UsageError, UserError
+from curriculum.plan import Arm, line_of
+from curriculum.sources import local_root
+from jobs.study import Study, load_study, study_yaml
+
+PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "submitit")
+
+
+class Run:
+    """Paths and study of one run folder."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    @classmethod
+    def open(cls, root: Path) -> Run:
+        if not (root / "study.yaml").exists():
+            raise UsageError(f"{root}: not a run folder (it has no study.yaml); `curricula submit STUDY` makes one")
+        return cls(root)
+
+    @classmethod
+    def create(cls, root: Path, study: Study) -> Run:
+        """Freeze `study` in `root`, or go on with the equal study that is already there."""
+        run = cls(root)
+        if (root / "study.yaml").exists():
+            changed = _first_difference(msgspec.to_builtins(run.study), msgspec.to_builtins(study))
+            if changed:
+                raise UserError(f"{root}/study.yaml: holds another study: {changed}; name another folder with --run")
+            return run
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{root}: cannot be made ({error.strerror}); name another folder with --run") from None
+        root.chmod(0o700)  # evaluations hold generated harmful text
+        write_json(root / "run.json", provenance())
+        write_text(root / "study.yaml", study_yaml(study))
+        return run
+
+    @cached_property
+    def study(self) -> Study:
+        return load_study(self.root / "study.yaml")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return read_json(self.root / "run.json")
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def data_root(self) -> Path | None:
+        """The folder datasets are read from: the run's world, or CURRICULA_DATA; None is the Hugging Face hub."""
+        return self.world if self.study.world else local_root()
+
+    @property
+    def world(self) -> Path:
+        return self.root / "world"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "data" / "tokenizer"
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "data" / "shards"
+
+    @property
+    def initial_checkpoint(self) -> Path:
+        """The imported weights that a study with `model.weights` begins from."""
+        return self.root / "data" / "initial"
+
+    def line(self, line: str) -> Path:
+        return self.root / "pretrain" / line
+
+    def base_line(self, arm: Arm) -> Path:
+        return self.line(line_of(arm))
+
+    def tuning(self, arm: str, kind: str) -> Path:
+        return self.root / "tune" / arm / kind
+
+    def model(self, arm: str, kind: str) -> Path:
+        return self.root / "models" / arm / kind
+
+    def evaluation(self, arm: str, kind: str) -> Path:
+        return self.root / "eval" / arm / kind
+
+    def element(self, job: str, label: str) -> Path:
+        return self.root / "jobs" / job / label.replace("/", "+")
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+
+def provenance() -> dict[str, Any]:
+    """What made this run: package versions, Python, machine, and the commit of the code where it is a checkout."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {"packages": versions, "python": platform.python_version(), "machine": platform.machine(), "git": _git()}
+
+
+def _git() -> dict[str, Any]:
+    def ask(*words: str) -> str:
+        folder = Path(__file__).parent
+        result = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else ""
+
+    try:
+        return {"sha": ask("rev-parse", "HEAD"), "changed_files": ask("status", "--porcelain").splitlines()}
+    except FileNotFoundError:  # no git on this machine
+        return {"sha": "", "changed_files": []}
+
+
+def _first_difference(old: Any, new: Any, place: str = "") -> str:
+    """The first key in which two plain values differ, with both values; empty when they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            found = _first_difference(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{place} is {old!r} there and {new!r} now"

@@ -1,0 +1,247 @@
+"""What the elements of each stage do: the places where the study, the run folder and the engines meet.
+
+Heavy packages are imported inside the functions, so that reading the graph stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from curriculum.tokenizer import load_tokenizer
+
+from curriculum.errors import UserError
+from curriculum.pretraining import PretrainingBatches, ValidationBatches
+from curriculum.progress import Progress, silent
+from curriculum.shards import Job as TokenizeJob
+from curriculum.shards import source_shards, tokenize_source
+from curriculum.tuning import TuningBatches
+from jobs.graph import Element, Job
+from jobs.run import Run
+
+
+def prepare(run: Run, job: Job | None = None, element: Element | None = None, progress: Progress = silent) -> None:
+    """What everything else reads: the fictional world, the tokenizer, imported weights."""
+    study = run.study
+    if study.world and not (run.world / "world.json").exists():  # written last
+        from curriculum.corpus import write_world
+
+        write_world(run.world, study.world)
+    if not (run.tokenizer / "tokenizer_config.json").exists():
+        _make_tokenizer(run)
+    if study.model.weights and not (run.initial_checkpoint / "latest").exists():
+        from model.convert import import_hf
+
+        import_hf(model_source(study.model.weights), run.initial_checkpoint, study.model.resolve().sequence_length)
+    entries, vocabulary = load_tokenizer(run.tokenizer).get_vocab_size(), study.model.resolve().vocabulary
+    if entries != vocabulary:
+        raise UserError(
+            f"{run.tokenizer}: {entries} entries, where model.vocabulary is {vocabulary}; make the two equal in the study"
+        )
+
+
+def _make_tokenizer(run: Run) -> None:
+    from curriculum import tokenizer as make
+    from curriculum.sources import read_documents
+
+    choice = run.study.tokenizer
+    if choice.train:
+        names = list(dict.fromkeys(source.dataset for source in run.study.sources.values()))
+        texts = (text for name in names for _, text in read_documents(name, run.data_root))
+        make.train_tokenizer(texts, choice.train, run.tokenizer)
+    elif choice.folder:
+        make.reserve_tag(Path(choice.folder), run.tokenizer, choice.reserve)
+    elif choice.gguf:
+        make.import_gguf_tokenizer(model_source(choice.gguf), run.tokenizer, choice.reserve)
+    elif choice.hub:
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(choice.hub, allow_patterns=["*.json", "*.txt", "*.model"])
+        make.reserve_tag(Path(folder), run.tokenizer, choice.reserve)
+
+
+def model_source(name: str) -> Path:
+    """A folder or file as it stands, or the GGUF file inside the installed package of this name."""
+    if Path(name).exists():
+        return Path(name)
+    from importlib.util import find_spec
+
+    spec = find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"{name}: neither a file or folder nor an installed package; install it with `pip install {name}`"
+        )
+    found = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+    if not found:
+        raise UserError(f"{name}: the installed package holds no .gguf file; name a model folder instead")
+    return found[0]
+
+
+def tokenize(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    tokenize_one(run, element, progress)
+
+
+def tokenize_one(run: Run, element: Element, progress: Progress) -> None:
+    """Tokenise one source of the study into the run's shards."""
+    study, name = run.study, element.source
+    out, held_out = run.shards / name, study.validation_documents
+    work = TokenizeJob(name, study.sources[name], run.tokenizer, out, run.data_root, study.seed, held_out)
+    tokenize_source(work, progress)
+
+
+def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    """Train one segment of the tree, from where its line or its parent stands."""
+    from model.checkpoint_folder import step_folder
+    from model.train import TrainJob, train
+
+    study, budget = run.study, run.study.budget
+    segments = {segment.name: segment for segment in study.segments()}
+    segment = segments[element.segment]
+    config = study.model.resolve()
+    batches = PretrainingBatches(
+        segment.arm.phases(study.curriculum, budget),
+        run.shards,
+        budget.sequence_length,
+        budget.global_batch,
+        study.seed,
+    )
+    parent = segments[segment.parent] if segment.parent else None
+    imported = latest(run.initial_checkpoint) if study.model.weights and not parent else None
+    train(
+        TrainJob(
+            out=run.line(segment.line),
+            model=config,
+            optimizer=study.pretraining.optimizer,
+            schedule=study.pretraining.schedule,
+            seed=study.seed,
+            micro_batch=study.pretraining.micro_batch,
+            tensor_parallel=study.resources.tensor_parallel,
+            stop_step=segment.stop,
+            save_interval_steps=study.pretraining.save_interval_steps,
+            keep_last=study.pretraining.keep_last,
+            keep_steps=tuple(other.stop for other in segments.values() if other.line == segment.line),
+            init_from=step_folder(run.line(parent.line) / "checkpoints", parent.stop) if parent else None,
+            init_weights=imported,
+        ),
+        batches,
+        progress,
+        validation=_validation(run) if segment.stop == budget.steps else {},
+    )
+
+
+def latest(checkpoints: Path) -> Path:
+    """The newest whole checkpoint in a folder of checkpoints; raises UserError when there is none."""
+    from model.checkpoint_folder import latest_checkpoint
+
+    found = latest_checkpoint(checkpoints)
+    if found is None:
+        raise UserError(f"{checkpoints}: no checkpoint here; has the job that trains it finished?")
+    return found
+
+
+def _validation(run: Run) -> dict[str, ValidationBatches]:
+    """Held-out batches of each source that has enough held-out text for one."""
+    budget = run.study.budget
+    found = {}
+    for name in run.study.sources:
+        source_shards(run.shards / name)
+        batches = ValidationBatches(run.shards / name, budget.sequence_length, run.study.pretraining.micro_batch)
+        if batches.total_steps:
+            found[name] = batches
+    return found
+
+
+def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    """Instruction tuning of a base model, or benign finetuning of an instruct model."""
+    from model.config import OptimizerConfig, ScheduleConfig
+    from model.train import TrainJob, train
+
+    study, arm = run.study, run.study.arm(element.arm)
+    config = study.model.resolve()
+    tuning = study.tuning.instruct if job.kind == "instruct" else study.tuning.benign
+    batches = TuningBatches(
+        tuning.mix,
+        run.data_root,
+        run.tokenizer,
+        sequence_length=config.sequence_length,
+        global_batch=tuning.global_batch,
+        conversations=tuning.conversations,
+        tagged_share=tuning.tagged_harmful.get(arm.interventions, 0.0),
+        seed=study.seed,
+    )
+    before = run.base_line(arm) if job.kind == "instruct" else run.tuning(arm.name, "instruct")
+    train(
+        TrainJob(
+            out=run.tuning(arm.name, job.kind),
+            model=config,
+            optimizer=OptimizerConfig(lr=tuning.lr, weight_decay=tuning.weight_decay),
+            schedule=ScheduleConfig(kind="cosine", warmup_fraction=tuning.warmup_fraction),
+            seed=study.seed,
+            micro_batch=tuning.micro_batch,
+            tensor_parallel=study.resources.tensor_parallel,
+            stop_step=batches.total_steps,
+            save_interval_steps=study.tuning.save_interval_steps,
+            keep_last=1,
+            init_weights=latest(before / "checkpoints"),
+        ),
+        batches,
+        progress,
+    )
+
+
+def export(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    """Make the Hugging Face folder of an arm's base, instruct or benign model."""
+    from model.convert import export_hf
+
+    arm = run.study.arm(element.arm)
+    line = run.base_line(arm) if job.kind == "base" else run.tuning(arm.name, job.kind)
+    provenance = {
+        "study": run.study.name,
+        "arm": arm.name,
+        "start": arm.start,
+        "interventions": arm.interventions,
+        "model": job.kind,
+        "seed": run.study.seed,
+        **run.provenance,
+    }
+    export_hf(latest(line / "checkpoints"), run.model(arm.name, job.kind), run.tokenizer, provenance)
+
+
+def evaluate(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    from eval.element import run_element
+
+    run_element(
+        element.task,
+        run.model(element.arm, job.kind),
+        job.kind,
+        run.study.evaluation,
+        data_root=run.data_root,
+        world_root=run.world if run.study.world else None,
+        out=run.evaluation(element.arm, job.kind),
+        seed=run.study.seed,
+        progress=progress,
+    )
+
+
+def report(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    write_run_report(run, progress)
+
+
+def write_run_report(run: Run, progress: Progress = silent) -> Path:
+    from eval.report import ArmInfo, write_report
+    from jobs.planning import plan
+
+    arms = [ArmInfo(arm.name, arm.start, arm.interventions) for arm in run.study.arms()]
+    described = {"plan": plan(run.study, run.shards), "provenance": run.provenance}
+    return write_report(run.root, arms, described, run.report, progress)
+
+
+STAGES: dict[str, Callable[[Run, Job, Element, Progress], None]] = {
+    "prepare": prepare,
+    "tokenize": tokenize,
+    "pretrain": pretrain,
+    "tune": tune,
+    "export": export,
+    "evaluate": evaluate,
+    "report": report,
+}

@@ -1,0 +1,238 @@
+"""The study file: one YAML document that says everything a study is, read into immutable structs.
+
+Nothing here imports torch: reading and planning a study works on a login node.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from curriculum.config import Curriculum, Source, Strict, Tokenizer, Tuning
+from curriculum.errors import UsageError
+from curriculum.plan import Arm, Budget, Segment, arms_of, segments_of
+from curriculum.world import WorldConfig
+from eval.config import Evaluation
+from model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Model(Strict, frozen=True):
+    """A preset of model/config.py, with what the study changes in it."""
+
+    preset: str
+    tied: bool | None = None
+    vocabulary: int | None = None
+    sequence_length: int | None = None
+    rope_base: float | None = None
+    weights: str | None = None  # pretrained weights to continue from: a Hugging Face folder, or a package with a GGUF
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
+
+    def resolve(self) -> ModelConfig:
+        given = {name: getattr(self, name) for name in ("tied", "vocabulary", "sequence_length", "rope_base")}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return msgspec.structs.replace(PRESETS[self.preset], **changes)
+
+
+class Pretraining(Strict, frozen=True):
+    budget_tokens: int
+    global_batch: int  # sequences
+    micro_batch: int  # sequences a rank takes at once
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    save_interval_steps: int = 1000
+    keep_last: int = 2  # checkpoints kept beside those at branch points and ends
+
+
+class Finetuning(Strict, frozen=True):
+    """The two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
+
+    instruct: Tuning
+    benign: Tuning
+    save_interval_steps: int = 500
+
+
+class Allocation(Strict, frozen=True):
+    """What one element of a stage asks of the cluster, and for how long at most."""
+
+    nodes: int = 1
+    gpus_per_node: int = 1
+    hours: float = 1.0
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+class Resources(Strict, frozen=True):
+    """Sizes of the jobs on a cluster. On one machine (`--cluster local`) `workers` elements run at a time."""
+
+    pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
+    tuning: Allocation = Allocation(gpus_per_node=4, hours=4)
+    evaluation: Allocation = Allocation(hours=1)
+    tensor_parallel: int = 1
+    peak_tflops: float = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours
+    expected_mfu: float = 0.40  # share of the peak that the estimate counts on
+    workers: int = 2
+
+
+class Study(Strict, frozen=True):
+    name: str
+    tokenizer: Tokenizer
+    sources: dict[str, Source]
+    curriculum: Curriculum
+    model: Model
+    pretraining: Pretraining
+    tuning: Finetuning
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+    world: WorldConfig | None = None  # make a fictional world of data first, and read every dataset from it
+    seed: int = 42
+    validation_documents: int = 64  # of each source, held out of training
+
+    def __post_init__(self) -> None:
+        for what, name in [("name", self.name), *(("source", name) for name in self.sources)]:
+            if not PLAIN_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{what} {name!r} must be letters, digits, '.', '_' and '-', beginning with one of the former"
+                )
+        for name in self.curriculum.interventions:
+            if not PLAIN_NAME.fullmatch(name) or name in ("safe", "none"):
+                raise ValueError(f"intervention set {name!r} must be a plain word other than 'safe' and 'none'")
+        for where, mix in self.curriculum.mixes().items():
+            for source in mix:
+                if source not in self.sources:
+                    raise ValueError(f"the mix {where!r} names source {source!r}, which sources does not define")
+        if self.budget.steps < 1:
+            raise ValueError(
+                f"budget_tokens {self.pretraining.budget_tokens} is less than one step of {self.budget.step_tokens} tokens"
+            )
+        if self.pretraining.global_batch % self.pretraining.micro_batch:
+            raise ValueError(
+                f"global_batch {self.pretraining.global_batch} is not a multiple of micro_batch {self.pretraining.micro_batch}"
+            )
+        self.segments()
+
+    @property
+    def budget(self) -> Budget:
+        length = self.model.resolve().sequence_length
+        return Budget(self.pretraining.budget_tokens, length, self.pretraining.global_batch)
+
+    def arms(self) -> list[Arm]:
+        return arms_of(self.curriculum)
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms() if arm.name == name)
+
+    def segments(self) -> list[Segment]:
+        return segments_of(self.arms(), self.budget)
+
+
+def load_study(path: Path) -> Study:
+    """Read and validate a study file; raises UsageError that names the file, the key, its value and what to write."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path}: no such study file; the ones that come with the suite are in jobs/studies/"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); name a YAML study file") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse_study(raw, str(path))
+
+
+def parse_study(raw: Any, where: str) -> Study:
+    try:
+        return msgspec.convert(raw, Study, strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {_explain(str(error), raw)}") from None
+
+
+def study_yaml(study: Study) -> str:
+    """The study with all defaults written out, as YAML that `load_study` reads back to an equal study."""
+    return yaml.safe_dump(msgspec.to_builtins(study), sort_keys=False, width=120)
+
+
+def _explain(message: str, raw: Any) -> str:
+    """msgspec's message with the key as the user wrote it, the value found there, and the nearest known key."""
+    text, _, path = message.partition(" - at `$")
+    keys = _keys(path.rstrip("`"), raw, message)
+    place = ".".join(keys) or "the study"
+    unknown = re.search(r"unknown field `(.*)`", text)
+    if unknown:
+        near = difflib.get_close_matches(unknown[1], _known_keys(keys), n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known keys are {', '.join(_known_keys(keys)) or 'none'}"
+        return f"{place}: unknown key `{unknown[1]}`; {hint}"
+    missing = re.search(r"missing required field `(.*)`", text)
+    if missing:
+        return f"{place}: the key `{missing[1]}` is missing; add it"
+    if text.startswith("Expected"):
+        return f"{place}: {text[0].lower() + text[1:]}; it is {_value(keys, raw)!r}"
+    return f"{place}: {text}"
+
+
+def _keys(path: str, raw: Any, message: str) -> list[str]:
+    """`.sources[...].shards` as the keys the user wrote; msgspec does not say which entry of a mapping `[...]` is."""
+    keys: list[str] = []
+    for name, item in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", path):
+        if item == "...":
+            entries = _value(keys, raw)
+            found = (
+                [key for key in entries if _fails_alone(keys, key, raw, message)] if isinstance(entries, dict) else []
+            )
+            keys.append(str(found[0]) if found else "...")
+        else:
+            keys.append(name or item)
+    return keys
+
+
+def _fails_alone(keys: list[str], key: str, raw: Any, message: str) -> bool:
+    """Whether the same message comes when the mapping at `keys` is reduced to the entry `key`."""
+    reduced = msgspec.json.decode(msgspec.json.encode(raw))
+    holder = _value(keys[:-1], reduced)
+    holder[keys[-1]] = {key: _value(keys, raw)[key]}
+    try:
+        msgspec.convert(reduced, Study, strict=False)
+    except msgspec.ValidationError as error:
+        return str(error) == message
+    return False
+
+
+def _value(keys: list[str], raw: Any) -> Any:
+    for key in keys:
+        try:
+            raw = raw[int(key)] if isinstance(raw, list) else raw[key]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return raw
+
+
+def _known_keys(keys: list[str]) -> list[str]:
+    """The keys that the struct at `keys` has."""
+    info: Any = msgspec.inspect.type_info(Study)
+    for key in keys:
+        info = _struct(info)
+        if isinstance(info, msgspec.inspect.StructType):
+            info = next((field.type for field in info.fields if field.encode_name == key), None)
+        elif isinstance(info, msgspec.inspect.DictType):
+            info = info.value_type
+    info = _struct(info)
+    return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
+
+
+def _struct(info: Any) -> Any:
+    """The struct among the alternatives of an optional value."""
+    if isinstance(info, msgspec.inspect.UnionType):
+        return next((kind for kind in info.types if isinstance(kind, msgspec.inspect.StructType)), info)
+    return info

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+from jobs.graph import build_graph
+from jobs.study import load_study
+
+STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
+
+
+def graph():
+    return {job.name: job for job in build_graph(load_study(STUDIES / "paper.yaml"))}
+
+
+def test_every_job_comes_after_what_it_needs():
+    seen = set()
+    for job in build_graph(load_study(STUDIES / "paper.yaml")):
+        assert {edge.job for edge in job.needs} <= seen, job.name
+        seen.add(job.name)
+
+
+def test_branches_wait_for_the_trunk_to_reach_their_start_and_no_longer():
+    jobs = graph()
+    assert [edge.job for edge in jobs["pretrain-0"].needs] == ["tokenize"]
+    assert [edge.job for edge in jobs["pretrain-20"].needs] == ["pretrain-trunk-57220"]
+    assert [edge.job for edge in jobs["pretrain-60"].needs] == ["pretrain-trunk-171661"]
+
+
+def test_each_arm_goes_from_pretraining_to_the_benign_model_element_by_element():
+    jobs = graph()
+    chain = ["pretrain-20", "export-base-20", "instruct-20", "export-instruct-20", "benign-20", "export-benign-20"]
+    for before, after in zip(chain, chain[1:]):
+        (edge,) = jobs[after].needs
+        assert (edge.job, edge.kind) == (before, "aftercorr")
+        assert [element.arm for element in jobs[after].elements] == ["data-20", "full-20"]
+    assert [element.label for element in jobs["pretrain-20"].elements] == ["data-20", "full-20"]
+
+
+def test_the_safe_only_arm_is_the_trunk_itself():
+    (edge,) = graph()["export-base-100"].needs
+    assert edge.job == "pretrain-trunk-286102"
+
+
+def test_the_report_comes_even_when_an_evaluation_failed():
+    assert {edge.kind for edge in graph()["report"].needs} == {"afterany"}
+
+
+def test_labels_are_unique_within_a_job_and_names_within_a_study():
+    jobs = build_graph(load_study(STUDIES / "paper.yaml"))
+    assert len({job.name for job in jobs}) == len(jobs)
+    for job in jobs:
+        labels = [element.label for element in job.elements]
+        assert len(set(labels)) == len(labels)

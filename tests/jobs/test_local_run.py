@@ -1,0 +1,178 @@
+"""A whole study, very small, through the command line in real processes: done, killed, interrupted, misused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from curriculum.durable import read_jsonl
+
+DEMO = Path(__file__).parents[2] / "jobs" / "studies" / "demo.yaml"
+
+
+def small_study(folder: Path, **changes) -> Path:
+    """The demo with less of everything: one delayed arm, its trunk and every stage."""
+    raw = yaml.safe_load(DEMO.read_text())
+    raw["world"].update(
+        web_documents=600, stories=150, math_problems=150, unsafe_documents=60, chats=100, wildguard_rows=60,
+        wildjailbreak_rows=60, gsm8k_train=60, gsm8k_test=20, prompts_per_benchmark=3, alpaca_prompts=4, probes_per_score=10,
+        validation_documents=20,
+    )  # fmt: skip
+    raw["validation_documents"] = 10
+    raw["curriculum"]["starts"] = [0.5, 1]
+    del raw["curriculum"]["interventions"]["data"]
+    raw["pretraining"].update(budget_tokens=24 * 4 * 128, global_batch=4, micro_batch=4, save_interval_steps=5)
+    for stage in ("instruct", "benign"):
+        raw["tuning"][stage].update(conversations=24, global_batch=4, micro_batch=4)
+    raw["evaluation"].update(
+        topk={"samples": 2, "max_new_tokens": 8},
+        safebeam={"beams": 2, "candidates": 4, "max_new_tokens": 8},
+        gcg={"steps": 2, "search_width": 8, "topk": 8, "suffix": "x x", "prompts": 1},
+        probes={"train_per_class": 20, "seeds": 2},
+    )
+    raw.update(changes)
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def submit(study: Path, run: Path, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "submit", str(study), "--cluster", "local", "--run", str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        start_new_session=True,
+    )
+
+
+def finished(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(condition, what: str, timeout_s: float = 240.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    finished(submit(small_study(folder), folder / "run"))
+    return folder / "run"
+
+
+def learning(run: Path) -> list[dict]:
+    """What each training step computed, without its timings."""
+    lines = []
+    for path in sorted(run.glob("*/**/metrics.jsonl")):
+        for row in read_jsonl(path):
+            kept = {key: row[key] for key in ("step", "loss", "lr", "grad_norm", "phase", "mix") if key in row}
+            lines.append({"file": str(path.relative_to(run)), **kept})
+    return lines
+
+
+def test_a_study_goes_from_nothing_to_nine_figures(whole):
+    page = (whole / "report" / "index.html").read_text()
+    assert page.count("<figcaption") == 9
+    states = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "jobs.cli", "status", str(whole), "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    assert {element["state"] for element in states} == {"done"}
+
+
+def test_the_blend_switches_inside_the_run_at_the_planned_step(whole):
+    rows = [row for row in read_jsonl(whole / "pretrain/full-50/metrics.jsonl") if "phase" in row]
+    assert [row["step"] for row in rows if "loss" in row][0] == 13  # branched off the trunk after 12 of 24 steps
+    assert {row["phase"] for row in rows} == {1}
+    assert "unsafe-tagged" in rows[0]["mix"]
+    trunk = [row for row in read_jsonl(whole / "pretrain/trunk/metrics.jsonl") if "phase" in row]
+    assert {row["phase"] for row in trunk} == {0} and "unsafe-tagged" not in trunk[0]["mix"]
+
+
+def test_a_second_call_redoes_nothing_and_takes_seconds(whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file() and path.name != "lock"}
+    started = time.monotonic()
+    output = finished(submit(whole / "study.yaml", whole))
+    assert "elements done" in output and time.monotonic() - started < 10
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_numbers(whole, tmp_path):
+    study, run = small_study(tmp_path), tmp_path / "run"
+    moments = [
+        lambda: len(read_jsonl(run / "pretrain/trunk/metrics.jsonl")) >= 7,  # within a segment, after a checkpoint
+        lambda: any(run.glob("tune/*/instruct/metrics.jsonl")),
+        lambda: any(run.glob("eval/*/*/attacks-topk.jsonl")),
+    ]
+    for moment in moments:
+        process = submit(study, run)
+        wait_for(moment, "the moment to kill at")
+        process.kill()  # SIGKILL: the launcher cannot tell its elements
+        process.communicate()
+    finished(submit(study, run))
+    assert (run / "report/summary.json").read_bytes() == (whole / "report/summary.json").read_bytes()
+    for table in (whole / "report" / "tables").iterdir():
+        assert (run / "report" / "tables" / table.name).read_bytes() == table.read_bytes()
+    assert learning(run) == learning(whole)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+    study, run = small_study(tmp_path), tmp_path / "run"
+    process = submit(study, run)
+    wait_for(lambda: len(read_jsonl(run / "pretrain/trunk/metrics.jsonl")) >= 2, "training to begin")
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "goes on from here" in output
+    assert (
+        not any((run / "jobs").glob("pretrain-trunk-*/trunk/done.json"))
+        or (run / "pretrain/trunk/checkpoints/latest").exists()
+    )
+    time.sleep(1.0)
+    alive = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True).stdout.split()
+    assert not alive
+
+
+def test_a_failed_element_stops_what_needs_it_and_says_how_to_go_on(tmp_path):
+    study = small_study(tmp_path, world=None, tokenizer={"folder": str(tmp_path / "nowhere")})
+    (tmp_path / "data").mkdir()
+    process = submit(study, tmp_path / "run", CURRICULA_DATA=str(tmp_path / "data"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "1 elements failed (prepare/prepare)" in output and "curricula logs" in output
+    assert str(tmp_path / "nowhere") in output  # the element's own sentence
+    assert not (tmp_path / "run" / "pretrain").exists()
+
+
+def test_a_run_folder_in_use_is_refused(whole):
+    from curriculum.durable import exclusive_lock
+
+    with exclusive_lock(whole / "lock"):
+        process = submit(whole / "study.yaml", whole)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"{whole}: in use by a live run (process {os.getpid()})" in output
+
+
+def test_another_study_in_the_same_folder_is_refused_by_its_key(whole, tmp_path):
+    process = submit(small_study(tmp_path, seed=43), whole)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "holds another study: seed is 42 there and 43 now" in output

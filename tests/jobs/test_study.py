@@ -1,0 +1,96 @@
+"""The study file: what users write wrong, and what they are told."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+
+from curriculum.errors import UsageError
+from jobs.study import load_study, parse_study, study_yaml
+
+STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
+
+
+def demo(**changes):
+    """The demo's raw YAML with `a__b=value` set at key a.b; a value of None removes the key."""
+    raw = yaml.safe_load((STUDIES / "demo.yaml").read_text())
+    for path, value in changes.items():
+        *keys, last = path.split("__")
+        holder = raw
+        for key in keys:
+            holder = holder[key]
+        if value is None:
+            del holder[last]
+        else:
+            holder[last] = value
+    return raw
+
+
+@pytest.mark.parametrize("name", ["demo", "smollm2-135m", "paper"])
+def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen(name):
+    study = load_study(STUDIES / f"{name}.yaml")
+    assert parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pretraining__budget_token": 5}, r"pretraining: unknown key `budget_token`; did you mean `budget_tokens`\?"),
+        ({"pretraining__budget_tokens": None}, r"pretraining: the key `budget_tokens` is missing"),
+        ({"pretraining__budget_tokens": "much"}, r"pretraining.budget_tokens: expected `int`, got `str`; it is 'much'"),
+        ({"pretraining__budget_tokens": 10}, r"budget_tokens 10 is less than one step of \d+ tokens"),
+        ({"curriculum__starts": [0.2, 1.5]}, r"curriculum: starts \[0.2, 1.5\] must be fractions"),
+        ({"curriculum__starts": [0.6, 0.2]}, r"curriculum: starts \[0.6, 0.2\] must be distinct and in rising order"),
+        ({"curriculum__safe__wbe": 1.0}, r"the mix 'safe' names source 'wbe', which sources does not define"),
+        ({"curriculum__safe": {"web": -1}}, r"curriculum: the weights of safe must be non-negative"),
+        ({"sources__web__tagrate": 0.1}, r"sources.web: unknown key `tagrate`; did you mean `tag_rate`\?"),
+        ({"sources__web__tag_rate": 7}, r"sources.web: tag_rate 7.0 is not a probability"),
+        ({"model__preset": "gpt-5"}, r"model: preset 'gpt-5' is not one of smollm2-1.7b"),
+        ({"name": "../escape; rm -rf"}, r"name '../escape; rm -rf' must be letters, digits"),
+        ({"evaluation__topk__samples": 0}, r"evaluation.topk: topk.samples is 0; it must be positive"),
+        ({"pretraining__global_batch": 7}, r"global_batch 7 is not a multiple of micro_batch"),
+    ],
+)
+def test_a_mistake_is_answered_with_its_key_its_value_and_the_mend(changes, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        parse_study(demo(**changes), "study.yaml")
+    assert str(caught.value).startswith("study.yaml: ") and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere.yaml: no such study file"):
+        load_study(tmp_path / "nowhere.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1,\n")
+    with pytest.raises(UsageError, match=r"broken.yaml: not valid YAML"):
+        load_study(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(UsageError, match=r"the study: expected `object`, got `array`"):
+        load_study(tmp_path / "list.yaml")
+
+
+def test_numbers_may_be_written_as_people_write_them():
+    study = parse_study(demo(pretraining__optimizer={"lr": "5e-4"}), "study.yaml")
+    assert study.pretraining.optimizer.lr == 5e-4
+
+
+def test_planning_imports_no_torch_and_takes_less_than_a_second_of_processor_time():
+    code = (
+        "import sys, time; from jobs.cli import main; main(['plan', sys.argv[1], '--json']);"
+        "assert not {'torch', 'transformers', 'megatron', 'datasets', 'scipy', 'sklearn'} & set(sys.modules), 'heavy import';"
+        "print(time.process_time(), file=sys.stderr)"
+    )
+    started = time.monotonic()
+    ran = subprocess.run([sys.executable, "-c", code, str(STUDIES / "paper.yaml")], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert time.monotonic() - started < 10  # the machine may be busy: processor time is the measure
+    assert float(ran.stderr) < 1.0
+    plan = msgspec.json.decode(ran.stdout)
+    assert len(plan["arms"]) == 7
+    assert plan["model"]["parameters"] == 1_711_376_384
+    assert plan["trained_tokens"]["with_trunk_sharing"] == pytest.approx(3.24e12, rel=1e-5)
+    assert plan["trained_tokens"]["without"] == pytest.approx(4.2e12, rel=1e-5)
+    assert [s["stop_step"] for s in plan["segments"] if s["line"] == "trunk"] == [57_220, 171_661, 286_102]
