@@ -1,0 +1,92 @@
+"""The command line as a person meets it: help, exit codes, one sentence for each mistake."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from curriculum.indexed import write_shard
+from curriculum.tokenizer import TAG, load_tokenizer, train_tokenizer
+from jobs.cli import main
+
+VERBS = [
+    "plan",
+    "submit",
+    "status",
+    "logs",
+    "report",
+    "export",
+    "import",
+    "eval",
+    "data world",
+    "data tokenize",
+    "data inspect",
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*verb.split(), "--help"])
+    assert stop.value.code == 0
+    assert f"example:\n  curricula {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["plan", "nowhere.yaml"], 2, "nowhere.yaml: no such study file"),
+        (["status", "nowhere"], 2, "nowhere: not a run folder"),
+        (["logs", "nowhere", "prepare"], 2, "nowhere: not a run folder"),
+        (["report", "nowhere"], 2, "nowhere: not a run folder"),
+        (["data", "inspect", "nowhere"], 1, "nowhere.idx: no such file"),
+        (["import", "no-such-package", "out"], 1, "no-such-package: neither a file or folder nor an installed package"),
+        (
+            ["eval", "--model", "nowhere", "--benchmark", "advbench", "--data", "."],
+            1,
+            "harmful_behaviors.csv: no such file",
+        ),
+        (["eval", "--model", "nowhere", "--decoder", "greedy"], 2, "--decoder greedy: not known"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_an_exit_code(words, code, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("curricula: ") and said in last
+    assert not any("Traceback" in line for line in before)
+
+
+def test_status_without_a_run_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["status"]) == 2
+    assert "curricula submit" in capsys.readouterr().err
+
+
+def test_inspect_decodes_a_document_with_its_tags(tmp_path, capsys):
+    train_tokenizer(["the lamp is lit"], 300, tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    ids = tokenizer.encode("the lamp", add_special_tokens=False).ids
+    tagged = [*ids, tokenizer.token_to_id(TAG)]
+    write_shard(tmp_path / "shards" / "s", [np.array(ids), np.array(tagged)])
+    words = [
+        str(tmp_path / "shards" / "s.bin"),
+        "--tokenizer",
+        str(tmp_path / "tokenizer"),
+        "--document",
+        "1",
+        "--json",
+    ]
+    assert main(["data", "inspect", *words]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["documents"], facts["tokens"], facts["text"]) == (2, 2 * len(ids) + 1, f"the lamp{TAG}")
+    assert facts["tag_rate"] == pytest.approx(1 / (2 * len(ids) + 1))
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    words = [sys.executable, "-m", "jobs.cli", "plan", "jobs/studies/paper.yaml", "--json"]
+    plan = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    plan.stdout.close()
+    assert plan.stderr.read() == "" and plan.wait() == 0
