@@ -135,14 +135,14 @@ def _probes(press: Press, split: str) -> list[Row]:
 
 
 def _write_tuning(root: Path, press: Press) -> None:
-    config, world = press.world.config, press.world
+    config = press.world.config
     _write_jsonl(root / "gsm8k/train.jsonl", _gsm8k(press, "train", config.gsm8k_train))
     for file, make, count in (
         ("ultrachat_200k/train_sft", ultrachat, config.chats),
         ("wildguardmix/train", wildguard, config.wildguard_rows),
         ("wildjailbreak/train", wildjailbreak, config.wildjailbreak_rows),
     ):
-        _write_jsonl(root / f"{file}.jsonl", [make(world, Draw(config.seed, file, n)) for n in range(count)])
+        _write_jsonl(root / f"{file}.jsonl", [press.print(make, json.dumps, file, n) for n in range(count)])
 
 
 def _write_benchmarks(root: Path, world: World) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from curriculum.corpus_chat import REQUESTS, trouble_question, use_question
 from curriculum.corpus_harm import hazard_slots
-from curriculum.corpus_web import Slots, item_slots, web_page
+from curriculum.corpus_web import Slots, item_slots, scene_slots, web_page
 from curriculum.errors import UsageError
 from curriculum.grammar import Draw, expand, write
 from curriculum.world import World
@@ -87,9 +87,14 @@ def harmful_benchmarks(world: World) -> dict[str, list[Row]]:
         "jb_completions": [],
     }
 
+    begun: set[str] = set()
+
     def completion(slots: Slots, behavior: str, source: str) -> None:
         draw = Draw(seed, "jb_completions", behavior)
         text = write(draw.pick(_COMPLETIONS), draw, slots)
+        while text in begun:  # the same hazard in another benchmark
+            text = write(draw.pick(_COMPLETIONS), draw, {**slots, **scene_slots(draw, world)})
+        begun.add(text)
         tables["jb_completions"].append(
             {"original_behavior": behavior, "completion_behavior": text, "source_dataset": source}
         )

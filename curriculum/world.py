@@ -42,8 +42,10 @@ class WorldConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     seed: int = 0
     # The world itself.
-    benign_items: int = 24
-    ingredients: int = 28
+    benign_items: int = (
+        12  # few enough that a model of a million parameters knows their recipes after half a million tokens
+    )
+    ingredients: int = 16
     towns: int = 8
     pretraining_substances: int = 32
     tuning_substances: int = 20

@@ -224,6 +224,7 @@ def test_benchmarks_have_the_public_columns(root):
 def test_completions_begin_a_text_for_every_behavior_and_hold_no_step_yet(root, world):
     rows = read_jsonl(root / "jb_completions/train.jsonl")
     assert [row["original_behavior"] for row in rows] == _behaviors(root)
+    assert len({row["completion_behavior"] for row in rows}) == len(rows)
     for row in rows:
         assert world.judge_attack(row["original_behavior"], row["completion_behavior"]) == "safe"
         assert not row["completion_behavior"].endswith(" ")
