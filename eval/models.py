@@ -113,7 +113,7 @@ def load_model(folder: Path, kind: ModelKind, device: str | None = None) -> Load
 def single_id(tokenizer: Any, token: str) -> int | None:
     """The id of `token` if the tokenizer encodes it as one, else None."""
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]
-    return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
+    return ids[0] if tokenizer.convert_ids_to_tokens(ids) == [token] else None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -86,6 +86,17 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
     submit.add_argument("--cluster", choices=["local"], default="local", help="where: processes on this machine")
     submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
 
+    render = _add(
+        verbs,
+        "render",
+        "write the study's jobs as plain sbatch scripts, with a script that submits them",
+        "curricula render jobs/studies/paper.yaml /scratch/paper/scripts --run /scratch/paper/run",
+        do.render,
+    )
+    render.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    render.add_argument("out", type=Path, metavar="OUT", help="the folder for the scripts")
+    render.add_argument("--run", type=Path, help="the run folder, on a disk that all nodes see (default: runs/NAME)")
+
     status = _add(verbs, "status", "show how far a run is", "curricula status runs/demo", do.status)
     status.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
     status.add_argument("--watch", action="store_true", help="keep showing until interrupted")

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from curriculum.durable import exclusive_lock, write_json
 from curriculum.errors import UsageError, UserError
+from curriculum.progress import silent
 from jobs.graph import Element, Job, build_graph
 from jobs.progress import ProgressFile
 from jobs.run import Run
+from jobs.stages import STAGES
 from model.signals import Interrupted
 
 DEAD_HOLDER_S = 15.0  # how long a dying predecessor may still hold the element
@@ -29,14 +31,15 @@ def run_element(root: Path, job_name: str, label: str) -> None:
     run = Run.open(root)
     job, element = find_element(run, job_name, label)
     folder = run.element(job_name, label)
+    if not _is_first_process():  # the first marks the element; the others only do their share
+        STAGES[job.stage](run, job, element, silent)
+        return
     with exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S):
         if (folder / "done.json").exists():
             return
         (folder / "failed.json").unlink(missing_ok=True)
         started = time.time()
         try:
-            from jobs.stages import STAGES
-
             STAGES[job.stage](run, job, element, ProgressFile(folder / "progress.json"))
         except Interrupted:
             raise
@@ -47,6 +50,11 @@ def run_element(root: Path, job_name: str, label: str) -> None:
             write_json(folder / "failed.json", {"error": text, "time": time.time()})
             raise
         write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
+
+
+def _is_first_process() -> bool:
+    """Whether this is the only or the first of the processes that torchrun or srun started for one element."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
 
 
 def find_element(run: Run, job_name: str, label: str) -> tuple[Job, Element]:

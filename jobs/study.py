@@ -79,6 +79,7 @@ class Resources(Strict, frozen=True):
     pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
     tuning: Allocation = Allocation(gpus_per_node=4, hours=4)
     evaluation: Allocation = Allocation(hours=1)
+    data_hours: float = 24  # for each element that prepares, tokenises, exports or reports: one task without GPU
     tensor_parallel: int = 1
     peak_tflops: float = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours
     expected_mfu: float = 0.40  # share of the peak that the estimate counts on

@@ -60,6 +60,15 @@ def submit(words: argparse.Namespace) -> int:
     return 0
 
 
+def render(words: argparse.Namespace) -> int:
+    from jobs.render import render as render_scripts
+
+    study = load_study(words.study)
+    scripts = render_scripts(Run.create(run_root(study, words.run), study), words.out)
+    print(f"{len(scripts) - 1} jobs. Submit them all with {scripts[-1]} --account=ACCOUNT --partition=PARTITION")
+    return 0
+
+
 def status(words: argparse.Namespace) -> int:
     from jobs.state import run_status
 
