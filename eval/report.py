@@ -38,7 +38,7 @@ from eval.cells import (
     row_id,
 )
 from eval.claims import AUC, ArmInfo
-from eval.figures import FIGURES, STAGES, Figure, draw_figures
+from eval.figures import FIGURES, STAGES, draw_figures
 from eval.panels import CATEGORIES, arm_label
 from eval.rows import GenerationRow, ProbeRow, read_rows
 from eval.trends import Evaluations, Trend, judge_claims
@@ -61,7 +61,8 @@ def write_report(
 ) -> Path:
     """Build the report of `run` in `out` and return the page's path. Missing evaluations are shown as missing.
 
-    `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance"; both are only shown.
+    `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
+    "tasks", the planned tasks of each stage, by which the page knows what is still missing.
     Raises UserError for a row file that is damaged.
     """
     steps = len(arms) + 4
@@ -101,7 +102,7 @@ def write_report(
         probes=cells.probes,
         losses=(lines := losses(run)),
         validated=sorted({name for line in lines for name in line["validation"]}),
-        absent=absences(rows),
+        absent=absences(rows, study.get("tasks", {})),
         incomplete=list(incomplete(cells)),
         samples=list(samples(rows)),
         stages=STAGES,
@@ -150,25 +151,16 @@ def cells_of(study: Evaluations) -> Cells:
     return cells
 
 
-def absences(study: Evaluations) -> list[str]:
-    """What some arms have and others lack, and figures' tasks that no arm has, as "arm stage task"."""
-    wanted = {(figure.stage, figure_task(figure, tail)) for figure in FIGURES for tail in ("topk", "safebeam")}
-    wanted = {(stage, task) for stage, task in wanted if stage} | {("base", "probes"), ("instruct", "probes")}
-    wanted |= {(stage, task) for _, stage, task in study.generations} | {(stage, "probes") for _, stage in study.probes}
+def absences(study: Evaluations, tasks: Mapping[str, Sequence[str]]) -> list[str]:
+    """Which of the planned `tasks` (stage -> tasks) have no rows yet, as "arm stage task"."""
     have = set(study.generations) | {(arm, stage, "probes") for arm, stage in study.probes}
-    order = sorted(wanted, key=lambda pair: (list(STAGES).index(pair[0]), pair[1]))
     return [
         f"{arm.name} {stage} {task}"
         for arm in study.arms
-        for stage, task in order
+        for stage in STAGES
+        for task in tasks.get(stage, ())
         if (arm.name, stage, task) not in have
     ]
-
-
-def figure_task(figure: Figure, decoder: str) -> str:
-    if figure.kind == "overrefusal":
-        return f"overrefusal-{figure.detail}"
-    return "gcg" if figure.detail else f"attacks-{decoder}"
 
 
 def incomplete(cells: Cells) -> Iterator[AttackCell | OverrefusalCell]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from curriculum.tokenizer import load_tokenizer
-
 from curriculum.errors import UserError
 from curriculum.pretraining import PretrainingBatches, ValidationBatches
 from curriculum.progress import Progress, silent
 from curriculum.shards import Job as TokenizeJob
 from curriculum.shards import source_shards, tokenize_source
+from curriculum.tokenizer import load_tokenizer
 from curriculum.tuning import TuningBatches
 from jobs.graph import Element, Job
 from jobs.run import Run
@@ -228,11 +227,13 @@ def report(run: Run, job: Job, element: Element, progress: Progress) -> None:
 
 
 def write_run_report(run: Run, progress: Progress = silent) -> Path:
+    from eval.config import MODEL_KINDS, tasks_for
     from eval.report import ArmInfo, write_report
     from jobs.planning import plan
 
     arms = [ArmInfo(arm.name, arm.start, arm.interventions) for arm in run.study.arms()]
-    described = {"plan": plan(run.study, run.shards), "provenance": run.provenance}
+    tasks = {kind: tasks_for(kind, run.study.evaluation) for kind in MODEL_KINDS}
+    described = {"plan": plan(run.study, run.shards), "provenance": run.provenance, "tasks": tasks}
     return write_report(run.root, arms, described, run.report, progress)
 
 

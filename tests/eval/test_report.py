@@ -13,6 +13,7 @@ import pytest
 from study_rows import ARMS, generation, write_study
 
 from curriculum.errors import UserError
+from eval.config import MODEL_KINDS, Evaluation, tasks_for
 from eval.figures import FIGURES
 from eval.report import ArmInfo, write_report
 from eval.rows import append_rows
@@ -27,6 +28,7 @@ STUDY = {
         "trained_tokens": {"with_trunk_sharing": 10_000_000, "without": 14_000_000},
     },
     "provenance": {"git": {"sha": "abc", "changed_files": []}, "python": "3.11"},
+    "tasks": {kind: tasks_for(kind, Evaluation()) for kind in MODEL_KINDS},
 }
 
 
@@ -161,10 +163,15 @@ def test_a_run_without_any_evaluation_still_gives_a_page_that_says_so(tmp_path):
     calls = []
     page = Page(
         write_report(
-            tmp_path, ARMS, {}, tmp_path / "report", lambda done, total, **_: calls.append((done, total))
+            tmp_path,
+            ARMS,
+            {"tasks": {"base": ["probes"]}},
+            tmp_path / "report",
+            lambda done, total, **_: calls.append((done, total)),
         ).read_text()
     )
     assert "evaluations not there yet" in page.text and "data-0 base probes" in page.text
+    assert "data-0 base attacks-topk" not in page.text  # left out on purpose, not missing
     assert len(page.images) == 9 and "18 not measured" in page.text
     assert calls[-1][0] == calls[-1][1]
 
