@@ -35,7 +35,7 @@ class Blend:
 
     def __init__(self, phases: list[Phase]):
         """`phases` in order, each ending where the next begins; weights need not sum to one."""
-        self.sources = list(dict.fromkeys(name for phase in phases for name in phase.mix))
+        self.sources = sorted({name for phase in phases for name, weight in phase.mix.items() if weight})
         self._ends = [phase.until for phase in phases]
         if any(end <= start for start, end in zip([0, *self._ends], self._ends)):
             raise ValueError(f"phases must each be at least one sample long, but end at {self._ends}")
@@ -110,7 +110,8 @@ def _time(weight: int, item: int, total: int) -> int:
 def _counts(weights: list[int], samples: int) -> list[int]:
     """Samples of each source among the first `samples` of a phase."""
     total = sum(weights)
-    low, high = -1, samples + 1  # by time t about t samples are due; bisect for the last t with no more than `samples`
+    # By time t no fewer than t + 1 - len(weights) samples are due; bisect for the last t with no more than `samples`.
+    low, high = -1, samples + len(weights) + 1
     while high - low > 1:
         middle = (low + high) // 2
         if sum(_due(weight, middle, total) for weight in weights if weight) <= samples:

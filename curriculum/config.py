@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+from curriculum.conversations import POOLS
+from curriculum.sources import DATASETS
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+PositiveNumber = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -12,7 +21,7 @@ class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Tokenizer(Strict, frozen=True):
     """Where the tokenizer comes from; exactly one of `train`, `folder`, `hub` and `gguf`."""
 
-    train: int | None = None  # train a byte-level BPE of this many entries on the sources
+    train: Positive | None = None  # train a byte-level BPE of this many entries on the sources
     folder: str | None = None  # a Hugging Face tokenizer on disk
     hub: str | None = None  # a Hugging Face tokenizer by name
     gguf: str | None = None  # the tokenizer inside a GGUF file, or inside the installed package of this name
@@ -30,14 +39,14 @@ class Source(Strict, frozen=True):
     tag_rate: float = (
         0.0  # probability of the harmfulness tag before a token; the paper's is 0.05, for raw unsafe text only
     )
-    documents: int | None = None  # read no more than this many
-    shards: int = 1
+    documents: Positive | None = None  # read no more than this many
+    shards: Positive = 1
 
     def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            raise ValueError(f"dataset {self.dataset!r} is not known; choose one of {', '.join(DATASETS)}")
         if not 0 <= self.tag_rate < 1:
             raise ValueError(f"tag_rate {self.tag_rate} is not a probability below 1")
-        if self.shards < 1:
-            raise ValueError(f"shards {self.shards} is not positive")
 
 
 Mix = dict[str, float]  # source name -> weight; weights are relative
@@ -57,28 +66,38 @@ class Curriculum(Strict, frozen=True):
             raise ValueError(f"starts {list(self.starts)} must be fractions of the token budget, from 0 to 1")
         if not self.interventions:
             raise ValueError("interventions is empty; name at least one set")
-        for where, mix in {"safe": self.safe, **self.interventions}.items():
-            if not mix or any(weight < 0 for weight in mix.values()) or not any(mix.values()):
-                raise ValueError(f"the weights of {where} must be non-negative and not all zero, not {mix}")
+        for where, mix in self.mixes().items():
+            require_weights(where, mix)
 
     def mixes(self) -> dict[str, Mix]:
         return {"safe": self.safe, **self.interventions}
+
+
+def require_weights(where: str, mix: Mix) -> None:
+    if not all(0 <= weight < float("inf") for weight in mix.values()) or not any(mix.values()):
+        raise ValueError(f"the weights of {where} must be non-negative and not all zero, not {mix}")
 
 
 class Tuning(Strict, frozen=True):
     """A finetuning stage on conversations (section 4.4 and appendix B: batch 4, learning rate 2e-5, one epoch, cosine)."""
 
     mix: Mix  # dataset -> weight, counted in conversations
-    conversations: int | None = None  # how many in all; by default as many as the datasets hold
+    conversations: Positive | None = None  # how many in all; by default as many as the datasets hold
     tagged_harmful: dict[
-        str, float
+        str, Share
     ] = {}  # intervention set -> share of tag-annotated harmful completions (0.1 for full)
-    global_batch: int = 4
-    micro_batch: int = 4
-    lr: float = 2e-5
-    warmup_fraction: float = 0.03
+    global_batch: Positive = 4
+    micro_batch: Positive = 4
+    lr: PositiveNumber = 2e-5
+    warmup_fraction: Share = 0.03
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
+        require_weights("mix", self.mix)
+        for name in self.mix:
+            if name not in POOLS:
+                raise ValueError(
+                    f"the mix names tuning set {name!r}, which is not known; choose from {', '.join(POOLS)}"
+                )
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")

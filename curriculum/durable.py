@@ -7,7 +7,6 @@ import errno
 import fcntl
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,25 +18,37 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def open_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Yield a file that appears as `path` only when the block ends well; on any error nothing is left behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def said_when_full(path: Path) -> Iterator[None]:
+    """Turn the system's word for a full disk into a sentence about `path`."""
     try:
-        with os.fdopen(descriptor, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise UserError(
-                f"{path}: no space left on the device or quota reached; free some and run it again"
-            ) from error
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise UserError(f"{path}: no space left on the device or quota reached; free some and go on") from error
         raise
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Yield a file that appears as `path` only when the block ends well; an error leaves nothing behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.aside")  # always the same name, so that kills do not fill the disk
+    with said_when_full(path):
+        try:
+            with open(aside, mode, opener=_private) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            sync_folder(path.parent)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def _private(path: str, flags: int) -> int:
+    """Open for the owner alone: runs hold generated harmful text."""
+    return os.open(path, flags, 0o600)
 
 
 def sync_folder(folder: Path) -> None:
@@ -71,7 +82,7 @@ def read_json(path: Path) -> Any:
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows in one write and sync them, first cutting off a line that an earlier kill left torn."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
+    with said_when_full(path), open(path, "a+b") as file:
         drop_torn_tail(file)
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         file.flush()

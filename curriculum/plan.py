@@ -85,7 +85,7 @@ def arms_of(curriculum: Curriculum) -> list[Arm]:
         if start == 1.0:
             arms.append(safe_only_arm())
         else:
-            arms += [Arm(f"{name}-{_percent(start)}", start, name) for name in curriculum.interventions]
+            arms += [Arm(f"{name}-{percent(start)}", start, name) for name in curriculum.interventions]
     return arms
 
 
@@ -93,8 +93,9 @@ def safe_only_arm() -> Arm:
     return Arm("safe-100", 1.0, "none")
 
 
-def _percent(start: float) -> str:
-    return f"{100 * start:g}".replace(".", "_")
+def percent(start: float) -> str:
+    """A start fraction as names of arms and jobs have it: 0.2 is "20"."""
+    return f"{100 * start:g}"
 
 
 def line_of(arm: Arm) -> str:

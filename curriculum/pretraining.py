@@ -91,17 +91,18 @@ class PretrainingBatches:
 
 
 class ValidationBatches:
-    """The held-out documents of one source, in order, as a `BatchSource` of as many whole batches as there are."""
+    """The held-out documents of one source, in order, as a `BatchSource`; the last batch is filled up with masked rows."""
 
     def __init__(self, folder: Path, sequence_length: int, global_batch: int):
         self.sequence_length, self.global_batch, self.name = sequence_length, global_batch, folder.name
         self.stream = TokenStream([folder / VALIDATION], sequence_length)
-        self.total_steps = self.stream.samples // global_batch
+        self.total_steps = -(-self.stream.samples // global_batch)
 
     def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        first = step * self.global_batch
-        tokens = np.stack([self.stream.sample(n) for n in range(first + start, first + stop)]).astype(np.int64)
-        return tokens, np.ones((stop - start, self.sequence_length), np.float32)
+        numbers = step * self.global_batch + np.arange(start, stop)
+        there = numbers < self.stream.samples
+        tokens = np.stack([self.stream.sample(n) for n in np.where(there, numbers, 0)]).astype(np.int64)
+        return tokens, np.repeat(there[:, None], self.sequence_length, axis=1).astype(np.float32)
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         return {"validation": self.name}

@@ -20,7 +20,7 @@ from curriculum.errors import UserError
 from curriculum.indexed import Shard, write_shard
 from curriculum.permutation import permute
 from curriculum.progress import Progress, silent
-from curriculum.sources import read_documents
+from curriculum.sources import dataset, read_documents
 from curriculum.tags import insert_tags
 from curriculum.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 
@@ -54,6 +54,13 @@ def tokenize_source(job: Job, progress: Progress = silent) -> None:
             f"source {job.name}: dataset {job.source.dataset} has {len(documents)} documents, too few for "
             f"{job.source.shards} shards and {job.validation_documents} validation documents; add documents or ask for fewer"
         )
+    for name in set(names) - set(missing):
+        before = read_json((job.out / name).with_suffix(".json"))["source_documents"]
+        if before != len(documents):
+            raise UserError(
+                f"source {job.name}: {len(documents)} documents now, {before} when {job.out / name} was made; "
+                f"bring the old data back, or delete {job.out} to make all shards anew"
+            )
     order = permute(np.arange(len(documents)), len(documents), job.seed, "documents", job.name)
     held_out, training = np.split(order, [job.validation_documents])
     parts = dict(zip(names, [held_out, *np.array_split(training, job.source.shards)]))
@@ -64,7 +71,14 @@ def tokenize_source(job: Job, progress: Progress = silent) -> None:
         done = before
         before += len(chosen)
 
-        _write(job, job.out / name, chosen, tokenizer, inputs, _shifted(progress, done, total))
+        _write(
+            job,
+            job.out / name,
+            chosen,
+            tokenizer,
+            {**inputs, "source_documents": len(documents)},
+            _shifted(progress, done, total),
+        )
 
 
 def _shifted(progress: Progress, before: int, of: int) -> Progress:
@@ -94,6 +108,7 @@ def _inputs(job: Job) -> dict[str, Any]:
     return {
         "source": job.name,
         "dataset": job.source.dataset,
+        "revision": dataset(job.source.dataset).revision,
         "documents_limit": job.source.documents,
         "tag_rate": job.source.tag_rate,
         "shards": job.source.shards,
@@ -145,6 +160,7 @@ def _encode(
     job: Job, documents: list[tuple[str, str]], tokenizer: Tokenizer, progress: Progress
 ) -> Iterator[np.ndarray]:
     end, tag = special_ids(tokenizer)
+    tokenizer.encode_special_tokens = True  # a text that quotes the tag or the end mark holds letters, not the token
     if tokenizer.get_vocab_size() > 65500:
         raise UserError(
             f"{job.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards (65,500 at most)"

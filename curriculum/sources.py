@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curriculum.durable import read_jsonl
 from curriculum.errors import UsageError, UserError
 
 Row = dict[str, Any]
@@ -143,7 +142,13 @@ def read_table(path: Path) -> list[Row]:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error}); fetch the file again") from None
-    return read_jsonl(path)
+    with open(path, encoding="utf-8") as file:
+        try:
+            return [json.loads(line) for line in file if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); fetch the file again") from None
+        except ValueError as error:
+            raise UserError(f"{path}: a line is not JSON ({error}); fetch the file again") from None
 
 
 def _local_rows(entry: Dataset, root: Path) -> Iterator[Row]:

@@ -6,6 +6,8 @@ blend and permutation, so that tuning resumes as exactly as pretraining does.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,10 @@ class TuningBatches:
         self.mix = weights
         self.blend = Blend([Phase(self.total_steps * global_batch, weights)])
         self._tokenizer_hash = tokenizer_hash(tokenizer)
+        self._pool_hashes = {
+            name: hashlib.sha256(json.dumps([item.messages for item in pool]).encode()).hexdigest()
+            for name, pool in self._pools.items()
+        }
 
     def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         first = step * self.global_batch
@@ -94,7 +100,7 @@ class TuningBatches:
             "sequence_length": self.sequence_length,
             "global_batch": self.global_batch,
             "mix": self.mix,
-            "pools": {name: len(pool) for name, pool in self._pools.items()},
+            "pools": self._pool_hashes,
             "tokenizer": self._tokenizer_hash,
         }
 

@@ -199,7 +199,9 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--prompts", type=int, help="no more than this many prompts of each benchmark")
     evaluate.add_argument("--max-new-tokens", type=int, default=256)
     evaluate.add_argument("--seed", type=int, default=42)
-    evaluate.add_argument("--out", type=Path, help="where rows are kept, and resumed from (default: eval/MODEL NAME)")
+    evaluate.add_argument(
+        "--out", type=Path, help="where rows are kept, and resumed from (default: evaluations/MODEL PATH)"
+    )
     _json_flag(evaluate)
 
 

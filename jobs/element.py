@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 from curriculum.durable import exclusive_lock, write_json
@@ -44,9 +43,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         except Interrupted:
             raise
         except Exception as error:
-            known = isinstance(error, UserError)
-            text = str(error) if known else f"{type(error).__name__}: {error}"
-            print(text if known else traceback.format_exc(), file=sys.stderr, flush=True)
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             write_json(folder / "failed.json", {"error": text, "time": time.time()})
             raise
         write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
@@ -74,8 +71,7 @@ def main(arguments: list[str]) -> int:
     try:
         run_element(Path(arguments[0]), arguments[1], arguments[2])
     except UserError as error:
-        if isinstance(error, UsageError):
-            print(f"curricula: {error}", file=sys.stderr)
+        print(f"curricula: {error}", file=sys.stderr)
         return error.exit_code
     except Interrupted as stop:
         print(stop, file=sys.stderr)

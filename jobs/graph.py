@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
-from curriculum.plan import TRUNK, Arm, Segment, line_of
+from curriculum.plan import TRUNK, Arm, Segment, line_of, percent
 from eval.config import MODEL_KINDS, ModelKind, tasks_for
 from jobs.study import Study
 
@@ -62,7 +62,7 @@ def build_graph(study: Study) -> list[Job]:
     for start, arms in groups.items():
         branches = [segment for segment in segments if segment.line != TRUNK and segment.arm in arms]
         if branches:
-            jobs.append(_pretrain(f"pretrain-{_percent(start)}", branches, pretraining))
+            jobs.append(_pretrain(f"pretrain-{percent(start)}", branches, pretraining))
 
     evaluations = []
     for start, arms in groups.items():
@@ -71,9 +71,9 @@ def build_graph(study: Study) -> list[Job]:
         elements = tuple(Element(arm.name, arm=arm.name) for arm in arms)
         for kind in MODEL_KINDS:
             if kind != "base":
-                jobs.append(Job(f"{kind}-{_percent(start)}", "tune", elements, (before,), kind))
+                jobs.append(Job(f"{kind}-{percent(start)}", "tune", elements, (before,), kind))
                 before = Edge(jobs[-1].name, "aftercorr")
-            jobs.append(Job(f"export-{kind}-{_percent(start)}", "export", elements, (before,), kind))
+            jobs.append(Job(f"export-{kind}-{percent(start)}", "export", elements, (before,), kind))
             export = jobs[-1].name
             before = Edge(export, "aftercorr")
             measured = tuple(
@@ -83,7 +83,7 @@ def build_graph(study: Study) -> list[Job]:
             )
             if measured:
                 evaluations.append(
-                    Job(f"evaluate-{kind}-{_percent(start)}", "evaluate", measured, (Edge(export),), kind)
+                    Job(f"evaluate-{kind}-{percent(start)}", "evaluate", measured, (Edge(export),), kind)
                 )
     jobs += evaluations
     jobs.append(Job("report", "report", (Element("report"),), tuple(Edge(job.name, "afterany") for job in evaluations)))
@@ -96,7 +96,3 @@ def _pretrain(name: str, segments: list[Segment], jobs_by_segment: dict[str, str
     needs = (Edge(jobs_by_segment[parent]),) if parent else (Edge("tokenize"),)
     jobs_by_segment.update({segment.name: name for segment in segments})
     return Job(name, "pretrain", tuple(Element(s.line, segment=s.name) for s in segments), needs)
-
-
-def _percent(start: float) -> str:
-    return f"{100 * start:g}"

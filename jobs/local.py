@@ -48,15 +48,19 @@ def run_graph(run: Run, jobs: list[Job], watcher: Watcher) -> Outcome:
     """Run all elements that are not done yet; returns when nothing more can start."""
     outcome = Outcome()
     waiting: list[Key] = []
-    for job in jobs:
-        for element in job.elements:
-            key = (job.name, element.label)
-            done = (run.element(*key) / "done.json").exists()
-            (outcome.done if done else waiting).append(key)
+    needs = _element_needs(jobs)
+    done: set[Key] = set()
+    for key in needs:
+        mark = run.element(*key) / "done.json"
+        if mark.exists() and all(other in done for other, _ in needs[key]):
+            done.add(key)
+        else:  # also what was done before something it needs was done anew, such as a report on a failed run
+            mark.unlink(missing_ok=True)
+            waiting.append(key)
+    outcome.done += done
     if not waiting:
         return outcome
     context = _forkserver(run.study.resources.workers)
-    needs = _element_needs(jobs)
     running: dict[Key, ForkServerProcess] = {}
     try:
         while waiting or running:
@@ -121,6 +125,8 @@ def _start_ready(
 def _forkserver(workers: int) -> multiprocessing.context.ForkServerContext:
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # Looking for a GPU while preloading must not initialise CUDA, which does not survive a fork.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jobs.preload"])
     return context
@@ -136,7 +142,8 @@ def _element_process(root: Path, job: str, label: str) -> None:
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job}/{label}, process {os.getpid()}", flush=True)
     try:
         run_element(root, job, label)
-    except UserError:  # run_element has said it
+    except UserError as error:
+        print(error, flush=True)
         sys.exit(1)
     except Interrupted as stop:
         print(stop, flush=True)
@@ -145,7 +152,7 @@ def _element_process(root: Path, job: str, label: str) -> None:
 
 def _end_with_parent(parent: int) -> None:
     """End this process at once when the fork server is gone, which ends when the launcher does."""
-    while os.getppid() == parent:
+    while parent != 1 and os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 

@@ -64,7 +64,7 @@ def evaluate(words: argparse.Namespace) -> int:
             f"--benchmark {words.benchmark}: base models take one benchmark of beginnings, such as jb_completions"
         )
     root = words.data or local_root()
-    out = words.out or Path("eval") / words.model.resolve().name
+    out = words.out or Path("evaluations") / "-".join(words.model.resolve().parts[-3:])
     cells = []
     with Bar(console=Console(stderr=True)) as bar:
         for decoder in decoders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -31,9 +32,10 @@ class ProgressFile:
         since, before = self._first
         left_s = (now - since) / (done - before) * (total - done) if done > before else None
         value = {"done": done, "total": total, "left_s": left_s, "updated": now, "started": self.started, **figures}
-        aside = self.path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(value))
-        os.replace(aside, self.path)
+        with contextlib.suppress(OSError):  # a full disk must not end the work that only says how far it is
+            aside = self.path.with_suffix(".aside")
+            aside.write_text(json.dumps(value))
+            os.replace(aside, self.path)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,18 @@ runs/<study>/
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from curriculum.durable import read_json, write_json, write_text
+from curriculum.durable import NO_SPACE, exclusive_lock, read_json, write_json, write_text
 from curriculum.errors import UsageError, UserError
 from curriculum.plan import Arm, line_of
 from curriculum.sources import local_root
@@ -44,6 +46,13 @@ class Run:
             raise UsageError(f"{root}: not a run folder (it has no study.yaml); `curricula submit STUDY` makes one")
         return cls(root)
 
+    @staticmethod
+    @contextlib.contextmanager
+    def locked(root: Path) -> Iterator[None]:
+        """Hold the run folder `root`, which need not exist yet; raises UserError when a live run has it."""
+        with _making(root), exclusive_lock(root / "lock"):
+            yield
+
     @classmethod
     def create(cls, root: Path, study: Study) -> Run:
         """Freeze `study` in `root`, or go on with the equal study that is already there."""
@@ -53,11 +62,8 @@ class Run:
             if changed:
                 raise UserError(f"{root}/study.yaml: holds another study: {changed}; name another folder with --run")
             return run
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{root}: cannot be made ({error.strerror}); name another folder with --run") from None
-        root.chmod(0o700)  # evaluations hold generated harmful text
+        with _making(root):
+            root.chmod(0o700)  # evaluations hold generated harmful text
         write_json(root / "run.json", provenance())
         write_text(root / "study.yaml", study_yaml(study))
         return run
@@ -69,10 +75,6 @@ class Run:
     @property
     def provenance(self) -> dict[str, Any]:
         return read_json(self.root / "run.json")
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "lock"
 
     @property
     def data_root(self) -> Path | None:
@@ -117,6 +119,18 @@ class Run:
     @property
     def report(self) -> Path:
         return self.root / "report"
+
+
+@contextlib.contextmanager
+def _making(root: Path) -> Iterator[None]:
+    """Make the folder `root`; what the system refuses is said in one sentence."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE and Path(str(error.filename)) in (root, *root.parents, root / "lock"):
+            raise UserError(f"{root}: cannot be used ({error.strerror}); name another folder with --run") from None
+        raise
 
 
 def provenance() -> dict[str, Any]:

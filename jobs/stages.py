@@ -105,7 +105,7 @@ def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
         study.seed,
     )
     parent = segments[segment.parent] if segment.parent else None
-    imported = latest(run.initial_checkpoint) if study.model.weights and not parent else None
+    imported = latest(run.initial_checkpoint) if study.model.weights else None
     train(
         TrainJob(
             out=run.line(segment.line),
@@ -144,7 +144,7 @@ def _validation(run: Run) -> dict[str, ValidationBatches]:
     found = {}
     for name in run.study.sources:
         source_shards(run.shards / name)
-        batches = ValidationBatches(run.shards / name, budget.sequence_length, run.study.pretraining.micro_batch)
+        batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch)
         if batches.total_steps:
             found[name] = batches
     return found

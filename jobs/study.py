@@ -8,15 +8,16 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
 
-from curriculum.config import Curriculum, Source, Strict, Tokenizer, Tuning
+from curriculum.config import Curriculum, Positive, PositiveNumber, Source, Strict, Tokenizer, Tuning
 from curriculum.errors import UsageError
 from curriculum.plan import Arm, Budget, Segment, arms_of, segments_of
 from curriculum.world import WorldConfig
+from eval.benchmarks import BENCHMARKS
 from eval.config import Evaluation
 from model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig
 
@@ -44,13 +45,13 @@ class Model(Strict, frozen=True):
 
 
 class Pretraining(Strict, frozen=True):
-    budget_tokens: int
-    global_batch: int  # sequences
-    micro_batch: int  # sequences a rank takes at once
+    budget_tokens: Positive
+    global_batch: Positive  # sequences
+    micro_batch: Positive  # sequences a rank takes at once
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    save_interval_steps: int = 1000
-    keep_last: int = 2  # checkpoints kept beside those at branch points and ends
+    save_interval_steps: Positive = 1000
+    keep_last: Positive = 2  # checkpoints kept beside those at branch points and ends
 
 
 class Finetuning(Strict, frozen=True):
@@ -58,15 +59,15 @@ class Finetuning(Strict, frozen=True):
 
     instruct: Tuning
     benign: Tuning
-    save_interval_steps: int = 500
+    save_interval_steps: Positive = 500
 
 
 class Allocation(Strict, frozen=True):
     """What one element of a stage asks of the cluster, and for how long at most."""
 
-    nodes: int = 1
-    gpus_per_node: int = 1
-    hours: float = 1.0
+    nodes: Positive = 1
+    gpus_per_node: Positive = 1
+    hours: PositiveNumber = 1.0
 
     @property
     def gpus(self) -> int:
@@ -79,11 +80,13 @@ class Resources(Strict, frozen=True):
     pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
     tuning: Allocation = Allocation(gpus_per_node=4, hours=4)
     evaluation: Allocation = Allocation(hours=1)
-    data_hours: float = 24  # for each element that prepares, tokenises, exports or reports: one task without GPU
-    tensor_parallel: int = 1
-    peak_tflops: float = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours
-    expected_mfu: float = 0.40  # share of the peak that the estimate counts on
-    workers: int = 2
+    data_hours: PositiveNumber = (
+        24  # for each element that prepares, tokenises, exports or reports: one task without GPU
+    )
+    tensor_parallel: Positive = 1
+    peak_tflops: PositiveNumber = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours
+    expected_mfu: PositiveNumber = 0.40  # share of the peak that the estimate counts on
+    workers: Positive = 2
 
 
 class Study(Strict, frozen=True):
@@ -98,7 +101,7 @@ class Study(Strict, frozen=True):
     resources: Resources = Resources()
     world: WorldConfig | None = None  # make a fictional world of data first, and read every dataset from it
     seed: int = 42
-    validation_documents: int = 64  # of each source, held out of training
+    validation_documents: Annotated[int, msgspec.Meta(ge=0)] = 64  # of each source, held out of training
 
     def __post_init__(self) -> None:
         for what, name in [("name", self.name), *(("source", name) for name in self.sources)]:
@@ -121,7 +124,24 @@ class Study(Strict, frozen=True):
             raise ValueError(
                 f"global_batch {self.pretraining.global_batch} is not a multiple of micro_batch {self.pretraining.micro_batch}"
             )
+        for stage, tuning in (("instruct", self.tuning.instruct), ("benign", self.tuning.benign)):
+            for name in tuning.tagged_harmful:
+                if name not in self.curriculum.interventions:
+                    known = ", ".join(self.curriculum.interventions)
+                    raise ValueError(
+                        f"tuning.{stage}.tagged_harmful names set {name!r}, where interventions has {known}"
+                    )
+        self._check_evaluation()
         self.segments()
+
+    def _check_evaluation(self) -> None:
+        asked = self.evaluation
+        names = [*asked.benchmarks, asked.base_benchmark, asked.overrefusal_benchmark]
+        for name in [*names, *([asked.gcg.benchmark] if asked.gcg else [])]:
+            if name not in BENCHMARKS:
+                raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
+        if asked.judge == "world" and not self.world:
+            raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
 
     @property
     def budget(self) -> Budget:

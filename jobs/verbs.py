@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from curriculum.durable import exclusive_lock
 from curriculum.errors import UsageError, UserError
 from jobs.graph import build_graph
 from jobs.run import Run
@@ -40,12 +40,15 @@ def submit(words: argparse.Namespace) -> int:
     from jobs.local import run_graph
 
     study = load_study(words.study)
-    run = Run.create(run_root(study, words.run), study)
+    root = run_root(study, words.run)
     console = Console(highlight=False)
     jobs = build_graph(study)
     started = time.monotonic()
-    with exclusive_lock(run.lock), Display(run, jobs, console) as display:
-        outcome = run_graph(run, jobs, display)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
+    with Run.locked(root):
+        run = Run.create(root, study)
+        with Display(run, jobs, console) as display:
+            outcome = run_graph(run, jobs, display)
     if outcome.failed:
         names = ", ".join("/".join(key) for key in outcome.failed)
         raise UserError(

@@ -99,13 +99,22 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo) -> None:
 
 
 def prune(checkpoints: Path, keep_last: int, keep_steps: Collection[int]) -> None:
-    """Delete all but the newest `keep_last` and those of `keep_steps`, and what a kill left half-written."""
+    """Delete all but the newest `keep_last` up to the latest and those of `keep_steps`, and what a kill left half-written.
+
+    Checkpoints beyond the latest are of a future that was given up: `latest` was set back, or a kill came before it moved.
+    """
+    latest = latest_checkpoint(checkpoints)
     complete = sorted(path for path in checkpoints.glob("step_[0-9]*") if path.is_dir())
-    for folder in complete[: max(0, len(complete) - keep_last)]:
-        if int(folder.name.removeprefix("step_")) not in keep_steps:
+    past = [folder for folder in complete if latest is None or folder.name <= latest.name]
+    for folder in complete:
+        if folder not in past or (folder not in past[-keep_last:] and _step_of(folder) not in keep_steps):
             remove(folder)
     for leftover in checkpoints.glob(".step_*"):
         shutil.rmtree(leftover)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def remove(folder: Path) -> None:

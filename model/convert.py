@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from curriculum.durable import sync_folder
 from curriculum.errors import UserError
+from curriculum.tokenizer import STOPS, load_tokenizer
 from model import checkpoint
 from model.build import build_network
 from model.checkpoint_folder import CheckpointInfo, read_info, step_folder
@@ -38,8 +39,6 @@ from model.config import ModelConfig
 from model.distributed import started
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-EOS_IDS = [0, 2]
-"""<|endoftext|> ends documents, <|im_end|> ends chat turns."""
 
 
 def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, Any]) -> None:
@@ -49,8 +48,11 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
     when the checkpoint or the tokenizer cannot be read.
     """
     info = read_info(folder)
-    if not (tokenizer / "tokenizer.json").exists():
-        raise UserError(f"{tokenizer / 'tokenizer.json'}: no such file; has the tokenizer been trained?")
+    out = out.absolute()
+    if out.exists() and not (out / "config.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there and is not a Hugging Face model; name a new folder")
+    entries = load_tokenizer(tokenizer)
+    document_end, turn_end = (entries.token_to_id(mark) for mark in STOPS)
     with started() as parallel:
         network = build_network(info.model, parallel, engine=False)
         checkpoint.load(folder, network, None, parallel)
@@ -62,8 +64,12 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
     aside.mkdir(parents=True)
     try:
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
-        _write_json(aside / "config.json", hugging_face_config(info))
-        _write_json(aside / "generation_config.json", {"bos_token_id": 0, "eos_token_id": EOS_IDS, "pad_token_id": 0})
+        _write_json(
+            aside / "config.json",
+            hugging_face_config(info) | {"bos_token_id": document_end, "eos_token_id": document_end},
+        )
+        ends = {"bos_token_id": document_end, "eos_token_id": [document_end, turn_end], "pad_token_id": document_end}
+        _write_json(aside / "generation_config.json", ends)
         for name in TOKENIZER_FILES:
             if (tokenizer / name).exists():
                 shutil.copyfile(tokenizer / name, aside / name)
@@ -177,9 +183,7 @@ def hugging_face_config(info: CheckpointInfo) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "initializer_range": model.init_std,
         "torch_dtype": info.precision,
-        "bos_token_id": 0,
-        "eos_token_id": 0,  # no pad_token_id: transformers would exempt its embedding from finetuning
-        "use_cache": True,
+        "use_cache": True,  # and no pad_token_id: transformers would exempt its embedding from finetuning
     }
 
 

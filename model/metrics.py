@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from curriculum.durable import read_jsonl, write_text
+from curriculum.durable import read_jsonl, said_when_full, write_text
 
 H100_PEAK_FLOPS = 989.4e12
 """Dense bfloat16 FLOP/s of one H100 SXM, against which model FLOP utilisation is stated."""
@@ -27,12 +27,18 @@ class MetricsFile:
         kept = [row for row in rows if row["step"] <= resumed_step]
         if len(kept) < len(rows) or (path.exists() and not path.read_bytes().endswith(b"\n")):
             write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._path = path
         self._file = open(path, "a")  # noqa: SIM115 (held as long as the run)
 
     def write(self, row: dict[str, Any]) -> None:
         """Hand a line to the operating system: it survives this process, and a power cut from the next `sync` on."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with said_when_full(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    def is_validated(self, step: int) -> bool:
+        """Whether the line of a validation after `step` is there."""
+        return any(row["step"] == step and "validation" in row for row in read_jsonl(self._path))
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())

@@ -51,7 +51,7 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     init_from: Path | None = None
     """Checkpoint of another line to branch from, with everything: optimizer state, step, position in the data."""
     init_weights: Path | None = None
-    """Checkpoint to take the weights of, as step 0 of a new run."""
+    """Checkpoint whose weights were or are step 0. A branch names its trunk's, since they are part of its past."""
     micro_batch: int = 16
     """Sequences in one forward and backward pass of one device; the global batch is gathered over several."""
     tensor_parallel: int = 1
@@ -60,12 +60,8 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Steps to save at and never delete: where arms branch off."""
     keep_last: int = 2
     """How many of the newest checkpoints to keep besides."""
-    validation_interval_steps: int | None = None
-    """Validate every so many steps; at the end in any case, where there is something to validate on."""
 
     def __post_init__(self) -> None:
-        if self.init_from is not None and self.init_weights is not None:
-            raise ValueError("a training job has both init_from and init_weights; give one")
         for name in ("micro_batch", "save_interval_steps", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -131,11 +127,12 @@ class _Run:
         job, parallel = self.job, self.parallel
         if not 0 < self.stop_step <= self.batches.total_steps:
             raise UsageError(f"stop_step is {self.stop_step}; the batches have steps 1 to {self.batches.total_steps}")
-        if self.batches.global_batch % parallel.data_parallel:
-            raise UsageError(
-                f"the global batch of {self.batches.global_batch} sequences does not divide among "
-                f"{parallel.data_parallel} data-parallel processes; change it or the number of tasks"
-            )
+        for batches in (self.batches, *self.validation.values()):
+            if batches.global_batch % parallel.data_parallel:
+                raise UsageError(
+                    f"the global batch of {batches.global_batch} sequences does not divide among "
+                    f"{parallel.data_parallel} data-parallel processes; change it or the number of tasks"
+                )
         if self.batches.sequence_length > job.model.sequence_length:
             raise UsageError(
                 f"sequences of {self.batches.sequence_length} tokens are longer than model.sequence_length "
@@ -161,15 +158,16 @@ class _Run:
             if self.metrics:
                 self.metrics.write(row)
                 progress(self.step, self.stop_step, loss=row["loss"], **row["timing"])
-            if self.validation and (last or _due(self.step, job.validation_interval_steps)):
-                self._validate()
             interrupted = not last and self.parallel.any(bool(self.stop))
-            if last or interrupted or _due(self.step, job.save_interval_steps) or self.step in job.keep_steps:
+            if last or interrupted or self.step % job.save_interval_steps == 0 or self.step in job.keep_steps:
                 self._save()
             if interrupted:
                 raise Interrupted(self.step, self.stop_step, self.stop.signal_name or "a signal to another process")
         if latest_checkpoint(self.checkpoints) is None:  # branched off at the very end: nothing was left to train
             self._save()
+        # After the save, so that a validation that fails costs no training; a resume makes up for one that was missed.
+        if self.validation and not self.parallel.any(self.metrics is not None and self.metrics.is_validated(self.step)):
+            self._validate()
 
     def _train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics line."""
@@ -179,7 +177,7 @@ class _Run:
             group["lr"] = lr * group.get("lr_mult", 1.0)
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
-        loss = self._pass(self.batches, self.step, forward_only=False)
+        loss = _mean(*self._pass(self.batches, self.step, forward_only=False))
         with self.parallel.cuda_names():
             _, grad_norm, _ = self.optimizer.step()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -207,8 +205,8 @@ class _Run:
             ),
         }
 
-    def _pass(self, batches: BatchSource, step: int, forward_only: bool) -> float:
-        """Forward, and backward unless `forward_only`, over global batch `step`: its mean loss per counted token."""
+    def _pass(self, batches: BatchSource, step: int, forward_only: bool) -> tuple[float, float]:
+        """Forward, and backward unless `forward_only`, over global batch `step`: summed loss and counted tokens."""
         micro_batches = list(self._micro_batches(batches, step))
         with self.parallel.cuda_names():
             results = get_forward_backward_func()(
@@ -222,7 +220,7 @@ class _Run:
             )
         total = torch.stack([result["loss and tokens"] for result in results]).sum(dim=0).tolist()
         loss, tokens = self.parallel.sum(*total)
-        return loss / max(1.0, tokens)
+        return loss, tokens
 
     def _micro_batches(self, batches: BatchSource, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """This process's part of global batch `step`: tokens int64 [n, S + 1] and mask float32 [n, S]."""
@@ -235,12 +233,12 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """Mean loss on every batch of each validation source, as a metrics line."""
+        """Mean loss per token of each validation source, as a metrics line."""
         self.wrapped.eval()
         losses = {}
         for name, batches in self.validation.items():
-            steps = range(batches.total_steps)
-            losses[name] = math.fsum(self._pass(batches, step, forward_only=True) for step in steps) / len(steps)
+            passes = [self._pass(batches, step, forward_only=True) for step in range(batches.total_steps)]
+            losses[name] = _mean(*map(math.fsum, zip(*passes)))
         self.wrapped.train()
         if self.metrics:
             self.metrics.write({"step": self.step, "validation": losses})
@@ -269,8 +267,8 @@ class _Run:
             self.metrics.close()
 
 
-def _due(step: int, interval: int | None) -> bool:
-    return interval is not None and step % interval == 0
+def _mean(loss: float, tokens: float) -> float:
+    return loss / max(1.0, tokens)
 
 
 def _starting_point(job: TrainJob, checkpoints: Path) -> Path | None:

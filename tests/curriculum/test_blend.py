@@ -14,7 +14,11 @@ weights = st.one_of(
     st.floats(1e-6, 1.0, allow_nan=False),
     st.sampled_from([1e-6, 1e-5, 0.001, 0.333, 1 / 3]),
 )
-mixes = st.dictionaries(st.sampled_from("abcdef"), weights, min_size=1)
+mixes = st.one_of(
+    st.dictionaries(st.sampled_from("abcdefghijkl"), weights, min_size=1),
+    st.integers(1, 12).map(lambda count: dict.fromkeys("abcdefghijkl"[:count], 1.0)),  # equal weights tie all the time
+    st.dictionaries(st.sampled_from("abcdefghijkl"), st.integers(1, 5).map(float), min_size=4),
+)
 
 
 @st.composite

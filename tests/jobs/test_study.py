@@ -52,7 +52,28 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"model__preset": "gpt-5"}, r"model: preset 'gpt-5' is not one of smollm2-1.7b"),
         ({"name": "../escape; rm -rf"}, r"name '../escape; rm -rf' must be letters, digits"),
         ({"evaluation__topk__samples": 0}, r"evaluation.topk: topk.samples is 0; it must be positive"),
-        ({"pretraining__global_batch": 7}, r"global_batch 7 is not a multiple of micro_batch"),
+        (
+            {"sources__web__dataset": "fineweb"},
+            r"sources.web: dataset 'fineweb' is not known; choose one of fineweb-edu",
+        ),
+        (
+            {"tuning__instruct__tagged_harmful": {"ful": 0.1}},
+            r"tagged_harmful names set 'ful', where interventions has data, full",
+        ),
+        (
+            {"tuning__instruct__tagged_harmful": {"full": 1.5}},
+            r"tagged_harmful.full: expected `float` <= 1.0; it is 1.5",
+        ),
+        ({"tuning__benign__mix": {"gms8k": 1}}, r"tuning.benign: the mix names tuning set 'gms8k', which is not known"),
+        ({"tuning__benign__lr": -1}, r"tuning.benign.lr: expected `float` > 0.0; it is -1"),
+        ({"pretraining__micro_batch": 0}, r"pretraining.micro_batch: expected `int` >= 1; it is 0"),
+        ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation names benchmark 'harmbnch'; choose from"),
+        ({"world": None}, r"evaluation.judge is 'world', but the study has no world"),
+        ({"resources__workers": 0}, r"resources.workers: expected `int` >= 1; it is 0"),
+        (
+            {"pretraining__global_batch": 7, "pretraining__micro_batch": 4},
+            r"global_batch 7 is not a multiple of micro_batch",
+        ),
     ],
 )
 def test_a_mistake_is_answered_with_its_key_its_value_and_the_mend(changes, said):

@@ -10,6 +10,7 @@ from random_batches import SCHEDULE, SMALL, RandomBatches
 
 from curriculum.durable import read_jsonl
 from curriculum.errors import UserError
+from curriculum.tokenizer import train_tokenizer
 from model import checkpoint
 from model.build import build_network, initialize
 from model.checkpoint_folder import CheckpointInfo, latest_checkpoint, read_info
@@ -22,8 +23,7 @@ from model.train import TrainJob, train
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "tokenizer_config.json").write_text("{}")
+    train_tokenizer(["a few words to make a tokenizer of"], 300, folder)
     return folder
 
 

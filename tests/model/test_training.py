@@ -145,7 +145,9 @@ def test_a_loss_that_is_not_a_number_stops_without_saving_and_names_step_and_bat
 
 def test_validation_losses_are_recorded_and_change_nothing(tmp_path, whole_run):
     held_out = {"held out": RandomBatches(key="held out", total_steps=2)}
-    train(job(tmp_path, validation_interval_steps=6), RandomBatches(), validation=held_out)
+    train(job(tmp_path, stop_step=6), RandomBatches(), validation=held_out)
+    train(job(tmp_path), RandomBatches(), validation=held_out)
+    train(job(tmp_path), RandomBatches(), validation=held_out)  # nothing left to do, nothing done twice
     rows = numbers(tmp_path)
     checks = [row for row in rows if "validation" in row]
     assert [row["step"] for row in checks] == [6, 12]
