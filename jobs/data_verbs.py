@@ -53,9 +53,8 @@ def tokenize(words: argparse.Namespace) -> int:
 
 
 def inspect(words: argparse.Namespace) -> int:
-    from curriculum.tokenizer import TAG, load_tokenizer
-
     from curriculum.indexed import Shard
+    from curriculum.tokenizer import TAG, load_tokenizer
 
     prefix: Path = words.prefix.with_suffix("") if words.prefix.suffix in (".bin", ".idx", ".json") else words.prefix
     shard = Shard.open(prefix)
@@ -79,7 +78,7 @@ def inspect(words: argparse.Namespace) -> int:
     if words.json:
         print(json.dumps(facts, indent=1))
         return 0
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(f"{facts['shard']}: {facts['documents']:,} documents, {facts['tokens']:,} tokens", soft_wrap=True)
     console.print(f"lengths: minimum, quartiles, maximum {quantiles}; tags: {facts['tag_rate']:.2%} of tokens")
     shown = Text(text)

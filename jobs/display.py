@@ -72,7 +72,7 @@ class Display:
         table = Table.grid(padding=(0, 2))
         for key in self.running:
             reading = read_progress(self.run.element(*key) / "progress.json")
-            table.add_row("/".join(key), *progress_cells(reading))
+            table.add_row(Text("/".join(key)), *progress_cells(reading))
         elapsed = Text(f"{clock(time.monotonic() - self.started)} elapsed", "dim")
         return Group(stages, table, elapsed)
 

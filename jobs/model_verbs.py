@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from curriculum.errors import UsageError
 from curriculum.sources import local_root
@@ -95,7 +96,7 @@ def evaluate(words: argparse.Namespace) -> int:
 
 def _print_cells(cells: list[Any]) -> None:
     judges = {cell.judges for cell in cells}
-    table = Table(title=f"Attack success rate by {', '.join(sorted(judges))}", title_justify="left")
+    table = Table(title=Text(f"Attack success rate by {', '.join(sorted(judges))}"), title_justify="left")
     for column in ("decoder", "benchmark", "prompts", "rate", "95% interval", "std over samples", "unparsed"):
         table.add_column(column, justify="left" if column in ("decoder", "benchmark") else "right")
     for cell in cells:

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from curriculum.errors import UsageError, UserError
 from jobs.graph import build_graph
@@ -41,7 +42,7 @@ def submit(words: argparse.Namespace) -> int:
 
     study = load_study(words.study)
     root = run_root(study, words.run)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     jobs = build_graph(study)
     started = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
@@ -95,9 +96,9 @@ def _status_table(run: Run, jobs: list) -> Table:
     from jobs.display import clock, progress_cells
     from jobs.state import run_status
 
-    table = Table(title=str(run.root), title_justify="left", box=None)
+    table = Table(title=Text(str(run.root)), title_justify="left", box=None)
     for column in ("job", "element", "state", "", "steps", "loss", "time"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("job", "element", "state"))
     elements = run_status(run, jobs)
     for job in jobs:
         of_job = [element for element in elements if element.job == job.name]
@@ -109,7 +110,7 @@ def _status_table(run: Run, jobs: list) -> Table:
             if element.state in ("running", "interrupted"):
                 table.add_row("", element.label, element.state, *progress_cells(element.progress))
             elif element.state == "failed":
-                table.add_row("", element.label, "[red]failed[/]", "", "", "", element.error)
+                table.add_row("", element.label, Text("failed", "red"), "", "", "", Text(element.error))
     return table
 
 

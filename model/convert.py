@@ -214,7 +214,7 @@ def model_config(
         vocabulary=weights["model.embed_tokens.weight"].shape[0],
         sequence_length=sequence_length or config["max_position_embeddings"],
         rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-        rms_norm_eps=config["rms_norm_eps"],
+        rms_norm_eps=float(f"{config['rms_norm_eps']:.6g}"),  # GGUF keeps it in single precision: 9.99999975e-06
         tied="lm_head.weight" not in weights,
         init_std=config.get("initializer_range", 0.02),
     )
