@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curriculum.errors import UsageError, UserError
+from curriculum.sources import local_root
 from jobs.graph import build_graph
 from jobs.run import Run
 from jobs.study import Study, load_study
@@ -41,6 +42,8 @@ def submit(words: argparse.Namespace) -> int:
     from jobs.local import run_graph
 
     study = load_study(words.study)
+    if not study.world:
+        local_root()  # a wrong CURRICULA_DATA is better said before anything starts
     root = run_root(study, words.run)
     console = Console(highlight=False, markup=False)
     jobs = build_graph(study)
