@@ -37,6 +37,8 @@ def small_study(folder: Path, **changes) -> Path:
         probes={"train_per_class": 20, "seeds": 2},
     )
     raw.update(changes)
+    if raw["world"] is None:
+        raw["evaluation"]["judge"] = "refusal-phrases"
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
