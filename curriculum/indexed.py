@@ -63,6 +63,8 @@ class Shard:
         if len(raw) != HEADER.size + 12 * sequences + 8 * documents:
             raise UserError(f"{index}: {len(raw)} bytes do not hold its {sequences} sequences; {MEND}")
         lengths = np.frombuffer(raw, "<i4", sequences, HEADER.size)
+        if (lengths < 0).any():
+            raise UserError(f"{index}: has documents of negative length; {MEND}")
         expected = 2 * int(lengths.sum(dtype=np.int64))
         if bin_path.stat().st_size != expected:
             raise UserError(f"{bin_path}: {bin_path.stat().st_size} bytes where its index says {expected}; {MEND}")
