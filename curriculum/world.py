@@ -205,7 +205,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; write the world with `curricula data world {root}`") from None
-        except msgspec.ValidationError as error:
+        except msgspec.DecodeError as error:
             raise UserError(
                 f"{path}: not a world of this version ({error}); delete {root} and write it again"
             ) from None

@@ -22,7 +22,7 @@ from jobs.run import Run
 from jobs.stages import STAGES
 from model.signals import Interrupted
 
-DEAD_HOLDER_S = 60.0  # how long a predecessor may take to notice that its launcher died
+DEAD_HOLDER_S = 15.0  # how long a predecessor may take to notice that its launcher died
 
 
 def run_element(root: Path, job_name: str, label: str) -> None:

@@ -135,7 +135,7 @@ def _forkserver(workers: int) -> multiprocessing.context.ForkServerContext:
 def _element_process(root: Path, job: str, label: str) -> None:
     """The forked process: its own log, no terminal signals, ends with the launcher."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher sends SIGTERM
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -150,10 +150,11 @@ def _element_process(root: Path, job: str, label: str) -> None:
         sys.exit(os.EX_TEMPFAIL)
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this process at once when the fork server is gone, which ends when the launcher does."""
-    while parent != 1 and os.getppid() == parent:
-        time.sleep(0.5)
+def _end_with_launcher() -> None:
+    """End this process at once when the launcher is gone; the fork server lives on while any of its children does."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
     os._exit(1)
 
 

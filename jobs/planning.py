@@ -84,8 +84,8 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]
                 "start_step": start,
                 "stop_step": step,
                 "tokens": (step - start) * budget.step_tokens,
-                "mix": {name: weight / total for name, weight in phase.mix.items()},
-                "samples": {name: now[name] - before[name] for name in phase.mix},
+                "mix": {name: weight / total for name, weight in phase.mix.items() if weight},
+                "samples": {name: now[name] - before[name] for name, weight in phase.mix.items() if weight},
             }
         )
         start, before = step, now

@@ -136,6 +136,20 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(whole, tmp_path
     assert learning(run) == learning(whole)
 
 
+def test_no_element_outlives_a_launcher_that_was_killed(tmp_path):
+    study, run = small_study(tmp_path), tmp_path / "run"
+    raw = yaml.safe_load(study.read_text())
+    raw["pretraining"]["budget_tokens"] *= 100  # the element would go on for minutes
+    study.write_text(yaml.safe_dump(raw))
+    process = submit(study, run)
+    wait_for(lambda: len(read_jsonl(run / "pretrain/trunk/metrics.jsonl")) >= 2, "training to begin")
+    process.kill()
+    process.communicate()
+    for lock in run.glob("jobs/*/*/lock"):
+        with exclusive_lock(lock, wait_s=3.0):
+            pass
+
+
 def test_ctrl_c_saves_and_the_same_command_goes_on(whole, tmp_path):
     study, run = small_study(tmp_path), tmp_path / "run"
     process = submit(study, run)

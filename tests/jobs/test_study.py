@@ -93,6 +93,15 @@ def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path):
         load_study(tmp_path / "list.yaml")
 
 
+def test_a_source_of_weight_zero_is_planned_as_absent():
+    from jobs.planning import plan
+
+    raw = demo()
+    raw["curriculum"]["interventions"]["full"]["unsafe-tagged"] = 0
+    arms = {arm["name"]: arm for arm in plan(parse_study(raw, "study.yaml"))["arms"]}
+    assert "unsafe-tagged" not in arms["full-0"]["sources"]
+
+
 def test_numbers_may_be_written_as_people_write_them():
     study = parse_study(demo(pretraining__optimizer={"lr": "5e-4"}), "study.yaml")
     assert study.pretraining.optimizer.lr == 5e-4
