@@ -144,7 +144,7 @@ def test_no_element_outlives_a_launcher_that_was_killed(tmp_path):
     process = submit(study, run)
     wait_for(lambda: len(read_jsonl(run / "pretrain/trunk/metrics.jsonl")) >= 2, "training to begin")
     process.kill()
-    process.communicate()
+    process.wait()  # not communicate(): elements that live on would keep the pipe open, and the test waiting for them
     for lock in run.glob("jobs/*/*/lock"):
         with exclusive_lock(lock, wait_s=3.0):
             pass
