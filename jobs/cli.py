@@ -23,12 +23,18 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"curricula: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # the errors that verbs foresee are UserErrors; this one at least names its file
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(
+            f"curricula: {error.filename}: {error.strerror}; name another file or folder, or free this one",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("curricula: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def build_parser() -> argparse.ArgumentParser:

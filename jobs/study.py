@@ -131,6 +131,10 @@ class Study(Strict, frozen=True):
                     raise ValueError(
                         f"tuning.{stage}.tagged_harmful names set {name!r}, where interventions has {known}"
                     )
+        names = [arm.name for arm in self.arms()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two of curriculum.starts give the arm name {name}; write fewer digits")
         self._check_evaluation()
         self.segments()
 
@@ -158,17 +162,28 @@ class Study(Strict, frozen=True):
         return segments_of(self.arms(), self.budget)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error: the plain loader would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        repeated = next((key for key in keys if keys.count(key) > 1), None)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_study(path: Path) -> Study:
     """Read and validate a study file; raises UsageError that names the file, the key, its value and what to write."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise UsageError(
             f"{path}: no such study file; the ones that come with the suite are in jobs/studies/"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); name a YAML study file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return parse_study(raw, str(path))
 

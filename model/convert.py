@@ -86,7 +86,12 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
     Returns the checkpoint's folder, fit for `TrainJob.init_weights`. `sequence_length` is the training length to
     record; by default the model's own maximum. Raises UserError for models that are not plain Llama.
     """
-    config, weights = _read_gguf(source) if source.suffix == ".gguf" else _read_folder(source)
+    if any(folder != step_folder(out, 0) for folder in out.glob("step_[0-9]*")):
+        raise UserError(f"{out}: holds the checkpoints of a training run; name a new folder")
+    try:
+        config, weights = _read_gguf(source) if source.suffix == ".gguf" else _read_folder(source)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{source}: cannot be read ({type(error).__name__}: {error}); fetch the model again") from error
     model = model_config(source, config, weights, sequence_length)
     with started() as parallel:
         network = build_network(model, parallel, engine=False)

@@ -48,6 +48,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
             1,
             "harmful_behaviors.csv: no such file",
         ),
+        (["data", "world", "/proc/nowhere"], 1, "/proc/nowhere"),
         (["eval", "--model", "nowhere", "--decoder", "greedy"], 2, "--decoder greedy: not known"),
     ],
 )

@@ -69,6 +69,10 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"pretraining__micro_batch": 0}, r"pretraining.micro_batch: expected `int` >= 1; it is 0"),
         ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation names benchmark 'harmbnch'; choose from"),
         ({"world": None}, r"evaluation.judge is 'world', but the study has no world"),
+        (
+            {"curriculum__starts": [0.333333331, 0.333333332]},
+            r"two of curriculum.starts give the arm name data-33.3333",
+        ),
         ({"resources__workers": 0}, r"resources.workers: expected `int` >= 1; it is 0"),
         (
             {"pretraining__global_batch": 7, "pretraining__micro_batch": 4},
@@ -100,6 +104,21 @@ def test_a_source_of_weight_zero_is_planned_as_absent():
     raw["curriculum"]["interventions"]["full"]["unsafe-tagged"] = 0
     arms = {arm["name"]: arm for arm in plan(parse_study(raw, "study.yaml"))["arms"]}
     assert "unsafe-tagged" not in arms["full-0"]["sources"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\nseed: 2\n", "the key 'seed' is there twice"),
+        ("a: 2001-13-45\n", "month must be in 1..12"),
+        ("[" * 5000, "not valid YAML"),
+    ],
+)
+def test_what_the_parser_chokes_on_is_said_in_a_sentence(tmp_path, text, said):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(UsageError, match="s.yaml: not valid YAML") as caught:
+        load_study(tmp_path / "s.yaml")
+    assert said in str(caught.value)
 
 
 def test_numbers_may_be_written_as_people_write_them():

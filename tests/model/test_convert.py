@@ -153,3 +153,18 @@ def test_the_published_smollm2_135m_keeps_its_logits(tmp_path, tokenizer):
     assert (our_logits(imported, tokens) - expected).abs().max() < 1e-3
     export_hf(imported, tmp_path / "hf", tokenizer, {})
     assert (their_logits(tmp_path / "hf", tokens) - expected).abs().max() < 1e-4
+
+
+def test_an_import_never_lands_in_a_trained_lines_folder(tmp_path, tokenizer):
+    export_hf(trained(tmp_path / "run", SMALL), tmp_path / "hf", tokenizer, {})
+    checkpoints = next((tmp_path / "run").rglob("step_*")).parent
+    with pytest.raises(UserError, match="holds the checkpoints of a training run"):
+        import_hf(tmp_path / "hf", checkpoints)
+    assert import_hf(tmp_path / "hf", tmp_path / "new") == import_hf(tmp_path / "hf", tmp_path / "new")
+
+
+def test_a_damaged_model_is_refused_by_name(tmp_path, tokenizer):
+    export_hf(trained(tmp_path / "run", SMALL), tmp_path / "hf", tokenizer, {})
+    (tmp_path / "hf/model.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"hf: cannot be read"):
+        import_hf(tmp_path / "hf", tmp_path / "new")
