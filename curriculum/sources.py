@@ -116,6 +116,8 @@ def read_rows(name: str, root: Path | None, limit: int | None = None) -> Iterato
     for number, row in enumerate(rows):
         if number == limit:
             return
+        if not isinstance(row, dict):
+            raise UserError(f"dataset {name}: row {number} is {row!r:.60}, where an object is needed; mend the row")
         yield row
 
 
@@ -127,7 +129,18 @@ def read_documents(name: str, root: Path | None, limit: int | None = None) -> It
             text = entry.text(row)
         except KeyError as missing:
             raise UserError(f"dataset {name}: row {number} has no column {missing}, only {sorted(row)}") from None
+        if not isinstance(text, str) or not _is_unicode(text):
+            raise UserError(f"dataset {name}: the text of row {number} is {text!r:.60}, which is no text; mend the row")
         yield str(row.get("id", f"{name}/{number}")), text
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text has a UTF-8 form: JSON can spell lone surrogates, which have none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_table(path: Path) -> list[Row]:

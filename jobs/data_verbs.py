@@ -35,8 +35,9 @@ def tokenize(words: argparse.Namespace) -> int:
     for name in names:
         if name not in study.sources:
             raise UsageError(f"--source {name}: the study has no such source; it has {', '.join(study.sources)}")
-    run = Run.create(run_root(study, words.run), study)
-    with Bar(console=Console(stderr=True)) as bar:
+    root = run_root(study, words.run)
+    with Run.locked(root), Bar(console=Console(stderr=True)) as bar:
+        run = Run.create(root, study)
         task = bar.add_task("prepare", total=None)
         prepare(run)
         bar.update(task, total=1, completed=1)

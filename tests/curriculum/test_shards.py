@@ -86,6 +86,25 @@ def test_a_source_without_documents_is_named(root, tmp_path):
     assert not (tmp_path / "web").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": null}', "the text of row 0 is None"),
+        ('{"text": ["x"]}', "the text of row 0 is"),
+        ('{"text": "\\ud800"}', "the text of row 0 is"),
+        ("[1]", r"row 0 is \[1\]"),
+        ('{"txt": "x"}', "row 0 has no column 'text', only"),
+        ('{"text": "x"', "a line is not JSON"),
+    ],
+)
+def test_a_row_that_is_no_document_is_named(root, tmp_path, line, said):
+    (tmp_path / "fineweb_annotated").mkdir()
+    (tmp_path / "fineweb_annotated/score_0.jsonl").write_text(line + "\n")
+    bad = Job("web", Source(dataset="fineweb-edu"), root / "tokenizer", tmp_path / "web", tmp_path, 1, 0)
+    with pytest.raises(UserError, match=said):
+        tokenize_source(bad)
+
+
 def test_tags_come_at_their_rate_never_first_and_leave_the_text(root, tmp_path):
     tokenize_source(job(root, tmp_path, dataset="fineweb-unsafe", tag_rate=0.2, shards=1))
     tokenizer = load_tokenizer(root / "tokenizer")
