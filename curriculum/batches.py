@@ -23,11 +23,11 @@ class BatchSource(Protocol):
     @property
     def total_steps(self) -> int: ...
 
-    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Rows [start, stop) of global batch `step`.
 
         Returns tokens int64 [stop - start, sequence_length + 1] and the loss mask of the targets, float32
-        [stop - start, sequence_length].
+        [stop - start, sequence_length]; no mask where every target counts.
         """
 
     def fingerprint(self, step: int) -> dict[str, Any]:

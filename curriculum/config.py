@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -32,45 +32,101 @@ class Tokenizer(Strict, frozen=True):
             raise ValueError("name exactly one of train, folder, hub and gguf")
 
 
+VALIDATION = "validation"  # the shard of held-out documents, beside the numbered ones
+
+
 class Source(Strict, frozen=True):
     """A stream of pretraining documents."""
 
     dataset: str  # a short name from curriculum/sources.py
+    parts: tuple[str, ...] = ()  # only these parts of the dataset, such as [score_4, score_5]; all by default
     tag_rate: float = (
         0.0  # probability of the harmfulness tag before a token; the paper's is 0.05, for raw unsafe text only
     )
+    name_speakers: bool | None = (
+        None  # "User:" and "Assistant:" become names; by default where the dataset is dialogues
+    )
     documents: Positive | None = None  # read no more than this many
     shards: Positive = 1
+    max_epochs: PositiveNumber = 4.0  # warn beyond; up to 4 are almost as good as new text (Muennighoff et al. 2023)
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset {self.dataset!r} is not known; choose one of {', '.join(DATASETS)}")
+        known = DATASETS[self.dataset].parts
+        for part in self.parts:
+            if part not in known:
+                raise ValueError(
+                    f"part {part!r} is not in dataset {self.dataset}; it has {', '.join(known) or 'no parts'}"
+                )
         if not 0 <= self.tag_rate < 1:
             raise ValueError(f"tag_rate {self.tag_rate} is not a probability below 1")
+
+    @property
+    def shard_names(self) -> list[str]:
+        return [VALIDATION, *(f"{number:05d}" for number in range(self.shards))]
+
+    @property
+    def names_speakers(self) -> bool:
+        return DATASETS[self.dataset].dialogue if self.name_speakers is None else self.name_speakers
 
 
 Mix = dict[str, float]  # source name -> weight; weights are relative
 
 
+class Stretch(Strict, frozen=True):
+    """A stretch of an arm that is written out by hand: up to the fraction `until` of the budget, data by `mix`."""
+
+    until: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    mix: str | Mix  # "safe", the name of an intervention set, or weights
+    ramp: Positive = 1  # come from the mix before to this one in so many equal steps along the stretch; 1: at once
+
+
 class Curriculum(Strict, frozen=True):
-    """Safe-only data until a fraction of the budget, then a blend: an arm for each start and intervention set (section 3.2)."""
+    """Safe-only data until a fraction of the budget, then a blend: an arm for each start and intervention set (section 3.2).
+
+    `arms` are further ones of any shape: ramps, late doses, doses that end.
+    """
 
     safe: Mix
-    interventions: dict[str, Mix]
+    interventions: dict[str, Mix] = {}
     starts: tuple[float, ...] = (0.0, 0.2, 0.6, 1.0)
+    arms: dict[str, tuple[Stretch, ...]] = {}
+    # matched: late arms get more of the interventions, so that all arms of a set see as much of them by the end.
+    exposure: Literal["natural", "matched"] = "natural"
 
     def __post_init__(self) -> None:
-        if not self.starts or tuple(sorted(set(self.starts))) != self.starts:
+        if tuple(sorted(set(self.starts))) != self.starts:
             raise ValueError(f"starts {list(self.starts)} must be distinct and in rising order")
-        if self.starts[0] < 0 or self.starts[-1] > 1:
+        if self.starts and not 0 <= self.starts[0] <= self.starts[-1] <= 1:
             raise ValueError(f"starts {list(self.starts)} must be fractions of the token budget, from 0 to 1")
-        if not self.interventions:
+        if not self.starts and not self.arms:
+            raise ValueError("starts is empty and there are no arms; name at least one of them")
+        if not self.interventions and self.starts not in ((), (1.0,)):
             raise ValueError("interventions is empty; name at least one set")
         for where, mix in self.mixes().items():
             require_weights(where, mix)
+        for name, stretches in self.arms.items():
+            self._check_arm(name, stretches)
+
+    def _check_arm(self, name: str, stretches: tuple[Stretch, ...]) -> None:
+        ends = [stretch.until for stretch in stretches]
+        if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
+            raise ValueError(f"arm {name}: `until` must rise from stretch to stretch and end at 1, but is {ends}")
+        for number, stretch in enumerate(stretches):
+            if isinstance(stretch.mix, dict):
+                require_weights(f"arm {name}, stretch {number}", stretch.mix)
+            elif stretch.mix not in self.mixes():
+                known = ", ".join(self.mixes())
+                raise ValueError(
+                    f"arm {name}: mix {stretch.mix!r} is not known; choose one of {known}, or write weights"
+                )
 
     def mixes(self) -> dict[str, Mix]:
         return {"safe": self.safe, **self.interventions}
+
+    def mix(self, stretch: Stretch) -> Mix:
+        return stretch.mix if isinstance(stretch.mix, dict) else self.mixes()[stretch.mix]
 
 
 def require_weights(where: str, mix: Mix) -> None:

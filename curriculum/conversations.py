@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curriculum.errors import UsageError, UserError
-from curriculum.sources import Row, read_rows
+from curriculum.sources import open_dataset
+from curriculum.tables import Row
 
 Message = dict[str, str]  # role, content
 
@@ -59,15 +60,24 @@ POOLS: dict[str, tuple[str, Callable[[Row], Conversation | None]]] = {
 }
 
 
-def read_conversations(pool: str, root: Path | None) -> Iterator[Conversation]:
+def read_conversations(pool: str, root: Path) -> Iterator[Conversation]:
     """The conversations of a pool; raises UserError when a row lacks a column."""
     if pool not in POOLS:
         raise UsageError(f"tuning set {pool!r} is not known; choose from {', '.join(POOLS)}")
     dataset, convert = POOLS[pool]
-    for number, row in enumerate(read_rows(dataset, root)):
+    for number, row in enumerate(open_dataset(dataset, root).rows()):
         try:
             conversation = convert(row)
         except KeyError as missing:
             raise UserError(f"tuning set {pool}: row {number} has no column {missing}, only {sorted(row)}") from None
-        if conversation is not None:
-            yield conversation
+        except TypeError:
+            conversation = Conversation([{}])
+        if conversation is None:
+            continue
+        if not all(
+            isinstance(value, str)
+            for message in conversation.messages
+            for value in (*message.values(), message.get("role"))
+        ):
+            raise UserError(f"tuning set {pool}: row {number} holds no texts where messages are needed; mend the row")
+        yield conversation

@@ -1,8 +1,9 @@
-"""Megatron indexed datasets (`.idx` + `.bin`): written atomically, read through a memory map, checked before use.
+"""Megatron indexed datasets (`.idx` + `.bin`): written atomically, read through memory maps, checked before use.
 
 Layout of `.idx` (megatron.core.datasets.indexed_dataset): "MMIDIDX\\0\\0", uint64 version 1, uint8 dtype code, uint64
-sequences, uint64 documents + 1; then int32 lengths, int64 byte offsets, int64 document boundaries. `.bin` is the bare tokens.
-One document is one sequence here. This module needs numpy alone, so that data can be prepared and inspected without torch.
+sequences, uint64 document boundaries; then int32 lengths and int64 byte offsets of the sequences, int64 document boundaries
+(counted in sequences, beginning with 0). `.bin` is the bare tokens. We write uint16, one sequence a document; we read every
+integer type and documents of several sequences. This module needs numpy alone: data can be inspected without torch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ from curriculum.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
-UINT16 = 8  # Megatron's code for uint16, which holds any vocabulary below 65,500
+UINT16 = 8  # holds any vocabulary below 65,536
+DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", UINT16: "<u2"}  # Megatron's codes of the integer types
 MEND = "delete the shard and run `curricula data tokenize` again"
 
 
@@ -28,48 +31,89 @@ def write_shard(prefix: Path, documents: Iterable[np.ndarray]) -> np.ndarray:
     lengths = []
     with open_atomically(prefix.with_suffix(".bin")) as file:
         for tokens in documents:
-            file.write(np.ascontiguousarray(tokens, dtype="<u2").tobytes())
+            file.write(np.ascontiguousarray(tokens, dtype="<u2").data)
             lengths.append(len(tokens))
     sizes = np.array(lengths, dtype="<i4")
-    offsets = np.zeros(len(sizes), dtype="<i8")
-    np.cumsum(2 * sizes[:-1], out=offsets[1:], dtype="<i8")
     with open_atomically(prefix.with_suffix(".idx")) as file:
         file.write(HEADER.pack(MAGIC, 1, UINT16, len(sizes), len(sizes) + 1))
-        file.write(sizes.tobytes() + offsets.tobytes() + np.arange(len(sizes) + 1, dtype="<i8").tobytes())
+        file.write(sizes.tobytes() + (_starts(sizes)[:-1] * 2).tobytes())
+        file.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())
     return sizes
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    """Where runs of these lengths begin, and after them where the last ends: int64 [n + 1]."""
+    return np.concatenate([np.zeros(1, "<i8"), np.cumsum(lengths, dtype="<i8")])
 
 
 @dataclass(frozen=True)
 class Shard:
-    """An open shard: `tokens` (uint16, memory-mapped) of all documents in order, and `lengths` (int32 [documents])."""
+    """An open shard: `tokens` of all sequences in order, memory-mapped, and where they begin in the index file.
+
+    Opening looks at sizes alone, so that a thousand shards open in a moment; `check` reads the whole index.
+    """
 
     prefix: Path
     tokens: np.ndarray
-    lengths: np.ndarray
+    sequences: int
+    boundaries: int
 
     @classmethod
     def open(cls, prefix: Path) -> Shard:
-        """Open and check; raises UserError that names the file when it is missing, foreign or truncated."""
-        index, bin_path = prefix.with_suffix(".idx"), prefix.with_suffix(".bin")
+        """Raises UserError that names the file when one is missing, foreign or truncated."""
+        index, bin_path = prefix.with_name(prefix.name + ".idx"), prefix.with_name(prefix.name + ".bin")
         for path in (index, bin_path):
-            if not path.exists():
+            if not path.is_file():
                 raise UserError(f"{path}: no such file; {MEND}")
-        raw = index.read_bytes()
-        if len(raw) < HEADER.size or raw[: len(MAGIC)] != MAGIC:
-            raise UserError(f"{index}: not a Megatron index (it does not begin with MMIDIDX); {MEND}")
-        _, version, code, sequences, documents = HEADER.unpack_from(raw)
-        if (version, code) != (1, UINT16):
-            raise UserError(f"{index}: version {version} with dtype code {code}, where 1 and {UINT16} are read; {MEND}")
-        if len(raw) != HEADER.size + 12 * sequences + 8 * documents:
-            raise UserError(f"{index}: {len(raw)} bytes do not hold its {sequences} sequences; {MEND}")
-        lengths = np.frombuffer(raw, "<i4", sequences, HEADER.size)
+        size, bin_size = index.stat().st_size, bin_path.stat().st_size
+        with open(index, "rb") as file:
+            raw = file.read(HEADER.size)
+            if len(raw) < HEADER.size or raw[: len(MAGIC)] != MAGIC:
+                raise UserError(f"{index}: not a Megatron index (it does not begin with MMIDIDX); {MEND}")
+            _, version, code, sequences, boundaries = HEADER.unpack(raw)
+            if version != 1 or code not in DTYPES:
+                raise UserError(
+                    f"{index}: version {version} with dtype code {code}, where version 1 with one of {sorted(DTYPES)} "
+                    f"(integers) is read; {MEND}"
+                )
+            if size != HEADER.size + 12 * sequences + 8 * boundaries:
+                raise UserError(f"{index}: {size} bytes do not hold its {sequences} sequences; {MEND}")
+            dtype, expected = np.dtype(DTYPES[code]), 0
+            if sequences:  # the last sequence ends where the tokens end
+                file.seek(HEADER.size + 4 * (sequences - 1))
+                (last,) = struct.unpack("<i", file.read(4))
+                file.seek(HEADER.size + 12 * sequences - 8)
+                (offset,) = struct.unpack("<q", file.read(8))
+                expected = offset + last * dtype.itemsize
+        if bin_size != expected:
+            raise UserError(f"{bin_path}: {bin_size} bytes where its index says {expected}; {MEND}")
+        tokens = np.memmap(bin_path, dtype, "r") if expected else np.empty(0, dtype)
+        return cls(prefix, tokens, sequences, boundaries)
+
+    def _part(self, offset: int, dtype: str, count: int) -> np.ndarray:
+        path = self.prefix.with_name(self.prefix.name + ".idx")
+        return np.fromfile(path, dtype, count, offset=HEADER.size + offset) if count else np.empty(0, dtype)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document (int64 [documents]); a document may have been written as several sequences."""
+        starts = _starts(self._part(0, "<i4", self.sequences))
+        return np.diff(starts[self._part(12 * self.sequences, "<i8", self.boundaries)])
+
+    def check(self) -> None:
+        """Read the whole index; raises UserError where it contradicts itself."""
+        index = self.prefix.with_name(self.prefix.name + ".idx")
+        lengths = self._part(0, "<i4", self.sequences)
         if (lengths < 0).any():
-            raise UserError(f"{index}: has documents of negative length; {MEND}")
-        expected = 2 * int(lengths.sum(dtype=np.int64))
-        if bin_path.stat().st_size != expected:
-            raise UserError(f"{bin_path}: {bin_path.stat().st_size} bytes where its index says {expected}; {MEND}")
-        tokens = np.memmap(bin_path, "<u2", "r") if expected else np.empty(0, "<u2")
-        return cls(prefix, tokens, lengths)
+            raise UserError(f"{index}: has sequences of negative length; {MEND}")
+        if not np.array_equal(
+            self._part(4 * self.sequences, "<i8", self.sequences), _starts(lengths)[:-1] * self.tokens.itemsize
+        ):
+            raise UserError(f"{index}: its sequences do not follow one another without a gap; {MEND}")
+        boundaries = self._part(12 * self.sequences, "<i8", self.boundaries)
+        whole = len(boundaries) and boundaries[0] == 0 and boundaries[-1] == self.sequences
+        if not whole or (np.diff(boundaries) < 0).any():
+            raise UserError(f"{index}: its documents do not cover its {self.sequences} sequences in order; {MEND}")
 
 
 class TokenStream:
@@ -81,7 +125,7 @@ class TokenStream:
     def __init__(self, prefixes: list[Path], sequence_length: int):
         self.shards = [Shard.open(prefix) for prefix in prefixes]
         self.sequence_length = sequence_length
-        self._starts = np.cumsum([0] + [len(shard.tokens) for shard in self.shards], dtype=np.int64)
+        self._starts = _starts(np.array([len(shard.tokens) for shard in self.shards], np.int64))
 
     @property
     def tokens(self) -> int:
@@ -91,16 +135,22 @@ class TokenStream:
     def samples(self) -> int:
         return max(0, (self.tokens - 1) // self.sequence_length)
 
-    def sample(self, number: int) -> np.ndarray:
-        """Tokens of sample `number`, uint16 [sequence_length + 1]."""
+    def read(self, number: int, out: np.ndarray) -> None:
+        """Copy the tokens of sample `number` into `out` (integers [sequence_length + 1])."""
         if not 0 <= number < self.samples:
             raise IndexError(f"sample {number} of {self.samples}")
         start = number * self.sequence_length
-        stop = start + self.sequence_length + 1
-        shard = int(np.searchsorted(self._starts, start, "right")) - 1
-        parts = []
-        while start < stop:
-            offset, end = start - self._starts[shard], min(stop, int(self._starts[shard + 1]))
-            parts.append(self.shards[shard].tokens[offset : offset + end - start])
-            start, shard = end, shard + 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        shard = int(self._starts.searchsorted(start, "right")) - 1
+        filled = 0
+        while filled < len(out):
+            offset = start + filled - int(self._starts[shard])
+            part = self.shards[shard].tokens[offset : offset + len(out) - filled]
+            out[filled : filled + len(part)] = part
+            filled += len(part)
+            shard += 1
+
+    def locate(self, number: int) -> tuple[Path, int]:
+        """The shard that sample `number` begins in, and at which of its tokens."""
+        start = number * self.sequence_length
+        shard = int(self._starts.searchsorted(start, "right")) - 1
+        return self.shards[shard].prefix, start - int(self._starts[shard])

@@ -17,28 +17,32 @@ from curriculum.randomness import key_seed
 ROUNDS = 6  # even short keys are mixed beyond any pattern a training run could notice; tested by chi-square
 
 
-def permute(positions: np.ndarray, size: int, *key: Any) -> np.ndarray:
-    """Map `positions` (int64, each in [0, size)) to their places in the permutation of 0..size-1 named by `key`."""
+def permute(positions: np.ndarray, size: int, *key: Any, epochs: np.ndarray | int = 0) -> np.ndarray:
+    """Map `positions` (int64, each in [0, size)) to their places in the permutation of 0..size-1 named by `key`.
+
+    There is one permutation for each epoch; `epochs` (int64, one for all positions or one for each) says which is meant.
+    """
     if size <= 0:
         raise ValueError(f"a permutation needs a positive size, not {size}")
     values = np.asarray(positions, dtype=np.int64)
     if values.size and (values.min() < 0 or values.max() >= size):
         raise ValueError(f"positions must lie in [0, {size})")
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    tweaks = np.broadcast_to(_mix(np.asarray(epochs, np.uint64)), values.shape)
     round_keys = [np.uint64(key_seed(*key, "round", number)) for number in range(ROUNDS)]
-    walked = _feistel(values.astype(np.uint64), half_bits, round_keys)
+    walked = _feistel(values.astype(np.uint64), half_bits, round_keys, tweaks)
     outside = walked >= size
     while outside.any():
-        walked[outside] = _feistel(walked[outside], half_bits, round_keys)
+        walked[outside] = _feistel(walked[outside], half_bits, round_keys, tweaks[outside])
         outside = walked >= size
     return walked.astype(np.int64)
 
 
-def _feistel(values: np.ndarray, half_bits: int, round_keys: list[np.uint64]) -> np.ndarray:
+def _feistel(values: np.ndarray, half_bits: int, round_keys: list[np.uint64], tweaks: np.ndarray) -> np.ndarray:
     mask = np.uint64((1 << half_bits) - 1)
     left, right = values >> np.uint64(half_bits), values & mask
     for round_key in round_keys:
-        left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        left, right = right, left ^ (_mix(right ^ round_key ^ tweaks) & mask)
     return (left << np.uint64(half_bits)) | right
 
 

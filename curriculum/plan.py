@@ -6,10 +6,12 @@ that leaves it at its start. The trunk run to the end is itself the safe-only ar
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 from curriculum.blend import Phase
-from curriculum.config import Curriculum
+from curriculum.config import Curriculum, Mix
 
 TRUNK = "trunk"
 
@@ -45,18 +47,22 @@ class Budget:
 
 @dataclass(frozen=True)
 class Arm:
-    """One curriculum: safe-only until `start` (a fraction of the budget), then the blend of an intervention set."""
+    """One curriculum: safe-only until `start` (a fraction of the budget), then what `parts` say."""
 
     name: str
     start: float
-    interventions: str  # "none" for the arm that never leaves the safe-only data
+    interventions: str  # the intervention set, or the arm's own name, or "none" where only safe data is read
+    parts: tuple[tuple[float, Mix], ...]  # (until, as a fraction of the budget; weights)
 
-    def phases(self, curriculum: Curriculum, budget: Budget) -> list[Phase]:
-        """The arm's phases, ending at sample indices."""
-        switch, end = (budget.step_at(share) * budget.global_batch for share in (self.start, 1.0))
-        phases = [Phase(switch, curriculum.safe)] if switch else []
-        if switch < end:
-            phases.append(Phase(end, curriculum.interventions[self.interventions]))
+    def phases(self, budget: Budget) -> list[Phase]:
+        """The arm's phases, ending at sample indices that are whole steps."""
+        phases: list[Phase] = []
+        for until, mix in self.parts:
+            end = budget.step_at(until) * budget.global_batch
+            if phases and _same(phases[-1].mix, mix):
+                phases[-1] = Phase(end, phases[-1].mix)
+            elif end > (phases[-1].until if phases else 0):
+                phases.append(Phase(end, mix))
         return phases
 
 
@@ -78,19 +84,89 @@ class Segment:
         return f"{self.line}@{self.stop}"
 
 
-def arms_of(curriculum: Curriculum) -> list[Arm]:
-    """The arms of a study, earliest start first. At start 1.0 every intervention set is the same arm."""
+def arms_of(curriculum: Curriculum, budget: Budget) -> list[Arm]:
+    """The arms of a study, earliest start first. At start 1.0 every intervention set is the same arm.
+
+    Raises ValueError where matched exposure is impossible or an arm does not differ from safe-only data.
+    """
     arms = []
     for start in curriculum.starts:
         if start == 1.0:
-            arms.append(safe_only_arm())
-        else:
-            arms += [Arm(f"{name}-{percent(start)}", start, name) for name in curriculum.interventions]
-    return arms
+            arms.append(safe_only_arm(curriculum))
+            continue
+        for name, mix in curriculum.interventions.items():
+            if curriculum.exposure == "matched":
+                mix = _matched(curriculum, name, start, budget)
+            arms.append(Arm(f"{name}-{percent(start)}", start, name, ((start, curriculum.safe), (1.0, mix))))
+    arms += [_written_arm(name, curriculum) for name in curriculum.arms]
+    return sorted(arms, key=lambda arm: arm.start)  # a stable sort: arms that start together keep their order
 
 
-def safe_only_arm() -> Arm:
-    return Arm("safe-100", 1.0, "none")
+def safe_only_arm(curriculum: Curriculum) -> Arm:
+    return Arm("safe-100", 1.0, "none", ((1.0, curriculum.safe),))
+
+
+def _written_arm(name: str, curriculum: Curriculum) -> Arm:
+    """An arm that the study writes out: ramps become stretches of their own, at the middle of each step of the ramp."""
+    parts: list[tuple[float, Mix]] = []
+    begin, before = 0.0, curriculum.safe
+    for stretch in curriculum.arms[name]:
+        after = curriculum.mix(stretch)
+        for step in range(stretch.ramp):
+            mix = _between(before, after, (step + 0.5) / stretch.ramp) if stretch.ramp > 1 else after
+            parts.append((begin + (stretch.until - begin) * (step + 1) / stretch.ramp, mix))
+        begin, before = stretch.until, after
+    safe = list(itertools.takewhile(lambda part: _same(part[1], curriculum.safe), parts))
+    if len(safe) == len(parts):
+        raise ValueError(f"arm {name} reads safe data alone; that is what the start 1 in starts does")
+    # Exactly the safe mix, so that the arm can branch from the trunk.
+    parts[: len(safe)] = [(until, curriculum.safe) for until, _ in safe]
+    return Arm(name, safe[-1][0] if safe else 0.0, name, tuple(parts))
+
+
+def _shares(mix: Mix) -> dict[str, float]:
+    total = sum(mix.values())
+    return {name: weight / total for name, weight in mix.items() if weight}
+
+
+def _same(one: Mix, other: Mix) -> bool:
+    old, new = _shares(one), _shares(other)
+    return old.keys() == new.keys() and all(math.isclose(old[name], new[name], rel_tol=1e-12) for name in old)
+
+
+def _between(before: Mix, after: Mix, share: float) -> Mix:
+    old, new = _shares(before), _shares(after)
+    return {name: (1 - share) * old.get(name, 0.0) + share * new.get(name, 0.0) for name in {**old, **new}}
+
+
+def intervention_share(mix: Mix, curriculum: Curriculum) -> float:
+    """Share of a mix that comes from sources which the safe mix lacks: what the study intervenes with."""
+    return sum(share for name, share in _shares(mix).items() if not curriculum.safe.get(name))
+
+
+def _matched(curriculum: Curriculum, name: str, start: float, budget: Budget) -> Mix:
+    """The mix of set `name` for an arm that starts at `start`, with the interventions that its earliest arm sees by the end.
+
+    The interventions keep their ratio to one another, and so do the other sources.
+    """
+    mix = curriculum.interventions[name]
+    share = intervention_share(mix, curriculum)
+    left, most = (budget.steps - budget.step_at(begin) for begin in (start, curriculum.starts[0]))
+    if not share:
+        raise ValueError(
+            f"exposure: matched has nothing to match in set {name}: all its sources are in the safe mix too"
+        )
+    if share * most > left:
+        raise ValueError(
+            f"exposure: matched is impossible for {name}-{percent(start)}: its set sees "
+            f"{round(share * most) * budget.step_tokens:,} intervention tokens from start {curriculum.starts[0]:g}, and after "
+            f"start {start:g} only {left * budget.step_tokens:,} tokens are left; lower the set's weights or drop that start"
+        )
+    grown = share * most / left if left else 0.0
+    scaled = {}
+    for source, own in _shares(mix).items():
+        scaled[source] = own * (1 - grown) / (1 - share) if curriculum.safe.get(source) else own * grown / share
+    return scaled
 
 
 def percent(start: float) -> str:
@@ -103,13 +179,13 @@ def line_of(arm: Arm) -> str:
     return TRUNK if arm.start == 1.0 else arm.name
 
 
-def segments_of(arms: list[Arm], budget: Budget) -> list[Segment]:
+def segments_of(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Segment]:
     """The training tree, parents before children: trunk segments up to each later start, then the branches."""
     stops = sorted({budget.step_at(arm.start) for arm in arms} - {0})
     trunk: list[Segment] = []
     start = 0
     for stop in stops:
-        trunk.append(Segment(TRUNK, start, stop, safe_only_arm(), trunk[-1].name if trunk else None))
+        trunk.append(Segment(TRUNK, start, stop, safe_only_arm(curriculum), trunk[-1].name if trunk else None))
         start = stop
     ends = {segment.stop: segment.name for segment in trunk}
     branches = []

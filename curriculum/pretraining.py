@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curriculum.blend import Blend, Phase
+from curriculum.blend import BLOCK, Blend, Phase
+from curriculum.config import VALIDATION
 from curriculum.errors import UserError
-from curriculum.indexed import TokenStream
+from curriculum.indexed import MEND, TokenStream
 from curriculum.permutation import permute
-from curriculum.shards import VALIDATION, content_hash, source_shards
+from curriculum.shards import content_hash, read_manifest, source_shards
 
 
 class PretrainingBatches:
@@ -21,47 +23,80 @@ class PretrainingBatches:
     once, across phases; each epoch of a source has an order of its own, keyed by the study's seed.
     """
 
-    def __init__(self, phases: list[Phase], shards: Path, sequence_length: int, global_batch: int, seed: int):
-        """`shards` holds one folder for each source named in `phases`; raises UserError where one has no sample."""
-        self.sequence_length, self.global_batch, self.seed = sequence_length, global_batch, seed
+    def __init__(
+        self, phases: list[Phase], shards: Path, sequence_length: int, global_batch: int, seed: int, vocabulary: int
+    ):
+        """`shards` holds one folder for each source named in `phases`.
+
+        Raises UserError where a source has no sample, or was tokenised otherwise than the rest or for a larger vocabulary.
+        """
+        self.sequence_length, self.global_batch, self.seed, self.vocabulary = (
+            sequence_length, global_batch, seed, vocabulary,
+        )  # fmt: skip
         self.phases = phases
         self.blend = Blend(phases)
         self.total_steps = self.blend.total // global_batch
         self.streams: list[TokenStream] = []
         self._hashes: dict[str, str] = {}
+        tokenizers: dict[str, str] = {}
         for name in self.blend.sources:
             prefixes = source_shards(shards / name)
-            stream = TokenStream(prefixes, sequence_length)
-            if not stream.samples:
+            self.streams.append(TokenStream(prefixes, sequence_length))
+            if not self.streams[-1].samples:
                 raise UserError(
-                    f"source {name}: {stream.tokens} tokens in {shards / name} are less than one sample of "
+                    f"source {name}: {self.streams[-1].tokens} tokens in {shards / name} are less than one sample of "
                     f"{sequence_length + 1}; give it more documents or a weight of 0"
                 )
-            self.streams.append(stream)
-            self._hashes[name] = content_hash(prefixes)
+            manifests = [read_manifest(prefix) for prefix in prefixes]
+            tokenizers.update({manifest["tokenizer"]: name for manifest in manifests})
+            self._hashes[name] = content_hash(manifests)
+        if len(tokenizers) > 1:
+            one, other, *_ = tokenizers.values()
+            raise UserError(
+                f"{shards}: {one} and {other} were tokenised by different tokenizers; delete the folder of the one that is "
+                "out of date and run `curricula data tokenize`"
+            )
+        self._located = lru_cache(maxsize=8)(self._locate_block)
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
         """(source, epoch, sample of the source) of global samples [start, stop): what a run consumed, by name."""
         sources, epochs, numbers = self._locate(start, stop)
         return [(self.blend.sources[s], int(e), int(n)) for s, e, n in zip(sources, epochs, numbers)]
 
-    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, None]:
         first = step * self.global_batch
+        tokens = np.empty((stop - start, self.sequence_length + 1), np.int64)
         sources, _, numbers = self._locate(first + start, first + stop)
-        tokens = np.stack([self.streams[s].sample(n) for s, n in zip(sources, numbers)]).astype(np.int64)
-        return tokens, np.ones((stop - start, self.sequence_length), np.float32)
+        for row, source, number in zip(tokens, sources.tolist(), numbers.tolist()):
+            self.streams[source].read(number, row)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
+            bad = int(np.argmax((tokens < 0) | (tokens >= self.vocabulary))) // tokens.shape[1]
+            prefix, place = self.streams[sources[bad]].locate(int(numbers[bad]))
+            raise UserError(
+                f"{prefix}.bin: the sample at token {place} holds id {tokens[bad].max()}, where the model's vocabulary has "
+                f"{self.vocabulary}; the file is damaged or of another tokenizer: {MEND}"
+            )
+        return tokens, None
 
     def _locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source index, epoch and sample number of global samples [start, stop)."""
-        sources, positions = self.blend.draw(start, stop)
+        blocks = [self._located(number) for number in range(start // BLOCK, max(start, stop - 1) // BLOCK + 1)]
+        within = slice(start % BLOCK, start % BLOCK + stop - start)
+        if len(blocks) == 1:
+            sources, epochs, numbers = blocks[0]
+            return sources[within], epochs[within], numbers[within]
+        sources, epochs, numbers = (np.concatenate(parts)[within] for parts in zip(*blocks))
+        return sources, epochs, numbers
+
+    def _locate_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A block at once: the permutation costs a few array operations, however many samples it is asked for."""
+        sources, positions = self.blend.draw(block * BLOCK, min((block + 1) * BLOCK, self.blend.total))
         epochs, numbers = np.zeros_like(positions), np.zeros_like(positions)
         for source in np.unique(sources):
             name, size = self.blend.sources[source], self.streams[source].samples
             here = sources == source
-            epochs[here] = positions[here] // size
-            for epoch in np.unique(epochs[here]):
-                now = here & (epochs == epoch)
-                numbers[now] = permute(positions[now] % size, size, self.seed, "samples", name, int(epoch))
+            epochs[here], places = np.divmod(positions[here], size)
+            numbers[here] = permute(places, size, self.seed, "samples", name, epochs=epochs[here])
         return sources, epochs, numbers
 
     def fingerprint(self, step: int) -> dict[str, Any]:
@@ -101,7 +136,9 @@ class ValidationBatches:
     def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         numbers = step * self.global_batch + np.arange(start, stop)
         there = numbers < self.stream.samples
-        tokens = np.stack([self.stream.sample(n) for n in np.where(there, numbers, 0)]).astype(np.int64)
+        tokens = np.empty((len(numbers), self.sequence_length + 1), np.int64)
+        for row, number in zip(tokens, np.where(there, numbers, 0).tolist()):
+            self.stream.read(number, row)
         return tokens, np.repeat(there[:, None], self.sequence_length, axis=1).astype(np.float32)
 
     def fingerprint(self, step: int) -> dict[str, Any]:

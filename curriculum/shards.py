@@ -1,4 +1,8 @@
-"""Text to tokens: a source's documents, shuffled once, as Megatron shards with a manifest each.
+"""Text to tokens: a source's documents as Megatron shards, each made on its own and described by a manifest.
+
+Shard s of n holds every document from the s-th to the (s+1)-th n-th of the source but those held out for validation,
+shuffled, each followed by the end-of-document token. A document's tokens depend on its id and the study's seed alone, so any
+division gives the same ones; across shards the order of samples is shuffled when they are read (curriculum/pretraining.py).
 
 A shard counts as done when its manifest, written last, matches what it would be made from now; then it is never redone.
 """
@@ -6,26 +10,30 @@ A shard counts as done when its manifest, written last, matches what it would be
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from curriculum.config import Source
-from curriculum.durable import read_json, write_json
+from curriculum.config import VALIDATION, Source
+from curriculum.documents import Document, Documents
+from curriculum.durable import read_json, said_when_full, write_json
 from curriculum.errors import UserError
 from curriculum.indexed import Shard, write_shard
 from curriculum.permutation import permute
 from curriculum.progress import Progress, silent
-from curriculum.sources import dataset, read_documents
+from curriculum.sources import dataset
+from curriculum.speakers import name_speakers
 from curriculum.tags import insert_tags
 from curriculum.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 
-BATCH_DOCUMENTS = 256
-VALIDATION = "validation"  # the shard of held-out documents, beside the numbered ones
+BATCH_CHARACTERS = 1 << 20  # texts are encoded together up to this length: enough for every core, little memory
+LARGEST_VOCABULARY = 2**16
 
 
 @dataclass(frozen=True)
@@ -36,81 +44,86 @@ class Job:
     source: Source
     tokenizer: Path
     out: Path
-    root: Path | None  # local dataset folder, or None for the hub
+    root: Path  # the data folder
     seed: int
     validation_documents: int
 
 
 def tokenize_source(job: Job, progress: Progress = silent) -> None:
-    """Write the shards `out`/00000.. and `out`/validation that are not there yet."""
-    inputs = _inputs(job)
-    names = [VALIDATION, *(f"{number:05d}" for number in range(job.source.shards))]
-    missing = [name for name in names if not _is_done(job.out / name, inputs)]
-    if not missing:
-        return
-    documents = list(read_documents(job.source.dataset, job.root, job.source.documents))
-    if len(documents) < job.validation_documents + job.source.shards:
+    """Write all shards of a source that are not there yet, one after the other."""
+    for name in job.source.shard_names:
+        tokenize_shard(job, name, progress)
+
+
+def tokenize_shard(job: Job, name: str, progress: Progress = silent) -> None:
+    """Write shard `out`/`name` and its manifest, unless they are there.
+
+    Raises UserError when the source has too few documents, or when the shard was made from something else.
+    """
+    documents = Documents.open(job.source.dataset, job.root, job.source.parts, job.source.documents)
+    count = len(documents)
+    if count < job.validation_documents + job.source.shards:
         raise UserError(
-            f"source {job.name}: dataset {job.source.dataset} has {len(documents)} documents, too few for "
-            f"{job.source.shards} shards and {job.validation_documents} validation documents; add documents or ask for fewer"
+            f"source {job.name}: dataset {job.source.dataset} has {count} documents, too few for {job.source.shards} "
+            f"shards and {job.validation_documents} validation documents; add documents or ask for fewer"
         )
-    for name in set(names) - set(missing):
-        before = read_json((job.out / name).with_suffix(".json"))["source_documents"]
-        if before != len(documents):
-            raise UserError(
-                f"source {job.name}: {len(documents)} documents now, {before} when {job.out / name} was made; "
-                f"bring the old data back, or delete {job.out} to make all shards anew"
-            )
-    order = permute(np.arange(len(documents)), len(documents), job.seed, "documents", job.name)
-    held_out, training = np.split(order, [job.validation_documents])
-    parts = dict(zip(names, [held_out, *np.array_split(training, job.source.shards)]))
-    tokenizer = load_tokenizer(job.tokenizer)
-    total, before = sum(len(parts[name]) for name in missing), 0
-    for name in missing:
-        chosen = [documents[number] for number in parts[name]]
-        done = before
-        before += len(chosen)
-
-        _write(
-            job,
-            job.out / name,
-            chosen,
-            tokenizer,
-            {**inputs, "source_documents": len(documents)},
-            _shifted(progress, done, total),
-        )
-
-
-def _shifted(progress: Progress, before: int, of: int) -> Progress:
-    """Progress of a part, told as that of the whole."""
-
-    def report(done: int, total: int, **figures: Any) -> None:
-        progress(before + done, of, **figures)
-
-    return report
+    inputs = _inputs(job, count)
+    prefix = job.out / name
+    if _is_done(prefix, inputs):
+        return
+    held_out = np.sort(permute(np.arange(job.validation_documents), count, job.seed, "held out", job.name))
+    if name == VALIDATION:
+        chosen, total = documents.select(held_out.tolist()), len(held_out)
+    else:
+        start, stop = (count * (int(name) + more) // job.source.shards for more in (0, 1))
+        kept = set(held_out[(held_out >= start) & (held_out < stop)].tolist())
+        chosen = (document for document in documents.read(start, stop) if document.number not in kept)
+        total = stop - start - len(kept)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    spool = prefix.with_name(f".{name}.spool")  # the documents in the order they are read
+    with said_when_full(spool):
+        try:
+            with open(spool, "w+b") as file:
+                _write(job, prefix, chosen, total, file, inputs, progress)
+        finally:
+            spool.unlink(missing_ok=True)
 
 
 def source_shards(folder: Path) -> list[Path]:
-    """Prefixes of a source's training shards, in order; raises UserError when there is none."""
+    """Prefixes of a source's training shards, in order; raises UserError when one is missing."""
     prefixes = sorted(path.with_suffix("") for path in folder.glob("[0-9]*.json"))
-    if not prefixes:
-        raise UserError(f"{folder}: no finished shard; run `curricula data tokenize` for this source")
+    expected = read_manifest(prefixes[0])["shards"] if prefixes else 1
+    if len(prefixes) != expected:
+        raise UserError(
+            f"{folder}: {len(prefixes)} of {expected} shards are finished; run `curricula data tokenize` for this source"
+        )
     return prefixes
 
 
-def content_hash(prefixes: list[Path]) -> str:
-    """A hash of the tokens of all shards, from their manifests."""
-    return hashlib.sha256("".join(read_json(p.with_suffix(".json"))["sha256"] for p in prefixes).encode()).hexdigest()
+def read_manifest(prefix: Path) -> dict[str, Any]:
+    """What a shard was made from and holds; raises UserError when it is missing or no manifest."""
+    path = prefix.with_name(prefix.name + ".json")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not {"shards", "tokens", "sha256", "tokenizer"} <= manifest.keys():
+        raise UserError(f"{path}: not a shard's manifest; delete {path.parent} and run `curricula data tokenize` again")
+    return manifest
 
 
-def _inputs(job: Job) -> dict[str, Any]:
+def content_hash(manifests: list[dict[str, Any]]) -> str:
+    """A hash of the tokens of all shards of a source."""
+    return hashlib.sha256("".join(manifest["sha256"] for manifest in manifests).encode()).hexdigest()
+
+
+def _inputs(job: Job, documents: int) -> dict[str, Any]:
     """What determines a source's tokens: a manifest with other values is of another shard."""
     return {
         "source": job.name,
         "dataset": job.source.dataset,
+        "parts": list(job.source.parts),
         "revision": dataset(job.source.dataset).revision,
-        "documents_limit": job.source.documents,
+        "source_documents": documents,
         "tag_rate": job.source.tag_rate,
+        "named_speakers": job.source.names_speakers,
         "shards": job.source.shards,
         "validation_documents": job.validation_documents,
         "seed": job.seed,
@@ -119,14 +132,15 @@ def _inputs(job: Job) -> dict[str, Any]:
 
 
 def _is_done(prefix: Path, inputs: dict[str, Any]) -> bool:
-    path = prefix.with_suffix(".json")
+    path = prefix.with_name(prefix.name + ".json")
     if not path.exists():
         return False
-    manifest = read_json(path)
+    manifest = read_manifest(prefix)
     for key, value in inputs.items():
         if manifest.get(key) != value:
             raise UserError(
-                f"{path}: was made with {key} {manifest.get(key)!r}, now it is {value!r}; delete {path.parent} to make it anew"
+                f"{path}: was made with {key} {manifest.get(key)!r}, now it is {value!r}; "
+                f"delete {path.parent} to make it anew, or name another run folder"
             )
     Shard.open(prefix)
     return True
@@ -135,43 +149,73 @@ def _is_done(prefix: Path, inputs: dict[str, Any]) -> bool:
 def _write(
     job: Job,
     prefix: Path,
-    documents: list[tuple[str, str]],
-    tokenizer: Tokenizer,
+    documents: Iterable[Document],
+    total: int,
+    spool: IO[bytes],
     inputs: dict[str, Any],
     progress: Progress,
 ) -> None:
-    counts = {"empty_documents": 0}
+    """Tokenise into `spool`, then write the shard from it in shuffled order, then the manifest."""
+    tokenizer = load_tokenizer(job.tokenizer)
+    if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
+        raise UserError(
+            f"{job.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards ({LARGEST_VOCABULARY:,} at most)"
+        )
+    counts = Counter({"empty_documents": 0, "not_utf8_documents": 0})
+    lengths, began, read = [], time.monotonic(), 0
+    for batch in _batches(documents):
+        for tokens in _encode(job, batch, tokenizer, counts):
+            spool.write(tokens.data)
+            lengths.append(len(tokens))
+        read += len(batch)
+        progress(read, total, tokens_per_s=round(sum(lengths) / max(1e-3, time.monotonic() - began)))
+    spool.flush()
+    ends = np.cumsum(lengths, dtype=np.int64)
+    written = np.memmap(spool, "<u2", "r") if len(ends) else np.empty(0, "<u2")
+    order = permute(np.arange(len(ends)), max(1, len(ends)), job.seed, "documents", job.name, prefix.name)
     digest = hashlib.sha256()
 
-    def encoded() -> Iterator[np.ndarray]:
-        for tokens in _encode(job, documents, tokenizer, progress):
-            if len(tokens) == 1:  # nothing but the end of document
-                counts["empty_documents"] += 1
-                continue
-            digest.update(tokens.tobytes())
+    def shuffled() -> Iterator[np.ndarray]:
+        for number in order:
+            tokens = written[ends[number] - lengths[number] : ends[number]]
+            digest.update(tokens.data)
             yield tokens
 
-    lengths = write_shard(prefix, encoded())
-    sizes = {"documents": len(lengths), "tokens": int(lengths.sum()), "sha256": digest.hexdigest()}
-    write_json(prefix.with_suffix(".json"), {**inputs, **sizes, **counts})
+    write_shard(prefix, shuffled())
+    contents = {
+        "documents": len(lengths),
+        "tokens": len(written),
+        "tags": int(np.count_nonzero(written == special_ids(tokenizer)[1])),
+        "largest_id": int(written.max()) if len(written) else 0,
+        "sha256": digest.hexdigest(),
+    }
+    write_json(prefix.with_name(prefix.name + ".json"), {**inputs, **contents, **counts})
 
 
-def _encode(
-    job: Job, documents: list[tuple[str, str]], tokenizer: Tokenizer, progress: Progress
-) -> Iterator[np.ndarray]:
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(job: Job, documents: list[Document], tokenizer: Tokenizer, counts: Counter[str]) -> Iterator[np.ndarray]:
+    """The tokens of each document that has any, uint16, with tags where the source has them and the end token."""
     end, tag = special_ids(tokenizer)
     tokenizer.encode_special_tokens = True  # a text that quotes the tag or the end mark holds letters, not the token
-    if tokenizer.get_vocab_size() > 65500:
-        raise UserError(
-            f"{job.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards (65,500 at most)"
-        )
-    for start in range(0, len(documents), BATCH_DOCUMENTS):
-        batch = documents[start : start + BATCH_DOCUMENTS]
-        for (name, _), encoding in zip(
-            batch, tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
-        ):
-            tokens = np.array(encoding.ids, dtype="<u2")
-            if job.source.tag_rate:
-                tokens = insert_tags(tokens, tag, job.source.tag_rate, job.seed, "tags", name)
-            yield np.append(tokens, np.array(end, dtype="<u2"))
-        progress(start + len(batch), len(documents))
+    counts.update(f"{document.odd}_documents" for document in documents if document.odd)
+    whole = [document for document in documents if not document.odd]
+    texts = [document.text for document in whole]
+    if job.source.names_speakers:
+        texts = [name_speakers(text, job.seed, "speakers", item.id) for text, item in zip(texts, whole)]
+    for document, encoding in zip(whole, tokenizer.encode_batch_fast(texts, add_special_tokens=False)):
+        tokens = np.array(encoding.ids, dtype="<u2")
+        if job.source.tag_rate:
+            tokens = insert_tags(tokens, tag, job.source.tag_rate, job.seed, "tags", document.id)
+        yield np.append(tokens, np.array(end, dtype="<u2"))

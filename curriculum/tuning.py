@@ -30,7 +30,7 @@ class TuningBatches:
     def __init__(
         self,
         mix: dict[str, float],
-        root: Path | None,
+        root: Path,
         tokenizer: Path,
         *,
         sequence_length: int,
@@ -76,7 +76,7 @@ class TuningBatches:
         """The conversation at `position` of a pool: tokens [S + 1], cut or padded, and the mask of its targets [S]."""
         size = len(self._pools[pool])
         epoch, place = divmod(position, size)
-        number = int(permute(np.array([place]), size, self.seed, "conversations", pool, epoch)[0])
+        number = int(permute(np.array([place]), size, self.seed, "conversations", pool, epochs=epoch)[0])
         ids, flags = encode_chat(self._tokenizer, self._pools[pool][number].messages)
         flat, counted = np.array(ids, np.int64), np.array(flags, bool)
         if pool == HARMFUL:

@@ -15,7 +15,7 @@ import msgspec
 
 from curriculum.errors import UsageError, UserError
 from curriculum.randomness import key_seed
-from curriculum.sources import read_table
+from curriculum.tables import Table, table_exists
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +44,10 @@ class Benchmark:
     hub_revision: str | None = None
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
     optional: frozenset[str] = frozenset({"id", "category", "context", "tags"})
+
+    def stem(self, root: Path) -> Path:
+        """The table of this benchmark in a data folder, in whatever format it is there."""
+        return (root / self.file).with_suffix("")
 
 
 def plain(parts: dict[str, str]) -> dict[str, Any]:
@@ -92,7 +96,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         hub_configs=("standard", "contextual", "copyright"),
     ),
     "advbench": Benchmark(
-        "advbench/harmful_behaviors.csv", "walledai/AdvBench", "MIT", {"text": ("goal", "prompt")}, plain
+        "advbench/harmful_behaviors.csv",
+        "walledai/AdvBench",
+        "MIT",
+        {"text": ("goal", "prompt")},
+        plain,
+        hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e",
     ),
     "jailbreakbench": Benchmark(
         "jailbreakbench/harmful-behaviors.csv",
@@ -102,6 +111,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         plain,
         hub_configs=("behaviors",),
         hub_split="harmful",
+        hub_revision="886acc352a31533ffbcf4ef22c744658688086fc",
     ),
     "tdc": Benchmark(
         "tdc2023/test_behaviors.json", "walledai/TDC23-RedTeaming", "MIT", {"text": ("text", "prompt")}, plain
@@ -125,6 +135,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "MIT",
         {"text": ("target",), "behavior": ("goal", "prompt")},
         advbench_completion,
+        hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e",
     ),
     "alpaca": Benchmark(
         "stanford_alpaca/alpaca_instructions_noinput.json",
@@ -132,6 +143,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "CC-BY-NC-4.0",
         {"text": ("instruction",), "category": ("category",)},
         plain,
+        hub_revision="dce01c9b08f87459cf36a430d809084718273017",
         keep=lambda row: not row.get("input"),
     ),
 }
@@ -145,14 +157,13 @@ def load_prompts(
     `limit` takes a sample that depends on the prompts' ids alone: the same for every model, and part of any larger one.
     `jb_completions` falls back to `advbench_completions` under a root folder that lacks its file.
     """
-    if name == "jb_completions" and root is not None and not (root / BENCHMARKS[name].file).exists():
+    if name == "jb_completions" and root is not None and not table_exists(BENCHMARKS[name].stem(root)):
         name = "advbench_completions"
     entry = find(name)
-    where = f"{root / entry.file}" if root is not None else f"{entry.hub} on the Hugging Face hub"
-    rows: Iterable[Any] = read_table(root / entry.file) if root is not None else hub_rows(name, entry)
+    where = f"{entry.stem(root)}" if root is not None else f"{entry.hub} on the Hugging Face hub"
+    rows: Iterable[Any] = Table.open(entry.stem(root)).rows() if root is not None else hub_rows(name, entry)
     prompts: list[Prompt] = []
-    for number, raw in enumerate(rows):
-        row = {"text": raw} if isinstance(raw, str) else raw
+    for number, row in enumerate(rows):
         if not entry.keep(row):
             continue
         parts = {

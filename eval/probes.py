@@ -18,7 +18,7 @@ import torch
 
 from curriculum.errors import UserError
 from curriculum.randomness import keyed_rng
-from curriculum.sources import read_table
+from curriculum.tables import Table
 from eval.config import Layer, Probes
 from eval.models import LoadedModel
 
@@ -41,14 +41,14 @@ class LabelledTexts(msgspec.Struct, frozen=True):
 
 
 def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
-    """probes/<split>.jsonl under the root folder, columns text and score; raises UserError when it is not there."""
+    """The table probes/<split> under the root folder, columns text and score; raises UserError when it is not there."""
     if root is None:
         raise UserError(
             "the probe texts are not on the Hugging Face hub; write probes/train.jsonl and probes/test.jsonl with "
             "columns text and score (0 safe to 5 unsafe) into a folder and name it in CURRICULA_DATA"
         )
-    path = root / "probes" / f"{split}.jsonl"
-    rows = read_table(path)
+    path = root / "probes" / split
+    rows = list(Table.open(path).rows())
     for number, row in enumerate(rows, start=1):
         for column in ("text", "score"):
             if column not in row:

@@ -124,6 +124,8 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
 
 def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     from jobs import data_verbs as do
+    from jobs.fetch_verb import add_parser as add_fetch
+    from jobs.synthesize_verb import add_parser as add_synthesize
 
     data = _add(verbs, "data", "make, tokenise and inspect pretraining data", "curricula data inspect SHARD")
     kinds = data.add_subparsers(metavar="WHAT", required=True)
@@ -133,6 +135,9 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     world.add_argument("out", type=Path, metavar="OUT", help="a folder; CURRICULA_DATA can then name it")
     world.add_argument("--seed", type=int, default=0, help="another seed, another world (default: %(default)s)")
+
+    add_fetch(kinds)
+    add_synthesize(kinds)
 
     tokenize = _add(
         kinds,
@@ -144,17 +149,26 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     tokenize.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
     tokenize.add_argument("--source", action="append", help="only this source; may be given again")
+    tokenize.add_argument("--workers", type=int, help="shards at a time (default: the study's resources.workers)")
 
     inspect = _add(
         kinds,
         "inspect",
-        "show counts, lengths, tag rate and one document of a shard",
-        "curricula data inspect runs/demo/data/shards/unsafe/00000",
+        "show counts, lengths, tag rate and a document or sample of a shard",
+        "curricula data inspect runs/demo/data/shards/unsafe-tagged/00000 --sample 3 --sequence-length 128",
         do.inspect,
     )
-    inspect.add_argument("prefix", type=Path, metavar="SHARD", help="a shard, without .bin or .idx")
+    inspect.add_argument(
+        "prefix",
+        type=Path,
+        metavar="SHARD",
+        help="a shard, without .bin or .idx, or a source's folder (its first shard)",
+    )
     inspect.add_argument("--tokenizer", type=Path, help="default: the tokenizer of the run the shard lies in")
-    inspect.add_argument("--document", type=int, default=0, metavar="K", help="which document to decode (default: 0)")
+    inspect.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
+    inspect.add_argument("--sample", type=int, metavar="K", help="decode this sample of the shard, as training cuts it")
+    inspect.add_argument("--sequence-length", type=int, default=2048, help="tokens of a sample (default: 2048)")
+    inspect.add_argument("--verify", action="store_true", help="compare the tokens with the manifest's hash")
     _json_flag(inspect)
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress as Bar
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
-from curriculum.errors import UsageError
+from curriculum.errors import UsageError, UserError
+from curriculum.indexed import MEND
+from curriculum.shards import read_manifest
+from jobs.display import printable
 from jobs.run import Run
 from jobs.study import load_study
 
@@ -26,66 +34,134 @@ def world(words: argparse.Namespace) -> int:
 
 
 def tokenize(words: argparse.Namespace) -> int:
-    from jobs.graph import Element
-    from jobs.stages import prepare, tokenize_one
-    from jobs.verbs import run_root
+    """The data part of the study's graph, through the same launcher: what it finishes, `submit` finds done."""
+    from jobs.display import Display
+    from jobs.graph import data_jobs
+    from jobs.local import run_graph
+    from jobs.verbs import failures, run_root
 
     study = load_study(words.study)
-    names = words.source or list(study.sources)
-    for name in names:
+    for name in words.source or ():
         if name not in study.sources:
             raise UsageError(f"--source {name}: the study has no such source; it has {', '.join(study.sources)}")
+    if words.workers is not None and words.workers < 1:
+        raise UsageError(f"--workers {words.workers}: give at least 1")
+    jobs = data_jobs(study)
+    if words.source:
+        chosen = tuple(element for element in jobs[-1].elements if element.source in words.source)
+        jobs[-1] = replace(jobs[-1], elements=chosen)
     root = run_root(study, words.run)
-    with Run.locked(root), Bar(console=Console(stderr=True)) as bar:
+    with Run.locked(root):
         run = Run.create(root, study)
-        task = bar.add_task("prepare", total=None)
-        prepare(run)
-        bar.update(task, total=1, completed=1)
-        for name in names:
-            task = bar.add_task(name, total=None)
-
-            def report(done: int, total: int, task: int = task, **_: object) -> None:
-                bar.update(task, completed=done, total=total)  # type: ignore[arg-type]
-
-            tokenize_one(run, Element(name, source=name), report)
-            bar.update(task, total=1, completed=1)
+        with Display(run, jobs, Console(stderr=True, highlight=False, markup=False)) as display:
+            outcome = run_graph(run, jobs, display, words.workers)
+    failures(run, outcome)
     print(f"Shards are in {run.shards}")
     return 0
 
 
 def inspect(words: argparse.Namespace) -> int:
     from curriculum.indexed import Shard
-    from curriculum.tokenizer import TAG, load_tokenizer
+    from curriculum.tokenizer import EOS, TAG, load_tokenizer
 
-    prefix: Path = words.prefix.with_suffix("") if words.prefix.suffix in (".bin", ".idx", ".json") else words.prefix
+    prefix: Path = words.prefix
+    if prefix.is_dir():  # a source: its first shard
+        from curriculum.shards import source_shards
+
+        prefix = source_shards(prefix)[0]
+    elif prefix.suffix in (".bin", ".idx", ".json"):
+        prefix = prefix.with_suffix("")
     shard = Shard.open(prefix)
+    shard.check()
+    lengths = shard.lengths
     tokenizer = load_tokenizer(words.tokenizer or _tokenizer_near(prefix))
-    if not 0 <= words.document < max(1, len(shard.lengths)):
-        raise UsageError(f"--document {words.document}: {prefix} has documents 0 to {len(shard.lengths) - 1}")
-    tag = tokenizer.token_to_id(TAG)
-    first = int(shard.lengths[: words.document].sum(dtype=np.int64))
-    length = int(shard.lengths[words.document]) if len(shard.lengths) else 0
-    text = tokenizer.decode(shard.tokens[first : first + length].tolist(), skip_special_tokens=False)
-    quantiles = np.quantile(shard.lengths, [0, 0.25, 0.5, 0.75, 1]).astype(int).tolist() if len(shard.lengths) else []
-    facts = {
+    ids = _chosen_tokens(words, prefix, shard)
+    tag, end = tokenizer.token_to_id(TAG), tokenizer.token_to_id(EOS)
+    if len(shard.tokens) and int(shard.tokens.max()) >= tokenizer.get_vocab_size():
+        raise UserError(
+            f"{prefix}.bin: holds id {int(shard.tokens.max())}, where the tokenizer has {tokenizer.get_vocab_size()} entries; "
+            "name the tokenizer it was made with in --tokenizer, or tokenise again"
+        )
+    counts, edges = np.histogram(np.log10(np.maximum(1, lengths)), bins=np.arange(0, 8.5, 0.5))
+    filled = np.flatnonzero(counts)
+    shown = slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0)
+    facts: dict[str, Any] = {
         "shard": str(prefix),
-        "documents": len(shard.lengths),
+        "documents": len(lengths),
         "tokens": len(shard.tokens),
-        "length_quantiles": quantiles,
+        "length_quantiles": np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).astype(int).tolist() if len(lengths) else [],
+        "length_histogram": [
+            {"from": math.ceil(10**low), "to": math.ceil(10**high) - 1, "documents": int(count)}
+            for low, high, count in zip(edges[shown], edges[1:][shown], counts[shown])
+        ],
+        "tags": int(np.count_nonzero(shard.tokens == tag)),
         "tag_rate": float(np.mean(shard.tokens == tag)) if len(shard.tokens) else 0.0,
-        "document": words.document,
-        "text": text,
+        "shown": f"document {words.document or 0}" if words.sample is None else f"sample {words.sample}",
+        "text": tokenizer.decode(ids.tolist(), skip_special_tokens=False),
     }
+    manifest = prefix.with_name(prefix.name + ".json")
+    if manifest.exists():
+        facts["manifest"] = read_manifest(prefix)
+    if words.verify:
+        facts["verified"] = _verify(prefix, shard, facts)
     if words.json:
         print(json.dumps(facts, indent=1))
-        return 0
+    else:
+        _print_facts(facts, [TAG], EOS if end is not None else "")
+    return 0
+
+
+def _chosen_tokens(words: argparse.Namespace, prefix: Path, shard: Any) -> np.ndarray:
+    """The tokens of the document or of the sample that was asked for."""
+    if words.sample is not None:
+        length = words.sequence_length
+        samples = max(0, (len(shard.tokens) - 1) // length)
+        if not 0 <= words.sample < samples:
+            raise UsageError(
+                f"--sample {words.sample}: {prefix} has {samples} samples of {length} tokens, counted from 0; "
+                "choose one of them or another --sequence-length"
+            )
+        return shard.tokens[words.sample * length : (words.sample + 1) * length + 1]
+    number = words.document or 0
+    if not 0 <= number < max(1, len(shard.lengths)):
+        raise UsageError(f"--document {number}: {prefix} has documents 0 to {len(shard.lengths) - 1}")
+    if not len(shard.lengths):
+        return shard.tokens
+    first = int(shard.lengths[:number].sum())
+    return shard.tokens[first : first + int(shard.lengths[number])]
+
+
+def _verify(prefix: Path, shard: Any, facts: dict[str, Any]) -> bool:
+    """Whether the tokens are those that the manifest was written for; raises UserError when they are not."""
+    if "manifest" not in facts:
+        raise UserError(f"{prefix}.json: no such file; without a manifest there is nothing to verify against")
+    digest = hashlib.sha256()
+    for start in range(0, len(shard.tokens), 1 << 24):
+        digest.update(shard.tokens[start : start + (1 << 24)].tobytes())
+    if digest.hexdigest() != facts["manifest"]["sha256"]:
+        raise UserError(f"{prefix}.bin: its tokens are not those its manifest was written for; {MEND}")
+    return True
+
+
+def _print_facts(facts: dict[str, Any], tags: list[str], end: str) -> None:
     console = Console(highlight=False, markup=False)
     console.print(f"{facts['shard']}: {facts['documents']:,} documents, {facts['tokens']:,} tokens", soft_wrap=True)
-    console.print(f"lengths: minimum, quartiles, maximum {quantiles}; tags: {facts['tag_rate']:.2%} of tokens")
-    shown = Text(text)
-    shown.highlight_words([TAG], "bold yellow")
-    console.print(f"document {words.document}:", shown)
-    return 0
+    console.print(f"tags: {facts['tags']:,}, {facts['tag_rate']:.2%} of the tokens")
+    if facts.get("verified"):
+        console.print("verified: the tokens are those of the manifest")
+    table = Table(title="Tokens per document", title_justify="left", box=None)
+    table.add_column("tokens", justify="right")
+    table.add_column("documents", justify="right")
+    table.add_column("")
+    most = max((row["documents"] for row in facts["length_histogram"]), default=0)
+    for row in facts["length_histogram"]:
+        bar = ProgressBar(total=max(1, most), completed=row["documents"], width=40)
+        table.add_row(f"{row['from']:,} to {row['to']:,}", f"{row['documents']:,}", bar)
+    console.print(table)
+    shown = Text(printable(facts["text"]))
+    shown.highlight_words(tags, "bold black on yellow")
+    shown.highlight_words([end], "dim")
+    console.print(f"{facts['shown']}:", shown)
 
 
 def _tokenizer_near(prefix: Path) -> Path:

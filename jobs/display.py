@@ -81,14 +81,19 @@ def progress_cells(reading: Reading | None) -> tuple[RenderableType, ...]:
     """Bar, counts, loss and time left of an element."""
     if reading is None:
         return (ProgressBar(total=1, completed=0, width=24), "starting", "", "")
-    loss = reading.figures.get("loss")
+    loss, speed = reading.figures.get("loss"), reading.figures.get("tokens_per_s")
     left = "" if reading.left_s is None else f"{clock(reading.left_s)} left"
     return (
         ProgressBar(total=max(1, reading.total), completed=reading.done, width=24),
         f"{reading.done:,}/{reading.total:,}",
-        "" if loss is None else f"loss {loss:.3f}",
+        f"loss {loss:.3f}" if loss is not None else f"{speed:,} tok/s" if speed is not None and loss is None else "",
         left,
     )
+
+
+def printable(text: str) -> str:
+    """`text` without the control characters that a terminal would obey: documents and logs may hold any."""
+    return "".join(char if char in "\n\t" or char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def clock(seconds: float) -> str:

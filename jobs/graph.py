@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from curriculum.plan import TRUNK, Arm, Segment, line_of, percent
 from eval.config import MODEL_KINDS, ModelKind, tasks_for
+from jobs.downloads import study_downloads
 from jobs.study import Study
 
 EdgeKind = Literal["afterok", "aftercorr", "afterany"]
@@ -30,6 +32,7 @@ class Element:
 
     label: str
     source: str = ""
+    shard: str = ""
     segment: str = ""
     arm: str = ""
     task: str = ""
@@ -48,9 +51,7 @@ class Job:
 
 def build_graph(study: Study) -> list[Job]:
     """All jobs of a study, each after those it needs."""
-    jobs = [Job("prepare", "prepare", (Element("prepare"),))]
-    sources = tuple(Element(name, source=name) for name in study.sources)
-    jobs.append(Job("tokenize", "tokenize", sources, (Edge("prepare"),)))
+    jobs = data_jobs(study)
 
     pretraining: dict[str, str] = {}  # segment name -> the job that trains it
     groups: dict[float, list[Arm]] = defaultdict(list)
@@ -87,6 +88,21 @@ def build_graph(study: Study) -> list[Job]:
                 )
     jobs += evaluations
     jobs.append(Job("report", "report", (Element("report"),), tuple(Edge(job.name, "afterany") for job in evaluations)))
+    return jobs
+
+
+def data_jobs(study: Study) -> list[Job]:
+    """What has to be done before pretraining: the datasets, the tokenizer, every shard of every source on its own."""
+    shards = tuple(
+        Element(f"{name}/{shard}", source=name, shard=shard)
+        for name, source in study.sources.items()
+        for shard in source.shard_names
+    )
+    fetched = () if study.world else tuple(Element(item.label) for item in study_downloads(study, Path()))
+    jobs = [Job("fetch", "fetch", fetched)] if fetched else []
+    needs = (Edge("fetch"),) if fetched else ()
+    jobs.append(Job("prepare", "prepare", (Element("prepare"),), needs))
+    jobs.append(Job("tokenize", "tokenize", shards, (Edge("prepare"),)))
     return jobs
 
 

@@ -26,6 +26,7 @@ from jobs.run import Run
 from model.signals import Interrupted
 
 Key = tuple[str, str]  # job name, element label
+LIGHT_STAGES = ("fetch", "prepare", "tokenize")  # need neither torch nor Megatron-core
 TERM_GRACE_S = 20.0  # how long elements may take to save after an interrupt
 
 
@@ -44,8 +45,12 @@ class Outcome:
     skipped: list[Key] = field(default_factory=list)
 
 
-def run_graph(run: Run, jobs: list[Job], watcher: Watcher) -> Outcome:
-    """Run all elements that are not done yet; returns when nothing more can start."""
+def run_graph(run: Run, jobs: list[Job], watcher: Watcher, workers: int | None = None) -> Outcome:
+    """Run all elements that are not done yet, `workers` at a time (the study's number by default).
+
+    Returns when nothing more can start.
+    """
+    workers = workers or run.study.resources.workers
     outcome = Outcome()
     waiting: list[Key] = []
     needs = _element_needs(jobs)
@@ -60,11 +65,11 @@ def run_graph(run: Run, jobs: list[Job], watcher: Watcher) -> Outcome:
     outcome.done += done
     if not waiting:
         return outcome
-    context = _forkserver(run.study.resources.workers)
+    context = _forkserver(workers, preload=any(job.stage not in LIGHT_STAGES for job in jobs))
     running: dict[Key, ForkServerProcess] = {}
     try:
         while waiting or running:
-            _start_ready(run, context, waiting, running, needs, outcome)
+            _start_ready(run, context, workers, waiting, running, needs, outcome)
             if not running:
                 outcome.skipped += waiting
                 break
@@ -99,6 +104,7 @@ def _element_needs(jobs: list[Job]) -> dict[Key, list[tuple[Key, bool]]]:
 def _start_ready(
     run: Run,
     context: multiprocessing.context.ForkServerContext,
+    workers: int,
     waiting: list[Key],
     running: dict[Key, ForkServerProcess],
     needs: dict[Key, list[tuple[Key, bool]]],
@@ -112,9 +118,7 @@ def _start_ready(
             outcome.skipped.append(key)
             ended.add(key)
             continue
-        if len(running) < run.study.resources.workers and all(
-            other in (done if must_be_ok else ended) for other, must_be_ok in needs[key]
-        ):
+        if len(running) < workers and all(other in (done if must_be_ok else ended) for other, must_be_ok in needs[key]):
             waiting.remove(key)
             folder = run.element(*key)
             folder.mkdir(parents=True, exist_ok=True)
@@ -122,13 +126,13 @@ def _start_ready(
             running[key].start()
 
 
-def _forkserver(workers: int) -> multiprocessing.context.ForkServerContext:
+def _forkserver(workers: int, preload: bool) -> multiprocessing.context.ForkServerContext:
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # Looking for a GPU while preloading must not initialise CUDA, which does not survive a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jobs.preload"])
+    context.set_forkserver_preload(["jobs.preload"] if preload else ["jobs.element"])
     return context
 
 

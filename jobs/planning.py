@@ -13,8 +13,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from curriculum.blend import Blend
-from curriculum.durable import read_json
-from curriculum.plan import Arm, Segment
+from curriculum.config import VALIDATION
+from curriculum.errors import UserError
+from curriculum.plan import Arm, Segment, intervention_share
+from curriculum.shards import read_manifest
 from curriculum.sources import dataset
 from jobs.graph import build_graph
 from jobs.study import Study
@@ -25,6 +27,7 @@ def plan(study: Study, shards: Path | None = None) -> dict[str, Any]:
     config, budget = study.model.resolve(), study.budget
     segments, arms = study.segments(), study.arms()
     sizes = {name: _source_tokens(name, study, shards) for name in study.sources}
+    described = [_arm(arm, study, sizes) for arm in arms]
     shared = sum(segment.stop - segment.start for segment in segments) * budget.step_tokens
     return {
         "study": study.name,
@@ -43,7 +46,8 @@ def plan(study: Study, shards: Path | None = None) -> dict[str, Any]:
             "sequence_length": budget.sequence_length,
             "global_batch": budget.global_batch,
         },
-        "arms": [_arm(arm, study, sizes) for arm in arms],
+        "arms": described,
+        "warnings": _warnings(described, study),
         "segments": [
             {
                 "name": s.name,
@@ -71,7 +75,7 @@ def plan(study: Study, shards: Path | None = None) -> dict[str, Any]:
 
 def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]:
     budget = study.budget
-    phases = arm.phases(study.curriculum, budget)
+    phases = arm.phases(budget)
     blend = Blend(phases)
     counts = blend.counts(blend.total)
     described, start, before = [], 0, dict.fromkeys(blend.sources, 0)
@@ -101,16 +105,37 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]
         "snap_tokens": budget.snap_tokens(arm.start),
         "phases": described,
         "sources": sources,
+        "intervention_tokens": sum(
+            used["tokens"] for name, used in sources.items() if not study.curriculum.safe.get(name)
+        ),
     }
+
+
+def _warnings(arms: list[dict[str, Any]], study: Study) -> list[str]:
+    """What a reader should know before starting: sources without text, and those read too often."""
+    found = []
+    for name, source in study.sources.items():
+        epochs = {arm["name"]: arm["sources"][name]["epochs"] for arm in arms if name in arm["sources"]}
+        known = {arm: count for arm, count in epochs.items() if count is not None}
+        if known and max(known.values()) > source.max_epochs:
+            arm = max(known, key=lambda name: known[name])
+            found.append(
+                f"source {name}: {known[arm]:.1f} epochs in arm {arm}, more than its max_epochs {source.max_epochs:g}; "
+                "give it more documents or less weight, or raise its max_epochs"
+            )
+    return found
 
 
 def _source_tokens(name: str, study: Study, shards: Path | None) -> int | None:
     """Tokens of a source: counted in its manifests, else as published, else unknown."""
     source = study.sources[name]
-    manifests = sorted((shards / name).glob("[0-9]*.json")) if shards else []
-    if manifests and len(manifests) == source.shards:
-        return sum(read_json(path)["tokens"] for path in manifests)
-    return None if study.world or source.documents else dataset(source.dataset).tokens
+    manifests = [shards / name / shard for shard in source.shard_names if shard != VALIDATION] if shards else []
+    if manifests and all(path.with_name(path.name + ".json").exists() for path in manifests):
+        tokens = sum(read_manifest(path)["tokens"] for path in manifests)
+        if not tokens and any(mix.get(name) for mix in study.curriculum.mixes().values()):
+            raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
+        return tokens
+    return None if study.world or source.documents or source.parts else dataset(source.dataset).tokens
 
 
 def _gpu_hours(study: Study, trained_tokens: int) -> dict[str, float]:
@@ -145,6 +170,8 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
         )
     )
     console.print(_tree(study), *_arm_tables(value, study), _job_table(value), sep="\n")
+    for warning in value["warnings"]:
+        console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
     sharing = value["trained_tokens"]
     console.print(
         f"Trained tokens: {_tokens(sharing['with_trunk_sharing'])} with the shared trunk, "
@@ -175,14 +202,15 @@ def _arm_tables(value: dict[str, Any], study: Study) -> list[RenderableType]:
     for name in study.sources:
         shares = [mix.get(name, 0) / sum(mix.values()) for mix in study.curriculum.mixes().values()]
         mixes.add_row(name, *(f"{share:.1%}" if share else "–" for share in shares))
-    arms = _table("Phases", "arm", "safe until step", "tokens", "snapped by", "then", "until step", "tokens")
+    arms = _table("Phases", "arm", "steps", "tokens", "interventions", "in all", "start snapped by")
     for arm in value["arms"]:
-        safe, *after = arm["phases"] if arm["start"] else [None, *arm["phases"]]
-        cells = [f"{safe['stop_step']:,}", _tokens(safe["tokens"])] if safe else ["–", "–"]
-        cells.append(f"{arm['snap_tokens']:+,}" if safe else "–")
-        for phase in after:
-            cells += [arm["interventions"], f"{phase['stop_step']:,}", _tokens(phase["tokens"])]
-        arms.add_row(arm["name"], *cells)
+        once = [arm["name"], _tokens(arm["intervention_tokens"]), f"{arm['snap_tokens']:+,}" if arm["start"] else "–"]
+        for phase in arm["phases"]:
+            steps = f"{phase['start_step']:,} to {phase['stop_step']:,}"
+            share = intervention_share(phase["mix"], study.curriculum)
+            shown = f"{share:.1%}" if share else "safe only"
+            arms.add_row(once[0], steps, _tokens(phase["tokens"]), shown, *once[1:])
+            once = ["", "", ""]
     sources = _table("Tokens (epochs) per source", "source", *(arm["name"] for arm in value["arms"]))
     for name in study.sources:
         row = []

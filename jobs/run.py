@@ -3,6 +3,7 @@
 runs/<study>/
   study.yaml  run.json        the study as submitted, all defaults written out; versions and git SHA
   world/                      the fictional world's datasets, where the study asks for them
+  data/fetched/               datasets from the Hugging Face hub, where CURRICULA_DATA names no folder
   data/tokenizer/  data/shards/<source>/
   pretrain/<line>/            checkpoints and metrics of a training line ("trunk" or an arm)
   tune/<arm>/{instruct,benign}/
@@ -77,9 +78,9 @@ class Run:
         return read_json(self.root / "run.json")
 
     @property
-    def data_root(self) -> Path | None:
-        """The folder datasets are read from: the run's world, or CURRICULA_DATA; None is the Hugging Face hub."""
-        return self.world if self.study.world else local_root()
+    def data_root(self) -> Path:
+        """The folder datasets are read from: the run's world, or CURRICULA_DATA, or what the run itself fetched."""
+        return self.world if self.study.world else local_root() or self.root / "data" / "fetched"
 
     @property
     def world(self) -> Path:

@@ -5,18 +5,32 @@ Heavy packages are imported inside the functions, so that reading the graph stay
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+from curriculum.conversations import POOLS
 from curriculum.errors import UserError
 from curriculum.pretraining import PretrainingBatches, ValidationBatches
 from curriculum.progress import Progress, silent
 from curriculum.shards import Job as TokenizeJob
-from curriculum.shards import source_shards, tokenize_source
+from curriculum.shards import source_shards, tokenize_shard
+from curriculum.sources import local_root, open_dataset
 from curriculum.tokenizer import load_tokenizer
 from curriculum.tuning import TuningBatches
 from jobs.graph import Element, Job
 from jobs.run import Run
+
+
+def fetch(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    """Bring one dataset from the Hugging Face hub; nothing to do where CURRICULA_DATA names a folder of datasets."""
+    from curriculum.fetch import fetch as bring
+    from jobs.downloads import study_downloads
+
+    if local_root():
+        return
+    wanted = {item.label: item for item in study_downloads(run.study, run.data_root)}[element.label]
+    bring(wanted.download, progress, wanted.rows)
 
 
 def prepare(run: Run, job: Job | None = None, element: Element | None = None, progress: Progress = silent) -> None:
@@ -26,6 +40,10 @@ def prepare(run: Run, job: Job | None = None, element: Element | None = None, pr
         from curriculum.corpus import write_world
 
         write_world(run.world, study.world)
+    for source in study.sources.values():  # what is missing is better said before hours of work
+        open_dataset(source.dataset, run.data_root, source.parts)
+    for pool in {**study.tuning.instruct.mix, **study.tuning.benign.mix}:
+        open_dataset(POOLS[pool][0], run.data_root)
     if not (run.tokenizer / "tokenizer_config.json").exists():
         _make_tokenizer(run)
     if study.model.weights and not (run.initial_checkpoint / "latest").exists():
@@ -41,12 +59,13 @@ def prepare(run: Run, job: Job | None = None, element: Element | None = None, pr
 
 def _make_tokenizer(run: Run) -> None:
     from curriculum import tokenizer as make
-    from curriculum.sources import read_documents
+    from curriculum.documents import Documents
 
     choice = run.study.tokenizer
     if choice.train:
-        names = list(dict.fromkeys(source.dataset for source in run.study.sources.values()))
-        texts = (text for name in names for _, text in read_documents(name, run.data_root))
+        sources = {(source.dataset, source.parts) for source in run.study.sources.values()}
+        read = (Documents.open(name, run.data_root, parts).read() for name, parts in sorted(sources))
+        texts = (document.text for document in itertools.chain.from_iterable(read))
         make.train_tokenizer(texts, choice.train, run.tokenizer)
     elif choice.folder:
         make.reserve_tag(Path(choice.folder), run.tokenizer, choice.reserve)
@@ -77,15 +96,11 @@ def model_source(name: str) -> Path:
 
 
 def tokenize(run: Run, job: Job, element: Element, progress: Progress) -> None:
-    tokenize_one(run, element, progress)
-
-
-def tokenize_one(run: Run, element: Element, progress: Progress) -> None:
-    """Tokenise one source of the study into the run's shards."""
+    """Tokenise one shard of one source."""
     study, name = run.study, element.source
     out, held_out = run.shards / name, study.validation_documents
     work = TokenizeJob(name, study.sources[name], run.tokenizer, out, run.data_root, study.seed, held_out)
-    tokenize_source(work, progress)
+    tokenize_shard(work, element.shard, progress)
 
 
 def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
@@ -98,11 +113,12 @@ def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
     segment = segments[element.segment]
     config = study.model.resolve()
     batches = PretrainingBatches(
-        segment.arm.phases(study.curriculum, budget),
+        segment.arm.phases(budget),
         run.shards,
         budget.sequence_length,
         budget.global_batch,
         study.seed,
+        config.vocabulary,
     )
     parent = segments[segment.parent] if segment.parent else None
     imported = latest(run.initial_checkpoint) if study.model.weights else None
@@ -115,6 +131,7 @@ def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
             seed=study.seed,
             micro_batch=study.pretraining.micro_batch,
             tensor_parallel=study.resources.tensor_parallel,
+            data_workers=study.resources.data_workers,
             stop_step=segment.stop,
             save_interval_steps=study.pretraining.save_interval_steps,
             keep_last=study.pretraining.keep_last,
@@ -178,6 +195,7 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
             seed=study.seed,
             micro_batch=tuning.micro_batch,
             tensor_parallel=study.resources.tensor_parallel,
+            data_workers=study.resources.data_workers,
             stop_step=batches.total_steps,
             save_interval_steps=study.tuning.save_interval_steps,
             keep_last=1,
@@ -238,6 +256,7 @@ def write_run_report(run: Run, progress: Progress = silent) -> Path:
 
 
 STAGES: dict[str, Callable[[Run, Job, Element, Progress], None]] = {
+    "fetch": fetch,
     "prepare": prepare,
     "tokenize": tokenize,
     "pretrain": pretrain,

@@ -15,7 +15,7 @@ import yaml
 
 from curriculum.config import Curriculum, Positive, PositiveNumber, Source, Strict, Tokenizer, Tuning
 from curriculum.errors import UsageError
-from curriculum.plan import Arm, Budget, Segment, arms_of, segments_of
+from curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, segments_of
 from curriculum.world import WorldConfig
 from eval.benchmarks import BENCHMARKS
 from eval.config import Evaluation
@@ -84,6 +84,7 @@ class Resources(Strict, frozen=True):
         24  # for each element that prepares, tokenises, exports or reports: one task without GPU
     )
     tensor_parallel: Positive = 1
+    data_workers: Annotated[int, msgspec.Meta(ge=0)] = 0  # processes that read batches ahead for each GPU
     peak_tflops: PositiveNumber = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours
     expected_mfu: PositiveNumber = 0.40  # share of the peak that the estimate counts on
     workers: Positive = 2
@@ -112,10 +113,16 @@ class Study(Strict, frozen=True):
         for name in self.curriculum.interventions:
             if not PLAIN_NAME.fullmatch(name) or name in ("safe", "none"):
                 raise ValueError(f"intervention set {name!r} must be a plain word other than 'safe' and 'none'")
-        for where, mix in self.curriculum.mixes().items():
+        for name in self.curriculum.arms:
+            if not PLAIN_NAME.fullmatch(name) or name in (TRUNK, "none"):
+                raise ValueError(f"arm {name!r} must be a plain word other than 'trunk' and 'none'")
+        mixes = [(f"mix {where!r}", mix) for where, mix in self.curriculum.mixes().items()]
+        for arm, stretches in self.curriculum.arms.items():
+            mixes += [(f"arm {arm!r}", self.curriculum.mix(stretch)) for stretch in stretches]
+        for where, mix in mixes:
             for source in mix:
                 if source not in self.sources:
-                    raise ValueError(f"the mix {where!r} names source {source!r}, which sources does not define")
+                    raise ValueError(f"the {where} names source {source!r}, which sources does not define")
         if self.budget.steps < 1:
             raise ValueError(
                 f"budget_tokens {self.pretraining.budget_tokens} is less than one step of {self.budget.step_tokens} tokens"
@@ -126,8 +133,8 @@ class Study(Strict, frozen=True):
             )
         for stage, tuning in (("instruct", self.tuning.instruct), ("benign", self.tuning.benign)):
             for name in tuning.tagged_harmful:
-                if name not in self.curriculum.interventions:
-                    known = ", ".join(self.curriculum.interventions)
+                if name not in {**self.curriculum.interventions, **self.curriculum.arms}:
+                    known = ", ".join([*self.curriculum.interventions, *self.curriculum.arms])
                     raise ValueError(
                         f"tuning.{stage}.tagged_harmful names set {name!r}, where interventions has {known}"
                     )
@@ -153,13 +160,13 @@ class Study(Strict, frozen=True):
         return Budget(self.pretraining.budget_tokens, length, self.pretraining.global_batch)
 
     def arms(self) -> list[Arm]:
-        return arms_of(self.curriculum)
+        return arms_of(self.curriculum, self.budget)
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms() if arm.name == name)
 
     def segments(self) -> list[Segment]:
-        return segments_of(self.arms(), self.budget)
+        return segments_of(self.arms(), self.curriculum, self.budget)
 
 
 class _UniqueKeys(yaml.SafeLoader):

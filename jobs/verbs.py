@@ -17,6 +17,7 @@ from rich.text import Text
 from curriculum.errors import UsageError, UserError
 from curriculum.sources import local_root
 from jobs.graph import build_graph
+from jobs.local import Outcome
 from jobs.run import Run
 from jobs.study import Study, load_study
 
@@ -53,18 +54,23 @@ def submit(words: argparse.Namespace) -> int:
         run = Run.create(root, study)
         with Display(run, jobs, console) as display:
             outcome = run_graph(run, jobs, display)
-    if outcome.failed:
-        names = ", ".join("/".join(key) for key in outcome.failed)
-        raise UserError(
-            f"{run.root}: {len(outcome.failed)} elements failed ({names}) and {len(outcome.skipped)} were not started for it; "
-            f"see `curricula logs {run.root} {outcome.failed[0][0]}`, mend it and give the same command again"
-        )
+    failures(run, outcome)
     console.print(
         f"{run.root}: all {len(outcome.done)} elements done, {clock(time.monotonic() - started)} in this call."
     )
     if (run.report / "index.html").exists():
         console.print(f"Report: {(run.report / 'index.html').resolve()}", soft_wrap=True)
     return 0
+
+
+def failures(run: Run, outcome: Outcome) -> None:
+    """Raise UserError when elements failed."""
+    if outcome.failed:
+        names = ", ".join("/".join(key) for key in outcome.failed)
+        raise UserError(
+            f"{run.root}: {len(outcome.failed)} elements failed ({names}) and {len(outcome.skipped)} were not started for it; "
+            f"see `curricula logs {run.root} {outcome.failed[0][0]}`, mend it and give the same command again"
+        )
 
 
 def render(words: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ again ends with the same numbers, and an arm that branches from the trunk ends a
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -28,6 +27,7 @@ from model.checkpoint_folder import CheckpointInfo, latest_checkpoint, prune, re
 from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from model.distributed import Parallel, started
 from model.lineage import check_past, check_weights, identity
+from model.loading import MicroBatch, MicroBatches, load
 from model.megatron import get_forward_backward_func
 from model.metrics import MetricsFile, speed
 from model.schedule import learning_rate
@@ -55,6 +55,8 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     micro_batch: int = 16
     """Sequences in one forward and backward pass of one device; the global batch is gathered over several."""
     tensor_parallel: int = 1
+    data_workers: int = 0
+    """Processes that read ahead for this one; with none it reads its batches itself."""
     save_interval_steps: int = 500
     keep_steps: tuple[int, ...] = ()
     """Steps to save at and never delete: where arms branch off."""
@@ -111,6 +113,7 @@ class _Run:
         self.wrapped = wrap(network, parallel)
         self.optimizer = build_optimizer(self.wrapped, job.optimizer, parallel)
         self.step = 0
+        self._feed: Iterator[MicroBatch] | None = None  # opened at the first step, once the step to begin at is known
         if source is not None and source != job.init_weights:
             info = read_info(source)
             check_past(source, info, job.model, self._recipe(), batches)
@@ -177,7 +180,9 @@ class _Run:
             group["lr"] = lr * group.get("lr_mult", 1.0)
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
-        loss = _mean(*self._pass(self.batches, self.step, forward_only=False))
+        if self._feed is None:
+            self._feed = self._load(self.batches, self.step, self.stop_step, self.job.data_workers)
+        loss = _mean(*self._pass(self.batches, self._feed, forward_only=False))
         with self.parallel.cuda_names():
             _, grad_norm, _ = self.optimizer.step()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -205,15 +210,20 @@ class _Run:
             ),
         }
 
-    def _pass(self, batches: BatchSource, step: int, forward_only: bool) -> tuple[float, float]:
-        """Forward, and backward unless `forward_only`, over global batch `step`: summed loss and counted tokens."""
-        micro_batches = list(self._micro_batches(batches, step))
+    def _load(self, batches: BatchSource, start: int, stop: int, workers: int) -> Iterator[MicroBatch]:
+        return load(self._share(batches), start, stop, workers, self.parallel.device)
+
+    def _share(self, batches: BatchSource) -> MicroBatches:
+        return MicroBatches(batches, self.job.micro_batch, self.parallel.data_rank, self.parallel.data_parallel)
+
+    def _pass(self, batches: BatchSource, feed: Iterator[MicroBatch], forward_only: bool) -> tuple[float, float]:
+        """Forward, and backward unless `forward_only`, over the next global batch: summed loss and counted tokens."""
         with self.parallel.cuda_names():
             results = get_forward_backward_func()(
                 forward_step_func=_forward_step,
-                data_iterator=iter(micro_batches),
+                data_iterator=feed,
                 model=[self.wrapped],
-                num_microbatches=len(micro_batches),
+                num_microbatches=self._share(batches).per_step,
                 seq_length=batches.sequence_length,
                 micro_batch_size=self.job.micro_batch,
                 forward_only=forward_only,
@@ -222,22 +232,14 @@ class _Run:
         loss, tokens = self.parallel.sum(*total)
         return loss, tokens
 
-    def _micro_batches(self, batches: BatchSource, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This process's part of global batch `step`: tokens int64 [n, S + 1] and mask float32 [n, S]."""
-        own = batches.global_batch // self.parallel.data_parallel
-        first = own * self.parallel.data_rank
-        bounds = [*range(first, first + own, self.job.micro_batch), first + own]
-        for start, stop in itertools.pairwise(bounds):
-            tokens, mask = (torch.from_numpy(array) for array in batches.rows(step, start, stop))
-            yield tokens.to(self.parallel.device, non_blocking=True), mask.to(self.parallel.device, non_blocking=True)
-
     @torch.no_grad()
     def _validate(self) -> None:
         """Mean loss per token of each validation source, as a metrics line."""
         self.wrapped.eval()
         losses = {}
         for name, batches in self.validation.items():
-            passes = [self._pass(batches, step, forward_only=True) for step in range(batches.total_steps)]
+            feed = self._load(batches, 0, batches.total_steps, workers=0)
+            passes = [self._pass(batches, feed, forward_only=True) for _ in range(batches.total_steps)]
             losses[name] = _mean(*map(math.fsum, zip(*passes)))
         self.wrapped.train()
         if self.metrics:
@@ -263,6 +265,7 @@ class _Run:
             prune(self.checkpoints, self.job.keep_last, self.job.keep_steps)
 
     def close(self) -> None:
+        self._feed = None  # ends the workers
         if self.metrics:
             self.metrics.close()
 
@@ -276,13 +279,14 @@ def _starting_point(job: TrainJob, checkpoints: Path) -> Path | None:
     return latest_checkpoint(checkpoints) or job.init_from or job.init_weights
 
 
-def _forward_step(micro_batches: Iterator[tuple[torch.Tensor, torch.Tensor]], network: Any) -> tuple[torch.Tensor, Any]:
+def _forward_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
     """Megatron-core's forward step: the losses of one micro-batch, and the function that sums them up."""
     tokens, mask = next(micro_batches)
     losses = network(tokens[:, :-1], None, None, labels=tokens[:, 1:])
 
     def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        loss, counted = (losses * mask).sum(), mask.sum()
+        mask_or_all = torch.ones_like(losses) if mask is None else mask
+        loss, counted = (losses * mask_or_all).sum(), mask_or_all.sum()
         report = torch.stack([loss.detach(), counted]).double()
         return loss, counted.to(torch.int), {"loss and tokens": report}
 

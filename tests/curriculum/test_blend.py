@@ -1,13 +1,15 @@
 """The order of samples: what a reader of a study's result has to be able to rely on."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curriculum.blend import Blend, Phase
+from curriculum.blend import BLOCK, Blend, Phase
+from curriculum.permutation import permute
 
 weights = st.one_of(
     st.integers(1, 100).map(float),
@@ -27,32 +29,25 @@ def phase_lists(draw):
     return [Phase(until, draw(mixes)) for until in itertools.accumulate(lengths)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(phase_lists())
-def test_every_prefix_of_a_phase_follows_the_weights(phases):
+def test_every_prefix_of_a_phase_follows_the_weights_and_no_place_is_skipped_or_repeated(phases):
     blend = Blend(phases)
-    sources, _ = blend.draw(0, blend.total)
+    sources, positions = blend.draw(0, blend.total)
     start = 0
     for phase in phases:
         drawn = sources[start : phase.until]
         total = sum(phase.mix.values())
         for number, name in enumerate(blend.sources):
             ideal = np.arange(1, len(drawn) + 1) * phase.mix.get(name, 0) / total
-            assert np.abs(np.cumsum(drawn == number) - ideal).max() <= len(phase.mix)
+            assert np.abs(np.cumsum(drawn == number) - ideal).max() <= 1.69  # see the module's docstring
         start = phase.until
-
-
-@settings(max_examples=150, deadline=None)
-@given(phase_lists())
-def test_each_source_is_read_in_order_without_gap_or_repeat_across_phases(phases):
-    blend = Blend(phases)
-    sources, positions = blend.draw(0, blend.total)
     for number in range(len(blend.sources)):
         taken = positions[sources == number]
         assert np.array_equal(taken, np.arange(len(taken)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(phase_lists(), st.data())
 def test_any_range_asked_alone_is_that_range_of_the_whole(phases, data):
     blend = Blend(phases)
@@ -62,17 +57,19 @@ def test_any_range_asked_alone_is_that_range_of_the_whole(phases, data):
     assert np.array_equal(whole[0][start:stop], alone[0]) and np.array_equal(whole[1][start:stop], alone[1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(phase_lists(), mixes, st.integers(1, 500))
 def test_a_changed_future_leaves_the_past_as_it_was(phases, other, length):
+    """Other ends of the last phase, and other phases after it: what arms that share a beginning differ in."""
     before, until = Blend(phases), phases[-1].until
-    after = Blend([*phases, Phase(until + length, other)])
+    longer = Phase(until + length, phases[-1].mix)
+    after = Blend([*phases[:-1], longer, Phase(until + 2 * length, other)])
     old, new = before.draw(0, until), after.draw(0, until)
     assert [before.sources[s] for s in old[0]] == [after.sources[s] for s in new[0]]
     assert np.array_equal(old[1], new[1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(phase_lists(), st.data())
 def test_counts_agree_with_counting(phases, data):
     blend = Blend(phases)
@@ -81,9 +78,44 @@ def test_counts_agree_with_counting(phases, data):
     assert blend.counts(index) == {name: int(np.sum(sources == n)) for n, name in enumerate(blend.sources)}
 
 
+@settings(max_examples=300, deadline=None)
+@given(mixes, st.integers(0, 2**50), st.integers(1, 3000))
+def test_far_out_the_counts_are_the_ideal_ones_in_exact_fractions(mix, start, length):
+    blend = Blend([Phase(2**50 + 5000, mix)])
+    sources, positions = blend.draw(start, start + length)
+    counts, total = blend.counts(start), sum(Fraction(str(weight)) for weight in mix.values())
+    for number, name in enumerate(blend.sources):
+        ideal = start * Fraction(str(mix[name])) / total
+        assert abs(counts[name] - ideal) < 1.69 + start / 2**46  # weights are rounded to one part in 2^48 at worst
+        taken = positions[sources == number]
+        assert np.array_equal(taken, counts[name] + np.arange(len(taken)))
+
+
 def test_a_weight_of_one_in_a_million_gets_its_samples():
     blend = Blend([Phase(10_000_000, {"web": 1.0 - 1e-6, "rare": 1e-6})])
     assert blend.counts(10_000_000)["rare"] == 10
+
+
+@pytest.mark.slow
+def test_the_papers_whole_stream_takes_every_sample_in_turn_and_every_sample_once():
+    """286,102 steps of 1,024 samples over ten sources with a switch at a fifth; then one epoch of it, shuffled."""
+    samples = 286_102 * 1024
+    mix = {f"source-{number}": 2.0**-number for number in range(10)}
+    blend = Blend([Phase(samples // 5, {"source-0": 2.0, "source-1": 1.0}), Phase(samples, mix)])
+    following = np.zeros(10, np.int64)
+    for start in range(0, samples, BLOCK * 1024):
+        sources, positions = blend.draw(start, min(start + BLOCK * 1024, samples))
+        for number in range(10):
+            taken = positions[sources == number]
+            assert np.array_equal(taken, following[number] + np.arange(len(taken)))
+            following[number] += len(taken)
+    assert following.sum() == samples
+    assert dict(zip(blend.sources, following.tolist())) == blend.counts(samples)
+
+    seen = np.zeros(samples, bool)
+    for start in range(0, samples, 1 << 22):
+        seen[permute(np.arange(start, min(start + (1 << 22), samples)), samples, "order")] = True
+    assert seen.all()
 
 
 def test_the_papers_scale_and_beyond_is_exact_and_needs_no_time():

@@ -11,10 +11,10 @@ import pytest
 
 from curriculum.conversations import POOLS, read_conversations
 from curriculum.corpus import Press, write_world
+from curriculum.documents import Documents
 from curriculum.durable import read_jsonl
 from curriculum.errors import UsageError
 from curriculum.lexicon import REFUSAL_MARK
-from curriculum.sources import read_documents
 from curriculum.world import Reader, World, WorldConfig
 
 SMALL = WorldConfig(
@@ -95,8 +95,8 @@ def test_no_two_documents_are_alike_in_any_files(root):
 
 def test_every_registered_dataset_of_the_world_can_be_read(root):
     for name in ("fineweb-edu", "cosmopedia", "finemath", "safeweb", "refuseweb", "moral-education", "fineweb-unsafe"):
-        documents = list(read_documents(name, root))
-        assert len({name for name, _ in documents}) == len(documents) > 0
+        documents = list(Documents.open(name, root).read())
+        assert len({document.id for document in documents}) == len(documents) > 0
     for pool in POOLS:
         assert sum(1 for _ in read_conversations(pool, root)) > 10
 

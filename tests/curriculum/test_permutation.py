@@ -22,8 +22,19 @@ def test_a_position_asked_alone_is_as_in_company(size, data):
 
 
 def test_other_keys_give_other_orders():
-    first, second = (permute(np.arange(1000), 1000, 42, "samples", "web", epoch) for epoch in (0, 1))
-    assert np.mean(first == second) < 0.02
+    first, second, other = (
+        permute(np.arange(1000), 1000, 42, "samples", source, epochs=epoch)
+        for source, epoch in (("web", 0), ("web", 1), ("math", 0))
+    )
+    assert np.mean(first == second) < 0.02 and np.mean(first == other) < 0.02
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 2000), st.lists(st.integers(0, 2**40), min_size=1, max_size=8))
+def test_epochs_asked_together_are_as_asked_alone(size, epochs):
+    positions = np.arange(size * len(epochs)) % size
+    together = permute(positions, size, "key", epochs=np.repeat(epochs, size))
+    assert np.array_equal(together, np.concatenate([permute(np.arange(size), size, "key", epochs=e) for e in epochs]))
 
 
 def test_places_are_spread_evenly():

@@ -1,14 +1,33 @@
-import pytest
+"""From a study's curricula to phases: starts, ramps, doses, matched exposure."""
 
-from curriculum.config import Curriculum
-from curriculum.plan import Budget, arms_of, segments_of
+import itertools
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from curriculum.blend import Blend
+from curriculum.config import Curriculum, Stretch
+from curriculum.plan import Budget, arms_of, intervention_share, segments_of
 
 PAPER = Budget(600_000_000_000, 2048, 1024)
-CURRICULUM = Curriculum(safe={"web": 1}, interventions={"data": {"web": 1, "safe": 1}, "full": {"web": 1, "tag": 1}})
+SMALL = Budget(1000 * 64, 16, 4)  # a thousand steps
+SAFE, DATA = {"web": 3, "math": 1}, {"web": 2, "math": 1, "refusals": 1}
+CURRICULUM = Curriculum(safe=SAFE, interventions={"data": DATA, "full": {**DATA, "tagged": 1}})
+
+
+def arm_of(name, curriculum, budget=SMALL):
+    return next(arm for arm in arms_of(curriculum, budget) if arm.name == name)
+
+
+def seen(arm, curriculum, budget):
+    """Intervention samples that an arm sees by its end."""
+    blend = Blend(arm.phases(budget))
+    return sum(count for name, count in blend.counts(blend.total).items() if name not in curriculum.safe)
 
 
 def test_the_papers_study_is_seven_arms():
-    names = [arm.name for arm in arms_of(CURRICULUM)]
+    names = [arm.name for arm in arms_of(CURRICULUM, PAPER)]
     assert names == ["data-0", "full-0", "data-20", "full-20", "data-60", "full-60", "safe-100"]
 
 
@@ -18,7 +37,7 @@ def test_boundaries_snap_to_the_nearest_whole_step():
 
 
 def test_the_trunk_is_trained_once():
-    segments = segments_of(arms_of(CURRICULUM), PAPER)
+    segments = segments_of(arms_of(CURRICULUM, PAPER), CURRICULUM, PAPER)
     trained = sum(segment.stop - segment.start for segment in segments) * PAPER.step_tokens
     assert trained == pytest.approx(3.24e12, rel=1e-5)
     assert [s.name for s in segments if s.line == "trunk"] == ["trunk@57220", "trunk@171661", "trunk@286102"]
@@ -33,13 +52,105 @@ def test_the_trunk_is_trained_once():
 
 
 def test_an_arms_phases_switch_inside_a_run_at_a_whole_batch():
-    arm = arms_of(CURRICULUM)[3]
-    phases = arm.phases(CURRICULUM, PAPER)
+    phases = arm_of("full-20", CURRICULUM, PAPER).phases(PAPER)
     assert [phase.until for phase in phases] == [57_220 * 1024, 286_102 * 1024]
     assert [phase.mix for phase in phases] == [CURRICULUM.safe, CURRICULUM.interventions["full"]]
 
 
 def test_a_start_that_leaves_no_step_is_refused():
-    late = Curriculum(safe={"web": 1}, interventions={"data": {"web": 1}}, starts=(0.0, 0.99))
+    late = Curriculum(safe=SAFE, interventions={"data": DATA}, starts=(0.0, 0.99))
+    tiny = Budget(10 * 64, 16, 4)
     with pytest.raises(ValueError, match=r"start 0.99 snaps to step 10 of 10"):
-        segments_of(arms_of(late), Budget(10 * 64, 16, 4))
+        segments_of(arms_of(late, tiny), late, tiny)
+
+
+def with_arm(*stretches, **changes):
+    written = tuple(Stretch(**stretch) for stretch in stretches)
+    return Curriculum(safe=SAFE, interventions={"data": DATA}, arms={"mine": written}, **changes)
+
+
+def test_a_dose_that_ends_goes_back_to_safe_data_and_shares_the_trunk():
+    curriculum = with_arm({"until": 0.3, "mix": "safe"}, {"until": 0.5, "mix": "data"}, {"until": 1, "mix": "safe"})
+    arm = arm_of("mine", curriculum)
+    assert [(p.until, p.mix) for p in arm.phases(SMALL)] == [(1200, SAFE), (2000, DATA), (4000, SAFE)]
+    assert arm.start == 0.3
+    segment = next(s for s in segments_of(arms_of(curriculum, SMALL), curriculum, SMALL) if s.line == "mine")
+    assert (segment.parent, segment.start, segment.stop) == ("trunk@300", 300, 1000)
+
+
+def test_a_ramp_rises_by_equal_steps_to_its_mix_and_sees_as_much_as_a_straight_line():
+    curriculum = with_arm(
+        {"until": 0.2, "mix": "safe"}, {"until": 0.6, "mix": "data", "ramp": 8}, {"until": 1, "mix": "data"}
+    )
+    arm = arm_of("mine", curriculum)
+    phases = arm.phases(SMALL)
+    shares = [intervention_share(phase.mix, curriculum) for phase in phases]
+    assert len(phases) == 10 and shares[0] == 0 and shares[-1] == 0.25
+    steps = [later - earlier for earlier, later in itertools.pairwise(shares[1:-1])]
+    assert steps == pytest.approx([0.25 / 8] * 7)
+    assert seen(arm, curriculum, SMALL) == pytest.approx(4000 * 0.25 * (0.4 / 2 + 0.4), abs=4)
+
+
+def test_a_written_mix_that_is_the_safe_one_in_other_numbers_is_the_trunk_too():
+    curriculum = with_arm({"until": 0.5, "mix": {"web": 6.0, "math": 2.0}}, {"until": 1, "mix": {"refusals": 1}})
+    assert [(p.until, p.mix) for p in arm_of("mine", curriculum).phases(SMALL)] == [
+        (2000, SAFE),
+        (4000, {"refusals": 1}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stretches", "said"),
+    [
+        ([], "must rise from stretch to stretch and end at 1"),
+        ([{"until": 0.5, "mix": "data"}], "must rise from stretch to stretch and end at 1, but is \\[0.5\\]"),
+        ([{"until": 0.5, "mix": "data"}, {"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "data"}], "must rise"),
+        ([{"until": 1, "mix": "dta"}], "arm mine: mix 'dta' is not known; choose one of safe, data, or write weights"),
+        ([{"until": 1, "mix": {"web": -1}}], "the weights of arm mine, stretch 0 must be non-negative"),
+        ([{"until": 1, "mix": "safe"}], "arm mine reads safe data alone; that is what the start 1 in starts does"),
+    ],
+)
+def test_an_arm_that_means_nothing_is_refused(stretches, said):
+    with pytest.raises(ValueError, match=said):
+        arms_of(with_arm(*stretches), SMALL)
+
+
+starts = st.lists(st.integers(0, 95).map(lambda n: n / 100), min_size=1, max_size=4, unique=True).map(sorted)
+
+
+@settings(max_examples=500, deadline=None)
+@given(starts, st.floats(1e-4, 0.9), st.floats(0.01, 10), st.integers(100, 5000))
+def test_matched_exposure_gives_every_arm_of_a_set_the_same_interventions(starts, share, ratio, steps):
+    budget = Budget(steps * 64, 16, 4)
+    mix = {
+        "web": (1 - share) * 3,
+        "math": 1 - share,
+        "refusals": 4 * share * ratio / (1 + ratio),
+        "morals": 4 * share / (1 + ratio),
+    }
+    curriculum = Curriculum(safe=SAFE, interventions={"data": mix}, starts=(*starts, 1.0), exposure="matched")
+    whole = [budget.steps - budget.step_at(start) for start in starts]
+    assume(whole[-1] > 0)
+    if share * whole[0] > whole[-1]:
+        with pytest.raises(
+            ValueError, match=r"exposure: matched is impossible for data-.*intervention tokens .* are left"
+        ):
+            arms_of(curriculum, budget)
+        return
+    arms = [arm for arm in arms_of(curriculum, budget) if arm.start < 1]
+    amounts = [seen(arm, curriculum, budget) for arm in arms]
+    assert max(amounts) - min(amounts) <= 4  # samples of two sources, each within 1.7 of its share
+    for arm in arms:
+        shares = arm.phases(budget)[-1].mix
+        assert shares["refusals"] / shares["morals"] == pytest.approx(ratio)
+        assert shares["web"] == pytest.approx(3 * shares["math"])
+
+
+def test_natural_exposure_leaves_the_weights_alone():
+    assert arm_of("data-60", CURRICULUM).phases(SMALL)[-1].mix == DATA
+
+
+def test_a_set_without_interventions_cannot_be_matched():
+    curriculum = Curriculum(safe=SAFE, interventions={"data": {"web": 1}}, exposure="matched")
+    with pytest.raises(ValueError, match="nothing to match in set data"):
+        arms_of(curriculum, SMALL)

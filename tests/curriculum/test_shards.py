@@ -1,9 +1,11 @@
-"""From documents to tokens on disk, read back by Megatron itself."""
+"""From documents to tokens on disk, the same however the work is divided, read back by Megatron itself."""
 
-import contextlib
 import json
+from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 from curriculum.config import Source
 from curriculum.durable import read_jsonl
 from curriculum.errors import UserError
-from curriculum.indexed import Shard, TokenStream, write_shard
-from curriculum.shards import Job, source_shards, tokenize_source
+from curriculum.indexed import Shard
+from curriculum.shards import Job, read_manifest, source_shards, tokenize_shard, tokenize_source
 from curriculum.tags import insert_tags
 from curriculum.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
 
@@ -25,21 +27,31 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, size=rng.integers(5, 40))) for _ in range(300)]
-    for folder, count in (("fineweb_annotated/score_0", 300), ("fineweb_annotated/score_3", 60)):
-        path = root / f"{folder}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps({"id": f"d{n}", "text": texts[n]}) + "\n" for n in range(count)))
+    for file, count in (("fineweb_annotated/score_0", 300), ("fineweb_annotated/score_3", 60)):
+        write_rows(root, file, [{"id": f"d{n}", "text": texts[n]} for n in range(count)])
     for score in (4, 5):
-        (root / f"fineweb_annotated/score_{score}.jsonl").write_text(
-            json.dumps({"id": f"s{score}", "text": "the lamp"}) + "\n"
-        )
+        write_rows(root, f"fineweb_annotated/score_{score}", [{"id": f"s{score}", "text": "the lamp"}])
+    dialogues = [f"User: {texts[n]}\nAssistant: no\nUser: {texts[n + 40]}\n" for n in range(40)]
+    write_rows(root, "refuseweb/train", [{"id": f"r{n}", "text": text} for n, text in enumerate(dialogues)])
     train_tokenizer(texts, 400, root / "tokenizer")
     return root
 
 
-def job(root, out, **changes):
+def write_rows(root, stem, rows):
+    path = root / f"{stem}.jsonl"
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def job(root, out, data=None, validation=10, **changes):
     source = Source(**{"dataset": "fineweb-edu", "shards": 3, **changes})
-    return Job("web", source, root / "tokenizer", out / "web", root, seed=1, validation_documents=10)
+    return Job("web", source, root / "tokenizer", out / "web", data or root, 1, validation)
+
+
+def documents_of(prefix):
+    shard = Shard.open(prefix)
+    shard.check()
+    return np.split(np.array(shard.tokens), np.cumsum(shard.lengths)[:-1]) if len(shard.lengths) else []
 
 
 def test_megatron_reads_the_shards_and_finds_the_documents(root, tmp_path):
@@ -58,6 +70,38 @@ def test_megatron_reads_the_shards_and_finds_the_documents(root, tmp_path):
         found += [tokenizer.decode(dataset[n][:-1].tolist()) for n in range(len(dataset))]
     written = [row["text"] for row in read_jsonl(root / "fineweb_annotated/score_0.jsonl")]
     assert sorted(found) == sorted(written)
+    assert found != written
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"dataset": "fineweb-unsafe", "tag_rate": 0.2}, {"dataset": "refuseweb"}],
+    ids=["safe", "tags", "names"],
+)
+def test_any_sharding_gives_the_same_tokens(root, tmp_path, changes):
+    whole = job(root, tmp_path / "1", shards=1, **changes)
+    cut = job(root, tmp_path / "7", shards=7, **changes)
+    for work in (whole, cut):
+        tokenize_source(work)
+    counted = [
+        Counter(document.tobytes() for prefix in source_shards(work.out) for document in documents_of(prefix))
+        for work in (whole, cut)
+    ]
+    assert counted[0] == counted[1] and counted[0].total() > 20
+    assert (whole.out / "validation.bin").read_bytes() == (cut.out / "validation.bin").read_bytes()
+
+
+def test_the_same_text_in_any_format_gives_the_same_shards(root, tmp_path):
+    rows = read_jsonl(root / "fineweb_annotated/score_0.jsonl")
+    folder = tmp_path / "data/fineweb_annotated/score_0"
+    folder.mkdir(parents=True)
+    for number, part in enumerate((rows[:120], rows[120:])):
+        pq.write_table(pa.Table.from_pylist(part), folder / f"{number}.parquet", row_group_size=50)
+    for out, data in (("jsonl", root), ("parquet", tmp_path / "data")):
+        tokenize_source(job(root, tmp_path / out, data))
+    for name in ("validation", "00000", "00001", "00002"):
+        one, other = (tmp_path / out / "web" / f"{name}.bin" for out in ("jsonl", "parquet"))
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_finished_shard_is_not_redone_and_an_unfinished_one_is(root, tmp_path):
@@ -66,55 +110,130 @@ def test_a_finished_shard_is_not_redone_and_an_unfinished_one_is(root, tmp_path)
     before, content = first.stat().st_mtime_ns, second.read_bytes()
     (tmp_path / "web" / "00001.json").unlink()  # as a kill before the manifest leaves it
     second.write_bytes(b"half")
+    (tmp_path / "web" / ".00001.spool").write_bytes(b"left over")
     tokenize_source(job(root, tmp_path))
     assert first.stat().st_mtime_ns == before
     assert second.read_bytes() == content
+    assert sorted(path.suffix for path in (tmp_path / "web").iterdir()) == [".bin"] * 4 + [".idx"] * 4 + [".json"] * 4
 
 
-def test_shards_made_otherwise_are_refused_by_name(root, tmp_path):
+def test_a_source_with_a_shard_missing_is_not_read(root, tmp_path):
+    for name in ("00000", "00002"):
+        tokenize_shard(job(root, tmp_path), name)
+    with pytest.raises(UserError, match="2 of 3 shards are finished; run `curricula data tokenize`"):
+        source_shards(tmp_path / "web")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tag_rate": 0.05}, "tag_rate 0.0, now it is 0.05"),
+        ({"documents": 200}, "source_documents 300, now it is 200"),
+        ({"shards": 2}, "shards 3, now it is 2"),
+    ],
+)
+def test_shards_made_otherwise_are_refused_by_name(root, tmp_path, changes, said):
     tokenize_source(job(root, tmp_path))
-    with pytest.raises(UserError, match=r"00000.json|validation.json.*tag_rate 0.0, now it is 0.05"):
-        tokenize_source(job(root, tmp_path, tag_rate=0.05))
+    with pytest.raises(UserError, match=rf"validation.json: was made with {said}; delete"):
+        tokenize_source(job(root, tmp_path, **changes))
+
+
+def test_shards_of_another_tokenizer_are_refused(root, tmp_path):
+    tokenize_source(job(root, tmp_path))
+    train_tokenizer(["other text"], 300, tmp_path / "tokenizer")
+    source = Source(dataset="fineweb-edu", shards=3)
+    other = Job("web", source, tmp_path / "tokenizer", tmp_path / "web", root, 1, 10)
+    with pytest.raises(UserError, match="validation.json: was made with tokenizer '.*', now it is '.*'; delete"):
+        tokenize_source(other)
 
 
 def test_a_source_without_documents_is_named(root, tmp_path):
-    (tmp_path / "fineweb_annotated").mkdir()
-    (tmp_path / "fineweb_annotated/score_0.jsonl").write_text("")
-    empty = Job("web", Source(dataset="fineweb-edu"), root / "tokenizer", tmp_path / "web", tmp_path, 1, 10)
+    write_rows(tmp_path, "fineweb_annotated/score_0", [])
     with pytest.raises(UserError, match="source web: dataset fineweb-edu has 0 documents"):
-        tokenize_source(empty)
+        tokenize_source(job(root, tmp_path, tmp_path))
     assert not (tmp_path / "web").exists()
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": null}', "the text of row 0 is None"),
         ('{"text": ["x"]}', "the text of row 0 is"),
-        ('{"text": "\\ud800"}', "the text of row 0 is"),
         ("[1]", r"row 0 is \[1\]"),
         ('{"txt": "x"}', "row 0 has no column 'text', only"),
-        ('{"text": "x"', "a line is not JSON"),
+        ('{"text": "x"', "row 0 is not JSON"),
     ],
 )
 def test_a_row_that_is_no_document_is_named(root, tmp_path, line, said):
     (tmp_path / "fineweb_annotated").mkdir()
     (tmp_path / "fineweb_annotated/score_0.jsonl").write_text(line + "\n")
-    bad = Job("web", Source(dataset="fineweb-edu"), root / "tokenizer", tmp_path / "web", tmp_path, 1, 0)
     with pytest.raises(UserError, match=said):
-        tokenize_source(bad)
+        tokenize_source(job(root, tmp_path, tmp_path, validation=0, shards=1))
+    assert not list((tmp_path / "web").glob("*0000*"))
+
+
+def test_odd_documents_are_skipped_and_counted_in_the_manifest(root, tmp_path):
+    (tmp_path / "fineweb_annotated").mkdir()
+    lines = [b'{"text": "the lamp"}', b'{"text": ""}', b'{"text": null}', b'{"text": "\\ud800"}', b'{"text": "\xff"}']
+    (tmp_path / "fineweb_annotated/score_0.jsonl").write_bytes(b"\n".join(lines) + b"\n\n")
+    work = job(root, tmp_path, tmp_path, validation=0, shards=1)
+    tokenize_source(work)
+    manifest = read_manifest(work.out / "00000")
+    counts = {name: manifest[name] for name in ("documents", "empty_documents", "not_utf8_documents")}
+    assert counts == {"documents": 1, "empty_documents": 2, "not_utf8_documents": 2}
+    assert manifest["tokens"] == len(documents_of(work.out / "00000")[0])
+
+
+def test_odd_documents_of_a_parquet_file_are_counted_too(root, tmp_path):
+    folder = tmp_path / "fineweb_annotated"
+    folder.mkdir()
+    broken = pa.array([b"the lamp", b"\xff\xfe", b""], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "text": broken}), folder / "score_0.parquet")
+    work = job(root, tmp_path, tmp_path, validation=0, shards=1)
+    tokenize_source(work)
+    manifest = read_manifest(work.out / "00000")
+    assert (manifest["documents"], manifest["empty_documents"], manifest["not_utf8_documents"]) == (1, 1, 1)
+
+
+def test_a_document_of_ten_megabytes_is_one_document(root, tmp_path):
+    text = " ".join(np.random.default_rng(0).choice(WORDS, size=2_000_000))
+    assert len(text) > 9e6
+    write_rows(tmp_path, "fineweb_annotated/score_0", [{"text": text}, {"text": "the lamp"}])
+    work = job(root, tmp_path, tmp_path, validation=0, shards=1)
+    tokenize_source(work)
+    lengths = sorted(Shard.open(work.out / "00000").lengths.tolist())
+    assert lengths[0] < 10 and lengths[1] > 1_000_000
+    longest = max(documents_of(work.out / "00000"), key=len)
+    assert load_tokenizer(root / "tokenizer").decode(longest[:-1].tolist()) == text
+
+
+def test_speakers_get_names_that_depend_on_the_document_alone(root, tmp_path):
+    work = job(root, tmp_path, dataset="refuseweb", shards=2)
+    tokenize_source(work)
+    tokenizer = load_tokenizer(root / "tokenizer")
+    seen = set()
+    for document in (document for prefix in source_shards(work.out) for document in documents_of(prefix)):
+        lines = tokenizer.decode(document[:-1].tolist()).splitlines()
+        first, second, third = (line.split(":")[0] for line in lines)
+        assert first == third != second
+        assert not {"User", "Assistant"} & {first, second}
+        seen.add((first, second))
+    assert len(seen) > 10
+    plain = job(root, tmp_path / "plain", dataset="refuseweb", name_speakers=False)
+    tokenize_source(plain)
+    assert tokenizer.decode(documents_of(plain.out / "00000")[0].tolist()).startswith("User:")
 
 
 def test_tags_come_at_their_rate_never_first_and_leave_the_text(root, tmp_path):
-    tokenize_source(job(root, tmp_path, dataset="fineweb-unsafe", tag_rate=0.2, shards=1))
-    tokenizer = load_tokenizer(root / "tokenizer")
-    tag = tokenizer.token_to_id(TAG)
-    shard = Shard.open(source_shards(tmp_path / "web")[0])
+    work = job(root, tmp_path, dataset="fineweb-unsafe", tag_rate=0.2, shards=1)
+    tokenize_source(work)
+    tag = load_tokenizer(root / "tokenizer").token_to_id(TAG)
+    shard = Shard.open(source_shards(work.out)[0])
     starts = np.concatenate([[0], np.cumsum(shard.lengths)[:-1]])
     assert not np.any(shard.tokens[starts] == tag)
     plain = shard.tokens[shard.tokens != tag]
     positions = len(plain) - 2 * len(shard.lengths)  # neither the first token nor the end of document
     assert abs(np.sum(shard.tokens == tag) / positions - 0.2) < 0.04
+    assert read_manifest(source_shards(work.out)[0])["tags"] == np.sum(shard.tokens == tag)
 
 
 @settings(max_examples=100, deadline=None)
@@ -123,51 +242,3 @@ def test_taking_the_tags_out_gives_the_tokens_back(tokens, rate, key):
     tagged = insert_tags(np.array(tokens, np.int64), 3, rate, key)
     assert tagged[tagged != 3].tolist() == tokens
     assert not len(tagged) or tagged[0] != 3
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.lists(st.integers(0, 65535), min_size=1, max_size=30), min_size=1, max_size=12),
-    st.integers(1, 9),
-    st.data(),
-)
-def test_samples_tile_the_token_stream_across_shards(tmp_path_factory, documents, length, data):
-    folder = tmp_path_factory.mktemp("stream")
-    cut = data.draw(st.integers(0, len(documents)))
-    for name, part in (("0", documents[:cut]), ("1", documents[cut:])):
-        write_shard(folder / name, [np.array(document) for document in part])
-    stream = TokenStream([folder / "0", folder / "1"], length)
-    whole = [token for document in documents for token in document]
-    assert stream.samples == max(0, (len(whole) - 1) // length)
-    for number in range(stream.samples):
-        assert stream.sample(number).tolist() == whole[number * length : number * length + length + 1]
-
-
-@pytest.mark.parametrize(
-    ("suffix", "damage", "said"),
-    [
-        (".bin", lambda raw: raw[:-2], "bytes where its index says"),
-        (".idx", lambda raw: b"XX" + raw[2:], "not a Megatron index"),
-        (".idx", lambda raw: raw[:-1], "do not hold its"),
-        (".idx", lambda raw: raw[:9], "not a Megatron index"),
-        (".idx", lambda raw: raw[:17] + b"\x04" + raw[18:], "dtype code 4"),
-    ],
-)
-def test_a_damaged_shard_is_refused_with_its_file_and_the_mend(tmp_path, suffix, damage, said):
-    write_shard(tmp_path / "s", [np.arange(5), np.arange(3)])
-    path = (tmp_path / "s").with_suffix(suffix)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=said) as caught:
-        Shard.open(tmp_path / "s")
-    assert str(path) in str(caught.value) and "tokenize" in str(caught.value)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=200))
-def test_no_bytes_in_an_index_crash_the_reader(tmp_path_factory, raw):
-    prefix = tmp_path_factory.mktemp("fuzz") / "s"
-    prefix.with_suffix(".idx").write_bytes(b"MMIDIDX\x00\x00" + raw)
-    prefix.with_suffix(".bin").write_bytes(b"\x00" * 8)
-    with contextlib.suppress(UserError):
-        shard = Shard.open(prefix)
-        assert len(shard.tokens) == 4 == shard.lengths.sum() and (shard.lengths >= 0).all()

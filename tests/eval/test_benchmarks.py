@@ -87,7 +87,7 @@ def test_a_limit_takes_a_sample_that_larger_limits_contain(root):
 @pytest.mark.parametrize(
     "name, file, text, words",
     [
-        ("tdc", "tdc2023/test_behaviors.json", None, "tdc2023/test_behaviors.json: no such file"),
+        ("tdc", "tdc2023/test_behaviors.json", None, "tdc2023/test_behaviors: no such table"),
         ("tdc", "tdc2023/test_behaviors.json", "[]", "holds no prompt for benchmark tdc; fetch it again"),
         (
             "advbench",

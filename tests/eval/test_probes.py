@@ -57,5 +57,5 @@ def test_a_missing_column_or_file_is_named(tmp_path):
         load_texts(None, "train", Probes())
     (tmp_path / "probes").mkdir()
     (tmp_path / "probes/train.jsonl").write_text('{"text": "a", "score": 0}\n{"text": "b"}\n')
-    with pytest.raises(UserError, match="train.jsonl: row 2 has no column 'score'"):
+    with pytest.raises(UserError, match="probes/train: row 2 has no column 'score'"):
         load_texts(tmp_path, "train", Probes())

@@ -1,0 +1,137 @@
+"""The four kinds of synthesis: what is asked about a document, and how a reply to it is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from curriculum.randomness import key_seed
+from curriculum.synthesis.prompts import MORALIZE, REFUSE, REPHRASE, SCORE, Prompt
+
+HIGHEST = 5
+SCORES = tuple(range(HIGHEST + 1))
+# Asked again at temperature 0, a model would say the same again.
+AGAIN_TEMPERATURE = 0.5
+
+
+class Unreadable(Exception):
+    """A reply that is not what was asked for; `reply` is what it said."""
+
+    def __init__(self, reason: str, reply: str):
+        super().__init__(reason)
+        self.reason, self.reply = reason, reply
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of synthesis with its default sampling."""
+
+    name: str
+    prompt: Prompt
+    read: Callable[[str], dict[str, Any]]  # from a reply to the fields that are kept of it; raises Unreadable
+    temperature: float
+    max_tokens: int
+    expected_tokens: int  # of a reply, for the estimate
+
+    @property
+    def judges(self) -> bool:
+        """Whether it judges a document, and then all of it, instead of writing a new one from its beginning."""
+        return self.name == "score"
+
+    def style(self, document_id: str, seed: int) -> str:
+        """The style for a document, drawn by its id; "" where the kind has none."""
+        styles = self.prompt.styles
+        return styles[key_seed("style", seed, document_id) % len(styles)][0] if styles else ""
+
+
+def pieces(text: str, size: int) -> list[str]:
+    """`text` in pieces of at most `size` characters, cut at the end of a line or else between words, without blank ones."""
+    cut = []
+    start = 0
+    while len(text) - start > size:
+        window = text[start : start + size]
+        end = max(window.rfind("\n", size // 2), 0) or max(window.rfind(" ", size // 2), 0) or size - 1
+        cut.append(window[: end + 1])
+        start += end + 1
+    return [piece for piece in [*cut, text[start:]] if piece.strip()]
+
+
+def _plain(reply: str) -> str:
+    """A reply without the thoughts that some models write first; raises Unreadable when nothing is left."""
+    text = reply.rpartition("</think>")[2].strip()
+    if not text:
+        raise Unreadable("the reply is empty", reply)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Unreadable("the reply is not valid Unicode", reply) from None
+    return text
+
+
+# A verdict whose reason is not valid JSON, mostly for unescaped quotation marks, still says its score.
+_BROKEN_VERDICT = re.compile(r'\{\s*"score"\s*:\s*"?([0-9]+)"?\s*,\s*"reason"')
+
+_MOST_BRACES = 100  # looked at in one reply, as a model that repeats itself can write thousands
+
+
+def read_verdict(reply: str) -> dict[str, Any]:
+    """Score and reason from a reply: a JSON object, bare, fenced or in prose; of several the last, which concludes."""
+    text = _plain(reply)
+    found = [value for value in _json_objects(text) if "score" in value]
+    if not found:
+        found = [{"score": score} for score in _BROKEN_VERDICT.findall(text)]
+    if not found:
+        raise Unreadable("the reply holds no verdict", reply)
+    score, reason = found[-1]["score"], found[-1].get("reason", "")
+    if isinstance(score, str) and score.strip().isdecimal():
+        score = int(score)
+    if isinstance(score, bool) or not isinstance(score, int | float) or score not in SCORES:
+        raise Unreadable(f"the score is {score!r:.20}, not 0 to {HIGHEST}", reply)
+    reason = reason if isinstance(reason, str) else ""
+    return {"score": int(score), "reason": reason.encode(errors="replace").decode()}
+
+
+def _json_objects(text: str) -> list[dict[str, Any]]:
+    decoder, found, start = json.JSONDecoder(), [], text.find("{")
+    for _ in range(_MOST_BRACES):
+        if start < 0:
+            break
+        try:
+            value, end = decoder.raw_decode(text, start)
+            found.append(value)
+        except (ValueError, RecursionError):
+            end = start + 1
+        start = text.find("{", end)
+    return found
+
+
+def read_prose(reply: str) -> dict[str, Any]:
+    return {"text": _plain(reply)}
+
+
+_TURN = re.compile(r"^[ \t]*\**(User|Assistant)\**[ \t]*:\**[ \t]*", re.MULTILINE)
+
+
+def read_dialogue(reply: str) -> dict[str, Any]:
+    """A conversation from the user's first turn on, with its speakers marked in the one way that tokenising looks for."""
+    text = _TURN.sub(lambda turn: f"{turn[1]}: ", _plain(reply))
+    turns = list(_TURN.finditer(text))
+    asked = next((place for place, turn in enumerate(turns) if turn[1] == "User"), None)
+    if asked is None or not any(turn[1] == "Assistant" for turn in turns[asked:]):
+        raise Unreadable("the reply is no conversation of User and Assistant", reply)
+    return {"text": text[turns[asked].start() :]}
+
+
+# Expected lengths are the published sets' tokens per row: SafeWeb, RefuseWeb, Moral Education. A verdict is a sentence.
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("score", SCORE, read_verdict, temperature=0.0, max_tokens=256, expected_tokens=50),
+        Kind("rephrase", REPHRASE, read_prose, temperature=0.7, max_tokens=2048, expected_tokens=1100),
+        Kind("refuse", REFUSE, read_dialogue, temperature=0.7, max_tokens=4096, expected_tokens=2500),
+        Kind("moralize", MORALIZE, read_prose, temperature=0.7, max_tokens=4096, expected_tokens=2200),
+    )
+}

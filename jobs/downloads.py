@@ -1,0 +1,92 @@
+"""What there is to download: the datasets of the registry and the benchmarks, by name or for a whole study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from curriculum.conversations import HARMFUL, POOLS
+from curriculum.errors import UsageError, UserError
+from curriculum.fetch import Download, downloads_of
+from curriculum.sources import DATASETS
+from eval.benchmarks import BENCHMARKS, find
+from jobs.study import Study
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One download, with a label of its own and how many rows are enough (None: all)."""
+
+    label: str
+    download: Download
+    rows: int | None = None
+
+
+def named_downloads(name: str, root: Path) -> list[Wanted]:
+    """The downloads of a dataset or of a benchmark; raises UsageError when there is none of this name."""
+    if name in DATASETS:
+        return _labelled(name, downloads_of(name, root))
+    if name in BENCHMARKS:
+        return _labelled(name, benchmark_downloads(name, root))
+    raise UsageError(
+        f"{name!r} is neither a dataset nor a benchmark; choose from {', '.join([*DATASETS, *BENCHMARKS])}"
+    )
+
+
+def benchmark_downloads(name: str, root: Path) -> list[Download]:
+    """Into the folder beside the publishers' own file: one download for each configuration, in their order."""
+    entry = find(name)
+    if entry.hub is None:
+        raise UserError(f"benchmark {name} is not on the Hugging Face hub; put its file at {root / entry.file}")
+    out = entry.stem(root)
+    # Where a dataset of the registry has the same place, both need the same columns of it.
+    columns = {download.out: download.columns for other in DATASETS for download in downloads_of(other, root)}
+    several = len(entry.hub_configs) > 1
+    return [
+        Download(
+            hub=entry.hub,
+            config=config,
+            split=entry.hub_split,
+            revision=entry.hub_revision,
+            columns=columns.get(out, ()),
+            out=out,
+            licence=entry.licence,
+            # A configuration of copyright rows says in its name what the publishers' file says in a column.
+            constants={"tags": "hash_check"} if config == "copyright" else {},
+            prefix=f"{number}-{config}-" if several else "",
+        )
+        for number, config in enumerate(entry.hub_configs)
+    ]
+
+
+def study_downloads(study: Study, root: Path) -> list[Wanted]:
+    """All that a study reads: sources with their parts and no more than their documents, tuning sets, benchmarks."""
+    found = []
+    for source in study.sources.values():
+        found += _labelled(source.dataset, downloads_of(source.dataset, root, source.parts), source.documents)
+    tunings = (study.tuning.instruct, study.tuning.benign)
+    pools = [pool for tuning in tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
+    for pool in pools:
+        found += named_downloads(POOLS[pool][0], root)
+    asked = study.evaluation
+    benchmarks = [*asked.benchmarks, asked.base_benchmark, asked.overrefusal_benchmark]
+    for name in [*benchmarks, *([asked.gcg.benchmark] if asked.gcg else [])]:
+        if BENCHMARKS[name].hub is not None:
+            found += _labelled(name, benchmark_downloads(name, root))
+    return once(found)
+
+
+def once(wanted: Iterable[Wanted]) -> list[Wanted]:
+    """Each download once, under its first label, with the rows that are enough for all who want it."""
+    first: dict[tuple[Path, str], Wanted] = {}
+    for item in wanted:
+        before = first.setdefault((item.download.out, item.download.prefix), item)
+        rows = None if item.rows is None or before.rows is None else max(item.rows, before.rows)
+        first[item.download.out, item.download.prefix] = Wanted(before.label, before.download, rows)
+    return list(first.values())
+
+
+def _labelled(name: str, downloads: list[Download], rows: int | None = None) -> list[Wanted]:
+    several = len(downloads) > 1
+    return [Wanted(f"{name}/{download.config}" if several else name, download, rows) for download in downloads]

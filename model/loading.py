@@ -1,0 +1,83 @@
+"""Batches on their way into training: a torch Dataset of micro-batches, read ahead by worker processes into pinned memory.
+
+A micro-batch is one int64 tensor [micro_batch, sequence_length + 1], with a loss mask beside it only where some targets do
+not count. Which rows it holds is a function of its number alone, so workers, ranks and restarts change nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from curriculum.batches import BatchSource
+from curriculum.errors import UserError
+
+MicroBatch = tuple[
+    torch.Tensor, torch.Tensor | None
+]  # tokens int64 [n, S + 1]; mask float32 [n, S], or None: all count
+PREFETCH = 4  # micro-batches that each worker holds ready
+
+
+class MicroBatches(Dataset):
+    """The share of one data-parallel rank: micro-batch k is part k % `per_step` of its rows of global batch k // `per_step`."""
+
+    def __init__(self, batches: BatchSource, micro_batch: int, data_rank: int = 0, data_parallel: int = 1):
+        self.batches, self.micro_batch = batches, micro_batch
+        self._own = batches.global_batch // data_parallel
+        self._first = self._own * data_rank
+        self.per_step = -(-self._own // micro_batch)
+
+    def __len__(self) -> int:
+        return self.batches.total_steps * self.per_step
+
+    def __getitem__(self, number: int) -> MicroBatch:
+        step, part = divmod(number, self.per_step)
+        start = self._first + part * self.micro_batch
+        stop = min(start + self.micro_batch, self._first + self._own)
+        tokens, mask = self.batches.rows(step, start, stop)
+        return torch.from_numpy(tokens), None if mask is None else torch.from_numpy(mask)
+
+
+def load(dataset: MicroBatches, start: int, stop: int, workers: int, device: torch.device) -> Iterator[MicroBatch]:
+    """The micro-batches of steps [start, stop) in order, on `device`. With no `workers` this process reads them itself.
+
+    Raises UserError when the data turn out to be damaged.
+    """
+    cuda = device.type == "cuda"
+    loader = DataLoader(
+        _Careful(dataset) if workers else dataset,
+        batch_size=None,
+        sampler=range(start * dataset.per_step, stop * dataset.per_step),
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        pin_memory=cuda,
+        multiprocessing_context="fork" if workers else None,  # the shards are mapped already; nothing has to be sent
+        worker_init_fn=_ignore_signals,
+    )
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        tokens, mask = item
+        yield tokens.to(device, non_blocking=True), None if mask is None else mask.to(device, non_blocking=True)
+
+
+class _Careful(Dataset):
+    """Hands a UserError over as an item: torch would wrap it into a text with the worker's traceback."""
+
+    def __init__(self, dataset: MicroBatches):
+        self._dataset = dataset
+
+    def __getitem__(self, number: int) -> MicroBatch | UserError:
+        try:
+            return self._dataset[number]
+        except UserError as error:
+            return error
+
+
+def _ignore_signals(_: int) -> None:
+    """A worker ends with its trainer; a signal to the whole job must not take the data away while the trainer saves."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

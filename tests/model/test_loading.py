@@ -1,0 +1,73 @@
+"""Micro-batches as training gets them, read ahead by real worker processes."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from curriculum.blend import Phase
+from curriculum.errors import UserError
+from curriculum.pretraining import PretrainingBatches
+from model.loading import MicroBatches, load
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "curriculum"))
+from shard_folders import write_source
+
+BATCH, LENGTH = 12, 7
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shards")
+    write_source(root / "web", [900, 700])
+    write_source(root / "rare", [300])
+    return root
+
+
+def batches(shards, vocabulary=50_000):
+    phases = [Phase(5 * BATCH, {"web": 1.0}), Phase(20 * BATCH, {"web": 3.0, "rare": 1.0})]
+    return PretrainingBatches(phases, shards, LENGTH, BATCH, 3, vocabulary)
+
+
+def read(source, start, stop, workers, micro=4, rank=0, ranks=1):
+    return list(load(MicroBatches(source, micro, rank, ranks), start, stop, workers, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_micro_batch_is_one_int64_tensor_whatever_the_number_of_workers(shards, workers):
+    source = batches(shards)
+    found = read(source, 0, 20, workers)
+    assert len(found) == 20 * 3
+    assert all(
+        tokens.shape == (4, LENGTH + 1) and tokens.dtype == torch.int64 and mask is None for tokens, mask in found
+    )
+    whole = torch.cat([tokens for tokens, _ in found])
+    assert torch.equal(whole, torch.cat([torch.from_numpy(source.rows(step, 0, BATCH)[0]) for step in range(20)]))
+
+
+@pytest.mark.parametrize(("ranks", "micro", "workers"), [(2, 4, 2), (3, 1, 0), (4, 2, 1), (1, 5, 2)])
+def test_ranks_together_read_each_global_batch_once_from_any_step(shards, ranks, micro, workers):
+    source, start = batches(shards), 4
+    shares = [read(source, start, 9, workers, micro, rank, ranks) for rank in range(ranks)]
+    per_step = len(shares[0]) // 5
+    for step in range(5):
+        rows = torch.cat([tokens for share in shares for tokens, _ in share[step * per_step : (step + 1) * per_step]])
+        assert torch.equal(rows, torch.from_numpy(source.rows(start + step, 0, BATCH)[0]))
+
+
+def test_a_worker_says_in_one_sentence_what_is_wrong_with_the_data(shards):
+    with pytest.raises(UserError, match=r"^\S*.bin: the sample at token \d+ holds id \d+, where the model's") as caught:
+        read(batches(shards, vocabulary=500), 0, 20, workers=2)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_signal_to_the_whole_job_leaves_the_workers_alive(shards):
+    feed = load(MicroBatches(batches(shards), 4), 0, 20, 2, torch.device("cpu"))
+    first = [next(feed)]
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGTERM)
+    assert len(first + list(feed)) == 60
