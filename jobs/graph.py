@@ -17,13 +17,15 @@ from eval.config import MODEL_KINDS, ModelKind, tasks_for
 from jobs.downloads import study_downloads
 from jobs.study import Study
 
+LIGHT_STAGES = ("fetch", "prepare", "tokenize")  # of the data: they need neither GPUs nor torch
 EdgeKind = Literal["afterok", "aftercorr", "afterany"]
 
 
 @dataclass(frozen=True)
 class Edge:
     job: str
-    kind: EdgeKind = "afterok"
+    kind: LIGHT_STAGES = ("fetch", "prepare", "tokenize")  # of the data: they need neither GPUs nor torch
+EdgeKind = "afterok"
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,11 @@ from typing import Protocol
 
 from curriculum.errors import UserError
 from jobs.element import run_element
-from jobs.graph import Job
+from jobs.graph import LIGHT_STAGES, Job
 from jobs.run import Run
 from model.signals import Interrupted
 
 Key = tuple[str, str]  # job name, element label
-LIGHT_STAGES = ("fetch", "prepare", "tokenize")  # need neither torch nor Megatron-core
 TERM_GRACE_S = 20.0  # how long elements may take to save after an interrupt
 
 

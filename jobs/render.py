@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 
 from curriculum.durable import open_atomically
-from jobs.graph import Edge, Job, build_graph
+from jobs.graph import LIGHT_STAGES, Edge, Job, build_graph
 from jobs.run import Run
 from jobs.study import Allocation, Study
 
@@ -42,6 +42,7 @@ def render(run: Run, out: Path) -> list[Path]:
             allocation=allocation,
             gpus_per_node=gpus,
             tasks_per_node=max(1, gpus),
+            cpus_per_task=study.resources.data_cpus if job.stage in LIGHT_STAGES else 0,
             minutes=math.ceil(allocation.hours * 60),
             python=sys.executable,
             run=str(run.root.resolve()),

@@ -63,8 +63,8 @@ def _make_tokenizer(run: Run) -> None:
 
     choice = run.study.tokenizer
     if choice.train:
-        sources = {(source.dataset, source.parts) for source in run.study.sources.values()}
-        read = (Documents.open(name, run.data_root, parts).read() for name, parts in sorted(sources))
+        sources = dict.fromkeys((item.dataset, item.parts, item.documents) for item in run.study.sources.values())
+        read = (Documents.open(name, run.data_root, parts, limit).read() for name, parts, limit in sources)
         texts = (document.text for document in itertools.chain.from_iterable(read))
         make.train_tokenizer(texts, choice.train, run.tokenizer)
     elif choice.folder:

@@ -80,9 +80,8 @@ class Resources(Strict, frozen=True):
     pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
     tuning: Allocation = Allocation(gpus_per_node=4, hours=4)
     evaluation: Allocation = Allocation(hours=1)
-    data_hours: PositiveNumber = (
-        24  # for each element that prepares, tokenises, exports or reports: one task without GPU
-    )
+    data_hours: PositiveNumber = 24  # for each element that fetches, prepares, tokenises, exports or reports
+    data_cpus: Positive = 8  # for each of those that fetch, prepare or tokenise: tokenising uses them all
     tensor_parallel: Positive = 1
     data_workers: Annotated[int, msgspec.Meta(ge=0)] = 0  # processes that read batches ahead for each GPU
     peak_tflops: PositiveNumber = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours
@@ -141,7 +140,7 @@ class Study(Strict, frozen=True):
         names = [arm.name for arm in self.arms()]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two of curriculum.starts give the arm name {name}; write fewer digits")
+                raise ValueError(f"two of curriculum's starts and arms give the arm name {name}; write fewer digits or rename")
         self._check_evaluation()
         self.segments()
 
@@ -220,6 +219,9 @@ def _explain(message: str, raw: Any) -> str:
     missing = re.search(r"missing required field `(.*)`", text)
     if missing:
         return f"{place}: the key `{missing[1]}` is missing; add it"
+    if text.startswith("Invalid enum value"):
+        choices = ", ".join(map(str, _type_at(keys).values))
+        return f"{place}: {_value(keys, raw)!r} is not known; choose one of {choices}"
     if text.startswith("Expected"):
         return f"{place}: {text[0].lower() + text[1:]}; it is {_value(keys, raw)!r}"
     return f"{place}: {text}"
@@ -263,6 +265,12 @@ def _value(keys: list[str], raw: Any) -> Any:
 
 def _known_keys(keys: list[str]) -> list[str]:
     """The keys that the struct at `keys` has."""
+    info = _struct(_type_at(keys))
+    return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
+
+
+def _type_at(keys: list[str]) -> Any:
+    """What msgspec knows of the type of the value at `keys`."""
     info: Any = msgspec.inspect.type_info(Study)
     for key in keys:
         info = _struct(info)
@@ -270,8 +278,7 @@ def _known_keys(keys: list[str]) -> list[str]:
             info = next((field.type for field in info.fields if field.encode_name == key), None)
         elif isinstance(info, msgspec.inspect.DictType):
             info = info.value_type
-    info = _struct(info)
-    return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
+    return info
 
 
 def _struct(info: Any) -> Any:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import yaml
 
-from curriculum.errors import UsageError
+from curriculum.errors import UsageError, UserError
 from jobs.study import load_study, parse_study, study_yaml
 
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
@@ -68,10 +68,25 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"tuning__benign__lr": -1}, r"tuning.benign.lr: expected `float` > 0.0; it is -1"),
         ({"pretraining__micro_batch": 0}, r"pretraining.micro_batch: expected `int` >= 1; it is 0"),
         ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation names benchmark 'harmbnch'; choose from"),
+        ({"sources__unsafe-tagged__parts": ["score_6"]}, r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3"),
+        ({"sources__web__max_epochs": 0}, r"sources.web.max_epochs: expected `float` > 0.0; it is 0"),
+        ({"curriculum__exposure": "equal"}, r"curriculum.exposure: 'equal' is not known; choose one of matched, natural"),
+        (
+            {"curriculum__exposure": "matched", "curriculum__starts": [0, 0.9]},
+            r"exposure: matched is impossible for data-90: its set sees 153,600 intervention tokens from start 0, and after "
+            r"start 0.9 only 51,200 tokens are left; lower the set's weights or drop that start",
+        ),
+        ({"curriculum__interventions": {}}, r"curriculum: interventions is empty; name at least one set"),
+        ({"curriculum__starts": []}, r"curriculum: starts is empty and there are no arms"),
+        ({"curriculum__arms": {"late": [{"until": 0.5, "mix": "full"}]}}, r"arm late: `until` must rise .* end at 1"),
+        ({"curriculum__arms": {"late": [{"until": 1, "mix": "ful"}]}}, r"arm late: mix 'ful' is not known; choose one of"),
+        ({"curriculum__arms": {"late": [{"until": 1, "mix": {"wbe": 1}}]}}, r"the arm 'late' names source 'wbe'"),
+        ({"curriculum__arms": {"trunk": [{"until": 1, "mix": "full"}]}}, r"arm 'trunk' must be a plain word other than"),
+        ({"curriculum__arms": {"full-20": [{"until": 1, "mix": "full"}]}}, r"two .* give the arm name full-20"),
         ({"world": None}, r"evaluation.judge is 'world', but the study has no world"),
         (
             {"curriculum__starts": [0.333333331, 0.333333332]},
-            r"two of curriculum.starts give the arm name data-33.3333",
+            r"two of curriculum.s starts and arms give the arm name data-33.3333",
         ),
         ({"resources__workers": 0}, r"resources.workers: expected `int` >= 1; it is 0"),
         (
@@ -104,6 +119,46 @@ def test_a_source_of_weight_zero_is_planned_as_absent():
     raw["curriculum"]["interventions"]["full"]["unsafe-tagged"] = 0
     arms = {arm["name"]: arm for arm in plan(parse_study(raw, "study.yaml"))["arms"]}
     assert "unsafe-tagged" not in arms["full-0"]["sources"]
+
+
+def test_arms_of_any_shape_are_planned_beside_the_papers():
+    from jobs.planning import plan
+
+    dose = [{"until": 0.4, "mix": "safe"}, {"until": 0.6, "mix": "full", "ramp": 2}, {"until": 1, "mix": "safe"}]
+    value = plan(parse_study(demo(curriculum__arms={"dose": dose}), "study.yaml"))
+    arm = next(arm for arm in value["arms"] if arm["name"] == "dose")
+    steps = value["budget"]["steps"]
+    assert [phase["stop_step"] for phase in arm["phases"]] == [steps * tenth // 10 for tenth in (4, 5, 6, 10)]
+    assert next(s for s in value["segments"] if s["name"].startswith("dose@"))["parent"] == f"trunk@{steps * 4 // 10}"
+    jobs = {job["name"]: job["elements"] for job in value["jobs"]}
+    assert jobs["pretrain-40"] == jobs["instruct-40"] == ["dose"]
+
+
+def test_matched_exposure_is_in_the_plan():
+    from jobs.planning import plan
+
+    value = plan(parse_study(demo(curriculum__exposure="matched"), "study.yaml"))
+    for interventions in ("data", "full"):
+        seen = [arm["intervention_tokens"] for arm in value["arms"] if arm["interventions"] == interventions]
+        assert len(seen) == 3 and max(seen) - min(seen) <= 8 * 128
+
+
+def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
+    from jobs.planning import plan
+
+    study = parse_study(demo(sources__refuseweb__max_epochs=2.5), "study.yaml")
+    for name in study.sources:
+        (tmp_path / name).mkdir()
+        tokens = {"refuseweb": 20_000}.get(name, 10**9)
+        manifest = {"shards": 1, "tokens": tokens, "sha256": "", "tokenizer": ""}
+        (tmp_path / name / "00000.json").write_text(msgspec.json.encode(manifest).decode())
+    assert plan(study, tmp_path)["warnings"] == [
+        "source refuseweb: 3.1 epochs in arm data-0, more than its max_epochs 2.5; give it more documents or less weight, "
+        "or raise its max_epochs"
+    ]
+    (tmp_path / "refuseweb/00000.json").write_text('{"shards": 1, "tokens": 0, "sha256": "", "tokenizer": ""}')
+    with pytest.raises(UserError, match="source refuseweb: its shards in .* hold no token; give it documents or a weight of 0"):
+        plan(study, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""What the benchmarks of this folder share: a fresh process for each measurement, spreads, the machine, one report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a peer's environment may lack it
+    from rich.table import Table
+
+PACKAGES = ("numpy", "torch", "megatron-core", "tokenizers", "pyarrow")
+ROOT = Path(__file__).resolve().parents[2]
+Task = dict[str, Any]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--repeats", type=int, default=5, help="measurements of each row, each in a process of its own")
+    made.add_argument("--folder", type=Path, help="where to put the temporary files (default: the system's place)")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there as well")
+    return made
+
+
+def serve_child(measures: Mapping[str, Callable[..., Task]]) -> bool:
+    """In a process that `fresh` started: measure what it asks for, print that, and return true."""
+    if sys.argv[1:2] != ["--child"]:
+        return False
+    asked = json.loads(sys.argv[2])
+    print(json.dumps(measures[asked.pop("measure")](**asked)))
+    return True
+
+
+def fresh(task: Task, python: str = sys.executable, script: str = sys.argv[0], **environment: str) -> Task:
+    """The answer of a new process of `script` to `task`; raises RuntimeError with the end of what it said if it fails."""
+    command = [python, script, "--child", json.dumps(task)]
+    settings = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONWARNINGS": "ignore", **environment}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{task}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def alternating(names: Sequence[str], repeats: int) -> Iterator[str]:
+    """Every name `repeats` times: all in turn, then all in turn backwards, so that none always has the warmer machine."""
+    for repeat in range(repeats):
+        yield from names if repeat % 2 == 0 else reversed(names)
+
+
+def memory(which: str) -> int:
+    """Bytes of this process by its entry in /proc: VmRSS now, VmHWM at most.
+
+    `getrusage` would do for neither: its peak includes that of the process which forked this one.
+    """
+    found = re.search(rf"^{which}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def forget_peak() -> None:
+    """Let VmHWM begin anew at the present size."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def free_memory() -> int:
+    """Bytes that a new process can have, the page cache's included."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def shown(values: Sequence[float], form: str = "{:.2f}", unit: str = "") -> str:
+    """Median, with the least and greatest behind it where they differ: `1.20 (1.10-1.45) s`."""
+    at = {name: form.format(value) for name, value in spread(values).items()}
+    around = f" ({at['min']}-{at['max']})" if at["min"] != at["max"] else ""
+    return f"{at['median']}{around}{unit}"
+
+
+def table(title: str, *columns: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="right" if number else "left")
+    return made
+
+
+def describe() -> dict[str, Any]:
+    """This machine, its software, and how the program was called."""
+    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "missing"
+    return {
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "processor": model[1] if model else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "load_before": [round(load, 2) for load in os.getloadavg()],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _git(*words: str) -> str:
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def report(args: argparse.Namespace, machine: dict[str, Any], tables: list[Table], notes: list[str], rows: Any) -> None:
+    """Print the tables with the machine beneath, and write everything to `--json` if asked."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    for each in tables:
+        console.print(each)
+    for note in notes:
+        console.print(note, markup=False)
+    console.print("\n" + "\n".join(f"{name}: {value}" for name, value in machine.items()), style="dim", markup=False)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine, "notes": notes, "rows": rows}, indent=1) + "\n")
+
+
+def progress(text: str) -> None:
+    """Say on stderr what is being done."""
+    print(text, file=sys.stderr, flush=True)

