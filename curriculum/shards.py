@@ -142,7 +142,10 @@ def _is_done(prefix: Path, inputs: dict[str, Any]) -> bool:
                 f"{path}: was made with {key} {manifest.get(key)!r}, now it is {value!r}; "
                 f"delete {path.parent} to make it anew, or name another run folder"
             )
-    Shard.open(prefix)
+    try:
+        Shard.open(prefix)
+    except UserError:  # a file is missing or cut short: the shard is made again
+        return False
     return True
 
 
@@ -162,13 +165,15 @@ def _write(
             f"{job.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards ({LARGEST_VOCABULARY:,} at most)"
         )
     counts = Counter({"empty_documents": 0, "not_utf8_documents": 0})
-    lengths, began, read = [], time.monotonic(), 0
+    lengths: list[int] = []
+    began, read, encoded = time.monotonic(), 0, 0
     for batch in _batches(documents):
         for tokens in _encode(job, batch, tokenizer, counts):
             spool.write(tokens.data)
             lengths.append(len(tokens))
+            encoded += len(tokens)
         read += len(batch)
-        progress(read, total, tokens_per_s=round(sum(lengths) / max(1e-3, time.monotonic() - began)))
+        progress(read, total, tokens_per_s=round(encoded / max(1e-3, time.monotonic() - began)))
     spool.flush()
     ends = np.cumsum(lengths, dtype=np.int64)
     written = np.memmap(spool, "<u2", "r") if len(ends) else np.empty(0, "<u2")

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curriculum.durable import read_json
+from jobs.element import is_done
 from jobs.graph import Job
 from jobs.local import Key
 from jobs.progress import Reading, read_progress
@@ -29,7 +30,7 @@ class Display:
         self.done = dict.fromkeys(self.stages, 0)
         for job in jobs:
             for element in job.elements:
-                self.done[job.stage] += (run.element(job.name, element.label) / "done.json").exists()
+                self.done[job.stage] += is_done(run, job, element)
         self.running: list[Key] = []
         self.started = time.monotonic()
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)

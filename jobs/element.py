@@ -2,7 +2,7 @@
 
     python -m jobs.element runs/demo pretrain-20 full-20
 
-An element is done when its done.json is there: it is written last, after everything the element made is durable. Running a
+An element is done when its done.json is there, which is written last, after everything the element made is durable. Running a
 done element again does nothing; running an interrupted one goes on where its outputs end.
 """
 
@@ -19,7 +19,7 @@ from curriculum.progress import silent
 from jobs.graph import Element, Job, build_graph
 from jobs.progress import ProgressFile
 from jobs.run import Run
-from jobs.stages import STAGES
+from jobs.stages import STAGES, outputs
 from model.signals import Interrupted
 
 DEAD_HOLDER_S = 15.0  # how long a predecessor may take to notice that its launcher died
@@ -34,8 +34,9 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         STAGES[job.stage](run, job, element, silent)
         return
     with exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S):
-        if (folder / "done.json").exists():
+        if is_done(run, job, element):
             return
+        (folder / "done.json").unlink(missing_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
         started = time.time()
         try:
@@ -47,6 +48,12 @@ def run_element(root: Path, job_name: str, label: str) -> None:
             write_json(folder / "failed.json", {"error": text, "time": time.time()})
             raise
         write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
+
+
+def is_done(run: Run, job: Job, element: Element) -> bool:
+    """Whether the element's mark is there and so is what it stands for."""
+    mark = run.element(job.name, element.label) / "done.json"
+    return mark.exists() and all(path.exists() for path in outputs(run, job, element))
 
 
 def _is_first_process() -> bool:

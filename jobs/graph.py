@@ -24,8 +24,7 @@ EdgeKind = Literal["afterok", "aftercorr", "afterany"]
 @dataclass(frozen=True)
 class Edge:
     job: str
-    kind: LIGHT_STAGES = ("fetch", "prepare", "tokenize")  # of the data: they need neither GPUs nor torch
-EdgeKind = "afterok"
+    kind: EdgeKind = "afterok"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from curriculum.errors import UserError
-from jobs.element import run_element
+from jobs.element import is_done, run_element
 from jobs.graph import LIGHT_STAGES, Job
 from jobs.run import Run
 from model.signals import Interrupted
@@ -54,13 +54,14 @@ def run_graph(run: Run, jobs: list[Job], watcher: Watcher, workers: int | None =
     waiting: list[Key] = []
     needs = _element_needs(jobs)
     done: set[Key] = set()
-    for key in needs:
-        mark = run.element(*key) / "done.json"
-        if mark.exists() and all(other in done for other, _ in needs[key]):
-            done.add(key)
-        else:  # also what was done before something it needs was done anew, such as a report on a failed run
-            mark.unlink(missing_ok=True)
-            waiting.append(key)
+    for job in jobs:
+        for element in job.elements:
+            key = (job.name, element.label)
+            if is_done(run, job, element) and all(other in done for other, _ in needs[key]):
+                done.add(key)
+            else:  # also what was done before something it needs was done anew, such as a report on a failed run
+                (run.element(*key) / "done.json").unlink(missing_ok=True)
+                waiting.append(key)
     outcome.done += done
     if not waiting:
         return outcome

@@ -255,6 +255,22 @@ def write_run_report(run: Run, progress: Progress = silent) -> Path:
     return write_report(run.root, arms, described, run.report, progress)
 
 
+def outputs(run: Run, job: Job, element: Element) -> list[Path]:
+    """The files without which an element is not done, whatever its mark says: deleting them makes it anew.
+
+    Only what is cheap to make: checkpoints and models may be moved away without being trained again.
+    """
+    if job.stage == "prepare":
+        return [run.tokenizer / "tokenizer.json"]
+    if job.stage == "tokenize":
+        return [run.shards / element.source / f"{element.shard}{suffix}" for suffix in (".json", ".idx", ".bin")]
+    if job.stage == "evaluate":
+        return [run.evaluation(element.arm, job.kind) / f"{element.task}.jsonl"]
+    if job.stage == "report":
+        return [run.report / "index.html"]
+    return []
+
+
 STAGES: dict[str, Callable[[Run, Job, Element, Progress], None]] = {
     "fetch": fetch,
     "prepare": prepare,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from curriculum.durable import read_json
+from jobs.element import is_done
 from jobs.graph import Element, Job
 from jobs.progress import Reading, read_progress
 from jobs.run import Run
@@ -34,7 +35,7 @@ def element_status(run: Run, job: Job, element: Element) -> ElementStatus:
     folder = run.element(job.name, element.label)
     seconds, error = None, ""
     state: State = "waiting"
-    if (folder / "done.json").exists():
+    if is_done(run, job, element):
         state, seconds = "done", read_json(folder / "done.json")["seconds"]
     elif _is_held(folder / "lock"):
         state = "running"

@@ -140,7 +140,9 @@ class Study(Strict, frozen=True):
         names = [arm.name for arm in self.arms()]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two of curriculum's starts and arms give the arm name {name}; write fewer digits or rename")
+                raise ValueError(
+                    f"two of curriculum's starts and arms give the arm name {name}; write fewer digits or rename"
+                )
         self._check_evaluation()
         self.segments()
 

@@ -10,6 +10,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,8 @@ Task = dict[str, Any]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """The options that every benchmark has; from here on a SIGTERM too removes the temporary files."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--repeats", type=int, default=5, help="measurements of each row, each in a process of its own")
     made.add_argument("--folder", type=Path, help="where to put the temporary files (default: the system's place)")

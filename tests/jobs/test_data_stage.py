@@ -102,14 +102,18 @@ def test_a_study_fetches_what_it_reads_and_tokenises_it_as_if_it_had_been_there(
 
 
 def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(study, tmp_path):
-    ran = curricula("data", "tokenize", study, "--run", tmp_path / "run", CURRICULA_DATA="", HF_ENDPOINT="http://127.0.0.1:9")
+    ran = curricula(
+        "data", "tokenize", study, "--run", tmp_path / "run", CURRICULA_DATA="", HF_ENDPOINT="http://127.0.0.1:9"
+    )
     assert ran.returncode == 1
     assert "dataset locuslab/fineweb_annotated: " in ran.stderr and "Traceback" not in ran.stderr
     assert not (tmp_path / "run/data/tokenizer").exists()
 
 
 def test_one_source_alone_can_be_tokenised_and_submit_finds_it_done(study, world, tmp_path):
-    ran = curricula("data", "tokenize", study, "--run", tmp_path / "run", "--source", "unsafe", CURRICULA_DATA=str(world))
+    ran = curricula(
+        "data", "tokenize", study, "--run", tmp_path / "run", "--source", "unsafe", CURRICULA_DATA=str(world)
+    )
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in (tmp_path / "run/data/shards").iterdir()} == {"unsafe"}
     states = json.loads(curricula("status", tmp_path / "run", "--json").stdout)
@@ -118,3 +122,19 @@ def test_one_source_alone_can_be_tokenised_and_submit_finds_it_done(study, world
     plan = json.loads(curricula("plan", study, "--run", tmp_path / "run", "--json").stdout)
     full = next(arm for arm in plan["arms"] if arm["interventions"] == "full")
     assert full["sources"]["unsafe"]["epochs"] > 0 and full["sources"]["web"]["epochs"] is None
+
+
+def test_deleting_what_is_damaged_and_giving_the_command_again_mends_it(study, world, tmp_path):
+    words = ("data", "tokenize", study, "--run", tmp_path / "run")
+    assert curricula(*words, CURRICULA_DATA=str(world)).returncode == 0
+    whole = shards_of(tmp_path / "run")
+    folder = tmp_path / "run/data/shards"
+    for name, damage in {"web/00001.bin": b"", "unsafe/00000.idx": None, "web/00002.json": b"{"}.items():
+        (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
+    inspected = curricula("data", "inspect", folder / "web/00001")
+    assert inspected.returncode == 1 and "web/00001.bin: 0 bytes where its index says" in inspected.stderr
+    for path in (folder / "web").iterdir():  # as the message says: "delete the shard", or the folder
+        path.unlink()
+    again = curricula(*words, CURRICULA_DATA=str(world))
+    assert again.returncode == 0, again.stderr
+    assert shards_of(tmp_path / "run") == whole

@@ -68,9 +68,15 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"tuning__benign__lr": -1}, r"tuning.benign.lr: expected `float` > 0.0; it is -1"),
         ({"pretraining__micro_batch": 0}, r"pretraining.micro_batch: expected `int` >= 1; it is 0"),
         ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation names benchmark 'harmbnch'; choose from"),
-        ({"sources__unsafe-tagged__parts": ["score_6"]}, r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3"),
+        (
+            {"sources__unsafe-tagged__parts": ["score_6"]},
+            r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3",
+        ),
         ({"sources__web__max_epochs": 0}, r"sources.web.max_epochs: expected `float` > 0.0; it is 0"),
-        ({"curriculum__exposure": "equal"}, r"curriculum.exposure: 'equal' is not known; choose one of matched, natural"),
+        (
+            {"curriculum__exposure": "equal"},
+            r"curriculum.exposure: 'equal' is not known; choose one of matched, natural",
+        ),
         (
             {"curriculum__exposure": "matched", "curriculum__starts": [0, 0.9]},
             r"exposure: matched is impossible for data-90: its set sees 153,600 intervention tokens from start 0, and after "
@@ -79,9 +85,15 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"curriculum__interventions": {}}, r"curriculum: interventions is empty; name at least one set"),
         ({"curriculum__starts": []}, r"curriculum: starts is empty and there are no arms"),
         ({"curriculum__arms": {"late": [{"until": 0.5, "mix": "full"}]}}, r"arm late: `until` must rise .* end at 1"),
-        ({"curriculum__arms": {"late": [{"until": 1, "mix": "ful"}]}}, r"arm late: mix 'ful' is not known; choose one of"),
+        (
+            {"curriculum__arms": {"late": [{"until": 1, "mix": "ful"}]}},
+            r"arm late: mix 'ful' is not known; choose one of",
+        ),
         ({"curriculum__arms": {"late": [{"until": 1, "mix": {"wbe": 1}}]}}, r"the arm 'late' names source 'wbe'"),
-        ({"curriculum__arms": {"trunk": [{"until": 1, "mix": "full"}]}}, r"arm 'trunk' must be a plain word other than"),
+        (
+            {"curriculum__arms": {"trunk": [{"until": 1, "mix": "full"}]}},
+            r"arm 'trunk' must be a plain word other than",
+        ),
         ({"curriculum__arms": {"full-20": [{"until": 1, "mix": "full"}]}}, r"two .* give the arm name full-20"),
         ({"world": None}, r"evaluation.judge is 'world', but the study has no world"),
         (
@@ -157,7 +169,9 @@ def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
         "or raise its max_epochs"
     ]
     (tmp_path / "refuseweb/00000.json").write_text('{"shards": 1, "tokens": 0, "sha256": "", "tokenizer": ""}')
-    with pytest.raises(UserError, match="source refuseweb: its shards in .* hold no token; give it documents or a weight of 0"):
+    with pytest.raises(
+        UserError, match="source refuseweb: its shards in .* hold no token; give it documents or a weight of 0"
+    ):
         plan(study, tmp_path)
 
 
