@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from curriculum.config import VALIDATION, Source
 from curriculum.documents import Document, Documents
 from curriculum.durable import read_json, said_when_full, write_json
+from curriculum.encoder import Encoder
 from curriculum.errors import UserError
 from curriculum.indexed import Shard, write_shard
 from curriculum.permutation import permute
@@ -67,7 +68,8 @@ def tokenize_shard(job: Job, name: str, progress: Progress = silent) -> None:
             f"source {job.name}: dataset {job.source.dataset} has {count} documents, too few for {job.source.shards} "
             f"shards and {job.validation_documents} validation documents; add documents or ask for fewer"
         )
-    inputs = _inputs(job, count)
+    tokenizer = load_tokenizer(job.tokenizer)
+    inputs = _inputs(job, count, tokenizer)
     prefix = job.out / name
     if _is_done(prefix, inputs):
         return
@@ -84,7 +86,7 @@ def tokenize_shard(job: Job, name: str, progress: Progress = silent) -> None:
     with said_when_full(spool):
         try:
             with open(spool, "w+b") as file:
-                _write(job, prefix, chosen, total, file, inputs, progress)
+                _write(job, prefix, tokenizer, chosen, total, file, inputs, progress)
         finally:
             spool.unlink(missing_ok=True)
 
@@ -114,7 +116,7 @@ def content_hash(manifests: list[dict[str, Any]]) -> str:
     return hashlib.sha256("".join(manifest["sha256"] for manifest in manifests).encode()).hexdigest()
 
 
-def _inputs(job: Job, documents: int) -> dict[str, Any]:
+def _inputs(job: Job, documents: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """What determines a source's tokens: a manifest with other values is of another shard."""
     return {
         "source": job.name,
@@ -127,7 +129,7 @@ def _inputs(job: Job, documents: int) -> dict[str, Any]:
         "shards": job.source.shards,
         "validation_documents": job.validation_documents,
         "seed": job.seed,
-        "tokenizer": tokenizer_hash(job.tokenizer),
+        "tokenizer": tokenizer_hash(tokenizer),
     }
 
 
@@ -152,6 +154,7 @@ def _is_done(prefix: Path, inputs: dict[str, Any]) -> bool:
 def _write(
     job: Job,
     prefix: Path,
+    tokenizer: Tokenizer,
     documents: Iterable[Document],
     total: int,
     spool: IO[bytes],
@@ -159,16 +162,16 @@ def _write(
     progress: Progress,
 ) -> None:
     """Tokenise into `spool`, then write the shard from it in shuffled order, then the manifest."""
-    tokenizer = load_tokenizer(job.tokenizer)
     if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
         raise UserError(
             f"{job.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards ({LARGEST_VOCABULARY:,} at most)"
         )
+    encoder = Encoder(tokenizer)
     counts = Counter({"empty_documents": 0, "not_utf8_documents": 0})
     lengths: list[int] = []
     began, read, encoded = time.monotonic(), 0, 0
     for batch in _batches(documents):
-        for tokens in _encode(job, batch, tokenizer, counts):
+        for tokens in _encode(job, batch, encoder, special_ids(tokenizer), counts):
             spool.write(tokens.data)
             lengths.append(len(tokens))
             encoded += len(tokens)
@@ -210,17 +213,18 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode(job: Job, documents: list[Document], tokenizer: Tokenizer, counts: Counter[str]) -> Iterator[np.ndarray]:
+def _encode(
+    job: Job, documents: list[Document], encoder: Encoder, special: tuple[int, int], counts: Counter[str]
+) -> Iterator[np.ndarray]:
     """The tokens of each document that has any, uint16, with tags where the source has them and the end token."""
-    end, tag = special_ids(tokenizer)
-    tokenizer.encode_special_tokens = True  # a text that quotes the tag or the end mark holds letters, not the token
+    end, tag = special
     counts.update(f"{document.odd}_documents" for document in documents if document.odd)
     whole = [document for document in documents if not document.odd]
     texts = [document.text for document in whole]
     if job.source.names_speakers:
         texts = [name_speakers(text, job.seed, "speakers", item.id) for text, item in zip(texts, whole)]
-    for document, encoding in zip(whole, tokenizer.encode_batch_fast(texts, add_special_tokens=False)):
-        tokens = np.array(encoding.ids, dtype="<u2")
+    for document, ids in zip(whole, encoder.encode(texts)):
+        tokens = ids.astype("<u2")
         if job.source.tag_rate:
             tokens = insert_tags(tokens, tag, job.source.tag_rate, job.seed, "tags", document.id)
         yield np.append(tokens, np.array(end, dtype="<u2"))

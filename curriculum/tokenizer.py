@@ -104,9 +104,9 @@ def special_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     return end, tag
 
 
-def tokenizer_hash(folder: Path) -> str:
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """A sha256 over all that determines the ids of a text; the same after another program saved the same tokenizer anew."""
-    content = json.loads(load_tokenizer(folder).to_str())
+    content = json.loads(tokenizer.to_str())
     decisive = [content[part] for part in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

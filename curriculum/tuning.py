@@ -60,7 +60,7 @@ class TuningBatches:
             )
         self.mix = weights
         self.blend = Blend([Phase(self.total_steps * global_batch, weights)])
-        self._tokenizer_hash = tokenizer_hash(tokenizer)
+        self._tokenizer_hash = tokenizer_hash(self._tokenizer)
         self._pool_hashes = {
             name: hashlib.sha256(json.dumps([item.messages for item in pool]).encode()).hexdigest()
             for name, pool in self._pools.items()

@@ -17,11 +17,18 @@ Direction = Literal["lower", "higher", "not higher", "same"]
 
 @dataclass(frozen=True)
 class ArmInfo:
-    """One pretraining: the share of its tokens after which interventions start, and which: "data", "full", "none"."""
+    """One pretraining: the share of its tokens after which interventions start, and which: "data", "full", "none".
+
+    An arm that the study writes out by hand is a set of its own and named after it.
+    """
 
     name: str
     start: float
     interventions: str
+
+    @property
+    def written(self) -> bool:
+        return self.name == self.interventions
 
 
 @dataclass(frozen=True)

@@ -101,13 +101,15 @@ class Line:
 
 
 def lines_of(arms: Sequence[ArmInfo]) -> list[Line]:
-    """One line per intervention set: the paper's two first, then any others by name."""
+    """One line per intervention set: the paper's two first, then any others by name; written arms are points alone."""
     kinds = sorted({arm.interventions for arm in arms} - {"none"}, key=lambda kind: (kind not in KNOWN, kind))
     by_start = sorted(arms, key=lambda arm: arm.start)
-    return [
-        Line(KNOWN.get(kind, kind), colour, marker, [arm for arm in by_start if arm.interventions in (kind, "none")])
-        for kind, (colour, marker) in zip(kinds, itertools.cycle(LOOKS))
-    ]
+    lines = []
+    for kind, (colour, marker) in zip(kinds, itertools.cycle(LOOKS)):
+        own = [arm for arm in by_start if arm.interventions == kind]
+        end = [arm for arm in by_start if arm.interventions == "none" and not own[0].written]
+        lines.append(Line(KNOWN.get(kind, kind), colour, marker, own + end))
+    return lines
 
 
 def draw_line(panel: Axes, line: Line, points: Sequence[Point]) -> None:

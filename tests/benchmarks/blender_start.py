@@ -161,7 +161,7 @@ def paper_scale(base: Path, repeats: int, rows: dict[str, Any]) -> Any:
             name,
             *cells(taken, ("open_s", "first_s", "s", "all_s", "import_s")),
             *megabytes(taken),
-            *cells(taken, ("files",)),
+            machine.shown([run["files"] for run in taken], "{:,.0f}"),
         )
     return table
 
