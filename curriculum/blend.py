@@ -46,7 +46,7 @@ class Blend:
         self._starts = [0, *self._ends[:-1]]
         if any(end <= start for start, end in zip(self._starts, self._ends)):
             raise ValueError(f"phases must each be at least one sample long, but end at {self._ends}")
-        self._trees = [_tree(_integer_weights(phase.mix, self.sources)) for phase in phases]
+        self._trees = [_tree(integer_weights(phase.mix, self.sources)) for phase in phases]
         self._before = [np.zeros(len(self.sources), np.int64)]  # samples of each source consumed before each phase
         for start, end, tree in zip(self._starts, self._ends, self._trees):
             self._before.append(self._before[-1] + self._within(tree, end - start, 0)[:, 0])
@@ -134,11 +134,11 @@ def _tree(weights: list[int]) -> _Node:
     return heap[0][2]
 
 
-def _integer_weights(mix: dict[str, float], sources: list[str]) -> list[int]:
+def integer_weights(mix: dict[str, float], sources: list[str]) -> list[int]:
     """The weights of `mix` in the order of `sources` as integers: 0 where it has none.
 
     They are in exactly the ratio of the decimal numbers given, where a sum of at most `FINEST` can have it; else rounded to
-    that fineness, which moves a count by less than one in 2^47 samples.
+    that fineness, which moves a count by less than one sample in 2^48 / (2 * sources).
     """
     if any(weight < 0 for weight in mix.values()) or not any(mix.values()):
         raise ValueError(f"weights must be non-negative and not all zero: {mix}")

@@ -47,7 +47,7 @@ class Source(Strict, frozen=True):
         None  # "User:" and "Assistant:" become names; by default where the dataset is dialogues
     )
     documents: Positive | None = None  # read no more than this many
-    shards: Positive = 1
+    shards: Annotated[int, msgspec.Meta(ge=1, le=99_999)] = 1
     max_epochs: PositiveNumber = 4.0  # warn beyond; up to 4 are almost as good as new text (Muennighoff et al. 2023)
 
     def __post_init__(self) -> None:
@@ -59,6 +59,8 @@ class Source(Strict, frozen=True):
                 raise ValueError(
                     f"part {part!r} is not in dataset {self.dataset}; it has {', '.join(known) or 'no parts'}"
                 )
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"parts {list(self.parts)} name one twice; name each once")
         if not 0 <= self.tag_rate < 1:
             raise ValueError(f"tag_rate {self.tag_rate} is not a probability below 1")
 
@@ -79,7 +81,8 @@ class Stretch(Strict, frozen=True):
 
     until: Annotated[float, msgspec.Meta(gt=0, le=1)]
     mix: str | Mix  # "safe", the name of an intervention set, or weights
-    ramp: Positive = 1  # come from the mix before to this one in so many equal steps along the stretch; 1: at once
+    # Come from the mix before to this one in so many equal steps along the stretch; 1: at once.
+    ramp: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
 
 
 class Curriculum(Strict, frozen=True):
@@ -130,7 +133,7 @@ class Curriculum(Strict, frozen=True):
 
 
 def require_weights(where: str, mix: Mix) -> None:
-    if not all(0 <= weight < float("inf") for weight in mix.values()) or not any(mix.values()):
+    if not all(weight >= 0 for weight in mix.values()) or not 0 < sum(mix.values()) < float("inf"):
         raise ValueError(f"the weights of {where} must be non-negative and not all zero, not {mix}")
 
 

@@ -41,15 +41,20 @@ class Documents:
     def __len__(self) -> int:
         return len(self.table) if self.limit is None else min(self.limit, len(self.table))
 
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """An id counts wherever there is one, so that a document's tokens do not depend on the kind of file."""
+        return ("id", *dataset(self.name).columns)
+
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
         """Documents [start, stop), in order."""
         stop = len(self) if stop is None else min(stop, len(self))
-        for number, row in enumerate(self.table.rows(start, stop, dataset(self.name).columns), start=start):
+        for number, row in enumerate(self.table.rows(start, stop, self._columns), start=start):
             yield self._document(number, row)
 
     def select(self, numbers: list[int]) -> Iterator[Document]:
         """The documents of these `numbers`, which must rise."""
-        for number, row in zip(numbers, self.table.select(numbers, dataset(self.name).columns)):
+        for number, row in zip(numbers, self.table.select(numbers, self._columns)):
             yield self._document(number, row)
 
     def _document(self, number: int, row: Row) -> Document:
@@ -57,14 +62,15 @@ class Documents:
             text = dataset(self.name).text(row)
         except KeyError as missing:
             raise UserError(
-                f"dataset {self.name}: row {number} has no column {missing}, only {sorted(row)}; name its text {missing}"
+                f"{self.table.place(number)} of dataset {self.name} has no column {missing}, only {sorted(row)}; "
+                f"name its text {missing}"
             ) from None
         name = str(row.get("id") or f"{self.name}/{number}")
         if text is None or text == "":
             return Document(number, name, "", "empty")
         if not isinstance(text, str):
             raise UserError(
-                f"dataset {self.name}: the text of row {number} is {text!r:.60}, which is no text; mend the row"
+                f"{self.table.place(number)} of dataset {self.name} has {text!r:.60} for its text; mend the row"
             )
         return Document(number, name, text) if _is_unicode(text) else Document(number, name, "", "not_utf8")
 

@@ -1,7 +1,7 @@
 """Public datasets from the Hugging Face hub into a data folder, as Parquet that `curriculum/tables.py` reads.
 
 A download becomes one file for each file upstream, written aside and renamed, so that a restart redoes only what is missing
-and the elements of an array job can share the files out. The commit is resolved once and asked for by its full hash:
+or damaged and the elements of an array job can share the files out. The commit is resolved once and asked for by its full hash:
 `.fetching.json` holds it from the first file on, `.fetched.json` takes its place when every file is there (names that begin
 with a dot are no table files). Connections that fail are tried again by the hub's own library.
 """
@@ -9,13 +9,16 @@ with a dot are no table files). Connections that fail are tried again by the hub
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from curriculum.durable import exclusive_lock, open_atomically, read_json, said_when_full, write_json
+from curriculum.durable import exclusive_lock, open_atomically, said_when_full
 from curriculum.errors import UsageError, UserError
 from curriculum.hub_errors import explained
 from curriculum.progress import Progress, silent
@@ -25,6 +28,21 @@ from curriculum.tables import count_rows
 _GROUP_ROWS = 1000  # rows of a Parquet row group, and as many are in memory at a time
 _ANSWER_S = 30.0  # how long the hub may take to answer the first question
 _BEGIN_S = 60.0  # how long the elements of an array job wait for one another when they begin or finish
+_FILE_S = 600.0  # how long one fetch waits for a file that another is bringing
+
+_RECORD = {
+    "hub": str,
+    "config": str | None,
+    "split": str,
+    "asked": str | None,
+    "columns": list,
+    "constants": dict,
+    "limit": int | None,
+    "revision": str,
+    "licence": str,
+    "files": int,
+}
+_FINISHED_RECORD = {**_RECORD, "rows": int, "rows_of": dict, "complete": bool}
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,7 @@ def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Dow
 def fetch(
     download: Download, progress: Progress = silent, limit: int | None = None, part: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """Write the files that are not there yet and return what is known of the download, `complete` when it has all files.
+    """Write the files that are missing or damaged and return what is known of the download, `complete` when it has all.
 
     `limit` takes the first rows alone, into one file; `part` (i, n) takes only every n-th file, from the i-th on. A finished
     download asks nothing of the network. Raises UserError when the hub cannot give what is asked, or the folder holds
@@ -87,26 +105,95 @@ def fetch(
     started = time.monotonic()
     with said_when_full(download.out), explained(download.hub, download.revision):
         commit, stream, known = _open(download)  # before anything is written: what the hub refuses leaves no folder
-    own = download.out / f".{download.prefix}fetch-{index}-of-{parts}.lock"
-    with said_when_full(download.out), exclusive_lock(own):
+    with said_when_full(download.out):
         count = 1 if limit is not None else stream.num_shards
         record = _identity(download, limit) | {"revision": commit, "licence": download.licence, "files": count}
         _begin(download, record)
         mine = [number for number in range(count) if number % parts == index]
-        done = sum(count_rows(file) for number in mine if (file := download.file(number, count)).exists())
+        there = {number: rows for number in mine if (rows := _rows_in(download.file(number, count))) is not None}
+        done = sum(there.values())
         total = 0 if known is None or parts > 1 else min(known, limit or known)
         for number in mine:
-            file = download.file(number, count)
-            if file.exists():
+            if number in there:
                 continue
+            file = download.file(number, count)
 
             def tell(rows: int, before: int = done) -> None:
                 progress(before + rows, max(total, before + rows))
 
-            with explained(download.hub, download.revision, file.name):
-                shard = stream.take(limit) if limit is not None else stream.shard(count, number, contiguous=True)
-                done += _write(file, shard, download, tell)
+            # Each file has its own lock: fetches that divide the files differently meet at single files.
+            lock = file.with_name(f".{file.name}.lock")
+            with exclusive_lock(lock, wait_s=_FILE_S):
+                rows = _rows_in(file)  # another fetch may have brought it meanwhile
+                if rows is None:
+                    with explained(download.hub, download.revision, file.name):
+                        whole = limit is None
+                        shard = stream.shard(count, number, contiguous=True) if whole else stream.take(limit)
+                        rows = _write(file, shard, download, tell)
+                lock.unlink(missing_ok=True)  # whoever waits for it, or makes it anew, finds the file
+            done += rows
         return _finish(download, record, time.monotonic() - started)
+
+
+def require_whole(stem: Path, rows: int | None) -> None:
+    """Raise UserError when the table folder `stem` holds only the first rows of a dataset and `rows` (None: all) are more.
+
+    A folder that is not there, or that was not fetched, passes.
+    """
+    for path in sorted(stem.glob(".*fetched.json")):
+        record = read_record(path)
+        limit = record["limit"]
+        if limit is None or record["rows"] < limit:  # fewer than asked for are all there are
+            continue
+        if rows is None or rows > limit:
+            raise UserError(
+                f"{stem}: only the first {limit} rows were fetched, where {'all' if rows is None else rows} are needed; remove "
+                "this folder, or name another data folder with --out, and fetch without --rows"
+            )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a fetch wrote down in `path`; raises UserError when it is damaged."""
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        record = None
+    keys = _FINISHED_RECORD if path.name.endswith("fetched.json") else _RECORD
+    if not isinstance(record, dict) or not all(isinstance(record.get(key, ...), kind) for key, kind in keys.items()):
+        raise UserError(f"{path}: damaged, no record of a fetch; remove the folder {path.parent} and fetch it again")
+    return record
+
+
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    with _open_shared(path, "w") as file:
+        file.write(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def _open_shared(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """`open_atomically` for a file with the usual rights: a data folder is often a group's, unlike a run folder."""
+    with open_atomically(path, mode) as file:
+        os.fchmod(file.fileno(), _usual_rights())
+        yield file
+
+
+@functools.cache
+def _usual_rights() -> int:
+    umask = os.umask(0o077)  # it can be read only by setting it; for that instant other threads' files are the stricter
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _rows_in(file: Path) -> int | None:
+    """Rows of a Parquet file; None when it is to be fetched: not there, or not readable as Parquet."""
+    if not file.exists():
+        return None
+    try:
+        return count_rows(file)
+    except UserError:
+        if not os.access(file, os.R_OK):  # another user's, not damaged
+            raise
+        return None
 
 
 def _open(download: Download) -> tuple[str, Any, int | None]:
@@ -153,7 +240,7 @@ def _write(file: Path, stream: Any, download: Download, tell: Callable[[int], No
 
     rows = 0
     schema = None
-    with open_atomically(file) as aside, contextlib.ExitStack() as stack:
+    with _open_shared(file) as aside, contextlib.ExitStack() as stack:
         for batch in stream.with_format("arrow").iter(batch_size=_GROUP_ROWS):
             table = _shaped(batch, download, schema)
             if schema is None:
@@ -206,16 +293,16 @@ def _identity(download: Download, limit: int | None) -> dict[str, Any]:
 
 
 def _already(download: Download, limit: int | None) -> dict[str, Any] | None:
-    """The record of a finished download; None when there is none or one of its files is gone."""
+    """The record of a finished download; None when there is none or one of its files is gone or damaged."""
     if not download.finished.exists():
         return None
-    record = read_json(download.finished)
+    record = read_record(download.finished)
     asked = download.revision
     same = asked in (None, record["asked"]) or str(record["revision"]).startswith(str(asked))
     if record["limit"] is None or (limit is not None and limit <= record["limit"]):
         limit = record["limit"]  # more than enough is there
     _refuse_difference(download.finished, record, _identity(download, limit), () if same else ("asked",))
-    return record if all((download.out / name).exists() for name in record["rows_of"]) else None
+    return record if all(_rows_in(download.out / name) is not None for name in record["rows_of"]) else None
 
 
 def _refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any], also: tuple[str, ...]) -> None:
@@ -230,21 +317,21 @@ def _begin(download: Download, record: dict[str, Any]) -> None:
     with exclusive_lock(download.out / f".{download.prefix}fetch.lock", wait_s=_BEGIN_S):
         for path in (download.finished, download.begun):
             if path.exists():
-                _refuse_difference(path, read_json(path), record, ("revision",))
+                _refuse_difference(path, read_record(path), record, ("revision",))
         if not (download.finished.exists() or download.begun.exists()):
             if found := sorted(download.out.glob(f"{download.prefix}[0-9]*.parquet")):
                 raise UserError(f"{found[0]}: of unknown origin; move it away, or name another folder with --out")
-            write_json(download.begun, record)
+            _write_record(download.begun, record)
 
 
 def _finish(download: Download, record: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Write the final record if every file is there: the last element of an array job to come here does it."""
     files = [download.file(number, record["files"]) for number in range(record["files"])]
-    rows_of = {file.name: count_rows(file) for file in files if file.exists()}
+    rows_of = {file.name: rows for file in files if (rows := _rows_in(file)) is not None}
     record = record | {"rows": sum(rows_of.values()), "rows_of": rows_of, "complete": len(rows_of) == len(files)}
     if record["complete"]:
         record |= {"seconds": round(seconds, 1), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         with exclusive_lock(download.out / f".{download.prefix}fetch.lock", wait_s=_BEGIN_S):
-            write_json(download.finished, record)
+            _write_record(download.finished, record)
             download.begun.unlink(missing_ok=True)
     return record

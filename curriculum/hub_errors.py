@@ -35,6 +35,7 @@ def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -
     page = f"https://huggingface.co/datasets/{hub}"
     answers = [answer for link in chain if (answer := getattr(link, "response", None)) is not None]
     status = answers[0].status_code if answers else None
+    words = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
     def met(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in chain)
@@ -67,11 +68,11 @@ def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -
     if status is not None:
         return f"the hub answers {status}; try again later"
     if met(pyarrow.ArrowException):
-        return f"{file or 'a file'} cannot be read ({_first_line(error)}); see {page} for a mended revision"
+        return f"{file or 'a file'} cannot be read ({words}); see {page} for a mended revision"
     if met(ValueError) or named(
         "DataFilesNotFoundError", "EmptyDatasetError"
     ):  # no such configuration or split, no files
-        return f"{_first_line(error)}; see {page}"
+        return f"{words}; see {page}"
     return ""
 
 
@@ -81,7 +82,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".")

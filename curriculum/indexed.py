@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ MEND = "delete the shard and run `curricula data tokenize` again"
 
 def write_shard(prefix: Path, documents: Iterable[np.ndarray]) -> np.ndarray:
     """Write token arrays as `prefix`.bin and then `prefix`.idx; returns the documents' lengths (int32 [documents])."""
-    lengths = []
+    lengths = array("i")
     with open_atomically(prefix.with_suffix(".bin")) as file:
         for tokens in documents:
             file.write(np.ascontiguousarray(tokens, dtype="<u2").data)

@@ -63,6 +63,10 @@ class Arm:
                 phases[-1] = Phase(end, phases[-1].mix)
             elif end > (phases[-1].until if phases else 0):
                 phases.append(Phase(end, mix))
+            elif until > self.start:
+                raise ValueError(
+                    f"arm {self.name}: its stretch until {until:g} rounds to no step of {budget.steps}; make it longer"
+                )
         return phases
 
 
@@ -152,21 +156,21 @@ def _matched(curriculum: Curriculum, name: str, start: float, budget: Budget) ->
     mix = curriculum.interventions[name]
     share = intervention_share(mix, curriculum)
     left, most = (budget.steps - budget.step_at(begin) for begin in (start, curriculum.starts[0]))
+    if left == most:
+        return mix  # the arm that sets the measure
     if not share:
         raise ValueError(
             f"exposure: matched has nothing to match in set {name}: all its sources are in the safe mix too"
         )
-    if share * most > left:
+    if share * most > left * (1 + 1e-9):
         raise ValueError(
             f"exposure: matched is impossible for {name}-{percent(start)}: its set sees "
             f"{round(share * most) * budget.step_tokens:,} intervention tokens from start {curriculum.starts[0]:g}, and after "
             f"start {start:g} only {left * budget.step_tokens:,} tokens are left; lower the set's weights or drop that start"
         )
-    grown = share * most / left if left else 0.0
-    scaled = {}
-    for source, own in _shares(mix).items():
-        scaled[source] = own * (1 - grown) / (1 - share) if curriculum.safe.get(source) else own * grown / share
-    return scaled
+    grown = min(1.0, share * most / left)
+    rest = (1 - grown) / (1 - share) if share < 1 else 0.0
+    return {name: own * (rest if curriculum.safe.get(name) else grown / share) for name, own in _shares(mix).items()}
 
 
 def percent(start: float) -> str:

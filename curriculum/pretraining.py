@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import gcd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curriculum.blend import BLOCK, Blend, Phase
+from curriculum.blend import BLOCK, Blend, Phase, integer_weights
 from curriculum.config import VALIDATION
 from curriculum.errors import UserError
 from curriculum.indexed import MEND, TokenStream
 from curriculum.permutation import permute
 from curriculum.shards import content_hash, read_manifest, source_shards
+
+ORDER = "tree, feistel-6"  # how samples are ordered: a run that began under another order cannot go on under this one
 
 
 class PretrainingBatches:
@@ -80,7 +83,11 @@ class PretrainingBatches:
 
     def _locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source index, epoch and sample number of global samples [start, stop)."""
-        blocks = [self._located(number) for number in range(start // BLOCK, max(start, stop - 1) // BLOCK + 1)]
+        if not 0 <= start <= stop <= self.blend.total:
+            raise IndexError(f"samples [{start}, {stop}) of {self.blend.total}")
+        if start == stop:
+            return np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.int64)
+        blocks = [self._located(number) for number in range(start // BLOCK, (stop - 1) // BLOCK + 1)]
         within = slice(start % BLOCK, start % BLOCK + stop - start)
         if len(blocks) == 1:
             sources, epochs, numbers = blocks[0]
@@ -106,12 +113,14 @@ class PretrainingBatches:
         for phase in self.phases:
             until = min(phase.until, consumed)
             if until > start:
-                total = sum(phase.mix.values())
-                mix = {name: weight / total for name, weight in sorted(phase.mix.items()) if weight}
-                phases.append({"until_sample": until, "mix": mix})
+                # What the order follows from, to the last bit: the shares alone could be equal where it is not.
+                mix = dict(zip(self.blend.sources, integer_weights(phase.mix, self.blend.sources)))
+                common = gcd(*mix.values())
+                phases.append({"until_sample": until, "mix": {name: w // common for name, w in mix.items() if w}})
             start = phase.until
         used = {name for phase in phases for name in phase["mix"]}
         return {
+            "order": ORDER,
             "seed": self.seed,
             "sequence_length": self.sequence_length,
             "global_batch": self.global_batch,

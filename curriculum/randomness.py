@@ -10,7 +10,7 @@ import numpy as np
 
 def key_seed(*key: Any) -> int:
     """A 63-bit seed from the words of `key`, such as (study seed, "tags", document id)."""
-    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from curriculum.errors import UserError
 from curriculum.indexed import Shard, write_shard
 from curriculum.permutation import permute
 from curriculum.progress import Progress, silent
-from curriculum.sources import dataset
 from curriculum.speakers import name_speakers
 from curriculum.tags import insert_tags
 from curriculum.tokenizer import load_tokenizer, special_ids, tokenizer_hash
@@ -69,11 +69,11 @@ def tokenize_shard(job: Job, name: str, progress: Progress = silent) -> None:
             f"shards and {job.validation_documents} validation documents; add documents or ask for fewer"
         )
     tokenizer = load_tokenizer(job.tokenizer)
-    inputs = _inputs(job, count, tokenizer)
+    inputs = _inputs(job, documents, tokenizer)
     prefix = job.out / name
     if _is_done(prefix, inputs):
         return
-    held_out = np.sort(permute(np.arange(job.validation_documents), count, job.seed, "held out", job.name))
+    held_out = np.sort(permute(np.arange(job.validation_documents), count, job.seed, "held out", job.source.dataset))
     if name == VALIDATION:
         chosen, total = documents.select(held_out.tolist()), len(held_out)
     else:
@@ -102,11 +102,20 @@ def source_shards(folder: Path) -> list[Path]:
     return prefixes
 
 
+def is_whole(prefix: Path) -> bool:
+    """Whether a shard has its three files, with the sizes that they say of each other."""
+    try:
+        return read_manifest(prefix)["tokens"] == Shard.open(prefix).length
+    except UserError:
+        return False
+
+
 def read_manifest(prefix: Path) -> dict[str, Any]:
     """What a shard was made from and holds; raises UserError when it is missing or no manifest."""
     path = prefix.with_name(prefix.name + ".json")
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or not {"shards", "tokens", "sha256", "tokenizer"} <= manifest.keys():
+    kinds = {"shards": int, "tokens": int, "sha256": str, "tokenizer": str}
+    if not isinstance(manifest, dict) or any(type(manifest.get(key)) is not kind for key, kind in kinds.items()):
         raise UserError(f"{path}: not a shard's manifest; delete {path.parent} and run `curricula data tokenize` again")
     return manifest
 
@@ -116,14 +125,14 @@ def content_hash(manifests: list[dict[str, Any]]) -> str:
     return hashlib.sha256("".join(manifest["sha256"] for manifest in manifests).encode()).hexdigest()
 
 
-def _inputs(job: Job, documents: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def _inputs(job: Job, documents: Documents, tokenizer: Tokenizer) -> dict[str, Any]:
     """What determines a source's tokens: a manifest with other values is of another shard."""
     return {
         "source": job.name,
         "dataset": job.source.dataset,
         "parts": list(job.source.parts),
-        "revision": dataset(job.source.dataset).revision,
-        "source_documents": documents,
+        "source_documents": len(documents),
+        "source_files": documents.table.identity,
         "tag_rate": job.source.tag_rate,
         "named_speakers": job.source.names_speakers,
         "shards": job.source.shards,
@@ -144,11 +153,7 @@ def _is_done(prefix: Path, inputs: dict[str, Any]) -> bool:
                 f"{path}: was made with {key} {manifest.get(key)!r}, now it is {value!r}; "
                 f"delete {path.parent} to make it anew, or name another run folder"
             )
-    try:
-        Shard.open(prefix)
-    except UserError:  # a file is missing or cut short: the shard is made again
-        return False
-    return True
+    return is_whole(prefix)  # else it is made again
 
 
 def _write(
@@ -168,7 +173,7 @@ def _write(
         )
     encoder = Encoder(tokenizer)
     counts = Counter({"empty_documents": 0, "not_utf8_documents": 0})
-    lengths: list[int] = []
+    lengths = array("i")
     began, read, encoded = time.monotonic(), 0, 0
     for batch in _batches(documents):
         for tokens in _encode(job, batch, encoder, special_ids(tokenizer), counts):
@@ -181,20 +186,22 @@ def _write(
     ends = np.cumsum(lengths, dtype=np.int64)
     written = np.memmap(spool, "<u2", "r") if len(ends) else np.empty(0, "<u2")
     order = permute(np.arange(len(ends)), max(1, len(ends)), job.seed, "documents", job.name, prefix.name)
-    digest = hashlib.sha256()
+    digest, tag, tags, largest = hashlib.sha256(), special_ids(tokenizer)[1], 0, 0
 
     def shuffled() -> Iterator[np.ndarray]:
+        nonlocal tags, largest
         for number in order:
             tokens = written[ends[number] - lengths[number] : ends[number]]
             digest.update(tokens.data)
+            tags, largest = tags + int(np.count_nonzero(tokens == tag)), max(largest, int(tokens.max()))
             yield tokens
 
     write_shard(prefix, shuffled())
     contents = {
         "documents": len(lengths),
         "tokens": len(written),
-        "tags": int(np.count_nonzero(written == special_ids(tokenizer)[1])),
-        "largest_id": int(written.max()) if len(written) else 0,
+        "tags": tags,
+        "largest_id": largest,
         "sha256": digest.hexdigest(),
     }
     write_json(prefix.with_name(prefix.name + ".json"), {**inputs, **contents, **counts})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curriculum.errors import UsageError, UserError
@@ -32,15 +32,27 @@ class Dataset:
     columns: tuple[str, ...] = ("id", "text")
     text: Callable[[Row], str] = lambda row: row["text"]
     dialogue: bool = False  # written as User/Assistant turns, whose speakers get names when tokenised
+    subset: bool = False  # whether `parts` are some of the hub's only
     stem: str | None = None  # in a data folder, where that is not FOLDER/SPLIT
 
     def stems(self, root: Path, parts: tuple[str, ...] = ()) -> list[Path]:
         """The tables under `root` that hold these `parts` (all of them by default)."""
         whole = root / (self.stem or f"{self.folder}/{self.split}")
         wanted = parts or self.parts
-        if not wanted or (not parts and table_exists(whole)):
+        if not wanted:
             return [whole]
-        return [root / self.folder / part for part in wanted]
+        pieces = [root / self.folder / part for part in wanted]
+        if not table_exists(whole) or self.split in wanted:
+            return pieces
+        if parts or self.subset:
+            raise UserError(
+                f"{whole}: holds all parts of {self.hub}, where {', '.join(wanted)} alone are asked for; split it"
+            )
+        if any(table_exists(piece) for piece in pieces):
+            raise UserError(
+                f"{whole}: there are {self.folder}/{wanted[0]} and the like as well; keep the one or the others"
+            )
+        return [whole]
 
 
 def _gsm8k_text(row: Row) -> str:
@@ -52,7 +64,7 @@ _FINEWEB = Dataset("fineweb_annotated", "locuslab/fineweb_annotated", _SCORES, r
 
 DATASETS: dict[str, Dataset] = {
     # Safe-only pretraining text (paper section 4.4: FineWeb-Edu, StackOverflow, FineMath and Cosmopedia).
-    "fineweb-edu": Dataset("fineweb_annotated", _FINEWEB.hub, ("score_0",), revision=_FINEWEB.revision),
+    "fineweb-edu": replace(_FINEWEB, parts=_SCORES[:1], subset=True),
     "cosmopedia": Dataset(
         "cosmopedia",
         "HuggingFaceTB/smollm-corpus",
@@ -102,7 +114,7 @@ DATASETS: dict[str, Dataset] = {
     ),
     # Raw unsafe text for metadata tagging. The authors' score threshold is not published: 3 is "moderately unsafe". Choose
     # others with a source's `parts`.
-    "fineweb-unsafe": Dataset("fineweb_annotated", _FINEWEB.hub, _SCORES[3:], revision=_FINEWEB.revision),
+    "fineweb-unsafe": replace(_FINEWEB, parts=_SCORES[3:], subset=True),
     "fineweb-annotated": _FINEWEB,  # all scores: what rephrasing and refusals are made from
     # Tuning sets; their rows become conversations in curriculum/conversations.py.
     "ultrachat": Dataset(
@@ -176,4 +188,4 @@ def local_root() -> Path | None:
         return None
     if not Path(folder).is_dir():
         raise UserError(f"CURRICULA_DATA={folder}: no such folder; unset it to use the Hugging Face hub")
-    return Path(folder)
+    return Path(folder).resolve()

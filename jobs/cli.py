@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from curriculum.errors import UserError
+from jobs.display import printable
 
 STUDY = "jobs/studies/demo.yaml"
 
@@ -21,14 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return words.verb(words)
     except UserError as error:
-        print(f"curricula: {error}", file=sys.stderr)
+        print(f"curricula: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # the errors that verbs foresee are UserErrors; this one at least names its file
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        place = f"{printable(str(error.filename))}: " if error.filename else ""
         print(
-            f"curricula: {error.filename}: {error.strerror}; name another file or folder, or free this one",
+            f"curricula: {place}{error.strerror or error}; name another file or folder, or free this one",
             file=sys.stderr,
         )
         return 1

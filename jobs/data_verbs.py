@@ -1,4 +1,4 @@
-"""The verbs about data: world, tokenize, inspect."""
+"""The verbs about data that the suite makes itself: world, tokenize, inspect."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ from jobs.display import printable
 from jobs.run import Run
 from jobs.study import load_study
 
+PIECE = 1 << 24  # tokens looked at at once
+
 
 def world(words: argparse.Namespace) -> int:
     from curriculum.corpus import write_world
     from curriculum.world import WorldConfig
 
+    if words.out.is_dir() and any(words.out.iterdir()) and not (words.out / "world.json").exists():
+        raise UsageError(f"{words.out}: is not empty and holds no fictional world; name a new folder")
     write_world(words.out, WorldConfig(seed=words.seed))
     print(f"The fictional world's datasets are in {words.out}; use them with CURRICULA_DATA={words.out}")
     return 0
@@ -62,7 +66,7 @@ def tokenize(words: argparse.Namespace) -> int:
 
 def inspect(words: argparse.Namespace) -> int:
     from curriculum.indexed import Shard
-    from curriculum.tokenizer import EOS, TAG, load_tokenizer
+    from curriculum.tokenizer import load_tokenizer, special_ids
 
     prefix: Path = words.prefix
     if prefix.is_dir():  # a source: its first shard
@@ -76,11 +80,12 @@ def inspect(words: argparse.Namespace) -> int:
     lengths = shard.lengths
     tokenizer = load_tokenizer(words.tokenizer or _tokenizer_near(prefix))
     ids = _chosen_tokens(words, prefix, shard)
-    tag, end = tokenizer.token_to_id(TAG), tokenizer.token_to_id(EOS)
-    if len(shard.tokens) and int(shard.tokens.max()) >= tokenizer.get_vocab_size():
+    end, tag = special_ids(tokenizer)
+    tags, least, most = _counted(shard, tag)
+    if least < 0 or most >= tokenizer.get_vocab_size():
         raise UserError(
-            f"{prefix}.bin: holds id {int(shard.tokens.max())}, where the tokenizer has {tokenizer.get_vocab_size()} entries; "
-            "name the tokenizer it was made with in --tokenizer, or tokenise again"
+            f"{prefix}.bin: holds id {least if least < 0 else most}, where the tokenizer has {tokenizer.get_vocab_size()} "
+            "entries; name the tokenizer it was made with in --tokenizer, or tokenise again"
         )
     counts, edges = np.histogram(np.log10(np.maximum(1, lengths)), bins=np.arange(0, 8.5, 0.5))
     filled = np.flatnonzero(counts)
@@ -94,8 +99,8 @@ def inspect(words: argparse.Namespace) -> int:
             {"from": math.ceil(10**low), "to": math.ceil(10**high) - 1, "documents": int(count)}
             for low, high, count in zip(edges[shown], edges[1:][shown], counts[shown])
         ],
-        "tags": int(np.count_nonzero(shard.tokens == tag)),
-        "tag_rate": float(np.mean(shard.tokens == tag)) if len(shard.tokens) else 0.0,
+        "tags": tags,
+        "tag_rate": tags / max(1, len(shard.tokens)),
         "shown": f"document {words.document or 0}" if words.sample is None else f"sample {words.sample}",
         "text": tokenizer.decode(ids.tolist(), skip_special_tokens=False),
     }
@@ -107,14 +112,26 @@ def inspect(words: argparse.Namespace) -> int:
     if words.json:
         print(json.dumps(facts, indent=1))
     else:
-        _print_facts(facts, [TAG], EOS if end is not None else "")
+        _print_facts(facts, _highlighted(ids, tokenizer, {tag: "bold black on yellow", end: "dim"}))
     return 0
+
+
+def _counted(shard: Any, tag: int) -> tuple[int, int, int]:
+    """How many tags a shard has, and its least and greatest id; in pieces, for shards may be larger than memory."""
+    tags, least, most = 0, 0, 0
+    for start in range(0, len(shard.tokens), PIECE):
+        piece = shard.tokens[start : start + PIECE]
+        tags += int(np.count_nonzero(piece == tag))
+        least, most = min(least, int(piece.min())), max(most, int(piece.max()))
+    return tags, least, most
 
 
 def _chosen_tokens(words: argparse.Namespace, prefix: Path, shard: Any) -> np.ndarray:
     """The tokens of the document or of the sample that was asked for."""
     if words.sample is not None:
         length = words.sequence_length
+        if length < 1:
+            raise UsageError(f"--sequence-length {length}: give at least 1")
         samples = max(0, (len(shard.tokens) - 1) // length)
         if not 0 <= words.sample < samples:
             raise UsageError(
@@ -136,16 +153,28 @@ def _verify(prefix: Path, shard: Any, facts: dict[str, Any]) -> bool:
     if "manifest" not in facts:
         raise UserError(f"{prefix}.json: no such file; without a manifest there is nothing to verify against")
     digest = hashlib.sha256()
-    for start in range(0, len(shard.tokens), 1 << 24):
-        digest.update(shard.tokens[start : start + (1 << 24)].tobytes())
+    for start in range(0, len(shard.tokens), PIECE):
+        digest.update(shard.tokens[start : start + PIECE].tobytes())
     if digest.hexdigest() != facts["manifest"]["sha256"]:
         raise UserError(f"{prefix}.bin: its tokens are not those its manifest was written for; {MEND}")
     return True
 
 
-def _print_facts(facts: dict[str, Any], tags: list[str], end: str) -> None:
+def _highlighted(ids: np.ndarray, tokenizer: Any, styles: dict[int, str]) -> Text:
+    """The text of `ids` with these tokens in their styles; what a text merely quotes is not highlighted."""
+    shown = Text()
+    ends = np.flatnonzero(np.isin(ids, list(styles)))
+    for piece in np.split(ids, np.sort(np.concatenate([ends, ends + 1]))):
+        style = styles.get(int(piece[0]), "") if len(piece) else ""
+        shown.append(printable(tokenizer.decode(piece.tolist(), skip_special_tokens=False)), style)
+    return shown
+
+
+def _print_facts(facts: dict[str, Any], shown: Text) -> None:
     console = Console(highlight=False, markup=False)
-    console.print(f"{facts['shard']}: {facts['documents']:,} documents, {facts['tokens']:,} tokens", soft_wrap=True)
+    console.print(
+        f"{printable(facts['shard'])}: {facts['documents']:,} documents, {facts['tokens']:,} tokens", soft_wrap=True
+    )
     console.print(f"tags: {facts['tags']:,}, {facts['tag_rate']:.2%} of the tokens")
     if facts.get("verified"):
         console.print("verified: the tokens are those of the manifest")
@@ -158,9 +187,6 @@ def _print_facts(facts: dict[str, Any], tags: list[str], end: str) -> None:
         bar = ProgressBar(total=max(1, most), completed=row["documents"], width=40)
         table.add_row(f"{row['from']:,} to {row['to']:,}", f"{row['documents']:,}", bar)
     console.print(table)
-    shown = Text(printable(facts["text"]))
-    shown.highlight_words(tags, "bold black on yellow")
-    shown.highlight_words([end], "dim")
     console.print(f"{facts['shown']}:", shown)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import Any
 
@@ -12,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from curriculum.durable import read_json
-from jobs.element import is_done
 from jobs.graph import Job
-from jobs.local import Key
+from jobs.local import Key, done_elements
 from jobs.progress import Reading, read_progress
 from jobs.run import Run
+
+FULL_BYTES = 1 << 16  # less is not enough for an element to say why it failed
 
 
 class Display:
@@ -28,9 +30,8 @@ class Display:
         self.stage_of = {job.name: job.stage for job in jobs}
         self.total = {stage: sum(len(job.elements) for job in jobs if job.stage == stage) for stage in self.stages}
         self.done = dict.fromkeys(self.stages, 0)
-        for job in jobs:
-            for element in job.elements:
-                self.done[job.stage] += is_done(run, job, element)
+        for name, _ in done_elements(run, jobs):
+            self.done[self.stage_of[name]] += 1
         self.running: list[Key] = []
         self.started = time.monotonic()
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
@@ -56,7 +57,8 @@ class Display:
         elif (folder / "failed.json").exists():
             count, text, style = "", f"failed: {read_json(folder / 'failed.json')['error']}", "bold red"
         else:
-            count, text, style = "", f"ended without finishing; see {folder / 'log.txt'}", "bold red"
+            why = "the disk is full" if shutil.disk_usage(folder).free < FULL_BYTES else f"see {folder / 'log.txt'}"
+            count, text, style = "", f"ended without finishing; {why}", "bold red"
         reading = read_progress(folder / "progress.json")
         loss = f", loss {reading.figures['loss']:.3f}" if reading and "loss" in reading.figures else ""
         line = Text.assemble(f"{count:>7}  {finished[0]}/{finished[1]} ", (text, style), loss)
@@ -87,7 +89,7 @@ def progress_cells(reading: Reading | None) -> tuple[RenderableType, ...]:
     return (
         ProgressBar(total=max(1, reading.total), completed=reading.done, width=24),
         f"{reading.done:,}/{reading.total:,}",
-        f"loss {loss:.3f}" if loss is not None else f"{speed:,} tok/s" if speed is not None and loss is None else "",
+        f"loss {loss:.3f}" if loss is not None else f"{speed:,} tok/s" if speed is not None else "",
         left,
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from curriculum.conversations import HARMFUL, POOLS
 from curriculum.errors import UsageError, UserError
@@ -13,22 +14,25 @@ from curriculum.sources import DATASETS
 from eval.benchmarks import BENCHMARKS, find
 from jobs.study import Study
 
+Stage = Literal["data", "evaluation"]
+
 
 @dataclass(frozen=True)
 class Wanted:
-    """One download, with a label of its own and how many rows are enough (None: all)."""
+    """One download, with a label of its own, what first needs it, and how many rows are enough (None: all)."""
 
     label: str
     download: Download
+    stage: Stage
     rows: int | None = None
 
 
 def named_downloads(name: str, root: Path) -> list[Wanted]:
     """The downloads of a dataset or of a benchmark; raises UsageError when there is none of this name."""
     if name in DATASETS:
-        return _labelled(name, downloads_of(name, root))
+        return _labelled(name, downloads_of(name, root), "data")
     if name in BENCHMARKS:
-        return _labelled(name, benchmark_downloads(name, root))
+        return _labelled(name, benchmark_downloads(name, root), "evaluation")
     raise UsageError(
         f"{name!r} is neither a dataset nor a benchmark; choose from {', '.join([*DATASETS, *BENCHMARKS])}"
     )
@@ -64,7 +68,8 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     """All that a study reads: sources with their parts and no more than their documents, tuning sets, benchmarks."""
     found = []
     for source in study.sources.values():
-        found += _labelled(source.dataset, downloads_of(source.dataset, root, source.parts), source.documents)
+        downloads = downloads_of(source.dataset, root, source.parts)
+        found += _labelled(source.dataset, downloads, "data", source.documents)
     tunings = (study.tuning.instruct, study.tuning.benign)
     pools = [pool for tuning in tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
     for pool in pools:
@@ -73,20 +78,21 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     benchmarks = [*asked.benchmarks, asked.base_benchmark, asked.overrefusal_benchmark]
     for name in [*benchmarks, *([asked.gcg.benchmark] if asked.gcg else [])]:
         if BENCHMARKS[name].hub is not None:
-            found += _labelled(name, benchmark_downloads(name, root))
+            found += _labelled(name, benchmark_downloads(name, root), "evaluation")
     return once(found)
 
 
 def once(wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Each download once, under its first label, with the rows that are enough for all who want it."""
+    """Each download once, under its first label, with the rows that are enough for all who want it, for the earliest stage."""
     first: dict[tuple[Path, str], Wanted] = {}
     for item in wanted:
         before = first.setdefault((item.download.out, item.download.prefix), item)
         rows = None if item.rows is None or before.rows is None else max(item.rows, before.rows)
-        first[item.download.out, item.download.prefix] = Wanted(before.label, before.download, rows)
+        stage: Stage = "data" if "data" in (item.stage, before.stage) else "evaluation"
+        first[item.download.out, item.download.prefix] = replace(before, stage=stage, rows=rows)
     return list(first.values())
 
 
-def _labelled(name: str, downloads: list[Download], rows: int | None = None) -> list[Wanted]:
+def _labelled(name: str, downloads: list[Download], stage: Stage, rows: int | None = None) -> list[Wanted]:
     several = len(downloads) > 1
-    return [Wanted(f"{name}/{download.config}" if several else name, download, rows) for download in downloads]
+    return [Wanted(f"{name}/{download.config}" if several else name, download, stage, rows) for download in downloads]

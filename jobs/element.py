@@ -19,7 +19,7 @@ from curriculum.progress import silent
 from jobs.graph import Element, Job, build_graph
 from jobs.progress import ProgressFile
 from jobs.run import Run
-from jobs.stages import STAGES, outputs
+from jobs.stages import STAGES, is_intact
 from model.signals import Interrupted
 
 DEAD_HOLDER_S = 15.0  # how long a predecessor may take to notice that its launcher died
@@ -53,7 +53,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
 def is_done(run: Run, job: Job, element: Element) -> bool:
     """Whether the element's mark is there and so is what it stands for."""
     mark = run.element(job.name, element.label) / "done.json"
-    return mark.exists() and all(path.exists() for path in outputs(run, job, element))
+    return mark.exists() and is_intact(run, job, element)
 
 
 def _is_first_process() -> bool:

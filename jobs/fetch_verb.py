@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -21,10 +20,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from curriculum.durable import read_json
 from curriculum.errors import UsageError, UserError
-from curriculum.fetch import Download, downloads_of, fetch
+from curriculum.fetch import Download, downloads_of, fetch, read_record
 from curriculum.sources import DATASETS, dataset
+from curriculum.synthesis.plan import parse_part
 from curriculum.tables import table_exists
 from jobs.downloads import Wanted, benchmark_downloads, named_downloads, once, study_downloads
 from jobs.study import load_study
@@ -44,26 +43,18 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--study", type=Path, help="all that this study file needs")
     parser.add_argument("--out", type=Path, help="the data folder (default: CURRICULA_DATA, else data)")
     parser.add_argument("--rows", type=int, metavar="N", help="only the first N rows of each dataset, to try things")
-    parser.add_argument(
-        "--part", type=_part, metavar="I/N", help="only every N-th file, from the I-th on (from 0): for array jobs"
-    )
+    parser.add_argument("--part", metavar="I/N", help="only every N-th file, from the I-th on (from 0): for array jobs")
     parser.add_argument("--list", action="store_true", help="show what there is, and what is in the data folder")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     parser.set_defaults(verb=fetch_data)
-
-
-def _part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or int(found[1]) >= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1, such as 0/16")
-    return int(found[1]), int(found[2])
 
 
 def fetch_data(words: argparse.Namespace) -> int:
     root: Path = words.out or Path(os.environ.get("CURRICULA_DATA") or "data")
     if words.list:
         return _show(root, words.json)
-    if words.rows is not None and (words.rows < 1 or words.part):
+    part = parse_part(words.part) if words.part is not None else None
+    if words.rows is not None and (words.rows < 1 or part):
         raise UsageError(f"--rows {words.rows}: give at least 1, and no --part, for the first rows are one file")
     wanted = [item for name in words.names for item in named_downloads(name, root)]
     if words.study:
@@ -82,7 +73,7 @@ def fetch_data(words: argparse.Namespace) -> int:
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         for item in once(wanted):
             try:
-                record = _bring(item, words.rows or item.rows, words.part, bar)
+                record = _bring(item, words.rows or item.rows, part, bar)
             except UserError as error:
                 console.print(f"curricula: {item.label}: {error}", style="red", soft_wrap=True)
                 failed[item.label] = str(error)
@@ -134,7 +125,7 @@ _OWN = "own files"
 def _state(download: Download) -> str:
     """What the data folder has of a download."""
     if download.finished.exists():
-        limit = read_json(download.finished)["limit"]
+        limit = read_record(download.finished)["limit"]
         return "fetched" if limit is None else f"first {limit:,} rows"
     if download.begun.exists():
         return "begun"

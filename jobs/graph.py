@@ -14,10 +14,10 @@ from typing import Literal
 
 from curriculum.plan import TRUNK, Arm, Segment, line_of, percent
 from eval.config import MODEL_KINDS, ModelKind, tasks_for
-from jobs.downloads import study_downloads
+from jobs.downloads import Stage, study_downloads
 from jobs.study import Study
 
-LIGHT_STAGES = ("fetch", "prepare", "tokenize")  # of the data: they need neither GPUs nor torch
+LIGHT_STAGES = ("fetch", "prepare", "tokenize")  # of the data: they need no GPU
 EdgeKind = Literal["afterok", "aftercorr", "afterany"]
 
 
@@ -55,19 +55,25 @@ def build_graph(study: Study) -> list[Job]:
     jobs = data_jobs(study)
 
     pretraining: dict[str, str] = {}  # segment name -> the job that trains it
-    groups: dict[float, list[Arm]] = defaultdict(list)
+    groups: dict[int, list[Arm]] = defaultdict(list)  # arms that leave the trunk at the same step share their jobs
     for arm in study.arms():
-        groups[arm.start].append(arm)
+        groups[study.budget.step_at(arm.start)].append(arm)
     segments = study.segments()
     for segment in (segment for segment in segments if segment.line == TRUNK):
         jobs.append(_pretrain(f"pretrain-trunk-{segment.stop}", [segment], pretraining))
-    for start, arms in groups.items():
+    for arms in groups.values():
+        start = arms[0].start
         branches = [segment for segment in segments if segment.line != TRUNK and segment.arm in arms]
         if branches:
             jobs.append(_pretrain(f"pretrain-{percent(start)}", branches, pretraining))
 
+    # Apart, so that a licence that is missing for a benchmark does not hold back the training.
+    benchmarks = _fetches("fetch-benchmarks", "evaluation", study)
+    jobs += benchmarks
+    needed = tuple(Edge(job.name) for job in benchmarks)
     evaluations = []
-    for start, arms in groups.items():
+    for arms in groups.values():
+        start = arms[0].start
         ends = [next(s for s in reversed(segments) if s.line == line_of(arm)) for arm in arms]
         before = Edge(pretraining[ends[0].name], "aftercorr")
         elements = tuple(Element(arm.name, arm=arm.name) for arm in arms)
@@ -85,7 +91,7 @@ def build_graph(study: Study) -> list[Job]:
             )
             if measured:
                 evaluations.append(
-                    Job(f"evaluate-{kind}-{percent(start)}", "evaluate", measured, (Edge(export),), kind)
+                    Job(f"evaluate-{kind}-{percent(start)}", "evaluate", measured, (Edge(export), *needed), kind)
                 )
     jobs += evaluations
     jobs.append(Job("report", "report", (Element("report"),), tuple(Edge(job.name, "afterany") for job in evaluations)))
@@ -99,12 +105,18 @@ def data_jobs(study: Study) -> list[Job]:
         for name, source in study.sources.items()
         for shard in source.shard_names
     )
-    fetched = () if study.world else tuple(Element(item.label) for item in study_downloads(study, Path()))
-    jobs = [Job("fetch", "fetch", fetched)] if fetched else []
-    needs = (Edge("fetch"),) if fetched else ()
+    jobs = _fetches("fetch", "data", study)
+    needs = tuple(Edge(job.name) for job in jobs)
     jobs.append(Job("prepare", "prepare", (Element("prepare"),), needs))
     jobs.append(Job("tokenize", "tokenize", shards, (Edge("prepare"),)))
     return jobs
+
+
+def _fetches(name: str, stage: Stage, study: Study) -> list[Job]:
+    """The job that brings what `stage` reads, if it reads anything from outside."""
+    wanted = [] if study.world else study_downloads(study, Path())
+    elements = tuple(Element(item.label) for item in wanted if item.stage == stage)
+    return [Job(name, "fetch", elements)] if elements else []
 
 
 def _pretrain(name: str, segments: list[Segment], jobs_by_segment: dict[str, str]) -> Job:

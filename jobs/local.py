@@ -7,6 +7,7 @@ When this process dies, by Ctrl-C or kill -9, its elements end too; the next cal
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -53,15 +54,11 @@ def run_graph(run: Run, jobs: list[Job], watcher: Watcher, workers: int | None =
     outcome = Outcome()
     waiting: list[Key] = []
     needs = _element_needs(jobs)
-    done: set[Key] = set()
-    for job in jobs:
-        for element in job.elements:
-            key = (job.name, element.label)
-            if is_done(run, job, element) and all(other in done for other, _ in needs[key]):
-                done.add(key)
-            else:  # also what was done before something it needs was done anew, such as a report on a failed run
-                (run.element(*key) / "done.json").unlink(missing_ok=True)
-                waiting.append(key)
+    done = done_elements(run, jobs)
+    for key in needs:
+        if key not in done:
+            (run.element(*key) / "done.json").unlink(missing_ok=True)
+            waiting.append(key)
     outcome.done += done
     if not waiting:
         return outcome
@@ -84,6 +81,21 @@ def run_graph(run: Run, jobs: list[Job], watcher: Watcher, workers: int | None =
     finally:
         _stop(list(running.values()))
     return outcome
+
+
+def done_elements(run: Run, jobs: list[Job]) -> set[Key]:
+    """The elements that need not be run.
+
+    Not among them is what was done before something it needs was done anew, such as a report on a failed run.
+    """
+    needs = _element_needs(jobs)
+    done: set[Key] = set()
+    for job in jobs:
+        for element in job.elements:
+            key = (job.name, element.label)
+            if is_done(run, job, element) and all(other in done for other, _ in needs[key]):
+                done.add(key)
+    return done
 
 
 def _element_needs(jobs: list[Job]) -> dict[Key, list[tuple[Key, bool]]]:
@@ -129,6 +141,7 @@ def _start_ready(
 def _forkserver(workers: int, preload: bool) -> multiprocessing.context.ForkServerContext:
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of the tokenizer
     # Looking for a GPU while preloading must not initialise CUDA, which does not survive a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
@@ -143,7 +156,8 @@ def _element_process(root: Path, job: str, label: str) -> None:
     log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job}/{label}, process {os.getpid()}", flush=True)
+    with contextlib.suppress(OSError):  # a full disk is said by the work itself, if at all
+        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job}/{label}, process {os.getpid()}", flush=True)
     try:
         run_element(root, job, label)
     except UserError as error:

@@ -132,7 +132,7 @@ def _source_tokens(name: str, study: Study, shards: Path | None) -> int | None:
     manifests = [shards / name / shard for shard in source.shard_names if shard != VALIDATION] if shards else []
     if manifests and all(path.with_name(path.name + ".json").exists() for path in manifests):
         tokens = sum(read_manifest(path)["tokens"] for path in manifests)
-        if not tokens and any(mix.get(name) for mix in study.curriculum.mixes().values()):
+        if not tokens and any(mix.get(name) for arm in study.arms() for _, mix in arm.parts):
             raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
         return tokens
     return None if study.world or source.documents or source.parts else dataset(source.dataset).tokens

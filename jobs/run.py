@@ -58,14 +58,20 @@ class Run:
     def create(cls, root: Path, study: Study) -> Run:
         """Freeze `study` in `root`, or go on with the equal study that is already there."""
         run = cls(root)
+        data_folder = None if study.world else local_root()
         if (root / "study.yaml").exists():
             changed = _first_difference(msgspec.to_builtins(run.study), msgspec.to_builtins(study))
             if changed:
                 raise UserError(f"{root}/study.yaml: holds another study: {changed}; name another folder with --run")
+            if data_folder and run.data_folder != data_folder:
+                began = f"with CURRICULA_DATA={run.data_folder}" if run.data_folder else "without CURRICULA_DATA"
+                raise UserError(
+                    f"CURRICULA_DATA={data_folder}: {root} was begun {began}; go on so, or name another folder with --run"
+                )
             return run
         with _making(root):
             root.chmod(0o700)  # evaluations hold generated harmful text
-        write_json(root / "run.json", provenance())
+        write_json(root / "run.json", {**provenance(), "data_folder": str(data_folder) if data_folder else None})
         write_text(root / "study.yaml", study_yaml(study))
         return run
 
@@ -73,14 +79,20 @@ class Run:
     def study(self) -> Study:
         return load_study(self.root / "study.yaml")
 
-    @property
+    @cached_property
     def provenance(self) -> dict[str, Any]:
         return read_json(self.root / "run.json")
 
     @property
     def data_root(self) -> Path:
-        """The folder datasets are read from: the run's world, or CURRICULA_DATA, or what the run itself fetched."""
-        return self.world if self.study.world else local_root() or self.root / "data" / "fetched"
+        """The folder datasets are read from: the run's world, or the user's data folder, or what the run itself fetched."""
+        return self.world if self.study.world else self.data_folder or self.root / "data" / "fetched"
+
+    @property
+    def data_folder(self) -> Path | None:
+        """What CURRICULA_DATA named when the run began: for all its elements, wherever they run."""
+        folder = self.provenance.get("data_folder")
+        return Path(folder) if folder else None
 
     @property
     def world(self) -> Path:

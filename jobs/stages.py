@@ -14,37 +14,46 @@ from curriculum.errors import UserError
 from curriculum.pretraining import PretrainingBatches, ValidationBatches
 from curriculum.progress import Progress, silent
 from curriculum.shards import Job as TokenizeJob
-from curriculum.shards import source_shards, tokenize_shard
-from curriculum.sources import local_root, open_dataset
+from curriculum.shards import is_whole, source_shards, tokenize_shard
+from curriculum.sources import dataset, open_dataset
 from curriculum.tokenizer import load_tokenizer
 from curriculum.tuning import TuningBatches
+from jobs.downloads import Wanted, study_downloads
 from jobs.graph import Element, Job
 from jobs.run import Run
 
 
 def fetch(run: Run, job: Job, element: Element, progress: Progress) -> None:
-    """Bring one dataset from the Hugging Face hub; nothing to do where CURRICULA_DATA names a folder of datasets."""
+    """Bring one dataset from the Hugging Face hub; nothing to do where the run has a data folder of the user's."""
     from curriculum.fetch import fetch as bring
-    from jobs.downloads import study_downloads
 
-    if local_root():
-        return
-    wanted = {item.label: item for item in study_downloads(run.study, run.data_root)}[element.label]
-    bring(wanted.download, progress, wanted.rows)
+    if not run.data_folder:
+        wanted = fetched(run, element)
+        bring(wanted.download, progress, wanted.rows)
+
+
+def fetched(run: Run, element: Element) -> Wanted:
+    """The download of an element of a fetch job."""
+    return next(item for item in study_downloads(run.study, run.data_root) if item.label == element.label)
 
 
 def prepare(run: Run, job: Job | None = None, element: Element | None = None, progress: Progress = silent) -> None:
     """What everything else reads: the fictional world, the tokenizer, imported weights."""
+    from curriculum.fetch import require_whole
+
     study = run.study
     if study.world and not (run.world / "world.json").exists():  # written last
         from curriculum.corpus import write_world
 
         write_world(run.world, study.world)
-    for source in study.sources.values():  # what is missing is better said before hours of work
-        open_dataset(source.dataset, run.data_root, source.parts)
-    for pool in {**study.tuning.instruct.mix, **study.tuning.benign.mix}:
-        open_dataset(POOLS[pool][0], run.data_root)
-    if not (run.tokenizer / "tokenizer_config.json").exists():
+    needed = [(source.dataset, source.parts, source.documents) for source in study.sources.values()]
+    needed += [(POOLS[pool][0], (), None) for pool in {**study.tuning.instruct.mix, **study.tuning.benign.mix}]
+    for name, parts, rows in needed:  # what is missing is better said before hours of work
+        open_dataset(name, run.data_root, parts)
+        for stem in dataset(name).stems(run.data_root, parts):
+            require_whole(stem, rows)
+    made = [run.tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    if not all(path.is_file() and path.stat().st_size for path in made):
         _make_tokenizer(run)
     if study.model.weights and not (run.initial_checkpoint / "latest").exists():
         from model.convert import import_hf
@@ -219,7 +228,9 @@ def export(run: Run, job: Job, element: Element, progress: Progress) -> None:
         "interventions": arm.interventions,
         "model": job.kind,
         "seed": run.study.seed,
-        **run.provenance,
+        **{
+            key: value for key, value in run.provenance.items() if key != "data_folder"
+        },  # a path here says nothing there
     }
     export_hf(latest(line / "checkpoints"), run.model(arm.name, job.kind), run.tokenizer, provenance)
 
@@ -255,20 +266,24 @@ def write_run_report(run: Run, progress: Progress = silent) -> Path:
     return write_report(run.root, arms, described, run.report, progress)
 
 
-def outputs(run: Run, job: Job, element: Element) -> list[Path]:
-    """The files without which an element is not done, whatever its mark says: deleting them makes it anew.
+def is_intact(run: Run, job: Job, element: Element) -> bool:
+    """Whether what a done element made is still there: what was deleted or cut short is made again.
 
-    Only what is cheap to make: checkpoints and models may be moved away without being trained again.
+    Asked of what is cheap to make only: checkpoints and models may be moved away without being trained again.
     """
+    if job.stage == "fetch":
+        return bool(run.data_folder) or fetched(run, element).download.finished.exists()
     if job.stage == "prepare":
-        return [run.tokenizer / "tokenizer.json"]
-    if job.stage == "tokenize":
-        return [run.shards / element.source / f"{element.shard}{suffix}" for suffix in (".json", ".idx", ".bin")]
-    if job.stage == "evaluate":
-        return [run.evaluation(element.arm, job.kind) / f"{element.task}.jsonl"]
-    if job.stage == "report":
-        return [run.report / "index.html"]
-    return []
+        made = [run.tokenizer / "tokenizer.json", *([run.world / "world.json"] if run.study.world else [])]
+    elif job.stage == "tokenize":
+        return is_whole(run.shards / element.source / element.shard)
+    elif job.stage == "evaluate":
+        made = [run.evaluation(element.arm, job.kind) / f"{element.task}.jsonl"]
+    elif job.stage == "report":
+        made = [run.report / "index.html"]
+    else:
+        return True
+    return all(path.is_file() and path.stat().st_size for path in made)
 
 
 STAGES: dict[str, Callable[[Run, Job, Element, Progress], None]] = {

@@ -15,7 +15,7 @@ import yaml
 
 from curriculum.config import Curriculum, Positive, PositiveNumber, Source, Strict, Tokenizer, Tuning
 from curriculum.errors import UsageError
-from curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, segments_of
+from curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, percent, segments_of
 from curriculum.world import WorldConfig
 from eval.benchmarks import BENCHMARKS
 from eval.config import Evaluation
@@ -45,7 +45,7 @@ class Model(Strict, frozen=True):
 
 
 class Pretraining(Strict, frozen=True):
-    budget_tokens: Positive
+    budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)]
     global_batch: Positive  # sequences
     micro_batch: Positive  # sequences a rank takes at once
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -142,6 +142,14 @@ class Study(Strict, frozen=True):
             if names.count(name) > 1:
                 raise ValueError(
                     f"two of curriculum's starts and arms give the arm name {name}; write fewer digits or rename"
+                )
+        steps: dict[str, int] = {}
+        for one in self.arms():
+            one.phases(self.budget)
+            step = self.budget.step_at(one.start)
+            if steps.setdefault(percent(one.start), step) != step:
+                raise ValueError(
+                    f"arm {one.name} starts too near to another for jobs named by percent; move it or join them"
                 )
         self._check_evaluation()
         self.segments()

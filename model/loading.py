@@ -6,8 +6,10 @@ not count. Which rows it holds is a function of its number alone, so workers, ra
 
 from __future__ import annotations
 
+import atexit
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -18,6 +20,7 @@ from curriculum.errors import UserError
 MicroBatch = tuple[
     torch.Tensor, torch.Tensor | None
 ]  # tokens int64 [n, S + 1]; mask float32 [n, S], or None: all count
+_NOT_FOR_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 PREFETCH = 4  # micro-batches that each worker holds ready
 
 
@@ -41,7 +44,9 @@ class MicroBatches(Dataset):
         return torch.from_numpy(tokens), None if mask is None else torch.from_numpy(mask)
 
 
-def load(dataset: MicroBatches, start: int, stop: int, workers: int, device: torch.device) -> Iterator[MicroBatch]:
+def load(
+    dataset: MicroBatches, start: int, stop: int, workers: int, device: torch.device
+) -> Generator[MicroBatch, None, None]:
     """The micro-batches of steps [start, stop) in order, on `device`. With no `workers` this process reads them itself.
 
     Raises UserError when the data turn out to be damaged.
@@ -54,14 +59,34 @@ def load(dataset: MicroBatches, start: int, stop: int, workers: int, device: tor
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=cuda,
-        multiprocessing_context="fork" if workers else None,  # the shards are mapped already; nothing has to be sent
-        worker_init_fn=_ignore_signals,
+        multiprocessing_context="fork" if workers else None,  # nothing has to be sent, and nothing of it can be pickled
     )
-    for item in loader:
-        if isinstance(item, UserError):
-            raise item
-        tokens, mask = item
-        yield tokens.to(device, non_blocking=True), None if mask is None else mask.to(device, non_blocking=True)
+    # Workers are born with these signals blocked, for good: one to the whole job must not take the data away while the trainer
+    # saves. What arrives in between reaches this process afterwards.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
+    try:
+        items: Any = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if workers:  # the exit would wait for such workers for ever; torch has no public way to end them
+        atexit.register(items._shutdown_workers)
+    try:
+        for item in items:
+            if isinstance(item, UserError):
+                raise item
+            tokens, mask = item
+            yield tokens.to(device, non_blocking=True), None if mask is None else mask.to(device, non_blocking=True)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that reads ahead was killed ({str(error).splitlines()[0]}); was memory short? Lower "
+            "resources.data_workers, then start again"
+        ) from error
+    finally:
+        if workers:
+            atexit.unregister(items._shutdown_workers)
+            items._shutdown_workers()
 
 
 class _Careful(Dataset):
@@ -75,9 +100,3 @@ class _Careful(Dataset):
             return self._dataset[number]
         except UserError as error:
             return error
-
-
-def _ignore_signals(_: int) -> None:
-    """A worker ends with its trainer; a signal to the whole job must not take the data away while the trainer saves."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,9 @@ class _Run:
         self.wrapped = wrap(network, parallel)
         self.optimizer = build_optimizer(self.wrapped, job.optimizer, parallel)
         self.step = 0
-        self._feed: Iterator[MicroBatch] | None = None  # opened at the first step, once the step to begin at is known
+        self._feed: Generator[MicroBatch, None, None] | None = (
+            None  # opened at the first step, once the step to begin at is known
+        )
         if source is not None and source != job.init_weights:
             info = read_info(source)
             check_past(source, info, job.model, self._recipe(), batches)
@@ -210,7 +212,7 @@ class _Run:
             ),
         }
 
-    def _load(self, batches: BatchSource, start: int, stop: int, workers: int) -> Iterator[MicroBatch]:
+    def _load(self, batches: BatchSource, start: int, stop: int, workers: int) -> Generator[MicroBatch, None, None]:
         return load(self._share(batches), start, stop, workers, self.parallel.device)
 
     def _share(self, batches: BatchSource) -> MicroBatches:
@@ -265,7 +267,8 @@ class _Run:
             prune(self.checkpoints, self.job.keep_last, self.job.keep_steps)
 
     def close(self) -> None:
-        self._feed = None  # ends the workers
+        if self._feed is not None:
+            self._feed.close()  # ends the workers
         if self.metrics:
             self.metrics.close()
 

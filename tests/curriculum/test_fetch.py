@@ -7,7 +7,9 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,12 @@ import pytest
 from fake_hub import FakeHub, Files
 
 from curriculum.documents import Documents
+from curriculum.errors import UserError
+from curriculum.fetch import downloads_of, require_whole
 from curriculum.sources import DATASETS
 from curriculum.tables import Table
+from jobs.downloads import named_downloads, once, study_downloads
+from jobs.study import load_study
 
 # The libraries read HF_ENDPOINT when they are imported, so that fetches run in a process of their own: one line of JSON in, one
 # out. It does not sleep between the libraries' retries.
@@ -68,7 +74,7 @@ for line in sys.stdin:
 
 
 class Worker:
-    def __init__(self, hub: FakeHub, home: Path, **environment: str):
+    def __init__(self, hub: FakeHub, home: Path, umask: int = -1, **environment: str):
         self.log = home / "log.txt"
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER],
@@ -77,6 +83,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.log.open("w"),
             text=True,
+            umask=umask,
         )
 
     def begin(self, **ask: Any) -> None:
@@ -217,6 +224,88 @@ def test_the_elements_of_an_array_job_make_the_whole(hub, worker, tmp_path):
     assert "is not one of 0/3 to 2/3" in worker(download=asked | {"out": str(tmp_path / "x")}, part=[3, 3])["error"]
 
 
+def test_two_divisions_of_one_fetch_at_once_share_the_files(hub, worker, tmp_path):
+    name = "train-00001-of-00003.parquet"
+    hub.commit("org/divided", {"README.md": card("a"), **shards("a", 3, 1200)})
+    asked = {"hub": "org/divided", "config": "a"}
+
+    def transfers() -> int:
+        return sum(request.startswith("GET") and request.endswith(name) for request in hub.requests)
+
+    hub.requests.clear()
+    worker(download=asked | {"out": str(tmp_path / "alone")})
+    needed = transfers()
+    hub.requests.clear()
+    hub.stalled.clear()
+    hub.stall_at = name
+    out = tmp_path / "out"
+    worker.begin(download=asked | {"out": str(out)}, part=[1, 3])
+    assert hub.stalled.wait(20)
+    beside = Worker(hub, tmp_path)
+    beside.begin(download=asked | {"out": str(out)})
+    deadline = time.monotonic() + 20
+    while not (out / "00000-of-00003.parquet").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)  # it has come to the file that the other is writing
+    hub.stall_at = ""
+    part, whole = worker.end()["records"][0], beside.end()["records"][0]
+    beside.close()
+    assert part["rows"] >= 2400 and whole["complete"] and whole["rows"] == 3600
+    assert transfers() == needed > 0
+    assert contents(out) == contents(tmp_path / "alone")
+    assert sorted(file.name for file in out.glob(".*")) == [".fetch.lock", ".fetched.json"]
+
+
+@pytest.mark.parametrize("keep", [0, -100])
+def test_a_damaged_file_is_fetched_again(hub, worker, tmp_path, keep):
+    hub.commit("org/damaged", {"README.md": card("a"), **shards("a", 2, 30)})
+    asked = {"hub": "org/damaged", "config": "a", "out": str(tmp_path / "out")}
+    first, second = (tmp_path / f"out/0000{n}-of-00002.parquet" for n in range(2))
+    worker(download=asked, part=[0, 2])
+    whole = first.read_bytes()
+    first.write_bytes(whole[:keep])
+    record = worker(download=asked, part=[1, 2])["records"][0]
+    assert not record["complete"] and record["rows"] == 30
+    assert worker(download=asked)["records"][0]["rows"] == 60
+    assert first.read_bytes() == whole
+    before = first.stat().st_mtime_ns
+    second.write_bytes(second.read_bytes()[:keep])  # of a finished download
+    assert worker(download=asked)["records"][0]["rows"] == 60
+    assert len(ids(tmp_path / "out")) == 60 and first.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"hub": "a", "limit": "many"}'])
+def test_a_damaged_record_is_one_sentence(hub, worker, tmp_path, content):
+    hub.commit("org/record", {"README.md": card("a"), **shards("a", 1, 3)})
+    said = "damaged, no record of a fetch; remove the folder"
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".fetching.json").write_text(content)
+    asked = {"hub": "org/record", "config": "a", "out": str(out)}
+    assert worker(download=asked)["error"] == f"{out / '.fetching.json'}: {said} {out} and fetch it again"
+
+    finished = downloads_of("gsm8k", tmp_path)[0].finished
+    finished.parent.mkdir(parents=True)
+    finished.write_text(content)
+    listed = worker(words=["fetch", "--list", "--out", str(tmp_path)])
+    assert listed["error"] == f"{finished}: {said} {finished.parent} and fetch it again"
+    ran = worker(words=["fetch", "gsm8k", "--out", str(tmp_path)])
+    assert ran["code"] == 1 and ran["err"].startswith(f"curricula: gsm8k: {finished}: {said}")
+    with pytest.raises(UserError, match=said):
+        require_whole(finished.parent, 1)
+
+
+def test_files_and_records_have_the_rights_that_the_umask_gives(hub, tmp_path):
+    hub.commit("org/shared", {"README.md": card("a"), **shards("a", 2, 3)})
+    worker = Worker(hub, tmp_path, umask=0o027)
+    asked = {"hub": "org/shared", "config": "a", "out": str(tmp_path / "out")}
+    for part, record in ([0, 2], ".fetching.json"), (None, ".fetched.json"):
+        worker(download=asked, part=part)
+        files = [tmp_path / "out" / record, *(tmp_path / "out").glob("*.parquet")]
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
+    worker.close()
+
+
 def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
     out = tmp_path / "out"
     asked = {"hub": "org/moving", "config": "a", "out": str(out)}
@@ -245,6 +334,26 @@ def test_only_the_first_rows(hub, worker, tmp_path):
     assert list(contents(tmp_path / "out")) == ["00000-of-00001.parquet"]
     assert ids(tmp_path / "out") == [f"a-{n // 1000}-{n % 1000}" for n in range(1500)]
     assert "limit 1500, not None" in worker(download=asked)["error"]
+
+
+def test_a_taste_is_not_taken_for_the_whole(hub, worker, tmp_path):
+    hub.commit("org/taste", {"README.md": card("a"), **shards("a", 1, 30)})
+    asked = {"hub": "org/taste", "config": "a"}
+    taste, whole, ample = tmp_path / "taste", tmp_path / "whole", tmp_path / "ample"
+    worker(download=asked | {"out": str(taste), "prefix": "0-a-"}, limit=20)
+    worker(download=asked | {"out": str(whole)})
+    worker(download=asked | {"out": str(ample)}, limit=31)
+    for rows, needed in (21, "21"), (None, "all"):
+        with pytest.raises(UserError) as error:
+            require_whole(taste, rows)
+        said = f"{taste}: only the first 20 rows were fetched, where {needed} are needed; remove this folder"
+        assert str(error.value).startswith(said) and "without --rows" in str(error.value)
+    require_whole(taste, 20)
+    require_whole(whole, None)
+    require_whole(ample, None)  # the 30 rows it has are all there are
+    require_whole(tmp_path / "absent", None)
+    (tmp_path / "own").mkdir()
+    require_whole(tmp_path / "own", None)
 
 
 def test_gates_and_tokens(hub, worker, tmp_path):
@@ -400,5 +509,20 @@ def test_the_verb_knows_what_a_study_needs(hub, worker, tmp_path):
     named = {*told["failed"], *(entry["name"] for entry in told["fetched"])}
     assert {"fineweb-edu", "safeweb/score_1_rephrased", "fineweb-unsafe/score_5", "ultrachat", "wildguardmix"} <= named
     assert {"gsm8k", "harmbench/copyright", "jb_completions", "alpaca"} <= named
+    odd = worker(words=["fetch", "gsm8k", "--out", str(tmp_path), "--part", "3/3"])
+    assert odd["error"].startswith("--part 3/3: give I/N") and odd["code"] == 2
     world = worker(words=["fetch", "--study", "jobs/studies/demo.yaml"])
     assert "makes all its data; there is nothing to fetch" in world["error"] and world["code"] == 2
+
+
+def test_what_a_study_needs_is_told_apart_by_stage(tmp_path):
+    stages = {item.label: item.stage for item in study_downloads(load_study(Path("jobs/studies/paper.yaml")), tmp_path)}
+    for name in ("fineweb-edu", "safeweb/score_1_rephrased", "ultrachat", "wildguardmix", "gsm8k"):
+        assert stages[name] == "data"
+    for name in ("harmbench/copyright", "jb_completions", "alpaca"):
+        assert stages[name] == "evaluation"
+    [data] = named_downloads("ultrachat", tmp_path)
+    [benchmark] = named_downloads("alpaca", tmp_path)
+    same = replace(benchmark, download=data.download)
+    assert [item.stage for item in once([data, same])] == [item.stage for item in once([same, data])] == ["data"]
+    assert [item.stage for item in once([benchmark, benchmark])] == ["evaluation"]

@@ -154,3 +154,17 @@ def test_a_set_without_interventions_cannot_be_matched():
     curriculum = Curriculum(safe=SAFE, interventions={"data": {"web": 1}}, exposure="matched")
     with pytest.raises(ValueError, match="nothing to match in set data"):
         arms_of(curriculum, SMALL)
+
+
+def test_a_set_of_interventions_alone_is_its_own_measure():
+    mix = {"refusals": 0.3, "morals": 6.0, "tagged": 0.1}
+    curriculum = Curriculum(safe=SAFE, interventions={"data": mix}, starts=(0.25, 1.0), exposure="matched")
+    assert arm_of("data-25", curriculum).phases(SMALL)[-1].mix == mix
+
+
+def test_a_stretch_that_rounds_to_no_step_is_refused():
+    curriculum = with_arm({"until": 0.5, "mix": "safe"}, {"until": 0.5001, "mix": "data"}, {"until": 1, "mix": "safe"})
+    with pytest.raises(
+        ValueError, match="arm mine: its stretch until 0.5001 rounds to no step of 1000; make it longer"
+    ):
+        arm_of("mine", curriculum).phases(SMALL)

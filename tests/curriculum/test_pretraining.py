@@ -88,6 +88,23 @@ def test_arms_share_the_stream_and_the_fingerprint_until_they_part(shards, run, 
         assert changed.fingerprint(step) != arm.fingerprint(step)
 
 
+@settings(max_examples=300, deadline=None)
+@given(mixes, st.floats(0.1, 10))
+def test_equal_fingerprints_mean_equal_streams(shards, mix, factor):
+    """Weights whose shares are equal as floating-point numbers need not be in the same ratio."""
+    scaled = {name: weight * factor for name, weight in mix.items()}
+    one, other = (opened(shards, [Phase(200, weights)], 1) for weights in (mix, scaled))
+    if one.fingerprint(200) == other.fingerprint(200):
+        assert one.sample_ids(0, 200) == other.sample_ids(0, 200)
+    assert one.fingerprint(200) == opened(shards, [Phase(200, dict(reversed(mix.items())))], 1).fingerprint(200)
+
+
+def test_samples_after_the_end_are_refused(shards):
+    run = opened(shards, [Phase(8, {"e": 1})], 4)
+    with pytest.raises(IndexError, match=r"samples \[8, 12\) of 8"):
+        run.rows(2, 0, 4)
+
+
 def test_a_source_tokenised_otherwise_than_the_rest_is_refused(tmp_path):
     write_source(tmp_path / "a", [100])
     write_source(tmp_path / "b", [100], tokenizer="other")

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -138,6 +139,36 @@ def test_shards_made_otherwise_are_refused_by_name(root, tmp_path, changes, said
         tokenize_source(job(root, tmp_path, **changes))
 
 
+def test_shards_of_other_data_are_refused_though_the_rows_are_as_many(root, tmp_path):
+    rows = read_jsonl(root / "fineweb_annotated/score_0.jsonl")
+    write_rows(tmp_path, "fineweb_annotated/score_0", rows)
+    tokenize_shard(job(root, tmp_path, tmp_path), "00000")
+    write_rows(tmp_path, "fineweb_annotated/score_0", rows[::-1])
+    with pytest.raises(UserError, match="00000.json: was made with source_files '.*', now it is '.*'; delete"):
+        tokenize_shard(job(root, tmp_path, tmp_path), "00000")
+
+
+def test_sources_of_one_dataset_hold_out_the_same_documents(root, tmp_path):
+    works = [
+        replace(job(root, tmp_path, tag_rate=rate), name=name, out=tmp_path / name)
+        for name, rate in (("a", 0), ("b", 0.1))
+    ]
+    for work in works:
+        tokenize_source(work)
+    tag = load_tokenizer(root / "tokenizer").token_to_id(TAG)
+    held_out = [sorted(d[d != tag].tobytes() for d in documents_of(work.out / "validation")) for work in works]
+    assert held_out[0] == held_out[1]
+
+
+def test_an_id_that_is_no_unicode_is_an_id_all_the_same(root, tmp_path):
+    write_rows(tmp_path, "fineweb_annotated/score_3", [{"id": "\ud800", "text": "the lamp the lamp"}])
+    for score in (4, 5):
+        write_rows(tmp_path, f"fineweb_annotated/score_{score}", [])
+    work = job(root, tmp_path, tmp_path, validation=0, shards=1, dataset="fineweb-unsafe", tag_rate=0.5)
+    tokenize_source(work)
+    assert read_manifest(work.out / "00000")["documents"] == 1
+
+
 def test_shards_of_another_tokenizer_are_refused(root, tmp_path):
     tokenize_source(job(root, tmp_path))
     train_tokenizer(["other text"], 300, tmp_path / "tokenizer")
@@ -157,9 +188,9 @@ def test_a_source_without_documents_is_named(root, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": ["x"]}', "the text of row 0 is"),
+        ('{"text": ["x"]}', r"score_0.jsonl: row 0 of dataset fineweb-edu has \['x'\] for its text"),
         ("[1]", r"row 0 is \[1\]"),
-        ('{"txt": "x"}', "row 0 has no column 'text', only"),
+        ('{"txt": "x"}', "row 0 of dataset fineweb-edu has no column 'text', only"),
         ('{"text": "x"', "row 0 is not JSON"),
     ],
 )

@@ -52,6 +52,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
             "harmful_behaviors: no such table",
         ),
         (["data", "world", "/proc/nowhere"], 1, "/proc/nowhere"),
+        (["data", "world", "/proc"], 2, "/proc: is not empty and holds no fictional world"),
         (["eval", "--model", "nowhere", "--decoder", "greedy"], 2, "--decoder greedy: not known"),
     ],
 )

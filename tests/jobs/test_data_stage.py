@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -124,17 +125,37 @@ def test_one_source_alone_can_be_tokenised_and_submit_finds_it_done(study, world
     assert full["sources"]["unsafe"]["epochs"] > 0 and full["sources"]["web"]["epochs"] is None
 
 
-def test_deleting_what_is_damaged_and_giving_the_command_again_mends_it(study, world, tmp_path):
+def test_what_is_deleted_or_cut_short_is_made_again_by_the_same_command(study, world, tmp_path):
     words = ("data", "tokenize", study, "--run", tmp_path / "run")
     assert curricula(*words, CURRICULA_DATA=str(world)).returncode == 0
     whole = shards_of(tmp_path / "run")
     folder = tmp_path / "run/data/shards"
-    for name, damage in {"web/00001.bin": b"", "unsafe/00000.idx": None, "web/00002.json": b"{"}.items():
+    for name, damage in {"web/00001.bin": b"", "unsafe/00000.idx": None, "web/00002.json": None}.items():
         (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
     inspected = curricula("data", "inspect", folder / "web/00001")
     assert inspected.returncode == 1 and "web/00001.bin: 0 bytes where its index says" in inspected.stderr
-    for path in (folder / "web").iterdir():  # as the message says: "delete the shard", or the folder
-        path.unlink()
-    again = curricula(*words, CURRICULA_DATA=str(world))
+    again = curricula(*words)  # the run knows its data folder
+    assert again.returncode == 0, again.stderr
+    assert shards_of(tmp_path / "run") == whole
+
+
+def test_a_run_goes_on_with_the_data_it_began_with(study, world, tmp_path):
+    words = ("data", "tokenize", study, "--run", tmp_path / "run", "--source")
+    assert curricula(*words, "unsafe", CURRICULA_DATA=str(world)).returncode == 0
+    (tmp_path / "other").mkdir()
+    ran = curricula(*words, "web", CURRICULA_DATA=str(tmp_path / "other"))
+    assert ran.returncode == 1
+    assert (
+        f"CURRICULA_DATA={tmp_path}/other: {tmp_path}/run was begun with CURRICULA_DATA={world}; go on so" in ran.stderr
+    )
+
+
+def test_a_world_that_was_deleted_comes_back_as_it_was(tmp_path):
+    words = ("data", "tokenize", small_study(tmp_path), "--run", tmp_path / "run")
+    assert curricula(*words).returncode == 0
+    whole = shards_of(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/world")
+    shutil.rmtree(tmp_path / "run/data/shards/web")
+    again = curricula(*words)
     assert again.returncode == 0, again.stderr
     assert shards_of(tmp_path / "run") == whole

@@ -49,3 +49,8 @@ def test_labels_are_unique_within_a_job_and_names_within_a_study():
     for job in jobs:
         labels = [element.label for element in job.elements]
         assert len(set(labels)) == len(labels)
+
+
+def test_edges_are_of_the_kinds_that_slurm_knows():
+    kinds = {edge.kind for job in build_graph(load_study(STUDIES / "paper.yaml")) for edge in job.needs}
+    assert kinds == {"afterok", "aftercorr", "afterany"}

@@ -72,6 +72,10 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             {"sources__unsafe-tagged__parts": ["score_6"]},
             r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3",
         ),
+        ({"sources__unsafe-tagged__parts": ["score_4", "score_4"]}, r"parts \['score_4', 'score_4'\] name one twice"),
+        ({"sources__web__shards": 10**9}, r"sources.web.shards: expected `int` <= 99999; it is 1000000000"),
+        ({"pretraining__budget_tokens": 10**30}, r"pretraining.budget_tokens: "),
+        ({"curriculum__safe": {"web": 1e308, "math": 1e308}}, r"curriculum: the weights of safe must be non-negative"),
         ({"sources__web__max_epochs": 0}, r"sources.web.max_epochs: expected `float` > 0.0; it is 0"),
         (
             {"curriculum__exposure": "equal"},

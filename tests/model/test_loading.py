@@ -1,7 +1,6 @@
 """Micro-batches as training gets them, read ahead by real worker processes."""
 
-import os
-import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,10 +63,44 @@ def test_a_worker_says_in_one_sentence_what_is_wrong_with_the_data(shards):
     assert "Traceback" not in str(caught.value)
 
 
+CONSUMER = """
+import multiprocessing, os, signal, sys, time
+from pathlib import Path
+import torch
+from curriculum.blend import Phase
+from curriculum.pretraining import PretrainingBatches
+from model.loading import MicroBatches, load
+source = PretrainingBatches([Phase(20 * 12, {"web": 1.0})], Path(sys.argv[1]), 7, 12, 3, 50_000)
+signal.signal(signal.SIGTERM, lambda *_: None)
+feed = load(MicroBatches(source, 4), 0, 20, 2, torch.device("cpu"))
+read = [next(feed)]
+workers = [child.pid for child in multiprocessing.active_children()]
+assert len(workers) == 2
+if sys.argv[2] == "error":
+    raise RuntimeError("CUDA out of memory")
+for worker in workers:
+    os.kill(worker, getattr(signal, sys.argv[2]))
+read += feed
+print(len(read))
+"""
+
+
+def consume(shards, what):
+    """A process of its own, which has to end whatever happens to its workers."""
+    return subprocess.run(
+        [sys.executable, "-c", CONSUMER, str(shards), what], capture_output=True, text=True, timeout=60
+    )
+
+
 def test_a_signal_to_the_whole_job_leaves_the_workers_alive(shards):
-    feed = load(MicroBatches(batches(shards), 4), 0, 20, 2, torch.device("cpu"))
-    first = [next(feed)]
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    for child in children:
-        os.kill(int(child), signal.SIGTERM)
-    assert len(first + list(feed)) == 60
+    assert consume(shards, "SIGTERM").stdout == "60\n"
+
+
+def test_an_error_in_the_trainer_ends_the_workers_and_the_process(shards):
+    ran = consume(shards, "error")
+    assert ran.returncode == 1 and "CUDA out of memory" in ran.stderr
+
+
+def test_a_killed_worker_ends_the_trainer_with_a_sentence(shards):
+    ran = consume(shards, "SIGKILL")
+    assert ran.returncode == 1 and "a process that reads ahead was killed" in ran.stderr
