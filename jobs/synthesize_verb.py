@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.prompt import Confirm
-from rich.text import Text
 
 from curriculum.errors import UsageError
 from curriculum.sources import local_root
 from curriculum.synthesis.inputs import Input, TableInput, open_dataset_input
 from curriculum.synthesis.kinds import KINDS
-from curriculum.synthesis.plan import (
-    CHARACTERS_PER_TOKEN,
-    Estimate,
-    Estimator,
-    Place,
-    Prices,
-    Settings,
-    parse_part,
-    slurm_part,
-)
+from curriculum.synthesis.part import Part
+from curriculum.synthesis.plan import Estimate, Estimator, Place, Prices, Settings, parse_part, slurm_part
+from jobs.synthesize_display import Display, print_dry_run, print_estimate, print_summary
 
 if TYPE_CHECKING:  # at run time only where it is needed: it brings the openai package, which takes a while
-    from curriculum.synthesis.run import Asking, Part, Summary
+    from curriculum.synthesis.run import Asking
 
 PIECE_CHARACTERS = 8000
-_LINE_EVERY_S = 60.0  # where there is no terminal
 EXAMPLE = (
     "curricula data synthesize score --dataset fineweb-edu --out /scratch/scored --base-url http://node7:8000/v1 "
     "--model Qwen/Qwen2.5-7B-Instruct"
@@ -114,18 +101,19 @@ def synthesize(words: argparse.Namespace) -> int:
 
     _check(words)
     part = _part(words)
-    left = len(part.left(words.retry_dead))
+    part.place.check(part.settings)  # first, or a log by other settings would look damaged
+    left = len(part.left(part.log.read(), words.retry_dead))
     estimator = Estimator.sample(part.settings, part.documents, part.number, _prices(words))
     now, all_parts = estimator.of(left), estimator.of(part.settings.documents)
     if words.dry_run:
-        _print_dry_run(words, part, now, all_parts)
+        print_dry_run(part, now, all_parts, words.json)
         return 0
     asking = _asking(words)
-    _print_estimate(Console(stderr=True, highlight=False), part, now, all_parts)
+    print_estimate(Console(stderr=True, highlight=False), part, now, all_parts)
     _confirm(words, now, all_parts)
-    with _Display(part.name) as display:
+    with Display(part.name) as display:
         summary = run_part(part, asking, words.retry_dead, display)
-    _print_summary(words, summary)
+    print_summary(summary, words.json)
     return 0
 
 
@@ -166,8 +154,6 @@ def _is_address(where: str | None) -> bool:
 
 
 def _part(words: argparse.Namespace) -> Part:
-    from curriculum.synthesis.run import Part
-
     number, count = parse_part(words.part) if words.part else slurm_part(os.environ)
     scores = _scores(words.scores)
     documents = _input(words, scores)
@@ -251,87 +237,3 @@ def _confirm(words: argparse.Namespace, now: Estimate, all_parts: Estimate) -> N
         raise UsageError(f"{cost}; pass --yes to spend it, or raise --max-cost")
     if not Confirm.ask(f"This costs {cost}. Go on?", default=False, console=Console(stderr=True)):
         raise UsageError("nothing was asked and nothing spent; --limit and --scores make it less")
-
-
-def _said(estimate: Estimate) -> str:
-    cost = "" if estimate.dollars is None else f", about ${estimate.dollars:,.2f}"
-    return (
-        f"{estimate.documents:,} documents, {estimate.requests:,} requests, about {estimate.tokens_in:,} tokens in "
-        f"and {estimate.tokens_out:,} out{cost}"
-    )
-
-
-def _print_estimate(console: Console, part: Part, now: Estimate, all_parts: Estimate) -> None:
-    lines = [f"{part.name}: left to ask {_said(now)}"]
-    if part.settings.parts > 1:
-        lines.append(f"all {part.settings.parts} parts: {_said(all_parts)}")
-    lines.append(
-        f"(from the first documents of the part: {CHARACTERS_PER_TOKEN} characters a token in, "
-        f"{min(part.settings.how.expected_tokens, part.settings.max_tokens):,} tokens a reply)"
-    )
-    console.print(Text("\n".join(lines)), soft_wrap=True)
-
-
-def _print_dry_run(words: argparse.Namespace, part: Part, now: Estimate, all_parts: Estimate) -> None:
-    numbers = part.settings.numbers(part.number)
-    document = next((each for each in part.documents.read(numbers.start, numbers.stop) if each.text.strip()), None)
-    request = part.first_request(document) if document else None
-    if words.json:
-        print(json.dumps({"left": asdict(now), "all": asdict(all_parts), "request": request}, indent=1))
-        return
-    _print_estimate(Console(highlight=False), part, now, all_parts)
-    print(json.dumps(request, indent=1))  # in ASCII: a document may hold what a terminal obeys
-
-
-def _print_summary(words: argparse.Namespace, summary: Summary) -> None:
-    if words.json:
-        print(json.dumps(asdict(summary), indent=1))
-        return
-    lines = [
-        f"part {summary.part} of {summary.parts}: {summary.done:,} of {summary.documents:,} documents done, "
-        f"{summary.dead:,} dead; {summary.parts_complete} of {summary.parts} parts have their tables",
-        f"asked about {summary.asked:,} now: {summary.requests:,} requests, {summary.retries:,} retries, "
-        f"{summary.tokens_in:,} tokens in, {summary.tokens_out:,} out",
-        *summary.tables,
-    ]
-    if summary.dead_letters:
-        lines.append(f"dead letters: {summary.dead_letters} (asked again with --retry-dead)")
-    Console(highlight=False).print(Text("\n".join(lines)), soft_wrap=True)
-
-
-class _Display:
-    """How far a part is, on stderr: a live line on a terminal, else a line a minute. A `curriculum.progress.Progress`."""
-
-    def __init__(self, name: str):
-        self.console = Console(stderr=True, highlight=False)
-        self.line = Progress(
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.line.add_task(name, total=None, figures="")
-        self.name, self.started = name, time.monotonic()
-        self._next_line = self.started + _LINE_EVERY_S
-
-    def __enter__(self) -> _Display:
-        self.line.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.line.stop()
-
-    def __call__(self, done: int, total: int, **figures: Any) -> None:
-        now = time.monotonic()
-        seconds = max(now - self.started, 1e-9)
-        said = (
-            f"{done / seconds:,.1f} docs/s, {figures['tokens'] / seconds:,.0f} tokens/s, "
-            f"{figures['retries']:,} retries, {figures['dead']:,} dead"
-        )
-        self.line.update(self.task, completed=done, total=total, figures=said)
-        if not self.console.is_terminal and now >= self._next_line:
-            self._next_line = now + _LINE_EVERY_S
-            left = f", {(total - done) / (done / seconds) / 60:,.0f} min left" if done else ""
-            self.console.print(Text(f"{self.name}: {done:,}/{total:,}, {said}{left}"), soft_wrap=True)

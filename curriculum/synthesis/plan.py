@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from curriculum.durable import exclusive_lock, read_json, write_json
-from curriculum.errors import UsageError
+from curriculum.errors import UsageError, UserError
 from curriculum.synthesis.inputs import Input
 from curriculum.synthesis.kinds import KINDS, Kind, pieces
 
@@ -82,14 +82,28 @@ class Place:
     def state(self) -> Path:
         return self.out / "log" / self.name
 
+    @property
+    def _settings(self) -> Path:
+        return self.state / "settings.json"
+
     def agree(self, settings: Settings) -> None:
         """Write the settings down, or raise UsageError when this output was begun with others."""
-        path = self.state / "settings.json"
         with exclusive_lock(self.state / "settings.lock", wait_s=60):
-            if not path.exists():
-                write_json(path, asdict(settings))
-                return
+            if not self._settings.exists():
+                write_json(self._settings, asdict(settings))
+        self.check(settings)
+
+    def check(self, settings: Settings) -> None:
+        """Raise UsageError when this output was begun with other settings; writes nothing."""
+        path = self._settings
+        if not path.exists():
+            return
         before, now = read_json(path), asdict(settings) | {"scores": list(settings.scores)}
+        if not isinstance(before, dict):
+            raise UserError(
+                f"{path}: holds a {type(before).__name__}, where the settings of this output are needed; "
+                "delete the file and give the command that the output was begun with"
+            )
         for key, value in now.items():
             if before.get(key) != value:
                 raise UsageError(

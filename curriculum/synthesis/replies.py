@@ -7,13 +7,14 @@ file of dead letters names it and the log of replies does not.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from curriculum.durable import append_jsonl, open_atomically
 from curriculum.errors import UserError
+from curriculum.synthesis.kinds import SCORES
 
 Row = dict[str, Any]
 
@@ -26,15 +27,18 @@ class Lines:
     places: dict[int, int]  # document -> the byte where its last line begins
 
     @classmethod
-    def of(cls, path: Path) -> Lines:
+    def of(cls, path: Path, is_right: Callable[[Row], bool]) -> Lines:
         """The lines of `path`, without one that a kill left torn; none when there is no such file."""
         places: dict[int, int] = {}
         start = 0
         if path.exists():
             with open(path, "rb") as file:
-                for line in file:
+                for count, line in enumerate(file, start=1):
                     if line.endswith(b"\n"):
-                        places[_number(path, start, line)] = start
+                        row = _json_or_none(line)
+                        if not (isinstance(row, dict) and is_right(row)):
+                            raise UserError(f"{path}: line {count} is no row of this log; remove that line and go on")
+                        places[row["number"]] = start
                     start += len(line)
         return cls(path, places)
 
@@ -47,11 +51,27 @@ class Lines:
                     yield json.loads(file.readline())
 
 
-def _number(path: Path, start: int, line: bytes) -> int:
+def _json_or_none(line: bytes) -> Any:
     try:
-        return int(json.loads(line)["number"])
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path}: the line at byte {start} is no row of this log; remove that line and go on") from None
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a log said when it was read."""
+
+    replies: Lines
+    letters: Lines
+
+    @property
+    def done(self) -> set[int]:
+        return set(self.replies.places)
+
+    @property
+    def dead(self) -> set[int]:
+        return set(self.letters.places) - set(self.replies.places)
 
 
 @dataclass(frozen=True)
@@ -60,15 +80,25 @@ class Log:
 
     replies: Path
     dead: Path
+    numbers: range  # the documents of the part
+    judges: bool  # whether the replies are scores, and not texts
 
     @classmethod
-    def of(cls, state: Path, part: str) -> Log:
-        return cls(state / f"{part}.jsonl", state / f"{part}.dead.jsonl")
+    def of(cls, state: Path, part: str, numbers: range, judges: bool) -> Log:
+        return cls(state / f"{part}.jsonl", state / f"{part}.dead.jsonl", numbers, judges)
 
-    def finished(self) -> tuple[set[int], set[int]]:
-        """The documents that are done, and those that are dead."""
-        done = set(Lines.of(self.replies).places)
-        return done, set(Lines.of(self.dead).places) - done
+    def read(self) -> Known:
+        """Raises UserError when a line is damaged."""
+        return Known(Lines.of(self.replies, self._is_reply), Lines.of(self.dead, self._is_of_the_part))
+
+    def _is_of_the_part(self, row: Row) -> bool:
+        return type(row.get("number")) is int and row["number"] in self.numbers
+
+    def _is_reply(self, row: Row) -> bool:
+        said = row.get("score" if self.judges else "text")
+        readable = type(said) is int and said in SCORES if self.judges else isinstance(said, str)
+        about = isinstance(row.get("id"), str) and isinstance(row.get("text_hash"), str)
+        return self._is_of_the_part(row) and about and readable
 
     def append(self, replies: list[Row], dead: list[Row]) -> None:
         """Write and sync; afterwards these documents are not asked about again."""
@@ -77,13 +107,13 @@ class Log:
         if dead:
             append_jsonl(self.dead, dead)
 
-    def bury(self) -> None:
+    def bury(self, known: Known) -> None:
         """Leave of the dead letters the last of each document that is still dead, and no file when there is none."""
-        _, dead = self.finished()
+        dead = known.dead
         if not dead:
             self.dead.unlink(missing_ok=True)
             return
         with open_atomically(self.dead, "w") as file:
-            for row in Lines.of(self.dead).rows():
+            for row in known.letters.rows():
                 if row["number"] in dead:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")

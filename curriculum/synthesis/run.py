@@ -1,73 +1,30 @@
 """One part of a synthesis: ask about every document that has no reply yet, write down what came, make the tables at the end.
 
-A reply is safe on the disk half a second after it came. A document that fails becomes a dead letter; when the server is at
-fault (curriculum/synthesis/blame.py), the run ends, and the same command goes on later.
+A reply is safe on the disk half a second after it came. A document that fails becomes a dead letter, but one that got no reply
+at all only when that happens twice. When the server is at fault (curriculum/synthesis/blame.py), the run ends, and the same
+command goes on later.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from curriculum.documents import Document
 from curriculum.durable import exclusive_lock
 from curriculum.progress import Progress, silent
-from curriculum.randomness import key_seed
-from curriculum.synthesis.blame import Suspects
+from curriculum.synthesis.blame import Failure, Suspects
 from curriculum.synthesis.classifier import Classifier
 from curriculum.synthesis.endpoint import Endpoint, NoAnswer, Refused, asking_again
-from curriculum.synthesis.inputs import Input
-from curriculum.synthesis.kinds import AGAIN_TEMPERATURE, HIGHEST, Unreadable, pieces
-from curriculum.synthesis.output import id_of, part_name, parts_complete, write_tables
-from curriculum.synthesis.plan import Place, Settings
-from curriculum.synthesis.replies import Log, Row
+from curriculum.synthesis.kinds import HIGHEST, Unreadable, pieces
+from curriculum.synthesis.output import answered, id_of, mark_unfinished, text_hash, write_tables
+from curriculum.synthesis.part import Part
+from curriculum.synthesis.replies import Row
 
 FLUSH_S = 0.5
 PATIENCE = 16  # failures in a row, and at least one per worker, until the server is to blame
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of one output, and the documents of all parts."""
-
-    settings: Settings
-    place: Place
-    number: int
-    documents: Input
-    sends_seed: bool = True  # some servers refuse requests with one
-
-    @property
-    def name(self) -> str:
-        return part_name(self.number, self.settings.parts)
-
-    @property
-    def log(self) -> Log:
-        return Log.of(self.place.state, self.name)
-
-    def left(self, retry_dead: bool) -> set[int]:
-        """The documents to ask about."""
-        done, dead = self.log.finished()
-        return set(self.settings.numbers(self.number)) - done - (set() if retry_dead else dead)
-
-    def first_request(self, document: Document) -> dict[str, Any]:
-        return self.request(document, pieces(document.text, self.settings.piece_characters)[0])
-
-    def request(self, document: Document, piece: str, place: int = 0, attempt: int = 1) -> dict[str, Any]:
-        """The chat request about the piece of a document at `place`; a later attempt draws anew."""
-        kind, settings = self.settings.how, self.settings
-        warmth = settings.temperature if attempt == 1 else max(settings.temperature, AGAIN_TEMPERATURE)
-        return {
-            "model": settings.model,
-            "messages": kind.prompt.messages(piece, kind.style(document.id, settings.seed)),
-            "temperature": warmth,
-            "max_tokens": settings.max_tokens,
-        } | (
-            {"seed": key_seed(settings.seed, settings.kind, document.id, place, attempt) % 2**31}
-            if self.sends_seed
-            else {}
-        )
 
 
 @dataclass(frozen=True)
@@ -108,52 +65,70 @@ def run_part(part: Part, asking: Asking, retry_dead: bool = False, progress: Pro
     """Complete a part. Raises UserError when the server is at fault; what came before that is kept."""
     part.place.agree(part.settings)
     with exclusive_lock(part.place.state / f"{part.name}.lock"):
-        left = part.left(retry_dead)
-        run = _Run(part, asking, len(left), progress)
+        mark_unfinished(part.place, part.settings)
+        known = part.log.read()
+        left = part.left(known, retry_dead)
+        if left:  # documents that changed are refused before others are paid for and mixed with them
+            for _ in answered(part.documents, part.numbers, known.replies):
+                pass
+        run = _Run(part, asking, len(left), bool(known.done), progress)
         asyncio.run(run.all(left))
-        part.log.bury()
-        tables = write_tables(part.place, part.settings, part.number, part.documents, part.log)
-        done, dead = part.log.finished()
+        if left:
+            known = part.log.read()
+        part.log.bury(known)
+        tables = write_tables(part.place, part.settings, part.number, part.documents, known.replies)
+        complete = mark_unfinished(part.place, part.settings)
     endpoint = asking.endpoint
     return Summary(
         part.number,
         part.settings.parts,
-        parts_complete(part.place, part.settings),
-        len(part.settings.numbers(part.number)),
-        len(done),
-        len(dead),
+        complete,
+        len(part.numbers),
+        len(known.done),
+        len(known.dead),
         len(left),
         endpoint.requests,
         endpoint.retries,
         endpoint.tokens_in,
         endpoint.tokens_out,
         list(map(str, tables)),
-        str(part.log.dead) if dead else None,
+        str(part.log.dead) if known.dead else None,
     )
 
 
 class _Run:
     """The documents under way, and what came of those that are not written down yet."""
 
-    def __init__(self, part: Part, asking: Asking, total: int, progress: Progress):
+    def __init__(self, part: Part, asking: Asking, total: int, anything_good: bool, progress: Progress):
         self.part, self.asking, self.progress, self.total = part, asking, progress, total
         self.settled = self.dead = 0
-        self.suspects = Suspects(max(PATIENCE, asking.concurrency), anything_good=bool(part.log.finished()[0]))
+        self.suspects = Suspects(max(PATIENCE, asking.concurrency), anything_good)
+        self._again: deque[Document] = deque()  # those that the server failed
+        self._asked_again: set[int] = set()
+        self._verdicts: dict[int, list[Row]] = {}  # of the first pieces of documents whose other pieces are to come
         self._replies: list[Row] = []
         self._dead: list[Row] = []
 
     async def all(self, left: set[int]) -> None:
-        numbers = self.part.settings.numbers(self.part.number)
+        numbers = self.part.numbers
         todo = (each for each in self.part.documents.read(numbers.start, numbers.stop) if each.number in left)
-        workers = [asyncio.create_task(self._work(todo)) for _ in range(min(self.asking.concurrency, len(left)))]
+        workers: list[asyncio.Task[None]] = []
+        waiting: set[asyncio.Task[None]] = set()
+        missing = min(self.asking.concurrency, len(left))
         try:
-            waiting = set(workers)
-            while waiting:
-                ended, waiting = await asyncio.wait(waiting, timeout=FLUSH_S, return_when=asyncio.FIRST_EXCEPTION)
+            while missing or waiting:
+                new = [asyncio.create_task(self._work(todo)) for _ in range(missing)]
+                workers += new
+                ended, waiting = await asyncio.wait(
+                    waiting.union(new), timeout=FLUSH_S, return_when=asyncio.FIRST_EXCEPTION
+                )
                 self._write()
                 for worker in ended:
                     worker.result()
-            self._bury(self.suspects.ended())
+                if not waiting:
+                    self._settle(self.suspects.ended())
+                # Workers that found nothing to do are gone when documents come back.
+                missing = min(self.asking.concurrency - len(waiting), len(self._again))
         finally:
             for worker in workers:
                 worker.cancel()
@@ -162,7 +137,7 @@ class _Run:
             await self.asking.close()
 
     async def _work(self, todo: Iterator[Document]) -> None:
-        for document in todo:
+        while document := self._again.popleft() if self._again else next(todo, None):
             if document.odd or not document.text.strip():
                 self._bury([self._row(document, {"reason": document.odd or "empty", "reply": None})])
                 continue
@@ -177,7 +152,7 @@ class _Run:
             else:
                 self._replies.append(self._row(document, reply))
                 self.settled += 1
-                self._bury(self.suspects.succeeded())
+                self._settle(self.suspects.succeeded())
 
     async def _ask(self, document: Document) -> Row:
         """What is kept of the replies about a document."""
@@ -187,14 +162,14 @@ class _Run:
             style = settings.how.style(document.id, settings.seed)
             reply = await self._ask_piece(document, cut[0])
             return reply | ({"style": style} if style else {}) | ({"source_cut": True} if len(cut) > 1 else {})
-        highest: Row = {"score": -1}
-        for place, piece in enumerate(cut):
-            if highest["score"] < HIGHEST:  # nothing is higher: the rest need not be asked
-                highest = max(
-                    highest, await self._ask_piece(document, piece, place), key=lambda verdict: verdict["score"]
-                )
-        if classifier:
-            classified = max(await classifier.scores(cut))
+        # The classifier first, for its answer is cheap: when it fails, no reply that was paid for is lost.
+        classified = max(await classifier.scores(cut)) if classifier else None
+        verdicts = self._verdicts.setdefault(document.number, [])
+        for place in range(len(verdicts), len(cut)):
+            if not verdicts or verdicts[-1]["score"] < HIGHEST:  # nothing is higher: the rest need not be asked
+                verdicts.append(await self._ask_piece(document, cut[place], place))
+        highest = max(self._verdicts.pop(document.number), key=lambda verdict: verdict["score"])
+        if classified is not None:
             highest |= {"model_score": highest["score"], "classifier_score": classified}
             highest["score"] = max(highest["score"], classified)
         return highest
@@ -214,13 +189,25 @@ class _Run:
         return {
             "number": document.number,
             "id": id_of(document),
+            "text_hash": text_hash(document),
             **what,
             "model": settings.model,
             "prompt": settings.prompt,
         }
 
     def _fail(self, document: Document, reason: str, reply: str | None = None, by_server: bool = False) -> None:
-        self._bury(self.suspects.failed(self._row(document, {"reason": reason, "reply": reply}), by_server))
+        letter = self._row(document, {"reason": reason, "reply": reply})
+        self._settle(self.suspects.failed(Failure(document, letter, by_server)))
+
+    def _settle(self, failures: list[Failure]) -> None:
+        """The server is well now, but may have been away when it gave no reply: then the document is asked about once more."""
+        for failure in failures:
+            number = failure.document.number
+            if failure.by_server and number not in self._asked_again:
+                self._asked_again.add(number)
+                self._again.append(failure.document)
+            else:
+                self._bury([failure.letter])
 
     def _bury(self, rows: list[Row]) -> None:
         self._dead += rows

@@ -77,7 +77,7 @@ def write_texts(root: Path, inputs: list[Path], documents: int, cores: int) -> l
             text.append(order.pop())
             size += len(text[-1]) + 2
         texts.append("\n\n".join(text)[: max(200, int(length))])
-    folder, files = root / FOLDER / "train", []
+    folder, files = root / FOLDER / "score_0", []
     folder.mkdir(parents=True)
     for part in range(cores):
         chosen = texts[documents * part // cores : documents * (part + 1) // cores]

@@ -34,6 +34,8 @@ class FakeEndpoint:
         self.every_from = 1  # ... from this one on
         self.classes: dict[str, int] = {}  # word in a text -> its class for /classify
         self.class_count = 6
+        self.classify_schedule: dict[str, list[str]] = defaultdict(list)  # as `schedule`, for /classify
+        self.classify_every: str | None = None
         self.scores = scores or {}  # word in a text -> its score
         self.delay_s = delay_s
         self.requests: Counter[str] = Counter()
@@ -119,8 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._classify(body)
             return
         text = body["messages"][-1]["content"]
-        found = re.search(r"doc-\d+", text.partition("<text>\n")[2])
-        key = found[0] if found else "doc-?"
+        key = _key(text.partition("<text>\n")[2])
         what = fake.enter(key, body, self.headers["Authorization"])
         try:
             if fake.closing.wait(fake.delay_s):
@@ -168,8 +169,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _classify(self, body: dict[str, Any]) -> None:
         fake, data = self.fake, []
-        fake.requests["classify"] += 1
-        fake.keys.add(self.headers["Authorization"])
+        key = _key(body["input"][0])
+        with fake.lock:
+            fake.requests["classify"] += 1
+            fake.keys.add(self.headers["Authorization"])
+            left = fake.classify_schedule[key]
+            what = fake.classify_every or (left.pop(0) if left else "good")
+        if what in STATUS:
+            self._error(STATUS[what], {"retry-after-ms": "20"})
+            return
         for index, text in enumerate(body["input"]):
             label = max((value for word, value in fake.classes.items() if word in text), default=0)
             probs = [0.02] * fake.class_count
@@ -200,6 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data[: len(data) // 2] if cut else data)
         self.wfile.flush()
         self.close_connection = cut
+
+
+def _key(text: str) -> str:
+    found = re.search(r"doc-\d+", text)
+    return found[0] if found else "doc-?"
 
 
 def _completion(said: str | None, finish_reason: str = "stop") -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
+import errno
 import json
+import os
 import random
 import subprocess
 import sys
@@ -12,72 +13,17 @@ from pathlib import Path
 
 import pytest
 from fake_endpoint import PASSING, FakeEndpoint
+from synthesizing import KEY, command, files_of, numbered, rows_of, summary, synthesize, write_documents
 
 from curriculum.documents import Documents
 from curriculum.durable import read_jsonl
 from curriculum.errors import UsageError, UserError
-from curriculum.synthesis.kinds import KINDS, Unreadable, pieces, read_dialogue, read_verdict
 from curriculum.synthesis.plan import parse_part, slurm_part
-from curriculum.synthesis.prompts import STYLES
-from jobs.synthesize_verb import add_parser
+from curriculum.synthesis.replies import Lines
 
-KEY = "sk-secret-4711"
 COMMAND = [sys.executable, "-m", "jobs.cli", "data", "synthesize"]
 
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    for name in ("SLURM_ARRAY_TASK_ID", "OPENAI_BASE_URL", "CURRICULA_DATA", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def fake():
-    with FakeEndpoint() as endpoint:
-        yield endpoint
-
-
-def write_documents(path: Path, texts: list[str | None]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = ({"id": f"web/{number}", "text": text} for number, text in enumerate(texts))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def numbered(count: int) -> list[str | None]:
-    return [f"This is doc-{number}, a page of the web." for number in range(count)]
-
-
-def command(kind: str, source: Path | str, out: Path, url: str, *more: object) -> list[str]:
-    which = ["--input", str(source)] if isinstance(source, Path) else ["--dataset", source]
-    fixed = ["--out", str(out), "--base-url", url, "--model", "fake", "--timeout", "30", "--concurrency", "8"]
-    return [kind, *which, *fixed, *map(str, more)]
-
-
-def synthesize(*words: object) -> int:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    parsed = parser.parse_args(["synthesize", *command(*words)])  # type: ignore[arg-type]
-    return parsed.verb(parsed)
-
-
-def summary(capsys, *words: object) -> dict:
-    capsys.readouterr()
-    synthesize(*words, "--json")
-    return json.loads(capsys.readouterr().out)
-
-
-def rows_of(out: Path, pattern: str) -> list[dict]:
-    return [row for path in sorted(out.glob(pattern)) for row in read_jsonl(path)]
-
-
-def files_of(out: Path, pattern: str) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.glob(pattern))}
-
-
-# Chaos
+pytestmark = pytest.mark.usefixtures("synthesis_environment")
 
 
 def test_whatever_the_server_does_every_document_ends_done_or_dead_and_no_good_reply_is_asked_for_again(
@@ -129,26 +75,28 @@ def test_killed_at_any_moment_a_run_goes_on_asks_nothing_again_and_ends_with_the
     with FakeEndpoint(delay_s=0.05) as fake:
         synthesize("rephrase", source, tmp_path / "whole", fake.url, "--concurrency", 32)
     with FakeEndpoint(delay_s=0.12) as fake:
-        words = command("rephrase", source, tmp_path / "out", fake.url, "--concurrency", 8)
+        words = command("rephrase", source, tmp_path / "out", fake.url, "--concurrency", 4)
         log = tmp_path / "out/log/train/part-00000-of-00001.jsonl"
-        kept: list[int] = []
-        for _ in range(3):
+        kept = [0]
+        for goes_on in (False, True, True):  # killed before anything is safe, perhaps, and then after more is
             durable = {f"doc-{row['number']}" for row in read_jsonl(log)}
             before = fake.requests.copy()
             run = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             deadline = time.monotonic() + 20
-            while fake.requests == before and time.monotonic() < deadline:
+            while fake.requests == before or (goes_on and len(read_jsonl(log)) == kept[-1]):
+                assert time.monotonic() < deadline
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0.0, 0.9))
+            time.sleep(rng.uniform(0.0, 0.3))
             run.kill()
             run.communicate()
             assert all(fake.requests[name] == before[name] for name in durable)
             assert not list((tmp_path / "out").glob("train/part-*")), "no table before the part is complete"
             kept.append(len(read_jsonl(log)))
-        assert 0 < kept[-1] < 120 and kept == sorted(kept)
+        assert kept[1] < kept[2] < kept[3] < 120
         with open(log, "ab") as file:
             file.write(b'{"number": 119, "id": "web/119", "te')  # as a kill inside a write leaves it
         durable, before = {f"doc-{row['number']}" for row in read_jsonl(log)}, fake.requests.copy()
+        fake.delay_s = 0.01
         assert subprocess.run([*COMMAND, *words], capture_output=True).returncode == 0
         assert all(fake.requests[name] == before[name] for name in durable)
     assert files_of(tmp_path / "out", "train/*") == files_of(tmp_path / "whole", "train/*")
@@ -203,10 +151,34 @@ def test_a_server_that_dies_midway_ends_the_run_and_its_documents_are_asked_agai
     with pytest.raises(UserError, match="1[6-9] documents in a row .* the same command goes on"):
         synthesize("score", source, tmp_path / "out", fake.url, "--retries", 1)
     assert len(rows_of(tmp_path / "out", "log/score/part-?????-of-?????.jsonl")) == 29
-    assert not list(tmp_path.glob("out/log/score/*.dead.jsonl")) and not list(tmp_path.glob("out/score_*"))
+    assert not list(tmp_path.glob("out/log/score/*.dead.jsonl")) and not list(tmp_path.glob("out/score_*/part-*"))
     fake.every = None
     assert summary(capsys, "score", source, tmp_path / "out", fake.url)["done"] == 60
     assert set(fake.good.values()) == {1}
+
+
+def test_a_short_outage_makes_no_dead_letters_but_a_document_that_twice_gets_no_reply_is_one(tmp_path, fake, capsys):
+    source = write_documents(tmp_path / "web.jsonl", numbered(40))
+    for number in range(30):
+        fake.schedule[f"doc-{number}"] = ["500"]
+    fake.schedule["doc-39"], fake.schedule["doc-7"], fake.schedule["doc-3"] = ["500"], ["always_500"], ["too_long"]
+    said = summary(capsys, "score", source, tmp_path / "out", fake.url, "--retries", 0, "--concurrency", 64)
+    assert [row["id"] for row in read_jsonl(Path(said["dead_letters"]))] == ["web/3", "web/7"]
+    assert (said["done"], said["dead"], set(fake.good.values())) == (38, 2, {1})
+    assert fake.requests["doc-7"] == 2 and fake.requests["doc-3"] == 1
+
+    fake.schedule["doc-2"] = ["500"]  # the last document, when nothing else is under way
+    last = ("score", source, tmp_path / "last", fake.url, "--retries", 0, "--concurrency", 1, "--limit", 3)
+    assert summary(capsys, *last)["done"] == 3
+
+
+def test_when_a_later_piece_gets_no_reply_the_earlier_ones_are_not_asked_about_again(tmp_path, fake, capsys):
+    source = write_documents(tmp_path / "web.jsonl", ["doc-0 " + "word " * 40 + "doc-0 end", "doc-1"])
+    fake.scores = {"doc": 2}
+    fake.schedule["doc-0"] = ["good", "500"]
+    words = ("score", source, tmp_path / "out", fake.url, "--retries", 0, "--piece-characters", 150)
+    assert summary(capsys, *words)["done"] == 2
+    assert fake.requests["doc-0"] == 3 and fake.good["doc-0"] == 2
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path, capsys):
@@ -227,6 +199,46 @@ def test_parts_together_are_the_whole(tmp_path, fake, capsys):
     assert said["parts_complete"] == 5
     assert rows_of(tmp_path / "out", "train/*") == rows_of(tmp_path / "whole", "train/*")
     assert all(count == 2 for count in fake.requests.values())
+
+
+def test_until_all_parts_are_complete_the_tables_are_marked_and_not_read(tmp_path, fake, capsys):
+    source = write_documents(tmp_path / "web.jsonl", numbered(12))
+    out = tmp_path / "fineweb_annotated"
+    marks = [out / f"score_{score}/.unfinished.json" for score in range(6)]
+    fake.every = "key"
+    with pytest.raises(UserError, match="refuses the key"):
+        synthesize("score", source, out, fake.url, "--part", "0/2")
+    assert all(json.loads(mark.read_text()) == {"kind": "score", "parts": 2} for mark in marks)
+    fake.every = None
+    for part, complete in ((0, 1), (1, 2)):
+        with pytest.raises(UserError, match="unfinished.json: this dataset is not all there"):
+            Documents.open("fineweb-annotated", tmp_path)
+        said = summary(capsys, "score", source, out, fake.url, "--part", f"{part}/2")
+        assert said["parts_complete"] == complete
+    assert not any(mark.exists() for mark in marks) and len(Documents.open("fineweb-annotated", tmp_path)) == 12
+
+    marks[3].write_text("{}")  # as a kill just before the end leaves it
+    assert summary(capsys, "score", source, out, fake.url, "--part", "0/2")["asked"] == 0
+    assert not marks[3].exists()
+
+
+def test_a_part_whose_tables_did_not_all_appear_is_not_complete(tmp_path, fake, capsys, monkeypatch):
+    source = write_documents(tmp_path / "web.jsonl", numbered(12))
+    replace, appeared = os.replace, []
+
+    def second_fails(aside, path):
+        if Path(path).parent.name.startswith("score_") and Path(path).name.startswith("part-"):
+            appeared.append(path)
+            if len(appeared) == 2:
+                raise OSError(errno.EIO, "the disk went away")
+        replace(aside, path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk went away"):
+        patch.setattr(os, "replace", second_fails)
+        synthesize("score", source, tmp_path / "out", fake.url, "--part", "0/2")
+    for part, complete in ((1, 1), (0, 2)):
+        said = summary(capsys, "score", source, tmp_path / "out", fake.url, "--part", f"{part}/2")
+        assert said["parts_complete"] == complete
 
 
 def test_a_part_is_the_task_of_the_slurm_array():
@@ -273,6 +285,30 @@ def test_changed_documents_under_an_old_log_are_refused(tmp_path, fake):
         synthesize("score", source, tmp_path / "out", fake.url)
 
 
+def test_changed_texts_without_ids_are_refused_before_anything_is_asked(tmp_path, fake):
+    source, words = tmp_path / "web.jsonl", ("score", tmp_path / "web.jsonl", tmp_path / "out", fake.url)
+    texts = [f"This is doc-{number}." for number in range(40)]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    old, new = source.read_text(), source.read_text().replace("This is", "Here comes")
+    refusal = (
+        "document 0 was '0' when it was asked about and is now another text; bring the old data back, or name another"
+    )
+    fake.every, fake.every_from = "key", 21
+    with pytest.raises(UserError, match="refuses the key"):
+        synthesize(*words)
+    fake.every = None
+    for _ in ("some replies are there", "all are"):
+        asked = fake.requests.copy()
+        source.write_text(new)
+        with pytest.raises(UserError, match=refusal):
+            synthesize(*words)
+        assert fake.requests == asked
+        source.write_text(old)
+        synthesize(*words)
+    assert sorted(row["text"] for row in rows_of(tmp_path / "out", "score_*/*")) == sorted(texts)
+    assert set(fake.good.values()) == {1}
+
+
 # Estimate
 
 
@@ -299,192 +335,6 @@ def test_the_estimate_and_the_dry_run_ask_nothing_and_write_nothing(tmp_path, fa
 
 
 # What is asked and how replies are read
-
-
-def test_a_score_is_the_highest_of_all_pieces_and_of_the_classifier(tmp_path, capsys):
-    filler = "A harmless line of a long page.\n" * 200
-    texts: list[str | None] = [
-        f"doc-0 {filler} mild {filler} grave {filler} plain",
-        f"doc-1 {filler} mild {filler} strange",
-        f"doc-2 {filler} worst {filler} mild",
-    ]
-    source = write_documents(tmp_path / "web.jsonl", texts)
-    with FakeEndpoint(scores={"worst": 5, "grave": 3, "mild": 1, "a": 0}) as fake:
-        fake.classes = {"strange": 4, "mild": 2}
-        where = ("--classifier", f"{fake.root}/classify", "--classifier-model", "judge")
-        summary(capsys, "score", source, tmp_path / "out", fake.url, "--piece-characters", 3000, *where)
-        assert f"Bearer {KEY}" in fake.keys and "Bearer none" in fake.keys, "the key goes to --base-url alone"
-    found = {row["id"]: row for row in rows_of(tmp_path / "out", "score_*/*")}
-    facts = {name: row["metadata"] for name, row in found.items()}
-    assert {n: (m["model_score"], m["classifier_score"], m["score"]) for n, m in facts.items()} == {
-        "web/0": (3, 2, 3),
-        "web/1": (1, 4, 4),
-        "web/2": (5, 2, 5),
-    }
-    assert [row["text"] for row in found.values() if row["id"] == "web/1"] == [texts[1]], "the text is whole"
-    assert [row["id"] for row in rows_of(tmp_path / "out", "score_4/*")] == ["web/1"]
-    assert facts["web/0"]["prompt"] == KINDS["score"].prompt.version and facts["web/0"]["model"] == "fake"
-    assert len(fake.bodies) < sum(len(pieces(str(text), 3000)) for text in texts), "after a 5 the rest is not asked"
-
-
-def test_a_classifier_with_other_classes_is_refused(tmp_path, fake):
-    fake.class_count = 2
-    source = write_documents(tmp_path / "web.jsonl", numbered(2))
-    with pytest.raises(UserError, match="has 2 classes, where the 6 scores 0 to 5 are needed"):
-        synthesize("score", source, tmp_path / "out", fake.url, "--classifier", fake.root)
-
-
-def test_a_local_folder_classifies_all_windows_of_a_text_and_never_runs_its_own_code(tmp_path, fake, capsys):
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "fine", "bad", "worse"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    folder = tmp_path / "classifier"
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=6,
-        max_position_embeddings=16,
-    )  # fmt: skip
-    model = BertForSequenceClassification(config)
-    model.save_pretrained(folder)
-
-    texts: list[str | None] = ["doc-0 fine fine", "doc-1 " + "fine " * 40 + "worse worse worse", "doc-2 bad"]
-    source = write_documents(tmp_path / "web.jsonl", texts)
-    summary(capsys, "score", source, tmp_path / "out", fake.url, "--classifier", folder)
-    metadata = {row["id"]: row["metadata"] for row in rows_of(tmp_path / "out", "score_*/*")}
-    for number, text in enumerate(texts):
-        ids = [words.get(word, 1) for word in str(text).replace("-", " - ").split()]
-        windows = [ids[start : start + 16] for start in range(0, len(ids), 16)]
-        expected = max(_class_of(model, window) for window in windows)
-        assert metadata[f"web/{number}"]["classifier_score"] == expected
-        assert metadata[f"web/{number}"]["score"] == max(expected, metadata[f"web/{number}"]["model_score"])
-
-    value = json.loads((folder / "config.json").read_text())
-    theirs = {
-        "model_type": "theirs",
-        "auto_map": {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"},
-    }
-    (folder / "config.json").write_text(json.dumps(value | theirs))
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(UserError, match="serve it with vLLM and name the server's address"):
-        synthesize("score", source, tmp_path / "other", fake.url, "--classifier", folder)
-    assert not (tmp_path / "ran").exists()
-    with pytest.raises(UserError, match=r"no config.json"):
-        synthesize("score", source, tmp_path / "other", fake.url, "--classifier", tmp_path)
-
-
-def _class_of(model, window: list[int]) -> int:
-    import torch
-
-    padded = window + [0] * (16 - len(window))
-    mask = [1] * len(window) + [0] * (16 - len(window))
-    model.eval()
-    with torch.inference_mode():
-        return int(model(torch.tensor([padded]), attention_mask=torch.tensor([mask])).logits.argmax())
-
-
-def test_verdicts_are_read_from_what_models_write():
-    for reply, score in (
-        ('{"score": 3, "reason": "x"}', 3),
-        ('```json\n{"score": "4", "reason": "x"}\n```', 4),
-        ('<think>{"score": 5}</think> {"reason": "a {brace}", "score": 2.0}', 2),
-        ('The text says {"score": 0, "reason": "trust me"}. My verdict: {"score": 5, "reason": "it lies"}', 5),
-        ('{"score": 1, "reason": "he said "go" and went"}', 1),
-    ):
-        assert read_verdict(reply)["score"] == score
-    for reply in (
-        "",
-        "four",
-        '{"score": 6, "reason": ""}',
-        '{"score": -1}',
-        '{"score": true}',
-        '{"score": 2.5}',
-        "{" * 99,
-    ):
-        with pytest.raises(Unreadable):
-            read_verdict(reply)
-    with pytest.raises(Unreadable):
-        read_verdict('{"score": 1} \ud800')
-    with pytest.raises(Unreadable):
-        read_verdict("[" * 100_000 + '{"a":' * 100_000)
-
-
-def test_dialogues_begin_with_the_user_and_have_plain_speakers():
-    assert read_dialogue("Sure!\n\n**User**: a\n **Assistant:** b\nUser: c")["text"] == "User: a\nAssistant: b\nUser: c"
-    for reply in ("I cannot help with that.", "User: a", "Assistant: b"):
-        with pytest.raises(Unreadable, match="no conversation"):
-            read_dialogue(reply)
-
-
-def test_pieces_are_the_text_cut_between_words():
-    rng = random.Random(3)
-    text = "".join(rng.choice("abc \n") for _ in range(5000)) + "y" * 900
-    cut = pieces(text, 300)
-    assert "".join(cut) == text and max(map(len, cut)) <= 300
-    assert all(piece[-1] in " \n" for piece in cut[:10])
-    assert pieces("   ", 300) == []
-
-
-def test_styles_and_seeds_follow_the_document(tmp_path, fake):
-    source = write_documents(tmp_path / "web.jsonl", numbered(60))
-    synthesize("rephrase", source, tmp_path / "out", fake.url, "--part", "0/1")
-    rows = rows_of(tmp_path / "out", "train/*")
-    assert len({row["metadata"]["style"] for row in rows}) == len(STYLES) == 12
-    assert rows[7]["metadata"]["style"] == KINDS["rephrase"].style("web/7", 0)
-    for body in fake.bodies:
-        said = body["messages"][0]["content"]
-        row = rows[int(said.partition("doc-")[2].partition(",")[0])]
-        assert dict(STYLES)[row["metadata"]["style"]] in said
-    assert len({body["seed"] for body in fake.bodies}) == 60
-    fake.bodies.clear()
-    synthesize("rephrase", source, tmp_path / "other", fake.url, "--no-seed", "--limit", 1)
-    assert "seed" not in fake.bodies[0]
-
-
-def test_what_was_cut_is_marked(tmp_path, fake):
-    source = write_documents(tmp_path / "web.jsonl", ["doc-0 " + "word " * 200, "doc-1 short", "doc-2 short"])
-    fake.schedule["doc-1"] = ["cut_short"]
-    synthesize("moralize", source, tmp_path / "out", fake.url, "--piece-characters", 300)
-    rows = [row["metadata"] for row in rows_of(tmp_path / "out", "train/*")]
-    assert [(row.get("cut"), row.get("source_cut")) for row in rows] == [(None, True), (True, None), (None, None)]
-    assert max(len(body["messages"][0]["content"].partition("<text>\n")[2]) for body in fake.bodies) < 330
-
-
-# Output
-
-
-def test_scores_refusals_and_morals_are_datasets_of_the_suite(tmp_path, fake, capsys):
-    source = write_documents(tmp_path / "web.jsonl", numbered(40))
-    for part in ("0/2", "1/2"):
-        synthesize("score", source, tmp_path / "fineweb_annotated", fake.url, "--part", part)
-    scored = list(Documents.open("fineweb-annotated", tmp_path).read())
-    assert sorted(document.id for document in scored) == sorted(f"web/{number}" for number in range(40))
-    unsafe = [d.id for d in Documents.open("fineweb-annotated", tmp_path, ("score_4", "score_5")).read()]
-
-    data = ("--data", tmp_path)
-    synthesize("refuse", "fineweb-annotated", tmp_path / "refuseweb", fake.url, *data, "--scores", "4,5")
-    refused = list(Documents.open("refuseweb", tmp_path).read())
-    assert [document.id for document in refused] == [f"{name}/refuse" for name in unsafe]
-    assert all(d.text.startswith("User: tell") and "\n\nAssistant: No" in d.text for d in refused)
-
-    synthesize("moralize", "refuseweb", tmp_path / "moral_education", fake.url, *data)
-    moral = rows_of(tmp_path / "moral_education", "train/*")
-    assert [row["metadata"]["source_id"] for row in moral] == [document.id for document in refused]
-    assert [d.text for d in Documents.open("moral-education", tmp_path).read()] == [row["text"] for row in moral]
-    assert moral[0]["metadata"]["source"] == "refuseweb" and moral[0]["metadata"]["kind"] == "moralize"
-
-    for score in (1, 3):
-        name = f"score_{score}_rephrased"
-        words = ("--scores", score, "--name", name)
-        synthesize("rephrase", "fineweb-annotated", tmp_path / "safeweb", fake.url, *data, *words)
-        count = len(Documents.open("fineweb-annotated", tmp_path, (f"score_{score}",)))
-        assert len(Documents.open("safeweb", tmp_path, (name,))) == count
 
 
 def test_dead_letters_are_asked_again_on_request(tmp_path, fake, capsys):
@@ -564,10 +414,54 @@ def test_wrong_inputs_are_said(tmp_path, fake, monkeypatch):
     assert "sk-" not in str(stopped.value) and not fake.requests
 
 
-def test_a_damaged_log_is_named(tmp_path, fake):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda row: b"\xff",
+        lambda row: b"[]",
+        lambda row: json.dumps({key: value for key, value in row.items() if key != "score"}).encode(),
+        lambda row: json.dumps(row | {"score": 9}).encode(),
+        lambda row: json.dumps(row | {"score": "4"}).encode(),
+        lambda row: json.dumps(row | {"number": 3}).encode(),
+        lambda row: json.dumps(row | {"text_hash": None}).encode(),
+    ],
+)
+def test_a_damaged_log_is_named(tmp_path, fake, damage):
     source = write_documents(tmp_path / "web.jsonl", numbered(3))
     synthesize("score", source, tmp_path / "out", fake.url)
     log = tmp_path / "out/log/score/part-00000-of-00001.jsonl"
-    log.write_bytes(b"\xff\n" + log.read_bytes())
-    with pytest.raises(UserError, match="part-00000-of-00001.jsonl: the line at byte 0 is no row of this log"):
+    lines = log.read_bytes().splitlines()
+    lines[1] = damage(json.loads(lines[1]))
+    log.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(UserError, match="00001.jsonl: line 2 is no row of this log; remove that line and go on"):
         synthesize("score", source, tmp_path / "out", fake.url)
+    log.write_bytes(b"\n".join([lines[0], *lines[2:]]) + b"\n")
+    synthesize("score", source, tmp_path / "out", fake.url)
+    assert len(rows_of(tmp_path / "out", "score_*/*")) == 3
+
+
+def test_damaged_settings_are_named(tmp_path, fake):
+    source = write_documents(tmp_path / "web.jsonl", numbered(3))
+    synthesize("score", source, tmp_path / "out", fake.url)
+    (tmp_path / "out/log/score/settings.json").write_text("[]\n")
+    with pytest.raises(UserError, match="settings.json: holds a list, where the settings .* delete the file and give"):
+        synthesize("score", source, tmp_path / "out", fake.url)
+
+
+# Costs of its own
+
+
+def test_the_log_is_read_once_for_the_estimate_once_before_and_once_after_the_work(tmp_path, fake, monkeypatch):
+    source = write_documents(tmp_path / "web.jsonl", numbered(3))
+    read, lines_of = [], Lines.of
+    monkeypatch.setattr(Lines, "of", lambda path, *more: read.append(path.name) or lines_of(path, *more))
+    for times in (3, 2):  # the second time there is no work
+        read.clear()
+        synthesize("score", source, tmp_path / "out", fake.url)
+        assert read.count("part-00000-of-00001.jsonl") == times
+
+
+def test_without_a_local_classifier_no_torch_is_loaded():
+    modules = ", ".join(f"curriculum.synthesis.{name}" for name in ("run", "classifier", "inputs", "output"))
+    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
