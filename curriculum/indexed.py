@@ -132,7 +132,7 @@ class TokenStream:
 
     Sample k is tokens [k * S, k * S + S + 1): neighbours share one token, so every token but the first is a target once.
     Samples are read with `pread`, not through memory maps: a page fault would read ahead many times what a sample needs, and
-    a file cut short meanwhile would kill the process.
+    a file cut short meanwhile would kill the process. Not for several threads at once: they would close each other's files.
     """
 
     def __init__(self, prefixes: list[Path], sequence_length: int):

@@ -21,7 +21,7 @@ from eval.benchmarks import BENCHMARKS
 from eval.config import Evaluation
 from model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig
 
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Model(Strict, frozen=True):
@@ -107,7 +107,7 @@ class Study(Strict, frozen=True):
         for what, name in [("name", self.name), *(("source", name) for name in self.sources)]:
             if not PLAIN_NAME.fullmatch(name):
                 raise ValueError(
-                    f"{what} {name!r} must be letters, digits, '.', '_' and '-', beginning with one of the former"
+                    f"{what} {name!r} must be at most 100 letters, digits, '.', '_' and '-', beginning with one of the former"
                 )
         for name in self.curriculum.interventions:
             if not PLAIN_NAME.fullmatch(name) or name in ("safe", "none"):
