@@ -57,9 +57,13 @@ def test_any_rows_of_any_files_are_those_of_the_whole(tmp_path_factory, files, d
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], "t.jsonl.gz: is damaged after row"),
+        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-9], "t.jsonl.gz: is damaged after row"),
         ("t.jsonl.gz", b"plain", "t.jsonl.gz: is damaged after row 0"),
-        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n')[:12] + b"\xff" * 9, "t.jsonl.gz: is damaged after row"),
+        (
+            "t.jsonl.gz",
+            gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 9,
+            "t.jsonl.gz: is damaged after row",
+        ),
         ("t.jsonl", b'{"text": "a"}\n{"text"', "t.jsonl: row 1 is not JSON"),
         ("t.jsonl", b"[1]\n", r"t.jsonl: row 0 is \[1\], where an object is needed"),
         ("t.json", b"{}", "t.json: holds a dict, where a list of rows is needed"),
@@ -70,6 +74,7 @@ def test_any_rows_of_any_files_are_those_of_the_whole(tmp_path_factory, files, d
         ("t.parquet", b"PAR1", "t.parquet: not a readable Parquet file"),
         ("t.parquet", b"", "t.parquet: not a readable Parquet file"),
     ],
+    ids=range(12),
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
