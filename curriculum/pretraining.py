@@ -16,7 +16,7 @@ from curriculum.indexed import MEND, TokenStream
 from curriculum.permutation import permute
 from curriculum.shards import content_hash, read_manifest, source_shards
 
-ORDER = "tree, feistel-6"  # how samples are ordered: a run that began under another order cannot go on under this one
+ORDER = "tree with debts, feistel-6"  # of samples: a run that began under another order cannot go on under this one
 
 
 class PretrainingBatches:
