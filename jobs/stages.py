@@ -166,11 +166,11 @@ def latest(checkpoints: Path) -> Path:
 
 def _validation(run: Run) -> dict[str, ValidationBatches]:
     """Held-out batches of each source that has enough held-out text for one."""
-    budget = run.study.budget
+    budget, vocabulary = run.study.budget, run.study.model.resolve().vocabulary
     found = {}
     for name in run.study.sources:
         source_shards(run.shards / name)
-        batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch)
+        batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch, vocabulary)
         if batches.total_steps:
             found[name] = batches
     return found

@@ -89,6 +89,11 @@ def test_inspect_decodes_a_document_with_its_tags(tmp_path, capsys):
     assert (facts["documents"], facts["tokens"], facts["text"]) == (2, 2 * len(ids) + 1, f"the lamp{TAG}")
     assert facts["tag_rate"] == pytest.approx(1 / (2 * len(ids) + 1))
 
+    manifest = {"shards": 1, "tokens": 2 * len(ids) + 1, "sha256": "", "tokenizer": "another one's hash"}
+    (tmp_path / "shards" / "s.json").write_text(json.dumps(manifest))
+    assert main(["data", "inspect", *words]) == 1
+    assert "is not the tokenizer that" in capsys.readouterr().err
+
 
 def test_a_reader_that_leaves_early_is_no_error():
     words = [sys.executable, "-m", "jobs.cli", "plan", "jobs/studies/paper.yaml", "--json"]
