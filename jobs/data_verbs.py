@@ -123,10 +123,10 @@ def inspect(words: argparse.Namespace) -> int:
     if words.json:
         print(json.dumps(facts, indent=1))
     else:
-        shown = _highlighted(ids[:SHOWN], tokenizer, {tag: "bold black on yellow", end: "dim"})
+        text = _highlighted(ids[:SHOWN], tokenizer, {tag: "bold black on yellow", end: "dim"})
         if len(ids) > SHOWN:
-            shown.append(f" ... and {len(ids) - SHOWN:,} more tokens; --json has them all", "italic")
-        _print_facts(facts, shown)
+            text.append(f" ... and {len(ids) - SHOWN:,} more tokens; --json has them all", "italic")
+        _print_facts(facts, text)
     return 0
 
 
