@@ -35,9 +35,11 @@ from curriculum.tokenizer import STOPS, load_tokenizer
 from model import checkpoint
 from model.build import build_network
 from model.checkpoint_folder import CheckpointInfo, read_info, step_folder
-from model.config import ModelConfig
+from model.config import EngineConfig, ModelConfig
 from model.distributed import started
 
+# The backend whose names are Hugging Face's: Transformer Engine keeps norms within its linears.
+OWN_LAYERS = EngineConfig(backend="torch")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -54,7 +56,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
     entries = load_tokenizer(tokenizer)
     document_end, turn_end = (entries.token_to_id(mark) for mark in STOPS)
     with started() as parallel:
-        network = build_network(info.model, parallel, engine=False)
+        network = build_network(info.model, parallel, OWN_LAYERS)
         checkpoint.load(folder, network, None, parallel)
         weights = to_hugging_face(network.state_dict(), info.model)
     dtype = getattr(torch, info.precision)
@@ -94,7 +96,7 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
         raise UserError(f"{source}: cannot be read ({type(error).__name__}: {error}); fetch the model again") from error
     model = model_config(source, config, weights, sequence_length)
     with started() as parallel:
-        network = build_network(model, parallel, engine=False)
+        network = build_network(model, parallel, OWN_LAYERS)
         try:
             state = from_hugging_face(weights, model)
         except KeyError as missing:
