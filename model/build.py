@@ -207,7 +207,7 @@ def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=parallel.data_parallel > 1 and parallel.device.type == "cuda",
+        overlap_grad_reduce=parallel.data_parallel > 1,
         overlap_param_gather=False,
     )
     if parallel.is_main:
