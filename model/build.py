@@ -33,6 +33,7 @@ from model.megatron import (
     get_megatron_optimizer,
     parallel_state,
 )
+from model.memory import GIB, Layout, check_fit
 from model.network import Block, Network, NoAttention, RMSNorm
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,29 @@ def build_network(model: ModelConfig, parallel: Parallel, engine: EngineConfig |
     if backend.name == "torch":
         _compile_layers(network)
     return network
+
+
+def check_memory(
+    model: ModelConfig, parallel: Parallel, engine: EngineConfig, micro_batch: int, sequence_length: int
+) -> None:
+    """Raise UsageError where training cannot fit into this process's GPU; nothing to ask on a CPU."""
+    if parallel.device.type != "cuda":
+        return
+    backend = choose_backend(engine, parallel)
+    layout = Layout(
+        micro_batch=micro_batch,
+        sequence_length=sequence_length,
+        tensor_parallel=parallel.tensor_parallel,
+        data_parallel=parallel.data_parallel,
+        backend=backend.name,
+        fp8=backend.fp8 is not None,
+        sequence_parallel=backend.sequence_parallel,
+        recompute_layers=backend.recompute_layers,
+    )
+    free, _ = torch.cuda.mem_get_info(parallel.device)
+    needed = check_fit(model, layout, free)
+    if parallel.is_main:
+        log.info("memory: about %s of %.1f GiB on each GPU", needed, free / GIB)
 
 
 def transformer_config(model: ModelConfig, parallel: Parallel, backend: Backend) -> TransformerConfig:

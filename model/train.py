@@ -22,7 +22,7 @@ from curriculum.batches import BatchSource
 from curriculum.errors import UsageError, UserError
 from curriculum.progress import Progress, silent
 from model import checkpoint
-from model.build import build_network, build_optimizer, initialize, wrap
+from model.build import build_network, build_optimizer, check_memory, initialize, wrap
 from model.checkpoint_folder import CheckpointInfo, latest_checkpoint, prune, read_info, step_folder
 from model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from model.distributed import Parallel, started
@@ -105,6 +105,7 @@ class _Run:
         self.stop_step = batches.total_steps if job.stop_step is None else job.stop_step
         self.checkpoints = job.out / "checkpoints"
         self._check_sizes()
+        check_memory(job.model, parallel, job.engine, job.micro_batch, batches.sequence_length)
         network = build_network(job.model, parallel, job.engine)
         source = _starting_point(job, self.checkpoints)
         if source is None:
