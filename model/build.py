@@ -6,6 +6,7 @@ neither the backend nor the number of processes.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from typing import Any
@@ -149,17 +150,19 @@ def _own_layers(config: TransformerConfig) -> Any:
     """Megatron-core's own layer with our computation in it; its linears stay where they talk to other processes."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.module = Block
-    parts, attention, mlp = (
-        layer.submodules,
-        layer.submodules.self_attention.submodules,
-        layer.submodules.mlp.submodules,
-    )
+    parts = layer.submodules
+    attention, mlp = _submodules(parts.self_attention), _submodules(parts.mlp)
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     attention.core_attention = NoAttention
     if config.tensor_model_parallel_size == 1:
         attention.linear_qkv = mlp.linear_fc1 = ColumnLinear
         attention.linear_proj = mlp.linear_fc2 = RowLinear
     return TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers, layer_norm=RMSNorm)
+
+
+def _submodules(spec: Any) -> Any:
+    """The parts that a Megatron-core spec names; from 0.19 on some specs are partial functions."""
+    return spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
 
 
 def _compile_layers(network: GPTModel) -> None:

@@ -270,9 +270,9 @@ def test_the_exported_folder_loads_in_lm_eval(tmp_path, tokenizer):
     wide = msgspec.structs.replace(SMALL, vocabulary=300)  # as many entries as the tokenizer has
     export_hf(trained(tmp_path / "run", wide), tmp_path / "hf", tokenizer, {})
     model = HFLM(pretrained=str(tmp_path / "hf"), device="cpu", dtype="float32")
-    request = Instance("loglikelihood", {}, ("a few ", "words"), 0)
+    request = Instance("loglikelihood", {}, ("a few", " words"), 0)
     ((likelihood, _),) = model.loglikelihood([request])
-    context, whole = (load_tokenizer(tokenizer).encode(text).ids for text in ("a few ", "a few words"))
+    context, whole = (load_tokenizer(tokenizer).encode(text).ids for text in ("a few", "a few words"))
     logits = their_logits(tmp_path / "hf", torch.tensor([whole])).log_softmax(-1)
     expected = sum(logits[0, i - 1, whole[i]].item() for i in range(len(context), len(whole)))
     assert likelihood == pytest.approx(expected, abs=1e-4)
