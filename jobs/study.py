@@ -19,7 +19,7 @@ from curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, percent, segme
 from curriculum.world import WorldConfig
 from eval.benchmarks import BENCHMARKS
 from eval.config import Evaluation
-from model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig
+from model.config import PRESETS, EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -86,6 +86,8 @@ class Resources(Strict, frozen=True):
     data_workers: Annotated[int, msgspec.Meta(ge=0)] = 0  # processes that read batches ahead for each GPU
     peak_tflops: PositiveNumber = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours
     expected_mfu: PositiveNumber = 0.40  # share of the peak that the estimate counts on
+    gpu_memory_gib: PositiveNumber = 79.0  # of one GPU (H100 80GB), for the estimate of memory
+    engine: EngineConfig = EngineConfig()  # how networks are computed: backend, fp8, recomputation
     workers: Positive = 2
 
 
@@ -230,7 +232,10 @@ def _explain(message: str, raw: Any) -> str:
     if missing:
         return f"{place}: the key `{missing[1]}` is missing; add it"
     if text.startswith("Invalid enum value"):
-        choices = ", ".join(map(str, _type_at(keys).values))
+        kind = _type_at(keys)  # or an optional one
+        choices = ", ".join(
+            str(value) for one in getattr(kind, "types", [kind]) for value in getattr(one, "values", [])
+        )
         return f"{place}: {_value(keys, raw)!r} is not known; choose one of {choices}"
     if text.startswith("Expected"):
         return f"{place}: {text[0].lower() + text[1:]}; it is {_value(keys, raw)!r}"
