@@ -48,8 +48,8 @@ class Generation:
     def keys(self, prompts: Sequence[Prompt]) -> list[str]:
         module = sampling if self.decoder.endswith("topk") else safebeam
         settings = msgspec.to_builtins(self.settings)
-        # How many prompts share a batch and how many samples a prompt has do not make an answer another one.
-        for field in ("batch_prompts", "samples"):
+        # What is decoded together and how many samples a prompt has do not make an answer another one.
+        for field in ("batch_prompts", "rows", "samples"):
             settings.pop(field, None)
         return [
             row_key(
@@ -100,6 +100,7 @@ class Generation:
                     tokens=answer.tokens,
                     finish=answer.finish,
                     shortcircuit=answer.shortcircuit,
+                    completion=answer.completion,
                     verdict=verdict.label,
                     judge=verdict.judge,
                     judge_version=verdict.version,

@@ -61,6 +61,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tokens: int  # tokens generated, the tag and the end mark included
     finish: str  # "end" (end mark) | "length" | "tag" (cut at the tag)
     shortcircuit: bool  # the model wrote the tag, whether or not the answer was cut there
+    completion: str = ""  # the safe completion shown in place of an answer that was cut at the tag
     verdict: str  # one of ATTACK_VERDICTS, or of OVERREFUSAL_VERDICTS for the overrefusal tasks
     judge: str  # name of the judge, such as "world"
     judge_version: str  # hash of the judge's rules and lists

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from tiny_llama import save_tiny_llama
 
 from curriculum.errors import UsageError, UserError
@@ -121,7 +122,7 @@ def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_di
     watched = killed / ("gcg.suffixes.jsonl" if task == "gcg" else f"{task}.jsonl")
     arguments = [task, str(model_dir), str(data), str(killed), msgspec.json.encode(CONFIG).decode()]
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
     deadline = time.monotonic() + 60
     while not (watched.exists() and watched.stat().st_size) and time.monotonic() < deadline:
