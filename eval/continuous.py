@@ -18,7 +18,7 @@ from eval.models import LoadedModel
 
 REFILL_SHARE = 8  # rows wait to be refilled until this part of them (an eighth) is free
 Choose = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits float32 [rows, vocabulary], number of each row's answer [rows], tokens it has so far [rows]) -> ids [rows]"""
+"""(logits [rows, vocabulary], number of each row's answer [rows], tokens it has so far [rows]) -> ids [rows]"""
 
 
 @torch.inference_mode()

@@ -44,14 +44,14 @@ class Decoding:
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Logits float32 [rows, n, vocabulary] after each of the `tokens` [rows, n].
+        """Logits [rows, n, vocabulary], in float32 or better, after each of the `tokens` [rows, n].
 
         `positions` [rows, n] are their places in their texts, `columns` [rows, n] their places in the cache; `mask`
         bool [rows, n, width] says which columns each looks at, its own among them.
         """
         self.cache.expect(columns, mask.shape[-1])
         output = self.loaded.read(self.cache, input_ids=tokens, attention_mask=mask[:, None], position_ids=positions)
-        return output.logits.float()
+        return output.logits.to(self.loaded.logit_dtype)
 
 
 def room_after(loaded: LoadedModel, prompt: Sequence[int], wanted: int) -> int:

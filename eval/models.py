@@ -58,6 +58,11 @@ class LoadedModel:
     def context_length(self) -> int:
         return int(self.model.config.max_position_embeddings)
 
+    @property
+    def logit_dtype(self) -> torch.dtype:
+        """What decoders compute in: the model's own precision, but no less than float32."""
+        return torch.promote_types(self.model.dtype, torch.float32)
+
     def read(self, cache: Any, **inputs: Any) -> Any:
         """The model's forward pass with `cache`, whose name as an argument depends on the version of transformers."""
         return self.model(**inputs, **{self.cache_argument: cache}, use_cache=True)

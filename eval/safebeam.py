@@ -86,8 +86,8 @@ class Search:
         vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
         self.score = full(value=-torch.inf, dtype=torch.float64)
         self.ended = full(value=False, dtype=torch.bool)
-        self.p_tag = full(value=0, dtype=torch.float32)
-        self.logits = full(vocabulary, value=0, dtype=torch.float32)  # of what follows each beam
+        self.p_tag = full(value=0, dtype=loaded.logit_dtype)
+        self.logits = full(vocabulary, value=0, dtype=loaded.logit_dtype)  # of what follows each beam
         self.history = full(config.max_new_tokens, value=0, dtype=torch.long)
         self.results: dict[int, tuple[list[int], float]] = {}
 

@@ -15,6 +15,7 @@ from typing import Any
 from curriculum.errors import UserError
 from curriculum.randomness import key_seed
 from eval.config import TopK
+from eval.decoding import room_after
 from eval.models import LoadedModel
 
 GPU_MEMORY = 0.6  # share of the card for vLLM; the rest holds the model that the other decoders use
@@ -25,7 +26,7 @@ def sample_ids(
 ) -> list[list[int]]:
     """Generated token ids for each (prompt ids, key of its draws), up to and with the token that ended it.
 
-    Raises UserError when vLLM is not installed.
+    Raises UserError when vLLM is not installed, and for a prompt that is empty or fills the model's context.
     """
     try:
         from vllm import SamplingParams
@@ -40,13 +41,13 @@ def sample_ids(
         SamplingParams(
             temperature=config.temperature,
             top_k=config.k,
-            max_tokens=config.max_new_tokens,
+            max_tokens=room_after(loaded, ids, config.max_new_tokens),
             seed=key_seed("topk", *key) % 2**31,
             stop_token_ids=sorted(stops),
             ignore_eos=True,  # the end marks are among the stops
             detokenize=False,
         )
-        for _, key in asked
+        for ids, key in asked
     ]
     prompts = [TokensPrompt(prompt_token_ids=list(ids)) for ids, _ in asked]
     outputs = engine(str(loaded.folder), str(loaded.model.dtype).removeprefix("torch.")).generate(prompts, settings)
