@@ -11,7 +11,7 @@ import msgspec
 
 ModelKind = Literal["base", "instruct", "benign"]
 Task = Literal[
-    "attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam", "gcg", "probes"
+    "attacks-topk", "attacks-safebeam", "attacks-greedy", "overrefusal-topk", "overrefusal-safebeam", "gcg", "probes"
 ]  # fmt: skip
 Layer = Literal["first", "middle", "last"]
 
@@ -172,8 +172,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     harmbench_copyright: bool = False  # HarmBench's copyright rows need a hash judge, not a classifier
     judge: Literal["world", "refusal-phrases"] = "refusal-phrases"
     topk: TopK = TopK()
-    greedy: Greedy = Greedy()
     safebeam: SafeBeam = SafeBeam()
+    greedy: Greedy = Greedy()
     gcg: Gcg | None = Gcg()  # null leaves the attack out
     probes: Probes | None = Probes()  # null leaves the probes out
     tasks: Tasks = Tasks()

@@ -24,7 +24,15 @@ from eval.judges import load_judge
 from eval.models import LoadedModel, load_model
 from eval.rows import GenerationRow, ProbeRow, SuffixRow, append_rows, finished_batches, in_order, row_key
 
-TASKS = ("attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam", "gcg", "probes")
+TASKS = (
+    "attacks-topk",
+    "attacks-safebeam",
+    "attacks-greedy",
+    "overrefusal-topk",
+    "overrefusal-safebeam",
+    "gcg",
+    "probes",
+)
 
 __all__ = ["TASKS", "run_element", "tasks_for"]
 

@@ -58,10 +58,10 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     sample: int  # 0 .. samples - 1 for topk; always 0 for safebeam
     seed: int  # seed of the element; the draws of a row come from (seed, benchmark, prompt id, sample)
     response: str  # text generated, cut before the tag and the end mark
+    completion: str = ""  # the safe completion shown in place of an answer that was cut at the tag
     tokens: int  # tokens generated, the tag and the end mark included
     finish: str  # "end" (end mark) | "length" | "tag" (cut at the tag)
     shortcircuit: bool  # the model wrote the tag, whether or not the answer was cut there
-    completion: str = ""  # the safe completion shown in place of an answer that was cut at the tag
     verdict: str  # one of ATTACK_VERDICTS, or of OVERREFUSAL_VERDICTS for the overrefusal tasks
     judge: str  # name of the judge, such as "world"
     judge_version: str  # hash of the judge's rules and lists

@@ -96,6 +96,12 @@ def test_each_task_writes_its_rows_with_a_verdict_each(model_dir, data, tmp_path
     assert [row.prompt for row in attacked] == [row["behavior"] + row["suffix"] for row in suffixes]
 
 
+def test_a_greedy_task_gives_one_answer_to_each_prompt(model_dir, data, tmp_path):
+    rows = run("attacks-greedy", model_dir, data, tmp_path)
+    assert [(row.decoder, row.sample) for row in rows] == [("greedy", 0)] * 11
+    assert rows == run("attacks-greedy", model_dir, data, tmp_path)
+
+
 def test_a_base_model_continues_the_stand_in_beginnings(model_dir, data, tmp_path):
     rows = run("attacks-topk", model_dir, data, tmp_path, kind="base")
     assert {row.benchmark for row in rows} == {"advbench_completions"}
