@@ -13,7 +13,9 @@ refill  Answers that end when they end: rows refilled as they fall free, beside 
         their longest answer, ours and transformers' own. The refilled and the waiting answers must be the same.
         "tokens" are those of the answers; padding after an end counts for nobody.
 
-Memory is how far the process grew above its size before the measurement, at its highest.
+On a CPU "tokens/s" count the seconds of CPU time that the process took, on one thread, so that what else runs on the
+machine does not count as ours or theirs; on a GPU, where time passes elsewhere, the seconds of the clock. The clock's
+are in the JSON file either way. Memory is how far the process grew above its size before the measurement, at its highest.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ def main() -> None:
     asked.add_argument("--longest", type=int, default=128, help="refill: most tokens of an answer")
     asked.add_argument("--answers", type=int, default=96, help="refill: answers in all")
     args = asked.parse_args()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
     machine = describe()
     machine["torch threads"] = torch.get_num_threads()
     loaded = load_model(args.model, "instruct", args.device)
@@ -79,12 +83,15 @@ def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[dict[str, Any]
     for name in alternating(list(runs), repeats):
         before = memory("VmRSS")
         forget_peak()
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         tokens, answers = runs[name]()
-        seconds = time.perf_counter() - start
+        clock, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+        seconds = cpu if torch.get_num_threads() == 1 and not torch.cuda.is_available() else clock
         grown = memory("VmHWM") - before
-        found[name].append({"seconds": seconds, "tokens": tokens, "answers": answers, "grown_mb": grown / 1e6})
-        progress(f"{name}: {tokens} tokens in {seconds:.1f} s")
+        found[name].append(
+            {"seconds": seconds, "clock_s": clock, "tokens": tokens, "answers": answers, "grown_mb": grown / 1e6}
+        )
+        progress(f"{name}: {tokens} tokens in {seconds:.1f} s ({clock:.1f} by the clock)")
     return found
 
 
