@@ -24,7 +24,15 @@ from eval.judges import load_judge
 from eval.models import LoadedModel, load_model
 from eval.rows import GenerationRow, ProbeRow, SuffixRow, append_rows, finished_batches, in_order, row_key
 
-TASKS = ("attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam", "gcg", "probes")
+TASKS = (
+    "attacks-topk",
+    "attacks-safebeam",
+    "attacks-greedy",
+    "overrefusal-topk",
+    "overrefusal-safebeam",
+    "gcg",
+    "probes",
+)
 
 __all__ = ["TASKS", "run_element", "tasks_for"]
 
@@ -121,7 +129,8 @@ def gcg_generations(
         def on_step(step: int, loss: float, before: int = number) -> None:
             progress(before * attack.steps + step, len(prompts) * attack.steps, loss=round(loss, 4))
 
-        result = gcg.optimise_suffix(loaded, prompt.text, attack, (seed, prompt.benchmark, prompt.id), on_step)
+        save = gcg.Save(path.with_suffix(".step.json"), key)
+        result = gcg.optimise_suffix(loaded, prompt.text, attack, (seed, prompt.benchmark, prompt.id), on_step, save)
         row = SuffixRow(
             key=key,
             model=loaded.content_hash,
@@ -136,6 +145,7 @@ def gcg_generations(
             seed=seed,
         )
         append_rows(path, [row])
+        save.forget()
     found = in_order(path, SuffixRow, [[key] for key in keys])
     attacked = [msgspec.structs.replace(prompt, text=prompt.text + row.suffix) for prompt, row in zip(prompts, found)]
     return [Generation(loaded, config, "gcg", f"gcg+{decoder}", attacked, seed) for decoder in ("topk", "safebeam")]

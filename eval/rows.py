@@ -58,6 +58,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     sample: int  # 0 .. samples - 1 for topk; always 0 for safebeam
     seed: int  # seed of the element; the draws of a row come from (seed, benchmark, prompt id, sample)
     response: str  # text generated, cut before the tag and the end mark
+    completion: str = ""  # the safe completion shown in place of an answer that was cut at the tag
     tokens: int  # tokens generated, the tag and the end mark included
     finish: str  # "end" (end mark) | "length" | "tag" (cut at the tag)
     shortcircuit: bool  # the model wrote the tag, whether or not the answer was cut there

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from tiny_llama import save_tiny_llama
 
 from curriculum.errors import UsageError, UserError
@@ -95,6 +96,12 @@ def test_each_task_writes_its_rows_with_a_verdict_each(model_dir, data, tmp_path
     assert [row.prompt for row in attacked] == [row["behavior"] + row["suffix"] for row in suffixes]
 
 
+def test_a_greedy_task_gives_one_answer_to_each_prompt(model_dir, data, tmp_path):
+    rows = run("attacks-greedy", model_dir, data, tmp_path)
+    assert [(row.decoder, row.sample) for row in rows] == [("greedy", 0)] * 11
+    assert rows == run("attacks-greedy", model_dir, data, tmp_path)
+
+
 def test_a_base_model_continues_the_stand_in_beginnings(model_dir, data, tmp_path):
     rows = run("attacks-topk", model_dir, data, tmp_path, kind="base")
     assert {row.benchmark for row in rows} == {"advbench_completions"}
@@ -121,7 +128,7 @@ def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_di
     watched = killed / ("gcg.suffixes.jsonl" if task == "gcg" else f"{task}.jsonl")
     arguments = [task, str(model_dir), str(data), str(killed), msgspec.json.encode(CONFIG).decode()]
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
     deadline = time.monotonic() + 60
     while not (watched.exists() and watched.stat().st_size) and time.monotonic() < deadline:
