@@ -6,6 +6,7 @@ Cheap to begin again: parts are put together anew when one has changed, and a ve
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from curriculum import durable
 from curriculum.progress import Progress, silent
@@ -72,9 +73,13 @@ class Merge:
         progress(total, total)
 
 
-def shifted(progress: Progress, before: int, total: int) -> Progress:
+def shifted(progress: Progress, before: int, whole: int) -> Progress:
     """The progress of one stretch of a longer way."""
-    return lambda done, _, **figures: progress(before + done, total, **figures)
+
+    def report(done: int, total: int, **figures: Any) -> None:
+        progress(before + done, whole, **figures)
+
+    return report
 
 
 def _put_together(path: Path, parts: list[Path]) -> list[GenerationRow]:
