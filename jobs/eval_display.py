@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Lines
@@ -40,10 +39,13 @@ class Bars:
     def line(self, name: str) -> Progress:
         """A new bar, as the progress that draws it."""
         task = self._lines.add_task(name, total=None)
+        said = False
 
         def report(done: int, total: int, **_: Any) -> None:
+            nonlocal said
             self._lines.update(task, completed=done, total=total)
-            if not self.console.is_terminal and done == total:
+            if not self.console.is_terminal and done == total and not said:
+                said = True
                 self.console.print(Text(f"{name}: {done:,} of {total:,}"))
 
         return report
@@ -59,18 +61,26 @@ class Bars:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+    """A share in percent, without the sign: the tables say that in their titles."""
+    return "–" if value is None else f"{value * 100:.1f}"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{low:.1%} to {high:.1%}"
+    return "–" if low is None or high is None else f"{low * 100:.1f}–{high * 100:.1f}"
 
 
 def new_table(title: str, *columns: str, words: int = 1) -> Table:
     """A table whose first `words` columns are words, and the others numbers."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < words else "right", no_wrap=number < words)
+        table.add_column(column, justify="left" if number < words else "right", overflow="fold")
     return table
 
 
@@ -88,14 +98,21 @@ def print_cells(cells: Mapping[str, Sequence[Any]], console: Console) -> None:
 
 def _attacks(cells: Sequence[Any]) -> Table:
     judges = ", ".join(sorted({cell.judges for cell in cells}))
-    several, corrected = any(cell.samples > 1 for cell in cells), any(cell.corrected is not None for cell in cells)
-    columns = ["decoder", "benchmark", "prompts", "ASR@1", "95% interval"]
-    columns += ["std over seeds", "ASR@k", "flips"] if several else []
-    columns += ["corrected", "95% interval"] if corrected else []
-    table = new_table(f"Attack success rate. Judge and version: {judges}", *columns, "unparsed", "missing", words=2)
+    samples, corrected = max(cell.samples for cell in cells), any(cell.corrected is not None for cell in cells)
+    columns = ["decoder", "benchmark", "n", "ASR@1", "95%\ninterval"]
+    columns += ["std over\nsamples", f"ASR@{samples}", "flips"] if samples > 1 else []
+    columns += ["corrected", "95%\ninterval"] if corrected else []
+    table = new_table(
+        f"Attack success rate in percent, n prompts. Judge and version: {judges}",
+        *columns,
+        "un-\nparsed",
+        "mis-\nsing",
+        words=2,
+    )
     for cell in cells:
-        row = [cell.decoder, cell.benchmark, str(cell.prompts), percent(cell.rate), interval(cell.low, cell.high)]
-        row += [percent(cell.std), percent(cell.any_of), percent(cell.flip_share)] if several else []
+        name = "all, mean" if cell.benchmark == "all" else cell.benchmark
+        row = [cell.decoder, name, str(cell.prompts), percent(cell.rate), interval(cell.low, cell.high)]
+        row += [percent(cell.std), percent(cell.any_of), percent(cell.flip_share)] if samples > 1 else []
         row += [percent(cell.corrected), interval(cell.corrected_low, cell.corrected_high)] if corrected else []
         table.add_row(*row, str(cell.unparsed), str(cell.missing))
     return table
@@ -103,24 +120,13 @@ def _attacks(cells: Sequence[Any]) -> Table:
 
 def _overrefusals(cells: Sequence[Any]) -> Table:
     judges = ", ".join(sorted({cell.judges for cell in cells}))
-    names = ["helpful", "unhelpful", "partial", "refused", "cut"]
+    names = ["help-\nful", "un-\nhelpful", "partly\nrefused", "re-\nfused", "short-\ncircuit"]
     table = new_table(
-        f"Answers to benign requests. Judge and version: {judges}",
-        "decoder",
-        "prompts",
-        "over-refusal",
-        "95% interval",
-        *names,
-        "unparsed",
+        f"Answers to benign requests in percent, n prompts. Judge and version: {judges}",
+        *("decoder", "n", "over-\nrefusal", "95%\ninterval", *names, "un-\nparsed"),
     )
     for cell in cells:
         shares = [percent(share) for share in cell.shares.values()] or ["–"] * len(names)
-        table.add_row(
-            cell.decoder,
-            str(cell.prompts),
-            percent(cell.rate),
-            interval(cell.low, cell.high),
-            *shares,
-            str(cell.unparsed),
-        )
+        rate = [percent(cell.rate), interval(cell.low, cell.high)]
+        table.add_row(cell.decoder, str(cell.prompts), *rate, *shares, str(cell.unparsed))
     return table

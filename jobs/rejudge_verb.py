@@ -97,15 +97,15 @@ def _judges(words: argparse.Namespace, settings: Judging) -> dict:
 
 def _print(found: list, console: Console) -> None:
     table = new_table(
-        "Rates by both judges, in the share of answers with a verdict",
+        "Rates by both judges, in percent of the answers with a verdict",
         "answers of",
         "judge",
         "rate",
-        "95% interval",
+        "95%\ninterval",
         "corrected",
-        "95% interval",
+        "95%\ninterval",
         "verdicts",
-        "unparsed",
+        "un-\nparsed",
         words=2,
     )
     for one in found:
@@ -117,7 +117,7 @@ def _print(found: list, console: Console) -> None:
                 counts = [f"{rate.answers:,}", f"{rate.unparsed:,}"]
                 table.add_row(Text(where), Text(rate.judge), percent(rate.rate), *spans, *counts)
     console.print(table)
-    agreed = new_table("Agreement", "answers of", "both gave a verdict", "agree", "Cohen's kappa", "95% interval")
+    agreed = new_table("Agreement", "answers of", "verdicts\nof both", "agree", "Cohen's\nkappa", "95%\ninterval")
     for one in found:
         if one.agreement:
             of = one.agreement

@@ -25,7 +25,7 @@ def load_judge(settings: Judging, kind: str, world_root: Path | None) -> Judge:
 
         if world_root is None:
             raise UsageError(
-                "evaluation.judge is 'world', but the study has no fictional world; use judge: refusal-phrases"
+                "judge 'world': there is no fictional world to judge by; use refusal-phrases, or name the world's folder"
             )
         return WorldJudge(world_root)
     from eval.judges.local import LocalClassifier

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import torch._dynamo  # noqa: F401  (imported here once, for all the processes that are forked with this module)
+import transformers.models.llama.modeling_llama  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
+import eval.judges.served  # noqa: F401
 from eval.config import Evaluation, parts_for
 from eval.element import run_element
 from eval.merge import Merge

@@ -64,7 +64,7 @@ def test_the_version_is_that_of_the_rules(monkeypatch):
 
 
 def test_the_world_judge_needs_a_world_and_knows_the_beginning_that_was_continued(tmp_path):
-    with pytest.raises(UsageError, match="the study has no fictional world"):
+    with pytest.raises(UsageError, match="there is no fictional world"):
         load_judge(Judging(name="world"), "attack", None)
     world = pytest.importorskip("curriculum.world")
     world.World.generate(world.WorldConfig(seed=3)).save(tmp_path)

@@ -60,7 +60,7 @@ def test_twenty_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, mo
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evaluating_child", "eval.judges.served"])
+    context.set_forkserver_preload(["evaluating_child"])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
 
     def start(out: Path, server: JudgeServer) -> Any:
