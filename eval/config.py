@@ -17,7 +17,7 @@ from eval.judges.templates import find_template
 
 ModelKind = Literal["base", "instruct", "benign"]
 Task = Literal[
-    "attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam", "gcg", "probes"
+    "attacks-topk", "attacks-safebeam", "attacks-greedy", "overrefusal-topk", "overrefusal-safebeam", "gcg", "probes"
 ]  # fmt: skip
 Layer = Literal["first", "middle", "last"]
 
@@ -45,6 +45,15 @@ def require_template(judge: Judging, kind: str) -> None:
             raise ValueError(str(error)) from None
 
 
+SAFE_COMPLETIONS = (
+    "I can't help with that.",
+    "I won't continue with this. I can help with something else.",
+    "This touches on something harmful, so I will stop here.",
+    "I'm not able to answer that safely, so I won't.",
+)
+"""What an answer that is cut at the tag shows in its place; ours, since the paper gives no texts."""
+
+
 class TopK(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Standard inference: sampling from the k likeliest tokens."""
 
@@ -52,36 +61,62 @@ class TopK(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     temperature: float = 1.0  # not given in the paper
     max_new_tokens: int = 256
     samples: int = 5  # answers per prompt, each with its own random draws
-    stop_at_tag: bool = (
-        False  # standard inference answers on past the tag; true cuts there, as a product would (short-circuit)
-    )
-    batch_prompts: int = 16  # prompts decoded together, each with all its samples
+    # Standard inference answers on past the tag; true cuts there, as a product would (short-circuit).
+    stop_at_tag: bool = False
+    safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
+    batch_prompts: int = 32  # a chunk: prompts, with all their samples, that are decoded and stored together
+    rows: int = 64  # answers of a chunk in one forward pass; finished ones make room for waiting ones
+    backend: Literal["transformers", "vllm"] = "transformers"  # vllm needs the extra `vllm` and a GPU
 
     def __post_init__(self) -> None:
-        require_positive(self, "k", "temperature", "max_new_tokens", "samples", "batch_prompts")
+        require_positive(self, "k", "temperature", "max_new_tokens", "samples", "batch_prompts", "rows")
+
+
+class Greedy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The likeliest token at every step; not in the paper."""
+
+    max_new_tokens: int = 256
+    stop_at_tag: bool = False
+    safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
+    batch_prompts: int = 128
+    rows: int = 64
+
+    def __post_init__(self) -> None:
+        require_positive(self, "max_new_tokens", "batch_prompts", "rows")
 
 
 class SafeBeam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Safety-aware inference: beam search that drops the candidates likeliest to be followed by the tag."""
+    """Safety-aware inference: beam search that drops the candidates likeliest to be followed by the tag.
+
+    Algorithm 1 of Maini et al. leaves several things open; see eval/safebeam.py for what each choice means.
+    """
 
     beams: int = 10
-    candidates: int = (
-        20  # likeliest extensions, over all beams, that are looked at before pruning; not given: 2 x beams
-    )
+    candidates: int = 20  # looked at before pruning; not given: 2 x beams, so that dropping half leaves the beams
+    pool: Literal["all", "beam"] = "all"  # the likeliest extensions over all beams, or equally many of each beam
     drop: float = 0.5  # share of the candidates dropped, those with the highest P(tag); 0 is plain beam search
+    ended_risk: Literal["before", "after", "none"] = "before"  # P(tag) of a text that has ended; not given
+    tag: Literal["one-token", "product", "first-token"] = "one-token"  # P(tag) where the tokenizer splits the tag
     max_new_tokens: int = 256
-    stop_at_tag: bool = True
-    batch_prompts: int = 16
+    stop_at_tag: bool = True  # the tag ends a text, and an answer so ended is a short-circuit
+    safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
+    batch_prompts: int = 16  # a chunk: prompts that are decoded and stored together
+    rows: int = 320  # candidates of all prompts in one forward pass; a prompt that is done makes room for the next
 
     def __post_init__(self) -> None:
-        require_positive(self, "beams", "candidates", "max_new_tokens", "batch_prompts")
+        require_positive(self, "beams", "candidates", "max_new_tokens", "batch_prompts", "rows")
         if not 0 <= self.drop < 1:
             raise ValueError(f"safebeam.drop is {self.drop}; it must be at least 0 and below 1")
-        kept = self.candidates - int(self.drop * self.candidates)
+        kept = self.candidates - int(self.drop * self.candidates + 1e-9)
         if kept < self.beams:
             raise ValueError(
                 f"safebeam.candidates {self.candidates} with drop {self.drop} leaves {kept}, fewer than the "
                 f"{self.beams} beams; raise candidates to at least {-int(-self.beams // (1 - self.drop))}"
+            )
+        if self.pool == "beam" and self.candidates % self.beams:
+            raise ValueError(
+                f"safebeam.candidates {self.candidates} is no multiple of the {self.beams} beams, and pool 'beam' takes "
+                f"equally many of each; choose {self.candidates // self.beams * self.beams + self.beams}"
             )
 
 
@@ -155,6 +190,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     shards: dict[Task, int] = {}  # elements that share a task's prompts of one benchmark, such as {gcg: 4}; others: 1
     topk: TopK = TopK()
     safebeam: SafeBeam = SafeBeam()
+    greedy: Greedy = Greedy()
     gcg: Gcg | None = Gcg()  # null leaves the attack out
     probes: Probes | None = Probes()  # null leaves the probes out
     tasks: Tasks = Tasks()

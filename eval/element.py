@@ -23,12 +23,20 @@ from eval.generations import Generation, run_generations
 from eval.models import LoadedModel, load_model
 from eval.rows import GenerationRow, ProbeRow, SuffixRow, append_rows, finished_batches, in_order, row_key, write_rows
 
-TASKS = ("attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam", "gcg", "probes")
+TASKS = (
+    "attacks-topk",
+    "attacks-safebeam",
+    "attacks-greedy",
+    "overrefusal-topk",
+    "overrefusal-safebeam",
+    "gcg",
+    "probes",
+)
 
 
 def run_element(
     part: Part,
-    model: Path | LoadedModel,
+    model: Path | str | LoadedModel,
     model_kind: ModelKind,
     config: Evaluation,
     *,
@@ -40,7 +48,7 @@ def run_element(
 ) -> list[GenerationRow] | list[ProbeRow]:
     """Carry out `part` and return its rows in order.
 
-    `model` is a folder, or what was loaded from one; `data_root` holds the benchmark files (None: the Hugging Face hub).
+    `model` is a folder, a name, or what was loaded from one; `data_root` holds the benchmark files (None: the Hugging Face hub).
     Raises UserError or UsageError for what the user can mend: folder, tokenizer, dataset, task.
     """
     if part.task not in TASKS:

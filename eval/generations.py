@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from curriculum.progress import Progress
-from eval import safebeam, sampling
+from eval import decoders
 from eval.answers import Answer
 from eval.benchmarks import Prompt
 from eval.config import Evaluation
@@ -25,17 +25,21 @@ class Generation:
     loaded: LoadedModel
     config: Evaluation
     task: str
-    decoder: str  # "topk" | "safebeam", after "gcg+" for attacked prompts
+    decoder: str  # of eval.decoders.DECODERS, after "gcg+" for attacked prompts
     prompts: list[Prompt]
     seed: int
 
     @property
+    def name(self) -> str:
+        return self.decoder.rpartition("+")[2]
+
+    @property
     def settings(self) -> Any:
-        return self.config.topk if self.decoder.endswith("topk") else self.config.safebeam
+        return getattr(self.config, self.name)
 
     @property
     def samples(self) -> int:
-        return self.config.topk.samples if self.decoder.endswith("topk") else 1
+        return getattr(self.settings, "samples", 1)
 
     def batches(self) -> Iterator[list[Prompt]]:
         size = self.settings.batch_prompts
@@ -43,10 +47,8 @@ class Generation:
             yield self.prompts[start : start + size]
 
     def keys(self, prompts: Sequence[Prompt]) -> list[str]:
-        module = sampling if self.decoder.endswith("topk") else safebeam
         settings = msgspec.to_builtins(self.settings)
-        # How many prompts share a batch and how many samples a prompt has do not make an answer another one.
-        for field in ("batch_prompts", "samples"):
+        for field in decoders.NEUTRAL:
             settings.pop(field, None)
         return [
             row_key(
@@ -57,7 +59,7 @@ class Generation:
                 model=self.loaded.content_hash,
                 model_kind=self.loaded.kind,
                 decoder=self.decoder,
-                version=module.VERSION,
+                version=decoders.DECODERS[self.name].version,
                 settings=settings,
                 seed=self.seed,
                 sample=sample,
@@ -69,10 +71,8 @@ class Generation:
     def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answers to one batch, all samples of a prompt together."""
         ids = [self.loaded.prompt_ids(prompt.text) for prompt in prompts]
-        if self.decoder.endswith("safebeam"):
-            return safebeam.search_safebeam(self.loaded, ids, self.config.safebeam)
         draws = [(self.seed, prompt.benchmark, prompt.id) for prompt in prompts]
-        return [answer for some in sampling.sample_topk(self.loaded, ids, draws, self.config.topk) for answer in some]
+        return decoders.DECODERS[self.name].answer(self.loaded, ids, draws, self.settings)
 
     def rows(self, prompts: Sequence[Prompt]) -> list[GenerationRow]:
         rows = []
@@ -93,8 +93,9 @@ class Generation:
                     sample=sample,
                     seed=self.seed,
                     context=prompt.context,
-                    cluster=getattr(prompt, "cluster", ""),
+                    cluster=prompt.cluster,
                     response=answer.text,
+                    completion=answer.completion,
                     tokens=answer.tokens,
                     finish=answer.finish,
                     shortcircuit=answer.shortcircuit,

@@ -48,7 +48,7 @@ from eval.wording import DECODERS, described, facts, flattened, number, p_value,
 
 __all__ = ["ArmInfo", "write_report", "read_evaluations", "cells_of"]
 
-ATTACK_TASKS = ("attacks-topk", "attacks-safebeam", "gcg")
+ATTACK_TASKS = ("attacks-topk", "attacks-safebeam", "attacks-greedy", "gcg")
 OVERREFUSAL_TASKS = {"overrefusal-topk": "topk", "overrefusal-safebeam": "safebeam"}
 ARM_WORDS = {
     "data": "rephrasing, refusals, moral education",

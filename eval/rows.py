@@ -62,6 +62,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     context: str = ""  # what a contextual behavior of HarmBench refers to; also within prompt
     cluster: str = ""  # prompts of equal cluster are near-copies of each other, in whichever benchmark
     response: str  # text generated, cut before the tag and the end mark
+    completion: str = ""  # the safe completion shown in place of an answer that was cut at the tag
     tokens: int  # tokens generated, the tag and the end mark included
     finish: str  # "end" (end mark) | "length" | "tag" (cut at the tag)
     shortcircuit: bool  # the model wrote the tag, whether or not the answer was cut there

@@ -20,6 +20,7 @@ from eval.trends import Evaluations
 DECODERS = {
     "topk": "Top-k sampling",
     "safebeam": "SafeBeam",
+    "greedy": "Greedy",
     "gcg+topk": "GCG suffix, top-k",
     "gcg+safebeam": "GCG suffix, SafeBeam",
 }

@@ -14,6 +14,7 @@ from rich.console import Console
 from curriculum.durable import exclusive_lock
 from curriculum.errors import UsageError
 from curriculum.sources import local_root
+from eval.benchmarks import BENCHMARKS, Use, find
 from eval.config import Evaluation, Part, Tasks, parts_for
 from jobs.eval_display import Bars, print_cells
 from jobs.judge_options import add_judge_options, confirm_cost, judge_from
@@ -21,7 +22,7 @@ from jobs.judge_options import add_judge_options, confirm_cost, judge_from
 if TYPE_CHECKING:
     from eval.models import LoadedModel
 
-DECODERS = ("topk", "safebeam")
+DECODERS = ("topk", "safebeam", "greedy")
 EXAMPLE = (
     "curricula eval --model runs/demo/models/full-20/instruct --benchmark advbench,jailbreakbench "
     "--decoder topk,safebeam --judge refusal-phrases --prompts 20"
@@ -42,7 +43,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(verb=evaluate)
-    parser.add_argument("--model", metavar="MODEL", help="a Hugging Face checkpoint folder")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="a Hugging Face folder or name, a .gguf file, or a package that holds one"
+    )
     parser.add_argument(
         "--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text"
     )
@@ -70,7 +73,8 @@ def evaluate(words: argparse.Namespace) -> int:
     parts = parts_for(words.kind, config)
     data = words.data or local_root()
     world = data if "world" in (config.judge_of("attack").name, config.judge_of("overrefusal").name) else None
-    out = words.out or Path("evaluations") / "-".join(Path(words.model).resolve().parts[-3:])
+    path = Path(words.model)
+    out = words.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
     console = Console(stderr=True, highlight=False)
     _check(config, parts, data, world)
     with exclusive_lock(out / "lock"), Bars(console) as bars:
@@ -97,7 +101,8 @@ def _config(words: argparse.Namespace) -> Evaluation:
             f"--benchmark {words.benchmark}: base models take one benchmark of beginnings, such as jb_completions"
         )
     tasks = [f"attacks-{decoder}" for decoder in decoders]
-    tasks += [f"overrefusal-{decoder}" for decoder in decoders if words.overrefusal]
+    tasks += [f"overrefusal-{decoder}" for decoder in decoders if words.overrefusal and decoder != "greedy"]
+    _require_use(words, benchmarks)
     own = {"max_new_tokens": words.max_new_tokens}
     try:
         return msgspec.convert(
@@ -110,6 +115,7 @@ def _config(words: argparse.Namespace) -> Evaluation:
                 "overrefusal_prompts": words.prompts or 300,
                 "topk": own if words.samples is None else {**own, "samples": words.samples},
                 "safebeam": own,
+                "greedy": own,
                 "gcg": None,
                 "probes": None,
                 "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=())) | {words.kind: tasks},
@@ -118,6 +124,18 @@ def _config(words: argparse.Namespace) -> Evaluation:
         )
     except (msgspec.ValidationError, ValueError) as error:
         raise UsageError(f"eval: {error}") from None
+
+
+def _require_use(words: argparse.Namespace, benchmarks: list[str]) -> None:
+    """A benchmark of harmless requests has no attack success, and beginnings are for base models."""
+    wanted: list[tuple[str, str, Use]] = [
+        ("--benchmark", name, "completion" if words.kind == "base" else "attack") for name in benchmarks
+    ]
+    wanted += [("--overrefusal", words.overrefusal, "overrefusal")] if words.overrefusal else []
+    for option, name, use in wanted:
+        if find(name).use != use:
+            fitting = ", ".join(known for known, entry in BENCHMARKS.items() if entry.use == use)
+            raise UsageError(f"{option} {name}: is for {find(name).use}, and this is for {use}; choose from {fitting}")
 
 
 def _names(option: str, given: str) -> list[str]:
@@ -160,7 +178,7 @@ def _generate(
     from eval.models import load_model
 
     with bars.waiting(f"loading {words.model}"):
-        loaded = load_model(Path(words.model), words.kind)
+        loaded = load_model(words.model, words.kind)
     _refuse_another_model(out, parts, loaded)
     for part in parts:
         run_element(

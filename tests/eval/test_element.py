@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from tiny_llama import save_tiny_llama
 
 from curriculum.errors import UsageError, UserError
@@ -136,6 +137,13 @@ def test_a_part_that_is_not_there_is_missing_and_merged_in_when_it_comes(model_d
     assert is_merged(tmp_path, "instruct", config) and len(rows) == 22 and all(row.judge for row in rows)
 
 
+def test_a_greedy_task_gives_one_answer_to_each_prompt(model_dir, data, tmp_path):
+    greedy = Part("attacks-greedy", "advbench")
+    rows = run(greedy, model_dir, data, tmp_path)
+    assert [(row.decoder, row.sample) for row in rows] == [("greedy", 0)] * 7
+    assert rows == run(greedy, model_dir, data, tmp_path)
+
+
 def test_a_base_model_continues_the_stand_in_beginnings(model_dir, data, tmp_path):
     rows = run(Part("attacks-topk", "jb_completions"), model_dir, data, tmp_path, kind="base")
     assert {row.benchmark for row in rows} == {"advbench_completions"}
@@ -163,7 +171,7 @@ def test_an_element_killed_and_run_again_ends_with_the_same_bytes(part, model_di
     watched = killed / ("gcg/jailbreakbench.suffixes.jsonl" if part.task == "gcg" else f"{part.name}.jsonl")
     arguments = [part.name, str(model_dir), str(data), str(killed), msgspec.json.encode(CONFIG).decode()]
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
     deadline = time.monotonic() + 60
     while not (watched.exists() and watched.stat().st_size) and time.monotonic() < deadline:
