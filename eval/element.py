@@ -48,7 +48,8 @@ def run_element(
 ) -> list[GenerationRow] | list[ProbeRow]:
     """Carry out `part` and return its rows in order.
 
-    `model` is a folder, a name, or what was loaded from one; `data_root` holds the benchmark files (None: the Hugging Face hub).
+    `model` is a folder, a name, or what was loaded from one; `data_root` holds the benchmark files (None: the Hugging Face
+    hub).
     Raises UserError or UsageError for what the user can mend: folder, tokenizer, dataset, task.
     """
     if part.task not in TASKS:
