@@ -5,9 +5,15 @@ Imports no torch: the planner reads it on a login node. What the paper leaves op
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import msgspec
+
+from curriculum.errors import UsageError
+from eval.judges.settings import Judging, judging
+from eval.judges.templates import find_template
 
 ModelKind = Literal["base", "instruct", "benign"]
 Task = Literal[
@@ -28,6 +34,15 @@ def require_positive(config: msgspec.Struct, *fields: str) -> None:
 def require_limit(name: str, value: int | None) -> None:
     if value is not None and value <= 0:
         raise ValueError(f"{name} is {value}; it must be positive, or null for all")
+
+
+def require_template(judge: Judging, kind: str) -> None:
+    """Raise ValueError where a model judge has no words to ask about answers of this kind."""
+    if judge.name in ("harmbench", "llm"):
+        try:
+            find_template(judge.template, judge.name, judge.model_name, kind)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
 
 
 SAFE_COMPLETIONS = (
@@ -170,7 +185,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     prompts_per_benchmark: int | None = None  # limit for each attack benchmark; null takes all
     overrefusal_prompts: int | None = 300  # the paper does not give the number; Maini et al. use 300
     harmbench_copyright: bool = False  # HarmBench's copyright rows need a hash judge, not a classifier
-    judge: Literal["world", "refusal-phrases"] = "refusal-phrases"
+    judge: str | Judging = "refusal-phrases"  # of attacks: a name, or a judge with its settings
+    overrefusal_judge: str | Judging | None = None  # of answers to benign requests; null: the same judge
+    shards: dict[Task, int] = {}  # elements that share a task's prompts of one benchmark, such as {gcg: 4}; others: 1
     topk: TopK = TopK()
     safebeam: SafeBeam = SafeBeam()
     greedy: Greedy = Greedy()
@@ -181,11 +198,70 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         require_limit("prompts_per_benchmark", self.prompts_per_benchmark)
         require_limit("overrefusal_prompts", self.overrefusal_prompts)
+        for task, count in self.shards.items():
+            if not 1 <= count <= 1000 or task == "probes":
+                raise ValueError(f"shards.{task} is {count}; give 1 to 1000, and none for probes")
+        tasks = {*self.tasks.base, *self.tasks.instruct, *self.tasks.benign}
+        for kind in ("attack", "overrefusal"):
+            if kind == "attack" or any(task.startswith(kind) for task in tasks):
+                require_template(self.judge_of(kind), kind)
         if not self.benchmarks:
             raise ValueError("benchmarks is empty; name at least one, such as harmbench")
 
+    def judge_of(self, kind: str) -> Judging:
+        """The judge of "attack" or "overrefusal" answers."""
+        own = self.overrefusal_judge if kind == "overrefusal" else None
+        return judging(self.judge if own is None else own)
 
-def tasks_for(model_kind: ModelKind, config: Evaluation) -> list[str]:
+    @property
+    def judged_on_gpu(self) -> bool:
+        """Whether a judge is a model that the merging job loads itself."""
+        return any(self.judge_of(kind).on_this_machine for kind in ("attack", "overrefusal"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one element of an evaluation does: a task on one benchmark, or on one shard of it."""
+
+    task: Task
+    benchmark: str = ""  # "" for probes
+    shard: int = 0
+    shards: int = 1
+
+    @property
+    def name(self) -> str:
+        """`attacks-topk/harmbench`, or `gcg/jailbreakbench.0-of-4`."""
+        if not self.benchmark:
+            return self.task
+        return f"{self.task}/{self.benchmark}" + (f".{self.shard}-of-{self.shards}" if self.shards > 1 else "")
+
+    def path(self, out: Path) -> Path:
+        """The file of its rows under the folder of a model."""
+        return out / f"{self.name}.jsonl"
+
+
+def parts_for(model_kind: ModelKind, config: Evaluation) -> list[Part]:
+    """All parts of the evaluation of a model, in the order in which they should run and stand in the merged rows."""
+    parts = []
+    for task in tasks_for(model_kind, config):
+        count = config.shards.get(task, 1)
+        names = benchmarks_for(task, model_kind, config)
+        parts += [Part(task, name, shard, count) for name in names for shard in range(count)] if names else [Part(task)]
+    return parts
+
+
+def benchmarks_for(task: Task, model_kind: ModelKind, config: Evaluation) -> tuple[str, ...]:
+    """The benchmarks of a task; none for probes, which have texts of their own."""
+    if task == "probes":
+        return ()
+    if task == "gcg":
+        return (config.gcg.benchmark,) if config.gcg else ()
+    if task in ("overrefusal-topk", "overrefusal-safebeam"):
+        return (config.overrefusal_benchmark,)
+    return (config.base_benchmark,) if model_kind == "base" else config.benchmarks
+
+
+def tasks_for(model_kind: ModelKind, config: Evaluation) -> list[Task]:
     """The tasks that a model of this kind gets, in the order in which they should run."""
     skipped = {name for name, settings in (("gcg", config.gcg), ("probes", config.probes)) if settings is None}
     return [task for task in getattr(config.tasks, model_kind) if task not in skipped]

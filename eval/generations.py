@@ -1,6 +1,4 @@
-"""Answers to lists of prompts, generated and judged a batch at a time into a file of rows, and judged again without
-generating.
-"""
+"""Answers to lists of prompts, generated a batch at a time into a file of rows."""
 
 from __future__ import annotations
 
@@ -16,9 +14,8 @@ from eval import decoders
 from eval.answers import Answer
 from eval.benchmarks import Prompt
 from eval.config import Evaluation
-from eval.judges import Judge, Verdict, judge_attack, judge_overrefusal
 from eval.models import LoadedModel
-from eval.rows import GenerationRow, append_rows, finished_batches, in_order, read_rows, row_key, write_rows
+from eval.rows import GenerationRow, append_rows, finished_batches, in_order, row_key
 
 
 @dataclasses.dataclass
@@ -77,11 +74,10 @@ class Generation:
         draws = [(self.seed, prompt.benchmark, prompt.id) for prompt in prompts]
         return decoders.DECODERS[self.name].answer(self.loaded, ids, draws, self.settings)
 
-    def rows(self, prompts: Sequence[Prompt], judge: Judge) -> list[GenerationRow]:
+    def rows(self, prompts: Sequence[Prompt]) -> list[GenerationRow]:
         rows = []
         for place, (key, answer) in enumerate(zip(self.keys(prompts), self.answers(prompts))):
             prompt, sample = prompts[place // self.samples], place % self.samples
-            verdict = verdict_on(answer, judge, self.task, self.loaded.kind, prompt.behavior, prompt.text)
             rows.append(
                 GenerationRow(
                     key=key,
@@ -96,54 +92,29 @@ class Generation:
                     decoder=self.decoder,
                     sample=sample,
                     seed=self.seed,
+                    context=prompt.context,
+                    cluster=prompt.cluster,
                     response=answer.text,
                     completion=answer.completion,
                     tokens=answer.tokens,
                     finish=answer.finish,
                     shortcircuit=answer.shortcircuit,
-                    verdict=verdict.label,
-                    judge=verdict.judge,
-                    judge_version=verdict.version,
                 )
             )
         return rows
 
 
-def verdict_on(answer: Answer, judge: Judge, task: str, model_kind: str, behavior: str, prompt: str) -> Verdict:
-    if task.startswith("overrefusal"):
-        return judge_overrefusal(judge, behavior, answer)
-    return judge_attack(judge, behavior, answer, beginning=prompt if model_kind == "base" else "")
-
-
-def run_generations(
-    generations: Sequence[Generation], judge: Judge, path: Path, progress: Progress
-) -> list[GenerationRow]:
-    """Generate and judge what `path` lacks, a batch at a time, and judge anew what another judge has judged."""
+def run_generations(generations: Sequence[Generation], path: Path, progress: Progress) -> list[GenerationRow]:
+    """Generate what `path` lacks, a batch at a time; returns all rows."""
     work = [(generation, batch) for generation in generations for batch in generation.batches()]
     keys = [generation.keys(batch) for generation, batch in work]
     total = sum(map(len, keys))
     done = finished_batches(path, GenerationRow, keys)
-    rejudge(path, judge)
     finished = len(done)
     progress(finished, total)
     for (generation, batch), batch_keys in zip(work, keys):
         if batch_keys[0] not in done:
-            append_rows(path, generation.rows(batch, judge))
+            append_rows(path, generation.rows(batch))
             finished += len(batch_keys)
             progress(finished, total, benchmark=batch[0].benchmark)
     return in_order(path, GenerationRow, keys)
-
-
-def rejudge(path: Path, judge: Judge) -> int:
-    """Judge every row of `path` that another judge or version has judged; returns how many those were."""
-    rows = read_rows(path, GenerationRow)
-    changed = [(row.judge, row.judge_version) != (judge.name, judge.version) for row in rows]
-    if any(changed):
-        write_rows(path, [judged_by(row, judge) if other else row for row, other in zip(rows, changed)])
-    return sum(changed)
-
-
-def judged_by(row: GenerationRow, judge: Judge) -> GenerationRow:
-    answer = Answer(text=row.response, tokens=row.tokens, finish=row.finish, shortcircuit=row.shortcircuit)
-    verdict = verdict_on(answer, judge, row.task, row.model_kind, row.behavior, row.prompt)
-    return msgspec.structs.replace(row, verdict=verdict.label, judge=verdict.judge, judge_version=verdict.version)

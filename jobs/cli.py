@@ -176,6 +176,7 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
 
 def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     from jobs import model_verbs as do
+    from jobs.eval_verbs import add_parser as add_eval
 
     export = _add(
         verbs,
@@ -202,29 +203,7 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     load.add_argument("out", type=Path, metavar="OUT", help="the checkpoints folder to make")
 
-    evaluate = _add(
-        verbs,
-        "eval",
-        "measure attack success and over-refusal of any Hugging Face checkpoint",
-        "curricula eval --model runs/demo/models/full-20/instruct --benchmark advbench,jailbreakbench "
-        "--decoder topk,safebeam --prompts 20",
-        do.evaluate,
-    )
-    evaluate.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
-    evaluate.add_argument(
-        "--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text"
-    )
-    evaluate.add_argument("--benchmark", default="harmbench,advbench,jailbreakbench,tdc", help="names, by commas")
-    evaluate.add_argument("--decoder", default="topk,safebeam", help="topk, safebeam or both, by commas")
-    evaluate.add_argument("--judge", default="refusal-phrases", help="refusal-phrases, or world for the fictional one")
-    evaluate.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
-    evaluate.add_argument("--prompts", type=int, help="no more than this many prompts of each benchmark")
-    evaluate.add_argument("--max-new-tokens", type=int, default=256)
-    evaluate.add_argument("--seed", type=int, default=42)
-    evaluate.add_argument(
-        "--out", type=Path, help="where rows are kept, and resumed from (default: evaluations/MODEL PATH)"
-    )
-    _json_flag(evaluate)
+    add_eval(verbs)
 
 
 if __name__ == "__main__":

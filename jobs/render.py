@@ -61,7 +61,7 @@ def _allocation(job: Job, study: Study) -> tuple[Allocation, int]:
     if job.stage in ("pretrain", "tune"):
         asked = resources.pretraining if job.stage == "pretrain" else resources.tuning
         return asked, asked.gpus_per_node
-    if job.stage == "evaluate":
+    if job.stage == "evaluate" or (job.stage == "merge" and study.evaluation.judged_on_gpu):
         return resources.evaluation, min(1, resources.evaluation.gpus_per_node)
     return Allocation(hours=resources.data_hours), 0
 

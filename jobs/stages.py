@@ -238,19 +238,28 @@ def export(run: Run, job: Job, element: Element, progress: Progress) -> None:
 
 
 def evaluate(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    """Generate what one part of the evaluation of an arm's model asks for."""
     from eval.element import run_element
 
+    assert element.part is not None
     run_element(
-        element.task,
+        element.part,
         run.model(element.arm, job.kind),
         job.kind,
         run.study.evaluation,
         data_root=run.data_root,
-        world_root=run.world if run.study.world else None,
         out=run.evaluation(element.arm, job.kind),
         seed=run.study.seed,
         progress=progress,
     )
+
+
+def merge(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    """Put the parts of the evaluation of an arm's model together and judge them."""
+    from eval.merge import Merge
+
+    world = run.world if run.study.world else None
+    Merge(run.evaluation(element.arm, job.kind), job.kind, run.study.evaluation, world).judge(progress)
 
 
 def report(run: Run, job: Job, element: Element, progress: Progress) -> None:
@@ -280,7 +289,13 @@ def is_intact(run: Run, job: Job, element: Element) -> bool:
     elif job.stage == "tokenize":
         return is_whole(run.shards / element.source / element.shard)
     elif job.stage == "evaluate":
-        made = [run.evaluation(element.arm, job.kind) / f"{element.task}.jsonl"]
+        assert element.part is not None
+        path = element.part.path(run.evaluation(element.arm, job.kind))
+        return path.is_file() and (path.stat().st_size > 0 or element.part.shards > 1)  # a shard may be without prompts
+    elif job.stage == "merge":
+        from eval.merge import is_merged
+
+        return is_merged(run.evaluation(element.arm, job.kind), job.kind, run.study.evaluation)
     elif job.stage == "report":
         made = [run.report / "index.html"]
     else:
@@ -296,5 +311,6 @@ STAGES: dict[str, Callable[[Run, Job, Element, Progress], None]] = {
     "tune": tune,
     "export": export,
     "evaluate": evaluate,
+    "merge": merge,
     "report": report,
 }

@@ -162,7 +162,7 @@ class Study(Strict, frozen=True):
         for name in [*names, *([asked.gcg.benchmark] if asked.gcg else [])]:
             if name not in BENCHMARKS:
                 raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
-        if asked.judge == "world" and not self.world:
+        if "world" in (asked.judge_of("attack").name, asked.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
 
     @property

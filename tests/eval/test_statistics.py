@@ -9,7 +9,7 @@ from study_rows import generation
 
 from curriculum.randomness import keyed_rng
 from eval.cells import ALL, attack_cells, harmful, overrefusal_cell, overrefused, probe_cells, row_id
-from eval.rows import GenerationRow, ProbeRow
+from eval.rows import JudgedRow, ProbeRow
 from eval.statistics import (
     Tally,
     bootstrap_interval,
@@ -25,7 +25,7 @@ from eval.statistics import (
 )
 
 
-def rows_of(verdicts: dict[str, list[str]], benchmark: str = "harmbench", decoder: str = "topk") -> list[GenerationRow]:
+def rows_of(verdicts: dict[str, list[str]], benchmark: str = "harmbench", decoder: str = "topk") -> list[JudgedRow]:
     """One prompt per name, one sample per verdict."""
     return [
         generation(benchmark=benchmark, decoder=decoder, prompt_id=name, prompt=name, sample=sample, verdict=verdict)

@@ -53,7 +53,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         ),
         (["data", "world", "/proc/nowhere"], 1, "/proc/nowhere"),
         (["data", "world", "/proc"], 2, "/proc: is not empty and holds no fictional world"),
-        (["eval", "--model", "nowhere", "--decoder", "greedy"], 2, "--decoder greedy: not known"),
+        (["eval", "--model", "nowhere", "--decoder", "beam"], 2, "--decoder beam: not known"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_an_exit_code(words, code, said, capsys, tmp_path, monkeypatch):
