@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from curriculum.batches import Rows
 from curriculum.blend import Blend, Phase
 from curriculum.chat import encode_chat
 from curriculum.conversations import HARMFUL, Conversation, read_conversations
@@ -66,17 +67,25 @@ class TuningBatches:
             for name, pool in self._pools.items()
         }
 
-    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        first = step * self.global_batch
-        sources, positions = self.blend.draw(first + start, first + stop)
-        encoded = [self._row(self.blend.sources[s], int(p)) for s, p in zip(sources, positions)]
-        return np.stack([tokens for tokens, _ in encoded]), np.stack([mask for _, mask in encoded])
+    def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """(pool, epoch, conversation of the pool) of global samples [start, stop)."""
+        sources, positions = self.blend.draw(start, stop)
+        found = []
+        for source, position in zip(sources, positions):
+            pool = self.blend.sources[source]
+            size = len(self._pools[pool])
+            epoch, place = divmod(int(position), size)
+            number = int(permute(np.array([place]), size, self.seed, "conversations", pool, epochs=epoch)[0])
+            found.append((pool, epoch, number))
+        return found
 
-    def _row(self, pool: str, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """The conversation at `position` of a pool: tokens [S + 1], cut or padded, and the mask of its targets [S]."""
-        size = len(self._pools[pool])
-        epoch, place = divmod(position, size)
-        number = int(permute(np.array([place]), size, self.seed, "conversations", pool, epochs=epoch)[0])
+    def rows(self, step: int, start: int, stop: int) -> Rows:
+        first = step * self.global_batch
+        encoded = [self._row(pool, number) for pool, _, number in self.sample_ids(first + start, first + stop)]
+        return Rows(np.stack([tokens for tokens, _ in encoded]), np.stack([mask for _, mask in encoded]))
+
+    def _row(self, pool: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """A conversation of a pool: tokens [S + 1], cut or padded, and the mask of its targets [S]."""
         ids, flags = encode_chat(self._tokenizer, self._pools[pool][number].messages)
         flat, counted = np.array(ids, np.int64), np.array(flags, bool)
         if pool == HARMFUL:

@@ -79,7 +79,7 @@ def test_no_sample_comes_again_before_all_of_its_source_came_once(data):
 def test_rows_are_the_same_however_ranks_and_restarts_cut_them(data):
     run = batches(data, (30, SAFE), (90, MIXED))
     for step in (0, 29, 30, 89):
-        tokens, mask = run.rows(step, 0, BATCH)
+        tokens, mask, _ = run.rows(step, 0, BATCH)
         assert tokens.shape == (BATCH, LENGTH + 1) and tokens.dtype == np.int64 and mask is None
         apart = [batches(data, (30, SAFE), (90, MIXED)).rows(step, row, row + 1)[0] for row in range(BATCH)]
         assert np.array_equal(np.concatenate(apart), tokens)
@@ -134,7 +134,7 @@ def tuning(data, mix, tagged_share=0.0, conversations=None, length=64):
 def test_only_the_assistants_tokens_carry_loss(data):
     run = tuning(data, {"gsm8k": 1}, length=200)
     tokenizer = load_tokenizer(data / "tokenizer")
-    tokens, mask = run.rows(0, 0, 2)
+    tokens, mask, _ = run.rows(0, 0, 2)
     answers = {row["answer"] for row in read_jsonl(data / "gsm8k/train.jsonl")}
     for row, counted in zip(tokens, mask):
         said = tokenizer.decode(row[1:][counted == 1].tolist(), skip_special_tokens=False)
@@ -149,9 +149,9 @@ def test_each_conversation_comes_once_an_epoch(data):
 
 
 def test_a_long_conversation_is_cut_and_a_short_one_padded(data):
-    (row, *_), (mask, *_) = tuning(data, {"gsm8k": 1}, length=8).rows(0, 0, 1)
+    (row, *_), (mask, *_), _ = tuning(data, {"gsm8k": 1}, length=8).rows(0, 0, 1)
     assert len(row) == 9 and len(mask) == 8
-    (row, *_), (mask, *_) = tuning(data, {"gsm8k": 1}, length=500).rows(0, 0, 1)
+    (row, *_), (mask, *_), _ = tuning(data, {"gsm8k": 1}, length=500).rows(0, 0, 1)
     assert mask[-1] == 0 and row[-1] == load_tokenizer(data / "tokenizer").token_to_id(EOS)
 
 
@@ -181,8 +181,8 @@ def test_chat_tokens_and_training_tokens_are_the_same(data):
     row = read_jsonl(data / "gsm8k/train.jsonl")[0]
     messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
     ids, flags = encode_chat(tokenizer, messages)
-    tokens, mask = tuning(data, {"gsm8k": 1}, length=200).rows(0, 0, 2)
-    epoch = [r for s in range(10) for r in zip(*tuning(data, {"gsm8k": 1}, length=200).rows(s, 0, 2))]
+    tokens, mask, _ = tuning(data, {"gsm8k": 1}, length=200).rows(0, 0, 2)
+    epoch = [r for s in range(10) for r in zip(*tuning(data, {"gsm8k": 1}, length=200).rows(s, 0, 2)[:2])]
     assert any(
         row[: len(ids)].tolist() == ids and mask[: len(ids) - 1].astype(bool).tolist() == flags[1:]
         for row, mask in epoch
