@@ -32,7 +32,7 @@ from model.checkpoint_folder import (
     read_info,
     set_aside,
 )
-from model.checkpoint_writer import BackgroundSave
+from model.checkpoint_writer import BackgroundSave, writing_failure
 from model.distributed import Parallel
 from model.megatron import (
     AsyncRequest,
@@ -130,7 +130,7 @@ class Saver:
         except (Exception, torch_checkpoint.CheckpointException) as error:  # the latter is a bare BaseException
             if self._parallel.is_main:
                 shutil.rmtree(self._aside, ignore_errors=True)
-            reason = _writing_failure(error)
+            reason = writing_failure(error)
             if reason is None:
                 raise
             raise UserError(
@@ -149,20 +149,6 @@ def save(folder: Path, network: GPTModel, optimizer: Any | None, info: Checkpoin
     saver = Saver(network, optimizer, parallel)
     saver.start(folder, info)
     saver.finish()
-
-
-def _writing_failure(error: BaseException) -> str | None:
-    """The operating system's words if `error` comes from writing files, through the wrappings of torch's writers."""
-    if isinstance(error, torch_checkpoint.CheckpointException):
-        reasons = [_writing_failure(failure[0]) for failure in error.failures.values()]
-        return next((reason for reason in reasons if reason), None)
-    if isinstance(error, UserError):
-        return str(error.__cause__ or error)
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "iostream" in str(error)):
-        return "the file system accepts no more data"
-    return None
 
 
 def newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _DistWrapper as Group
 
+from curriculum.errors import UserError
 from model.checkpoint_folder import StoredFile, stored_file
 from model.megatron import AsyncRequest, MCoreSavePlanner, TorchDistSaveShardedStrategy, keyed_by_shard, to_torch_state
 
@@ -145,8 +146,27 @@ def _write(writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Pat
         names = {result.storage_data.relative_path for result in results}
         answer = results, {name: stored_file(folder / name) for name in sorted(names)}
     except BaseException as error:
-        answer = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
+        answer = OSError(writing_failure(error) or f"{type(error).__name__}: {error}")
     answers.send(answer)
+
+
+def writing_failure(error: BaseException) -> str | None:
+    """The operating system's words if `error` comes from writing files, through the wrappings of torch's writers."""
+    if isinstance(error, CheckpointException):
+        reasons = [writing_failure(failure[0]) for failure in error.failures.values()]
+        return next((reason for reason in reasons if reason), None)
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    beneath = error.__cause__ or error.__context__
+    if beneath is not None and (reason := writing_failure(beneath)):
+        return reason
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in ("StreamWriter", "iostream", "container")
+    ):
+        return "the file system accepts no more data"
+    return None
 
 
 @contextlib.contextmanager

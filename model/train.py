@@ -195,6 +195,7 @@ class _Run:
             "schedule": msgspec.to_builtins(self.job.schedule),
             "total_steps": self.batches.total_steps,
             "global_batch": self.batches.global_batch,
+            "sequence_length": self.batches.sequence_length,
         }
 
     def _pace(self) -> Pace:
