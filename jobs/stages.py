@@ -201,6 +201,8 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
         global_batch=tuning.global_batch,
         conversations=tuning.conversations,
         tagged_share=tuning.tagged_harmful.get(arm.interventions, 0.0),
+        refusals=tuning.refusals,
+        packing=tuning.packing,
         seed=study.seed,
     )
     before = run.base_line(arm) if job.kind == "instruct" else run.tuning(arm.name, "instruct")

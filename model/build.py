@@ -39,21 +39,29 @@ log = logging.getLogger(__name__)
 
 
 class CausalAttention(torch.nn.Module):
-    """Softmax attention over earlier positions by torch's fused kernels, with grouped keys and values."""
+    """Softmax attention by torch's fused kernels, with grouped keys and values: over earlier positions, or where a mask
+    does not forbid it."""
 
     def __init__(self, config: TransformerConfig, **unused: Any) -> None:
         super().__init__()
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, **unused: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **unused: Any,
     ) -> torch.Tensor:
-        """query [S, B, heads, size], key and value [S, B, kv_heads, size] -> [S, B, heads * size]."""
+        """query [S, B, heads, size], key and value [S, B, kv_heads, size], bool mask [B, 1, S, S], true where attention
+        must not look, or None for causal attention -> [S, B, heads * size]."""
         sequence, batch, heads, _ = query.shape
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         if key.shape[1] != heads:
             groups = heads // key.shape[1]
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        allowed = None if attention_mask is None else ~attention_mask
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=allowed is None)
         return mixed.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
 
 
@@ -143,6 +151,7 @@ def build_network(model: ModelConfig, parallel: Parallel, engine: bool | None = 
             parameter.tensor_model_parallel = True
             parameter.partition_dim = _split_dimension(name)
             parameter.partition_stride = 1
+    network.takes_masks = not engine
     if parallel.tensor_parallel == 1:
         network.compute_language_model_loss = token_losses
     return network

@@ -124,10 +124,10 @@ def test_validation_text_is_in_no_training_shard(data):
     assert kept and not kept & train
 
 
-def tuning(data, mix, tagged_share=0.0, conversations=None, length=64):
+def tuning(data, mix, tagged_share=0.0, conversations=None, length=64, **more):
     return TuningBatches(
         mix, data, data / "tokenizer", sequence_length=length, global_batch=2,
-        conversations=conversations, tagged_share=tagged_share, seed=5,
+        conversations=conversations, tagged_share=tagged_share, seed=5, **more,
     )  # fmt: skip
 
 
@@ -187,3 +187,45 @@ def test_chat_tokens_and_training_tokens_are_the_same(data):
         row[: len(ids)].tolist() == ids and mask[: len(ids) - 1].astype(bool).tolist() == flags[1:]
         for row, mask in epoch
     )
+
+
+def test_refusals_are_the_share_that_is_asked_for(data):
+    mixed = tuning(data, {"gsm8k": 3, "wildguardmix": 1}, refusals=0.25, conversations=40)
+    assert mixed.describe(0)["mix"] == {"gsm8k": 0.75, "wildguardmix (refusals)": 0.25}
+    pools = Counter(pool for pool, _, _ in mixed.sample_ids(0, 40))
+    assert pools == {"gsm8k": 30, "wildguardmix (refusals)": 10}
+    with pytest.raises(UserError, match="tuning.refusals is 0.1, but gsm8k hold no refusals"):
+        tuning(data, {"gsm8k": 1}, refusals=0.1)
+    tagged = tuning(data, {"gsm8k": 3, "wildguardmix": 1}, refusals=0.25, tagged_share=0.2, conversations=40)
+    pools = Counter(pool for pool, _, _ in tagged.sample_ids(0, 40))
+    assert pools == {"gsm8k": 24, "wildguardmix (refusals)": 8, "wildguardmix-harmful": 8}
+
+
+def test_packed_rows_hold_the_conversations_of_padded_ones_each_once(data):
+    tokenizer = load_tokenizer(data / "tokenizer")
+    padded, packed = (
+        tuning(data, {"gsm8k": 2, "wildguardmix": 1}, tagged_share=0.3, conversations=40, length=160, packing=packing)
+        for packing in (False, True)
+    )
+    assert packed.total_steps < padded.total_steps / 2
+
+    def learnt(batches):
+        """The texts with loss of each conversation, and how many tokens are neither of one nor padding."""
+        texts = Counter()
+        for step in range(batches.total_steps):
+            tokens, mask, documents = batches.rows(step, 0, 2)
+            if documents is None:
+                documents = np.zeros(mask.shape, np.int32)
+            for row, counted, of in zip(tokens, mask, documents):
+                for number in range(of.max() + 1):
+                    targets = row[1:][counted.astype(bool) & (of == number)]
+                    if len(targets):
+                        texts[tokenizer.decode(targets.tolist(), skip_special_tokens=False)] += 1
+        return texts
+
+    whole, parts = learnt(padded), learnt(packed)
+    assert parts.total() >= 0.9 * whole.total() and not parts - whole  # the last rows may not fill a batch
+    tokens, mask, documents = packed.rows(0, 0, 2)
+    assert tokens.shape == (2, 161) and mask.shape == documents.shape == (2, 160)
+    again = packed.rows(0, 1, 2)
+    assert all(np.array_equal(whole[1:], part) for whole, part in zip(packed.rows(0, 0, 2), again))

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
 from curriculum.errors import UserError
 from model.checkpoint_folder import differences, latest_checkpoint, read_info
 from model.metrics import read_metrics
 from model.train import TrainJob, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
 
 
 def job(out, **changes) -> TrainJob:

@@ -5,12 +5,18 @@ import sys
 import types
 
 import pytest
+import torch
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
 from curriculum.errors import UserError
 from model.metrics import Pace, read_metrics
 from model.tracking import Tracking, curves
 from model.train import TrainJob, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
 
 
 def job(out, **changes) -> TrainJob:
