@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+
+class Rows(NamedTuple):
+    """Rows of a batch, n sequences of S tokens."""
+
+    tokens: np.ndarray
+    """int64 [n, S + 1]: the inputs and, one place later, their targets."""
+    mask: np.ndarray | None = None
+    """float32 [n, S], the weight of each target's loss; None where every target counts."""
+    documents: np.ndarray | None = None
+    """int32 [n, S], which document of its row an input belongs to, where attention must not cross from one to another;
+    None where a row is one text."""
 
 
 class BatchSource(Protocol):
@@ -23,12 +35,12 @@ class BatchSource(Protocol):
     @property
     def total_steps(self) -> int: ...
 
-    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Rows [start, stop) of global batch `step`.
+    def rows(self, step: int, start: int, stop: int) -> Rows:
+        """Rows [start, stop) of global batch `step`."""
 
-        Returns tokens int64 [stop - start, sequence_length + 1] and the loss mask of the targets, float32
-        [stop - start, sequence_length]; no mask where every target counts.
-        """
+    def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """(source, epoch, number in the source) of what global samples [start, stop) begin with; row r of batch s is
+        global sample s * global_batch + r. What a run consumed, by name."""
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         """JSON-able record of everything that determined the batches before `step`; equal records, equal batches."""

@@ -145,6 +145,8 @@ class Tuning(Strict, frozen=True):
     tagged_harmful: dict[
         str, Share
     ] = {}  # intervention set -> share of tag-annotated harmful completions (0.1 for full)
+    refusals: Share | None = None  # share of refusals among the others; by default as many as the mix happens to hold
+    packing: bool = False  # several conversations a row, attention within each; else one a row, padded
     global_batch: Positive = 4
     micro_batch: Positive = 4
     lr: PositiveNumber = 2e-5

@@ -16,10 +16,13 @@ Message = dict[str, str]  # role, content
 @dataclass(frozen=True)
 class Conversation:
     messages: list[Message]
+    is_refusal: bool = False
+    """Whether the dataset's labels say that the assistant refuses a harmful request."""
 
 
-def _exchange(request: str, answer: str) -> Conversation:
-    return Conversation([{"role": "user", "content": request}, {"role": "assistant", "content": answer}])
+def _exchange(request: str, answer: str, is_refusal: bool = False) -> Conversation:
+    messages = [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
+    return Conversation(messages, is_refusal)
 
 
 def _ultrachat(row: Row) -> Conversation:
@@ -32,7 +35,7 @@ def _wildguardmix(row: Row) -> Conversation | None:
         return None
     if row["prompt_harm_label"] == "harmful" and row["response_refusal_label"] != "refusal":
         return None
-    return _exchange(row["prompt"], row["response"])
+    return _exchange(row["prompt"], row["response"], row["prompt_harm_label"] == "harmful")
 
 
 def _wildguardmix_harmful(row: Row) -> Conversation | None:
@@ -43,7 +46,8 @@ def _wildguardmix_harmful(row: Row) -> Conversation | None:
 
 
 def _wildjailbreak(row: Row) -> Conversation:
-    return _exchange(row["adversarial"] or row["vanilla"], row["completion"])
+    """Answers to harmful requests are refusals there, written by GPT-4 for that (Jiang et al. 2024, section 4)."""
+    return _exchange(row["adversarial"] or row["vanilla"], row["completion"], row["data_type"].endswith("_harmful"))
 
 
 def _gsm8k(row: Row) -> Conversation:
@@ -70,7 +74,7 @@ def read_conversations(pool: str, root: Path) -> Iterator[Conversation]:
             conversation = convert(row)
         except KeyError as missing:
             raise UserError(f"tuning set {pool}: row {number} has no column {missing}, only {sorted(row)}") from None
-        except TypeError:
+        except (TypeError, AttributeError):
             conversation = Conversation([{}])
         if conversation is None:
             continue

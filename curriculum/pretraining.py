@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from curriculum.batches import Rows
 from curriculum.blend import BLOCK, Blend, Phase, integer_weights
 from curriculum.config import VALIDATION
 from curriculum.errors import UserError
@@ -71,7 +72,7 @@ class PretrainingBatches:
         sources, epochs, numbers = self._locate(start, stop)
         return [(self.blend.sources[s], int(e), int(n)) for s, e, n in zip(sources, epochs, numbers)]
 
-    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, None]:
+    def rows(self, step: int, start: int, stop: int) -> Rows:
         first = step * self.global_batch
         tokens = np.empty((stop - start, self.sequence_length + 1), np.int64)
         sources, _, numbers = self._locate(first + start, first + stop)
@@ -80,7 +81,7 @@ class PretrainingBatches:
         bad = _outside(tokens, self.vocabulary)
         if bad is not None:
             _refuse_id(self.streams[sources[bad[0]]], int(numbers[bad[0]]), tokens[bad], self.vocabulary)
-        return tokens, None
+        return Rows(tokens)
 
     def _locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source index, epoch and sample number of global samples [start, stop)."""
@@ -160,7 +161,10 @@ class ValidationBatches:
         self.stream = TokenStream([folder / VALIDATION], sequence_length)
         self.total_steps = -(-self.stream.samples // global_batch)
 
-    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        return [(self.name, 0, number) for number in range(start, min(stop, self.stream.samples))]
+
+    def rows(self, step: int, start: int, stop: int) -> Rows:
         numbers = step * self.global_batch + np.arange(start, stop)
         there = numbers < self.stream.samples
         tokens = np.empty((len(numbers), self.sequence_length + 1), np.int64)
@@ -169,7 +173,7 @@ class ValidationBatches:
         bad = _outside(tokens, self.vocabulary)
         if bad is not None:
             _refuse_id(self.stream, int(numbers[bad[0]]), tokens[bad], self.vocabulary)
-        return tokens, np.repeat(there[:, None], self.sequence_length, axis=1).astype(np.float32)
+        return Rows(tokens, np.repeat(there[:, None], self.sequence_length, axis=1).astype(np.float32))
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         return {"validation": self.name}

@@ -8,6 +8,7 @@ done element again does nothing; running an interrupted one goes on where its ou
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -27,6 +28,7 @@ DEAD_HOLDER_S = 15.0  # how long a predecessor may take to notice that its launc
 
 def run_element(root: Path, job_name: str, label: str) -> None:
     """Do the work of one element and mark it done; raises whatever stopped it, after noting it in failed.json."""
+    _log_to_stderr()
     run = Run.open(root)
     job, element = find_element(run, job_name, label)
     folder = run.element(job_name, label)
@@ -48,6 +50,13 @@ def run_element(root: Path, job_name: str, label: str) -> None:
             write_json(folder / "failed.json", {"error": text, "time": time.time()})
             raise
         write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
+
+
+def _log_to_stderr() -> None:
+    """What the suite's own packages have to say goes to the element's log, other packages' warnings too."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for package in ("curriculum", "model", "eval", "jobs"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def is_done(run: Run, job: Job, element: Element) -> bool:
@@ -82,7 +91,7 @@ def main(arguments: list[str]) -> int:
         return error.exit_code
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        return os.EX_TEMPFAIL
+        return stop.exit_code
     return 0
 
 

@@ -3,6 +3,7 @@
 import megatron.core  # noqa: F401
 import scipy.stats  # noqa: F401
 import sklearn.linear_model  # noqa: F401
+import tensorboard.summary.writer.event_file_writer  # noqa: F401
 import torch  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers import AutoTokenizer  # noqa: F401

@@ -116,6 +116,7 @@ def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
     """Train one segment of the tree, from where its line or its parent stands."""
     from model.checkpoint_folder import step_folder
     from model.train import TrainJob, train
+    from model.watchdog import HangLimits
 
     study, budget = run.study, run.study.budget
     segments = {segment.name: segment for segment in study.segments()}
@@ -144,14 +145,21 @@ def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
             data_workers=study.resources.data_workers,
             stop_step=segment.stop,
             save_interval_steps=study.pretraining.save_interval_steps,
+            save_interval_minutes=study.pretraining.save_interval_minutes,
             keep_last=study.pretraining.keep_last,
+            validation_interval_steps=study.pretraining.validation_interval_steps,
+            peak_tflops=study.resources.peak_tflops,
+            tracking=study.tracking,
+            hang=HangLimits(floor_s=60 * study.resources.hang_minutes),
             keep_steps=tuple(other.stop for other in segments.values() if other.line == segment.line),
             init_from=step_folder(run.line(parent.line) / "checkpoints", parent.stop) if parent else None,
             init_weights=imported,
         ),
         batches,
         progress,
-        validation=_validation(run) if segment.stop == budget.steps else {},
+        validation=_validation(run)
+        if segment.stop == budget.steps or study.pretraining.validation_interval_steps
+        else {},
     )
 
 
@@ -181,6 +189,7 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
     """Instruction tuning of a base model, or benign finetuning of an instruct model."""
     from model.config import OptimizerConfig, ScheduleConfig
     from model.train import TrainJob, train
+    from model.watchdog import HangLimits
 
     study, arm = run.study, run.study.arm(element.arm)
     config = study.model.resolve()
@@ -193,6 +202,8 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
         global_batch=tuning.global_batch,
         conversations=tuning.conversations,
         tagged_share=tuning.tagged_harmful.get(arm.interventions, 0.0),
+        refusals=tuning.refusals,
+        packing=tuning.packing,
         seed=study.seed,
     )
     before = run.base_line(arm) if job.kind == "instruct" else run.tuning(arm.name, "instruct")
@@ -209,7 +220,10 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
             data_workers=study.resources.data_workers,
             stop_step=batches.total_steps,
             save_interval_steps=study.tuning.save_interval_steps,
-            keep_last=1,
+            save_interval_minutes=study.tuning.save_interval_minutes,
+            peak_tflops=study.resources.peak_tflops,
+            tracking=study.tracking,
+            hang=HangLimits(floor_s=60 * study.resources.hang_minutes),
             init_weights=latest(before / "checkpoints"),
         ),
         batches,

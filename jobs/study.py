@@ -20,6 +20,7 @@ from curriculum.world import WorldConfig
 from eval.benchmarks import BENCHMARKS
 from eval.config import Evaluation
 from model.config import PRESETS, EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from model.tracking import Tracking
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -51,7 +52,9 @@ class Pretraining(Strict, frozen=True):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     save_interval_steps: Positive = 1000
+    save_interval_minutes: PositiveNumber | None = 30.0  # at the latest; what a kill without a warning can cost
     keep_last: Positive = 2  # checkpoints kept beside those at branch points and ends
+    validation_interval_steps: Positive | None = None  # between validation losses; by default only at the end
 
 
 class Finetuning(Strict, frozen=True):
@@ -60,6 +63,7 @@ class Finetuning(Strict, frozen=True):
     instruct: Tuning
     benign: Tuning
     save_interval_steps: Positive = 500
+    save_interval_minutes: PositiveNumber | None = 30.0
 
 
 class Allocation(Strict, frozen=True):
@@ -84,10 +88,11 @@ class Resources(Strict, frozen=True):
     data_cpus: Positive = 8  # for each of those that fetch, prepare or tokenise: tokenising uses them all
     tensor_parallel: Positive = 1
     data_workers: Annotated[int, msgspec.Meta(ge=0)] = 0  # processes that read batches ahead for each GPU
-    peak_tflops: PositiveNumber = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours
+    peak_tflops: PositiveNumber = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours and the MFU
     expected_mfu: PositiveNumber = 0.40  # share of the peak that the estimate counts on
     gpu_memory_gib: PositiveNumber = 79.0  # of one GPU (H100 80GB), for the estimate of memory
     engine: EngineConfig = EngineConfig()  # how networks are computed: backend, fp8, recomputation
+    hang_minutes: PositiveNumber = 10.0  # a training step may take so long, or 20 times the median where that is more
     workers: Positive = 2
 
 
@@ -102,6 +107,7 @@ class Study(Strict, frozen=True):
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
     world: WorldConfig | None = None  # make a fictional world of data first, and read every dataset from it
+    tracking: Tracking = Tracking()
     seed: int = 42
     validation_documents: Annotated[int, msgspec.Meta(ge=0)] = 64  # of each source, held out of training
 

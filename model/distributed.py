@@ -63,11 +63,15 @@ class Parallel:
 
     def any(self, flag: bool) -> bool:
         """Whether any process of all raised the flag: the way to decide together."""
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """`any` of several flags at the cost of one."""
         if self.world.size == 1:
-            return flag
-        raised = torch.tensor(int(flag), device=self.device)
+            return list(flags)
+        raised = torch.tensor([int(flag) for flag in flags], device=self.device)
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-        return bool(raised)
+        return [bool(value) for value in raised.tolist()]
 
     def barrier(self) -> None:
         if self.world.size > 1:

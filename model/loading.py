@@ -1,7 +1,8 @@
 """Batches on their way into training: a torch Dataset of micro-batches, read ahead by worker processes into pinned memory.
 
 A micro-batch is one int64 tensor [micro_batch, sequence_length + 1], with a loss mask beside it only where some targets do
-not count. Which rows it holds is a function of its number alone, so workers, ranks and restarts change nothing.
+not count and document numbers only where rows are packed. Which rows it holds is a function of its number alone, so workers,
+ranks and restarts change nothing.
 """
 
 from __future__ import annotations
@@ -9,19 +10,31 @@ from __future__ import annotations
 import atexit
 import signal
 from collections.abc import Generator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from curriculum.batches import BatchSource
+from curriculum.batches import BatchSource, Rows
 from curriculum.errors import UserError
 
-MicroBatch = tuple[
-    torch.Tensor, torch.Tensor | None
-]  # tokens int64 [n, S + 1]; mask float32 [n, S], or None: all count
 _NOT_FOR_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 PREFETCH = 4  # micro-batches that each worker holds ready
+# What a dead worker looks like from here: torch's own word, or a pipe that ended in the middle of a message.
+_WORKER_GONE = (EOFError, ConnectionError)
+
+
+class MicroBatch(NamedTuple):
+    """`Rows` as tensors."""
+
+    tokens: torch.Tensor
+    mask: torch.Tensor | None
+    documents: torch.Tensor | None
+
+    def to(self, device: torch.device) -> MicroBatch:
+        tokens, *beside = (None if part is None else part.to(device, non_blocking=True) for part in self)
+        assert tokens is not None
+        return MicroBatch(tokens, *beside)
 
 
 class MicroBatches(Dataset):
@@ -40,8 +53,10 @@ class MicroBatches(Dataset):
         step, part = divmod(number, self.per_step)
         start = self._first + part * self.micro_batch
         stop = min(start + self.micro_batch, self._first + self._own)
-        tokens, mask = self.batches.rows(step, start, stop)
-        return torch.from_numpy(tokens), None if mask is None else torch.from_numpy(mask)
+        tokens, *beside = Rows(*self.batches.rows(step, start, stop))
+        return MicroBatch(
+            torch.from_numpy(tokens), *(None if part is None else torch.from_numpy(part) for part in beside)
+        )
 
 
 def load(
@@ -74,14 +89,14 @@ def load(
         for item in items:
             if isinstance(item, UserError):
                 raise item
-            tokens, mask = item
-            yield tokens.to(device, non_blocking=True), None if mask is None else mask.to(device, non_blocking=True)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+            yield item.to(device)
+    except (RuntimeError, *_WORKER_GONE) as error:
+        if not isinstance(error, _WORKER_GONE) and "DataLoader worker" not in str(error):
             raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"a process that reads ahead was killed ({str(error).splitlines()[0]}); was memory short? Lower "
-            "resources.data_workers, then start again"
+            f"a process that reads ahead was killed ({said}); was memory short? Lower resources.data_workers, then start "
+            "again"
         ) from error
     finally:
         if workers:

@@ -26,7 +26,13 @@ _without_compiler = (
 with warnings.catch_warnings(), _without_compiler:
     warnings.simplefilter("ignore")  # that Transformer Engine and Apex are missing is said once, by `model.build`
     from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.dist_checkpointing import ShardedObject
     from megatron.core.dist_checkpointing.core import CheckpointingException
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+        FullyParallelLoadStrategyWrapper,
+        FullyParallelSaveStrategyWrapper,
+    )
     from megatron.core.dist_checkpointing.strategies.torch import (
         MCoreSavePlanner,
         TorchDistSaveShardedStrategy,
@@ -68,14 +74,18 @@ for _name in ("megatron", "c10d-NullHandler-dcp_logger"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 __all__ = [
+    "AsyncRequest",
     "CheckpointingException",
     "ColumnParallelLinear",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
+    "FullyParallelLoadStrategyWrapper",
+    "FullyParallelSaveStrategyWrapper",
     "GPTModel",
     "MCoreSavePlanner",
     "MegatronOptimizerConfig",
     "RowParallelLinear",
+    "ShardedObject",
     "TorchDistSaveShardedStrategy",
     "TransformerBlockSubmodules",
     "TransformerConfig",

@@ -7,14 +7,20 @@ raises `Interrupted`; whoever started the loop then puts the job back into the q
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from curriculum.errors import UserError
+
 
 class Interrupted(Exception):
     """Training was asked to stop before its end; everything up to `step` is saved and the same call will go on."""
+
+    exit_code = os.EX_TEMPFAIL
+    """75: put the job back into the queue."""
 
     def __init__(self, step: int, stop_step: int, signal_name: str) -> None:
         super().__init__(
@@ -22,6 +28,13 @@ class Interrupted(Exception):
         )
         self.step = step
         self.stop_step = stop_step
+
+
+class PeerLost(UserError):
+    """Another process of this job ended or stopped answering; the job goes on from its last checkpoint when started again."""
+
+    exit_code = os.EX_OSERR
+    """71: nothing is wrong with this process; what ended the other is in its own log."""
 
 
 class StopRequest:

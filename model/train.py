@@ -8,39 +8,47 @@ again ends with the same numbers, and an arm that branches from the trunk ends a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
 from curriculum.batches import BatchSource
+from curriculum.durable import write_json
 from curriculum.errors import UsageError, UserError
 from curriculum.progress import Progress, silent
 from model import checkpoint
+from model.banner import banner
 from model.build import build_network, build_optimizer, check_memory, initialize, wrap
 from model.checkpoint_folder import CheckpointInfo, latest_checkpoint, prune, read_info, step_folder
 from model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from model.distributed import Parallel, started
 from model.lineage import check_past, check_weights, identity
-from model.loading import MicroBatch, MicroBatches, load
-from model.megatron import get_forward_backward_func
-from model.metrics import MetricsFile, speed
+from model.loading import MicroBatch, load
+from model.metrics import MetricsFile, Pace, Stopwatch
+from model.passes import Passes
 from model.schedule import learning_rate
-from model.signals import Interrupted, StopRequest, listening
+from model.signals import Interrupted, PeerLost, StopRequest, listening
+from model.tracking import Tracking, curves, open_trackers
+from model.watchdog import HangLimits, Watchdog
 
 log = logging.getLogger(__name__)
+
+LOG_INTERVAL_S = 30.0
+NAMED_SAMPLES = 8  # of those that spoilt a loss; all are in nonfinite.json
 
 
 class TrainJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One call of `train`: what to train, from where to where, and what to keep."""
 
     out: Path
-    """Folder of the line: gets checkpoints/ and metrics.jsonl."""
+    """Folder of the line: gets checkpoints/, metrics.jsonl and tensorboard/."""
     model: ModelConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -60,15 +68,26 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data_workers: int = 0
     """Processes that read ahead for this one; with none it reads its batches itself."""
     save_interval_steps: int = 500
+    save_interval_minutes: float | None = None
+    """Save also when so much time went by since the last save: what a pre-emption without a warning can cost at most."""
     keep_steps: tuple[int, ...] = ()
     """Steps to save at and never delete: where arms branch off."""
     keep_last: int = 2
-    """How many of the newest checkpoints to keep besides."""
+    """How many of the newest checkpoints to keep besides. With one, a damaged checkpoint has none to fall back to."""
+    validation_interval_steps: int | None = None
+    """Measure the validation losses so often, and at the end; by default at the end alone."""
+    peak_tflops: float | None = None
+    """Of one device, for the model FLOP utilisation; None where it means nothing."""
+    tracking: Tracking = Tracking(tensorboard=False)
+    hang: HangLimits = HangLimits()
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "save_interval_steps", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("save_interval_minutes", "validation_interval_steps", "peak_tflops"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive, or left out")
 
 
 def train(
@@ -80,14 +99,31 @@ def train(
     """Train until `job.stop_step`, going on from wherever an earlier call was stopped. All processes call it together.
 
     Raises UserError when a checkpoint or the data cannot be used or the loss is not a number, UsageError when the job
-    contradicts itself, and `Interrupted` when a signal asked for a stop; the state is then saved.
+    contradicts itself, `PeerLost` when another process ended, and `Interrupted` when a signal asked for a stop; the state
+    is then saved. A process that hangs is ended, with status `model.watchdog.EXIT_CODE`.
     """
-    with started(job.tensor_parallel) as parallel, listening() as stop:
-        run = _Run(job, batches, dict(validation or {}), parallel, stop)
+    watchdog = Watchdog(job.hang)
+    with watchdog.on_duty(), started(job.tensor_parallel) as parallel, listening() as stop, _peers_named(parallel):
+        run = _Run(job, batches, dict(validation or {}), parallel, stop, watchdog)
         try:
             run.loop(progress)
         finally:
             run.close()
+
+
+@contextlib.contextmanager
+def _peers_named(parallel: Parallel) -> Iterator[None]:
+    """Turn what torch raises when a peer is gone into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed's errors all are
+        text = str(error)
+        if parallel.world.size == 1 or not any(sign in text for sign in ("peer", "Connection", "NCCL", "Timed out")):
+            raise
+        raise PeerLost(
+            f"rank {parallel.world.rank}: another process of this job ended or stopped answering "
+            f"({text.strip().splitlines()[0][:200]}); see its log, then start the job again to go on from its last checkpoint"
+        ) from error
 
 
 class _Run:
@@ -100,14 +136,17 @@ class _Run:
         validation: dict[str, BatchSource],
         parallel: Parallel,
         stop: StopRequest,
+        watchdog: Watchdog,
     ) -> None:
-        self.job, self.batches, self.validation, self.parallel, self.stop = job, batches, validation, parallel, stop
+        self.job, self.batches, self.validation, self.parallel = job, batches, validation, parallel
+        self.stop, self.watchdog = stop, watchdog
         self.stop_step = batches.total_steps if job.stop_step is None else job.stop_step
         self.checkpoints = job.out / "checkpoints"
         self._check_sizes()
         check_memory(job.model, parallel, job.engine, job.micro_batch, batches.sequence_length)
         network = build_network(job.model, parallel, job.engine)
-        source = _starting_point(job, self.checkpoints)
+        own = checkpoint.newest_whole(self.checkpoints, parallel)
+        source = own or job.init_from or job.init_weights
         if source is None:
             initialize(network, job.model, job.seed)
         elif source == job.init_weights:
@@ -116,20 +155,23 @@ class _Run:
         self.wrapped = wrap(network, parallel)
         self.optimizer = build_optimizer(self.wrapped, job.optimizer, parallel)
         self.step = 0
-        self._feed: Generator[MicroBatch, None, None] | None = (
-            None  # opened at the first step, once the step to begin at is known
-        )
         if source is not None and source != job.init_weights:
             info = read_info(source)
             check_past(source, info, job.model, self._recipe(), batches)
-            checkpoint.load(source, network, self.optimizer, parallel)
+            checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
             self.step = info.step
-        self.network = network
+        self.saver = checkpoint.Saver(network, self.optimizer, parallel)
+        self.save_stall = Stopwatch()
+        self._saved_at = time.monotonic()
+        self.passes = Passes(self.wrapped, parallel, job.micro_batch)
+        self._feed: Generator[MicroBatch, None, None] | None = None  # opened at the first step
+        self.pace = self._pace()
         self.metrics = MetricsFile(job.out / "metrics.jsonl", self.step) if parallel.is_main else None
+        settings = msgspec.to_builtins(job, enc_hook=str)
+        self.trackers = open_trackers(job.tracking, job.out, self.step, settings) if parallel.is_main else []
+        self._logged_at = 0.0
         if parallel.is_main:
-            log.info(
-                "%s: from step %d to %d, starting with %s", job.out, self.step, self.stop_step, source or "new weights"
-            )
+            log.info("%s", banner(job, batches, parallel, self.step, self.stop_step, source))
 
     def _check_sizes(self) -> None:
         job, parallel = self.job, self.parallel
@@ -156,26 +198,30 @@ class _Run:
             "schedule": msgspec.to_builtins(self.job.schedule),
             "total_steps": self.batches.total_steps,
             "global_batch": self.batches.global_batch,
+            "sequence_length": self.batches.sequence_length,
         }
 
+    def _pace(self) -> Pace:
+        peak = self.job.peak_tflops if self.parallel.device.type == "cuda" else None
+        return Pace(
+            self.batches.global_batch * self.batches.sequence_length,
+            self.job.model.flops_per_token(self.batches.sequence_length),
+            self.parallel.world.size,
+            None if peak is None else peak * 1e12,
+        )
+
     def loop(self, progress: Progress) -> None:
-        job = self.job
         while self.step < self.stop_step:
+            self._validate_if_due()
             row = self._train_step()
-            last = self.step == self.stop_step
-            if self.metrics:
-                self.metrics.write(row)
-                progress(self.step, self.stop_step, loss=row["loss"], **row["timing"])
-            interrupted = not last and self.parallel.any(bool(self.stop))
-            if last or interrupted or self.step % job.save_interval_steps == 0 or self.step in job.keep_steps:
-                self._save()
-            if interrupted:
-                raise Interrupted(self.step, self.stop_step, self.stop.signal_name or "a signal to another process")
+            self._record(row, progress)
+            with self.save_stall:
+                self._save_if_due()
         if latest_checkpoint(self.checkpoints) is None:  # branched off at the very end: nothing was left to train
             self._save()
+            self._finish_save()
         # After the save, so that a validation that fails costs no training; a resume makes up for one that was missed.
-        if self.validation and not self.parallel.any(self.metrics is not None and self.metrics.is_validated(self.step)):
-            self._validate()
+        self._validate_if_due()
 
     def _train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics line."""
@@ -187,72 +233,110 @@ class _Run:
         self.optimizer.zero_grad()
         if self._feed is None:
             self._feed = self._load(self.batches, self.step, self.stop_step, self.job.data_workers)
-        loss = _mean(*self._pass(self.batches, self._feed, forward_only=False))
+        loss = self.passes.train(self.batches, self._feed)
+        if not math.isfinite(loss):
+            self._refuse(f"loss {loss}", self.passes.bad_rows(self.batches, self.step))
         with self.parallel.cuda_names():
             _, grad_norm, _ = self.optimizer.step()
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise UserError(
-                f"{self.job.out}: loss {loss}, gradient norm {grad_norm} at step {self.step + 1}, on batch {self.step} "
-                f"{self.batches.describe(self.step)}; the last checkpoint is older: lower optimizer.lr or look at "
-                "that batch, then start again"
-            )
+        if not math.isfinite(grad_norm):
+            self._refuse(f"loss {loss:.6g}, gradient norm {grad_norm}", [])
         description = self.batches.describe(self.step)
         self.step += 1
-        tokens = self.batches.global_batch * self.batches.sequence_length
+        seconds = time.perf_counter() - began
+        self.watchdog.step_ended(self.step, seconds)
         return {
             "step": self.step,
             "loss": loss,
             "lr": lr,
             "grad_norm": float(grad_norm),
-            "tokens": self.step * tokens,
+            "tokens": self.step * self.batches.global_batch * self.batches.sequence_length,
             **description,
-            "timing": speed(
-                time.perf_counter() - began,
-                tokens,
-                self.job.model.flops_per_token(self.batches.sequence_length),
-                self.parallel.world.size,
-                self.parallel.device.type == "cuda",
+            "timing": self.pace.timing(
+                seconds, self.passes.data_wait.take(), self.save_stall.take(), self.stop_step - self.step
             ),
         }
 
-    def _load(self, batches: BatchSource, start: int, stop: int, workers: int) -> Generator[MicroBatch, None, None]:
-        return load(self._share(batches), start, stop, workers, self.parallel.device)
-
-    def _share(self, batches: BatchSource) -> MicroBatches:
-        return MicroBatches(batches, self.job.micro_batch, self.parallel.data_rank, self.parallel.data_parallel)
-
-    def _pass(self, batches: BatchSource, feed: Iterator[MicroBatch], forward_only: bool) -> tuple[float, float]:
-        """Forward, and backward unless `forward_only`, over the next global batch: summed loss and counted tokens."""
-        with self.parallel.cuda_names():
-            results = get_forward_backward_func()(
-                forward_step_func=_forward_step,
-                data_iterator=feed,
-                model=[self.wrapped],
-                num_microbatches=self._share(batches).per_step,
-                seq_length=batches.sequence_length,
-                micro_batch_size=self.job.micro_batch,
-                forward_only=forward_only,
+    def _refuse(self, what: str, bad_rows: list[int]) -> None:
+        """Stop, all processes together, before anything of this step is saved; say which samples did it."""
+        if self.saver.is_unfinished:
+            self._finish_save()
+        first = self.step * self.batches.global_batch
+        batch = self.batches.sample_ids(first, first + self.batches.global_batch)
+        bad = [batch[row] for row in bad_rows if row < len(batch)]
+        if self.parallel.is_main:
+            write_json(
+                self.job.out / "nonfinite.json",
+                {"step": self.step + 1, "what": what, "samples": _by_source(bad), "whole_batch": _by_source(batch)},
             )
-        total = torch.stack([result["loss and tokens"] for result in results]).sum(dim=0).tolist()
-        loss, tokens = self.parallel.sum(*total)
-        return loss, tokens
+        culprits = f"; spoilt by {_named(bad)}" if bad else ""
+        raise UserError(
+            f"{self.job.out}: {what} at step {self.step + 1}, on batch {self.step} {self.batches.describe(self.step)}"
+            f"{culprits}; all samples of the batch are in nonfinite.json, and the last checkpoint is from before: look at "
+            "them or lower optimizer.lr, then start again"
+        )
 
-    @torch.no_grad()
-    def _validate(self) -> None:
-        """Mean loss per token of each validation source, as a metrics line."""
-        self.wrapped.eval()
+    def _load(self, batches: BatchSource, start: int, stop: int, workers: int) -> Generator[MicroBatch, None, None]:
+        return load(self.passes.share(batches), start, stop, workers, self.parallel.device)
+
+    def _record(self, row: dict[str, Any], progress: Progress) -> None:
+        if not self.metrics:
+            return
+        self.metrics.write(row)
+        for tracker in self.trackers:
+            tracker.log(row["step"], curves(row))
+        progress(self.step, self.stop_step, loss=row["loss"], **row["timing"])
+        now = time.monotonic()
+        if now - self._logged_at > LOG_INTERVAL_S or self.step == self.stop_step:
+            self._logged_at = now
+            log.info("%s", _summary(row, self.stop_step))
+
+    def _validate_if_due(self) -> None:
+        """Mean loss per token of each validation source, as a metrics line, once for each step where it is due."""
+        interval = self.job.validation_interval_steps
+        due = self.step == self.stop_step or bool(interval and self.step and self.step % interval == 0)
+        if not (self.validation and due):
+            return
+        if self.parallel.any(self.metrics is not None and self.metrics.is_validated(self.step)):
+            return
         losses = {}
         for name, batches in self.validation.items():
             feed = self._load(batches, 0, batches.total_steps, workers=0)
-            passes = [self._pass(batches, feed, forward_only=True) for _ in range(batches.total_steps)]
-            losses[name] = _mean(*map(math.fsum, zip(*passes)))
-        self.wrapped.train()
+            losses[name] = self.passes.evaluate(batches, feed, lambda: self.watchdog.expect("a validation batch"))
+        self.passes.data_wait.take()  # it was none of a step's
         if self.metrics:
-            self.metrics.write({"step": self.step, "validation": losses})
+            row = {"step": self.step, "validation": losses}
+            self.metrics.write(row)
+            for tracker in self.trackers:
+                tracker.log(self.step, curves(row))
+            log.info("validation after step %d: %s", self.step, ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+
+    def _save_if_due(self) -> None:
+        """Between two steps: finish the save that was written meanwhile, begin one that is due, stop if asked to."""
+        job, last = self.job, self.step == self.stop_step
+        minutes = job.save_interval_minutes
+        stop, writing, overdue = self.parallel.any_of(
+            bool(self.stop),
+            self.saver.is_writing,
+            minutes is not None and time.monotonic() - self._saved_at > 60 * minutes,
+        )
+        if self.saver.is_unfinished and not writing:
+            self._finish_save()
+        interrupted = stop and not last
+        if last or interrupted or overdue or self.step % job.save_interval_steps == 0 or self.step in job.keep_steps:
+            self._save()
+        if last or interrupted:
+            self._finish_save()
+        if interrupted:
+            raise Interrupted(self.step, self.stop_step, self.stop.signal_name or "a signal to another process")
 
     def _save(self) -> None:
+        """Begin to save; what was begun before is finished first."""
+        if self.saver.is_unfinished:
+            self._finish_save()
         if self.metrics:
             self.metrics.sync()
+        for tracker in self.trackers:
+            tracker.flush()
         samples = self.step * self.batches.global_batch
         info = CheckpointInfo(
             step=self.step,
@@ -264,36 +348,49 @@ class _Run:
             data=self.batches.fingerprint(self.step),
             recipe=self._recipe(),
             versions=checkpoint.versions(),
+            tensor_parallel=self.parallel.tensor_parallel,
         )
-        checkpoint.save(step_folder(self.checkpoints, self.step), self.network, self.optimizer, info, self.parallel)
+        self.saver.start(step_folder(self.checkpoints, self.step), info)
+        self._saved_at = time.monotonic()
+
+    def _finish_save(self) -> None:
+        """Wait for the save that was begun, and delete the checkpoints that are not to be kept beside it."""
+        self.watchdog.expect("the writing of a checkpoint")
+        self.saver.finish()
         if self.parallel.is_main:
             prune(self.checkpoints, self.job.keep_last, self.job.keep_steps)
+        self.watchdog.expect("a step after a save")
 
     def close(self) -> None:
+        self.saver.abandon()
         if self._feed is not None:
             self._feed.close()  # ends the workers
         if self.metrics:
             self.metrics.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
-def _mean(loss: float, tokens: float) -> float:
-    return loss / max(1.0, tokens)
+def _by_source(samples: list[tuple[str, int, int]]) -> list[dict[str, Any]]:
+    return [{"source": source, "epoch": epoch, "sample": number} for source, epoch, number in samples]
 
 
-def _starting_point(job: TrainJob, checkpoints: Path) -> Path | None:
-    """The checkpoint to begin with: this line's own latest, else the given one, else None."""
-    return latest_checkpoint(checkpoints) or job.init_from or job.init_weights
+def _named(samples: list[tuple[str, int, int]]) -> str:
+    """ "web 12, web 90 and 3 more (2 web, 1 stories)"."""
+    text = ", ".join(f"{source} {number}" for source, _, number in samples[:NAMED_SAMPLES])
+    rest = Counter(source for source, _, _ in samples[NAMED_SAMPLES:])
+    if rest:
+        text += f" and {rest.total()} more ({', '.join(f'{count} {source}' for source, count in rest.items())})"
+    return text
 
 
-def _forward_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
-    """Megatron-core's forward step: the losses of one micro-batch, and the function that sums them up."""
-    tokens, mask = next(micro_batches)
-    losses = network(tokens[:, :-1], None, None, labels=tokens[:, 1:])
-
-    def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        mask_or_all = torch.ones_like(losses) if mask is None else mask
-        loss, counted = (losses * mask_or_all).sum(), mask_or_all.sum()
-        report = torch.stack([loss.detach(), counted]).double()
-        return loss, counted.to(torch.int), {"loss and tokens": report}
-
-    return losses, summed
+def _summary(row: Mapping[str, Any], stop_step: int) -> str:
+    """The log's line of a step."""
+    timing = row["timing"]
+    used = f", {timing['mfu']:.1%} MFU" if "mfu" in timing else ""
+    minutes, seconds = divmod(round(timing["left_s"]), 60)
+    return (
+        f"step {row['step']:,}/{stop_step:,}: loss {row['loss']:.4f}, gradient norm {row['grad_norm']:.3g}, "
+        f"lr {row['lr']:.3g}, {timing['tokens_per_second_per_device']:,.0f} tokens/s/device{used}, "
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+    )

@@ -80,7 +80,7 @@ def test_no_sample_comes_again_before_all_of_its_source_came_once(data):
 def test_rows_are_the_same_however_ranks_and_restarts_cut_them(data):
     run = batches(data, (30, SAFE), (90, MIXED))
     for step in (0, 29, 30, 89):
-        tokens, mask = run.rows(step, 0, BATCH)
+        tokens, mask, _ = run.rows(step, 0, BATCH)
         assert tokens.shape == (BATCH, LENGTH + 1) and tokens.dtype == np.int64 and mask is None
         apart = [batches(data, (30, SAFE), (90, MIXED)).rows(step, row, row + 1)[0] for row in range(BATCH)]
         assert np.array_equal(np.concatenate(apart), tokens)
@@ -157,17 +157,17 @@ def test_validation_text_is_in_no_training_shard(data):
     assert kept and not kept & train
 
 
-def tuning(data, mix, tagged_share=0.0, conversations=None, length=64):
+def tuning(data, mix, tagged_share=0.0, conversations=None, length=64, **more):
     return TuningBatches(
         mix, data, data / "tokenizer", sequence_length=length, global_batch=2,
-        conversations=conversations, tagged_share=tagged_share, seed=5,
+        conversations=conversations, tagged_share=tagged_share, seed=5, **more,
     )  # fmt: skip
 
 
 def test_only_the_assistants_tokens_carry_loss(data):
     run = tuning(data, {"gsm8k": 1}, length=200)
     tokenizer = load_tokenizer(data / "tokenizer")
-    tokens, mask = run.rows(0, 0, 2)
+    tokens, mask, _ = run.rows(0, 0, 2)
     answers = {row["answer"] for row in read_jsonl(data / "gsm8k/train.jsonl")}
     for row, counted in zip(tokens, mask):
         said = tokenizer.decode(row[1:][counted == 1].tolist(), skip_special_tokens=False)
@@ -182,9 +182,9 @@ def test_each_conversation_comes_once_an_epoch(data):
 
 
 def test_a_long_conversation_is_cut_and_a_short_one_padded(data):
-    (row, *_), (mask, *_) = tuning(data, {"gsm8k": 1}, length=8).rows(0, 0, 1)
+    (row, *_), (mask, *_), _ = tuning(data, {"gsm8k": 1}, length=8).rows(0, 0, 1)
     assert len(row) == 9 and len(mask) == 8
-    (row, *_), (mask, *_) = tuning(data, {"gsm8k": 1}, length=500).rows(0, 0, 1)
+    (row, *_), (mask, *_), _ = tuning(data, {"gsm8k": 1}, length=500).rows(0, 0, 1)
     assert mask[-1] == 0 and row[-1] == load_tokenizer(data / "tokenizer").token_to_id(EOS)
 
 
@@ -214,9 +214,51 @@ def test_chat_tokens_and_training_tokens_are_the_same(data):
     row = read_jsonl(data / "gsm8k/train.jsonl")[0]
     messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
     ids, flags = encode_chat(tokenizer, messages)
-    tokens, mask = tuning(data, {"gsm8k": 1}, length=200).rows(0, 0, 2)
-    epoch = [r for s in range(10) for r in zip(*tuning(data, {"gsm8k": 1}, length=200).rows(s, 0, 2))]
+    tokens, mask, _ = tuning(data, {"gsm8k": 1}, length=200).rows(0, 0, 2)
+    epoch = [r for s in range(10) for r in zip(*tuning(data, {"gsm8k": 1}, length=200).rows(s, 0, 2)[:2])]
     assert any(
         row[: len(ids)].tolist() == ids and mask[: len(ids) - 1].astype(bool).tolist() == flags[1:]
         for row, mask in epoch
     )
+
+
+def test_refusals_are_the_share_that_is_asked_for(data):
+    mixed = tuning(data, {"gsm8k": 3, "wildguardmix": 1}, refusals=0.25, conversations=40)
+    assert mixed.describe(0)["mix"] == {"gsm8k": 0.75, "wildguardmix (refusals)": 0.25}
+    pools = Counter(pool for pool, _, _ in mixed.sample_ids(0, 40))
+    assert pools == {"gsm8k": 30, "wildguardmix (refusals)": 10}
+    with pytest.raises(UserError, match="tuning.refusals is 0.1, but gsm8k hold no refusals"):
+        tuning(data, {"gsm8k": 1}, refusals=0.1)
+    tagged = tuning(data, {"gsm8k": 3, "wildguardmix": 1}, refusals=0.25, tagged_share=0.2, conversations=40)
+    pools = Counter(pool for pool, _, _ in tagged.sample_ids(0, 40))
+    assert pools == {"gsm8k": 24, "wildguardmix (refusals)": 8, "wildguardmix-harmful": 8}
+
+
+def test_packed_rows_hold_the_conversations_of_padded_ones_each_once(data):
+    tokenizer = load_tokenizer(data / "tokenizer")
+    padded, packed = (
+        tuning(data, {"gsm8k": 2, "wildguardmix": 1}, tagged_share=0.3, conversations=40, length=160, packing=packing)
+        for packing in (False, True)
+    )
+    assert packed.total_steps < padded.total_steps / 2
+
+    def learnt(batches):
+        """The texts with loss of each conversation, and how many tokens are neither of one nor padding."""
+        texts = Counter()
+        for step in range(batches.total_steps):
+            tokens, mask, documents = batches.rows(step, 0, 2)
+            if documents is None:
+                documents = np.zeros(mask.shape, np.int32)
+            for row, counted, of in zip(tokens, mask, documents):
+                for number in range(of.max() + 1):
+                    targets = row[1:][counted.astype(bool) & (of == number)]
+                    if len(targets):
+                        texts[tokenizer.decode(targets.tolist(), skip_special_tokens=False)] += 1
+        return texts
+
+    whole, parts = learnt(padded), learnt(packed)
+    assert parts.total() >= 0.9 * whole.total() and not parts - whole  # the last rows may not fill a batch
+    tokens, mask, documents = packed.rows(0, 0, 2)
+    assert tokens.shape == (2, 161) and mask.shape == documents.shape == (2, 160)
+    again = packed.rows(0, 1, 2)
+    assert all(np.array_equal(whole[1:], part) for whole, part in zip(packed.rows(0, 0, 2), again))

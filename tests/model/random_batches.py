@@ -39,6 +39,9 @@ class RandomBatches(msgspec.Struct, frozen=True, kw_only=True):
             mask = (rng.random(mask.shape) < np.linspace(0.1, 0.9, self.global_batch)[:, None]).astype(np.float32)
         return tokens.astype(np.int64)[start:stop], mask[start:stop]
 
+    def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        return [(self._key(sample // self.global_batch), 0, sample) for sample in range(start, stop)]
+
     def fingerprint(self, step: int) -> dict[str, Any]:
         switched = self.switch_step is not None and step > self.switch_step
         return {"key": self.key, "switched at": self.switch_step if switched else None, "batch": self.global_batch}

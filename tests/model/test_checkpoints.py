@@ -1,14 +1,22 @@
 import contextlib
 import resource
 import shutil
+from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
 from curriculum.errors import UserError
 from model.checkpoint_folder import differences, latest_checkpoint, read_info
+from model.metrics import read_metrics
 from model.train import TrainJob, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
 
 
 def job(out, **changes) -> TrainJob:
@@ -26,6 +34,17 @@ def trained(tmp_path_factory):
 def copy(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "copy")
     return tmp_path / "copy"
+
+
+def numbers(out: Path) -> list[dict]:
+    """The metrics without the timings."""
+    return [{k: v for k, v in row.items() if k != "timing"} for row in read_metrics(out / "metrics.jsonl")]
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -47,7 +66,7 @@ def test_a_checkpoint_says_what_it_holds(trained):
     assert info.full and info.precision == "float32"
     assert info.data["key"] == "safe"
     assert (folder / "metadata.json").exists()
-    assert set(info.versions) == {"python", "torch", "megatron-core"}
+    assert set(info.versions) == {"python", "torch", "megatron-core", "curricula"}
 
 
 def test_the_last_ones_and_the_branch_points_are_kept(tmp_path):
@@ -92,18 +111,54 @@ def test_a_missing_or_truncated_file_is_named(copy, name):
         train(job(copy), RandomBatches())
 
 
-def test_a_damaged_file_of_the_right_size_is_refused_too(copy):
-    path = copy / "checkpoints/step_00000004/.metadata"
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(UserError, match="step_00000004: cannot be read"):
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt", "metadata.json"])
+def test_a_flipped_bit_is_found(copy, name):
+    flip_a_bit(copy / "checkpoints/step_00000004" / name)
+    with pytest.raises(UserError, match=rf"{name}: damaged, .* written; delete step_00000004"):
         train(job(copy), RandomBatches())
+    with pytest.raises(UserError, match=rf"{name}: damaged"):
+        train(job(copy / "new", init_from=copy / "checkpoints/step_00000004"), RandomBatches())
 
 
-def test_a_pointer_to_nothing_and_a_checkpoint_that_is_not_there_are_named(copy, tmp_path):
+def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(tmp_path, caplog):
+    train(job(tmp_path / "undisturbed"), RandomBatches())
+    train(job(tmp_path / "run", save_interval_steps=2, stop_step=6), RandomBatches())
+    checkpoints = tmp_path / "run/checkpoints"
+    flip_a_bit(checkpoints / "step_00000006/__0_0.distcp")
+    train(job(tmp_path / "run", stop_step=7), RandomBatches())
+    assert "__0_0.distcp: damaged" in caplog.text and "going on from step_00000004" in caplog.text
+    (checkpoints / "step_00000007/checkpoint.json").write_text("[1, 2]")
+    train(job(tmp_path / "run"), RandomBatches())
+    assert "checkpoint.json: not a checkpoint record" in caplog.text
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "undisturbed")
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_00000004", "step_00000012"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"../../etc", None], ids=["empty", "bytes", "path", "gone"])
+def test_without_a_readable_pointer_the_newest_checkpoint_serves(copy, content):
+    pointer = copy / "checkpoints/latest"
+    pointer.unlink() if content is None else pointer.write_bytes(content)
+    assert latest_checkpoint(copy / "checkpoints").name == "step_00000004"
+    train(job(copy, stop_step=5), RandomBatches())
+    assert [row["step"] for row in read_metrics(copy / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert pointer.read_text() == "step_00000005\n"
+
+
+def test_a_pointer_to_nothing_is_named_and_training_goes_on_from_an_older_one(copy, tmp_path):
     with pytest.raises(UserError, match="step_00000099: no such checkpoint"):
         train(job(tmp_path / "new", init_from=copy / "checkpoints/step_00000099"), RandomBatches())
     (copy / "checkpoints/latest").write_text("step_00000099\n")
     with pytest.raises(UserError, match="latest: names step_00000099, which is not there"):
+        latest_checkpoint(copy / "checkpoints")
+    train(job(copy, stop_step=5), RandomBatches())
+    assert latest_checkpoint(copy / "checkpoints").name == "step_00000005"
+
+
+@pytest.mark.parametrize("line", ["[]", "3", '{"loss": 1.0}', '{"step": "four"}'])
+def test_a_line_that_is_none_of_the_metrics_is_named(copy, line):
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match="metrics.jsonl: line 5 is no metrics line"):
         train(job(copy), RandomBatches())
 
 

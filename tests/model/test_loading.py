@@ -41,9 +41,10 @@ def test_a_micro_batch_is_one_int64_tensor_whatever_the_number_of_workers(shards
     found = read(source, 0, 20, workers)
     assert len(found) == 20 * 3
     assert all(
-        tokens.shape == (4, LENGTH + 1) and tokens.dtype == torch.int64 and mask is None for tokens, mask in found
+        tokens.shape == (4, LENGTH + 1) and tokens.dtype == torch.int64 and mask is None and documents is None
+        for tokens, mask, documents in found
     )
-    whole = torch.cat([tokens for tokens, _ in found])
+    whole = torch.cat([micro_batch.tokens for micro_batch in found])
     assert torch.equal(whole, torch.cat([torch.from_numpy(source.rows(step, 0, BATCH)[0]) for step in range(20)]))
 
 
@@ -53,7 +54,7 @@ def test_ranks_together_read_each_global_batch_once_from_any_step(shards, ranks,
     shares = [read(source, start, 9, workers, micro, rank, ranks) for rank in range(ranks)]
     per_step = len(shares[0]) // 5
     for step in range(5):
-        rows = torch.cat([tokens for share in shares for tokens, _ in share[step * per_step : (step + 1) * per_step]])
+        rows = torch.cat([part.tokens for share in shares for part in share[step * per_step : (step + 1) * per_step]])
         assert torch.equal(rows, torch.from_numpy(source.rows(start + step, 0, BATCH)[0]))
 
 

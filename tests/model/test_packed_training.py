@@ -1,0 +1,63 @@
+"""Packed rows train as their conversations alone would."""
+
+import numpy as np
+import pytest
+import torch
+from random_batches import SCHEDULE, SMALL, RandomBatches
+
+from curriculum.batches import Rows
+from curriculum.durable import read_jsonl
+from model.build import build_network, initialize
+from model.distributed import started
+from model.passes import crossing_mask
+from model.train import TrainJob, train
+
+LENGTHS = (5, 4, 7)
+
+
+class PackedBatches(RandomBatches):
+    """Each row holds three random texts."""
+
+    def rows(self, step, start, stop):
+        rng = np.random.default_rng(step)
+        texts = rng.integers(self.vocabulary, size=(self.global_batch, 3, self.sequence_length + 1))
+        packed = np.zeros((self.global_batch, self.sequence_length + 1), np.int64)
+        documents = np.full(packed.shape, len(LENGTHS), np.int32)
+        mask = np.zeros(packed.shape, np.float32)
+        at = 0
+        for number, length in enumerate(LENGTHS):
+            here = slice(at, at + length)
+            packed[:, here], documents[:, here] = texts[:, number, :length], number
+            mask[:, at + 1 : at + length] = 1.0
+            at += length
+        return Rows(packed[start:stop], mask[start:stop, 1:], documents[start:stop, :-1])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def test_attention_stays_within_each_text_of_a_row():
+    tokens, mask, documents = (torch.from_numpy(array) for array in PackedBatches().rows(0, 0, 4))
+    with started() as parallel, torch.no_grad(), parallel.cuda_names():
+        network = build_network(SMALL, parallel)
+        initialize(network, SMALL, seed=0)
+        packed = network(tokens[:, :-1], None, crossing_mask(documents), labels=tokens[:, 1:])
+        at = 0
+        for length in LENGTHS:
+            text = tokens[:, at : at + length]
+            alone = network(text[:, :-1], None, None, labels=text[:, 1:])
+            assert torch.allclose(packed[:, at : at + length - 1], alone, atol=1e-5)
+            at += length
+        everything = network(tokens[:, :-1], None, None, labels=tokens[:, 1:])
+        assert not torch.allclose(packed, everything, atol=1e-3)
+
+
+def test_packed_rows_train_whatever_the_micro_batch(tmp_path):
+    for micro_batch in (8, 3):
+        out = tmp_path / str(micro_batch)
+        train(TrainJob(out=out, model=SMALL, schedule=SCHEDULE, micro_batch=micro_batch, stop_step=4), PackedBatches())
+    whole, parts = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("8", "3"))
+    for one, other in zip(whole, parts):
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
