@@ -89,6 +89,7 @@ def _json_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _study_verbs(verbs: argparse._SubParsersAction) -> None:
+    from jobs.cancel_verb import add_parser as add_cancel
     from jobs.logs_verb import add_parser as add_logs
     from jobs.status_verb import add_parser as add_status
 
@@ -123,7 +124,7 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
     render.add_argument("out", type=Path, metavar="OUT", help="the folder for the scripts")
     render.add_argument("--run", type=Path, help="the run folder, on a disk that all nodes see (default: runs/NAME)")
 
-    for add_parser in (add_status, add_logs):
+    for add_parser in (add_status, add_logs, add_cancel):
         add_parser(verbs)
 
     report = _add(

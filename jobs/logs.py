@@ -6,11 +6,14 @@ named by array, index and rank. A log is appended to when its element starts aga
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +69,12 @@ class FirstError:
     def message(self) -> str:
         """Its last line: what a traceback ends with."""
         return self.lines[-1]
+
+
+def note(text: str) -> None:
+    """Add a line with the time to this process's log: what follows, such as a traceback, has happened then."""
+    with contextlib.suppress(OSError):  # a full disk is said by the work itself, if at all
+        print(f"--- {datetime.now().isoformat(' ', 'milliseconds')} {text}", file=sys.stderr, flush=True)
 
 
 def find_logs(run: Run, job: str, label: str, tasks: Iterable[Task] = ()) -> list[LogFile]:
