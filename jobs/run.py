@@ -10,6 +10,7 @@ runs/<study>/
   models/<arm>/{base,instruct,benign}/    Hugging Face checkpoints
   eval/<arm>/{base,instruct,benign}/      one JSON Lines file a task
   jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
+  slurm/submissions.jsonl     what was submitted to Slurm (jobs/submissions.py)
   report/
 """
 
@@ -125,6 +126,15 @@ class Run:
 
     def evaluation(self, arm: str, kind: str) -> Path:
         return self.root / "eval" / arm / kind
+
+    @property
+    def slurm(self) -> Path:
+        """What belongs to Slurm: the record of submissions, logs of tasks, nodes that failed."""
+        return self.root / "slurm"
+
+    @property
+    def submissions(self) -> Path:
+        return self.slurm / "submissions.jsonl"
 
     def element(self, job: str, label: str) -> Path:
         return self.root / "jobs" / job / label.replace("/", "+")
