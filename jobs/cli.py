@@ -6,19 +6,21 @@ Exit codes: 0 well, 1 something outside is wrong or a job failed, 2 the command 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from curriculum.errors import UserError
-from jobs.display import printable
+from jobs.terminal import printable
 
 STUDY = "jobs/studies/demo.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    words = build_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    words = build_parser(arguments).parse_args(arguments)
     try:
         return words.verb(words)
     except UserError as error:
@@ -39,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(arguments: Sequence[str] = ("data",)) -> argparse.ArgumentParser:
+    """The parser for `arguments`: the verbs below `data`, which bring much with them, are there only when it is asked for."""
     parser = argparse.ArgumentParser(
         prog="curricula",
         description="When should safety enter pretraining? Plan, run and evaluate the study, end to end.",
@@ -49,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _study_verbs(verbs)
-    _data_verbs(verbs)
+    data = _add(verbs, "data", "make, tokenise and inspect pretraining data", "curricula data inspect SHARD")
+    if "data" in arguments[:1]:
+        _data_verbs(data.add_subparsers(metavar="WHAT", required=True))
     _model_verbs(verbs)
     return parser
 
@@ -69,12 +74,26 @@ def _add(
     return parser
 
 
+class _Verbs:
+    """The functions of a module, which is imported when one is called: help and mistakes come at once."""
+
+    def __init__(self, module: str):
+        self.module = module
+
+    def __getattr__(self, name: str) -> Callable[[argparse.Namespace], int]:
+        return lambda words: getattr(importlib.import_module(self.module), name)(words)
+
+
 def _json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
 
 
 def _study_verbs(verbs: argparse._SubParsersAction) -> None:
-    from jobs import verbs as do
+    from jobs.cancel_verb import add_parser as add_cancel
+    from jobs.logs_verb import add_parser as add_logs
+    from jobs.status_verb import add_parser as add_status
+
+    do = _Verbs("jobs.verbs")
 
     plan = _add(
         verbs, "plan", "show what a study will do: arms, tokens, jobs, GPU-hours", f"curricula plan {STUDY}", do.plan
@@ -105,18 +124,8 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
     render.add_argument("out", type=Path, metavar="OUT", help="the folder for the scripts")
     render.add_argument("--run", type=Path, help="the run folder, on a disk that all nodes see (default: runs/NAME)")
 
-    status = _add(verbs, "status", "show how far a run is", "curricula status runs/demo", do.status)
-    status.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
-    status.add_argument("--watch", action="store_true", help="keep showing until interrupted")
-    _json_flag(status)
-
-    logs = _add(
-        verbs, "logs", "print the log of a job's elements", "curricula logs runs/demo pretrain-20 full-20", do.logs
-    )
-    logs.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    logs.add_argument("job", metavar="JOB", help="a job name, as `curricula status` shows it")
-    logs.add_argument("element", metavar="ELEMENT", nargs="?", help="one element; by default all of the job")
-    logs.add_argument("-f", "--follow", action="store_true", help="keep printing what is added")
+    for add_parser in (add_status, add_logs, add_cancel):
+        add_parser(verbs)
 
     report = _add(
         verbs, "report", "build the page with figures and tables from a run", "curricula report runs/demo", do.report
@@ -124,14 +133,11 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
     report.add_argument("run", type=Path, metavar="RUN", help="a run folder; unfinished ones show what is missing")
 
 
-def _data_verbs(verbs: argparse._SubParsersAction) -> None:
-    from jobs import data_verbs as do
+def _data_verbs(kinds: argparse._SubParsersAction) -> None:
     from jobs.fetch_verb import add_parser as add_fetch
     from jobs.synthesize_verb import add_parser as add_synthesize
 
-    data = _add(verbs, "data", "make, tokenise and inspect pretraining data", "curricula data inspect SHARD")
-    kinds = data.add_subparsers(metavar="WHAT", required=True)
-
+    do = _Verbs("jobs.data_verbs")
     world = _add(
         kinds, "world", "write the fictional world's datasets to a folder", "curricula data world /tmp/world", do.world
     )
@@ -175,8 +181,7 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
 
 
 def _model_verbs(verbs: argparse._SubParsersAction) -> None:
-    from jobs import model_verbs as do
-
+    do = _Verbs("jobs.model_verbs")
     export = _add(
         verbs,
         "export",

@@ -17,6 +17,7 @@ from jobs.graph import Job
 from jobs.local import Key, done_elements
 from jobs.progress import Reading, read_progress
 from jobs.run import Run
+from jobs.terminal import clock
 
 FULL_BYTES = 1 << 16  # less is not enough for an element to say why it failed
 
@@ -92,14 +93,3 @@ def progress_cells(reading: Reading | None) -> tuple[RenderableType, ...]:
         f"loss {loss:.3f}" if loss is not None else f"{speed:,} tok/s" if speed is not None else "",
         left,
     )
-
-
-def printable(text: str) -> str:
-    """`text` without the control characters that a terminal would obey: documents and logs may hold any."""
-    return "".join(char if char in "\n\t" or char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -9,6 +9,7 @@ done element again does nothing; running an interrupted one goes on where its ou
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,9 @@ from pathlib import Path
 from curriculum.durable import exclusive_lock, write_json
 from curriculum.errors import UsageError, UserError
 from curriculum.progress import silent
+from jobs.comment import with_comment
 from jobs.graph import Element, Job, build_graph
+from jobs.logs import note
 from jobs.progress import ProgressFile
 from jobs.run import Run
 from jobs.stages import STAGES, is_intact
@@ -40,7 +43,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         (folder / "failed.json").unlink(missing_ok=True)
         started = time.time()
         try:
-            STAGES[job.stage](run, job, element, ProgressFile(folder / "progress.json"))
+            STAGES[job.stage](run, job, element, with_comment(ProgressFile(folder / "progress.json")))
         except Interrupted:
             raise
         except Exception as error:
@@ -75,14 +78,20 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 3:
         print(__doc__, file=sys.stderr)
         return 2
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    note(f"{arguments[1]}/{arguments[2]}, rank {rank} on {socket.gethostname()}, process {os.getpid()}")
     try:
         run_element(Path(arguments[0]), arguments[1], arguments[2])
     except UserError as error:
+        note("failed")
         print(f"curricula: {error}", file=sys.stderr)
         return error.exit_code
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return os.EX_TEMPFAIL
+    except Exception:
+        note("failed")
+        raise
     return 0
 
 

@@ -31,10 +31,10 @@ class Task(NamedTuple):
     """One array task: what Slurm calls `job_id`_`index`."""
 
     job_id: str
-    index: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.job_id}_{self.index}"
+        return f"{self.job_id}_{self.number}"
 
 
 def record(run: Run, submission: Submission) -> None:

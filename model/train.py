@@ -162,7 +162,7 @@ class _Run:
             last = self.step == self.stop_step
             if self.metrics:
                 self.metrics.write(row)
-                progress(self.step, self.stop_step, loss=row["loss"], **row["timing"])
+                progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"])
             interrupted = not last and self.parallel.any(bool(self.stop))
             if last or interrupted or self.step % job.save_interval_steps == 0 or self.step in job.keep_steps:
                 self._save()

@@ -97,7 +97,7 @@ def _ids(found: Sequence[Task], sizes: Mapping[str, int]) -> str:
     """The tasks as Slurm names them, whole arrays by one number."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for task in found:
-        numbers[task.job_id].add(task[1])
+        numbers[task.job_id].add(task.number)
     words = []
     for job_id, which in numbers.items():
         words += [job_id] if len(which) == sizes[job_id] else [f"{job_id}_{number}" for number in sorted(which)]

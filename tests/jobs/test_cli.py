@@ -17,6 +17,7 @@ VERBS = [
     "submit",
     "status",
     "logs",
+    "cancel",
     "report",
     "export",
     "import",
