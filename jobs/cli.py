@@ -91,6 +91,7 @@ def _json_flag(parser: argparse.ArgumentParser) -> None:
 def _study_verbs(verbs: argparse._SubParsersAction) -> None:
     from jobs.cancel_verb import add_parser as add_cancel
     from jobs.logs_verb import add_parser as add_logs
+    from jobs.slurm.options import add_options as add_slurm_options
     from jobs.status_verb import add_parser as add_status
 
     do = _Verbs("jobs.verbs")
@@ -106,12 +107,16 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
         verbs,
         "submit",
         "run a study, or go on with one that was interrupted; finished elements are not redone",
-        f"curricula submit {STUDY} --cluster local",
+        f"curricula submit {STUDY} --cluster local\n"
+        "  curricula submit jobs/studies/paper.yaml --cluster slurm --profile env/profiles/h100-4x8.yaml --dry-run",
         do.submit,
     )
     submit.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
-    submit.add_argument("--cluster", choices=["local"], default="local", help="where: processes on this machine")
-    submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
+    submit.add_argument(
+        "--cluster", choices=["local", "slurm"], default="local", help="local: processes on this machine (default)"
+    )
+    submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME, or the profile's)")
+    add_slurm_options(submit)
 
     render = _add(
         verbs,

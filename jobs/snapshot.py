@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from curriculum.durable import said_when_full, sync_folder, write_text
@@ -31,11 +32,7 @@ if __name__ == "__main__":
 def take_snapshot(run_root: Path) -> Path:
     """Copy the code into the run folder unless it is there already; returns the snapshot's folder."""
     files = code_files()
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path}\0{(CODE / path).stat().st_size}\0".encode())
-        digest.update((CODE / path).read_bytes())
-    folder = run_root / "code" / digest.hexdigest()[:12]
+    folder = snapshot_folder(run_root, files)
     if folder.exists():
         return folder
     aside = folder.with_name(f".{folder.name}.aside")
@@ -48,6 +45,15 @@ def take_snapshot(run_root: Path) -> Path:
         os.rename(aside, folder)
         sync_folder(folder.parent)
     return folder
+
+
+def snapshot_folder(run_root: Path, files: Sequence[Path]) -> Path:
+    """Where a snapshot of `files`, as they are now, lies or will lie."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path}\0{(CODE / path).stat().st_size}\0".encode())
+        digest.update((CODE / path).read_bytes())
+    return run_root / "code" / digest.hexdigest()[:12]
 
 
 def code_files() -> list[Path]:

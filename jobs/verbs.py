@@ -35,6 +35,13 @@ def plan(words: argparse.Namespace) -> int:
 
 
 def submit(words: argparse.Namespace) -> int:
+    from jobs.slurm.options import check_local
+
+    if words.cluster == "slurm":
+        from jobs.slurm.submit_verb import submit_to_slurm
+
+        return submit_to_slurm(words)
+    check_local(words)
     from jobs.display import Display
     from jobs.local import run_graph
     from jobs.terminal import clock
