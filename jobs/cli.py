@@ -122,12 +122,15 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
         verbs,
         "render",
         "write the study's jobs as plain sbatch scripts, with a script that submits them",
-        "curricula render jobs/studies/paper.yaml /scratch/paper/scripts --run /scratch/paper/run",
+        "curricula render jobs/studies/paper.yaml /scratch/paper/scripts --profile env/profiles/h100-4x8.yaml",
         do.render,
     )
     render.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     render.add_argument("out", type=Path, metavar="OUT", help="the folder for the scripts")
-    render.add_argument("--run", type=Path, help="the run folder, on a disk that all nodes see (default: runs/NAME)")
+    render.add_argument("--profile", type=Path, required=True, metavar="P", help="the site's profile, of env/profiles/")
+    render.add_argument(
+        "--run", type=Path, help="the run folder, on a disk that all nodes see (default: the profile's)"
+    )
 
     for add_parser in (add_status, add_logs, add_cancel):
         add_parser(verbs)
