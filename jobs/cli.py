@@ -91,6 +91,7 @@ def _json_flag(parser: argparse.ArgumentParser) -> None:
 def _study_verbs(verbs: argparse._SubParsersAction) -> None:
     from jobs.cancel_verb import add_parser as add_cancel
     from jobs.logs_verb import add_parser as add_logs
+    from jobs.slurm.options import add_options as add_slurm_options
     from jobs.status_verb import add_parser as add_status
 
     do = _Verbs("jobs.verbs")
@@ -106,23 +107,30 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
         verbs,
         "submit",
         "run a study, or go on with one that was interrupted; finished elements are not redone",
-        f"curricula submit {STUDY} --cluster local",
+        f"curricula submit {STUDY} --cluster local\n"
+        "  curricula submit jobs/studies/paper.yaml --cluster slurm --profile env/profiles/h100-4x8.yaml --dry-run",
         do.submit,
     )
     submit.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
-    submit.add_argument("--cluster", choices=["local"], default="local", help="where: processes on this machine")
-    submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
+    submit.add_argument(
+        "--cluster", choices=["local", "slurm"], default="local", help="local: processes on this machine (default)"
+    )
+    submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME, or the profile's)")
+    add_slurm_options(submit)
 
     render = _add(
         verbs,
         "render",
         "write the study's jobs as plain sbatch scripts, with a script that submits them",
-        "curricula render jobs/studies/paper.yaml /scratch/paper/scripts --run /scratch/paper/run",
+        "curricula render jobs/studies/paper.yaml /scratch/paper/scripts --profile env/profiles/h100-4x8.yaml",
         do.render,
     )
     render.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     render.add_argument("out", type=Path, metavar="OUT", help="the folder for the scripts")
-    render.add_argument("--run", type=Path, help="the run folder, on a disk that all nodes see (default: runs/NAME)")
+    render.add_argument("--profile", type=Path, required=True, metavar="P", help="the site's profile, of env/profiles/")
+    render.add_argument(
+        "--run", type=Path, help="the run folder, on a disk that all nodes see (default: the profile's)"
+    )
 
     for add_parser in (add_status, add_logs, add_cancel):
         add_parser(verbs)

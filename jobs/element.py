@@ -21,10 +21,13 @@ from jobs.comment import with_comment
 from jobs.graph import Element, Job, build_graph
 from jobs.logs import note
 from jobs.progress import ProgressFile
+from jobs.restarts import GaveUp, check_restarts
 from jobs.run import Run
 from jobs.stages import STAGES, is_intact
 from model.signals import Interrupted
 
+FINAL = (UserError.exit_code, UsageError.exit_code, GaveUp.exit_code)
+"""Exit codes of what starting again cannot mend. All others lead to another start, from the last checkpoint."""
 DEAD_HOLDER_S = 15.0  # how long a predecessor may take to notice that its launcher died
 
 
@@ -34,7 +37,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
     job, element = find_element(run, job_name, label)
     folder = run.element(job_name, label)
     if not _is_first_process():  # the first marks the element; the others only do their share
-        STAGES[job.stage](run, job, element, silent)
+        _share(run, job, element)
         return
     with exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S):
         if is_done(run, job, element):
@@ -43,14 +46,37 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         (folder / "failed.json").unlink(missing_ok=True)
         started = time.time()
         try:
+            check_restarts(run, job, element)
             STAGES[job.stage](run, job, element, with_comment(ProgressFile(folder / "progress.json")))
         except Interrupted:
             raise
         except Exception as error:
-            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            write_json(folder / "failed.json", {"error": text, "time": time.time()})
+            _note_failure(folder, error)
             raise
         write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
+
+
+def _share(run: Run, job: Job, element: Element) -> None:
+    """What the processes beside the first do. They say only what nobody else can know: that starting again is of no use."""
+    if is_done(run, job, element):  # the first will not begin either
+        return
+    try:
+        STAGES[job.stage](run, job, element, silent)
+    except UserError as error:
+        folder = run.element(job.name, element.label)
+        if _is_final(error) and not (folder / "failed.json").exists():
+            _note_failure(folder, error)
+        raise
+
+
+def _note_failure(folder: Path, error: Exception) -> None:
+    """Leave failed.json; `final` says that the same would happen again, so that the batch script does not requeue it."""
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    write_json(folder / "failed.json", {"error": text, "time": time.time(), "final": _is_final(error)})
+
+
+def _is_final(error: Exception) -> bool:
+    return isinstance(error, UserError) and error.exit_code in FINAL
 
 
 def is_done(run: Run, job: Job, element: Element) -> bool:
@@ -88,7 +114,7 @@ def main(arguments: list[str]) -> int:
         return error.exit_code
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        return os.EX_TEMPFAIL
+        return os.EX_TEMPFAIL if _is_first_process() else 0  # srun ends the others when one leaves with an error
     except Exception:
         note("failed")
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -35,6 +36,13 @@ def plan(words: argparse.Namespace) -> int:
 
 
 def submit(words: argparse.Namespace) -> int:
+    from jobs.slurm.options import check_local
+
+    if words.cluster == "slurm":
+        from jobs.slurm.submit_verb import submit_to_slurm
+
+        return submit_to_slurm(words)
+    check_local(words)
     from jobs.display import Display
     from jobs.local import run_graph
     from jobs.terminal import clock
@@ -71,11 +79,14 @@ def failures(run: Run, outcome: Outcome) -> None:
 
 
 def render(words: argparse.Namespace) -> int:
+    from jobs.profile import load_profile
     from jobs.render import render as render_scripts
+    from jobs.slurm.script import check_root
 
-    study = load_study(words.study)
-    scripts = render_scripts(Run.create(run_root(study, words.run), study), words.out)
-    print(f"{len(scripts) - 1} jobs. Submit them all with {scripts[-1]} --account=ACCOUNT --partition=PARTITION")
+    study, profile = load_study(words.study), load_profile(words.profile)
+    root = check_root(words.run or profile.run_root(study.name))
+    scripts = render_scripts(Run.create(root, study), profile, words.out)
+    print(f"{len(scripts) - 1} job arrays. Submit them all with {shlex.quote(str(scripts[-1]))}")
     return 0
 
 
