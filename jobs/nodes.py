@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from curriculum.durable import append_jsonl, read_jsonl
+from curriculum.durable import append_jsonl, read_jsonl, write_text
 from curriculum.errors import UserError
 from jobs.run import Run
 
@@ -25,7 +25,9 @@ class BadNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record_bad_nodes(run: Run, found: Iterable[BadNode]) -> None:
+    """Append them, and leave the names where the batch script reads them when it puts the job back into the queue."""
     append_jsonl(run.bad_nodes, map(msgspec.to_builtins, found))
+    write_text(run.slurm / "exclude", exclusion(run))
 
 
 def bad_nodes(run: Run) -> list[BadNode]:

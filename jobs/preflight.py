@@ -62,6 +62,9 @@ class Problem(msgspec.Struct, frozen=True):
 class UnfitNodes(UserError):
     """Nodes failed the preflight; they are recorded, and the job should start again without them."""
 
+    exit_code = 76
+    """Not among the final ones: the batch script puts the job back into the queue."""
+
     def __init__(self, problems: Sequence[Problem]):
         super().__init__("preflight: " + "; ".join(f"node {problem.node}: {problem.reason}" for problem in problems))
         self.nodes = tuple(dict.fromkeys(problem.node for problem in problems))

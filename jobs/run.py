@@ -138,6 +138,11 @@ class Run:
         return self.slurm / "submissions.jsonl"
 
     @property
+    def profile(self) -> Path:
+        """The cluster profile by which the run was submitted."""
+        return self.slurm / "profile.yaml"
+
+    @property
     def bad_nodes(self) -> Path:
         return self.slurm / "bad-nodes.jsonl"
 

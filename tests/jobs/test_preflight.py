@@ -62,9 +62,9 @@ def test_a_node_whose_clock_is_wrong_is_named(run, free_port):
 
 
 def test_a_process_that_never_comes_is_reported_by_the_others(run, free_port):
-    outcomes = preflights(run.root, free_port, ["a", "b", "c"], Preflight(patience_s=15), absent=(2,))
+    outcomes = preflights(run.root, free_port, ["a", "b", "c"], Preflight(patience_s=10), absent=(2,))
     assert len(outcomes) == 2 and {outcome[0] for outcome in outcomes} == {"unfit"}
-    assert "(of rank 2): of its processes nothing was heard within 15 s" in outcomes[0][2]
+    assert "(of rank 2): of its processes nothing was heard within 10 s" in outcomes[0][2]
 
 
 def test_the_slow_node_among_four_is_found_by_pairs(run, free_port):
