@@ -47,9 +47,10 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         (folder / "done.json").unlink(missing_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
         started = time.time()
-        profile = profile_of(run) if run.profile.exists() else Profile()
+        profile = Profile()
         try:
             check_restarts(run, job, element)
+            profile = _profile(run)
             _check_nodes(run, job, element, profile)
             STAGES[job.stage](run, job, element, with_comment(ProgressFile(folder / "progress.json")))
         except Interrupted:
@@ -68,13 +69,18 @@ def _share(run: Run, job: Job, element: Element) -> None:
     if is_done(run, job, element):  # the first will not begin either
         return
     try:
-        _check_nodes(run, job, element, profile_of(run) if run.profile.exists() else Profile())
+        _check_nodes(run, job, element, _profile(run))
         STAGES[job.stage](run, job, element, silent)
     except UserError as error:
         folder = run.element(job.name, element.label)
         if _is_final(error) and not (folder / "failed.json").exists():
             _note_failure(folder, error)
         raise
+
+
+def _profile(run: Run) -> Profile:
+    """The cluster's profile; that of no cluster in particular where the run was not submitted to one."""
+    return profile_of(run) if run.profile.exists() else Profile()
 
 
 def _check_nodes(run: Run, job: Job, element: Element, profile: Profile) -> None:

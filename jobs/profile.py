@@ -115,7 +115,7 @@ class Container(Strict, frozen=True):
 class Profile(Strict, frozen=True):
     """One site, or one part of a site."""
 
-    description: Line = ""
+    description: Line | None = None
     runs: Line | None = None
     """Folder for run folders, on a disk that all nodes see; ~ and $NAME are filled in. Default: runs."""
     stages: Stages = Stages()
@@ -227,7 +227,7 @@ def keep_profile(run: Run, profile: Profile) -> None:
 
 
 def profile_of(run: Run) -> Profile:
-    """The profile by which the run was last submitted; raises UsageError without one."""
+    """The profile by which the run was last submitted; raises UsageError without one, or when it is damaged."""
     return parse(
         read_yaml(run.profile, "the run was submitted without it; name one with --profile"), Profile, str(run.profile)
     )
