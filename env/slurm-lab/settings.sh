@@ -19,10 +19,10 @@ if [ -e "$lab" ] && [ -n "$(ls -A "$lab")" ] && [ ! -e "$lab/made-by-slurm-lab" 
 fi
 export SLURM_CONF=$lab/slurm.conf
 
-# The process that a pid file names, if it lives and is what the file says: numbers are used again.
+# The process that a pid file names, if it lives and is what the file says: numbers are used again, and the dead linger.
 alive() { # PID_FILE PROGRAM
     local pid
-    pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ] && echo "$pid"
+    pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && grep -qE "^$pid \($2\) [^ZX]" "/proc/$pid/stat" 2>/dev/null && echo "$pid"
 }
 
 # Try a command until it succeeds; if it never does, show what it said last.
