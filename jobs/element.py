@@ -17,7 +17,7 @@ from pathlib import Path
 from curriculum.durable import exclusive_lock, write_json
 from curriculum.errors import UsageError, UserError
 from curriculum.progress import silent
-from jobs.comment import with_comment
+from jobs.announce import announced
 from jobs.graph import Element, Job, build_graph
 from jobs.logs import note
 from jobs.notify import notify
@@ -52,7 +52,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
             check_restarts(run, job, element)
             profile = _profile(run)
             _check_nodes(run, job, element, profile)
-            STAGES[job.stage](run, job, element, with_comment(ProgressFile(folder / "progress.json")))
+            STAGES[job.stage](run, job, element, announced(ProgressFile(folder / "progress.json")))
         except Interrupted:
             raise
         except Exception as error:

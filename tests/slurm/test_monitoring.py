@@ -75,7 +75,7 @@ def test_cancel_takes_exactly_what_it_names_and_resubmit_needs_only_bash(lab, pl
     assert {until(lab, run, f"{job}/trunk", "pending")["reason"] for job in (TRUNK, LAST)} <= {
         "Priority", "Resources", "Dependency", "None", "",
     }  # fmt: skip
-    assert "cancelled 1 pending" in studies.curricula(lab, "cancel", run, "--job", LAST, "--yes")
+    assert "cancelled 1 pending;" in studies.curricula(lab, "cancel", run, "--job", LAST, "--yes")
     assert until(lab, run, f"{LAST}/trunk", "cancelled")["state"] == "cancelled"
     assert states(lab, run)[f"{TRUNK}/trunk"]["state"] == "pending"
     again = subprocess.run([run / "resubmit.sh"], env=lab.environment, capture_output=True, text=True)
