@@ -158,7 +158,7 @@ def test_nothing_to_retry_is_said(tmp_path, capsys):
 
 def test_on_this_machine_a_stage_cannot_be_chosen(tmp_path, capsys):
     run, _ = new_run(tmp_path / "run")
-    report_progress(run, "prepare", "prepare")
+    report_progress(run, "prepare", "prepare", age_s=1000)
     assert main(["retry", str(run.root), "--stage", "prepare"]) == 2
     assert "here all that is open goes on" in capsys.readouterr().err
 
