@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from curriculum.durable import write_json
+from curriculum.durable import read_json, write_json
 from curriculum.errors import UserError
 from jobs.graph import Element, Job
 from jobs.run import Run
@@ -58,8 +58,8 @@ def check_restarts(run: Run, job: Job, element: Element, environment: Mapping[st
         unit = "steps" if job.stage in ("pretrain", "tune") else "bytes of results"
         raise GaveUp(
             f"{job.name}/{element.label}: restarted {now.restarts - before.restarts} times without progress (still at "
-            f"{now.saved} saved {unit}), so it is not started again and what waits for it is cancelled; see its log, mend the "
-            "cause and submit again"
+            f"{now.saved} saved {unit}), so it is not started again and what waits for it is cancelled; mend the cause and "
+            f"submit again. The last error: {_last_error(path.parent)}"
         )
 
 
@@ -81,6 +81,14 @@ def _latest_step(line: Path) -> int:
 
     latest = latest_checkpoint(line / "checkpoints")
     return int(latest.name.rpartition("_")[2]) if latest else 0
+
+
+def _last_error(folder: Path) -> str:
+    """What the start before this one ended with; the batch script puts it aside."""
+    try:
+        return str(read_json(folder / "failed-before.json")["error"])
+    except (UserError, KeyError, TypeError):
+        return "none was noted; see its log"
 
 
 def _read(path: Path) -> Standstill | None:
