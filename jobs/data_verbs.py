@@ -19,9 +19,9 @@ from rich.text import Text
 from curriculum.errors import UsageError, UserError
 from curriculum.indexed import MEND
 from curriculum.shards import read_manifest
-from jobs.display import printable
 from jobs.run import Run
 from jobs.study import load_study
+from jobs.terminal import printable
 
 PIECE = 1 << 24  # tokens looked at at once
 SHOWN = 4096  # tokens of a document that are printed at most

@@ -284,7 +284,7 @@ class _Run:
         self.metrics.write(row)
         for tracker in self.trackers:
             tracker.log(row["step"], curves(row))
-        progress(self.step, self.stop_step, loss=row["loss"], **row["timing"])
+        progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"])
         now = time.monotonic()
         if now - self._logged_at > LOG_INTERVAL_S or self.step == self.stop_step:
             self._logged_at = now

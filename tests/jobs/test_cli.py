@@ -17,6 +17,8 @@ VERBS = [
     "submit",
     "status",
     "logs",
+    "retry",
+    "cancel",
     "report",
     "export",
     "import",
