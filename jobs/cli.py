@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build_parser(arguments: Sequence[str] = ("data",)) -> argparse.ArgumentParser:
-    """The parser for `arguments`. What `data` and `eval` take, which brings much with it, is there only when it is asked for."""
+    """The parser for `arguments`; what `data` and `eval` take, which brings much with it, only where it is asked for."""
     parser = argparse.ArgumentParser(
         prog="curricula",
         description="When should safety enter pretraining? Plan, run and evaluate the study, end to end.",
