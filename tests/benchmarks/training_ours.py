@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -152,10 +153,8 @@ def whole_loop(
             save_interval_steps=10**9,
         )
         began = time.perf_counter()
-        try:
+        with contextlib.suppress(_Enough):
             train(job, FileBatches(tokens, 10**6), note)
-        except _Enough:
-            pass
     seconds = list(np.diff(ends)[-timed_steps:])
     return {
         "seconds": seconds,

