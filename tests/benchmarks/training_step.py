@@ -64,6 +64,8 @@ FULL = (
     Variant("LitGPT bf16-true", "litgpt", {"precision": "bf16-true", "compiled": True}, "litgpt"),
     Variant("LitGPT bf16-mixed", "litgpt", {"precision": "bf16-mixed", "compiled": True}, "litgpt", micro_batch=4),
     Variant("ours torch bf16", "ours", engine(backend="torch")),
+    Variant("ours torch bf16, FA3", "ours", engine(backend="torch", attention="FA3"), "flash_attn_interface"),
+    Variant("ours torch bf16, FA4", "ours", engine(backend="torch", attention="FA4"), "flash_attn"),
     Variant("ours torch bf16, whole loop", "loop", engine(backend="torch")),
     Variant("ours te bf16", "ours", engine(backend="te"), "transformer_engine"),
     Variant("ours te fp8 delayed", "ours", engine(backend="te", fp8="delayed"), "transformer_engine"),
