@@ -51,16 +51,23 @@ class Block(TransformerLayer):
     parallelism positions come first, [S, B, H], since Megatron-core splits and joins the first dimension.
     """
 
-    def forward(self, hidden_states: torch.Tensor, rotary_pos_emb: torch.Tensor, **unused: Any) -> Any:
-        """Hidden states in either order, S/TP positions of them under sequence parallelism; angles [S, 1, 1, size]."""
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotary_pos_emb: torch.Tensor,
+        **unused: Any,
+    ) -> Any:
+        """Hidden states in either order, S/TP positions of them under sequence parallelism; angles [S, 1, 1, size]; a mask as
+        in `attend`."""
         x, attention, mlp = hidden_states, self.self_attention, self.mlp
         mixed, _ = attention.linear_qkv(self.input_layernorm(x))
         groups = attention.num_query_groups_per_partition
         queries = attention.num_attention_heads_per_partition // groups
         if positions_first(self.config):
-            context = attend(mixed.transpose(0, 1), rotary_pos_emb, groups, queries).transpose(0, 1)
+            context = attend(mixed.transpose(0, 1), rotary_pos_emb, groups, queries, attention_mask).transpose(0, 1)
         else:
-            context = attend(mixed, rotary_pos_emb, groups, queries)
+            context = attend(mixed, rotary_pos_emb, groups, queries, attention_mask)
         projected, _ = attention.linear_proj(context)
         x = x + projected
         gate_up, _ = mlp.linear_fc1(self.pre_mlp_layernorm(x))
@@ -73,10 +80,13 @@ def positions_first(config: TransformerConfig) -> bool:
     return config.tensor_model_parallel_size > 1
 
 
-def attend(mixed: torch.Tensor, angles: torch.Tensor, groups: int, queries: int) -> torch.Tensor:
-    """Causal attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
+def attend(
+    mixed: torch.Tensor, angles: torch.Tensor, groups: int, queries: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
 
-    `mixed` holds, for each of the `groups` key-value heads, its query heads, then the key, then the value.
+    `mixed` holds, for each of the `groups` key-value heads, its query heads, then the key, then the value. `mask`, bool
+    [B, 1, S, S], is true where attention must not look (Megatron-core's convention); None looks at all earlier positions.
     """
     batch, sequence, _ = mixed.shape
     size = angles.shape[-1]
@@ -86,7 +96,8 @@ def attend(mixed: torch.Tensor, angles: torch.Tensor, groups: int, queries: int)
     if queries > 1:
         key, value = key.repeat_interleave(queries, dim=2), value.repeat_interleave(queries, dim=2)
     query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-    context = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    allowed = None if mask is None else ~mask
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=allowed is None)
     return context.transpose(1, 2).flatten(2, 3)
 
 
@@ -103,12 +114,22 @@ class Network(GPTModel):
     backend: Backend
     """What computes it; set by the builder."""
 
+    @property
+    def takes_masks(self) -> bool:
+        """Whether attention can be kept from some earlier positions; Transformer Engine's is causal here."""
+        return self.backend.name != "te"
+
     def forward(
-        self, input_ids: torch.Tensor, position_ids: None = None, attention_mask: None = None, *, labels: Any = None
+        self,
+        input_ids: torch.Tensor,
+        position_ids: None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits [B, S, V] of tokens [B, S], of this process's part of the vocabulary.
 
-        With `labels` [B, S], the loss of each token instead, float32 [B, S].
+        With `labels` [B, S], the loss of each token instead, float32 [B, S]. `attention_mask` is as in `attend`.
         """
         group = self.pg_collection.tp
         sequences_first = self.backend.name != "te" and not positions_first(self.config)
@@ -116,7 +137,7 @@ class Network(GPTModel):
             hidden_states=self.embedding.word_embeddings(input_ids)
             if sequences_first
             else self.embedding(input_ids=input_ids, position_ids=None),
-            attention_mask=None,
+            attention_mask=attention_mask,
             rotary_pos_emb=self.rotary_pos_emb(input_ids.shape[1]),
         )
         tied = self.share_embeddings_and_output_weights
