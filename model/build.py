@@ -73,6 +73,8 @@ def build_network(model: ModelConfig, parallel: Parallel, engine: EngineConfig |
             parameter.partition_dim = _split_dimension(name)
             parameter.partition_stride = 1
     network.backend = backend
+    if backend.attention != "torch":
+        _use_attention(backend.attention)
     if backend.name == "torch":
         _compile_layers(network)
     return network
@@ -163,6 +165,15 @@ def _own_layers(config: TransformerConfig) -> Any:
 def _submodules(spec: Any) -> Any:
     """The parts that a Megatron-core spec names; from 0.19 on some specs are partial functions."""
     return spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
+
+
+def _use_attention(name: str) -> None:
+    """Have torch's attention function call the kernels of FlashAttention 3 or 4."""
+    try:
+        from torch.nn.attention import activate_flash_attention_impl
+    except ImportError:
+        raise UsageError(f'engine.attention is "{name}", for which torch {torch.__version__} is too old') from None
+    activate_flash_attention_impl(name)
 
 
 def _compile_layers(network: GPTModel) -> None:

@@ -70,6 +70,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """"te" (Transformer Engine), "torch" (compiled) or "cpu" (neither); "auto" takes the best that is there."""
     fp8: Literal["delayed", "tensorwise", "blockwise"] | None = None
     """Scaling recipe for matrix products in 8 bits, with "te" only; None computes them in bfloat16."""
+    attention: Literal["torch", "FA3", "FA4"] = "torch"
+    """Attention kernels of the "torch" backend: torch's own, or those of an installed FlashAttention 3 or 4."""
     sequence_parallel: bool = True
     """Whether tensor parallelism also splits norms and residuals, along the sequence."""
     recompute_layers: int = 0
@@ -78,6 +80,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if self.fp8 and self.backend not in ("auto", "te"):
             raise ValueError(f'engine.fp8 is "{self.fp8}", which needs engine.backend "te", not "{self.backend}"')
+        if self.attention != "torch" and self.backend != "torch":
+            raise ValueError(
+                f'engine.attention is "{self.attention}", which needs engine.backend "torch", not "{self.backend}"'
+            )
         if self.recompute_layers < 0:
             raise ValueError(f"engine.recompute_layers is {self.recompute_layers}; it must not be negative")
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from curriculum.errors import UsageError
 from model.backend import Backend
 from model.linear_cross_entropy import linear_cross_entropy
 from model.megatron import (
@@ -55,12 +54,12 @@ class Block(TransformerLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         rotary_pos_emb: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
         **unused: Any,
     ) -> Any:
-        """Hidden states in either order, S/TP positions of them under sequence parallelism; angles [S, 1, 1, size]; bool
-        mask [B, 1, S, S], true where attention must not look, or None for causal attention."""
+        """Hidden states in either order, S/TP positions of them under sequence parallelism; angles [S, 1, 1, size]; a mask as
+        in `attend`."""
         x, attention, mlp = hidden_states, self.self_attention, self.mlp
         mixed, _ = attention.linear_qkv(self.input_layernorm(x))
         groups = attention.num_query_groups_per_partition
@@ -82,12 +81,12 @@ def positions_first(config: TransformerConfig) -> bool:
 
 
 def attend(
-    mixed: torch.Tensor, angles: torch.Tensor, groups: int, queries: int, forbidden: torch.Tensor | None = None
+    mixed: torch.Tensor, angles: torch.Tensor, groups: int, queries: int, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
 
-    `mixed` holds, for each of the `groups` key-value heads, its query heads, then the key, then the value. Attention is
-    causal, or looks everywhere but where `forbidden` (bool [B, 1, S, S]) is true.
+    `mixed` holds, for each of the `groups` key-value heads, its query heads, then the key, then the value. `mask`, bool
+    [B, 1, S, S], is true where attention must not look (Megatron-core's convention); None looks at all earlier positions.
     """
     batch, sequence, _ = mixed.shape
     size = angles.shape[-1]
@@ -97,7 +96,7 @@ def attend(
     if queries > 1:
         key, value = key.repeat_interleave(queries, dim=2), value.repeat_interleave(queries, dim=2)
     query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-    allowed = None if forbidden is None else ~forbidden
+    allowed = None if mask is None else ~mask
     context = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=allowed is None)
     return context.transpose(1, 2).flatten(2, 3)
 
@@ -115,21 +114,23 @@ class Network(GPTModel):
     backend: Backend
     """What computes it; set by the builder."""
 
+    @property
+    def takes_masks(self) -> bool:
+        """Whether attention can be kept from some earlier positions; Transformer Engine's is causal here."""
+        return self.backend.name != "te"
+
     def forward(
         self,
         input_ids: torch.Tensor,
         position_ids: None = None,
         attention_mask: torch.Tensor | None = None,
         *,
-        labels: Any = None,
+        labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits [B, S, V] of tokens [B, S], of this process's part of the vocabulary.
 
-        With `labels` [B, S], the loss of each token instead, float32 [B, S]. `attention_mask` (bool [B, 1, S, S]) is true
-        where attention must not look; None is causal attention. Raises UsageError for a mask under Transformer Engine.
+        With `labels` [B, S], the loss of each token instead, float32 [B, S]. `attention_mask` is as in `attend`.
         """
-        if attention_mask is not None and self.backend.name == "te":
-            raise UsageError("packed rows need attention by torch, not by Transformer Engine; set packing to false")
         group = self.pg_collection.tp
         sequences_first = self.backend.name != "te" and not positions_first(self.config)
         hidden = self.decoder(

@@ -22,7 +22,7 @@ def machine(device: str = "cuda", tensor_parallel: int = 1) -> Parallel:
     return Parallel(World(0, 8, 0, "host:1"), torch.device(device), precision, tensor_parallel, 8 // tensor_parallel, 0)
 
 
-@pytest.fixture(params=[False, True], ids=["without TE", "with TE"])
+@pytest.fixture(params=[False, True], ids=["without packages", "with packages"])
 def has_te(request, monkeypatch):
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object() if request.param else None)
     return request.param
@@ -50,11 +50,19 @@ def test_what_cannot_run_here_is_refused(has_te):
         choose_backend(EngineConfig(backend="te"), machine("cpu"))
     with pytest.raises(UsageError, match='engine.backend is "cpu", but this is a GPU machine'):
         choose_backend(EngineConfig(backend="cpu"), machine())
+    with pytest.raises(UsageError, match='engine.attention is "FA4", but there is no CUDA device'):
+        choose_backend(EngineConfig(backend="torch", attention="FA4"), machine("cpu"))
+    with pytest.raises(ValueError, match='engine.attention is "FA3", which needs engine.backend "torch", not "te"'):
+        EngineConfig(backend="te", attention="FA3")
     with pytest.raises(ValueError, match='engine.fp8 is "delayed", which needs engine.backend "te"'):
         EngineConfig(backend="torch", fp8="delayed")
     if has_te:
         assert choose_backend(EngineConfig(fp8="delayed"), machine()).name == "te"
+        chosen = choose_backend(EngineConfig(backend="torch", attention="FA4"), machine())
+        assert "bfloat16, attention by FA4;" in describe(chosen, machine())
     else:
+        with pytest.raises(UsageError, match='"FA4", but the package flash_attn.cute is not installed'):
+            choose_backend(EngineConfig(backend="torch", attention="FA4"), machine())
         with pytest.raises(UsageError, match='engine.fp8 is "delayed", but transformer_engine is not installed'):
             choose_backend(EngineConfig(fp8="delayed"), machine())
 
