@@ -111,7 +111,7 @@ def test_a_missing_or_truncated_file_is_named(copy, name):
         train(job(copy), RandomBatches())
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt", "metadata.json"])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json"])
 def test_a_flipped_bit_is_found(copy, name):
     flip_a_bit(copy / "checkpoints/step_00000004" / name)
     with pytest.raises(UserError, match=rf"{name}: damaged, .* written; delete step_00000004"):
