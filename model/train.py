@@ -317,6 +317,7 @@ class Line:
             feed = self._load(batches, 0, batches.total_steps, workers=0)
             losses[name] = self.passes.evaluate(batches, feed, lambda: self.watchdog.expect("a validation batch"))
         self.passes.data_wait.take()  # it was none of a step's
+        self.watchdog.step_begins(self.step + 1)
         if self.metrics:
             row = {"step": self.step, "validation": losses}
             self.metrics.write(row)
@@ -373,7 +374,7 @@ class Line:
         self.saver.finish()
         if self.parallel.is_main:
             prune(self.checkpoints, self.job.keep_last, self.job.keep_steps)
-        self.watchdog.expect("a step after a save")
+        self.watchdog.step_begins(self.step + 1)
 
     def close(self) -> None:
         self.saver.abandon()
