@@ -13,6 +13,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -78,7 +79,7 @@ class BackgroundWrite:
         self._answers: Connection
         if plan.items:
             receiver, sender = multiprocessing.Pipe(duplex=False)
-            child = (self._writer, plan, _OnHost(plan, planner), folder, sender)
+            child = (os.getpid(), self._writer, plan, _OnHost(plan, planner), folder, sender)
             self._process = multiprocessing.get_context("fork").Process(target=_write, args=child, daemon=True)
             with _signals_blocked(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads; this one only writes files
@@ -134,9 +135,14 @@ class _OnHost(SavePlanner):
     set_up_planner = create_local_plan = create_global_plan = finish_plan = None  # type: ignore[assignment]  # all done
 
 
-def _write(writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Path, answers: Connection) -> None:
+def _write(
+    parent: int, writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Path, answers: Connection
+) -> None:
     """The child: write the planned items, read each file back for its hash, send both; or the error that came instead."""
-    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        return
     gc.disable()  # collecting what the parent holds could call CUDA
     torch.set_num_threads(1)  # the parent's threads are not here
     os.nice(NICENESS)

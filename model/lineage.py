@@ -46,7 +46,11 @@ def check_past(
     data = json.loads(json.dumps(batches.fingerprint(info.step)))
     _refuse(folder, f"was trained on other data up to step {info.step}", differences(info.data, data, "data"))
     recipe_then, recipe_now = dict(info.recipe), dict(recipe)
-    rates_then, rates_now = _rates(recipe_then, info.step), _rates(recipe_now, info.step)
+    try:
+        rates_then = _rates(recipe_then, info.step)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise UserError(f"{folder}: its record has no usable recipe ({error}); name another checkpoint") from None
+    rates_now = _rates(recipe_now, info.step)
     _refuse(folder, "was trained by another recipe", differences(recipe_then, recipe_now, "recipe"))
     if rates_then != rates_now:
         step = next(i for i, (a, b) in enumerate(zip(rates_then, rates_now)) if a != b)

@@ -74,6 +74,7 @@ def load(
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=cuda,
+        generator=torch.Generator(),  # it draws a seed that nothing uses: not from the generator that a checkpoint holds
         multiprocessing_context="fork" if workers else None,  # nothing has to be sent, and nothing of it can be pickled
     )
     # Workers are born with these signals blocked, for good: one to the whole job must not take the data away while the trainer

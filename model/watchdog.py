@@ -62,7 +62,10 @@ class Watchdog:
 
     def step_ended(self, step: int, seconds: float) -> None:
         self._steps.append(seconds)
-        self._expect(self._step_limit_s(), f"step {step + 1}")
+        self.step_begins(step + 1)
+
+    def step_begins(self, step: int) -> None:
+        self._expect(self._step_limit_s(), f"step {step}")
 
     def expect(self, what: str) -> None:
         """Something other than a step begins (or a part of it has ended): a save to wait for, a validation batch."""

@@ -1,6 +1,8 @@
 import contextlib
+import json
 import resource
 import shutil
+import time
 from pathlib import Path
 
 import msgspec
@@ -8,6 +10,7 @@ import pytest
 import torch
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
+import model.checkpoint_writer
 from curriculum.errors import UserError
 from model.checkpoint_folder import differences, latest_checkpoint, read_info
 from model.metrics import read_metrics
@@ -111,7 +114,7 @@ def test_a_missing_or_truncated_file_is_named(copy, name):
         train(job(copy), RandomBatches())
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt", "metadata.json"])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json"])
 def test_a_flipped_bit_is_found(copy, name):
     flip_a_bit(copy / "checkpoints/step_00000004" / name)
     with pytest.raises(UserError, match=rf"{name}: damaged, .* written; delete step_00000004"):
@@ -132,6 +135,47 @@ def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(
     assert "checkpoint.json: not a checkpoint record" in caplog.text
     assert numbers(tmp_path / "run") == numbers(tmp_path / "undisturbed")
     assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_00000004", "step_00000012"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_latest_waits_for_it(tmp_path, monkeypatch):
+    stored, may_end = model.checkpoint_writer.stored_file, tmp_path / "may end"
+
+    def stored_when_allowed(path):
+        while not may_end.exists():
+            time.sleep(0.01)
+        return stored(path)
+
+    def allow_at_7(done, total, **figures):
+        if done == 7:
+            assert not list((tmp_path / "checkpoints").glob("step_*"))
+            assert list((tmp_path / "checkpoints").glob(".step_00000003.aside/*.distcp"))
+            may_end.touch()
+
+    monkeypatch.setattr(model.checkpoint_writer, "stored_file", stored_when_allowed)
+    train(job(tmp_path, keep_steps=(3,), save_interval_steps=100), RandomBatches(), allow_at_7)
+    monkeypatch.undo()
+    train(job(tmp_path / "branch", init_from=tmp_path / "checkpoints/step_00000003"), RandomBatches())
+    assert numbers(tmp_path / "branch") == numbers(tmp_path)[3:]
+
+
+def test_random_generators_go_on_where_they_were(tmp_path):
+    def draw(done, total, **figures):
+        torch.rand(3)
+
+    torch.manual_seed(7)
+    train(job(tmp_path, stop_step=4), RandomBatches(), draw)
+    expected = torch.get_rng_state()
+    torch.manual_seed(0)
+    found = []
+    train(job(tmp_path, stop_step=5), RandomBatches(), lambda done, total, **_: found.append(torch.get_rng_state()))
+    assert torch.equal(found[0], expected)
+
+
+def test_a_record_without_a_recipe_is_named(copy):
+    record = copy / "checkpoints/step_00000004/checkpoint.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "recipe": {"schedule": 3}}))
+    with pytest.raises(UserError, match="step_00000004: its record has no usable recipe"):
+        train(job(copy), RandomBatches())
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"../../etc", None], ids=["empty", "bytes", "path", "gone"])

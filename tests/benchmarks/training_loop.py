@@ -1,0 +1,271 @@
+"""What the training loop adds to bare steps on a CPU, and how long saving a checkpoint holds training up.
+
+    python tests/benchmarks/training_loop.py
+    python tests/benchmarks/training_loop.py --repeats 3 --steps 40 --model tiny --json loop.json
+
+Loop: the same network and optimizer do, in turn, a step of `model.train` with all that belongs to it (reading the batch,
+Megatron-core's schedule, metrics line, TensorBoard, watchdog, looking for signals and saves) and a bare one: forward, backward
+and optimizer step on a batch that is in memory. The overhead is the ratio of the medians of CPU time (which other work on
+the machine touches little) and of wall time. The models are the demo's (8 sequences of 128 tokens) and SmolLM2-135M (1 of 128).
+
+Save: the whole state of a model with its optimizer, 12 bytes a parameter and the weights, written to `--folder` in four ways.
+A stall is the time in which no step can begin; durable is the time until the checkpoint is complete, synced and pointed at.
+While ours and Megatron-core's background save are written, training steps go on; how much slower they are is shown too.
+
+ours                 `checkpoint.Saver`: planned, forked, written and hashed in the child, then verified and published
+ours, waited for     the same with nothing done meanwhile
+Megatron-core        `dist_checkpointing.save` with its own strategy, waited for; no hashes
+Megatron-core, async the same in the background by its `AsyncCallsQueue`
+
+A measurement is a fresh process; one save goes before as a warm-up (it starts Megatron-core's queue server).
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import torch
+
+from curriculum.batches import Rows
+from curriculum.progress import silent
+from model import checkpoint
+from model.checkpoint_folder import CheckpointInfo, step_folder
+from model.config import PRESETS, ScheduleConfig
+from model.distributed import started
+from model.megatron import dist_checkpointing
+from model.signals import StopRequest
+from model.tracking import Tracking
+from model.train import Line, TrainJob
+from model.watchdog import HangLimits, Watchdog
+
+SEQUENCE, WARM_UP = 128, 5
+BATCH = {"tiny": 8, "smollm2-135m": 1}
+WAYS = ("ours", "ours, waited for", "Megatron-core", "Megatron-core, async")
+SAVE_EVERY_S = 1800
+
+
+class InMemory:
+    """The same random batch at every step."""
+
+    sequence_length, total_steps = SEQUENCE, 10**6
+
+    def __init__(self, global_batch: int, vocabulary: int) -> None:
+        self.global_batch = global_batch
+        random = np.random.default_rng(0)
+        self.tokens = random.integers(vocabulary, size=(global_batch, SEQUENCE + 1), dtype=np.int64)
+
+    def rows(self, step: int, start: int, stop: int) -> Rows:
+        return Rows(self.tokens[start:stop])
+
+    def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        return [("memory", 0, sample) for sample in range(start, stop)]
+
+    def fingerprint(self, step: int) -> dict[str, Any]:
+        return {}
+
+    def describe(self, step: int) -> dict[str, Any]:
+        return {"phase": 0, "mix": {"memory": 1.0}}
+
+
+def with_line(name: str, folder: str, action: Callable[[Line, InMemory], machine.Task]) -> machine.Task:
+    """What `action` measures on a line of the model `name` that is about to train."""
+    torch.set_num_threads(1)
+    model, batches = PRESETS[name], InMemory(BATCH[name], PRESETS[name].vocabulary)
+    job = TrainJob(
+        out=Path(folder) / "line", model=model, schedule=ScheduleConfig(), tracking=Tracking(), save_interval_steps=10**6
+    )  # fmt: skip
+    watchdog = Watchdog(HangLimits())
+    with watchdog.on_duty(), started() as parallel:
+        line = Line(job, batches, {}, parallel, StopRequest(), watchdog)
+        gc.collect()
+        gc.freeze()  # as `train` does
+        try:
+            return action(line, batches)
+        finally:
+            line.close()
+
+
+def bare_step(line: Line, tokens: torch.Tensor) -> None:
+    """Forward, backward and optimizer step of the line's network, without its loop."""
+    line.wrapped.zero_grad_buffer()
+    line.optimizer.zero_grad()
+    with line.parallel.cuda_names():
+        losses = line.wrapped(tokens[:, :-1], None, None, labels=tokens[:, 1:])
+        (losses.sum() / losses.numel()).backward()
+        line.wrapped.finish_grad_sync()
+        line.optimizer.step()
+
+
+def loop(model: str, folder: str, steps: int) -> machine.Task:
+    def measure(line: Line, batches: InMemory) -> machine.Task:
+        tokens = torch.from_numpy(batches.tokens)
+        found: dict[str, list[float]] = {"ours_cpu": [], "ours_wall": [], "bare_cpu": [], "bare_wall": []}
+        for number in range(steps + WARM_UP):
+            for who, step in (("ours", lambda: line.advance(silent)), ("bare", lambda: bare_step(line, tokens))):
+                cpu, wall = time.process_time(), time.perf_counter()
+                step()
+                if number >= WARM_UP:
+                    found[f"{who}_cpu"].append(time.process_time() - cpu)
+                    found[f"{who}_wall"].append(time.perf_counter() - wall)
+        return {name: statistics.median(values) for name, values in found.items()}
+
+    return with_line(model, folder, measure)
+
+
+def save(model: str, folder: str, way: str) -> machine.Task:
+    def measure(line: Line, batches: InMemory) -> machine.Task:
+        tokens = torch.from_numpy(batches.tokens)
+        for _ in range(2):
+            bare_step(line, tokens)
+        alone = [timed(lambda: bare_step(line, tokens)) for _ in range(5)]
+        SAVERS[way](line, 1, lambda: None)
+        beside: list[float] = []
+        stall, durable = SAVERS[way](line, 2, lambda: beside.append(timed(lambda: bare_step(line, tokens))))
+        written = step_folder(line.checkpoints, 2)
+        return {
+            "stall_s": stall,
+            "durable_s": durable,
+            "bytes": machine.folder_bytes(written),
+            "step_s": statistics.median(alone),
+            "step_beside_s": statistics.median(beside) if beside else None,
+        }
+
+    return with_line(model, folder, measure)
+
+
+def timed(action: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def ours(line: Line, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
+    """Seconds that training stood still, and until the checkpoint was durable."""
+    began = time.perf_counter()
+    info = CheckpointInfo(
+        step=number, consumed_samples=0, consumed_tokens=0, model=line.job.model, precision="float32", full=True
+    )
+    stall = timed(lambda: line.saver.start(step_folder(line.checkpoints, number), info))
+    while line.saver.is_writing:
+        meanwhile()
+    stall += timed(line.saver.finish)
+    return stall, time.perf_counter() - began
+
+
+def ours_waited_for(line: Line, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
+    info = CheckpointInfo(
+        step=number, consumed_samples=0, consumed_tokens=0, model=line.job.model, precision="float32", full=True
+    )
+
+    def whole() -> None:
+        line.saver.start(step_folder(line.checkpoints, number), info)
+        line.saver.finish()
+
+    seconds = timed(whole)
+    return seconds, seconds
+
+
+def megatron(line: Line, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
+    seconds = timed(lambda: megatron_request(line, number, in_background=False))
+    return seconds, seconds
+
+
+def megatron_async(line: Line, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+
+    began = time.perf_counter()
+    queue = AsyncCallsQueue()
+
+    def schedule() -> None:
+        request = megatron_request(line, number, in_background=True)
+        with line.parallel.cuda_names():
+            queue.schedule_async_request(request)
+
+    def finish() -> None:
+        with line.parallel.cuda_names():
+            queue.maybe_finalize_async_calls()
+
+    stall = timed(schedule)
+    while queue.get_num_unfinalized_calls():
+        meanwhile()
+        stall += timed(finish)
+    return stall, time.perf_counter() - began
+
+
+def megatron_request(line: Line, number: int, in_background: bool) -> Any:
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+    folder = step_folder(line.checkpoints, number)
+    folder.mkdir(parents=True)
+    with line.parallel.cuda_names():
+        layout = dict(checkpoint.LAYOUT)
+        network = line.wrapped.module.sharded_state_dict(metadata=layout)
+        optimizer = line.optimizer.sharded_state_dict(network, is_loading=False, metadata=layout)
+        return dist_checkpointing.save(
+            {"model": network, "optimizer": optimizer},
+            str(folder),
+            sharded_strategy=TorchDistSaveShardedStrategy("torch_dist", 1),
+            async_sharded_save=in_background,
+            content_metadata=dict(checkpoint.LAYOUT),
+        )
+
+
+SAVERS = dict(zip(WAYS, (ours, ours_waited_for, megatron, megatron_async)))
+
+
+def main() -> None:
+    parser = machine.parser(__doc__)
+    parser.add_argument("--steps", type=int, default=60, help="steps of each kind in a measurement of the loop")
+    parser.add_argument("--model", default="smollm2-135m", choices=list(BATCH), help="whose state is saved")
+    args = parser.parse_args()
+    about = machine.describe()
+    loops: dict[str, list[machine.Task]] = {name: [] for name in BATCH}
+    saves: dict[str, list[machine.Task]] = {way: [] for way in WAYS}
+    for name in machine.alternating(list(BATCH), args.repeats):
+        machine.progress(f"loop, {name}")
+        steps = args.steps if name == "tiny" else max(4, args.steps // 10)
+        with tempfile.TemporaryDirectory(dir=args.folder, prefix="training-loop-") as folder:
+            loops[name].append(machine.fresh({"measure": "loop", "model": name, "folder": folder, "steps": steps}))
+    for way in machine.alternating(WAYS, args.repeats):
+        machine.progress(f"save, {way}")
+        with tempfile.TemporaryDirectory(dir=args.folder, prefix="training-loop-") as folder:
+            saves[way].append(machine.fresh({"measure": "save", "model": args.model, "folder": folder, "way": way}))
+    report(args, about, loops, saves)
+
+
+def report(args: Any, about: dict[str, Any], loops: dict[str, Any], saves: dict[str, Any]) -> None:
+    overhead = machine.table(
+        "A step of the loop against a bare one (target: less than 5% more)",
+        "model", "bare, ms CPU", "ours, ms CPU", "overhead, CPU", "overhead, wall",
+    )  # fmt: skip
+    for name, runs in loops.items():
+        cpu, wall = ([100 * (run[f"ours_{of}"] / run[f"bare_{of}"] - 1) for run in runs] for of in ("cpu", "wall"))
+        bare, ours = ([1e3 * run[f"{who}_cpu"] for run in runs] for who in ("bare", "ours"))
+        cells = [machine.shown(bare), machine.shown(ours), machine.shown(cpu, "{:.1f}", "%")]
+        overhead.add_row(name, *cells, machine.shown(wall, "{:.1f}", "%"))
+    stalls = machine.table(
+        f"Saving the state of {args.model}, {saves['ours'][0]['bytes'] / 1e9:.2f} GB",
+        "way", "stall, s", "of Megatron-core's", "durable after, s", "steps beside it", f"stall every {SAVE_EVERY_S // 60} min",
+    )  # fmt: skip
+    theirs = machine.spread([run["stall_s"] for run in saves["Megatron-core"]])["median"]
+    for way, runs in saves.items():
+        stall = [run["stall_s"] for run in runs]
+        median = machine.spread(stall)["median"]
+        slower = [run["step_beside_s"] / run["step_s"] for run in runs if run["step_beside_s"]]
+        stalls.add_row(
+            way, machine.shown(stall), f"{median / theirs:.2f}x", machine.shown([run["durable_s"] for run in runs]),
+            machine.shown(slower, "{:.2f}", "x") if slower else "", f"{100 * median / SAVE_EVERY_S:.3f}%",
+        )  # fmt: skip
+    machine.report(args, about, [overhead, stalls], [], {"loop": loops, "save": saves})
+
+
+if __name__ == "__main__" and not machine.serve_child({"loop": loop, "save": save}):
+    main()
