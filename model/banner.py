@@ -1,7 +1,8 @@
-"""What a training process says at its start: everything it resolved from the study, the machine and its checkpoints."""
+"""What a training process says: at its start what it resolved from study, machine and checkpoints; later how it does."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,18 @@ def banner(job: TrainJob, batches: BatchSource, parallel: Parallel, step: int, s
         "versions": _settings(versions()),
     }
     return "\n".join([str(job.out), *(f"  {name:<12} {text}" for name, text in lines.items())])
+
+
+def step_line(row: Mapping[str, Any], stop_step: int) -> str:
+    """The log's line of a step, from its metrics line."""
+    timing = row["timing"]
+    used = f", {timing['mfu']:.1%} MFU" if "mfu" in timing else ""
+    minutes, seconds = divmod(round(timing["left_s"]), 60)
+    return (
+        f"step {row['step']:,}/{stop_step:,}: loss {row['loss']:.4f}, gradient norm {row['grad_norm']:.3g}, "
+        f"lr {row['lr']:.3g}, {timing['tokens_per_second_per_device']:,.0f} tokens/s/device{used}, "
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+    )
 
 
 def _schedule(job: TrainJob, total_steps: int) -> str:

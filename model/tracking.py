@@ -75,10 +75,10 @@ class TensorBoard:
         self._writer.add_event(Event(wall_time=time.time(), step=resumed_step + 1, session_log=start))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        # One event a step: one for each value would take a millisecond.
         points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._writer.add_event(
-            self._event(wall_time=time.time(), step=step, summary=self._summary(value=points))
-        )  # one event a step: one for each value would take a millisecond
+        with said_when_full(self._folder):
+            self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=points)))
 
     def flush(self) -> None:
         with said_when_full(self._folder):

@@ -13,7 +13,6 @@ import gc
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from typing import Any
 import msgspec
 
 from curriculum.batches import BatchSource
-from curriculum.durable import write_json
-from curriculum.errors import UsageError, UserError
+from curriculum.errors import UsageError
 from curriculum.progress import Progress, silent
 from model import checkpoint
-from model.banner import banner
+from model.banner import banner, step_line
 from model.build import build_network, build_optimizer, check_memory, initialize, wrap
 from model.checkpoint_folder import CheckpointInfo, latest_checkpoint, prune, read_info, step_folder
 from model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
@@ -33,6 +31,7 @@ from model.distributed import Parallel, started
 from model.lineage import check_past, check_weights, identity
 from model.loading import MicroBatch, load
 from model.metrics import MetricsFile, Pace, Stopwatch
+from model.nonfinite import refusal
 from model.passes import Passes
 from model.schedule import learning_rate
 from model.signals import Interrupted, PeerLost, StopRequest, listening
@@ -41,8 +40,7 @@ from model.watchdog import HangLimits, Watchdog
 
 log = logging.getLogger(__name__)
 
-LOG_INTERVAL_S = 30.0
-NAMED_SAMPLES = 8  # of those that spoilt a loss; all are in nonfinite.json
+LOG_INTERVAL_S = 30.0  # between two steps' lines in the log
 
 
 class TrainJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -274,23 +272,10 @@ class Line:
         }
 
     def _refuse(self, what: str, bad_rows: list[int]) -> None:
-        """Stop, all processes together, before anything of this step is saved; say which samples did it."""
+        """Stop, all processes together, before anything of this step is saved; what was saved before is kept."""
         if self.saver.is_unfinished:
             self._finish_save()
-        first = self.step * self.batches.global_batch
-        batch = self.batches.sample_ids(first, first + self.batches.global_batch)
-        bad = [batch[row] for row in bad_rows if row < len(batch)]
-        if self.parallel.is_main:
-            write_json(
-                self.job.out / "nonfinite.json",
-                {"step": self.step + 1, "what": what, "samples": _by_source(bad), "whole_batch": _by_source(batch)},
-            )
-        culprits = f"; spoilt by {_named(bad)}" if bad else ""
-        raise UserError(
-            f"{self.job.out}: {what} at step {self.step + 1}, on batch {self.step} {self.batches.describe(self.step)}"
-            f"{culprits}; all samples of the batch are in nonfinite.json, and the last checkpoint is from before: look at "
-            "them or lower optimizer.lr, then start again"
-        )
+        raise refusal(self.job.out, what, self.batches, self.step, bad_rows, self.parallel.is_main)
 
     def _load(self, batches: BatchSource, start: int, stop: int, workers: int) -> Generator[MicroBatch, None, None]:
         return load(self.passes.share(batches), start, stop, workers, self.parallel.device)
@@ -305,7 +290,7 @@ class Line:
         now = time.monotonic()
         if now - self._logged_at > LOG_INTERVAL_S or self.step == self.stop_step:
             self._logged_at = now
-            log.info("%s", _summary(row, self.stop_step))
+            log.info("%s", step_line(row, self.stop_step))
 
     def _validate_if_due(self) -> None:
         """Mean loss per token of each validation source, as a metrics line, once for each step where it is due."""
@@ -387,28 +372,3 @@ class Line:
             self.metrics.close()
         for tracker in self.trackers:
             tracker.close()
-
-
-def _by_source(samples: list[tuple[str, int, int]]) -> list[dict[str, Any]]:
-    return [{"source": source, "epoch": epoch, "sample": number} for source, epoch, number in samples]
-
-
-def _named(samples: list[tuple[str, int, int]]) -> str:
-    """ "web 12, web 90 and 3 more (2 web, 1 stories)"."""
-    text = ", ".join(f"{source} {number}" for source, _, number in samples[:NAMED_SAMPLES])
-    rest = Counter(source for source, _, _ in samples[NAMED_SAMPLES:])
-    if rest:
-        text += f" and {rest.total()} more ({', '.join(f'{count} {source}' for source, count in rest.items())})"
-    return text
-
-
-def _summary(row: Mapping[str, Any], stop_step: int) -> str:
-    """The log's line of a step."""
-    timing = row["timing"]
-    used = f", {timing['mfu']:.1%} MFU" if "mfu" in timing else ""
-    minutes, seconds = divmod(round(timing["left_s"]), 60)
-    return (
-        f"step {row['step']:,}/{stop_step:,}: loss {row['loss']:.4f}, gradient norm {row['grad_norm']:.3g}, "
-        f"lr {row['lr']:.3g}, {timing['tokens_per_second_per_device']:,.0f} tokens/s/device{used}, "
-        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
-    )

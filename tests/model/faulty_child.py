@@ -38,6 +38,8 @@ class WatchedBatches(RandomBatches):
                 os.kill(os.getpid(), signal.SIGKILL)
             elif fault["kind"] == "hung":
                 time.sleep(3600)
+            elif fault["kind"] == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
             elif fault["kind"] == "asked to stop":
                 os.kill(os.getpid(), getattr(signal, fault["signal"]))
         return super().rows(step, start, stop)

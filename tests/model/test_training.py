@@ -83,15 +83,16 @@ def test_resume_after_sigkill_gives_the_same_metrics_bit_for_bit(tmp_path, whole
     assert numbers(tmp_path) == numbers(whole_run)
 
 
-def test_a_stop_signal_saves_at_the_step_boundary_and_training_goes_on_from_there(tmp_path, whole_run):
+@pytest.mark.parametrize("asked", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_stop_signal_saves_at_the_step_boundary_and_training_goes_on_from_there(tmp_path, whole_run, asked):
     def signal_at_4(done, total, **figures):
         if done == 4:
-            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), asked)
 
-    before = signal.getsignal(signal.SIGUSR2)
-    with pytest.raises(Interrupted, match="SIGUSR2 at step 4 of 12"):
+    before = signal.getsignal(asked)
+    with pytest.raises(Interrupted, match=f"{asked.name} at step 4 of 12"):
         train(job(tmp_path), RandomBatches(), signal_at_4)
-    assert signal.getsignal(signal.SIGUSR2) is before
+    assert signal.getsignal(asked) is before
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000004\n"
     train(job(tmp_path), RandomBatches())
     assert numbers(tmp_path) == numbers(whole_run)
