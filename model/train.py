@@ -105,7 +105,8 @@ class _Run:
         self.stop_step = batches.total_steps if job.stop_step is None else job.stop_step
         self.checkpoints = job.out / "checkpoints"
         self._check_sizes()
-        check_memory(job.model, parallel, job.engine, job.micro_batch, batches.sequence_length)
+        at_once = min(job.micro_batch, batches.global_batch // parallel.data_parallel)
+        check_memory(job.model, parallel, job.engine, at_once, batches.sequence_length)
         network = build_network(job.model, parallel, job.engine)
         source = _starting_point(job, self.checkpoints)
         if source is None:
