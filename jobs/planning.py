@@ -169,12 +169,13 @@ def _gpu_hours(study: Study, trained_tokens: int) -> dict[str, float]:
 def _gpu_memory(study: Study) -> dict[str, Any]:
     """What pretraining takes of each GPU, in GiB, and what would make it fit if it does not."""
     resources, model = study.resources, study.model.resolve()
+    data_parallel = max(1, resources.pretraining.gpus // resources.tensor_parallel)
     layout = layout_of(
         resources.engine,
-        study.pretraining.micro_batch,
+        min(study.pretraining.micro_batch, max(1, study.budget.global_batch // data_parallel)),
         study.budget.sequence_length,
         resources.tensor_parallel,
-        max(1, resources.pretraining.gpus // resources.tensor_parallel),
+        data_parallel,
     )
     needed, available = estimate(model, layout), resources.gpu_memory_gib * GIB
     return {

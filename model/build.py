@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import torch
+import torch._dynamo.config
 import torch.nn.functional as F
 
 from curriculum.errors import UsageError
@@ -181,6 +182,8 @@ def _compile_layers(network: GPTModel) -> None:
 
     With tensor parallelism the code breaks off around the linears, which talk to other processes.
     """
+    # Once for each shape, mask and mode of gradients: of training, tuning, validation and recomputation more than eight.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     whole = network.config.tensor_model_parallel_size == 1
     for layer in network.decoder.layers:
         if not whole:

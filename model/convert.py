@@ -39,7 +39,7 @@ from model.config import EngineConfig, ModelConfig
 from model.distributed import started
 from model.hugging_face import hugging_face_config, model_card, read_model
 
-# The backend whose names are Hugging Face's: Transformer Engine keeps norms within its linears.
+# `_parts` knows the names of our own layers; Transformer Engine's keep the norms within their linears.
 OWN_LAYERS = EngineConfig(backend="torch")
 SHARD_BYTES = 5_000_000_000  # of one safetensors file
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

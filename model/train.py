@@ -154,7 +154,8 @@ class Line:
         self.stop_step = batches.total_steps if job.stop_step is None else job.stop_step
         self.checkpoints = job.out / "checkpoints"
         self._check_sizes()
-        check_memory(job.model, parallel, job.engine, job.micro_batch, batches.sequence_length)
+        at_once = min(job.micro_batch, batches.global_batch // parallel.data_parallel)
+        check_memory(job.model, parallel, job.engine, at_once, batches.sequence_length)
         network = build_network(job.model, parallel, job.engine)
         own = checkpoint.newest_whole(self.checkpoints, parallel)
         source = own or job.init_from or job.init_weights

@@ -232,9 +232,9 @@ def test_a_micro_batch_that_does_not_fit_the_gpu_is_said_in_the_plan():
 
     raw = yaml.safe_load((STUDIES / "paper.yaml").read_text())
     assert not any("GPU" in warning for warning in plan(parse_study(raw, "study.yaml"))["warnings"])
-    raw["pretraining"]["micro_batch"] = 64
+    raw["pretraining"]["micro_batch"] = 64  # of which a GPU's share of the global batch is half
     value = plan(parse_study(raw, "study.yaml"))
-    assert value["gpu_memory"]["needed_gib"] > 200
+    assert 130 < value["gpu_memory"]["needed_gib"] < 150
     assert any(
         "which has 79; use micro_batch 16 or engine.recompute_layers" in warning for warning in value["warnings"]
     )

@@ -76,6 +76,13 @@ def test_without_sequence_parallelism_they_train_like_one_too(tmp_path, alone, f
     assert_same(alone, read_jsonl(tmp_path / "metrics.jsonl"))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+def test_compiled_they_train_like_one_too(tmp_path, alone, free_port):
+    train_in_processes(2, tmp_path, free_port, tensor_parallel=2, engine={"backend": "torch"})
+    assert_same(alone, read_jsonl(tmp_path / "metrics.jsonl"))
+
+
 def test_four_processes_two_by_two_train_like_one_and_one_goes_on_from_their_checkpoint(tmp_path, alone, two_by_two):
     shutil.copytree(two_by_two, tmp_path / "run")
     assert_same(alone, train_alone(tmp_path / "run"))
