@@ -65,7 +65,7 @@ class TopK(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     stop_at_tag: bool = False
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
     batch_prompts: int = 32  # a chunk: prompts, with all their samples, that are decoded and stored together
-    rows: int = 64  # answers of a chunk in one forward pass; finished ones make room for waiting ones
+    rows: int = 80  # answers of a chunk in one forward pass; finished ones make room for waiting ones
     backend: Literal["transformers", "vllm"] = "transformers"  # vllm needs the extra `vllm` and a GPU
 
     def __post_init__(self) -> None:

@@ -121,7 +121,8 @@ def gcg_generations(
         def on_step(step: int, loss: float, before: int = number) -> None:
             progress(before * attack.steps + step, len(prompts) * attack.steps, loss=round(loss, 4))
 
-        result = gcg.optimise_suffix(loaded, prompt.text, attack, (seed, prompt.benchmark, prompt.id), on_step)
+        save = gcg.Save(path.with_suffix(".step.json"), key)
+        result = gcg.optimise_suffix(loaded, prompt.text, attack, (seed, prompt.benchmark, prompt.id), on_step, save)
         row = SuffixRow(
             key=key,
             model=loaded.content_hash,
@@ -136,6 +137,7 @@ def gcg_generations(
             seed=seed,
         )
         append_rows(path, [row])
+        save.forget()
     found = in_order(path, SuffixRow, [[key] for key in keys])
     attacked = [msgspec.structs.replace(prompt, text=prompt.text + row.suffix) for prompt, row in zip(prompts, found)]
     return [Generation(loaded, config, "gcg", f"gcg+{decoder}", attacked, seed) for decoder in ("topk", "safebeam")]

@@ -6,7 +6,7 @@ distribution. Where it does not, the setting `tag` says what it is:
 - `one-token`: nothing; SafeBeam refuses such a tokenizer.
 - `product`: the probability that the tag's tokens follow one after the other, the product of their conditional
   probabilities. The tokens are put behind each candidate as probes, in the same forward pass; SmolLM2's tokenizer
-  splits the tag into 9 (10 with a space before it), which makes a pass of 20 candidates one of 340 tokens or more.
+  splits the tag into 9 (with a space before it too), which makes a pass of 20 candidates one of 340 tokens.
 - `first-token`: the probability of its first token alone. Cheap, and an upper bound: "<" also begins other things.
 
 A split tag has two spellings, with and without a space before it. They begin with different tokens, so their
