@@ -1,7 +1,5 @@
 """Imported once by the process that elements are forked from on one machine, so that each starts in milliseconds."""
 
-import contextlib
-
 import megatron.core  # noqa: F401
 import scipy.stats  # noqa: F401
 import sklearn.linear_model  # noqa: F401
@@ -12,8 +10,3 @@ from transformers import AutoTokenizer  # noqa: F401
 import eval.element  # noqa: F401
 import model.convert
 import model.train  # noqa: F401
-
-with contextlib.suppress(ImportError):  # transformers 5 builds a table of all models' weights at the first load: 0.4 s
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    get_checkpoint_conversion_mapping("llama")
