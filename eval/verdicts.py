@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
 
+from curriculum.durable import exclusive_lock
 from curriculum.progress import Progress, silent
 from eval.judges.question import UNPARSED, Estimate, Judge, Question, Ruling, question_key
 from eval.rows import (
@@ -87,7 +89,14 @@ class Judgement:
         return self.judge.estimate(self.left)
 
     def complete(self, progress: Progress = silent) -> None:
-        """Ask for what is missing; every ruling is on the disk before the next lot is written."""
+        """Ask for what is missing; every ruling is on the disk before the next lot is written.
+
+        Raises UserError when another process is at work on the same file, or when the judge cannot go on.
+        """
+        with _alone_with(self.path):
+            self._complete(progress)
+
+    def _complete(self, progress: Progress) -> None:
         progress(self.done, self.total)
         self._append([self._row(row, "", Ruling(label=shortcircuit(row))) for row in self._short], progress)
         repeats = [(row, key) for key, rows in self._waiting.items() if key in self._known for row in rows]
@@ -130,19 +139,26 @@ def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge) -> Non
     So a file that was written by fits and starts ends with the bytes of one that was not. Verdicts on answers that are no
     longer there are kept in `<name>.unused.jsonl`.
     """
-    found = read_rows(path, VerdictRow)
     place = {row.key: number for number, row in enumerate(rows)}
 
     def rank(row: VerdictRow) -> tuple[bool, str, str, int]:
         return (row.judge, row.version) != (first.name, first.version), row.judge, row.version, place[row.key]
 
-    ordered = sorted((row for row in found if row.key in place), key=rank)
-    if ordered != found:
+    with _alone_with(path):
+        found = read_rows(path, VerdictRow)
+        ordered = sorted((row for row in found if row.key in place), key=rank)
+        if ordered == found:
+            return
         aside = set(map(_identity, read_rows(unused_path(path), VerdictRow)))
         unused = [row for row in found if row.key not in place and _identity(row) not in aside]
         if unused:
             append_rows(unused_path(path), unused)
         write_rows(path, ordered)
+
+
+def _alone_with(path: Path) -> AbstractContextManager[None]:
+    """Hold a file of verdicts: a merging job and a judge of second opinions must not write it at once."""
+    return exclusive_lock(path.with_name(f".{path.stem}.lock"))
 
 
 def unused_path(path: Path) -> Path:

@@ -54,9 +54,10 @@ def described(figure: Figure, cells: Cells) -> str:
         return f"Line: mean test AUC. Band: standard deviation over training subsets, not over pretrainings.{sizes}"
     if figure.kind == "overrefusal":
         shown = [c for c in cells.overrefusals if (c.stage, c.decoder) == (figure.stage, figure.detail)]
-        return "Shares of parsed answers; partial and full refusals and shortcircuits are over-refusal." + counted(
-            shown
-        )
+        blind = any(cell.judges.startswith("refusal-phrases") for cell in shown)
+        limits = " Phrases cannot tell helpful from unhelpful, nor partial from full refusals." if blind else ""
+        parts = "Shares of parsed answers; partial and full refusals and shortcircuits are over-refusal."
+        return parts + limits + counted(shown)
     decoders = (figure.detail + "topk", figure.detail + "safebeam")
     attacks = [c for c in cells.attacks if c.stage == figure.stage and c.decoder in decoders]
     several = any(cell.benchmark == ALL for cell in attacks)

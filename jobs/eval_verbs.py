@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def evaluate(words: argparse.Namespace) -> int:
     """Check every word, generate, judge, print. Rows lie in OUT, as `eval/rows.py` describes."""
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, by libraries that would draw bars into ours
     config = _config(words)
     parts = parts_for(words.kind, config)
     data = words.data or local_root()
@@ -163,7 +165,7 @@ def _check(config: Evaluation, parts: list[Part], data: Path | None, world: Path
 
 
 def _quiet() -> None:
-    """Libraries would draw bars into ours and warn about what is as it should be."""
+    """Libraries would warn about what is as it should be."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

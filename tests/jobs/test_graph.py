@@ -54,3 +54,18 @@ def test_labels_are_unique_within_a_job_and_names_within_a_study():
 def test_edges_are_of_the_kinds_that_slurm_knows():
     kinds = {edge.kind for job in build_graph(load_study(STUDIES / "paper.yaml")) for edge in job.needs}
     assert kinds == {"afterok", "aftercorr", "afterany"}
+
+
+def test_an_evaluation_is_an_element_for_each_part_and_one_that_merges_each_model():
+    study = load_study(STUDIES / "paper.yaml")
+    jobs = {job.name: job for job in build_graph(study)}
+    labels = [element.label for element in jobs["evaluate-instruct-20"].elements]
+    assert "full-20/attacks-topk/harmbench" in labels and "full-20/overrefusal-safebeam/alpaca" in labels
+    assert [label for label in labels if "full-20/gcg" in label] == [
+        f"full-20/gcg/jailbreakbench.{shard}-of-4" for shard in range(4)
+    ]
+    merge = jobs["merge-instruct-20"]
+    assert [element.label for element in merge.elements] == ["data-20", "full-20"]
+    assert [(edge.job, edge.kind) for edge in merge.needs] == [("evaluate-instruct-20", "afterany")]
+    merges = {(name, "afterany") for name, job in jobs.items() if job.stage == "merge"}
+    assert {(edge.job, edge.kind) for edge in jobs["report"].needs} == merges
