@@ -60,7 +60,7 @@ def test_the_node_whose_clock_is_wrong_is_named_though_it_be_the_first(run, free
     assert re.search(r"node a: its clock is -3[56]\d\d\.\d s from the others'", outcomes[0][2])
 
 
-@pytest.mark.parametrize("slurm_knows", [True, False])
+@pytest.mark.parametrize("slurm_knows", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_process_that_never_comes_is_reported_by_the_others(run, free_port, tmp_path, monkeypatch, slurm_knows):
     slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
     slurm.answer("scontrol", "a\nb\nc\n", code=0 if slurm_knows else 1)
