@@ -67,7 +67,7 @@ def cancel(words: argparse.Namespace) -> int:
         print("nothing was cancelled")
         return 1
     scancel(live)
-    print(f"cancelled {what}; what needs them stays pending until `curricula retry {run.root}` or another cancel")
+    print(f"cancelled {what}; `curricula retry {run.root}` submits them again, and what cannot run without them")
     return 0
 
 

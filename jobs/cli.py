@@ -91,6 +91,7 @@ def _json_flag(parser: argparse.ArgumentParser) -> None:
 def _study_verbs(verbs: argparse._SubParsersAction) -> None:
     from jobs.cancel_verb import add_parser as add_cancel
     from jobs.logs_verb import add_parser as add_logs
+    from jobs.retry_verb import add_parser as add_retry
     from jobs.slurm.options import add_options as add_slurm_options
     from jobs.status_verb import add_parser as add_status
 
@@ -132,7 +133,7 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
         "--run", type=Path, help="the run folder, on a disk that all nodes see (default: the profile's)"
     )
 
-    for add_parser in (add_status, add_logs, add_cancel):
+    for add_parser in (add_status, add_logs, add_retry, add_cancel):
         add_parser(verbs)
 
     report = _add(

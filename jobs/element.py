@@ -17,9 +17,11 @@ from pathlib import Path
 from curriculum.durable import exclusive_lock, write_json
 from curriculum.errors import UsageError, UserError
 from curriculum.progress import silent
-from jobs.comment import with_comment
+from jobs.announce import announced
 from jobs.graph import Element, Job, build_graph
 from jobs.logs import note
+from jobs.notify import notify
+from jobs.profile import TRAINING, Profile, profile_of
 from jobs.progress import ProgressFile
 from jobs.restarts import GaveUp, check_restarts
 from jobs.run import Run
@@ -45,15 +47,21 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         (folder / "done.json").unlink(missing_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
         started = time.time()
+        profile = Profile()
         try:
             check_restarts(run, job, element)
-            STAGES[job.stage](run, job, element, with_comment(ProgressFile(folder / "progress.json")))
+            profile = _profile(run)
+            _check_nodes(run, job, element, profile)
+            STAGES[job.stage](run, job, element, announced(ProgressFile(folder / "progress.json")))
         except Interrupted:
             raise
         except Exception as error:
             _note_failure(folder, error)
+            notify(profile.notify, "failed", root, f"{job_name}/{label}", _sentence(error))
             raise
         write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
+        if job.stage == "report":  # the last of all
+            notify(profile.notify, "done", root, f"{job_name}/{label}", "")
 
 
 def _share(run: Run, job: Job, element: Element) -> None:
@@ -61,6 +69,7 @@ def _share(run: Run, job: Job, element: Element) -> None:
     if is_done(run, job, element):  # the first will not begin either
         return
     try:
+        _check_nodes(run, job, element, _profile(run))
         STAGES[job.stage](run, job, element, silent)
     except UserError as error:
         folder = run.element(job.name, element.label)
@@ -69,10 +78,28 @@ def _share(run: Run, job: Job, element: Element) -> None:
         raise
 
 
+def _profile(run: Run) -> Profile:
+    """The cluster's profile; that of no cluster in particular where the run was not submitted to one."""
+    return profile_of(run) if run.profile.exists() else Profile()
+
+
+def _check_nodes(run: Run, job: Job, element: Element, profile: Profile) -> None:
+    """The preflight, where several processes train together."""
+    processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
+    if processes > 1 and job.stage in TRAINING:
+        from jobs.preflight import preflight
+        from model.distributed import read_world
+
+        preflight(run, job, element, read_world(), profile.preflight)
+
+
 def _note_failure(folder: Path, error: Exception) -> None:
     """Leave failed.json; `final` says that the same would happen again, so that the batch script does not requeue it."""
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    write_json(folder / "failed.json", {"error": text, "time": time.time(), "final": _is_final(error)})
+    write_json(folder / "failed.json", {"error": _sentence(error), "time": time.time(), "final": _is_final(error)})
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _is_final(error: Exception) -> bool:

@@ -53,7 +53,7 @@ def run_graph(run: Run, jobs: list[Job], watcher: Watcher, workers: int | None =
     workers = workers or run.study.resources.workers
     outcome = Outcome()
     waiting: list[Key] = []
-    needs = _element_needs(jobs)
+    needs = element_needs(jobs)
     done = done_elements(run, jobs)
     for key in needs:
         if key not in done:
@@ -88,7 +88,7 @@ def done_elements(run: Run, jobs: list[Job]) -> set[Key]:
 
     Not among them is what was done before something it needs was done anew, such as a report on a failed run.
     """
-    needs = _element_needs(jobs)
+    needs = element_needs(jobs)
     done: set[Key] = set()
     for job in jobs:
         for element in job.elements:
@@ -98,7 +98,7 @@ def done_elements(run: Run, jobs: list[Job]) -> set[Key]:
     return done
 
 
-def _element_needs(jobs: list[Job]) -> dict[Key, list[tuple[Key, bool]]]:
+def element_needs(jobs: list[Job]) -> dict[Key, list[tuple[Key, bool]]]:
     """For each element the elements it waits for, each with whether that one must have ended well."""
     by_name = {job.name: job for job in jobs}
     needs: dict[Key, list[tuple[Key, bool]]] = {}

@@ -83,7 +83,7 @@ def find_logs(run: Run, job: str, label: str, tasks: Iterable[Task] = ()) -> lis
     found = [LogFile(own, 0)] if own.exists() else []
     names = {str(task): number for number, task in enumerate(tasks)}
     if names and run.slurm.is_dir():
-        pattern = re.compile(rf"(?:^|[^0-9])({'|'.join(map(re.escape, names))})(?:_(\d+))?(?=[^0-9]|$)")
+        pattern = re.compile(rf"(?:^|[^0-9_])({'|'.join(map(re.escape, names))})(?:_(\d+))?(?=[^0-9]|$)")
         matches = [(match, path) for path in _files(run.slurm) if (match := pattern.search(path.name))]
         matches.sort(key=lambda pair: (int(pair[0][2] or 0), names[pair[0][1]], pair[1].name))
         found += [LogFile(path, int(match[2] or 0)) for match, path in matches]

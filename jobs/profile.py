@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+import yaml
 
 from curriculum.config import Positive, PositiveNumber, Strict
+from curriculum.durable import write_text
 from curriculum.errors import UsageError
 from jobs.graph import LIGHT_STAGES, Job
+from jobs.preflight import Preflight
+from jobs.run import Run
 from jobs.settings import parse, read_yaml
 from jobs.study import Resources
 
@@ -111,7 +115,7 @@ class Container(Strict, frozen=True):
 class Profile(Strict, frozen=True):
     """One site, or one part of a site."""
 
-    description: Line = ""
+    description: Line | None = None
     runs: Line | None = None
     """Folder for run folders, on a disk that all nodes see; ~ and $NAME are filled in. Default: runs."""
     stages: Stages = Stages()
@@ -132,6 +136,10 @@ class Profile(Strict, frozen=True):
     """A job that was requeued this often without saving anything new gives up, and what waits for it is cancelled."""
     gpu_hours_limit: PositiveNumber = 100
     """`curricula submit` asks before it submits more than this."""
+    preflight: Preflight = Preflight()
+    """What the nodes of a job of many processes must fulfil before it begins."""
+    notify: Line | None = None
+    """A command that is told when an element fails and when the report is done: see docs/monitoring.md."""
 
     def __post_init__(self) -> None:
         for name in self.environment:
@@ -211,6 +219,18 @@ def load_profile(path: Path) -> Profile:
     if profile.secrets_file:
         _check_secrets(path, Path(os.path.expanduser(profile.secrets_file)))
     return profile
+
+
+def keep_profile(run: Run, profile: Profile) -> None:
+    """Leave the profile in the run folder: for the jobs, and for submitting again."""
+    write_text(run.profile, yaml.safe_dump(msgspec.to_builtins(profile), sort_keys=False))
+
+
+def profile_of(run: Run) -> Profile:
+    """The profile by which the run was last submitted; raises UsageError without one, or when it is damaged."""
+    return parse(
+        read_yaml(run.profile, "the run was submitted without it; name one with --profile"), Profile, str(run.profile)
+    )
 
 
 def _check_secrets(profile: Path, secrets: Path) -> None:

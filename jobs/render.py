@@ -38,6 +38,19 @@ class Script:
 
 def render(run: Run, profile: Profile, out: Path) -> list[Path]:
     """Write a script for each array of `run`'s study, and submit_all.sh; returns their paths, that one last."""
+    scripts = render_scripts(run, profile, out)
+    submit_all = templates().get_template("submit_all.sh.j2").render(
+        study=run.study.name,
+        scripts=scripts,
+        slurm=str(run.root.resolve() / "slurm"),
+        records={script.file: record_format(script) for script in scripts},
+    )  # fmt: skip
+    write_script(out / SUBMIT_ALL, submit_all)
+    return [*(out / script.file for script in scripts), out / SUBMIT_ALL]
+
+
+def render_scripts(run: Run, profile: Profile, out: Path) -> list[Script]:
+    """Write a script for each array of `run`'s study."""
     study, root = run.study, check_root(run.root)
     code = take_snapshot(root)
     scripts = _scripts(build_graph(study), profile.max_array_size)
@@ -53,15 +66,8 @@ def render(run: Run, profile: Profile, out: Path) -> list[Path]:
             directives=[_directive(name, options[name]) for name in sorted(options)],
             body=body(script.job, script.labels, study, profile, root, code),
         )  # fmt: skip
-        _write_script(out / script.file, text)
-    submit_all = templates().get_template("submit_all.sh.j2").render(
-        study=study.name,
-        scripts=scripts,
-        slurm=str(root / "slurm"),
-        records={script.file: _record(script) for script in scripts},
-    )  # fmt: skip
-    _write_script(out / SUBMIT_ALL, submit_all)
-    return [*(out / script.file for script in scripts), out / SUBMIT_ALL]
+        write_script(out / script.file, text)
+    return scripts
 
 
 def _scripts(jobs: Sequence[Job], longest: int) -> list[Script]:
@@ -92,14 +98,14 @@ def _directive(name: str, value: str | int | bool) -> str:
     return f"--{name}" if value is True else f"--{name}={shlex.quote(str(value))}"
 
 
-def _record(script: Script) -> str:
+def record_format(script: Script) -> str:
     """The line of submissions.jsonl as a format of printf: number and time are filled in when it is submitted."""
     line = json.dumps({"job": script.job.name, "job_id": "@ID@", "labels": script.labels, "submitted": "@TIME@"})
     escaped = line.replace("\\", "\\\\").replace("%", "%%")
     return escaped.replace("@ID@", "%s").replace('"@TIME@"', "%s") + "\\n"
 
 
-def _write_script(path: Path, text: str) -> None:
+def write_script(path: Path, text: str) -> None:
     with open_atomically(path, "w") as file:
         file.write(text)
     path.chmod(0o700)

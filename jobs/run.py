@@ -11,6 +11,7 @@ runs/<study>/
   eval/<arm>/{base,instruct,benign}/      one JSON Lines file a task
   jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
   slurm/submissions.jsonl     what was submitted to Slurm (jobs/submissions.py)
+  slurm/bad-nodes.jsonl       nodes that failed a check (jobs/nodes.py)
   report/
 """
 
@@ -135,6 +136,15 @@ class Run:
     @property
     def submissions(self) -> Path:
         return self.slurm / "submissions.jsonl"
+
+    @property
+    def profile(self) -> Path:
+        """The cluster profile by which the run was submitted."""
+        return self.slurm / "profile.yaml"
+
+    @property
+    def bad_nodes(self) -> Path:
+        return self.slurm / "bad-nodes.jsonl"
 
     def element(self, job: str, label: str) -> Path:
         return self.root / "jobs" / job / label.replace("/", "+")

@@ -8,15 +8,17 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from curriculum.errors import UserError
 from jobs.graph import Element, Job
+from jobs.logs import find_logs, first_error
 from jobs.marks import read_done, read_failure
 from jobs.progress import Reading, read_progress
 from jobs.run import Run
@@ -29,6 +31,8 @@ ENDED_BADLY: tuple[State, ...] = ("failed", "cancelled", "interrupted")
 
 FRESH_S = 120.0
 """A heartbeat younger than this is a live process's, where nothing else can tell."""
+LOGS_READ = 5
+"""Elements that were killed without a word whose logs are looked into for the last error."""
 READERS = 16
 """Threads that read the folder: a cluster's file system takes its time for each file, but not for many at once."""
 
@@ -85,11 +89,16 @@ def run_status(run: Run, jobs: Sequence[Job]) -> RunStatus:
         answer = query.answer(tasks[key] for key, is_open in zip(keys, open_) if is_open and key in tasks)
         told, problem = answer.tasks, answer.problem
     found = []
+    logs_to_read = LOGS_READ
     for (job, element), fact in zip(elements, facts):
         task = tasks.get((job.name, element.label))
-        found.append(
-            _merged(job, element, fact, task, told.get(task) if task else None, asked=bool(query) and not problem)
-        )
+        known = told.get(task) if task else None
+        status = _merged(job, element, fact, task, known, asked=bool(query) and not problem)
+        if task and status.state == "failed" and not fact.error and logs_to_read:  # it could not say why
+            logs_to_read -= 1
+            logged = first_error(find_logs(run, job.name, element.label, [task]))
+            status = replace(status, error=f"{status.error}; {logged.message}") if logged else status
+        found.append(status)
     return RunStatus(found, problem)
 
 
@@ -174,6 +183,8 @@ def _merged(
         state = "running" if _beats(fact.progress) else "pending" if fact.interrupted is None else "interrupted"
     elif task:
         state, error = "interrupted", fact.interrupted or f"Slurm no longer knows task {task}, which left no mark"
+    elif _beats(fact.progress) and fact.progress.host != socket.gethostname():  # its lock may not be seen from here
+        state = "running"
     else:
         state, error = ("waiting", "") if fact.interrupted is None else ("interrupted", fact.interrupted)
     progress = fact.progress
@@ -192,7 +203,7 @@ def _merged(
     )
 
 
-def _beats(progress: Reading | None) -> bool:
+def _beats(progress: Reading | None) -> TypeGuard[Reading]:
     return progress is not None and time.time() - progress.updated < FRESH_S
 
 

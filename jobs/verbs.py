@@ -43,14 +43,18 @@ def submit(words: argparse.Namespace) -> int:
 
         return submit_to_slurm(words)
     check_local(words)
+    study = load_study(words.study)
+    if not study.world:
+        local_root()  # a wrong CURRICULA_DATA is better said before anything starts
+    return run_here(run_root(study, words.run), study)
+
+
+def run_here(root: Path, study: Study) -> int:
+    """Run all of a study that is not done yet on this machine, in the run folder `root`."""
     from jobs.display import Display
     from jobs.local import run_graph
     from jobs.terminal import clock
 
-    study = load_study(words.study)
-    if not study.world:
-        local_root()  # a wrong CURRICULA_DATA is better said before anything starts
-    root = run_root(study, words.run)
     console = Console(highlight=False, markup=False)
     jobs = build_graph(study)
     started = time.monotonic()

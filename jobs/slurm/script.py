@@ -103,6 +103,8 @@ def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: 
             secrets_file=os.path.expanduser(profile.secrets_file or ""),
             code=str(code),
             run=str(root),
+            exclude_file=str(root / "slurm" / "exclude"),
+            excluded=f"{profile.options(job).exclude}," if profile.options(job).exclude else "",
             reserve_s=RESERVE_S,
             task_log=str(root / "slurm" / LOG),
             srun_words=srun_words,

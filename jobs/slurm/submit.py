@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from jobs.graph import Job
 from jobs.local import done_elements
-from jobs.profile import Profile
+from jobs.nodes import exclusion
+from jobs.profile import Profile, keep_profile
+from jobs.resubmit import write_resubmit
 from jobs.run import Run
 from jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
 from jobs.slurm.queue import (
@@ -76,6 +78,8 @@ def submit_graph(
     root = check_root(run.root)
     run.slurm.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(root)
+    keep_profile(run, profile)
+    write_resubmit(run, profile)
     executor = ElementExecutor(root / "slurm")
     tasks = dict(now.live)
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
@@ -86,6 +90,8 @@ def submit_graph(
             (run.element(job.name, label) / "done.json").unlink(missing_ok=True)
         for array in arrays_of(jobs, job, labels, tasks, profile.max_array_size):
             options = array_options(array, run.study, profile, dependency(jobs, array, tasks, sizes))
+            if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
+                options["exclude"] = avoided
             executor.prepare(job.name, array.labels, options, profile.options(job).throttle)
             text = body(job, array.labels, run.study, profile, root, code)
             made.append(_submit(run, executor, array, text, say))

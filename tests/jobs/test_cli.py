@@ -17,6 +17,7 @@ VERBS = [
     "submit",
     "status",
     "logs",
+    "retry",
     "cancel",
     "report",
     "export",

@@ -46,6 +46,7 @@ def test_a_tasks_files_are_found_by_array_index_and_rank_and_no_others(demo):
     rank_logs(demo, r0="", r1="", r11="")
     rank_logs(demo, task="70_11", r0="")
     rank_logs(demo, task="170_1", r0="")
+    rank_logs(demo, task="2_70", r1="", r71="")  # array 2, index 70
     rank_logs(demo, task="71_0", r0="")
     write_text(demo.element("pretrain-0", "full-0") / "log.txt", "")
     found = find_logs(demo, "pretrain-0", "full-0", [Task("70", 1), Task("71", 0)])

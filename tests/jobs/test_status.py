@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import pytest
 from run_folders import (
@@ -44,7 +45,7 @@ def test_the_folder_alone_tells_what_is_done_running_failed_and_interrupted(demo
     run, jobs = demo
     finish(run, "pretrain-0", "full-0", seconds=5)
     fail(run, "pretrain-0", "data-0", "the disk is full")
-    report_progress(run, "pretrain-20", "full-20")
+    report_progress(run, "pretrain-20", "full-20", age_s=1000)
     with exclusive_lock(run.element("pretrain-20", "data-20") / "lock"):
         found = elements(run, capsys)
     states = {name: item["state"] for name, item in found.items() if item["state"] != "waiting"}
@@ -80,6 +81,23 @@ def test_slurm_tells_what_is_queued_running_and_what_it_killed(demo, slurm, caps
     assert "left no mark that it is done" in of_job[6]["error"]
     assert [item["task"] for item in of_job[:2]] == ["70_0", "70_1"]
     assert found["prepare/prepare"]["state"] == "waiting" and found["prepare/prepare"]["task"] == ""
+
+
+def test_what_was_killed_without_a_word_is_explained_by_its_log(demo, slurm, capsys):
+    run, _ = demo
+    submitted(run, "pretrain-0", "70", ["full-0"])
+    slurm.queue(("70", "0", "FAILED", "NonZeroExitCode", "n1", 0))
+    write_text(run.slurm / "70_0_3_log.out", "step 1\nFatal Python error: Segmentation fault\n")
+    error = elements(run, capsys)["pretrain-0/full-0"]["error"]
+    assert error == "Slurm says FAILED; Fatal Python error: Segmentation fault"
+
+
+def test_what_runs_on_another_machine_is_told_by_its_heartbeat(demo, capsys):
+    run, _ = demo
+    report_progress(run, "pretrain-0", "full-0", age_s=3)  # on n1, whose locks cannot be seen here
+    report_progress(run, "pretrain-0", "data-0", age_s=3, host=socket.gethostname())
+    found = elements(run, capsys)
+    assert found["pretrain-0/full-0"]["state"] == "running" and found["pretrain-0/data-0"]["state"] == "interrupted"
 
 
 def test_one_squeue_and_one_sacct_for_a_whole_study(demo, slurm, capsys):
