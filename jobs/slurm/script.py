@@ -82,10 +82,13 @@ def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: 
     srun_words = list(profile.srun_options)
     container = profile.container
     if container and container.kind == "pyxis":
-        srun_words += [f"--container-image={container.image}", f"--container-mounts={','.join(_mounts(profile, root))}"]
+        srun_words += [
+            f"--container-image={container.image}",
+            f"--container-mounts={','.join(_mounts(profile, root, study))}",
+        ]
         srun_words += [*container.options, "--no-container-mount-home"]
     elif container:
-        binds = [word for mount in _mounts(profile, root) for word in ("--bind", mount)]
+        binds = [word for mount in _mounts(profile, root, study) for word in ("--bind", mount)]
         command = ["apptainer", "exec", *binds, *container.options, container.image, *command]
     return (
         templates()
@@ -110,10 +113,10 @@ def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: 
     )
 
 
-def _mounts(profile: Profile, root: Path) -> list[str]:
+def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
     """Folders that must be seen inside the container, each under its own name."""
     assert profile.container is not None
-    data = os.environ.get("CURRICULA_DATA")
+    data = None if study.world else os.environ.get("CURRICULA_DATA")  # Run.create holds it fast for the run
     folders = [str(root), *([str(Path(data).resolve())] if data else [])]
     return [*(f"{folder}:{folder}" for folder in folders), *(os.path.expandvars(it) for it in profile.container.mounts)]
 
