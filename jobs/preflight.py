@@ -74,7 +74,10 @@ class _Report(msgspec.Struct, frozen=True):
     """What a process says of its node; only the first process of a node looks for problems."""
 
     node: str
-    problems: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    """Problems that are the node's alone."""
+    shared: tuple[str, ...] = ()
+    """Problems with what all nodes share: of the node if the others do not have them."""
 
 
 class _Verdict(msgspec.Struct, frozen=True):
@@ -101,8 +104,10 @@ def preflight(
     meeting = Rendezvous(world, settings.patience_s)
     decide = _Judge(run, meeting, own_task(environment) or "")
     node = environment.get("SLURMD_NODENAME") or socket.gethostname()
-    problems = examine(run, job, element, settings, environment) if world.local_rank == 0 else []
-    meeting.say_own("report", _Report(node, tuple(problems)))
+    report = _Report(node)
+    if world.local_rank == 0:
+        report = _Report(node, *examine(run, job, element, settings, environment))
+    meeting.say_own("report", report)
     nodes = decide("examined", lambda: _hear_reports(meeting, settings, environment)).nodes
     meeting.say_own("clock", time.time())  # all heard that at the same instant
     decide("clocks", lambda: _compare_clocks(meeting, nodes, settings))
@@ -133,18 +138,18 @@ class _Judge:
 
 def examine(
     run: Run, job: Job, element: Element, settings: Preflight, environment: Mapping[str, str] = os.environ
-) -> list[str]:
-    """What is wrong with this node, as far as it can tell alone."""
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is wrong with this node, as far as it can tell alone: with itself, and with the disks it shares."""
     expected = environment.get("SLURM_GPUS_ON_NODE", "")
     ours = environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS")
-    found = gpu_problems(int(expected), ours) if expected.isdecimal() else []
-    patience_s = min(60.0, settings.patience_s / 2)
-    found += within(
-        patience_s,
-        "disk space",
-        lambda: disk_problems([run.root, *temporary_folders()], settings.min_free_gb),
-    )
-    return found + within(patience_s, str(run.root), lambda: reach_problems(run.root, needed_files(run, job, element)))
+    own = gpu_problems(int(expected), ours) if expected.isdecimal() else []
+    own += disk_problems(temporary_folders(), settings.min_free_gb)
+
+    def shared() -> list[str]:
+        full = disk_problems([run.root], settings.min_free_gb)
+        return full + reach_problems(run.root, needed_files(run, job, element))
+
+    return tuple(own), tuple(within(min(60.0, settings.patience_s / 2), str(run.root), shared))
 
 
 def needed_files(run: Run, job: Job, element: Element) -> list[Path]:
@@ -173,22 +178,35 @@ def _hear_reports(meeting: Rendezvous, settings: Preflight, environment: Mapping
     reports = meeting.of_all("report", _Report)
     silent = [rank for rank in range(meeting.size) if rank not in reports]
     if silent:
-        reason = f"of its processes nothing was heard within {settings.patience_s:g} s"
-        names = sorted({_node_of(rank, meeting.size, environment) for rank in silent})
-        return _Verdict(tuple(Problem(name, reason) for name in names))
-    problems = tuple(Problem(report.node, reason) for report in reports.values() for reason in report.problems)
-    return _Verdict(problems, tuple(report.node for report in reports.values()))
+        reason = f"nothing was heard within {settings.patience_s:g} s"
+        names = _nodes_of(silent, meeting.size, environment)
+        if not names:
+            return _Verdict(failure=f"of ranks {', '.join(map(str, silent))} {reason}")
+        return _Verdict(tuple(Problem(name, f"of its processes {reason}") for name in names))
+    nodes = tuple(reports[rank].node for rank in range(meeting.size))
+    own = [Problem(report.node, reason) for report in reports.values() for reason in report.own]
+    shared = [Problem(report.node, reason) for report in reports.values() for reason in report.shared]
+    if len({problem.node for problem in shared}) == len(set(nodes)):  # all see it: it is no node's fault
+        return _Verdict(tuple(own), nodes, failure=shared[0].reason if not own else "")
+    return _Verdict((*own, *shared), nodes)
 
 
 def _compare_clocks(meeting: Rendezvous, nodes: Sequence[str], settings: Preflight) -> _Verdict:
     clocks = meeting.of_all("clock", float)
-    problems = {}
-    for rank, node in enumerate(nodes):
-        if rank not in clocks:
-            problems[node] = "it fell silent"
-        elif abs(skew := clocks[rank] - clocks[0]) > settings.max_skew_s:
-            problems[node] = f"its clock is {skew:+.1f} s from that of {nodes[0]}"
-    return _Verdict(tuple(Problem(node, reason) for node, reason in problems.items()))
+    lost = [Problem(node, "it fell silent") for rank, node in enumerate(nodes) if rank not in clocks]
+    if lost:
+        return _Verdict(tuple(lost))
+    of_node = {node: clocks[rank] for rank, node in reversed(list(enumerate(nodes)))}
+    most = statistics.median_low(of_node.values())
+    skews = {node: clock - most for node, clock in of_node.items() if abs(clock - most) > settings.max_skew_s}
+    if len(of_node) == 2 and skews:  # which of them is wrong nobody can say
+        apart = max(map(abs, skews.values()))
+        return _Verdict(
+            failure=f"the clocks of {' and '.join(of_node)} are {apart:.1f} s apart; set them, or exclude one"
+        )
+    return _Verdict(
+        tuple(Problem(node, f"its clock is {skew:+.1f} s from the others'") for node, skew in skews.items())
+    )
 
 
 def _measure(decide: _Judge, world: World, nodes: Sequence[str], settings: Preflight) -> float:
@@ -288,11 +306,11 @@ def _blame(places: Sequence[str], slow: Sequence[tuple[str, str]], speed: float,
     )
 
 
-def _node_of(rank: int, size: int, environment: Mapping[str, str]) -> str:
-    """The node that Slurm put `rank` on: tasks fill one node after the other."""
+def _nodes_of(ranks: Sequence[int], size: int, environment: Mapping[str, str]) -> list[str]:
+    """The nodes that Slurm put `ranks` on, tasks filling one node after the other; none where Slurm cannot be asked."""
     words = ["scontrol", "show", "hostnames", environment.get("SLURM_STEP_NODELIST", "")]
     try:
         names = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
-        names = []
-    return names[rank * len(names) // size] if names else f"(of rank {rank})"
+        return []
+    return list(dict.fromkeys(names[rank * len(names) // size] for rank in ranks)) if names else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -20,7 +21,8 @@ CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "preflight_ranks"]
 
 def preflights(
     root: Path, port: int, nodes: list[str], settings: Preflight, *, job: str = "pretrain-20", label: str = "full-20",
-    absent: tuple[int, ...] = (), skew_s: dict[int, float] | None = None, slow: tuple[str, ...] = (), path: str = "",
+    absent: tuple[int, ...] = (), skew_s: dict[int, float] | None = None, slow: tuple[str, ...] = (),
+    blind: tuple[str, ...] = (), path: str = "",
 ) -> list[tuple]:  # fmt: skip
     """What comes of it in each process: ("fit",), ("unfit", nodes, sentence) or ("error", sentence)."""
     answers = CONTEXT.Queue()
@@ -29,8 +31,24 @@ def preflights(
         if rank in absent:
             continue
         world = World(rank, len(nodes), nodes[:rank].count(node), f"127.0.0.1:{port}")
-        environment = {"SLURMD_NODENAME": node, "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "70"}
-        told = (root, job, label, world, settings, environment, (skew_s or {}).get(rank, 0.0), node in slow, path)
+        environment = {
+            "SLURM_STEP_NODELIST": ",".join(nodes),
+            "SLURMD_NODENAME": node,
+            "SLURM_GPUS_ON_NODE": "2",
+            "SLURM_JOB_ID": "70",
+        }
+        told = (
+            root,
+            job,
+            label,
+            world,
+            settings,
+            environment,
+            (skew_s or {}).get(rank, 0.0),
+            node in slow,
+            node in blind,
+            path,
+        )
         children.append(CONTEXT.Process(target=_rank, args=(answers, *told)))
         children[-1].start()
     outcomes = dict(answers.get(timeout=120) for _ in children)
@@ -40,13 +58,12 @@ def preflights(
     return [outcomes[rank] for rank in sorted(outcomes)]
 
 
-def _rank(answers, root, job, label, world, settings, environment, skew_s, is_slow, path) -> None:
+def _rank(answers, root, job, label, world, settings, environment, skew_s, is_slow, is_blind, path) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     os.environ["PATH"] = path or os.environ["PATH"]
-    os.environ["SLURM_STEP_NODELIST"] = ""
     run = Run.open(root)
     true_time, true_reduce = time.time, dist.all_reduce
 
@@ -55,7 +72,11 @@ def _rank(answers, root, job, label, world, settings, environment, skew_s, is_sl
             time.sleep(0.2)
         return true_reduce(tensor, *rest, **more)
 
+    sight = (
+        patch("jobs.preflight.reach_problems", lambda *_: ["the data cannot be seen"]) if is_blind else nullcontext()
+    )
     with (
+        sight,
         patch("jobs.preflight.time.time", lambda: true_time() + skew_s),
         patch("torch.distributed.all_reduce", slow_reduce),
     ):

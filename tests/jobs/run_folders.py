@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,8 +22,19 @@ STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 
 def new_run(root: Path, study: str = "demo") -> tuple[Run, dict[str, Job]]:
     """A run of one of the suite's studies in which nothing has happened yet, and its jobs by name."""
-    run = Run.create(root, load_study(STUDIES / f"{study}.yaml"))
+    root.mkdir(mode=0o700, parents=True)
+    for name, content in _frozen(study).items():
+        (root / name).write_bytes(content)
+    run = Run.open(root)
     return run, {job.name: job for job in build_graph(run.study)}
+
+
+@functools.cache
+def _frozen(study: str) -> dict[str, bytes]:
+    """The files of a new run folder: asking git and the packages for their versions takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(Path(folder, "run"), load_study(STUDIES / f"{study}.yaml"))
+        return {path.name: path.read_bytes() for path in run.root.iterdir() if path.is_file()}
 
 
 def finish(run: Run, job: str, label: str, seconds: float = 2.0) -> None:

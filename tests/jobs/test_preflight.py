@@ -2,7 +2,6 @@
 
 import os
 import re
-from pathlib import Path
 
 import pytest
 from preflight_ranks import preflights
@@ -55,16 +54,25 @@ def test_a_node_with_a_sick_gpu_is_named_by_all_and_recorded(run, free_port, tmp
     assert exclusion(run) == "a,b"
 
 
-def test_a_node_whose_clock_is_wrong_is_named(run, free_port):
-    outcomes = preflights(run.root, free_port, ["a", "b"], Preflight(max_skew_s=60), skew_s={1: -3600.0})
-    assert {outcome[:2] for outcome in outcomes} == {("unfit", ("b",))}
-    assert re.search(r"node b: its clock is -3[56]\d\d\.\d s from that of a", outcomes[0][2])
+def test_the_node_whose_clock_is_wrong_is_named_though_it_be_the_first(run, free_port):
+    outcomes = preflights(run.root, free_port, ["a", "b", "c"], Preflight(max_skew_s=60), skew_s={0: -3600.0})
+    assert {outcome[:2] for outcome in outcomes} == {("unfit", ("a",))}
+    assert re.search(r"node a: its clock is -3[56]\d\d\.\d s from the others'", outcomes[0][2])
 
 
-def test_a_process_that_never_comes_is_reported_by_the_others(run, free_port):
-    outcomes = preflights(run.root, free_port, ["a", "b", "c"], Preflight(patience_s=10), absent=(2,))
-    assert len(outcomes) == 2 and {outcome[0] for outcome in outcomes} == {"unfit"}
-    assert "(of rank 2): of its processes nothing was heard within 10 s" in outcomes[0][2]
+@pytest.mark.parametrize("slurm_knows", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_process_that_never_comes_is_reported_by_the_others(run, free_port, tmp_path, monkeypatch, slurm_knows):
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
+    slurm.answer("scontrol", "a\nb\nc\n", code=0 if slurm_knows else 1)
+    path = os.environ["PATH"]
+    outcomes = preflights(run.root, free_port, ["a", "b", "c"], Preflight(patience_s=10), absent=(2,), path=path)
+    assert len(outcomes) == 2
+    if slurm_knows:
+        assert outcomes[0][:2] == ("unfit", ("c",)) and "nothing was heard within 10 s" in outcomes[0][2]
+        assert exclusion(run) == "c"
+    else:
+        assert outcomes[0] == ("error", "preflight: of ranks 2 nothing was heard within 10 s")
+        assert exclusion(run) == ""
 
 
 def test_the_slow_node_among_four_is_found_by_pairs(run, free_port):
@@ -80,11 +88,16 @@ def test_a_slow_fabric_is_nobodys_fault_and_excludes_nobody(run, free_port):
     assert "below the floor of 1e+06, between a and b" in outcomes[0][1] and bad_nodes(run) == []
 
 
-def test_data_and_checkpoints_out_of_reach_are_named(run, free_port):
+def test_data_that_one_node_cannot_see_is_its_fault_and_data_that_is_gone_nobodys(run, free_port):
+    outcomes = preflights(run.root, free_port, ["a", "b"], Preflight(), blind=("b",))
+    assert {outcome[:2] for outcome in outcomes} == {("unfit", ("b",))}
     shard = run.shards / "web" / "00000.bin"
     shard.unlink()
-    (outcome, _) = preflights(run.root, free_port, ["a", "a"], Preflight())
-    assert outcome[0] == "unfit" and f"{shard}: cannot be read from this node" in outcome[2]
+    outcomes = preflights(run.root, free_port, ["a", "b"], Preflight())
+    assert {outcome[0] for outcome in outcomes} == {"error"} and f"{shard}: cannot be read from this node" in outcomes[
+        0
+    ][1]
+    assert exclusion(run) == "b"
 
 
 def test_what_an_element_needs_is_what_it_will_read(run):
@@ -151,4 +164,3 @@ def test_bad_nodes_are_forgotten_after_a_week_and_a_damaged_record_is_named(run,
         file.write('{"node": 3}\n')
     with pytest.raises(UserError, match="bad-nodes.jsonl: holds something else"):
         bad_nodes(run)
-    assert Path(run.bad_nodes).stat().st_mode & 0o077 == 0 or run.root.stat().st_mode & 0o077 == 0

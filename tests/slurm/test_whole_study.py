@@ -1,0 +1,81 @@
+"""A whole study through Slurm, preempted, losing a node, meeting a time limit on the way, against the same on this machine."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import studies
+from conftest import SCRIPTS
+
+from jobs.graph import build_graph
+from jobs.run import Run
+from jobs.study import load_study
+from jobs.submissions import latest_tasks, submissions
+
+pytestmark = pytest.mark.slow
+
+
+def running(lab, run: Path, stage: str) -> list[tuple[str, str]]:
+    """Array tasks of the run's jobs of a stage that run now, with their first node."""
+    tasks = latest_tasks(submissions(Run(run)))
+    of_stage = {job.name for job in build_graph(Run(run).study) if job.stage == stage}
+    ours = {str(task) for (job, _), task in tasks.items() if job in of_stage}
+    lines = lab.run("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%F_%K %B").splitlines()
+    return [(task, node) for task, node in map(str.split, lines) if task in ours]
+
+
+def disturb(lab, run: Path) -> list[str]:
+    """Preempt training, lose a node under finetuning, shorten the time of an evaluation; returns the tasks that were hit."""
+    hit = []
+    for stage in ("pretrain", "tune", "evaluate"):
+        found: list[tuple[str, str]] = []
+
+        def is_running(stage=stage, found=found):
+            found[:] = running(lab, run, stage)
+            return found
+
+        studies.wait_until(is_running, f"an element of {stage}", 1500, lambda: studies.logs(run))
+        task, node = found[0]
+        hit.append(task)
+        if stage == "pretrain":
+            lab.run("srun", "--partition=high", "--account=research", "--nodes=4", "--exclusive", "--time=1", "true")
+        elif stage == "tune":
+            lab.run(SCRIPTS / "kill-node", node)
+            lab.up()
+        else:  # as when the limit is far shorter than the work; it may also be through before
+            lab.run("scontrol", "update", f"JobId={task}", "TimeLimit=1", check=False)
+    return hit
+
+
+def tables(run: Path) -> dict[str, str]:
+    """What the study has found: the report's tables, every generation with its verdict, every step's loss."""
+    found = {str(path.relative_to(run)): path.read_text() for path in sorted(run.glob("report/tables/*"))}
+    found |= {str(path.relative_to(run)): path.read_text() for path in sorted(run.glob("eval/*/*/*.jsonl"))}
+    for line in sorted(run.glob("pretrain/*")):
+        found[f"pretrain/{line.name}"] = "\n".join(studies.metrics(run, line.name))
+    return found
+
+
+@pytest.mark.parametrize("size", ["small", "demo"])
+def test_a_study_through_a_rough_slurm_ends_with_the_same_tables_as_on_this_machine(lab, tmp_path, size):
+    study = studies.write_study(tmp_path, steps=120) if size == "small" else studies.DEMO
+    here, there = tmp_path / "local", tmp_path / "slurm"
+    studies.submit(lab, study, studies.PROFILE, there)
+    numbers = {key: str(task) for key, task in latest_tasks(submissions(Run(there))).items()}
+    hit = disturb(lab, there)
+    jobs = build_graph(load_study(study))
+    keys = list(itertools.chain.from_iterable(((job.name, e.label) for e in job.elements) for job in jobs))
+    studies.wait_until(
+        lambda: all(studies.is_done(there, *key) for key in keys), "the study", 3000, lambda: studies.logs(there)
+    )
+    assert {key: str(task) for key, task in latest_tasks(submissions(Run(there))).items()} == numbers
+    restarts = {task: int(studies.show(lab, task)["Restarts"]) for task in hit}
+    assert restarts[hit[0]] and restarts[hit[1]], restarts
+    words = [sys.executable, "-m", "jobs.cli", "submit", study, "--cluster", "local", "--run", here]
+    subprocess.run(list(map(str, words)), env=lab.environment, cwd=studies.ROOT, check=True, stdout=subprocess.DEVNULL)
+    one, other = tables(here), tables(there)
+    assert one.keys() == other.keys() and len(one) > 20
+    assert [name for name in one if one[name] != other[name]] == []
+    print(f"{size}: {len(one)} files equal; {hit} hit, with restarts {restarts}")
