@@ -2,7 +2,8 @@
 
 Edges have Slurm's meanings: `afterok` waits for all elements of the other job, `aftercorr` for the element of the same
 index, `afterany` for all, failed or not. Arms that start together share their jobs, so that an early arm's models do not
-wait for a late arm's pretraining.
+wait for a late arm's pretraining. Tuned models are exported by the element that tunes them; a base model is by one of its own,
+which needs one process where pretraining has many.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ class Element:
     shard: str = ""
     segment: str = ""
     arm: str = ""
+    kind: ModelKind = "base"
     part: Part | None = None  # of the evaluation of the arm's model
 
 
 @dataclass(frozen=True)
 class Job:
-    """An array: all elements do the same `stage` (see jobs/stages.py), on models of `kind` where that matters."""
+    """An array: all elements do the same `stage` (see jobs/stages.py)."""
 
     name: str
     stage: str
     elements: tuple[Element, ...]
     needs: tuple[Edge, ...] = ()
-    kind: ModelKind = "base"
 
 
 def build_graph(study: Study) -> list[Job]:
@@ -71,34 +72,42 @@ def build_graph(study: Study) -> list[Job]:
     benchmarks = _fetches("fetch-benchmarks", "evaluation", study)
     jobs += benchmarks
     needed = tuple(Edge(job.name) for job in benchmarks)
-    evaluations = []
+    evaluations: list[Job] = []
     for arms in groups.values():
-        start = arms[0].start
+        name = percent(arms[0].start)
         ends = [next(s for s in reversed(segments) if s.line == line_of(arm)) for arm in arms]
-        before = Edge(pretraining[ends[0].name], "aftercorr")
-        elements = tuple(Element(arm.name, arm=arm.name) for arm in arms)
-        for kind in MODEL_KINDS:
-            if kind != "base":
-                jobs.append(Job(f"{kind}-{percent(start)}", "tune", elements, (before,), kind))
-                before = Edge(jobs[-1].name, "aftercorr")
-            jobs.append(Job(f"export-{kind}-{percent(start)}", "export", elements, (before,), kind))
-            export = jobs[-1].name
-            before = Edge(export, "aftercorr")
-            measured = tuple(
-                Element(f"{arm.name}/{part.name}", arm=arm.name, part=part)
+        base, trained = f"export-base-{name}", Edge(pretraining[ends[0].name], "aftercorr")
+        jobs.append(_of_models(base, "export", arms, ["base"], trained))
+        jobs.append(_of_models(f"instruct-{name}", "tune", arms, ["instruct"], trained))
+        jobs.append(_of_models(f"benign-{name}", "tune", arms, ["benign"], Edge(f"instruct-{name}", "aftercorr")))
+        measured = []
+        for kind, model in zip(MODEL_KINDS, (base, f"instruct-{name}", f"benign-{name}")):
+            elements = tuple(
+                Element(f"{arm.name}/{part.name}", arm=arm.name, kind=kind, part=part)
                 for arm in arms
                 for part in parts_for(kind, study.evaluation)
             )
-            if measured:
-                evaluate = f"evaluate-{kind}-{percent(start)}"
-                evaluations.append(Job(evaluate, "evaluate", measured, (Edge(export), *needed), kind))
-                # What failed is missing from the rows, and said to be; it does not hold back the rest.
-                merge = f"merge-{kind}-{percent(start)}"
-                evaluations.append(Job(merge, "merge", elements, (Edge(evaluate, "afterany"),), kind))
+            if elements:
+                measured.append(Job(f"evaluate-{kind}-{name}", "evaluate", elements, (Edge(model), *needed)))
+        if measured:
+            # What failed is missing from the rows, and said to be; it does not hold back the rest.
+            kinds = [job.elements[0].kind for job in measured]
+            after = [Edge(job.name, "afterany") for job in measured]
+            evaluations += [*measured, _of_models(f"merge-{name}", "merge", arms, kinds, *after)]
     jobs += evaluations
     merges = tuple(Edge(job.name, "afterany") for job in evaluations if job.stage == "merge")
     jobs.append(Job("report", "report", (Element("report"),), merges))
     return jobs
+
+
+def _of_models(name: str, stage: str, arms: list[Arm], kinds: list[ModelKind], *needs: Edge) -> Job:
+    """A job with an element for the model of each kind of each arm."""
+    elements = [
+        Element(arm.name if len(kinds) == 1 else f"{arm.name}/{kind}", arm=arm.name, kind=kind)
+        for kind in kinds
+        for arm in arms
+    ]
+    return Job(name, stage, tuple(elements), needs)
 
 
 def data_jobs(study: Study) -> list[Job]:

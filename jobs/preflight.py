@@ -169,7 +169,7 @@ def needed_files(run: Run, job: Job, element: Element) -> list[Path]:
             checkpoints = [step_folder(run.line(parent.line) / "checkpoints", parent.stop)]
     elif job.stage == "tune":
         arm = run.study.arm(element.arm)
-        before = run.base_line(arm) if job.kind == "instruct" else run.tuning(arm.name, "instruct")
+        before = run.base_line(arm) if element.kind == "instruct" else run.tuning(arm.name, "instruct")
         checkpoints.append(latest_checkpoint(before / "checkpoints"))
     return found + [folder / INFO_FILE for folder in checkpoints if folder is not None]
 

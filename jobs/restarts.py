@@ -69,9 +69,9 @@ def saved(run: Run, job: Job, element: Element) -> int:
     if job.stage == "pretrain":
         return _latest_step(run.line(element.segment.rpartition("@")[0]))
     if job.stage == "tune":
-        return _latest_step(run.tuning(element.arm, job.kind))
+        return _latest_step(run.tuning(element.arm, element.kind))
     if job.stage == "evaluate":
-        folder = run.evaluation(element.arm, job.kind)
+        folder = run.evaluation(element.arm, element.kind)
         return sum(path.stat().st_size for path in folder.rglob("*.jsonl")) if folder.is_dir() else 0
     return 0
 

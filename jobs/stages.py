@@ -186,14 +186,15 @@ def _validation(run: Run) -> dict[str, ValidationBatches]:
 
 
 def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
-    """Instruction tuning of a base model, or benign finetuning of an instruct model."""
+    """Instruction tuning of a base model, or benign finetuning of an instruct model; the first process exports the result."""
     from model.config import OptimizerConfig, ScheduleConfig
+    from model.distributed import read_world
     from model.train import TrainJob, train
     from model.watchdog import HangLimits
 
     study, arm = run.study, run.study.arm(element.arm)
     config = study.model.resolve()
-    tuning = study.tuning.instruct if job.kind == "instruct" else study.tuning.benign
+    tuning = study.tuning.instruct if element.kind == "instruct" else study.tuning.benign
     batches = TuningBatches(
         tuning.mix,
         run.data_root,
@@ -206,10 +207,10 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
         packing=tuning.packing,
         seed=study.seed,
     )
-    before = run.base_line(arm) if job.kind == "instruct" else run.tuning(arm.name, "instruct")
+    before = run.base_line(arm) if element.kind == "instruct" else run.tuning(arm.name, "instruct")
     train(
         TrainJob(
-            out=run.tuning(arm.name, job.kind),
+            out=run.tuning(arm.name, element.kind),
             model=config,
             optimizer=OptimizerConfig(lr=tuning.lr, weight_decay=tuning.weight_decay),
             schedule=ScheduleConfig(kind="cosine", warmup_fraction=tuning.warmup_fraction),
@@ -229,6 +230,8 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
         batches,
         progress,
     )
+    if read_world().rank == 0:
+        export(run, job, element, progress)
 
 
 def export(run: Run, job: Job, element: Element, progress: Progress) -> None:
@@ -236,19 +239,19 @@ def export(run: Run, job: Job, element: Element, progress: Progress) -> None:
     from model.convert import export_hf
 
     arm = run.study.arm(element.arm)
-    line = run.base_line(arm) if job.kind == "base" else run.tuning(arm.name, job.kind)
+    line = run.base_line(arm) if element.kind == "base" else run.tuning(arm.name, element.kind)
     provenance = {
         "study": run.study.name,
         "arm": arm.name,
         "start": arm.start,
         "interventions": arm.interventions,
-        "model": job.kind,
+        "model": element.kind,
         "seed": run.study.seed,
         **{
             key: value for key, value in run.provenance.items() if key != "data_folder"
         },  # a path here says nothing there
     }
-    export_hf(latest(line / "checkpoints"), run.model(arm.name, job.kind), run.tokenizer, provenance)
+    export_hf(latest(line / "checkpoints"), run.model(arm.name, element.kind), run.tokenizer, provenance)
 
 
 def evaluate(run: Run, job: Job, element: Element, progress: Progress) -> None:
@@ -258,11 +261,11 @@ def evaluate(run: Run, job: Job, element: Element, progress: Progress) -> None:
     assert element.part is not None
     run_element(
         element.part,
-        run.model(element.arm, job.kind),
-        job.kind,
+        run.model(element.arm, element.kind),
+        element.kind,
         run.study.evaluation,
         data_root=run.data_root,
-        out=run.evaluation(element.arm, job.kind),
+        out=run.evaluation(element.arm, element.kind),
         seed=run.study.seed,
         progress=progress,
     )
@@ -273,7 +276,7 @@ def merge(run: Run, job: Job, element: Element, progress: Progress) -> None:
     from eval.merge import Merge
 
     world = run.world if run.study.world else None
-    Merge(run.evaluation(element.arm, job.kind), job.kind, run.study.evaluation, world).judge(progress)
+    Merge(run.evaluation(element.arm, element.kind), element.kind, run.study.evaluation, world).judge(progress)
 
 
 def report(run: Run, job: Job, element: Element, progress: Progress) -> None:
@@ -304,12 +307,12 @@ def is_intact(run: Run, job: Job, element: Element) -> bool:
         return is_whole(run.shards / element.source / element.shard)
     elif job.stage == "evaluate":
         assert element.part is not None
-        path = element.part.path(run.evaluation(element.arm, job.kind))
+        path = element.part.path(run.evaluation(element.arm, element.kind))
         return path.is_file() and (path.stat().st_size > 0 or element.part.shards > 1)  # a shard may be without prompts
     elif job.stage == "merge":
         from eval.merge import is_merged
 
-        return is_merged(run.evaluation(element.arm, job.kind), job.kind, run.study.evaluation)
+        return is_merged(run.evaluation(element.arm, element.kind), element.kind, run.study.evaluation)
     elif job.stage == "report":
         made = [run.report / "index.html"]
     else:

@@ -36,7 +36,7 @@ from model import checkpoint
 from model.build import build_network
 from model.checkpoint_folder import CheckpointInfo, read_info, step_folder
 from model.config import EngineConfig, ModelConfig
-from model.distributed import started
+from model.distributed import ALONE, started
 from model.hugging_face import hugging_face_config, model_card, read_model
 
 # `_parts` knows the names of our own layers; Transformer Engine's keep the norms within their linears.
@@ -57,7 +57,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
         raise UserError(f"{out}: is there and is not a Hugging Face model; name a new folder")
     entries = load_tokenizer(tokenizer)
     document_end, turn_end = (entries.token_to_id(mark) for mark in STOPS)
-    with started() as parallel:
+    with started(world=ALONE) as parallel:
         network = build_network(info.model, parallel, OWN_LAYERS)
         checkpoint.load(folder, network, None, parallel)
         weights = to_hugging_face(network.state_dict(), info.model)
@@ -93,7 +93,7 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
     if any(folder != step_folder(out, 0) for folder in out.glob("step_[0-9]*")):
         raise UserError(f"{out}: holds the checkpoints of a training run; name a new folder")
     model, weights = read_model(source, sequence_length)
-    with started() as parallel:
+    with started(world=ALONE) as parallel:
         network = build_network(model, parallel, OWN_LAYERS)
         network.load_state_dict(from_hugging_face(weights, model), strict=False)  # it also lists empty extra states
         info = CheckpointInfo(

@@ -33,6 +33,9 @@ class World:
     """host:port of rank 0; None for a single process."""
 
 
+ALONE = World(0, 1, 0, None)
+
+
 @dataclass(frozen=True)
 class Parallel:
     """What a training process needs to know of the others, once `started`."""
@@ -97,7 +100,7 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
             int(environment.get("SLURM_LOCALID", "0")),
             f"{host}:{port}",
         )
-    return World(0, 1, 0, None)
+    return ALONE
 
 
 def first_host(nodelist: str) -> str:
@@ -109,12 +112,14 @@ def first_host(nodelist: str) -> str:
 
 
 @contextlib.contextmanager
-def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0) -> Iterator[Parallel]:
+def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0, world: World | None = None) -> Iterator[Parallel]:
     """The process group and Megatron's parallel state while the block lasts; may be entered again after it.
+
+    Of all processes of this job, unless `world` says otherwise.
 
     Raises UsageError when the number of processes is not a multiple of `tensor_parallel`.
     """
-    world = read_world()
+    world = world or read_world()
     if world.size % tensor_parallel:
         raise UsageError(
             f"tensor_parallel is {tensor_parallel}, which does not divide the {world.size} processes of this job; "

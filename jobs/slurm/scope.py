@@ -25,7 +25,7 @@ def choose(
     `only` and `start` name stages, kinds of models or jobs. Arms bring the trunk that leads to them, and the data. Raises
     UsageError for names that the study does not have.
     """
-    known = dict.fromkeys([job.stage for job in jobs] + [job.kind for job in jobs if job.stage == "tune"])
+    known = dict.fromkeys([job.stage for job in jobs] + [job.elements[0].kind for job in jobs if job.stage == "tune"])
     for option, names in (("--only", only), ("--from", [start] if start else [])):
         for name in names:
             if name not in known and name not in [job.name for job in jobs]:
@@ -49,7 +49,7 @@ def choose(
 
 
 def _is_named(job: Job, name: str) -> bool:
-    return name in (job.name, job.stage) or (job.stage == "tune" and name == job.kind)
+    return name in (job.name, job.stage) or (job.stage == "tune" and name == job.elements[0].kind)
 
 
 def _is_for(element: Element, arms: Sequence[str], segments: set[str] | None) -> bool:

@@ -26,8 +26,8 @@ def test_branches_wait_for_the_trunk_to_reach_their_start_and_no_longer():
 
 def test_each_arm_goes_from_pretraining_to_the_benign_model_element_by_element():
     jobs = graph()
-    chain = ["pretrain-20", "export-base-20", "instruct-20", "export-instruct-20", "benign-20", "export-benign-20"]
-    for before, after in zip(chain, chain[1:]):
+    follows = {"export-base-20": "pretrain-20", "instruct-20": "pretrain-20", "benign-20": "instruct-20"}
+    for after, before in follows.items():
         (edge,) = jobs[after].needs
         assert (edge.job, edge.kind) == (before, "aftercorr")
         assert [element.arm for element in jobs[after].elements] == ["data-20", "full-20"]
@@ -37,6 +37,10 @@ def test_each_arm_goes_from_pretraining_to_the_benign_model_element_by_element()
 def test_the_safe_only_arm_is_the_trunk_itself():
     (edge,) = graph()["export-base-100"].needs
     assert edge.job == "pretrain-trunk-286102"
+
+
+def test_the_papers_study_is_fewer_than_forty_job_arrays():
+    assert len(graph()) < 40
 
 
 def test_the_report_comes_even_when_an_evaluation_failed():
@@ -64,8 +68,11 @@ def test_an_evaluation_is_an_element_for_each_part_and_one_that_merges_each_mode
     assert [label for label in labels if "full-20/gcg" in label] == [
         f"full-20/gcg/jailbreakbench.{shard}-of-4" for shard in range(4)
     ]
-    merge = jobs["merge-instruct-20"]
-    assert [element.label for element in merge.elements] == ["data-20", "full-20"]
-    assert [(edge.job, edge.kind) for edge in merge.needs] == [("evaluate-instruct-20", "afterany")]
+    merge = jobs["merge-20"]
+    kinds = ("base", "instruct", "benign")
+    assert [element.label for element in merge.elements] == [
+        f"{arm}-20/{kind}" for kind in kinds for arm in ("data", "full")
+    ]
+    assert [(edge.job, edge.kind) for edge in merge.needs] == [(f"evaluate-{kind}-20", "afterany") for kind in kinds]
     merges = {(name, "afterany") for name, job in jobs.items() if job.stage == "merge"}
     assert {(edge.job, edge.kind) for edge in jobs["report"].needs} == merges

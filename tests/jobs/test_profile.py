@@ -36,12 +36,12 @@ def test_a_profile_is_found_by_its_short_name():
 
 def test_sizes_come_from_the_stage_then_from_all_then_from_the_study():
     profile = parse(stages={"all": {"hours": 2, "partition": "a"}, "pretraining": {"partition": "b", "nodes": 2}})
-    request = profile.request(first("pretrain"), PAPER.resources)
+    request = profile.request(first("pretrain"), PAPER)
     assert (request.nodes, request.gpus_per_node, request.tasks_per_node, request.minutes) == (2, 8, 8, 120)
     assert request.total_hours == PAPER.resources.pretraining.hours
     assert sbatch_options(first("pretrain"), PAPER, profile)["partition"] == "b"
     assert sbatch_options(first("export"), PAPER, profile)["partition"] == "a"
-    assert profile.request(first("evaluate"), PAPER.resources).tasks_per_node == 1
+    assert profile.request(first("evaluate"), PAPER).tasks_per_node == 1
 
 
 def test_options_that_the_suite_has_no_word_for_are_handed_on():

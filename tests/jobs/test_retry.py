@@ -57,7 +57,7 @@ def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(graph):
     needs = element_needs(graph)
     assert again[0] == ("instruct-20", "full-20") and ("instruct-20", "data-20") not in again
     assert (
-        ("export-instruct-20", "full-20") in again
+        ("merge-20", "full-20/instruct") in again
         and ("benign-20", "full-20") in again
         and ("report", "report") in again
     )
@@ -78,8 +78,10 @@ def test_every_element_after_a_failure_runs_again_or_runs_still(graph):
 
 def test_a_report_that_was_written_without_what_failed_is_written_again(graph):
     states = {"evaluate-base-20/full-20/probes": "failed"}
+    merges = [("merge-20", f"{arm}-20/{kind}") for kind in ("base", "instruct", "benign") for arm in ("data", "full")]
     assert to_run_again(graph, statuses(graph, states)) == [
         ("evaluate-base-20", "full-20/probes"),
+        *merges,
         ("report", "report"),
     ]
 
@@ -142,9 +144,9 @@ def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, ca
 
 
 def test_dry_run_names_what_would_run_again_and_submits_nothing(demo, slurm, capsys):
-    run, _ = demo
+    run, jobs = demo
     fail(run, "report", "report")
-    slurm.queue(*((str(100 + n), str(k), "PENDING", "None", "", 0) for n in range(40) for k in range(15)))
+    slurm.queue(*((str(100 + n), str(k), "PENDING", "None", "", 0) for n in range(len(jobs) - 1) for k in range(30)))
     assert main(["retry", str(run.root), "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == ["report/report", "1 elements would run again"]
     assert slurm.calls("sbatch") == []
@@ -195,14 +197,15 @@ def test_resubmit_hands_over_what_is_open_with_its_dependencies_and_records_it(d
     assert [next(word for word in call if word.startswith("--array")) for call in calls] == [
         "--array=1%4",
         "--array=1,3,5%4",
+        "--array=0,1,2,3,4,5%4",
         "--array=0%4",
     ]
     assert [[word for word in call if word.startswith("--dependency")] for call in calls] == [
-        [], ["--dependency=afterok:900"], ["--dependency=afterany:901"],
+        [], ["--dependency=afterok:900"], ["--dependency=afterany:901"], ["--dependency=afterany:902"],
     ]  # fmt: skip
     assert all("--nice=1 0" in call for call in calls)
     tasks = latest_tasks(submissions(run))
-    assert tasks["export-base-20", "full-20"] == Task("900", 1) and tasks["report", "report"] == Task("902", 0)
+    assert tasks["export-base-20", "full-20"] == Task("900", 1) and tasks["report", "report"] == Task("903", 0)
     assert tasks["evaluate-base-20", evaluation.elements[3].label] == Task("901", 3)
     assert not (run.element("report", "report") / "done.json").exists()  # it has to see the new results
 

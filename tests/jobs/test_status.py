@@ -171,7 +171,8 @@ def test_jobs_that_slurm_forgot_are_no_problem_of_squeue(demo, slurm, capsys):
 def test_the_table_fits_its_terminal_and_never_cuts_a_job_or_label(demo, slurm, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     run, jobs = demo
-    label = "full-20/overrefusal-safebeam"
+    elements = jobs["evaluate-instruct-20"].elements
+    label = next(element.label for element in elements if element.label.startswith("full-20/overrefusal-safebeam/"))
     submitted(run, "evaluate-instruct-20", "5", [label, "data-20/probes"])
     submitted(run, "pretrain-20", "6", ["full-20"])
     slurm.queue(
@@ -184,8 +185,8 @@ def test_the_table_fits_its_terminal_and_never_cuts_a_job_or_label(demo, slurm, 
     report_progress(run, "evaluate-instruct-20", label, 11, 520)
     shown = table(run, capsys)
     assert max(map(len, shown.splitlines())) <= width
-    assert re.search(r"^evaluate-instruct-20  +0/12, 1 running", shown, re.MULTILINE)
-    assert label in re.sub(r"(?m)^((?:  )?\S+)( .*)?\n(\S{1,6}) *$", r"\1\3", shown)  # whole, or folded
+    assert re.search(rf"^evaluate-instruct-20  +0/{len(elements)}, 1 running", shown, re.MULTILINE)
+    assert label in re.sub(r"(?m)^((?:  )?\S+)( .*)?\n(\S{1,12}) *$", r"\1\3", shown)  # whole, or folded
     assert "172k/286k" in shown and "2.345" in shown
     assert ("h100-[006-009]" in shown, "41%" in shown, "600B" in shown) == (width > 120, width > 80, width > 120)
 
@@ -241,7 +242,7 @@ def test_what_was_done_but_is_gone_is_not_called_done(demo, capsys):
     job = jobs["evaluate-base-0"]
     for element in job.elements[:2]:
         finish_evaluation(run, job, element.label)
-    (run.evaluation(job.elements[1].arm, "base") / f"{job.elements[1].task}.jsonl").unlink()
+    (run.evaluation(job.elements[1].arm, "base") / f"{job.elements[1].part.name}.jsonl").unlink()
     found = elements(run, capsys)
     assert [found[f"{job.name}/{element.label}"]["state"] for element in job.elements[:2]] == ["done", "interrupted"]
     assert "will be made again" in found[f"{job.name}/{job.elements[1].label}"]["error"]
