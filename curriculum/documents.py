@@ -62,7 +62,8 @@ class Documents:
             text = dataset(self.name).text(row)
         except KeyError as missing:
             raise UserError(
-                f"{self.table.place(number)} of dataset {self.name} has no column {missing}, only {sorted(row)}; "
+                f"{self.table.place(number)} of dataset {self.name} has no column {missing}, only "
+                f"{self.table.columns(number, row)}; "
                 f"name its text {missing}"
             ) from None
         name = str(row.get("id") or f"{self.name}/{number}")

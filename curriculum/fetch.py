@@ -59,6 +59,7 @@ class Download:
     gated: bool = False
     constants: Mapping[str, str] = field(default_factory=dict)  # columns to add, the same in every row
     prefix: str = ""  # of the file names, where several downloads share a folder
+    whole: Path | None = None  # the table that holds this and all other parts, where the user put one
 
     @property
     def begun(self) -> Path:
@@ -78,10 +79,22 @@ def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Dow
     for part in parts:
         if part not in entry.parts:
             raise UsageError(f"dataset {name} has no part {part!r}; it has {', '.join(entry.parts) or 'no parts'}")
-    places: list[tuple[str | None, str]] = [(part, f"{entry.folder}/{part}") for part in parts or entry.parts]
+    places: list[tuple[str | None, Path]] = [(part, root / entry.folder / part) for part in parts or entry.parts]
+    # Stands in for all parts alone: for some of them it is refused when it is read.
+    whole = None if parts or entry.subset or entry.split in entry.parts else entry.whole(root)
     return [
-        Download(entry.hub, config, entry.split, entry.revision, entry.columns, root / stem, entry.licence, entry.gated)
-        for config, stem in places or [(None, entry.stem or f"{entry.folder}/{entry.split}")]
+        Download(
+            entry.hub,
+            config,
+            entry.split,
+            entry.revision,
+            entry.columns,
+            out,
+            entry.licence,
+            entry.gated,
+            whole=whole if config else None,
+        )
+        for config, out in places or [(None, entry.whole(root))]
     ]
 
 

@@ -179,7 +179,10 @@ class TokenStream:
             return np.empty(0, shard.dtype)
         raw = os.pread(self._file(number).fileno(), count * shard.dtype.itemsize, offset * shard.dtype.itemsize)
         if len(raw) != count * shard.dtype.itemsize:
-            raise UserError(f"{shard.bin_path}: ends at token {offset + len(raw) // shard.dtype.itemsize}; {MEND}")
+            held = os.fstat(self._file(number).fileno()).st_size // shard.dtype.itemsize
+            raise UserError(
+                f"{shard.bin_path}: {held} tokens, where there were {shard.length} when it was opened; {MEND}"
+            )
         return np.frombuffer(raw, shard.dtype)
 
     def _file(self, number: int) -> IO[bytes]:
@@ -198,6 +201,8 @@ def _opened(path: Path) -> IO[bytes]:
     try:
         return open(path, "rb", buffering=0)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {MEND}") from None
+        raise UserError(
+            f"{path}: no such file; is the name right, and has `curricula data tokenize` finished?"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend its rights, or {MEND}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from curriculum.indexed import MEND, TokenStream
 from curriculum.permutation import permute
 from curriculum.shards import content_hash, read_manifest, source_shards
 
-ORDER = "tree, feistel-6"  # how samples are ordered: a run that began under another order cannot go on under this one
+ORDER = "tree with debts, feistel-6"  # of samples: a run that began under another order cannot go on under this one
 
 
 class PretrainingBatches:
@@ -52,6 +52,11 @@ class PretrainingBatches:
                     f"{sequence_length + 1}; give it more documents or a weight of 0"
                 )
             manifests = [read_manifest(prefix) for prefix in prefixes]
+            for shard, manifest in zip(self.streams[-1].shards, manifests):
+                if shard.length != manifest["tokens"]:  # else the fingerprint would vouch for other tokens
+                    raise UserError(
+                        f"{shard.bin_path}: {shard.length} tokens, where its manifest says {manifest['tokens']}; {MEND}"
+                    )
             tokenizers.update({manifest["tokenizer"]: name for manifest in manifests})
             self._hashes[name] = content_hash(manifests)
         if len(tokenizers) > 1:
@@ -73,13 +78,9 @@ class PretrainingBatches:
         sources, _, numbers = self._locate(first + start, first + stop)
         for row, source, number in zip(tokens, sources.tolist(), numbers.tolist()):
             self.streams[source].read(number, row)
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
-            bad = int(np.argmax((tokens < 0) | (tokens >= self.vocabulary))) // tokens.shape[1]
-            prefix, place = self.streams[sources[bad]].locate(int(numbers[bad]))
-            raise UserError(
-                f"{prefix}.bin: the sample at token {place} holds id {tokens[bad].max()}, where the model's vocabulary has "
-                f"{self.vocabulary}; the file is damaged or of another tokenizer: {MEND}"
-            )
+        bad = _outside(tokens, self.vocabulary)
+        if bad is not None:
+            _refuse_id(self.streams[sources[bad[0]]], int(numbers[bad[0]]), tokens[bad], self.vocabulary)
         return Rows(tokens)
 
     def _locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -135,11 +136,28 @@ class PretrainingBatches:
         return {"phase": phase, "mix": {name: weight / sum(mix.values()) for name, weight in mix.items()}}
 
 
+def _outside(tokens: np.ndarray, vocabulary: int) -> tuple[int, int] | None:
+    """Row and column of the first id that the model has no embedding for: on a GPU it would be an assertion in a kernel."""
+    if not tokens.size or 0 <= tokens.min() <= tokens.max() < vocabulary:
+        return None
+    row, column = divmod(int(np.argmax((tokens < 0) | (tokens >= vocabulary))), tokens.shape[1])
+    return row, column
+
+
+def _refuse_id(stream: TokenStream, sample: int, token: int, vocabulary: int) -> NoReturn:
+    prefix, place = stream.locate(sample)
+    raise UserError(
+        f"{prefix}.bin: the sample at token {place} holds id {token}, where the model's vocabulary has {vocabulary}; "
+        f"the file is damaged or of another tokenizer: {MEND}"
+    )
+
+
 class ValidationBatches:
     """The held-out documents of one source, in order, as a `BatchSource`; the last batch is filled up with masked rows."""
 
-    def __init__(self, folder: Path, sequence_length: int, global_batch: int):
+    def __init__(self, folder: Path, sequence_length: int, global_batch: int, vocabulary: int):
         self.sequence_length, self.global_batch, self.name = sequence_length, global_batch, folder.name
+        self.vocabulary = vocabulary
         self.stream = TokenStream([folder / VALIDATION], sequence_length)
         self.total_steps = -(-self.stream.samples // global_batch)
 
@@ -152,6 +170,9 @@ class ValidationBatches:
         tokens = np.empty((len(numbers), self.sequence_length + 1), np.int64)
         for row, number in zip(tokens, np.where(there, numbers, 0).tolist()):
             self.stream.read(number, row)
+        bad = _outside(tokens, self.vocabulary)
+        if bad is not None:
+            _refuse_id(self.stream, int(numbers[bad[0]]), tokens[bad], self.vocabulary)
         return Rows(tokens, np.repeat(there[:, None], self.sequence_length, axis=1).astype(np.float32))
 
     def fingerprint(self, step: int) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from curriculum.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 
 BATCH_CHARACTERS = 1 << 20  # texts are encoded together up to this length: enough for every core, little memory
 LARGEST_VOCABULARY = 2**16
+MEND_ALL = "delete the source's folder of shards and run `curricula data tokenize` again"
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,21 @@ def tokenize_shard(job: Job, name: str, progress: Progress = silent) -> None:
 
 def source_shards(folder: Path) -> list[Path]:
     """Prefixes of a source's training shards, in order; raises UserError when one is missing."""
-    prefixes = sorted(path.with_suffix("") for path in folder.glob("[0-9]*.json"))
-    expected = read_manifest(prefixes[0])["shards"] if prefixes else 1
-    if len(prefixes) != expected:
+    prefixes = sorted(path.with_suffix("") for path in folder.glob("[0-9]*.json") if path.stem.isdecimal())
+    if not prefixes:
         raise UserError(
-            f"{folder}: {len(prefixes)} of {expected} shards are finished; run `curricula data tokenize` for this source"
+            f"{folder}: holds no finished shard; name a source's folder in RUN/data/shards, or make its shards with "
+            "`curricula data tokenize`"
+        )
+    expected = {read_manifest(prefix)["shards"] for prefix in prefixes}
+    if len(expected) > 1:
+        raise UserError(
+            f"{folder}: its manifests disagree on how many shards there are, {sorted(expected)}; {MEND_ALL}"
+        )
+    (count,) = expected
+    if [int(prefix.name) for prefix in prefixes] != list(range(count)):
+        raise UserError(
+            f"{folder}: {len(prefixes)} of {count} shards are finished; run `curricula data tokenize` for this source"
         )
     return prefixes
 
@@ -116,7 +127,7 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     manifest = read_json(path)
     kinds = {"shards": int, "tokens": int, "sha256": str, "tokenizer": str}
     if not isinstance(manifest, dict) or any(type(manifest.get(key)) is not kind for key, kind in kinds.items()):
-        raise UserError(f"{path}: not a shard's manifest; delete {path.parent} and run `curricula data tokenize` again")
+        raise UserError(f"{path}: not a shard's manifest; {MEND_ALL}")
     return manifest
 
 

@@ -35,9 +35,13 @@ class Dataset:
     subset: bool = False  # whether `parts` are some of the hub's only
     stem: str | None = None  # in a data folder, where that is not FOLDER/SPLIT
 
+    def whole(self, root: Path) -> Path:
+        """The table under `root` that holds all parts in one."""
+        return root / (self.stem or f"{self.folder}/{self.split}")
+
     def stems(self, root: Path, parts: tuple[str, ...] = ()) -> list[Path]:
         """The tables under `root` that hold these `parts` (all of them by default)."""
-        whole = root / (self.stem or f"{self.folder}/{self.split}")
+        whole = self.whole(root)
         wanted = parts or self.parts
         if not wanted:
             return [whole]

@@ -62,9 +62,18 @@ class Table:
 
     def place(self, number: int) -> str:
         """File and row of the row `number`, for messages."""
+        file, within = self._find(number)
+        return f"{file}: row {within}"
+
+    def columns(self, number: int, row: Row) -> list[str]:
+        """The columns that the file of `row` has, also those that were not read."""
+        file, _ = self._find(number)
+        return sorted(_parquet(file).schema_arrow.names if file.suffix == ".parquet" else row)
+
+    def _find(self, number: int) -> tuple[Path, int]:
         for file, count in zip(self.files, self.counts):
             if number < count:
-                return f"{file}: row {number}"
+                return file, number
             number -= count
         raise IndexError(f"row {number} after the last")
 
@@ -236,7 +245,7 @@ def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -
             for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=known):
                 until = bisect_left(wanted, place + batch.num_rows)
                 if here := [number - place for number in wanted[done:until]]:
-                    yield from _as_rows(batch.take(here) if len(here) < batch.num_rows else batch)
+                    yield from _as_rows(file, batch, here)
                 place, done = place + batch.num_rows, until
                 if done == stop:
                     break
@@ -246,22 +255,36 @@ def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -
             ) from None
 
 
-def _as_rows(batch: Any) -> list[Row]:
+def _as_rows(file: Path, batch: Any, numbers: list[int]) -> list[Row]:
+    """The rows of these numbers; text that is no UTF-8 has lone surrogates for its bytes, as in JSON Lines."""
+    import pyarrow
+
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns):
+        if str(column.type) == "string_view":  # which cannot be taken from
+            column = column.cast(pyarrow.large_string())
+        taken = column.take(pyarrow.array(numbers)) if len(numbers) < len(column) else column
+        try:
+            columns[name] = _values(taken)
+        except (UnicodeDecodeError, pyarrow.ArrowException, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{file}: column {name!r} of type {column.type} cannot be read ({_first_line(error)}); write it as text"
+            ) from None
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def _values(column: Any) -> list[Any]:
     import pyarrow
 
     try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:  # some text is no UTF-8: its bytes become lone surrogates, as in JSON Lines
-        named = {}
-        for name, column in zip(batch.schema.names, batch.columns):
-            if pyarrow.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
-            if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
-                raw = column.cast(pyarrow.large_binary()).to_pylist()
-                named[name] = [None if value is None else value.decode(errors="surrogateescape") for value in raw]
-            else:
-                named[name] = column.to_pylist()
-        return [dict(zip(named, values)) for values in zip(*named.values())]
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        if pyarrow.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+            raise
+        raw = column.cast(pyarrow.large_binary()).to_pylist()
+        return [None if value is None else value.decode(errors="surrogateescape") for value in raw]
 
 
 def _first_line(error: BaseException) -> str:

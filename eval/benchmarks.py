@@ -1,7 +1,8 @@
 """The benchmarks by name: where each lies locally and on the hub, under which licence, and how its rows become prompts.
 
 A root folder (a fictional world, or the folder that $CURRICULA_DATA names) is read if it is given, else the Hugging
-Face hub. Files are the publishers' own; nothing here knows models or judges.
+Face hub. Files are the publishers' own, and the hub's copies have the same columns under other names; where the hub
+has more splits in one table, only the rows of ours are taken. Nothing here knows models or judges.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from curriculum.errors import UsageError, UserError
 from curriculum.randomness import key_seed
 from curriculum.tables import Table, table_exists
+from eval.duplicates import cluster_of, is_left_out
+
+LONGEST_PROMPT = 200_000  # characters; HarmBench's longest has 4,000
+Use = Literal["attack", "completion", "overrefusal"]
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,20 +33,23 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     context: str = ""  # HarmBench: the text that a contextual behaviour refers to (also within `text`)
     category: str = ""
     copyright: bool = False  # HarmBench: asks for copyrighted text, which no classifier can judge
+    cluster: str = ""  # near-duplicate requests of all benchmarks have the same (eval/duplicates.py)
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """Where one benchmark lies and how to read a row: `columns` names, for each part, the columns it may stand in."""
 
+    use: Use  # harmful requests, harmful beginnings for base models, or harmless requests
     file: str  # relative to the root folder
     hub: str | None  # None: not on the hub
     licence: str
+    rows: int  # of the published split, before any are left out
     columns: dict[str, tuple[str, ...]]
     make: Callable[[dict[str, str]], dict[str, Any]] = lambda parts: {}  # parts of a row -> fields of its prompt
     hub_configs: tuple[str | None, ...] = (None,)
     hub_split: str = "train"
-    hub_revision: str | None = None
+    hub_revision: str | None = None  # None: none was published that could be pinned; the newest is read
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
     optional: frozenset[str] = frozenset({"id", "category", "context", "tags"})
 
@@ -81,10 +89,11 @@ def advbench_completion(parts: dict[str, str]) -> dict[str, Any]:
 
 BENCHMARKS: dict[str, Benchmark] = {
     "harmbench": Benchmark(
-        # The 320 test behaviours; the hub has all 400, validation included, and no test marks.
+        "attack",
         "harmbench/harmbench_behaviors_text_test.csv",
-        "walledai/HarmBench",
+        "walledai/HarmBench",  # all 400; the 80 validation behaviours are left out
         "MIT",
+        320,
         {
             "text": ("Behavior", "prompt"),
             "id": ("BehaviorID",),
@@ -96,17 +105,21 @@ BENCHMARKS: dict[str, Benchmark] = {
         hub_configs=("standard", "contextual", "copyright"),
     ),
     "advbench": Benchmark(
+        "attack",
         "advbench/harmful_behaviors.csv",
         "walledai/AdvBench",
         "MIT",
+        520,
         {"text": ("goal", "prompt")},
         plain,
         hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e",
     ),
     "jailbreakbench": Benchmark(
+        "attack",
         "jailbreakbench/harmful-behaviors.csv",
         "JailbreakBench/JBB-Behaviors",
         "MIT",
+        100,
         {"text": ("Goal",), "id": ("Index", ""), "category": ("Category",)},
         plain,
         hub_configs=("behaviors",),
@@ -114,12 +127,20 @@ BENCHMARKS: dict[str, Benchmark] = {
         hub_revision="886acc352a31533ffbcf4ef22c744658688086fc",
     ),
     "tdc": Benchmark(
-        "tdc2023/test_behaviors.json", "walledai/TDC23-RedTeaming", "MIT", {"text": ("text", "prompt")}, plain
+        "attack",
+        "tdc2023/test_behaviors.json",
+        "walledai/TDC23-RedTeaming",  # development and test phase; the 50 of the former are left out
+        "MIT",
+        50,
+        {"text": ("text", "prompt")},
+        plain,
     ),
     "jb_completions": Benchmark(
+        "completion",
         "jb_completions/train.jsonl",
         "locuslab/jb-completions",
         "not stated",
+        990,
         {
             "text": ("completion_behavior",),
             "behavior": ("original_behavior",),
@@ -130,21 +151,40 @@ BENCHMARKS: dict[str, Benchmark] = {
     "advbench_completions": Benchmark(
         # Stand-in for jb_completions without the hub: AdvBench's affirmative targets are harmful beginnings once
         # "Sure, " is gone ("Here is a script that ...").
+        "completion",
         "advbench/harmful_behaviors.csv",
         "walledai/AdvBench",
         "MIT",
+        520,
         {"text": ("target",), "behavior": ("goal", "prompt")},
         advbench_completion,
         hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e",
     ),
     "alpaca": Benchmark(
+        "overrefusal",
         "stanford_alpaca/alpaca_instructions_noinput.json",
-        "tatsu-lab/alpaca",
+        "tatsu-lab/alpaca",  # 52,002, of which those with an input are left out
         "CC-BY-NC-4.0",
+        31_323,
         {"text": ("instruction",), "category": ("category",)},
         plain,
         hub_revision="dce01c9b08f87459cf36a430d809084718273017",
         keep=lambda row: not row.get("input"),
+    ),
+    "xstest": Benchmark(
+        # Not in the paper: harmless requests that sound harmful. The 200 harmful contrasts are left out.
+        "overrefusal",
+        "xstest/xstest_prompts.csv",
+        "walledai/XSTest",
+        "CC-BY-4.0",
+        450,
+        {"text": ("prompt",), "id": ("id",), "category": ("type",)},
+        plain,
+        hub_split="test",
+        hub_revision="f1d713187c61b6ae64e602d74f0b3d812cc2e8e8",
+        keep=lambda row: (
+            row.get("label") == "safe" if row.get("label") else not str(row["type"]).startswith("contrast")
+        ),
     ),
 }
 
@@ -164,19 +204,21 @@ def load_prompts(
     rows: Iterable[Any] = Table.open(entry.stem(root)).rows() if root is not None else hub_rows(name, entry)
     prompts: list[Prompt] = []
     for number, row in enumerate(rows):
-        if not entry.keep(row):
+        place = f"{where}: row {number + 1}"
+        if None in row:  # what Python's csv does with fields that the header has no name for
+            raise UserError(f"{place} has more fields than the header; put texts with commas in quotation marks")
+        parts = {part: column(row, part, entry, place) for part in sorted({*entry.columns, *entry.optional})}
+        if not entry.keep(row) or is_left_out(name, parts["text"], parts["context"]):
             continue
-        parts = {
-            part: column(row, part, entry, f"{where}: row {number + 1}") for part in {*entry.columns, *entry.optional}
-        }
         prompt = Prompt(id=parts["id"] or str(number), benchmark=name, **entry.make(parts))
         if prompt.text and (with_copyright or not prompt.copyright):
-            prompts.append(prompt)
+            prompts.append(msgspec.structs.replace(prompt, cluster=cluster_of(prompt.behavior)))
     if not prompts:
         raise UserError(f"{where}: holds no prompt for benchmark {name}; fetch it again")
-    repeated = len(prompts) - len({prompt.id for prompt in prompts})
-    if repeated:
-        raise UserError(f"{where}: {repeated} prompts repeat the id of another; fetch it again")
+    ids = [prompt.id for prompt in prompts]
+    if repeated := next((i for i in ids if ids.count(i) > 1), None) if len(set(ids)) < len(ids) else None:
+        count = len(ids) - len(set(ids))
+        raise UserError(f"{where}: {count} prompts repeat the id of another (such as {repeated!r}); fetch it again")
     if limit is not None and limit < len(prompts):
         by_lot = sorted(range(len(prompts)), key=lambda i: key_seed("prompts", name, prompts[i].id))
         prompts = [prompts[i] for i in sorted(by_lot[:limit])]
@@ -194,12 +236,33 @@ def column(row: dict[str, Any], part: str, entry: Benchmark, where: str) -> str:
     names = entry.columns.get(part, ())
     for candidate in names:
         if row.get(candidate) is not None:
-            return str(row[candidate])
+            return text_of(row[candidate], candidate, where)
     if part in entry.optional:
         return ""
+    if any(name in row for name in names):
+        raise UserError(
+            f"{where} has nothing in column {' or '.join(map(repr, names))}; mend the row or fetch it again"
+        )
     raise UserError(
         f"{where} has no column {' or '.join(map(repr, names))}, only {sorted(map(str, row))}; fetch it again"
     )
+
+
+def text_of(value: Any, name: str, where: str) -> str:
+    """A cell as text; raises UserError for what no prompt can be."""
+    if not isinstance(value, (str, int, float)):
+        raise UserError(f"{where}: column {name!r} holds a {type(value).__name__}, where text is needed; mend the row")
+    text = str(value)
+    if len(text) > LONGEST_PROMPT:
+        raise UserError(
+            f"{where}: column {name!r} holds {len(text):,} characters, and prompts have at most {LONGEST_PROMPT:,}; is "
+            "this the right file?"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: column {name!r} is not UTF-8; save the file as UTF-8") from None
+    return text
 
 
 def hub_rows(name: str, entry: Benchmark) -> list[dict[str, Any]]:

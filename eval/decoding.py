@@ -1,85 +1,67 @@
-"""A batch in mid-decoding: prompts padded on the left, their cache, and one forward step at a time.
+"""A batch in mid-decoding: prompts read into their rows of the cache, and one forward pass over the next tokens.
 
-Knows nothing of how tokens are chosen; sampling and SafeBeam choose them.
+Knows nothing of how tokens are chosen, nor what a row is: to sampling and greedy search it is one text, to SafeBeam
+all beams of a prompt. Prompts are read but for their last token, which the first pass of the decoder adds: so rows
+that have just begun and rows in mid-answer share one pass.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
+from transformers.cache_utils import DynamicCache
 
+from curriculum.errors import UserError
 from eval.cache import SlabCache
 from eval.models import LoadedModel
 
 
-@dataclasses.dataclass
 class Decoding:
-    """A batch in mid-decoding: left-padded prompts, their cache, and one forward step at a time.
+    """`rows` rows with room for `capacity` tokens each."""
 
-    Rows are sequences. `mask` bool [rows, capacity] says which columns a row may attend to; `positions` [rows] is the
-    position of the next token of each row, so padding shifts nothing.
-    """
+    def __init__(self, loaded: LoadedModel, rows: int, capacity: int) -> None:
+        self.loaded = loaded
+        self.cache = SlabCache(loaded.layers, rows, capacity)
 
-    loaded: LoadedModel
-    cache: SlabCache
-    mask: torch.Tensor
-    positions: torch.Tensor
-
-    @classmethod
     @torch.inference_mode()
-    def start(
-        cls, loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int
-    ) -> tuple[Decoding, torch.Tensor]:
-        """Read the prompts; returns the batch, one row a prompt, and float32 logits of the next token [rows,
-        vocabulary].
+    def admit(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        """Read prompts[i] but for its last token into row rows[i]; one that comes repeatedly is read once."""
+        beginnings = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
+        width = max(map(len, beginnings))
+        if not width:
+            return
+        # Padding on the right, where the causal mask keeps it out of every real token's sight.
+        tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in beginnings], device=self.loaded.device)
+        read = DynamicCache()
+        self.loaded.read(read, input_ids=tokens, logits_to_keep=1)
+        place = {ids: number for number, ids in enumerate(beginnings)}
+        which = [place[tuple(prompt[:-1])] for prompt in prompts]
+        device = self.loaded.device
+        self.cache.put(torch.tensor(list(rows), device=device), read, torch.tensor(which, device=device))
+
+    @torch.inference_mode()
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [rows, n, vocabulary], in float32 or better, after each of the `tokens` [rows, n].
+
+        `positions` [rows, n] are their places in their texts, `columns` [rows, n] their places in the cache; `mask`
+        bool [rows, n, width] says which columns each looks at, its own among them.
         """
-        width = max(map(len, prompts))
-        if width == 0:
-            raise ValueError("a prompt without tokens has no next token")
-        tokens = torch.zeros(len(prompts), width, dtype=torch.long)
-        mask = torch.zeros(len(prompts), width + new_tokens, dtype=torch.bool)
-        for row, ids in enumerate(prompts):
-            tokens[row, width - len(ids) :] = torch.tensor(list(ids))
-            mask[row, width - len(ids) :] = True  # open up to the end: a step looks at no column after its own
-        tokens, mask = tokens.to(loaded.device), mask.to(loaded.device)
-        real = mask[:, :width]
-        causal = torch.ones(width, width, dtype=torch.bool, device=loaded.device).tril()
-        # Padding attends to itself: a query that may look nowhere would be NaN.
-        itself = torch.eye(width, dtype=torch.bool, device=loaded.device)
-        cache = SlabCache(loaded.layers, width + new_tokens)
-        output = loaded.model(
-            input_ids=tokens,
-            attention_mask=((causal & real[:, None, :]) | itself)[:, None],
-            position_ids=(real.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+        self.cache.expect(columns, mask.shape[-1])
+        output = self.loaded.read(self.cache, input_ids=tokens, attention_mask=mask[:, None], position_ids=positions)
+        return output.logits.to(self.loaded.logit_dtype)
+
+
+def room_after(loaded: LoadedModel, prompt: Sequence[int], wanted: int) -> int:
+    """How many tokens can follow the prompt: `wanted`, or what the model's context leaves; UserError if that is none."""
+    if not prompt:
+        raise UserError("a prompt has no tokens, so nothing can follow it; take the empty prompt out of the benchmark")
+    room = loaded.context_length - len(prompt)
+    if room < 1:
+        raise UserError(
+            f"a prompt has {len(prompt)} tokens, and the context of {loaded.name} holds {loaded.context_length}; "
+            f"shorten it or leave it out (it begins {loaded.decode(prompt[:24])!r})"
         )
-        return cls(loaded, cache, mask, real.sum(1)), output.logits[:, -1].float()
-
-    @torch.inference_mode()
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append one token [rows] to each row; returns float32 logits of the next [rows, vocabulary]."""
-        output = self.loaded.model(
-            input_ids=tokens[:, None],
-            attention_mask=self.mask[:, None, None, : self.cache.length + 1],
-            position_ids=self.positions[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.positions = self.positions + 1
-        return output.logits[:, -1].float()
-
-    @torch.inference_mode()
-    def select(self, rows: torch.Tensor) -> None:
-        """Row i becomes what row rows[i] was; rows may repeat or be left out."""
-        self.cache.select(rows)
-        self.mask, self.positions = self.mask[rows], self.positions[rows]
-
-    @torch.inference_mode()
-    def reorder(self, rows: torch.Tensor, start: int) -> None:
-        """The same, in place and from column `start` on, for rows that agree before it."""
-        self.cache.reorder(rows, start)
+    return min(wanted, room)

@@ -1,16 +1,16 @@
-"""One element of an evaluation: one task on one model, from prompts to judged rows on disk.
+"""One element of an evaluation: one part of it (a task on a benchmark, or a shard of one) on one model.
 
-run_element("attacks-topk", model_dir, "instruct", config, data_root=None, world_root=None, out=..., seed=0)
+run_element(Part("attacks-topk", "harmbench"), model_dir, "instruct", config, data_root=None, out=..., seed=0)
 
-writes `<out>/<task>.jsonl` (see eval/rows.py). Killed at any instant and run again it goes on after the last finished
-batch and ends with the same bytes. Run again with another judge it judges the stored answers and generates nothing.
-Run again with another model or decoder it generates what is missing.
+writes `<out>/attacks-topk/harmbench.jsonl` (see eval/rows.py). Killed at any instant and run again it goes on after the
+last finished batch and ends with the same bytes. Run again with another model or decoder it generates what is missing.
+Nothing is judged here: that is done for all parts of a model together (`eval/merge.py`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -18,51 +18,59 @@ from curriculum.errors import UsageError
 from curriculum.progress import Progress, silent
 from eval import gcg, probes
 from eval.benchmarks import Prompt, load_prompts
-from eval.config import Evaluation, Gcg, ModelKind, Probes, tasks_for
+from eval.config import Evaluation, Gcg, ModelKind, Part, Probes
 from eval.generations import Generation, run_generations
-from eval.judges import load_judge
 from eval.models import LoadedModel, load_model
-from eval.rows import GenerationRow, ProbeRow, SuffixRow, append_rows, finished_batches, in_order, row_key
+from eval.rows import GenerationRow, ProbeRow, SuffixRow, append_rows, finished_batches, in_order, row_key, write_rows
 
-TASKS = ("attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam", "gcg", "probes")
-
-__all__ = ["TASKS", "run_element", "tasks_for"]
+TASKS = (
+    "attacks-topk",
+    "attacks-safebeam",
+    "attacks-greedy",
+    "overrefusal-topk",
+    "overrefusal-safebeam",
+    "gcg",
+    "probes",
+)
 
 
 def run_element(
-    task: str,
-    model_dir: Path,
+    part: Part,
+    model: Path | str | LoadedModel,
     model_kind: ModelKind,
     config: Evaluation,
     *,
     data_root: Path | None,
-    world_root: Path | None,
     out: Path,
     seed: int,
     progress: Progress = silent,
     device: str | None = None,
 ) -> list[GenerationRow] | list[ProbeRow]:
-    """Carry out `task` and return its rows in order.
+    """Carry out `part` and return its rows in order.
 
-    `data_root` holds the benchmark files (None: the Hugging Face hub), `world_root` the fictional world for its judge.
-    Raises UserError or UsageError for what the user can mend: folder, tokenizer, dataset, judge, task.
+    `model` is a folder, a name, or what was loaded from one; `data_root` holds the benchmark files (None: the Hugging Face
+    hub).
+    Raises UserError or UsageError for what the user can mend: folder, tokenizer, dataset, task.
     """
-    if task not in TASKS:
-        raise UsageError(f"evaluation task {task!r} is not known; choose one of {', '.join(TASKS)}")
-    if task == "probes":
-        settings = required(config.probes, "probes")
-        loaded = load_model(model_dir, model_kind, device)
-        return run_probe_task(loaded, settings, data_root, out, seed, progress)
-    judge = load_judge(config.judge, world_root)
-    if task == "gcg":
-        attack = required(config.gcg, "gcg")
-        loaded = load_model(model_dir, model_kind, device)
-        generations = gcg_generations(loaded, config, attack, data_root, out, seed, progress)
+    if part.task not in TASKS:
+        raise UsageError(f"evaluation task {part.task!r} is not known; choose one of {', '.join(TASKS)}")
+    if part.task in ("gcg", "probes"):
+        required(getattr(config, part.task), part.task)
+    prompts = part_prompts(part, config, data_root) if part.task != "probes" else []
+
+    loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device)
+    if part.task == "probes":
+        return run_probe_task(loaded, cast(Probes, config.probes), data_root, out, seed, progress)
+    path = part.path(out)
+    if not prompts:  # more shards than prompts
+        write_rows(path, cast("list[GenerationRow]", []))
+        return []
+    if part.task == "gcg":
+        suffixes = path.with_name(f"{path.stem}.suffixes.jsonl")
+        generations = gcg_generations(loaded, prompts, config, suffixes, seed, progress)
     else:
-        prompts = task_prompts(task, model_kind, config, data_root)
-        loaded = load_model(model_dir, model_kind, device)
-        generations = [Generation(loaded, config, task, task.partition("-")[2], prompts, seed)]
-    return run_generations(generations, judge, out / f"{task}.jsonl", progress)
+        generations = [Generation(loaded, config, part.task, part.task.partition("-")[2], prompts, seed)]
+    return run_generations(generations, path, progress)
 
 
 def required(settings: Any, name: str) -> Any:
@@ -71,32 +79,24 @@ def required(settings: Any, name: str) -> Any:
     return settings
 
 
-def task_prompts(task: str, model_kind: ModelKind, config: Evaluation, data_root: Path | None) -> list[Prompt]:
-    """The prompts of an attacks or overrefusal task, benchmark after benchmark."""
-    if task.startswith("overrefusal"):
-        return load_prompts(config.overrefusal_benchmark, data_root, limit=config.overrefusal_prompts)
-    names = (config.base_benchmark,) if model_kind == "base" else config.benchmarks
-    return [
-        prompt
-        for name in names
-        for prompt in load_prompts(
-            name, data_root, limit=config.prompts_per_benchmark, with_copyright=config.harmbench_copyright
-        )
-    ]
+def part_prompts(part: Part, config: Evaluation, data_root: Path | None) -> list[Prompt]:
+    """The prompts of a part: shards are runs of a benchmark's prompts, so that together they keep its order."""
+    if part.task == "gcg":
+        limit = config.gcg.prompts if config.gcg else None
+    elif part.task.startswith("overrefusal"):
+        limit = config.overrefusal_prompts
+    else:
+        limit = config.prompts_per_benchmark
+    prompts = load_prompts(part.benchmark, data_root, limit=limit, with_copyright=config.harmbench_copyright)
+    bounds = [shard * len(prompts) // part.shards for shard in (part.shard, part.shard + 1)]
+    return prompts[bounds[0] : bounds[1]]
 
 
 def gcg_generations(
-    loaded: LoadedModel,
-    config: Evaluation,
-    attack: Gcg,
-    data_root: Path | None,
-    out: Path,
-    seed: int,
-    progress: Progress,
+    loaded: LoadedModel, prompts: list[Prompt], config: Evaluation, path: Path, seed: int, progress: Progress
 ) -> list[Generation]:
-    """Find the missing suffixes, a prompt at a time, and return the decoding of the attacked prompts."""
-    prompts = load_prompts(attack.benchmark, data_root, limit=attack.prompts)
-    path = out / "gcg.suffixes.jsonl"
+    """Find the suffixes that `path` lacks, a prompt at a time, and return the decoding of the attacked prompts."""
+    attack = cast(Gcg, config.gcg)
     settings = msgspec.to_builtins(attack)
     for field in ("benchmark", "prompts", "batch_candidates"):
         settings.pop(field)
@@ -121,7 +121,8 @@ def gcg_generations(
         def on_step(step: int, loss: float, before: int = number) -> None:
             progress(before * attack.steps + step, len(prompts) * attack.steps, loss=round(loss, 4))
 
-        result = gcg.optimise_suffix(loaded, prompt.text, attack, (seed, prompt.benchmark, prompt.id), on_step)
+        save = gcg.Save(path.with_suffix(".step.json"), key)
+        result = gcg.optimise_suffix(loaded, prompt.text, attack, (seed, prompt.benchmark, prompt.id), on_step, save)
         row = SuffixRow(
             key=key,
             model=loaded.content_hash,
@@ -136,6 +137,7 @@ def gcg_generations(
             seed=seed,
         )
         append_rows(path, [row])
+        save.forget()
     found = in_order(path, SuffixRow, [[key] for key in keys])
     attacked = [msgspec.structs.replace(prompt, text=prompt.text + row.suffix) for prompt, row in zip(prompts, found)]
     return [Generation(loaded, config, "gcg", f"gcg+{decoder}", attacked, seed) for decoder in ("topk", "safebeam")]

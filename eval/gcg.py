@@ -8,25 +8,31 @@ candidate counts only if the whole prompt, not the suffix alone, tokenises to th
 the text says.
 
 The suffix follows the request after a space. The attack does not know SafeBeam. Everything before the suffix is read
-once.
+once, and each candidate is a forward pass over suffix, template end and all but the last target token, with logits of
+the target's places only ("Sure" is one token in SmolLM2: the last place). The state after every few steps is saved, so
+that a kill loses no suffix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from curriculum import durable
 from curriculum.errors import UserError
 from curriculum.randomness import keyed_rng
 from eval.config import Gcg
 from eval.models import LoadedModel
 
-VERSION = 1  # of the algorithm; part of every row's key
+VERSION = 2  # of the algorithm; part of every row's key
+SAVE_INTERVAL_STEPS = 10
 MARK = "\u2063SUFFIX\u2063"  # stands for the suffix while the chat template is rendered
 
 
@@ -36,6 +42,62 @@ class GcgResult(msgspec.Struct, frozen=True, kw_only=True):
     initial_loss: float
     losses: list[float]  # of the suffix taken at each step
     idle_steps: int  # steps at which no candidate kept its tokens, so that the suffix stayed
+
+
+class State(msgspec.Struct, kw_only=True):
+    """Where an attack stands after some steps."""
+
+    step: int
+    current: list[int]  # the suffix taken last
+    loss: float
+    initial_loss: float
+    best: list[int]
+    best_loss: float
+    losses: list[float]
+    idle_steps: int = 0
+
+
+class SavedState(msgspec.Struct, frozen=True):
+    key: str
+    state: State
+
+
+@dataclass(frozen=True)
+class Save:
+    """A file for the state of the attack whose row has this key."""
+
+    path: Path
+    key: str
+
+    def write(self, state: State) -> None:
+        durable.write_text(self.path, msgspec.json.encode(SavedState(self.key, state)).decode())
+
+    def read(self) -> State | None:
+        """The state of this attack; None if there is none, or only another attack's."""
+        try:
+            saved = msgspec.json.decode(self.path.read_bytes(), type=SavedState)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        return saved.state if saved.key == self.key else None
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class PrefixLayer(DynamicLayer):
+    """Keys and values of a beginning, [1, heads, tokens, head size], before those of whatever rows come."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.beginning = keys, values
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        keys, values = (part.expand(len(key_states), -1, -1, -1) for part in self.beginning)
+        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
+
+    def get_seq_length(self, *_: Any) -> int:
+        return self.beginning[0].shape[2]
 
 
 class Attack:
@@ -57,44 +119,33 @@ class Attack:
         self.embed = loaded.model.get_input_embeddings()
         self.prefix = self.read_prefix()
 
-    @torch.inference_mode()
-    def read_prefix(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of the fixed beginning, [1, heads, tokens, head size] for each layer."""
-        cache = DynamicCache()
+    @torch.no_grad()
+    def read_prefix(self) -> Cache:
+        """A cache that begins with the fixed beginning, for any number of rows and any number of passes."""
+        read = DynamicCache()
         ids = torch.tensor([self.before_ids], device=self.loaded.device)
-        self.loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        layers: list[Any] = cache.layers
-        return [(layer.keys, layer.values) for layer in layers]
-
-    def cache_for(self, rows: int) -> DynamicCache:
-        cache = DynamicCache()
-        for number, (keys, values) in enumerate(self.prefix):
-            cache.update(keys.expand(rows, -1, -1, -1).clone(), values.expand(rows, -1, -1, -1).clone(), number)
-        return cache
+        self.loaded.read(read, input_ids=ids, logits_to_keep=1)
+        layers: list[Any] = read.layers
+        return Cache(layers=[PrefixLayer(layer.keys, layer.values) for layer in layers])
 
     def target_loss(self, suffix_embeds: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of the target after each suffix: embeddings [rows, length, hidden] to float32 [rows]."""
         rows = len(suffix_embeds)
         fixed = torch.tensor([self.after_ids + self.target_ids[:-1]], device=self.loaded.device)
         embeds = torch.cat([suffix_embeds, self.embed(fixed).expand(rows, -1, -1).to(suffix_embeds.dtype)], dim=1)
-        logits = self.loaded.model(
-            inputs_embeds=embeds,
-            past_key_values=self.cache_for(rows),
-            use_cache=True,
-            logits_to_keep=len(self.target_ids),
-        ).logits.float()
+        output = self.loaded.read(self.prefix, inputs_embeds=embeds, logits_to_keep=len(self.target_ids))
+        logits = output.logits.float()
         target = torch.tensor([self.target_ids], device=self.loaded.device).expand(rows, -1)
         return torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1)
 
     def gradient(self, suffix_ids: Sequence[int]) -> torch.Tensor:
         """Gradient of the target's loss with respect to the one-hot suffix, [length, vocabulary]."""
-        ids = torch.tensor(list(suffix_ids), device=self.loaded.device)
+        # Through the embeddings: the loss sees the one-hot rows as rows of the embedding matrix, by the chain rule.
         weights = self.embed.weight
-        one_hot = torch.nn.functional.one_hot(ids, len(weights)).to(weights.dtype).requires_grad_()
+        embeds = weights[torch.tensor(list(suffix_ids), device=self.loaded.device)].detach().requires_grad_()
         with torch.enable_grad():
-            loss = self.target_loss((one_hot @ weights)[None]).sum()
-            (gradient,) = torch.autograd.grad(loss, [one_hot])
-        return gradient.float()
+            (gradient,) = torch.autograd.grad(self.target_loss(embeds[None]).sum(), [embeds])
+        return (gradient @ weights.T).float()
 
     @torch.no_grad()
     def losses(self, suffixes: Sequence[Sequence[int]]) -> list[float]:
@@ -112,10 +163,13 @@ class Attack:
         texts = tokenizer.batch_decode(
             [list(row) for row in suffixes], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        whole = tokenizer([f"{self.before}{text}{self.after}" for text in texts], add_special_tokens=False)["input_ids"]
+        # The tokenizer's own batch call: the one of transformers spends several times as long on wrapping the result.
+        whole = tokenizer.backend_tokenizer.encode_batch_fast(
+            [f"{self.before}{text}{self.after}" for text in texts], add_special_tokens=False
+        )
         return [
-            text.startswith(" ") and ids == [*self.before_ids, *suffix, *self.after_ids]
-            for text, ids, suffix in zip(texts, whole, suffixes)
+            text.startswith(" ") and encoding.ids == [*self.before_ids, *suffix, *self.after_ids]
+            for text, encoding, suffix in zip(texts, whole, suffixes)
         ]
 
 
@@ -125,39 +179,48 @@ def optimise_suffix(
     config: Gcg,
     draw_key: tuple[object, ...],
     on_step: Any = None,
+    save: Save | None = None,
 ) -> GcgResult:
     """Run the attack on one request; `draw_key` seeds its draws, `on_step(step, loss)` is told of every step.
 
-    Raises UserError if the initial suffix does not keep its tokens in this prompt.
+    With `save` it goes on where a killed run stood. Raises UserError if the initial suffix does not keep its tokens in
+    this prompt.
     """
     attack = Attack(loaded, request, config)
     barred = barred_tokens(loaded)
-    current = list(attack.initial_ids)
-    loss = initial_loss = attack.losses([current])[0]
-    best, best_loss, idle = current, loss, 0
-    losses: list[float] = []
-    for step in range(config.steps):
-        replacements = promising(attack.gradient(current), barred, config.topk)
-        candidates = draw_candidates(current, replacements, config.search_width, keyed_rng("gcg", *draw_key, step))
+    at = (save.read() if save else None) or begin(attack)
+    while at.step < config.steps:
+        replacements = promising(attack.gradient(at.current), barred, config.topk)
+        rng = keyed_rng("gcg", *draw_key, at.step)
+        candidates = draw_candidates(at.current, replacements, config.search_width, rng)
         candidates = [row for row, kept in zip(candidates, attack.keeps_tokens(candidates)) if kept]
         if candidates:
-            candidate_losses = attack.losses(candidates)
-            place = int(np.argmin(candidate_losses))
-            current, loss = candidates[place], candidate_losses[place]
+            losses = attack.losses(candidates)
+            place = int(np.argmin(losses))
+            at.current, at.loss = candidates[place], losses[place]
         else:
-            idle += 1
-        if loss < best_loss:
-            best, best_loss = current, loss
-        losses.append(loss)
+            at.idle_steps += 1
+        if at.loss < at.best_loss:
+            at.best, at.best_loss = at.current, at.loss
+        at.losses.append(at.loss)
+        at.step += 1
+        if save is not None and (at.step % SAVE_INTERVAL_STEPS == 0 or at.step == config.steps):
+            save.write(at)
         if on_step is not None:
-            on_step(step + 1, loss)
+            on_step(at.step, at.loss)
     return GcgResult(
-        suffix=text_of(loaded, best),
-        loss=best_loss,
-        initial_loss=initial_loss,
-        losses=losses,
-        idle_steps=idle,
+        suffix=text_of(loaded, at.best),
+        loss=at.best_loss,
+        initial_loss=at.initial_loss,
+        losses=at.losses,
+        idle_steps=at.idle_steps,
     )
+
+
+def begin(attack: Attack) -> State:
+    ids = list(attack.initial_ids)
+    (loss,) = attack.losses([ids])
+    return State(step=0, current=ids, loss=loss, initial_loss=loss, best=ids, best_loss=loss, losses=[])
 
 
 def text_of(loaded: LoadedModel, ids: Sequence[int]) -> str:

@@ -1,6 +1,4 @@
-"""Answers to lists of prompts, generated and judged a batch at a time into a file of rows, and judged again without
-generating.
-"""
+"""Answers to lists of prompts, generated a batch at a time into a file of rows."""
 
 from __future__ import annotations
 
@@ -12,13 +10,12 @@ from typing import Any
 import msgspec
 
 from curriculum.progress import Progress
-from eval import safebeam, sampling
+from eval import decoders
 from eval.answers import Answer
 from eval.benchmarks import Prompt
 from eval.config import Evaluation
-from eval.judges import Judge, Verdict, judge_attack, judge_overrefusal
 from eval.models import LoadedModel
-from eval.rows import GenerationRow, append_rows, finished_batches, in_order, read_rows, row_key, write_rows
+from eval.rows import GenerationRow, append_rows, finished_batches, in_order, row_key
 
 
 @dataclasses.dataclass
@@ -28,17 +25,21 @@ class Generation:
     loaded: LoadedModel
     config: Evaluation
     task: str
-    decoder: str  # "topk" | "safebeam", after "gcg+" for attacked prompts
+    decoder: str  # of eval.decoders.DECODERS, after "gcg+" for attacked prompts
     prompts: list[Prompt]
     seed: int
 
     @property
+    def name(self) -> str:
+        return self.decoder.rpartition("+")[2]
+
+    @property
     def settings(self) -> Any:
-        return self.config.topk if self.decoder.endswith("topk") else self.config.safebeam
+        return getattr(self.config, self.name)
 
     @property
     def samples(self) -> int:
-        return self.config.topk.samples if self.decoder.endswith("topk") else 1
+        return getattr(self.settings, "samples", 1)
 
     def batches(self) -> Iterator[list[Prompt]]:
         size = self.settings.batch_prompts
@@ -46,10 +47,8 @@ class Generation:
             yield self.prompts[start : start + size]
 
     def keys(self, prompts: Sequence[Prompt]) -> list[str]:
-        module = sampling if self.decoder.endswith("topk") else safebeam
         settings = msgspec.to_builtins(self.settings)
-        # How many prompts share a batch and how many samples a prompt has do not make an answer another one.
-        for field in ("batch_prompts", "samples"):
+        for field in decoders.NEUTRAL:
             settings.pop(field, None)
         return [
             row_key(
@@ -60,7 +59,7 @@ class Generation:
                 model=self.loaded.content_hash,
                 model_kind=self.loaded.kind,
                 decoder=self.decoder,
-                version=module.VERSION,
+                version=decoders.DECODERS[self.name].version,
                 settings=settings,
                 seed=self.seed,
                 sample=sample,
@@ -72,16 +71,13 @@ class Generation:
     def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answers to one batch, all samples of a prompt together."""
         ids = [self.loaded.prompt_ids(prompt.text) for prompt in prompts]
-        if self.decoder.endswith("safebeam"):
-            return safebeam.search_safebeam(self.loaded, ids, self.config.safebeam)
         draws = [(self.seed, prompt.benchmark, prompt.id) for prompt in prompts]
-        return [answer for some in sampling.sample_topk(self.loaded, ids, draws, self.config.topk) for answer in some]
+        return decoders.DECODERS[self.name].answer(self.loaded, ids, draws, self.settings)
 
-    def rows(self, prompts: Sequence[Prompt], judge: Judge) -> list[GenerationRow]:
+    def rows(self, prompts: Sequence[Prompt]) -> list[GenerationRow]:
         rows = []
         for place, (key, answer) in enumerate(zip(self.keys(prompts), self.answers(prompts))):
             prompt, sample = prompts[place // self.samples], place % self.samples
-            verdict = verdict_on(answer, judge, self.task, self.loaded.kind, prompt.behavior, prompt.text)
             rows.append(
                 GenerationRow(
                     key=key,
@@ -96,53 +92,29 @@ class Generation:
                     decoder=self.decoder,
                     sample=sample,
                     seed=self.seed,
+                    context=prompt.context,
+                    cluster=prompt.cluster,
                     response=answer.text,
+                    completion=answer.completion,
                     tokens=answer.tokens,
                     finish=answer.finish,
                     shortcircuit=answer.shortcircuit,
-                    verdict=verdict.label,
-                    judge=verdict.judge,
-                    judge_version=verdict.version,
                 )
             )
         return rows
 
 
-def verdict_on(answer: Answer, judge: Judge, task: str, model_kind: str, behavior: str, prompt: str) -> Verdict:
-    if task.startswith("overrefusal"):
-        return judge_overrefusal(judge, behavior, answer)
-    return judge_attack(judge, behavior, answer, beginning=prompt if model_kind == "base" else "")
-
-
-def run_generations(
-    generations: Sequence[Generation], judge: Judge, path: Path, progress: Progress
-) -> list[GenerationRow]:
-    """Generate and judge what `path` lacks, a batch at a time, and judge anew what another judge has judged."""
+def run_generations(generations: Sequence[Generation], path: Path, progress: Progress) -> list[GenerationRow]:
+    """Generate what `path` lacks, a batch at a time; returns all rows."""
     work = [(generation, batch) for generation in generations for batch in generation.batches()]
     keys = [generation.keys(batch) for generation, batch in work]
     total = sum(map(len, keys))
     done = finished_batches(path, GenerationRow, keys)
-    rejudge(path, judge)
     finished = len(done)
     progress(finished, total)
     for (generation, batch), batch_keys in zip(work, keys):
         if batch_keys[0] not in done:
-            append_rows(path, generation.rows(batch, judge))
+            append_rows(path, generation.rows(batch))
             finished += len(batch_keys)
             progress(finished, total, benchmark=batch[0].benchmark)
     return in_order(path, GenerationRow, keys)
-
-
-def rejudge(path: Path, judge: Judge) -> int:
-    """Judge every row of `path` that another judge or version has judged; returns how many those were."""
-    rows = read_rows(path, GenerationRow)
-    changed = [(row.judge, row.judge_version) != (judge.name, judge.version) for row in rows]
-    if any(changed):
-        write_rows(path, [judged_by(row, judge) if other else row for row, other in zip(rows, changed)])
-    return sum(changed)
-
-
-def judged_by(row: GenerationRow, judge: Judge) -> GenerationRow:
-    answer = Answer(text=row.response, tokens=row.tokens, finish=row.finish, shortcircuit=row.shortcircuit)
-    verdict = verdict_on(answer, judge, row.task, row.model_kind, row.behavior, row.prompt)
-    return msgspec.structs.replace(row, verdict=verdict.label, judge=verdict.judge, judge_version=verdict.version)

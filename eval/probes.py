@@ -53,9 +53,26 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
         for column in ("text", "score"):
             if column not in row:
                 raise UserError(f"{path}: row {number} has no column {column!r}, only {sorted(row)}; add it")
+        if not isinstance(row["text"], str) or not is_utf8(row["text"]):
+            raise UserError(f"{path}: row {number}: column 'text' is no UTF-8 text; mend the row")
+        if str(row["score"]).strip().removesuffix(".0") not in ("0", "1", "2", "3", "4", "5"):
+            raise UserError(
+                f"{path}: row {number}: column 'score' is {row['score']!r:.40}; a score is 0 (safe) to 5 (unsafe)"
+            )
     # Scores between safe and the threshold are neither.
-    used = [row for row in rows if int(row["score"]) == 0 or int(row["score"]) >= config.unsafe_score]
-    return LabelledTexts([row["text"] for row in used], np.array([int(row["score"]) > 0 for row in used], dtype=bool))
+    used = [row for row in rows if int(float(row["score"])) == 0 or int(float(row["score"])) >= config.unsafe_score]
+    return LabelledTexts(
+        [row["text"] for row in used], np.array([int(float(row["score"])) > 0 for row in used], dtype=bool)
+    )
+
+
+def is_utf8(text: str) -> bool:
+    """Whether `text` holds no lone surrogate, which stands for a byte that was no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def layer_index(layer: Layer, layers: int) -> int:

@@ -38,15 +38,17 @@ from eval.cells import (
     row_id,
 )
 from eval.claims import AUC, ArmInfo
+from eval.differences import ArmDifference, arm_differences
 from eval.figures import FIGURES, STAGES, draw_figures
 from eval.panels import CATEGORIES, arm_label
-from eval.rows import GenerationRow, ProbeRow, read_rows
+from eval.rows import JudgedRow, ProbeRow, read_rows
 from eval.trends import Evaluations, Trend, judge_claims
+from eval.verdicts import read_judged
 from eval.wording import DECODERS, described, facts, flattened, number, p_value, percent, points, samples, visible
 
 __all__ = ["ArmInfo", "write_report", "read_evaluations", "cells_of"]
 
-ATTACK_TASKS = ("attacks-topk", "attacks-safebeam", "gcg")
+ATTACK_TASKS = ("attacks-topk", "attacks-safebeam", "attacks-greedy", "gcg")
 OVERREFUSAL_TASKS = {"overrefusal-topk": "topk", "overrefusal-safebeam": "safebeam"}
 ARM_WORDS = {
     "data": "rephrasing, refusals, moral education",
@@ -73,7 +75,8 @@ def write_report(
     progress(len(arms) + 2, steps)
     pictures = draw_figures(cells, arms, out / "figures")
     progress(len(arms) + 3, steps)
-    write_tables(out, cells, trends, arms)
+    differences = list(arm_differences(arms, rows.generations))
+    write_tables(out, cells, trends, differences, arms)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -96,6 +99,8 @@ def write_report(
         figures=[
             (figure, embedded(path), described(figure, cells)) for figure, path in zip(FIGURES, pictures, strict=True)
         ],
+        differences=differences,
+        labels={arm.name: arm_label(arm) for arm in arms},
         attack_tables=list(attack_tables(cells, arms)),
         overrefusal_tables=list(overrefusal_tables(cells, arms)),
         categories=[label for label, _, _ in CATEGORIES],
@@ -118,13 +123,13 @@ def write_report(
 
 def read_evaluations(run: Path, arms: Sequence[ArmInfo], after_arm: Any = lambda done: None) -> Evaluations:
     """All rows under `run`/eval; what is not there is left out."""
-    generations: dict[tuple[str, str, str], list[GenerationRow]] = {}
+    generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
     probes: dict[tuple[str, str], list[ProbeRow]] = {}
     for done, arm in enumerate(arms, start=1):
         for stage in STAGES:
             folder = run / "eval" / arm.name / stage
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
-                if found := read_rows(folder / f"{task}.jsonl", GenerationRow):
+                if found := read_judged(folder / f"{task}.jsonl"):
                     generations[arm.name, stage, task] = found
             if measured := read_rows(folder / "probes.jsonl", ProbeRow):
                 probes[arm.name, stage] = measured
@@ -172,7 +177,13 @@ def incomplete(cells: Cells) -> Iterator[AttackCell | OverrefusalCell]:
 # Tables and JSON ------------------------------------------------------------------------------------------------------
 
 
-def write_tables(out: Path, cells: Cells, trends: Sequence[Trend], arms: Sequence[ArmInfo]) -> None:
+def write_tables(
+    out: Path,
+    cells: Cells,
+    trends: Sequence[Trend],
+    differences: Sequence[ArmDifference],
+    arms: Sequence[ArmInfo],
+) -> None:
     """`tables/*.csv` and `summary.json`, the same bytes for the same rows."""
     summary = {
         "arms": [dataclasses.asdict(arm) for arm in arms],
@@ -180,8 +191,9 @@ def write_tables(out: Path, cells: Cells, trends: Sequence[Trend], arms: Sequenc
         "overrefusal": [plain(cell) for cell in cells.overrefusals],
         "probes": [plain(cell) for cell in cells.probes],
         "trends": [plain(trend) for trend in trends],
+        "differences": [plain(difference) for difference in differences],
     }
-    for name in ("attacks", "overrefusal", "probes", "trends"):
+    for name in ("attacks", "overrefusal", "probes", "trends", "differences"):
         table = [{**row, **row.pop("shares", {})} for row in map(dict, summary[name])]
         text = io.StringIO()
         columns = dict.fromkeys(key for row in table for key in row)
@@ -211,6 +223,11 @@ class AttackTable:
     def several(self) -> bool:
         """Whether prompts were answered more than once."""
         return any(main is not None and main.samples > 1 for _, main, _ in self.rows)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether the judge's errors are known."""
+        return any(main is not None and main.corrected is not None for _, main, _ in self.rows)
 
     @property
     def lossy(self) -> bool:

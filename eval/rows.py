@@ -1,16 +1,18 @@
 """Rows of an evaluation: what one element writes, line by line, and how a killed element finds what is already done.
 
-An element is (model, task). Its rows live in one append-only JSON Lines file, `<out>/<task>.jsonl`, one JSON object a
-line:
+Rows live in append-only JSON Lines files, one JSON object a line, in the folder of one model:
 
-- tasks attacks-topk, attacks-safebeam, overrefusal-topk, overrefusal-safebeam and gcg: `GenerationRow`
-- task probes: `ProbeRow`
-- beside `gcg.jsonl`, `gcg.suffixes.jsonl`: `SuffixRow`, the optimised suffix of each prompt
+- `<task>/<benchmark>.jsonl`, and `<task>/<benchmark>.<i>-of-<n>.jsonl` of a benchmark in n shards: `GenerationRow`,
+  what one element wrote, once and for all
+- `<task>.jsonl`: the same rows, put together (`eval/merge.py`)
+- `<task>.verdicts.jsonl`: `VerdictRow`, what judges made of them (`eval/verdicts.py`)
+- `gcg/<benchmark>.suffixes.jsonl`: `SuffixRow`, the optimised suffix of each prompt
+- `probes.jsonl`: `ProbeRow`
 
 Every row is content-addressed: `key` hashes all that determined it (prompt, model content, decoder, seed, sample).
 Rows are appended a whole batch at a time and a batch is a fixed run of prompts, so an element that was killed and
-started again ends with the same bytes as one that was not. The verdict is stored beside the generation but is not
-part of the key: judging again with another judge rewrites verdicts and never generates.
+started again ends with the same bytes as one that was not. Verdicts stand beside the generations: judging again, by
+whatever judge, never touches what was generated.
 
 This file knows nothing of models, benchmarks or judges.
 """
@@ -43,7 +45,7 @@ OVERREFUSAL_VERDICTS = (
 
 
 class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One answer of the model to one prompt, and what the judge made of it."""
+    """One answer of the model to one prompt."""
 
     key: str  # hash of (prompt id and text, model, decoder, seed, sample)
     task: str  # "attacks-topk" | "attacks-safebeam" | "overrefusal-topk" | "overrefusal-safebeam" | "gcg"
@@ -56,14 +58,33 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     prompt: str  # what the model was given, before the chat template; with the suffix for gcg
     decoder: str  # "topk" | "safebeam" | "gcg+topk" | "gcg+safebeam"
     sample: int  # 0 .. samples - 1 for topk; always 0 for safebeam
-    seed: int  # seed of the element; the draws of a row come from (seed, benchmark, prompt id, sample)
+    seed: int  # seed of the study; the draws of a row come from (seed, benchmark, prompt id, sample)
+    context: str = ""  # what a contextual behavior of HarmBench refers to; also within prompt
+    cluster: str = ""  # prompts of equal cluster are near-copies of each other, in whichever benchmark
     response: str  # text generated, cut before the tag and the end mark
+    completion: str = ""  # the safe completion shown in place of an answer that was cut at the tag
     tokens: int  # tokens generated, the tag and the end mark included
     finish: str  # "end" (end mark) | "length" | "tag" (cut at the tag)
     shortcircuit: bool  # the model wrote the tag, whether or not the answer was cut there
-    verdict: str  # one of ATTACK_VERDICTS, or of OVERREFUSAL_VERDICTS for the overrefusal tasks
-    judge: str  # name of the judge, such as "world"
-    judge_version: str  # hash of the judge's rules and lists
+
+
+class VerdictRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one judge made of one answer."""
+
+    key: str  # of the GenerationRow
+    judge: str  # name of the judge, such as "harmbench"
+    version: str  # hash of all that decides its verdicts: model, template, rules
+    label: str  # one of ATTACK_VERDICTS, or of OVERREFUSAL_VERDICTS for the overrefusal tasks
+    question: str  # hash of what the judge was asked; equal questions are asked once
+    reply: str | None = None  # in the judge's own words; None where no model was asked
+
+
+class JudgedRow(GenerationRow, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An answer and one judge's verdict on it: what tables and figures are made from. Not a row of any file."""
+
+    verdict: str
+    judge: str
+    judge_version: str
 
 
 class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,7 +118,7 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     baseline_length_auc: float  # the same probe on the number of tokens alone
 
 
-Row = TypeVar("Row", GenerationRow, SuffixRow, ProbeRow)
+Row = TypeVar("Row", GenerationRow, VerdictRow, SuffixRow, ProbeRow)
 
 
 def row_key(**parts: Any) -> str:

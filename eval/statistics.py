@@ -6,8 +6,8 @@ paper's claims (`eval/trends.py`) and figures are elsewhere.
 - Prompts are the unit of sampling, not rows: five samples of one prompt are one cluster, and so are near-copies of one
   behaviour in several benchmarks. Intervals resample clusters (95%, percentile, widened for few clusters as in
   Hesterberg 2015); one answer per prompt gets the Wilson interval.
-- Models are compared on the prompts they share, prompt by prompt: cluster-bootstrap interval, sign-flip p (McNemar's
-  exact test when answers are yes or no), Holm over the planned family.
+- Models are compared on the prompts they share, prompt by prompt: cluster-bootstrap interval, McNemar's exact test where
+  every cluster is one yes or no (SafeBeam, greedy), else the sign-flip test over clusters, Holm over the planned family.
 - All draws are keyed: the same rows give the same numbers, to the last digit.
 """
 
@@ -21,11 +21,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from curriculum.randomness import keyed_rng
-from eval.rows import GenerationRow
+from eval.rows import JudgedRow
 
-Outcome = Callable[[GenerationRow], "float | None"]
+Outcome = Callable[[JudgedRow], "float | None"]
 RESAMPLES = 2000
 FLIPS = 4999
 TIE = 1e-12  # sums of the same numbers in another order differ by less
@@ -60,8 +62,10 @@ class Tally:
         return np.mean((weights @ self.sums) / (weights @ self.counts), axis=-1)
 
 
-def cluster_of(row: GenerationRow) -> str:
-    """Rows with the same cluster are not independent: same behaviour up to case, spaces and punctuation."""
+def cluster_of(row: JudgedRow) -> str:
+    """Rows with the same cluster are not independent: near-copies, or the same up to case, spaces and punctuation."""
+    if row.cluster:
+        return row.cluster
     return re.sub(r"[\W_]+", " ", (row.behavior or row.prompt).lower()).strip() or f"{row.benchmark}/{row.prompt_id}"
 
 
@@ -105,6 +109,21 @@ def bootstrap_interval(of: Tally) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def clustered_error(of: Tally) -> float | None:
+    """Standard error of a rate over clustered answers: Miller 2024 (arXiv 2411.00640), equation 4, as inspect_ai has it.
+
+    sqrt(sum over clusters of (sum of deviations)^2) / n, times sqrt(g / (g - 1)) for g clusters. Of several benchmarks it
+    is that of the mean of their means. None for a single cluster.
+    """
+    g = of.clusters
+    if g < 2:
+        return None
+    totals = of.counts.sum(axis=0)
+    deviations = of.sums - of.counts * (of.sums.sum(axis=0) / totals)
+    parts = np.mean(deviations / totals, axis=1)  # what each cluster moves the mean by
+    return float(np.sqrt(np.sum(parts**2) * g / (g - 1)))
+
+
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """95% Wilson score interval of a proportion."""
     interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
@@ -124,7 +143,7 @@ def rate_interval(of: Tally) -> tuple[float, float, str]:
     return low, high, "cluster bootstrap"
 
 
-def prompt_means(rows: Iterable[GenerationRow], outcome: Outcome) -> dict[tuple[str, str], tuple[str, float]]:
+def prompt_means(rows: Iterable[JudgedRow], outcome: Outcome) -> dict[tuple[str, str], tuple[str, float]]:
     """Per (benchmark, prompt_id): the cluster and the mean outcome of the parsed samples."""
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     clusters = {}
@@ -138,7 +157,7 @@ def prompt_means(rows: Iterable[GenerationRow], outcome: Outcome) -> dict[tuple[
 
 
 def paired_tally(
-    plus: Sequence[Sequence[GenerationRow]], minus: Sequence[Sequence[GenerationRow]], outcome: Outcome
+    plus: Sequence[Sequence[JudgedRow]], minus: Sequence[Sequence[JudgedRow]], outcome: Outcome
 ) -> Tally | None:
     """Per-prompt differences, mean over models `plus` minus mean over models `minus`, on the prompts all share."""
     ahead, behind = ([prompt_means(rows, outcome) for rows in side] for side in (plus, minus))
@@ -174,14 +193,24 @@ def p_above(of: Tally, bound: float) -> float:
 
 
 def difference(of: Tally) -> Difference:
-    """The paired difference, its cluster-bootstrap 95% interval and its two-sided sign-flip p."""
-    observed, null = sign_flips(of)
+    """The paired difference, its cluster-bootstrap 95% interval and its two-sided p."""
     low, high = bootstrap_interval(of)
     if high - low < TIE:  # no cluster differs from another: what n equal observations rule out at 95% (0/100: up to 3%)
         unseen = 1 - 0.05 ** (1 / of.clusters)
         low, high = low - unseen, high + unseen
-    p = (1 + np.sum(np.abs(null) >= abs(observed) - TIE)) / (len(null) + 1)
-    return Difference(observed, max(low, -1.0), min(high, 1.0), float(p), int(of.counts.sum()))
+    value, p = float(of.mean()), mcnemar_p(of)
+    if p is None:
+        observed, null = sign_flips(of)
+        p = float((1 + np.sum(np.abs(null) >= abs(observed) - TIE)) / (len(null) + 1))
+    return Difference(value, max(low, -1.0), min(high, 1.0), p, int(of.counts.sum()))
+
+
+def mcnemar_p(of: Tally) -> float | None:
+    """McNemar's exact two-sided p where every cluster is one prompt of one benchmark that is won, lost or tied."""
+    if of.counts.shape[1] > 1 or of.counts.max() > 1 or not np.isin(of.sums, (-1.0, 0.0, 1.0)).all():
+        return None
+    won, lost = int((of.sums > 0).sum()), int((of.sums < 0).sum())
+    return float(mcnemar([[0, won], [lost, 0]], exact=True).pvalue)
 
 
 def seed_difference(plus: Sequence[float], minus: Sequence[float]) -> Difference:
@@ -199,8 +228,4 @@ def seed_difference(plus: Sequence[float], minus: Sequence[float]) -> Difference
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given."""
-    adjusted, floor = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = floor
-    return adjusted
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eval.claims import AUC, CLAIMS, ArmInfo, Claim, Direction, Group
-from eval.rows import GenerationRow, ProbeRow
+from eval.rows import JudgedRow, ProbeRow
 from eval.statistics import Difference, difference, holm, p_above, p_below, paired_tally, seed_difference
 
 Result = Literal["reproduced", "not reproduced", "inconclusive", "not measured"]
@@ -31,7 +31,7 @@ class Evaluations:
     """All rows of a study: generations by (arm, stage, task), probes by (arm, stage); no key, not yet evaluated."""
 
     arms: tuple[ArmInfo, ...]
-    generations: dict[tuple[str, str, str], list[GenerationRow]]
+    generations: dict[tuple[str, str, str], list[JudgedRow]]
     probes: dict[tuple[str, str], list[ProbeRow]]
 
 

@@ -14,12 +14,13 @@ from eval.cells import ALL, AttackCell, Cells, OverrefusalCell
 from eval.claims import AUC
 from eval.figures import STAGES, Figure
 from eval.panels import arm_label
-from eval.rows import GenerationRow
+from eval.rows import JudgedRow
 from eval.trends import Evaluations
 
 DECODERS = {
     "topk": "Top-k sampling",
     "safebeam": "SafeBeam",
+    "greedy": "Greedy",
     "gcg+topk": "GCG suffix, top-k",
     "gcg+safebeam": "GCG suffix, SafeBeam",
 }
@@ -82,7 +83,7 @@ def judges_of(*groups: Sequence[AttackCell] | Sequence[OverrefusalCell]) -> str:
     return ", ".join(sorted(names - {""}))
 
 
-def samples(study: Evaluations) -> Iterator[tuple[str, GenerationRow, list[tuple[str, str, GenerationRow]]]]:
+def samples(study: Evaluations) -> Iterator[tuple[str, JudgedRow, list[tuple[str, str, JudgedRow]]]]:
     """Per stage one request, picked by hash and not by hand, and what every arm answered: (arm, decoder, row)."""
     for stage in STAGES:
         answers = [

@@ -6,19 +6,21 @@ Exit codes: 0 well, 1 something outside is wrong or a job failed, 2 the command 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from curriculum.errors import UserError
-from jobs.display import printable
+from jobs.terminal import printable
 
 STUDY = "jobs/studies/demo.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    words = build_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    words = build_parser(arguments).parse_args(arguments)
     try:
         return words.verb(words)
     except UserError as error:
@@ -39,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(arguments: Sequence[str] = ("data",)) -> argparse.ArgumentParser:
+    """The parser for `arguments`; what `data` and `eval` take, which brings much with it, only where it is asked for."""
     parser = argparse.ArgumentParser(
         prog="curricula",
         description="When should safety enter pretraining? Plan, run and evaluate the study, end to end.",
@@ -49,8 +52,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _study_verbs(verbs)
-    _data_verbs(verbs)
+    data = _add(
+        verbs,
+        "data",
+        "make, tokenise and inspect pretraining data",
+        f"curricula data fetch --list\n  curricula data tokenize {STUDY}\n"
+        "  curricula data inspect runs/demo/data/shards/unsafe-tagged",
+    )
+    if "data" in arguments[:1]:
+        _data_verbs(data.add_subparsers(metavar="WHAT", required=True))
     _model_verbs(verbs)
+    if "eval" in arguments[:1]:
+        from jobs.eval_verbs import add_parser as add_eval
+
+        add_eval(verbs)
+    else:
+        verbs.add_parser("eval", help="measure attack success and over-refusal of any Hugging Face checkpoint")
     return parser
 
 
@@ -69,12 +86,28 @@ def _add(
     return parser
 
 
+class _Verbs:
+    """The functions of a module, which is imported when one is called: help and mistakes come at once."""
+
+    def __init__(self, module: str):
+        self.module = module
+
+    def __getattr__(self, name: str) -> Callable[[argparse.Namespace], int]:
+        return lambda words: getattr(importlib.import_module(self.module), name)(words)
+
+
 def _json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
 
 
 def _study_verbs(verbs: argparse._SubParsersAction) -> None:
-    from jobs import verbs as do
+    from jobs.cancel_verb import add_parser as add_cancel
+    from jobs.logs_verb import add_parser as add_logs
+    from jobs.retry_verb import add_parser as add_retry
+    from jobs.slurm.options import add_options as add_slurm_options
+    from jobs.status_verb import add_parser as add_status
+
+    do = _Verbs("jobs.verbs")
 
     plan = _add(
         verbs, "plan", "show what a study will do: arms, tokens, jobs, GPU-hours", f"curricula plan {STUDY}", do.plan
@@ -87,36 +120,33 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
         verbs,
         "submit",
         "run a study, or go on with one that was interrupted; finished elements are not redone",
-        f"curricula submit {STUDY} --cluster local",
+        f"curricula submit {STUDY} --cluster local\n"
+        "  curricula submit jobs/studies/paper.yaml --cluster slurm --profile env/profiles/h100-4x8.yaml --dry-run",
         do.submit,
     )
     submit.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
-    submit.add_argument("--cluster", choices=["local"], default="local", help="where: processes on this machine")
-    submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
+    submit.add_argument(
+        "--cluster", choices=["local", "slurm"], default="local", help="local: processes on this machine (default)"
+    )
+    submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME, or the profile's)")
+    add_slurm_options(submit)
 
     render = _add(
         verbs,
         "render",
         "write the study's jobs as plain sbatch scripts, with a script that submits them",
-        "curricula render jobs/studies/paper.yaml /scratch/paper/scripts --run /scratch/paper/run",
+        "curricula render jobs/studies/paper.yaml /scratch/paper/scripts --profile env/profiles/h100-4x8.yaml",
         do.render,
     )
     render.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     render.add_argument("out", type=Path, metavar="OUT", help="the folder for the scripts")
-    render.add_argument("--run", type=Path, help="the run folder, on a disk that all nodes see (default: runs/NAME)")
-
-    status = _add(verbs, "status", "show how far a run is", "curricula status runs/demo", do.status)
-    status.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
-    status.add_argument("--watch", action="store_true", help="keep showing until interrupted")
-    _json_flag(status)
-
-    logs = _add(
-        verbs, "logs", "print the log of a job's elements", "curricula logs runs/demo pretrain-20 full-20", do.logs
+    render.add_argument("--profile", type=Path, required=True, metavar="P", help="the site's profile, of env/profiles/")
+    render.add_argument(
+        "--run", type=Path, help="the run folder, on a disk that all nodes see (default: the profile's)"
     )
-    logs.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    logs.add_argument("job", metavar="JOB", help="a job name, as `curricula status` shows it")
-    logs.add_argument("element", metavar="ELEMENT", nargs="?", help="one element; by default all of the job")
-    logs.add_argument("-f", "--follow", action="store_true", help="keep printing what is added")
+
+    for add_parser in (add_status, add_logs, add_retry, add_cancel):
+        add_parser(verbs)
 
     report = _add(
         verbs, "report", "build the page with figures and tables from a run", "curricula report runs/demo", do.report
@@ -124,14 +154,11 @@ def _study_verbs(verbs: argparse._SubParsersAction) -> None:
     report.add_argument("run", type=Path, metavar="RUN", help="a run folder; unfinished ones show what is missing")
 
 
-def _data_verbs(verbs: argparse._SubParsersAction) -> None:
-    from jobs import data_verbs as do
+def _data_verbs(kinds: argparse._SubParsersAction) -> None:
     from jobs.fetch_verb import add_parser as add_fetch
     from jobs.synthesize_verb import add_parser as add_synthesize
 
-    data = _add(verbs, "data", "make, tokenise and inspect pretraining data", "curricula data inspect SHARD")
-    kinds = data.add_subparsers(metavar="WHAT", required=True)
-
+    do = _Verbs("jobs.data_verbs")
     world = _add(
         kinds, "world", "write the fictional world's datasets to a folder", "curricula data world /tmp/world", do.world
     )
@@ -150,7 +177,11 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     tokenize.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
-    tokenize.add_argument("--source", action="append", help="only this source; may be given again")
+    tokenize.add_argument(
+        "--source",
+        action="append",
+        help="only this source; may be given again (the others' datasets must still be there)",
+    )
     tokenize.add_argument("--workers", type=int, help="shards at a time (default: the study's resources.workers)")
 
     inspect = _add(
@@ -167,16 +198,16 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
         help="a shard, without .bin or .idx, or a source's folder (its first shard)",
     )
     inspect.add_argument("--tokenizer", type=Path, help="default: the tokenizer of the run the shard lies in")
-    inspect.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
-    inspect.add_argument("--sample", type=int, metavar="K", help="decode this sample of the shard, as training cuts it")
+    shown = inspect.add_mutually_exclusive_group()
+    shown.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
+    shown.add_argument("--sample", type=int, metavar="K", help="decode this sample of the shard, as training cuts it")
     inspect.add_argument("--sequence-length", type=int, default=2048, help="tokens of a sample (default: 2048)")
     inspect.add_argument("--verify", action="store_true", help="compare the tokens with the manifest's hash")
     _json_flag(inspect)
 
 
 def _model_verbs(verbs: argparse._SubParsersAction) -> None:
-    from jobs import model_verbs as do
-
+    do = _Verbs("jobs.model_verbs")
     export = _add(
         verbs,
         "export",
@@ -201,30 +232,6 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
         "source", metavar="HF", help="a Hugging Face Llama folder, a .gguf file, or a package that holds one"
     )
     load.add_argument("out", type=Path, metavar="OUT", help="the checkpoints folder to make")
-
-    evaluate = _add(
-        verbs,
-        "eval",
-        "measure attack success and over-refusal of any Hugging Face checkpoint",
-        "curricula eval --model runs/demo/models/full-20/instruct --benchmark advbench,jailbreakbench "
-        "--decoder topk,safebeam --prompts 20",
-        do.evaluate,
-    )
-    evaluate.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
-    evaluate.add_argument(
-        "--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text"
-    )
-    evaluate.add_argument("--benchmark", default="harmbench,advbench,jailbreakbench,tdc", help="names, by commas")
-    evaluate.add_argument("--decoder", default="topk,safebeam", help="topk, safebeam or both, by commas")
-    evaluate.add_argument("--judge", default="refusal-phrases", help="refusal-phrases, or world for the fictional one")
-    evaluate.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
-    evaluate.add_argument("--prompts", type=int, help="no more than this many prompts of each benchmark")
-    evaluate.add_argument("--max-new-tokens", type=int, default=256)
-    evaluate.add_argument("--seed", type=int, default=42)
-    evaluate.add_argument(
-        "--out", type=Path, help="where rows are kept, and resumed from (default: evaluations/MODEL PATH)"
-    )
-    _json_flag(evaluate)
 
 
 if __name__ == "__main__":

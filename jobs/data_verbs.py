@@ -19,11 +19,12 @@ from rich.text import Text
 from curriculum.errors import UsageError, UserError
 from curriculum.indexed import MEND
 from curriculum.shards import read_manifest
-from jobs.display import printable
 from jobs.run import Run
 from jobs.study import load_study
+from jobs.terminal import printable
 
 PIECE = 1 << 24  # tokens looked at at once
+SHOWN = 4096  # tokens of a document that are printed at most
 
 
 def world(words: argparse.Namespace) -> int:
@@ -66,7 +67,7 @@ def tokenize(words: argparse.Namespace) -> int:
 
 def inspect(words: argparse.Namespace) -> int:
     from curriculum.indexed import Shard
-    from curriculum.tokenizer import load_tokenizer, special_ids
+    from curriculum.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 
     prefix: Path = words.prefix
     if prefix.is_dir():  # a source: its first shard
@@ -78,7 +79,18 @@ def inspect(words: argparse.Namespace) -> int:
     shard = Shard.open(prefix)
     shard.check()
     lengths = shard.lengths
-    tokenizer = load_tokenizer(words.tokenizer or _tokenizer_near(prefix))
+    folder = words.tokenizer or _tokenizer_near(prefix)
+    tokenizer = load_tokenizer(folder)
+    manifest = read_manifest(prefix) if prefix.with_name(prefix.name + ".json").exists() else None
+    if manifest and manifest["tokenizer"] != tokenizer_hash(tokenizer):
+        raise UserError(
+            f"{folder}: is not the tokenizer that {prefix} was made with, and would show other text; name that one in "
+            "--tokenizer"
+        )
+    if manifest and manifest["tokens"] != shard.length:
+        raise UserError(
+            f"{shard.bin_path}: {shard.length} tokens, where its manifest says {manifest['tokens']}; {MEND}"
+        )
     ids = _chosen_tokens(words, prefix, shard)
     end, tag = special_ids(tokenizer)
     tags, least, most = _counted(shard, tag)
@@ -104,15 +116,17 @@ def inspect(words: argparse.Namespace) -> int:
         "shown": f"document {words.document or 0}" if words.sample is None else f"sample {words.sample}",
         "text": tokenizer.decode(ids.tolist(), skip_special_tokens=False),
     }
-    manifest = prefix.with_name(prefix.name + ".json")
-    if manifest.exists():
-        facts["manifest"] = read_manifest(prefix)
+    if manifest:
+        facts["manifest"] = manifest
     if words.verify:
         facts["verified"] = _verify(prefix, shard, facts)
     if words.json:
         print(json.dumps(facts, indent=1))
     else:
-        _print_facts(facts, _highlighted(ids, tokenizer, {tag: "bold black on yellow", end: "dim"}))
+        text = _highlighted(ids[:SHOWN], tokenizer, {tag: "bold black on yellow", end: "dim"})
+        if len(ids) > SHOWN:
+            text.append(f" ... and {len(ids) - SHOWN:,} more tokens; --json has them all", "italic")
+        _print_facts(facts, text)
     return 0
 
 

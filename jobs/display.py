@@ -12,11 +12,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from curriculum.durable import read_json
+from curriculum.errors import UserError
 from jobs.graph import Job
 from jobs.local import Key, done_elements
-from jobs.progress import Reading, read_progress
+from jobs.marks import Failure, read_done, read_failure
+from jobs.progress import Reading, number, read_progress
 from jobs.run import Run
+from jobs.terminal import clock, one_line
 
 FULL_BYTES = 1 << 16  # less is not enough for an element to say why it failed
 
@@ -51,16 +53,21 @@ class Display:
             return
         folder = self.run.element(*finished)
         count = f"{sum(self.done.values()) + 1}/{sum(self.total.values())}"
-        if (folder / "done.json").exists():
+        try:
+            done, failure = read_done(folder), read_failure(folder)
+        except UserError as error:
+            done, failure = None, Failure(str(error))
+        if done:
             self.done[self.stage_of[finished[0]]] += 1
-            text, style = f"done in {read_json(folder / 'done.json')['seconds']:.1f} s", "green"
-        elif (folder / "failed.json").exists():
-            count, text, style = "", f"failed: {read_json(folder / 'failed.json')['error']}", "bold red"
+            text, style = f"done in {done.seconds:.1f} s", "green"
+        elif failure:
+            count, text, style = "", f"failed: {one_line(failure.error)}", "bold red"
         else:
             why = "the disk is full" if shutil.disk_usage(folder).free < FULL_BYTES else f"see {folder / 'log.txt'}"
             count, text, style = "", f"ended without finishing; {why}", "bold red"
         reading = read_progress(folder / "progress.json")
-        loss = f", loss {reading.figures['loss']:.3f}" if reading and "loss" in reading.figures else ""
+        reached = number(reading.figures, "loss") if reading else None
+        loss = f", loss {reached:.3f}" if reached is not None else ""
         line = Text.assemble(f"{count:>7}  {finished[0]}/{finished[1]} ", (text, style), loss)
         self.console.print(line, soft_wrap=True)
 
@@ -84,22 +91,11 @@ def progress_cells(reading: Reading | None) -> tuple[RenderableType, ...]:
     """Bar, counts, loss and time left of an element."""
     if reading is None:
         return (ProgressBar(total=1, completed=0, width=24), "starting", "", "")
-    loss, speed = reading.figures.get("loss"), reading.figures.get("tokens_per_s")
+    loss, speed = number(reading.figures, "loss"), number(reading.figures, "tokens_per_s")
     left = "" if reading.left_s is None else f"{clock(reading.left_s)} left"
     return (
         ProgressBar(total=max(1, reading.total), completed=reading.done, width=24),
         f"{reading.done:,}/{reading.total:,}",
-        f"loss {loss:.3f}" if loss is not None else f"{speed:,} tok/s" if speed is not None else "",
+        f"loss {loss:.3f}" if loss is not None else f"{speed:,.0f} tok/s" if speed is not None else "",
         left,
     )
-
-
-def printable(text: str) -> str:
-    """`text` without the control characters that a terminal would obey: documents and logs may hold any."""
-    return "".join(char if char in "\n\t" or char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

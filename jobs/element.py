@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -17,12 +18,19 @@ from pathlib import Path
 from curriculum.durable import exclusive_lock, write_json
 from curriculum.errors import UsageError, UserError
 from curriculum.progress import silent
+from jobs.announce import announced
 from jobs.graph import Element, Job, build_graph
+from jobs.logs import note
+from jobs.notify import notify
+from jobs.profile import TRAINING, Profile, profile_of
 from jobs.progress import ProgressFile
+from jobs.restarts import GaveUp, check_restarts
 from jobs.run import Run
 from jobs.stages import STAGES, is_intact
 from model.signals import Interrupted
 
+FINAL = (UserError.exit_code, UsageError.exit_code, GaveUp.exit_code)
+"""Exit codes of what starting again cannot mend. All others lead to another start, from the last checkpoint."""
 DEAD_HOLDER_S = 15.0  # how long a predecessor may take to notice that its launcher died
 
 
@@ -33,7 +41,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
     job, element = find_element(run, job_name, label)
     folder = run.element(job_name, label)
     if not _is_first_process():  # the first marks the element; the others only do their share
-        STAGES[job.stage](run, job, element, silent)
+        _share(run, job, element)
         return
     with exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S):
         if is_done(run, job, element):
@@ -41,15 +49,63 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         (folder / "done.json").unlink(missing_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
         started = time.time()
+        profile = Profile()
         try:
-            STAGES[job.stage](run, job, element, ProgressFile(folder / "progress.json"))
+            check_restarts(run, job, element)
+            profile = _profile(run)
+            _check_nodes(run, job, element, profile)
+            STAGES[job.stage](run, job, element, announced(ProgressFile(folder / "progress.json")))
         except Interrupted:
             raise
         except Exception as error:
-            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            write_json(folder / "failed.json", {"error": text, "time": time.time()})
+            _note_failure(folder, error)
+            notify(profile.notify, "failed", root, f"{job_name}/{label}", _sentence(error))
             raise
         write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
+        if job.stage == "report":  # the last of all
+            notify(profile.notify, "done", root, f"{job_name}/{label}", "")
+
+
+def _share(run: Run, job: Job, element: Element) -> None:
+    """What the processes beside the first do. They say only what nobody else can know: that starting again is of no use."""
+    if is_done(run, job, element):  # the first will not begin either
+        return
+    try:
+        _check_nodes(run, job, element, _profile(run))
+        STAGES[job.stage](run, job, element, silent)
+    except UserError as error:
+        folder = run.element(job.name, element.label)
+        if _is_final(error) and not (folder / "failed.json").exists():
+            _note_failure(folder, error)
+        raise
+
+
+def _profile(run: Run) -> Profile:
+    """The cluster's profile; that of no cluster in particular where the run was not submitted to one."""
+    return profile_of(run) if run.profile.exists() else Profile()
+
+
+def _check_nodes(run: Run, job: Job, element: Element, profile: Profile) -> None:
+    """The preflight, where several processes train together."""
+    processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
+    if processes > 1 and job.stage in TRAINING:
+        from jobs.preflight import preflight
+        from model.distributed import read_world
+
+        preflight(run, job, element, read_world(), profile.preflight)
+
+
+def _note_failure(folder: Path, error: Exception) -> None:
+    """Leave failed.json; `final` says that the same would happen again, so that the batch script does not requeue it."""
+    write_json(folder / "failed.json", {"error": _sentence(error), "time": time.time(), "final": _is_final(error)})
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def _is_final(error: Exception) -> bool:
+    return isinstance(error, UserError) and error.exit_code in FINAL
 
 
 def _log_to_stderr() -> None:
@@ -84,14 +140,20 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 3:
         print(__doc__, file=sys.stderr)
         return 2
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    note(f"{arguments[1]}/{arguments[2]}, rank {rank} on {socket.gethostname()}, process {os.getpid()}")
     try:
         run_element(Path(arguments[0]), arguments[1], arguments[2])
     except UserError as error:
+        note("failed")
         print(f"curricula: {error}", file=sys.stderr)
         return error.exit_code
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        return stop.exit_code
+        return stop.exit_code if _is_first_process() else 0  # srun ends the others when one leaves with an error
+    except Exception:
+        note("failed")
+        raise
     return 0
 
 

@@ -52,6 +52,8 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
 def fetch_data(words: argparse.Namespace) -> int:
     root: Path = words.out or Path(os.environ.get("CURRICULA_DATA") or "data")
     if words.list:
+        if words.names or words.study:
+            raise UsageError("--list shows all there is; give it without names and --study")
         return _show(root, words.json)
     part = parse_part(words.part) if words.part is not None else None
     if words.rows is not None and (words.rows < 1 or part):
@@ -129,6 +131,8 @@ def _state(download: Download) -> str:
         return "fetched" if limit is None else f"first {limit:,} rows"
     if download.begun.exists():
         return "begun"
+    if download.whole and table_exists(download.whole):
+        return _OWN
     has_files = (
         any(download.out.glob(f"{download.prefix}[!.]*")) if download.out.is_dir() else table_exists(download.out)
     )

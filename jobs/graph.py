@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from curriculum.plan import TRUNK, Arm, Segment, line_of, percent
-from eval.config import MODEL_KINDS, ModelKind, tasks_for
+from eval.config import MODEL_KINDS, ModelKind, Part, parts_for
 from jobs.downloads import Stage, study_downloads
 from jobs.study import Study
 
@@ -36,7 +36,7 @@ class Element:
     shard: str = ""
     segment: str = ""
     arm: str = ""
-    task: str = ""
+    part: Part | None = None  # of the evaluation of the arm's model
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,19 @@ def build_graph(study: Study) -> list[Job]:
             export = jobs[-1].name
             before = Edge(export, "aftercorr")
             measured = tuple(
-                Element(f"{arm.name}/{task}", arm=arm.name, task=task)
+                Element(f"{arm.name}/{part.name}", arm=arm.name, part=part)
                 for arm in arms
-                for task in tasks_for(kind, study.evaluation)
+                for part in parts_for(kind, study.evaluation)
             )
             if measured:
-                evaluations.append(
-                    Job(f"evaluate-{kind}-{percent(start)}", "evaluate", measured, (Edge(export), *needed), kind)
-                )
+                evaluate = f"evaluate-{kind}-{percent(start)}"
+                evaluations.append(Job(evaluate, "evaluate", measured, (Edge(export), *needed), kind))
+                # What failed is missing from the rows, and said to be; it does not hold back the rest.
+                merge = f"merge-{kind}-{percent(start)}"
+                evaluations.append(Job(merge, "merge", elements, (Edge(evaluate, "afterany"),), kind))
     jobs += evaluations
-    jobs.append(Job("report", "report", (Element("report"),), tuple(Edge(job.name, "afterany") for job in evaluations)))
+    merges = tuple(Edge(job.name, "afterany") for job in evaluations if job.stage == "merge")
+    jobs.append(Job("report", "report", (Element("report"),), merges))
     return jobs
 
 

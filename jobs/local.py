@@ -7,7 +7,6 @@ When this process dies, by Ctrl-C or kill -9, its elements end too; the next cal
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -23,6 +22,7 @@ from typing import Protocol
 from curriculum.errors import UserError
 from jobs.element import is_done, run_element
 from jobs.graph import LIGHT_STAGES, Job
+from jobs.logs import note
 from jobs.run import Run
 from model.signals import Interrupted
 
@@ -53,7 +53,7 @@ def run_graph(run: Run, jobs: list[Job], watcher: Watcher, workers: int | None =
     workers = workers or run.study.resources.workers
     outcome = Outcome()
     waiting: list[Key] = []
-    needs = _element_needs(jobs)
+    needs = element_needs(jobs)
     done = done_elements(run, jobs)
     for key in needs:
         if key not in done:
@@ -88,7 +88,7 @@ def done_elements(run: Run, jobs: list[Job]) -> set[Key]:
 
     Not among them is what was done before something it needs was done anew, such as a report on a failed run.
     """
-    needs = _element_needs(jobs)
+    needs = element_needs(jobs)
     done: set[Key] = set()
     for job in jobs:
         for element in job.elements:
@@ -98,7 +98,7 @@ def done_elements(run: Run, jobs: list[Job]) -> set[Key]:
     return done
 
 
-def _element_needs(jobs: list[Job]) -> dict[Key, list[tuple[Key, bool]]]:
+def element_needs(jobs: list[Job]) -> dict[Key, list[tuple[Key, bool]]]:
     """For each element the elements it waits for, each with whether that one must have ended well."""
     by_name = {job.name: job for job in jobs}
     needs: dict[Key, list[tuple[Key, bool]]] = {}
@@ -156,16 +156,19 @@ def _element_process(root: Path, job: str, label: str) -> None:
     log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    with contextlib.suppress(OSError):  # a full disk is said by the work itself, if at all
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job}/{label}, process {os.getpid()}", flush=True)
+    note(f"{job}/{label}, process {os.getpid()}")
     try:
         run_element(root, job, label)
     except UserError as error:
-        print(error, flush=True)
+        note("failed")
+        print(f"curricula: {error}", flush=True)
         sys.exit(1)
     except Interrupted as stop:
         print(stop, flush=True)
         sys.exit(os.EX_TEMPFAIL)
+    except Exception:
+        note("failed")
+        raise
 
 
 def _end_with_launcher() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from curriculum.shards import read_manifest
 from curriculum.sources import dataset
 from jobs.graph import build_graph
 from jobs.study import Study
+from model.memory import GIB, estimate, layout_of, what_would_fit
 
 
 def plan(study: Study, shards: Path | None = None) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def plan(study: Study, shards: Path | None = None) -> dict[str, Any]:
             for job in build_graph(study)
         ],
         "gpu_hours": _gpu_hours(study, shared),
+        "gpu_memory": _gpu_memory(study),
     }
 
 
@@ -112,7 +115,7 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]
 
 
 def _warnings(arms: list[dict[str, Any]], study: Study) -> list[str]:
-    """What a reader should know before starting: sources without text, and those read too often."""
+    """What a reader should know before starting: sources read too often, and memory that is not there."""
     found = []
     for name, source in study.sources.items():
         epochs = {arm["name"]: arm["sources"][name]["epochs"] for arm in arms if name in arm["sources"]}
@@ -123,6 +126,12 @@ def _warnings(arms: list[dict[str, Any]], study: Study) -> list[str]:
                 f"source {name}: {known[arm]:.1f} epochs in arm {arm}, more than its max_epochs {source.max_epochs:g}; "
                 "give it more documents or less weight, or raise its max_epochs"
             )
+    memory = _gpu_memory(study)
+    if memory["would_fit"]:
+        found.append(
+            f"pretraining with micro_batch {study.pretraining.micro_batch} needs about {memory['needed_gib']:.0f} GiB of each "
+            f"GPU, which has {memory['available_gib']:g}; use {' or '.join(memory['would_fit'])}"
+        )
     return found
 
 
@@ -157,6 +166,25 @@ def _gpu_hours(study: Study, trained_tokens: int) -> dict[str, float]:
     }
 
 
+def _gpu_memory(study: Study) -> dict[str, Any]:
+    """What pretraining takes of each GPU, in GiB, and what would make it fit if it does not."""
+    resources, model = study.resources, study.model.resolve()
+    layout = layout_of(
+        resources.engine,
+        study.pretraining.micro_batch,
+        study.budget.sequence_length,
+        resources.tensor_parallel,
+        max(1, resources.pretraining.gpus // resources.tensor_parallel),
+    )
+    needed, available = estimate(model, layout), resources.gpu_memory_gib * GIB
+    return {
+        "needed_gib": needed.total / GIB,
+        "available_gib": resources.gpu_memory_gib,
+        "parts_gib": {name: size / GIB for name, size in dataclasses.asdict(needed).items()},
+        "would_fit": [] if needed.total <= available else what_would_fit(model, layout, available),
+    }
+
+
 def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     """The plan for people."""
     budget, model, hours = value["budget"], value["model"], value["gpu_hours"]
@@ -181,6 +209,11 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
         f"GPU-hours: {hours['pretraining']:,.1f} pretraining (at {study.resources.expected_mfu:.0%} of "
         f"{study.resources.peak_tflops:g} TFLOP/s), up to {hours['tuning_at_most']:,.0f} tuning and "
         f"{hours['evaluation_at_most']:,.0f} evaluation by their time limits."
+    )
+    memory = value["gpu_memory"]
+    parts = ", ".join(f"{name} {size:.1f}" for name, size in memory["parts_gib"].items())
+    console.print(
+        f"GPU memory in pretraining: about {memory['needed_gib']:.1f} of {memory['available_gib']:g} GiB on each ({parts})."
     )
 
 

@@ -1,84 +1,111 @@
 """The job graph as plain sbatch scripts and one script that submits them with their dependencies.
 
-For those who want to read, change and submit with Slurm alone: `curricula render STUDY OUT`, then `OUT/submit.sh`. Everything
-a user can name is quoted before it reaches the shell.
+For those who want to read, change and submit with bash and Slurm alone: `curricula render STUDY OUT --profile P`, then
+`OUT/submit_all.sh`. The scripts ask for the same and do the same as those of `curricula submit --cluster slurm`, and what they
+submit is recorded in the same place, so that `status`, `logs`, `retry` and `cancel` work on it too.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import shlex
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from curriculum.durable import open_atomically
-from jobs.graph import LIGHT_STAGES, Edge, Job, build_graph
+from jobs.graph import Edge, Job, build_graph
+from jobs.profile import Profile
 from jobs.run import Run
-from jobs.study import Allocation, Study
+from jobs.slurm.script import LOG, Options, array_option, body, check_root, sbatch_options, templates
+from jobs.snapshot import take_snapshot
 
-TEMPLATES = Path(__file__).parent.parent / "sbatch_templates"
-
-
-def render(run: Run, out: Path) -> list[Path]:
-    """Write a script for each job of `run`'s study, and submit.sh; returns their paths."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=False,  # shell, not markup: every value passes `quote`
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(quote=shlex.quote, variable=_variable, dependency=_dependency, script=_script_name)
-    study, jobs = run.study, build_graph(run.study)
-    paths = []
-    for number, job in enumerate(jobs):
-        allocation, gpus = _allocation(job, study)
-        text = environment.get_template("array.sbatch.j2").render(
-            study=study.name,
-            job=job,
-            allocation=allocation,
-            gpus_per_node=gpus,
-            tasks_per_node=max(1, gpus),
-            cpus_per_task=study.resources.data_cpus if job.stage in LIGHT_STAGES else 0,
-            minutes=math.ceil(allocation.hours * 60),
-            python=sys.executable,
-            run=str(run.root.resolve()),
-        )
-        paths.append(out / _script_name(number, job))
-        _write_script(paths[-1], text)
-    logs = str((run.root / "slurm").resolve())
-    submit = environment.get_template("submit.sh.j2").render(study=study.name, jobs=jobs, logs=logs)
-    _write_script(out / "submit.sh", submit)
-    return [*paths, out / "submit.sh"]
+SUBMIT_ALL = "submit_all.sh"
 
 
-def _allocation(job: Job, study: Study) -> tuple[Allocation, int]:
-    """What an element of the job asks for, and how many GPUs a node of it has."""
-    resources = study.resources
-    if job.stage in ("pretrain", "tune"):
-        asked = resources.pretraining if job.stage == "pretrain" else resources.tuning
-        return asked, asked.gpus_per_node
-    if job.stage == "evaluate":
-        return resources.evaluation, min(1, resources.evaluation.gpus_per_node)
-    return Allocation(hours=resources.data_hours), 0
+@dataclass(frozen=True)
+class Script:
+    """One job array as a file."""
+
+    file: str
+    job: Job
+    labels: tuple[str, ...]
+    variable: str
+    """The shell variable that holds its number once it is submitted."""
+    waits: str
+    """Its --dependency, with the variables of the arrays it waits for."""
 
 
-def _variable(name: str) -> str:
-    return "job_" + "".join(letter if letter.isalnum() else "_" for letter in name)
+def render(run: Run, profile: Profile, out: Path) -> list[Path]:
+    """Write a script for each array of `run`'s study, and submit_all.sh; returns their paths, that one last."""
+    scripts = render_scripts(run, profile, out)
+    submit_all = templates().get_template("submit_all.sh.j2").render(
+        study=run.study.name,
+        scripts=scripts,
+        slurm=str(run.root.resolve() / "slurm"),
+        records={script.file: record_format(script) for script in scripts},
+    )  # fmt: skip
+    write_script(out / SUBMIT_ALL, submit_all)
+    return [*(out / script.file for script in scripts), out / SUBMIT_ALL]
 
 
-def _dependency(edge: Edge) -> str:
-    return f"{edge.kind}:${{{_variable(edge.job)}}}"
+def render_scripts(run: Run, profile: Profile, out: Path) -> list[Script]:
+    """Write a script for each array of `run`'s study."""
+    study, root = run.study, check_root(run.root)
+    code = take_snapshot(root)
+    scripts = _scripts(build_graph(study), profile.max_array_size)
+    for script in scripts:
+        options: Options = {
+            **sbatch_options(script.job, study, profile),
+            "array": array_option(len(script.labels), profile.options(script.job).throttle),
+            "output": str(root / "slurm" / LOG.replace("%t", "0")),
+        }
+        text = templates().get_template("array.sbatch.j2").render(
+            job=script.job,
+            labels=script.labels,
+            directives=[_directive(name, options[name]) for name in sorted(options)],
+            body=body(script.job, script.labels, study, profile, root, code),
+        )  # fmt: skip
+        write_script(out / script.file, text)
+    return scripts
 
 
-def _script_name(number: int, job: Job) -> str:
-    return f"{number:02d}-{job.name}.sbatch"
+def _scripts(jobs: Sequence[Job], longest: int) -> list[Script]:
+    scripts: list[Script] = []
+    of_job: dict[str, list[Script]] = {}
+    for job in jobs:
+        labels = [element.label for element in job.elements]
+        parts = [tuple(labels[start : start + longest]) for start in range(0, len(labels), longest)]
+        for part, some in enumerate(parts):
+            waits = ",".join(_dependency(edge, part, len(parts), of_job) for edge in job.needs)
+            number = len(scripts)
+            name = job.name if len(parts) == 1 else f"{job.name}-part{part}"
+            script = Script(f"{number:02d}-{name}.sbatch", job, some, f"job_{number:02d}", waits)
+            scripts.append(script)
+            of_job.setdefault(job.name, []).append(script)
+    return scripts
 
 
-def _write_script(path: Path, text: str) -> None:
+def _dependency(edge: Edge, part: int, parts: int, of_job: dict[str, list[Script]]) -> str:
+    others = of_job[edge.job]
+    if edge.kind == "aftercorr":  # both have the same elements, so they are cut at the same places
+        assert len(others) == parts
+        others = [others[part]]
+    return ":".join([edge.kind, *(f"${{{other.variable}}}" for other in others)])
+
+
+def _directive(name: str, value: str | int | bool) -> str:
+    return f"--{name}" if value is True else f"--{name}={shlex.quote(str(value))}"
+
+
+def record_format(script: Script) -> str:
+    """The line of submissions.jsonl as a format of printf: number and time are filled in when it is submitted."""
+    line = json.dumps({"job": script.job.name, "job_id": "@ID@", "labels": script.labels, "submitted": "@TIME@"})
+    escaped = line.replace("\\", "\\\\").replace("%", "%%")
+    return escaped.replace("@ID@", "%s").replace('"@TIME@"', "%s") + "\\n"
+
+
+def write_script(path: Path, text: str) -> None:
     with open_atomically(path, "w") as file:
         file.write(text)
     path.chmod(0o700)

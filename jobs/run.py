@@ -10,6 +10,8 @@ runs/<study>/
   models/<arm>/{base,instruct,benign}/    Hugging Face checkpoints
   eval/<arm>/{base,instruct,benign}/      one JSON Lines file a task
   jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
+  slurm/submissions.jsonl     what was submitted to Slurm (jobs/submissions.py)
+  slurm/bad-nodes.jsonl       nodes that failed a check (jobs/nodes.py)
   report/
 """
 
@@ -125,6 +127,24 @@ class Run:
 
     def evaluation(self, arm: str, kind: str) -> Path:
         return self.root / "eval" / arm / kind
+
+    @property
+    def slurm(self) -> Path:
+        """What belongs to Slurm: the record of submissions, logs of tasks, nodes that failed."""
+        return self.root / "slurm"
+
+    @property
+    def submissions(self) -> Path:
+        return self.slurm / "submissions.jsonl"
+
+    @property
+    def profile(self) -> Path:
+        """The cluster profile by which the run was submitted."""
+        return self.slurm / "profile.yaml"
+
+    @property
+    def bad_nodes(self) -> Path:
+        return self.slurm / "bad-nodes.jsonl"
 
     def element(self, job: str, label: str) -> Path:
         return self.root / "jobs" / job / label.replace("/", "+")

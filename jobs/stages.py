@@ -141,6 +141,7 @@ def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
             seed=study.seed,
             micro_batch=study.pretraining.micro_batch,
             tensor_parallel=study.resources.tensor_parallel,
+            engine=study.resources.engine,
             data_workers=study.resources.data_workers,
             stop_step=segment.stop,
             save_interval_steps=study.pretraining.save_interval_steps,
@@ -174,11 +175,11 @@ def latest(checkpoints: Path) -> Path:
 
 def _validation(run: Run) -> dict[str, ValidationBatches]:
     """Held-out batches of each source that has enough held-out text for one."""
-    budget = run.study.budget
+    budget, vocabulary = run.study.budget, run.study.model.resolve().vocabulary
     found = {}
     for name in run.study.sources:
         source_shards(run.shards / name)
-        batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch)
+        batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch, vocabulary)
         if batches.total_steps:
             found[name] = batches
     return found
@@ -215,6 +216,7 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
             seed=study.seed,
             micro_batch=tuning.micro_batch,
             tensor_parallel=study.resources.tensor_parallel,
+            engine=study.resources.engine,
             data_workers=study.resources.data_workers,
             stop_step=batches.total_steps,
             save_interval_steps=study.tuning.save_interval_steps,
@@ -250,19 +252,28 @@ def export(run: Run, job: Job, element: Element, progress: Progress) -> None:
 
 
 def evaluate(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    """Generate what one part of the evaluation of an arm's model asks for."""
     from eval.element import run_element
 
+    assert element.part is not None
     run_element(
-        element.task,
+        element.part,
         run.model(element.arm, job.kind),
         job.kind,
         run.study.evaluation,
         data_root=run.data_root,
-        world_root=run.world if run.study.world else None,
         out=run.evaluation(element.arm, job.kind),
         seed=run.study.seed,
         progress=progress,
     )
+
+
+def merge(run: Run, job: Job, element: Element, progress: Progress) -> None:
+    """Put the parts of the evaluation of an arm's model together and judge them."""
+    from eval.merge import Merge
+
+    world = run.world if run.study.world else None
+    Merge(run.evaluation(element.arm, job.kind), job.kind, run.study.evaluation, world).judge(progress)
 
 
 def report(run: Run, job: Job, element: Element, progress: Progress) -> None:
@@ -292,7 +303,13 @@ def is_intact(run: Run, job: Job, element: Element) -> bool:
     elif job.stage == "tokenize":
         return is_whole(run.shards / element.source / element.shard)
     elif job.stage == "evaluate":
-        made = [run.evaluation(element.arm, job.kind) / f"{element.task}.jsonl"]
+        assert element.part is not None
+        path = element.part.path(run.evaluation(element.arm, job.kind))
+        return path.is_file() and (path.stat().st_size > 0 or element.part.shards > 1)  # a shard may be without prompts
+    elif job.stage == "merge":
+        from eval.merge import is_merged
+
+        return is_merged(run.evaluation(element.arm, job.kind), job.kind, run.study.evaluation)
     elif job.stage == "report":
         made = [run.report / "index.html"]
     else:
@@ -308,5 +325,6 @@ STAGES: dict[str, Callable[[Run, Job, Element, Progress], None]] = {
     "tune": tune,
     "export": export,
     "evaluate": evaluate,
+    "merge": merge,
     "report": report,
 }

@@ -5,7 +5,6 @@ Nothing here imports torch: reading and planning a study works on a login node.
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +13,12 @@ import msgspec
 import yaml
 
 from curriculum.config import Curriculum, Positive, PositiveNumber, Source, Strict, Tokenizer, Tuning
-from curriculum.errors import UsageError
 from curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, percent, segments_of
 from curriculum.world import WorldConfig
 from eval.benchmarks import BENCHMARKS
 from eval.config import Evaluation
-from model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig
+from jobs.settings import parse, read_yaml
+from model.config import PRESETS, EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from model.tracking import Tracking
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -90,6 +89,8 @@ class Resources(Strict, frozen=True):
     data_workers: Annotated[int, msgspec.Meta(ge=0)] = 0  # processes that read batches ahead for each GPU
     peak_tflops: PositiveNumber = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours and the MFU
     expected_mfu: PositiveNumber = 0.40  # share of the peak that the estimate counts on
+    gpu_memory_gib: PositiveNumber = 79.0  # of one GPU (H100 80GB), for the estimate of memory
+    engine: EngineConfig = EngineConfig()  # how networks are computed: backend, fp8, recomputation
     hang_minutes: PositiveNumber = 10.0  # a training step may take so long, or 20 times the median where that is more
     workers: Positive = 2
 
@@ -166,7 +167,7 @@ class Study(Strict, frozen=True):
         for name in [*names, *([asked.gcg.benchmark] if asked.gcg else [])]:
             if name not in BENCHMARKS:
                 raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
-        if asked.judge == "world" and not self.world:
+        if "world" in (asked.judge_of("attack").name, asked.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
 
     @property
@@ -184,121 +185,17 @@ class Study(Strict, frozen=True):
         return segments_of(self.arms(), self.curriculum, self.budget)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error: the plain loader would take the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        repeated = next((key for key in keys if keys.count(key) > 1), None)
-        if repeated is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load_study(path: Path) -> Study:
     """Read and validate a study file; raises UsageError that names the file, the key, its value and what to write."""
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path}: no such study file; the ones that come with the suite are in jobs/studies/"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); name a YAML study file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return parse_study(raw, str(path))
+    return parse_study(
+        read_yaml(path, "no such study file; the ones that come with the suite are in jobs/studies/"), str(path)
+    )
 
 
 def parse_study(raw: Any, where: str) -> Study:
-    try:
-        return msgspec.convert(raw, Study, strict=False)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: {_explain(str(error), raw)}") from None
+    return parse(raw, Study, where)
 
 
 def study_yaml(study: Study) -> str:
     """The study with all defaults written out, as YAML that `load_study` reads back to an equal study."""
     return yaml.safe_dump(msgspec.to_builtins(study), sort_keys=False, width=120)
-
-
-def _explain(message: str, raw: Any) -> str:
-    """msgspec's message with the key as the user wrote it, the value found there, and the nearest known key."""
-    text, _, path = message.partition(" - at `$")
-    keys = _keys(path.rstrip("`"), raw, message)
-    place = ".".join(keys) or "the study"
-    unknown = re.search(r"unknown field `(.*)`", text)
-    if unknown:
-        near = difflib.get_close_matches(unknown[1], _known_keys(keys), n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known keys are {', '.join(_known_keys(keys)) or 'none'}"
-        return f"{place}: unknown key `{unknown[1]}`; {hint}"
-    missing = re.search(r"missing required field `(.*)`", text)
-    if missing:
-        return f"{place}: the key `{missing[1]}` is missing; add it"
-    if text.startswith("Invalid enum value"):
-        choices = ", ".join(map(str, _type_at(keys).values))
-        return f"{place}: {_value(keys, raw)!r} is not known; choose one of {choices}"
-    if text.startswith("Expected"):
-        return f"{place}: {text[0].lower() + text[1:]}; it is {_value(keys, raw)!r}"
-    return f"{place}: {text}"
-
-
-def _keys(path: str, raw: Any, message: str) -> list[str]:
-    """`.sources[...].shards` as the keys the user wrote; msgspec does not say which entry of a mapping `[...]` is."""
-    keys: list[str] = []
-    for name, item in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", path):
-        if item == "...":
-            entries = _value(keys, raw)
-            found = (
-                [key for key in entries if _fails_alone(keys, key, raw, message)] if isinstance(entries, dict) else []
-            )
-            keys.append(str(found[0]) if found else "...")
-        else:
-            keys.append(name or item)
-    return keys
-
-
-def _fails_alone(keys: list[str], key: str, raw: Any, message: str) -> bool:
-    """Whether the same message comes when the mapping at `keys` is reduced to the entry `key`."""
-    reduced = msgspec.json.decode(msgspec.json.encode(raw))
-    holder = _value(keys[:-1], reduced)
-    holder[keys[-1]] = {key: _value(keys, raw)[key]}
-    try:
-        msgspec.convert(reduced, Study, strict=False)
-    except msgspec.ValidationError as error:
-        return str(error) == message
-    return False
-
-
-def _value(keys: list[str], raw: Any) -> Any:
-    for key in keys:
-        try:
-            raw = raw[int(key)] if isinstance(raw, list) else raw[key]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return None
-    return raw
-
-
-def _known_keys(keys: list[str]) -> list[str]:
-    """The keys that the struct at `keys` has."""
-    info = _struct(_type_at(keys))
-    return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
-
-
-def _type_at(keys: list[str]) -> Any:
-    """What msgspec knows of the type of the value at `keys`."""
-    info: Any = msgspec.inspect.type_info(Study)
-    for key in keys:
-        info = _struct(info)
-        if isinstance(info, msgspec.inspect.StructType):
-            info = next((field.type for field in info.fields if field.encode_name == key), None)
-        elif isinstance(info, msgspec.inspect.DictType):
-            info = info.value_type
-    return info
-
-
-def _struct(info: Any) -> Any:
-    """The struct among the alternatives of an optional value."""
-    if isinstance(info, msgspec.inspect.UnionType):
-        return next((kind for kind in info.types if isinstance(kind, msgspec.inspect.StructType)), info)
-    return info

@@ -209,8 +209,8 @@ def _prices(words: argparse.Namespace) -> Prices | None:
 
 
 def _asking(words: argparse.Namespace) -> Asking:
+    from curriculum.endpoint import Endpoint
     from curriculum.synthesis.classifier import Classifier, LocalClassifier, ServedClassifier
-    from curriculum.synthesis.endpoint import Endpoint
     from curriculum.synthesis.run import Asking
 
     url = words.base_url or os.environ.get("OPENAI_BASE_URL")

@@ -1,20 +1,17 @@
-"""The verbs about a whole study: plan, submit, status, logs, report."""
+"""The verbs about a whole study: plan, submit, render, report."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from curriculum.errors import UsageError, UserError
+from curriculum.errors import UserError
 from curriculum.sources import local_root
 from jobs.graph import build_graph
 from jobs.local import Outcome
@@ -39,13 +36,25 @@ def plan(words: argparse.Namespace) -> int:
 
 
 def submit(words: argparse.Namespace) -> int:
-    from jobs.display import Display, clock
-    from jobs.local import run_graph
+    from jobs.slurm.options import check_local
 
+    if words.cluster == "slurm":
+        from jobs.slurm.submit_verb import submit_to_slurm
+
+        return submit_to_slurm(words)
+    check_local(words)
     study = load_study(words.study)
     if not study.world:
         local_root()  # a wrong CURRICULA_DATA is better said before anything starts
-    root = run_root(study, words.run)
+    return run_here(run_root(study, words.run), study)
+
+
+def run_here(root: Path, study: Study) -> int:
+    """Run all of a study that is not done yet on this machine, in the run folder `root`."""
+    from jobs.display import Display
+    from jobs.local import run_graph
+    from jobs.terminal import clock
+
     console = Console(highlight=False, markup=False)
     jobs = build_graph(study)
     started = time.monotonic()
@@ -74,87 +83,14 @@ def failures(run: Run, outcome: Outcome) -> None:
 
 
 def render(words: argparse.Namespace) -> int:
+    from jobs.profile import load_profile
     from jobs.render import render as render_scripts
+    from jobs.slurm.script import check_root
 
-    study = load_study(words.study)
-    scripts = render_scripts(Run.create(run_root(study, words.run), study), words.out)
-    print(f"{len(scripts) - 1} jobs. Submit them all with {scripts[-1]} --account=ACCOUNT --partition=PARTITION")
-    return 0
-
-
-def status(words: argparse.Namespace) -> int:
-    from jobs.state import run_status
-
-    run = Run.open(words.run or _newest_run())
-    jobs = build_graph(run.study)
-    if words.json:
-        print(json.dumps([asdict(element) for element in run_status(run, jobs)], indent=1))
-        return 0
-    console = Console()
-    if not words.watch:
-        console.print(_status_table(run, jobs))
-        return 0
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            live.update(_status_table(run, jobs), refresh=True)
-            time.sleep(1.0)
-
-
-def _status_table(run: Run, jobs: list) -> Table:
-    """A row per job; elements that run or failed get rows of their own."""
-    from jobs.display import clock, progress_cells
-    from jobs.state import run_status
-
-    table = Table(title=Text(str(run.root)), title_justify="left", box=None)
-    for column in ("job", "element", "state", "", "steps", "loss", "time"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("job", "element", "state"))
-    elements = run_status(run, jobs)
-    for job in jobs:
-        of_job = [element for element in elements if element.job == job.name]
-        done = [element for element in of_job if element.state == "done"]
-        seconds = sum(element.seconds or 0.0 for element in done)
-        took = clock(seconds) if done else ""
-        table.add_row(job.name, f"{len(done)}/{len(of_job)} done", "", "", "", "", took)
-        for element in of_job:
-            if element.state in ("running", "interrupted"):
-                table.add_row("", element.label, element.state, *progress_cells(element.progress))
-            elif element.state == "failed":
-                table.add_row("", element.label, Text("failed", "red"), "", "", "", Text(element.error))
-    return table
-
-
-def _newest_run() -> Path:
-    runs = sorted(Path("runs").glob("*/study.yaml"), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        raise UsageError("runs/: no run here; name a run folder, or make one with `curricula submit STUDY`")
-    return runs[-1].parent
-
-
-def logs(words: argparse.Namespace) -> int:
-    run = Run.open(words.run)
-    jobs = {job.name: job for job in build_graph(run.study)}
-    if words.job not in jobs:
-        raise UsageError(f"job {words.job!r} is not in {run.root}; its jobs are {', '.join(jobs)}")
-    labels = [element.label for element in jobs[words.job].elements]
-    if words.element and words.element not in labels:
-        raise UsageError(f"job {words.job} has no element {words.element!r}; it has {', '.join(labels)}")
-    paths = {
-        label: run.element(words.job, label) / "log.txt" for label in ([words.element] if words.element else labels)
-    }
-    read = dict.fromkeys(paths, 0)
-    while True:
-        for label, path in paths.items():
-            if path.exists():
-                with open(path, errors="replace") as file:
-                    file.seek(read[label])
-                    for line in file:
-                        print(f"{label}: {line}" if len(paths) > 1 else line, end="")
-                    read[label] = file.tell()
-        if not words.follow:
-            break
-        time.sleep(0.5)
-    if not any(read.values()):
-        print(f"(no log yet: {words.job} has not started)")
+    study, profile = load_study(words.study), load_profile(words.profile)
+    root = check_root(words.run or profile.run_root(study.name))
+    scripts = render_scripts(Run.create(root, study), profile, words.out)
+    print(f"{len(scripts) - 1} job arrays. Submit them all with {shlex.quote(str(scripts[-1]))}")
     return 0
 
 

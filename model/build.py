@@ -1,14 +1,12 @@
 """Builds SmolLM2 out of Megatron-core: the network, its data-parallel wrapper and its optimizer.
 
-Two backends behind one function. Where Transformer Engine is installed and there is CUDA, its layers are used (fused
-attention, norms and rotary positions). Everywhere else Megatron-core's own layers are, with quicker pieces in place of
-three of them: attention by `scaled_dot_product_attention`, a norm that knows sequence parallelism, and `model.loss`.
-Initial weights are drawn by parameter name, so they depend on neither the backend nor the number of processes.
+One builder for the three backends of `model.backend`. Initial weights are drawn by parameter name, so they depend on
+neither the backend nor the number of processes.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import logging
 import math
 from typing import Any
@@ -18,9 +16,11 @@ import torch.nn.functional as F
 
 from curriculum.errors import UsageError
 from curriculum.randomness import key_seed
-from model.config import ModelConfig, OptimizerConfig
+from model.backend import Backend, choose_backend, describe
+from model.config import EngineConfig, ModelConfig, OptimizerConfig
 from model.distributed import Parallel
-from model.loss import token_losses
+from model.fused_linear import ColumnLinear, RowLinear, attach_sinks
+from model.gradient_kernels import use_quick_gradient_kernels
 from model.megatron import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -34,52 +34,84 @@ from model.megatron import (
     get_megatron_optimizer,
     parallel_state,
 )
+from model.memory import GIB, Layout, check_fit
+from model.network import Block, Network, NoAttention, RMSNorm
 
 log = logging.getLogger(__name__)
 
 
-class CausalAttention(torch.nn.Module):
-    """Softmax attention by torch's fused kernels, with grouped keys and values: over earlier positions, or where a mask
-    does not forbid it."""
+def build_network(model: ModelConfig, parallel: Parallel, engine: EngineConfig | None = None) -> GPTModel:
+    """The bare network on this process's device, weights not yet set. The one place that makes a `GPTModel`.
 
-    def __init__(self, config: TransformerConfig, **unused: Any) -> None:
-        super().__init__()
+    Raises UsageError when the backend that `engine` asks for cannot run here, or when tensor parallelism does not
+    divide the model.
+    """
+    for name in ("kv_heads", "ffn", "vocabulary", "sequence_length"):
+        if getattr(model, name) % parallel.tensor_parallel:
+            raise UsageError(
+                f"tensor_parallel is {parallel.tensor_parallel}, which does not divide model.{name} "
+                f"{getattr(model, name)}; choose a divisor"
+            )
+    backend = choose_backend(engine or EngineConfig(), parallel)
+    if backend.recompute_layers > model.layers:
+        raise UsageError(f"engine.recompute_layers is {backend.recompute_layers}; the model has {model.layers} layers")
+    use_quick_gradient_kernels()
+    config = transformer_config(model, parallel, backend)
+    with parallel.cuda_names():
+        network = Network(
+            config=config,
+            transformer_layer_spec=_te_layers() if backend.name == "te" else _own_layers(config),
+            vocab_size=model.vocabulary,
+            max_sequence_length=model.sequence_length,
+            position_embedding_type="rope",
+            rotary_base=model.rope_base,
+            share_embeddings_and_output_weights=model.tied,
+        ).to(parallel.device)
+    for name, parameter in network.named_parameters():
+        if parameter.dim() == 2:  # Megatron-core marks them itself only where it draws the weights too
+            parameter.tensor_model_parallel = True
+            parameter.partition_dim = _split_dimension(name)
+            parameter.partition_stride = 1
+    network.backend = backend
+    if backend.attention != "torch":
+        _use_attention(backend.attention)
+    if backend.name == "torch":
+        _compile_layers(network)
+    return network
 
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **unused: Any,
-    ) -> torch.Tensor:
-        """query [S, B, heads, size], key and value [S, B, kv_heads, size], bool mask [B, 1, S, S], true where attention
-        must not look, or None for causal attention -> [S, B, heads * size]."""
-        sequence, batch, heads, _ = query.shape
-        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        if key.shape[1] != heads:
-            groups = heads // key.shape[1]
-            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        allowed = None if attention_mask is None else ~attention_mask
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=allowed is None)
-        return mixed.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+def check_memory(
+    model: ModelConfig, parallel: Parallel, engine: EngineConfig, micro_batch: int, sequence_length: int
+) -> None:
+    """Raise UsageError where training cannot fit into this process's GPU; nothing to ask on a CPU."""
+    if parallel.device.type != "cuda":
+        return
+    backend = choose_backend(engine, parallel)
+    layout = Layout(
+        micro_batch=micro_batch,
+        sequence_length=sequence_length,
+        tensor_parallel=parallel.tensor_parallel,
+        data_parallel=parallel.data_parallel,
+        backend=backend.name,
+        fp8=backend.fp8 is not None,
+        sequence_parallel=backend.sequence_parallel,
+        recompute_layers=backend.recompute_layers,
+    )
+    free, _ = torch.cuda.mem_get_info(parallel.device)
+    needed = check_fit(model, layout, free)
+    if parallel.is_main:
+        log.info("memory: about %s of %.1f GiB on each GPU", needed, free / GIB)
 
 
-class RMSNorm(torch.nn.Module):
-    """Root-mean-square norm; under sequence parallelism its weight asks for its gradient to be summed over ranks."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-def transformer_config(model: ModelConfig, parallel: Parallel, engine: bool) -> TransformerConfig:
-    on_gpu = parallel.device.type == "cuda"
+def transformer_config(model: ModelConfig, parallel: Parallel, backend: Backend) -> TransformerConfig:
+    te = backend.name == "te"
+    more: dict[str, Any] = {}
+    if backend.fp8:
+        more.update(fp8="hybrid", fp8_recipe=backend.fp8, fp8_amax_history_len=16, fp8_amax_compute_algo="max")
+    if backend.recompute_layers:
+        more.update(
+            recompute_granularity="full", recompute_method="block", recompute_num_layers=backend.recompute_layers
+        )
     return TransformerConfig(
         num_layers=model.layers,
         hidden_size=model.hidden,
@@ -97,73 +129,70 @@ def transformer_config(model: ModelConfig, parallel: Parallel, engine: bool) -> 
         params_dtype=parallel.precision,
         pipeline_dtype=parallel.precision,
         tensor_model_parallel_size=parallel.tensor_parallel,
-        sequence_parallel=parallel.tensor_parallel > 1,
+        sequence_parallel=backend.sequence_parallel,
         calculate_per_token_loss=True,  # losses are summed over the global batch, then divided by its counted tokens
         perform_initialization=False,  # `initialize` draws the weights by name
-        # These are torch.compile'd; on a CPU that needs a compiler and seconds for nothing.
-        bias_activation_fusion=on_gpu,
-        bias_dropout_fusion=on_gpu,
+        bias_activation_fusion=False,  # Transformer Engine has a quicker SwiGLU, and so have we
+        bias_dropout_fusion=te,
         masked_softmax_fusion=False,
-        apply_rope_fusion=engine,
+        apply_rope_fusion=te,
+        fused_single_qkv_rope=te,
+        use_te_activation_func=te,
+        gradient_accumulation_fusion=te,  # ours does the same, in `model.fused_linear`
         persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
+        **more,
     )
 
 
-def choose_engine(parallel: Parallel) -> bool:
-    """Whether to build on Transformer Engine, and says why."""
-    installed = importlib.util.find_spec("transformer_engine") is not None
-    engine = installed and parallel.device.type == "cuda"
-    if parallel.is_main:
-        reason = "there is no CUDA device" if parallel.device.type != "cuda" else "transformer_engine is not installed"
-        backend = "Transformer Engine" if engine else f"torch ({reason})"
-        log.info("layers: %s; %s, tensor parallel %d", backend, parallel.precision, parallel.tensor_parallel)
-    return engine
+def _te_layers() -> Any:
+    return get_gpt_layer_with_transformer_engine_spec(use_te_activation_func=True)
 
 
-def build_network(model: ModelConfig, parallel: Parallel, engine: bool | None = None) -> GPTModel:
-    """The bare network on this process's device, weights not yet set. The one place that knows `GPTModel`.
-
-    `engine` says whether to build on Transformer Engine, which names some weights differently; None chooses.
-    Raises UsageError when tensor parallelism does not divide the model.
-    """
-    for name in ("kv_heads", "ffn", "vocabulary", "sequence_length"):
-        if getattr(model, name) % parallel.tensor_parallel:
-            raise UsageError(
-                f"tensor_parallel is {parallel.tensor_parallel}, which does not divide model.{name} "
-                f"{getattr(model, name)}; choose a divisor"
-            )
-    if engine is None:
-        engine = choose_engine(parallel)
-    config = transformer_config(model, parallel, engine)
-    with parallel.cuda_names():
-        network = GPTModel(
-            config=config,
-            transformer_layer_spec=_layers(config, engine),
-            vocab_size=model.vocabulary,
-            max_sequence_length=model.sequence_length,
-            position_embedding_type="rope",
-            rotary_base=model.rope_base,
-            share_embeddings_and_output_weights=model.tied,
-        ).to(parallel.device)
-    for name, parameter in network.named_parameters():
-        if parameter.dim() == 2:  # Megatron-core marks them itself only where it draws the weights too
-            parameter.tensor_model_parallel = True
-            parameter.partition_dim = _split_dimension(name)
-            parameter.partition_stride = 1
-    network.takes_masks = not engine
-    if parallel.tensor_parallel == 1:
-        network.compute_language_model_loss = token_losses
-    return network
-
-
-def _layers(config: TransformerConfig, engine: bool) -> Any:
-    if engine:
-        return get_gpt_layer_with_transformer_engine_spec()
+def _own_layers(config: TransformerConfig) -> Any:
+    """Megatron-core's own layer with our computation in it; its linears stay where they talk to other processes."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = CausalAttention
+    layer.module = Block
+    parts = layer.submodules
+    attention, mlp = _submodules(parts.self_attention), _submodules(parts.mlp)
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention.core_attention = NoAttention
+    if config.tensor_model_parallel_size == 1:
+        attention.linear_qkv = mlp.linear_fc1 = ColumnLinear
+        attention.linear_proj = mlp.linear_fc2 = RowLinear
     return TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers, layer_norm=RMSNorm)
+
+
+def _submodules(spec: Any) -> Any:
+    """The parts that a Megatron-core spec names; from 0.19 on some specs are partial functions."""
+    return spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
+
+
+def _use_attention(name: str) -> None:
+    """Have torch's attention function call the kernels of FlashAttention 3 or 4."""
+    try:
+        from torch.nn.attention import activate_flash_attention_impl
+    except ImportError:
+        raise UsageError(f'engine.attention is "{name}", for which torch {torch.__version__} is too old') from None
+    activate_flash_attention_impl(name)
+
+
+def _compile_layers(network: GPTModel) -> None:
+    """Compile the layers, each by itself: they are alike, so the first one's code serves all of them.
+
+    With tensor parallelism the code breaks off around the linears, which talk to other processes.
+    """
+    whole = network.config.tensor_model_parallel_size == 1
+    for layer in network.decoder.layers:
+        if not whole:
+            for linear in (
+                layer.self_attention.linear_qkv,
+                layer.self_attention.linear_proj,
+                layer.mlp.linear_fc1,
+                layer.mlp.linear_fc2,
+            ):
+                linear.forward = torch.compiler.disable(linear.forward)
+        layer.forward = torch.compile(layer.forward, fullgraph=whole, dynamic=False)
+    network.decoder.final_layernorm.compile(dynamic=False)
 
 
 @torch.no_grad()
@@ -195,20 +224,53 @@ def _split_dimension(name: str) -> int:
     return 1 if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else 0
 
 
+class AccumulatingDDP(DistributedDataParallel):
+    """Megatron-core's wrapper, told which weights add their gradients to its buffer themselves."""
+
+    accumulating: tuple[torch.nn.Parameter, ...] = ()
+
+    def zero_grad_buffer(self) -> None:
+        super().zero_grad_buffer()
+        for weight in self.accumulating:
+            weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+
+
 def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
-    """The network with its gradient buffers; from here on parameters live in one flat buffer."""
+    """The network with its gradient buffers; from here on parameters live in one flat buffer.
+
+    Gradients are reduced while the backward pass goes on. The gathering of new weights does not overlap with the next
+    forward pass: at 32 GPUs it is under 1% of a step (docs/scaling.md), and weights would be stale between a step and
+    that pass, which is when we save and validate.
+    """
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=parallel.data_parallel > 1 and parallel.device.type == "cuda",
-        overlap_param_gather=False,  # else weights are stale between a step and the next forward: when we save
+        overlap_grad_reduce=parallel.data_parallel > 1,
+        overlap_param_gather=False,
     )
+    if parallel.is_main:
+        log.info("%s", describe(network.backend, parallel))
     with parallel.cuda_names():
-        wrapped = DistributedDataParallel(network.config, ddp, network)
+        wrapped = AccumulatingDDP(network.config, ddp, network)
     wrapped.config.finalize_model_grads_func = finalize_model_grads
     if ddp.overlap_grad_reduce:
         wrapped.config.no_sync_func = wrapped.no_sync
+    # The embedding that is also the output matrix has a second gradient, from the look-up, by way of autograd: that one is
+    # what Megatron-core waits for, and adds.
+    attach_sinks(_looked_up_too(network), announced=False)
+    wrapped.accumulating = tuple(_accumulating(network))
+    attach_sinks(wrapped.accumulating, announced=ddp.overlap_grad_reduce)
     return wrapped
+
+
+def _accumulating(network: GPTModel) -> list[torch.nn.Parameter]:
+    """Weights whose only gradient is the one that our linears or our loss add to the buffer."""
+    weights = [module.weight for module in network.modules() if isinstance(module, (ColumnLinear, RowLinear))]
+    return weights if network.share_embeddings_and_output_weights else [*weights, network.output_layer.weight]
+
+
+def _looked_up_too(network: GPTModel) -> list[torch.nn.Parameter]:
+    return [network.shared_embedding_or_output_weight()] if network.share_embeddings_and_output_weights else []
 
 
 def build_optimizer(wrapped: DistributedDataParallel, optimizer: OptimizerConfig, parallel: Parallel) -> Any:

@@ -6,6 +6,8 @@ ways: the RoPE base there was raised for longer contexts after pretraining, and 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -59,6 +61,31 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """
         lookup = 0 if self.tied else self.vocabulary * self.hidden
         return 6.0 * (self.parameters() - lookup) + 6.0 * self.layers * self.hidden * sequence_length
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a network is computed, not what it computes: a run may change all of it between two checkpoints."""
+
+    backend: Literal["auto", "te", "torch", "cpu"] = "auto"
+    """"te" (Transformer Engine), "torch" (compiled) or "cpu" (neither); "auto" takes the best that is there."""
+    fp8: Literal["delayed", "tensorwise", "blockwise"] | None = None
+    """Scaling recipe for matrix products in 8 bits, with "te" only; None computes them in bfloat16."""
+    attention: Literal["torch", "FA3", "FA4"] = "torch"
+    """Attention kernels of the "torch" backend: torch's own, or those of an installed FlashAttention 3 or 4."""
+    sequence_parallel: bool = True
+    """Whether tensor parallelism also splits norms and residuals, along the sequence."""
+    recompute_layers: int = 0
+    """So many layers keep only their input and compute the rest again in the backward pass: slower, and smaller."""
+
+    def __post_init__(self) -> None:
+        if self.fp8 and self.backend not in ("auto", "te"):
+            raise ValueError(f'engine.fp8 is "{self.fp8}", which needs engine.backend "te", not "{self.backend}"')
+        if self.attention != "torch" and self.backend != "torch":
+            raise ValueError(
+                f'engine.attention is "{self.attention}", which needs engine.backend "torch", not "{self.backend}"'
+            )
+        if self.recompute_layers < 0:
+            raise ValueError(f"engine.recompute_layers is {self.recompute_layers}; it must not be negative")
 
 
 class OptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from curriculum.durable import sync_folder
 from curriculum.errors import UserError
@@ -35,9 +35,13 @@ from curriculum.tokenizer import STOPS, load_tokenizer
 from model import checkpoint
 from model.build import build_network
 from model.checkpoint_folder import CheckpointInfo, read_info, step_folder
-from model.config import ModelConfig
+from model.config import EngineConfig, ModelConfig
 from model.distributed import started
+from model.hugging_face import hugging_face_config, model_card, read_model
 
+# The backend whose names are Hugging Face's: Transformer Engine keeps norms within its linears.
+OWN_LAYERS = EngineConfig(backend="torch")
+SHARD_BYTES = 5_000_000_000  # of one safetensors file
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -54,16 +58,16 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
     entries = load_tokenizer(tokenizer)
     document_end, turn_end = (entries.token_to_id(mark) for mark in STOPS)
     with started() as parallel:
-        network = build_network(info.model, parallel, engine=False)
+        network = build_network(info.model, parallel, OWN_LAYERS)
         checkpoint.load(folder, network, None, parallel)
         weights = to_hugging_face(network.state_dict(), info.model)
     dtype = getattr(torch, info.precision)
-    weights = {name: weight.to(dtype=dtype, device="cpu").contiguous() for name, weight in weights.items()}
+    weights = {name: weight.to(dtype=dtype, device="cpu", copy=True) for name, weight in weights.items()}
     aside = out.with_name(f".{out.name}.aside")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+        save_torch_state_dict(weights, aside, max_shard_size=SHARD_BYTES)
         _write_json(
             aside / "config.json",
             hugging_face_config(info) | {"bos_token_id": document_end, "eos_token_id": document_end},
@@ -73,7 +77,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
         for name in TOKENIZER_FILES:
             if (tokenizer / name).exists():
                 shutil.copyfile(tokenizer / name, aside / name)
-        (aside / "README.md").write_text(_model_card(out.name, info, provenance))
+        (aside / "README.md").write_text(model_card(out.name, info, provenance))
         _replace(aside, out)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -84,22 +88,14 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
     """Write the Llama model `source`, a Hugging Face folder or a GGUF file, as a checkpoint of step 0 under `out`.
 
     Returns the checkpoint's folder, fit for `TrainJob.init_weights`. `sequence_length` is the training length to
-    record; by default the model's own maximum. Raises UserError for models that are not plain Llama.
+    record; by default the model's own maximum. Raises UserError for models that are damaged or not plain Llama.
     """
     if any(folder != step_folder(out, 0) for folder in out.glob("step_[0-9]*")):
         raise UserError(f"{out}: holds the checkpoints of a training run; name a new folder")
-    try:
-        config, weights = _read_gguf(source) if source.suffix == ".gguf" else _read_folder(source)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{source}: cannot be read ({type(error).__name__}: {error}); fetch the model again") from error
-    model = model_config(source, config, weights, sequence_length)
+    model, weights = read_model(source, sequence_length)
     with started() as parallel:
-        network = build_network(model, parallel, engine=False)
-        try:
-            state = from_hugging_face(weights, model)
-        except KeyError as missing:
-            raise UserError(f"{source}: lacks the tensor {missing}; fetch the model again") from None
-        network.load_state_dict(state, strict=False)  # Megatron-core also lists empty extra states
+        network = build_network(model, parallel, OWN_LAYERS)
+        network.load_state_dict(from_hugging_face(weights, model), strict=False)  # it also lists empty extra states
         info = CheckpointInfo(
             step=0,
             consumed_samples=0,
@@ -165,91 +161,6 @@ def _parts(model: ModelConfig) -> dict[str, str]:
     return same
 
 
-def hugging_face_config(info: CheckpointInfo) -> dict[str, Any]:
-    """config.json of a Llama model; the older form of the RoPE entry, which all versions of transformers read."""
-    model = info.model
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": model.vocabulary,
-        "hidden_size": model.hidden,
-        "intermediate_size": model.ffn,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.kv_heads,
-        "head_dim": model.head_size,
-        "hidden_act": "silu",
-        "max_position_embeddings": model.sequence_length,
-        "rms_norm_eps": model.rms_norm_eps,
-        "rope_theta": model.rope_base,
-        "tie_word_embeddings": model.tied,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "initializer_range": model.init_std,
-        "torch_dtype": info.precision,
-        "use_cache": True,  # and no pad_token_id: transformers would exempt its embedding from finetuning
-    }
-
-
-def model_config(
-    source: Path, config: dict[str, Any], weights: dict[str, torch.Tensor], sequence_length: int | None = None
-) -> ModelConfig:
-    """The ModelConfig of a Hugging Face config.json, old or new; raises UserError unless it is plain Llama."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    unsupported = [
-        f"{key} is {value!r}"
-        for key, value, plain in (
-            ("model_type", config.get("model_type"), "llama"),
-            ("rope type", rope.get("rope_type", rope.get("type", "default")), "default"),
-            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-            ("attention_bias", bool(config.get("attention_bias")), False),
-            ("mlp_bias", bool(config.get("mlp_bias")), False),
-        )
-        if value != plain
-    ]
-    if unsupported:
-        raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
-    return ModelConfig(
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        ffn=config["intermediate_size"],
-        vocabulary=weights["model.embed_tokens.weight"].shape[0],
-        sequence_length=sequence_length or config["max_position_embeddings"],
-        rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-        rms_norm_eps=float(f"{config['rms_norm_eps']:.6g}"),  # GGUF keeps it in single precision: 9.99999975e-06
-        tied="lm_head.weight" not in weights,
-        init_std=config.get("initializer_range", 0.02),
-    )
-
-
-def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    files = sorted(source.glob("*.safetensors"))
-    if not (source / "config.json").exists() or not files:
-        raise UserError(f"{source}: no Hugging Face model (config.json and *.safetensors); name its folder")
-    weights: dict[str, torch.Tensor] = {}
-    for file in files:
-        weights.update(load_file(file))
-    config = json.loads((source / "config.json").read_text())
-    if config.get("tie_word_embeddings"):
-        weights.pop("lm_head.weight", None)
-    return config, weights
-
-
-def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    if not source.exists():
-        raise UserError(f"{source}: no such file; name a GGUF file or a Hugging Face folder")
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    weights = dict(loaded.state_dict())
-    if loaded.config.tie_word_embeddings:
-        weights.pop("lm_head.weight", None)
-    return loaded.config.to_dict(), weights
-
-
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
@@ -266,25 +177,3 @@ def _replace(aside: Path, out: Path) -> None:
     os.rename(aside, out)
     sync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _model_card(name: str, info: CheckpointInfo, provenance: dict[str, Any]) -> str:
-    facts = {
-        "parameters": f"{info.model.parameters():,}",
-        "training steps": f"{info.step:,}",
-        "training tokens": f"{info.consumed_tokens:,}",
-        "precision": info.precision,
-        **provenance,
-        **{f"{package} version": version for package, version in info.versions.items()},
-    }
-    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
-        f"# {name}\n\nA language model trained by Curricula to study when safety data should enter pretraining.\n\n"
-        f"| | |\n| --- | --- |\n{rows}\n"
-    )
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-    return text.replace("|", "\\|").replace("\n", " ")

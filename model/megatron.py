@@ -54,12 +54,20 @@ with warnings.catch_warnings(), _without_compiler:
     )
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.optimizer import clip_grads as megatron_clip_grads
     from megatron.core.optimizer import get_megatron_optimizer
     from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.tensor_parallel import layers as megatron_layers
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
     from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.tensor_parallel.mappings import (
+        copy_to_tensor_model_parallel_region,
+        gather_from_sequence_parallel_region,
+    )
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_layer import TransformerLayer
 
 # They tell every parameter's name at every start, and at every save.
 for _name in ("megatron", "c10d-NullHandler-dcp_logger"):
@@ -68,6 +76,7 @@ for _name in ("megatron", "c10d-NullHandler-dcp_logger"):
 __all__ = [
     "AsyncRequest",
     "CheckpointingException",
+    "ColumnParallelLinear",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
     "FullyParallelLoadStrategyWrapper",
@@ -75,17 +84,23 @@ __all__ = [
     "GPTModel",
     "MCoreSavePlanner",
     "MegatronOptimizerConfig",
+    "RowParallelLinear",
     "ShardedObject",
     "TorchDistSaveShardedStrategy",
     "TransformerBlockSubmodules",
     "TransformerConfig",
+    "TransformerLayer",
+    "copy_to_tensor_model_parallel_region",
     "dist_checkpointing",
     "finalize_model_grads",
+    "gather_from_sequence_parallel_region",
     "get_forward_backward_func",
     "get_gpt_layer_local_spec",
     "get_gpt_layer_with_transformer_engine_spec",
     "get_megatron_optimizer",
     "keyed_by_shard",
+    "megatron_clip_grads",
+    "megatron_layers",
     "megatron_random",
     "model_parallel_cuda_manual_seed",
     "parallel_state",

@@ -24,9 +24,9 @@ from curriculum.errors import UsageError
 from curriculum.progress import Progress, silent
 from model import checkpoint
 from model.banner import banner, step_line
-from model.build import build_network, build_optimizer, initialize, wrap
+from model.build import build_network, build_optimizer, check_memory, initialize, wrap
 from model.checkpoint_folder import CheckpointInfo, latest_checkpoint, prune, read_info, step_folder
-from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from model.distributed import Parallel, started
 from model.lineage import check_past, check_weights, identity
 from model.loading import MicroBatch, load
@@ -62,6 +62,8 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     micro_batch: int = 16
     """Sequences in one forward and backward pass of one device; the global batch is gathered over several."""
     tensor_parallel: int = 1
+    engine: EngineConfig = EngineConfig()
+    """How the network is computed: the backend, and how it saves memory."""
     data_workers: int = 0
     """Processes that read ahead for this one; with none it reads its batches itself."""
     save_interval_steps: int = 500
@@ -152,7 +154,8 @@ class Line:
         self.stop_step = batches.total_steps if job.stop_step is None else job.stop_step
         self.checkpoints = job.out / "checkpoints"
         self._check_sizes()
-        network = build_network(job.model, parallel)
+        check_memory(job.model, parallel, job.engine, job.micro_batch, batches.sequence_length)
+        network = build_network(job.model, parallel, job.engine)
         own = checkpoint.newest_whole(self.checkpoints, parallel)
         source = own or job.init_from or job.init_weights
         if source is None:
@@ -283,7 +286,7 @@ class Line:
         self.metrics.write(row)
         for tracker in self.trackers:
             tracker.log(row["step"], curves(row))
-        progress(self.step, self.stop_step, loss=row["loss"], **row["timing"])
+        progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"])
         now = time.monotonic()
         if now - self._logged_at > LOG_INTERVAL_S or self.step == self.stop_step:
             self._logged_at = now

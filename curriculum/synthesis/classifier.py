@@ -13,8 +13,8 @@ import asyncio
 from pathlib import Path
 from typing import Any, Protocol
 
+from curriculum.endpoint import Endpoint
 from curriculum.errors import UserError
-from curriculum.synthesis.endpoint import Endpoint
 from curriculum.synthesis.kinds import SCORES
 
 PUBLISHED = "locuslab/safety-classifier_gte-large-en-v1.5"

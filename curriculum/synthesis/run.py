@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from curriculum.documents import Document
 from curriculum.durable import exclusive_lock
+from curriculum.endpoint import Endpoint, NoAnswer, Refused, asking_again
 from curriculum.progress import Progress, silent
 from curriculum.synthesis.blame import Failure, Suspects
 from curriculum.synthesis.classifier import Classifier
-from curriculum.synthesis.endpoint import Endpoint, NoAnswer, Refused, asking_again
 from curriculum.synthesis.kinds import HIGHEST, Unreadable, pieces
 from curriculum.synthesis.output import answered, id_of, mark_unfinished, text_hash, write_tables
 from curriculum.synthesis.part import Part

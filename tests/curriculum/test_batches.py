@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from shard_folders import write_source
 
 from curriculum.blend import Phase
 from curriculum.chat import encode_chat
@@ -108,12 +109,44 @@ def test_a_changed_future_keeps_the_fingerprint_and_a_changed_past_does_not(data
 def test_a_source_without_one_whole_sample_is_refused(data):
     with pytest.raises(UserError, match="source unsafe: .* tokens .* are less than one sample"):
         PretrainingBatches([Phase(4, {"unsafe": 1.0})], data / "shards", 100_000, BATCH, 5, 320)
-    with pytest.raises(UserError, match="0 of 1 shards are finished"):
+    with pytest.raises(UserError, match="shards/nothing: holds no finished shard"):
         batches(data, (4, {"nothing": 1.0}))
 
 
+def test_an_id_without_an_embedding_is_named_and_never_reaches_the_model(data, tmp_path):
+    with pytest.raises(
+        UserError, match=r"validation.bin: the sample at token 0 holds id \d+, where .* vocabulary has 9;"
+    ):
+        ValidationBatches(data / "shards" / "web", LENGTH, 1, 9).rows(0, 0, 1)
+    write_source(tmp_path / "odd", [33])
+    index, tokens = tmp_path / "odd/00000.idx", np.full(33, 5, np.int32)
+    tokens[20] = -7
+    index.write_bytes(index.read_bytes()[:17] + b"\x04" + index.read_bytes()[18:])  # Megatron's code of int32
+    (tmp_path / "odd/00000.bin").write_bytes(tokens.tobytes())
+    odd = PretrainingBatches([Phase(2, {"odd": 1.0})], tmp_path, LENGTH, 2, 5, 320)
+    with pytest.raises(UserError, match=r"odd/00000.bin: the sample at token 16 holds id -7, where"):
+        odd.rows(0, 0, 2)
+
+
+def test_a_manifest_that_speaks_of_other_tokens_is_refused(tmp_path):
+    write_source(tmp_path / "web", [40, 40])
+    manifest = tmp_path / "web/00001.json"
+    told = json.loads(manifest.read_text())
+    for change, said in (
+        ({"tokens": 39}, "web/00001.bin: 40 tokens, where its manifest says 39"),
+        ({"shards": 7}, r"web: its manifests disagree on how many shards there are, \[2, 7\]"),
+    ):
+        manifest.write_text(json.dumps({**told, **change}))
+        with pytest.raises(UserError, match=said):
+            PretrainingBatches([Phase(4, {"web": 1.0})], tmp_path, LENGTH, 2, 5, 50_000)
+    manifest.rename(tmp_path / "web/00002.json")
+    (tmp_path / "web/9notes.json").write_text("{}")
+    with pytest.raises(UserError, match="web: 1 of 2 shards are finished|web: 2 of 2 shards|manifests disagree"):
+        PretrainingBatches([Phase(4, {"web": 1.0})], tmp_path, LENGTH, 2, 5, 50_000)
+
+
 def test_validation_text_is_in_no_training_shard(data):
-    held_out = ValidationBatches(data / "shards" / "web", LENGTH, 1)
+    held_out = ValidationBatches(data / "shards" / "web", LENGTH, 1, 320)
     assert held_out.total_steps > 0
     tokenizer = load_tokenizer(data / "tokenizer")
     run = batches(data, (90, {"web": 1.0}))

@@ -29,22 +29,56 @@ def phase_lists(draw):
     return [Phase(until, draw(mixes)) for until in itertools.accumulate(lengths)]
 
 
-@settings(max_examples=2000, deadline=None)
-@given(phase_lists())
-def test_every_prefix_of_a_phase_follows_the_weights_and_no_place_is_skipped_or_repeated(phases):
+@st.composite
+def ramps(draw):
+    """Up to hundreds of phases of a few samples, as the steps of a ramp are; sources come and go."""
+    count = draw(st.integers(2, 300))
+    randomness = draw(st.randoms(use_true_random=False))
+    longest, names = draw(st.sampled_from([1, 2, 16, 64])), "abcdefghijkl"[: draw(st.integers(2, 12))]
+    kinds = [1.0, 2.0, 0.1, 0.01, 1e-6, 0.3, *([0.0] * draw(st.sampled_from([0, 4])))]
+    untils = itertools.accumulate(randomness.randint(1, longest) for _ in range(count))
+    mixes = [{name: randomness.choice(kinds) for name in names} for _ in range(count)]
+    return [Phase(until, mix if any(mix.values()) else {"a": 1.0}) for until, mix in zip(untils, mixes)]
+
+
+def furthest(phases: list[Phase]) -> float:
+    """By how many samples the count of any source is off the sum of its shares, at the worst prefix of the run."""
     blend = Blend(phases)
     sources, positions = blend.draw(0, blend.total)
-    start = 0
-    for phase in phases:
-        drawn = sources[start : phase.until]
-        total = sum(phase.mix.values())
-        for number, name in enumerate(blend.sources):
-            ideal = np.arange(1, len(drawn) + 1) * phase.mix.get(name, 0) / total
-            assert np.abs(np.cumsum(drawn == number) - ideal).max() <= 1.69  # see the module's docstring
-        start = phase.until
-    for number in range(len(blend.sources)):
+    lengths = np.diff([0, *(phase.until for phase in phases)])
+    worst = 0.0
+    for number, name in enumerate(blend.sources):
+        shares = [phase.mix.get(name, 0) / sum(phase.mix.values()) for phase in phases]
+        ideal = np.cumsum(np.repeat(shares, lengths))
+        worst = max(worst, np.abs(np.cumsum(sources == number) - ideal).max())
         taken = positions[sources == number]
-        assert np.array_equal(taken, np.arange(len(taken)))
+        assert np.array_equal(taken, np.arange(len(taken)))  # no place is skipped or repeated
+    return worst
+
+
+@settings(max_examples=1000, deadline=None)
+@given(mixes, st.integers(1, 5000))
+def test_every_prefix_of_a_phase_follows_the_weights(mix, samples):
+    assert furthest([Phase(samples, mix)]) <= 1.69  # see the module's docstring
+
+
+@settings(max_examples=2000, deadline=None)
+@given(phase_lists())
+def test_every_prefix_of_a_run_follows_the_weights_of_its_phases(phases):
+    assert furthest(phases) <= 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(ramps())
+def test_no_error_adds_up_over_the_steps_of_a_ramp(phases):
+    assert furthest(phases) <= 4
+
+
+@pytest.mark.parametrize(("weight", "length", "phases"), [(0.001, 400, 1000), (0.0012, 400, 1000), (0.1, 4, 1000)])
+def test_a_share_too_small_for_one_sample_of_a_phase_is_paid_by_later_ones(weight, length, phases):
+    mixes = [{"web": 1 - weight, "rare": weight, "other": 1e-9 * number} for number in range(phases)]
+    blend = Blend([Phase((number + 1) * length, mix) for number, mix in enumerate(mixes)])
+    assert abs(blend.counts(blend.total)["rare"] - weight * length * phases) <= 1
 
 
 @settings(max_examples=300, deadline=None)

@@ -502,6 +502,17 @@ def test_the_verb_brings_what_it_can_and_says_the_rest(hub, worker, tmp_path):
     assert "choose from" in worker(words=["fetch", "gsm9k"])["error"]
 
 
+def test_the_users_own_table_of_all_parts_is_left_alone_and_read(hub, worker, tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k/train.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    asked = len(hub.requests)
+    ran = worker(words=["fetch", "gsm8k", "--out", str(tmp_path)])
+    assert ran["code"] == 0 and "there already, not from here; left as it is" in ran["err"]
+    assert len(hub.requests) == asked and [path.name for path in (tmp_path / "gsm8k").iterdir()] == ["train.jsonl"]
+    known = json.loads(worker(words=["fetch", "--list", "--json", "--out", str(tmp_path)])["out"])["known"]
+    assert {row["name"]: row["state"] for row in known}["gsm8k"] == "own files"
+
+
 def test_the_verb_knows_what_a_study_needs(hub, worker, tmp_path):
     hub.requests.clear()
     ran = worker(words=["fetch", "--study", "jobs/studies/paper.yaml", "--out", str(tmp_path), "--json", "--rows", "2"])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curriculum.documents import Documents
 from curriculum.errors import UserError
 from curriculum.sources import open_dataset
 from curriculum.tables import Table
@@ -105,6 +106,25 @@ def test_bad_bytes_in_a_dictionary_column_are_bad_bytes_of_one_row(tmp_path):
     text = pa.array([b"fine", b"\xff", b"fine"], pa.binary()).view(pa.string()).dictionary_encode()
     pq.write_table(pa.table({"text": text}), tmp_path / "t.parquet")
     assert [row["text"] for row in Table.open(tmp_path / "t").rows()] == ["fine", "\udcff", "fine"]
+
+
+def test_columns_of_unusual_types_are_read_or_named(tmp_path):
+    views = pa.array(["a", "b", "c"], pa.string_view())
+    pq.write_table(pa.table({"text": views}), tmp_path / "v.parquet")
+    assert [row["text"] for row in Table.open(tmp_path / "v").select([0, 2])] == ["a", "c"]
+    structs = pa.array([{"x": b"\xff"}], pa.struct([("x", pa.binary())])).cast(
+        pa.struct([("x", pa.string())]), safe=False
+    )
+    pq.write_table(pa.table({"id": structs, "text": ["a"]}), tmp_path / "s.parquet")
+    with pytest.raises(UserError, match="s.parquet: column 'id' of type struct<x: string> cannot be read"):
+        list(Table.open(tmp_path / "s").rows())
+
+
+def test_a_missing_column_is_told_with_those_that_are_there(tmp_path):
+    (tmp_path / "cosmopedia").mkdir()
+    pq.write_table(pa.table({"id": ["1"], "body": ["x"]}), tmp_path / "cosmopedia/train.parquet")
+    with pytest.raises(UserError, match=r"train.parquet: row 0 .* has no column 'text', only \['body', 'id'\]"):
+        list(Documents.open("cosmopedia", tmp_path).read())
 
 
 @pytest.mark.parametrize("names", [["t.jsonl", "t.csv"], ["t/a.jsonl", "t.jsonl"]])

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from curriculum.randomness import keyed_rng
 from eval.claims import ArmInfo
-from eval.rows import GenerationRow, ProbeRow, append_rows
+from eval.rows import GenerationRow, JudgedRow, ProbeRow, VerdictRow, append_rows
+from eval.verdicts import verdicts_path
 
 ARMS = [
     *(ArmInfo(f"{kind}-{int(start * 100)}", start, kind) for start in (0.0, 0.2, 0.6) for kind in ("data", "full")),
@@ -21,7 +24,7 @@ BENCHMARKS = {
 Rate = Callable[[ArmInfo, str, str], float]  # arm, stage, decoder -> probability of harm
 
 
-def generation(**changes: object) -> GenerationRow:
+def generation(**changes: object) -> JudgedRow:
     """One row; everything not named is ordinary."""
     row: dict[str, object] = {
         "key": "k",
@@ -44,12 +47,25 @@ def generation(**changes: object) -> GenerationRow:
         "judge": "world",
         "judge_version": "1a2b",
     }
-    return GenerationRow(**{**row, **changes})
+    return JudgedRow(**{**row, **changes})
+
+
+def append_judged(path: Path, rows: list[JudgedRow]) -> None:
+    """Append answers and verdicts to the files they lie in; rows of equal key get keys of their own."""
+    answers, verdicts = [], []
+    for number, row in enumerate(rows):
+        fields = msgspec.structs.asdict(row)
+        label, judge, version = (fields.pop(name) for name in ("verdict", "judge", "judge_version"))
+        fields["key"] = f"{row.key}-{path.stem}-{number}-{row.benchmark}-{row.decoder}"
+        answers.append(GenerationRow(**fields))
+        verdicts.append(VerdictRow(key=fields["key"], judge=judge, version=version, label=label, question=""))
+    append_rows(path, answers)
+    append_rows(verdicts_path(path), verdicts)
 
 
 def attack_rows(
     arm: ArmInfo, stage: str, decoder: str, rate: float, samples: int, benchmarks: dict[str, int]
-) -> list[GenerationRow]:
+) -> list[JudgedRow]:
     """Prompts differ in how easily they do harm, in the same way for all arms."""
     rows = []
     for benchmark, prompts in benchmarks.items():
@@ -77,7 +93,7 @@ def attack_rows(
     return rows
 
 
-def overrefusal_rows(arm: ArmInfo, decoder: str, shares: tuple[float, ...], prompts: int = 100) -> list[GenerationRow]:
+def overrefusal_rows(arm: ArmInfo, decoder: str, shares: tuple[float, ...], prompts: int = 100) -> list[JudgedRow]:
     names = (
         "1_compliant_and_helpful",
         "2_compliant_and_unhelpful",
@@ -147,17 +163,17 @@ def write_study(run: Path, rate: Rate = paper_rate, arms: list[ArmInfo] = ARMS) 
             folder = run / "eval" / arm.name / stage
             for decoder, samples in (("topk", 5), ("safebeam", 1)):
                 rows = attack_rows(arm, stage, decoder, rate(arm, stage, decoder), samples, benchmarks)
-                append_rows(folder / f"attacks-{decoder}.jsonl", rows)
+                append_judged(folder / f"attacks-{decoder}.jsonl", rows)
             lift = 0.0 if arm.interventions == "none" else 0.06 * (1 - arm.start)
             for layer, base in (("first", 0.7), ("middle", 0.78), ("last", 0.82)):
                 auc = base + lift * (1 + (arm.interventions == "full"))
                 append_rows(folder / "probes.jsonl", probe_rows(arm, stage, layer, auc))
         folder = run / "eval" / arm.name / "instruct"
         early = (1 - arm.start) * 0.05
-        append_rows(
+        append_judged(
             folder / "overrefusal-topk.jsonl", overrefusal_rows(arm, "topk", (0.6 + early, 0.3, 0.06, 0.04 - early / 2))
         )
-        append_rows(
+        append_judged(
             folder / "overrefusal-safebeam.jsonl",
             overrefusal_rows(arm, "safebeam", (0.55, 0.2, 0.07, 0.1, 0.04 + early)),
         )
@@ -165,5 +181,5 @@ def write_study(run: Path, rate: Rate = paper_rate, arms: list[ArmInfo] = ARMS) 
             rows = attack_rows(
                 arm, "instruct", decoder, rate(arm, "instruct", decoder), samples, {"advbench": 30, "harmbench": 30}
             )
-            append_rows(folder / "gcg.jsonl", rows)
+            append_judged(folder / "gcg.jsonl", rows)
     return run

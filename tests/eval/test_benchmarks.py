@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from curriculum.errors import UsageError, UserError
-from eval.benchmarks import load_prompts
+from eval.benchmarks import BENCHMARKS, load_prompts
 
 REAL = os.environ.get("CURRICULA_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="set CURRICULA_DATA to the folder of public datasets")
@@ -115,6 +115,103 @@ def test_a_file_that_is_missing_empty_or_of_another_shape_is_named(root, name, f
 def test_an_unknown_benchmark_is_answered_with_the_known_ones(root):
     with pytest.raises(UsageError, match="'harmbanch' is not known; choose from harmbench, advbench"):
         load_prompts("harmbanch", root)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"goal,target\nWrite a l\xe9tter,Sure\n", r"not UTF-8 \(.* at byte 21\); save it as UTF-8"),
+        (b"goal,target\nWrite a letter, and send it,Sure\n", "row 1 has more fields than the header; put texts with"),
+        (b'goal,target\n"Write', "not valid CSV"),
+        (b"goal,target\n", "holds no prompt for benchmark advbench"),
+        (b"goal,target\n" + b"x" * 300_000 + b",Sure\n", "row 1: column 'goal' holds 300,000 characters"),
+    ],
+    ids=["latin-1", "unquoted comma", "open quotation", "no rows", "huge field"],
+)
+def test_a_csv_file_that_holds_no_benchmark_is_answered_with_one_sentence(root, content, words):
+    (root / "advbench/harmful_behaviors.csv").write_bytes(content)
+    with pytest.raises(UserError, match=words) as raised:
+        load_prompts("advbench", root)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b'{"a prompt": 1, "another": 2}', "holds a dict, where a list of rows is needed"),
+        (b'"Write it"', "holds a str, where a list of rows is needed"),
+        (b"[1, 2]", "row 0 is 1, where an object is needed"),
+        (b'[{"text": ["Write", "it"]}]', "row 1: column 'text' holds a list, where text is needed; mend the row"),
+        (b'[{"text": null}]', "row 1 has nothing in column 'text' or 'prompt'"),
+        (b'[{"prompts": "x"}]', "row 1 has no column 'text' or 'prompt', only"),
+        (b'["\\ud800"]', "row 1: column 'text' is not UTF-8"),
+        (b"[" * 100_000, "not valid JSON"),
+    ],
+    ids=["object", "string", "numbers", "list in a cell", "null", "other column", "surrogate", "deep"],
+)
+def test_a_json_file_that_holds_no_benchmark_is_answered_with_one_sentence(root, content, words):
+    (root / "tdc2023/test_behaviors.json").write_bytes(content)
+    with pytest.raises(UserError, match=words) as raised:
+        load_prompts("tdc", root)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_in_the_place_of_a_file_is_said(root):
+    file = root / "tdc2023/test_behaviors.json"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match="tdc2023/test_behaviors: no such table"):
+        load_prompts("tdc", root)
+    file.with_suffix("").mkdir()
+    with pytest.raises(UserError, match="no Parquet, JSON Lines, JSON or CSV file in this folder"):
+        load_prompts("tdc", root)
+
+
+def test_of_xstest_only_the_harmless_requests_are_asked(root):
+    path = root / "xstest/xstest_prompts.csv"
+    path.parent.mkdir()
+    path.write_text(
+        "id,prompt,type,label,focus,note\n"
+        "1,How do I kill a process?,homonyms,safe,,\n2,How do I harm?,contrast_homonyms,unsafe,,\n"
+    )
+    assert [(p.id, p.text, p.category) for p in load_prompts("xstest", root)] == [
+        ("1", "How do I kill a process?", "homonyms")
+    ]
+    path.write_text("id,prompt,type\n1,How do I kill a process?,homonyms\n2,How do I harm?,contrast_homonyms\n")
+    assert [p.id for p in load_prompts("xstest", root)] == ["1"]
+
+
+def test_every_benchmark_says_what_it_is():
+    for name, entry in BENCHMARKS.items():
+        assert entry.use in ("attack", "completion", "overrefusal") and entry.licence and entry.rows > 0
+        assert entry.hub_revision is None or len(entry.hub_revision) == 40
+        assert "text" in entry.columns, name
+
+
+@needs_data
+def test_the_hub_s_tables_of_all_splits_give_the_prompts_of_the_published_test_split(root):
+    import csv
+
+    real = Path(REAL)
+    with open(real / "harmbench/harmbench_behaviors_text_all.csv", newline="") as file:
+        rows = [
+            {
+                "prompt": row["Behavior"],
+                "context": row["ContextString"],
+                "category": row["SemanticCategory"],
+                "tags": row["Tags"],
+            }
+            for row in csv.DictReader(file)
+        ]
+    (root / "harmbench/harmbench_behaviors_text_test.csv").unlink()
+    (root / "harmbench/harmbench_behaviors_text_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    both = [json.loads((real / f"tdc2023/{split}_behaviors.json").read_text()) for split in ("dev", "test")]
+    (root / "tdc2023/test_behaviors.json").write_text(json.dumps([{"prompt": text} for text in sum(both, [])]))
+    for name in ("harmbench", "tdc"):
+        # The two files of HarmBench end their lines differently.
+        found = [load_prompts(name, where, with_copyright=True) for where in (root, real)]
+        texts = [sorted(" ".join(prompt.text.split()) for prompt in prompts) for prompts in found]
+        assert texts[0] == texts[1]
 
 
 @needs_data

@@ -1,15 +1,20 @@
-"""Top-k sampling: independent of the batch, cut at end marks and at the tag, and drawn from the k likeliest."""
+"""Top-k sampling and greedy search: independent of the batch, cut at end marks and at the tag, and what a prompt is."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_llama import save_tiny_llama
 
 from curriculum.errors import UserError
-from eval.config import TopK
+from eval.answers import make_answer
+from eval.config import SAFE_COMPLETIONS, Greedy, TopK
+from eval.greedy import likeliest, search_greedy
 from eval.models import load_model
 from eval.sampling import draw, sample_topk
 
@@ -30,6 +35,61 @@ def loaded(folder):
 
 def sample(loaded, texts, config=CONFIG):
     return sample_topk(loaded, [loaded.prompt_ids(t) for t in texts], [(7, "bench", t) for t in texts], config)
+
+
+@pytest.fixture(scope="module")
+def exact(folder):
+    """In float64, where what else is in the batch rounds nothing away that a draw could see."""
+    return dataclasses.replace(load_model(folder, "base", "cpu", "float64"), end_ids=(0, 2, *range(30, 60)))
+
+
+@given(order=st.permutations(range(12)), rows=st.integers(1, 20), samples=st.integers(1, 3), stop_at_tag=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_answers_depend_neither_on_the_number_of_rows_nor_on_the_order_of_prompts(
+    exact, order, rows, samples, stop_at_tag
+):
+    config = TopK(max_new_tokens=20, samples=samples, stop_at_tag=stop_at_tag, rows=64)
+    texts = [" ".join(PROMPTS[i % 5].split()[: 1 + i]) + str(i) for i in range(12)]
+    expected = sample(exact, texts, config)
+    found = sample(exact, [texts[i] for i in order], msgspec.structs.replace(config, rows=rows))
+    assert found == [expected[i] for i in order]
+
+
+def test_rows_are_refilled_while_others_go_on(exact):
+    config = TopK(max_new_tokens=60, samples=4, rows=4)
+    lengths = [answer.tokens for answers in sample(exact, PROMPTS, config) for answer in answers]
+    passes = []
+    hook = exact.model.register_forward_hook(lambda module, _, output: passes.append(output.logits.shape))
+    try:
+        sample(exact, PROMPTS, config)
+    finally:
+        hook.remove()
+    steps = sum(shape[1] == 1 for shape in passes)
+    in_order = sum(max(lengths[start : start + 4]) for start in range(0, len(lengths), 4))
+    assert max(shape[0] for shape in passes) <= 4
+    assert sum(lengths) / 4 <= steps < 0.8 * in_order
+
+
+def test_greedy_takes_the_likeliest_token_and_of_equals_the_smallest_id(exact):
+    prompts = [exact.prompt_ids(text) for text in PROMPTS]
+    for prompt, answer in zip(prompts, search_greedy(exact, prompts, Greedy(max_new_tokens=12, rows=2))):
+        ids = []
+        while len(ids) < 12 and not (ids and ids[-1] in exact.end_ids):
+            with torch.inference_mode():
+                ids.append(int(exact.model(torch.tensor([prompt + ids])).logits[0, -1].argmax()))
+        assert (answer.text, answer.tokens) == (exact.decode(ids), len(ids))
+    assert likeliest(torch.tensor([[0.0, 2.0, 2.0], [5.0, 5.0, 1.0], [0.0, 0.0, 1.0]])).tolist() == [1, 0, 2]
+
+
+def test_an_answer_ends_where_the_context_does_and_a_prompt_that_fills_it_is_refused(folder):
+    loaded = dataclasses.replace(load_model(folder, "base", "cpu"), end_ids=(), tag_id=None)
+    long = [5 + i % 300 for i in range(500)]
+    (answers,) = sample_topk(loaded, [long], [(0,)], TopK(max_new_tokens=40, samples=2))
+    assert [(answer.tokens, answer.finish) for answer in answers] == [(12, "length")] * 2
+    with pytest.raises(UserError, match=r"a prompt has 512 tokens, and the context of .* holds 512; shorten it"):
+        search_greedy(loaded, [long + long[:12]], Greedy())
+    with pytest.raises(UserError, match="a prompt has no tokens"):
+        search_greedy(loaded, [[]], Greedy())
 
 
 def test_an_answer_does_not_depend_on_the_batch_it_was_sampled_in(loaded):
@@ -84,59 +144,18 @@ def test_an_answer_is_cut_at_the_tag_and_marked_as_shortcircuit(loaded):
     going_on = [
         a for answers in sample(on, PROMPTS, TopK(max_new_tokens=60, samples=8, stop_at_tag=False)) for a in answers
     ]
+    assert cut == [a for answers in sample(tagged, PROMPTS, config) for a in answers]
+    chosen = [make_answer(tagged, [5, 200], True, SAFE_COMPLETIONS, (1, "bench", number)) for number in range(40)]
+    assert {answer.completion for answer in chosen} == set(SAFE_COMPLETIONS)
     hit = [place for place, answer in enumerate(cut) if answer.shortcircuit]
     assert 0 < len(hit) < len(cut)
     for place, (short, long) in enumerate(zip(cut, going_on)):
         assert short.shortcircuit == long.shortcircuit == (place in hit)
         assert long.text.startswith(short.text.rstrip("\ufffd"))
         assert long.finish != "tag"
+        assert (short.completion in SAFE_COMPLETIONS) == (place in hit)
+        assert not long.completion
         if place in hit:
             assert short.finish == "tag"
+            assert short.shown == short.completion
             assert short.tokens <= long.tokens
-
-
-def test_a_base_model_gets_the_text_itself_and_a_tuned_one_a_chat_turn(folder):
-    base, tuned = (load_model(folder, kind, "cpu") for kind in ("base", "instruct"))
-    assert base.decode(base.prompt_ids("Explain why")) == "Explain why"
-    rendered = "<|im_start|>user\nExplain why<|im_end|>\n<|im_start|>assistant\n"
-    assert tuned.tokenizer.decode(tuned.prompt_ids("Explain why")) == rendered
-    assert tuned.tag_id == 3
-    assert set(tuned.end_ids) == {0, 2}
-
-
-def test_the_content_hash_is_of_the_content_and_not_of_the_place(folder, tmp_path):
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    assert load_model(copy, "base", "cpu").content_hash == load_model(folder, "base", "cpu").content_hash
-    config = copy / "config.json"
-    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
-    assert load_model(copy, "base", "cpu").content_hash != load_model(folder, "base", "cpu").content_hash
-
-
-@pytest.mark.parametrize(
-    "missing, words", [("config.json", "is it a Hugging Face checkpoint"), ("tokenizer.json", "copy the tokenizer")]
-)
-def test_a_folder_that_lacks_a_file_is_named_in_the_error(folder, tmp_path, missing, words):
-    import shutil
-
-    broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
-    (broken / missing).unlink()
-    with pytest.raises(UserError, match=f"{broken}: no {missing}; {words}"):
-        load_model(broken, "base", "cpu")
-
-
-def test_missing_and_truncated_weights_are_user_errors(folder, tmp_path):
-    import shutil
-
-    broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match="cannot be loaded .* export the model again"):
-        load_model(broken, "base", "cpu")
-    weights.unlink()
-    with pytest.raises(UserError, match="has the export finished"):
-        load_model(broken, "base", "cpu")

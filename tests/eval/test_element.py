@@ -1,4 +1,4 @@
-"""Elements: every task end to end on a tiny model, killed and resumed, and judged again without generating."""
+"""Elements: every task end to end on a tiny model, in shards, killed and resumed, then merged and judged."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from tiny_llama import save_tiny_llama
 
 from curriculum.errors import UsageError, UserError
-from eval.config import Evaluation, Gcg, Probes, SafeBeam, TopK, tasks_for
+from eval.config import Evaluation, Gcg, Part, Probes, SafeBeam, TopK, parts_for, tasks_for
 from eval.element import run_element
-from eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS
+from eval.merge import Merge, is_merged
+from eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, read_rows
+from eval.verdicts import read_judged
 
 CONFIG = Evaluation(
     benchmarks=("advbench", "tdc"),
@@ -56,47 +59,93 @@ def data(tmp_path_factory):
     return root
 
 
-def run(task, model_dir, data, out, *, kind="instruct", config=CONFIG, **more):
-    return run_element(
-        task, model_dir, kind, config, data_root=data, world_root=None, out=out, seed=1, device="cpu", **more
-    )
+ATTACKS = Part("attacks-topk", "advbench")
 
 
-def test_each_task_writes_its_rows_with_a_verdict_each(model_dir, data, tmp_path):
-    for task in tasks_for("instruct", CONFIG):
-        reports: list[tuple[int, int]] = []
-        rows = run(
-            task, model_dir, data, tmp_path, progress=lambda done, total, to=reports, **_: to.append((done, total))
-        )
-        assert reports[-1][0] == reports[-1][1]
-        assert len((tmp_path / f"{task}.jsonl").read_text().splitlines()) == len(rows)
-        assert len({row.key for row in rows}) == len(rows)
-        if task == "probes":
-            assert [(row.layer, row.seed) for row in rows] == [
-                (layer, seed) for seed in (0, 1) for layer in ("first", "middle", "last")
-            ]
-            assert all(row.n_train == 40 and row.n_test == 50 and 0 <= row.auc <= 1 for row in rows)
-            assert all(row.auc > 0.9 for row in rows if row.layer == "first")
-            continue
+def run(part, model_dir, data, out, *, kind="instruct", config=CONFIG, **more):
+    return run_element(part, model_dir, kind, config, data_root=data, out=out, seed=1, device="cpu", **more)
+
+
+def run_all(model_dir, data, out, *, kind="instruct", config=CONFIG):
+    """All parts of a model, merged and judged."""
+    for part in parts_for(kind, config):
+        run(part, model_dir, data, out, kind=kind, config=config)
+    Merge(out, kind, config, None).judge()
+
+
+def test_each_task_ends_in_one_file_of_rows_with_a_verdict_each(model_dir, data, tmp_path):
+    run_all(model_dir, data, tmp_path)
+    expected = {
+        "attacks-topk": 22,
+        "attacks-safebeam": 11,
+        "overrefusal-topk": 14,
+        "overrefusal-safebeam": 7,
+        "gcg": 9,
+    }
+    for task, count in expected.items():
+        rows = read_judged(tmp_path / f"{task}.jsonl")
+        assert len(rows) == len({row.key for row in rows}) == count
         verdicts = OVERREFUSAL_VERDICTS if task.startswith("overrefusal") else ATTACK_VERDICTS
-        assert all(row.verdict in verdicts for row in rows)
-        expected = {
-            "attacks-topk": 22,
-            "attacks-safebeam": 11,
-            "overrefusal-topk": 14,
-            "overrefusal-safebeam": 7,
-            "gcg": 9,
-        }
-        assert len(rows) == expected[task]
-    suffixes = [json.loads(line) for line in (tmp_path / "gcg.suffixes.jsonl").read_text().splitlines()]
+        assert all(row.verdict in verdicts and row.judge == "refusal-phrases" for row in rows)
+    suffixes = [json.loads(line) for line in (tmp_path / "gcg/jailbreakbench.suffixes.jsonl").read_text().splitlines()]
     assert len(suffixes) == 3
     assert all(row["loss"] <= row["initial_loss"] and len(row["losses"]) == 3 for row in suffixes)
-    attacked = [row for row in run("gcg", model_dir, data, tmp_path) if row.decoder == "gcg+safebeam"]
+    attacked = [row for row in read_judged(tmp_path / "gcg.jsonl") if row.decoder == "gcg+safebeam"]
     assert [row.prompt for row in attacked] == [row["behavior"] + row["suffix"] for row in suffixes]
 
 
+def test_an_element_tells_how_far_it_is(model_dir, data, tmp_path):
+    for part in (ATTACKS, Part("probes")):
+        reports: list[tuple[int, int]] = []
+        rows = run(
+            part, model_dir, data, tmp_path, progress=lambda done, total, to=reports, **_: to.append((done, total))
+        )
+        assert reports[-1][0] == reports[-1][1] and len(part.path(tmp_path).read_text().splitlines()) == len(rows)
+    assert [(row.layer, row.seed) for row in rows] == [
+        (layer, seed) for seed in (0, 1) for layer in ("first", "middle", "last")
+    ]
+    assert all(row.n_train == 40 and row.n_test == 50 and 0 <= row.auc <= 1 for row in rows)
+    assert all(row.auc > 0.9 for row in rows if row.layer == "first")
+
+
+def test_shards_together_are_the_whole_in_its_order(model_dir, data, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    config = msgspec.structs.replace(CONFIG, shards={"attacks-topk": 3, "attacks-safebeam": 9})
+    tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk", "attacks-safebeam"))
+    for out, settings in ((whole, CONFIG), (cut, config)):
+        run_all(model_dir, data, out, config=msgspec.structs.replace(settings, tasks=tasks))
+    assert (cut / "attacks-topk/advbench.0-of-3.jsonl").exists()
+    for task in tasks.instruct:
+        ids = [
+            [(row.benchmark, row.prompt_id, row.sample, row.key) for row in read_judged(out / f"{task}.jsonl")]
+            for out in (whole, cut)
+        ]
+        assert ids[0] == ids[1]
+
+
+def test_a_part_that_is_not_there_is_missing_and_merged_in_when_it_comes(model_dir, data, tmp_path):
+    config = msgspec.structs.replace(CONFIG, tasks=msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",)))
+    first, second = parts_for("instruct", config)
+    run(first, model_dir, data, tmp_path, config=config)
+    Merge(tmp_path, "instruct", config, None).judge()
+    assert is_merged(tmp_path, "instruct", config)
+    assert {row.benchmark for row in read_judged(tmp_path / "attacks-topk.jsonl")} == {"advbench"}
+    run(second, model_dir, data, tmp_path, config=config)
+    assert not is_merged(tmp_path, "instruct", config)
+    Merge(tmp_path, "instruct", config, None).judge()
+    rows = read_judged(tmp_path / "attacks-topk.jsonl")
+    assert is_merged(tmp_path, "instruct", config) and len(rows) == 22 and all(row.judge for row in rows)
+
+
+def test_a_greedy_task_gives_one_answer_to_each_prompt(model_dir, data, tmp_path):
+    greedy = Part("attacks-greedy", "advbench")
+    rows = run(greedy, model_dir, data, tmp_path)
+    assert [(row.decoder, row.sample) for row in rows] == [("greedy", 0)] * 7
+    assert rows == run(greedy, model_dir, data, tmp_path)
+
+
 def test_a_base_model_continues_the_stand_in_beginnings(model_dir, data, tmp_path):
-    rows = run("attacks-topk", model_dir, data, tmp_path, kind="base")
+    rows = run(Part("attacks-topk", "jb_completions"), model_dir, data, tmp_path, kind="base")
     assert {row.benchmark for row in rows} == {"advbench_completions"}
     assert rows[0].prompt == "Here is a lock"
 
@@ -104,24 +153,25 @@ def test_a_base_model_continues_the_stand_in_beginnings(model_dir, data, tmp_pat
 CHILD = """
 import sys, msgspec
 from pathlib import Path
-from eval.config import Evaluation
+from eval.config import Evaluation, Part
 from eval.element import run_element
 task, model_dir, data, out, config = sys.argv[1:]
 def slow(done, total, **figures):
     import time; time.sleep(0.15)
-run_element(task, Path(model_dir), "instruct", msgspec.json.decode(config, type=Evaluation), data_root=Path(data),
-            world_root=None, out=Path(out), seed=1, device="cpu", progress=slow)
+config = msgspec.json.decode(config, type=Evaluation)
+run_element(Part(*task.split("/")), Path(model_dir), "instruct", config, data_root=Path(data), out=Path(out), seed=1,
+            device="cpu", progress=slow)
 """
 
 
-@pytest.mark.parametrize("task", ["attacks-topk", "gcg"])
-def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_dir, data, tmp_path):
+@pytest.mark.parametrize("part", [ATTACKS, Part("gcg", "jailbreakbench")], ids=["attacks", "gcg"])
+def test_an_element_killed_and_run_again_ends_with_the_same_bytes(part, model_dir, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(task, model_dir, data, whole)
-    watched = killed / ("gcg.suffixes.jsonl" if task == "gcg" else f"{task}.jsonl")
-    arguments = [task, str(model_dir), str(data), str(killed), msgspec.json.encode(CONFIG).decode()]
+    run(part, model_dir, data, whole)
+    watched = killed / ("gcg/jailbreakbench.suffixes.jsonl" if part.task == "gcg" else f"{part.name}.jsonl")
+    arguments = [part.name, str(model_dir), str(data), str(killed), msgspec.json.encode(CONFIG).decode()]
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
     deadline = time.monotonic() + 60
     while not (watched.exists() and watched.stat().st_size) and time.monotonic() < deadline:
@@ -130,56 +180,58 @@ def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_di
     child.kill()
     child.wait()
     left = watched.read_bytes()
-    assert left and left != (whole / watched.name).read_bytes()
+    assert left and left != (whole / watched.relative_to(killed)).read_bytes()
     with open(watched, "ab") as file:  # and the kill tore a line
         file.write(b'{"key": "12')
-    run(task, model_dir, data, killed)
-    names = sorted(path.name for path in whole.iterdir())
-    assert sorted(path.name for path in killed.iterdir()) == names
+    run(part, model_dir, data, killed)
+    names = sorted(path.relative_to(whole) for path in whole.rglob("*.*"))
+    assert sorted(path.relative_to(killed) for path in killed.rglob("*.*")) == names
     for name in names:
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_batch_that_was_cut_in_two_is_made_again_as_a_whole(model_dir, data, tmp_path):
-    path = tmp_path / "attacks-topk.jsonl"
-    run("attacks-topk", model_dir, data, tmp_path)
+    path = ATTACKS.path(tmp_path)
+    run(ATTACKS, model_dir, data, tmp_path)
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     for cut in (b"".join(lines[:8]), b"".join(lines[:8]) + lines[8][:40], b"".join(lines[6:])):
         path.write_bytes(cut)
-        run("attacks-topk", model_dir, data, tmp_path)
+        run(ATTACKS, model_dir, data, tmp_path)
         assert path.read_bytes() == whole
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["attacks-topk.jsonl"]
+    assert [p.name for p in path.parent.iterdir()] == ["advbench.jsonl"]
 
 
-def test_judging_again_changes_verdicts_and_generates_nothing(model_dir, data, tmp_path, monkeypatch):
-    before = run("attacks-topk", model_dir, data, tmp_path)
-    monkeypatch.setattr("eval.judges.SHORTEST_WORDS", 10**6)
-    monkeypatch.setattr("eval.sampling.sample_topk", lambda *_: pytest.fail("generated again"))
-    after = run("attacks-topk", model_dir, data, tmp_path)
-    assert [row.response for row in after] == [row.response for row in before]
+def test_judging_again_adds_verdicts_and_touches_no_answer(model_dir, data, tmp_path, monkeypatch):
+    config = msgspec.structs.replace(CONFIG, tasks=msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",)))
+    run_all(model_dir, data, tmp_path, config=config)
+    before = read_judged(tmp_path / "attacks-topk.jsonl")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl") if "verdicts" not in path.name}
+    monkeypatch.setattr("eval.judges.phrases.SHORTEST_WORDS", 10**6)
+    Merge(tmp_path, "instruct", config, None).judge()
+    after = read_judged(tmp_path / "attacks-topk.jsonl")
+    assert {path: path.stat().st_mtime_ns for path in written} == written
     assert {row.judge_version for row in after}.isdisjoint(row.judge_version for row in before)
-    assert "harmful" in {row.verdict for row in before}
-    assert "harmful" not in {row.verdict for row in after}
+    assert "harmful" in {row.verdict for row in before} and "harmful" not in {row.verdict for row in after}
 
 
 def test_rows_of_an_earlier_model_are_set_aside_and_not_mixed_in(model_dir, data, tmp_path):
     other = save_tiny_llama(tmp_path / "other", seed=5)
     out = tmp_path / "out"
-    first = run("attacks-topk", model_dir, data, out)
-    second = run("attacks-topk", other, data, out)
+    first = run(ATTACKS, model_dir, data, out)
+    second = run(ATTACKS, other, data, out)
     assert {row.model for row in first}.isdisjoint(row.model for row in second)
-    assert len((out / "attacks-topk.jsonl").read_text().splitlines()) == len(second)
-    assert len((out / "attacks-topk.unused.jsonl").read_text().splitlines()) == len(first)
+    assert read_rows(ATTACKS.path(out), GenerationRow) == second
+    assert read_rows(out / "attacks-topk/advbench.unused.jsonl", GenerationRow) == first
 
 
 def test_what_the_user_got_wrong_is_said(model_dir, data, tmp_path):
     with pytest.raises(UsageError, match="'attack' is not known; choose one of attacks-topk"):
-        run("attack", model_dir, data, tmp_path)
+        run(Part("attack"), model_dir, data, tmp_path)
     with pytest.raises(UsageError, match="evaluation.gcg is null"):
-        run("gcg", model_dir, data, tmp_path, config=Evaluation(gcg=None))
+        run(Part("gcg", "jailbreakbench"), model_dir, data, tmp_path, config=Evaluation(gcg=None))
     with pytest.raises(UserError, match="lower probes.train_per_class"):
-        run("probes", model_dir, data, tmp_path, config=Evaluation())
+        run(Part("probes"), model_dir, data, tmp_path, config=Evaluation())
 
 
 def test_tasks_follow_the_kind_of_model():

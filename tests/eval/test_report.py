@@ -10,13 +10,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from study_rows import ARMS, generation, write_study
+from study_rows import ARMS, append_judged, generation, write_study
 
 from curriculum.errors import UserError
 from eval.config import MODEL_KINDS, Evaluation, tasks_for
 from eval.figures import FIGURES
 from eval.report import ArmInfo, write_report
-from eval.rows import append_rows
+from eval.rows import GenerationRow
 from eval.wording import visible
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -80,7 +80,7 @@ def built(tmp_path_factory) -> tuple[Path, str]:
         verdict="unparsed",
     )
     for arm in ARMS:
-        append_rows(run / "eval" / arm.name / "benign" / "attacks-topk.jsonl", [nasty])
+        append_judged(run / "eval" / arm.name / "benign" / "attacks-topk.jsonl", [nasty])
     for arm in ARMS[1:]:
         path = run / "eval" / arm.name / "instruct" / "attacks-safebeam.jsonl"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
@@ -117,7 +117,7 @@ def test_generated_text_is_escaped_and_control_characters_are_spelt_out(tmp_path
     )
     (tmp_path / "eval" / arm.name / "benign").mkdir(parents=True)
     line = json.dumps(
-        {name: getattr(row, name) for name in row.__struct_fields__}
+        {name: getattr(row, name) for name in GenerationRow.__struct_fields__}
     )  # ASCII, as a lone surrogate must be
     (tmp_path / "eval" / arm.name / "benign" / "attacks-topk.jsonl").write_text(line + "\n")
     page = Page(write_report(tmp_path, ARMS, {}, tmp_path / "report").read_text())
@@ -184,7 +184,7 @@ def test_an_unfinished_study_names_what_is_missing_and_draws_the_rest(built):
 
 def test_other_sets_and_starts_are_drawn_and_the_study_its_losses_and_provenance_are_told(tmp_path):
     arms = [ArmInfo("tags-50", 0.5, "tags-only"), ArmInfo("data-50", 0.5, "data")]
-    append_rows(tmp_path / "eval/tags-50/base/attacks-topk.jsonl", [generation(model_kind="base")])
+    append_judged(tmp_path / "eval/tags-50/base/attacks-topk.jsonl", [generation(model_kind="base")])
     (tmp_path / "study.yaml").write_text("name: demo # <b>\nseed: 42\n")
     (tmp_path / "world").mkdir()
     (tmp_path / "pretrain/trunk").mkdir(parents=True)

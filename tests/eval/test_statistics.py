@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import statsmodels.api
 from scipy import stats
 from study_rows import generation
 
 from curriculum.randomness import keyed_rng
 from eval.cells import ALL, attack_cells, harmful, overrefusal_cell, overrefused, probe_cells, row_id
-from eval.rows import GenerationRow, ProbeRow
+from eval.rows import JudgedRow, ProbeRow
 from eval.statistics import (
     Tally,
     bootstrap_interval,
+    clustered_error,
     difference,
     holm,
+    mcnemar_p,
     p_above,
     p_below,
     paired_tally,
@@ -25,7 +28,7 @@ from eval.statistics import (
 )
 
 
-def rows_of(verdicts: dict[str, list[str]], benchmark: str = "harmbench", decoder: str = "topk") -> list[GenerationRow]:
+def rows_of(verdicts: dict[str, list[str]], benchmark: str = "harmbench", decoder: str = "topk") -> list[JudgedRow]:
     """One prompt per name, one sample per verdict."""
     return [
         generation(benchmark=benchmark, decoder=decoder, prompt_id=name, prompt=name, sample=sample, verdict=verdict)
@@ -136,13 +139,64 @@ def test_bootstrap_intervals_cover_the_truth_about_95_times_in_100():
     assert 0.92 <= covered / 400 <= 0.98
 
 
+def test_wilson_intervals_cover_the_truth_about_95_times_in_100():
+    # By the binomial's own probabilities: nothing is drawn.
+    counts = np.arange(101)
+    intervals = [wilson_interval(int(count), 100) for count in counts]
+    for truth in (0.02, 0.1, 0.5):
+        hit = np.array([low <= truth <= high for low, high in intervals])
+        assert 0.92 <= float(stats.binom.pmf(counts, 100, truth) @ hit) <= 0.98
+
+
+def test_the_clustered_error_is_the_published_formula():
+    rows = rows_of({str(i): ["harmful" if (i * j) % 4 else "safe" for j in range(1 + i % 3)] for i in range(30)})
+    of = tally((row.prompt, row.benchmark, harmful(row)) for row in rows)
+    values, clusters = np.array([harmful(row) for row in rows]), np.array([int(row.prompt) for row in rows])
+    n, mean, g = len(values), values.mean(), len(set(clusters))
+    # Miller 2024: the variance of the mean plus the covariances within clusters, over n squared.
+    cross = sum(
+        (values[i] - mean) * (values[j] - mean) for i in range(n) for j in range(n) if clusters[i] == clusters[j]
+    )
+    assert clustered_error(of) == pytest.approx(np.sqrt(cross / n**2 * g / (g - 1)))
+    # And the cluster-robust standard error of an intercept.
+    fit = statsmodels.api.OLS(values, np.ones(n)).fit(cov_type="cluster", cov_kwds={"groups": clusters})
+    assert clustered_error(of) == pytest.approx(float(fit.bse[0]))
+
+
+def test_the_clustered_error_and_the_bootstrap_say_the_same_of_many_prompts():
+    rows = rows_of({str(i): ["harmful" if (i * j) % 4 else "safe" for j in range(5)] for i in range(200)})
+    cell = one_cell(rows)
+    assert (cell.high - cell.low) / (2 * 1.96) == pytest.approx(cell.error, rel=0.06)
+    assert cell.clusters == cell.prompts == 200
+
+
+def test_deterministic_answers_are_compared_by_mcnemars_exact_test():
+    won = {str(i): ["harmful"] if i < 50 else ["safe"] for i in range(100)}
+    lost = {name: ["safe"] if 38 <= int(name) < 50 else of for name, of in won.items()} | {"99": ["harmful"]}
+    found = difference(tally_of(lost, won))
+    assert found.p == pytest.approx(stats.binomtest(1, 13).pvalue) == mcnemar_p(tally_of(lost, won))
+    assert mcnemar_p(tally_of({"a": ["harmful", "safe"]}, {"a": ["safe", "safe"]})) is None  # a half is no yes or no
+
+
+def test_near_copies_by_the_benchmarks_own_reckoning_are_one_cluster():
+    rows = [
+        generation(benchmark=name, prompt_id=name, prompt=name, cluster="lock-7", verdict="harmful")
+        for name in ("tdc", "advbench")
+    ]
+    assert one_all(rows).clusters == 1
+
+
+def one_all(rows):
+    return next(cell for cell in attack_cells(rows, "arm", "instruct") if cell.benchmark == ALL)
+
+
 def test_a_paired_difference_is_surer_than_two_separate_intervals():
     hard = {str(i): ["harmful"] if i < 50 else ["safe"] for i in range(100)}
     better = {name: ["safe"] if 40 <= int(name) < 50 else of for name, of in hard.items()}
     paired = tally_of(better, hard)
     found = difference(paired)
     assert found.value == pytest.approx(-0.1) and found.high < 0 and found.p < 0.01 and found.n == 100
-    assert found.p == pytest.approx(stats.binomtest(0, 10).pvalue, abs=0.004)  # McNemar's exact test
+    assert found.p == pytest.approx(stats.binomtest(0, 10).pvalue)  # McNemar's exact test
 
 
 def tally_of(ours, theirs):

@@ -17,6 +17,8 @@ VERBS = [
     "submit",
     "status",
     "logs",
+    "retry",
+    "cancel",
     "report",
     "export",
     "import",
@@ -53,7 +55,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         ),
         (["data", "world", "/proc/nowhere"], 1, "/proc/nowhere"),
         (["data", "world", "/proc"], 2, "/proc: is not empty and holds no fictional world"),
-        (["eval", "--model", "nowhere", "--decoder", "greedy"], 2, "--decoder greedy: not known"),
+        (["eval", "--model", "nowhere", "--decoder", "beam"], 2, "--decoder beam: not known"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_an_exit_code(words, code, said, capsys, tmp_path, monkeypatch):
@@ -88,6 +90,11 @@ def test_inspect_decodes_a_document_with_its_tags(tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert (facts["documents"], facts["tokens"], facts["text"]) == (2, 2 * len(ids) + 1, f"the lamp{TAG}")
     assert facts["tag_rate"] == pytest.approx(1 / (2 * len(ids) + 1))
+
+    manifest = {"shards": 1, "tokens": 2 * len(ids) + 1, "sha256": "", "tokenizer": "another one's hash"}
+    (tmp_path / "shards" / "s.json").write_text(json.dumps(manifest))
+    assert main(["data", "inspect", *words]) == 1
+    assert "is not the tokenizer that" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_early_is_no_error():

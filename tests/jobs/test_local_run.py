@@ -52,6 +52,8 @@ def submit(study: Path, run: Path, **environment: str) -> subprocess.Popen:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         start_new_session=True,
+        # Shells start background jobs with SIGINT ignored, and so would be what these tests interrupt.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

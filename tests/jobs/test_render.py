@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +13,29 @@ import yaml
 
 from jobs.cli import main
 from jobs.graph import build_graph
+from jobs.run import Run
 from jobs.study import load_study
+from jobs.submissions import submissions
 
-DEMO = Path(__file__).parents[2] / "jobs" / "studies" / "demo.yaml"
-HOSTILE = "a b'c\"$(touch pwned);&%j"
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "jobs" / "studies" / "demo.yaml"
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = "a b'c\"$(touch pwned);&"
 
 SBATCH = """#!{python}
 import json, sys
 with open({record!r}, "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
-    print(1000 + file.tell())
+    print(str(1000 + file.tell()) + ";cluster")
 """
-SRUN = '#!/bin/bash\n[ "$1" = --kill-on-bad-exit=1 ] && shift\nexec "$@"\n'
-SCONTROL = '#!/bin/bash\necho "$@" >> "{record}"\n'
+SRUN = """#!/bin/bash
+while [[ $1 = --* ]]; do shift; done
+exec "$@"
+"""
+SCONTROL = """#!/bin/bash
+[ "$1" = update ] || {{ echo "$@" >>'{record}'; kill $PPID; }}
+"""
+SQUEUE = "#!/bin/bash\necho {state}\n"
 
 
 @pytest.fixture
@@ -33,16 +45,23 @@ def rendered(tmp_path):
     raw["world"].update(web_documents=60, stories=20, math_problems=20, unsafe_documents=20, validation_documents=5)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw))
     run, out = tmp_path / HOSTILE / "run", tmp_path / HOSTILE / "scripts"
-    assert main(["render", str(tmp_path / "study.yaml"), str(out), "--run", str(run)]) == 0
+    render(tmp_path / "study.yaml", run, out)
     (tmp_path / "bin").mkdir()
-    for name, text in {
-        "sbatch": SBATCH.format(python=sys.executable, record=str(tmp_path / "sbatch.jsonl")),
-        "srun": SRUN,
-        "scontrol": SCONTROL.format(record=tmp_path / "scontrol.log"),
-    }.items():
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+    stand_in(tmp_path, "sbatch", SBATCH.format(python=sys.executable, record=str(tmp_path / "sbatch.jsonl")))
+    stand_in(tmp_path, "srun", SRUN)
+    stand_in(tmp_path, "scontrol", SCONTROL.format(record=tmp_path / "scontrol.log"))
+    stand_in(tmp_path, "squeue", SQUEUE.format(state="RUNNING"))
     return run, out
+
+
+def render(study: Path, run: Path, out: Path, profile: str = "slurm-lab") -> None:
+    words = ["render", study, out, "--profile", ROOT / "env" / "profiles" / f"{profile}.yaml", "--run", run]
+    assert main(list(map(str, words))) == 0
+
+
+def stand_in(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "bin" / name).write_text(text)
+    (tmp_path / "bin" / name).chmod(0o755)
 
 
 def call(tmp_path, *words, **environment):
@@ -56,21 +75,22 @@ def call(tmp_path, *words, **environment):
     )
 
 
-def test_every_job_is_submitted_once_with_the_graphs_dependencies(rendered, tmp_path):
+def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded(rendered, tmp_path):
     run, out = rendered
-    ran = call(tmp_path, out / "submit.sh", "--partition=gpu one")
+    ran = call(tmp_path, out / "submit_all.sh", "--nice=1 2")
     assert ran.returncode == 0, ran.stderr
-    ids = dict(line.split(": ") for line in ran.stdout.splitlines())
     calls = [json.loads(line) for line in (tmp_path / "sbatch.jsonl").read_text().splitlines()]
     jobs = build_graph(load_study(tmp_path / "study.yaml"))
-    assert len(calls) == len(jobs)
+    made = submissions(Run(run))
+    assert [(one.job, one.labels) for one in made] == [(job.name, tuple(e.label for e in job.elements)) for job in jobs]
+    ids = {one.job: one.job_id for one in made}
+    assert len(calls) == len(jobs) and all(number.isdecimal() for number in ids.values())
     for job, words in zip(jobs, calls):
-        assert words[-1].endswith(f"-{job.name}.sbatch") and "--partition=gpu one" in words
+        assert words[-1].endswith(f"-{job.name}.sbatch") and "--nice=1 2" in words
         asked = [word.partition("=")[2] for word in words if word.startswith("--dependency=")]
-        wanted = [",".join(f"{edge.kind}:{ids[edge.job]}" for edge in job.needs)] if job.needs else []
-        assert asked == wanted
-        (log,) = [word.partition("=")[2] for word in words if word.startswith("--output=")]
-        assert log.replace("%%", "%") == f"{run / 'slurm' / job.name}-%a.log"
+        assert asked == ([",".join(f"{edge.kind}:{ids[edge.job]}" for edge in job.needs)] if job.needs else [])
+    again = call(tmp_path, out / "submit_all.sh")
+    assert again.returncode == 2 and "submitted before" in again.stderr and len(submissions(Run(run))) == len(jobs)
 
 
 def test_scripts_are_valid_bash_and_no_name_is_executed(rendered, tmp_path):
@@ -90,11 +110,59 @@ def test_a_script_runs_its_element_and_marks_it_done(rendered, tmp_path):
     assert not list(tmp_path.rglob("pwned"))
 
 
-@pytest.mark.parametrize(("code", "left_with", "requeued"), [(75, 0, "requeue 7_0\n"), (1, 1, None), (93, 93, None)])
-def test_only_an_element_that_saved_and_stopped_is_requeued(rendered, tmp_path, code, left_with, requeued):
-    _, out = rendered
-    (tmp_path / "bin" / "srun").write_text(f"#!/bin/bash\nexit {code}\n")
-    ran = call(tmp_path, out / "02-pretrain-trunk-100.sbatch", SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
-    assert ran.returncode == left_with
+@pytest.mark.parametrize(
+    ("code", "state", "final", "requeued"),
+    [
+        (75, "RUNNING", False, True),  # it saved and made room
+        (1, "RUNNING", False, True),  # nobody knows why: from the last checkpoint again
+        (137, "RUNNING", False, True),  # a rank was killed
+        (1, "RUNNING", True, False),  # starting again cannot mend it
+        (93, "RUNNING", True, False),  # it was started again too often
+        (75, "COMPLETING", False, False),  # cancelled or preempted meanwhile
+    ],
+)
+def test_what_ended_is_requeued_unless_that_is_of_no_use(rendered, tmp_path, code, state, final, requeued):
+    run, out = rendered
+    mark = run / "jobs/pretrain-trunk-100/trunk/failed.json"
+    told = shlex.quote(json.dumps({"final": final}, indent=1))
+    folder, file = shlex.quote(str(mark.parent)), shlex.quote(str(mark))
+    stand_in(tmp_path, "srun", f"#!/bin/bash\nmkdir -p {folder}\necho {told} >{file}\nexit {code}\n")
+    stand_in(tmp_path, "squeue", SQUEUE.format(state=state))
+    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
+    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
     log = tmp_path / "scontrol.log"
-    assert (log.read_text() if log.exists() else None) == requeued
+    if requeued:
+        assert log.read_text() == "requeue 7_0\n"
+    else:
+        assert ran.returncode == code and not log.exists()
+
+
+@pytest.mark.parametrize("profile", ["slurm-lab", "h100-4x8"])
+def test_the_scripts_are_as_recorded(tmp_path, profile):
+    """Any change in what Slurm is asked for shows as a change of these files; `GOLDEN=write pytest` writes them anew."""
+    run, out = tmp_path / "run", tmp_path / "scripts"
+    render(DEMO, run, out, profile)
+    for name in ("submit_all.sh", "02-pretrain-trunk-100.sbatch", "05-pretrain-0.sbatch"):
+        text = (out / name).read_text()
+        text = re.sub(r"code/[0-9a-f]{12}", "code/SNAPSHOT", text.replace(str(run), "/RUN")).replace(
+            sys.executable, "/PYTHON"
+        )
+        golden = GOLDEN / profile / name
+        if os.environ.get("GOLDEN") == "write":
+            golden.parent.mkdir(parents=True, exist_ok=True)
+            golden.write_text(text)
+        assert text == golden.read_text()
+
+
+def test_an_image_is_wrapped_around_the_work_alone(tmp_path):
+    """The batch script, with Slurm's commands, runs outside; the run folder is seen inside under its own name."""
+    for kind, expected in {
+        "apptainer": "apptainer exec --bind {run}:{run} --nv /images/c.sif python3 {run}/code/",
+        "pyxis": "--container-image=/images/c.sif --container-mounts={run}:{run} --nv --no-container-mount-home",
+    }.items():
+        profile = tmp_path / f"{kind}.yaml"
+        profile.write_text(yaml.safe_dump({"container": {"kind": kind, "image": "/images/c.sif", "options": ["--nv"]}}))
+        run, out = tmp_path / f"run-{kind}", tmp_path / f"out-{kind}"
+        assert main(["render", str(DEMO), str(out), "--profile", str(profile), "--run", str(run)]) == 0
+        text = (out / "00-prepare.sbatch").read_text()
+        assert expected.format(run=run) in text and "\nrequeue " in text

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from curriculum.durable import read_jsonl
+from eval.verdicts import read_judged
 from model.checkpoint_folder import latest_checkpoint, read_info
 
 STUDY = Path(__file__).parents[2] / "jobs" / "studies" / "smollm2-135m.yaml"
@@ -55,6 +56,6 @@ def test_real_weights_go_from_import_to_judged_answers_with_a_switch_on_the_way(
     model = read_info(latest_checkpoint(run / "pretrain/trunk/checkpoints")).model
     assert (model.heads, model.kv_heads, model.parameters()) == (9, 3, 134_515_008)
     for arm in ("data-50", "safe-100"):
-        rows = read_jsonl(run / "eval" / arm / "benign" / "attacks-safebeam.jsonl")
-        assert {row["benchmark"] for row in rows} == {"advbench", "jailbreakbench"}
-        assert {row["verdict"] for row in rows} <= {"harmful", "safe", "refusal"}
+        rows = read_judged(run / "eval" / arm / "benign" / "attacks-safebeam.jsonl")
+        assert {row.benchmark for row in rows} == {"advbench", "jailbreakbench"}
+        assert {row.verdict for row in rows} <= {"harmful", "safe", "refusal"}

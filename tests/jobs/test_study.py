@@ -39,6 +39,15 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (
+            {"resources__engine": {"backend": "gpu"}},
+            r"resources.engine.backend: 'gpu' is not known; choose one of auto, cpu, te, torch",
+        ),
+        (
+            {"resources__engine": {"fp8": "e4m3"}},
+            r"resources.engine.fp8: 'e4m3' is not known; choose one of blockwise, delayed, tensorwise",
+        ),
+        ({"resources__engine": {"backend": "torch", "fp8": "delayed"}}, r'engine.fp8 is "delayed", which needs'),
         ({"pretraining__budget_token": 5}, r"pretraining: unknown key `budget_token`; did you mean `budget_tokens`\?"),
         ({"pretraining__budget_tokens": None}, r"pretraining: the key `budget_tokens` is missing"),
         ({"pretraining__budget_tokens": "much"}, r"pretraining.budget_tokens: expected `int`, got `str`; it is 'much'"),
@@ -216,3 +225,16 @@ def test_planning_imports_no_torch_and_takes_less_than_a_second_of_processor_tim
     assert plan["trained_tokens"]["with_trunk_sharing"] == pytest.approx(3.24e12, rel=1e-5)
     assert plan["trained_tokens"]["without"] == pytest.approx(4.2e12, rel=1e-5)
     assert [s["stop_step"] for s in plan["segments"] if s["line"] == "trunk"] == [57_220, 171_661, 286_102]
+
+
+def test_a_micro_batch_that_does_not_fit_the_gpu_is_said_in_the_plan():
+    from jobs.planning import plan
+
+    raw = yaml.safe_load((STUDIES / "paper.yaml").read_text())
+    assert not any("GPU" in warning for warning in plan(parse_study(raw, "study.yaml"))["warnings"])
+    raw["pretraining"]["micro_batch"] = 64
+    value = plan(parse_study(raw, "study.yaml"))
+    assert value["gpu_memory"]["needed_gib"] > 200
+    assert any(
+        "which has 79; use micro_batch 16 or engine.recompute_layers" in warning for warning in value["warnings"]
+    )

@@ -1,5 +1,6 @@
 """The same engine on a CUDA device; run with `pytest -m gpu` where there is one."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,14 +20,15 @@ MODEL = ModelConfig(layers=2, hidden=256, heads=4, kv_heads=2, ffn=512, vocabula
 HERE = Path(__file__).parent
 
 
-def losses(out: Path, *, device: str, kill_at: int | None = None, steps: int = 12) -> list[float]:
-    """Losses of a small run in a process of its own, on the GPU or with it hidden."""
+def losses(out: Path, *, device: str, kill_at: int | None = None, steps: int = 12, **engine) -> list[float]:
+    """Losses of a small run in a process of its own, on the GPU or with it hidden; `engine` as in EngineConfig."""
     code = (
         "import json, os, signal, sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
         "import logging, msgspec; logging.basicConfig(level=logging.INFO)\n"
         "from random_batches import RandomBatches; from model.config import *; from model.train import TrainJob, train\n"
         "asked = json.loads(sys.argv[1])\n"
         "job = TrainJob(out=Path(asked['out']), model=msgspec.convert(asked['model'], ModelConfig), micro_batch=8,\n"
+        "    engine=EngineConfig(**asked['engine']),\n"
         "    optimizer=OptimizerConfig(lr=3e-3), schedule=ScheduleConfig(warmup_steps=2), save_interval_steps=4)\n"
         "batches = RandomBatches(sequence_length=128, global_batch=16, total_steps=asked['steps'], vocabulary=512)\n"
         "def die(done, total, **figures):\n"
@@ -34,7 +36,7 @@ def losses(out: Path, *, device: str, kill_at: int | None = None, steps: int = 1
         "train(job, batches, die)\n"
     )
     asked = {"out": str(out), "model": {name: getattr(MODEL, name) for name in MODEL.__struct_fields__}}
-    asked |= {"kill_at": kill_at, "steps": steps}
+    asked |= {"kill_at": kill_at, "steps": steps, "engine": engine}
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     ran = subprocess.run(
         [sys.executable, "-c", code, json.dumps(asked), str(HERE)],
@@ -55,6 +57,83 @@ def gpu_run(tmp_path_factory):
 
 def test_losses_on_the_gpu_are_those_of_the_cpu_within_bf16(gpu_run, tmp_path):
     assert gpu_run[1] == pytest.approx(losses(tmp_path, device="cpu"), rel=0.02)
+
+
+needs_te = pytest.mark.skipif(importlib.util.find_spec("transformer_engine") is None, reason="no transformer_engine")
+
+
+@pytest.mark.parametrize(
+    ("engine", "tolerance"),
+    [
+        ({"backend": "torch"}, 0.02),
+        ({"backend": "torch", "recompute_layers": 1}, 0.02),
+        pytest.param({"backend": "te"}, 0.02, marks=needs_te),
+        pytest.param({"backend": "te", "recompute_layers": 1}, 0.02, marks=needs_te),
+        pytest.param({"backend": "te", "fp8": "delayed"}, 0.1, marks=needs_te),
+        pytest.param({"backend": "te", "fp8": "tensorwise"}, 0.1, marks=needs_te),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_every_backend_gives_the_losses_of_the_others(gpu_run, tmp_path, engine, tolerance):
+    assert losses(tmp_path, device="gpu", **engine) == pytest.approx(gpu_run[1], rel=tolerance)
+
+
+def test_the_swiglu_kernel_is_the_formula():
+    from model.swiglu import swiglu
+
+    for width in (7, 2048, 8192):
+        narrow = torch.randn(64, 2 * width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        above = torch.randn(64, width, device="cuda", dtype=torch.bfloat16)
+        swiglu(narrow).backward(above)
+        exact = narrow.detach().double().cpu().requires_grad_()
+        swiglu(exact).backward(above.double().cpu())
+        assert torch.allclose(narrow.grad.double().cpu(), exact.grad, rtol=1e-2, atol=1e-2)
+
+
+def test_weight_gradients_are_summed_in_float32():
+    from model.fused_linear import _adds_in_float32, accumulate
+
+    sink = torch.zeros(256, 512, device="cuda")
+    x, above = (torch.randn(1024, n, device="cuda", dtype=torch.bfloat16) for n in (512, 256))
+    for _ in range(4):
+        accumulate(sink, above, x)
+    assert torch.allclose(sink, 4 * above.t().float() @ x.float(), rtol=1e-3, atol=0.1)
+    assert _adds_in_float32(), "this torch writes each gradient in bfloat16 first: slower, and rounded"
+
+
+def test_the_compiled_loss_is_cross_entropy():
+    from model.linear_cross_entropy import linear_cross_entropy
+
+    hidden = torch.randn(1000, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(49152, 256, device="cuda", dtype=torch.bfloat16).mul_(0.05).requires_grad_()
+    targets = torch.randint(49152, (1000,), device="cuda")
+    ours = linear_cross_entropy(hidden, weight, targets, compiled=True, chunk=256)
+    ours.sum().backward()
+    again = hidden.detach().double().requires_grad_()
+    exact = torch.nn.functional.cross_entropy(again @ weight.detach().double().t(), targets, reduction="none")
+    exact.sum().backward()
+    assert torch.allclose(ours.double(), exact, atol=0.05)
+    assert (hidden.grad.double() - again.grad).norm() < 0.02 * again.grad.norm()
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("te", marks=needs_te)])
+def test_the_memory_estimate_is_within_fifteen_percent(tmp_path, backend):
+    """With a model large enough to see: eight layers of the 1.7B shape, micro-batch 8 of 2,048 tokens."""
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
+        "import msgspec; from model.config import *; from model.memory import Layout, estimate\n"
+        "from training_ours import make_step; from model.distributed import started\n"
+        "model = msgspec.structs.replace(PRESETS['smollm2-1.7b'], layers=8)\n"
+        "with started() as parallel:\n"
+        "    step = make_step(model, EngineConfig(backend=sys.argv[2]), 8, parallel)\n"
+        "    for _ in range(3): step(torch.randint(49152, (16, 2049), device='cuda'), 1e-4)\n"
+        "needed = estimate(model, Layout(8, 2048, backend=sys.argv[2])).total\n"
+        "print(torch.cuda.max_memory_allocated() / needed)\n"
+    )
+    command = [sys.executable, "-c", code, str(HERE.parent / "benchmarks"), backend]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert 0.85 < float(ran.stdout.split()[-1]) < 1.15
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(gpu_run, tmp_path):

@@ -33,7 +33,7 @@ def test_a_model_that_cannot_be_built_is_refused():
 
 
 def test_planning_does_not_import_torch():
-    code = "import model.config, model.schedule, model.checkpoint_folder, model.lineage, model.signals, sys; "
+    code = "import model.config, model.memory, model.schedule, model.checkpoint_folder, model.lineage, model.signals, sys; "
     code += "assert not {'torch', 'megatron'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -1,35 +1,56 @@
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
 from curriculum.durable import read_jsonl
 from curriculum.errors import UsageError
+from curriculum.tokenizer import train_tokenizer
+from model.checkpoint_folder import latest_checkpoint
+from model.convert import export_hf, import_hf
 from model.distributed import first_host, read_world
 from model.train import TrainJob, train
 
 CHILD = Path(__file__).with_name("train_in_child.py")
-BATCHES = {"masked": True, "total_steps": 8}
+BATCHES = {"masked": True, "total_steps": 20}
 
 
-def train_in_two_processes(out: Path, port: int, **wanted) -> None:
+def train_in_processes(size: int, out: Path, port: int, **wanted) -> None:
     children = []
-    for rank in ("0", "1"):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        argument = json.dumps({"out": str(out), "batches": BATCHES, "micro_batch": 4, **wanted})
-        children.append(subprocess.Popen([sys.executable, str(CHILD), argument], env={**os.environ, **place}))
-    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    for rank in map(str, range(size)):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(size), "MASTER_PORT": str(port)}
+        argument = json.dumps({"out": str(out), "batches": BATCHES, "micro_batch": 2, **wanted})
+        environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
+        children.append(subprocess.Popen([sys.executable, str(CHILD), argument], env=environment))
+    assert [child.wait(timeout=240) for child in children] == [0] * size
+
+
+def train_alone(out: Path, **wanted) -> list[dict]:
+    train(TrainJob(out=out, model=SMALL, schedule=SCHEDULE, **wanted), RandomBatches(**BATCHES))
+    return read_jsonl(out / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone")
-    train(TrainJob(out=out, model=SMALL, schedule=SCHEDULE), RandomBatches(**BATCHES))
-    return read_jsonl(out / "metrics.jsonl")
+    return train_alone(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def two_by_two(tmp_path_factory):
+    """The run of four processes, tensor parallel 2 and data parallel 2, up to step 12."""
+    out = tmp_path_factory.mktemp("two-by-two")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    train_in_processes(4, out, port, tensor_parallel=2, stop_step=12)
+    return out
 
 
 def assert_same(alone: list[dict], rows: list[dict]) -> None:
@@ -40,15 +61,41 @@ def assert_same(alone: list[dict], rows: list[dict]) -> None:
 
 
 def test_two_data_parallel_processes_train_like_one_and_one_goes_on_from_their_checkpoint(tmp_path, alone, free_port):
-    train_in_two_processes(tmp_path, free_port, stop_step=5)
-    train(TrainJob(out=tmp_path, model=SMALL, schedule=SCHEDULE), RandomBatches(**BATCHES))
-    assert_same(alone, read_jsonl(tmp_path / "metrics.jsonl"))
+    train_in_processes(2, tmp_path, free_port, stop_step=15)
+    assert_same(alone, train_alone(tmp_path))
 
 
 def test_two_tensor_parallel_processes_go_on_from_one_and_train_like_it(tmp_path, alone, free_port):
-    train(TrainJob(out=tmp_path, model=SMALL, schedule=SCHEDULE, stop_step=3), RandomBatches(**BATCHES))
-    train_in_two_processes(tmp_path, free_port, tensor_parallel=2)
+    train_alone(tmp_path, stop_step=3)
+    train_in_processes(2, tmp_path, free_port, tensor_parallel=2)
     assert_same(alone, read_jsonl(tmp_path / "metrics.jsonl"))
+
+
+def test_without_sequence_parallelism_they_train_like_one_too(tmp_path, alone, free_port):
+    train_in_processes(2, tmp_path, free_port, tensor_parallel=2, engine={"sequence_parallel": False})
+    assert_same(alone, read_jsonl(tmp_path / "metrics.jsonl"))
+
+
+def test_four_processes_two_by_two_train_like_one_and_one_goes_on_from_their_checkpoint(tmp_path, alone, two_by_two):
+    shutil.copytree(two_by_two, tmp_path / "run")
+    assert_same(alone, train_alone(tmp_path / "run"))
+
+
+def test_what_four_processes_trained_is_exported_evaluated_imported_and_trained_on_by_one(tmp_path, two_by_two):
+    from transformers import LlamaForCausalLM
+
+    train_tokenizer(["a few words to make a tokenizer of"], 300, tmp_path / "tokenizer")
+    export_hf(latest_checkpoint(two_by_two / "checkpoints"), tmp_path / "hf", tmp_path / "tokenizer", {})
+    batches = RandomBatches(key="later")
+    tokens = torch.from_numpy(batches.rows(0, 0, 8)[0])
+    with torch.no_grad():
+        evaluated = LlamaForCausalLM.from_pretrained(tmp_path / "hf")(tokens, labels=tokens).loss.item()
+    imported = import_hf(tmp_path / "hf", tmp_path / "imported")
+    train(TrainJob(out=tmp_path / "on", model=SMALL, schedule=SCHEDULE, init_weights=imported), batches)
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "on/metrics.jsonl")]
+    begun = [row["loss"] for row in read_jsonl(two_by_two / "metrics.jsonl")]
+    assert losses[0] == pytest.approx(evaluated, abs=1e-5)
+    assert losses[0] < begun[0] - 0.1 and losses[-1] < losses[0]
 
 
 def test_tensor_parallelism_that_does_not_divide_the_processes_is_refused(tmp_path):

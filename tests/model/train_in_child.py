@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
+from model.config import EngineConfig
 from model.train import TrainJob, train
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     wanted = json.loads(sys.argv[1])
     kill_at, out = wanted.pop("kill_at", None), Path(wanted.pop("out"))
+    wanted["engine"] = EngineConfig(**wanted.pop("engine", {}))
     batches = RandomBatches(**wanted.pop("batches", {}))
 
     def die(done: int, total: int, **figures: object) -> None:

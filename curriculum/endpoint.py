@@ -10,8 +10,9 @@ The key is sent to this server alone, and is taken out of whatever the server sa
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import openai
@@ -23,6 +24,7 @@ _AS_IT_CAME = {
     "X-Stainless-Raw-Response": "true"
 }  # the client's way to hand out a body unparsed, with its count of retries
 NO_KEY = "none"  # what a local server gets, which asks for none
+Answer = TypeVar("Answer")
 MAX_CONNECTIONS = 1000  # of the openai client; more requests at once would only wait for each other
 
 
@@ -81,6 +83,22 @@ class Endpoint:
         self.tokens_out += _count(value, "completion_tokens")
         return Reply(text, choice.get("finish_reason") == "length")
 
+    async def complete(self, request: dict[str, Any]) -> Reply:
+        """What follows the prompt of a completions request, which no chat template wraps. Raises as `chat` does."""
+        value = await self._post("/completions", request, _is_text_completion)
+        choice = value["choices"][0]
+        self.tokens_in += _count(value, "prompt_tokens")
+        self.tokens_out += _count(value, "completion_tokens")
+        return Reply(choice["text"], choice.get("finish_reason") == "length")
+
+    async def call(self, ask: Callable[[openai.AsyncOpenAI], Awaitable[Answer]], model: str) -> Answer:
+        """What a method of the client returns, such as those of files and batches. Raises as `chat` does."""
+        self.requests += 1
+        try:
+            return await ask(self._client)
+        except openai.OpenAIError as error:
+            raise self._translated(error, model) from None
+
     async def classify(self, model: str, texts: list[str]) -> list[list[float]]:
         """The probability of each class for each text, from vLLM's /classify."""
         value = await self._post("/classify", {"model": model, "input": texts}, _is_classification)
@@ -102,15 +120,8 @@ class Endpoint:
         self.requests += 1
         try:
             raw: Any = await self._client.post(path, body=body, cast_to=object, options={"headers": _AS_IT_CAME})
-        except openai.APIStatusError as error:
-            raise self._meaning(error, str(body["model"])) from None
-        except openai.APITimeoutError:
-            self.retries += self._limit
-            raise NoAnswer(f"{self.host} does not answer in time, asked {self._limit + 1} times") from None
-        except openai.APIConnectionError as error:
-            self.retries += self._limit
-            cause = self.shown(str(error.__cause__ or error))
-            raise NoAnswer(f"{self.host} cannot be reached ({cause}), asked {self._limit + 1} times") from None
+        except openai.OpenAIError as error:
+            raise self._translated(error, str(body["model"])) from None
         self.retries += raw.retries_taken
         try:
             value = json.loads(raw.http_response.content)
@@ -119,6 +130,19 @@ class Endpoint:
         if not is_right(value):
             raise BadBody
         return value
+
+    def _translated(self, error: openai.OpenAIError, model: str) -> Exception:
+        """What an error of the client, which has tried again as often as it may, means to us."""
+        if isinstance(error, openai.APIStatusError):
+            return self._meaning(error, model)
+        if isinstance(error, openai.APITimeoutError):
+            self.retries += self._limit
+            return NoAnswer(f"{self.host} does not answer in time, asked {self._limit + 1} times")
+        if isinstance(error, openai.APIConnectionError):
+            self.retries += self._limit
+            cause = self.shown(str(error.__cause__ or error))
+            return NoAnswer(f"{self.host} cannot be reached ({cause}), asked {self._limit + 1} times")
+        return NoAnswer(f"{self.host} answers with something else than the API's JSON")
 
     def _meaning(self, error: openai.APIStatusError, model: str) -> Exception:
         """What a status that the client gave up on means for the document or for the whole run."""
@@ -131,7 +155,7 @@ class Endpoint:
         if status == 404:
             return UserError(
                 f"{self.host} knows no model {model!r} at this address (status 404: {said}); "
-                "mend --model, or the address, which for chat mostly ends in /v1"
+                "mend the model's name, or the address, which mostly ends in /v1"
             )
         if status in (408, 409, 429) or status >= 500:
             self.retries += self._limit
@@ -178,6 +202,13 @@ def _is_completion(value: Any) -> bool:
     try:
         return isinstance(value["choices"][0]["message"].get("content"), str | None)
     except (TypeError, LookupError, AttributeError):
+        return False
+
+
+def _is_text_completion(value: Any) -> bool:
+    try:
+        return isinstance(value["choices"][0]["text"], str)
+    except (TypeError, LookupError):
         return False
 
 

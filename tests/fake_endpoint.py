@@ -1,7 +1,7 @@
-"""A real HTTP server that speaks /v1/chat/completions and /classify and misbehaves when it is told to.
+"""A real HTTP server that speaks /v1/chat/completions, /v1/completions and /classify and misbehaves when it is told to.
 
-A document says which one it is with the word `doc-N`. For each, a schedule names what the next requests about it get: `good`
-when the schedule is used up, and an entry of `FOREVER` again and again. Good replies depend on the document alone.
+A document says which one it is with the word `doc-N` (`key_of`). For each, a schedule names what the next requests about it
+get: `good` when the schedule is used up, and an entry of `FOREVER` again and again. Good replies depend on the document alone.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from typing_extensions import Self
 
 FOREVER = ("too_long", "unreadable", "always_500", "always_429", "always_garbage", "key", "unknown_model")
 STATUS = {
@@ -46,12 +49,16 @@ class FakeEndpoint:
         self.most_at_once = self._now = 0
         self.closing = threading.Event()
         self.lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"fake": self})
+        handler = type("Handler", (self.handler,), {"fake": self})
         self.server = _Server(("127.0.0.1", 0), handler)
         self.root = f"http://127.0.0.1:{self.server.server_port}"
         self.url = f"{self.root}/v1"
 
-    def __enter__(self) -> FakeEndpoint:
+    @property
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        return Handler
+
+    def __enter__(self) -> Self:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
@@ -80,6 +87,10 @@ class FakeEndpoint:
         with self.lock:
             self._now -= 1
 
+    def key_of(self, text: str) -> str:
+        """Which document a request is about."""
+        return _key(text.partition("<text>\n")[2])
+
     def reply_to(self, text: str, key: str) -> str:
         """The good reply: a verdict, a dialogue or an article, by what the instructions ask for."""
         instructions, _, material = text.partition("<text>\n")
@@ -103,7 +114,7 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     fake: FakeEndpoint
 
@@ -120,27 +131,27 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/classify":
             self._classify(body)
             return
-        text = body["messages"][-1]["content"]
-        key = _key(text.partition("<text>\n")[2])
+        text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+        key = fake.key_of(text)
         what = fake.enter(key, body, self.headers["Authorization"])
         try:
             if fake.closing.wait(fake.delay_s):
                 return
-            if self.path != "/v1/chat/completions":
+            if self.path != ("/v1/completions" if "prompt" in body else "/v1/chat/completions"):
                 what = "unknown_model"
-            self._misbehave(what, key, text)
+            self._misbehave(what, key, text, _text_completion if "prompt" in body else _completion)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         finally:
             fake.leave()
 
-    def _misbehave(self, what: str, key: str, text: str) -> None:
+    def _misbehave(self, what: str, key: str, text: str, completion: Callable[..., dict[str, Any]]) -> None:
         fake = self.fake
         if what == "hang":
             fake.closing.wait(20)
             self.close_connection = True
         elif what == "half":
-            self._send(200, json.dumps(_completion(fake.reply_to(text, key))), cut=True)
+            self._send(200, json.dumps(completion(fake.reply_to(text, key))), cut=True)
         elif what == "garbage":
             self._send(200, '{"choices": [{"mess')
         elif what in ("no_json", "always_garbage"):
@@ -152,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif what in STATUS:
             self._error(STATUS[what], {"retry-after-ms": "20"})
         elif what == "cut_short":
-            self._send(200, json.dumps(_completion("It begins and", finish_reason="length")))
+            self._send(200, json.dumps(completion("It begins and", finish_reason="length")))
         elif what in UNREADABLE:
             said = {
                 "unreadable": "\x1b[31mI would say it is quite bad\x1b[0m",
@@ -161,9 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
                 "empty": " ",
                 "null": None,
             }[what]
-            self._send(200, json.dumps(_completion(said)))
+            self._send(200, json.dumps(completion(said)))
         else:
-            self._send(200, json.dumps(_completion(fake.reply_to(text, key))))
+            self._send(200, json.dumps(completion(fake.reply_to(text, key))))
             with fake.lock:
                 fake.good[key] += 1
 
@@ -224,3 +235,9 @@ def _completion(said: str | None, finish_reason: str = "stop") -> dict[str, Any]
         "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
     }
+
+
+def _text_completion(said: str | None, finish_reason: str = "stop") -> dict[str, Any]:
+    choice = {"index": 0, "text": said, "finish_reason": finish_reason}
+    usage = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
+    return {"id": "1", "object": "text_completion", "model": "fake", "choices": [choice], "usage": usage}

@@ -1,0 +1,36 @@
+# Where a lab lives and which ports it takes; sourced by the scripts beside it. Two labs with other settings live side by side.
+#   CURRICULA_SLURM_LAB        its folder, made and deleted by the lab (default /tmp/curricula-slurm-lab)
+#   CURRICULA_SLURM_LAB_PORT   the first of 20 ports on 127.0.0.1 (default 17600)
+lab=${CURRICULA_SLURM_LAB:-/tmp/curricula-slurm-lab}
+port=${CURRICULA_SLURM_LAB_PORT:-17600}
+nodes=(n1 n2 n3 n4)
+export PATH="$PATH:/usr/sbin:/sbin"
+
+refuse() {
+    echo "slurm-lab: $*" >&2
+    exit 2
+}
+
+# The folder goes into configuration files and socket names, and `down` deletes it.
+[[ $lab =~ ^/[A-Za-z0-9._/-]{4,60}$ ]] || refuse "CURRICULA_SLURM_LAB=$lab: name a folder by 5 to 61 plain characters from / on"
+[[ $port =~ ^[0-9]+$ ]] && ((port >= 1024 && port <= 65000)) || refuse "CURRICULA_SLURM_LAB_PORT=$port: name a port from 1024 to 65000"
+if [ -e "$lab" ] && [ -n "$(ls -A "$lab")" ] && [ ! -e "$lab/made-by-slurm-lab" ]; then
+    refuse "$lab: this folder is not a lab's; name another with CURRICULA_SLURM_LAB"
+fi
+export SLURM_CONF=$lab/slurm.conf
+
+# The process that a pid file names, if it lives and is what the file says: numbers are used again, and the dead linger.
+alive() { # PID_FILE PROGRAM
+    local pid
+    pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && grep -qE "^$pid \($2\) [^ZX]" "/proc/$pid/stat" 2>/dev/null && echo "$pid"
+}
+
+# Try a command until it succeeds; if it never does, show what it said last.
+wait_for() { # SECONDS COMMAND...
+    local deadline=$((SECONDS + $1)) said
+    shift
+    until said=$("$@" 2>&1); do
+        ((SECONDS < deadline)) || { echo "$said" >&2 && return 1; }
+        sleep 0.2
+    done
+}

@@ -1,0 +1,128 @@
+"""Near-duplicates among the public benchmarks: which prompts ask for the same thing.
+
+The sets were made from each other and by template: HarmBench shares requests with TDC and JailbreakBench word for word,
+and a fifth of AdvBench are variations of each other. Pooled rates must not count one request as several draws, so each
+prompt has a cluster, and statistics resample clusters.
+
+Rule: two requests are near-duplicates if their sets of word 3-grams (lower case, letters and digits only; a request of
+fewer words is one gram) have a Jaccard similarity of at least 0.4; clusters are what such pairs connect, over all sets
+together. AdvBench's 520 requests then make 389 clusters, the largest of 76 requests of the form "Write a ... that ...".
+
+The clusters of the published files are in `published.json`, as hashes: so a prompt's cluster does not depend on which
+benchmarks a run reads, or from where. A prompt that is not among them is in a cluster with its exact repetitions.
+
+    python -m eval.duplicates DATA    # make published.json anew from the published files in DATA
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+GRAM_WORDS = 3
+LEAST_SIMILARITY = 0.4
+PUBLISHED = Path(__file__).with_name("published.json")
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What is known of the published files, by `request_hash`."""
+
+    clusters: dict[str, str]  # request -> cluster, for clusters of more than one request
+    left_out: dict[str, list[str]]  # benchmark -> requests of its validation or development split
+
+
+@lru_cache(maxsize=1)
+def published() -> Published:
+    return msgspec.json.decode(PUBLISHED.read_bytes(), type=Published)
+
+
+def cluster_of(request: str) -> str:
+    """The cluster of a request, 12 hex digits: near-duplicates among the public benchmarks have the same one."""
+    own = request_hash(request)
+    return published().clusters.get(own, own)
+
+
+def is_left_out(benchmark: str, request: str, context: str = "") -> bool:
+    """Whether a request belongs to the published split that the benchmark leaves out (validation, development)."""
+    return request_hash(f"{context} {request}") in published().left_out.get(benchmark, ())
+
+
+def normalised(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def request_hash(text: str) -> str:
+    plain = normalised(text) or text  # a request in another script is its own
+    return hashlib.sha256(plain.encode(errors="surrogatepass")).hexdigest()[:12]
+
+
+def grams(text: str) -> frozenset[tuple[str, ...]]:
+    words = normalised(text).split()
+    return frozenset(tuple(words[i : i + GRAM_WORDS]) for i in range(max(1, len(words) - GRAM_WORDS + 1)))
+
+
+def find_clusters(requests: Sequence[str]) -> list[int]:
+    """For each request the place of the first of its cluster."""
+    import numpy as np
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    sets = [grams(request) for request in requests]
+    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    pairs = []
+    for place, own in enumerate(sets):
+        common = Counter(other for gram in own for other in holders[gram])
+        for other, count in common.items():
+            if count / (len(own) + len(sets[other]) - count) >= LEAST_SIMILARITY:
+                pairs.append((place, other))
+        for gram in own:
+            holders[gram].append(place)
+    here, there = np.array(pairs, dtype=int).reshape(-1, 2).T
+    graph = coo_matrix((np.ones(len(pairs)), (here, there)), shape=(len(sets), len(sets)))
+    _, labels = connected_components(graph, directed=False)
+    first: dict[int, int] = {}
+    return [first.setdefault(label, place) for place, label in enumerate(labels.tolist())]
+
+
+def published_requests(data: Path) -> list[str]:
+    """The requests of all published harmful sets, all splits, in the layout of a data folder."""
+    with open(data / "harmbench/harmbench_behaviors_text_all.csv", newline="", encoding="utf-8") as file:
+        requests = [row["Behavior"] for row in csv.DictReader(file)]
+    for name, column in (("advbench/harmful_behaviors.csv", "goal"), ("jailbreakbench/harmful-behaviors.csv", "Goal")):
+        with open(data / name, newline="", encoding="utf-8") as file:
+            requests += [row[column] for row in csv.DictReader(file)]
+    for name in ("dev", "test"):
+        requests += json.loads((data / f"tdc2023/{name}_behaviors.json").read_text())
+    return requests
+
+
+def compute_published(data: Path) -> Published:
+    requests = published_requests(data)
+    hashes = [request_hash(request) for request in requests]
+    first = find_clusters(requests)
+    sizes = Counter(hashes[place] for place in first)
+    clusters = {own: hashes[place] for own, place in zip(hashes, first) if sizes[hashes[place]] > 1}
+    with open(data / "harmbench/harmbench_behaviors_text_all.csv", newline="", encoding="utf-8") as file:
+        everything = {request_hash(f"{row['ContextString']} {row['Behavior']}") for row in csv.DictReader(file)}
+    with open(data / "harmbench/harmbench_behaviors_text_test.csv", newline="", encoding="utf-8") as file:
+        test = {request_hash(f"{row['ContextString']} {row['Behavior']}") for row in csv.DictReader(file)}
+    development = {request_hash(f" {text}") for text in json.loads((data / "tdc2023/dev_behaviors.json").read_text())}
+    return Published(
+        clusters=dict(sorted(clusters.items())),
+        left_out={"harmbench": sorted(everything - test), "tdc": sorted(development)},
+    )
+
+
+if __name__ == "__main__":
+    PUBLISHED.write_bytes(
+        msgspec.json.format(msgspec.json.encode(compute_published(Path(sys.argv[1]))), indent=1) + b"\n"
+    )

@@ -1,0 +1,71 @@
+"""What a judge is asked and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from eval.rows import row_key
+
+UNPARSED = "unparsed"
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer to be judged."""
+
+    kind: Literal["attack", "overrefusal"]
+    behavior: str  # what was asked for, harmful ("attack") or benign ("overrefusal")
+    response: str
+    context: str = ""  # what a contextual behavior of HarmBench refers to
+    beginning: str = ""  # the beginning that a base model was given to continue; "" for a request
+
+
+class Ruling(msgspec.Struct, frozen=True, kw_only=True):
+    """What a judge said.
+
+    `label` is "harmful", "safe" or "refusal" of an attack, category 1 to 4 of section 4.2 of a benign request, or
+    "unparsed": no verdict, and never "safe".
+    """
+
+    label: str
+    reply: str | None = None  # the words of the model that was asked
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What asking will take. A token is reckoned as four characters."""
+
+    questions: int
+    tokens_in: int
+    tokens_out: int  # at most
+    dollars: float | None  # None: no prices are known
+
+
+def question_key(judge: str, version: str, question: Question) -> str:
+    """Hash of what a judge is asked: questions of equal key are asked once, and their rulings are found by it."""
+    return row_key(judge=judge, version=version, **msgspec.structs.asdict(question))
+
+
+Settle = Callable[[Sequence[tuple[Question, Ruling]]], None]
+"""Takes rulings as they come and makes them durable before it returns; may be called from another thread."""
+
+
+class Judge(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str:
+        """Hash of everything that decides its verdicts; equal versions, equal verdicts."""
+
+    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path) -> None:
+        """Hand a ruling on each question to `settle`, in any order.
+
+        What outlives this process on a server is noted in files whose names begin with `beside`. Raises UserError when
+        the judge cannot go on; what was settled before stays.
+        """
+
+    def estimate(self, questions: Sequence[Question]) -> Estimate | None:
+        """What `rule` will ask a server for; None for a judge that asks none."""

@@ -1,0 +1,28 @@
+"""Judges that are a function of the question, and ask nobody."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.judges.question import Question, Ruling, Settle
+
+
+class RuleJudge(ABC):
+    """Subclasses have a name, a version, and a label for each question."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def version(self) -> str: ...
+
+    @abstractmethod
+    def label(self, question: Question) -> str: ...
+
+    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path) -> None:
+        settle([(question, Ruling(label=self.label(question))) for question in questions])
+
+    def estimate(self, questions: Sequence[Question]) -> None:
+        return None

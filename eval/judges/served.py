@@ -1,0 +1,208 @@
+"""Judges that are models behind an OpenAI-compatible server: HarmBench's classifier by /completions, any LLM by /chat.
+
+Many requests are under way at once, as many as the settings and the server's limits allow. Rulings are handed on as soon
+as they are there: while one lot is written to the disk the next gathers, so a kill costs what was in flight, no more.
+
+A question that got no reply is asked once more at the end. A question that the server refuses, or a reply that cannot be
+read, is "unparsed". When nothing but failures comes, the server or the settings are at fault: then the judge stops, and
+says so, before it has written anything of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiolimiter import AsyncLimiter
+
+from curriculum.endpoint import Endpoint, NoAnswer, Refused
+from curriculum.errors import UsageError, UserError
+from eval.judges.batch import rule_by_batch
+from eval.judges.question import UNPARSED, Estimate, Question, Ruling, Settle
+from eval.judges.settings import Judging
+from eval.judges.templates import Template, version_of
+from eval.judges.text import Clip
+
+CHARACTERS_PER_TOKEN = 4
+PATIENCE = 16  # failures without a single good reply, until the server is to blame
+TRIES = 4  # for a body that is the API's
+
+
+class ServedJudge:
+    """Judges questions of one kind, that of its template."""
+
+    def __init__(self, settings: Judging, template: Template, clip: Clip) -> None:
+        self.settings, self.template, self.clip = settings, template, clip
+        self.name = f"{settings.name}:{settings.model_name}"
+        self.version = version_of(settings, template)
+
+    def request(self, question: Question) -> dict[str, Any]:
+        """The body of the request about a question."""
+        prompt = self.template.fill(question, self.clip(question.response))
+        settings = self.settings
+        asked: dict[str, Any] = {
+            "model": settings.model_name,
+            "temperature": settings.temperature,
+            "max_tokens": settings.max_tokens,
+        }
+        if self.completes:
+            asked["prompt"] = prompt
+        else:
+            asked["messages"] = [{"role": "user", "content": prompt}]
+        return {key: value for key, value in {**asked, **settings.request}.items() if value is not None}
+
+    @property
+    def completes(self) -> bool:
+        """Whether the template holds the model's own turn marks, so that no chat template may be put around it."""
+        return "[INST]" in self.template.text
+
+    def read(self, reply: str) -> Ruling:
+        return Ruling(label=self.template.read(reply), reply=reply)
+
+    def estimate(self, questions: Sequence[Question]) -> Estimate:
+        sizes = [sum(len(part) for part in msgspec.structs.astuple(question)) for question in questions]
+        tokens_in = (sum(sizes) + len(questions) * len(self.template.text)) // CHARACTERS_PER_TOKEN
+        tokens_out = len(questions) * self.settings.max_tokens
+        prices = (self.settings.price_in, self.settings.price_out)
+        dollars = None
+        if prices[0] is not None and prices[1] is not None:
+            dollars = (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6 * (0.5 if self.settings.batch_api else 1)
+        return Estimate(questions=len(questions), tokens_in=tokens_in, tokens_out=tokens_out, dollars=dollars)
+
+    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path) -> None:
+        if questions:
+            asyncio.run(self._rule(questions, settle, beside))
+
+    async def _rule(self, questions: Sequence[Question], settle: Settle, beside: Path) -> None:
+        endpoint = connect(self.settings)
+        try:
+            if self.settings.batch_api:
+                await rule_by_batch(self, endpoint, questions, settle, beside)
+            else:
+                await _Asking(self, endpoint, settle).all(questions)
+        finally:
+            await endpoint.close()
+
+
+def connect(settings: Judging) -> Endpoint:
+    """The judge's server. The key comes from OPENAI_API_KEY alone."""
+    url = settings.url or os.environ.get("OPENAI_BASE_URL", "")
+    if not url:
+        raise UsageError("judge.url: name the judge's server, such as http://node7:8000/v1, or set OPENAI_BASE_URL")
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    return Endpoint(url, key, settings.timeout_s, settings.retries, TRIES)
+
+
+class Pace:
+    """As many requests and tokens as a minute allows, spread over the minute: a burst would only be refused."""
+
+    def __init__(self, settings: Judging) -> None:
+        requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
+        # At most a second's worth at once.
+        most = max(1.0, (requests or 0) / 60)
+        self._requests = AsyncLimiter(most, 60 * most / requests) if requests else None
+        self._second = max(1.0, (tokens or 0) / 60)
+        self._tokens = AsyncLimiter(self._second, 60 * self._second / tokens) if tokens else None
+        self._most_out = settings.max_tokens
+
+    async def wait(self, request: dict[str, Any]) -> None:
+        if self._requests:
+            await self._requests.acquire()
+        if self._tokens:
+            left = len(json.dumps(request)) / CHARACTERS_PER_TOKEN + self._most_out
+            while left > 0:
+                await self._tokens.acquire(min(left, self._second))
+                left -= self._second
+
+
+class _Asking:
+    """The questions under way, and the rulings that are not written down yet."""
+
+    def __init__(self, judge: ServedJudge, endpoint: Endpoint, settle: Settle) -> None:
+        self.judge, self.endpoint, self.settle = judge, endpoint, settle
+        self.pace = Pace(judge.settings)
+        self._again: deque[Question] = deque()
+        self._asked_again = False
+        self._anything_good = False
+        self._failures = 0  # since the last reply
+        self._held: list[tuple[Question, Ruling]] = []  # refused or unreadable, before the first good reply
+        self._rulings: list[tuple[Question, Ruling]] = []
+        self._some = asyncio.Event()
+        self._writing: asyncio.Future[None] | None = None
+
+    async def all(self, questions: Sequence[Question]) -> None:
+        writer = asyncio.create_task(self._write_on())
+        try:
+            await self._ask(deque(questions))
+            if self._again:
+                self._asked_again = True
+                await self._ask(self._again)
+            if self._held:
+                self._accuse(self._held[-1][1].reply or "")
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            if self._writing:
+                await self._writing
+            if self._rulings:
+                self.settle(self._rulings)
+
+    async def _ask(self, left: deque[Question]) -> None:
+        count = min(self.judge.settings.concurrency, len(left))
+        workers = [asyncio.create_task(self._work(left)) for _ in range(count)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self, left: deque[Question]) -> None:
+        ask = self.endpoint.complete if self.judge.completes else self.endpoint.chat
+        while left:
+            question = left.popleft()
+            request = self.judge.request(question)
+            await self.pace.wait(request)
+            try:
+                reply = await ask(request)
+            except NoAnswer as no_answer:
+                self._failures += 1
+                if self._asked_again or self._failures >= max(PATIENCE, self.judge.settings.concurrency):
+                    self._accuse(str(no_answer))
+                self._again.append(question)
+            except Refused as refused:
+                self._take(question, Ruling(label=UNPARSED, reply=f"refused: {refused}"))
+            else:
+                self._failures = 0
+                self._take(question, self.judge.read(self.endpoint.without_key(reply.text)))
+
+    def _take(self, question: Question, ruling: Ruling) -> None:
+        self._anything_good |= ruling.label != UNPARSED
+        self._held.append((question, ruling))
+        if self._anything_good:
+            self._rulings += self._held
+            self._held = []
+            self._some.set()
+        elif len(self._held) >= PATIENCE:
+            self._accuse(ruling.reply or "")
+
+    def _accuse(self, said: str) -> None:
+        raise UserError(
+            f"judge {self.judge.settings.model_name} at {self.endpoint.host} gives no verdicts, at last: "
+            f"{self.endpoint.shown(said)}; see to the server or the judge's settings, then the same command goes on"
+        )
+
+    async def _write_on(self) -> None:
+        """Write what has come, again and again; what comes meanwhile is written next."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            rulings, self._rulings = self._rulings, []
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self.settle, rulings))
+            await asyncio.shield(self._writing)  # when the judge stops, this is still written to its end

@@ -1,0 +1,97 @@
+"""The last job of a model's evaluation: its parts put together, and judged.
+
+Cheap to begin again: parts are put together anew when one has changed, and a verdict that is there is not asked for again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from curriculum import durable
+from curriculum.progress import Progress, silent
+from eval.config import Evaluation, ModelKind, Part, parts_for
+from eval.judges.question import Estimate, Judge
+from eval.judges.registry import load_judge
+from eval.rows import GenerationRow, read_rows
+from eval.verdicts import Judgement, kind_of, put_in_order, verdicts_path
+
+
+def merged_path(out: Path, task: str) -> Path:
+    return out / f"{task}.jsonl"
+
+
+def parts_by_task(model_kind: ModelKind, config: Evaluation) -> dict[str, list[Part]]:
+    """The parts that are put together; probes, which no judge judges, stay as they are."""
+    by_task: dict[str, list[Part]] = {}
+    for part in parts_for(model_kind, config):
+        if part.task != "probes":
+            by_task.setdefault(part.task, []).append(part)
+    return by_task
+
+
+def is_merged(out: Path, model_kind: ModelKind, config: Evaluation) -> bool:
+    """Whether the merged rows are those of the parts that are there now: they are these files, one after another."""
+    for task, parts in parts_by_task(model_kind, config).items():
+        sizes = [part.path(out).stat().st_size for part in parts if part.path(out).exists()]
+        merged = merged_path(out, task)
+        if sizes and not (merged.is_file() and merged.stat().st_size == sum(sizes)):
+            return False
+    return True
+
+
+class Merge:
+    """The parts in `out` put together, and what judges still have to say about them.
+
+    A part that is not there is left out: its rows are missing. Raises UserError when rows are damaged.
+    """
+
+    def __init__(self, out: Path, model_kind: ModelKind, config: Evaluation, world_root: Path | None) -> None:
+        judges: dict[str, Judge] = {}
+        self._work = []
+        for task, parts in parts_by_task(model_kind, config).items():
+            there = [part.path(out) for part in parts if part.path(out).exists()]
+            if not there:
+                continue
+            kind, path = kind_of(task), merged_path(out, task)
+            rows = _put_together(path, there)
+            if kind not in judges:
+                judges[kind] = load_judge(config.judge_of(kind), kind, world_root)
+            self._work.append((rows, judges[kind], Judgement(rows, verdicts_path(path), judges[kind])))
+
+    def estimates(self) -> list[Estimate | None]:
+        """What servers will be asked, task by task."""
+        return [judgement.estimate() for _, _, judgement in self._work]
+
+    def judge(self, progress: Progress = silent) -> None:
+        """Raises UserError when a judge cannot go on; all verdicts until then are kept."""
+        total, before = sum(judgement.total for _, _, judgement in self._work), 0
+        for rows, judge, judgement in self._work:
+            judgement.complete(shifted(progress, before, total))
+            before += judgement.total
+            put_in_order(judgement.path, rows, judge)
+        progress(total, total)
+
+
+def shifted(progress: Progress, before: int, whole: int) -> Progress:
+    """The progress of one stretch of a longer way."""
+
+    def report(done: int, total: int, **figures: Any) -> None:
+        progress(before + done, whole, **figures)
+
+    return report
+
+
+def _put_together(path: Path, parts: list[Path]) -> list[GenerationRow]:
+    """Make `path` the whole rows of `parts`, one file after another, unless it is that already; returns the rows."""
+    rows = [row for part in parts for row in read_rows(part, GenerationRow)]
+    data = b"".join(map(_whole_lines, parts))
+    if not path.exists() or path.read_bytes() != data:
+        with durable.open_atomically(path) as file:
+            file.write(data)
+    return rows
+
+
+def _whole_lines(path: Path) -> bytes:
+    data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1]

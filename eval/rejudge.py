@@ -1,0 +1,178 @@
+"""Stored answers judged by another judge, and how the two compare. Nothing is generated, no answer is rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from curriculum.errors import UsageError, UserError
+from curriculum.progress import Progress, silent
+from curriculum.tables import Table
+from eval.accuracy import Accuracy, Agreement, Corrected, accuracy_of, agreement, corrected, published
+from eval.cells import harmful, overrefused
+from eval.judges.question import UNPARSED, Estimate, Judge
+from eval.merge import shifted
+from eval.rows import GenerationRow, JudgedRow, VerdictRow, read_rows
+from eval.statistics import Tally, cluster_of, rate_interval, tally
+from eval.verdicts import Judgement, forget_unparsed, judged, kind_of, verdicts_path
+
+TASKS = ("attacks-*", "overrefusal-*", "gcg")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A judge's rate of harm, or of over-refusal, over the answers that it gave a verdict on. In 0..1."""
+
+    judge: str
+    rate: float | None
+    low: float | None
+    high: float | None
+    answers: int
+    unparsed: int
+    corrected: Corrected | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The new judge beside the one that stands first, on the answers of one task."""
+
+    where: str  # the task, or the model's folder and the task
+    kind: str  # "attack" | "overrefusal"
+    first: Rate | None  # None: no other judge has judged these
+    second: Rate
+    agreement: Agreement | None  # on answers that both gave a verdict on
+    accuracy: Accuracy | None  # of the new judge: from labels, or published
+
+
+def stored_answers(folder: Path) -> list[Path]:
+    """The files of merged answers under a run folder or an OUT of `curricula eval`; raises UsageError without any."""
+    found = sorted(
+        path
+        for task in TASKS
+        for path in folder.rglob(f"{task}.jsonl")
+        if not path.stem.endswith((".verdicts", ".unused"))
+    )
+    if not found:
+        raise UsageError(
+            f"{folder}: holds no evaluated answers; name a run folder, or the OUT folder of a `curricula eval`"
+        )
+    return found
+
+
+class Rejudging:
+    """One judge for attacks and one for over-refusal (None: such answers are left alone), at work on stored answers."""
+
+    def __init__(self, paths: Sequence[Path], judges: Mapping[str, Judge | None], ask_unparsed_again: bool) -> None:
+        self._work: list[tuple[Path, list[GenerationRow], Judgement]] = []
+        self.left_alone = 0
+        for path in paths:
+            rows = read_rows(path, GenerationRow)
+            judge = judges[kind_of(rows[0].task)] if rows else None
+            if judge is None:
+                self.left_alone += len(rows)
+                continue
+            if ask_unparsed_again:
+                forget_unparsed(verdicts_path(path), judge)
+            self._work.append((path, rows, Judgement(rows, verdicts_path(path), judge)))
+
+    def estimates(self) -> list[Estimate | None]:
+        return [judgement.estimate() for _, _, judgement in self._work]
+
+    def judge(self, progress: Progress = silent) -> None:
+        """Ask for what is missing. Raises UserError when the judge cannot go on; all verdicts until then are kept."""
+        total, before = sum(judgement.total for _, _, judgement in self._work), 0
+        for _, _, judgement in self._work:
+            judgement.complete(shifted(progress, before, total))
+            before += judgement.total
+
+    def comparisons(self, by_model: bool, labels: Mapping[str, str]) -> list[Comparison]:
+        """One for each task over all models, or for each task of each model."""
+        groups: dict[str, list[tuple[JudgedRow | None, JudgedRow]]] = {}
+        for path, rows, judgement in self._work:
+            where = f"{path.parent}/{path.stem}" if by_model else path.stem
+            groups.setdefault(where, []).extend(_pairs(path, rows, judgement.judge))
+        return [_compare(where, pairs, labels) for where, pairs in groups.items()]
+
+
+def _pairs(path: Path, rows: list[GenerationRow], judge: Judge) -> list[tuple[JudgedRow | None, JudgedRow]]:
+    """Each answer as the first other judge saw it, and as `judge` did."""
+    first: dict[str, VerdictRow] = {}
+    mine: dict[str, VerdictRow] = {}
+    for verdict in read_rows(verdicts_path(path), VerdictRow):
+        is_mine = (verdict.judge, verdict.version) == (judge.name, judge.version)
+        (mine if is_mine else first).setdefault(verdict.key, verdict)
+    return [(judged(row, first[row.key]) if row.key in first else None, judged(row, mine.get(row.key))) for row in rows]
+
+
+def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], labels: Mapping[str, str]) -> Comparison:
+    second = [row for _, row in pairs]
+    attack = kind_of(second[0].task) == "attack"
+    firsts = [row for row, _ in pairs if row is not None]
+    both = [(a, b) for a, b in pairs if a is not None and UNPARSED not in (a.verdict, b.verdict)]
+    accuracy = _accuracy(second, labels) if attack else None
+    return Comparison(
+        where=where,
+        kind="attack" if attack else "overrefusal",
+        first=_rate(firsts, attack, None) if firsts else None,
+        second=_rate(second, attack, accuracy),
+        agreement=agreement([_word(a, attack) for a, _ in both], [_word(b, attack) for _, b in both]),
+        accuracy=accuracy,
+    )
+
+
+def _word(row: JudgedRow, attack: bool) -> str:
+    """What two judges must agree on: harm or none, or the category."""
+    return row.verdict if not attack else "harmful" if row.verdict == "harmful" else "not harmful"
+
+
+def _rate(rows: Sequence[JudgedRow], attack: bool, accuracy: Accuracy | None) -> Rate:
+    outcome = harmful if attack else overrefused
+    of = tally((cluster_of(row), row.benchmark, value) for row in rows if (value := outcome(row)) is not None)
+    low, high, _ = rate_interval(of) if of else (None, None, "")
+    unparsed = sum(outcome(row) is None for row in rows)
+    judges = ", ".join(sorted({f"{row.judge} {row.judge_version}" for row in rows if row.judge}))
+    accuracy = accuracy or _published(rows)
+    return Rate(
+        judge=judges,
+        rate=_mean(of),
+        low=low,
+        high=high,
+        answers=len(rows) - unparsed,
+        unparsed=unparsed,
+        corrected=corrected(of, accuracy) if of and accuracy and attack else None,
+    )
+
+
+def _mean(of: Tally | None) -> float | None:
+    return float(of.mean()) if of else None
+
+
+def _published(rows: Sequence[JudgedRow]) -> Accuracy | None:
+    judges = {(row.judge, row.judge_version) for row in rows if row.judge}
+    return published().get(judges.pop()) if len(judges) == 1 else None
+
+
+def _accuracy(rows: Sequence[JudgedRow], labels: Mapping[str, str]) -> Accuracy | None:
+    """From labels by answer key where there are any, else published."""
+    labelled = [row for row in rows if row.key in labels and row.verdict != UNPARSED]
+    if labels:
+        truth = [labels[row.key] == "harmful" for row in labelled]
+        return accuracy_of(truth, [row.verdict == "harmful" for row in labelled], f"{len(labelled)} labels")
+    return _published(rows)
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Labels of people by the key of the answer: a table with columns `key` and `label`, "harmful" or "safe"."""
+    stem = path.with_suffix("") if path.suffix in (".csv", ".jsonl", ".json", ".parquet") else path
+    labels = {}
+    for number, row in enumerate(Table.open(stem).rows(), start=1):
+        key, label = row.get("key"), row.get("label")
+        if not isinstance(key, str) or label not in ("harmful", "safe"):
+            raise UserError(
+                f"{path}: row {number} has key {key!r} and label {label!r}; write a key and harmful or safe"
+            )
+        labels[key] = label
+    if not labels:
+        raise UserError(f"{path}: holds no labels; write rows with key and label")
+    return labels

@@ -1,0 +1,181 @@
+"""Verdicts beside the answers: which are missing, asking for them, and answers joined with them.
+
+`<task>.verdicts.jsonl` is append-only while a judge is at work: a verdict that is there is never asked for again. It holds
+the verdicts of any number of judges. The first of an answer is that of the study's own judge; those of
+`curricula eval rejudge` come after.
+
+A short-circuit is seen from the answer itself (it ended at the tag), never by a judge.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from curriculum.progress import Progress, silent
+from eval.judges.question import UNPARSED, Estimate, Judge, Question, Ruling, question_key
+from eval.rows import (
+    ATTACK_VERDICTS,
+    OVERREFUSAL_VERDICTS,
+    GenerationRow,
+    JudgedRow,
+    VerdictRow,
+    append_rows,
+    read_rows,
+    write_rows,
+)
+
+
+def kind_of(task: str) -> str:
+    """What the answers of a task are judged for: "attack" or "overrefusal"."""
+    return "overrefusal" if task.startswith("overrefusal") else "attack"
+
+
+def verdicts_path(rows: Path) -> Path:
+    return rows.with_name(f"{rows.stem}.verdicts.jsonl")
+
+
+def question_of(row: GenerationRow) -> Question:
+    attack = kind_of(row.task) == "attack"
+    return Question(
+        kind="attack" if attack else "overrefusal",
+        behavior=row.behavior,
+        response=row.response,
+        context=row.context,
+        beginning=row.prompt if attack and row.model_kind == "base" else "",
+    )
+
+
+class Judgement:
+    """The answers of one task and what one judge has to say about them."""
+
+    def __init__(self, rows: Sequence[GenerationRow], path: Path, judge: Judge) -> None:
+        """`path` is the file of verdicts. Raises UserError when a line of it is damaged."""
+        self.path, self.judge = path, judge
+        found = [row for row in read_rows(path, VerdictRow) if self._is_mine(row)]
+        given = {row.key for row in found}
+        # Those on answers that were set aside too: they may have come back.
+        aside = [row for row in read_rows(unused_path(path), VerdictRow) if self._is_mine(row)]
+        self._known = {row.question: row for row in [*aside, *found] if row.question}
+        self._short: list[GenerationRow] = []
+        self._waiting: dict[str, list[GenerationRow]] = defaultdict(list)
+        self._questions: dict[str, Question] = {}
+        for row in rows:
+            if row.key in given:
+                continue
+            if row.finish == "tag":
+                self._short.append(row)
+                continue
+            question = question_of(row)
+            key = question_key(judge.name, judge.version, question)
+            self._waiting[key].append(row)
+            self._questions[key] = question
+        self.total, self.done = len(rows), len(rows) - len(self._short) - sum(map(len, self._waiting.values()))
+
+    def _is_mine(self, row: VerdictRow) -> bool:
+        return (row.judge, row.version) == (self.judge.name, self.judge.version)
+
+    @property
+    def left(self) -> list[Question]:
+        """What the judge still has to be asked."""
+        return [question for key, question in self._questions.items() if key not in self._known]
+
+    def estimate(self) -> Estimate | None:
+        return self.judge.estimate(self.left)
+
+    def complete(self, progress: Progress = silent) -> None:
+        """Ask for what is missing; every ruling is on the disk before the next lot is written."""
+        progress(self.done, self.total)
+        self._append([self._row(row, "", Ruling(label=shortcircuit(row))) for row in self._short], progress)
+        repeats = [(row, key) for key, rows in self._waiting.items() if key in self._known for row in rows]
+        self._append([self._row(row, key, self._known[key]) for row, key in repeats], progress)
+
+        def settle(rulings: Sequence[tuple[Question, Ruling]]) -> None:
+            rows = []
+            for question, ruling in rulings:
+                key = question_key(self.judge.name, self.judge.version, question)
+                rows += [self._row(row, key, ruling) for row in self._waiting[key]]
+            self._append(rows, progress)
+
+        self.judge.rule(self.left, settle, self.path.with_suffix(""))
+
+    def _row(self, row: GenerationRow, question: str, ruling: Ruling | VerdictRow) -> VerdictRow:
+        allowed = OVERREFUSAL_VERDICTS if kind_of(row.task) == "overrefusal" else ATTACK_VERDICTS
+        return VerdictRow(
+            key=row.key,
+            judge=self.judge.name,
+            version=self.judge.version,
+            label=ruling.label if ruling.label in allowed else UNPARSED,
+            question=question,
+            reply=ruling.reply,
+        )
+
+    def _append(self, rows: list[VerdictRow], progress: Progress) -> None:
+        if rows:
+            append_rows(self.path, rows)
+            self.done += len(rows)
+            progress(self.done, self.total)
+
+
+def shortcircuit(row: GenerationRow) -> str:
+    return "5_shortcircuit" if kind_of(row.task) == "overrefusal" else "shortcircuit"
+
+
+def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge) -> None:
+    """Bring a file of verdicts into the order of the answers, those of judge `first` before all others.
+
+    So a file that was written by fits and starts ends with the bytes of one that was not. Verdicts on answers that are no
+    longer there are kept in `<name>.unused.jsonl`.
+    """
+    found = read_rows(path, VerdictRow)
+    place = {row.key: number for number, row in enumerate(rows)}
+
+    def rank(row: VerdictRow) -> tuple[bool, str, str, int]:
+        return (row.judge, row.version) != (first.name, first.version), row.judge, row.version, place[row.key]
+
+    ordered = sorted((row for row in found if row.key in place), key=rank)
+    if ordered != found:
+        aside = set(map(_identity, read_rows(unused_path(path), VerdictRow)))
+        unused = [row for row in found if row.key not in place and _identity(row) not in aside]
+        if unused:
+            append_rows(unused_path(path), unused)
+        write_rows(path, ordered)
+
+
+def unused_path(path: Path) -> Path:
+    return path.with_name(path.stem + ".unused.jsonl")
+
+
+def _identity(row: VerdictRow) -> tuple[str, str, str]:
+    return row.key, row.judge, row.version
+
+
+def forget_unparsed(path: Path, judge: Judge) -> int:
+    """Take this judge's "unparsed" out of a file of verdicts, to be asked again; returns how many those were."""
+    found = read_rows(path, VerdictRow)
+    kept = [row for row in found if row.label != UNPARSED or (row.judge, row.version) != (judge.name, judge.version)]
+    if len(kept) < len(found):
+        write_rows(path, kept)
+    return len(found) - len(kept)
+
+
+def read_judged(path: Path, judge: str | None = None) -> list[JudgedRow]:
+    """The answers in `path` with a verdict each: the study's own, or that of the judge called `judge`.
+
+    An answer that has no such verdict yet is "unparsed", by judge "": it is counted, and never safe.
+    """
+    verdicts: dict[str, VerdictRow] = {}
+    for verdict in read_rows(verdicts_path(path), VerdictRow):
+        if judge is None or verdict.judge == judge:
+            verdicts.setdefault(verdict.key, verdict)
+    return [judged(row, verdicts.get(row.key)) for row in read_rows(path, GenerationRow)]
+
+
+def judged(row: GenerationRow, verdict: VerdictRow | None) -> JudgedRow:
+    fields = msgspec.structs.asdict(row)
+    if verdict is None:
+        return JudgedRow(**fields, verdict=UNPARSED, judge="", judge_version="")
+    return JudgedRow(**fields, verdict=verdict.label, judge=verdict.judge, judge_version=verdict.version)

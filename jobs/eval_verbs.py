@@ -1,0 +1,228 @@
+"""The verb `curricula eval`: answers of one model to benchmarks under decoders, judged, as a table with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+
+from curriculum.durable import exclusive_lock
+from curriculum.errors import UsageError
+from curriculum.sources import local_root
+from eval.benchmarks import BENCHMARKS, Use, find
+from eval.config import Evaluation, Part, Tasks, parts_for
+from jobs.eval_display import Bars, print_cells
+from jobs.judge_options import add_judge_options, confirm_cost, judge_from
+
+if TYPE_CHECKING:
+    from eval.models import LoadedModel
+
+DECODERS = ("topk", "safebeam", "greedy")
+EXAMPLE = (
+    "curricula eval --model runs/demo/models/full-20/instruct --benchmark advbench,jailbreakbench "
+    "--decoder topk,safebeam --judge refusal-phrases --prompts 20"
+)
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    """Add `eval` and `eval rejudge` to the words after `curricula`."""
+    from jobs.rejudge_verb import add_parser as add_rejudge
+
+    what = "measure attack success and over-refusal of any Hugging Face checkpoint"
+    parser = verbs.add_parser(
+        "eval",
+        help=what,
+        description=what[0].upper() + what[1:] + ". The same command goes on after an interruption: no answer is "
+        "generated twice and no judge is asked twice.",
+        epilog=f"example:\n  {EXAMPLE}\n\n`curricula eval rejudge FOLDER --judge NAME` judges stored answers again.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(verb=evaluate)
+    parser.add_argument(
+        "--model", metavar="MODEL", help="a Hugging Face folder or name, a .gguf file, or a package that holds one"
+    )
+    parser.add_argument(
+        "--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text"
+    )
+    parser.add_argument("--benchmark", default="harmbench,advbench,jailbreakbench,tdc", help="names, by commas")
+    parser.add_argument("--decoder", default=",".join(DECODERS), help="by commas (default: %(default)s)")
+    parser.add_argument(
+        "--overrefusal", metavar="BENCHMARK", help="benign requests to measure over-refusal on too, such as alpaca"
+    )
+    parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
+    parser.add_argument("--prompts", type=int, help="no more than this many prompts of each benchmark")
+    parser.add_argument("--samples", type=int, help="answers to each prompt under top-k (default: 5)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, help="where rows are kept, and resumed from (default: evaluations/MODEL PATH)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+    add_judge_options(parser, required=False)
+    add_rejudge(parser.add_subparsers(metavar="rejudge", title="judging again"))
+
+
+def evaluate(words: argparse.Namespace) -> int:
+    """Check every word, generate, judge, print. Rows lie in OUT, as `eval/rows.py` describes."""
+    config = _config(words)
+    parts = parts_for(words.kind, config)
+    data = words.data or local_root()
+    world = data if "world" in (config.judge_of("attack").name, config.judge_of("overrefusal").name) else None
+    path = Path(words.model)
+    out = words.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
+    console = Console(stderr=True, highlight=False)
+    _check(config, parts, data, world)
+    with exclusive_lock(out / "lock"), Bars(console) as bars:
+        _quiet()
+        _generate(words, config, parts, data, out, bars)
+        _judge(words, config, out, world, console, bars)
+    cells = _cells(words, parts, out)
+    if words.json:
+        print(json.dumps({kind: msgspec.to_builtins(of) for kind, of in cells.items()}, indent=1))
+        return 0
+    print_cells(cells, Console(highlight=False))
+    print(f"Rows: {out}")
+    return 0
+
+
+def _config(words: argparse.Namespace) -> Evaluation:
+    if not words.model:
+        raise UsageError("--model: name the model to evaluate, such as runs/demo/models/full-20/instruct")
+    decoders, benchmarks = _names("--decoder", words.decoder), _names("--benchmark", words.benchmark)
+    if unknown := sorted(set(decoders) - set(DECODERS)):
+        raise UsageError(f"--decoder {','.join(unknown)}: not known; choose from {', '.join(DECODERS)}")
+    if words.kind == "base" and len(benchmarks) > 1:
+        raise UsageError(
+            f"--benchmark {words.benchmark}: base models take one benchmark of beginnings, such as jb_completions"
+        )
+    tasks = [f"attacks-{decoder}" for decoder in decoders]
+    tasks += [f"overrefusal-{decoder}" for decoder in decoders if words.overrefusal and decoder != "greedy"]
+    _require_use(words, benchmarks)
+    own = {"max_new_tokens": words.max_new_tokens}
+    try:
+        return msgspec.convert(
+            {
+                "benchmarks": benchmarks,
+                "base_benchmark": benchmarks[0],
+                "overrefusal_benchmark": words.overrefusal or "alpaca",
+                "judge": judge_from(words),
+                "prompts_per_benchmark": words.prompts,
+                "overrefusal_prompts": words.prompts or 300,
+                "topk": own if words.samples is None else {**own, "samples": words.samples},
+                "safebeam": own,
+                "greedy": own,
+                "gcg": None,
+                "probes": None,
+                "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=())) | {words.kind: tasks},
+            },
+            Evaluation,
+        )
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UsageError(f"eval: {error}") from None
+
+
+def _require_use(words: argparse.Namespace, benchmarks: list[str]) -> None:
+    """A benchmark of harmless requests has no attack success, and beginnings are for base models."""
+    wanted: list[tuple[str, str, Use]] = [
+        ("--benchmark", name, "completion" if words.kind == "base" else "attack") for name in benchmarks
+    ]
+    wanted += [("--overrefusal", words.overrefusal, "overrefusal")] if words.overrefusal else []
+    for option, name, use in wanted:
+        if find(name).use != use:
+            fitting = ", ".join(known for known, entry in BENCHMARKS.items() if entry.use == use)
+            raise UsageError(f"{option} {name}: is for {find(name).use}, and this is for {use}; choose from {fitting}")
+
+
+def _names(option: str, given: str) -> list[str]:
+    names = [name.strip() for name in given.split(",")]
+    if not all(names):
+        raise UsageError(f"{option} {given!r}: holds an empty name; give names by commas")
+    return list(dict.fromkeys(names))
+
+
+def _check(config: Evaluation, parts: list[Part], data: Path | None, world: Path | None) -> None:
+    """What would fail after hours is better said now: benchmarks, the judge and its server's address."""
+    from eval.element import part_prompts
+    from eval.judges.registry import load_judge
+    from eval.verdicts import kind_of
+
+    for part in parts:
+        part_prompts(part, config, data)
+    for kind in dict.fromkeys(kind_of(part.task) for part in parts):
+        judge = config.judge_of(kind)
+        load_judge(judge, kind, world)
+        if judge.name == "llm" or judge.url:
+            from eval.judges.served import connect
+
+            connect(judge)
+
+
+def _quiet() -> None:
+    """Libraries would draw bars into ours and warn about what is as it should be."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+
+
+def _generate(
+    words: argparse.Namespace, config: Evaluation, parts: list[Part], data: Path | None, out: Path, bars: Bars
+) -> None:
+    from eval.element import run_element
+    from eval.models import load_model
+
+    with bars.waiting(f"loading {words.model}"):
+        loaded = load_model(words.model, words.kind)
+    _refuse_another_model(out, parts, loaded)
+    for part in parts:
+        run_element(
+            part, loaded, words.kind, config, data_root=data, out=out, seed=words.seed, progress=bars.line(part.name)
+        )
+
+
+def _refuse_another_model(out: Path, parts: list[Part], loaded: LoadedModel) -> None:
+    from eval.rows import GenerationRow, read_rows
+
+    for part in parts:
+        rows = read_rows(part.path(out), GenerationRow)
+        if rows and (rows[0].model, rows[0].model_kind) != (loaded.content_hash, loaded.kind):
+            raise UsageError(
+                f"{out}: holds the answers of another model ({rows[0].model_kind} {rows[0].model[:12]}, this one is "
+                f"{loaded.kind} {loaded.content_hash[:12]}); name another folder with --out"
+            )
+
+
+def _judge(
+    words: argparse.Namespace, config: Evaluation, out: Path, world: Path | None, console: Console, bars: Bars
+) -> None:
+    from eval.merge import Merge
+
+    work = Merge(out, words.kind, config, world)
+    confirm_cost(words, work.estimates(), console)
+    work.judge(bars.line("judge"))
+
+
+def _cells(words: argparse.Namespace, parts: list[Part], out: Path) -> dict[str, list[Any]]:
+    """The attack and over-refusal cells of each task."""
+    from eval.cells import attack_cells, overrefusal_cell, row_id
+    from eval.merge import merged_path
+    from eval.verdicts import kind_of, read_judged
+
+    cells: dict[str, list[Any]] = {"attacks": [], "overrefusal": []}
+    name = Path(words.model).name
+    for task in dict.fromkeys(part.task for part in parts):
+        rows = read_judged(merged_path(out, task))
+        expected = set(map(row_id, rows))
+        if kind_of(task) == "attack":
+            cells["attacks"] += attack_cells(rows, name, words.kind, expected)
+        else:
+            cells["overrefusal"].append(
+                overrefusal_cell(rows, name, words.kind, task.removeprefix("overrefusal-"), expected)
+            )
+    return cells

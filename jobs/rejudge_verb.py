@@ -1,0 +1,130 @@
+"""The verb `curricula eval rejudge`: stored answers judged by another judge; agreement, and what its errors do to a rate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from curriculum.durable import exclusive_lock
+from curriculum.errors import UsageError
+from curriculum.sources import local_root
+from eval.judges.settings import Judging
+from jobs.eval_display import Bars, interval, new_table, percent
+from jobs.judge_options import add_judge_options, confirm_cost, judge_from
+
+EXAMPLE = (
+    "curricula eval rejudge runs/demo --judge harmbench --judge-url http://node7:8000/v1\n"
+    "  curricula eval rejudge evaluations/instruct --judge llm --judge-model gpt-6-luna --judge-url https://api.openai.com/v1"
+)
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "rejudge",
+        help="judge stored answers with another judge",
+        description="Judge stored answers with another judge. Answers are not generated anew and not rewritten; verdicts are "
+        "added beside them, and what this judge has judged already is not asked again. Prints how the two judges agree "
+        "(Cohen's kappa) and, where the judge's errors are known, a corrected rate (Rogan and Gladen).",
+        epilog=f"examples:\n  {EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(verb=rejudge)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or the OUT of `curricula eval`")
+    parser.add_argument("--by-model", action="store_true", help="a row for each model, not for all together")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="people's labels (columns key, label: harmful or safe) to correct by",
+    )
+    parser.add_argument(
+        "--retry-unparsed", action="store_true", help="ask again where this judge's reply was unreadable"
+    )
+    parser.add_argument("--world", type=Path, help="the fictional world's folder (default: FOLDER/world)")
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+    add_judge_options(parser, required=True)
+
+
+def rejudge(words: argparse.Namespace) -> int:
+    from eval.rejudge import Rejudging, read_labels, stored_answers
+
+    if not words.folder.is_dir():
+        raise UsageError(f"{words.folder}: no such folder; name a run folder, or the OUT folder of a `curricula eval`")
+    settings = judge_from(words)
+    paths = stored_answers(words.folder)
+    labels = read_labels(words.labels) if words.labels else {}
+    judges = _judges(words, settings)
+    console = Console(stderr=True, highlight=False)
+    with exclusive_lock(words.folder / "rejudge.lock"), Bars(console) as bars:
+        work = Rejudging(paths, judges, words.retry_unparsed)
+        confirm_cost(words, work.estimates(), console)
+        work.judge(bars.line(f"judge {settings.name}"))
+    found = work.comparisons(words.by_model, labels)
+    if words.json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+        return 0
+    _print(found, Console(highlight=False))
+    if work.left_alone:
+        print(
+            f"{work.left_alone:,} answers were left alone: judge {settings.name} has no words for answers of their kind."
+        )
+    return 0
+
+
+def _judges(words: argparse.Namespace, settings: Judging) -> dict:
+    """The judge of attacks and that of over-refusal; None for one that the judge cannot be."""
+    from eval.judges.registry import load_judge
+
+    world = words.world or next(
+        (root for root in (words.folder / "world", local_root()) if root and (root / "world.json").exists()), None
+    )
+    judges: dict = {}
+    refused: UsageError | None = None
+    for kind in ("attack", "overrefusal"):
+        try:
+            judges[kind] = load_judge(settings, kind, world)
+        except UsageError as error:
+            judges[kind], refused = None, error
+    if refused and not any(judges.values()):
+        raise refused
+    return judges
+
+
+def _print(found: list, console: Console) -> None:
+    table = new_table(
+        "Rates by both judges, in percent of the answers with a verdict",
+        "answers of",
+        "judge",
+        "rate",
+        "95%\ninterval",
+        "corrected",
+        "95%\ninterval",
+        "verdicts",
+        "un-\nparsed",
+        words=2,
+    )
+    for one in found:
+        for where, rate in ((one.where, one.first), ("" if one.first else one.where, one.second)):
+            if rate is not None:
+                true = rate.corrected
+                spans = [interval(rate.low, rate.high), percent(true.rate if true else None)]
+                spans.append(interval(true.low, true.high) if true else "–")
+                counts = [f"{rate.answers:,}", f"{rate.unparsed:,}"]
+                table.add_row(Text(where), Text(rate.judge), percent(rate.rate), *spans, *counts)
+    console.print(table)
+    agreed = new_table("Agreement", "answers of", "verdicts\nof both", "agree", "Cohen's\nkappa", "95%\ninterval")
+    for one in found:
+        if one.agreement:
+            of = one.agreement
+            kappa = "–" if of.kappa is None else f"{of.kappa:.2f}"
+            span = "–" if of.low is None else f"{of.low:.2f} to {of.high:.2f}"
+            agreed.add_row(Text(one.where), f"{of.answers:,}", percent(of.share), kappa, span)
+    if agreed.row_count:
+        console.print(agreed)
+    for source in sorted({one.accuracy.source for one in found if one.accuracy}):
+        console.print(f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.")

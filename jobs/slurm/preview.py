@@ -1,0 +1,55 @@
+"""The scripts of a submission before it is one: what `--dry-run` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.graph import Job
+from jobs.profile import Profile, Request
+from jobs.slurm.arrays import arrays_of, dependency
+from jobs.slurm.executor import ElementExecutor
+from jobs.slurm.queue import Key
+from jobs.slurm.scope import Chosen
+from jobs.slurm.script import body, sbatch_options
+from jobs.snapshot import code_files, snapshot_folder
+from jobs.study import Study
+from jobs.submissions import Task
+
+
+@dataclass(frozen=True)
+class Preview:
+    job: str
+    count: int
+    request: Request
+    waits: str
+    """The dependency, with names of jobs for the numbers they will get."""
+    script: str
+
+
+def preview(study: Study, profile: Profile, jobs: Sequence[Job], chosen: Chosen, root: Path) -> list[Preview]:
+    """Every array of a first submission of `chosen`."""
+    executor = ElementExecutor(root / "slurm")
+    tasks: dict[Key, Task] = {}
+    sizes: dict[str, int] = {}
+    code = snapshot_folder(root, code_files())
+    found = []
+    for job in jobs:
+        arrays = arrays_of(jobs, job, chosen.get(job.name, ()), tasks, profile.max_array_size)
+        for number, array in enumerate(arrays):
+            name = job.name if len(arrays) == 1 else f"{job.name}/{number}"
+            waits = dependency(jobs, array, tasks, sizes)
+            options = sbatch_options(job, study, profile)
+            executor.prepare(
+                job.name,
+                array.labels,
+                {**options, **({"dependency": waits} if waits else {})},
+                profile.options(job).throttle,
+            )
+            text = executor.text(body(job, array.labels, study, profile, root, code))
+            request = profile.request(job, study)
+            found.append(Preview(name, len(array.labels), request, waits, text))
+            sizes[name] = len(array.labels)
+            tasks.update({(job.name, label): Task(name, place) for place, label in enumerate(array.labels)})
+    return found

@@ -1,0 +1,137 @@
+"""What a job array is to Slurm: the options of sbatch, and the body of the batch script.
+
+Both ways to Slurm end here: `curricula submit`, through submitit, and `curricula render`, which writes plain scripts. Whatever
+a user can name is quoted before it reaches the shell, and checked before it reaches an #SBATCH line.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curriculum.errors import UsageError
+from jobs.graph import Job
+from jobs.profile import Profile
+from jobs.snapshot import ENTRY
+from jobs.study import Study
+
+if TYPE_CHECKING:
+    import jinja2
+
+TEMPLATES = Path(__file__).parents[2] / "sbatch_templates"
+RESERVE_S = 20
+"""How long before its time limit a job is requeued at the latest."""
+LOG = "%A_%a_%t_log.out"
+"""A task's log in RUN/slurm: array, index and rank. The script's own is that of rank 0."""
+
+Options = dict[str, str | int | bool]
+
+
+def check_root(root: Path) -> Path:
+    """The run folder as an absolute path; raises UsageError where Slurm would take it for something else."""
+    root = root.resolve()
+    if re.search(r"[\x00-\x1f\x7f%\\,]", str(root)):
+        raise UsageError(
+            f"{str(root)!r}: Slurm reads '%', ',', a backslash or a line break in a path in its own way; name a folder without "
+            "them with --run"
+        )
+    return root
+
+
+def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
+    """The job's options of sbatch by their long names, without those that differ from submission to submission."""
+    asked, request = profile.options(job), profile.request(job, study)
+    options: Options = {
+        "job-name": f"{study.name}/{job.name}",
+        "nodes": request.nodes,
+        "ntasks-per-node": request.tasks_per_node,
+        "time": request.minutes,
+        "requeue": True,  # after preemption and the loss of a node, under the same number
+        "open-mode": "append",
+        "kill-on-invalid-dep": "yes",  # what waits for a failed job is cancelled, rather than pending for ever
+        "signal": f"USR2@{profile.lead_time_s}",
+    }
+    if request.gpus_per_node:
+        options["gpus-per-node"] = (
+            f"{asked.gpu_type}:{request.gpus_per_node}" if asked.gpu_type else request.gpus_per_node
+        )
+    if request.cpus_per_task:
+        options["cpus-per-task"] = request.cpus_per_task
+    if asked.memory_gb:
+        options["mem"] = f"{round(asked.memory_gb * 1024)}M"
+    if asked.exclusive:
+        options["exclusive"] = True
+    for name in ("partition", "account", "qos", "constraint", "reservation", "exclude"):
+        if getattr(asked, name):
+            options[name] = getattr(asked, name)
+    return {**options, **{name: value for name, value in asked.options.items() if value is not False}}
+
+
+def array_option(count: int, throttle: int | None) -> str:
+    return f"0-{count - 1}" + (f"%{throttle}" if throttle else "")
+
+
+def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: Path, code: Path) -> str:
+    """The batch script without its #SBATCH lines. `root`: the run folder, absolute. `code`: the snapshot that it runs."""
+    command = [profile.interpreter(), str(code / ENTRY)]
+    srun_words = list(profile.srun_options)
+    container = profile.container
+    if container and container.kind == "pyxis":
+        srun_words += [
+            f"--container-image={container.image}",
+            f"--container-mounts={','.join(_mounts(profile, root, study))}",
+        ]
+        srun_words += [*container.options, "--no-container-mount-home"]
+    elif container:
+        binds = [word for mount in _mounts(profile, root, study) for word in ("--bind", mount)]
+        command = ["apptainer", "exec", *binds, *container.options, container.image, *command]
+    return (
+        templates()
+        .get_template("element.sh.j2")
+        .render(
+            study=study.name,
+            job=job,
+            labels=labels,
+            elements=str(root / "jobs" / job.name),
+            profile=profile,
+            request=profile.request(job, study),
+            secrets_file=os.path.expanduser(profile.secrets_file or ""),
+            code=str(code),
+            run=str(root),
+            exclude_file=str(root / "slurm" / "exclude"),
+            excluded=f"{profile.options(job).exclude}," if profile.options(job).exclude else "",
+            reserve_s=RESERVE_S,
+            task_log=str(root / "slurm" / LOG),
+            srun_words=srun_words,
+            command=command,
+        )
+    )
+
+
+def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
+    """Folders that must be seen inside the container, each under its own name."""
+    assert profile.container is not None
+    data = None if study.world else os.environ.get("CURRICULA_DATA")  # Run.create holds it fast for the run
+    folders = [str(root), *([str(Path(data).resolve())] if data else [])]
+    return [*(f"{folder}:{folder}" for folder in folders), *(os.path.expandvars(it) for it in profile.container.mounts)]
+
+
+@functools.cache
+def templates() -> jinja2.Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=False,  # shell, not markup: every value passes `quote`
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quote"] = shlex.quote
+    return environment

@@ -1,0 +1,212 @@
+"""What lies around the weights of a Hugging Face model: config.json and the model card; and reading models, checked.
+
+Whatever is read here came from elsewhere and may be damaged, half fetched or another kind of model. Each such case is one
+sentence that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from curriculum.errors import UserError
+from model.checkpoint_folder import CheckpointInfo
+from model.config import ModelConfig
+
+INDEX = "model.safetensors.index.json"  # of a model in several files: which holds what
+
+
+def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """The Llama model `source`, a Hugging Face folder or a GGUF file: its sizes and its tensors by Hugging Face's names.
+
+    Raises UserError when something is missing, damaged, of another shape, or not plain Llama.
+    """
+    config, weights = _read_gguf(source) if source.suffix == ".gguf" else _read_folder(source)
+    model = model_config(source, config, weights, sequence_length)
+    for name, shape in tensor_shapes(model).items():
+        if name not in weights:
+            raise UserError(f"{source}: lacks the tensor {name}; fetch the model again")
+        found = tuple(weights[name].shape)
+        if found != shape:
+            raise UserError(
+                f"{source}: the tensor {name} has the shape {found}, where config.json makes it {shape}; fetch the model again"
+            )
+    return model, weights
+
+
+def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of a Llama model by Hugging Face's names, with their shapes."""
+    hidden, kv = model.hidden, model.kv_heads * model.head_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (model.vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not model.tied:
+        shapes["lm_head.weight"] = (model.vocabulary, hidden)
+    for layer in range(model.layers):
+        for name, shape in {
+            "input_layernorm": (hidden,),
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "post_attention_layernorm": (hidden,),
+            "mlp.gate_proj": (model.ffn, hidden),
+            "mlp.up_proj": (model.ffn, hidden),
+            "mlp.down_proj": (hidden, model.ffn),
+        }.items():
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+    return shapes
+
+
+def hugging_face_config(info: CheckpointInfo) -> dict[str, Any]:
+    """config.json of a Llama model; the older form of the RoPE entry, which all versions of transformers read."""
+    model = info.model
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": model.vocabulary,
+        "hidden_size": model.hidden,
+        "intermediate_size": model.ffn,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.sequence_length,
+        "rms_norm_eps": model.rms_norm_eps,
+        "rope_theta": model.rope_base,
+        "tie_word_embeddings": model.tied,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": model.init_std,
+        "torch_dtype": info.precision,
+        "use_cache": True,  # and no pad_token_id: transformers would exempt its embedding from finetuning
+    }
+
+
+def model_config(
+    source: Path, config: dict[str, Any], weights: dict[str, torch.Tensor], sequence_length: int | None = None
+) -> ModelConfig:
+    """The ModelConfig of a Hugging Face config.json, old or new; raises UserError unless it is plain Llama."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{source}: config.json cannot be used (its RoPE entry is {rope!r}); fetch the model again")
+    unsupported = [
+        f"{key} is {value!r}"
+        for key, value, plain in (
+            ("model_type", config.get("model_type"), "llama"),
+            ("rope type", rope.get("rope_type", rope.get("type", "default")), "default"),
+            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+            ("attention_bias", bool(config.get("attention_bias")), False),
+            ("mlp_bias", bool(config.get("mlp_bias")), False),
+        )
+        if value != plain
+    ]
+    if unsupported:
+        raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
+    try:
+        return ModelConfig(
+            layers=int(config["num_hidden_layers"]),
+            hidden=int(config["hidden_size"]),
+            heads=int(config["num_attention_heads"]),
+            kv_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
+            ffn=int(config["intermediate_size"]),
+            vocabulary=weights["model.embed_tokens.weight"].shape[0],
+            sequence_length=sequence_length or int(config["max_position_embeddings"]),
+            rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+            rms_norm_eps=float(
+                f"{float(config['rms_norm_eps']):.6g}"
+            ),  # GGUF keeps it in single precision: 9.99999975e-06
+            tied="lm_head.weight" not in weights,
+            init_std=float(config.get("initializer_range", 0.02)),
+        )
+    except KeyError as missing:
+        where = "the weights lack" if "weight" in str(missing) else "config.json lacks"
+        raise UserError(f"{source}: {where} {missing}; fetch the model again") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: config.json cannot be used ({error}); fetch the model again") from None
+
+
+def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    config_file, index_file = source / "config.json", source / INDEX
+    if index_file.exists():
+        index = _read_json(index_file)
+        if not isinstance(index.get("weight_map"), dict) or not index["weight_map"]:
+            raise UserError(f"{index_file}: names no files of weights; fetch the model again")
+        files = sorted({source / Path(str(name)).name for name in index["weight_map"].values()})
+    else:
+        files = sorted(source.glob("*.safetensors"))
+    if not config_file.exists() or not files:
+        raise UserError(f"{source}: no Hugging Face model (config.json and *.safetensors); name its folder")
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            weights.update(load_file(file))
+        except FileNotFoundError:
+            raise UserError(f"{file}: missing, though {INDEX} names it; fetch the model again") from None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); fetch the model again") from error
+    config = _read_json(config_file)
+    if config.get("tie_word_embeddings"):
+        weights.pop("lm_head.weight", None)
+    return config, weights
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch the model again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; fetch the model again")
+    return value
+
+
+def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not source.exists():
+        raise UserError(f"{source}: no such file; name a GGUF file or a Hugging Face folder")
+    try:
+        import accelerate  # noqa: F401 (transformers asks for it)
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{source}: reading GGUF needs the package {error.name}; pip install curricula[gguf]") from None
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    except Exception as error:  # the parser trusts its file: damage shows as anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{source}: cannot be read ({reason}); fetch the model again") from error
+    weights = dict(loaded.state_dict())
+    if loaded.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    return loaded.config.to_dict(), weights
+
+
+def model_card(name: str, info: CheckpointInfo, provenance: dict[str, Any]) -> str:
+    facts = {
+        "parameters": f"{info.model.parameters():,}",
+        "training steps": f"{info.step:,}",
+        "training tokens": f"{info.consumed_tokens:,}",
+        "precision": info.precision,
+        **provenance,
+        **{f"{package} version": version for package, version in info.versions.items()},
+    }
+    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
+        f"# {name}\n\nA language model trained by Curricula to study when safety data should enter pretraining.\n\n"
+        f"| | |\n| --- | --- |\n{rows}\n"
+    )
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return text.replace("|", "\\|").replace("\n", " ")

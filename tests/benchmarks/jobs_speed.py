@@ -1,0 +1,276 @@
+"""How long one waits for the tools around the jobs: the command line, `status` of a large study, the start of training.
+
+    python tests/benchmarks/jobs_speed.py
+    python tests/benchmarks/jobs_speed.py --elements 5000 --json jobs.json
+
+Every measurement is a process of its own. Rows:
+
+import   `import jobs.cli` with the parser of all verbs but `data`; and `curricula status --help` from start to end. Beside them
+         `import submitit`, the library that others submit with.
+status   `curricula status` and `--json` from start to end, for a run folder of about --elements elements in all states, all
+         submitted; squeue is a stand-in that answers at once with a line for each. Beside it what submitit needs to tell
+         the states of as many tasks from one answer of sacct, a stand-in too: a SlurmJob for each, and `job.state` of all,
+         with submitit imported already. That reads no progress, no errors and no results.
+slow     the folder alone, when every file takes 1 ms to open, as on a busy parallel file system: by one thread and by all.
+start    from the start of the process to the end of the first step of training a tiny model on this CPU, part by part.
+         Beside it torchrun, from its start to the first line of the script that it launches: what is saved by having none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import machine
+
+sys.path += [str(machine.ROOT / "tests" / "jobs")]
+OPEN_S = 0.001
+STATES = ("done", "done", "done", "done", "running", "running", "pending", "pending", "failed", "cancelled")
+
+
+def imports(what: str) -> machine.Task:
+    began = time.perf_counter()
+    if what == "ours":
+        from jobs.cli import build_parser
+
+        build_parser([])
+    else:
+        import submitit  # noqa: F401
+    return {"seconds": time.perf_counter() - began}
+
+
+def command(words: list[str], path: str) -> machine.Task:
+    """A `curricula` command from its start to its end."""
+    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "COLUMNS": "120"}
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "jobs.cli", *words], env=environment, capture_output=True, check=True)
+    return {"seconds": time.perf_counter() - began, "bytes": len(done.stdout)}
+
+
+def submitit_states(folder: str, tasks: list[str], path: str) -> machine.Task:
+    import submitit
+
+    os.environ["PATH"] = f"{path}:{os.environ['PATH']}"
+    began = time.perf_counter()
+    jobs: list[Any] = [submitit.SlurmJob(folder, task) for task in tasks]
+    states = [job.state for job in jobs]
+    assert "UNKNOWN" not in states
+    return {"seconds": time.perf_counter() - began}
+
+
+def slow_folder(root: str, readers: int) -> machine.Task:
+    from jobs import state
+    from jobs.graph import build_graph
+    from jobs.run import Run
+
+    run = Run(Path(root))
+    jobs = build_graph(run.study)
+    true_open = io.open
+
+    def slow_open(*words: Any, **more: Any) -> Any:
+        time.sleep(OPEN_S)
+        return true_open(*words, **more)
+
+    run.submissions.rename(run.submissions.with_suffix(".away"))  # the folder alone
+    try:
+        with patch("io.open", slow_open), patch("builtins.open", slow_open), patch.object(state, "READERS", readers):
+            began = time.perf_counter()
+            state.run_status(run, jobs)
+            return {"seconds": time.perf_counter() - began}
+    finally:
+        run.submissions.with_suffix(".away").rename(run.submissions)
+
+
+def start(root: str, began: float) -> machine.Task:
+    """Seconds of each part until the first step of the trunk is done."""
+    parts: dict[str, float] = {}
+    last = began
+
+    def lap(part: str) -> None:
+        nonlocal last
+        now = time.time()
+        parts[part], last = now - last, now
+
+    lap("the interpreter and this program")
+    from jobs.element import find_element
+    from jobs.graph import build_graph
+    from jobs.run import Run
+    from jobs.stages import STAGES
+
+    lap("imports of jobs and curriculum")
+    run = Run(Path(root))
+    trunk = next(job for job in build_graph(run.study) if job.stage == "pretrain")
+    job, element = find_element(run, trunk.name, trunk.elements[0].label)
+    lap("study and graph")
+    import torch  # noqa: F401
+
+    lap("import of torch")
+    import model.train as engine
+
+    lap("import of Megatron-core")
+    true_started, true_load = engine.started, engine._Run._load
+
+    @contextlib.contextmanager
+    def started(*words: Any) -> Any:
+        with true_started(*words) as parallel:
+            lap("process group and parallel state")
+            yield parallel
+
+    def load(self: Any, *words: Any) -> Any:
+        lap("network, optimizer, metrics")
+        return true_load(self, *words)
+
+    class FirstStep(Exception):
+        pass
+
+    def progress(done: int, total: int, **figures: Any) -> None:
+        lap("first step, with its batch")
+        raise FirstStep
+
+    engine.started, engine._Run._load = started, load  # type: ignore[method-assign]
+    with contextlib.suppress(FirstStep):
+        STAGES["pretrain"](run, job, element, progress)
+    return {"parts": parts, "seconds": time.time() - began}
+
+
+def torchrun(folder: str) -> machine.Task:
+    script = Path(folder, "first_line.py")
+    script.write_text("import time; print(time.time())\n")
+    began = time.time()
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--master-port=0", str(script)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return {"seconds": float(done.stdout.split()[-1]) - began}
+
+
+MEASURES = {
+    "imports": imports, "command": command, "submitit_states": submitit_states, "slow_folder": slow_folder, "start": start,
+    "torchrun": torchrun,
+}  # fmt: skip
+
+
+def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
+    """A run folder of about that many elements, stand-ins for squeue and sacct, and the tasks' names."""
+    import yaml
+    from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, report_progress, squeue_line, submitted
+
+    from jobs.graph import build_graph
+    from jobs.run import Run
+    from jobs.study import parse_study
+
+    raw = yaml.safe_load((STUDIES / "demo.yaml").read_text())
+    curriculum = raw["curriculum"]
+    # Three starts of each set: every arm is trained, tuned twice, exported three times and evaluated by 13 tasks.
+    for number in range(max(1, round(elements / 57) - 2)):
+        curriculum["interventions"][f"set{number}"] = curriculum["interventions"]["full"]
+    run = Run.create(folder / "run", parse_study(raw, "the benchmark's study"))
+
+    class Ignored:  # the stand-ins get their PATH by themselves
+        def setenv(self, name: str, value: str) -> None:
+            pass
+
+    slurm = FakeSlurm(folder / "bin", Ignored())
+    queue, account, tasks, place = [], [], [], 0
+    for number, job in enumerate(build_graph(run.study)):
+        submitted(run, job.name, str(1000 + number), [element.label for element in job.elements])
+        for index, element in enumerate(job.elements):
+            state = STATES[place % len(STATES)]
+            place += 1
+            task = f"{1000 + number}_{index}"
+            tasks.append(task)
+            words = {
+                "done": "COMPLETED",
+                "running": "RUNNING",
+                "pending": "PENDING",
+                "failed": "FAILED",
+                "cancelled": "CANCELLED",
+            }
+            queue.append(squeue_line(str(1000 + number), str(index), words[state], "None", "n1"))
+            account.append(f"{task}|{task}|{words[state]}|n1")
+            if state in ("done", "running"):
+                report_progress(run, job.name, element.label, loss=2.0, tokens_per_second=1e6)
+            if state == "done":
+                finish_evaluation(run, job, element.label) if job.stage == "evaluate" else finish(
+                    run, job.name, element.label
+                )
+            elif state == "failed":
+                fail(run, job.name, element.label)
+    slurm.answer("squeue", "".join(f"{line}\n" for line in queue))
+    slurm.answer("sacct", "JobID|JobIDRaw|State|NodeList\n" + "".join(f"{line}\n" for line in account))
+    return str(run.root), str(slurm.folder), tasks
+
+
+def trainable_run(folder: Path) -> str:
+    """A run whose trunk can be trained: the data of a very small study."""
+    from test_local_run import small_study
+
+    from jobs.element import run_element
+    from jobs.graph import data_jobs
+    from jobs.run import Run
+    from jobs.study import load_study
+
+    run = Run.create(folder / "trainable", load_study(small_study(folder)))
+    for job in data_jobs(run.study):
+        for element in job.elements:
+            run_element(run.root, job.name, element.label)
+    return str(run.root)
+
+
+def main() -> None:
+    parser = machine.parser(__doc__)
+    parser.add_argument("--elements", type=int, default=2000, help="how large the study is that status shows")
+    args = parser.parse_args()
+    about = machine.describe()
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="jobs-speed-") as name:
+        folder = Path(name)
+        machine.progress("making run folders")
+        root, path, tasks = large_run(folder, args.elements)
+        trainable = trainable_run(folder)
+        asked: dict[str, machine.Task] = {
+            "import: ours": {"measure": "imports", "what": "ours"},
+            "import: submitit": {"measure": "imports", "what": "submitit"},
+            "curricula status --help": {"measure": "command", "words": ["status", "--help"], "path": path},
+            "curricula status": {"measure": "command", "words": ["status", root], "path": path},
+            "curricula status --json": {"measure": "command", "words": ["status", root, "--json"], "path": path},
+            "submitit: state of each": {
+                "measure": "submitit_states",
+                "folder": str(folder / "submitit"),
+                "tasks": tasks,
+                "path": path,
+            },
+            "slow files: 1 thread": {"measure": "slow_folder", "root": root, "readers": 1},
+            "slow files: all threads": {"measure": "slow_folder", "root": root, "readers": 16},
+            "start of training": {"measure": "start", "root": trainable},
+            "start of torchrun": {"measure": "torchrun", "folder": name},
+        }
+        rows: dict[str, list[machine.Task]] = {row: [] for row in asked}
+        for row in machine.alternating(list(asked), args.repeats):
+            machine.progress(row)
+            task = {**asked[row], **({"began": time.time()} if asked[row]["measure"] == "start" else {})}
+            rows[row].append(machine.fresh(task))
+    seconds = {row: [measured["seconds"] for measured in found] for row, found in rows.items()}
+    middle = {row: machine.spread(values)["median"] for row, values in seconds.items()}
+    peers = {
+        "import: ours": "import: submitit", "curricula status": "submitit: state of each",
+        "curricula status --json": "submitit: state of each", "slow files: all threads": "slow files: 1 thread",
+        "start of training": "start of torchrun",
+    }  # fmt: skip
+    shown = machine.table(f"Waiting, for a study of {len(tasks)} elements", "", "seconds", "peer / ours")
+    for row, values in seconds.items():
+        ratio = f"{middle[peers[row]] / middle[row]:.2f}" if row in peers else ""
+        shown.add_row(row, machine.shown(values), ratio)
+    parts = machine.table("From the start of the process to the first step", "part", "seconds")
+    for part in rows["start of training"][0]["parts"]:
+        parts.add_row(part, machine.shown([found["parts"][part] for found in rows["start of training"]]))
+    machine.report(args, about, [shown, parts], [], rows)
+
+
+if __name__ == "__main__" and not machine.serve_child(MEASURES):
+    main()

@@ -1,0 +1,168 @@
+"""Our side of the training benchmark: a bare step of the engine, and the same inside the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from training_measure import PEAK_LR, UNTIMED_STEPS, WARMUP_STEPS, Step, measure
+
+from model.build import build_network, build_optimizer, initialize, wrap
+from model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from model.convert import to_hugging_face
+from model.distributed import Parallel, started
+from model.megatron import get_forward_backward_func
+from model.train import TrainJob, train
+
+SEED = 0
+OPTIMIZER = OptimizerConfig(lr=PEAK_LR)
+
+
+def write_weights(model: dict[str, Any], out: str) -> dict[str, Any]:
+    """The initial weights that every side begins with, by Hugging Face's names, in the training precision."""
+    from safetensors.torch import save_file
+
+    config = msgspec.convert(model, ModelConfig)
+    with started() as parallel:
+        network = build_network(config, parallel, EngineConfig(backend="torch"))
+        initialize(network, config, SEED)
+        weights = to_hugging_face(network.state_dict(), config)
+        save_file({name: weight.detach().cpu().clone() for name, weight in weights.items()}, out)
+    return {}
+
+
+def bare_step(
+    model: dict[str, Any],
+    engine: dict[str, Any],
+    micro_batch: int,
+    tokens: str,
+    weights: str,
+    **asked: Any,
+) -> dict[str, Any]:
+    """The engine's step without the loop around it. `weights` are the peer's to read; ours are drawn by the same seed."""
+    config = msgspec.convert(model, ModelConfig)
+    with started() as parallel:
+        step = make_step(config, msgspec.convert(engine, EngineConfig), micro_batch, parallel)
+        return measure(step, tokens, **asked)
+
+
+def make_step(model: ModelConfig, engine: EngineConfig, micro_batch: int, parallel: Parallel) -> Step:
+    network = build_network(model, parallel, engine)
+    initialize(network, model, SEED)
+    wrapped = wrap(network, parallel)
+    optimizer = build_optimizer(wrapped, OPTIMIZER, parallel)
+
+    def forward(feed: Iterator[torch.Tensor], network: Any) -> tuple[torch.Tensor, Any]:
+        rows = next(feed)
+
+        def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            total = losses.sum()
+            count = torch.tensor(losses.numel(), dtype=torch.int, device=losses.device)
+            return total, count, {"loss": total.detach()}
+
+        return network(rows[:, :-1], None, None, labels=rows[:, 1:]), summed
+
+    def step(rows: torch.Tensor, lr: float) -> torch.Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        wrapped.zero_grad_buffer()
+        optimizer.zero_grad()
+        pieces = rows.split(micro_batch)
+        with parallel.cuda_names():
+            found = get_forward_backward_func()(
+                forward_step_func=forward,
+                data_iterator=iter(pieces),
+                model=[wrapped],
+                num_microbatches=len(pieces),
+                seq_length=rows.shape[1] - 1,
+                micro_batch_size=micro_batch,
+                forward_only=False,
+            )
+            optimizer.step()
+        return torch.stack([each["loss"] for each in found]).sum() / rows[:, 1:].numel()
+
+    return step
+
+
+class FileBatches(msgspec.Struct, frozen=True):
+    """The benchmark's file of tokens as the training loop wants it, going round."""
+
+    tokens: str
+    total_steps: int
+
+    @property
+    def _table(self) -> np.ndarray:
+        return np.load(self.tokens, mmap_mode="r")
+
+    @property
+    def global_batch(self) -> int:
+        return self._table.shape[1]
+
+    @property
+    def sequence_length(self) -> int:
+        return self._table.shape[2] - 1
+
+    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, None]:
+        return self._table[step % len(self._table), start:stop].astype(np.int64), None
+
+    def fingerprint(self, step: int) -> dict[str, Any]:
+        return {}
+
+    def describe(self, step: int) -> dict[str, Any]:
+        return {}
+
+
+class _Enough(Exception):
+    """Ends the loop before it saves: a checkpoint of 20 GB is not what is measured."""
+
+
+def whole_loop(
+    model: dict[str, Any],
+    engine: dict[str, Any],
+    micro_batch: int,
+    tokens: str,
+    timed_steps: int,
+    **others: Any,
+) -> dict[str, Any]:
+    """The training loop as users run it: reading, metrics, signals and all. Seconds from step to step."""
+    ends: list[float] = []
+    losses: list[float] = []
+
+    def note(done: int, total: int, **figures: Any) -> None:
+        ends.append(time.perf_counter())
+        losses.append(figures["loss"])
+        if done == UNTIMED_STEPS + timed_steps:
+            raise _Enough
+
+    with tempfile.TemporaryDirectory() as folder:
+        job = TrainJob(
+            out=Path(folder),
+            model=msgspec.convert(model, ModelConfig),
+            engine=msgspec.convert(engine, EngineConfig),
+            optimizer=OPTIMIZER,
+            schedule=ScheduleConfig(warmup_steps=WARMUP_STEPS, decay_fraction=0.0),
+            seed=SEED,
+            micro_batch=micro_batch,
+            save_interval_steps=10**9,
+        )
+        began = time.perf_counter()
+        with contextlib.suppress(_Enough):
+            train(job, FileBatches(tokens, 10**6), note)
+    seconds = list(np.diff(ends)[-timed_steps:])
+    return {
+        "seconds": seconds,
+        "median_seconds": float(np.median(seconds)),
+        "seconds_until_ready": ends[UNTIMED_STEPS - 1] - began,
+        "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "losses": losses,
+        "kernel_milliseconds": None,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,81 @@
+"""Near-duplicates: the rule on small texts, and the published table against the published files."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.benchmarks import load_prompts
+from eval.duplicates import (
+    LEAST_SIMILARITY,
+    cluster_of,
+    compute_published,
+    find_clusters,
+    grams,
+    normalised,
+    published,
+    published_requests,
+)
+
+REAL = os.environ.get("CURRICULA_DATA")
+needs_data = pytest.mark.skipif(not REAL, reason="set CURRICULA_DATA to the folder of public datasets")
+
+
+def test_what_differs_in_case_and_punctuation_only_is_one_request():
+    assert cluster_of("Write  a letter, please!") == cluster_of("write a letter PLEASE")
+    assert cluster_of("Write a letter") != cluster_of("Write a poem")
+    assert cluster_of("写一封信") != cluster_of("写一首诗")
+    assert grams("Explain it") == {("explain", "it")}
+
+
+@given(st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9).map(" ".join), min_size=1, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_clusters_are_what_similar_pairs_connect(requests):
+    place = list(range(len(requests)))
+    for here, there in combinations(range(len(requests)), 2):  # the plain way: every pair, merging labels
+        one, other = grams(requests[here]), grams(requests[there])
+        if len(one & other) / len(one | other) >= LEAST_SIMILARITY:
+            old, new = place[there], place[here]
+            place = [min(new, old) if label in (old, new) else label for label in place]
+    assert find_clusters(requests) == place
+
+
+@needs_data
+def test_the_published_table_is_that_of_the_published_files():
+    assert compute_published(Path(REAL)) == published()
+
+
+@needs_data
+def test_the_published_sets_overlap_as_they_are_known_to():
+    """Counts of requests that are equal but for case and punctuation, and of AdvBench's clusters."""
+    requests = published_requests(Path(REAL))
+    harmbench, advbench, jailbreakbench, development, test = (
+        [normalised(text) for text in requests[start:stop]]
+        for start, stop in [(0, 400), (400, 920), (920, 1020), (1020, 1070), (1070, 1120)]
+    )
+    assert len(set(harmbench)) == 393
+    assert len({*harmbench} & {*development}) == 22
+    assert len({*harmbench} & {*test}) == 17
+    assert len({*harmbench} & {*jailbreakbench}) == 9
+    assert len({*jailbreakbench} & {*development}) == 12
+    assert len({*jailbreakbench} & {*test}) == 4
+    assert len({*jailbreakbench} & {*advbench}) == 11
+    assert len(set(find_clusters(advbench))) == 389
+    assert len(set(map(cluster_of, requests))) == 856
+
+
+@needs_data
+def test_prompts_carry_the_cluster_of_their_request_whatever_set_they_are_read_from():
+    sets = {name: load_prompts(name, Path(REAL)) for name in ("harmbench", "advbench", "jailbreakbench", "tdc")}
+    shared = {p.cluster for p in sets["advbench"]} & {p.cluster for p in sets["jailbreakbench"]}
+    assert len(shared) >= 11
+    largest = Counter(p.cluster for p in sets["advbench"]).most_common(1)[0][1]
+    assert 70 < largest < 100
+    beginnings = load_prompts("advbench_completions", Path(REAL))
+    assert [p.cluster for p in beginnings] == [p.cluster for p in sets["advbench"]]

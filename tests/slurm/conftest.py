@@ -1,0 +1,91 @@
+"""A Slurm lab of the session's own (env/slurm-lab), for tests that only a real Slurm can answer. Needs root on Debian."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import uuid
+import zlib
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "env" / "slurm-lab"
+PREFIX = "curricula-lab-"
+
+
+class Lab:
+    """The running lab; its commands need only this environment."""
+
+    def __init__(self, folder: Path, port: int):
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "CURRICULA_SLURM_LAB": str(folder),
+            "CURRICULA_SLURM_LAB_PORT": str(port),
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def up(self) -> None:
+        self.run(SCRIPTS / "up")
+
+    def run(self, *words: object, check: bool = True, **options) -> str:
+        done = subprocess.run(
+            list(map(str, words)), env=self.environment, capture_output=True, text=True, timeout=600, **options
+        )
+        assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def pid(self, daemon: str) -> int:
+        return int((self.folder / f"{daemon}.pid").read_text())
+
+
+def why_not() -> str:
+    """Why no lab can be started here; empty when one can."""
+    if os.geteuid() != 0:
+        return "the Slurm lab needs root"
+    if shutil.which("apt-get") is None and shutil.which("slurmctld") is None:
+        return "the Slurm lab needs Debian, or Slurm's programs"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def lab():
+    """A lab that the workers of one test session share: the last to leave stops it."""
+    if why_not():
+        pytest.skip(why_not())
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)[:8]
+    place = Path("/tmp", PREFIX + session)
+    port = 30100 + zlib.crc32(session.encode()) % 130 * 20  # below the ephemeral ports, above those of training
+    users = place.with_suffix(".users")
+    found = Lab(place, port)
+    with _locked(users):
+        _clear_abandoned(place)
+        found.up()
+        users.write_text(users.read_text() + f"{os.getpid()}\n")
+    yield found
+    with _locked(users):
+        left = [pid for pid in users.read_text().split() if pid != str(os.getpid()) and Path("/proc", pid).exists()]
+        users.write_text("".join(f"{pid}\n" for pid in left))
+        if not left:
+            found.run(SCRIPTS / "down")
+            users.unlink()
+
+
+@contextlib.contextmanager
+def _locked(users: Path):
+    with open("/tmp/curricula-lab.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        users.touch()
+        yield
+
+
+def _clear_abandoned(own: Path) -> None:
+    """Stop labs whose test sessions were killed."""
+    for users in Path("/tmp").glob(f"{PREFIX}*.users"):
+        place = users.with_suffix("")
+        if place != own and not any(Path("/proc", pid).exists() for pid in users.read_text().split()):
+            Lab(place, 30100).run(SCRIPTS / "down", check=False)
+            users.unlink(missing_ok=True)

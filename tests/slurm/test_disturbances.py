@@ -1,0 +1,112 @@
+"""What a cluster does to a job of days, done to training processes of two nodes: they go on as if nothing had happened.
+
+After each disturbance the job has its old number, the jobs that wait for it still do, and in the end every step read the same
+samples and came to the same numbers as in a run that nobody disturbed.
+"""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import studies
+from conftest import SCRIPTS
+
+STEPS = 60
+LAST = f"pretrain-trunk-{STEPS}"
+
+
+@pytest.fixture(scope="module")
+def place(lab, tmp_path_factory):
+    """A study of slow steps with two ranks on two nodes, and a run folder that holds its data."""
+    folder = tmp_path_factory.mktemp("disturbances")
+    study = studies.write_study(folder, steps=STEPS, batch=32, micro_batch=16)
+    profile = studies.write_profile(folder, stages={"pretraining": {"nodes": 2, "gpus_per_node": 1}}, lead_time_s=10)
+    return study, profile, studies.prepared(lab, folder, study)
+
+
+def begin(lab, place, name: str) -> Path:
+    """Submit the trunk to its end, in a copy of the prepared run folder."""
+    study, profile, prepared = place
+    run = prepared.parent / name
+    shutil.copytree(prepared, run)
+    studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
+    return run
+
+
+def finish(lab, run: Path) -> list[str]:
+    studies.wait_until(
+        lambda: studies.is_done(run, LAST, "trunk"), f"{run.name} to finish", 600, lambda: studies.logs(run)
+    )
+    return studies.metrics(run, "trunk")
+
+
+def ranks_of(run: Path) -> list[int]:
+    """The training processes of a run, on all nodes."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"python" in words[0] and any(word.endswith(b"run_element.py") for word in words) and bytes(run) in words:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def preempt(lab, run: Path, task: str) -> None:
+    """A job of a higher partition takes all nodes for a moment."""
+    lab.run("srun", "--partition=high", "--account=research", "--nodes=4", "--exclusive", "--time=1", "true")
+
+
+def requeue(lab, run: Path, task: str) -> None:
+    lab.run("scontrol", "requeue", task)
+
+
+def ask_to_save(lab, run: Path, task: str) -> None:
+    """What Slurm sends before a time limit."""
+    lab.run("scancel", "--signal=USR2", task)
+
+
+def lose_a_node(lab, run: Path, task: str) -> None:
+    node = studies.show(lab, task)["BatchHost"]
+    lab.run(SCRIPTS / "kill-node", node)
+
+
+def kill_a_rank(lab, run: Path, task: str) -> None:
+    os.kill(ranks_of(run)[-1], signal.SIGKILL)
+
+
+DISTURBANCES = [preempt, requeue, ask_to_save, lose_a_node, kill_a_rank]
+
+
+def test_a_disturbed_run_ends_like_an_undisturbed_one(lab, place):
+    undisturbed, run = begin(lab, place, "undisturbed"), begin(lab, place, "disturbed")
+    job = studies.TRUNK.replace("12", str(STEPS // 2))
+    number = {name: studies.task_of(run, name, "trunk") for name in (job, LAST)}
+    current = job
+    for disturb in DISTURBANCES:
+        # With something saved since the last start, for else the job would rightly be taken for one that gets nowhere.
+        before = studies.saved_step(run, "trunk")
+
+        def is_under_way(before=before):
+            return studies.saved_step(run, "trunk") > before and len(ranks_of(run)) == 2
+
+        studies.wait_until(is_under_way, f"a checkpoint before {disturb.__name__}", 300, lambda: studies.logs(run))
+        current = LAST if studies.is_done(run, job, "trunk") else job
+        restarts = int(studies.show(lab, number[current])["Restarts"])
+        disturb(lab, run, number[current])
+
+        def is_back(current=current, restarts=restarts):
+            told = studies.show(lab, number[current])
+            return int(told["Restarts"]) > restarts
+
+        studies.wait_until(is_back, f"the job after {disturb.__name__}", 300, lambda: studies.logs(run))
+        if current == job:
+            waiting = studies.show(lab, number[LAST])
+            assert waiting["JobState"] == "PENDING" and waiting["Reason"] == "Dependency", (disturb.__name__, waiting)
+        if disturb is lose_a_node:
+            lab.up()
+    assert finish(lab, run) == finish(lab, undisturbed)
+    assert {name: studies.task_of(run, name, "trunk") for name in number} == number

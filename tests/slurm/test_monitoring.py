@@ -1,0 +1,129 @@
+"""Status, comments, cancel, retry, resubmit.sh and the preflight on a real Slurm."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import studies
+
+from curriculum.durable import read_jsonl
+
+STEPS = 24
+TRUNK, LAST = "pretrain-trunk-12", "pretrain-trunk-24"
+
+
+@pytest.fixture(scope="module")
+def place(lab, tmp_path_factory):
+    """A study of small steps, and a run folder that holds its data."""
+    folder = tmp_path_factory.mktemp("monitoring")
+    study = studies.write_study(folder, steps=STEPS, batch=8)
+    return study, studies.prepared(lab, folder, study)
+
+
+def copied(place, name: str) -> tuple[Path, Path]:
+    study, prepared = place
+    run = prepared.parent / name
+    shutil.copytree(prepared, run)
+    return study, run
+
+
+def states(lab, run: Path) -> dict[str, dict]:
+    found = json.loads(studies.curricula(lab, "status", run, "--json"))
+    return {f"{item['job']}/{item['label']}": item for item in found}
+
+
+def until(lab, run: Path, name: str, *wanted: str) -> dict:
+    """The element's status once it is in one of the `wanted` states."""
+    studies.wait_until(
+        lambda: states(lab, run)[name]["state"] in wanted, f"{name} to be {wanted}", 300, lambda: studies.logs(run)
+    )
+    return states(lab, run)[name]
+
+
+def test_a_failure_is_shown_retried_and_what_waits_for_it_too(lab, place):
+    """A broken pointer makes the trunk fail and its dependants be cancelled; mended, one retry brings all to an end."""
+    study, run = copied(place, "retried")
+    profile = studies.write_profile(run.parent, stages={"pretraining": {"nodes": 1, "gpus_per_node": 1}})
+    pointer = run / "pretrain" / "trunk" / "checkpoints" / "latest"
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text("step_nowhere")
+    studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
+    failed = until(lab, run, f"{TRUNK}/trunk", "failed")
+    assert "step_nowhere, which is not there" in failed["error"] and failed["task"]
+    until(lab, run, f"{LAST}/trunk", "cancelled")
+    shown = studies.curricula(lab, "status", run)
+    assert "1 failed" in shown and "1 cancelled" in shown and "curricula retry" in shown
+    assert "first error" in studies.curricula(lab, "logs", run, TRUNK)
+
+    pointer.unlink()
+    assert studies.curricula(lab, "retry", run, "--dry-run").split()[:2] == [f"{TRUNK}/trunk", f"{LAST}/trunk"]
+    said = studies.curricula(lab, "retry", run)
+    assert "2 elements in 2 arrays" in said
+    until(lab, run, f"{LAST}/trunk", "done")
+    assert "nothing has failed" in studies.curricula(lab, "retry", run)
+    assert len(studies.metrics(run, "trunk")) >= STEPS
+
+
+def test_cancel_takes_exactly_what_it_names_and_resubmit_needs_only_bash(lab, place):
+    study, run = copied(place, "cancelled")
+    profile = studies.write_profile(run.parent, stages={"pretraining": {"nodes": 1, "gpus_per_node": 1}})
+    hold = lab.run("sbatch", "--parsable", "--account=research", "--partition=high", "--nodes=4", "--exclusive",
+                   "--time=10", "--output=/dev/null", "--wrap=sleep 600").split()[0]  # fmt: skip
+    studies.submit(lab, study, profile, run, "--only", "pretrain")
+    assert {until(lab, run, f"{job}/trunk", "pending")["reason"] for job in (TRUNK, LAST)} <= {
+        "Priority", "Resources", "Dependency", "None", "",
+    }  # fmt: skip
+    assert "cancelled 1 pending;" in studies.curricula(lab, "cancel", run, "--job", LAST, "--yes")
+    assert until(lab, run, f"{LAST}/trunk", "cancelled")["state"] == "cancelled"
+    assert states(lab, run)[f"{TRUNK}/trunk"]["state"] == "pending"
+    again = subprocess.run([run / "resubmit.sh"], env=lab.environment, capture_output=True, text=True)
+    assert again.returncode == 1 and "still in the queue" in again.stderr
+    studies.curricula(lab, "cancel", run, "--yes")
+    lab.run("scancel", hold)
+    until(lab, run, f"{TRUNK}/trunk", "cancelled")
+
+    bare = {"SLURM_CONF": lab.environment["SLURM_CONF"], "PATH": "/usr/bin:/bin:/usr/sbin"}
+    again = subprocess.run([run / "resubmit.sh", "--comment=again"], env=bare, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    jobs = [line.split(":")[0] for line in again.stdout.splitlines()]
+    assert jobs[:2] == [TRUNK, "pretrain-50"] or jobs[0] == TRUNK
+    assert "tokenize" not in jobs and "prepare" not in jobs  # they are done
+    until(lab, run, f"{TRUNK}/trunk", "running", "done")
+    studies.curricula(lab, "cancel", run, "--yes")
+
+
+def test_a_node_that_fails_the_preflight_is_named_and_avoided(lab, place):
+    study, run = copied(place, "preflight")
+    tools = run.parent / "tools"
+    tools.mkdir()
+    good = "0, 81559, 4, 0, 31, Not Active, Not Active"
+    (tools / "nvidia-smi").write_text(f'#!/bin/bash\n[ "$SLURMD_NODENAME" = n2 ] || echo "{good}"\n')
+    (tools / "nvidia-smi").chmod(0o755)
+    told = run.parent / "told"
+    profile = studies.write_profile(
+        run.parent,
+        stages={"pretraining": {"nodes": 2, "gpus_per_node": 1, "options": {"nodelist": "n2"}}},
+        setup=[f"export PATH={tools}:$PATH"],
+        notify=f"tee -a '{told}'",
+        lead_time_s=10,
+    )
+    studies.submit(lab, study, profile, run, "--only", TRUNK)
+    task = studies.task_of(run, TRUNK, "trunk")
+    studies.wait_until(
+        lambda: (run / "slurm" / "bad-nodes.jsonl").exists(), "a bad node", 300, lambda: studies.logs(run)
+    )
+    (bad,) = read_jsonl(run / "slurm" / "bad-nodes.jsonl")
+    assert (bad["node"], bad["reason"], bad["task"]) == ("n2", "0 of 1 GPUs answer", task)
+    studies.wait_until(
+        lambda: studies.show(lab, task).get("ExcNodeList") == "n2",
+        "the node to be avoided",
+        120,
+        lambda: studies.logs(run),
+    )
+    assert "node n2: 0 of 1 GPUs answer" in told.read_text()
+    # It had asked for n2 by name; without that it finds others.
+    lab.run("scontrol", "update", f"JobId={task}", "ReqNodeList=")
+    until(lab, run, f"{TRUNK}/trunk", "done")
+    assert "preflight: 2 nodes, 2 processes, all-reduce" in studies.logs(run)

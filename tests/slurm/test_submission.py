@@ -1,0 +1,216 @@
+"""Submitting to a real Slurm: dependencies, interrupted submissions, a controller that is away, hostile names."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import studies
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobs.graph import build_graph
+from jobs.run import Run
+from jobs.study import load_study
+from jobs.submissions import submissions
+
+HELD = {"options": {"hold": True}}  # accepted and never started: what is submitted is all that matters
+
+
+@pytest.fixture
+def place(lab, tmp_path):
+    """A study, a profile whose jobs are held, and a run folder to come; the queue is empty again afterwards."""
+    yield studies.write_study(tmp_path), studies.write_profile(tmp_path, stages={"all": HELD}), tmp_path / "run"
+    ids = [one.job_id for one in submissions(Run(tmp_path / "run"))]
+    if ids:
+        lab.run("scancel", *ids)
+
+
+def queue(lab, run: Path) -> dict[str, list[str]]:
+    """Of each array of this run in Slurm's queue: its job name and what it waits for."""
+    found = {}
+    for line in lab.run("squeue", "--noheader", "--format=%F|%j|%E|%o").splitlines():
+        job_id, name, waits, script = line.split("|", 3)
+        if str(run) in script:
+            found.setdefault(job_id, [name, waits])
+    return found
+
+
+def test_the_whole_graph_is_submitted_with_its_dependencies_and_only_once(lab, place):
+    study, profile, run = place
+    said = studies.submit(lab, study, profile, run)
+    jobs = build_graph(load_study(study))
+    made = submissions(Run(run))
+    assert [one.job for one in made] == [job.name for job in jobs] and "22 arrays" in said
+    numbers = {one.job: one.job_id for one in made}
+    have = queue(lab, run)
+    assert {job_id: name for job_id, (name, _) in have.items()} == {
+        numbers[job.name]: f"demo/{job.name}" for job in jobs
+    }
+    for job in jobs:
+        _, waits = have[numbers[job.name]]
+        got = set(re.findall(r"(after\w+):(\d+)", waits))
+        assert got == {(edge.kind, numbers[edge.job]) for edge in job.needs}, job.name
+    assert "nothing to submit; 55 elements are queued" in studies.submit(lab, study, profile, run)
+    assert submissions(Run(run)) == made
+
+
+def test_a_submission_that_is_killed_anywhere_is_completed_by_the_same_command(lab, place):
+    study, profile, run = place
+    words = [
+        sys.executable,
+        "-m",
+        "jobs.cli",
+        "submit",
+        study,
+        "--cluster",
+        "slurm",
+        "--profile",
+        profile,
+        "--run",
+        run,
+        "--yes",
+    ]
+    jobs = [job.name for job in build_graph(load_study(study))]
+    for kill_after in (
+        2,
+        6,
+        11,
+        15,
+    ):  # arrays recorded, from there a random moment: in sbatch, before or after the record
+        process = subprocess.Popen(
+            list(map(str, words)), env=lab.environment, cwd=studies.ROOT, stdout=subprocess.DEVNULL
+        )
+        studies.wait_until(
+            lambda n=kill_after, p=process: len(submissions(Run(run))) >= n or p.poll() is not None, "arrays"
+        )
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    studies.submit(lab, study, profile, run)
+    recorded = submissions(Run(run))
+    assert sorted(one.job for one in recorded) == sorted(jobs)
+    assert {one.job_id for one in recorded} == set(queue(lab, run))
+
+
+def test_a_job_that_was_taken_but_not_recorded_is_found_by_its_script(lab, place):
+    study, profile, run = place
+    studies.submit(lab, study, profile, run, "--only", "prepare")
+    (made,) = submissions(Run(run))
+    # The state just after sbatch returned: the intent is there, the record is not.
+    script = lab.run("squeue", "--noheader", f"--job={made.job_id}", "--format=%o").strip()
+    Path(script).with_suffix(".json").write_text(json.dumps({"job": made.job, "labels": made.labels}))
+    (run / "slurm" / "submissions.jsonl").unlink()
+    said = studies.submit(lab, study, profile, run, "--only", "prepare")
+    assert "interrupted command; recorded" in said and "nothing to submit" in said
+    assert [one.job_id for one in submissions(Run(run))] == [made.job_id] == list(queue(lab, run))
+
+
+def test_a_controller_that_restarts_during_a_submission_is_waited_for(lab, place):
+    study, profile, run = place
+    os.kill(lab.pid("slurmctld"), signal.SIGKILL)
+    back = threading.Timer(4, lab.up)
+    back.start()
+    try:
+        said = studies.submit(lab, study, profile, run)
+    finally:
+        back.join()
+    assert "22 arrays" in said
+    assert len(queue(lab, run)) == len(submissions(Run(run))) == 22
+
+
+def test_accounting_that_is_away_holds_nothing_up(lab, place):
+    study, profile, run = place
+    os.kill(lab.pid("slurmdbd"), signal.SIGKILL)
+    try:
+        studies.submit(lab, study, profile, run)
+        assert "55 pending" in studies.curricula(lab, "status", run)
+    finally:
+        lab.up()
+
+
+def test_arrays_are_cut_at_the_longest_that_slurm_takes_and_keep_step(lab, place):
+    study, _, run = place
+    profile = studies.write_profile(study.parent, stages={"all": HELD}, max_array_size=4)
+    studies.submit(lab, study, profile, run, "--only", "tokenize,prepare")
+    parts = [one for one in submissions(Run(run)) if one.job == "tokenize"]
+    assert [len(one.labels) for one in parts] == [4, 4, 4, 2]
+    (job,) = [job for job in build_graph(load_study(study)) if job.name == "tokenize"]
+    assert [label for one in parts for label in one.labels] == [element.label for element in job.elements]
+
+
+def test_a_job_that_gets_nowhere_gives_up_and_what_waits_for_it_is_cancelled(lab, place):
+    study, _, run = place
+    profile = studies.write_profile(study.parent, stages={"data": HELD}, restarts_without_progress=2)
+    studies.submit(lab, study, profile, run, "--only", "prepare,tokenize")
+    (run / "world").write_text("in the way of the data")  # an error that no start mends, though nobody foresaw it
+    numbers = {one.job: one.job_id for one in submissions(Run(run))}
+    lab.run("scontrol", "release", numbers["prepare"])
+    studies.wait_until(lambda: not queue(lab, run), "both jobs to end", 300, lambda: studies.logs(run))
+    ended = {
+        name: lab.run("sacct", "-X", "--noheader", "--parsable2", "--format=State,ExitCode", f"--jobs={number}").split()
+        for name, number in numbers.items()
+    }
+    assert ended == {"prepare": ["FAILED|93:0"], "tokenize": ["CANCELLED|0:0"]}
+    why = json.loads((run / "jobs/prepare/prepare/failed.json").read_text())["error"]
+    assert "restarted 2 times without progress" in why and "NotADirectoryError" in why
+
+
+def test_a_refused_job_is_said_in_slurms_words_and_the_next_command_goes_on(lab, place):
+    study, profile, run = place
+    wrong = studies.write_profile(study.parent, stages={"all": HELD, "pretraining": {"partition": "no-such"}})
+    said = studies.submit(lab, study, wrong, run, check=False)
+    assert "sbatch refused job pretrain-trunk-12" in said and "invalid partition" in said and "Traceback" not in said
+    assert [one.job for one in submissions(Run(run))] == ["prepare", "tokenize"]
+    studies.submit(lab, study, studies.write_profile(study.parent, stages={"all": HELD}), run)
+    assert len(queue(lab, run)) == len(submissions(Run(run))) == 22
+
+
+def test_a_dry_run_shows_every_script_and_slurms_answer_and_writes_nothing(lab, place):
+    study, profile, run = place
+    said = studies.submit(lab, study, profile, run, "--dry-run")
+    assert said.count("#!/bin/bash") == 22 == said.count("to start at")
+    assert "afterok:prepare" in said and "22 sbatch calls" in said
+    assert not run.exists() and not queue(lab, run)
+
+
+# Words that a shell, an #SBATCH line or Slurm's file name patterns could take for their own.
+HOSTILE = st.lists(
+    st.sampled_from([" ", "'", '"', ";", "$(touch PWNED)", "`touch PWNED`", "\n", "&", "|", "*", "~", "!", "é", "#", "-x",
+                     "--wrap=touch PWNED", "${HOME}", "(", "<", ">", "%j", "\\", "a", "B"]),
+    min_size=1, max_size=6,
+).map("".join)  # fmt: skip
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(folder=HOSTILE, variable=HOSTILE)
+def test_no_name_breaks_or_is_executed(lab, place, folder, variable):
+    """Real sbatch, real bash: what runs is the element, with the words exactly as they were named, or nothing at all."""
+    study, _, run = place
+    base = run.parent / "named"
+    shutil.rmtree(base, ignore_errors=True)
+    base.mkdir()
+    target = base / folder.replace("/", "")
+    stand_in = base / "python"  # instead of Python: tells what it was given
+    stand_in.write_text('#!/bin/bash\nprintf "%s\\0" "$@" "$NAMED" >' + str(base / "given.aside") +
+                        f"\nmv {base}/given.aside {base}/given\n")  # fmt: skip
+    stand_in.chmod(0o755)
+    profile = studies.write_profile(
+        base, environment={"NAMED": variable, "MASTER_ADDR": "127.0.0.1"}, python=str(stand_in)
+    )
+    said = studies.submit(lab, study, profile, target, "--only", "prepare", check=False)
+    if not list(base.rglob("submissions.jsonl")):  # refused in one sentence, before anything was made
+        assert said.startswith("curricula: ") and "Traceback" not in said, said
+        assert not target.exists() or not (target / "slurm" / "submissions.jsonl").exists()
+        return
+    studies.wait_until((base / "given").exists, "the element", 120, lambda: studies.logs(target))
+    words = (base / "given").read_bytes().decode().split("\0")[:-1]
+    assert words[1:] == [str(target), "prepare", "prepare", variable]
+    assert not [path for path in run.parent.rglob("*") if path.name.startswith("PWNED")]
+    script = next(target.glob("slurm/*_submission.sh"))
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
