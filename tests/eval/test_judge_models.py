@@ -188,6 +188,18 @@ def test_equal_questions_are_asked_once(server, tmp_path):
     assert server.requests == {"ask-7": 1}
 
 
+def test_a_verdict_is_on_the_answer_that_was_judged_and_on_no_other(server, tmp_path):
+    path = stored(tmp_path, 2)
+    complete(path, server.settings())
+    path.unlink()
+    append_rows(path, [answer_row(0), answer_row(1, response="another answer")])  # under the same key
+    verdicts = complete(path, server.settings())
+    assert [row.label for row in verdicts] == ["harmful", "safe"]
+    assert server.requests == {"ask-0": 1, "ask-1": 2}
+    unused = read_rows(tmp_path / "attacks-topk.verdicts.unused.jsonl", VerdictRow)
+    assert [row.key for row in unused] == [f"{1:032d}"]
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
