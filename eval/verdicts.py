@@ -114,7 +114,8 @@ class Judgement:
                 rows += [self._row(row, key, ruling) for row in self._waiting[key]]
             self._append(rows, progress)
 
-        self.judge.rule(self.left, settle, self.path.with_suffix(""))
+        proven = any(row.label != UNPARSED for row in self._known.values())
+        self.judge.rule(self.left, settle, self.path.with_suffix(""), proven)
 
     def _row(self, row: GenerationRow, question: str, ruling: Ruling | VerdictRow) -> VerdictRow:
         allowed = OVERREFUSAL_VERDICTS if kind_of(row.task) == "overrefusal" else ATTACK_VERDICTS

@@ -174,6 +174,14 @@ def test_unreadable_and_refused_replies_are_unparsed_and_never_safe(server, tmp_
     assert KEY not in verdicts_path(path).read_text()
 
 
+def test_a_last_question_that_nobody_can_read_is_unparsed_when_the_judge_was_good_before(server, tmp_path):
+    path = stored(tmp_path, 3)
+    complete(path, server.settings())
+    append_rows(path, [answer_row(3)])
+    server.schedule["ask-3"] = ["prose"]
+    assert [row.label for row in complete(path, server.settings())] == ["harmful", "safe", "harmful", "unparsed"]
+
+
 def test_control_characters_in_answers_pass_through_unharmed(server, tmp_path):
     path = stored(tmp_path, 2, response="\x00\x1b[31m ask-1 \u2028 \ufffd")
     complete(path, server.settings())
