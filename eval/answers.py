@@ -17,12 +17,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int  # generated up to and with the token that ended it
     finish: str  # "end" (end mark) | "length" | "tag" (short-circuit: cut at the tag)
     shortcircuit: bool  # the tag was generated, whether or not the answer was cut there
-    completion: str = ""  # the safe completion that takes the place of `text` after a short-circuit; "": none
-
-    @property
-    def shown(self) -> str:
-        """What a user of the model would read."""
-        return self.completion or self.text
+    completion: str = ""  # what a user would read in place of `text` after a short-circuit; "": `text` itself
 
 
 def make_answer(

@@ -3,6 +3,9 @@
 In a batch that waits for its longest answer, most rows are idle at the end. Here prompts queue up, the longest first (so
 that memory is at its highest at the start, and neighbours are of like length), and free rows are refilled together once
 there are enough of them. How tokens are chosen is the caller's; which row an answer got plays no part in that.
+
+All rows have the room of the longest text and look over its width, so a prompt much longer than others is not decoded
+among them: prompts are taken in groups of like length, and long ones get fewer rows.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from eval.decoding import Decoding, room_after
 from eval.models import LoadedModel
 
 REFILL_SHARE = 8  # rows wait to be refilled until this part of them (an eighth) is free
+ROW_TOKENS = 512  # rows of longer texts are fewer, so that memory stays that of `rows` rows of so many tokens
 Choose = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits [rows, vocabulary], number of each row's answer [rows], tokens it has so far [rows]) -> ids [rows]"""
 
 
-@torch.inference_mode()
 def generate(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
@@ -33,13 +36,40 @@ def generate(
 ) -> list[list[int]]:
     """One answer's token ids to each prompt (token ids), up to and with the end mark or tag that ends it."""
     limits = [room_after(loaded, prompt, max_new_tokens) for prompt in prompts]
-    queue = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
-    rows = min(rows, len(prompts))
-    capacity = max((len(prompt) + limit for prompt, limit in zip(prompts, limits)), default=0)
-    decoding = Decoding(loaded, rows, capacity)
-    device = loaded.device
     stop = Stop(loaded, stop_at_tag)
     answers: list[list[int]] = [[] for _ in prompts]
+    for group in groups_of_like_length(prompts):
+        longest = max(len(prompts[i]) + limits[i] for i in group)
+        few = max(1, min(rows, rows * ROW_TOKENS // longest, len(group)))
+        _generate(loaded, prompts, group, answers, choose, limits, stop, Decoding(loaded, few, longest))
+    return answers
+
+
+def groups_of_like_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The prompts' places, longest first, parted where the next is less than half as long as the group's first."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
+        # Short ones stay together: the answers' length is then most of the width.
+        if groups and len(prompts[groups[-1][0]]) <= max(128, 2 * len(prompts[place])):
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+@torch.inference_mode()
+def _generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    group: Sequence[int],
+    answers: list[list[int]],
+    choose: Choose,
+    limits: Sequence[int],
+    stop: Stop,
+    decoding: Decoding,
+) -> None:
+    """Fill in the answers to the prompts of one group."""
+    queue, rows, device = deque(group), decoding.cache.rows, loaded.device
     # What each row is at: its answer (-1: none), the tokens in its cache, and the token that goes in next.
     at, length, token = np.full(rows, -1), np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
     while True:
@@ -54,7 +84,7 @@ def generate(
         elif not queue and len(free) * 4 >= len(at):  # rows leave when there are enough to be worth the copy
             kept = np.flatnonzero(at >= 0)
             if not len(kept):
-                return answers
+                return
             decoding.cache.select(torch.from_numpy(kept).to(device))
             at, length, token = at[kept], length[kept], token[kept]
         length[at < 0] = token[at < 0] = 0

