@@ -86,6 +86,11 @@ class ServedJudge:
                 await rule_by_batch(self, endpoint, questions, settle, beside)
             else:
                 await _Asking(self, endpoint, settle, proven).all(questions)
+        except (NoAnswer, Refused) as error:  # of a batch: single questions have their own ways
+            raise UserError(
+                f"judge {self.settings.model_name}: {error}; see to the server or the judge's settings, then the same "
+                "command goes on"
+            ) from None
         finally:
             await endpoint.close()
 

@@ -325,6 +325,14 @@ def test_a_kill_around_the_making_of_a_batch_makes_no_second_one(server, tmp_pat
     assert len(server.batches) == 1 and set(server.good.values()) == {1}
 
 
+def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
+    path = stored(tmp_path, 3)
+    with pytest.raises(
+        UserError, match=r"judge fake: http://127.0.0.1:9 cannot be reached .* the same command goes on"
+    ):
+        complete(path, server.settings(url="http://127.0.0.1:9/v1", retries=0, batch_api=True))
+
+
 def test_a_refused_batch_says_why(server, tmp_path):
     path = stored(tmp_path, 3)
     server.batch_error = "line 1 is not right"
