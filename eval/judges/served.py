@@ -109,7 +109,7 @@ class Pace:
 
     def __init__(self, settings: Judging) -> None:
         requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
-        most = max(1.0, (requests or 0) / 240)  # a quarter of a second's worth at once
+        most = max(1.0, (requests or 0) / 60)  # a second's worth at once: less is lost when this process is held up
         self._requests = AsyncLimiter(most, 60 * most / requests) if requests else None
         self._second = max(1.0, (tokens or 0) / 60)
         self._tokens = AsyncLimiter(self._second, 60 * self._second / tokens) if tokens else None
