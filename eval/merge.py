@@ -31,11 +31,13 @@ def parts_by_task(model_kind: ModelKind, config: Evaluation) -> dict[str, list[P
 
 
 def is_merged(out: Path, model_kind: ModelKind, config: Evaluation) -> bool:
-    """Whether the merged rows are those of the parts that are there now: they are these files, one after another."""
+    """Whether the merged rows are those of the parts that are there now, one file after another, and there are verdicts."""
     for task, parts in parts_by_task(model_kind, config).items():
         sizes = [part.path(out).stat().st_size for part in parts if part.path(out).exists()]
         merged = merged_path(out, task)
         if sizes and not (merged.is_file() and merged.stat().st_size == sum(sizes)):
+            return False
+        if sum(sizes) and not (verdicts_path(merged).is_file() and verdicts_path(merged).stat().st_size):
             return False
     return True
 

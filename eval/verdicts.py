@@ -51,14 +51,19 @@ def question_of(row: GenerationRow) -> Question:
     )
 
 
+def asked_of(row: GenerationRow, judge: str, version: str) -> str:
+    """Hash of what this judge is asked about an answer; "" for a short-circuit, about which nobody is asked."""
+    return "" if row.finish == "tag" else question_key(judge, version, question_of(row))
+
+
 class Judgement:
     """The answers of one task and what one judge has to say about them."""
 
     def __init__(self, rows: Sequence[GenerationRow], path: Path, judge: Judge) -> None:
         """`path` is the file of verdicts. Raises UserError when a line of it is damaged."""
-        self.path, self.judge = path, judge
+        self.path, self.judge, self._rows = path, judge, rows
         found = [row for row in read_rows(path, VerdictRow) if self._is_mine(row)]
-        given = {row.key for row in found}
+        given = {(row.key, row.question) for row in found}
         # Those on answers that were set aside too: they may have come back.
         aside = [row for row in read_rows(unused_path(path), VerdictRow) if self._is_mine(row)]
         self._known = {row.question: row for row in [*aside, *found] if row.question}
@@ -66,15 +71,14 @@ class Judgement:
         self._waiting: dict[str, list[GenerationRow]] = defaultdict(list)
         self._questions: dict[str, Question] = {}
         for row in rows:
-            if row.key in given:
+            key = asked_of(row, judge.name, judge.version)
+            if (row.key, key) in given:
                 continue
-            if row.finish == "tag":
+            if key:
+                self._waiting[key].append(row)
+                self._questions[key] = question_of(row)
+            else:
                 self._short.append(row)
-                continue
-            question = question_of(row)
-            key = question_key(judge.name, judge.version, question)
-            self._waiting[key].append(row)
-            self._questions[key] = question
         self.total, self.done = len(rows), len(rows) - len(self._short) - sum(map(len, self._waiting.values()))
 
     def _is_mine(self, row: VerdictRow) -> bool:
@@ -97,6 +101,7 @@ class Judgement:
             self._complete(progress)
 
     def _complete(self, progress: Progress) -> None:
+        set_aside(self.path, self._rows)
         progress(self.done, self.total)
         self._append([self._row(row, "", Ruling(label=shortcircuit(row))) for row in self._short], progress)
         repeats = [(row, key) for key, rows in self._waiting.items() if key in self._known for row in rows]
@@ -109,7 +114,8 @@ class Judgement:
                 rows += [self._row(row, key, ruling) for row in self._waiting[key]]
             self._append(rows, progress)
 
-        self.judge.rule(self.left, settle, self.path.with_suffix(""))
+        proven = any(row.label != UNPARSED for row in self._known.values())
+        self.judge.rule(self.left, settle, self.path.with_suffix(""), proven)
 
     def _row(self, row: GenerationRow, question: str, ruling: Ruling | VerdictRow) -> VerdictRow:
         allowed = OVERREFUSAL_VERDICTS if kind_of(row.task) == "overrefusal" else ATTACK_VERDICTS
@@ -133,11 +139,26 @@ def shortcircuit(row: GenerationRow) -> str:
     return "5_shortcircuit" if kind_of(row.task) == "overrefusal" else "shortcircuit"
 
 
+def set_aside(path: Path, rows: Sequence[GenerationRow]) -> None:
+    """Move verdicts on answers that are no longer there, or no longer the same, to `<name>.unused.jsonl`."""
+    answers = {row.key: row for row in rows}
+
+    def holds(row: VerdictRow) -> bool:
+        answer = answers.get(row.key)
+        return answer is not None and row.question == asked_of(answer, row.judge, row.version)
+
+    found = read_rows(path, VerdictRow)
+    stale = [row for row in found if not holds(row)]
+    if stale:
+        known = set(map(_identity, read_rows(unused_path(path), VerdictRow)))
+        append_rows(unused_path(path), [row for row in stale if _identity(row) not in known])
+        write_rows(path, [row for row in found if holds(row)])
+
+
 def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge) -> None:
     """Bring a file of verdicts into the order of the answers, those of judge `first` before all others.
 
-    So a file that was written by fits and starts ends with the bytes of one that was not. Verdicts on answers that are no
-    longer there are kept in `<name>.unused.jsonl`.
+    So a file that was written by fits and starts ends with the bytes of one that was not.
     """
     place = {row.key: number for number, row in enumerate(rows)}
 
@@ -146,14 +167,9 @@ def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge) -> Non
 
     with _alone_with(path):
         found = read_rows(path, VerdictRow)
-        ordered = sorted((row for row in found if row.key in place), key=rank)
-        if ordered == found:
-            return
-        aside = set(map(_identity, read_rows(unused_path(path), VerdictRow)))
-        unused = [row for row in found if row.key not in place and _identity(row) not in aside]
-        if unused:
-            append_rows(unused_path(path), unused)
-        write_rows(path, ordered)
+        ordered = sorted(found, key=rank)
+        if ordered != found:
+            write_rows(path, ordered)
 
 
 def _alone_with(path: Path) -> AbstractContextManager[None]:
@@ -165,16 +181,18 @@ def unused_path(path: Path) -> Path:
     return path.with_name(path.stem + ".unused.jsonl")
 
 
-def _identity(row: VerdictRow) -> tuple[str, str, str]:
-    return row.key, row.judge, row.version
+def _identity(row: VerdictRow) -> tuple[str, str, str, str]:
+    return row.key, row.judge, row.version, row.question
 
 
 def forget_unparsed(path: Path, judge: Judge) -> int:
     """Take this judge's "unparsed" out of a file of verdicts, to be asked again; returns how many those were."""
-    found = read_rows(path, VerdictRow)
-    kept = [row for row in found if row.label != UNPARSED or (row.judge, row.version) != (judge.name, judge.version)]
-    if len(kept) < len(found):
-        write_rows(path, kept)
+    mine = (judge.name, judge.version)
+    with _alone_with(path):
+        found = read_rows(path, VerdictRow)
+        kept = [row for row in found if row.label != UNPARSED or (row.judge, row.version) != mine]
+        if len(kept) < len(found):
+            write_rows(path, kept)
     return len(found) - len(kept)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +60,20 @@ class Bars:
             yield
         finally:
             self._lines.remove_task(task)
+
+
+def no_other_bars() -> None:
+    """Keep libraries from drawing bars into ours; tqdm reads this when it is imported."""
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+def quiet_libraries() -> None:
+    """Keep transformers from its own bars, and from warnings about what is as it should be."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
 
 
 def percent(value: float | None) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from curriculum.errors import UsageError
 from curriculum.sources import local_root
 from eval.benchmarks import BENCHMARKS, Use, find
 from eval.config import Evaluation, Part, Tasks, parts_for
-from jobs.eval_display import Bars, print_cells
+from jobs.eval_display import Bars, no_other_bars, print_cells, quiet_libraries
 from jobs.judge_options import add_judge_options, confirm_cost, judge_from
 
 if TYPE_CHECKING:
@@ -70,7 +68,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def evaluate(words: argparse.Namespace) -> int:
     """Check every word, generate, judge, print. Rows lie in OUT, as `eval/rows.py` describes."""
-    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, by libraries that would draw bars into ours
+    no_other_bars()
     config = _config(words)
     parts = parts_for(words.kind, config)
     data = words.data or local_root()
@@ -80,7 +78,7 @@ def evaluate(words: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False)
     _check(config, parts, data, world)
     with exclusive_lock(out / "lock"), Bars(console) as bars:
-        _quiet()
+        quiet_libraries()
         _generate(words, config, parts, data, out, bars)
         _judge(words, config, out, world, console, bars)
     cells = _cells(words, parts, out)
@@ -162,15 +160,6 @@ def _check(config: Evaluation, parts: list[Part], data: Path | None, world: Path
             from eval.judges.served import connect
 
             connect(judge)
-
-
-def _quiet() -> None:
-    """Libraries would warn about what is as it should be."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.simplefilter("ignore")
 
 
 def _generate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import string
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from curriculum.durable import exclusive_lock
 from curriculum.errors import UsageError
 from curriculum.sources import local_root
 from eval.judges.settings import Judging
-from jobs.eval_display import Bars, interval, new_table, percent
+from jobs.eval_display import Bars, interval, new_table, no_other_bars, percent, quiet_libraries
 from jobs.judge_options import add_judge_options, confirm_cost, judge_from
 
 EXAMPLE = (
@@ -55,12 +56,15 @@ def rejudge(words: argparse.Namespace) -> int:
 
     if not words.folder.is_dir():
         raise UsageError(f"{words.folder}: no such folder; name a run folder, or the OUT folder of a `curricula eval`")
+    no_other_bars()
     settings = judge_from(words)
     paths = stored_answers(words.folder)
     labels = read_labels(words.labels) if words.labels else {}
     judges = _judges(words, settings)
     console = Console(stderr=True, highlight=False)
     with exclusive_lock(words.folder / "rejudge.lock"), Bars(console) as bars:
+        if settings.on_this_machine:
+            quiet_libraries()
         work = Rejudging(paths, judges, words.retry_unparsed)
         confirm_cost(words, work.estimates(), console)
         work.judge(bars.line(f"judge {settings.name}"))
@@ -96,26 +100,24 @@ def _judges(words: argparse.Namespace, settings: Judging) -> dict:
 
 
 def _print(found: list, console: Console) -> None:
+    rates = [rate for one in found for rate in (one.first, one.second) if rate is not None]
+    letters = dict(zip(dict.fromkeys(rate.judge for rate in rates), string.ascii_uppercase))
+    console.print(Text("\n".join(f"{letter}: {judge}" for judge, letter in letters.items())), soft_wrap=True)
+    spans = ("rate", "95%\ninterval", "corrected", "95%\ninterval")
     table = new_table(
-        "Rates by both judges, in percent of the answers with a verdict",
-        "answers of",
-        "judge",
-        "rate",
-        "95%\ninterval",
-        "corrected",
-        "95%\ninterval",
-        "verdicts",
-        "un-\nparsed",
+        "Rates by each judge, in percent of the answers with a verdict",
+        *("answers of", "judge", *spans, "verdicts", "un-\nparsed"),
         words=2,
     )
     for one in found:
-        for where, rate in ((one.where, one.first), ("" if one.first else one.where, one.second)):
+        where = one.where
+        for rate in (one.first, one.second):
             if rate is not None:
                 true = rate.corrected
-                spans = [interval(rate.low, rate.high), percent(true.rate if true else None)]
-                spans.append(interval(true.low, true.high) if true else "–")
-                counts = [f"{rate.answers:,}", f"{rate.unparsed:,}"]
-                table.add_row(Text(where), Text(rate.judge), percent(rate.rate), *spans, *counts)
+                cells = [percent(rate.rate), interval(rate.low, rate.high), percent(true.rate if true else None)]
+                cells += [interval(true.low, true.high) if true else "–", f"{rate.answers:,}", f"{rate.unparsed:,}"]
+                table.add_row(Text(where), letters[rate.judge], *cells)
+                where = ""
     console.print(table)
     agreed = new_table("Agreement", "answers of", "verdicts\nof both", "agree", "Cohen's\nkappa", "95%\ninterval")
     for one in found:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from curriculum.errors import UserError
-from eval.judges.question import Question, Ruling, Settle
+from eval.judges.question import UNPARSED, Question, Ruling, Settle
 from eval.judges.settings import Judging
 from eval.judges.templates import Template, version_of
 from eval.judges.text import Clip, clip_of, load_tokenizer
@@ -26,20 +26,28 @@ class LocalClassifier:
     def estimate(self, questions: Sequence[Question]) -> None:
         return None
 
-    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path) -> None:
+    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path, proven: bool) -> None:
         if not questions:  # loading 13 billion weights to judge nothing would be a pity
             return
         prompts = [self.template.fill(question, self._clip(question.response)) for question in questions]
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)  # little padding
         size = self.settings.batch_answers
+        held: list[tuple[Question, Ruling]] = []  # unreadable, before the first reply that could be read
         for start in range(0, len(order), size):
             places = order[start : start + size]
             replies = self._replies([prompts[place] for place in places])
-            settle(
-                [
-                    (questions[place], Ruling(label=self.template.read(reply), reply=reply))
-                    for place, reply in zip(places, replies)
-                ]
+            held += [
+                (questions[place], Ruling(label=self.template.read(reply), reply=reply))
+                for place, reply in zip(places, replies, strict=True)
+            ]
+            proven = proven or any(ruling.label != UNPARSED for _, ruling in held)
+            if proven:
+                settle(held)
+                held = []
+        if held:
+            raise UserError(
+                f"{self.settings.model_name}: answers {held[-1][1].reply!r} and the like to all {len(held)} questions, which "
+                f"is no verdict; is it a classifier for the template {self.template.name}?"
             )
 
     @cached_property

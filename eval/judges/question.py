@@ -60,11 +60,12 @@ class Judge(Protocol):
     def version(self) -> str:
         """Hash of everything that decides its verdicts; equal versions, equal verdicts."""
 
-    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path) -> None:
+    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path, proven: bool) -> None:
         """Hand a ruling on each question to `settle`, in any order.
 
-        What outlives this process on a server is noted in files whose names begin with `beside`. Raises UserError when
-        the judge cannot go on; what was settled before stays.
+        `proven`: it has given good verdicts before, so that a reply nobody can read is the question's fault and not the
+        judge's. What outlives this process on a server is noted in files whose names begin with `beside`. Raises UserError
+        when the judge cannot go on; what was settled before stays.
         """
 
     def estimate(self, questions: Sequence[Question]) -> Estimate | None:

@@ -21,7 +21,7 @@ class RuleJudge(ABC):
     @abstractmethod
     def label(self, question: Question) -> str: ...
 
-    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path) -> None:
+    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path, proven: bool) -> None:
         settle([(question, Ruling(label=self.label(question))) for question in questions])
 
     def estimate(self, questions: Sequence[Question]) -> None:

@@ -75,17 +75,22 @@ class ServedJudge:
             dollars = (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6 * (0.5 if self.settings.batch_api else 1)
         return Estimate(questions=len(questions), tokens_in=tokens_in, tokens_out=tokens_out, dollars=dollars)
 
-    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path) -> None:
+    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path, proven: bool) -> None:
         if questions:
-            asyncio.run(self._rule(questions, settle, beside))
+            asyncio.run(self._rule(questions, settle, beside, proven))
 
-    async def _rule(self, questions: Sequence[Question], settle: Settle, beside: Path) -> None:
+    async def _rule(self, questions: Sequence[Question], settle: Settle, beside: Path, proven: bool) -> None:
         endpoint = connect(self.settings)
         try:
             if self.settings.batch_api:
                 await rule_by_batch(self, endpoint, questions, settle, beside)
             else:
-                await _Asking(self, endpoint, settle).all(questions)
+                await _Asking(self, endpoint, settle, proven).all(questions)
+        except (NoAnswer, Refused) as error:  # of a batch: single questions have their own ways
+            raise UserError(
+                f"judge {self.settings.model_name}: {error}; see to the server or the judge's settings, then the same "
+                "command goes on"
+            ) from None
         finally:
             await endpoint.close()
 
@@ -104,7 +109,7 @@ class Pace:
 
     def __init__(self, settings: Judging) -> None:
         requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
-        most = max(1.0, (requests or 0) / 240)  # a quarter of a second's worth at once
+        most = max(1.0, (requests or 0) / 60)  # a second's worth at once: less is lost when this process is held up
         self._requests = AsyncLimiter(most, 60 * most / requests) if requests else None
         self._second = max(1.0, (tokens or 0) / 60)
         self._tokens = AsyncLimiter(self._second, 60 * self._second / tokens) if tokens else None
@@ -123,12 +128,12 @@ class Pace:
 class _Asking:
     """The questions under way, and the rulings that are not written down yet."""
 
-    def __init__(self, judge: ServedJudge, endpoint: Endpoint, settle: Settle) -> None:
+    def __init__(self, judge: ServedJudge, endpoint: Endpoint, settle: Settle, proven: bool) -> None:
         self.judge, self.endpoint, self.settle = judge, endpoint, settle
         self.pace = Pace(judge.settings)
         self._again: deque[Question] = deque()
         self._asked_again = False
-        self._anything_good = False
+        self._anything_good = proven
         self._failures = 0  # since the last reply
         self._held: list[tuple[Question, Ruling]] = []  # refused or unreadable, before the first good reply
         self._rulings: list[tuple[Question, Ruling]] = []

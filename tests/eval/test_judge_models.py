@@ -174,6 +174,14 @@ def test_unreadable_and_refused_replies_are_unparsed_and_never_safe(server, tmp_
     assert KEY not in verdicts_path(path).read_text()
 
 
+def test_a_last_question_that_nobody_can_read_is_unparsed_when_the_judge_was_good_before(server, tmp_path):
+    path = stored(tmp_path, 3)
+    complete(path, server.settings())
+    append_rows(path, [answer_row(3)])
+    server.schedule["ask-3"] = ["prose"]
+    assert [row.label for row in complete(path, server.settings())] == ["harmful", "safe", "harmful", "unparsed"]
+
+
 def test_control_characters_in_answers_pass_through_unharmed(server, tmp_path):
     path = stored(tmp_path, 2, response="\x00\x1b[31m ask-1 \u2028 \ufffd")
     complete(path, server.settings())
@@ -186,6 +194,18 @@ def test_equal_questions_are_asked_once(server, tmp_path):
     append_rows(tmp_path / "attacks-topk.jsonl", rows)
     assert len(complete(tmp_path / "attacks-topk.jsonl", server.settings())) == 5
     assert server.requests == {"ask-7": 1}
+
+
+def test_a_verdict_is_on_the_answer_that_was_judged_and_on_no_other(server, tmp_path):
+    path = stored(tmp_path, 2)
+    complete(path, server.settings())
+    path.unlink()
+    append_rows(path, [answer_row(0), answer_row(1, response="another answer")])  # under the same key
+    verdicts = complete(path, server.settings())
+    assert [row.label for row in verdicts] == ["harmful", "safe"]
+    assert server.requests == {"ask-0": 1, "ask-1": 2}
+    unused = read_rows(tmp_path / "attacks-topk.verdicts.unused.jsonl", VerdictRow)
+    assert [row.key for row in unused] == [f"{1:032d}"]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +248,7 @@ def test_no_more_requests_at_once_and_in_a_minute_than_allowed(server, tmp_path)
     started = time.monotonic()
     complete(path, server.settings(concurrency=3, requests_per_minute=600))
     assert server.most_at_once <= 3
-    assert time.monotonic() - started >= (30 - 3) / 10  # ten a second
+    assert time.monotonic() - started >= (30 - 10) / 10  # a second's worth at once, ten a second after that
 
 
 def test_tokens_a_minute_hold_back_long_questions():
@@ -303,6 +323,14 @@ def test_a_kill_around_the_making_of_a_batch_makes_no_second_one(server, tmp_pat
     assert len(server.batches) == (when == "made")
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2 + ["harmful"]
     assert len(server.batches) == 1 and set(server.good.values()) == {1}
+
+
+def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
+    path = stored(tmp_path, 3)
+    with pytest.raises(
+        UserError, match=r"judge fake: http://127.0.0.1:9 cannot be reached .* the same command goes on"
+    ):
+        complete(path, server.settings(url="http://127.0.0.1:9/v1", retries=0, batch_api=True))
 
 
 def test_a_refused_batch_says_why(server, tmp_path):

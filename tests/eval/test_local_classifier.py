@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 def rulings(settings, questions, tmp_path):
     found = {}
-    load_judge(settings, "attack", None).rule(questions, lambda some: found.update(some), tmp_path / "x")
+    load_judge(settings, "attack", None).rule(questions, lambda some: found.update(some), tmp_path / "x", True)
     return [found[question] for question in questions]
 
 
@@ -56,6 +56,12 @@ def test_a_clip_that_cuts_nothing_changes_nothing(folder, tmp_path):
     settings = Judging(name="harmbench", model=str(folder))
     whole = rulings(msgspec.structs.replace(settings, clip_tokens=None), questions, tmp_path)
     assert rulings(settings, questions, tmp_path) == whole
+
+
+def test_a_model_that_is_no_classifier_ends_the_work_before_anything_is_written(folder, tmp_path):
+    judge = load_judge(Judging(name="harmbench", model=str(folder)), "attack", None)
+    with pytest.raises(UserError, match="which is no verdict; is it a classifier for the template harmbench-llama2?"):
+        judge.rule([question_of(answer_row(1))], lambda _: pytest.fail("settled"), tmp_path / "x", False)
 
 
 def test_a_judge_that_is_not_there_is_named(tmp_path):
