@@ -89,7 +89,10 @@ def dependency(jobs: Sequence[Job], array: Array, tasks: Mapping[Key, Task], siz
             else:  # not in step with the other array: all wait for all
                 words.append(f"afterok:{_ids(found, sizes)}")
         elif found := [tasks[edge.job, label] for label in others if (edge.job, label) in tasks]:
-            words.append(f"{edge.kind}:{_ids(found, sizes)}")
+            if edge.kind == "afterany":  # tasks that have ended do no harm
+                words.append(":".join(["afterany", *dict.fromkeys(task.job_id for task in found)]))
+            else:
+                words.append(f"afterok:{_ids(found, sizes)}")
     return ",".join(dict.fromkeys(words))
 
 

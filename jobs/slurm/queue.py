@@ -84,7 +84,8 @@ def queued_tasks() -> list[Queued]:
     except subprocess.TimeoutExpired:
         raise ControllerAway("squeue gave no answer within 60 s") from None
     if asked.returncode:
-        raise ControllerAway(f"squeue: {asked.stderr.strip() or asked.returncode}")
+        said = " ".join(asked.stderr.split()) or f"exit code {asked.returncode}"
+        raise (ControllerAway if is_away(said) else UserError)(f"squeue: {said}")
     found = []
     for line in asked.stdout.splitlines():
         job_id, number, state, reason, script = line.split("|", 4)

@@ -44,7 +44,8 @@ def _submit(
 ) -> int:
     from jobs.slurm.submit import standing, submit_graph
 
-    if not (root / "study.yaml").exists():  # before anything is made
+    is_new = not (root / "study.yaml").exists()
+    if is_new:  # ask before anything is made
         _confirm(study, profile, jobs, chosen, sure, console)
     with Run.locked(root):
         run = Run.create(root, study)
@@ -54,7 +55,7 @@ def _submit(
             queued = sum((job, label) in now.live for job, labels in chosen.items() for label in labels)
             console.print(f"{root}: nothing to submit; {queued} elements are queued or running, the others are done.")
             return 0
-        if now.done or now.live:
+        if not is_new:
             _confirm(study, profile, jobs, still, sure, console)
         made = submit_graph(run, jobs, still, profile, now, console.print)
     count = sum(len(submission.labels) for submission in made)

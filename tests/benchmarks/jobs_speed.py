@@ -36,34 +36,39 @@ OPEN_S = 0.001
 STATES = ("done", "done", "done", "done", "running", "running", "pending", "pending", "failed", "cancelled")
 
 
+def cpu_seconds() -> float:
+    """Processor time of this process and of the children that have ended: what is left of a busy machine's influence."""
+    return sum(os.times()[:4])
+
+
 def imports(what: str) -> machine.Task:
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), cpu_seconds()
     if what == "ours":
         from jobs.cli import build_parser
 
         build_parser([])
     else:
         import submitit  # noqa: F401
-    return {"seconds": time.perf_counter() - began}
+    return {"seconds": time.perf_counter() - began, "cpu": cpu_seconds() - cpu}
 
 
 def command(words: list[str], path: str) -> machine.Task:
     """A `curricula` command from its start to its end."""
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "COLUMNS": "120"}
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), cpu_seconds()
     done = subprocess.run([sys.executable, "-m", "jobs.cli", *words], env=environment, capture_output=True, check=True)
-    return {"seconds": time.perf_counter() - began, "bytes": len(done.stdout)}
+    return {"seconds": time.perf_counter() - began, "cpu": cpu_seconds() - cpu, "bytes": len(done.stdout)}
 
 
 def submitit_states(folder: str, tasks: list[str], path: str) -> machine.Task:
     import submitit
 
     os.environ["PATH"] = f"{path}:{os.environ['PATH']}"
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), cpu_seconds()
     jobs: list[Any] = [submitit.SlurmJob(folder, task) for task in tasks]
     states = [job.state for job in jobs]
     assert "UNKNOWN" not in states
-    return {"seconds": time.perf_counter() - began}
+    return {"seconds": time.perf_counter() - began, "cpu": cpu_seconds() - cpu}
 
 
 def slow_folder(root: str, readers: int) -> machine.Task:
@@ -82,9 +87,9 @@ def slow_folder(root: str, readers: int) -> machine.Task:
     run.submissions.rename(run.submissions.with_suffix(".away"))  # the folder alone
     try:
         with patch("io.open", slow_open), patch("builtins.open", slow_open), patch.object(state, "READERS", readers):
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), cpu_seconds()
             state.run_status(run, jobs)
-            return {"seconds": time.perf_counter() - began}
+            return {"seconds": time.perf_counter() - began, "cpu": cpu_seconds() - cpu}
     finally:
         run.submissions.with_suffix(".away").rename(run.submissions)
 
@@ -138,16 +143,16 @@ def start(root: str, began: float) -> machine.Task:
     engine.started, engine._Run._load = started, load  # type: ignore[method-assign]
     with contextlib.suppress(FirstStep):
         STAGES["pretrain"](run, job, element, progress)
-    return {"parts": parts, "seconds": time.time() - began}
+    return {"parts": parts, "seconds": time.time() - began, "cpu": cpu_seconds()}
 
 
 def torchrun(folder: str) -> machine.Task:
     script = Path(folder, "first_line.py")
     script.write_text("import time; print(time.time())\n")
-    began = time.time()
+    began, cpu = time.time(), cpu_seconds()
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--master-port=0", str(script)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return {"seconds": float(done.stdout.split()[-1]) - began}
+    return {"seconds": float(done.stdout.split()[-1]) - began, "cpu": cpu_seconds() - cpu}
 
 
 MEASURES = {
@@ -262,10 +267,12 @@ def main() -> None:
         "curricula status --json": "submitit: state of each", "slow files: all threads": "slow files: 1 thread",
         "start of training": "start of torchrun",
     }  # fmt: skip
-    shown = machine.table(f"Waiting, for a study of {len(tasks)} elements", "", "seconds", "peer / ours")
+    shown = machine.table(
+        f"Waiting, for a study of {len(tasks)} elements", "", "seconds", "peer / ours", "of a processor"
+    )
     for row, values in seconds.items():
         ratio = f"{middle[peers[row]] / middle[row]:.2f}" if row in peers else ""
-        shown.add_row(row, machine.shown(values), ratio)
+        shown.add_row(row, machine.shown(values), ratio, machine.shown([measured["cpu"] for measured in rows[row]]))
     parts = machine.table("From the start of the process to the first step", "part", "seconds")
     for part in rows["start of training"][0]["parts"]:
         parts.add_row(part, machine.shown([found["parts"][part] for found in rows["start of training"]]))

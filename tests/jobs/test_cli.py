@@ -1,5 +1,7 @@
 """The command line as a person meets it: help, exit codes, one sentence for each mistake."""
 
+import argparse
+import importlib
 import json
 import re
 import subprocess
@@ -10,7 +12,7 @@ import pytest
 
 from curriculum.indexed import write_shard
 from curriculum.tokenizer import TAG, load_tokenizer, train_tokenizer
-from jobs.cli import main
+from jobs.cli import build_parser, main
 
 VERBS = [
     "plan",
@@ -102,3 +104,24 @@ def test_a_reader_that_leaves_early_is_no_error():
     plan = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     plan.stdout.close()
     assert plan.stderr.read() == "" and plan.wait() == 0
+
+
+def test_help_and_mistakes_need_no_package_that_takes_long_to_import():
+    heavy = {"numpy", "torch", "megatron", "rich", "yaml", "msgspec", "submitit", "jinja2", "datasets", "tokenizers"}
+    code = f"import sys, jobs.cli; jobs.cli.build_parser([]); print(sorted({heavy!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_leads_to_a_function(verb):
+    """Verbs are looked up by name when they are called: a wrong name would be found by its first user."""
+    parser = build_parser(verb.split())
+    for word in verb.split():
+        (choices,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        parser = choices[word]
+    call = parser.get_default("verb")
+    names = call.__code__.co_freevars
+    if names == ("name", "self"):  # a function of a module that is not imported yet
+        module, name = call.__closure__[1].cell_contents.module, call.__closure__[0].cell_contents
+        call = getattr(importlib.import_module(module), name)
+    assert callable(call)

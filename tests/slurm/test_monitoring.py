@@ -1,6 +1,5 @@
 """Status, comments, cancel, retry, resubmit.sh and the preflight on a real Slurm."""
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +8,9 @@ import pytest
 import studies
 
 from curriculum.durable import read_jsonl
+from jobs.graph import build_graph
+from jobs.run import Run
+from jobs.state import ElementStatus, run_status
 
 STEPS = 24
 TRUNK, LAST = "pretrain-trunk-12", "pretrain-trunk-24"
@@ -29,17 +31,26 @@ def copied(place, name: str) -> tuple[Path, Path]:
     return study, run
 
 
-def states(lab, run: Path) -> dict[str, dict]:
-    found = json.loads(studies.curricula(lab, "status", run, "--json"))
-    return {f"{item['job']}/{item['label']}": item for item in found}
+@pytest.fixture(autouse=True)
+def in_the_lab(lab, monkeypatch):
+    """This process asks the lab's Slurm too: a command for every look would take most of the test's time."""
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, lab.environment[name])
 
 
-def until(lab, run: Path, name: str, *wanted: str) -> dict:
+def states(run: Path) -> dict[str, ElementStatus]:
+    opened = Run.open(run)
+    status = run_status(opened, build_graph(opened.study))
+    assert status.problem == ""
+    return {f"{item.job}/{item.label}": item for item in status.elements}
+
+
+def until(run: Path, name: str, *wanted: str) -> ElementStatus:
     """The element's status once it is in one of the `wanted` states."""
     studies.wait_until(
-        lambda: states(lab, run)[name]["state"] in wanted, f"{name} to be {wanted}", 300, lambda: studies.logs(run)
+        lambda: states(run)[name].state in wanted, f"{name} to be {wanted}", 300, lambda: studies.logs(run)
     )
-    return states(lab, run)[name]
+    return states(run)[name]
 
 
 def test_a_failure_is_shown_retried_and_what_waits_for_it_too(lab, place):
@@ -50,9 +61,9 @@ def test_a_failure_is_shown_retried_and_what_waits_for_it_too(lab, place):
     pointer.parent.mkdir(parents=True)
     pointer.write_text("step_nowhere")
     studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
-    failed = until(lab, run, f"{TRUNK}/trunk", "failed")
-    assert "step_nowhere, which is not there" in failed["error"] and failed["task"]
-    until(lab, run, f"{LAST}/trunk", "cancelled")
+    failed = until(run, f"{TRUNK}/trunk", "failed")
+    assert "step_nowhere, which is not there" in failed.error and failed.task
+    until(run, f"{LAST}/trunk", "cancelled")
     shown = studies.curricula(lab, "status", run)
     assert "1 failed" in shown and "1 cancelled" in shown and "curricula retry" in shown
     assert "first error" in studies.curricula(lab, "logs", run, TRUNK)
@@ -61,7 +72,7 @@ def test_a_failure_is_shown_retried_and_what_waits_for_it_too(lab, place):
     assert studies.curricula(lab, "retry", run, "--dry-run").split()[:2] == [f"{TRUNK}/trunk", f"{LAST}/trunk"]
     said = studies.curricula(lab, "retry", run)
     assert "2 elements in 2 arrays" in said
-    until(lab, run, f"{LAST}/trunk", "done")
+    until(run, f"{LAST}/trunk", "done")
     assert "nothing has failed" in studies.curricula(lab, "retry", run)
     assert len(studies.metrics(run, "trunk")) >= STEPS
 
@@ -72,17 +83,17 @@ def test_cancel_takes_exactly_what_it_names_and_resubmit_needs_only_bash(lab, pl
     hold = lab.run("sbatch", "--parsable", "--account=research", "--partition=high", "--nodes=4", "--exclusive",
                    "--time=10", "--output=/dev/null", "--wrap=sleep 600").split()[0]  # fmt: skip
     studies.submit(lab, study, profile, run, "--only", "pretrain")
-    assert {until(lab, run, f"{job}/trunk", "pending")["reason"] for job in (TRUNK, LAST)} <= {
+    assert {until(run, f"{job}/trunk", "pending").reason for job in (TRUNK, LAST)} <= {
         "Priority", "Resources", "Dependency", "None", "",
     }  # fmt: skip
     assert "cancelled 1 pending;" in studies.curricula(lab, "cancel", run, "--job", LAST, "--yes")
-    assert until(lab, run, f"{LAST}/trunk", "cancelled")["state"] == "cancelled"
-    assert states(lab, run)[f"{TRUNK}/trunk"]["state"] == "pending"
+    assert until(run, f"{LAST}/trunk", "cancelled").state == "cancelled"
+    assert states(run)[f"{TRUNK}/trunk"].state == "pending"
     again = subprocess.run([run / "resubmit.sh"], env=lab.environment, capture_output=True, text=True)
     assert again.returncode == 1 and "still in the queue" in again.stderr
     studies.curricula(lab, "cancel", run, "--yes")
     lab.run("scancel", hold)
-    until(lab, run, f"{TRUNK}/trunk", "cancelled")
+    until(run, f"{TRUNK}/trunk", "cancelled")
 
     bare = {"SLURM_CONF": lab.environment["SLURM_CONF"], "PATH": "/usr/bin:/bin:/usr/sbin"}
     again = subprocess.run([run / "resubmit.sh", "--comment=again"], env=bare, capture_output=True, text=True)
@@ -90,10 +101,11 @@ def test_cancel_takes_exactly_what_it_names_and_resubmit_needs_only_bash(lab, pl
     jobs = [line.split(":")[0] for line in again.stdout.splitlines()]
     assert jobs[:2] == [TRUNK, "pretrain-50"] or jobs[0] == TRUNK
     assert "tokenize" not in jobs and "prepare" not in jobs  # they are done
-    until(lab, run, f"{TRUNK}/trunk", "running", "done")
+    until(run, f"{TRUNK}/trunk", "running", "done")
     studies.curricula(lab, "cancel", run, "--yes")
 
 
+@pytest.mark.slow
 def test_a_node_that_fails_the_preflight_is_named_and_avoided(lab, place):
     study, run = copied(place, "preflight")
     tools = run.parent / "tools"
@@ -125,5 +137,5 @@ def test_a_node_that_fails_the_preflight_is_named_and_avoided(lab, place):
     assert "node n2: 0 of 1 GPUs answer" in told.read_text()
     # It had asked for n2 by name; without that it finds others.
     lab.run("scontrol", "update", f"JobId={task}", "ReqNodeList=")
-    until(lab, run, f"{TRUNK}/trunk", "done")
+    until(run, f"{TRUNK}/trunk", "done")
     assert "preflight: 2 nodes, 2 processes, all-reduce" in studies.logs(run)

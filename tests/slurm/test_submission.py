@@ -161,6 +161,16 @@ def test_a_job_that_gets_nowhere_gives_up_and_what_waits_for_it_is_cancelled(lab
     assert "restarted 2 times without progress" in why and "NotADirectoryError" in why
 
 
+def test_work_that_cannot_even_begin_is_not_put_back_for_ever(lab, place):
+    study, _, run = place
+    profile = studies.write_profile(study.parent, python="/no/such/python", restarts_without_progress=1)
+    studies.submit(lab, study, profile, run, "--only", "prepare")
+    mark = run / "jobs/prepare/prepare/failed.json"
+    studies.wait_until(mark.exists, "the job to give up", 300, lambda: studies.logs(run))
+    assert "never began" in json.loads(mark.read_text())["error"]
+    studies.wait_until(lambda: not queue(lab, run), "the job to end")
+
+
 def test_a_refused_job_is_said_in_slurms_words_and_the_next_command_goes_on(lab, place):
     study, profile, run = place
     wrong = studies.write_profile(study.parent, stages={"all": HELD, "pretraining": {"partition": "no-such"}})

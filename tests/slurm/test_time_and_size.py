@@ -27,7 +27,7 @@ def undisturbed(lab, folder: Path, study: Path, prepared: Path, profile: Path, l
 @pytest.mark.slow
 def test_a_run_of_many_time_limits_goes_on_from_slice_to_slice(lab, tmp_path):
     """A partition that ends every job after a minute; the work takes several, more than any count of timeouts in between."""
-    study = studies.write_study(tmp_path, steps=200, batch=512, micro_batch=64, save_interval_steps=1000)
+    study = studies.write_study(tmp_path, steps=200, batch=128, micro_batch=64, save_interval_steps=1000)
     prepared = studies.prepared(lab, tmp_path, study)
     profile = studies.write_profile(
         tmp_path, stages={"pretraining": {"partition": "short", "hours": 1 / 60}}, lead_time_s=25
