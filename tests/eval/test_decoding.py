@@ -45,7 +45,7 @@ def exact(folder):
 
 
 @given(order=st.permutations(range(12)), rows=st.integers(1, 20), samples=st.integers(1, 3), stop_at_tag=st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_answers_depend_neither_on_the_number_of_rows_nor_on_the_order_of_prompts(
     exact, order, rows, samples, stop_at_tag
 ):
