@@ -8,7 +8,7 @@ runs/<study>/
   pretrain/<line>/            checkpoints and metrics of a training line ("trunk" or an arm)
   tune/<arm>/{instruct,benign}/
   models/<arm>/{base,instruct,benign}/    Hugging Face checkpoints
-  eval/<arm>/{base,instruct,benign}/      one JSON Lines file a task
+  eval/<arm>/{base,instruct,benign}/      answers and verdicts, as eval/rows.py describes
   jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
   slurm/submissions.jsonl     what was submitted to Slurm (jobs/submissions.py)
   slurm/bad-nodes.jsonl       nodes that failed a check (jobs/nodes.py)
