@@ -16,6 +16,7 @@ from jobs.submissions import latest_tasks, submissions
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "jobs" / "studies" / "demo.yaml"
 PROFILE = ROOT / "env" / "profiles" / "slurm-lab.yaml"
+SCRIPTS = ROOT / "env" / "slurm-lab"
 TRUNK = "pretrain-trunk-12"
 BRANCH = "pretrain-50"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import studies
-from conftest import SCRIPTS
+from studies import SCRIPTS
 
 STEPS = 60
 LAST = f"pretrain-trunk-{STEPS}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import studies
-from conftest import SCRIPTS
+from studies import SCRIPTS
 
 from jobs.graph import build_graph
 from jobs.run import Run
