@@ -1,8 +1,8 @@
 # Where a lab lives and which ports it takes; sourced by the scripts beside it. Two labs with other settings live side by side.
 #   CURRICULA_SLURM_LAB        its folder, made and deleted by the lab (default /tmp/curricula-slurm-lab)
-#   CURRICULA_SLURM_LAB_PORT   the first of 20 ports on 127.0.0.1 (default 17600)
+#   CURRICULA_SLURM_LAB_PORT   the first of 20 ports on 127.0.0.1 (default 30700)
 lab=${CURRICULA_SLURM_LAB:-/tmp/curricula-slurm-lab}
-port=${CURRICULA_SLURM_LAB_PORT:-17600}
+port=${CURRICULA_SLURM_LAB_PORT:-30700}
 nodes=(n1 n2 n3 n4)
 export PATH="$PATH:/usr/sbin:/sbin"
 
