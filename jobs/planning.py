@@ -259,21 +259,22 @@ def _arm_tables(value: dict[str, Any], study: Study) -> list[RenderableType]:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number, overflow="fold")
     return table
 
 
 def _job_table(value: dict[str, Any]) -> RenderableType:
     table = Table(title="Jobs", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("job", "elements", "after"):
-        table.add_column(column, overflow="fold")
+    table.add_column("job", no_wrap=True)
+    table.add_column("elements", justify="right")
+    table.add_column("such as", no_wrap=True)  # as much as fits
+    table.add_column("after", no_wrap=True)
     for job in value["jobs"]:
-        shown = ", ".join(job["elements"][:2]) + (", …" if len(job["elements"]) > 2 else "")
         after = ""
         if job["needs"]:
             more = f" and {len(job['needs']) - 1} more" if len(job["needs"]) > 1 else ""
             after = f"{job['needs'][0]['kind']} {job['needs'][0]['job']}{more}"
-        table.add_row(job["name"], f"{len(job['elements'])}: {shown}", after)
+        table.add_row(job["name"], f"{len(job['elements']):,}", job["elements"][0], after)
     return table
 
 
