@@ -267,14 +267,13 @@ def _job_table(value: dict[str, Any]) -> RenderableType:
     table = Table(title="Jobs", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("job", no_wrap=True)
     table.add_column("elements", justify="right")
-    table.add_column("such as", no_wrap=True)  # as much as fits
     table.add_column("after", no_wrap=True)
     for job in value["jobs"]:
         after = ""
         if job["needs"]:
             more = f" and {len(job['needs']) - 1} more" if len(job["needs"]) > 1 else ""
             after = f"{job['needs'][0]['kind']} {job['needs'][0]['job']}{more}"
-        table.add_row(job["name"], f"{len(job['elements']):,}", job["elements"][0], after)
+        table.add_row(job["name"], f"{len(job['elements']):,}", after)
     return table
 
 
