@@ -152,12 +152,13 @@ def _gpu_hours(study: Study, trained_tokens: int) -> dict[str, float]:
     resources = study.resources
     flops = trained_tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
     pretraining = flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
-    elements = {stage: 0 for stage in ("tune", "evaluate")}
+    elements = {stage: 0 for stage in ("tune", "evaluate", "merge")}
     for job in build_graph(study):
         if job.stage in elements:
             elements[job.stage] += len(job.elements)
+    measured = elements["evaluate"] + (elements["merge"] if study.evaluation.judged_on_gpu else 0)
     tuning = elements["tune"] * resources.tuning.gpus * resources.tuning.hours
-    evaluation = elements["evaluate"] * resources.evaluation.gpus * resources.evaluation.hours
+    evaluation = measured * resources.evaluation.gpus * resources.evaluation.hours
     return {
         "pretraining": pretraining,
         "pretraining_days_on_its_gpus": pretraining / resources.pretraining.gpus / 24,

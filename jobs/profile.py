@@ -83,7 +83,8 @@ MANAGED = ("array", "chdir", "dependency", "error", "export", "job-name", "open-
 
 
 class Stages(Strict, frozen=True):
-    """`all`, and what differs from it: data is fetching, preparing and tokenising, tuning both finetuning stages."""
+    """`all`, and what differs from it: data is fetching, preparing and tokenising; tuning both finetuning stages with the
+    export of their models; export that of base models; evaluation also the merging and judging of answers."""
 
     all: StageOptions = StageOptions()
     data: StageOptions = StageOptions()
