@@ -25,6 +25,7 @@ _AS_IT_CAME = {
 }  # the client's way to hand out a body unparsed, with its count of retries
 NO_KEY = "none"  # what a local server gets, which asks for none
 Answer = TypeVar("Answer")
+LAST_REPLIES_S = 10.0  # how long replies under way are waited for where the server's fault ends a run
 MAX_CONNECTIONS = 1000  # of the openai client; more requests at once would only wait for each other
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from curriculum.documents import Document
 from curriculum.durable import exclusive_lock
-from curriculum.endpoint import Endpoint, NoAnswer, Refused, asking_again
+from curriculum.endpoint import LAST_REPLIES_S, Endpoint, NoAnswer, Refused, asking_again
+from curriculum.errors import UserError
 from curriculum.progress import Progress, silent
 from curriculum.synthesis.blame import Failure, Suspects
 from curriculum.synthesis.classifier import Classifier
@@ -108,6 +109,7 @@ class _Run:
         self._verdicts: dict[int, list[Row]] = {}  # of the first pieces of documents whose other pieces are to come
         self._replies: list[Row] = []
         self._dead: list[Row] = []
+        self._stopping = False
 
     async def all(self, left: set[int]) -> None:
         numbers = self.part.numbers
@@ -129,6 +131,10 @@ class _Run:
                     self._settle(self.suspects.ended())
                 # Workers that found nothing to do are gone when documents come back.
                 missing = min(self.asking.concurrency - len(waiting), len(self._again))
+        except UserError:
+            self._stopping = True  # replies that are on their way have been paid for
+            await asyncio.wait(workers, timeout=LAST_REPLIES_S)
+            raise
         finally:
             for worker in workers:
                 worker.cancel()
@@ -137,7 +143,7 @@ class _Run:
             await self.asking.close()
 
     async def _work(self, todo: Iterator[Document]) -> None:
-        while document := self._again.popleft() if self._again else next(todo, None):
+        while document := self._next(todo):
             if document.odd or not document.text.strip():
                 self._bury([self._row(document, {"reason": document.odd or "empty", "reply": None})])
                 continue
@@ -153,6 +159,11 @@ class _Run:
                 self._replies.append(self._row(document, reply))
                 self.settled += 1
                 self._settle(self.suspects.succeeded())
+
+    def _next(self, todo: Iterator[Document]) -> Document | None:
+        if self._stopping:
+            return None
+        return self._again.popleft() if self._again else next(todo, None)
 
     async def _ask(self, document: Document) -> Row:
         """What is kept of the replies about a document."""

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 from aiolimiter import AsyncLimiter
 
-from curriculum.endpoint import Endpoint, NoAnswer, Refused
+from curriculum.endpoint import LAST_REPLIES_S, Endpoint, NoAnswer, Refused
 from curriculum.errors import UsageError, UserError
 from eval.judges.batch import rule_by_batch
 from eval.judges.question import UNPARSED, Estimate, Question, Ruling, Settle
@@ -162,6 +162,10 @@ class _Asking:
         workers = [asyncio.create_task(self._work(left)) for _ in range(count)]
         try:
             await asyncio.gather(*workers)
+        except UserError:
+            left.clear()  # replies that are on their way have been paid for
+            await asyncio.wait(workers, timeout=LAST_REPLIES_S)
+            raise
         finally:
             for worker in workers:
                 worker.cancel()

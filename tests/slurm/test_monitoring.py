@@ -54,21 +54,21 @@ def until(run: Path, name: str, *wanted: str) -> ElementStatus:
 
 
 def test_a_failure_is_shown_retried_and_what_waits_for_it_too(lab, place):
-    """A broken pointer makes the trunk fail and its dependants be cancelled; mended, one retry brings all to an end."""
+    """A broken record makes the trunk fail and its dependants be cancelled; mended, one retry brings all to an end."""
     study, run = copied(place, "retried")
     profile = studies.write_profile(run.parent, stages={"pretraining": {"nodes": 1, "gpus_per_node": 1}})
-    pointer = run / "pretrain" / "trunk" / "checkpoints" / "latest"
-    pointer.parent.mkdir(parents=True)
-    pointer.write_text("step_nowhere")
+    record = run / "pretrain" / "trunk" / "metrics.jsonl"
+    record.parent.mkdir(parents=True)
+    record.write_text("no JSON\n")
     studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
     failed = until(run, f"{TRUNK}/trunk", "failed")
-    assert "step_nowhere, which is not there" in failed.error and failed.task
+    assert "metrics.jsonl: line 1 is not JSON" in failed.error and failed.task
     until(run, f"{LAST}/trunk", "cancelled")
     shown = studies.curricula(lab, "status", run)
     assert "1 failed" in shown and "1 cancelled" in shown and "curricula retry" in shown
     assert "first error" in studies.curricula(lab, "logs", run, TRUNK)
 
-    pointer.unlink()
+    record.unlink()
     assert studies.curricula(lab, "retry", run, "--dry-run").split()[:2] == [f"{TRUNK}/trunk", f"{LAST}/trunk"]
     said = studies.curricula(lab, "retry", run)
     assert "2 elements in 2 arrays" in said
