@@ -31,6 +31,7 @@ from model.checkpoint_folder import (
     publish,
     read_info,
     set_aside,
+    step_folder,
 )
 from model.checkpoint_writer import BackgroundSave, writing_failure
 from model.distributed import Parallel
@@ -151,7 +152,27 @@ def save(folder: Path, network: GPTModel, optimizer: Any | None, info: Checkpoin
     saver.finish()
 
 
-def newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
+def newest_whole(checkpoints: Path, parallel: Parallel, kept_step: int | None) -> tuple[Path | None, bool]:
+    """The checkpoint to train from, and whether that only fills a gap before the latest.
+
+    The gap is the end of this training at `kept_step` (None where it is not kept), a branch point that was lost or
+    damaged after the line had gone on; `latest` stays where it is then. Raises UserError as `_newest_whole` does.
+    """
+    own = _newest_whole(checkpoints, parallel)
+    if own is None or kept_step is None or own <= (end := step_folder(checkpoints, kept_step)):
+        return own, False
+    problem = _problem(end, parallel)
+    if problem is None:
+        return end, True
+    if parallel.is_main:
+        log.warning("%s; training up to step %d again", problem, kept_step)
+        if end.exists():
+            set_aside(end)
+    older = Group(None, True, 0).broadcast_object(checkpoints_to_resume(checkpoints) if parallel.is_main else None)
+    return next((path for path in older if path < end and _problem(path, parallel) is None), None), True
+
+
+def _newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
     """The checkpoint to go on from, every byte of it checked: the latest, or the newest before it that is undamaged.
 
     Falling back sets `latest` back and the damaged ones aside. Raises UserError when there are checkpoints and all are

@@ -137,6 +137,29 @@ def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(
     assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_00000004", "step_00000012"]
 
 
+@pytest.mark.parametrize("lost", ["missing", "damaged"])
+def test_a_lost_branch_point_is_made_again_and_what_came_after_it_stays(tmp_path, caplog, lost):
+    caplog.set_level("INFO")
+    trunk = job(tmp_path, save_interval_steps=2, keep_last=1, keep_steps=(4, 6, 12))
+    train(trunk, RandomBatches())
+    before, checkpoints = numbers(tmp_path), tmp_path / "checkpoints"
+    whole = {path.name: read_info(path) for path in checkpoints.glob("step_*")}
+    if lost == "missing":
+        shutil.rmtree(checkpoints / "step_00000006")
+    else:
+        flip_a_bit(checkpoints / "step_00000006/__0_0.distcp")
+    train(msgspec.structs.replace(trunk, stop_step=6), RandomBatches())
+    assert "training up to step 6 again" in caplog.text and "beginning with" in caplog.text
+    assert {path.name: read_info(path).files.keys() for path in checkpoints.glob("step_*")} == {
+        name: info.files.keys() for name, info in whole.items()
+    }
+    assert latest_checkpoint(checkpoints).name == "step_00000012"
+    assert numbers(tmp_path) == before
+    branch = job(tmp_path / "branch", init_from=checkpoints / "step_00000006")
+    train(branch, RandomBatches())
+    assert numbers(tmp_path / "branch") == before[6:]
+
+
 def test_training_goes_on_while_a_checkpoint_is_written_and_latest_waits_for_it(tmp_path, monkeypatch):
     stored, may_end = model.checkpoint_writer.stored_file, tmp_path / "may end"
 
