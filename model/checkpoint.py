@@ -22,7 +22,7 @@ import torch
 import torch.distributed.checkpoint as torch_checkpoint
 from torch.distributed.checkpoint.utils import _DistWrapper as Group
 
-from curriculum.errors import UserError
+from curriculum.errors import StorageError, UserError
 from model.checkpoint_folder import (
     CheckpointInfo,
     checkpoints_to_resume,
@@ -134,7 +134,7 @@ class Saver:
             reason = writing_failure(error)
             if reason is None:
                 raise
-            raise UserError(
+            raise StorageError(
                 f"{self._folder}: the checkpoint could not be written ({reason}); earlier ones are kept, so mend that "
                 "and run it again"
             ) from error
@@ -196,14 +196,27 @@ def _newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
 
 
 def _problem(folder: Path, parallel: Parallel) -> str | None:
-    """What is wrong with a checkpoint, in a sentence, the same on all processes; each reads its share of the files."""
+    """What is damaged in a checkpoint, in a sentence, the same on all processes; each reads its share of the files.
+
+    Raises StorageError, on all processes, where one could not read its share: that says nothing of the checkpoint.
+    """
+    unread = None
+    found = None
     try:
         found = damaged_file(folder, read_info(folder), parallel.world.rank, parallel.world.size)
+    except FileNotFoundError as error:
+        found = f"{error.filename}: missing; delete {folder.name} and run what trained it again"
+    except StorageError as error:
+        unread = str(error)
     except UserError as error:
         found = str(error)
     except OSError as error:
-        found = f"{folder}: cannot be read ({error}); delete it and use an earlier one"
-    return next((said for said in Group(None, True, 0).all_gather_object(found) if said), None)
+        unread = f"{error.filename or folder}: cannot be read ({error.strerror}); mend that and run it again"
+    answers = Group(None, True, 0).all_gather_object((unread, found))
+    for unread, _ in answers:
+        if unread:
+            raise StorageError(unread)
+    return next((found for _, found in answers if found), None)
 
 
 def load(

@@ -1,5 +1,7 @@
 import contextlib
+import errno
 import json
+import os
 import resource
 import shutil
 import time
@@ -10,8 +12,9 @@ import pytest
 import torch
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
+import model.checkpoint_folder
 import model.checkpoint_writer
-from curriculum.errors import UserError
+from curriculum.errors import StorageError, UserError
 from model.checkpoint_folder import differences, latest_checkpoint, read_info
 from model.metrics import read_metrics
 from model.train import TrainJob, train
@@ -231,7 +234,7 @@ def test_a_line_that_is_none_of_the_metrics_is_named(copy, line):
 
 def test_without_space_nothing_half_written_stays_and_the_old_checkpoint_serves(copy):
     before = sorted(path.name for path in (copy / "checkpoints").iterdir())
-    with no_file_larger_than(64 * 1024), pytest.raises(UserError, match=r"could not be written \(File too large\)"):
+    with no_file_larger_than(64 * 1024), pytest.raises(StorageError, match=r"could not be written \(File too large\)"):
         train(job(copy, stop_step=6), RandomBatches())
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
     train(job(copy, stop_step=6), RandomBatches())
@@ -244,6 +247,26 @@ def test_a_save_killed_half_way_is_swept_away_by_the_next(copy):
     (leftover / "__0_0.distcp").write_bytes(b"half")
     train(job(copy), RandomBatches())
     assert not leftover.exists()
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "checkpoint.json"])
+def test_a_disk_that_does_not_answer_costs_no_checkpoint(copy, monkeypatch, name):
+    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+
+    def unreadable(path, *_, **__):
+        if path.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return stored(path)
+
+    stored = model.checkpoint_folder.stored_file if name != "checkpoint.json" else Path.read_text
+    monkeypatch.setattr(
+        *((model.checkpoint_folder, "stored_file") if name != "checkpoint.json" else (Path, "read_text")), unreadable
+    )
+    with pytest.raises(StorageError, match=rf"{name}: cannot be read \(Input/output error\)") as raised:
+        train(job(copy, stop_step=5), RandomBatches())
+    assert raised.value.exit_code == os.EX_IOERR
+    monkeypatch.undo()
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
 
 
 def test_differences_are_named_by_their_path():
