@@ -12,7 +12,6 @@ import functools
 import logging
 import platform
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 import torch.distributed.checkpoint as torch_checkpoint
 from torch.distributed.checkpoint.utils import _DistWrapper as Group
 
+from curriculum.commit import running_commit
 from curriculum.errors import StorageError, UserError
 from model.checkpoint_folder import (
     CheckpointInfo,
@@ -310,18 +310,8 @@ def _set_state_but_step(part: Any, parameter: torch.Tensor, tensors: dict[str, t
 
 @functools.lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on; `curricula` is this code's git commit, "" where it is no checkout."""
+    """Versions of what the numbers depend on; `curricula` is the git commit of this code, "" where it is unknown."""
     import megatron.core
 
-    found = {"torch": torch.__version__, "megatron-core": megatron.core.__version__, "curricula": _commit()}
+    found = {"torch": torch.__version__, "megatron-core": megatron.core.__version__, "curricula": running_commit()}
     return {"python": platform.python_version(), **{name: str(version) for name, version in found.items()}}
-
-
-def _commit() -> str:
-    """The checked-out commit, with "-dirty" behind it where files were changed since."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    try:
-        asked = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # no git on this machine
-        return ""
-    return asked.stdout.strip()
