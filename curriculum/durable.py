@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from curriculum.errors import UserError
+from curriculum.errors import StorageError, UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -76,7 +76,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; has the job that writes it finished?") from None
     except OSError as error:
-        raise UserError(
+        raise StorageError(
             f"{path}: cannot be read ({error.strerror}); mend its rights, or take it out of the way"
         ) from None
     except (ValueError, RecursionError) as error:

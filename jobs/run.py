@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
-import subprocess
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 import msgspec
 
+from curriculum.commit import ROOT, ask_git, is_checkout, running_commit
 from curriculum.durable import NO_SPACE, exclusive_lock, read_json, write_json, write_text
 from curriculum.errors import UsageError, UserError
 from curriculum.plan import Arm, line_of
@@ -178,15 +178,10 @@ def provenance() -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any]:
-    def ask(*words: str) -> str:
-        folder = Path(__file__).parent
-        result = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
-        return result.stdout.strip() if result.returncode == 0 else ""
-
-    try:
-        return {"sha": ask("rev-parse", "HEAD"), "changed_files": ask("status", "--porcelain").splitlines()}
-    except FileNotFoundError:  # no git on this machine
-        return {"sha": "", "changed_files": []}
+    if not is_checkout():
+        return {"sha": running_commit(), "changed_files": []}
+    changed = ask_git(ROOT, "status", "--porcelain").splitlines()
+    return {"sha": ask_git(ROOT, "rev-parse", "HEAD").strip(), "changed_files": changed}
 
 
 def _first_difference(old: Any, new: Any, place: str = "") -> str:

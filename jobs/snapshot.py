@@ -13,7 +13,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from curriculum.durable import said_when_full, sync_folder, write_text
+from curriculum.commit import RECORD, running_commit
+from curriculum.durable import said_when_full, sync_folder, write_json, write_text
 
 CODE = Path(__file__).parents[1]
 PACKAGES = ("jobs", "curriculum", "model", "eval", "sbatch_templates")
@@ -42,6 +43,11 @@ def take_snapshot(run_root: Path) -> Path:
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(CODE / path, aside / path)
         write_text(aside / ENTRY, ENTRY_TEXT)
+        commit = running_commit(CODE)
+        write_json(
+            aside / RECORD,
+            {"commit": commit.split("-dirty")[0], "dirty": "-dirty" in commit, "digest": folder.name},
+        )
         os.rename(aside, folder)
         sync_folder(folder.parent)
     return folder

@@ -19,7 +19,7 @@ from curriculum.sources import dataset, open_dataset
 from curriculum.tokenizer import load_tokenizer
 from curriculum.tuning import TuningBatches
 from jobs.downloads import Wanted, study_downloads
-from jobs.graph import Element, Job
+from jobs.graph import Element, Job, build_graph
 from jobs.run import Run
 
 
@@ -297,7 +297,8 @@ def write_run_report(run: Run, progress: Progress = silent) -> Path:
 def is_intact(run: Run, job: Job, element: Element) -> bool:
     """Whether what a done element made is still there: what was deleted or cut short is made again.
 
-    Asked of what is cheap to make only: checkpoints and models may be moved away without being trained again.
+    Asked of what is cheap to make, and of branch points that are still to be trained from: else checkpoints and models may be
+    moved away without being trained again.
     """
     if job.stage == "fetch":
         return bool(run.data_folder) or fetched(run, element).download.finished.exists()
@@ -313,11 +314,30 @@ def is_intact(run: Run, job: Job, element: Element) -> bool:
         from eval.merge import is_merged
 
         return is_merged(run.evaluation(element.arm, element.kind), element.kind, run.study.evaluation)
+    elif job.stage == "pretrain":
+        return _branch_point_serves(run, element)
     elif job.stage == "report":
         made = [run.report / "index.html"]
     else:
         return True
     return all(path.is_file() and path.stat().st_size for path in made)
+
+
+def _branch_point_serves(run: Run, element: Element) -> bool:
+    """Whether the last checkpoint of a pretraining segment is there, or nothing begins from it any more."""
+    from model.checkpoint_folder import step_folder
+
+    segments = {segment.name: segment for segment in run.study.segments()}
+    segment = segments[element.segment]
+    if step_folder(run.line(segment.line) / "checkpoints", segment.stop).is_dir():
+        return True
+    for job in build_graph(run.study):
+        for other in job.elements:
+            if other.segment and segments[other.segment].parent == segment.name:
+                begun = any((run.line(segments[other.segment].line) / "checkpoints").glob("step_*"))
+                if not begun and not (run.element(job.name, other.label) / "done.json").exists():
+                    return False
+    return True
 
 
 STAGES: dict[str, Callable[[Run, Job, Element, Progress], None]] = {

@@ -12,7 +12,6 @@ import functools
 import logging
 import platform
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ import torch
 import torch.distributed.checkpoint as torch_checkpoint
 from torch.distributed.checkpoint.utils import _DistWrapper as Group
 
-from curriculum.errors import UserError
+from curriculum.commit import running_commit
+from curriculum.errors import StorageError, UserError
 from model.checkpoint_folder import (
     CheckpointInfo,
     checkpoints_to_resume,
@@ -31,6 +31,7 @@ from model.checkpoint_folder import (
     publish,
     read_info,
     set_aside,
+    step_folder,
 )
 from model.checkpoint_writer import BackgroundSave, writing_failure
 from model.distributed import Parallel
@@ -133,7 +134,7 @@ class Saver:
             reason = writing_failure(error)
             if reason is None:
                 raise
-            raise UserError(
+            raise StorageError(
                 f"{self._folder}: the checkpoint could not be written ({reason}); earlier ones are kept, so mend that "
                 "and run it again"
             ) from error
@@ -151,7 +152,27 @@ def save(folder: Path, network: GPTModel, optimizer: Any | None, info: Checkpoin
     saver.finish()
 
 
-def newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
+def newest_whole(checkpoints: Path, parallel: Parallel, kept_step: int | None) -> tuple[Path | None, bool]:
+    """The checkpoint to train from, and whether that only fills a gap before the latest.
+
+    The gap is the end of this training at `kept_step` (None where it is not kept), a branch point that was lost or
+    damaged after the line had gone on; `latest` stays where it is then. Raises UserError as `_newest_whole` does.
+    """
+    own = _newest_whole(checkpoints, parallel)
+    if own is None or kept_step is None or own <= (end := step_folder(checkpoints, kept_step)):
+        return own, False
+    problem = _problem(end, parallel)
+    if problem is None:
+        return end, True
+    if parallel.is_main:
+        log.warning("%s; training up to step %d again", problem, kept_step)
+        if end.exists():
+            set_aside(end)
+    older = Group(None, True, 0).broadcast_object(checkpoints_to_resume(checkpoints) if parallel.is_main else None)
+    return next((path for path in older if path < end and _problem(path, parallel) is None), None), True
+
+
+def _newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
     """The checkpoint to go on from, every byte of it checked: the latest, or the newest before it that is undamaged.
 
     Falling back sets `latest` back and the damaged ones aside. Raises UserError when there are checkpoints and all are
@@ -175,14 +196,27 @@ def newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
 
 
 def _problem(folder: Path, parallel: Parallel) -> str | None:
-    """What is wrong with a checkpoint, in a sentence, the same on all processes; each reads its share of the files."""
+    """What is damaged in a checkpoint, in a sentence, the same on all processes; each reads its share of the files.
+
+    Raises StorageError, on all processes, where one could not read its share: that says nothing of the checkpoint.
+    """
+    unread = None
+    found = None
     try:
         found = damaged_file(folder, read_info(folder), parallel.world.rank, parallel.world.size)
+    except FileNotFoundError as error:
+        found = f"{error.filename}: missing; delete {folder.name} and run what trained it again"
+    except StorageError as error:
+        unread = str(error)
     except UserError as error:
         found = str(error)
     except OSError as error:
-        found = f"{folder}: cannot be read ({error}); delete it and use an earlier one"
-    return next((said for said in Group(None, True, 0).all_gather_object(found) if said), None)
+        unread = f"{error.filename or folder}: cannot be read ({error.strerror}); mend that and run it again"
+    answers = Group(None, True, 0).all_gather_object((unread, found))
+    for unread, _ in answers:
+        if unread:
+            raise StorageError(unread)
+    return next((found for _, found in answers if found), None)
 
 
 def load(
@@ -276,18 +310,8 @@ def _set_state_but_step(part: Any, parameter: torch.Tensor, tensors: dict[str, t
 
 @functools.lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on; `curricula` is this code's git commit, "" where it is no checkout."""
+    """Versions of what the numbers depend on; `curricula` is the git commit of this code, "" where it is unknown."""
     import megatron.core
 
-    found = {"torch": torch.__version__, "megatron-core": megatron.core.__version__, "curricula": _commit()}
+    found = {"torch": torch.__version__, "megatron-core": megatron.core.__version__, "curricula": running_commit()}
     return {"python": platform.python_version(), **{name: str(version) for name, version in found.items()}}
-
-
-def _commit() -> str:
-    """The checked-out commit, with "-dirty" behind it where files were changed since."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    try:
-        asked = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # no git on this machine
-        return ""
-    return asked.stdout.strip()

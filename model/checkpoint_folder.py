@@ -127,7 +127,7 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 
 def _instead(folder: Path) -> str:
-    return f"delete {folder.name} and use an earlier checkpoint"
+    return f"delete {folder.name} and run what trained it again: it goes on from an earlier checkpoint"
 
 
 def damaged_file(folder: Path, info: CheckpointInfo, share: int = 0, shares: int = 1) -> str | None:
@@ -152,8 +152,9 @@ def stored_file(path: Path) -> StoredFile:
 def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[str, StoredFile]) -> None:
     """Make the finished files of `aside` the checkpoint `folder` and point `latest` at it, each in one atomic step.
 
-    `written` are the files whose hashes are known already. Raises UserError, and points nowhere new, when the folder is
-    not what was written.
+    `latest` never moves back here: a checkpoint from before the latest only appears beside it. `written`
+    are the files whose hashes are known already. Raises UserError, and points nowhere new, when the folder is not what
+    was written.
     """
     files = dict(written)
     for path in sorted(aside.iterdir()):
@@ -170,7 +171,8 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[st
         remove(folder)
     os.rename(aside, folder)
     sync_folder(folder.parent)
-    point_at(folder)
+    if checkpoints_to_resume(folder.parent)[0] <= folder:  # else a lost branch point was made again
+        point_at(folder)
 
 
 def point_at(folder: Path) -> None:

@@ -157,7 +157,9 @@ class Line:
         at_once = min(job.micro_batch, batches.global_batch // parallel.data_parallel)
         check_memory(job.model, parallel, job.engine, at_once, batches.sequence_length)
         network = build_network(job.model, parallel, job.engine)
-        own = checkpoint.newest_whole(self.checkpoints, parallel)
+        own, self._fills_gap = checkpoint.newest_whole(
+            self.checkpoints, parallel, self.stop_step if self.stop_step in job.keep_steps else None
+        )
         source = own or job.init_from or job.init_weights
         if source is None:
             initialize(network, job.model, job.seed)
@@ -178,9 +180,10 @@ class Line:
         self.passes = Passes(self.wrapped, parallel, job.micro_batch)
         self._feed: Generator[MicroBatch, None, None] | None = None  # opened at the first step
         self.pace = self._pace()
-        self.metrics = MetricsFile(job.out / "metrics.jsonl", self.step) if parallel.is_main else None
+        records = parallel.is_main and not self._fills_gap  # these steps are on record already
+        self.metrics = MetricsFile(job.out / "metrics.jsonl", self.step) if records else None
         settings = msgspec.to_builtins(job, enc_hook=str)
-        self.trackers = open_trackers(job.tracking, job.out, self.step, settings) if parallel.is_main else []
+        self.trackers = open_trackers(job.tracking, job.out, self.step, settings) if records else []
         self._logged_at = 0.0
         if parallel.is_main:
             log.info("%s", banner(job, batches, parallel, self.step, self.stop_step, source))
@@ -282,9 +285,10 @@ class Line:
         return load(self.passes.share(batches), start, stop, workers, self.parallel.device)
 
     def _record(self, row: dict[str, Any], progress: Progress) -> None:
-        if not self.metrics:
+        if not self.parallel.is_main:
             return
-        self.metrics.write(row)
+        if self.metrics:
+            self.metrics.write(row)
         for tracker in self.trackers:
             tracker.log(row["step"], curves(row))
         progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"])
@@ -297,7 +301,7 @@ class Line:
         """Mean loss per token of each validation source, as a metrics line, once for each step where it is due."""
         interval = self.job.validation_interval_steps
         due = self.step == self.stop_step or bool(interval and self.step and self.step % interval == 0)
-        if not (self.validation and due):
+        if not (self.validation and due) or self._fills_gap:
             return
         if self.parallel.any(self.metrics is not None and self.metrics.is_validated(self.step)):
             return
@@ -361,7 +365,8 @@ class Line:
         """Wait for the save that was begun, and delete the checkpoints that are not to be kept beside it."""
         self.watchdog.expect("the writing of a checkpoint")
         self.saver.finish()
-        if self.parallel.is_main:
+        # While a gap is filled all that was saved on the way lies before the latest, and would go at once.
+        if self.parallel.is_main and not (self._fills_gap and self.step < self.stop_step):
             prune(self.checkpoints, self.job.keep_last, self.job.keep_steps)
         self.watchdog.step_begins(self.step + 1)
 

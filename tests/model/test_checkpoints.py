@@ -1,5 +1,7 @@
 import contextlib
+import errno
 import json
+import os
 import resource
 import shutil
 import time
@@ -10,8 +12,9 @@ import pytest
 import torch
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
+import model.checkpoint_folder
 import model.checkpoint_writer
-from curriculum.errors import UserError
+from curriculum.errors import StorageError, UserError
 from model.checkpoint_folder import differences, latest_checkpoint, read_info
 from model.metrics import read_metrics
 from model.train import TrainJob, train
@@ -137,6 +140,29 @@ def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(
     assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_00000004", "step_00000012"]
 
 
+@pytest.mark.parametrize("lost", ["missing", "damaged"])
+def test_a_lost_branch_point_is_made_again_and_what_came_after_it_stays(tmp_path, caplog, lost):
+    caplog.set_level("INFO")
+    trunk = job(tmp_path, save_interval_steps=2, keep_last=1, keep_steps=(4, 6, 12))
+    train(trunk, RandomBatches())
+    before, checkpoints = numbers(tmp_path), tmp_path / "checkpoints"
+    whole = {path.name: read_info(path) for path in checkpoints.glob("step_*")}
+    if lost == "missing":
+        shutil.rmtree(checkpoints / "step_00000006")
+    else:
+        flip_a_bit(checkpoints / "step_00000006/__0_0.distcp")
+    train(msgspec.structs.replace(trunk, stop_step=6), RandomBatches())
+    assert "training up to step 6 again" in caplog.text and "beginning with" in caplog.text
+    assert {path.name: read_info(path).files.keys() for path in checkpoints.glob("step_*")} == {
+        name: info.files.keys() for name, info in whole.items()
+    }
+    assert latest_checkpoint(checkpoints).name == "step_00000012"
+    assert numbers(tmp_path) == before
+    branch = job(tmp_path / "branch", init_from=checkpoints / "step_00000006")
+    train(branch, RandomBatches())
+    assert numbers(tmp_path / "branch") == before[6:]
+
+
 def test_training_goes_on_while_a_checkpoint_is_written_and_latest_waits_for_it(tmp_path, monkeypatch):
     stored, may_end = model.checkpoint_writer.stored_file, tmp_path / "may end"
 
@@ -208,7 +234,7 @@ def test_a_line_that_is_none_of_the_metrics_is_named(copy, line):
 
 def test_without_space_nothing_half_written_stays_and_the_old_checkpoint_serves(copy):
     before = sorted(path.name for path in (copy / "checkpoints").iterdir())
-    with no_file_larger_than(64 * 1024), pytest.raises(UserError, match=r"could not be written \(File too large\)"):
+    with no_file_larger_than(64 * 1024), pytest.raises(StorageError, match=r"could not be written \(File too large\)"):
         train(job(copy, stop_step=6), RandomBatches())
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
     train(job(copy, stop_step=6), RandomBatches())
@@ -221,6 +247,26 @@ def test_a_save_killed_half_way_is_swept_away_by_the_next(copy):
     (leftover / "__0_0.distcp").write_bytes(b"half")
     train(job(copy), RandomBatches())
     assert not leftover.exists()
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "checkpoint.json"])
+def test_a_disk_that_does_not_answer_costs_no_checkpoint(copy, monkeypatch, name):
+    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+
+    def unreadable(path, *_, **__):
+        if path.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return stored(path)
+
+    stored = model.checkpoint_folder.stored_file if name != "checkpoint.json" else Path.read_text
+    monkeypatch.setattr(
+        *((model.checkpoint_folder, "stored_file") if name != "checkpoint.json" else (Path, "read_text")), unreadable
+    )
+    with pytest.raises(StorageError, match=rf"{name}: cannot be read \(Input/output error\)") as raised:
+        train(job(copy, stop_step=5), RandomBatches())
+    assert raised.value.exit_code == os.EX_IOERR
+    monkeypatch.undo()
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
 
 
 def test_differences_are_named_by_their_path():

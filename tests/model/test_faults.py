@@ -143,7 +143,7 @@ def test_a_disk_that_is_full_for_one_rank_ends_all_with_a_sentence_and_keeps_wha
     train(job(tmp_path, stop_step=2), RandomBatches())
     fault = {"kind": "full disk", "rank": 1}
     for status, said in ended(start(tmp_path, 2, free_port, fault=fault, job={"save_interval_steps": 4})):
-        assert status == 1
+        assert status == os.EX_IOERR
         assert re.search(r"step_00000004: .* could not be written \((File too large|the file system accepts no)", said)
         assert "Traceback" not in said
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["latest", "step_00000002"]
