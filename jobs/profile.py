@@ -23,12 +23,12 @@ from curriculum.errors import UsageError
 from jobs.graph import LIGHT_STAGES, Job
 from jobs.preflight import Preflight
 from jobs.run import Run
+from jobs.secret_names import SECRET
 from jobs.settings import parse, read_yaml
 from jobs.study import Study
 
 # One line of printable text: such words go into scripts, quoted, where a line break could end a comment.
 Line = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
 SECTIONS = {
     **dict.fromkeys(LIGHT_STAGES, "data"),
     "pretrain": "pretraining",
