@@ -44,6 +44,13 @@ def test_sizes_come_from_the_stage_then_from_all_then_from_the_study():
     assert profile.request(first("evaluate"), PAPER).tasks_per_node == 1
 
 
+def test_hours_that_end_before_a_job_could_save_are_refused():
+    profile = parse(stages={"tuning": {"hours": 0.001}}, lead_time_s=120)
+    with pytest.raises(UsageError, match=r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than lead_time_s of 120"):
+        sbatch_options(first("tune"), PAPER, profile)
+    assert profile.request(first("pretrain"), PAPER).minutes > 2
+
+
 def test_options_that_the_suite_has_no_word_for_are_handed_on():
     stages = {"all": {"options": {"licenses": "fs", "contiguous": True}}, "export": {"options": {"contiguous": False}}}
     profile = parse(stages=stages)
