@@ -199,7 +199,13 @@ class Profile(Strict, frozen=True):
         )
 
     def run_root(self, name: str) -> Path:
-        return Path(os.path.expandvars(os.path.expanduser(self.runs or "runs"))) / name
+        """Raises UsageError where `runs` names a variable that is not set."""
+        folder = os.path.expandvars(os.path.expanduser(self.runs or "runs"))
+        if "$" in folder:
+            raise UsageError(
+                f"runs: {self.runs} names a variable that is not set here; set it, or write the folder out"
+            )
+        return Path(folder) / name
 
     def interpreter(self) -> str:
         return self.container.python if self.container else self.python or sys.executable

@@ -51,6 +51,13 @@ def test_hours_that_end_before_a_job_could_save_are_refused():
     assert profile.request(first("pretrain"), PAPER).minutes > 2
 
 
+def test_run_folders_in_a_variable_that_is_not_set_are_refused(monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert parse(runs="$SCRATCH/runs").run_root("x") == Path("/scratch/me/runs/x")
+    with pytest.raises(UsageError, match="runs: .NOSUCH/x names a variable that is not set"):
+        parse(runs="$NOSUCH/x").run_root("x")
+
+
 def test_options_that_the_suite_has_no_word_for_are_handed_on():
     stages = {"all": {"options": {"licenses": "fs", "contiguous": True}}, "export": {"options": {"contiguous": False}}}
     profile = parse(stages=stages)
