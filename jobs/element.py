@@ -96,8 +96,11 @@ def _check_nodes(run: Run, job: Job, element: Element, profile: Profile) -> None
 
 
 def _note_failure(folder: Path, error: Exception) -> None:
-    """Leave failed.json; `final` says that the same would happen again, so that the batch script does not requeue it."""
-    write_json(folder / "failed.json", {"error": _sentence(error), "time": time.time(), "final": _is_final(error)})
+    """Leave failed.json; `final` says that the same would happen again, so that the batch script does not requeue it but ends
+    with `exit_code`. Of many processes srun tells the highest code only, which is that of those it ended."""
+    code = error.exit_code if isinstance(error, UserError) else 1
+    failed = {"error": _sentence(error), "time": time.time(), "final": _is_final(error), "exit_code": code}
+    write_json(folder / "failed.json", failed)
 
 
 def _sentence(error: Exception) -> str:

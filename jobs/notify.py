@@ -8,16 +8,15 @@ does, the job goes on.
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 from pathlib import Path
 from typing import Literal
 
 from jobs.logs import note
+from jobs.secret_names import SECRET
 from jobs.terminal import one_line
 
-SECRET = re.compile(r"TOKEN|SECRET|PASS|CREDENTIAL|KEY", re.IGNORECASE)
 PATIENCE_S = 30.0
 LONGEST = 500
 """Characters of a message: it may go to a telephone."""

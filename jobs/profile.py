@@ -23,12 +23,12 @@ from curriculum.errors import UsageError
 from jobs.graph import LIGHT_STAGES, Job
 from jobs.preflight import Preflight
 from jobs.run import Run
+from jobs.secret_names import SECRET
 from jobs.settings import parse, read_yaml
 from jobs.study import Study
 
 # One line of printable text: such words go into scripts, quoted, where a line break could end a comment.
 Line = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
 SECTIONS = {
     **dict.fromkeys(LIGHT_STAGES, "data"),
     "pretrain": "pretraining",
@@ -165,7 +165,10 @@ class Profile(Strict, frozen=True):
         return StageOptions(**values)
 
     def request(self, job: Job, study: Study) -> Request:
-        """Nodes, tasks, processors and minutes of each element of the job: the profile's, else the study's."""
+        """Nodes, tasks, processors and minutes of each element of the job: the profile's, else the study's.
+
+        Raises UsageError when that time is over before a job could save.
+        """
         own, resources = self.options(job), study.resources
         nodes, gpus, hours, cpus = 1, 0, resources.data_hours, None
         if job.stage in TRAINING:
@@ -178,17 +181,32 @@ class Profile(Strict, frozen=True):
         nodes = own.nodes or nodes
         if own.gpus_per_node is not None and (gpus or job.stage != "merge"):  # most judges need none
             gpus = own.gpus_per_node
+        longest = min(hours, own.hours or hours)
+        if longest * 3600 <= self.lead_time_s:
+            where = (
+                f"stages.{SECTIONS[job.stage]}.hours" if longest == own.hours else f"the study's hours for {job.stage}"
+            )
+            raise UsageError(
+                f"{where}: {longest:g} h ({longest * 3600:.0f} s) are no longer than lead_time_s of {self.lead_time_s}, so the "
+                "job would be told to save as soon as it begins; give more hours, or a shorter lead_time_s"
+            )
         return Request(
             nodes=nodes,
             tasks_per_node=max(1, gpus) if job.stage in TRAINING else 1,
             gpus_per_node=gpus,
             cpus_per_task=own.cpus_per_task or cpus,
-            minutes=math.ceil(min(hours, own.hours or hours) * 60),
+            minutes=math.ceil(longest * 60),
             total_hours=hours,
         )
 
     def run_root(self, name: str) -> Path:
-        return Path(os.path.expandvars(os.path.expanduser(self.runs or "runs"))) / name
+        """Raises UsageError where `runs` names a variable that is not set."""
+        folder = os.path.expandvars(os.path.expanduser(self.runs or "runs"))
+        if "$" in folder:
+            raise UsageError(
+                f"runs: {self.runs} names a variable that is not set here; set it, or write the folder out"
+            )
+        return Path(folder) / name
 
     def interpreter(self) -> str:
         return self.container.python if self.container else self.python or sys.executable

@@ -12,6 +12,8 @@ import yaml
 
 from curriculum.errors import UsageError
 
+LONGEST = 60
+"""Characters of a value that a message shows."""
 Settings = TypeVar("Settings", bound=msgspec.Struct)
 
 
@@ -22,7 +24,7 @@ def read_yaml(path: Path, missing: str) -> Any:
     except FileNotFoundError:
         raise UsageError(f"{path}: {missing}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); name a YAML file") from None
+        raise UsageError(f"{path}: cannot be read ({_reason(error)}); name a YAML file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -33,6 +35,10 @@ def parse(raw: Any, kind: type[Settings], where: str) -> Settings:
         return msgspec.convert(raw, kind, strict=False)
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {_Explainer(raw, kind).explain(str(error))}") from None
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -70,10 +76,18 @@ class _Explainer:
             kind = self._type_at(keys)  # or an optional one
             kinds = getattr(kind, "types", [kind])
             choices = ", ".join(str(value) for one in kinds for value in getattr(one, "values", []))
-            return f"{place}: {_value(keys, self.raw)!r} is not known; choose one of {choices}"
+            return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
         if text.startswith("Expected"):
-            return f"{place}: {text[0].lower() + text[1:]}; it is {_value(keys, self.raw)!r}"
+            found = (
+                f"; it is {self._shown(keys)}" if keys else ""
+            )  # the whole file may be one of secrets, named by mistake
+            return f"{place}: {text[0].lower() + text[1:]}{found}"
         return f"{place}: {text}"
+
+    def _shown(self, keys: list[str]) -> str:
+        """The value at `keys`, as much of it as a message has room for."""
+        text = repr(_value(keys, self.raw))
+        return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
     def _keys(self, path: str, message: str) -> list[str]:
         """`.sources[...].shards` as the keys the user wrote; msgspec does not say which entry of a mapping `[...]` is."""

@@ -89,6 +89,7 @@ def render(words: argparse.Namespace) -> int:
 
     study, profile = load_study(words.study), load_profile(words.profile)
     root = check_root(words.run or profile.run_root(study.name))
+    words.out.mkdir(parents=True, exist_ok=True)  # before the run folder: it may be the one that cannot be made
     scripts = render_scripts(Run.create(root, study), profile, words.out)
     print(f"{len(scripts) - 1} job arrays. Submit them all with {shlex.quote(str(scripts[-1]))}")
     return 0

@@ -21,7 +21,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
+    """The names in `text`; none at all would mean everything, which an empty variable in a script hardly does."""
+    names = tuple(name for name in text.split(",") if name)
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give names, or leave the option out for all")
+    return names
 
 
 def check_local(words: argparse.Namespace) -> None:

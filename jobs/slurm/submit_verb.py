@@ -42,8 +42,10 @@ def submit_to_slurm(words: argparse.Namespace) -> int:
 def _submit(
     study: Study, profile: Profile, jobs: Sequence[Job], chosen: Chosen, root: Path, sure: bool, console: Console
 ) -> int:
+    from jobs.slurm.queue import require_slurm
     from jobs.slurm.submit import standing, submit_graph
 
+    require_slurm()
     is_new = not (root / "study.yaml").exists()
     if is_new:  # ask before anything is made
         _confirm(study, profile, jobs, chosen, sure, console)

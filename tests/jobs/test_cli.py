@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +67,24 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(words, code, said, capsys, t
     *before, last = capsys.readouterr().err.splitlines()
     assert last.startswith("curricula: ") and said in last
     assert not any("Traceback" in line for line in before)
+
+
+@pytest.mark.parametrize("words", [["--only", ""], ["--only", ","], ["--arms", ","]])
+def test_an_empty_choice_is_not_taken_for_everything(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["submit", "jobs/studies/demo.yaml", "--cluster", "slurm", *words])
+    assert "names nothing" in capsys.readouterr().err
+
+
+def test_what_cannot_be_submitted_or_rendered_leaves_no_run_folder(tmp_path, monkeypatch, capsys):
+    study, run = str(Path("jobs/studies/demo.yaml").resolve()), tmp_path / "run"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = [study, "--profile", "slurm-lab", "--run", str(run)]
+    assert main(["submit", "--cluster", "slurm", "--yes", *words]) == 1
+    assert "sbatch is not on this machine's PATH" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["render", study, str(tmp_path / "file" / "out"), *words[1:]]) == 1
+    assert not run.exists()
 
 
 def test_status_without_a_run_says_what_to_do(tmp_path, monkeypatch, capsys):

@@ -44,6 +44,20 @@ def test_sizes_come_from_the_stage_then_from_all_then_from_the_study():
     assert profile.request(first("evaluate"), PAPER).tasks_per_node == 1
 
 
+def test_hours_that_end_before_a_job_could_save_are_refused():
+    profile = parse(stages={"tuning": {"hours": 0.001}}, lead_time_s=120)
+    with pytest.raises(UsageError, match=r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than lead_time_s of 120"):
+        sbatch_options(first("tune"), PAPER, profile)
+    assert profile.request(first("pretrain"), PAPER).minutes > 2
+
+
+def test_run_folders_in_a_variable_that_is_not_set_are_refused(monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert parse(runs="$SCRATCH/runs").run_root("x") == Path("/scratch/me/runs/x")
+    with pytest.raises(UsageError, match="runs: .NOSUCH/x names a variable that is not set"):
+        parse(runs="$NOSUCH/x").run_root("x")
+
+
 def test_options_that_the_suite_has_no_word_for_are_handed_on():
     stages = {"all": {"options": {"licenses": "fs", "contiguous": True}}, "export": {"options": {"contiguous": False}}}
     profile = parse(stages=stages)
@@ -66,6 +80,18 @@ def parse(**raw) -> Profile:
         ({"stages": {"all": {"partition": "a\n#SBATCH --wrap=x"}}}, "stages.all.partition: expected `str` matching"),
         ({"stages": {"all": {"options": {"wrap": "x"}}}}, "options names 'wrap'.*which the suite sets"),
         ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it into secrets_file"),
+        *(
+            ({"environment": {name: "x"}}, f"environment names {name}, .*put it into secrets_file")
+            for name in (
+                "WANDB_KEY",
+                "WANDB_API_KEY",
+                "AWS_ACCESS_KEY_ID",
+                "DB_PWD",
+                "PGPASSWORD",
+                "HTTP_AUTH",
+                "APIKEY",
+            )
+        ),
         ({"environment": {"A-B": "x"}}, "'A-B', which is no name of a variable"),
         ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),
         ({"lead_time_s": 1}, "lead_time_s: expected `int` >= 10; it is 1"),
@@ -76,6 +102,22 @@ def parse(**raw) -> Profile:
 def test_a_wrong_profile_is_said_in_a_sentence(raw, said):
     with pytest.raises(UsageError, match=re.escape(said) if ".*" not in said else said):
         parse(**raw)
+
+
+def test_variables_of_the_fabric_are_no_secrets():
+    names = ("NCCL_IB_HCA", "NCCL_IB_PKEY", "NCCL_SOCKET_IFNAME", "UCX_TLS", "TOKENIZERS_PARALLELISM", "PWD", "OLDPWD")
+    assert parse(environment=dict.fromkeys(names, "x"))
+
+
+def test_a_file_of_secrets_named_by_mistake_is_not_shown_and_long_values_are_cut(tmp_path):
+    path = tmp_path / "secrets"
+    path.write_text("HF_TOKEN=hf_very_secret\n")
+    with pytest.raises(UsageError, match="expected `object`, got `str`") as said:
+        load_profile(path)
+    assert "hf_very_secret" not in str(said.value)
+    with pytest.raises(UsageError, match="lead_time_s: ") as said:
+        parse(lead_time_s="x" * 1000)
+    assert len(str(said.value)) < 200
 
 
 def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, monkeypatch):

@@ -118,13 +118,14 @@ def test_a_script_runs_its_element_and_marks_it_done(rendered, tmp_path):
         (137, "RUNNING", False, True),  # a rank was killed
         (1, "RUNNING", True, False),  # starting again cannot mend it
         (93, "RUNNING", True, False),  # it was started again too often
+        (143, "RUNNING", True, False),  # likewise; the code is that of a rank that srun ended
         (75, "COMPLETING", False, False),  # cancelled or preempted meanwhile
     ],
 )
 def test_what_ended_is_requeued_unless_that_is_of_no_use(rendered, tmp_path, code, state, final, requeued):
     run, out = rendered
     mark = run / "jobs/pretrain-trunk-100/trunk/failed.json"
-    told = shlex.quote(json.dumps({"final": final}, indent=1))
+    told = shlex.quote(json.dumps({"final": final, **({"exit_code": 93} if code > 1 else {})}, indent=1))
     folder, file = shlex.quote(str(mark.parent)), shlex.quote(str(mark))
     stand_in(tmp_path, "srun", f"#!/bin/bash\nmkdir -p {folder}\necho {told} >{file}\nexit {code}\n")
     stand_in(tmp_path, "squeue", SQUEUE.format(state=state))
@@ -134,7 +135,7 @@ def test_what_ended_is_requeued_unless_that_is_of_no_use(rendered, tmp_path, cod
     if requeued:
         assert log.read_text() == "requeue 7_0\n"
     else:
-        assert ran.returncode == code and not log.exists()
+        assert ran.returncode == (93 if final and code > 1 else code) and not log.exists()
 
 
 @pytest.mark.parametrize("profile", ["slurm-lab", "h100-4x8"])

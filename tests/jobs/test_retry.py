@@ -218,6 +218,14 @@ def test_resubmit_refuses_while_slurm_still_has_something(demo, slurm):
     assert slurm.calls("sbatch") == []
 
 
+def test_resubmit_waits_for_a_controller_that_does_not_answer(demo, slurm):
+    run, _ = demo
+    slurm.answer("squeue", error="slurm_load_jobs error: Unable to contact slurm controller", code=1)
+    done = resubmit(run, slurm)
+    assert done.returncode == 1 and "Unable to contact slurm controller; repeat" in done.stderr
+    assert slurm.calls("sbatch") == []
+
+
 def test_resubmit_of_a_run_that_is_done_submits_nothing(demo, slurm):
     run, jobs = demo
     for name, job in jobs.items():
