@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from curriculum.errors import UserError
+from jobs.help_text import HelpFormatter
 from jobs.selection import add_options, select
 
 
@@ -18,7 +19,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "on from its last checkpoint when it is submitted again, with `curricula retry`.",
         epilog="examples:\n  curricula cancel /scratch/paper\n"
         "  curricula cancel /scratch/paper --stage evaluate --arm full-20 --yes",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--job", metavar="JOB", help="only this job, as `curricula status` names it")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from curriculum.errors import UserError
+from jobs.help_text import HelpFormatter
 from jobs.terminal import printable
 
 STUDY = "jobs/studies/demo.yaml"
@@ -48,7 +49,7 @@ def build_parser(arguments: Sequence[str] = ("data",)) -> argparse.ArgumentParse
         description="When should safety enter pretraining? Plan, run and evaluate the study, end to end.",
         epilog=f"A study from start to end on this machine:\n  curricula plan {STUDY}\n"
         f"  curricula submit {STUDY} --cluster local\n  curricula report runs/demo",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _study_verbs(verbs)
@@ -79,7 +80,7 @@ def _add(
         help=what,
         description=what[0].upper() + what[1:] + ".",
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     if verb:
         parser.set_defaults(verb=verb)

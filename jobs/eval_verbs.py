@@ -16,6 +16,7 @@ from curriculum.sources import local_root
 from eval.benchmarks import BENCHMARKS, Use, find
 from eval.config import Evaluation, Part, Tasks, parts_for
 from jobs.eval_display import Bars, no_other_bars, print_cells, quiet_libraries
+from jobs.help_text import HelpFormatter
 from jobs.judge_options import add_judge_options, confirm_cost, judge_from
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description=what[0].upper() + what[1:] + ". The same command goes on after an interruption: no answer is "
         "generated twice and no judge is asked twice.",
         epilog=f"example:\n  {EXAMPLE}\n\n`curricula eval rejudge FOLDER --judge NAME` judges stored answers again.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.set_defaults(verb=evaluate)
     parser.add_argument(

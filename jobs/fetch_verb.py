@@ -26,6 +26,7 @@ from curriculum.sources import DATASETS, dataset
 from curriculum.synthesis.plan import parse_part
 from curriculum.tables import table_exists
 from jobs.downloads import Wanted, benchmark_downloads, named_downloads, once, study_downloads
+from jobs.help_text import HelpFormatter
 from jobs.study import load_study
 
 
@@ -37,7 +38,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "command goes on after an interruption. Gated ones need HF_TOKEN.",
         epilog="examples:\n  curricula data fetch --list\n  curricula data fetch safeweb gsm8k advbench --out /scratch/data\n"
         "  curricula data fetch --study jobs/studies/paper.yaml --part $SLURM_ARRAY_TASK_ID/16",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="a dataset or benchmark, as --list shows them")
     parser.add_argument("--study", type=Path, help="all that this study file needs")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from curriculum.errors import UsageError
+from jobs.help_text import HelpFormatter
 from jobs.selection import add_options, select
 
 if TYPE_CHECKING:
@@ -31,9 +32,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="print or follow the logs of elements, the first error first",
         description="Print the logs of elements. The error that came first among all processes is printed before the lines; "
         "without JOB, --stage or --arm only what failed or is running is shown.",
+        usage="curricula logs RUN [JOB [ELEMENT]] [options]",
         epilog="examples:\n  curricula logs runs/demo\n  curricula logs runs/demo pretrain-20 full-20 -f\n"
         "  curricula logs runs/demo --arm full-20 --grep 'loss|error'\n  curricula logs runs/demo pretrain-0 full-0 --rank all",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("job", metavar="JOB", nargs="?", help="a job name, as `curricula status` shows it")

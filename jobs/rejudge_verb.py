@@ -16,6 +16,7 @@ from curriculum.errors import UsageError
 from curriculum.sources import local_root
 from eval.judges.settings import Judging
 from jobs.eval_display import Bars, interval, new_table, no_other_bars, percent, quiet_libraries
+from jobs.help_text import HelpFormatter
 from jobs.judge_options import add_judge_options, confirm_cost, judge_from
 
 EXAMPLE = (
@@ -32,7 +33,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "added beside them, and what this judge has judged already is not asked again. Prints how the two judges agree "
         "(Cohen's kappa) and, where the judge's errors are known, a corrected rate (Rogan and Gladen).",
         epilog=f"examples:\n  {EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.set_defaults(verb=rejudge)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or the OUT of `curricula eval`")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curriculum.errors import UsageError
+from jobs.help_text import HelpFormatter
 from jobs.selection import add_options, select
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "goes on from its last checkpoint, evaluation after its last row. Where the run was submitted to Slurm it is "
         "submitted there again, by the same profile; else it goes on on this machine.",
         epilog="examples:\n  curricula retry runs/demo\n  curricula retry /scratch/paper --stage evaluate --dry-run",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     add_options(parser)

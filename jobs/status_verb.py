@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curriculum.errors import UsageError
+from jobs.help_text import HelpFormatter
 
 if TYPE_CHECKING:  # a command's help needs none of this
     from rich.console import Console, RenderableType
@@ -28,7 +29,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "`beat` is the time since an element last said how far it is.",
         epilog="example:\n  curricula status runs/demo\n  curricula status /scratch/paper --watch\n"
         "  curricula status runs/demo --json | jq '.[] | select(.state == \"failed\")'",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
     parser.add_argument("--watch", action="store_true", help="keep showing until all is done, or Ctrl-C")

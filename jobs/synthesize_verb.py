@@ -17,6 +17,7 @@ from curriculum.synthesis.inputs import Input, TableInput, open_dataset_input
 from curriculum.synthesis.kinds import KINDS
 from curriculum.synthesis.part import Part
 from curriculum.synthesis.plan import Estimate, Estimator, Place, Prices, Settings, parse_part, slurm_part
+from jobs.help_text import HelpFormatter
 from jobs.synthesize_display import Display, print_dry_run, print_estimate, print_summary
 
 if TYPE_CHECKING:  # at run time only where it is needed: it brings the openai package, which takes a while
@@ -38,7 +39,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> argparse.ArgumentParser:
         description=what[0].upper() + what[1:] + ", with any server that speaks OpenAI's API. The same command goes on "
         "after an interruption and asks nothing twice. The key is read from OPENAI_API_KEY alone.",
         epilog=f"example:\n  {EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.set_defaults(verb=synthesize)
     parser.add_argument("kind", choices=list(KINDS), metavar="KIND", help=", ".join(KINDS))

@@ -94,7 +94,7 @@ def dry_run(study: Study, profile: Profile, jobs: Sequence[Job], chosen: Chosen,
         if asks:
             console.print(f"sbatch --test-only: {_tested(one.script)}\n")
     table = Table(box=None, pad_edge=False)
-    for column in ("job", "elements", "nodes", "tasks a node", "GPUs a node", "time limit", "waits for"):
+    for column in ("job", "elements", "nodes", "GPUs", "time limit", "waits for"):
         table.add_column(
             column,
             justify="left" if column in ("job", "waits for") else "right",
@@ -105,7 +105,7 @@ def dry_run(study: Study, profile: Profile, jobs: Sequence[Job], chosen: Chosen,
         first, *others = one.waits.split(",")
         waits = first + (f" and {len(others)} more" if others else "")
         request = one.request
-        table.add_row(one.job, str(one.count), str(request.nodes), str(request.tasks_per_node), str(request.gpus_per_node),
+        table.add_row(one.job, str(one.count), str(request.nodes), str(request.gpus),
                       f"{request.minutes // 60}:{request.minutes % 60:02d}", waits)  # fmt: skip
     console.print(table, soft_wrap=False)
     hours = gpu_hours(study, profile, jobs, chosen)

@@ -87,6 +87,15 @@ def test_what_cannot_be_submitted_or_rendered_leaves_no_run_folder(tmp_path, mon
     assert not run.exists()
 
 
+@pytest.mark.parametrize("verb", ["status", "logs", "retry", "cancel", "submit"])
+def test_help_is_wrapped_and_keeps_its_examples(verb, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    description, _, examples = capsys.readouterr().out.partition("example")
+    assert max(map(len, description.splitlines())) <= 80 and f"\n  curricula {verb} " in examples
+
+
 def test_status_without_a_run_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["status"]) == 2
