@@ -59,11 +59,15 @@ class Problem(msgspec.Struct, frozen=True):
     reason: str
 
 
-class UnfitNodes(UserError):
-    """Nodes failed the preflight; they are recorded, and the job should start again without them."""
+class PreflightFailed(UserError):
+    """Something is wrong that no node is to blame for, such as a slow fabric; it may have passed when the job starts again."""
 
     exit_code = 76
     """Not among the final ones: the batch script puts the job back into the queue."""
+
+
+class UnfitNodes(PreflightFailed):
+    """Nodes failed the preflight; they are recorded, and the job should start again without them."""
 
     def __init__(self, problems: Sequence[Problem]):
         super().__init__("preflight: " + "; ".join(f"node {problem.node}: {problem.reason}" for problem in problems))
@@ -97,8 +101,8 @@ def preflight(
 ) -> None:
     """Check all nodes of this job together; every process calls it, before it opens its process group.
 
-    Raises UnfitNodes, the same in all processes, when nodes failed; UserError when something is wrong that no node is to
-    blame for.
+    Raises UnfitNodes, the same in all processes, when nodes failed; PreflightFailed when no node is to blame; PeerLost when
+    the processes do not find each other. After all of these the job may start again.
     """
     began = time.monotonic()
     meeting = Rendezvous(world, settings.patience_s)
@@ -132,7 +136,7 @@ class _Judge:
         if heard.problems:
             raise UnfitNodes(heard.problems)
         if heard.failure:
-            raise UserError(f"preflight: {heard.failure}")
+            raise PreflightFailed(f"preflight: {heard.failure}")
         return heard
 
 

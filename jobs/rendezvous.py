@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from curriculum.errors import UserError
+from model.signals import PeerLost
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -25,7 +25,8 @@ Word = TypeVar("Word")
 
 
 class Rendezvous:
-    """Words by name, as JSON. Raises UserError when the store cannot be opened or reached within `patience_s`."""
+    """Words by name, as JSON. Raises PeerLost when the store cannot be opened or reached within `patience_s`: another start,
+    with another port or without that node, may do better."""
 
     def __init__(self, world: World, patience_s: float):
         from torch.distributed import TCPStore
@@ -41,7 +42,7 @@ class Rendezvous:
             )
         except RuntimeError as error:
             what = "opened" if world.rank == 0 else "reached"
-            raise UserError(
+            raise PeerLost(
                 f"{place}: the processes' meeting place cannot be {what} ({str(error).splitlines()[0]})"
             ) from None
 
@@ -61,7 +62,10 @@ class Rendezvous:
         self.say(f"{name}/{self.rank}", word)
 
     def announced(self, name: str, kind: type[Word], word: Word | None) -> Word:
-        """What rank 0 announces as `word`, the same in every process; rank 0 stays until all have heard it."""
+        """What rank 0 announces as `word`, the same in every process; rank 0 stays until all have heard it.
+
+        Raises PeerLost when rank 0 ended before.
+        """
         if self.rank == 0:
             assert word is not None
             self.say(name, word)
@@ -73,7 +77,7 @@ class Rendezvous:
             heard = self.said(name, kind)
             self.say_own(f"{name} heard", True)
         except RuntimeError:  # torch's DistError among them
-            raise UserError("the first process is gone without a word; see the log of rank 0") from None
+            raise PeerLost("the first process is gone without a word; see the log of rank 0") from None
         return heard
 
     def _silent(self, name: str, patience_s: float) -> Sequence[int]:
