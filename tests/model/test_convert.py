@@ -111,7 +111,10 @@ def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, t
     weights = trained(tmp_path / "run", SMALL)
     out = tmp_path / "models/arm/base"
     for _ in range(2):  # a second export replaces the first
-        export_hf(weights, out, tokenizer, {"arm": "full-20", "mix": {"web": 0.7}})
+        told: list[tuple[int, int]] = []
+        provenance = {"arm": "full-20", "mix": {"web": 0.7}}
+        export_hf(weights, out, tokenizer, provenance, lambda done, total, told=told, **_: told.append((done, total)))
+        assert told == [(1, 3), (2, 3), (3, 3)]
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
         "config.json",
