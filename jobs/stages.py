@@ -251,7 +251,7 @@ def export(run: Run, job: Job, element: Element, progress: Progress) -> None:
             key: value for key, value in run.provenance.items() if key != "data_folder"
         },  # a path here says nothing there
     }
-    export_hf(latest(line / "checkpoints"), run.model(arm.name, element.kind), run.tokenizer, provenance)
+    export_hf(latest(line / "checkpoints"), run.model(arm.name, element.kind), run.tokenizer, provenance, progress)
 
 
 def evaluate(run: Run, job: Job, element: Element, progress: Progress) -> None:

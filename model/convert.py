@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 
 from curriculum.durable import sync_folder
 from curriculum.errors import UserError
+from curriculum.progress import Progress, silent
 from curriculum.tokenizer import STOPS, load_tokenizer
 from model import checkpoint
 from model.build import build_network
@@ -45,10 +46,13 @@ SHARD_BYTES = 5_000_000_000  # of one safetensors file
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, Any]) -> None:
+def export_hf(
+    folder: Path, out: Path, tokenizer: Path, provenance: dict[str, Any], progress: Progress = silent
+) -> None:
     """Write the checkpoint `folder` as the Hugging Face model `out`, complete or not at all.
 
-    `tokenizer` is the folder whose tokenizer files go along; `provenance` goes into the model card. Raises UserError
+    `tokenizer` is the folder whose tokenizer files go along; `provenance` goes into the model card. `progress` counts
+    three steps: read, written, in place. Raises UserError
     when the checkpoint or the tokenizer cannot be read.
     """
     info = read_info(folder)
@@ -60,6 +64,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
     with started(world=ALONE) as parallel:
         network = build_network(info.model, parallel, OWN_LAYERS)
         checkpoint.load(folder, network, None, parallel)
+        progress(1, 3)
         weights = to_hugging_face(network.state_dict(), info.model)
     dtype = getattr(torch, info.precision)
     weights = {name: weight.to(dtype=dtype, device="cpu", copy=True) for name, weight in weights.items()}
@@ -68,6 +73,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
     aside.mkdir(parents=True)
     try:
         save_torch_state_dict(weights, aside, max_shard_size=SHARD_BYTES)
+        progress(2, 3)
         _write_json(
             aside / "config.json",
             hugging_face_config(info) | {"bos_token_id": document_end, "eos_token_id": document_end},
@@ -79,6 +85,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
                 shutil.copyfile(tokenizer / name, aside / name)
         (aside / "README.md").write_text(model_card(out.name, info, provenance))
         _replace(aside, out)
+        progress(3, 3)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(f"{out}: the model could not be written ({error}); free some space and run it again") from error

@@ -191,6 +191,10 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def model_card(name: str, info: CheckpointInfo, provenance: dict[str, Any]) -> str:
+    title = "/".join(str(provenance[key]) for key in ("study", "arm", "model") if key in provenance) or name
+    if isinstance(git := provenance.get("git"), dict):
+        changed = f", with {len(git['changed_files'])} changed files" if git.get("changed_files") else ""
+        provenance = {**provenance, "git": f"{git.get('sha') or 'unknown'}{changed}"}
     facts = {
         "parameters": f"{info.model.parameters():,}",
         "training steps": f"{info.step:,}",
@@ -202,7 +206,7 @@ def model_card(name: str, info: CheckpointInfo, provenance: dict[str, Any]) -> s
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
     return (
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
-        f"# {name}\n\nA language model trained by Curricula to study when safety data should enter pretraining.\n\n"
+        f"# {title}\n\nA language model trained by Curricula to study when safety data should enter pretraining.\n\n"
         f"| | |\n| --- | --- |\n{rows}\n"
     )
 

@@ -106,3 +106,13 @@ __all__ = [
     "parallel_state",
     "to_torch_state",
 ]
+
+# What Megatron-core and torch say to each other's developers: nothing in it is a user's to mend.
+for _said in (
+    "full scope is deprecated",
+    r"The \.grad attribute of a Tensor that is not a leaf",
+    r"`torch\.distributed\.\w+` is deprecated",
+    "`load_state_dict` is deprecated",
+    "Please use DTensor instead",
+):
+    warnings.filterwarnings("ignore", message=_said)

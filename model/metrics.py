@@ -30,6 +30,7 @@ class MetricsFile:
         if len(kept) < len(rows) or (path.exists() and not path.read_bytes().endswith(b"\n")):
             write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._path = path
+        self._validated = {row["step"] for row in kept if "validation" in row}
         self._file = open(path, "a")  # noqa: SIM115 (held as long as the run)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -37,10 +38,12 @@ class MetricsFile:
         with said_when_full(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+        if "validation" in row:
+            self._validated.add(row["step"])
 
     def is_validated(self, step: int) -> bool:
         """Whether the line of a validation after `step` is there."""
-        return any(row["step"] == step and "validation" in row for row in read_metrics(self._path))
+        return step in self._validated
 
     def sync(self) -> None:
         with said_when_full(self._path):

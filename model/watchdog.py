@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import msgspec
 
@@ -38,6 +39,14 @@ class HangLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
 
 
+@dataclass(frozen=True, eq=False)
+class _Expected:
+    """What is waited for; replaced as a whole, since the watching thread reads it at any time."""
+
+    what: str
+    limit_s: float
+
+
 class Watchdog:
     """Told of every step that ends; bites when none does for too long. It counts time by the monotonic clock.
 
@@ -47,7 +56,7 @@ class Watchdog:
     def __init__(self, limits: HangLimits) -> None:
         self._limits = limits
         self._steps: deque[float] = deque(maxlen=50)
-        self._limit_s, self._waited_s, self._what = limits.unknown_s, 0.0, "the start"
+        self._expected = _Expected("the start", limits.unknown_s)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -72,7 +81,7 @@ class Watchdog:
         self._expect(self._limits.unknown_s, what)
 
     def _expect(self, limit_s: float, what: str) -> None:
-        self._limit_s, self._what, self._waited_s = limit_s, what, 0.0
+        self._expected = _Expected(what, limit_s)
 
     def _step_limit_s(self) -> float:
         if len(self._steps) < 3:
@@ -82,19 +91,23 @@ class Watchdog:
     def _watch(self) -> None:
         tick = min(TICK_S, self._limits.floor_s / 4)
         before = time.monotonic()
+        expected, waited_s = self._expected, 0.0
         while not self._ended.wait(tick):
             now = time.monotonic()
-            self._waited_s += min(now - before, 2 * tick)
+            if expected is not self._expected:
+                expected, waited_s = self._expected, 0.0
+            else:
+                waited_s += min(now - before, 2 * tick)
             before = now
-            if self._waited_s > self._limit_s:
-                self._bite()
+            if waited_s > expected.limit_s:
+                self._bite(expected)
             # It must not end the process: after a long SIGSTOP it would fire before the next tick.
-            faulthandler.dump_traceback_later(BACKSTOP * self._limit_s, exit=False)
+            faulthandler.dump_traceback_later(BACKSTOP * expected.limit_s, exit=False)
         faulthandler.cancel_dump_traceback_later()
 
-    def _bite(self) -> None:
+    def _bite(self, expected: _Expected) -> None:
         sys.stderr.write(
-            f"watchdog: {self._what} has taken more than {self._limit_s:.0f} s; what each thread of process "
+            f"watchdog: {expected.what} has taken more than {expected.limit_s:.0f} s; what each thread of process "
             f"{os.getpid()} is doing:\n"
         )
         sys.stderr.flush()

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -96,3 +98,9 @@ def test_the_compiled_backend_trains_like_the_plain_one_and_compiles_one_layer_f
 def test_more_layers_to_recompute_than_there_are_is_refused(tmp_path):
     with pytest.raises(UsageError, match="engine.recompute_layers is 3; the model has 2 layers"):
         losses(tmp_path, recompute_layers=3)
+
+
+def test_what_megatron_and_torch_tell_each_other_stays_out_of_the_logs():
+    code = "import warnings, model.megatron; warnings.warn('full scope is deprecated. Use'); warnings.warn('another')"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "another" in said and "UserWarning: full scope" not in said

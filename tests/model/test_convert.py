@@ -111,7 +111,11 @@ def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, t
     weights = trained(tmp_path / "run", SMALL)
     out = tmp_path / "models/arm/base"
     for _ in range(2):  # a second export replaces the first
-        export_hf(weights, out, tokenizer, {"arm": "full-20", "mix": {"web": 0.7}})
+        told: list[tuple[int, int]] = []
+        git = {"sha": "abc", "changed_files": ["a.py"]}
+        provenance = {"study": "demo", "arm": "full-20", "model": "base", "mix": {"web": 0.7}, "git": git}
+        export_hf(weights, out, tokenizer, provenance, lambda done, total, told=told, **_: told.append((done, total)))
+        assert told == [(1, 3), (2, 3), (3, 3)]
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
         "config.json",
@@ -123,6 +127,7 @@ def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, t
     assert sorted(path.name for path in out.parent.iterdir()) == ["base"]
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
     card = (out / "README.md").read_text()
+    assert "# demo/full-20/base\n" in card and "| git | abc, with 1 changed files |" in card
     assert "| arm | full-20 |" in card and '{"web": 0.7}' in card and "| training steps | 4 |" in card
 
 
