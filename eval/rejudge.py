@@ -15,7 +15,7 @@ from eval.judges.question import UNPARSED, Estimate, Judge
 from eval.merge import shifted
 from eval.rows import GenerationRow, JudgedRow, VerdictRow, read_rows
 from eval.statistics import Tally, cluster_of, rate_interval, tally
-from eval.verdicts import Judgement, forget_unparsed, judged, kind_of, verdicts_path
+from eval.verdicts import Judgement, judged, kind_of, verdicts_path
 
 TASKS = ("attacks-*", "overrefusal-*", "gcg")
 
@@ -72,9 +72,7 @@ class Rejudging:
             if judge is None:
                 self.left_alone += len(rows)
                 continue
-            if ask_unparsed_again:
-                forget_unparsed(verdicts_path(path), judge)
-            self._work.append((path, rows, Judgement(rows, verdicts_path(path), judge)))
+            self._work.append((path, rows, Judgement(rows, verdicts_path(path), judge, ask_unparsed_again)))
 
     def estimates(self) -> list[Estimate | None]:
         return [judgement.estimate() for _, _, judgement in self._work]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from judge_server import JudgeServer, answer_row
+from msgspec import structs
 
 from eval.config import Evaluation, Tasks
 from eval.judges.registry import load_judge
@@ -82,6 +83,35 @@ def test_unparsed_verdicts_are_asked_again_when_asked_to(folder, server, capsys)
     assert server.requests["ask-2"] == 2  # once in each task
     assert rejudge(folder, server, "--retry-unparsed") == 0
     assert "unparsed" not in [row.label for row in read_rows(path, VerdictRow)]
+
+
+def test_unparsed_verdicts_stay_until_others_take_their_place(folder, server, capsys):
+    path = folder / "eval/full-20/instruct/attacks-topk.verdicts.jsonl"
+    server.schedule["ask-2"] = ["prose"]
+    rejudge(folder, server)
+    before = path.read_bytes()
+    dear = ["--retry-unparsed", "--judge-set", "price_in=1e9", "--judge-set", "price_out=0"]
+    assert rejudge(folder, server, *dear) == 2  # the price is refused
+    server.every = "key"
+    assert rejudge(folder, server, "--retry-unparsed") == 1
+    assert path.read_bytes() == before
+    server.every = None
+    path.write_bytes(b"".join(sorted(before.splitlines(keepends=True), key=lambda line: b"llm:fake" not in line)))
+    assert rejudge(folder, server, "--retry-unparsed") == 0
+    after = read_rows(path, VerdictRow)
+    assert len(after) == 20 and {row.judge for row in after[:10]} == {"llm:fake"}  # each in the place of the old
+    assert "unparsed" not in [row.label for row in after]
+
+
+def test_an_unparsed_verdict_set_aside_is_asked_again_too(tmp_path):
+    path, judge = tmp_path / "attacks-topk.verdicts.jsonl", load_judge(Judging(name="refusal-phrases"), "attack", None)
+    rows = [answer_row(n) for n in range(3)]
+    Judgement(rows, path, judge).complete()
+    aside = [structs.replace(row, label="unparsed") for row in read_rows(path, VerdictRow)]
+    append_rows(path.with_name(f"{path.stem}.unused.jsonl"), aside)
+    path.unlink()
+    assert not Judgement(rows, path, judge).left
+    assert len(Judgement(rows, path, judge, ask_unparsed_again=True).left) == 3
 
 
 def test_a_judge_of_attacks_alone_leaves_the_others(folder, server, capsys):
