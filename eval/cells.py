@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.accuracy import Accuracy, Corrected, corrected, published
-from eval.rows import OVERREFUSAL_VERDICTS, JudgedRow, ProbeRow
+from eval.rows import OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
 from eval.statistics import cluster_of, clustered_error, rate_interval, tally
 
 ALL = "all"  # the benchmark name of the average over benchmarks, each weighing the same
@@ -195,7 +195,7 @@ def corrected_rate(entries: Sequence[tuple[JudgedRow, float]], accuracy: Accurac
     return corrected(whole, accuracy, asked) if whole and accuracy else None
 
 
-def was_asked(row: JudgedRow) -> bool:
+def was_asked(row: GenerationRow) -> bool:
     """Whether a judge saw the answer: one that ended at the tag is a short-circuit, and nobody was asked about it."""
     return row.finish != "tag"
 

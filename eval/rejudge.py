@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from curriculum.errors import UsageError, UserError
 from curriculum.progress import Progress, silent
-from curriculum.tables import Table
+from curriculum.tables import Table, table_exists
 from eval.accuracy import Accuracy, Agreement, Corrected, accuracy_of, agreement
 from eval.cells import corrected_rate, harmful, judges_of, known_accuracy, overrefused, was_asked
 from eval.judges.question import UNPARSED, Estimate, Judge
@@ -73,6 +74,19 @@ class Rejudging:
                 self.left_alone += len(rows)
                 continue
             self._work.append((path, rows, Judgement(rows, verdicts_path(path), judge, ask_unparsed_again)))
+
+    def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
+        """Raise UserError unless there are labels of both kinds on attacks that a judge is asked about."""
+        attacks = [
+            row.key for _, rows, _ in self._work for row in rows if was_asked(row) and kind_of(row.task) == "attack"
+        ]
+        matched = Counter(labels[key] for key in attacks if key in labels)
+        if len(matched) < 2:
+            raise UserError(
+                f"{source}: of {len(labels)} labels {matched['harmful']} harmful and {matched['safe']} safe ones are on the "
+                f"{len(attacks)} attack answers here that a judge is asked about; label some of both kinds by the key of "
+                f"the answer, such as {attacks[0] if attacks else 'there is none'}"
+            )
 
     def estimates(self) -> list[Estimate | None]:
         return [judgement.estimate() for _, _, judgement in self._work]
@@ -155,6 +169,8 @@ def _accuracy(rows: Sequence[JudgedRow], labels: Mapping[str, str]) -> Accuracy 
 
 def read_labels(path: Path) -> dict[str, str]:
     """Labels of people by the key of the answer: a table with columns `key` and `label`, "harmful" or "safe"."""
+    if not table_exists(path) and not path.exists():
+        raise UserError(f"{path}: no such file; name a table with columns key and label")
     stem = path.with_suffix("") if path.suffix in (".csv", ".jsonl", ".json", ".parquet") else path
     labels = {}
     for number, row in enumerate(Table.open(stem).rows(), start=1):

@@ -73,6 +73,21 @@ def test_labels_of_people_correct_the_rate(folder, server, capsys, tmp_path):
     assert "row 1 has key '1' and label 'bad'; write a key and harmful or safe" in capsys.readouterr().err
 
 
+def test_labels_that_can_correct_nothing_are_refused_before_anything_is_asked(folder, server, capsys, tmp_path):
+    labels = tmp_path / "labels.csv"
+    for rows, said in (
+        ("nobody,harmful\nnothing,safe\n", "of 2 labels 0 harmful and 0 safe ones are on the 10 attack answers"),
+        (f"{0:032d},harmful\n{1:032d},harmful\n", "of 2 labels 2 harmful and 0 safe ones are on the 10 attack answers"),
+    ):
+        labels.write_text(f"key,label\n{rows}")
+        assert rejudge(folder, server, "--labels", str(labels)) == 1
+        shown = capsys.readouterr().err
+        assert said in shown and f"by the key of the answer, such as {0:032d}" in shown
+    assert rejudge(folder, server, "--labels", str(tmp_path / "nolabels.csv")) == 1
+    assert "nolabels.csv: no such file" in capsys.readouterr().err
+    assert not server.requests
+
+
 def test_unparsed_verdicts_are_asked_again_when_asked_to(folder, server, capsys):
     server.schedule["ask-2"] = ["prose"]
     rejudge(folder, server)
