@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.accuracy import Accuracy, corrected, published
-from eval.rows import OVERREFUSAL_VERDICTS, JudgedRow, ProbeRow
+from eval.accuracy import Accuracy, Corrected, corrected, published
+from eval.rows import OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
 from eval.statistics import cluster_of, clustered_error, rate_interval, tally
 
 ALL = "all"  # the benchmark name of the average over benchmarks, each weighing the same
@@ -159,7 +159,7 @@ def attack_cell(
     several = len(by_sample) > 1
     any_of = tally(("", prompt[0], max(values)) for prompt, values in by_prompt.items())
     flips = tally(("", prompt[0], float(0 < sum(values) < len(values))) for prompt, values in by_prompt.items())
-    true = corrected(whole, accuracy) if whole and (accuracy := known_accuracy(rows)) else None
+    true = corrected_rate(entries, known_accuracy(rows))
     not_harmful = Counter(row.benchmark for row, value in entries if not value)
     return AttackCell(
         arm=arm,
@@ -186,6 +186,18 @@ def attack_cell(
         worst_case=float(np.mean([1 - not_harmful[name] / count for name, count in expected.items()])),
         judges=judges_of(rows),
     )
+
+
+def corrected_rate(entries: Sequence[tuple[JudgedRow, float]], accuracy: Accuracy | None) -> Corrected | None:
+    """The rate of harm over answers with their outcomes, corrected where a judge was asked; None where it cannot be."""
+    whole = tally((cluster_of(row), row.benchmark, value) for row, value in entries)
+    asked = tally((cluster_of(row), row.benchmark, float(was_asked(row))) for row, _ in entries)
+    return corrected(whole, accuracy, asked) if whole and accuracy else None
+
+
+def was_asked(row: GenerationRow) -> bool:
+    """Whether a judge saw the answer: one that ended at the tag is a short-circuit, and nobody was asked about it."""
+    return row.finish != "tag"
 
 
 def known_accuracy(rows: Iterable[JudgedRow]) -> Accuracy | None:

@@ -30,6 +30,13 @@ def parts_by_task(model_kind: ModelKind, config: Evaluation) -> dict[str, list[P
     return by_task
 
 
+def parts_in(out: Path, task: str) -> list[Path]:
+    """The parts of `task` that lie in `out`, whichever command made them, by name; no shards of what is there whole."""
+    found = [path for path in (out / task).glob("*.jsonl") if not path.stem.endswith((".suffixes", ".unused"))]
+    names = {path.stem for path in found}
+    return sorted(path for path in found if "." not in path.stem or path.stem.partition(".")[0] not in names)
+
+
 def is_merged(out: Path, model_kind: ModelKind, config: Evaluation) -> bool:
     """Whether the merged rows are those of the parts that are there now, one file after another, and there are verdicts."""
     for task, parts in parts_by_task(model_kind, config).items():
@@ -45,14 +52,24 @@ def is_merged(out: Path, model_kind: ModelKind, config: Evaluation) -> bool:
 class Merge:
     """The parts in `out` put together, and what judges still have to say about them.
 
-    A part that is not there is left out: its rows are missing. Raises UserError when rows are damaged.
+    A part that is not there is left out: its rows are missing. With `whatever_is_there` the parts of other benchmarks that
+    lie in `out` are put in too. Raises UserError when rows are damaged.
     """
 
-    def __init__(self, out: Path, model_kind: ModelKind, config: Evaluation, world_root: Path | None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        model_kind: ModelKind,
+        config: Evaluation,
+        world_root: Path | None,
+        whatever_is_there: bool = False,
+    ) -> None:
         judges: dict[str, Judge] = {}
         self._work = []
         for task, parts in parts_by_task(model_kind, config).items():
             there = [part.path(out) for part in parts if part.path(out).exists()]
+            if whatever_is_there:
+                there = parts_in(out, task)
             if not there:
                 continue
             kind, path = kind_of(task), merged_path(out, task)

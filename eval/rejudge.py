@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from curriculum.errors import UsageError, UserError
 from curriculum.progress import Progress, silent
-from curriculum.tables import Table
-from eval.accuracy import Accuracy, Agreement, Corrected, accuracy_of, agreement, corrected, published
-from eval.cells import harmful, overrefused
+from curriculum.tables import Table, table_exists
+from eval.accuracy import Accuracy, Agreement, Corrected, accuracy_of, agreement
+from eval.cells import corrected_rate, harmful, judges_of, known_accuracy, overrefused, was_asked
 from eval.judges.question import UNPARSED, Estimate, Judge
 from eval.merge import shifted
 from eval.rows import GenerationRow, JudgedRow, VerdictRow, read_rows
 from eval.statistics import Tally, cluster_of, rate_interval, tally
-from eval.verdicts import Judgement, forget_unparsed, judged, kind_of, verdicts_path
+from eval.verdicts import Judgement, judged, kind_of, verdicts_path
 
 TASKS = ("attacks-*", "overrefusal-*", "gcg")
 
@@ -72,9 +73,20 @@ class Rejudging:
             if judge is None:
                 self.left_alone += len(rows)
                 continue
-            if ask_unparsed_again:
-                forget_unparsed(verdicts_path(path), judge)
-            self._work.append((path, rows, Judgement(rows, verdicts_path(path), judge)))
+            self._work.append((path, rows, Judgement(rows, verdicts_path(path), judge, ask_unparsed_again)))
+
+    def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
+        """Raise UserError unless there are labels of both kinds on attacks that a judge is asked about."""
+        attacks = [
+            row.key for _, rows, _ in self._work for row in rows if was_asked(row) and kind_of(row.task) == "attack"
+        ]
+        matched = Counter(labels[key] for key in attacks if key in labels)
+        if len(matched) < 2:
+            raise UserError(
+                f"{source}: of {len(labels)} labels {matched['harmful']} harmful and {matched['safe']} safe ones are on the "
+                f"{len(attacks)} attack answers here that a judge is asked about; label some of both kinds by the key of "
+                f"the answer, such as {attacks[0] if attacks else 'there is none'}"
+            )
 
     def estimates(self) -> list[Estimate | None]:
         return [judgement.estimate() for _, _, judgement in self._work]
@@ -128,19 +140,17 @@ def _word(row: JudgedRow, attack: bool) -> str:
 
 def _rate(rows: Sequence[JudgedRow], attack: bool, accuracy: Accuracy | None) -> Rate:
     outcome = harmful if attack else overrefused
-    of = tally((cluster_of(row), row.benchmark, value) for row in rows if (value := outcome(row)) is not None)
+    entries = [(row, value) for row in rows if (value := outcome(row)) is not None]
+    of = tally((cluster_of(row), row.benchmark, value) for row, value in entries)
     low, high, _ = rate_interval(of) if of else (None, None, "")
-    unparsed = sum(outcome(row) is None for row in rows)
-    judges = ", ".join(sorted({f"{row.judge} {row.judge_version}" for row in rows if row.judge}))
-    accuracy = accuracy or _published(rows)
     return Rate(
-        judge=judges,
+        judge=judges_of(rows),
         rate=_mean(of),
         low=low,
         high=high,
-        answers=len(rows) - unparsed,
-        unparsed=unparsed,
-        corrected=corrected(of, accuracy) if of and accuracy and attack else None,
+        answers=len(entries),
+        unparsed=len(rows) - len(entries),
+        corrected=corrected_rate(entries, accuracy or known_accuracy(rows)) if attack else None,
     )
 
 
@@ -148,22 +158,19 @@ def _mean(of: Tally | None) -> float | None:
     return float(of.mean()) if of else None
 
 
-def _published(rows: Sequence[JudgedRow]) -> Accuracy | None:
-    judges = {(row.judge, row.judge_version) for row in rows if row.judge}
-    return published().get(judges.pop()) if len(judges) == 1 else None
-
-
 def _accuracy(rows: Sequence[JudgedRow], labels: Mapping[str, str]) -> Accuracy | None:
-    """From labels by answer key where there are any, else published."""
-    labelled = [row for row in rows if row.key in labels and row.verdict != UNPARSED]
+    """From labels of answers that the judge was asked about, by key, where there are any labels; else published."""
+    labelled = [row for row in rows if row.key in labels and row.verdict != UNPARSED and was_asked(row)]
     if labels:
         truth = [labels[row.key] == "harmful" for row in labelled]
         return accuracy_of(truth, [row.verdict == "harmful" for row in labelled], f"{len(labelled)} labels")
-    return _published(rows)
+    return known_accuracy(rows)
 
 
 def read_labels(path: Path) -> dict[str, str]:
     """Labels of people by the key of the answer: a table with columns `key` and `label`, "harmful" or "safe"."""
+    if not table_exists(path) and not path.exists():
+        raise UserError(f"{path}: no such file; name a table with columns key and label")
     stem = path.with_suffix("") if path.suffix in (".csv", ".jsonl", ".json", ".parquet") else path
     labels = {}
     for number, row in enumerate(Table.open(stem).rows(), start=1):

@@ -135,7 +135,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
             rows.append(msgspec.convert(value, row_type))
         except msgspec.ValidationError as error:
             raise UserError(
-                f"{path}: row {number} is not a {row_type.__name__} ({error}); delete the file and run it again"
+                f"{path}: line {number} is not a {row_type.__name__} ({error}); remove the line and run the job again"
             ) from None
     return rows
 

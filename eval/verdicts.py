@@ -59,14 +59,26 @@ def asked_of(row: GenerationRow, judge: str, version: str) -> str:
 class Judgement:
     """The answers of one task and what one judge has to say about them."""
 
-    def __init__(self, rows: Sequence[GenerationRow], path: Path, judge: Judge) -> None:
-        """`path` is the file of verdicts. Raises UserError when a line of it is damaged."""
+    def __init__(
+        self, rows: Sequence[GenerationRow], path: Path, judge: Judge, ask_unparsed_again: bool = False
+    ) -> None:
+        """`path` is the file of verdicts. Raises UserError when a line of it is damaged.
+
+        `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until another takes its place.
+        """
         self.path, self.judge, self._rows = path, judge, rows
-        found = [row for row in read_rows(path, VerdictRow) if self._is_mine(row)]
+
+        def is_given(row: VerdictRow) -> bool:
+            return not (ask_unparsed_again and row.label == UNPARSED)
+
+        mine = [row for row in read_rows(path, VerdictRow) if self._is_mine(row)]
+        found = [row for row in mine if is_given(row)]
         given = {(row.key, row.question) for row in found}
+        unreadable = {(row.key, row.question) for row in mine if not is_given(row)}
         # Those on answers that were set aside too: they may have come back.
-        aside = [row for row in read_rows(unused_path(path), VerdictRow) if self._is_mine(row)]
+        aside = [row for row in read_rows(unused_path(path), VerdictRow) if self._is_mine(row) and is_given(row)]
         self._known = {row.question: row for row in [*aside, *found] if row.question}
+        self._replacing: set[str] = set()
         self._short: list[GenerationRow] = []
         self._waiting: dict[str, list[GenerationRow]] = defaultdict(list)
         self._questions: dict[str, Question] = {}
@@ -74,6 +86,8 @@ class Judgement:
             key = asked_of(row, judge.name, judge.version)
             if (row.key, key) in given:
                 continue
+            if (row.key, key) in unreadable:
+                self._replacing.add(row.key)
             if key:
                 self._waiting[key].append(row)
                 self._questions[key] = question_of(row)
@@ -130,9 +144,17 @@ class Judgement:
 
     def _append(self, rows: list[VerdictRow], progress: Progress) -> None:
         if rows:
-            append_rows(self.path, rows)
+            self._replace([row for row in rows if row.key in self._replacing])
+            append_rows(self.path, [row for row in rows if row.key not in self._replacing])
             self.done += len(rows)
             progress(self.done, self.total)
+
+    def _replace(self, rows: list[VerdictRow]) -> None:
+        """Put verdicts where this judge's "unparsed" on the same answers are: a study's own stays the first."""
+        if rows:
+            by_key = {row.key: row for row in rows}
+            found = read_rows(self.path, VerdictRow)
+            write_rows(self.path, [by_key.get(row.key, row) if self._is_mine(row) else row for row in found])
 
 
 def shortcircuit(row: GenerationRow) -> str:
@@ -183,17 +205,6 @@ def unused_path(path: Path) -> Path:
 
 def _identity(row: VerdictRow) -> tuple[str, str, str, str]:
     return row.key, row.judge, row.version, row.question
-
-
-def forget_unparsed(path: Path, judge: Judge) -> int:
-    """Take this judge's "unparsed" out of a file of verdicts, to be asked again; returns how many those were."""
-    mine = (judge.name, judge.version)
-    with _alone_with(path):
-        found = read_rows(path, VerdictRow)
-        kept = [row for row in found if row.label != UNPARSED or (row.judge, row.version) != mine]
-        if len(kept) < len(found):
-            write_rows(path, kept)
-    return len(found) - len(kept)
 
 
 def read_judged(path: Path, judge: str | None = None) -> list[JudgedRow]:

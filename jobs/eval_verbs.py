@@ -101,6 +101,11 @@ def _config(words: argparse.Namespace) -> Evaluation:
         raise UsageError(
             f"--benchmark {words.benchmark}: base models take one benchmark of beginnings, such as jb_completions"
         )
+    if words.overrefusal and set(decoders) == {"greedy"}:
+        raise UsageError(
+            f"--overrefusal {words.overrefusal}: is measured under topk and safebeam, and --decoder is greedy alone; "
+            "add one of them, or leave --overrefusal out"
+        )
     tasks = [f"attacks-{decoder}" for decoder in decoders]
     tasks += [f"overrefusal-{decoder}" for decoder in decoders if words.overrefusal and decoder != "greedy"]
     _require_use(words, benchmarks)
@@ -171,18 +176,21 @@ def _generate(
 
     with bars.waiting(f"loading {words.model}"):
         loaded = load_model(words.model, words.kind)
-    _refuse_another_model(out, parts, loaded)
+    _refuse_another_model(out, loaded)
     for part in parts:
         run_element(
             part, loaded, words.kind, config, data_root=data, out=out, seed=words.seed, progress=bars.line(part.name)
         )
 
 
-def _refuse_another_model(out: Path, parts: list[Part], loaded: LoadedModel) -> None:
+def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
+    """Whatever the folder holds is of one model, benchmarks and decoders that this command leaves out too."""
+    from eval.element import TASKS
+    from eval.merge import parts_in
     from eval.rows import GenerationRow, read_rows
 
-    for part in parts:
-        rows = read_rows(part.path(out), GenerationRow)
+    for path in (path for task in TASKS for path in parts_in(out, task)):
+        rows = read_rows(path, GenerationRow)
         if rows and (rows[0].model, rows[0].model_kind) != (loaded.content_hash, loaded.kind):
             raise UsageError(
                 f"{out}: holds the answers of another model ({rows[0].model_kind} {rows[0].model[:12]}, this one is "
@@ -195,21 +203,23 @@ def _judge(
 ) -> None:
     from eval.merge import Merge
 
-    work = Merge(out, words.kind, config, world)
+    work = Merge(out, words.kind, config, world, whatever_is_there=True)
     confirm_cost(words, work.estimates(), console)
     work.judge(bars.line("judge"))
 
 
 def _cells(words: argparse.Namespace, parts: list[Part], out: Path) -> dict[str, list[Any]]:
-    """The attack and over-refusal cells of each task."""
+    """The attack and over-refusal cells of each task, of the benchmarks that this command names."""
     from eval.cells import attack_cells, overrefusal_cell, row_id
     from eval.merge import merged_path
+    from eval.rows import GenerationRow, read_rows
     from eval.verdicts import kind_of, read_judged
 
+    asked = {row.key for part in parts for row in read_rows(part.path(out), GenerationRow)}
     cells: dict[str, list[Any]] = {"attacks": [], "overrefusal": []}
     name = Path(words.model).name
     for task in dict.fromkeys(part.task for part in parts):
-        rows = read_judged(merged_path(out, task))
+        rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
         expected = set(map(row_id, rows))
         if kind_of(task) == "attack":
             cells["attacks"] += attack_cells(rows, name, words.kind, expected)

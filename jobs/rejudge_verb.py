@@ -67,6 +67,8 @@ def rejudge(words: argparse.Namespace) -> int:
         if settings.on_this_machine:
             quiet_libraries()
         work = Rejudging(paths, judges, words.retry_unparsed)
+        if words.labels:
+            work.require_labels(labels, words.labels)
         confirm_cost(words, work.estimates(), console)
         work.judge(bars.line(f"judge {settings.name}"))
     found = work.comparisons(words.by_model, labels)

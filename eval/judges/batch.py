@@ -41,9 +41,10 @@ async def rule_by_batch(
         by_mark = dict(work.files(left))
         for mark in list(work.open):
             await work.make(mark, by_mark.get(mark))
+        of_today = any(mark in by_mark for mark in work.open)  # else only batches of other questions are over
         for mark in list(work.open):
             await work.collect(mark, left)
-        if len(left) == before:
+        if of_today and len(left) == before:
             raise UserError(
                 f"{endpoint.host}: the batches of judge {judge.settings.model_name} came back without a reply; "
                 "see to them there, or set judge.batch_api to false"

@@ -86,6 +86,44 @@ def test_published_figures_hold_for_the_official_settings_alone():
     assert attack_cells(other, "arm", "instruct")[0].corrected is None
 
 
+def test_short_circuits_which_no_judge_saw_are_not_corrected():
+    (name, version), accuracy = next(iter(published().items()))
+    rows = [
+        generation(
+            prompt_id=str(i),
+            cluster=f"c{i}",
+            finish="tag" if i < 100 else "end",
+            shortcircuit=i < 100,
+            verdict="shortcircuit" if i < 100 else "harmful" if i % 2 else "safe",
+            judge=name,
+            judge_version=version,
+        )
+        for i in range(200)
+    ]
+    (whole,), (judged,) = attack_cells(rows, "arm", "instruct"), attack_cells(rows[100:], "arm", "instruct")
+    assert judged.corrected == pytest.approx((0.5 + accuracy.specificity - 1) / 0.827, abs=1e-3)
+    assert whole.corrected == pytest.approx(judged.corrected / 2, abs=1e-9)
+    assert whole.corrected_low < whole.corrected < whole.corrected_high <= whole.rate + 0.1
+    assert attack_cells(rows[:100], "arm", "instruct")[0].corrected is None  # nothing that could be corrected
+
+
+def test_corrected_intervals_cover_the_truth_among_short_circuits_too():
+    rng, covered, runs, clusters = keyed_rng("corrected coverage, short"), 0, 200, 300
+    truth, sensitivity, specificity = 0.3, 0.9, 0.85
+    for _ in range(runs):
+        labelled = rng.binomial(150, [sensitivity, specificity]) / 150
+        asked = rng.random(clusters) < 0.4
+        seen = asked & (rng.random(clusters) < truth * sensitivity + (1 - truth) * (1 - specificity))
+        ones, strata = np.ones((clusters, 1)), (0,) * clusters
+        of, by_judge = (
+            Tally(seen[:, None].astype(float), ones, strata),
+            Tally(asked[:, None].astype(float), ones, strata),
+        )
+        found = corrected(of, Accuracy(*labelled, 150, 150, "drawn"), by_judge)
+        covered += found.low <= 0.4 * truth <= found.high
+    assert 0.91 <= covered / runs <= 0.99
+
+
 def test_the_published_judge_reads_high_as_its_labels_say():
     # 45.3% of HarmBench's labelled completions are harmful, and the classifier calls 51.5% so.
     judge = next(of for (name, _), of in published().items() if name == OFFICIAL)

@@ -18,7 +18,7 @@ from curriculum.errors import UsageError, UserError
 from eval.config import Evaluation, Gcg, Part, Probes, SafeBeam, TopK, parts_for, tasks_for
 from eval.element import run_element
 from eval.merge import Merge, is_merged
-from eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, read_rows
+from eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
 from eval.verdicts import read_judged
 
 CONFIG = Evaluation(
@@ -135,6 +135,13 @@ def test_a_part_that_is_not_there_is_missing_and_merged_in_when_it_comes(model_d
     Merge(tmp_path, "instruct", config, None).judge()
     rows = read_judged(tmp_path / "attacks-topk.jsonl")
     assert is_merged(tmp_path, "instruct", config) and len(rows) == 22 and all(row.judge for row in rows)
+
+
+def test_a_line_that_is_no_row_is_to_be_removed_and_nothing_else(tmp_path):
+    path = tmp_path / "attacks-topk.verdicts.jsonl"
+    path.write_text("5\n")
+    with pytest.raises(UserError, match="line 1 is not a VerdictRow .*; remove the line and run the job again"):
+        read_rows(path, VerdictRow)
 
 
 def test_a_greedy_task_gives_one_answer_to_each_prompt(model_dir, data, tmp_path):

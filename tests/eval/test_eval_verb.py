@@ -87,9 +87,32 @@ def test_the_folder_of_another_model_is_refused_and_kept(root, tmp_path, capsys)
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")} == before
 
 
+def test_the_folder_of_another_model_is_refused_whatever_benchmark_it_answered(root, tmp_path, capsys):
+    greedy = ["--decoder", "greedy", "--prompts", 2]
+    assert evaluate(root, tmp_path / "out", *greedy, benchmark="advbench") == 0
+    assert evaluate(root, tmp_path / "out", *greedy, benchmark="tdc", model="other") == 2
+    assert "holds the answers of another model" in capsys.readouterr().err
+    assert not (tmp_path / "out/attacks-greedy/tdc.jsonl").exists()
+
+
+def test_benchmarks_evaluated_one_after_another_are_all_kept(root, tmp_path, capsys):
+    greedy = ["--decoder", "greedy", "--prompts", 2, "--json"]
+    assert evaluate(root, tmp_path / "out", *greedy, benchmark="advbench") == 0
+    capsys.readouterr()
+    assert evaluate(root, tmp_path / "out", *greedy, benchmark="tdc") == 0
+    assert [cell["benchmark"] for cell in json.loads(capsys.readouterr().out)["attacks"]] == ["tdc"]
+    assert evaluate(root, tmp_path / "both", *greedy) == 0
+    for name in ("attacks-greedy.jsonl", "attacks-greedy.verdicts.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (
+            ["--decoder", "greedy", "--overrefusal", "alpaca"],
+            "is measured under topk and safebeam, and --decoder is greedy",
+        ),
         (["--decoder", "beam"], "--decoder beam: not known; choose from topk, safebeam, greedy"),
         (["--benchmark", "advbench,"], "--benchmark 'advbench,': holds an empty name"),
         (["--benchmark", "advbensh"], "benchmark 'advbensh' is not known; choose from"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -323,6 +324,22 @@ def test_a_kill_around_the_making_of_a_batch_makes_no_second_one(server, tmp_pat
     assert len(server.batches) == (when == "made")
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2 + ["harmful"]
     assert len(server.batches) == 1 and set(server.good.values()) == {1}
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_batch_of_questions_that_have_changed_accuses_nobody(server, tmp_path, made):
+    path = stored(tmp_path, 3)
+    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    complete(path, settings)
+    verdicts = verdicts_path(path)
+    version = read_rows(verdicts, VerdictRow)[0].version
+    verdicts.unlink()
+    path.unlink()
+    append_rows(path, [answer_row(number) for number in range(4, 6)])
+    noted = {"version": version, "open": {"a mark": "batch-0" if made else None}}
+    verdicts.with_name("attacks-topk.verdicts.batches.json").write_text(json.dumps(noted))
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe"]
+    assert len(server.batches) == 2 and not list(tmp_path.glob("*.batches.json"))
 
 
 def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):

@@ -200,7 +200,7 @@ def test_other_sets_and_starts_are_drawn_and_the_study_its_losses_and_provenance
 def test_a_damaged_row_is_named(tmp_path):
     (tmp_path / "eval/data-0/base").mkdir(parents=True)
     (tmp_path / "eval/data-0/base/probes.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="row 1"):
+    with pytest.raises(UserError, match="line 1"):
         write_report(tmp_path, ARMS, {}, tmp_path / "report")
 
 

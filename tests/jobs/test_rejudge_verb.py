@@ -6,6 +6,7 @@ import json
 
 import pytest
 from judge_server import JudgeServer, answer_row
+from msgspec import structs
 
 from eval.config import Evaluation, Tasks
 from eval.judges.registry import load_judge
@@ -72,6 +73,21 @@ def test_labels_of_people_correct_the_rate(folder, server, capsys, tmp_path):
     assert "row 1 has key '1' and label 'bad'; write a key and harmful or safe" in capsys.readouterr().err
 
 
+def test_labels_that_can_correct_nothing_are_refused_before_anything_is_asked(folder, server, capsys, tmp_path):
+    labels = tmp_path / "labels.csv"
+    for rows, said in (
+        ("nobody,harmful\nnothing,safe\n", "of 2 labels 0 harmful and 0 safe ones are on the 10 attack answers"),
+        (f"{0:032d},harmful\n{1:032d},harmful\n", "of 2 labels 2 harmful and 0 safe ones are on the 10 attack answers"),
+    ):
+        labels.write_text(f"key,label\n{rows}")
+        assert rejudge(folder, server, "--labels", str(labels)) == 1
+        shown = capsys.readouterr().err
+        assert said in shown and f"by the key of the answer, such as {0:032d}" in shown
+    assert rejudge(folder, server, "--labels", str(tmp_path / "nolabels.csv")) == 1
+    assert "nolabels.csv: no such file" in capsys.readouterr().err
+    assert not server.requests
+
+
 def test_unparsed_verdicts_are_asked_again_when_asked_to(folder, server, capsys):
     server.schedule["ask-2"] = ["prose"]
     rejudge(folder, server)
@@ -82,6 +98,35 @@ def test_unparsed_verdicts_are_asked_again_when_asked_to(folder, server, capsys)
     assert server.requests["ask-2"] == 2  # once in each task
     assert rejudge(folder, server, "--retry-unparsed") == 0
     assert "unparsed" not in [row.label for row in read_rows(path, VerdictRow)]
+
+
+def test_unparsed_verdicts_stay_until_others_take_their_place(folder, server, capsys):
+    path = folder / "eval/full-20/instruct/attacks-topk.verdicts.jsonl"
+    server.schedule["ask-2"] = ["prose"]
+    rejudge(folder, server)
+    before = path.read_bytes()
+    dear = ["--retry-unparsed", "--judge-set", "price_in=1e9", "--judge-set", "price_out=0"]
+    assert rejudge(folder, server, *dear) == 2  # the price is refused
+    server.every = "key"
+    assert rejudge(folder, server, "--retry-unparsed") == 1
+    assert path.read_bytes() == before
+    server.every = None
+    path.write_bytes(b"".join(sorted(before.splitlines(keepends=True), key=lambda line: b"llm:fake" not in line)))
+    assert rejudge(folder, server, "--retry-unparsed") == 0
+    after = read_rows(path, VerdictRow)
+    assert len(after) == 20 and {row.judge for row in after[:10]} == {"llm:fake"}  # each in the place of the old
+    assert "unparsed" not in [row.label for row in after]
+
+
+def test_an_unparsed_verdict_set_aside_is_asked_again_too(tmp_path):
+    path, judge = tmp_path / "attacks-topk.verdicts.jsonl", load_judge(Judging(name="refusal-phrases"), "attack", None)
+    rows = [answer_row(n) for n in range(3)]
+    Judgement(rows, path, judge).complete()
+    aside = [structs.replace(row, label="unparsed") for row in read_rows(path, VerdictRow)]
+    append_rows(path.with_name(f"{path.stem}.unused.jsonl"), aside)
+    path.unlink()
+    assert not Judgement(rows, path, judge).left
+    assert len(Judgement(rows, path, judge, ask_unparsed_again=True).left) == 3
 
 
 def test_a_judge_of_attacks_alone_leaves_the_others(folder, server, capsys):
