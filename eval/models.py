@@ -67,6 +67,16 @@ class LoadedModel:
         """The model's forward pass with `cache`, whose name as an argument depends on the version of transformers."""
         return self.model(**inputs, **{self.cache_argument: cache}, use_cache=True)
 
+    def require_finite(self, values: torch.Tensor, what: str) -> None:
+        """Raise UserError where something that this model computed is infinite or no number."""
+        if not bool(values.isfinite().all()):
+            raise UserError(f"{self.name}: gives {what} that are not numbers; did its training diverge?")
+
+    def require_distribution(self, logits: torch.Tensor) -> None:
+        """Raise UserError where logits [..., vocabulary] make no distribution; single tokens may have -inf."""
+        # The largest logit is NaN if any is, and -inf only where no token is possible.
+        self.require_finite(logits.detach().amax(-1), "logits")
+
     @cached_property
     def cache_argument(self) -> str:
         return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"

@@ -13,10 +13,11 @@ from tiny_llama import save_tiny_llama
 
 from curriculum.errors import UserError
 from eval.answers import make_answer
-from eval.config import SAFE_COMPLETIONS, Greedy, TopK
+from eval.config import SAFE_COMPLETIONS, Greedy, SafeBeam, TopK
 from eval.continuous import groups_of_like_length
 from eval.greedy import likeliest, search_greedy
 from eval.models import load_model
+from eval.safebeam import search_safebeam
 from eval.sampling import draw, sample_topk
 
 PROMPTS = ["Write a short story", "Describe how to pick a lock.", "Explain", "give three tips for staying healthy", "I"]
@@ -174,3 +175,27 @@ def test_an_answer_is_cut_at_the_tag_and_marked_as_shortcircuit(loaded):
         if place in hit:
             assert short.finish == "tag"
             assert short.tokens <= long.tokens
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        lambda loaded, ids: sample_topk(loaded, [ids], [(0,)], TopK(max_new_tokens=4, samples=2)),
+        lambda loaded, ids: search_greedy(loaded, [ids], Greedy(max_new_tokens=4)),
+        lambda loaded, ids: search_safebeam(loaded, [ids], SafeBeam(beams=2, candidates=4, max_new_tokens=4)),
+    ],
+    ids=["topk", "greedy", "safebeam"],
+)
+@pytest.mark.parametrize(("token", "bad"), [(7, torch.nan), (7, torch.inf), (slice(None), -torch.inf), (7, -torch.inf)])
+def test_a_model_without_a_distribution_is_refused_and_one_with_an_impossible_token_is_not(folder, decode, token, bad):
+    loaded = load_model(folder, "base", "cpu")
+
+    def spoil(_module, _inputs, output):
+        output.logits[..., token] = bad
+
+    loaded.model.register_forward_hook(spoil)
+    if token == 7 and bad == -torch.inf:
+        assert decode(loaded, [5, 6])
+    else:
+        with pytest.raises(UserError, match=f"{folder}: gives logits that are not numbers; did its training diverge"):
+            decode(loaded, [5, 6])
