@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from curriculum.chat import CHAT_TEMPLATE, TURN_END, TURN_START
@@ -205,8 +204,11 @@ def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa"
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded ({one_line(error)}); export the model again") from error
+    except Exception as error:  # a setting in config.json can fail anywhere in a model's code, in any way
+        raise UserError(
+            f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error)}); see to its config.json, or export "
+            "the model again"
+        ) from error
     return model, tokenizer
 
 

@@ -109,6 +109,22 @@ def test_an_answer_ends_where_the_context_does_and_a_prompt_that_fills_it_is_ref
         search_greedy(loaded, [[]], Greedy())
 
 
+@pytest.mark.parametrize("limit", [512, 10**12])
+def test_a_limit_beyond_the_context_costs_no_memory_and_changes_no_answer(exact, limit):
+    ids = [5 + i % 300 for i in range(500)]
+    safebeam = SafeBeam(beams=2, candidates=4, max_new_tokens=limit)
+    found = [
+        sample_topk(exact, [ids], [(0,)], TopK(max_new_tokens=limit, samples=2)),
+        search_greedy(exact, [ids], Greedy(max_new_tokens=limit)),
+        search_safebeam(exact, [ids], safebeam),
+    ]
+    assert found == [
+        sample_topk(exact, [ids], [(0,)], TopK(max_new_tokens=12, samples=2)),
+        search_greedy(exact, [ids], Greedy(max_new_tokens=12)),
+        search_safebeam(exact, [ids], msgspec.structs.replace(safebeam, max_new_tokens=12)),
+    ]
+
+
 def test_an_answer_does_not_depend_on_the_batch_it_was_sampled_in(loaded):
     together = sample(loaded, PROMPTS)
     assert together == [sample(loaded, [text])[0] for text in PROMPTS]
