@@ -115,8 +115,11 @@ def test_the_version_is_that_of_what_decides_and_not_of_how_it_is_asked():
         version_of(Judging(name="harmbench", **change), template)
         for change in ({"model": "other"}, {"clip_tokens": 100}, {"temperature": 0.5}, {"request": {"top_p": 0.9}})
     ]
+    others.append(version_of(Judging(name="harmbench", tokenizer="a/folder"), template))
     card = TEMPLATES["harmbench-llama2-card"]
-    assert len({version_of(base, template), version_of(base, card), *others}) == 6
+    assert len({version_of(base, template), version_of(base, card), *others}) == 7
+    own = Judging(name="harmbench", tokenizer=base.model_name)
+    assert version_of(own, template) == version_of(base, template)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
