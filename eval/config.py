@@ -5,6 +5,7 @@ Imports no torch: the planner reads it on a login node. What the paper leaves op
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ MODEL_KINDS: tuple[ModelKind, ...] = ("base", "instruct", "benign")
 def require_positive(config: msgspec.Struct, *fields: str) -> None:
     for field in fields:
         value = getattr(config, field)
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ValueError(f"{type(config).__name__.lower()}.{field} is {value}; it must be positive")
 
 

@@ -47,11 +47,14 @@ class Decoding:
         """Logits [rows, n, vocabulary], in float32 or better, after each of the `tokens` [rows, n].
 
         `positions` [rows, n] are their places in their texts, `columns` [rows, n] their places in the cache; `mask`
-        bool [rows, n, width] says which columns each looks at, its own among them.
+        bool [rows, n, width] says which columns each looks at, its own among them. Raises UserError for a model that
+        gives no distribution; single tokens may have a logit of -inf.
         """
         self.cache.expect(columns, mask.shape[-1])
         output = self.loaded.read(self.cache, input_ids=tokens, attention_mask=mask[:, None], position_ids=positions)
-        return output.logits.to(self.loaded.logit_dtype)
+        logits = output.logits.to(self.loaded.logit_dtype)
+        self.loaded.require_distribution(logits)
+        return logits
 
 
 def room_after(loaded: LoadedModel, prompt: Sequence[int], wanted: int) -> int:

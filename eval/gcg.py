@@ -135,6 +135,7 @@ class Attack:
         embeds = torch.cat([suffix_embeds, self.embed(fixed).expand(rows, -1, -1).to(suffix_embeds.dtype)], dim=1)
         output = self.loaded.read(self.prefix, inputs_embeds=embeds, logits_to_keep=len(self.target_ids))
         logits = output.logits.float()
+        self.loaded.require_distribution(logits)
         target = torch.tensor([self.target_ids], device=self.loaded.device).expand(rows, -1)
         return torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1)
 

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from curriculum.chat import CHAT_TEMPLATE, TURN_END, TURN_START
@@ -66,6 +65,16 @@ class LoadedModel:
     def read(self, cache: Any, **inputs: Any) -> Any:
         """The model's forward pass with `cache`, whose name as an argument depends on the version of transformers."""
         return self.model(**inputs, **{self.cache_argument: cache}, use_cache=True)
+
+    def require_finite(self, values: torch.Tensor, what: str) -> None:
+        """Raise UserError where something that this model computed is infinite or no number."""
+        if not bool(values.isfinite().all()):
+            raise UserError(f"{self.name}: gives {what} that are not numbers; did its training diverge?")
+
+    def require_distribution(self, logits: torch.Tensor) -> None:
+        """Raise UserError where logits [..., vocabulary] make no distribution; single tokens may have -inf."""
+        # The largest logit is NaN if any is, and -inf only where no token is possible.
+        self.require_finite(logits.detach().amax(-1), "logits")
 
     @cached_property
     def cache_argument(self) -> str:
@@ -195,8 +204,11 @@ def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa"
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded ({one_line(error)}); export the model again") from error
+    except Exception as error:  # a setting in config.json can fail anywhere in a model's code, in any way
+        raise UserError(
+            f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error)}); see to its config.json, or export "
+            "the model again"
+        ) from error
     return model, tokenizer
 
 

@@ -108,7 +108,9 @@ def last_token_states(
         for place, index in enumerate(indices):
             # hidden_states[0] are the embeddings; the last entry has passed the final norm.
             hidden = output.hidden_states[index]
-            states[place, batch] = hidden[torch.arange(len(batch), device=hidden.device), ends].float().cpu().numpy()
+            of_last = hidden[torch.arange(len(batch), device=hidden.device), ends].float()
+            loaded.require_finite(of_last, "hidden states")
+            states[place, batch] = of_last.cpu().numpy()
     return states, np.array([len(ids) for ids in encoded], dtype=np.float32)
 
 

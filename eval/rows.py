@@ -132,11 +132,18 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     rows = []
     for number, value in enumerate(durable.read_jsonl(path), start=1):
         try:
-            rows.append(msgspec.convert(value, row_type))
+            row = msgspec.convert(value, row_type)
+            msgspec.json.encode(row)  # refuses what could not be written again
         except msgspec.ValidationError as error:
             raise UserError(
                 f"{path}: line {number} is not a {row_type.__name__} ({error}); remove the line and run the job again"
             ) from None
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{path}: line {number} holds text that is no UTF-8 (half of a surrogate pair); remove the line and run "
+                "the job again"
+            ) from None
+        rows.append(row)
     return rows
 
 

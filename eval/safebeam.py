@@ -88,7 +88,7 @@ class Search:
         self.ended = full(value=False, dtype=torch.bool)
         self.p_tag = full(value=0, dtype=loaded.logit_dtype)
         self.logits = full(vocabulary, value=0, dtype=loaded.logit_dtype)  # of what follows each beam
-        self.history = full(config.max_new_tokens, value=0, dtype=torch.long)
+        self.history = full(max(self.limits, default=0), value=0, dtype=torch.long)
         self.results: dict[int, tuple[list[int], float]] = {}
 
     @torch.inference_mode()
@@ -121,7 +121,7 @@ class Search:
     def step(self) -> None:
         """One step of Algorithm 1 on all lines."""
         config = self.config
-        steps = torch.tensor(self.steps, device=self.device).clamp(max=config.max_new_tokens - 1)  # free lines run on
+        steps = torch.tensor(self.steps, device=self.device).clamp(max=max(self.limits) - 1)  # free lines run on
         entering = [line for line, step in enumerate(self.steps) if step < 0]
         score, parent, token = candidates(self.score, self.logits, self.ended, self.loaded.end_ids, config)
         if entering:

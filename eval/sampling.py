@@ -17,6 +17,7 @@ from curriculum.randomness import keyed_rng
 from eval.answers import Answer, make_answer
 from eval.config import TopK
 from eval.continuous import generate
+from eval.decoding import room_after
 from eval.models import LoadedModel
 
 VERSION = 2  # of the algorithm; part of every row's key
@@ -47,7 +48,8 @@ def sample_topk(
 def _sample(
     loaded: LoadedModel, asked: Sequence[tuple[Sequence[int], tuple[object, ...]]], config: TopK
 ) -> list[list[int]]:
-    numbers = [keyed_rng("topk", *key).random(config.max_new_tokens) for _, key in asked]
+    longest = max((room_after(loaded, ids, config.max_new_tokens) for ids, _ in asked), default=0)
+    numbers = [keyed_rng("topk", *key).random(longest) for _, key in asked]
     uniforms = torch.from_numpy(np.array(numbers)).to(loaded.device)
     return generate(
         loaded,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,10 +19,10 @@ from curriculum.progress import Progress
 
 
 class Bars:
-    """A bar for each stretch of the work, on a terminal; elsewhere a line for each that ends."""
+    """A bar for each stretch of the work, on a terminal; elsewhere a line at its beginning, its end, and now and then."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, line_interval_s: float = 60.0) -> None:
+        self.console, self.line_interval_s = console, line_interval_s
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -41,14 +42,16 @@ class Bars:
     def line(self, name: str) -> Progress:
         """A new bar, as the progress that draws it."""
         task = self._lines.add_task(name, total=None)
-        said = False
+        ended, next_line = False, 0.0
 
         def report(done: int, total: int, **_: Any) -> None:
-            nonlocal said
+            nonlocal ended, next_line
             self._lines.update(task, completed=done, total=total)
-            if not self.console.is_terminal and done == total and not said:
-                said = True
-                self.console.print(Text(f"{name}: {done:,} of {total:,}"))
+            now = time.monotonic()
+            if self.console.is_terminal or ended or (done < total and now < next_line):
+                return
+            ended, next_line = done == total, now + self.line_interval_s
+            self.console.print(Text(f"{name}: {done:,} of {total:,}"))
 
         return report
 

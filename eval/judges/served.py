@@ -63,7 +63,8 @@ class ServedJudge:
         return "[INST]" in self.template.text
 
     def read(self, reply: str) -> Ruling:
-        return Ruling(label=self.template.read(reply), reply=reply)
+        # A server's JSON may hold half of a surrogate pair, which no file of rows can.
+        return Ruling(label=self.template.read(reply), reply=reply.encode(errors="replace").decode())
 
     def estimate(self, questions: Sequence[Question]) -> Estimate:
         sizes = [sum(len(part) for part in msgspec.structs.astuple(question)) for question in questions]

@@ -137,4 +137,7 @@ def version_of(settings: Judging, template: Template) -> str:
     """Hash of what decides a model's verdicts: not of where it runs, nor of how fast it is asked."""
     deciding = ("name", "clip_tokens", "temperature", "max_tokens", "request")
     parts = [settings.model_name, template.version, *(getattr(settings, field) for field in deciding)]
+    # Only HarmBench's classifiers have one that matters: it says where an answer is clipped.
+    if settings.name == "harmbench" and settings.tokenizer not in ("", settings.model_name):
+        parts.append(settings.tokenizer)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -46,9 +46,10 @@ def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_append(tmp_path, to
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 2, 4]
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+@pytest.mark.parametrize("damaged", ['{"n": ', "[" * 100_000])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, damaged):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"n": 1}\n{"n": \n{"n": 3}\n')
+    path.write_text(f'{{"n": 1}}\n{damaged}\n{{"n": 3}}\n')
     with pytest.raises(UserError, match=rf"{path}: line 2 is not JSON"):
         read_jsonl(path)
 

@@ -13,10 +13,11 @@ from tiny_llama import save_tiny_llama
 
 from curriculum.errors import UserError
 from eval.answers import make_answer
-from eval.config import SAFE_COMPLETIONS, Greedy, TopK
+from eval.config import SAFE_COMPLETIONS, Greedy, SafeBeam, TopK
 from eval.continuous import groups_of_like_length
 from eval.greedy import likeliest, search_greedy
 from eval.models import load_model
+from eval.safebeam import search_safebeam
 from eval.sampling import draw, sample_topk
 
 PROMPTS = ["Write a short story", "Describe how to pick a lock.", "Explain", "give three tips for staying healthy", "I"]
@@ -108,6 +109,22 @@ def test_an_answer_ends_where_the_context_does_and_a_prompt_that_fills_it_is_ref
         search_greedy(loaded, [[]], Greedy())
 
 
+@pytest.mark.parametrize("limit", [512, 10**12])
+def test_a_limit_beyond_the_context_costs_no_memory_and_changes_no_answer(exact, limit):
+    ids = [5 + i % 300 for i in range(500)]
+    safebeam = SafeBeam(beams=2, candidates=4, max_new_tokens=limit)
+    found = [
+        sample_topk(exact, [ids], [(0,)], TopK(max_new_tokens=limit, samples=2)),
+        search_greedy(exact, [ids], Greedy(max_new_tokens=limit)),
+        search_safebeam(exact, [ids], safebeam),
+    ]
+    assert found == [
+        sample_topk(exact, [ids], [(0,)], TopK(max_new_tokens=12, samples=2)),
+        search_greedy(exact, [ids], Greedy(max_new_tokens=12)),
+        search_safebeam(exact, [ids], msgspec.structs.replace(safebeam, max_new_tokens=12)),
+    ]
+
+
 def test_an_answer_does_not_depend_on_the_batch_it_was_sampled_in(loaded):
     together = sample(loaded, PROMPTS)
     assert together == [sample(loaded, [text])[0] for text in PROMPTS]
@@ -174,3 +191,27 @@ def test_an_answer_is_cut_at_the_tag_and_marked_as_shortcircuit(loaded):
         if place in hit:
             assert short.finish == "tag"
             assert short.tokens <= long.tokens
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        lambda loaded, ids: sample_topk(loaded, [ids], [(0,)], TopK(max_new_tokens=4, samples=2)),
+        lambda loaded, ids: search_greedy(loaded, [ids], Greedy(max_new_tokens=4)),
+        lambda loaded, ids: search_safebeam(loaded, [ids], SafeBeam(beams=2, candidates=4, max_new_tokens=4)),
+    ],
+    ids=["topk", "greedy", "safebeam"],
+)
+@pytest.mark.parametrize(("token", "bad"), [(7, torch.nan), (7, torch.inf), (slice(None), -torch.inf), (7, -torch.inf)])
+def test_a_model_without_a_distribution_is_refused_and_one_with_an_impossible_token_is_not(folder, decode, token, bad):
+    loaded = load_model(folder, "base", "cpu")
+
+    def spoil(_module, _inputs, output):
+        output.logits[..., token] = bad
+
+    loaded.model.register_forward_hook(spoil)
+    if token == 7 and bad == -torch.inf:
+        assert decode(loaded, [5, 6])
+    else:
+        with pytest.raises(UserError, match=f"{folder}: gives logits that are not numbers; did its training diverge"):
+            decode(loaded, [5, 6])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_llama import save_tiny_llama
 
+from curriculum.errors import UserError
 from curriculum.randomness import keyed_rng
 from eval.config import Gcg
 from eval.gcg import Attack, Save, barred_tokens, draw_candidates, optimise_suffix, promising
@@ -55,6 +56,13 @@ def test_the_gradient_equals_finite_differences(attack):
                 losses.append(float(attack.target_loss((one_hot @ weights)[None])))
         slope = (losses[0] - losses[1]) / (2 * change)
         assert float(gradient[position, token]) == pytest.approx(slope, abs=2e-3, rel=0.02)
+
+
+def test_a_model_that_diverged_is_not_attacked(tmp_path):
+    diverged = load_model(save_tiny_llama(tmp_path), "instruct", "cpu")
+    diverged.model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match=f"{tmp_path}: gives logits that are not numbers; did its training diverge"):
+        optimise_suffix(diverged, REQUEST, CONFIG, (0,))
 
 
 def test_the_loss_falls_and_the_result_is_the_lowest_of_all_steps(loaded):

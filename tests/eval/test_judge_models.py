@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 from judge_server import JudgeServer, answer_row
 
 from curriculum.errors import UserError
-from eval.config import Evaluation
-from eval.judges.question import Question
+from eval.config import Evaluation, TopK
+from eval.judges.question import Question, Ruling
 from eval.judges.registry import load_judge
 from eval.judges.served import Pace
 from eval.judges.settings import Judging
@@ -114,8 +115,31 @@ def test_the_version_is_that_of_what_decides_and_not_of_how_it_is_asked():
         version_of(Judging(name="harmbench", **change), template)
         for change in ({"model": "other"}, {"clip_tokens": 100}, {"temperature": 0.5}, {"request": {"top_p": 0.9}})
     ]
+    others.append(version_of(Judging(name="harmbench", tokenizer="a/folder"), template))
     card = TEMPLATES["harmbench-llama2-card"]
-    assert len({version_of(base, template), version_of(base, card), *others}) == 6
+    assert len({version_of(base, template), version_of(base, card), *others}) == 7
+    own = Judging(name="harmbench", tokenizer=base.model_name)
+    assert version_of(own, template) == version_of(base, template)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_settings_that_are_no_sensible_numbers_are_refused(bad):
+    with pytest.raises(ValueError, match=f"judge.timeout_s is {bad}; it must be positive"):
+        Judging(name="refusal-phrases", timeout_s=bad)
+    with pytest.raises(ValueError, match=f"judge.price_in is {bad}; give dollars per million tokens"):
+        Judging(name="refusal-phrases", price_in=bad, price_out=1.0)
+    with pytest.raises(ValueError, match=f"topk.temperature is {bad}; it must be positive"):
+        TopK(temperature=bad)
+
+
+def test_half_a_surrogate_pair_in_a_reply_is_replaced_and_in_a_row_refused(tmp_path):
+    judge = load_judge(Judging(name="llm", model="m", url="http://x/v1"), "attack", None)
+    assert judge.read("no\ud800") == Ruling(label="unparsed", reply="no?")
+    path = tmp_path / "verdicts.jsonl"
+    row = {"key": "k", "judge": "llm", "version": "1", "label": "safe", "question": "q", "reply": "\ud800"}
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=f"{path}: line 1 holds text that is no UTF-8 .*; remove the line"):
+        read_rows(path, VerdictRow)
 
 
 def test_what_a_judge_cannot_do_is_said_before_anything_starts():

@@ -70,6 +70,24 @@ def test_missing_and_truncated_weights_are_user_errors(folder, tmp_path):
         load_model(broken, "base", "cpu")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "abc"},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": None},
+        {"vocab_size": -3},
+        {"model_type": "nosuch"},
+        None,
+    ],
+)
+def test_a_damaged_config_is_named(copied, change):
+    path = copied / "config.json"
+    path.write_text("[]") if change is None else edit(path, **change)
+    with pytest.raises(UserError, match=f"{copied}: cannot be loaded .* config.json, or export the model again"):
+        load_model(copied, "base", "cpu")
+
+
 def test_without_a_chat_template_a_tuned_model_gets_chatml(folder, copied):
     (copied / "chat_template.jinja").unlink(missing_ok=True)
     config = json.loads((copied / "tokenizer_config.json").read_text())

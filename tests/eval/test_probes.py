@@ -34,6 +34,14 @@ def test_states_are_those_of_the_last_token_whatever_else_is_in_the_batch(loaded
             assert np.allclose(states[row, place], hidden[index][0, -1].numpy(), atol=1e-4)
 
 
+def test_a_model_that_diverged_is_refused(tmp_path):
+    diverged = load_model(save_tiny_llama(tmp_path), "base", "cpu")
+    diverged.model.model.layers[1].mlp.down_proj.weight.fill_(torch.nan)
+    last_token_states(diverged, ["bread rises"], [1], Probes())
+    with pytest.raises(UserError, match=f"{tmp_path}: gives hidden states that are not numbers; did its training"):
+        last_token_states(diverged, ["bread rises"], [2], Probes())
+
+
 def test_balanced_subsets_differ_by_seed_and_hold_equally_many_of_each():
     unsafe = np.arange(100) % 4 == 0
     first, again, other = (balanced(unsafe, 20, "train", seed) for seed in (0, 0, 1))
