@@ -68,6 +68,11 @@ class Judging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.model or (HARMBENCH if self.name == "harmbench" else "")
 
     @property
+    def full_name(self) -> str:
+        """As verdicts name the judge: with its model where it has one."""
+        return f"{self.name}:{self.model_name}" if self.model_name else self.name
+
+    @property
     def on_this_machine(self) -> bool:
         """Whether the judge is a model that wants this machine's GPU."""
         return self.name == "harmbench" and not self.url
