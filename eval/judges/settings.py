@@ -54,6 +54,9 @@ class Judging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("judge.batch_api is on without a judge.url; name the server")
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("judge.price_in and judge.price_out: give both, or neither")
+        for field in ("price_in", "price_out"):
+            if not 0 <= (getattr(self, field) or 0) < float("inf"):
+                raise ValueError(f"judge.{field} is {getattr(self, field)}; give dollars per million tokens, from 0")
         for field in ("max_tokens", "concurrency", "timeout_s", "batch_answers", "batch_poll_s"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"judge.{field} is {getattr(self, field)}; it must be positive")
@@ -61,7 +64,8 @@ class Judging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if getattr(self, field) is not None and getattr(self, field) <= 0:
                 raise ValueError(f"judge.{field} is {getattr(self, field)}; it must be positive, or null for no limit")
         if not 0 <= self.temperature <= 2 or self.retries < 0 or self.concurrency > 1000:
-            raise ValueError("judge: temperature goes from 0 to 2, retries from 0, concurrency to 1000")
+            given = f"temperature {self.temperature}, retries {self.retries}, concurrency {self.concurrency}"
+            raise ValueError(f"judge has {given}; temperature goes from 0 to 2, retries from 0, concurrency to 1000")
 
     @property
     def model_name(self) -> str:
