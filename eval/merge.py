@@ -5,15 +5,17 @@ Cheap to begin again: parts are put together anew when one has changed, and a ve
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from curriculum import durable
+from curriculum.errors import UserError
 from curriculum.progress import Progress, silent
 from eval.config import Evaluation, ModelKind, Part, parts_for
 from eval.judges.question import Estimate, Judge
 from eval.judges.registry import load_judge
-from eval.rows import GenerationRow, read_rows
+from eval.rows import GenerationRow, VerdictRow, read_rows
 from eval.verdicts import Judgement, kind_of, put_in_order, verdicts_path
 
 
@@ -38,15 +40,50 @@ def parts_in(out: Path, task: str) -> list[Path]:
 
 
 def is_merged(out: Path, model_kind: ModelKind, config: Evaluation) -> bool:
-    """Whether the merged rows are those of the parts that are there now, one file after another, and there are verdicts."""
+    """Whether the merged rows are those of the parts that are there now, and the judge has given each a verdict.
+
+    What is damaged is not merged: the job that merges, run again, says what is wrong with it. Files that are as the merge
+    left them are not read: the status of a run asks this of every model.
+    """
+    if _stamp(out).exists() and _stamp(out).read_text() == _marks(out, model_kind, config):
+        return True
     for task, parts in parts_by_task(model_kind, config).items():
-        sizes = [part.path(out).stat().st_size for part in parts if part.path(out).exists()]
+        there = [part.path(out) for part in parts if part.path(out).exists()]
         merged = merged_path(out, task)
-        if sizes and not (merged.is_file() and merged.stat().st_size == sum(sizes)):
+        if there and not (merged.is_file() and merged.read_bytes() == _together(there)):
             return False
-        if sum(sizes) and not (verdicts_path(merged).is_file() and verdicts_path(merged).stat().st_size):
+        try:
+            if there and not _is_judged(merged, config.judge_of(kind_of(task)).full_name):
+                return False
+        except UserError:
             return False
     return True
+
+
+def _stamp(out: Path) -> Path:
+    return out / ".merged.json"
+
+
+def _marks(out: Path, model_kind: ModelKind, config: Evaluation) -> str:
+    """Sizes and times of all that is_merged asks of, and the judges: equal marks, nothing has changed."""
+    marks: dict[str, Any] = {}
+    for task, parts in parts_by_task(model_kind, config).items():
+        merged = merged_path(out, task)
+        marks[task] = config.judge_of(kind_of(task)).full_name
+        for path in (*(part.path(out) for part in parts), merged, verdicts_path(merged)):
+            if path.exists():
+                marks[str(path.relative_to(out))] = [path.stat().st_size, path.stat().st_mtime_ns]
+    return json.dumps(marks)
+
+
+def _is_judged(merged: Path, judge: str) -> bool:
+    """Whether one version of `judge` has a verdict on every answer in `merged`."""
+    by_version: dict[str, set[str]] = {}
+    for verdict in read_rows(verdicts_path(merged), VerdictRow):
+        if verdict.judge == judge:
+            by_version.setdefault(verdict.version, set()).add(verdict.key)
+    keys = {row.key for row in read_rows(merged, GenerationRow)}
+    return not keys or any(keys <= judged for judged in by_version.values())
 
 
 class Merge:
@@ -64,6 +101,7 @@ class Merge:
         world_root: Path | None,
         whatever_is_there: bool = False,
     ) -> None:
+        self._out, self._model_kind, self._config = out, model_kind, config
         judges: dict[str, Judge] = {}
         self._work = []
         for task, parts in parts_by_task(model_kind, config).items():
@@ -89,6 +127,7 @@ class Merge:
             judgement.complete(shifted(progress, before, total))
             before += judgement.total
             put_in_order(judgement.path, rows, judge)
+        durable.write_text(_stamp(self._out), _marks(self._out, self._model_kind, self._config))
         progress(total, total)
 
 
@@ -104,11 +143,15 @@ def shifted(progress: Progress, before: int, whole: int) -> Progress:
 def _put_together(path: Path, parts: list[Path]) -> list[GenerationRow]:
     """Make `path` the whole rows of `parts`, one file after another, unless it is that already; returns the rows."""
     rows = [row for part in parts for row in read_rows(part, GenerationRow)]
-    data = b"".join(map(_whole_lines, parts))
+    data = _together(parts)
     if not path.exists() or path.read_bytes() != data:
         with durable.open_atomically(path) as file:
             file.write(data)
     return rows
+
+
+def _together(parts: list[Path]) -> bytes:
+    return b"".join(map(_whole_lines, parts))
 
 
 def _whole_lines(path: Path) -> bytes:

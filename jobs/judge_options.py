@@ -62,6 +62,9 @@ def judge_from(words: argparse.Namespace) -> Judging:
             given[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UsageError(f"--judge-set {pair}: the value is not YAML; put it into quotes") from None
+    if unknown := sorted(map(str, set(given) - set(Judging.__struct_fields__))):
+        known = ", ".join(Judging.__struct_fields__)
+        raise UsageError(f"--judge {words.judge}: unknown field `{unknown[0]}`; choose from {known}")
     try:
         if set(given) == {"name"}:
             return judging(given["name"])
@@ -89,8 +92,9 @@ def confirm_cost(words: argparse.Namespace, estimates: Sequence[Estimate | None]
     prices = [one.dollars for one in asked]
     dollars = None if None in prices else sum(price for price in prices if price is not None)
     cost = "prices not given (--judge-set price_in=...)" if dollars is None else f"about ${dollars:,.2f}"
+    questions = sum(one.questions for one in asked)
     console.print(
-        f"The judge will be asked {sum(one.questions for one in asked):,} questions: about {tokens_in:,} tokens in and at "
+        f"The judge will be asked {questions:,} question{'s' if questions > 1 else ''}: about {tokens_in:,} tokens in and at "
         f"most {tokens_out:,} out, {cost}.",
         soft_wrap=True,
     )

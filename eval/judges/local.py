@@ -20,7 +20,7 @@ from eval.judges.text import Clip, clip_of, load_tokenizer
 class LocalClassifier:
     def __init__(self, settings: Judging, template: Template) -> None:
         self.settings, self.template = settings, template
-        self.name = f"{settings.name}:{settings.model_name}"
+        self.name = settings.full_name
         self.version = version_of(settings, template)
 
     def estimate(self, questions: Sequence[Question]) -> None:

@@ -39,7 +39,7 @@ class ServedJudge:
 
     def __init__(self, settings: Judging, template: Template, clip: Clip) -> None:
         self.settings, self.template, self.clip = settings, template, clip
-        self.name = f"{settings.name}:{settings.model_name}"
+        self.name = settings.full_name
         self.version = version_of(settings, template)
 
     def request(self, question: Question) -> dict[str, Any]:

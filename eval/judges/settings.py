@@ -65,11 +65,17 @@ class Judging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if getattr(self, field) is not None and not getattr(self, field) > 0:
                 raise ValueError(f"judge.{field} is {getattr(self, field)}; it must be positive, or null for no limit")
         if not 0 <= self.temperature <= 2 or self.retries < 0 or self.concurrency > 1000:
-            raise ValueError("judge: temperature goes from 0 to 2, retries from 0, concurrency to 1000")
+            given = f"temperature {self.temperature}, retries {self.retries}, concurrency {self.concurrency}"
+            raise ValueError(f"judge has {given}; temperature goes from 0 to 2, retries from 0, concurrency to 1000")
 
     @property
     def model_name(self) -> str:
         return self.model or (HARMBENCH if self.name == "harmbench" else "")
+
+    @property
+    def full_name(self) -> str:
+        """As verdicts name the judge: with its model where it has one."""
+        return f"{self.name}:{self.model_name}" if self.model_name else self.name
 
     @property
     def on_this_machine(self) -> bool:

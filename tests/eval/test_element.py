@@ -135,6 +135,17 @@ def test_a_part_that_is_not_there_is_missing_and_merged_in_when_it_comes(model_d
     Merge(tmp_path, "instruct", config, None).judge()
     rows = read_judged(tmp_path / "attacks-topk.jsonl")
     assert is_merged(tmp_path, "instruct", config) and len(rows) == 22 and all(row.judge for row in rows)
+    for path, damage in (
+        (tmp_path / "attacks-topk.verdicts.jsonl", lambda whole: b"".join(whole.splitlines(True)[:-1])),  # half-judged
+        (tmp_path / "attacks-topk.verdicts.jsonl", lambda whole: whole.replace(b"refusal-phrases", b"another-phrases")),
+        (first.path(tmp_path), lambda whole: whole.replace(b"Describe", b"Describf")),  # of the same size
+    ):
+        whole = path.read_bytes()
+        assert damage(whole) != whole
+        path.write_bytes(damage(whole))
+        assert not is_merged(tmp_path, "instruct", config)
+        path.write_bytes(whole)
+    assert is_merged(tmp_path, "instruct", config)
 
 
 def test_a_line_that_is_no_row_is_to_be_removed_and_nothing_else(tmp_path):

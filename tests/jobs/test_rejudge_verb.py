@@ -162,7 +162,19 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
         ([".", "--judge", "refusal-phrases"], "holds no evaluated answers; name a run folder"),
         ([".", "--judge", "gpt"], "judge 'gpt' is not known; choose one of refusal-phrases"),
         ([".", "--judge", "llm"], "judge llm needs a model"),
-        ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurency=3"], "unknown field `concurency`"),
+        (
+            [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurency=3"],
+            "unknown field `concurency`; choose from name",
+        ),
+        (
+            [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=-1", "--judge-set", "price_out=1"],
+            "price_in is -1",
+        ),
+        (
+            [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=.nan", "--judge-set", "price_out=1"],
+            "price_in is nan",
+        ),
+        ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=-2"], "retries -2"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurrency"], "give KEY=VALUE"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=many"], "retries"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-template", "mine"], "template 'mine' is not one for"),
