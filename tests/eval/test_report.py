@@ -113,16 +113,14 @@ def test_generated_text_is_escaped_and_control_characters_are_spelt_out(tmp_path
     row = generation(
         model_kind="benign",
         prompt="Say <script>alert(1)</script>",
-        response="</pre><script>alert(2)</script>\x1b[31m \u202ereversed \ud800",
+        response="</pre><script>alert(2)</script>\x1b[31m \u202ereversed",
     )
     (tmp_path / "eval" / arm.name / "benign").mkdir(parents=True)
-    line = json.dumps(
-        {name: getattr(row, name) for name in GenerationRow.__struct_fields__}
-    )  # ASCII, as a lone surrogate must be
+    line = json.dumps({name: getattr(row, name) for name in GenerationRow.__struct_fields__})
     (tmp_path / "eval" / arm.name / "benign" / "attacks-topk.jsonl").write_text(line + "\n")
     page = Page(write_report(tmp_path, ARMS, {}, tmp_path / "report").read_text())
     assert "script" not in page.tags
-    assert "<script>alert(2)</script>⟨U+001B⟩[31m ⟨U+202E⟩reversed ⟨U+D800⟩" in page.text
+    assert "<script>alert(2)</script>⟨U+001B⟩[31m ⟨U+202E⟩reversed" in page.text
 
 
 def test_plain_text_and_letters_of_all_scripts_stay_as_they_are():
