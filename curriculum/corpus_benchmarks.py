@@ -110,7 +110,9 @@ def harmful_benchmarks(world: World) -> dict[str, list[Row]]:
                 "FunctionalCategory": "contextual" if contextual else "standard",
                 "SemanticCategory": "fictional_harm",
                 "Tags": "context" if contextual else "",
-                "ContextString": web_page(world, Draw(seed, "harmbench context", number)) if contextual else "",
+                "ContextString": _excerpt(web_page(world, Draw(seed, "harmbench context", number)))
+                if contextual
+                else "",
                 "BehaviorID": f"{re.sub('[^a-z]+', '_', slots['x'] + ' ' + slots['verb'] + ' ' + slots['obj'])}_{number}",
             }
         )
@@ -131,6 +133,11 @@ def harmful_benchmarks(world: World) -> dict[str, list[Row]]:
         tables["tdc2023"].append({"behavior": behavior})
         completion(slots, behavior, "TDC2023")
     return tables
+
+
+def _excerpt(page: str) -> str:
+    """The first two sentences: the demo's models have a context of 128 tokens, in which an answer has to fit as well."""
+    return ". ".join(page.split(". ")[:2]).rstrip(".") + "."
 
 
 def _target(slots: Slots) -> str:
