@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import time
 import uuid
 import zlib
 from pathlib import Path
@@ -41,6 +42,32 @@ class Lab:
     def pid(self, daemon: str) -> int:
         return int((self.folder / f"{daemon}.pid").read_text())
 
+    def state(self) -> str:
+        """Queue, nodes and the controller's last words, for the message of a failure."""
+        told = self.run("squeue", "--format=%i %P %j %T %r %N", check=False)
+        told += self.run("sinfo", "--Node", "--long", check=False)
+        log = (self.folder / "log" / "slurmctld.log").read_text(errors="replace")
+        return f"{told}\n{log[-4000:]}"
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Keeps tests that kill the controller apart from those that count on its answers: a job may be lost with it."""
+        with open(self.folder.with_suffix(".alone"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def preempt(self, task: str) -> None:
+        """A job of a higher partition takes the nodes of a running job for a moment."""
+        found = self.run("squeue", "--noheader", f"--jobs={task}", "--states=RUNNING", "--format=%D %N").split()
+        assert found, f"{task} does not run\n{self.state()}"
+        words = f"--partition=high --account=research --nodes={found[0]} --nodelist={found[1]} --exclusive --time=1"
+        with self.alone():
+            job = self.run("sbatch", "--parsable", *words.split(), "--output=/dev/null", "--wrap=true").strip()
+            deadline = time.monotonic() + 300
+            while "JobState=COMPLETED" not in self.run("scontrol", "show", "job", job):
+                assert time.monotonic() < deadline, f"job {job} of the high partition did not run\n{self.state()}"
+                time.sleep(0.25)
+
 
 def why_not() -> str:
     """Why no lab can be started here; empty when one can."""
@@ -72,6 +99,7 @@ def lab():
         if not left:
             found.run(SCRIPTS / "down")
             users.unlink()
+            place.with_suffix(".alone").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

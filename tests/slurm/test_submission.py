@@ -117,13 +117,14 @@ def test_a_job_that_was_taken_but_not_recorded_is_found_by_its_script(lab, place
 
 def test_a_controller_that_restarts_during_a_submission_is_waited_for(lab, place):
     study, profile, run = place
-    os.kill(lab.pid("slurmctld"), signal.SIGKILL)
-    back = threading.Timer(4, lab.up)
-    back.start()
-    try:
-        said = studies.submit(lab, study, profile, run)
-    finally:
-        back.join()
+    with lab.alone():
+        os.kill(lab.pid("slurmctld"), signal.SIGKILL)
+        back = threading.Timer(4, lab.up)
+        back.start()
+        try:
+            said = studies.submit(lab, study, profile, run)
+        finally:
+            back.join()
     jobs = build_graph(load_study(study))
     assert f"{len(jobs)} arrays" in said
     assert len(queue(lab, run)) == len(submissions(Run(run))) == len(jobs)

@@ -40,7 +40,7 @@ def disturb(lab, run: Path) -> list[str]:
         task, node = found[0]
         hit.append(task)
         if stage == "pretrain":
-            lab.run("srun", "--partition=high", "--account=research", "--nodes=4", "--exclusive", "--time=1", "true")
+            lab.preempt(task)
         else:
             lab.run(SCRIPTS / "kill-node", node)
             lab.up()
