@@ -188,9 +188,9 @@ def candidates(
     `score` and `ended` are [lines, beams], `logits` [lines, beams, vocabulary]. A finished beam is a candidate itself.
     """
     pool, (lines, beams) = config.candidates, score.shape
-    log_p = logits.log_softmax(-1)
-    values, tokens = best_first(log_p.flatten(0, 1), pool)
+    values, tokens = best_first(logits.flatten(0, 1), pool)
     values, tokens = values.view(lines, beams, pool).double(), tokens.view(lines, beams, pool)
+    values = values - logits.logsumexp(-1, keepdim=True)
     if config.pool == "beam":
         alone = (~score.isinf()).sum(1) == 1  # the first step: one beam fills the pool
         each = torch.where(alone, pool, pool // beams)[:, None, None]
@@ -210,9 +210,14 @@ def best_first(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
 
     `torch.topk` alone would leave the choice among equals to the device.
     """
-    if scores.shape[1] < count:
-        scores = torch.nn.functional.pad(scores, (0, count - scores.shape[1]), value=-torch.inf)
-    least = scores.topk(count, dim=1).values[:, -1:]
+    if scores.shape[1] <= count:
+        scores = torch.nn.functional.pad(scores, (0, count + 1 - scores.shape[1]), value=-torch.inf)
+    values, places = scores.topk(count + 1, dim=1)
+    least = values[:, count - 1 : count]
+    if not bool((least == values[:, count:]).any()):  # the choice is clear, the order of equals within it is not
+        places, order = places[:, :count].sort(dim=1)
+        values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+        return values, places.gather(1, order)
     above, equal = scores > least, scores == least
     room = count - above.sum(1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(1) <= room))
