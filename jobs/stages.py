@@ -218,6 +218,7 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
             micro_batch=tuning.micro_batch,
             tensor_parallel=study.resources.tensor_parallel,
             engine=study.resources.engine,
+            packed=tuning.packing,
             data_workers=study.resources.data_workers,
             stop_step=batches.total_steps,
             save_interval_steps=study.tuning.save_interval_steps,

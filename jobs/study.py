@@ -138,6 +138,12 @@ class Study(Strict, frozen=True):
                 f"global_batch {self.pretraining.global_batch} is not a multiple of micro_batch {self.pretraining.micro_batch}"
             )
         for stage, tuning in (("instruct", self.tuning.instruct), ("benign", self.tuning.benign)):
+            engine = self.resources.engine
+            if tuning.packing and (engine.backend == "te" or engine.fp8):
+                raise ValueError(
+                    f"tuning.{stage}.packing is on, and resources.engine asks for Transformer Engine, whose attention does not "
+                    "keep packed conversations apart; leave one of them out"
+                )
             for name in tuning.tagged_harmful:
                 if name not in {**self.curriculum.interventions, **self.curriculum.arms}:
                     known = ", ".join([*self.curriculum.interventions, *self.curriculum.arms])

@@ -37,8 +37,11 @@ class Backend:
         return self.name != "cpu"
 
 
-def choose_backend(engine: EngineConfig, parallel: Parallel) -> Backend:
-    """Resolve `engine` on this machine. Raises UsageError when the backend asked for cannot run here."""
+def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = False) -> Backend:
+    """Resolve `engine` on this machine; `packed` rows need attention that takes masks, which Transformer Engine's does not.
+
+    Raises UsageError when the backend asked for cannot run here.
+    """
     on_gpu = parallel.device.type == "cuda"
     has_te = _is_installed("transformer_engine")
     wanted = "te" if engine.fp8 and engine.backend == "auto" else engine.backend
@@ -53,9 +56,14 @@ def choose_backend(engine: EngineConfig, parallel: Parallel) -> Backend:
             raise UsageError(f'engine.attention is "{engine.attention}", but {lacking}; leave the setting out')
     if wanted == "cpu" and on_gpu:
         raise UsageError('engine.backend is "cpu", but this is a GPU machine; use "auto", or hide the GPUs')
+    if wanted == "te" and packed:
+        setting = f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'
+        raise UsageError(f"{setting}, whose attention does not keep packed conversations apart; set packing to false")
     if wanted == "auto":
         if not on_gpu:
             name, reason = "cpu", "there is no CUDA device"
+        elif packed:
+            name, reason = "torch", "packed rows need its attention"
         elif has_te:
             name, reason = "te", "transformer_engine is installed"
         else:

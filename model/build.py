@@ -41,11 +41,10 @@ from model.network import Block, Network, NoAttention, RMSNorm
 log = logging.getLogger(__name__)
 
 
-def build_network(model: ModelConfig, parallel: Parallel, engine: EngineConfig | None = None) -> GPTModel:
+def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | None = None) -> GPTModel:
     """The bare network on this process's device, weights not yet set. The one place that makes a `GPTModel`.
 
-    Raises UsageError when the backend that `engine` asks for cannot run here, or when tensor parallelism does not
-    divide the model.
+    Without a `backend` it is the best of this machine. Raises UsageError when tensor parallelism does not divide the model.
     """
     for name in ("kv_heads", "ffn", "vocabulary", "sequence_length"):
         if getattr(model, name) % parallel.tensor_parallel:
@@ -53,7 +52,7 @@ def build_network(model: ModelConfig, parallel: Parallel, engine: EngineConfig |
                 f"tensor_parallel is {parallel.tensor_parallel}, which does not divide model.{name} "
                 f"{getattr(model, name)}; choose a divisor"
             )
-    backend = choose_backend(engine or EngineConfig(), parallel)
+    backend = backend or choose_backend(EngineConfig(), parallel)
     if backend.recompute_layers > model.layers:
         raise UsageError(f"engine.recompute_layers is {backend.recompute_layers}; the model has {model.layers} layers")
     use_quick_gradient_kernels()
@@ -82,12 +81,11 @@ def build_network(model: ModelConfig, parallel: Parallel, engine: EngineConfig |
 
 
 def check_memory(
-    model: ModelConfig, parallel: Parallel, engine: EngineConfig, micro_batch: int, sequence_length: int
+    model: ModelConfig, parallel: Parallel, backend: Backend, micro_batch: int, sequence_length: int
 ) -> None:
     """Raise UsageError where training cannot fit into this process's GPU; nothing to ask on a CPU."""
     if parallel.device.type != "cuda":
         return
-    backend = choose_backend(engine, parallel)
     layout = Layout(
         micro_batch=micro_batch,
         sequence_length=sequence_length,

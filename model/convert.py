@@ -34,14 +34,16 @@ from curriculum.errors import UserError
 from curriculum.progress import Progress, silent
 from curriculum.tokenizer import STOPS, load_tokenizer
 from model import checkpoint
+from model.backend import Backend
 from model.build import build_network
 from model.checkpoint_folder import CheckpointInfo, read_info, step_folder
-from model.config import EngineConfig, ModelConfig
+from model.config import ModelConfig
 from model.distributed import ALONE, started
 from model.hugging_face import hugging_face_config, model_card, read_model
 
-# `_parts` knows the names of our own layers; Transformer Engine's keep the norms within their linears.
-OWN_LAYERS = EngineConfig(backend="torch")
+OWN_LAYERS = Backend(
+    "torch", "Transformer Engine keeps the norms within its linears, under other names than `_parts` knows"
+)
 SHARD_BYTES = 5_000_000_000  # of one safetensors file
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 

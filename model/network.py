@@ -114,11 +114,6 @@ class Network(GPTModel):
     backend: Backend
     """What computes it; set by the builder."""
 
-    @property
-    def takes_masks(self) -> bool:
-        """Whether attention can be kept from some earlier positions; Transformer Engine's is causal here."""
-        return self.backend.name != "te"
-
     def forward(
         self,
         input_ids: torch.Tensor,

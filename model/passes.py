@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from curriculum.batches import BatchSource
-from curriculum.errors import UsageError
 from model.distributed import Parallel
 from model.loading import MicroBatch, MicroBatches
 from model.megatron import get_forward_backward_func
@@ -89,8 +88,6 @@ def _token_losses(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[to
     tokens, mask, documents = next(micro_batches)
     crossing = None
     if documents is not None:
-        if not network.module.takes_masks:
-            raise UsageError("packed rows need attention by torch, not by Transformer Engine; set packing to false")
         crossing = crossing_mask(documents)
     losses = network(tokens[:, :-1], None, crossing, labels=tokens[:, 1:])
     return losses, torch.ones_like(losses) if mask is None else mask

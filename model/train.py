@@ -23,6 +23,7 @@ from curriculum.batches import BatchSource
 from curriculum.errors import UsageError
 from curriculum.progress import Progress, silent
 from model import checkpoint
+from model.backend import choose_backend
 from model.banner import banner, step_line
 from model.build import build_network, build_optimizer, check_memory, initialize, wrap
 from model.checkpoint_folder import CheckpointInfo, latest_checkpoint, prune, read_info, step_folder
@@ -64,6 +65,8 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tensor_parallel: int = 1
     engine: EngineConfig = EngineConfig()
     """How the network is computed: the backend, and how it saves memory."""
+    packed: bool = False
+    """Whether rows hold several documents that must not see each other, which not every backend can do."""
     data_workers: int = 0
     """Processes that read ahead for this one; with none it reads its batches itself."""
     save_interval_steps: int = 500
@@ -155,8 +158,9 @@ class Line:
         self.checkpoints = job.out / "checkpoints"
         self._check_sizes()
         at_once = min(job.micro_batch, batches.global_batch // parallel.data_parallel)
-        check_memory(job.model, parallel, job.engine, at_once, batches.sequence_length)
-        network = build_network(job.model, parallel, job.engine)
+        backend = choose_backend(job.engine, parallel, job.packed)
+        check_memory(job.model, parallel, backend, at_once, batches.sequence_length)
+        network = build_network(job.model, parallel, backend)
         own, self._fills_gap = checkpoint.newest_whole(
             self.checkpoints, parallel, self.stop_step if self.stop_step in job.keep_steps else None
         )

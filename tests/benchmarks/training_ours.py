@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from training_measure import PEAK_LR, UNTIMED_STEPS, WARMUP_STEPS, Step, measure
 
+from model.backend import choose_backend
 from model.build import build_network, build_optimizer, initialize, wrap
 from model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from model.convert import to_hugging_face
@@ -31,7 +32,7 @@ def write_weights(model: dict[str, Any], out: str) -> dict[str, Any]:
 
     config = msgspec.convert(model, ModelConfig)
     with started() as parallel:
-        network = build_network(config, parallel, EngineConfig(backend="torch"))
+        network = build_network(config, parallel, choose_backend(EngineConfig(backend="torch"), parallel))
         initialize(network, config, SEED)
         weights = to_hugging_face(network.state_dict(), config)
         save_file({name: weight.detach().cpu().clone() for name, weight in weights.items()}, out)
@@ -54,7 +55,7 @@ def bare_step(
 
 
 def make_step(model: ModelConfig, engine: EngineConfig, micro_batch: int, parallel: Parallel) -> Step:
-    network = build_network(model, parallel, engine)
+    network = build_network(model, parallel, choose_backend(engine, parallel))
     initialize(network, model, SEED)
     wrapped = wrap(network, parallel)
     optimizer = build_optimizer(wrapped, OPTIMIZER, parallel)

@@ -47,6 +47,15 @@ def test_a_setting_overrides_the_choice(has_te):
     assert not choose_backend(EngineConfig(sequence_parallel=False), parallel).sequence_parallel
 
 
+def test_packed_rows_are_left_to_attention_that_keeps_them_apart(has_te):
+    chosen = choose_backend(EngineConfig(), machine(), packed=True)
+    assert chosen.name == "torch" and (not has_te or chosen.reason == "packed rows need its attention")
+    assert choose_backend(EngineConfig(), machine("cpu"), packed=True).name == "cpu"
+    if has_te:
+        with pytest.raises(UsageError, match='engine.backend is "te", whose attention does not keep packed'):
+            choose_backend(EngineConfig(backend="te"), machine(), packed=True)
+
+
 def test_what_cannot_run_here_is_refused(has_te):
     with pytest.raises(UsageError, match='engine.backend is "te", but there is no CUDA device'):
         choose_backend(EngineConfig(backend="te"), machine("cpu"))
