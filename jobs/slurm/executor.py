@@ -7,29 +7,22 @@ and treat signals themselves.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import submitit
 from submitit.core.utils import UncompletedJobError
 
-from curriculum.durable import write_json
 from curriculum.errors import UserError
 from jobs.slurm.queue import ControllerAway, is_away
 from jobs.slurm.script import Options
 
 
 class ElementExecutor(submitit.SlurmExecutor):
-    """Submits one job array at a time. Scripts and logs lie in its folder, RUN/slurm.
-
-    Beside each script lies, from before sbatch until the caller has recorded the job, what it runs: by it a submission that was
-    killed in between is found again (jobs/slurm/queue.py).
-    """
+    """Submits one job array at a time. Scripts and logs lie in its folder, RUN/slurm."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        self._runs: dict[str, object] = {}
-        self.intent: Path | None = None
+        self._job = ""
 
     @classmethod
     def name(cls) -> str:
@@ -39,15 +32,15 @@ class ElementExecutor(submitit.SlurmExecutor):
     def affinity(cls) -> int:
         return 2  # whether Slurm is there is asked before, in words
 
-    def prepare(self, job: str, labels: Sequence[str], options: Options, throttle: int | None) -> None:
-        """Say what the next array runs and which options of sbatch it takes."""
-        self._runs = {"job": job, "labels": list(labels)}
+    def prepare(self, job: str, count: int, options: Options, throttle: int | None) -> None:
+        """Say how many elements of which job the next array has, and which options of sbatch it takes."""
+        self._job = job
         named = {name: value for name, value in options.items() if name.replace("-", "_") in self._valid_parameters()}
         self.parameters = {
             **{name.replace("-", "_"): value for name, value in named.items()},
             "additional_parameters": {name: value for name, value in options.items() if name not in named},
-            "map_count": len(labels),
-            "array_parallelism": throttle or len(labels),
+            "map_count": count,
+            "array_parallelism": throttle or count,
             "stderr_to_stdout": True,
             "use_srun": False,  # the body calls it
             "wckey": None,
@@ -69,18 +62,10 @@ class ElementExecutor(submitit.SlurmExecutor):
             said = _last_words(str(error.__cause__ or error))
             if is_away(said):
                 raise ControllerAway(said) from None
-            self.forget()
-            raise UserError(f"sbatch refused job {self._runs['job']}: {said}; mend the profile or the study") from None
-
-    def forget(self) -> None:
-        """The job is recorded, or will never be."""
-        if self.intent:
-            self.intent.unlink(missing_ok=True)
+            raise UserError(f"sbatch refused job {self._job}: {said}; mend the profile or the study") from None
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         submission_file_path.chmod(0o700)
-        self.intent = submission_file_path.with_suffix(".json")
-        write_json(self.intent, self._runs)
         # A command that was itself given inside a Slurm job must not hand that job's variables on.
         inside = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
         return [

@@ -41,12 +41,9 @@ def preview(study: Study, profile: Profile, jobs: Sequence[Job], chosen: Chosen,
             name = job.name if len(arrays) == 1 else f"{job.name}/{number}"
             waits = dependency(jobs, array, tasks, sizes)
             options = sbatch_options(job, study, profile)
-            executor.prepare(
-                job.name,
-                array.labels,
-                {**options, **({"dependency": waits} if waits else {})},
-                profile.options(job).throttle,
-            )
+            if waits:
+                options["dependency"] = waits
+            executor.prepare(job.name, len(array.labels), options, profile.options(job).throttle)
             text = executor.text(body(job, array.labels, study, profile, root, code))
             request = profile.request(job, study)
             found.append(Preview(name, len(array.labels), request, waits, text))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import tenacity
 
-from curriculum.durable import read_json
 from curriculum.errors import UserError
 from jobs.run import Run
+from jobs.slurm.script import contents_of
 from jobs.submissions import Submission, Task, latest_tasks, record, submissions
 
 PATIENCE_S = 300.0
@@ -95,17 +95,16 @@ def queued_tasks() -> list[Queued]:
 
 
 def recover(run: Run, queued: list[Queued]) -> list[Submission]:
-    """Record jobs of this run that Slurm took from a submission that was killed before it could."""
+    """Record jobs of this run that Slurm took from a submission that was killed before it could, by whatever command."""
     known = {submission.job_id for submission in submissions(run)}
     found = []
-    for job_id, script in {(one.task.job_id, one.script) for one in queued}:
-        intent = Path(script).with_suffix(".json")
-        if job_id not in known and intent.parent == run.slurm.resolve() and intent.exists():
-            what = read_json(intent)
-            labels = tuple(what["labels"])
-            found.append(Submission(job=what["job"], job_id=job_id, labels=labels, submitted=time.time()))
+    root = str(run.root.resolve())
+    for job_id, script in sorted({(one.task.job_id, one.script) for one in queued if one.task.job_id not in known}):
+        # submitit renames a script once sbatch has returned; Slurm goes on calling it by its old name.
+        ours = contents_of(Path(script)) or contents_of(run.slurm / f"{job_id}_submission.sh")
+        if ours and ours.run == root:
+            found.append(Submission(job=ours.job, job_id=job_id, labels=ours.labels, submitted=time.time()))
             record(run, found[-1])
-            intent.unlink()
     return found
 
 

@@ -92,10 +92,9 @@ def submit_graph(
             options = array_options(array, run.study, profile, dependency(jobs, array, tasks, sizes))
             if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
                 options["exclude"] = avoided
-            executor.prepare(job.name, array.labels, options, profile.options(job).throttle)
+            executor.prepare(job.name, len(array.labels), options, profile.options(job).throttle)
             text = body(job, array.labels, run.study, profile, root, code)
             made.append(_submit(run, executor, array, text, say))
-            executor.forget()
             sizes[made[-1].job_id] = len(array.labels)
             tasks.update({(job.name, label): Task(made[-1].job_id, place) for place, label in enumerate(array.labels)})
     return made

@@ -190,7 +190,7 @@ def test_resubmit_hands_over_what_is_open_with_its_dependencies_and_records_it(d
     for element in evaluation.elements[::2]:
         finish_evaluation(run, evaluation, element.label)
     finish(run, "export-base-20", "data-20")
-    slurm.answer("squeue", error="Invalid job id specified", code=1)
+    slurm.answer("squeue", "777|/another/job.sh\n")
     done = resubmit(run, slurm, "--nice=1 0")
     assert done.returncode == 0, done.stderr
     calls = slurm.calls("sbatch")
@@ -212,9 +212,11 @@ def test_resubmit_hands_over_what_is_open_with_its_dependencies_and_records_it(d
 
 def test_resubmit_refuses_while_slurm_still_has_something(demo, slurm):
     run, _ = demo
-    slurm.answer("squeue", "101_3\n")
+    unrecorded = run.slurm / "scripts" / "00-prepare.sbatch"  # by a call that was killed just after sbatch
+    slurm.answer("squeue", f"101|/gone.sh\n101|/gone.sh\n777|/another/job.sh\n950|{unrecorded}\n")
     done = resubmit(run, slurm)
-    assert done.returncode == 1 and "still in the queue: 101_3" in done.stderr and "scancel 100 101" in done.stderr
+    assert done.returncode == 1 and "still in the queue: array 101, 950;" in done.stderr
+    assert "scancel 101 950\n" in done.stderr
     assert slurm.calls("sbatch") == []
 
 
@@ -231,7 +233,7 @@ def test_resubmit_of_a_run_that_is_done_submits_nothing(demo, slurm):
     for name, job in jobs.items():
         for element in job.elements:
             finish(run, name, element.label)
-    slurm.answer("squeue", error="Invalid job id specified", code=1)
+    slurm.answer("squeue", "")
     done = resubmit(run, slurm)
     assert (done.returncode, done.stdout, slurm.calls("sbatch")) == (0, "", [])
     assert (run.element("report", "report") / "done.json").exists()

@@ -49,24 +49,16 @@ class Lab:
         log = (self.folder / "log" / "slurmctld.log").read_text(errors="replace")
         return f"{told}\n{log[-4000:]}"
 
-    @contextlib.contextmanager
-    def alone(self):
-        """Keeps tests that kill the controller apart from those that count on its answers: a job may be lost with it."""
-        with open(self.folder.with_suffix(".alone"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def preempt(self, task: str) -> None:
         """A job of a higher partition takes the nodes of a running job for a moment."""
         found = self.run("squeue", "--noheader", f"--jobs={task}", "--states=RUNNING", "--format=%D %N").split()
         assert found, f"{task} does not run\n{self.state()}"
         words = f"--partition=high --account=research --nodes={found[0]} --nodelist={found[1]} --exclusive --time=1"
-        with self.alone():
-            job = self.run("sbatch", "--parsable", *words.split(), "--output=/dev/null", "--wrap=true").strip()
-            deadline = time.monotonic() + 300
-            while "JobState=COMPLETED" not in self.run("scontrol", "show", "job", job):
-                assert time.monotonic() < deadline, f"job {job} of the high partition did not run\n{self.state()}"
-                time.sleep(0.25)
+        job = self.run("sbatch", "--parsable", *words.split(), "--output=/dev/null", "--wrap=true").strip()
+        deadline = time.monotonic() + 300
+        while "JobState=COMPLETED" not in self.run("scontrol", "show", "job", job):
+            assert time.monotonic() < deadline, f"job {job} of the high partition did not run\n{self.state()}"
+            time.sleep(0.25)
 
 
 def why_not() -> str:
@@ -80,26 +72,40 @@ def why_not() -> str:
 
 @pytest.fixture(scope="session")
 def lab():
-    """A lab that the workers of one test session share: the last to leave stops it."""
+    """A lab that the workers of one test session share."""
+    with _joined(os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)[:8]) as found:
+        yield found
+
+
+@pytest.fixture
+def own_lab():
+    """A lab of one test's own, whose daemons it may kill: a controller that dies forgets what it accepted an instant before."""
+    with _joined(uuid.uuid4().hex[:8]) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _joined(name: str):
+    """The running lab of that name: the first to come starts it, the last to leave stops it."""
     if why_not():
         pytest.skip(why_not())
-    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)[:8]
-    place = Path("/tmp", PREFIX + session)
-    port = 30100 + zlib.crc32(session.encode()) % 130 * 20  # below the ephemeral ports, above those of training
+    place = Path("/tmp", PREFIX + name)
+    port = 30100 + zlib.crc32(name.encode()) % 130 * 20  # below the ephemeral ports, above those of training
     users = place.with_suffix(".users")
     found = Lab(place, port)
     with _locked(users):
         _clear_abandoned(place)
         found.up()
         users.write_text(users.read_text() + f"{os.getpid()}\n")
-    yield found
-    with _locked(users):
-        left = [pid for pid in users.read_text().split() if pid != str(os.getpid()) and Path("/proc", pid).exists()]
-        users.write_text("".join(f"{pid}\n" for pid in left))
-        if not left:
-            found.run(SCRIPTS / "down")
-            users.unlink()
-            place.with_suffix(".alone").unlink(missing_ok=True)
+    try:
+        yield found
+    finally:
+        with _locked(users):
+            left = [pid for pid in users.read_text().split() if pid != str(os.getpid()) and Path("/proc", pid).exists()]
+            users.write_text("".join(f"{pid}\n" for pid in left))
+            if not left:
+                found.run(SCRIPTS / "down")
+                users.unlink()
 
 
 @contextlib.contextmanager

@@ -23,10 +23,15 @@ from jobs.submissions import submissions
 HELD = {"options": {"hold": True}}  # accepted and never started: what is submitted is all that matters
 
 
+def held_in(folder: Path) -> tuple[Path, Path, Path]:
+    """A study, a profile whose jobs are held, and a run folder to come."""
+    return studies.write_study(folder), studies.write_profile(folder, stages={"all": HELD}), folder / "run"
+
+
 @pytest.fixture
 def place(lab, tmp_path):
-    """A study, a profile whose jobs are held, and a run folder to come; the queue is empty again afterwards."""
-    yield studies.write_study(tmp_path), studies.write_profile(tmp_path, stages={"all": HELD}), tmp_path / "run"
+    """`held_in` a folder; the queue is empty again afterwards."""
+    yield held_in(tmp_path)
     ids = [one.job_id for one in submissions(Run(tmp_path / "run"))]
     if ids:
         lab.run("scancel", *ids)
@@ -106,38 +111,50 @@ def test_a_job_that_was_taken_but_not_recorded_is_found_by_its_script(lab, place
     study, profile, run = place
     studies.submit(lab, study, profile, run, "--only", "prepare")
     (made,) = submissions(Run(run))
-    # The state just after sbatch returned: the intent is there, the record is not.
-    script = lab.run("squeue", "--noheader", f"--job={made.job_id}", "--format=%o").strip()
-    Path(script).with_suffix(".json").write_text(json.dumps({"job": made.job, "labels": made.labels}))
-    (run / "slurm" / "submissions.jsonl").unlink()
+    (run / "slurm" / "submissions.jsonl").unlink()  # as it is just after sbatch returned
+    again = lab.run(run / "resubmit.sh", check=False)
+    assert f"still in the queue: array {made.job_id};" in again
     said = studies.submit(lab, study, profile, run, "--only", "prepare")
     assert "interrupted command; recorded" in said and "nothing to submit" in said
     assert [one.job_id for one in submissions(Run(run))] == [made.job_id] == list(queue(lab, run))
 
 
-def test_a_controller_that_restarts_during_a_submission_is_waited_for(lab, place):
+def test_plain_scripts_that_were_killed_between_sbatch_and_record_are_gone_on_with(lab, place):
     study, profile, run = place
-    with lab.alone():
-        os.kill(lab.pid("slurmctld"), signal.SIGKILL)
-        back = threading.Timer(4, lab.up)
-        back.start()
-        try:
-            said = studies.submit(lab, study, profile, run)
-        finally:
-            back.join()
+    out = run.parent / "scripts"
+    studies.curricula(lab, "render", study, out, "--profile", profile, "--run", run)
+    lab.run(out / "submit_all.sh")
+    made = submissions(Run(run))
+    record = run / "slurm" / "submissions.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text("")
+    again = lab.run(out / "submit_all.sh", check=False)
+    assert "in the queue already" in again and f"scancel {made[0].job_id} " in again
+    record.write_text("".join(lines[:-1]))
+    assert "interrupted command; recorded" in studies.submit(lab, study, profile, run)
+    assert [(one.job, one.job_id) for one in submissions(Run(run))] == [(one.job, one.job_id) for one in made]
+    assert set(queue(lab, out)) == {one.job_id for one in made}
+
+
+def test_a_controller_that_restarts_during_a_submission_is_waited_for(own_lab, tmp_path):
+    study, profile, run = held_in(tmp_path)
+    os.kill(own_lab.pid("slurmctld"), signal.SIGKILL)
+    back = threading.Timer(4, own_lab.up)
+    back.start()
+    try:
+        said = studies.submit(own_lab, study, profile, run)
+    finally:
+        back.join()
     jobs = build_graph(load_study(study))
     assert f"{len(jobs)} arrays" in said
-    assert len(queue(lab, run)) == len(submissions(Run(run))) == len(jobs)
+    assert len(queue(own_lab, run)) == len(submissions(Run(run))) == len(jobs)
 
 
-def test_accounting_that_is_away_holds_nothing_up(lab, place):
-    study, profile, run = place
-    os.kill(lab.pid("slurmdbd"), signal.SIGKILL)
-    try:
-        studies.submit(lab, study, profile, run)
-        assert f"{elements(build_graph(load_study(study)))} pending" in studies.curricula(lab, "status", run)
-    finally:
-        lab.up()
+def test_accounting_that_is_away_holds_nothing_up(own_lab, tmp_path):
+    study, profile, run = held_in(tmp_path)
+    os.kill(own_lab.pid("slurmdbd"), signal.SIGKILL)
+    studies.submit(own_lab, study, profile, run)
+    assert f"{elements(build_graph(load_study(study)))} pending" in studies.curricula(own_lab, "status", run)
 
 
 def test_arrays_are_cut_at_the_longest_that_slurm_takes_and_keep_step(lab, place):

@@ -11,6 +11,23 @@ if [ -s "$slurm/submissions.jsonl" ]; then
     exit 2
 fi
 
+# The arrays of this run that Slurm has, recorded or not: a call that was killed just after sbatch did not come to record its job.
+queued() {
+    local id script told known
+    told=$(squeue --me --noheader --format='%F|%o' 2>&1) || { echo "squeue: $told; repeat when Slurm answers" >&2; return 1; }
+    known=$(grep -oE '"job_id": ?"[0-9]+"' "$slurm/submissions.jsonl" 2>/dev/null | grep -oE '[0-9]+') || true
+    sort -u <<<"$told" | while IFS='|' read -r id script; do
+        # Each script says at its top whose it is. One that `curricula submit` made is renamed once Slurm has it.
+        grep -qx "$id" <<<"$known" || grep -qsF -- '# runs {"run": "/RUN",' "$script" "$slurm/${id}_submission.sh" || continue
+        echo "$id"
+    done
+}
+found=$(queued | paste -sd' ' -)
+if [ -n "$found" ]; then
+    echo "array $found of this run is in the queue already; go on with \`curricula submit\`, or \`scancel $found\`" >&2
+    exit 2
+fi
+
 job_00=$(sbatch --parsable "$@" 00-prepare.sbatch)
 job_00=${job_00%%;*} # without the cluster's name
 printf '{"job": "prepare", "job_id": "%s", "labels": ["prepare"], "submitted": %s}\n' "$job_00" "$(date +%s)" >>"$slurm/submissions.jsonl"
