@@ -18,8 +18,8 @@ What the algorithm leaves open, and what happens here (eval/config.py has the se
   answer so finished is a short-circuit. Without, it is an ordinary token to the search.
 - `tag`: what P(tag) is where the tokenizer splits the tag, see eval/lookahead.py.
 - Share: floor(drop x number of candidates) are dropped.
-- Ties: in log-probability, the earlier beam, then the smaller token id, is the better one; in P(tag), the candidate
-  with the lower log-probability is dropped first.
+- Ties: in log-probability (of one beam: in logits), the earlier beam, then the smaller token id, is the better one;
+  in P(tag), the candidate with the lower log-probability is dropped first.
 
 One forward pass a step: the look-ahead distributions of the surviving candidates are those they are extended with
 next. The beams of a prompt are a tree in one row of the cache (eval/beam_tree.py).
@@ -39,7 +39,7 @@ from eval.decoding import room_after
 from eval.lookahead import Lookahead
 from eval.models import LoadedModel
 
-VERSION = 2  # of the algorithm; part of every row's key
+VERSION = 3  # of the algorithm; part of every row's key
 
 
 def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> list[Answer]:

@@ -17,7 +17,7 @@ from curriculum.durable import open_atomically
 from jobs.graph import Edge, Job, build_graph
 from jobs.profile import Profile
 from jobs.run import Run
-from jobs.slurm.script import LOG, Options, array_option, body, check_root, mark_of, sbatch_options, templates
+from jobs.slurm.script import LOG, Options, array_option, body, check_root, sbatch_options, templates
 from jobs.snapshot import take_snapshot
 
 SUBMIT_ALL = "submit_all.sh"
@@ -43,7 +43,6 @@ def render(run: Run, profile: Profile, out: Path) -> list[Path]:
         study=run.study.name,
         scripts=scripts,
         slurm=str(run.root.resolve() / "slurm"),
-        mark=mark_of(run.root.resolve()),
         records={script.file: record_format(script) for script in scripts},
     )  # fmt: skip
     write_script(out / SUBMIT_ALL, submit_all)

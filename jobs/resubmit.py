@@ -9,7 +9,7 @@ from jobs.graph import build_graph
 from jobs.profile import Profile
 from jobs.render import Script, record_format, render_scripts, write_script
 from jobs.run import Run
-from jobs.slurm.script import mark_of, templates
+from jobs.slurm.script import templates
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ def write_resubmit(run: Run, profile: Profile) -> Path:
     text = templates().get_template("resubmit.sh.j2").render(
         study=run.study.name,
         root=str(run.root.resolve()),
-        mark=mark_of(run.root.resolve()),
         scripts=[(script, edges(script), _elements(run, script), record_format(script)) for script in scripts],
     )  # fmt: skip
     path = run.root / "resubmit.sh"

@@ -87,14 +87,17 @@ def render(words: argparse.Namespace) -> int:
     from jobs.render import render as render_scripts
     from jobs.resubmit import write_resubmit
     from jobs.slurm.script import check_root
+    from jobs.submissions import submissions
 
     study, profile = load_study(words.study), load_profile(words.profile)
     root = check_root(words.run or profile.run_root(study.name))
     words.out.mkdir(parents=True, exist_ok=True)  # before the run folder: it may be the one that cannot be made
-    run = Run.create(root, study)
-    scripts = render_scripts(run, profile, words.out)
-    keep_profile(run, profile)
-    write_resubmit(run, profile)
+    with Run.locked(root):
+        run = Run.create(root, study)
+        scripts = render_scripts(run, profile, words.out)
+        if not submissions(run):  # else its jobs go by the profile that they were submitted with
+            keep_profile(run, profile)
+            write_resubmit(run, profile)
     print(f"{len(scripts) - 1} job arrays. Submit them all with {shlex.quote(str(scripts[-1]))}")
     return 0
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from curriculum.batches import BatchSource
+from curriculum.errors import UsageError
 from model.distributed import Parallel
 from model.loading import MicroBatch, MicroBatches
 from model.megatron import get_forward_backward_func
@@ -88,6 +89,8 @@ def _token_losses(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[to
     tokens, mask, documents = next(micro_batches)
     crossing = None
     if documents is not None:
+        if network.module.backend.name == "te":
+            raise UsageError("rows of several documents need attention by torch, and the job was not said to be packed")
         crossing = crossing_mask(documents)
     losses = network(tokens[:, :-1], None, crossing, labels=tokens[:, 1:])
     return losses, torch.ones_like(losses) if mask is None else mask

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import tenacity
 
 from curriculum.errors import UserError
 from jobs.run import Run
-from jobs.slurm.script import contents_of
+from jobs.slurm.script import Contents, contents_in
 from jobs.submissions import Submission, Task, latest_tasks, record, submissions
 
 PATIENCE_S = 300.0
@@ -24,6 +24,7 @@ AWAY = re.compile(
     re.IGNORECASE,
 )
 Key = tuple[str, str]  # job name, element label
+COLUMNS = (("ArrayJobID", 24), ("ArrayTaskID", 24), ("State", 24), ("Reason", 96), ("STDOUT", 4096))
 
 
 class ControllerAway(UserError):
@@ -64,7 +65,8 @@ class Queued:
     task: Task
     state: str
     reason: str
-    script: str
+    output: str
+    """Where its log goes: by this, each run's jobs are known."""
 
     @property
     def is_hopeless(self) -> bool:
@@ -74,9 +76,10 @@ class Queued:
 
 def queued_tasks() -> list[Queued]:
     """All array tasks of this user in the queue, by one call of squeue."""
+    layout = ",".join(f"{name}:{size}" for name, size in COLUMNS)
     try:
         asked = subprocess.run(
-            ["squeue", "--me", "--array", "--noheader", "--format=%F|%K|%T|%r|%o"],
+            ["squeue", "--me", "--array", "--noheader", f"--Format={layout}"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -87,25 +90,43 @@ def queued_tasks() -> list[Queued]:
         said = " ".join(asked.stderr.split()) or f"exit code {asked.returncode}"
         raise (ControllerAway if is_away(said) else UserError)(f"squeue: {said}")
     found = []
+    ends = list(itertools.accumulate(size for _, size in COLUMNS))
     for line in asked.stdout.splitlines():
-        job_id, number, state, reason, script = line.split("|", 4)
-        if number.isdecimal():  # others are no arrays, so not ours
-            found.append(Queued(Task(job_id, int(number)), state, reason, script))
+        job_id, number, state, reason, output = (line[a:b].strip() for a, b in zip([0, *ends], ends))
+        if job_id.isdecimal() and number.isdecimal():  # others are no arrays, so not ours
+            found.append(Queued(Task(job_id, int(number)), state, reason, output))
     return found
 
 
 def recover(run: Run, queued: list[Queued]) -> list[Submission]:
-    """Record jobs of this run that Slurm took from a submission that was killed before it could, by whatever command."""
+    """Record jobs of this run that Slurm took from a submission that was killed before it could, by whatever command.
+
+    One that would hide a task which is recorded and alive is left alone: somebody gave part of an array to sbatch by hand.
+    """
     known = {submission.job_id for submission in submissions(run)}
-    found = []
-    root = str(run.root.resolve())
-    for job_id, script in sorted({(one.task.job_id, one.script) for one in queued if one.task.job_id not in known}):
-        # submitit renames a script once sbatch has returned; Slurm goes on calling it by its old name.
-        ours = contents_of(Path(script)) or contents_of(run.slurm / f"{job_id}_submission.sh")
-        if ours and ours.run == root:
-            found.append(Submission(job=ours.job, job_id=job_id, labels=ours.labels, submitted=time.time()))
+    folder = f"{run.slurm.resolve()}/"
+    places: dict[str, set[int]] = {}
+    for one in queued:
+        if one.task.job_id not in known and one.output.startswith(folder):
+            places.setdefault(one.task.job_id, set()).add(one.task.number)
+    alive, found = live_elements(run, queued), []
+    for job_id in sorted(places, key=int):
+        runs = contents_of(job_id)
+        if runs is None:
+            continue
+        elsewhere = {label for number, label in enumerate(runs.labels) if number not in places[job_id]}
+        if not any((runs.job, label) in alive for label in elsewhere):
+            found.append(Submission(job=runs.job, job_id=job_id, labels=runs.labels, submitted=time.time()))
             record(run, found[-1])
     return found
+
+
+def contents_of(job_id: str) -> Contents | None:
+    """What an array of this suite runs, by the script that Slurm has of it; None for another's, or one that has just ended."""
+    asked = subprocess.run(
+        ["scontrol", "write", "batch_script", job_id, "-"], capture_output=True, text=True, timeout=60
+    )
+    return contents_in(asked.stdout)
 
 
 def live_elements(run: Run, queued: list[Queued]) -> dict[Key, Task]:

@@ -6,6 +6,7 @@ a user can name is quoted before it reaches the shell, and checked before it rea
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -30,7 +31,7 @@ TEMPLATES = Path(__file__).parents[2] / "sbatch_templates"
 RESERVE_S = 20
 """How long before its time limit a job is requeued at the latest."""
 CONTENTS = "# runs "
-"""Begins the line of a script that says what it runs: the run folder, the job, and the elements as JSON."""
+"""Begins the line of a script that says what it runs: the job and its elements, as JSON."""
 LOG = "%A_%a_%t_log.out"
 """A task's log in RUN/slurm: array, index and rank. The script's own is that of rank 0."""
 
@@ -99,7 +100,7 @@ def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: 
         templates()
         .get_template("element.sh.j2")
         .render(
-            contents=contents_line(root, job.name, labels),
+            contents=contents_line(job.name, labels),
             study=study.name,
             job=job,
             labels=labels,
@@ -122,29 +123,20 @@ def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: 
 class Contents(msgspec.Struct, frozen=True):
     """What a batch script runs: array task i the element labels[i]. By it a job is found that nobody came to record."""
 
-    run: str
     job: str
     labels: tuple[str, ...]
 
 
-def contents_line(root: Path, job: str, labels: Sequence[str]) -> str:
-    return CONTENTS + json.dumps({"run": str(root), "job": job, "labels": list(labels)})
+def contents_line(job: str, labels: Sequence[str]) -> str:
+    return CONTENTS + json.dumps({"job": job, "labels": list(labels)})
 
 
-def mark_of(root: Path) -> str:
-    """What stands in every script of a run and in no other's."""
-    return contents_line(root, "", ()).partition(', "job"')[0] + ","
-
-
-def contents_of(script: Path) -> Contents | None:
-    """What a batch script of any of this user's jobs runs; None where it is not one of ours or no longer there."""
-    try:
-        with open(script, errors="replace") as lines:
-            for line in lines:
-                if line.startswith(CONTENTS):
-                    return msgspec.json.decode(line.removeprefix(CONTENTS), type=Contents)
-    except (OSError, msgspec.DecodeError):
-        pass
+def contents_in(script: str) -> Contents | None:
+    """What a batch script runs; None where it is not one of ours."""
+    for line in script.splitlines():
+        if line.startswith(CONTENTS):
+            with contextlib.suppress(msgspec.DecodeError):
+                return msgspec.json.decode(line.removeprefix(CONTENTS), type=Contents)
     return None
 
 

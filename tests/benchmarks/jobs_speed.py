@@ -2,6 +2,7 @@
 
     python tests/benchmarks/jobs_speed.py
     python tests/benchmarks/jobs_speed.py --elements 5000 --json jobs.json
+    SLURM_CONF=... python tests/benchmarks/jobs_speed.py --profile env/profiles/slurm-lab.yaml
 
 Every measurement is a process of its own. Rows:
 
@@ -14,6 +15,7 @@ status   `curricula status` and `--json` from start to end, for a run folder of 
 slow     the folder alone, when every file takes 1 ms to open, as on a busy parallel file system: by one thread and by all.
 start    from the start of the process to the end of the first step of training a tiny model on this CPU, part by part.
          Beside it torchrun, from its start to the first line of the script that it launches: what is saved by having none.
+job      with --profile, on the Slurm that is there: the same from sbatch's answer on, with what the queue and srun add.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,6 +36,7 @@ import machine
 
 sys.path += [str(machine.ROOT / "tests" / "jobs")]
 OPEN_S = 0.001
+PATIENCE_S = 600  # for a job to come through the queue
 STATES = ("done", "done", "done", "done", "running", "running", "pending", "pending", "failed", "cancelled")
 
 
@@ -121,7 +125,7 @@ def start(root: str, began: float) -> machine.Task:
     import model.train as engine
 
     lap("import of Megatron-core")
-    true_started, true_load = engine.started, engine._Run._load
+    true_started, true_load = engine.started, engine.Line._load
 
     @contextlib.contextmanager
     def started(*words: Any) -> Any:
@@ -140,10 +144,63 @@ def start(root: str, began: float) -> machine.Task:
         lap("first step, with its batch")
         raise FirstStep
 
-    engine.started, engine._Run._load = started, load  # type: ignore[method-assign]
+    engine.started, engine.Line._load = started, load  # type: ignore[method-assign]
     with contextlib.suppress(FirstStep):
         STAGES["pretrain"](run, job, element, progress)
     return {"parts": parts, "seconds": time.time() - began, "cpu": cpu_seconds()}
+
+
+def slurm_start(root: str, profile: str) -> machine.Task:
+    """Seconds of each part from sbatch's answer to the first step of the trunk, of a job that `curricula submit` made."""
+    from jobs.run import Run
+    from jobs.submissions import submissions
+
+    with tempfile.TemporaryDirectory(dir=Path(root).parent) as folder:
+        run = Run(Path(folder, "run"))
+        shutil.copytree(root, run.root)
+        words = [
+            "submit",
+            str(run.root / "study.yaml"),
+            "--cluster",
+            "slurm",
+            "--profile",
+            profile,
+            "--run",
+            str(run.root),
+        ]
+        cpu = cpu_seconds()
+        try:
+            curricula(*words, "--only", "pretrain", "--arms", "safe-100", "--yes")
+            first = submissions(run)[0]
+            element, metrics = run.element(first.job, first.labels[0]), run.line(first.labels[0]) / "metrics.jsonl"
+            deadline = time.monotonic() + PATIENCE_S
+            while not metrics.exists() or not metrics.stat().st_size:
+                if time.monotonic() > deadline or (element / "failed.json").exists():
+                    raise RuntimeError(f"job {first.job_id} made no step within {PATIENCE_S} s: {logs(run)}")
+                time.sleep(0.005)
+            ended = time.time()
+            times = [first.submitted, (element / "began").stat().st_mtime, (element / "lock").stat().st_mtime, ended]
+        finally:
+            curricula("cancel", str(run.root), "--yes")
+            ids = ",".join(one.job_id for one in submissions(run))
+            while (
+                ids and subprocess.run(["squeue", "--noheader", f"--jobs={ids}"], capture_output=True, text=True).stdout
+            ):
+                time.sleep(0.1)
+    parts = ("the queue", "srun, interpreter, imports of jobs", "torch, Megatron-core, network, first step")
+    laps = {part: after - before for part, before, after in zip(parts, times, times[1:])}
+    return {"parts": laps, "seconds": sum(laps.values()), "cpu": cpu_seconds() - cpu}
+
+
+def curricula(*words: str) -> None:
+    command = [sys.executable, "-m", "jobs.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=machine.ROOT)
+    if done.returncode:
+        raise RuntimeError(f"{words}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+
+
+def logs(run: Any) -> str:
+    return "\n".join(path.read_text(errors="replace")[-1000:] for path in run.slurm.glob("*_log.out"))
 
 
 def torchrun(folder: str) -> machine.Task:
@@ -157,7 +214,7 @@ def torchrun(folder: str) -> machine.Task:
 
 MEASURES = {
     "imports": imports, "command": command, "submitit_states": submitit_states, "slow_folder": slow_folder, "start": start,
-    "torchrun": torchrun,
+    "torchrun": torchrun, "slurm_start": slurm_start,
 }  # fmt: skip
 
 
@@ -231,6 +288,9 @@ def trainable_run(folder: Path) -> str:
 def main() -> None:
     parser = machine.parser(__doc__)
     parser.add_argument("--elements", type=int, default=2000, help="how large the study is that status shows")
+    parser.add_argument(
+        "--profile", type=Path, help="measure the start of a job on the Slurm that is there, with this profile"
+    )
     args = parser.parse_args()
     about = machine.describe()
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="jobs-speed-") as name:
@@ -255,6 +315,9 @@ def main() -> None:
             "start of training": {"measure": "start", "root": trainable},
             "start of torchrun": {"measure": "torchrun", "folder": name},
         }
+        if args.profile:
+            profile = str(args.profile.resolve())
+            asked["start of a job"] = {"measure": "slurm_start", "root": trainable, "profile": profile}
         rows: dict[str, list[machine.Task]] = {row: [] for row in asked}
         for row in machine.alternating(list(asked), args.repeats):
             machine.progress(row)
@@ -273,10 +336,13 @@ def main() -> None:
     for row, values in seconds.items():
         ratio = f"{middle[peers[row]] / middle[row]:.2f}" if row in peers else ""
         shown.add_row(row, machine.shown(values), ratio, machine.shown([measured["cpu"] for measured in rows[row]]))
-    parts = machine.table("From the start of the process to the first step", "part", "seconds")
-    for part in rows["start of training"][0]["parts"]:
-        parts.add_row(part, machine.shown([found["parts"][part] for found in rows["start of training"]]))
-    machine.report(args, about, [shown, parts], [], rows)
+    tables = [shown]
+    for row, since in (("start of training", "the start of the process"), ("start of a job", "sbatch's answer")):
+        if row in rows:
+            tables.append(machine.table(f"From {since} to the first step", "part", "seconds"))
+            for part in rows[row][0]["parts"]:
+                tables[-1].add_row(part, machine.shown([found["parts"][part] for found in rows[row]]))
+    machine.report(args, about, tables, [], rows)
 
 
 if __name__ == "__main__" and not machine.serve_child(MEASURES):

@@ -119,7 +119,7 @@ def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, ca
             else:
                 rows.append((task.job_id, str(task.number), "PENDING", "Dependency", "", 0))
     slurm.queue(*rows)
-    queued = "".join(f"{row[0]}|{row[1]}|{row[2]}|{row[3]}|/x\n" for row in rows if row[2] == "PENDING")
+    queued = "".join(f"{row[0]:24}{row[1]:24}{row[2]:24}{row[3]:96}/x\n" for row in rows if row[2] == "PENDING")
     listing = (slurm.folder / "squeue.out").read_text()  # status and submission ask in two ways
     for_submission = f'[[ " $* " != *" --me "* ]] || {{ printf %b {json.dumps(queued)}; exit 0; }}'
     slurm.answer("squeue", listing, script=for_submission)
@@ -174,6 +174,11 @@ def test_a_profile_is_kept_in_the_run_as_it_was(tmp_path):
     assert profile_of(run) == profile
 
 
+def queue_lines(logs):
+    """What squeue says of arrays, by number, and where their logs go."""
+    return "".join(f"{number:<24}{log!s:<4096}\n" for number, log in logs.items())
+
+
 def resubmit(run, slurm, *words):
     slurm.answer("sbatch", script=SBATCH)
     write_resubmit(run, Profile(stages=Stages(all=StageOptions(throttle=4))))
@@ -190,7 +195,7 @@ def test_resubmit_hands_over_what_is_open_with_its_dependencies_and_records_it(d
     for element in evaluation.elements[::2]:
         finish_evaluation(run, evaluation, element.label)
     finish(run, "export-base-20", "data-20")
-    slurm.answer("squeue", "777|/another/job.sh\n")
+    slurm.answer("squeue", queue_lines({777: "/another/log.out"}))
     done = resubmit(run, slurm, "--nice=1 0")
     assert done.returncode == 0, done.stderr
     calls = slurm.calls("sbatch")
@@ -212,8 +217,9 @@ def test_resubmit_hands_over_what_is_open_with_its_dependencies_and_records_it(d
 
 def test_resubmit_refuses_while_slurm_still_has_something(demo, slurm):
     run, _ = demo
-    unrecorded = run.slurm / "scripts" / "00-prepare.sbatch"  # by a call that was killed just after sbatch
-    slurm.answer("squeue", f"101|/gone.sh\n101|/gone.sh\n777|/another/job.sh\n950|{unrecorded}\n")
+    ours = run.slurm / "%A_%a_0_log.out"  # 950 is of a call that was killed just after sbatch
+    lines = queue_lines({101: ours, 777: "/another/log.out", 950: ours})
+    slurm.answer("squeue", f"squeue: warning: [x*\n{lines}{lines}")
     done = resubmit(run, slurm)
     assert done.returncode == 1 and "still in the queue: array 101, 950;" in done.stderr
     assert "scancel 101 950\n" in done.stderr

@@ -7,7 +7,9 @@ from random_batches import SCHEDULE, SMALL, RandomBatches
 
 from curriculum.batches import Rows
 from curriculum.durable import read_jsonl
+from model.backend import choose_backend
 from model.build import build_network, initialize
+from model.config import EngineConfig
 from model.distributed import started
 from model.passes import crossing_mask
 from model.train import TrainJob, train
@@ -41,7 +43,7 @@ def one_thread():
 def test_attention_stays_within_each_text_of_a_row():
     tokens, mask, documents = (torch.from_numpy(array) for array in PackedBatches().rows(0, 0, 4))
     with started() as parallel, torch.no_grad(), parallel.cuda_names():
-        network = build_network(SMALL, parallel)
+        network = build_network(SMALL, parallel, choose_backend(EngineConfig(), parallel, packed=True))
         initialize(network, SMALL, seed=0)
         packed = network(tokens[:, :-1], None, crossing_mask(documents), labels=tokens[:, 1:])
         at = 0
@@ -57,7 +59,8 @@ def test_attention_stays_within_each_text_of_a_row():
 def test_packed_rows_train_whatever_the_micro_batch(tmp_path):
     for micro_batch in (8, 3):
         out = tmp_path / str(micro_batch)
-        train(TrainJob(out=out, model=SMALL, schedule=SCHEDULE, micro_batch=micro_batch, stop_step=4), PackedBatches())
+        job = TrainJob(out=out, model=SMALL, schedule=SCHEDULE, micro_batch=micro_batch, stop_step=4, packed=True)
+        train(job, PackedBatches())
     whole, parts = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("8", "3"))
     for one, other in zip(whole, parts):
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)

@@ -3,11 +3,13 @@
 import contextlib
 import fcntl
 import os
+import random
+import re
 import shutil
+import socket
 import subprocess
 import time
 import uuid
-import zlib
 from pathlib import Path
 
 import pytest
@@ -49,16 +51,21 @@ class Lab:
         log = (self.folder / "log" / "slurmctld.log").read_text(errors="replace")
         return f"{told}\n{log[-4000:]}"
 
-    def preempt(self, task: str) -> None:
-        """A job of a higher partition takes the nodes of a running job for a moment."""
-        found = self.run("squeue", "--noheader", f"--jobs={task}", "--states=RUNNING", "--format=%D %N").split()
-        assert found, f"{task} does not run\n{self.state()}"
+    def preempt(self, task: str) -> bool:
+        """A job of a higher partition takes the nodes of a running job for a moment; false where it has just ended."""
+        found = self.run(
+            "squeue", "--noheader", f"--jobs={task}", "--states=RUNNING", "--format=%D %N", check=False
+        ).split()
+        if len(found) != 2:
+            return False
         words = f"--partition=high --account=research --nodes={found[0]} --nodelist={found[1]} --exclusive --time=1"
         job = self.run("sbatch", "--parsable", *words.split(), "--output=/dev/null", "--wrap=true").strip()
         deadline = time.monotonic() + 300
-        while "JobState=COMPLETED" not in self.run("scontrol", "show", "job", job):
-            assert time.monotonic() < deadline, f"job {job} of the high partition did not run\n{self.state()}"
+        while (state := re.search(r"JobState=(\w+)", self.run("scontrol", "show", "job", job))[1]) != "COMPLETED":
+            still = state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING") and time.monotonic() < deadline
+            assert still, f"job {job} of the high partition is {state}\n{self.state()}"
             time.sleep(0.25)
+        return True
 
 
 def why_not() -> str:
@@ -90,11 +97,12 @@ def _joined(name: str):
     if why_not():
         pytest.skip(why_not())
     place = Path("/tmp", PREFIX + name)
-    port = 30100 + zlib.crc32(name.encode()) % 130 * 20  # below the ephemeral ports, above those of training
-    users = place.with_suffix(".users")
-    found = Lab(place, port)
+    users, port = place.with_suffix(".users"), place.with_suffix(".port")
     with _locked(users):
         _clear_abandoned(place)
+        if not port.exists():
+            port.write_text(str(_free_ports()))
+        found = Lab(place, int(port.read_text()))
         found.up()
         users.write_text(users.read_text() + f"{os.getpid()}\n")
     try:
@@ -106,6 +114,17 @@ def _joined(name: str):
             if not left:
                 found.run(SCRIPTS / "down")
                 users.unlink()
+                port.unlink()
+
+
+def _free_ports(count: int = 20) -> int:
+    """The first of as many ports that nobody listens on, below the ephemeral ones and above those of training."""
+    for first in random.sample(range(30_100, 32_700 - count, count), 100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise AssertionError("no free ports for a lab")
 
 
 @contextlib.contextmanager
@@ -123,3 +142,4 @@ def _clear_abandoned(own: Path) -> None:
         if place != own and not any(Path("/proc", pid).exists() for pid in users.read_text().split()):
             Lab(place, 30100).run(SCRIPTS / "down", check=False)
             users.unlink(missing_ok=True)
+            users.with_suffix(".port").unlink(missing_ok=True)

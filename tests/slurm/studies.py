@@ -57,6 +57,7 @@ def write_profile(folder: Path, **changes) -> Path:
     for stage, options in changes.pop("stages", {}).items():
         raw["stages"].setdefault(stage, {}).update(options)
     raw.update(changes)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "profile.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path

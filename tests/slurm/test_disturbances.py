@@ -56,7 +56,7 @@ def ranks_of(run: Path) -> list[int]:
 
 
 def preempt(lab, run: Path, task: str) -> None:
-    lab.preempt(task)
+    assert lab.preempt(task), lab.state()
 
 
 def requeue(lab, run: Path, task: str) -> None:

@@ -134,6 +134,12 @@ def test_plain_scripts_that_were_killed_between_sbatch_and_record_are_gone_on_wi
     assert "interrupted command; recorded" in studies.submit(lab, study, profile, run)
     assert [(one.job, one.job_id) for one in submissions(Run(run))] == [(one.job, one.job_id) for one in made]
     assert set(queue(lab, out)) == {one.job_id for one in made}
+    other = run.parent / "other"  # rendered to the same place: what was submitted from there before is not its own
+    studies.curricula(lab, "render", study, out, "--profile", profile, "--run", other)
+    assert "interrupted" not in studies.submit(lab, study, profile, other, "--only", "prepare")
+    (one,) = submissions(Run(other))
+    lab.run("scancel", one.job_id)
+    assert one.job_id not in {one.job_id for one in made}
 
 
 def test_a_controller_that_restarts_during_a_submission_is_waited_for(own_lab, tmp_path):

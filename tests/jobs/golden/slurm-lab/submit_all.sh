@@ -12,15 +12,11 @@ if [ -s "$slurm/submissions.jsonl" ]; then
 fi
 
 # The arrays of this run that Slurm has, recorded or not: a call that was killed just after sbatch did not come to record its job.
+# Their logs go to the run folder.
 queued() {
-    local id script told known
-    told=$(squeue --me --noheader --format='%F|%o' 2>&1) || { echo "squeue: $told; repeat when Slurm answers" >&2; return 1; }
-    known=$(grep -oE '"job_id": ?"[0-9]+"' "$slurm/submissions.jsonl" 2>/dev/null | grep -oE '[0-9]+') || true
-    sort -u <<<"$told" | while IFS='|' read -r id script; do
-        # Each script says at its top whose it is. One that `curricula submit` made is renamed once Slurm has it.
-        grep -qx "$id" <<<"$known" || grep -qsF -- '# runs {"run": "/RUN",' "$script" "$slurm/${id}_submission.sh" || continue
-        echo "$id"
-    done
+    local told
+    told=$(squeue --me --noheader --Format=ArrayJobID:24,STDOUT:4096 2>&1) || { echo "$told; repeat when Slurm answers" >&2; return 1; }
+    slurm=$slurm awk '$1 ~ /^[0-9]+$/ && index(substr($0, 25), ENVIRON["slurm"] "/") == 1 { print $1 }' <<<"$told" | sort -un
 }
 found=$(queued | paste -sd' ' -)
 if [ -n "$found" ]; then
