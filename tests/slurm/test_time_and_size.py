@@ -1,6 +1,5 @@
 """Time limits far shorter than the work, a rank that hangs, the paper's shape of 4 x 8 ranks, and plain scripts."""
 
-import json
 import os
 import shutil
 import signal
