@@ -31,14 +31,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def cancel(words: argparse.Namespace) -> int:
     from collections import Counter
 
-    from jobs.graph import build_graph
     from jobs.run import Run
     from jobs.slurm_commands import scancel
     from jobs.squeue import Query
     from jobs.submissions import Task, submissions
 
     run = Run.open(words.run)
-    jobs = build_graph(run.study)
+    jobs = run.jobs
     chosen = {(job.name, item.label) for job, item in select(jobs, words.job, None, words.stage, words.arm)}
     submitted = submissions(run)
     if not submitted:

@@ -19,7 +19,7 @@ from curriculum.durable import exclusive_lock, write_json
 from curriculum.errors import UsageError, UserError
 from curriculum.progress import silent
 from jobs.announce import announced
-from jobs.graph import Element, Job, build_graph
+from jobs.graph import Element, Job
 from jobs.logs import note
 from jobs.notify import notify
 from jobs.profile import TRAINING, Profile, profile_of
@@ -130,7 +130,7 @@ def _is_first_process() -> bool:
 
 
 def find_element(run: Run, job_name: str, label: str) -> tuple[Job, Element]:
-    jobs = {job.name: job for job in build_graph(run.study)}
+    jobs = {job.name: job for job in run.jobs}
     if job_name not in jobs:
         raise UsageError(f"job {job_name!r} is not in this study; its jobs are {', '.join(jobs)}")
     elements = {element.label: element for element in jobs[job_name].elements}

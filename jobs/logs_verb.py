@@ -56,7 +56,6 @@ class _Log(NamedTuple):
 
 
 def show_logs(words: argparse.Namespace) -> int:
-    from jobs.graph import build_graph
     from jobs.logs import find_logs, first_error
     from jobs.run import Run
     from jobs.state import ENDED_BADLY, run_status
@@ -66,7 +65,7 @@ def show_logs(words: argparse.Namespace) -> int:
     if words.lines is not None and words.lines < 1:
         raise UsageError(f"--lines {words.lines}: give at least 1")
     run = Run.open(words.run)
-    jobs = build_graph(run.study)
+    jobs = run.jobs
     chosen = select(jobs, words.job, words.element, words.stage, words.arm)
     if words.job is None and words.stage is None and words.arm is None:
         states = {(element.job, element.label): element.state for element in run_status(run, jobs).elements}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.graph import build_graph
 from jobs.profile import Profile
 from jobs.render import Script, record_format, render_scripts, write_script
 from jobs.run import Run
@@ -24,7 +23,7 @@ def write_resubmit(run: Run, profile: Profile) -> Path:
     """Write the script, and the sbatch scripts that it hands to Slurm into RUN/slurm/scripts."""
     folder = run.slurm / "scripts"
     scripts = render_scripts(run, profile, folder)
-    needs = {job.name: job.needs for job in build_graph(run.study)}
+    needs = {job.name: job.needs for job in run.jobs}
     of_job: dict[str, tuple[str, ...]] = {}
     for script in scripts:
         of_job[script.job.name] = (*of_job.get(script.job.name, ()), script.variable)

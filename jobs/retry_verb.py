@@ -40,14 +40,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def retry(words: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from jobs.graph import build_graph
     from jobs.recovery import to_run_again
     from jobs.run import Run
     from jobs.state import run_status
     from jobs.verbs import run_here
 
     run = Run.open(words.run)
-    jobs = build_graph(run.study)
+    jobs = run.jobs
     chosen = {(job.name, item.label) for job, item in select(jobs, None, None, words.stage, words.arm)}
     again = to_run_again(jobs, run_status(run, jobs).elements, chosen)
     console = Console(highlight=False, markup=False, soft_wrap=True)

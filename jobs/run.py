@@ -32,6 +32,7 @@ from curriculum.durable import NO_SPACE, exclusive_lock, read_json, write_json, 
 from curriculum.errors import UsageError, UserError
 from curriculum.plan import Arm, line_of
 from curriculum.sources import local_root
+from jobs.graph import Job, build_graph
 from jobs.study import Study, load_study, study_yaml
 
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "submitit")
@@ -80,6 +81,11 @@ class Run:
     @cached_property
     def study(self) -> Study:
         return load_study(self.root / "study.yaml")
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """The study's graph."""
+        return build_graph(self.study)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

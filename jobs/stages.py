@@ -19,7 +19,7 @@ from curriculum.sources import dataset, open_dataset
 from curriculum.tokenizer import load_tokenizer
 from curriculum.tuning import TuningBatches
 from jobs.downloads import Wanted, study_downloads
-from jobs.graph import Element, Job, build_graph
+from jobs.graph import Element, Job
 from jobs.run import Run
 
 
@@ -332,7 +332,7 @@ def _branch_point_serves(run: Run, element: Element) -> bool:
     segment = segments[element.segment]
     if step_folder(run.line(segment.line) / "checkpoints", segment.stop).is_dir():
         return True
-    for job in build_graph(run.study):
+    for job in run.jobs:
         for other in job.elements:
             if other.segment and segments[other.segment].parent == segment.name:
                 begun = any((run.line(segments[other.segment].line) / "checkpoints").glob("step_*"))

@@ -44,7 +44,6 @@ def show_status(words: argparse.Namespace) -> int:
     import msgspec
     from rich.console import Console
 
-    from jobs.graph import build_graph
     from jobs.run import Run
     from jobs.state import run_status
     from jobs.status_table import status_view
@@ -52,7 +51,7 @@ def show_status(words: argparse.Namespace) -> int:
     if words.interval is not None and not words.interval > 0:
         raise UsageError(f"--interval {words.interval}: give a number of seconds above 0")
     run = Run.open(words.run or newest_run())
-    jobs = build_graph(run.study)
+    jobs = run.jobs
     if words.json:
         status = run_status(run, jobs)
         print(msgspec.json.format(msgspec.json.encode(status.elements), indent=1).decode())

@@ -157,7 +157,7 @@ def slurm_start(root: str, profile: str) -> machine.Task:
 
     with tempfile.TemporaryDirectory(dir=Path(root).parent) as folder:
         run = Run(Path(folder, "run"))
-        shutil.copytree(root, run.root)
+        shutil.copytree(root, run.root, ignore=shutil.ignore_patterns("pretrain"))  # what `start` left
         words = [
             "submit",
             str(run.root / "study.yaml"),
@@ -225,14 +225,17 @@ def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
 
     from jobs.graph import build_graph
     from jobs.run import Run
-    from jobs.study import parse_study
+    from jobs.study import Study, parse_study
 
     raw = yaml.safe_load((STUDIES / "demo.yaml").read_text())
-    curriculum = raw["curriculum"]
-    # Three starts of each set: every arm is trained, tuned twice, exported three times and evaluated by 13 tasks.
-    for number in range(max(1, round(elements / 57) - 2)):
-        curriculum["interventions"][f"set{number}"] = curriculum["interventions"]["full"]
-    run = Run.create(folder / "run", parse_study(raw, "the benchmark's study"))
+    sets = raw["curriculum"]["interventions"]
+
+    def study(more: int) -> Study:
+        raw["curriculum"]["interventions"] = {**sets, **{f"set{number}": sets["full"] for number in range(more)}}
+        return parse_study(raw, "the benchmark's study")
+
+    none, one = (sum(len(job.elements) for job in build_graph(study(more))) for more in (0, 1))
+    run = Run.create(folder / "run", study(max(1, round((elements - none) / (one - none)))))
 
     class Ignored:  # the stand-ins get their PATH by themselves
         def setenv(self, name: str, value: str) -> None:
