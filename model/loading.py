@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from curriculum.batches import BatchSource, Rows
 from curriculum.errors import UserError
+from model.signals import PeerLost
 
 _NOT_FOR_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 PREFETCH = 4  # micro-batches that each worker holds ready
@@ -64,7 +65,7 @@ def load(
 ) -> Generator[MicroBatch, None, None]:
     """The micro-batches of steps [start, stop) in order, on `device`. With no `workers` this process reads them itself.
 
-    Raises UserError when the data turn out to be damaged.
+    Raises UserError when the data turn out to be damaged, PeerLost when a worker was killed: it may well live next time.
     """
     cuda = device.type == "cuda"
     loader = DataLoader(
@@ -95,7 +96,7 @@ def load(
         if not isinstance(error, _WORKER_GONE) and "DataLoader worker" not in str(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
+        raise PeerLost(
             f"a process that reads ahead was killed ({said}); was memory short? Lower resources.data_workers, then start "
             "again"
         ) from error

@@ -1,7 +1,9 @@
 """Micro-batches as training gets them, read ahead by real worker processes."""
 
+import multiprocessing
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from curriculum.blend import Phase
 from curriculum.errors import UserError
 from curriculum.pretraining import PretrainingBatches
-from model.loading import MicroBatches, load
+from model.loading import MicroBatch, MicroBatches, load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "curriculum"))
 from shard_folders import write_source
@@ -31,14 +33,30 @@ def batches(shards, vocabulary=50_000):
     return PretrainingBatches(phases, shards, LENGTH, BATCH, 3, vocabulary)
 
 
-def read(source, start, stop, workers, micro=4, rank=0, ranks=1):
-    return list(load(MicroBatches(source, micro, rank, ranks), start, stop, workers, torch.device("cpu")))
+@pytest.fixture(scope="module")
+def aside():
+    """A process that does nothing but read, as training's is: workers are forked, and other tests leave threads in this one."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def read(aside, *words, **more):
+    return [
+        MicroBatch(*(None if part is None else torch.from_numpy(part) for part in parts))
+        for parts in aside.submit(read_here, *words, **more).result()
+    ]
+
+
+def read_here(shards, start, stop, workers, micro=4, rank=0, ranks=1, vocabulary=50_000):
+    dataset = MicroBatches(batches(shards, vocabulary), micro, rank, ranks)
+    found = load(dataset, start, stop, workers, torch.device("cpu"))
+    return [[None if part is None else part.numpy() for part in micro_batch] for micro_batch in found]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_a_micro_batch_is_one_int64_tensor_whatever_the_number_of_workers(shards, workers):
+def test_a_micro_batch_is_one_int64_tensor_whatever_the_number_of_workers(shards, aside, workers):
     source = batches(shards)
-    found = read(source, 0, 20, workers)
+    found = read(aside, shards, 0, 20, workers)
     assert len(found) == 20 * 3
     assert all(
         tokens.shape == (4, LENGTH + 1) and tokens.dtype == torch.int64 and mask is None and documents is None
@@ -49,18 +67,18 @@ def test_a_micro_batch_is_one_int64_tensor_whatever_the_number_of_workers(shards
 
 
 @pytest.mark.parametrize(("ranks", "micro", "workers"), [(2, 4, 2), (3, 1, 0), (4, 2, 1), (1, 5, 2)])
-def test_ranks_together_read_each_global_batch_once_from_any_step(shards, ranks, micro, workers):
+def test_ranks_together_read_each_global_batch_once_from_any_step(shards, aside, ranks, micro, workers):
     source, start = batches(shards), 4
-    shares = [read(source, start, 9, workers, micro, rank, ranks) for rank in range(ranks)]
+    shares = [read(aside, shards, start, 9, workers, micro, rank, ranks) for rank in range(ranks)]
     per_step = len(shares[0]) // 5
     for step in range(5):
         rows = torch.cat([part.tokens for share in shares for part in share[step * per_step : (step + 1) * per_step]])
         assert torch.equal(rows, torch.from_numpy(source.rows(start + step, 0, BATCH)[0]))
 
 
-def test_a_worker_says_in_one_sentence_what_is_wrong_with_the_data(shards):
+def test_a_worker_says_in_one_sentence_what_is_wrong_with_the_data(shards, aside):
     with pytest.raises(UserError, match=r"^\S*.bin: the sample at token \d+ holds id \d+, where the model's") as caught:
-        read(batches(shards, vocabulary=500), 0, 20, workers=2)
+        read(aside, shards, 0, 20, workers=2, vocabulary=500)
     assert "Traceback" not in str(caught.value)
 
 
@@ -104,4 +122,4 @@ def test_an_error_in_the_trainer_ends_the_workers_and_the_process(shards):
 
 def test_a_killed_worker_ends_the_trainer_with_a_sentence(shards):
     ran = consume(shards, "SIGKILL")
-    assert ran.returncode == 1 and "a process that reads ahead was killed" in ran.stderr
+    assert ran.returncode == 1 and "PeerLost: a process that reads ahead was killed" in ran.stderr
