@@ -122,10 +122,17 @@ def recover(run: Run, queued: list[Queued]) -> list[Submission]:
 
 
 def contents_of(job_id: str) -> Contents | None:
-    """What an array of this suite runs, by the script that Slurm has of it; None for another's, or one that has just ended."""
-    asked = subprocess.run(
-        ["scontrol", "write", "batch_script", job_id, "-"], capture_output=True, text=True, timeout=60
-    )
+    """What an array of this suite runs, by the script that Slurm has of it; None for another's, or one that has just ended.
+
+    Raises ControllerAway when Slurm cannot be asked.
+    """
+    words = ["scontrol", "write", "batch_script", job_id, "-"]
+    try:
+        asked = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise ControllerAway("scontrol gave no answer within 60 s") from None
+    if asked.returncode and is_away(asked.stderr):  # not to know whose job it is must not lead to a second one
+        raise ControllerAway(f"scontrol: {' '.join(asked.stderr.split())}")
     return contents_in(asked.stdout)
 
 
