@@ -30,6 +30,7 @@ from curriculum.chat import CHAT_TEMPLATE, TURN_END, TURN_START
 from curriculum.errors import UserError
 from curriculum.tokenizer import STOPS, TAG, import_gguf_tokenizer
 from eval.config import ModelKind
+from eval.packed import pack_linears
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -52,6 +53,11 @@ class LoadedModel:
     @property
     def layers(self) -> int:
         return int(self.model.config.num_hidden_layers)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits there are: entries of the tokenizer and what pads them."""
+        return int(self.model.get_output_embeddings().out_features)
 
     @property
     def context_length(self) -> int:
@@ -136,13 +142,16 @@ def load_model(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = PRECISIONS[precision or ("bfloat16" if where.type == "cuda" else "float32")]
     path = locate(source)
-    model, tokenizer = read_gguf(path, dtype) if path.suffix == ".gguf" else read_folder(path, dtype)
+    model, tokenizer = read_checkpoint(path, dtype)
     check_fit(source, model, tokenizer)
+    model = model.to(where).eval().requires_grad_(False)
+    if where.type == "cpu":
+        pack_linears(model)
     return LoadedModel(
         name=str(source),
         folder=path,
         kind=kind,
-        model=model.to(where).eval().requires_grad_(False),
+        model=model,
         tokenizer=tokenizer,
         content_hash=content_hash(path),
         tag_id=single_id(tokenizer, TAG),
@@ -185,6 +194,11 @@ def download(name: str) -> Path:
             f"{name}: no such folder, and the Hugging Face hub does not give it ({type(error).__name__}: "
             f"{one_line(error)}); check the name, HF_TOKEN for a gated model, and the network, or name a folder"
         ) from error
+
+
+def read_checkpoint(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder or GGUF file, as `transformers` gives them."""
+    return read_gguf(path, dtype) if path.suffix == ".gguf" else read_folder(path, dtype)
 
 
 def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:

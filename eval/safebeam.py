@@ -83,11 +83,10 @@ class Search:
         def full(*shape: int, value: float, dtype: torch.dtype) -> torch.Tensor:
             return torch.full((lines, beams, *shape), value, dtype=dtype, device=self.device)
 
-        vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
         self.score = full(value=-torch.inf, dtype=torch.float64)
         self.ended = full(value=False, dtype=torch.bool)
         self.p_tag = full(value=0, dtype=loaded.logit_dtype)
-        self.logits = full(vocabulary, value=0, dtype=loaded.logit_dtype)  # of what follows each beam
+        self.logits = full(loaded.vocabulary, value=0, dtype=loaded.logit_dtype)  # of what follows each beam
         self.history = full(max(self.limits, default=0), value=0, dtype=torch.long)
         self.results: dict[int, tuple[list[int], float]] = {}
 

