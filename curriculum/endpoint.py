@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import openai
 import tenacity
 
+from curriculum.congestion import CongestionWindow
 from curriculum.errors import UsageError, UserError
 
 _AS_IT_CAME = {
@@ -60,9 +61,12 @@ def asking_again(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying
 
 
 class Endpoint:
-    """One server, and how much it was asked. Close it when done."""
+    """One server, and how much it was asked: by `concurrency` requests at once, or fewer where it turns some away.
 
-    def __init__(self, base_url: str, key: str, timeout_s: float, retries: int, tries: int):
+    Close it when done.
+    """
+
+    def __init__(self, base_url: str, key: str, timeout_s: float, retries: int, tries: int, concurrency: int):
         self.host = _host(base_url)
         if not (key.isascii() and key.isprintable()):
             raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to the key alone")
@@ -70,6 +74,7 @@ class Endpoint:
         self._client = openai.AsyncOpenAI(
             base_url=base_url, api_key=key or NO_KEY, timeout=timeout_s, max_retries=retries
         )
+        self.window = CongestionWindow(concurrency)
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
 
     async def close(self) -> None:
@@ -118,12 +123,18 @@ class Endpoint:
             raise NoAnswer(f"{self.host} answers with something else than the API's JSON") from None
 
     async def _post_once(self, path: str, body: dict[str, Any], is_right: Any) -> Any:
+        entered, retries = await self.window.enter(), 0
         self.requests += 1
         try:
             raw: Any = await self._client.post(path, body=body, cast_to=object, options={"headers": _AS_IT_CAME})
+            retries = raw.retries_taken
         except openai.OpenAIError as error:
-            raise self._translated(error, str(body["model"])) from None
-        self.retries += raw.retries_taken
+            meaning = self._translated(error, str(body["model"]))
+            retries = self._limit if isinstance(meaning, NoAnswer) else 0
+            raise meaning from None
+        finally:
+            self.retries += retries
+            self.window.leave(entered, troubled=retries > 0)
         try:
             value = json.loads(raw.http_response.content)
         except (ValueError, RecursionError):
@@ -137,10 +148,8 @@ class Endpoint:
         if isinstance(error, openai.APIStatusError):
             return self._meaning(error, model)
         if isinstance(error, openai.APITimeoutError):
-            self.retries += self._limit
             return NoAnswer(f"{self.host} does not answer in time, asked {self._limit + 1} times")
         if isinstance(error, openai.APIConnectionError):
-            self.retries += self._limit
             cause = self.shown(str(error.__cause__ or error))
             return NoAnswer(f"{self.host} cannot be reached ({cause}), asked {self._limit + 1} times")
         return NoAnswer(f"{self.host} answers with something else than the API's JSON")
@@ -159,7 +168,6 @@ class Endpoint:
                 "mend the model's name, or the address, which mostly ends in /v1"
             )
         if status in (408, 409, 429) or status >= 500:
-            self.retries += self._limit
             return NoAnswer(f"{self.host} answers with status {status} ({said})")
         return Refused(f"status {status}: {said}")
 

@@ -218,11 +218,11 @@ def _asking(words: argparse.Namespace) -> Asking:
     if not url:
         raise UsageError("--base-url: name the server, such as http://node7:8000/v1, or set OPENAI_BASE_URL")
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    endpoint = Endpoint(url, key, words.timeout, words.retries, words.tries)
+    endpoint = Endpoint(url, key, words.timeout, words.retries, words.tries, words.concurrency)
     classifier: Classifier | None = None
     if _is_address(words.classifier):
         address = words.classifier.rstrip("/").removesuffix("/classify")
-        served = Endpoint(address, "", words.timeout, words.retries, words.tries)
+        served = Endpoint(address, "", words.timeout, words.retries, words.tries, words.concurrency)
         classifier = ServedClassifier(served, _classifier_model(words))
     elif words.classifier:
         classifier = LocalClassifier(Path(words.classifier))

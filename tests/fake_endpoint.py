@@ -47,6 +47,7 @@ class FakeEndpoint:
         self.keys: set[str | None] = set()
         self.times: dict[str, list[float]] = defaultdict(list)
         self.most_at_once = self._now = 0
+        self.turned_away_above: int | None = None  # requests at once; the rest get 429
         self.closing = threading.Event()
         self.lock = threading.Lock()
         handler = type("Handler", (self.handler,), {"fake": self})
@@ -77,6 +78,8 @@ class FakeEndpoint:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
             left = self.schedule[key]
+            if self.turned_away_above is not None and self._now > self.turned_away_above:
+                return "429"
             if self.every and sum(self.requests.values()) >= self.every_from:
                 return self.every
             if not left:

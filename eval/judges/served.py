@@ -1,11 +1,12 @@
 """Judges that are models behind an OpenAI-compatible server: HarmBench's classifier by /completions, any LLM by /chat.
 
-Many requests are under way at once, as many as the settings and the server's limits allow. Rulings are handed on as soon
-as they are there: while one lot is written to the disk the next gathers, so a kill costs what was in flight, no more.
+Many requests are under way at once, as many as the settings and the server's limits allow: fewer where it turns some
+away (curriculum/congestion.py). Rulings are handed on as soon as they are there: while one lot is written to the disk the
+next gathers, so a kill costs what was in flight, no more.
 
-A question that got no reply is asked once more at the end. A question that the server refuses, or a reply that cannot be
-read, is "unparsed". When nothing but failures comes, the server or the settings are at fault: then the judge stops, and
-says so, before it has written anything of that.
+Questions that got no reply are asked again at the end, as long as that brings some of them a reply. A question that the
+server refuses, or a reply that cannot be read, is "unparsed". When nothing but failures comes, the server or the settings
+are at fault: then the judge stops, and says so, before it has written anything of that.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def connect(settings: Judging) -> Endpoint:
     if not url:
         raise UsageError("judge.url: name the judge's server, such as http://node7:8000/v1, or set OPENAI_BASE_URL")
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    return Endpoint(url, key, settings.timeout_s, settings.retries, TRIES)
+    return Endpoint(url, key, settings.timeout_s, settings.retries, TRIES, settings.concurrency)
 
 
 class Pace:
@@ -110,7 +111,9 @@ class Pace:
 
     def __init__(self, settings: Judging) -> None:
         requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
-        most = max(1.0, (requests or 0) / 60)  # a second's worth at once: less is lost when this process is held up
+        # Half a second's worth at once makes up for this process being held up; a whole one, which servers mostly
+        # allow, would leave no room for what is late on its way.
+        most = max(1.0, (requests or 0) / 120)
         self._requests = AsyncLimiter(most, 60 * most / requests) if requests else None
         self._second = max(1.0, (tokens or 0) / 60)
         self._tokens = AsyncLimiter(self._second, 60 * self._second / tokens) if tokens else None
@@ -133,9 +136,10 @@ class _Asking:
         self.judge, self.endpoint, self.settle = judge, endpoint, settle
         self.pace = Pace(judge.settings)
         self._again: deque[Question] = deque()
-        self._asked_again = False
         self._anything_good = proven
+        self._answered = 0
         self._failures = 0  # since the last reply
+        self._failure = ""  # what was said last instead of a reply
         self._held: list[tuple[Question, Ruling]] = []  # refused or unreadable, before the first good reply
         self._rulings: list[tuple[Question, Ruling]] = []
         self._some = asyncio.Event()
@@ -145,9 +149,11 @@ class _Asking:
         writer = asyncio.create_task(self._write_on())
         try:
             await self._ask(deque(questions))
-            if self._again:
-                self._asked_again = True
-                await self._ask(self._again)
+            while self._again:
+                again, self._again, before = self._again, deque(), self._answered
+                await self._ask(again)
+                if self._answered == before:
+                    self._accuse(self._failure)
             if self._held:
                 self._accuse(self._held[-1][1].reply or "")
         finally:
@@ -181,9 +187,9 @@ class _Asking:
             try:
                 reply = await ask(request)
             except NoAnswer as no_answer:
-                self._failures += 1
-                if self._asked_again or self._failures >= max(PATIENCE, self.judge.settings.concurrency):
-                    self._accuse(str(no_answer))
+                self._failures, self._failure = self._failures + 1, str(no_answer)
+                if self._failures >= max(PATIENCE, self.judge.settings.concurrency):
+                    self._accuse(self._failure)
                 self._again.append(question)
             except Refused as refused:
                 self._take(question, Ruling(label=UNPARSED, reply=f"refused: {refused}"))
@@ -192,6 +198,7 @@ class _Asking:
                 self._take(question, self.judge.read(self.endpoint.without_key(reply.text)))
 
     def _take(self, question: Question, ruling: Ruling) -> None:
+        self._answered += 1
         self._anything_good |= ruling.label != UNPARSED
         self._held.append((question, ruling))
         if self._anything_good:

