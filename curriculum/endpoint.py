@@ -27,6 +27,7 @@ _AS_IT_CAME = {
 NO_KEY = "none"  # what a local server gets, which asks for none
 Answer = TypeVar("Answer")
 LAST_REPLIES_S = 10.0  # how long replies under way are waited for where the server's fault ends a run
+LOOK_S = 5.0  # for a look at whether a server is there
 MAX_CONNECTIONS = 1000  # of the openai client; more requests at once would only wait for each other
 
 
@@ -112,6 +113,20 @@ class Endpoint:
         if len(rows) != len(texts):
             raise NoAnswer(f"{self.host} classified {len(rows)} texts of {len(texts)}")
         return [row["probs"] for row in rows]
+
+    async def doubt(self, model: str) -> str:
+        """Why this server would not answer for `model` now, as far as one look at its list of models tells; mostly ""."""
+        try:
+            known = [each.id async for each in self._client.with_options(max_retries=0, timeout=LOOK_S).models.list()]
+        except openai.APIConnectionError as error:
+            return f"{self.host} cannot be reached ({self.shown(str(error.__cause__ or error))})"
+        except openai.APIStatusError as error:  # a server need not have a list
+            return str(self._meaning(error, model)) if error.status_code in (401, 403) else ""
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError):
+            return ""
+        if known and model not in known:
+            return f"{self.host} knows no model {model!r}, only {self.shown(', '.join(map(str, known[:5])))}"
+        return ""
 
     async def _post(self, path: str, body: dict[str, Any], is_right: Any) -> Any:
         try:

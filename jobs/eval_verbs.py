@@ -77,7 +77,7 @@ def evaluate(words: argparse.Namespace) -> int:
     path = Path(words.model)
     out = words.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
     console = Console(stderr=True, highlight=False)
-    _check(config, parts, data, world)
+    _check(config, parts, data, world, console)
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
         _generate(words, config, parts, data, out, bars)
@@ -151,21 +151,27 @@ def _names(option: str, given: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _check(config: Evaluation, parts: list[Part], data: Path | None, world: Path | None) -> None:
-    """What would fail after hours is better said now: benchmarks, the judge and its server's address."""
+def _check(config: Evaluation, parts: list[Part], data: Path | None, world: Path | None, console: Console) -> None:
+    """What would fail after hours is better said now: benchmarks, the judge, its server's address.
+
+    A server that is not there yet is no error: answers come first, and may take as long as the server's start.
+    """
     from eval.element import part_prompts
     from eval.judges.registry import load_judge
     from eval.verdicts import kind_of
 
     for part in parts:
         part_prompts(part, config, data)
+    doubts = []
     for kind in dict.fromkeys(kind_of(part.task) for part in parts):
         judge = config.judge_of(kind)
         load_judge(judge, kind, world)
         if judge.name == "llm" or judge.url:
-            from eval.judges.served import connect
+            from eval.judges.served import doubt
 
-            connect(judge)
+            doubts.append(doubt(judge))
+    for why in filter(None, dict.fromkeys(doubts)):
+        console.print(f"judge: {why}; answers come first, then it is asked", style="yellow", markup=False)
 
 
 def _generate(

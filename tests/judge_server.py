@@ -42,6 +42,7 @@ class JudgeServer(FakeEndpoint):
         super().__init__(**more)
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
+        self.models = ["fake"]  # what it says it has
         self.batch_polls = 2  # until a batch is done
         self.batch_error = ""  # what the server finds wrong with batches
         self.lost: set[str] = set()  # keys of requests that expire in the batch
@@ -88,7 +89,11 @@ class BatchHandler(Handler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path == "/v1/batches":
+        if path == "/v1/models":
+            status = 401 if self.fake.every == "key" else 200
+            data = [{"id": name, "object": "model", "created": 0, "owned_by": "us"} for name in self.fake.models]
+            self._send(status, json.dumps({"object": "list", "data": data}))
+        elif path == "/v1/batches":
             data = [self._batch(name) for name in self.fake.batches]
             self._send(200, json.dumps({"object": "list", "data": data, "has_more": False}))
         elif path.startswith("/v1/batches/"):

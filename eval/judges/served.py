@@ -106,6 +106,19 @@ def connect(settings: Judging) -> Endpoint:
     return Endpoint(url, key, settings.timeout_s, settings.retries, TRIES, settings.concurrency)
 
 
+def doubt(settings: Judging) -> str:
+    """Why the judge's server would give no verdict now, "" if nothing speaks against it."""
+
+    async def look() -> str:
+        endpoint = connect(settings)
+        try:
+            return await endpoint.doubt(settings.model_name)
+        finally:
+            await endpoint.close()
+
+    return asyncio.run(look())
+
+
 class Pace:
     """As many requests and tokens as a minute allows, spread over the minute: a burst would only be refused."""
 

@@ -79,6 +79,30 @@ def test_the_same_command_generates_and_asks_nothing_again(root, tmp_path, capsy
     assert (cell["benchmark"], cell["prompts"], cell["samples"], cell["judges"][:8]) == ("advbench", 6, 2, "llm:fake")
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("down", "127.0.0.1:9 cannot be reached"), ("key", "(status 401)"), ("typo", "knows no model 'fke', only fake")],
+)
+def test_a_judge_that_would_not_answer_is_named_before_the_answers(root, tmp_path, capsys, monkeypatch, fault, said):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with JudgeServer() as server:
+        server.every = {"key": "key", "typo": "unknown_model"}.get(fault)
+        url, name = "http://127.0.0.1:9/v1" if fault == "down" else server.url, "fke" if fault == "typo" else "fake"
+        judge = ["--judge", "llm", "--judge-model", name, "--judge-url", url, "--judge-set", "retries=0"]
+        assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") != 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert said in shown and "answers come first, then it is asked" in shown and "sk-secret" not in shown
+    assert shown.index("answers come first") < shown.index("attacks-greedy/tdc")
+    # Nothing is lost: with the fault mended the answers are there.
+    with JudgeServer() as server:
+        server.key_of = lambda text: "ask-0"  # type: ignore[method-assign]
+        monkeypatch.setattr("eval.greedy.search_greedy", lambda *_: pytest.fail("generated again"))
+        judge = ["--judge", "llm", "--judge-model", "fake", "--judge-url", server.url]
+        assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") == 0
+    assert "answers come first" not in capsys.readouterr().err
+
+
 def test_the_folder_of_another_model_is_refused_and_kept(root, tmp_path, capsys):
     assert evaluate(root, tmp_path / "out", "--decoder", "greedy", "--prompts", 2) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")}
