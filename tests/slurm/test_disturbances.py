@@ -4,6 +4,7 @@ After each disturbance the job has its old number, the jobs that wait for it sti
 samples and came to the same numbers as in a run that nobody disturbed.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -109,3 +110,25 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(lab, place):
             lab.up()
     assert finish(lab, run) == finish(lab, undisturbed)
     assert {name: studies.task_of(run, name, "trunk") for name in number} == number
+
+
+def test_two_ranks_that_get_nowhere_give_up_with_their_code_and_not_that_of_the_kill(lab, place):
+    study, _, prepared = place
+    folder = prepared.parent / "nowhere"
+    two_ranks = {"pretraining": {"nodes": 2, "gpus_per_node": 1}}
+    profile = studies.write_profile(folder, stages=two_ranks, restarts_without_progress=1)
+    run = folder / "run"
+    shutil.copytree(prepared, run)
+    (run / "pretrain/trunk/metrics.jsonl").mkdir(parents=True)  # an error that no start mends, though nobody foresaw it
+    studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
+    first = studies.TRUNK.replace("12", str(STEPS // 2))
+    numbers = [studies.task_of(run, name, "trunk").partition("_")[0] for name in (first, LAST)]
+
+    def ended():
+        return not any(lab.run("squeue", "--noheader", f"--jobs={number}", check=False).strip() for number in numbers)
+
+    studies.wait_until(ended, "both jobs to end", 300, lambda: studies.logs(run))
+    said = lab.run("sacct", "-X", "--noheader", "--parsable2", "--format=State,ExitCode", f"--jobs={','.join(numbers)}")
+    assert sorted(said.split()) == ["CANCELLED|0:0", "FAILED|93:0"]
+    why = json.loads((run / "jobs" / first / "trunk" / "failed.json").read_text())["error"]
+    assert "times without progress" in why and "IsADirectoryError" in why
