@@ -21,6 +21,7 @@ Task = Literal[
     "attacks-topk", "attacks-safebeam", "attacks-greedy", "overrefusal-topk", "overrefusal-safebeam", "gcg", "probes"
 ]  # fmt: skip
 Layer = Literal["first", "middle", "last"]
+Precision = Literal["float32", "bfloat16", "float64"]
 
 MODEL_KINDS: tuple[ModelKind, ...] = ("base", "instruct", "benign")
 
@@ -188,6 +189,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     harmbench_copyright: bool = False  # HarmBench's copyright rows need a hash judge, not a classifier
     judge: str | Judging = "refusal-phrases"  # of attacks: a name, or a judge with its settings
     overrefusal_judge: str | Judging | None = None  # of answers to benign requests; null: the same judge
+    precision: Precision | None = None  # of the models' weights; null: bfloat16 on a GPU, float32 on a CPU
     shards: dict[Task, int] = {}  # elements that share a task's prompts of one benchmark, such as {gcg: 4}; others: 1
     topk: TopK = TopK()
     safebeam: SafeBeam = SafeBeam()

@@ -58,7 +58,7 @@ def run_element(
         required(getattr(config, part.task), part.task)
     prompts = part_prompts(part, config, data_root) if part.task != "probes" else []
 
-    loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device)
+    loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision)
     if part.task == "probes":
         return run_probe_task(loaded, cast(Probes, config.probes), data_root, out, seed, progress)
     path = part.path(out)
@@ -107,6 +107,7 @@ def gcg_generations(
             benchmark=prompt.benchmark,
             prompt=prompt.text,
             model=loaded.content_hash,
+            precision=loaded.precision,
             version=gcg.VERSION,
             settings=settings,
             seed=seed,
@@ -157,6 +158,7 @@ def run_probe_task(
         row_key(
             task="probes",
             model=loaded.content_hash,
+            precision=loaded.precision,
             texts=texts,
             version=probes.VERSION,
             settings=settings,

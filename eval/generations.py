@@ -58,6 +58,7 @@ class Generation:
                 prompt=prompt.text,
                 model=self.loaded.content_hash,
                 model_kind=self.loaded.kind,
+                precision=self.loaded.precision,
                 decoder=self.decoder,
                 version=decoders.DECODERS[self.name].version,
                 settings=settings,

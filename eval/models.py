@@ -27,13 +27,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from curriculum.chat import CHAT_TEMPLATE, TURN_END, TURN_START
-from curriculum.errors import UserError
+from curriculum.errors import UsageError, UserError
 from curriculum.tokenizer import STOPS, TAG, import_gguf_tokenizer
-from eval.config import ModelKind
+from eval.config import ModelKind, Precision
 from eval.packed import pack_linears
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +61,10 @@ class LoadedModel:
     @property
     def context_length(self) -> int:
         return int(self.model.config.max_position_embeddings)
+
+    @property
+    def precision(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
 
     @property
     def logit_dtype(self) -> torch.dtype:
@@ -127,20 +130,14 @@ class LoadedModel:
 
 
 def load_model(
-    source: Path | str, kind: ModelKind, device: str | None = None, precision: str | None = None
+    source: Path | str, kind: ModelKind, device: str | None = None, precision: Precision | None = None
 ) -> LoadedModel:
     """Load the model that `source` names; raises UserError when it is not usable.
 
-    `precision` is float32, bfloat16 or float64; by default bfloat16 on a GPU and float32 on the CPU.
+    `device` is the GPU where there is one; `precision` is by default bfloat16 on a GPU and float32 on the CPU.
     """
-    if precision is not None and precision not in PRECISIONS:
-        raise UserError(f"precision {precision!r} is not known; choose from {', '.join(PRECISIONS)}")
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"device {device!r} is asked for, and this machine shows no CUDA device; leave it out for the CPU"
-        )
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = PRECISIONS[precision or ("bfloat16" if where.type == "cuda" else "float32")]
+    where = find_device(device)
+    dtype: torch.dtype = getattr(torch, precision or ("bfloat16" if where.type == "cuda" else "float32"))
     path = locate(source)
     model, tokenizer = read_checkpoint(path, dtype)
     check_fit(source, model, tokenizer)
@@ -158,6 +155,19 @@ def load_model(
         end_ids=end_ids(model, tokenizer),
         device=where,
     )
+
+
+def find_device(name: str | None) -> torch.device:
+    """`cpu`, `cuda` or `cuda:1`; without a name the GPU where there is one. Raises UsageError for one that is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"device {name!r} is not known; give cpu, cuda, or one GPU such as cuda:1")
+    where, count = torch.device(name), torch.cuda.device_count()
+    if where.type == "cuda" and (where.index or 0) >= count:
+        shown = f"this machine shows {count} CUDA devices" if count else "this machine shows no CUDA device"
+        raise UsageError(f"device {name!r} is asked for, and {shown}; leave it out, or give cpu")
+    return where
 
 
 def locate(source: Path | str) -> Path:

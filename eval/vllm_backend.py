@@ -50,7 +50,7 @@ def sample_ids(
         for ids, key in asked
     ]
     prompts = [TokensPrompt(prompt_token_ids=list(ids)) for ids, _ in asked]
-    outputs = engine(str(loaded.folder), str(loaded.model.dtype).removeprefix("torch.")).generate(prompts, settings)
+    outputs = engine(str(loaded.folder), loaded.precision).generate(prompts, settings)
     return [ended(output.outputs[0]) for output in outputs]
 
 

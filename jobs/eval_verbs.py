@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 from rich.console import Console
@@ -14,7 +14,7 @@ from curriculum.durable import exclusive_lock
 from curriculum.errors import UsageError
 from curriculum.sources import local_root
 from eval.benchmarks import BENCHMARKS, Use, find
-from eval.config import Evaluation, Part, Tasks, parts_for
+from eval.config import Evaluation, Part, Precision, Tasks, parts_for
 from jobs.eval_display import Bars, no_other_bars, print_cells, quiet_libraries
 from jobs.help_text import HelpFormatter
 from jobs.judge_options import add_judge_options, confirm_cost, judge_from
@@ -58,6 +58,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--prompts", type=int, help="no more than this many prompts of each benchmark")
     parser.add_argument("--samples", type=int, help="answers to each prompt under top-k (default: 5)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
+    parser.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument(
         "--out", type=Path, help="where rows are kept, and resumed from (default: evaluations/MODEL PATH)"
@@ -117,6 +119,7 @@ def _config(words: argparse.Namespace) -> Evaluation:
                 "base_benchmark": benchmarks[0],
                 "overrefusal_benchmark": words.overrefusal or "alpaca",
                 "judge": judge_from(words),
+                "precision": words.precision,
                 "prompts_per_benchmark": words.prompts,
                 "overrefusal_prompts": words.prompts or 300,
                 "topk": own if words.samples is None else {**own, "samples": words.samples},
@@ -181,7 +184,7 @@ def _generate(
     from eval.models import load_model
 
     with bars.waiting(f"loading {words.model}"):
-        loaded = load_model(words.model, words.kind)
+        loaded = load_model(words.model, words.kind, words.device, config.precision)
     _refuse_another_model(out, loaded)
     for part in parts:
         run_element(

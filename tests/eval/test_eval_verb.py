@@ -79,6 +79,15 @@ def test_the_same_command_generates_and_asks_nothing_again(root, tmp_path, capsy
     assert (cell["benchmark"], cell["prompts"], cell["samples"], cell["judges"][:8]) == ("advbench", 6, 2, "llm:fake")
 
 
+def test_another_precision_is_another_answer(root, tmp_path, capsys):
+    for precision in ("float32", "float64"):
+        assert evaluate(root, tmp_path / "out", "--decoder", "greedy", "--precision", precision, benchmark="tdc") == 0
+        shown = capsys.readouterr().err
+        assert "attacks-greedy/tdc: 0 of 4" in shown  # none taken over
+    assert evaluate(root, tmp_path / "out", "--decoder", "greedy", "--device", "gpu", benchmark="tdc") != 0
+    assert "device 'gpu' is not known; give cpu, cuda" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [("down", "127.0.0.1:9 cannot be reached"), ("key", "(status 401)"), ("typo", "knows no model 'fke', only fake")],
