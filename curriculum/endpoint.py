@@ -1,14 +1,15 @@
 """A server that speaks OpenAI's API: vLLM on a node, or a hosted one.
 
 The openai client tries again on 408, 409, 429, 5xx, timeouts, broken connections and half bodies, and waits as long as
-Retry-After says. It does not see whether the body of a good status is what it should be: that is tried again here, and
-`asking_again` is there for replies that are well-formed and useless.
+Retry-After says, where that is two minutes at most. It does not see whether the body of a good status is what it should
+be: that is tried again here, and `asking_again` is there for replies that are well-formed and useless.
 
 The key is sent to this server alone, and is taken out of whatever the server says before that is shown or written.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -38,6 +39,14 @@ class Refused(Exception):
 class NoAnswer(Exception):
     """The server does not answer, however often it is asked."""
 
+    def __init__(self, said: str, status: int | None = None):
+        super().__init__(said)
+        self.status = status  # what it answered instead, if anything
+
+
+class Stopped(Exception):
+    """A request was not sent any more, because the work has ended."""
+
 
 class BadBody(Exception):
     """A good status with a body that is not what the API says."""
@@ -64,10 +73,20 @@ def asking_again(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying
 class Endpoint:
     """One server, and how much it was asked: by `concurrency` requests at once, or fewer where it turns some away.
 
-    Close it when done.
+    `pace` is waited for with the body of each request before it is sent; the client's own repeats are not. Close the
+    endpoint when done.
     """
 
-    def __init__(self, base_url: str, key: str, timeout_s: float, retries: int, tries: int, concurrency: int):
+    def __init__(
+        self,
+        base_url: str,
+        key: str,
+        timeout_s: float,
+        retries: int,
+        tries: int,
+        concurrency: int,
+        pace: Callable[[dict[str, Any]], Awaitable[None]] | None = None,
+    ):
         self.host = _host(base_url)
         if not (key.isascii() and key.isprintable()):
             raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to the key alone")
@@ -75,8 +94,12 @@ class Endpoint:
         self._client = openai.AsyncOpenAI(
             base_url=base_url, api_key=key or NO_KEY, timeout=timeout_s, max_retries=retries
         )
-        self.window = CongestionWindow(concurrency)
+        self.window, self._pace, self._stopped = CongestionWindow(concurrency), pace, False
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
+
+    def stop(self) -> None:
+        """Send no more requests; those under way go on."""
+        self._stopped = True
 
     async def close(self) -> None:
         await self._client.close()
@@ -122,7 +145,7 @@ class Endpoint:
             return f"{self.host} cannot be reached ({self.shown(str(error.__cause__ or error))})"
         except openai.APIStatusError as error:  # a server need not have a list
             return str(self._meaning(error, model)) if error.status_code in (401, 403) else ""
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError):
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError, RecursionError):
             return ""
         if known and model not in known:
             return f"{self.host} knows no model {model!r}, only {self.shown(', '.join(map(str, known[:5])))}"
@@ -138,18 +161,22 @@ class Endpoint:
             raise NoAnswer(f"{self.host} answers with something else than the API's JSON") from None
 
     async def _post_once(self, path: str, body: dict[str, Any], is_right: Any) -> Any:
-        entered, retries = await self.window.enter(), 0
-        self.requests += 1
-        try:
-            raw: Any = await self._client.post(path, body=body, cast_to=object, options={"headers": _AS_IT_CAME})
-            retries = raw.retries_taken
-        except openai.OpenAIError as error:
-            meaning = self._translated(error, str(body["model"]))
-            retries = self._limit if isinstance(meaning, NoAnswer) else 0
-            raise meaning from None
-        finally:
-            self.retries += retries
-            self.window.leave(entered, troubled=retries > 0)
+        async with self.window.place() as place:
+            if self._pace:
+                await self._pace(body)
+            if self._stopped:
+                raise Stopped
+            place.sent_at = asyncio.get_running_loop().time()
+            self.requests += 1
+            try:
+                raw: Any = await self._client.post(path, body=body, cast_to=object, options={"headers": _AS_IT_CAME})
+            except openai.OpenAIError as error:
+                meaning = self._translated(error, str(body["model"]))
+                place.turned_away = True if isinstance(meaning, NoAnswer) else None
+                self.retries += _repeats(error)
+                raise meaning from None
+            self.retries += raw.retries_taken
+            place.turned_away = raw.retries_taken > 0
         try:
             value = json.loads(raw.http_response.content)
         except (ValueError, RecursionError):
@@ -183,7 +210,7 @@ class Endpoint:
                 "mend the model's name, or the address, which mostly ends in /v1"
             )
         if status in (408, 409, 429) or status >= 500:
-            return NoAnswer(f"{self.host} answers with status {status} ({said})")
+            return NoAnswer(f"{self.host} answers with status {status} ({said})", status)
         return Refused(f"status {status}: {said}")
 
     def shown(self, text: str) -> str:
@@ -213,6 +240,12 @@ def _message(error: openai.APIStatusError) -> str:
     """The server's own words, where it says them as OpenAI does."""
     said = error.body.get("message") if isinstance(error.body, dict) else None
     return said if isinstance(said, str) else error.message
+
+
+def _repeats(error: openai.OpenAIError) -> int:
+    """How often the client had sent the request again when it gave up."""
+    request = getattr(error, "request", None)
+    return int(request.headers.get("x-stainless-retry-count", 0)) if request is not None else 0
 
 
 def _count(completion: dict[str, Any], name: str) -> int:

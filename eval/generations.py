@@ -85,6 +85,7 @@ class Generation:
                     task=self.task,
                     model=self.loaded.content_hash,
                     model_kind=self.loaded.kind,
+                    precision=self.loaded.precision,
                     benchmark=prompt.benchmark,
                     prompt_id=prompt.id,
                     category=prompt.category,

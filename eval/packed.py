@@ -4,7 +4,8 @@ In float32 torch gives a linear layer to MKL, which on an AMD processor multipli
 under half the speed of oneDNN, and lays the weights out anew at every call. Here they are laid out when the model is
 loaded, with the two operators that torch.compile emits for frozen weights. The laid-out weights replace the plain
 ones, so memory stays (but for a head that is tied to the embeddings, which keeps a copy of its own). Gradients with
-respect to inputs exist, which GCG needs; weights cannot be trained any more. docs/benchmarks.md has the gain.
+respect to inputs exist, which GCG needs, at the price of a plain copy of the layer's weights in each backward pass. A
+packed model can be neither trained, saved, copied nor moved. docs/benchmarks.md has the gain.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ class PackedLinear(torch.nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.packed = OPERATORS._reorder_linear_weight(linear.weight.detach())
         self.bias = linear.bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A plain copy, [out, in]; some models look at a layer's weights besides calling it."""
+        return self.packed.to_dense()
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        raise RuntimeError(
+            "a packed model cannot be saved: its weights are not in the state; load the model again instead"
+        )
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and inputs.requires_grad:

@@ -9,8 +9,8 @@ Rows live in append-only JSON Lines files, one JSON object a line, in the folder
 - `gcg/<benchmark>.suffixes.jsonl`: `SuffixRow`, the optimised suffix of each prompt
 - `probes.jsonl`: `ProbeRow`
 
-Every row is content-addressed: `key` hashes all that determined it (prompt, model content, decoder, seed, sample).
-Rows are appended a whole batch at a time and a batch is a fixed run of prompts, so an element that was killed and
+Every row is content-addressed: `key` hashes all that determined it (prompt, model content and precision, decoder, seed,
+sample). Rows are appended a whole batch at a time and a batch is a fixed run of prompts, so an element that was killed and
 started again ends with the same bytes as one that was not. Verdicts stand beside the generations: judging again, by
 whatever judge, never touches what was generated.
 
@@ -47,10 +47,11 @@ OVERREFUSAL_VERDICTS = (
 class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One answer of the model to one prompt."""
 
-    key: str  # hash of (prompt id and text, model, decoder, seed, sample)
+    key: str  # hash of (prompt id and text, model, precision, decoder, seed, sample)
     task: str  # "attacks-topk" | "attacks-safebeam" | "overrefusal-topk" | "overrefusal-safebeam" | "gcg"
     model: str  # content hash of the model folder
     model_kind: str  # "base" | "instruct" | "benign"
+    precision: str  # of the weights: "bfloat16" | "float32" | "float64"
     benchmark: str  # name in eval/benchmarks.py; "advbench_completions" where jb_completions is not at hand
     prompt_id: str  # unique within the benchmark
     category: str  # the benchmark's own class of the prompt (its source dataset for jb_completions); "" if it has none

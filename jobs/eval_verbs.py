@@ -174,7 +174,9 @@ def _check(config: Evaluation, parts: list[Part], data: Path | None, world: Path
 
             doubts.append(doubt(judge))
     for why in filter(None, dict.fromkeys(doubts)):
-        console.print(f"judge: {why}; answers come first, then it is asked", style="yellow", markup=False)
+        console.print(
+            f"judge: {why}; answers come first, then it is asked what is missing", style="yellow", markup=False
+        )
 
 
 def _generate(
@@ -200,10 +202,12 @@ def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
 
     for path in (path for task in TASKS for path in parts_in(out, task)):
         rows = read_rows(path, GenerationRow)
-        if rows and (rows[0].model, rows[0].model_kind) != (loaded.content_hash, loaded.kind):
+        now = (loaded.kind, loaded.content_hash, loaded.precision)
+        if rows and (here := (rows[0].model_kind, rows[0].model, rows[0].precision)) != now:
+            shown = ["{} {:.12} in {}".format(*each) for each in (here, now)]
             raise UsageError(
-                f"{out}: holds the answers of another model ({rows[0].model_kind} {rows[0].model[:12]}, this one is "
-                f"{loaded.kind} {loaded.content_hash[:12]}); name another folder with --out"
+                f"{out}: holds the answers of another model ({shown[0]}, this one is {shown[1]}); name another folder "
+                "with --out"
             )
 
 

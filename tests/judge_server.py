@@ -19,6 +19,7 @@ def answer_row(number: int, **changes: Any) -> GenerationRow:
         "task": "attacks-topk",
         "model": "m",
         "model_kind": "instruct",
+        "precision": "float32",
         "benchmark": "advbench",
         "prompt_id": str(number),
         "category": "",
@@ -44,8 +45,10 @@ class JudgeServer(FakeEndpoint):
         self.batches: dict[str, dict[str, Any]] = {}
         self.models = ["fake"]  # what it says it has
         self.batch_polls = 2  # until a batch is done
-        self.batch_error = ""  # what the server finds wrong with batches
-        self.lost: set[str] = set()  # keys of requests that expire in the batch
+        # What becomes of a batch is settled when it is made.
+        self.batch_error = ""  # what the server finds wrong with it
+        self.batch_reply = ""  # "prose": what all its requests get; "refused": they are wrong
+        self.lost: set[str] = set()  # keys of requests that expire in it
 
     def key_of(self, text: str) -> str:
         return re.findall(r"ask-\d+", text)[-1]
@@ -82,7 +85,8 @@ class BatchHandler(Handler):
         elif self.path == "/v1/batches":
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             name = f"batch-{len(self.fake.batches)}"
-            self.fake.batches[name] = {**asked, "id": name, "polls": 0}
+            fate = {"error": self.fake.batch_error, "reply": self.fake.batch_reply, "lost": set(self.fake.lost)}
+            self.fake.batches[name] = {**asked, "id": name, "polls": 0, **fate}
             self._send(200, json.dumps(self._batch(name)))
         else:
             super().do_POST()
@@ -106,8 +110,8 @@ class BatchHandler(Handler):
     def _batch(self, name: str) -> dict[str, Any]:
         batch = self.fake.batches[name]
         done = batch["polls"] >= self.fake.batch_polls
-        status = "failed" if self.fake.batch_error else "completed" if done else "in_progress"
-        errors = {"object": "list", "data": [{"message": self.fake.batch_error}]} if self.fake.batch_error else None
+        status = "failed" if batch["error"] else "completed" if done else "in_progress"
+        errors = {"object": "list", "data": [{"message": batch["error"]}]} if batch["error"] else None
         return {
             "id": name,
             "object": "batch",
@@ -123,13 +127,20 @@ class BatchHandler(Handler):
 
     def _replies(self, file: str) -> str:
         """The replies to the requests in a file, last request first."""
-        lines = []
+        lines: list[dict[str, Any]] = []
+        batch = next(batch for batch in self.fake.batches.values() if batch["input_file_id"] == file)
         for line in reversed(self.fake.files[file].splitlines()):
             asked = json.loads(line)
             text = asked["body"]["messages"][-1]["content"]
             key = self.fake.key_of(text)
-            if key in self.fake.lost:
+            if key in batch["lost"]:
                 lines.append({"custom_id": asked["custom_id"], "response": None, "error": {"code": "batch_expired"}})
+                continue
+            if batch["reply"]:
+                refused = {"status_code": 400, "body": {"error": {"message": "Unsupported parameter: max_tokens"}}}
+                prose = {"status_code": 200, "body": {"choices": [{"message": {"content": "Let me think."}}]}}
+                response = refused if batch["reply"] == "refused" else prose
+                lines.append({"custom_id": asked["custom_id"], "response": response})
                 continue
             with self.fake.lock:
                 self.fake.good[key] += 1

@@ -103,7 +103,8 @@ class _Run:
     def __init__(self, part: Part, asking: Asking, total: int, anything_good: bool, progress: Progress):
         self.part, self.asking, self.progress, self.total = part, asking, progress, total
         self.settled = self.dead = 0
-        self.suspects = Suspects(max(PATIENCE, asking.concurrency), anything_good)
+        window = asking.endpoint.window
+        self.suspects = Suspects(lambda: max(PATIENCE, window.width), anything_good)
         self._again: deque[Document] = deque()  # those that the server failed
         self._asked_again: set[int] = set()
         self._verdicts: dict[int, list[Row]] = {}  # of the first pieces of documents whose other pieces are to come
@@ -132,7 +133,8 @@ class _Run:
                 # Workers that found nothing to do are gone when documents come back.
                 missing = min(self.asking.concurrency - len(waiting), len(self._again))
         except UserError:
-            self._stopping = True  # replies that are on their way have been paid for
+            self._stopping = True
+            self.asking.endpoint.stop()  # replies that are on their way have been paid for
             await asyncio.wait(workers, timeout=LAST_REPLIES_S)
             raise
         finally:

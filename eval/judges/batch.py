@@ -2,7 +2,7 @@
 
 Replies come in any order and are joined by `custom_id`, the hash of the question. Which batches are open is noted in
 `<beside>.batches.json` before and after each is made, so that a kill neither loses nor doubles one: a batch that was made
-but not noted is found again on the server by its mark.
+but not noted is found again on the server by its mark. One that brought nothing is noted as spent, and a new one made.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ OVER = ("completed", "failed", "expired", "cancelled")
 
 
 async def rule_by_batch(
-    judge: ServedJudge, endpoint: Endpoint, questions: Sequence[Question], settle: Settle, beside: Path
+    judge: ServedJudge, endpoint: Endpoint, questions: Sequence[Question], settle: Settle, beside: Path, proven: bool
 ) -> None:
-    """Collect what open batches have, make new ones of what is left, and wait for them; `settle` gets every ruling."""
-    work = _Batches(judge, endpoint, settle, beside.with_name(f"{beside.name}.batches.json"))
+    """Collect what open batches have, make new ones of what is left, and wait for them; `settle` gets every ruling.
+
+    `proven` says that this judge has ruled before: else a batch without any verdict is the judge's fault, and is not settled.
+    """
+    work = _Batches(judge, endpoint, settle, beside.with_name(f"{beside.name}.batches.json"), proven)
     left = {question_key(judge.name, judge.version, question): question for question in questions}
     while left:
         before = len(left)
@@ -49,25 +52,38 @@ async def rule_by_batch(
                 f"{endpoint.host}: the batches of judge {judge.settings.model_name} came back without a reply; "
                 "see to them there, or set judge.batch_api to false"
             )
+    work.forget_spent()
 
 
 class _Batches:
     """The open batches by their marks, each with its id on the server once it is known."""
 
-    def __init__(self, judge: ServedJudge, endpoint: Endpoint, settle: Settle, path: Path) -> None:
-        self.judge, self.endpoint, self.settle, self.path = judge, endpoint, settle, path
+    def __init__(self, judge: ServedJudge, endpoint: Endpoint, settle: Settle, path: Path, proven: bool) -> None:
+        self.judge, self.endpoint, self.settle, self.path, self.proven = judge, endpoint, settle, path, proven
         self.model = judge.settings.model_name
         self.url = "/v1/completions" if judge.completes else "/v1/chat/completions"
         noted = read_json(path) if path.exists() else {}
-        self.open: dict[str, str | None] = noted.get("open", {}) if noted.get("version") == judge.version else {}
+        if noted.get("version") != judge.version:
+            noted = {}
+        self.open: dict[str, str | None] = noted.get("open", {})
+        self.spent: list[str] = noted.get("spent", [])  # ids of batches that are over and brought nothing
 
     def note(self, marks: Sequence[str]) -> None:
         self.open |= dict.fromkeys(marks)
         self._save()
 
+    def forget_spent(self) -> None:
+        self.spent = []
+        self._save()
+
+    def _close(self, mark: str, spent: bool) -> None:
+        id = self.open.pop(mark)
+        self.spent += [id] if spent and id else []
+        self._save()
+
     def _save(self) -> None:
-        if self.open:
-            write_json(self.path, {"version": self.judge.version, "open": self.open})
+        if self.open or self.spent:
+            write_json(self.path, {"version": self.judge.version, "open": self.open, "spent": self.spent})
         else:
             self.path.unlink(missing_ok=True)
 
@@ -108,11 +124,11 @@ class _Batches:
         self._save()
 
     async def _found(self, mark: str) -> str | None:
-        """The id of a batch that was made before a kill, by the mark it was given."""
+        """The id of a batch that was made before a kill, by the mark it was given; not of one that is spent."""
 
         async def search(client: Any) -> str | None:
             async for batch in client.batches.list(limit=100):
-                if (batch.metadata or {}).get(MARK) == mark:
+                if (batch.metadata or {}).get(MARK) == mark and batch.id not in self.spent:
                     return batch.id
             return None
 
@@ -129,8 +145,7 @@ class _Batches:
             await asyncio.sleep(self.judge.settings.batch_poll_s)
         if batch.status == "failed":
             said = "; ".join(str(error.message) for error in (batch.errors.data or [])) if batch.errors else ""
-            del self.open[mark]
-            self._save()
+            self._close(mark, spent=True)
             raise UserError(
                 f"{self.endpoint.host} refuses the batch {id} ({self.endpoint.shown(said)}); mend the judge"
             )
@@ -140,9 +155,15 @@ class _Batches:
                 for key, ruling in self._read(await self._content(file)):
                     if key in left:
                         rulings.append((left.pop(key), ruling))
+        self.proven = self.proven or any(ruling.label != UNPARSED for _, ruling in rulings)
+        if rulings and not self.proven:
+            self._close(mark, spent=True)
+            raise UserError(
+                f"judge {self.model} at {self.endpoint.host} gives no verdicts: to all {len(rulings)} questions of batch {id} "
+                f"{self.endpoint.shown(rulings[-1][1].reply or '')!r} or the like; mend the judge's settings"
+            )
         self.settle(rulings)
-        del self.open[mark]
-        self._save()
+        self._close(mark, spent=not rulings)
 
     async def _content(self, file: str) -> bytes:
         return (await self.endpoint.call(lambda client: client.files.content(file), self.model)).content

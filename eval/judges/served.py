@@ -5,8 +5,8 @@ away (curriculum/congestion.py). Rulings are handed on as soon as they are there
 next gathers, so a kill costs what was in flight, no more.
 
 Questions that got no reply are asked again at the end, as long as that brings some of them a reply. A question that the
-server refuses, or a reply that cannot be read, is "unparsed". When nothing but failures comes, the server or the settings
-are at fault: then the judge stops, and says so, before it has written anything of that.
+server refuses or always falls over, or a reply that cannot be read, is "unparsed". When nothing but failures comes, the
+server or the settings are at fault: then the judge stops, and says so, before it has written anything of that.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ServedJudge:
         endpoint = connect(self.settings)
         try:
             if self.settings.batch_api:
-                await rule_by_batch(self, endpoint, questions, settle, beside)
+                await rule_by_batch(self, endpoint, questions, settle, beside, proven)
             else:
                 await _Asking(self, endpoint, settle, proven).all(questions)
         except (NoAnswer, Refused) as error:  # of a batch: single questions have their own ways
@@ -103,7 +103,7 @@ def connect(settings: Judging) -> Endpoint:
     if not url:
         raise UsageError("judge.url: name the judge's server, such as http://node7:8000/v1, or set OPENAI_BASE_URL")
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    return Endpoint(url, key, settings.timeout_s, settings.retries, TRIES, settings.concurrency)
+    return Endpoint(url, key, settings.timeout_s, settings.retries, TRIES, settings.concurrency, Pace(settings).wait)
 
 
 def doubt(settings: Judging) -> str:
@@ -147,12 +147,10 @@ class _Asking:
 
     def __init__(self, judge: ServedJudge, endpoint: Endpoint, settle: Settle, proven: bool) -> None:
         self.judge, self.endpoint, self.settle = judge, endpoint, settle
-        self.pace = Pace(judge.settings)
-        self._again: deque[Question] = deque()
+        self._again: list[tuple[Question, NoAnswer]] = []
         self._anything_good = proven
         self._answered = 0
         self._failures = 0  # since the last reply
-        self._failure = ""  # what was said last instead of a reply
         self._held: list[tuple[Question, Ruling]] = []  # refused or unreadable, before the first good reply
         self._rulings: list[tuple[Question, Ruling]] = []
         self._some = asyncio.Event()
@@ -163,10 +161,10 @@ class _Asking:
         try:
             await self._ask(deque(questions))
             while self._again:
-                again, self._again, before = self._again, deque(), self._answered
-                await self._ask(again)
+                again, self._again, before = self._again, [], self._answered
+                await self._ask(deque(question for question, _ in again))
                 if self._answered == before:
-                    self._accuse(self._failure)
+                    self._give_up()
             if self._held:
                 self._accuse(self._held[-1][1].reply or "")
         finally:
@@ -183,7 +181,8 @@ class _Asking:
         try:
             await asyncio.gather(*workers)
         except UserError:
-            left.clear()  # replies that are on their way have been paid for
+            left.clear()
+            self.endpoint.stop()  # replies that are on their way have been paid for
             await asyncio.wait(workers, timeout=LAST_REPLIES_S)
             raise
         finally:
@@ -196,19 +195,30 @@ class _Asking:
         while left:
             question = left.popleft()
             request = self.judge.request(question)
-            await self.pace.wait(request)
             try:
                 reply = await ask(request)
             except NoAnswer as no_answer:
-                self._failures, self._failure = self._failures + 1, str(no_answer)
-                if self._failures >= max(PATIENCE, self.judge.settings.concurrency):
-                    self._accuse(self._failure)
-                self._again.append(question)
+                self._failures += 1
+                window = self.endpoint.window  # one that turns requests away may only be asked too many at once
+                if self._failures >= max(PATIENCE, window.most if no_answer.status == 429 else window.width):
+                    self._accuse(str(no_answer))
+                self._again.append((question, no_answer))
             except Refused as refused:
                 self._take(question, Ruling(label=UNPARSED, reply=f"refused: {refused}"))
             else:
                 self._failures = 0
                 self._take(question, self.judge.read(self.endpoint.without_key(reply.text)))
+
+    def _give_up(self) -> None:
+        """Questions are left that nobody answered, twice. Those that a working server falls over are unparsed, for they would
+        stand in the way for ever. A server that is away is to blame itself, and one that falls over many."""
+        for _, no_answer in self._again:
+            fell_over = no_answer.status is not None and no_answer.status >= 500
+            if not (fell_over and self._anything_good and len(self._again) < PATIENCE):
+                self._accuse(str(no_answer))
+        for question, no_answer in self._again:
+            self._take(question, Ruling(label=UNPARSED, reply=f"no answer: {self.endpoint.shown(str(no_answer))}"))
+        self._again = []
 
     def _take(self, question: Question, ruling: Ruling) -> None:
         self._answered += 1

@@ -31,6 +31,7 @@ def generation(**changes: object) -> JudgedRow:
         "task": "attacks-topk",
         "model": "m",
         "model_kind": "instruct",
+        "precision": "float32",
         "benchmark": "harmbench",
         "prompt_id": "0",
         "category": "",

@@ -79,12 +79,13 @@ def test_the_same_command_generates_and_asks_nothing_again(root, tmp_path, capsy
     assert (cell["benchmark"], cell["prompts"], cell["samples"], cell["judges"][:8]) == ("advbench", 6, 2, "llm:fake")
 
 
-def test_another_precision_is_another_answer(root, tmp_path, capsys):
-    for precision in ("float32", "float64"):
-        assert evaluate(root, tmp_path / "out", "--decoder", "greedy", "--precision", precision, benchmark="tdc") == 0
-        shown = capsys.readouterr().err
-        assert "attacks-greedy/tdc: 0 of 4" in shown  # none taken over
-    assert evaluate(root, tmp_path / "out", "--decoder", "greedy", "--device", "gpu", benchmark="tdc") != 0
+def test_precision_is_part_of_the_model_and_a_device_is_checked(root, tmp_path, capsys):
+    words = [root, tmp_path / "out", "--decoder", "greedy", "--precision"]
+    assert evaluate(*words, "float64", benchmark="tdc") == 0
+    assert evaluate(*words, "float32", benchmark="tdc") != 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds the answers of another model" in said and "in float64, this one is" in said
+    assert evaluate(*words, "float64", "--device", "gpu", benchmark="tdc") != 0
     assert "device 'gpu' is not known; give cpu, cuda" in capsys.readouterr().err
 
 

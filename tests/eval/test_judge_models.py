@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 from judge_server import JudgeServer, answer_row
 
+from curriculum.endpoint import Endpoint, NoAnswer, Refused
 from curriculum.errors import UserError
 from eval.config import Evaluation, TopK
 from eval.judges.question import Question, Ruling
@@ -260,6 +262,51 @@ def test_a_server_at_fault_ends_the_work_with_what_came_before_kept(server, tmp_
     assert set(server.good.values()) == {1}
 
 
+def test_a_request_that_is_turned_away_narrows_the_window_without_repeats_too(server):
+    async def width_after(what: str) -> int:
+        endpoint = Endpoint(server.url, KEY, timeout_s=10, retries=0, tries=1, concurrency=10)
+        server.schedule["ask-1"] = [what]
+        try:
+            await endpoint.chat({"model": "fake", "messages": [{"role": "user", "content": "ask-1"}]})
+        except (NoAnswer, Refused):
+            pass
+        finally:
+            await endpoint.close()
+        return endpoint.window.width
+
+    assert [asyncio.run(width_after(what)) for what in ("429", "500", "too_long", "good")] == [8, 8, 10, 10]
+
+
+def test_a_question_that_the_server_falls_over_is_unparsed_and_stops_nothing(server, tmp_path):
+    path = stored(tmp_path, 20)
+    server.schedule["ask-7"] = ["always_500"]
+    verdicts = complete(path, server.settings(retries=1))
+    assert [row.label for row in verdicts] == ["harmful", "safe"] * 3 + ["harmful", "unparsed"] + [
+        "harmful",
+        "safe",
+    ] * 6
+    assert "no answer:" in str(verdicts[7].reply) and "status 500" in str(verdicts[7].reply)
+    assert server.requests["ask-7"] == 4  # twice, with one repeat each
+
+
+def test_after_the_key_has_expired_nothing_more_is_sent(server, tmp_path):
+    path = stored(tmp_path, 60)
+    server.delay_s, server.every, server.every_from = 0.05, "key", 5
+    with pytest.raises(UserError, match="refuses the key"):
+        complete(path, server.settings(concurrency=4, requests_per_minute=3000))
+    assert sum(server.requests.values()) <= 5 + 4  # what was under way
+
+
+def test_a_stall_lets_no_burst_through_afterwards(server, tmp_path):
+    path = stored(tmp_path, 40)
+    for number in range(20):
+        server.schedule[f"ask-{number}"] = ["429"]
+    complete(path, server.settings(concurrency=30, requests_per_minute=1200))  # 20 a second, 10 at once
+    times = sorted(time for key in server.times for time in server.times[key][-1:])
+    for first in range(len(times) - 25):
+        assert times[first + 25] - times[first] > 0.4, "25 requests were sent within 0.4 s"
+
+
 def test_a_server_that_is_down_is_named(tmp_path, server):
     path = stored(tmp_path, 3)
     with pytest.raises(UserError, match=r"http://127.0.0.1:9 cannot be reached"):
@@ -286,8 +333,6 @@ def test_no_more_requests_at_once_and_in_a_minute_than_allowed(server, tmp_path)
 
 
 def test_tokens_a_minute_hold_back_long_questions():
-    import asyncio
-
     async def wait_for(count: int) -> float:
         pace = Pace(Judging(name="llm", model="m", tokens_per_minute=60_000, max_tokens=16))
         started = time.monotonic()
@@ -386,5 +431,26 @@ def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
 def test_a_refused_batch_says_why(server, tmp_path):
     path = stored(tmp_path, 3)
     server.batch_error = "line 1 is not right"
+    settings = server.settings(batch_api=True, batch_poll_s=0.02)
     with pytest.raises(UserError, match=r"refuses the batch batch-0 \(line 1 is not right\)"):
-        complete(path, server.settings(batch_api=True, batch_poll_s=0.02))
+        complete(path, settings)
+    server.batch_error = ""  # what was refused once is not found again
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
+    assert len(server.batches) == 2 and not list(tmp_path.glob("*.batches.json"))
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"), [("prose", "Let me think."), ("refused", "Unsupported parameter: max_tokens")]
+)
+def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_has_ruled_before(server, tmp_path, reply, said):
+    path = stored(tmp_path, 3)
+    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    server.batch_reply = reply
+    with pytest.raises(UserError, match=f"gives no verdicts: to all 3 questions of batch batch-0 .*{said}"):
+        complete(path, settings)
+    assert not read_rows(verdicts_path(path), VerdictRow)
+    server.batch_reply = ""
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
+    server.batch_reply = reply
+    append_rows(path, [answer_row(3)])
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful", "unparsed"]
