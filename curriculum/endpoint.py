@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from curriculum.errors import UsageError, UserError
 _AS_IT_CAME = {
     "X-Stainless-Raw-Response": "true"
 }  # the client's way to hand out a body unparsed, with its count of retries
+ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # a terminal's colours and movements
 NO_KEY = "none"  # what a local server gets, which asks for none
 Answer = TypeVar("Answer")
 LAST_REPLIES_S = 10.0  # how long replies under way are waited for where the server's fault ends a run
@@ -92,7 +94,11 @@ class Endpoint:
             raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to the key alone")
         self._key, self._limit, self._tries = key, retries, tries
         self._client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=key or NO_KEY, timeout=timeout_s, max_retries=retries
+            base_url=base_url,
+            api_key=key or NO_KEY,
+            timeout=timeout_s,
+            max_retries=retries,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
         self.window, self._pace, self._stopped = CongestionWindow(concurrency), pace, False
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
@@ -202,6 +208,9 @@ class Endpoint:
         if status in (401, 403):
             refusal = "refuses the key" if self._key else "asks for a key"
             return UserError(f"{self.host} {refusal} (status {status}); set OPENAI_API_KEY to one that it takes")
+        if 300 <= status < 400:
+            there = self.shown(error.response.headers.get("location", "another address"))
+            return UserError(f"{self.host} redirects to {there} (status {status}); give the address that it leads to")
         if status == 402 or error.code == "insufficient_quota":
             return UserError(f"{self.host} says that the account is used up ({said}); top it up and go on")
         if status == 404:
@@ -217,7 +226,7 @@ class Endpoint:
         """What a server said, fit for terminals and files: without the key, on one line, not too long."""
         if self._key:
             text = text.replace(self._key, "[key]")
-        return "".join(c if c.isprintable() else " " for c in text)[:300].strip()
+        return "".join(c if c.isprintable() else " " for c in ESCAPE_SEQUENCE.sub("", text))[:300].strip()
 
     def without_key(self, text: str) -> str:
         """A whole reply, fit for a file."""

@@ -137,7 +137,8 @@ def agreement(ours: Sequence[str], theirs: Sequence[str]) -> Agreement | None:
     table, _ = to_table(np.array([[names[a], names[b]] for a, b in zip(ours, theirs)]), bins=len(names))
     with np.errstate(invalid="ignore", divide="ignore"):
         found = cohens_kappa(table)
-    if not found.std_kappa > 0:  # one of the two has a single word for everything, or they agree on all
+    # None where one of the two has a single word for everything, or they agree on all; rounding leaves a trace of one.
+    if not found.std_kappa > 1e-6:
         return Agreement(len(ours), share, float(found.kappa), None, None)
     low, high = max(-1.0, float(found.kappa_low)), min(1.0, float(found.kappa_upp))
     return Agreement(len(ours), share, float(found.kappa), low, high)

@@ -9,11 +9,13 @@ from typing import Any
 
 import msgspec
 
+from curriculum.errors import UserError
 from curriculum.progress import Progress
 from eval import decoders
 from eval.answers import Answer
 from eval.benchmarks import Prompt
 from eval.config import Evaluation
+from eval.decoding import room_after
 from eval.models import LoadedModel
 from eval.rows import GenerationRow, append_rows, finished_batches, in_order, row_key
 
@@ -106,8 +108,19 @@ class Generation:
         return rows
 
 
+def check_lengths(loaded: LoadedModel, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError, which names benchmark and prompt, for one that is empty or fills the model's context."""
+    for prompt in prompts:
+        try:
+            room_after(loaded, loaded.prompt_ids(prompt.text), 1)
+        except UserError as error:
+            raise UserError(f"{prompt.benchmark}, prompt {prompt.id}: {error}") from None
+
+
 def run_generations(generations: Sequence[Generation], path: Path, progress: Progress) -> list[GenerationRow]:
     """Generate what `path` lacks, a batch at a time; returns all rows."""
+    for generation in generations:
+        check_lengths(generation.loaded, generation.prompts)
     work = [(generation, batch) for generation in generations for batch in generation.batches()]
     keys = [generation.keys(batch) for generation, batch in work]
     total = sum(map(len, keys))

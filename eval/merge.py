@@ -100,6 +100,7 @@ class Merge:
         config: Evaluation,
         world_root: Path | None,
         whatever_is_there: bool = False,
+        ask_unparsed_again: bool = False,
     ) -> None:
         self._out, self._model_kind, self._config = out, model_kind, config
         judges: dict[str, Judge] = {}
@@ -114,7 +115,8 @@ class Merge:
             rows = _put_together(path, there)
             if kind not in judges:
                 judges[kind] = load_judge(config.judge_of(kind), kind, world_root)
-            self._work.append((rows, judges[kind], Judgement(rows, verdicts_path(path), judges[kind])))
+            judgement = Judgement(rows, verdicts_path(path), judges[kind], ask_unparsed_again)
+            self._work.append((rows, judges[kind], judgement))
 
     def estimates(self) -> list[Estimate | None]:
         """What servers will be asked, task by task."""

@@ -16,7 +16,7 @@ from eval.judges.question import UNPARSED, Estimate, Judge
 from eval.merge import shifted
 from eval.rows import GenerationRow, JudgedRow, VerdictRow, read_rows
 from eval.statistics import Tally, cluster_of, rate_interval, tally
-from eval.verdicts import Judgement, judged, kind_of, verdicts_path
+from eval.verdicts import Judgement, judged, kind_of, put_in_order, verdicts_path
 
 TASKS = ("attacks-*", "overrefusal-*", "gcg")
 
@@ -94,9 +94,10 @@ class Rejudging:
     def judge(self, progress: Progress = silent) -> None:
         """Ask for what is missing. Raises UserError when the judge cannot go on; all verdicts until then are kept."""
         total, before = sum(judgement.total for _, _, judgement in self._work), 0
-        for _, _, judgement in self._work:
+        for _, rows, judgement in self._work:
             judgement.complete(shifted(progress, before, total))
             before += judgement.total
+            put_in_order(judgement.path, rows)
 
     def comparisons(self, by_model: bool, labels: Mapping[str, str]) -> list[Comparison]:
         """One for each task over all models, or for each task of each model."""

@@ -177,18 +177,21 @@ def set_aside(path: Path, rows: Sequence[GenerationRow]) -> None:
         write_rows(path, [row for row in found if holds(row)])
 
 
-def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge) -> None:
+def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge | None = None) -> None:
     """Bring a file of verdicts into the order of the answers, those of judge `first` before all others.
 
-    So a file that was written by fits and starts ends with the bytes of one that was not.
+    Without `first` the judge that stands first stays there. So a file that was written by fits and starts ends with the
+    bytes of one that was not.
     """
     place = {row.key: number for number, row in enumerate(rows)}
 
-    def rank(row: VerdictRow) -> tuple[bool, str, str, int]:
-        return (row.judge, row.version) != (first.name, first.version), row.judge, row.version, place[row.key]
-
     with _alone_with(path):
         found = read_rows(path, VerdictRow)
+        leads = (first.name, first.version) if first else (found[0].judge, found[0].version) if found else None
+
+        def rank(row: VerdictRow) -> tuple[bool, str, str, int]:
+            return (row.judge, row.version) != leads, row.judge, row.version, place[row.key]
+
         ordered = sorted(found, key=rank)
         if ordered != found:
             write_rows(path, ordered)

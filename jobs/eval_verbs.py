@@ -17,7 +17,7 @@ from eval.benchmarks import BENCHMARKS, Use, find
 from eval.config import Evaluation, Part, Precision, Tasks, parts_for
 from jobs.eval_display import Bars, no_other_bars, print_cells, quiet_libraries
 from jobs.help_text import HelpFormatter
-from jobs.judge_options import add_judge_options, confirm_cost, judge_from
+from jobs.judge_options import add_judge_options, confirm_cost, judge_from, look_at_server
 
 if TYPE_CHECKING:
     from eval.models import LoadedModel
@@ -108,6 +108,10 @@ def _config(words: argparse.Namespace) -> Evaluation:
             f"--overrefusal {words.overrefusal}: is measured under topk and safebeam, and --decoder is greedy alone; "
             "add one of them, or leave --overrefusal out"
         )
+    for option in ("prompts", "samples", "max_new_tokens"):
+        value = getattr(words, option)
+        if value is not None and value < 1:
+            raise UsageError(f"--{option.replace('_', '-')} {value}: give 1 or more")
     tasks = [f"attacks-{decoder}" for decoder in decoders]
     tasks += [f"overrefusal-{decoder}" for decoder in decoders if words.overrefusal and decoder != "greedy"]
     _require_use(words, benchmarks)
@@ -155,39 +159,35 @@ def _names(option: str, given: str) -> list[str]:
 
 
 def _check(config: Evaluation, parts: list[Part], data: Path | None, world: Path | None, console: Console) -> None:
-    """What would fail after hours is better said now: benchmarks, the judge, its server's address.
-
-    A server that is not there yet is no error: answers come first, and may take as long as the server's start.
-    """
+    """What would fail after hours is better said now: benchmarks, the judge, its server's address."""
     from eval.element import part_prompts
     from eval.judges.registry import load_judge
     from eval.verdicts import kind_of
 
     for part in parts:
         part_prompts(part, config, data)
-    doubts = []
     for kind in dict.fromkeys(kind_of(part.task) for part in parts):
-        judge = config.judge_of(kind)
-        load_judge(judge, kind, world)
-        if judge.name == "llm" or judge.url:
-            from eval.judges.served import doubt
-
-            doubts.append(doubt(judge))
-    for why in filter(None, dict.fromkeys(doubts)):
-        console.print(
-            f"judge: {why}; answers come first, then it is asked what is missing", style="yellow", markup=False
-        )
+        load_judge(config.judge_of(kind), kind, world)
+    look_at_server(config.judge_of("attack"), console)
 
 
 def _generate(
     words: argparse.Namespace, config: Evaluation, parts: list[Part], data: Path | None, out: Path, bars: Bars
 ) -> None:
-    from eval.element import run_element
+    from eval.element import part_prompts, run_element
+    from eval.generations import check_lengths
     from eval.models import load_model
 
     with bars.waiting(f"loading {words.model}"):
         loaded = load_model(words.model, words.kind, words.device, config.precision)
     _refuse_another_model(out, loaded)
+    if words.max_new_tokens >= loaded.context_length:
+        raise UsageError(
+            f"--max-new-tokens {words.max_new_tokens}: the context of {words.model} holds {loaded.context_length} tokens, "
+            "the prompt among them; give fewer"
+        )
+    for part in parts:
+        check_lengths(loaded, part_prompts(part, config, data))
     for part in parts:
         run_element(
             part, loaded, words.kind, config, data_root=data, out=out, seed=words.seed, progress=bars.line(part.name)
@@ -216,7 +216,7 @@ def _judge(
 ) -> None:
     from eval.merge import Merge
 
-    work = Merge(out, words.kind, config, world, whatever_is_there=True)
+    work = Merge(out, words.kind, config, world, whatever_is_there=True, ask_unparsed_again=words.retry_unparsed)
     confirm_cost(words, work.estimates(), console)
     work.judge(bars.line("judge"))
 

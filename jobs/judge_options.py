@@ -40,6 +40,9 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
         help="any setting, such as requests_per_minute=600, batch_api=true or price_in=0.15; may be given again",
     )
     group.add_argument(
+        "--retry-unparsed", action="store_true", help="ask again where this judge's reply was no verdict"
+    )
+    group.add_argument(
         "--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
     )
     group.add_argument("--yes", action="store_true", help="spend whatever the estimate says")
@@ -71,6 +74,23 @@ def judge_from(words: argparse.Namespace) -> Judging:
         return msgspec.convert(given, Judging, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         raise UsageError(f"--judge {words.judge}: {error}") from None
+
+
+def look_at_server(settings: Judging, console: Console) -> None:
+    """Say when the judge's server would not answer now; raises UsageError when it has no address.
+
+    That it is not there yet is no error: it may come before it is asked.
+    """
+    if settings.name == "llm" or settings.url:
+        from eval.judges.served import doubt
+
+        if why := doubt(settings):
+            console.print(
+                f"judge: {why}; going on, for it may be there when it is asked",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def _from_file(path: Path) -> dict[str, Any]:

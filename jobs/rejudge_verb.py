@@ -17,7 +17,7 @@ from curriculum.sources import local_root
 from eval.judges.settings import Judging
 from jobs.eval_display import Bars, interval, new_table, no_other_bars, percent, quiet_libraries
 from jobs.help_text import HelpFormatter
-from jobs.judge_options import add_judge_options, confirm_cost, judge_from
+from jobs.judge_options import add_judge_options, confirm_cost, judge_from, look_at_server
 
 EXAMPLE = (
     "curricula eval rejudge runs/demo --judge harmbench --judge-url http://node7:8000/v1\n"
@@ -44,9 +44,6 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="people's labels (columns key, label: harmful or safe) to correct by",
     )
-    parser.add_argument(
-        "--retry-unparsed", action="store_true", help="ask again where this judge's reply was unreadable"
-    )
     parser.add_argument("--world", type=Path, help="the fictional world's folder (default: FOLDER/world)")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     add_judge_options(parser, required=True)
@@ -63,6 +60,7 @@ def rejudge(words: argparse.Namespace) -> int:
     labels = read_labels(words.labels) if words.labels else {}
     judges = _judges(words, settings)
     console = Console(stderr=True, highlight=False)
+    look_at_server(settings, console)
     with exclusive_lock(words.folder / "rejudge.lock"), Bars(console) as bars:
         if settings.on_this_machine:
             quiet_libraries()
@@ -132,4 +130,7 @@ def _print(found: list, console: Console) -> None:
     if agreed.row_count:
         console.print(agreed)
     for source in sorted({one.accuracy.source for one in found if one.accuracy}):
-        console.print(f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.")
+        console.print(
+            f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.",
+            soft_wrap=True,
+        )

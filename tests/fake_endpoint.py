@@ -163,6 +163,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps({"error": {"message": "later"}}))
         elif what == "429_second":
             self._error(429, {"Retry-After": "1"})
+        elif what == "redirect":
+            self._send(302, "", headers={"Location": "https://else.where/v1"})
         elif what in STATUS:
             self._error(STATUS[what], {"retry-after-ms": "20"})
         elif what == "cut_short":

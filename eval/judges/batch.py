@@ -156,7 +156,8 @@ class _Batches:
                     if key in left:
                         rulings.append((left.pop(key), ruling))
         self.proven = self.proven or any(ruling.label != UNPARSED for _, ruling in rulings)
-        if rulings and not self.proven:
+        none_good = all(ruling.label == UNPARSED for _, ruling in rulings)
+        if rulings and none_good and (not self.proven or len(rulings) >= self.judge.settings.patience):
             self._close(mark, spent=True)
             raise UserError(
                 f"judge {self.model} at {self.endpoint.host} gives no verdicts: to all {len(rulings)} questions of batch {id} "

@@ -31,7 +31,6 @@ from eval.judges.templates import Template, version_of
 from eval.judges.text import Clip
 
 CHARACTERS_PER_TOKEN = 4
-PATIENCE = 16  # failures without a single good reply, until the server is to blame
 TRIES = 4  # for a body that is the API's
 
 
@@ -149,9 +148,10 @@ class _Asking:
         self.judge, self.endpoint, self.settle = judge, endpoint, settle
         self._again: list[tuple[Question, NoAnswer]] = []
         self._anything_good = proven
+        self._patience = judge.settings.patience
         self._answered = 0
         self._failures = 0  # since the last reply
-        self._held: list[tuple[Question, Ruling]] = []  # refused or unreadable, before the first good reply
+        self._held: list[tuple[Question, Ruling]] = []  # refused or unreadable, since the last good reply
         self._rulings: list[tuple[Question, Ruling]] = []
         self._some = asyncio.Event()
         self._writing: asyncio.Future[None] | None = None
@@ -165,8 +165,9 @@ class _Asking:
                 await self._ask(deque(question for question, _ in again))
                 if self._answered == before:
                     self._give_up()
-            if self._held:
-                self._accuse(self._held[-1][1].reply or "")
+            if self._held and not self._anything_good:
+                self._accuse_of_no_verdicts()
+            self._release()
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
@@ -200,7 +201,7 @@ class _Asking:
             except NoAnswer as no_answer:
                 self._failures += 1
                 window = self.endpoint.window  # one that turns requests away may only be asked too many at once
-                if self._failures >= max(PATIENCE, window.most if no_answer.status == 429 else window.width):
+                if self._failures >= max(self._patience, window.most if no_answer.status == 429 else window.width):
                     self._accuse(str(no_answer))
                 self._again.append((question, no_answer))
             except Refused as refused:
@@ -214,22 +215,34 @@ class _Asking:
         stand in the way for ever. A server that is away is to blame itself, and one that falls over many."""
         for _, no_answer in self._again:
             fell_over = no_answer.status is not None and no_answer.status >= 500
-            if not (fell_over and self._anything_good and len(self._again) < PATIENCE):
+            if not (fell_over and self._anything_good and len(self._again) < self._patience):
                 self._accuse(str(no_answer))
         for question, no_answer in self._again:
             self._take(question, Ruling(label=UNPARSED, reply=f"no answer: {self.endpoint.shown(str(no_answer))}"))
         self._again = []
 
     def _take(self, question: Question, ruling: Ruling) -> None:
+        """Hand a ruling on. One that is no verdict waits for the next good one: too many in a row are no accident."""
         self._answered += 1
-        self._anything_good |= ruling.label != UNPARSED
         self._held.append((question, ruling))
-        if self._anything_good:
-            self._rulings += self._held
-            self._held = []
-            self._some.set()
-        elif len(self._held) >= PATIENCE:
-            self._accuse(ruling.reply or "")
+        if ruling.label != UNPARSED:
+            self._anything_good = True
+            self._release()
+        elif len(self._held) >= self._patience:
+            self._accuse_of_no_verdicts()
+
+    def _release(self) -> None:
+        self._rulings += self._held
+        self._held = []
+        self._some.set()
+
+    def _accuse_of_no_verdicts(self) -> None:
+        name = self.judge.settings.model_name
+        raise UserError(
+            f"judge {name} at {self.endpoint.host} gives no verdicts, {len(self._held)} times in a row, at last: "
+            f"{self.endpoint.shown(self._held[-1][1].reply or '')}; see to the server or the judge's settings (patience, if "
+            "so many are to be expected), then the same command goes on"
+        )
 
     def _accuse(self, said: str) -> None:
         raise UserError(

@@ -35,8 +35,9 @@ class Judging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     concurrency: int = 32  # requests at once
     requests_per_minute: int | None = None  # null: as the server lets us
     tokens_per_minute: int | None = None
-    timeout_s: float = 120.0
+    timeout_s: float = 120.0  # without a byte from the server
     retries: int = 8  # of a request that got no reply, with growing waits, or as long as Retry-After says
+    patience: int = 16  # replies in a row without a verdict, until the judge is at fault
     batch_api: bool = False  # hand all questions to the server's Batch API and wait: half the price, up to 24 hours
     batch_poll_s: float = 60.0
     batch_answers: int = 16  # judged in one forward pass, without a server
@@ -58,7 +59,7 @@ class Judging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for field in ("price_in", "price_out"):
             if getattr(self, field) is not None and not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(f"judge.{field} is {getattr(self, field)}; give dollars per million tokens, 0 or more")
-        for field in ("max_tokens", "concurrency", "timeout_s", "batch_answers", "batch_poll_s"):
+        for field in ("max_tokens", "concurrency", "timeout_s", "batch_answers", "batch_poll_s", "patience"):
             if not 0 < getattr(self, field) < math.inf:
                 raise ValueError(f"judge.{field} is {getattr(self, field)}; it must be positive")
         for field in ("requests_per_minute", "tokens_per_minute", "clip_tokens"):

@@ -122,7 +122,7 @@ def test_a_refusal_that_repeats_the_key_is_written_without_it(tmp_path, fake, ca
     source = write_documents(tmp_path / "web.jsonl", numbered(3))
     said = summary(capsys, "score", source, tmp_path / "out", fake.url)
     (dead,) = read_jsonl(Path(said["dead_letters"]))
-    assert dead["reason"] == "status 400: [2Jno 400 for Bearer [key]"
+    assert dead["reason"] == "status 400: no 400 for Bearer [key]"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,12 @@ def test_kappa_is_that_of_scikit_learn():
     assert found.low < found.kappa < found.high and found.answers == 200
 
 
+@pytest.mark.parametrize("count", range(2, 60))
+def test_a_judge_with_one_word_for_everything_has_no_interval_whatever_rounding_leaves(count):
+    found = agreement(["harmful"] * count, ["harmful"] * (count - 1) + ["safe"])
+    assert (found.kappa, found.low, found.high) == (pytest.approx(0, abs=1e-9), None, None)
+
+
 def test_agreement_where_nothing_can_be_said():
     assert agreement([], []) is None
     assert agreement(["safe"] * 9, ["safe"] * 9).kappa is None

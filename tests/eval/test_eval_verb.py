@@ -102,15 +102,15 @@ def test_a_judge_that_would_not_answer_is_named_before_the_answers(root, tmp_pat
         judge = ["--judge", "llm", "--judge-model", name, "--judge-url", url, "--judge-set", "retries=0"]
         assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") != 0
     shown = " ".join(capsys.readouterr().err.split())
-    assert said in shown and "answers come first, then it is asked" in shown and "sk-secret" not in shown
-    assert shown.index("answers come first") < shown.index("attacks-greedy/tdc")
+    assert said in shown and "going on, for it may be there" in shown and "sk-secret" not in shown
+    assert shown.index("going on, for") < shown.index("attacks-greedy/tdc")
     # Nothing is lost: with the fault mended the answers are there.
     with JudgeServer() as server:
         server.key_of = lambda text: "ask-0"  # type: ignore[method-assign]
         monkeypatch.setattr("eval.greedy.search_greedy", lambda *_: pytest.fail("generated again"))
         judge = ["--judge", "llm", "--judge-model", "fake", "--judge-url", server.url]
         assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") == 0
-    assert "answers come first" not in capsys.readouterr().err
+    assert "going on, for" not in capsys.readouterr().err
 
 
 def test_the_folder_of_another_model_is_refused_and_kept(root, tmp_path, capsys):
@@ -156,8 +156,8 @@ def test_benchmarks_evaluated_one_after_another_are_all_kept(root, tmp_path, cap
         ),
         (["--overrefusal", "advbench"], "--overrefusal advbench: is for attack"),
         (["--kind", "base"], "base models take one benchmark of beginnings"),
-        (["--prompts", "0"], "prompts_per_benchmark is 0; it must be positive"),
-        (["--samples", "-1"], "topk.samples is -1; it must be positive"),
+        (["--prompts", "0"], "--prompts 0: give 1 or more"),
+        (["--samples", "-1"], "--samples -1: give 1 or more"),
         (["--judge", "llm", "--judge-model", "m"], "judge.url: name the judge's server"),
         (
             ["--judge", "llm", "--judge-model", "m", "--judge-url", "node7:8000"],
@@ -181,3 +181,16 @@ def test_an_empty_benchmark_is_named(root, tmp_path, capsys):
     assert main(words) == 1
     said = capsys.readouterr().err
     assert "harmful_behaviors" in said and said.startswith("curricula: ")
+
+
+def test_a_prompt_that_fills_the_context_is_named_before_any_answer(root, tmp_path, capsys):
+    (tmp_path / "data/advbench").mkdir(parents=True)
+    goals = "goal,target\nShort,x\n" + "word " * 600 + ",x\n"
+    (tmp_path / "data/advbench/harmful_behaviors.csv").write_text(goals)
+    words = ["eval", "--model", str(root / "model"), "--benchmark", "advbench", "--data", str(tmp_path / "data")]
+    assert main([*words, "--out", str(tmp_path / "out"), "--decoder", "greedy"]) != 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "advbench, prompt 1: a prompt has" in said and "the context of" in said
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+    assert main([*words, "--out", str(tmp_path / "out"), "--max-new-tokens", "512"]) != 0
+    assert "--max-new-tokens 512: the context of" in capsys.readouterr().err

@@ -241,8 +241,8 @@ def test_a_verdict_is_on_the_answer_that_was_judged_and_on_no_other(server, tmp_
         ("key", r"refuses the key \(status 401\); set OPENAI_API_KEY"),
         ("always_500", "answers with status 500"),
         ("unknown_model", "knows no model 'fake' at this address"),
-        ("too_long", "gives no verdicts, at last: refused: status 400"),
-        ("unreadable", "gives no verdicts, at last:"),
+        ("too_long", "gives no verdicts, 16 times in a row, at last: refused: status 400"),
+        ("unreadable", "gives no verdicts, 16 times in a row, at last:"),
     ],
 )
 def test_a_server_at_fault_ends_the_work_with_what_came_before_kept(server, tmp_path, what, said):
@@ -305,6 +305,26 @@ def test_a_stall_lets_no_burst_through_afterwards(server, tmp_path):
     times = sorted(time for key in server.times for time in server.times[key][-1:])
     for first in range(len(times) - 25):
         assert times[first + 25] - times[first] > 0.4, "25 requests were sent within 0.4 s"
+
+
+def test_a_judge_that_breaks_midway_writes_nothing_of_that(server, tmp_path):
+    path = stored(tmp_path, 60)
+    server.every, server.every_from = "too_long", 11  # such as an account that is closed
+    settings = server.settings(concurrency=1, retries=0)
+    with pytest.raises(UserError, match=r"gives no verdicts, 16 times in a row, at last: refused: status 400"):
+        complete(path, settings)
+    assert [row.label for row in read_rows(verdicts_path(path), VerdictRow)] == ["harmful", "safe"] * 5
+    server.every = None
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 30
+    assert set(server.good.values()) == {1}
+
+
+def test_a_server_that_redirects_is_named_with_where_to(server, tmp_path):
+    path = stored(tmp_path, 3)
+    server.every = "redirect"
+    with pytest.raises(UserError, match=r"redirects to https://else.where/v1 \(status 302\); give the address"):
+        complete(path, server.settings())
+    assert sum(server.requests.values()) <= 3
 
 
 def test_a_server_that_is_down_is_named(tmp_path, server):
