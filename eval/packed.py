@@ -10,6 +10,7 @@ packed model can be neither trained, saved, copied nor moved. docs/benchmarks.md
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -22,20 +23,29 @@ def pack_linears(model: torch.nn.Module) -> None:
     """Replace the larger float32 linear layers of a model on a CPU; does nothing where torch comes without oneDNN."""
     if not (torch.backends.mkldnn.is_available() and hasattr(OPERATORS, "_linear_pointwise")):
         return
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if (
-                type(child) is torch.nn.Linear
-                and child.weight.dtype == torch.float32
-                and child.weight.numel() >= SMALLEST
-            ):
-                setattr(module, name, PackedLinear(child))
+    for name in [name for name, module in model.named_modules() if _is_worth_it(module)]:
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, PackedLinear(model.get_submodule(name)))
+        _return_freed_memory()
+
+
+def _is_worth_it(module: torch.nn.Module) -> bool:
+    if type(module) is not torch.nn.Linear:
+        return False
+    return module.weight.dtype == torch.float32 and module.weight.numel() >= SMALLEST
+
+
+def _return_freed_memory() -> None:
+    """Give a plain layer's memory back to the system: glibc would keep it, and the model be there twice."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 class PackedLinear(torch.nn.Module):
     """A linear layer [..., in] -> [..., out] with fixed weights."""
 
-    def __init__(self, linear: torch.nn.Linear) -> None:
+    def __init__(self, linear: Any) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.packed = OPERATORS._reorder_linear_weight(linear.weight.detach())

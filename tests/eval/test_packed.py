@@ -1,6 +1,7 @@
 """Packed linear layers: what a plain layer gives, forward and backward, and a model that stays the same to its users."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -41,9 +42,19 @@ def test_only_large_float32_layers_are_packed() -> None:
             self.precise = torch.nn.Linear(256, SMALLEST // 256, dtype=torch.float64)
 
     model = Model()
+    plain = weakref.ref(model.large.weight)
     pack_linears(model)
+    assert plain() is None  # the model is not there twice
     assert isinstance(model.large, PackedLinear)
     assert type(model.small) is type(model.precise) is torch.nn.Linear
+
+
+def test_a_packed_layer_shows_its_weights_and_refuses_to_be_saved_without_them() -> None:
+    plain = torch.nn.Linear(300, 250)
+    packed = PackedLinear(plain)
+    assert torch.equal(packed.weight, plain.weight)
+    with pytest.raises(RuntimeError, match="a packed model cannot be saved"):
+        torch.nn.Sequential(packed).state_dict()
 
 
 def test_a_model_with_packed_layers_gives_the_answers_and_gradients_of_the_plain_one(tmp_path) -> None:
