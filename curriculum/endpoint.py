@@ -164,7 +164,7 @@ class Endpoint:
                     self.retries += attempt.retry_state.attempt_number > 1
                     return await self._post_once(path, body, is_right)
         except BadBody:
-            raise NoAnswer(f"{self.host} answers with something else than the API's JSON") from None
+            raise NoAnswer(f"{self.host} answers with something else than the API's JSON", 200) from None
 
     async def _post_once(self, path: str, body: dict[str, Any], is_right: Any) -> Any:
         async with self.window.place() as place:

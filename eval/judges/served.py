@@ -214,7 +214,7 @@ class _Asking:
         """Questions are left that nobody answered, twice. Those that a working server falls over are unparsed, for they would
         stand in the way for ever. A server that is away is to blame itself, and one that falls over many."""
         for _, no_answer in self._again:
-            fell_over = no_answer.status is not None and no_answer.status >= 500
+            fell_over = no_answer.status not in (None, 408, 409, 429)  # not away, and not busy
             if not (fell_over and self._anything_good and len(self._again) < self._patience):
                 self._accuse(str(no_answer))
         for question, no_answer in self._again:

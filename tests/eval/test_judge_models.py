@@ -277,16 +277,20 @@ def test_a_request_that_is_turned_away_narrows_the_window_without_repeats_too(se
     assert [asyncio.run(width_after(what)) for what in ("429", "500", "too_long", "good")] == [8, 8, 10, 10]
 
 
-def test_a_question_that_the_server_falls_over_is_unparsed_and_stops_nothing(server, tmp_path):
+@pytest.mark.parametrize(
+    ("what", "said", "requests"),
+    [("always_500", "status 500", 4), ("always_garbage", "something else than the API's JSON", 8)],
+)
+def test_a_question_that_the_server_falls_over_is_unparsed_and_stops_nothing(server, tmp_path, what, said, requests):
     path = stored(tmp_path, 20)
-    server.schedule["ask-7"] = ["always_500"]
+    server.schedule["ask-7"] = [what]
     verdicts = complete(path, server.settings(retries=1))
     assert [row.label for row in verdicts] == ["harmful", "safe"] * 3 + ["harmful", "unparsed"] + [
         "harmful",
         "safe",
     ] * 6
-    assert "no answer:" in str(verdicts[7].reply) and "status 500" in str(verdicts[7].reply)
-    assert server.requests["ask-7"] == 4  # twice, with one repeat each
+    assert "no answer:" in str(verdicts[7].reply) and said in str(verdicts[7].reply)
+    assert server.requests["ask-7"] == requests  # in two rounds, with repeats
 
 
 def test_after_the_key_has_expired_nothing_more_is_sent(server, tmp_path):
