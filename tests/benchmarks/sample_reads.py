@@ -100,8 +100,8 @@ def ours(folder: str, samples: int, workers: int | None, tensors: int) -> machin
         }
 
     if tensors == 5:
-        return timed((len(as_megatron(tokens)["tokens"]) for tokens, _ in loaded), samples)
-    return timed((len(tokens) for tokens, _ in loaded), samples)
+        return timed((len(as_megatron(batch.tokens)["tokens"]) for batch in loaded), samples)
+    return timed((len(batch.tokens) for batch in loaded), samples)
 
 
 def megatron(folder: str, samples: int, workers: int | None, tensors: int) -> machine.Task:
