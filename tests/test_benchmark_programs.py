@@ -1,0 +1,58 @@
+"""The benchmarks in small: a program that nobody runs for a while must not have stopped working meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from curriculum.sources import local_root
+
+PROGRAMS = Path(__file__).parent / "benchmarks"
+SMALLEST = {
+    "blender_start": ["--samples", "100k"],
+    "sample_reads": ["--samples", "2048"],
+    "tokenization": ["--documents", "60"],
+    "training_loop": ["--model", "tiny", "--steps", "4"],
+    "training_step": ["--smoke", "--out", "results"],
+    "judge_pipeline": ["--limits", "50", "--seconds", "1.5"],
+    "jobs_speed": [],
+    "decoding": ["--only", "beams,topk,refill,gcg", "--prompts", "1", "--tokens", "4", "--longest", "6", "--rows", "4",
+                 "--answers", "8", "--candidates", "4"],
+}  # fmt: skip
+NEEDS_DATA = ("tokenization", "decoding", "training_step")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_runs_and_keeps_its_measurements(name, tmp_path):
+    if name in NEEDS_DATA and local_root() is None:
+        pytest.skip("set CURRICULA_DATA to the folder of public datasets")
+    kept = tmp_path / "measurements.json"
+    words = [sys.executable, PROGRAMS / f"{name}.py", "--repeats", "1", "--folder", tmp_path, "--json", kept]
+    done = subprocess.run(
+        [*words, *SMALLEST[name]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "command: python tests/benchmarks/" in done.stdout and json.loads(kept.read_text())
+
+
+def test_every_benchmark_is_run():
+    helpers = {
+        "machine",
+        "megatron_peer",
+        "tokenization_measures",
+        "training_litgpt",
+        "training_measure",
+        "training_ours",
+    }
+    assert {path.stem for path in PROGRAMS.glob("*.py")} - helpers == set(SMALLEST)
