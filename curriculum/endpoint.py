@@ -148,9 +148,9 @@ class Endpoint:
         try:
             known = [each.id async for each in self._client.with_options(max_retries=0, timeout=LOOK_S).models.list()]
         except openai.APIConnectionError as error:
-            return f"{self.host} cannot be reached ({self.shown(str(error.__cause__ or error))})"
+            return f"{self.host} cannot be reached ({self.shown(str(error.__cause__ or '') or str(error))})"
         except openai.APIStatusError as error:  # a server need not have a list
-            return str(self._meaning(error, model)) if error.status_code in (401, 403) else ""
+            return str(self._meaning(error, model)) if error.status_code == 401 else ""
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, RecursionError):
             return ""
         if known and model not in known:
@@ -224,9 +224,8 @@ class Endpoint:
 
     def shown(self, text: str) -> str:
         """What a server said, fit for terminals and files: without the key, on one line, not too long."""
-        if self._key:
-            text = text.replace(self._key, "[key]")
-        return "".join(c if c.isprintable() else " " for c in ESCAPE_SEQUENCE.sub("", text))[:300].strip()
+        text = "".join(c if c.isprintable() else " " for c in ESCAPE_SEQUENCE.sub("", text))
+        return (text.replace(self._key, "[key]") if self._key else text)[:300].strip()
 
     def without_key(self, text: str) -> str:
         """A whole reply, fit for a file."""

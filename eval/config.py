@@ -204,6 +204,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for task, count in self.shards.items():
             if not 1 <= count <= 1000 or task == "probes":
                 raise ValueError(f"shards.{task} is {count}; give 1 to 1000, and none for probes")
+        if self.precision == "float64" and self.topk.backend == "vllm":
+            raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
         tasks = {*self.tasks.base, *self.tasks.instruct, *self.tasks.benign}
         for kind in ("attack", "overrefusal"):
             if kind == "attack" or any(task.startswith(kind) for task in tasks):

@@ -161,13 +161,14 @@ def find_device(name: str | None) -> torch.device:
     """`cpu`, `cuda` or `cuda:1`; without a name the GPU where there is one. Raises UsageError for one that is not there."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    asked = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]{0,2}))?", name)
+    if asked is None:
         raise UsageError(f"device {name!r} is not known; give cpu, cuda, or one GPU such as cuda:1")
-    where, count = torch.device(name), torch.cuda.device_count()
-    if where.type == "cuda" and (where.index or 0) >= count:
+    count = torch.cuda.device_count()
+    if name != "cpu" and int(asked[1] or 0) >= count:
         shown = f"this machine shows {count} CUDA devices" if count else "this machine shows no CUDA device"
         raise UsageError(f"device {name!r} is asked for, and {shown}; leave it out, or give cpu")
-    return where
+    return torch.device(name)
 
 
 def locate(source: Path | str) -> Path:

@@ -137,7 +137,8 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
             msgspec.json.encode(row)  # refuses what could not be written again
         except msgspec.ValidationError as error:
             raise UserError(
-                f"{path}: line {number} is not a {row_type.__name__} ({error}); remove the line and run the job again"
+                f"{path}: line {number} is not a {row_type.__name__} ({error}); remove the line and run the job again, or "
+                "take another folder where a whole file is of another version"
             ) from None
         except UnicodeEncodeError:
             raise UserError(

@@ -190,7 +190,7 @@ def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge | None 
         leads = (first.name, first.version) if first else (found[0].judge, found[0].version) if found else None
 
         def rank(row: VerdictRow) -> tuple[bool, str, str, int]:
-            return (row.judge, row.version) != leads, row.judge, row.version, place[row.key]
+            return (row.judge, row.version) != leads, row.judge, row.version, place.get(row.key, len(place))
 
         ordered = sorted(found, key=rank)
         if ordered != found:

@@ -41,6 +41,7 @@ class FakeEndpoint:
         self.classify_every: str | None = None
         self.scores = scores or {}  # word in a text -> its score
         self.delay_s = delay_s
+        self.slow: dict[str, float] = {}  # seconds instead of that, for single documents
         self.requests: Counter[str] = Counter()
         self.good: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
@@ -138,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
         key = fake.key_of(text)
         what = fake.enter(key, body, self.headers["Authorization"])
         try:
-            if fake.closing.wait(fake.delay_s):
+            if fake.closing.wait(fake.slow.get(key, fake.delay_s)):
                 return
             if self.path != ("/v1/completions" if "prompt" in body else "/v1/chat/completions"):
                 what = "unknown_model"

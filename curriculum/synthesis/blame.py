@@ -7,7 +7,6 @@ shows when some other document gets a good reply. Even then a failure without an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from curriculum.documents import Document
@@ -27,8 +26,8 @@ class Failure:
 class Suspects:
     """The failures of which it is not yet known that the server is well. Methods return those of which it now is."""
 
-    def __init__(self, patience: Callable[[], int], anything_good: bool):
-        self.patience = patience  # so many, as things are, in a row are the server's fault
+    def __init__(self, patience: int, anything_good: bool):
+        self.patience = patience  # so many in a row are the server's fault
         self.anything_good = (
             anything_good  # whether this server and model gave a good reply in this run or an earlier one
         )
@@ -45,7 +44,7 @@ class Suspects:
         self._failures.append(failure)
         if self.anything_good and not self._any_by_server():
             return self._clear()
-        if len(self._failures) >= self.patience():
+        if len(self._failures) >= self.patience:
             raise self._accusation()
         return []
 

@@ -103,8 +103,7 @@ class _Run:
     def __init__(self, part: Part, asking: Asking, total: int, anything_good: bool, progress: Progress):
         self.part, self.asking, self.progress, self.total = part, asking, progress, total
         self.settled = self.dead = 0
-        window = asking.endpoint.window
-        self.suspects = Suspects(lambda: max(PATIENCE, window.width), anything_good)
+        self.suspects = Suspects(max(PATIENCE, asking.concurrency), anything_good)
         self._again: deque[Document] = deque()  # those that the server failed
         self._asked_again: set[int] = set()
         self._verdicts: dict[int, list[Row]] = {}  # of the first pieces of documents whose other pieces are to come

@@ -2,7 +2,8 @@
 
 Replies come in any order and are joined by `custom_id`, the hash of the question. Which batches are open is noted in
 `<beside>.batches.json` before and after each is made, so that a kill neither loses nor doubles one: a batch that was made
-but not noted is found again on the server by its mark. One that brought nothing is noted as spent, and a new one made.
+but not noted is found again on the server by its mark. One that brought no verdict is noted as spent, so that a new one
+is made.
 """
 
 from __future__ import annotations
@@ -52,7 +53,6 @@ async def rule_by_batch(
                 f"{endpoint.host}: the batches of judge {judge.settings.model_name} came back without a reply; "
                 "see to them there, or set judge.batch_api to false"
             )
-    work.forget_spent()
 
 
 class _Batches:
@@ -66,14 +66,10 @@ class _Batches:
         if noted.get("version") != judge.version:
             noted = {}
         self.open: dict[str, str | None] = noted.get("open", {})
-        self.spent: list[str] = noted.get("spent", [])  # ids of batches that are over and brought nothing
+        self.spent: list[str] = noted.get("spent", [])  # ids of batches that are over and brought no verdict
 
     def note(self, marks: Sequence[str]) -> None:
         self.open |= dict.fromkeys(marks)
-        self._save()
-
-    def forget_spent(self) -> None:
-        self.spent = []
         self._save()
 
     def _close(self, mark: str, spent: bool) -> None:
@@ -159,12 +155,13 @@ class _Batches:
         none_good = all(ruling.label == UNPARSED for _, ruling in rulings)
         if rulings and none_good and (not self.proven or len(rulings) >= self.judge.settings.patience):
             self._close(mark, spent=True)
+            said = self.endpoint.shown(rulings[-1][1].reply or "")
             raise UserError(
                 f"judge {self.model} at {self.endpoint.host} gives no verdicts: to all {len(rulings)} questions of batch {id} "
-                f"{self.endpoint.shown(rulings[-1][1].reply or '')!r} or the like; mend the judge's settings"
+                f"{said!r} or the like; see to the judge's settings (patience, if so many are to be expected)"
             )
         self.settle(rulings)
-        self._close(mark, spent=not rulings)
+        self._close(mark, spent=none_good)
 
     async def _content(self, file: str) -> bytes:
         return (await self.endpoint.call(lambda client: client.files.content(file), self.model)).content

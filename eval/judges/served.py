@@ -147,10 +147,11 @@ class _Asking:
     def __init__(self, judge: ServedJudge, endpoint: Endpoint, settle: Settle, proven: bool) -> None:
         self.judge, self.endpoint, self.settle = judge, endpoint, settle
         self._again: list[tuple[Question, NoAnswer]] = []
-        self._anything_good = proven
+        self._proven = proven  # this judge has given verdicts, now or in an earlier run
+        self._good_now = self._accused = False
         self._patience = judge.settings.patience
         self._answered = 0
-        self._failures = 0  # since the last reply
+        self._failures = 0  # since the last reply, or the beginning of the round
         self._held: list[tuple[Question, Ruling]] = []  # refused or unreadable, since the last good reply
         self._rulings: list[tuple[Question, Ruling]] = []
         self._some = asyncio.Event()
@@ -161,11 +162,11 @@ class _Asking:
         try:
             await self._ask(deque(questions))
             while self._again:
-                again, self._again, before = self._again, [], self._answered
+                again, self._again, before, self._failures = self._again, [], self._answered, 0
                 await self._ask(deque(question for question, _ in again))
                 if self._answered == before:
                     self._give_up()
-            if self._held and not self._anything_good:
+            if self._held and not self._proven:
                 self._accuse_of_no_verdicts()
             self._release()
         finally:
@@ -205,31 +206,36 @@ class _Asking:
                     self._accuse(str(no_answer))
                 self._again.append((question, no_answer))
             except Refused as refused:
+                self._failures = 0
                 self._take(question, Ruling(label=UNPARSED, reply=f"refused: {refused}"))
             else:
                 self._failures = 0
                 self._take(question, self.judge.read(self.endpoint.without_key(reply.text)))
 
     def _give_up(self) -> None:
-        """Questions are left that nobody answered, twice. Those that a working server falls over are unparsed, for they would
-        stand in the way for ever. A server that is away is to blame itself, and one that falls over many."""
+        """Questions are left that nobody answered, twice. Those that a server falls over which answers others now are unparsed,
+        for they would stand in the way for ever. A server that is away is to blame itself, and one that falls over many."""
         for _, no_answer in self._again:
-            fell_over = no_answer.status not in (None, 408, 409, 429)  # not away, and not busy
-            if not (fell_over and self._anything_good and len(self._again) < self._patience):
+            fell_over = no_answer.status in (200, 500)  # it was there, and not busy
+            if not (fell_over and self._good_now and len(self._again) < self._patience):
                 self._accuse(str(no_answer))
+        self._release()
         for question, no_answer in self._again:
-            self._take(question, Ruling(label=UNPARSED, reply=f"no answer: {self.endpoint.shown(str(no_answer))}"))
+            said = self.endpoint.shown(str(no_answer))
+            self._rulings.append((question, Ruling(label=UNPARSED, reply=f"no answer: {said}")))
         self._again = []
 
     def _take(self, question: Question, ruling: Ruling) -> None:
         """Hand a ruling on. One that is no verdict waits for the next good one: too many in a row are no accident."""
         self._answered += 1
-        self._held.append((question, ruling))
         if ruling.label != UNPARSED:
-            self._anything_good = True
+            self._proven = self._good_now = True
+            self._held.append((question, ruling))
             self._release()
-        elif len(self._held) >= self._patience:
-            self._accuse_of_no_verdicts()
+        elif not self._accused:
+            self._held.append((question, ruling))
+            if len(self._held) >= self._patience:
+                self._accuse_of_no_verdicts()
 
     def _release(self) -> None:
         self._rulings += self._held
@@ -237,17 +243,15 @@ class _Asking:
         self._some.set()
 
     def _accuse_of_no_verdicts(self) -> None:
-        name = self.judge.settings.model_name
-        raise UserError(
-            f"judge {name} at {self.endpoint.host} gives no verdicts, {len(self._held)} times in a row, at last: "
-            f"{self.endpoint.shown(self._held[-1][1].reply or '')}; see to the server or the judge's settings (patience, if "
-            "so many are to be expected), then the same command goes on"
-        )
+        count, (_, last) = len(self._held), self._held[-1]
+        self._accuse(last.reply or "", f", {count} times in a row", " (patience, if so many are to be expected)")
 
-    def _accuse(self, said: str) -> None:
+    def _accuse(self, said: str, how_often: str = "", setting: str = "") -> None:
+        """End the work; what is held is not written, whatever is still on its way."""
+        self._accused, self._held = True, []
         raise UserError(
-            f"judge {self.judge.settings.model_name} at {self.endpoint.host} gives no verdicts, at last: "
-            f"{self.endpoint.shown(said)}; see to the server or the judge's settings, then the same command goes on"
+            f"judge {self.judge.settings.model_name} at {self.endpoint.host} gives no verdicts{how_often}, at last: "
+            f"{self.endpoint.shown(said)}; see to the server or the judge's settings{setting}, then the same command goes on"
         )
 
     async def _write_on(self) -> None:

@@ -145,7 +145,7 @@ def test_a_gpu_that_is_not_there_is_said(folder):
         load_model(folder, "base", "cuda")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:99999999999999999999", ""])
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:01", "cuda:\u0663", "cuda:99999999999999999999", "cpu:0", ""])
 def test_a_device_that_cannot_be_is_named(folder, name):
     with pytest.raises(UserError, match=f"device '{name}' is not known; give cpu, cuda, or one GPU"):
         load_model(folder, "base", name)
