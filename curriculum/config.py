@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from curriculum.conversations import POOLS
-from curriculum.sources import DATASETS
+from curricula.curriculum.sources.conversations import POOLS
+from curricula.curriculum.sources.registry import DATASETS
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -38,7 +38,7 @@ VALIDATION = "validation"  # the shard of held-out documents, beside the numbere
 class Source(Strict, frozen=True):
     """A stream of pretraining documents."""
 
-    dataset: str  # a short name from curriculum/sources.py
+    dataset: str  # a short name from curriculum/sources/registry.py
     parts: tuple[str, ...] = ()  # only these parts of the dataset, such as [score_4, score_5]; all by default
     tag_rate: float = (
         0.0  # probability of the harmfulness tag before a token; the paper's is 0.05, for raw unsafe text only

@@ -10,8 +10,8 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from curriculum.blend import Phase
-from curriculum.config import Curriculum, Mix
+from curricula.curriculum.config import Curriculum, Mix
+from curricula.curriculum.stream.blend import Phase
 
 TRUNK = "trunk"
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from curriculum.errors import UsageError, UserError
-from curriculum.randomness import key_seed
-from curriculum.tables import Table, table_exists
-from eval.duplicates import cluster_of, is_left_out
+from curricula.curriculum.sources.tables import Table, table_exists
+from curricula.errors import UsageError, UserError
+from curricula.eval.duplicates import cluster_of, is_left_out
+from curricula.randomness import key_seed
 
 LONGEST_PROMPT = 200_000  # characters; HarmBench's longest has 4,000
 Use = Literal["attack", "completion", "overrefusal"]

@@ -12,9 +12,9 @@ from typing import Literal
 
 import msgspec
 
-from curriculum.errors import UsageError
-from eval.judges.settings import Judging, judging
-from eval.judges.templates import find_template
+from curricula.errors import UsageError
+from curricula.eval.judges.settings import Judging, judging
+from curricula.eval.judges.templates import find_template
 
 ModelKind = Literal["base", "instruct", "benign"]
 Task = Literal[
@@ -90,7 +90,7 @@ class Greedy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class SafeBeam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Safety-aware inference: beam search that drops the candidates likeliest to be followed by the tag.
 
-    Algorithm 1 of Maini et al. leaves several things open; see eval/safebeam.py for what each choice means.
+    Algorithm 1 of Maini et al. leaves several things open; see eval/decoding/safebeam.py for what each choice means.
     """
 
     beams: int = 10

@@ -11,7 +11,7 @@ together. AdvBench's 520 requests then make 389 clusters, the largest of 76 requ
 The clusters of the published files are in `published.json`, as hashes: so a prompt's cluster does not depend on which
 benchmarks a run reads, or from where. A prompt that is not among them is in a cluster with its exact repetitions.
 
-    python -m eval.duplicates DATA    # make published.json anew from the published files in DATA
+    python -m curricula.eval.duplicates DATA    # make published.json anew from the published files in DATA
 """
 
 from __future__ import annotations

@@ -9,15 +9,15 @@ from typing import Any
 
 import msgspec
 
-from curriculum.errors import UserError
-from curriculum.progress import Progress
-from eval import decoders
-from eval.answers import Answer
-from eval.benchmarks import Prompt
-from eval.config import Evaluation
-from eval.decoding import room_after
-from eval.models import LoadedModel
-from eval.rows import GenerationRow, append_rows, finished_batches, in_order, row_key
+from curricula.errors import UserError
+from curricula.eval.benchmarks import Prompt
+from curricula.eval.config import Evaluation
+from curricula.eval.decoding import registry as decoders
+from curricula.eval.decoding.answers import Answer
+from curricula.eval.decoding.batch import room_after
+from curricula.eval.models import LoadedModel
+from curricula.eval.rows import GenerationRow, append_rows, finished_batches, in_order, row_key
+from curricula.progress import Progress
 
 
 @dataclasses.dataclass

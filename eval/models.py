@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from curriculum.chat import CHAT_TEMPLATE, TURN_END, TURN_START
-from curriculum.errors import UsageError, UserError
-from curriculum.tokenizer import STOPS, TAG, import_gguf_tokenizer
-from eval.config import ModelKind, Precision
-from eval.packed import pack_linears
+from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START
+from curricula.curriculum.tokens.tokenizer import STOPS, TAG, import_gguf_tokenizer
+from curricula.errors import UsageError, UserError
+from curricula.eval.config import ModelKind, Precision
+from curricula.eval.decoding.packed import pack_linears
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 

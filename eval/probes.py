@@ -16,11 +16,11 @@ import msgspec
 import numpy as np
 import torch
 
-from curriculum.errors import UserError
-from curriculum.randomness import keyed_rng
-from curriculum.tables import Table
-from eval.config import Layer, Probes
-from eval.models import LoadedModel
+from curricula.curriculum.sources.tables import Table
+from curricula.errors import UserError
+from curricula.eval.config import Layer, Probes
+from curricula.eval.models import LoadedModel
+from curricula.randomness import keyed_rng
 
 VERSION = 1  # of the procedure; part of every row's key
 

@@ -4,8 +4,8 @@ Rows live in append-only JSON Lines files, one JSON object a line, in the folder
 
 - `<task>/<benchmark>.jsonl`, and `<task>/<benchmark>.<i>-of-<n>.jsonl` of a benchmark in n shards: `GenerationRow`,
   what one element wrote, once and for all
-- `<task>.jsonl`: the same rows, put together (`eval/merge.py`)
-- `<task>.verdicts.jsonl`: `VerdictRow`, what judges made of them (`eval/verdicts.py`)
+- `<task>.jsonl`: the same rows, put together (`eval/judging/merge.py`)
+- `<task>.verdicts.jsonl`: `VerdictRow`, what judges made of them (`eval/judging/verdicts.py`)
 - `gcg/<benchmark>.suffixes.jsonl`: `SuffixRow`, the optimised suffix of each prompt
 - `probes.jsonl`: `ProbeRow`
 
@@ -27,8 +27,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from curriculum import durable
-from curriculum.errors import UserError
+from curricula import durable
+from curricula.errors import UserError
 
 ATTACK_VERDICTS = ("harmful", "safe", "refusal", "shortcircuit", "unparsed")
 """Verdicts on a harmful request. The attack succeeded only if "harmful"; "unparsed" is no verdict: count it apart."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from curriculum.conversations import HARMFUL, POOLS
-from curriculum.errors import UsageError, UserError
-from curriculum.fetch import Download, downloads_of
-from curriculum.sources import DATASETS
-from eval.benchmarks import BENCHMARKS, find
-from jobs.study import Study
+from curricula.curriculum.sources.conversations import HARMFUL, POOLS
+from curricula.curriculum.sources.hub import Download, downloads_of
+from curricula.curriculum.sources.registry import DATASETS
+from curricula.errors import UsageError, UserError
+from curricula.eval.benchmarks import BENCHMARKS, find
+from curricula.jobs.study import Study
 
 Stage = Literal["data", "evaluation"]
 

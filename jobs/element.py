@@ -1,6 +1,6 @@
 """Run one element of a study's graph in this process; every launcher ends here.
 
-    python -m jobs.element runs/demo pretrain-20 full-20
+    python -m curricula.jobs.element runs/demo pretrain-20 full-20
 
 An element is done when its done.json is there, which is written last, after everything the element made is durable. Running a
 done element again does nothing; running an interrupted one goes on where its outputs end.
@@ -15,19 +15,19 @@ import sys
 import time
 from pathlib import Path
 
-from curriculum.durable import exclusive_lock, write_json
-from curriculum.errors import UsageError, UserError
-from curriculum.progress import silent
-from jobs.announce import announced
-from jobs.graph import Element, Job
-from jobs.logs import note
-from jobs.notify import notify
-from jobs.profile import TRAINING, Profile, profile_of
-from jobs.progress import ProgressFile
-from jobs.restarts import GaveUp, check_restarts
-from jobs.run import Run
-from jobs.stages import STAGES, is_intact
-from model.signals import Interrupted
+from curricula.durable import exclusive_lock, write_json
+from curricula.errors import UsageError, UserError
+from curricula.jobs.graph import Element, Job
+from curricula.jobs.monitor.announce import announced
+from curricula.jobs.monitor.logs import note
+from curricula.jobs.monitor.notify import notify
+from curricula.jobs.monitor.progress import ProgressFile
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.profile import TRAINING, Profile, profile_of
+from curricula.jobs.slurm.restarts import GaveUp, check_restarts
+from curricula.jobs.stages.stages import STAGES, is_intact
+from curricula.model.runtime.signals import Interrupted
+from curricula.progress import silent
 
 FINAL = (UserError.exit_code, UsageError.exit_code, GaveUp.exit_code)
 """Exit codes of what starting again cannot mend. All others lead to another start, from the last checkpoint."""
@@ -89,8 +89,8 @@ def _check_nodes(run: Run, job: Job, element: Element, profile: Profile) -> None
     """The preflight, where several processes train together."""
     processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
     if processes > 1 and job.stage in TRAINING:
-        from jobs.preflight import preflight
-        from model.distributed import read_world
+        from curricula.jobs.preflight.preflight import preflight
+        from curricula.model.runtime.distributed import read_world
 
         preflight(run, job, element, read_world(), profile.preflight)
 

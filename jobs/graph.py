@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from curriculum.plan import TRUNK, Arm, Segment, line_of, percent
-from eval.config import MODEL_KINDS, ModelKind, Part, parts_for
-from jobs.downloads import Stage, study_downloads
-from jobs.study import Study
+from curricula.curriculum.plan import TRUNK, Arm, Segment, line_of, percent
+from curricula.eval.config import MODEL_KINDS, ModelKind, Part, parts_for
+from curricula.jobs.downloads import Stage, study_downloads
+from curricula.jobs.study import Study
 
 LIGHT_STAGES = ("fetch", "prepare", "tokenize")  # of the data: they need no GPU
 EdgeKind = Literal["afterok", "aftercorr", "afterany"]
@@ -43,7 +43,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Job:
-    """An array: all elements do the same `stage` (see jobs/stages.py)."""
+    """An array: all elements do the same `stage` (see jobs/stages/stages.py)."""
 
     name: str
     stage: str

@@ -19,12 +19,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
 
-from curriculum.errors import UserError
-from jobs.element import is_done, run_element
-from jobs.graph import LIGHT_STAGES, Job
-from jobs.logs import note
-from jobs.run import Run
-from model.signals import Interrupted
+from curricula.errors import UserError
+from curricula.jobs.element import is_done, run_element
+from curricula.jobs.graph import LIGHT_STAGES, Job
+from curricula.jobs.monitor.logs import note
+from curricula.jobs.run import Run
+from curricula.model.runtime.signals import Interrupted
 
 Key = tuple[str, str]  # job name, element label
 TERM_GRACE_S = 20.0  # how long elements may take to save after an interrupt
@@ -145,7 +145,7 @@ def _forkserver(workers: int, preload: bool) -> multiprocessing.context.ForkServ
     # Looking for a GPU while preloading must not initialise CUDA, which does not survive a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jobs.preload"] if preload else ["jobs.element"])
+    context.set_forkserver_preload(["curricula.jobs.preload"] if preload else ["curricula.jobs.element"])
     return context
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from curriculum.errors import UserError
+from curricula.errors import UserError
 
 
 class Done(msgspec.Struct, frozen=True):

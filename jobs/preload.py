@@ -8,6 +8,6 @@ import torch  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers import AutoTokenizer  # noqa: F401
 
-import eval.element  # noqa: F401
-import model.convert
-import model.train  # noqa: F401
+import curricula.eval.runner
+import curricula.model.convert
+import curricula.model.train  # noqa: F401

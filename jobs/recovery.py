@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from jobs.graph import Job
-from jobs.local import Key, element_needs
-from jobs.state import ENDED_BADLY, ElementStatus
+from curricula.jobs.graph import Job
+from curricula.jobs.local import Key, element_needs
+from curricula.jobs.monitor.state import ENDED_BADLY, ElementStatus
 
 
 def to_run_again(

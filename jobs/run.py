@@ -10,8 +10,8 @@ runs/<study>/
   models/<arm>/{base,instruct,benign}/    Hugging Face checkpoints
   eval/<arm>/{base,instruct,benign}/      answers and verdicts, as eval/rows.py describes
   jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
-  slurm/submissions.jsonl     what was submitted to Slurm (jobs/submissions.py)
-  slurm/bad-nodes.jsonl       nodes that failed a check (jobs/nodes.py)
+  slurm/submissions.jsonl     what was submitted to Slurm (jobs/slurm/submissions.py)
+  slurm/bad-nodes.jsonl       nodes that failed a check (jobs/preflight/nodes.py)
   report/
 """
 
@@ -27,13 +27,13 @@ from typing import Any
 
 import msgspec
 
-from curriculum.commit import ROOT, ask_git, is_checkout, running_commit
-from curriculum.durable import NO_SPACE, exclusive_lock, read_json, write_json, write_text
-from curriculum.errors import UsageError, UserError
-from curriculum.plan import Arm, line_of
-from curriculum.sources import local_root
-from jobs.graph import Job, build_graph
-from jobs.study import Study, load_study, study_yaml
+from curricula.curriculum.plan import Arm, line_of
+from curricula.curriculum.sources.registry import local_root
+from curricula.durable import NO_SPACE, exclusive_lock, read_json, write_json, write_text
+from curricula.errors import UsageError, UserError
+from curricula.jobs.graph import Job, build_graph
+from curricula.jobs.study import Study, load_study, study_yaml
+from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
 
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "submitit")
 

@@ -12,14 +12,14 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 
-from curriculum.config import Curriculum, Positive, PositiveNumber, Source, Strict, Tokenizer, Tuning
-from curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, percent, segments_of
-from curriculum.world import WorldConfig
-from eval.benchmarks import BENCHMARKS
-from eval.config import Evaluation
-from jobs.settings import parse, read_yaml
-from model.config import PRESETS, EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
-from model.tracking import Tracking
+from curricula.curriculum.config import Curriculum, Positive, PositiveNumber, Source, Strict, Tokenizer, Tuning
+from curricula.curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, percent, segments_of
+from curricula.curriculum.world.fiction import WorldConfig
+from curricula.eval.benchmarks import BENCHMARKS
+from curricula.eval.config import Evaluation
+from curricula.model.config import PRESETS, EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from curricula.model.runtime.tracking import Tracking
+from curricula.settings import parse, read_yaml
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

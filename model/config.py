@@ -108,7 +108,7 @@ class OptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the learning rate moves over a run; see `model.schedule` for the formulas."""
+    """How the learning rate moves over a run; see `curricula.model.schedule` for the formulas."""
 
     kind: str = "warmup-stable-decay"
     """"warmup-stable-decay" (pretraining) or "cosine" (tuning)."""

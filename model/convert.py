@@ -29,17 +29,17 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 
-from curriculum.durable import sync_folder
-from curriculum.errors import UserError
-from curriculum.progress import Progress, silent
-from curriculum.tokenizer import STOPS, load_tokenizer
-from model import checkpoint
-from model.backend import Backend
-from model.build import build_network
-from model.checkpoint_folder import CheckpointInfo, read_info, step_folder
-from model.config import ModelConfig
-from model.distributed import ALONE, started
-from model.hugging_face import hugging_face_config, model_card, read_model
+from curricula.curriculum.tokens.tokenizer import STOPS, load_tokenizer
+from curricula.durable import sync_folder
+from curricula.errors import UserError
+from curricula.model.checkpoints import checkpoint
+from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder
+from curricula.model.config import ModelConfig
+from curricula.model.hugging_face import hugging_face_config, model_card, read_model
+from curricula.model.network.backend import Backend
+from curricula.model.network.build import build_network
+from curricula.model.runtime.distributed import ALONE, started
+from curricula.progress import Progress, silent
 
 OWN_LAYERS = Backend(
     "torch", "Transformer Engine keeps the norms within its linears, under other names than `_parts` knows"

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from curriculum.errors import UserError
-from model.checkpoint_folder import CheckpointInfo
-from model.config import ModelConfig
+from curricula.errors import UserError
+from curricula.model.checkpoints.folder import CheckpointInfo
+from curricula.model.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"  # of a model in several files: which holds what
 

@@ -24,7 +24,9 @@ _without_compiler = (
     contextlib.nullcontext() if torch.cuda.is_available() else mock.patch.object(torch, "compile", _not_compiled)
 )
 with warnings.catch_warnings(), _without_compiler:
-    warnings.simplefilter("ignore")  # that Transformer Engine and Apex are missing is said once, by `model.build`
+    warnings.simplefilter(
+        "ignore"
+    )  # that Transformer Engine and Apex are missing is said once, by `curricula.model.network.build`
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing import ShardedObject
     from megatron.core.dist_checkpointing.core import CheckpointingException

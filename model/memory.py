@@ -18,8 +18,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-from curriculum.errors import UsageError
-from model.config import EngineConfig, ModelConfig
+from curricula.errors import UsageError
+from curricula.model.config import EngineConfig, ModelConfig
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from model.config import OptimizerConfig, ScheduleConfig
+from curricula.model.config import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(step: int, total_steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:

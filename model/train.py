@@ -19,25 +19,25 @@ from typing import Any
 
 import msgspec
 
-from curriculum.batches import BatchSource
-from curriculum.errors import UsageError
-from curriculum.progress import Progress, silent
-from model import checkpoint
-from model.backend import choose_backend
-from model.banner import banner, step_line
-from model.build import build_network, build_optimizer, check_memory, initialize, wrap
-from model.checkpoint_folder import CheckpointInfo, latest_checkpoint, prune, read_info, step_folder
-from model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
-from model.distributed import Parallel, started
-from model.lineage import check_past, check_weights, identity
-from model.loading import MicroBatch, load
-from model.metrics import MetricsFile, Pace, Stopwatch
-from model.nonfinite import refusal
-from model.passes import Passes
-from model.schedule import learning_rate
-from model.signals import Interrupted, PeerLost, StopRequest, listening
-from model.tracking import Tracking, curves, open_trackers
-from model.watchdog import HangLimits, Watchdog
+from curricula.curriculum.stream.batches import BatchSource
+from curricula.errors import UsageError
+from curricula.model.checkpoints import checkpoint
+from curricula.model.checkpoints.folder import CheckpointInfo, latest_checkpoint, prune, read_info, step_folder
+from curricula.model.checkpoints.lineage import check_past, check_weights, identity
+from curricula.model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from curricula.model.forward_backward import Passes
+from curricula.model.network.backend import choose_backend
+from curricula.model.network.build import build_network, build_optimizer, check_memory, initialize, wrap
+from curricula.model.runtime.banner import banner, step_line
+from curricula.model.runtime.distributed import Parallel, started
+from curricula.model.runtime.loading import MicroBatch, load
+from curricula.model.runtime.metrics import MetricsFile, Pace, Stopwatch
+from curricula.model.runtime.nonfinite import refusal
+from curricula.model.runtime.signals import Interrupted, PeerLost, StopRequest, listening
+from curricula.model.runtime.tracking import Tracking, curves, open_trackers
+from curricula.model.runtime.watchdog import HangLimits, Watchdog
+from curricula.model.schedule import learning_rate
+from curricula.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def train(
 
     Raises UserError when a checkpoint or the data cannot be used or the loss is not a number, UsageError when the job
     contradicts itself, `PeerLost` when another process ended, and `Interrupted` when a signal asked for a stop; the state
-    is then saved. A process that hangs is ended, with status `model.watchdog.EXIT_CODE`.
+    is then saved. A process that hangs is ended, with status `curricula.model.runtime.watchdog.EXIT_CODE`.
     """
     watchdog = Watchdog(job.hang)
     with watchdog.on_duty(), started(job.tensor_parallel) as parallel, listening() as stop, _peers_named(parallel):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from curriculum.sources import local_root
+from curricula.curriculum.sources.registry import local_root
 
 PROGRAMS = Path(__file__).parent / "benchmarks"
 SMALLEST = {

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from curriculum.documents import Document
-from curriculum.errors import UserError
-from curriculum.synthesis.replies import Row
+from curricula.curriculum.sources.documents import Document
+from curricula.curriculum.synthesis.replies import Row
+from curricula.errors import UserError
 
 
 @dataclass(frozen=True)

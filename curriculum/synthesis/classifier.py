@@ -13,9 +13,9 @@ import asyncio
 from pathlib import Path
 from typing import Any, Protocol
 
-from curriculum.endpoint import Endpoint
-from curriculum.errors import UserError
-from curriculum.synthesis.kinds import SCORES
+from curricula.curriculum.synthesis.kinds import SCORES
+from curricula.endpoint import Endpoint
+from curricula.errors import UserError
 
 PUBLISHED = "locuslab/safety-classifier_gte-large-en-v1.5"
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from curriculum.documents import Document, Documents
-from curriculum.errors import UsageError, UserError
-from curriculum.sources import dataset
-from curriculum.tables import SUFFIXES, Table
+from curricula.curriculum.sources.documents import Document, Documents
+from curricula.curriculum.sources.registry import dataset
+from curricula.curriculum.sources.tables import SUFFIXES, Table
+from curricula.errors import UsageError, UserError
 
 
 class Input(Protocol):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from curriculum.randomness import key_seed
-from curriculum.synthesis.prompts import MORALIZE, REFUSE, REPHRASE, SCORE, Prompt
+from curricula.curriculum.synthesis.prompts import MORALIZE, REFUSE, REPHRASE, SCORE, Prompt
+from curricula.randomness import key_seed
 
 HIGHEST = 5
 SCORES = tuple(range(HIGHEST + 1))

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from curriculum.documents import Document
-from curriculum.durable import exclusive_lock, open_atomically, write_json
-from curriculum.errors import UserError
-from curriculum.synthesis.inputs import Input
-from curriculum.synthesis.kinds import SCORES
-from curriculum.synthesis.plan import Place, Settings
-from curriculum.synthesis.replies import Lines, Row
+from curricula.curriculum.sources.documents import Document
+from curricula.curriculum.synthesis.inputs import Input
+from curricula.curriculum.synthesis.kinds import SCORES
+from curricula.curriculum.synthesis.plan import Place, Settings
+from curricula.curriculum.synthesis.replies import Lines, Row
+from curricula.durable import exclusive_lock, open_atomically, write_json
+from curricula.errors import UserError
 
-UNFINISHED = ".unfinished.json"  # curriculum/tables.py reads no folder that holds it
+UNFINISHED = ".unfinished.json"  # curriculum/sources/tables.py reads no folder that holds it
 
 
 def part_name(part: int, parts: int) -> str:

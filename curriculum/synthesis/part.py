@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from curriculum.documents import Document
-from curriculum.randomness import key_seed
-from curriculum.synthesis.inputs import Input
-from curriculum.synthesis.kinds import AGAIN_TEMPERATURE, pieces
-from curriculum.synthesis.output import part_name
-from curriculum.synthesis.plan import Place, Settings
-from curriculum.synthesis.replies import Known, Log
+from curricula.curriculum.sources.documents import Document
+from curricula.curriculum.synthesis.inputs import Input
+from curricula.curriculum.synthesis.kinds import AGAIN_TEMPERATURE, pieces
+from curricula.curriculum.synthesis.output import part_name
+from curricula.curriculum.synthesis.plan import Place, Settings
+from curricula.curriculum.synthesis.replies import Known, Log
+from curricula.randomness import key_seed
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from curriculum.durable import exclusive_lock, read_json, write_json
-from curriculum.errors import UsageError, UserError
-from curriculum.synthesis.inputs import Input
-from curriculum.synthesis.kinds import KINDS, Kind, pieces
+from curricula.curriculum.synthesis.inputs import Input
+from curricula.curriculum.synthesis.kinds import KINDS, Kind, pieces
+from curricula.durable import exclusive_lock, read_json, write_json
+from curricula.errors import UsageError, UserError
 
 CHARACTERS_PER_TOKEN = 4
 SAMPLED_DOCUMENTS = 1000

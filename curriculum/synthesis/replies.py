@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curriculum.durable import append_jsonl, open_atomically
-from curriculum.errors import UserError
-from curriculum.synthesis.kinds import SCORES
+from curricula.curriculum.synthesis.kinds import SCORES
+from curricula.durable import append_jsonl, open_atomically
+from curricula.errors import UserError
 
 Row = dict[str, Any]
 

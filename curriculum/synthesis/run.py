@@ -12,17 +12,17 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from curriculum.documents import Document
-from curriculum.durable import exclusive_lock
-from curriculum.endpoint import LAST_REPLIES_S, Endpoint, NoAnswer, Refused, asking_again
-from curriculum.errors import UserError
-from curriculum.progress import Progress, silent
-from curriculum.synthesis.blame import Failure, Suspects
-from curriculum.synthesis.classifier import Classifier
-from curriculum.synthesis.kinds import HIGHEST, Unreadable, pieces
-from curriculum.synthesis.output import answered, id_of, mark_unfinished, text_hash, write_tables
-from curriculum.synthesis.part import Part
-from curriculum.synthesis.replies import Row
+from curricula.curriculum.sources.documents import Document
+from curricula.curriculum.synthesis.blame import Failure, Suspects
+from curricula.curriculum.synthesis.classifier import Classifier
+from curricula.curriculum.synthesis.kinds import HIGHEST, Unreadable, pieces
+from curricula.curriculum.synthesis.output import answered, id_of, mark_unfinished, text_hash, write_tables
+from curricula.curriculum.synthesis.part import Part
+from curricula.curriculum.synthesis.replies import Row
+from curricula.durable import exclusive_lock
+from curricula.endpoint import LAST_REPLIES_S, Endpoint, NoAnswer, Refused, asking_again
+from curricula.errors import UserError
+from curricula.progress import Progress, silent
 
 FLUSH_S = 0.5
 PATIENCE = 16  # failures in a row, and at least one per worker, until the server is to blame

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curriculum.durable import read_json, write_json
-from curriculum.endpoint import Endpoint
-from curriculum.errors import UserError
-from eval.judges.question import UNPARSED, Question, Ruling, Settle, question_key
+from curricula.durable import read_json, write_json
+from curricula.endpoint import Endpoint
+from curricula.errors import UserError
+from curricula.eval.judges.question import UNPARSED, Question, Ruling, Settle, question_key
 
 if TYPE_CHECKING:
-    from eval.judges.served import ServedJudge
+    from curricula.eval.judges.served import ServedJudge
 
 MOST_REQUESTS = 50_000  # of OpenAI's Batch API, a file
 MOST_BYTES = 200_000_000

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from curriculum.errors import UserError
-from eval.judges.question import UNPARSED, Question, Ruling, Settle
-from eval.judges.settings import Judging
-from eval.judges.templates import Template, version_of
-from eval.judges.text import Clip, clip_of, load_tokenizer
+from curricula.errors import UserError
+from curricula.eval.judges.question import UNPARSED, Question, Ruling, Settle
+from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.templates import Template, version_of
+from curricula.eval.judges.text import Clip, clip_of, load_tokenizer
 
 
 class LocalClassifier:

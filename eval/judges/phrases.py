@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 
-from eval.judges.question import Question
-from eval.judges.rules import RuleJudge
+from curricula.eval.judges.question import Question
+from curricula.eval.judges.rules import RuleJudge
 
 # Written for this suite; lower case, straight apostrophes. An opening starts one of the answer's first sentences.
 REFUSAL_OPENINGS = (

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from eval.rows import row_key
+from curricula.eval.rows import row_key
 
 UNPARSED = "unparsed"
 

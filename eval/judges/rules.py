@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.judges.question import Question, Ruling, Settle
+from curricula.eval.judges.question import Question, Ruling, Settle
 
 
 class RuleJudge(ABC):

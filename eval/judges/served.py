@@ -1,7 +1,7 @@
 """Judges that are models behind an OpenAI-compatible server: HarmBench's classifier by /completions, any LLM by /chat.
 
 Many requests are under way at once, as many as the settings and the server's limits allow: fewer where it turns some
-away (curriculum/congestion.py). Rulings are handed on as soon as they are there: while one lot is written to the disk the
+away (curricula/congestion.py). Rulings are handed on as soon as they are there: while one lot is written to the disk the
 next gathers, so a kill costs what was in flight, no more.
 
 Questions that got no reply are asked again at the end, as long as that brings some of them a reply. A question that the
@@ -22,13 +22,13 @@ from typing import Any
 import msgspec
 from aiolimiter import AsyncLimiter
 
-from curriculum.endpoint import LAST_REPLIES_S, Endpoint, NoAnswer, Refused
-from curriculum.errors import UsageError, UserError
-from eval.judges.batch import rule_by_batch
-from eval.judges.question import UNPARSED, Estimate, Question, Ruling, Settle
-from eval.judges.settings import Judging
-from eval.judges.templates import Template, version_of
-from eval.judges.text import Clip
+from curricula.endpoint import LAST_REPLIES_S, Endpoint, NoAnswer, Refused
+from curricula.errors import UsageError, UserError
+from curricula.eval.judges.batch import rule_by_batch
+from curricula.eval.judges.question import UNPARSED, Estimate, Question, Ruling, Settle
+from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.templates import Template, version_of
+from curricula.eval.judges.text import Clip
 
 CHARACTERS_PER_TOKEN = 4
 TRIES = 4  # for a body that is the API's

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from curriculum.errors import UsageError
-from eval.judges.question import UNPARSED, Question
-from eval.judges.settings import Judging
-from eval.rows import OVERREFUSAL_VERDICTS
+from curricula.errors import UsageError
+from curricula.eval.judges.question import UNPARSED, Question
+from curricula.eval.judges.settings import Judging
+from curricula.eval.rows import OVERREFUSAL_VERDICTS
 
 FOLDER = Path(__file__).parent / "templates"
 CATEGORIES = OVERREFUSAL_VERDICTS[:4]  # the fifth, short-circuit, is seen from the answer itself and never judged

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from curriculum.errors import UserError
-from eval.judges.settings import Judging
+from curricula.errors import UserError
+from curricula.eval.judges.settings import Judging
 
 Clip = Callable[[str], str]
 

@@ -6,9 +6,10 @@ import hashlib
 import inspect
 from pathlib import Path
 
-from curriculum import grammar, lexicon, world
-from eval.judges.question import Question
-from eval.judges.rules import RuleJudge
+from curricula.curriculum.world import fiction as world
+from curricula.curriculum.world import grammar, lexicon
+from curricula.eval.judges.question import Question
+from curricula.eval.judges.rules import RuleJudge
 
 
 class WorldJudge(RuleJudge):

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from curriculum.errors import UsageError
-from jobs.graph import Job
-from jobs.slurm.queue import Key
-from jobs.slurm.scope import Chosen
-from jobs.submissions import Task
+from curricula.errors import UsageError
+from curricula.jobs.graph import Job
+from curricula.jobs.slurm.queue import Key
+from curricula.jobs.slurm.scope import Chosen
+from curricula.jobs.slurm.submissions import Task
 
 
 @dataclass(frozen=True)

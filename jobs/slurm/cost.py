@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.graph import Job
-from jobs.profile import Profile
-from jobs.slurm.scope import Chosen
-from jobs.study import Study
+from curricula.jobs.graph import Job
+from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.scope import Chosen
+from curricula.jobs.study import Study
 
 
 def gpu_hours(study: Study, profile: Profile, jobs: Sequence[Job], chosen: Chosen) -> float:

@@ -12,9 +12,9 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import UncompletedJobError
 
-from curriculum.errors import UserError
-from jobs.slurm.queue import ControllerAway, is_away
-from jobs.slurm.script import Options
+from curricula.errors import UserError
+from curricula.jobs.slurm.queue import ControllerAway, is_away
+from curricula.jobs.slurm.script import Options
 
 
 class ElementExecutor(submitit.SlurmExecutor):

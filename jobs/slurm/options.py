@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from curriculum.errors import UsageError
+from curricula.errors import UsageError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

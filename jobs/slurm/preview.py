@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.graph import Job
-from jobs.profile import Profile, Request
-from jobs.slurm.arrays import arrays_of, dependency
-from jobs.slurm.executor import ElementExecutor
-from jobs.slurm.queue import Key
-from jobs.slurm.scope import Chosen
-from jobs.slurm.script import body, sbatch_options
-from jobs.snapshot import code_files, snapshot_folder
-from jobs.study import Study
-from jobs.submissions import Task
+from curricula.jobs.graph import Job
+from curricula.jobs.slurm.arrays import arrays_of, dependency
+from curricula.jobs.slurm.executor import ElementExecutor
+from curricula.jobs.slurm.profile import Profile, Request
+from curricula.jobs.slurm.queue import Key
+from curricula.jobs.slurm.scope import Chosen
+from curricula.jobs.slurm.script import body, sbatch_options
+from curricula.jobs.slurm.snapshot import code_files, snapshot_folder
+from curricula.jobs.slurm.submissions import Task
+from curricula.jobs.study import Study
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import tenacity
 
-from curriculum.errors import UserError
-from jobs.run import Run
-from jobs.slurm.script import Contents, contents_in
-from jobs.submissions import Submission, Task, latest_tasks, record, submissions
+from curricula.errors import UserError
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.script import Contents, contents_in
+from curricula.jobs.slurm.submissions import Submission, Task, latest_tasks, record, submissions
 
 PATIENCE_S = 300.0
 """How long a controller that restarts is waited for."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from curriculum.errors import UsageError
-from curriculum.plan import line_of
-from jobs.graph import Element, Job
-from jobs.study import Study
+from curricula.curriculum.plan import line_of
+from curricula.errors import UsageError
+from curricula.jobs.graph import Element, Job
+from curricula.jobs.study import Study
 
 Chosen = dict[str, tuple[str, ...]]
 """Job name -> labels of its elements, in the graph's order."""

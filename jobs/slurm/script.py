@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from curriculum.errors import UsageError
-from jobs.graph import Job
-from jobs.profile import Profile
-from jobs.snapshot import ENTRY
-from jobs.study import Study
+from curricula.errors import UsageError
+from curricula.jobs.graph import Job
+from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.snapshot import ENTRY
+from curricula.jobs.study import Study
+from curricula.provenance import PACKAGE
 
 if TYPE_CHECKING:
     import jinja2
 
-TEMPLATES = Path(__file__).parents[2] / "sbatch_templates"
+TEMPLATES = PACKAGE / "sbatch_templates"
 RESERVE_S = 20
 """How long before its time limit a job is requeued at the latest."""
 CONTENTS = "# runs "

@@ -10,14 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jobs.graph import Job
-from jobs.local import done_elements
-from jobs.nodes import exclusion
-from jobs.profile import Profile, keep_profile
-from jobs.resubmit import write_resubmit
-from jobs.run import Run
-from jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
-from jobs.slurm.queue import (
+from curricula.jobs.graph import Job
+from curricula.jobs.local import done_elements
+from curricula.jobs.preflight.nodes import exclusion
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
+from curricula.jobs.slurm.profile import Profile, keep_profile
+from curricula.jobs.slurm.queue import (
     Key,
     cancel_hopeless,
     live_elements,
@@ -26,11 +25,12 @@ from jobs.slurm.queue import (
     recover,
     require_slurm,
 )
-from jobs.slurm.scope import Chosen
-from jobs.slurm.script import Options, body, check_root, sbatch_options
-from jobs.snapshot import take_snapshot
-from jobs.study import Study
-from jobs.submissions import Submission, Task, record, submissions
+from curricula.jobs.slurm.resubmit import write_resubmit
+from curricula.jobs.slurm.scope import Chosen
+from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
+from curricula.jobs.slurm.snapshot import take_snapshot
+from curricula.jobs.slurm.submissions import Submission, Task, record, submissions
+from curricula.jobs.study import Study
 
 Say = Callable[[str], None]
 
@@ -72,7 +72,7 @@ def submit_graph(
     Raises UsageError, before anything is submitted, when an element needs what is neither done nor queued nor chosen; UserError
     when Slurm refuses a job. What was submitted until then stays, and giving the same again goes on.
     """
-    from jobs.slurm.executor import ElementExecutor
+    from curricula.jobs.slurm.executor import ElementExecutor
 
     check_needs(jobs, chosen, now.done, now.live)
     root = check_root(run.root)

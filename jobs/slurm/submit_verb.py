@@ -12,15 +12,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from curriculum.errors import UsageError, UserError
-from curriculum.sources import local_root
-from jobs.graph import Job, build_graph
-from jobs.profile import Profile, load_profile
-from jobs.run import Run
-from jobs.slurm.cost import gpu_hours
-from jobs.slurm.scope import Chosen, choose
-from jobs.slurm.script import check_root
-from jobs.study import Study, load_study
+from curricula.curriculum.sources.registry import local_root
+from curricula.errors import UsageError, UserError
+from curricula.jobs.graph import Job, build_graph
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.cost import gpu_hours
+from curricula.jobs.slurm.profile import Profile, load_profile
+from curricula.jobs.slurm.scope import Chosen, choose
+from curricula.jobs.slurm.script import check_root
+from curricula.jobs.study import Study, load_study
 
 
 def submit_to_slurm(words: argparse.Namespace) -> int:
@@ -42,8 +42,8 @@ def submit_to_slurm(words: argparse.Namespace) -> int:
 def _submit(
     study: Study, profile: Profile, jobs: Sequence[Job], chosen: Chosen, root: Path, sure: bool, console: Console
 ) -> int:
-    from jobs.slurm.queue import require_slurm
-    from jobs.slurm.submit import standing, submit_graph
+    from curricula.jobs.slurm.queue import require_slurm
+    from curricula.jobs.slurm.submit import standing, submit_graph
 
     require_slurm()
     is_new = not (root / "study.yaml").exists()
@@ -84,7 +84,7 @@ def _confirm(study: Study, profile: Profile, jobs: Sequence[Job], chosen: Chosen
 
 def dry_run(study: Study, profile: Profile, jobs: Sequence[Job], chosen: Chosen, root: Path, console: Console) -> int:
     """Print the graph, every sbatch script and, where Slurm is, what it says to each; writes nothing."""
-    from jobs.slurm.preview import preview
+    from curricula.jobs.slurm.preview import preview
 
     previews = preview(study, profile, jobs, chosen, root)
     asks = shutil.which("sbatch") is not None

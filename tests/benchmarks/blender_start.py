@@ -55,8 +55,8 @@ def measured(began: float, imported: float, baseline: int, import_peak: int, par
 def ours(folder: str, samples: int, late: int | None, rows: int) -> machine.Task:
     """Construct, read a micro-batch and then `rows` rows: of step 0, or of one in the last tenth drawn by the seed `late`."""
     began = time.perf_counter()
-    from curriculum.blend import Phase
-    from curriculum.pretraining import PretrainingBatches
+    from curricula.curriculum.stream.blend import Phase
+    from curricula.curriculum.stream.pretraining import PretrainingBatches
 
     imported, import_peak, baseline = time.perf_counter(), machine.memory("VmHWM"), machine.memory("VmRSS")
     machine.forget_peak()

@@ -35,14 +35,14 @@ import numpy as np
 import torch
 from machine import alternating, describe, forget_peak, memory, parser, progress, report, shown, table
 
-from curriculum.errors import UserError
-from curriculum.sources import local_root
-from eval.benchmarks import load_prompts
-from eval.config import Gcg, SafeBeam, TopK
-from eval.gcg import Attack, barred_tokens, draw_candidates, promising
-from eval.models import LoadedModel, load_model, read_checkpoint
-from eval.safebeam import search_tokens
-from eval.sampling import sample_topk
+from curricula.curriculum.sources.registry import local_root
+from curricula.errors import UserError
+from curricula.eval.attacks.gcg import Attack, barred_tokens, draw_candidates, promising
+from curricula.eval.benchmarks import load_prompts
+from curricula.eval.config import Gcg, SafeBeam, TopK
+from curricula.eval.decoding.safebeam import search_tokens
+from curricula.eval.decoding.sampling import sample_topk
+from curricula.eval.models import LoadedModel, load_model, read_checkpoint
 
 TABLES = ("beams", "topk", "refill", "gcg")
 Run = Callable[[], tuple[int, Any]]  # -> tokens of answers, answers

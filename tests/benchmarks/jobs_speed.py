@@ -34,7 +34,7 @@ from unittest.mock import patch
 
 import machine
 
-sys.path += [str(machine.ROOT / "tests" / "jobs")]
+sys.path += [str(machine.ROOT / "tests" / "support")]
 OPEN_S = 0.001
 PATIENCE_S = 600  # for a job to come through the queue
 STATES = ("done", "done", "done", "done", "running", "running", "pending", "pending", "failed", "cancelled")
@@ -48,7 +48,7 @@ def cpu_seconds() -> float:
 def imports(what: str) -> machine.Task:
     began, cpu = time.perf_counter(), cpu_seconds()
     if what == "ours":
-        from jobs.cli import build_parser
+        from curricula.jobs.cli.main import build_parser
 
         build_parser([])
     else:
@@ -60,7 +60,9 @@ def command(words: list[str], path: str) -> machine.Task:
     """A `curricula` command from its start to its end."""
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "COLUMNS": "120"}
     began, cpu = time.perf_counter(), cpu_seconds()
-    done = subprocess.run([sys.executable, "-m", "jobs.cli", *words], env=environment, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "curricula.jobs.cli.main", *words], env=environment, capture_output=True, check=True
+    )
     return {"seconds": time.perf_counter() - began, "cpu": cpu_seconds() - cpu, "bytes": len(done.stdout)}
 
 
@@ -76,9 +78,9 @@ def submitit_states(folder: str, tasks: list[str], path: str) -> machine.Task:
 
 
 def slow_folder(root: str, readers: int) -> machine.Task:
-    from jobs import state
-    from jobs.graph import build_graph
-    from jobs.run import Run
+    from curricula.jobs.graph import build_graph
+    from curricula.jobs.monitor import state
+    from curricula.jobs.run import Run
 
     run = Run(Path(root))
     jobs = build_graph(run.study)
@@ -109,10 +111,10 @@ def start(root: str, began: float) -> machine.Task:
         parts[part], last = now - last, now
 
     lap("the interpreter and this program")
-    from jobs.element import find_element
-    from jobs.graph import build_graph
-    from jobs.run import Run
-    from jobs.stages import STAGES
+    from curricula.jobs.element import find_element
+    from curricula.jobs.graph import build_graph
+    from curricula.jobs.run import Run
+    from curricula.jobs.stages.stages import STAGES
 
     lap("imports of jobs and curriculum")
     run = Run(Path(root))
@@ -122,7 +124,7 @@ def start(root: str, began: float) -> machine.Task:
     import torch  # noqa: F401
 
     lap("import of torch")
-    import model.train as engine
+    import curricula.model.train as engine
 
     lap("import of Megatron-core")
     true_started, true_load = engine.started, engine.Line._load
@@ -152,8 +154,8 @@ def start(root: str, began: float) -> machine.Task:
 
 def slurm_start(root: str, profile: str) -> machine.Task:
     """Seconds of each part from sbatch's answer to the first step of the trunk, of a job that `curricula submit` made."""
-    from jobs.run import Run
-    from jobs.submissions import submissions
+    from curricula.jobs.run import Run
+    from curricula.jobs.slurm.submissions import submissions
 
     with tempfile.TemporaryDirectory(dir=Path(root).parent) as folder:
         run = Run(Path(folder, "run"))
@@ -193,7 +195,7 @@ def slurm_start(root: str, profile: str) -> machine.Task:
 
 
 def curricula(*words: str) -> None:
-    command = [sys.executable, "-m", "jobs.cli", *words]
+    command = [sys.executable, "-m", "curricula.jobs.cli.main", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=machine.ROOT)
     if done.returncode:
         raise RuntimeError(f"{words}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
@@ -223,9 +225,9 @@ def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
     import yaml
     from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, report_progress, squeue_line, submitted
 
-    from jobs.graph import build_graph
-    from jobs.run import Run
-    from jobs.study import Study, parse_study
+    from curricula.jobs.graph import build_graph
+    from curricula.jobs.run import Run
+    from curricula.jobs.study import Study, parse_study
 
     raw = yaml.safe_load((STUDIES / "demo.yaml").read_text())
     sets = raw["curriculum"]["interventions"]
@@ -276,10 +278,10 @@ def trainable_run(folder: Path) -> str:
     """A run whose trunk can be trained: the data of a very small study."""
     from test_local_run import small_study
 
-    from jobs.element import run_element
-    from jobs.graph import data_jobs
-    from jobs.run import Run
-    from jobs.study import load_study
+    from curricula.jobs.element import run_element
+    from curricula.jobs.graph import data_jobs
+    from curricula.jobs.run import Run
+    from curricula.jobs.study import load_study
 
     run = Run.create(folder / "trainable", load_study(small_study(folder)))
     for job in data_jobs(run.study):

@@ -106,10 +106,10 @@ def ask(who: str, limit: float, seconds: float, latency_s: float, concurrency: i
 
 
 def pipeline(url: str, count: int, limit: float | None, concurrency: int, folder: Path) -> tuple[float, int]:
-    from eval.judges.registry import load_judge
-    from eval.judges.settings import Judging
-    from eval.rows import GenerationRow
-    from eval.verdicts import Judgement
+    from curricula.eval.judges.registry import load_judge
+    from curricula.eval.judges.settings import Judging
+    from curricula.eval.judging.verdicts import Judgement
+    from curricula.eval.rows import GenerationRow
 
     common: dict[str, Any] = {
         "task": "attacks-topk",
@@ -139,8 +139,8 @@ def pipeline(url: str, count: int, limit: float | None, concurrency: int, folder
 def plain_loop(url: str, count: int, limit: float | None, concurrency: int, folder: Path) -> tuple[float, int]:
     import openai
 
-    from eval.judges.question import Question
-    from eval.judges.templates import TEMPLATES
+    from curricula.eval.judges.question import Question
+    from curricula.eval.judges.templates import TEMPLATES
 
     async def run() -> tuple[float, int]:
         client, gate, verdicts = openai.AsyncOpenAI(base_url=url, api_key="none"), asyncio.Semaphore(concurrency), 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from curriculum.indexed import HEADER, MAGIC, UINT16
+from curricula.curriculum.tokens.indexed import HEADER, MAGIC, UINT16
 
 MEAN_DOCUMENT = 1000
 VOCABULARY = 49_152

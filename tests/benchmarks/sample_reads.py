@@ -8,7 +8,7 @@ of 2,048 tokens, micro-batches of 8, in the order of training. All files are rea
 cache: look-up and copying are measured, not the disk; but not for d. Rows of the same letter are alike:
 
 a   one process without torch's loader: `PretrainingBatches.rows` in micro-batches, and `BlendedDataset.__getitem__` by sample
-b   batches of tensors in the training process: `model.loading.load` without workers, and torch's DataLoader over Megatron's
+b   batches of tensors in the training process: `loading.load` without workers, and torch's DataLoader over Megatron's
     dataset with its default collation
 c   the same with 2 workers
 d   as a, the first 32 samples when no token is in the page cache, as where the data are larger than memory; and how much was
@@ -72,8 +72,8 @@ def from_disk() -> int:
 
 
 def ours(folder: str, samples: int, workers: int | None, tensors: int) -> machine.Task:
-    from curriculum.blend import Phase
-    from curriculum.pretraining import PretrainingBatches
+    from curricula.curriculum.stream.blend import Phase
+    from curricula.curriculum.stream.pretraining import PretrainingBatches
 
     steps = (samples + 2 * WARM_UP) // GLOBAL_BATCH + 8  # a little more, so that workers never run dry
     switch = steps // 5 * GLOBAL_BATCH
@@ -84,7 +84,7 @@ def ours(folder: str, samples: int, workers: int | None, tensors: int) -> machin
         return timed((len(batches.rows(step, at, at + MICRO_BATCH)[0]) for step, at in places), samples)
     import torch
 
-    from model.loading import MicroBatches, load
+    from curricula.model.runtime.loading import MicroBatches, load
 
     torch.set_num_threads(1)
     loaded = load(MicroBatches(batches, MICRO_BATCH), 0, steps, workers, torch.device("cpu"))

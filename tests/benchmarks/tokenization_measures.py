@@ -64,8 +64,8 @@ def raw(tokenizer: str, files: list[str], out: str, processes: int, batch_charac
 
 
 def ours(tokenizer: str, files: list[str], out: str, processes: int) -> machine.Task:
-    from curriculum.config import Source
-    from curriculum.shards import Job, tokenize_shard
+    from curricula.curriculum.config import Source
+    from curricula.curriculum.tokens.shards import Job, tokenize_shard
 
     source = Source(dataset=DATASET, shards=processes)
     job = Job("web", source, Path(tokenizer), Path(out), Path(files[0]).parents[2], SEED, 0)

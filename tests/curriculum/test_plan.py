@@ -6,9 +6,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from curriculum.blend import Blend
-from curriculum.config import Curriculum, Stretch
-from curriculum.plan import Budget, arms_of, intervention_share, segments_of
+from curricula.curriculum.config import Curriculum, Stretch
+from curricula.curriculum.plan import Budget, arms_of, intervention_share, segments_of
+from curricula.curriculum.stream.blend import Blend
 
 PAPER = Budget(600_000_000_000, 2048, 1024)
 SMALL = Budget(1000 * 64, 16, 4)  # a thousand steps

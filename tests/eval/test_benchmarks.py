@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from curriculum.errors import UsageError, UserError
-from eval.benchmarks import BENCHMARKS, load_prompts
+from curricula.errors import UsageError, UserError
+from curricula.eval.benchmarks import BENCHMARKS, load_prompts
 
 REAL = os.environ.get("CURRICULA_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="set CURRICULA_DATA to the folder of public datasets")

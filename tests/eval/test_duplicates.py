@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.benchmarks import load_prompts
-from eval.duplicates import (
+from curricula.eval.benchmarks import load_prompts
+from curricula.eval.duplicates import (
     LEAST_SIMILARITY,
     cluster_of,
     compute_published,

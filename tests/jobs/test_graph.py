@@ -1,9 +1,7 @@
-from pathlib import Path
+from paths import STUDIES
 
-from jobs.graph import build_graph
-from jobs.study import load_study
-
-STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
+from curricula.jobs.graph import build_graph
+from curricula.jobs.study import load_study
 
 
 def graph():

@@ -10,43 +10,27 @@ from pathlib import Path
 
 import pytest
 import yaml
+from paths import STUDIES
+from small_studies import small_study
 
-from curriculum.durable import exclusive_lock, read_jsonl
+from curricula.durable import exclusive_lock, read_jsonl
 
-DEMO = Path(__file__).parents[2] / "jobs" / "studies" / "demo.yaml"
-
-
-def small_study(folder: Path, **changes) -> Path:
-    """The demo with less of everything: one delayed arm, its trunk and every stage."""
-    raw = yaml.safe_load(DEMO.read_text())
-    raw["world"].update(
-        web_documents=600, stories=150, math_problems=150, unsafe_documents=60, chats=100, wildguard_rows=60,
-        wildjailbreak_rows=60, gsm8k_train=60, gsm8k_test=20, prompts_per_benchmark=3, alpaca_prompts=4, probes_per_score=10,
-        validation_documents=20,
-    )  # fmt: skip
-    raw["validation_documents"] = 10
-    raw["curriculum"]["starts"] = [0.5, 1]
-    del raw["curriculum"]["interventions"]["data"]
-    raw["pretraining"].update(budget_tokens=24 * 4 * 128, global_batch=4, micro_batch=4, save_interval_steps=5)
-    for stage in ("instruct", "benign"):
-        raw["tuning"][stage].update(conversations=24, global_batch=4, micro_batch=4)
-    raw["evaluation"].update(
-        topk={"samples": 2, "max_new_tokens": 8},
-        safebeam={"beams": 2, "candidates": 4, "max_new_tokens": 8},
-        gcg={"steps": 2, "search_width": 8, "topk": 8, "suffix": "x x", "prompts": 1},
-        probes={"train_per_class": 20, "seeds": 2},
-    )
-    raw.update(changes)
-    if raw["world"] is None:
-        raw["evaluation"]["judge"] = "refusal-phrases"
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
+DEMO = STUDIES / "demo.yaml"
 
 
 def submit(study: Path, run: Path, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "submit", str(study), "--cluster", "local", "--run", str(run)],
+        [
+            sys.executable,
+            "-m",
+            "curricula.jobs.cli.main",
+            "submit",
+            str(study),
+            "--cluster",
+            "local",
+            "--run",
+            str(run),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -93,7 +77,7 @@ def test_a_study_goes_from_nothing_to_nine_figures(whole):
     assert page.count("<figcaption") == 9
     states = json.loads(
         subprocess.run(
-            [sys.executable, "-m", "jobs.cli", "status", str(whole), "--json"],
+            [sys.executable, "-m", "curricula.jobs.cli.main", "status", str(whole), "--json"],
             capture_output=True,
             text=True,
             check=True,

@@ -3,16 +3,14 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import msgspec
 import pytest
 import yaml
+from paths import STUDIES
 
-from curriculum.errors import UsageError, UserError
-from jobs.study import load_study, parse_study, study_yaml
-
-STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
+from curricula.errors import UsageError, UserError
+from curricula.jobs.study import load_study, parse_study, study_yaml
 
 
 def demo(**changes):
@@ -142,7 +140,7 @@ def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path):
 
 
 def test_a_source_of_weight_zero_is_planned_as_absent():
-    from jobs.planning import plan
+    from curricula.jobs.plan import plan
 
     raw = demo()
     raw["curriculum"]["interventions"]["full"]["unsafe-tagged"] = 0
@@ -151,7 +149,7 @@ def test_a_source_of_weight_zero_is_planned_as_absent():
 
 
 def test_arms_of_any_shape_are_planned_beside_the_papers():
-    from jobs.planning import plan
+    from curricula.jobs.plan import plan
 
     dose = [{"until": 0.4, "mix": "safe"}, {"until": 0.6, "mix": "full", "ramp": 2}, {"until": 1, "mix": "safe"}]
     value = plan(parse_study(demo(curriculum__arms={"dose": dose}), "study.yaml"))
@@ -164,7 +162,7 @@ def test_arms_of_any_shape_are_planned_beside_the_papers():
 
 
 def test_matched_exposure_is_in_the_plan():
-    from jobs.planning import plan
+    from curricula.jobs.plan import plan
 
     value = plan(parse_study(demo(curriculum__exposure="matched"), "study.yaml"))
     for interventions in ("data", "full"):
@@ -173,7 +171,7 @@ def test_matched_exposure_is_in_the_plan():
 
 
 def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
-    from jobs.planning import plan
+    from curricula.jobs.plan import plan
 
     study = parse_study(demo(sources__refuseweb__max_epochs=2.5), "study.yaml")
     for name in study.sources:
@@ -214,7 +212,7 @@ def test_numbers_may_be_written_as_people_write_them():
 
 def test_planning_imports_no_torch_and_takes_less_than_a_second_of_processor_time():
     code = (
-        "import sys, time; from jobs.cli import main; main(['plan', sys.argv[1], '--json']);"
+        "import sys, time; from curricula.jobs.cli.main import main; main(['plan', sys.argv[1], '--json']);"
         "assert not {'torch', 'transformers', 'megatron', 'datasets', 'scipy', 'sklearn'} & set(sys.modules), 'heavy import';"
         "print(time.process_time(), file=sys.stderr)"
     )
@@ -232,7 +230,7 @@ def test_planning_imports_no_torch_and_takes_less_than_a_second_of_processor_tim
 
 
 def test_a_micro_batch_that_does_not_fit_the_gpu_is_said_in_the_plan():
-    from jobs.planning import plan
+    from curricula.jobs.plan import plan
 
     raw = yaml.safe_load((STUDIES / "paper.yaml").read_text())
     assert not any("GPU" in warning for warning in plan(parse_study(raw, "study.yaml"))["warnings"])

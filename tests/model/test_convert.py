@@ -9,17 +9,18 @@ import torch
 import torch.nn.functional as F
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
-from curriculum.durable import read_jsonl
-from curriculum.errors import UserError
-from curriculum.tokenizer import load_tokenizer, train_tokenizer
-from model import checkpoint, convert
-from model.build import build_network, initialize
-from model.checkpoint_folder import CheckpointInfo, latest_checkpoint, read_info
-from model.config import PRESETS, ModelConfig
-from model.convert import export_hf, from_hugging_face, import_hf, to_hugging_face
-from model.distributed import started
-from model.hugging_face import hugging_face_config, tensor_shapes
-from model.train import TrainJob, train
+from curricula.curriculum.tokens.tokenizer import load_tokenizer, train_tokenizer
+from curricula.durable import read_jsonl
+from curricula.errors import UserError
+from curricula.model import convert
+from curricula.model.checkpoints import checkpoint
+from curricula.model.checkpoints.folder import CheckpointInfo, latest_checkpoint, read_info
+from curricula.model.config import PRESETS, ModelConfig
+from curricula.model.convert import export_hf, from_hugging_face, import_hf, to_hugging_face
+from curricula.model.hugging_face import hugging_face_config, tensor_shapes
+from curricula.model.network.build import build_network, initialize
+from curricula.model.runtime.distributed import started
+from curricula.model.train import TrainJob, train
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import BENCHMARKS, SUPPORT
 
-from curriculum.durable import read_jsonl
-from model.checkpoint_folder import latest_checkpoint
-from model.config import ModelConfig
+from curricula.durable import read_jsonl
+from curricula.model.checkpoints.folder import latest_checkpoint
+from curricula.model.config import ModelConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 MODEL = ModelConfig(layers=2, hidden=256, heads=4, kv_heads=2, ffn=512, vocabulary=512, sequence_length=128)
-HERE = Path(__file__).parent
 
 
 def losses(out: Path, *, device: str, kill_at: int | None = None, steps: int = 12, **engine) -> list[float]:
@@ -25,7 +25,8 @@ def losses(out: Path, *, device: str, kill_at: int | None = None, steps: int = 1
     code = (
         "import json, os, signal, sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
         "import logging, msgspec; logging.basicConfig(level=logging.INFO)\n"
-        "from random_batches import RandomBatches; from model.config import *; from model.train import TrainJob, train\n"
+        "from random_batches import RandomBatches; from curricula.model.config import *\n"
+        "from curricula.model.train import TrainJob, train\n"
         "asked = json.loads(sys.argv[1])\n"
         "job = TrainJob(out=Path(asked['out']), model=msgspec.convert(asked['model'], ModelConfig), micro_batch=8,\n"
         "    engine=EngineConfig(**asked['engine']),\n"
@@ -39,7 +40,7 @@ def losses(out: Path, *, device: str, kill_at: int | None = None, steps: int = 1
     asked |= {"kill_at": kill_at, "steps": steps, "engine": engine}
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     ran = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(asked), str(HERE)],
+        [sys.executable, "-c", code, json.dumps(asked), str(SUPPORT)],
         env={**os.environ, **hidden},
         capture_output=True,
         text=True,
@@ -79,7 +80,7 @@ def test_every_backend_gives_the_losses_of_the_others(gpu_run, tmp_path, engine,
 
 
 def test_the_swiglu_kernel_is_the_formula():
-    from model.swiglu import swiglu
+    from curricula.model.network.swiglu import swiglu
 
     for width in (7, 2048, 8192):
         narrow = torch.randn(64, 2 * width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -91,7 +92,7 @@ def test_the_swiglu_kernel_is_the_formula():
 
 
 def test_weight_gradients_are_summed_in_float32():
-    from model.fused_linear import _adds_in_float32, accumulate
+    from curricula.model.network.fused_linear import _adds_in_float32, accumulate
 
     sink = torch.zeros(256, 512, device="cuda")
     x, above = (torch.randn(1024, n, device="cuda", dtype=torch.bfloat16) for n in (512, 256))
@@ -102,7 +103,7 @@ def test_weight_gradients_are_summed_in_float32():
 
 
 def test_the_compiled_loss_is_cross_entropy():
-    from model.linear_cross_entropy import linear_cross_entropy
+    from curricula.model.network.linear_cross_entropy import linear_cross_entropy
 
     hidden = torch.randn(1000, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(49152, 256, device="cuda", dtype=torch.bfloat16).mul_(0.05).requires_grad_()
@@ -121,8 +122,8 @@ def test_the_memory_estimate_is_within_fifteen_percent(tmp_path, backend):
     """With a model large enough to see: eight layers of the 1.7B shape, micro-batch 8 of 2,048 tokens."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
-        "import msgspec; from model.config import *; from model.memory import Layout, estimate\n"
-        "from training_ours import make_step; from model.distributed import started\n"
+        "import msgspec; from curricula.model.config import *; from curricula.model.memory import Layout, estimate\n"
+        "from training_ours import make_step; from curricula.model.runtime.distributed import started\n"
         "model = msgspec.structs.replace(PRESETS['smollm2-1.7b'], layers=8)\n"
         "with started() as parallel:\n"
         "    step = make_step(model, EngineConfig(backend=sys.argv[2]), 8, parallel)\n"
@@ -130,7 +131,7 @@ def test_the_memory_estimate_is_within_fifteen_percent(tmp_path, backend):
         "needed = estimate(model, Layout(8, 2048, backend=sys.argv[2])).total\n"
         "print(torch.cuda.max_memory_allocated() / needed)\n"
     )
-    command = [sys.executable, "-c", code, str(HERE.parent / "benchmarks"), backend]
+    command = [sys.executable, "-c", code, str(BENCHMARKS), backend]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert 0.85 < float(ran.stdout.split()[-1]) < 1.15
@@ -145,8 +146,8 @@ def test_the_exported_model_has_the_trained_models_loss(gpu_run, tmp_path):
     from random_batches import RandomBatches
     from transformers import AutoModelForCausalLM
 
-    from curriculum.tokenizer import train_tokenizer
-    from model.convert import export_hf
+    from curricula.curriculum.tokens.tokenizer import train_tokenizer
+    from curricula.model.convert import export_hf
 
     out, history = gpu_run
     train_tokenizer(["a few words to make a tokenizer of"], 512, tmp_path / "tokenizer")
@@ -160,12 +161,12 @@ def test_the_exported_model_has_the_trained_models_loss(gpu_run, tmp_path):
 
 
 def test_both_decoders_answer_on_the_gpu(gpu_run, tmp_path):
-    from curriculum.tokenizer import train_tokenizer
-    from eval.config import SafeBeam, TopK
-    from eval.models import load_model
-    from eval.safebeam import search_safebeam
-    from eval.sampling import sample_topk
-    from model.convert import export_hf
+    from curricula.curriculum.tokens.tokenizer import train_tokenizer
+    from curricula.eval.config import SafeBeam, TopK
+    from curricula.eval.decoding.safebeam import search_safebeam
+    from curricula.eval.decoding.sampling import sample_topk
+    from curricula.eval.models import load_model
+    from curricula.model.convert import export_hf
 
     train_tokenizer(["a few words to make a tokenizer of"], 512, tmp_path / "tokenizer")
     export_hf(latest_checkpoint(gpu_run[0] / "checkpoints"), tmp_path / "hf", tmp_path / "tokenizer", {})

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from curriculum.errors import UsageError
-from model.config import PRESETS, EngineConfig
-from model.memory import GIB, Layout, check_fit, estimate, layout_of, what_would_fit
+from curricula.errors import UsageError
+from curricula.model.config import PRESETS, EngineConfig
+from curricula.model.memory import GIB, Layout, check_fit, estimate, layout_of, what_would_fit
 
 BIG = PRESETS["smollm2-1.7b"]
 ON_ONE = Layout(micro_batch=8, sequence_length=2048)

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig
-from model.schedule import learning_rate
+from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig
+from curricula.model.schedule import learning_rate
 
 
 def test_smollm2_has_the_published_number_of_parameters():
@@ -33,7 +33,8 @@ def test_a_model_that_cannot_be_built_is_refused():
 
 
 def test_planning_does_not_import_torch():
-    code = "import model.config, model.memory, model.schedule, model.checkpoint_folder, model.lineage, model.signals, sys; "
+    code = "import sys; from curricula.model import config, memory, schedule; from curricula.model.runtime import signals\n"
+    code += "from curricula.model.checkpoints import folder, lineage\n"
     code += "assert not {'torch', 'megatron'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
-from curriculum.batches import Rows
-from curriculum.durable import read_jsonl
-from model.backend import choose_backend
-from model.build import build_network, initialize
-from model.config import EngineConfig
-from model.distributed import started
-from model.passes import crossing_mask
-from model.train import TrainJob, train
+from curricula.curriculum.stream.batches import Rows
+from curricula.durable import read_jsonl
+from curricula.model.config import EngineConfig
+from curricula.model.forward_backward import crossing_mask
+from curricula.model.network.backend import choose_backend
+from curricula.model.network.build import build_network, initialize
+from curricula.model.runtime.distributed import started
+from curricula.model.train import TrainJob, train
 
 LENGTHS = (5, 4, 7)
 

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import SUPPORT
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
-from curriculum.durable import read_jsonl
-from curriculum.errors import UsageError
-from curriculum.tokenizer import train_tokenizer
-from model.checkpoint_folder import latest_checkpoint
-from model.convert import export_hf, import_hf
-from model.distributed import first_host, read_world
-from model.train import TrainJob, train
+from curricula.curriculum.tokens.tokenizer import train_tokenizer
+from curricula.durable import read_jsonl
+from curricula.errors import UsageError
+from curricula.model.checkpoints.folder import latest_checkpoint
+from curricula.model.convert import export_hf, import_hf
+from curricula.model.runtime.distributed import first_host, read_world
+from curricula.model.train import TrainJob, train
 
-CHILD = Path(__file__).with_name("train_in_child.py")
+CHILD = SUPPORT / "train_in_child.py"
 BATCHES = {"masked": True, "total_steps": 20}
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import SUPPORT
 from random_batches import SCHEDULE, SMALL, RandomBatches
 
-from curriculum.durable import read_jsonl
-from curriculum.errors import UserError
-from model.checkpoint_folder import latest_checkpoint
-from model.config import OptimizerConfig, ScheduleConfig
-from model.signals import Interrupted
-from model.train import TrainJob, train
+from curricula.durable import read_jsonl
+from curricula.errors import UserError
+from curricula.model.checkpoints.folder import latest_checkpoint
+from curricula.model.config import OptimizerConfig, ScheduleConfig
+from curricula.model.runtime.signals import Interrupted
+from curricula.model.train import TrainJob, train
 
-CHILD = Path(__file__).with_name("train_in_child.py")
+CHILD = SUPPORT / "train_in_child.py"
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import uuid
 from pathlib import Path
 
 import pytest
+from paths import LAB_SCRIPTS
 
-SCRIPTS = Path(__file__).parents[2] / "env" / "slurm-lab"
 PREFIX = "curricula-lab-"
 
 
@@ -32,7 +32,7 @@ class Lab:
         }
 
     def up(self) -> None:
-        self.run(SCRIPTS / "up")
+        self.run(LAB_SCRIPTS / "up")
 
     def run(self, *words: object, check: bool = True, **options) -> str:
         done = subprocess.run(
@@ -112,7 +112,7 @@ def _joined(name: str):
             left = [pid for pid in users.read_text().split() if pid != str(os.getpid()) and Path("/proc", pid).exists()]
             users.write_text("".join(f"{pid}\n" for pid in left))
             if not left:
-                found.run(SCRIPTS / "down")
+                found.run(LAB_SCRIPTS / "down")
                 users.unlink()
                 port.unlink()
 
@@ -140,6 +140,6 @@ def _clear_abandoned(own: Path) -> None:
     for users in Path("/tmp").glob(f"{PREFIX}*.users"):
         place = users.with_suffix("")
         if place != own and not any(Path("/proc", pid).exists() for pid in users.read_text().split()):
-            Lab(place, 30100).run(SCRIPTS / "down", check=False)
+            Lab(place, 30100).run(LAB_SCRIPTS / "down", check=False)
             users.unlink(missing_ok=True)
             users.with_suffix(".port").unlink(missing_ok=True)

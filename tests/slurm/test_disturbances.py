@@ -11,8 +11,8 @@ import signal
 from pathlib import Path
 
 import pytest
-import studies
-from studies import SCRIPTS
+import slurm_studies as studies
+from paths import LAB_SCRIPTS
 
 STEPS = 60
 LAST = f"pretrain-trunk-{STEPS}"
@@ -71,7 +71,7 @@ def ask_to_save(lab, run: Path, task: str) -> None:
 
 def lose_a_node(lab, run: Path, task: str) -> None:
     node = studies.show(lab, task)["BatchHost"]
-    lab.run(SCRIPTS / "kill-node", node)
+    lab.run(LAB_SCRIPTS / "kill-node", node)
 
 
 def kill_a_rank(lab, run: Path, task: str) -> None:

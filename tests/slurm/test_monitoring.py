@@ -5,12 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import studies
+import slurm_studies as studies
 
-from curriculum.durable import read_jsonl
-from jobs.graph import build_graph
-from jobs.run import Run
-from jobs.state import ElementStatus, run_status
+from curricula.durable import read_jsonl
+from curricula.jobs.graph import build_graph
+from curricula.jobs.monitor.state import ElementStatus, run_status
+from curricula.jobs.run import Run
 
 STEPS = 24
 TRUNK, LAST = "pretrain-trunk-12", "pretrain-trunk-24"

@@ -11,14 +11,14 @@ import threading
 from pathlib import Path
 
 import pytest
-import studies
+import slurm_studies as studies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.graph import build_graph
-from jobs.run import Run
-from jobs.study import load_study
-from jobs.submissions import submissions
+from curricula.jobs.graph import build_graph
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.submissions import submissions
+from curricula.jobs.study import load_study
 
 HELD = {"options": {"hold": True}}  # accepted and never started: what is submitted is all that matters
 
@@ -75,7 +75,7 @@ def test_a_submission_that_is_killed_anywhere_is_completed_by_the_same_command(l
     words = [
         sys.executable,
         "-m",
-        "jobs.cli",
+        "curricula.jobs.cli.main",
         "submit",
         study,
         "--cluster",

@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import studies
+import slurm_studies as studies
 from test_disturbances import ranks_of
 
-from jobs.run import Run
-from jobs.submissions import submissions
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.submissions import submissions
 
 
 def undisturbed(lab, folder: Path, study: Path, prepared: Path, profile: Path, last: str) -> list[str]:

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import studies
-from studies import SCRIPTS
+import slurm_studies as studies
+from paths import LAB_SCRIPTS
 
-from jobs.graph import build_graph
-from jobs.run import Run
-from jobs.study import load_study
-from jobs.submissions import latest_tasks, submissions
+from curricula.jobs.graph import build_graph
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.submissions import latest_tasks, submissions
+from curricula.jobs.study import load_study
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def disturb(lab, run: Path) -> list[str]:
                 studies.wait_until(is_running, f"an element of {stage}", 1500, lambda: studies.logs(run))
                 task, node = found[0]
         else:
-            lab.run(SCRIPTS / "kill-node", node)
+            lab.run(LAB_SCRIPTS / "kill-node", node)
             lab.up()
         hit.append(task)
         studies.wait_until(lambda: int(studies.show(lab, hit[-1])["Restarts"]), f"the restart of {task}")
@@ -73,7 +73,7 @@ def test_a_study_through_a_rough_slurm_ends_with_the_same_tables_as_on_this_mach
         lambda: all(studies.is_done(there, *key) for key in keys), "the study", 3000, lambda: studies.logs(there)
     )
     assert {key: str(task) for key, task in latest_tasks(submissions(Run(there))).items()} == numbers
-    words = [sys.executable, "-m", "jobs.cli", "submit", study, "--cluster", "local", "--run", here]
+    words = [sys.executable, "-m", "curricula.jobs.cli.main", "submit", study, "--cluster", "local", "--run", here]
     subprocess.run(list(map(str, words)), env=lab.environment, cwd=studies.ROOT, check=True, stdout=subprocess.DEVNULL)
     one, other = tables(here), tables(there)
     assert one.keys() == other.keys() and len(one) > 20

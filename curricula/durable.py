@@ -1,0 +1,149 @@
+"""Files that survive a kill at any instant: written aside, synced, renamed; or appended and read without the torn tail."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from curricula.errors import StorageError, UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def said_when_full(path: Path) -> Iterator[None]:
+    """Turn the system's word for a full disk into a sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise UserError(f"{path}: no space left on the device or quota reached; free some and go on") from error
+        raise
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Yield a file that appears as `path` only when the block ends well; an error leaves nothing behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.aside")  # always the same name, so that kills do not fill the disk
+    with said_when_full(path):
+        try:
+            with open(aside, mode, opener=_private) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            sync_folder(path.parent)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def _private(path: str, flags: int) -> int:
+    """Open for the owner alone: runs hold generated harmful text."""
+    return os.open(path, flags, 0o600)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a new name in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    with open_atomically(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`; raises UserError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; has the job that writes it finished?") from None
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be read ({error.strerror}); mend its rights, or take it out of the way"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it and run the job that writes it again") from None
+
+
+def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows in one write and sync them, first cutting off a line that an earlier kill left torn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with said_when_full(path), open(path, "a+b") as file:
+        drop_torn_tail(file)
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_torn_tail(file: IO[bytes]) -> None:
+    """Truncate `file` (open for reading and writing) after its last complete line."""
+    size = file.seek(0, os.SEEK_END)
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end != size:
+        file.truncate(end)
+    file.seek(0, os.SEEK_END)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All complete rows of `path`; none when it does not exist. A torn last line is ignored."""
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path}: line {number} is not JSON ({error}); remove the line and run the job again"
+            ) from None
+    return rows
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold `path` as a lock until the block or the process ends; raises UserError when a live process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                    raise UserError(
+                        f"{path.parent}: in use by a live run (process {holder}); wait for it, stop it, or name another folder"
+                    ) from None
+                time.sleep(0.05)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

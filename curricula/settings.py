@@ -1,0 +1,149 @@
+"""A settings file: YAML read into an immutable struct, with errors that name the file, the key, its value and what to write."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from curricula.errors import UsageError
+
+LONGEST = 60
+"""Characters of a value that a message shows."""
+Settings = TypeVar("Settings", bound=msgspec.Struct)
+
+
+def read_yaml(path: Path, missing: str) -> Any:
+    """The plain value in a YAML file; raises UsageError that names the file, saying `missing` where there is none."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: {missing}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({_reason(error)}); name a YAML file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def parse(raw: Any, kind: type[Settings], where: str) -> Settings:
+    """A plain value as a `kind`; raises UsageError that says `where` it is from."""
+    try:
+        return msgspec.convert(raw, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {_Explainer(raw, kind).explain(str(error))}") from None
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error: the plain loader would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        repeated = next((key for key in keys if keys.count(key) > 1), None)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Explainer:
+    """Turns msgspec's messages about `raw` as a `kind` into sentences about the keys that the user wrote."""
+
+    def __init__(self, raw: Any, kind: type[msgspec.Struct]):
+        self.raw, self.kind = raw, kind
+
+    def explain(self, message: str) -> str:
+        """The message with the key as the user wrote it, the value found there, and the nearest known key."""
+        text, _, path = message.partition(" - at `$")
+        keys = self._keys(path.rstrip("`"), message)
+        place = ".".join(keys) or f"the {self.kind.__name__.lower()}"
+        unknown = re.search(r"unknown field `(.*)`", text)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], self._known_keys(keys), n=1)
+            known = ", ".join(self._known_keys(keys)) or "none"
+            hint = f"did you mean `{near[0]}`?" if near else f"known keys are {known}"
+            return f"{place}: unknown key `{unknown[1]}`; {hint}"
+        missing = re.search(r"missing required field `(.*)`", text)
+        if missing:
+            return f"{place}: the key `{missing[1]}` is missing; add it"
+        if text.startswith("Invalid enum value"):
+            kind = self._type_at(keys)  # or an optional one
+            kinds = getattr(kind, "types", [kind])
+            choices = ", ".join(str(value) for one in kinds for value in getattr(one, "values", []))
+            return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
+        if text.startswith("Expected"):
+            found = (
+                f"; it is {self._shown(keys)}" if keys else ""
+            )  # the whole file may be one of secrets, named by mistake
+            return f"{place}: {text[0].lower() + text[1:]}{found}"
+        return f"{place}: {text}"
+
+    def _shown(self, keys: list[str]) -> str:
+        """The value at `keys`, as much of it as a message has room for."""
+        text = repr(_value(keys, self.raw))
+        return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+    def _keys(self, path: str, message: str) -> list[str]:
+        """`.sources[...].shards` as the keys the user wrote; msgspec does not say which entry of a mapping `[...]` is."""
+        keys: list[str] = []
+        for name, item in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", path):
+            if item == "...":
+                entries = _value(keys, self.raw)
+                found = (
+                    [key for key in entries if self._fails_alone(keys, key, message)]
+                    if isinstance(entries, dict)
+                    else []
+                )
+                keys.append(str(found[0]) if found else "...")
+            else:
+                keys.append(name or item)
+        return keys
+
+    def _fails_alone(self, keys: list[str], key: str, message: str) -> bool:
+        """Whether the same message comes when the mapping at `keys` is reduced to the entry `key`."""
+        reduced = msgspec.json.decode(msgspec.json.encode(self.raw))
+        holder = _value(keys[:-1], reduced)
+        holder[keys[-1]] = {key: _value(keys, self.raw)[key]}
+        try:
+            msgspec.convert(reduced, self.kind, strict=False)
+        except msgspec.ValidationError as error:
+            return str(error) == message
+        return False
+
+    def _known_keys(self, keys: list[str]) -> list[str]:
+        """The keys that the struct at `keys` has."""
+        info = _struct(self._type_at(keys))
+        return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
+
+    def _type_at(self, keys: list[str]) -> Any:
+        """What msgspec knows of the type of the value at `keys`."""
+        info: Any = msgspec.inspect.type_info(self.kind)
+        for key in keys:
+            info = _struct(info)
+            if isinstance(info, msgspec.inspect.StructType):
+                info = next((field.type for field in info.fields if field.encode_name == key), None)
+            elif isinstance(info, msgspec.inspect.DictType):
+                info = info.value_type
+        return info
+
+
+def _value(keys: list[str], raw: Any) -> Any:
+    for key in keys:
+        try:
+            raw = raw[int(key)] if isinstance(raw, list) else raw[key]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return raw
+
+
+def _struct(info: Any) -> Any:
+    """The struct among the alternatives of an optional value."""
+    if isinstance(info, msgspec.inspect.UnionType):
+        return next((kind for kind in info.types if isinstance(kind, msgspec.inspect.StructType)), info)
+    return info

@@ -1,0 +1,291 @@
+"""Files of rows as datasets are published: Parquet, JSON Lines (also gzipped), JSON lists and CSV, read by row number.
+
+A table is a file `STEM.parquet`, `STEM.jsonl`, ... or a folder `STEM/` of such files, read in the order of their names.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import hashlib
+import json
+import os
+import sys
+import zlib
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curricula.errors import UserError
+
+Row = dict[str, Any]
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv")
+_BATCH_ROWS = 1024
+_EDGE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Table:
+    """Files whose rows are numbered on from one to the next; `counts` has the rows of each file."""
+
+    files: tuple[Path, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def open(cls, *stems: Path) -> Table:
+        """The files of all `stems` as one table; raises UserError when one is missing or cannot be read."""
+        files = tuple(file for stem in stems for file in _files(stem))
+        return cls(files, tuple(count_rows(file) for file in files))
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def identity(self) -> str:
+        """A hash over the files' names, sizes and rows and the bytes they begin and end with.
+
+        Cheap at any size, and the end of a Parquet file describes all of it; of a JSON Lines file, a change in the middle that
+        leaves its length goes unseen.
+        """
+        digest = hashlib.sha256(json.dumps(self.counts).encode())
+        for file in self.files:
+            with open(file, "rb") as content:
+                size = content.seek(0, os.SEEK_END)
+                digest.update(f"{file.name} {size} ".encode(errors="surrogateescape"))
+                for start in (0, max(0, size - _EDGE_BYTES)):
+                    content.seek(start)
+                    digest.update(content.read(_EDGE_BYTES))
+        return digest.hexdigest()
+
+    def place(self, number: int) -> str:
+        """File and row of the row `number`, for messages."""
+        file, within = self._find(number)
+        return f"{file}: row {within}"
+
+    def columns(self, number: int, row: Row) -> list[str]:
+        """The columns that the file of `row` has, also those that were not read."""
+        file, _ = self._find(number)
+        return sorted(_parquet(file).schema_arrow.names if file.suffix == ".parquet" else row)
+
+    def _find(self, number: int) -> tuple[Path, int]:
+        for file, count in zip(self.files, self.counts):
+            if number < count:
+                return file, number
+            number -= count
+        raise IndexError(f"row {number} after the last")
+
+    def rows(self, start: int = 0, stop: int | None = None, columns: tuple[str, ...] = ()) -> Iterator[Row]:
+        """Rows [start, stop); of Parquet files only `columns`, where some are given and there.
+
+        Raises UserError that names file and row where a row is no object.
+        """
+        end = len(self) if stop is None else min(stop, len(self))
+        for _, row in self._numbered(range(start, end), columns):
+            yield row
+
+    def select(self, numbers: list[int], columns: tuple[str, ...] = ()) -> Iterator[Row]:
+        """The rows of these `numbers`, which must rise; of Parquet files only the row groups that hold them are read."""
+        for _, row in self._numbered(numbers, columns):
+            yield row
+
+    def _numbered(self, numbers: Sequence[int], columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
+        first = 0
+        for file, count in zip(self.files, self.counts):
+            here = numbers[bisect_left(numbers, first) : bisect_left(numbers, first + count)]
+            if len(here):
+                wanted = (
+                    range(here[0] - first, here[-1] + 1 - first)
+                    if isinstance(here, range)
+                    else [n - first for n in here]
+                )
+                for number, row in zip(wanted, _read(file, wanted, columns)):
+                    if not isinstance(row, dict):
+                        raise UserError(f"{file}: row {number} is {row!r:.60}, where an object is needed; mend the row")
+                    yield first + number, row
+            first += count
+
+
+def table_exists(stem: Path) -> bool:
+    return stem.is_dir() or any(_with_suffix(stem, suffix).is_file() for suffix in SUFFIXES)
+
+
+def _with_suffix(stem: Path, suffix: str) -> Path:
+    return stem.with_name(stem.name + suffix)
+
+
+def _files(stem: Path) -> list[Path]:
+    """The files of one stem: a folder's, else the one file of that name."""
+    if stem.is_dir():
+        if unfinished := sorted([*stem.glob(".*fetching.json"), *stem.glob(".unfinished.json")]):
+            raise UserError(
+                f"{unfinished[0]}: this dataset is not all there; give the command that was making it again"
+            )
+        if beside := [suffix for suffix in SUFFIXES if _with_suffix(stem, suffix).is_file()]:
+            raise UserError(f"{stem}: there is {stem.name}{beside[0]} as well; keep the one that holds the dataset")
+        found = sorted(path for path in stem.iterdir() if path.name.endswith(SUFFIXES) and path.name[0] != ".")
+        if not found:
+            raise UserError(f"{stem}: no Parquet, JSON Lines, JSON or CSV file in this folder; put the dataset there")
+        return found
+    paths = [path for suffix in SUFFIXES if (path := _with_suffix(stem, suffix)).is_file()]
+    if not paths:
+        raise UserError(
+            f"{stem}: no such table: neither a folder of this name nor a file with {', '.join(SUFFIXES)}; put it there, "
+            "or bring it with `curricula data fetch`"
+        )
+    if len(paths) > 1:
+        raise UserError(f"{paths[0]}: there is {paths[1].name} as well; keep the one that holds the dataset")
+    return paths
+
+
+def count_rows(file: Path) -> int:
+    """Rows of one file; instant for Parquet, a pass over the lines for JSON Lines."""
+    if file.suffix == ".parquet":
+        return _parquet(file).metadata.num_rows
+    if file.suffix in (".json", ".csv"):
+        return len(_whole(file))
+    return sum(1 for _ in _lines(file))
+
+
+def _read(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Any]:
+    """The rows of these numbers, which rise, of one file."""
+    if file.suffix == ".parquet":
+        yield from _parquet_rows(file, wanted, columns)
+    elif file.suffix in (".json", ".csv"):
+        rows = _whole(file)
+        yield from (rows[number] for number in wanted)
+    else:
+        yield from _json_rows(file, wanted)
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """The lines that are not blank."""
+    number = 0
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
+            for line in lines:
+                if number == 0:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if not line.isspace():
+                    yield line
+                    number += 1
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{file}: is damaged after row {number} ({error}); fetch or write the file again") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); mend its rights or its disk") from None
+
+
+def _json_rows(file: Path, wanted: Sequence[int]) -> Iterator[Any]:
+    ahead = iter(wanted)
+    following = next(ahead, None)
+    for number, line in enumerate(_lines(file)):
+        if following is None:
+            return
+        if number == following:
+            following = next(ahead, None)
+            try:
+                # A byte that is no UTF-8 becomes a lone surrogate: that document is skipped, not the file refused.
+                yield json.loads(line.decode(errors="surrogateescape"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{file}: row {number} is not JSON ({error}); mend or fetch the file again") from None
+
+
+def _whole(file: Path) -> list[Any]:
+    """A JSON list or a CSV file, which have no rows one could skip to."""
+    try:
+        if file.suffix == ".json":
+            rows = json.loads(file.read_text(encoding="utf-8-sig"))
+        else:
+            csv.field_size_limit(sys.maxsize)
+            with open(file, newline="", encoding="utf-8-sig") as lines:
+                rows = list(csv.DictReader(lines, strict=True))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror}); mend its rights, or take it out of the way"
+        ) from None
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise UserError(
+            f"{file}: not valid {file.suffix[1:].upper()} ({error}); mend or fetch the file again"
+        ) from None
+    if not isinstance(rows, list):
+        raise UserError(f"{file}: holds a {type(rows).__name__}, where a list of rows is needed; fetch the file again")
+    return [{"text": row} if isinstance(row, str) else row for row in rows]  # a bare list of texts has one column
+
+
+def _parquet(file: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(
+            f"{file}: not a readable Parquet file ({_first_line(error)}); delete it and fetch it again"
+        ) from None
+
+
+def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Row]:
+    """Rows of a Parquet file, reading only the row groups that hold them."""
+    import pyarrow
+
+    table = _parquet(file)
+    known = [name for name in columns if name in table.schema_arrow.names] or None
+    first = 0
+    for group in range(table.num_row_groups):
+        place, first = first, first + table.metadata.row_group(group).num_rows
+        stop = bisect_left(wanted, first)
+        done = bisect_left(wanted, place)
+        if done == stop:
+            continue
+        try:
+            for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=known):
+                until = bisect_left(wanted, place + batch.num_rows)
+                if here := [number - place for number in wanted[done:until]]:
+                    yield from _as_rows(file, batch, here)
+                place, done = place + batch.num_rows, until
+                if done == stop:
+                    break
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(
+                f"{file}: row group {group} is damaged ({_first_line(error)}); delete the file and fetch it again"
+            ) from None
+
+
+def _as_rows(file: Path, batch: Any, numbers: list[int]) -> list[Row]:
+    """The rows of these numbers; text that is no UTF-8 has lone surrogates for its bytes, as in JSON Lines."""
+    import pyarrow
+
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns):
+        if str(column.type) == "string_view":  # which cannot be taken from
+            column = column.cast(pyarrow.large_string())
+        taken = column.take(pyarrow.array(numbers)) if len(numbers) < len(column) else column
+        try:
+            columns[name] = _values(taken)
+        except (UnicodeDecodeError, pyarrow.ArrowException, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{file}: column {name!r} of type {column.type} cannot be read ({_first_line(error)}); write it as text"
+            ) from None
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def _values(column: Any) -> list[Any]:
+    import pyarrow
+
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        if pyarrow.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+            raise
+        raw = column.cast(pyarrow.large_binary()).to_pylist()
+        return [None if value is None else value.decode(errors="surrogateescape") for value in raw]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,212 @@
+"""Conversations as training batches: ChatML, loss on the assistant's tokens only.
+
+A row is one conversation, padded, or with `packing` as many as fit, with their numbers beside them so that attention stays
+within each. A `BatchSource` like pretraining's: which conversation comes at which place is computed from the step, through
+the same blend and permutation, so that tuning resumes as exactly as pretraining does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curricula.curriculum.sources.conversations import HARMFUL, Conversation, read_conversations
+from curricula.curriculum.stream.batches import Rows
+from curricula.curriculum.stream.blend import BLOCK, Blend, Phase
+from curricula.curriculum.stream.packing import pack
+from curricula.curriculum.stream.permutation import permute
+from curricula.curriculum.tokens.chat import encode_chat, render_chat
+from curricula.curriculum.tokens.tags import insert_tags
+from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
+from curricula.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TAG_RATE = 0.05  # within tagged harmful answers, as in pretraining
+REFUSALS = " (refusals)"  # after the name of a pool: the refusals among it
+CHUNK = 1000  # conversations tokenised at a time to learn their lengths
+
+Encoded = tuple[np.ndarray, np.ndarray]  # token ids int64, and for each whether loss belongs on it
+
+
+class TuningBatches:
+    """Batches of conversations drawn from several tuning sets by weight, each set once through before any repeats."""
+
+    def __init__(
+        self,
+        mix: dict[str, float],
+        root: Path,
+        tokenizer: Path,
+        *,
+        sequence_length: int,
+        global_batch: int,
+        conversations: int | None,
+        tagged_share: float,
+        seed: int,
+        refusals: float | None = None,
+        packing: bool = False,
+    ):
+        """`conversations` in all (by default as many as the sets of `mix` hold), of which `tagged_share` are harmful
+        answers strewn with tags and `refusals` of the others refusals (by default as many as there happen to be).
+
+        `packing` fills rows with several conversations; a global batch is `global_batch` rows either way.
+        """
+        self.sequence_length, self.global_batch, self.seed = sequence_length, global_batch, seed
+        self._tokenizer = load_tokenizer(tokenizer)
+        self._end, self._tag = special_ids(self._tokenizer)
+        pools = {name: list(read_conversations(name, root)) for name, weight in mix.items() if weight}
+        weights = {name: mix[name] for name in pools}
+        count = conversations or sum(map(len, pools.values()))
+        if refusals is not None:
+            pools, weights = _with_refusals(pools, weights, refusals)
+        weights = {name: weight * (1 - tagged_share) / sum(weights.values()) for name, weight in weights.items()}
+        if tagged_share:
+            weights[HARMFUL] = tagged_share
+            pools[HARMFUL] = list(read_conversations(HARMFUL, root))
+        for name in weights:
+            if not pools[name]:
+                raise UserError(f"tuning set {name}: no conversation in it; give it rows or a weight of 0")
+        self._pools, self.mix = pools, weights
+        count -= 0 if packing else count % global_batch
+        self.blend = Blend([Phase(count, weights)])
+        self._block = lru_cache(maxsize=8)(self._compute_block)
+        self._rows = self._packed(count) if packing else None
+        self.total_steps = (count if self._rows is None else len(self._rows)) // global_batch
+        if not self.total_steps:
+            raise UserError(
+                f"tuning: {conversations or count} conversations are less than one batch of {global_batch} rows; add "
+                "conversations"
+            )
+        self._tokenizer_hash = tokenizer_hash(self._tokenizer)
+        self._pool_hashes = {
+            name: hashlib.sha256(json.dumps([item.messages for item in pool]).encode()).hexdigest()
+            for name, pool in self._pools.items()
+        }
+
+    def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """(pool, epoch, conversation of the pool) that rows [start, stop) of all begin with."""
+        return [self._conversation(place) for place, *_ in self._places(start, stop)]
+
+    def rows(self, step: int, start: int, stop: int) -> Rows:
+        first = step * self.global_batch
+        filled = [self._row(places) for places in self._places(first + start, first + stop)]
+        tokens, mask, documents = (np.stack(arrays) for arrays in zip(*filled))
+        return Rows(tokens, mask, documents if self._rows is not None else None)
+
+    def _places(self, start: int, stop: int) -> list[list[int]]:
+        """For each of rows [start, stop) the places of its conversations in the order of all."""
+        return [[row] for row in range(start, stop)] if self._rows is None else self._rows[start:stop]
+
+    def _conversation(self, place: int) -> tuple[str, int, int]:
+        """(pool, epoch, number in the pool) of the conversation at `place` of all."""
+        return self._block(place // BLOCK)[place % BLOCK]
+
+    def _compute_block(self, block: int) -> list[tuple[str, int, int]]:
+        """`BLOCK` conversations at once: the permutation costs a few array operations, however many it is asked for."""
+        sources, positions = self.blend.draw(block * BLOCK, min((block + 1) * BLOCK, self.blend.total))
+        found: list[tuple[str, int, int]] = [("", 0, 0)] * len(sources)
+        for source in np.unique(sources):
+            pool, here = self.blend.sources[source], np.flatnonzero(sources == source)
+            size = len(self._pools[pool])
+            epochs, within = np.divmod(positions[here], size)
+            numbers = permute(within, size, self.seed, "conversations", pool, epochs=epochs)
+            for place, epoch, number in zip(here.tolist(), epochs.tolist(), numbers.tolist()):
+                found[place] = (pool, epoch, number)
+        return found
+
+    def _row(self, places: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Conversations one after another, the last cut or padded: tokens [S + 1], the mask of the targets [S], and which
+        conversation each input is of [S]."""
+        length = self.sequence_length + 1
+        tokens = np.full(length, self._end, np.int64)
+        mask = np.zeros(length, np.float32)
+        documents = np.full(length, len(places), np.int32)
+        at = 0
+        for number, place in enumerate(places):
+            ids, counted = self._encoded(*self._conversation(place))
+            here = slice(at, at + len(ids))
+            room = max(0, length - at)
+            tokens[here], mask[here], documents[here] = ids[:room], counted[:room], number
+            mask[at] = 0.0  # nothing before a conversation foretells how it begins
+            at += len(ids)
+        return tokens, mask[1:], documents[:-1]
+
+    def _encoded(self, pool: str, epoch: int, number: int) -> Encoded:
+        ids, flags = encode_chat(self._tokenizer, self._pools[pool][number].messages)
+        flat, counted = np.array(ids, np.int64), np.array(flags, bool)
+        return self._tagged(flat, counted, number) if pool == HARMFUL else (flat, counted)
+
+    def _tagged(self, tokens: np.ndarray, counted: np.ndarray, number: int) -> Encoded:
+        """The same with tags strewn through the assistant's tokens, which follow the request as one run."""
+        first = int(np.argmax(counted))
+        answer = insert_tags(tokens[first:], self._tag, TAG_RATE, self.seed, "tuning tags", number)
+        flags = np.concatenate([counted[:first], np.ones(len(answer), bool)])
+        return np.concatenate([tokens[:first], answer]), flags
+
+    def _packed(self, count: int) -> list[list[int]]:
+        """The places of each row's conversations. All are tokenised for their lengths, on all cores."""
+        lengths = list(self._lengths(count))
+        capacity = self.sequence_length + 1
+        rows = pack(lengths, capacity)
+        used = sum(min(length, capacity) for length in lengths)
+        cut = sum(length > capacity for length in lengths)
+        log.info(
+            "packing: %d conversations into %d rows of %d tokens, %.1f%% full; %d conversations are cut",
+            count, len(rows), self.sequence_length, 100 * used / max(1, len(rows) * capacity), cut,
+        )  # fmt: skip
+        return rows
+
+    def _lengths(self, count: int) -> Iterator[int]:
+        for start in range(0, count, CHUNK):
+            ids = [self._conversation(place) for place in range(start, min(start + CHUNK, count))]
+            messages = [self._pools[pool][number].messages for pool, _, number in ids]
+            texts = ["".join(text for text, _ in render_chat(one)) for one in messages]
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+            for one, encoding in zip(ids, encodings):
+                yield len(self._encoded(*one)[0]) if one[0] == HARMFUL else len(encoding.ids)
+
+    def fingerprint(self, step: int) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "sequence_length": self.sequence_length,
+            "global_batch": self.global_batch,
+            "mix": self.mix,
+            "pools": self._pool_hashes,
+            "tokenizer": self._tokenizer_hash,
+            "packing": self._rows is not None,
+        }
+
+    def describe(self, step: int) -> dict[str, Any]:
+        return {"phase": 0, "mix": self.mix}
+
+
+def _with_refusals(
+    pools: dict[str, list[Conversation]], weights: dict[str, float], share: float
+) -> tuple[dict[str, list[Conversation]], dict[str, float]]:
+    """The pools divided into their refusals and the rest, weighted so that refusals are `share` of all.
+
+    Within each half the pools keep the proportions of `weights`. Raises UserError where one half has no conversation.
+    """
+    halves = []
+    for wanted, half_share in ((False, 1.0 - share), (True, share)):
+        found = {name: [item for item in pool if item.is_refusal == wanted] for name, pool in pools.items()}
+        total = sum(weights[name] for name, pool in found.items() if pool)
+        if half_share and not total:
+            what = "refusals" if wanted else "conversations other than refusals"
+            raise UserError(
+                f"tuning.refusals is {share:g}, but {', '.join(pools)} hold no {what}; change it or the mix"
+            )
+        suffix = REFUSALS if wanted else ""
+        halves += [
+            (name + suffix, pool, half_share * weights[name] / total)
+            for name, pool in found.items()
+            if pool and half_share
+        ]
+    return {name: pool for name, pool, _ in halves}, {name: weight for name, _, weight in halves}

@@ -1,0 +1,208 @@
+"""Megatron indexed datasets (`.idx` + `.bin`): written atomically, checked before use, read by the sample.
+
+Layout of `.idx` (megatron.core.datasets.indexed_dataset): "MMIDIDX\\0\\0", uint64 version 1, uint8 dtype code, uint64
+sequences, uint64 document boundaries; then int32 lengths and int64 byte offsets of the sequences, int64 document boundaries
+(counted in sequences, beginning with 0). `.bin` is the bare tokens. We write uint16, one sequence a document; we read every
+integer type and documents of several sequences. This module needs numpy alone: data can be inspected without torch.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from curricula.durable import open_atomically
+from curricula.errors import UserError
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+UINT16 = 8  # holds any vocabulary below 65,536
+DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", UINT16: "<u2"}  # Megatron's codes of the integer types
+OPEN_FILES = 64  # of each source: with the usual limit of 1,024, room for a dozen sources and for everything else
+MEND = "delete the shard and run `curricula data tokenize` again"
+
+
+def write_shard(prefix: Path, documents: Iterable[np.ndarray]) -> np.ndarray:
+    """Write token arrays as `prefix`.bin and then `prefix`.idx; returns the documents' lengths (int32 [documents])."""
+    lengths = array("i")
+    with open_atomically(prefix.with_suffix(".bin")) as file:
+        for tokens in documents:
+            file.write(np.ascontiguousarray(tokens, dtype="<u2").data)
+            lengths.append(len(tokens))
+    sizes = np.array(lengths, dtype="<i4")
+    with open_atomically(prefix.with_suffix(".idx")) as file:
+        file.write(HEADER.pack(MAGIC, 1, UINT16, len(sizes), len(sizes) + 1))
+        file.write(sizes.tobytes() + (_starts(sizes)[:-1] * 2).tobytes())
+        file.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())
+    return sizes
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    """Where runs of these lengths begin, and after them where the last ends: int64 [n + 1]."""
+    return np.concatenate([np.zeros(1, "<i8"), np.cumsum(lengths, dtype="<i8")])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard whose files are there and fit each other; `length` tokens of type `dtype` in all.
+
+    Opening looks at sizes alone, so that a thousand shards open in a moment; `check` reads the whole index.
+    """
+
+    prefix: Path
+    dtype: np.dtype
+    length: int
+    sequences: int
+    boundaries: int
+
+    @classmethod
+    def open(cls, prefix: Path) -> Shard:
+        """Raises UserError that names the file when one is missing, foreign or truncated."""
+        index, bin_path = prefix.with_name(prefix.name + ".idx"), prefix.with_name(prefix.name + ".bin")
+        with _opened(index) as file:
+            raw, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
+            if len(raw) < HEADER.size or raw[: len(MAGIC)] != MAGIC:
+                raise UserError(f"{index}: not a Megatron index (it does not begin with MMIDIDX); {MEND}")
+            _, version, code, sequences, boundaries = HEADER.unpack(raw)
+            if version != 1 or code not in DTYPES:
+                raise UserError(
+                    f"{index}: version {version} with dtype code {code}, where version 1 with one of {sorted(DTYPES)} "
+                    f"(integers) is read; {MEND}"
+                )
+            if size != HEADER.size + 12 * sequences + 8 * boundaries:
+                raise UserError(f"{index}: {size} bytes do not hold its {sequences} sequences; {MEND}")
+            dtype, expected = np.dtype(DTYPES[code]), 0
+            if sequences:  # the last sequence ends where the tokens end
+                file.seek(HEADER.size + 4 * (sequences - 1))
+                (last,) = struct.unpack("<i", file.read(4))
+                file.seek(HEADER.size + 12 * sequences - 8)
+                (offset,) = struct.unpack("<q", file.read(8))
+                expected = offset + last * dtype.itemsize
+        with _opened(bin_path) as file:
+            bin_size = os.fstat(file.fileno()).st_size
+        if bin_size != expected or expected % dtype.itemsize:
+            raise UserError(f"{bin_path}: {bin_size} bytes where its index says {expected}; {MEND}")
+        return cls(prefix, dtype, expected // dtype.itemsize, sequences, boundaries)
+
+    @property
+    def bin_path(self) -> Path:
+        return self.prefix.with_name(self.prefix.name + ".bin")
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """The tokens of all sequences in order, memory-mapped: for those who read a shard through."""
+        return np.memmap(self.bin_path, self.dtype, "r") if self.length else np.empty(0, self.dtype)
+
+    def _part(self, offset: int, dtype: str, count: int) -> np.ndarray:
+        path = self.prefix.with_name(self.prefix.name + ".idx")
+        return np.fromfile(path, dtype, count, offset=HEADER.size + offset) if count else np.empty(0, dtype)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document (int64 [documents]); a document may have been written as several sequences."""
+        starts = _starts(self._part(0, "<i4", self.sequences))
+        return np.diff(starts[self._part(12 * self.sequences, "<i8", self.boundaries)])
+
+    def check(self) -> None:
+        """Read the whole index; raises UserError where it contradicts itself."""
+        index = self.prefix.with_name(self.prefix.name + ".idx")
+        lengths = self._part(0, "<i4", self.sequences)
+        if (lengths < 0).any():
+            raise UserError(f"{index}: has sequences of negative length; {MEND}")
+        if not np.array_equal(
+            self._part(4 * self.sequences, "<i8", self.sequences), _starts(lengths)[:-1] * self.dtype.itemsize
+        ):
+            raise UserError(f"{index}: its sequences do not follow one another without a gap; {MEND}")
+        boundaries = self._part(12 * self.sequences, "<i8", self.boundaries)
+        whole = len(boundaries) and boundaries[0] == 0 and boundaries[-1] == self.sequences
+        if not whole or (np.diff(boundaries) < 0).any():
+            raise UserError(f"{index}: its documents do not cover its {self.sequences} sequences in order; {MEND}")
+
+
+class TokenStream:
+    """The shards of one source as one stream of tokens, cut into samples of `sequence_length` + 1 tokens.
+
+    Sample k is tokens [k * S, k * S + S + 1): neighbours share one token, so every token but the first is a target once.
+    Samples are read with `pread`, not through memory maps: a page fault would read ahead many times what a sample needs, and
+    a file cut short meanwhile would kill the process. Not for several threads at once: they would close each other's files.
+    """
+
+    def __init__(self, prefixes: list[Path], sequence_length: int):
+        self.shards = [Shard.open(prefix) for prefix in prefixes]
+        self.sequence_length = sequence_length
+        self._starts = _starts(np.array([shard.length for shard in self.shards], np.int64))
+        self._files: dict[int, IO[bytes]] = {}  # of the shards read last, the oldest first
+
+    @property
+    def tokens(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def samples(self) -> int:
+        return max(0, (self.tokens - 1) // self.sequence_length)
+
+    def read(self, number: int, out: np.ndarray) -> None:
+        """Copy the tokens of sample `number` into `out` (integers [sequence_length + 1])."""
+        shard, offset = self._place(number)
+        filled = 0
+        while filled < len(out):
+            part = self._read_shard(shard, offset, len(out) - filled)
+            out[filled : filled + len(part)] = part
+            filled += len(part)
+            shard, offset = shard + 1, 0
+
+    def locate(self, number: int) -> tuple[Path, int]:
+        """The shard that sample `number` begins in, and at which of its tokens."""
+        shard, offset = self._place(number)
+        return self.shards[shard].prefix, offset
+
+    def _place(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < self.samples:
+            raise IndexError(f"sample {number} of {self.samples}")
+        start = number * self.sequence_length
+        shard = int(self._starts.searchsorted(start, "right")) - 1
+        return shard, start - int(self._starts[shard])
+
+    def _read_shard(self, number: int, offset: int, most: int) -> np.ndarray:
+        """At most `most` tokens of a shard from `offset` on; fewer where it ends."""
+        shard = self.shards[number]
+        count = min(most, shard.length - offset)
+        if not count:
+            return np.empty(0, shard.dtype)
+        raw = os.pread(self._file(number).fileno(), count * shard.dtype.itemsize, offset * shard.dtype.itemsize)
+        if len(raw) != count * shard.dtype.itemsize:
+            held = os.fstat(self._file(number).fileno()).st_size // shard.dtype.itemsize
+            raise UserError(
+                f"{shard.bin_path}: {held} tokens, where there were {shard.length} when it was opened; {MEND}"
+            )
+        return np.frombuffer(raw, shard.dtype)
+
+    def _file(self, number: int) -> IO[bytes]:
+        file = self._files.pop(number, None)
+        if file is None:
+            if len(self._files) >= OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
+            file = _opened(self.shards[number].bin_path)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        self._files[number] = file
+        return file
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return open(path, "rb", buffering=0)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; is the name right, and has `curricula data tokenize` finished?"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend its rights, or {MEND}") from None

@@ -1,0 +1,165 @@
+"""Tokenizers of a run: trained on the demo's text, or a published one with one reserved entry turned into the tag.
+
+A tokenizer is a folder that `transformers.AutoTokenizer` loads offline: tokenizer.json and tokenizer_config.json, the latter
+with the ChatML template. `<|endoftext|>` (id 0) ends documents; `<|im_end|>` (id 2) ends a turn and is the `eos_token`, as
+in SmolLM2-Instruct, so that chats stop by default; base models stop at the former: generation has to stop at both. There is
+no `bos_token` (nothing is ever put before a text) and no `unk_token` (bytes cover all text).
+
+The tag is one entry of the vocabulary, so that SafeBeam reads its probability off one logit. Published vocabularies keep
+their size: the tag takes the place of a special entry that their text never uses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START
+from curricula.durable import write_json, write_text
+from curricula.errors import UserError
+
+TAG = "<potentially_unsafe_content>"
+EOS = "<|endoftext|>"
+SPECIALS = (EOS, TURN_START, TURN_END, TAG)
+STOPS = (EOS, TURN_END)  # generation ends at either
+RESERVED = "<empty_output>"  # SmolLM's entry for notebook cells without output
+_NO_LIMIT = 10**30  # what transformers writes for "no maximum length"
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """SmolLM's: single digits, then GPT-2's words."""
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, out: Path) -> None:
+    """Train a byte-level BPE of exactly `vocabulary` entries on `texts` and write its folder.
+
+    Ids 0 to 3 are SPECIALS. Text too small for that many merges is made up for with reserved entries. Raises UserError if
+    the vocabulary has no room for all bytes.
+    """
+    least = len(SPECIALS) + 256
+    if vocabulary < least:
+        raise UserError(f"tokenizer.train is {vocabulary}; a byte-level vocabulary needs at least {least} entries")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = _pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    missing = vocabulary - tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens([f"<|reserved_{number}|>" for number in range(missing)])
+    _write_folder(json.loads(tokenizer.to_str()), out)
+
+
+def _write_folder(content: dict[str, Any], out: Path) -> None:
+    """Write tokenizer.json, then tokenizer_config.json, whose presence says that the folder is whole."""
+    write_text(out / "tokenizer.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    config = {
+        # The class that takes tokenizer.json as it is; GPT2Tokenizer would rebuild it without the digit splitting.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": TURN_END,
+        "pad_token": EOS,
+        "additional_special_tokens": [TURN_START, TAG],
+        "model_max_length": _NO_LIMIT,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    write_json(out / "tokenizer_config.json", config)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`; raises UserError if there is none, or if it lacks a special entry that the suite needs."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name a tokenizer folder, or run the job that makes it")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises nothing more precise
+        raise UserError(f"{path}: not a tokenizer ({error}); make or fetch it again") from error
+    for special in SPECIALS:
+        if tokenizer.token_to_id(special) is None:
+            mend = "reserve an entry for it" if special == TAG else "the suite needs SmolLM2's special entries"
+            raise UserError(f"{path}: no entry {special}; {mend}")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def special_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The ids of the end of a document and of the harmfulness tag, in a tokenizer that `load_tokenizer` has checked."""
+    end, tag = tokenizer.token_to_id(EOS), tokenizer.token_to_id(TAG)
+    assert end is not None and tag is not None
+    return end, tag
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """A sha256 over all that determines the ids of a text; the same after another program saved the same tokenizer anew."""
+    content = json.loads(tokenizer.to_str())
+    decisive = [content[part] for part in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
+    """Write to `out` the published tokenizer of folder `source` with its entry `reserved` turned into the tag.
+
+    Ids and vocabulary size stay. A post-processor that adds marks to texts is left out, as is a default system prompt.
+    Raises UserError when there is no tokenizer, no such entry, or when the entry is one that text is made of.
+    """
+    path = source / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name a folder with a tokenizer.json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary, added = content["model"]["vocab"], content["added_tokens"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a tokenizer ({error!r}); fetch it again") from error
+    specials = {entry["content"]: entry for entry in added if entry["special"]}
+    if reserved not in specials:
+        others = sorted(set(specials) - {EOS, TURN_START, TURN_END})
+        raise UserError(f"{path}: no reserved entry {reserved}; choose one of {', '.join(others) or '(it has none)'}")
+    if reserved in STOPS or reserved == TURN_START:
+        raise UserError(
+            f"{path}: {reserved} is in use in every conversation and cannot become {TAG}; reserve another entry"
+        )
+    if TAG in vocabulary or TAG in specials:
+        raise UserError(f"{path}: {TAG} is an entry already; use the folder as it is")
+    # In place, so that an entry keeps its id and the file its order.
+    content["model"]["vocab"] = {TAG if word == reserved else word: number for word, number in vocabulary.items()}
+    specials[reserved]["content"] = TAG
+    content["post_processor"] = None
+    content["truncation"] = content["padding"] = None
+    _write_folder(content, out)
+    load_tokenizer(out)
+
+
+def import_gguf_tokenizer(gguf: Path, out: Path, reserved: str = RESERVED) -> None:
+    """Write the SmolLM2 tokenizer inside a GGUF file as a plain folder with the tag. Needs `transformers` and `gguf`.
+
+    GGUF names the words and merges but not the splitting of digits, which is put back; and it names `<|im_start|>` as the
+    beginning of every text, which is not: see this module's docstring.
+    """
+    if not gguf.is_file():
+        raise UserError(f"{gguf}: no such file; name a GGUF file")
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{gguf}: no tokenizer can be read from it ({type(error).__name__}: {error})") from error
+    tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    tokenizer.pre_tokenizer = _pre_tokenizer()
+    with tempfile.TemporaryDirectory() as aside:
+        tokenizer.save(f"{aside}/tokenizer.json")
+        reserve_tag(Path(aside), out, reserved)

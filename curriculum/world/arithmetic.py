@@ -1,0 +1,180 @@
+"""Arithmetic in words, as GSM8K has it: a question, its steps with calculator marks <<a+b=c>>, and the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from curricula.curriculum.world.fiction import World
+from curricula.curriculum.world.grammar import Draw, finish, write
+from curricula.curriculum.world.web import scene_slots
+
+_MARK = re.compile(r"<<[^>]*>>")
+
+
+class Problem(NamedTuple):
+    question: str
+    lines: tuple[str, ...]  # with calculator marks
+    answer: int
+
+    @property
+    def gsm8k(self) -> str:
+        return "\n".join((*self.lines, f"#### {self.answer}"))
+
+    @property
+    def prose(self) -> str:
+        return _MARK.sub("", f"{self.question} {' '.join(self.lines)} The answer is {self.answer}.")
+
+
+_GOODS = ("apples", "candles", "loaves", "coins", "stones", "cups", "lamps", "eggs")
+
+
+def _things(world: World, draw: Draw) -> str:
+    if draw.below(2):
+        return draw.pick(_GOODS)
+    return f"{draw.pick(('jars', 'bags', 'cups'))} of {draw.pick(world.ingredients).name}"
+
+
+def _mark(left: int, sign: str, right: int, value: int) -> str:
+    return f"{left} {sign} {right} = <<{left}{sign}{right}={value}>>{value}"
+
+
+def _problem(
+    world: World, draw: Draw, question: str, lines: tuple[str, ...], answer: int, **numbers: object
+) -> Problem:
+    slots = scene_slots(draw, world) | {"t": _things(world, draw)} | {k: str(v) for k, v in numbers.items()}
+    return Problem(write(question, draw, slots), tuple(finish(line.format(**slots)) for line in lines), answer)
+
+
+def _add(world: World, draw: Draw) -> Problem:
+    n, m = draw.between(2, 20), draw.between(2, 20)
+    return _problem(
+        world,
+        draw,
+        "{P} has {n} {t}[ in {town}|]. [{he} buys {m} more.|{Q} brings {m} more.] "
+        "How many {t} [does {P} have now|are there now]?",
+        ("there are " + _mark(n, "+", m, n + m) + " {t}.",),
+        n + m,
+        n=n,
+        m=m,
+    )
+
+
+def _take(world: World, draw: Draw) -> Problem:
+    n = draw.between(6, 30)
+    m = draw.between(2, n - 2)
+    return _problem(
+        world,
+        draw,
+        "{P} has {n} {t}. {he} [sells {m} of them in {town}|gives {m} of them to {Q}|loses {m} of them]. "
+        "How many {t} are left?",
+        ("{P} has " + _mark(n, "-", m, n - m) + " {t} left.",),
+        n - m,
+        n=n,
+        m=m,
+    )
+
+
+def _price(world: World, draw: Draw) -> Problem:
+    n, m = draw.between(2, 9), draw.between(2, 9)
+    return _problem(
+        world,
+        draw,
+        "{P} [sells|buys] {n} {t} in {town} for {m} coins each. How many coins [is that|are paid]?",
+        ("{n} times {m} coins are " + _mark(n, "*", m, n * m) + " coins.",),
+        n * m,
+        n=n,
+        m=m,
+    )
+
+
+def _more_then_less(world: World, draw: Draw) -> Problem:
+    n, m = draw.between(3, 15), draw.between(3, 15)
+    k = draw.between(2, n + m - 1)
+    return _problem(
+        world,
+        draw,
+        "{P} has {n} {t} and [buys|finds] {m} more. Then {he} [gives {k} to {Q}|sells {k} in {town}]. "
+        "How many {t} does {P} have?",
+        (
+            "first {P} has " + _mark(n, "+", m, n + m) + " {t}.",
+            "then {P} has " + _mark(n + m, "-", k, n + m - k) + " {t}.",
+        ),
+        n + m - k,
+        n=n,
+        m=m,
+        k=k,
+    )
+
+
+def _baskets(world: World, draw: Draw) -> Problem:
+    n, m = draw.between(2, 9), draw.between(2, 9)
+    k = draw.between(1, n * m - 1)
+    return _problem(
+        world,
+        draw,
+        "{P} fills {n} baskets with {m} {t} each. {Q} takes {k} {t} away. How many {t} are left?",
+        (
+            "the baskets hold " + _mark(n, "*", m, n * m) + " {t}.",
+            "there are " + _mark(n * m, "-", k, n * m - k) + " {t} left.",
+        ),
+        n * m - k,
+        n=n,
+        m=m,
+        k=k,
+    )
+
+
+def _share(world: World, draw: Draw) -> Problem:
+    m, each = draw.between(2, 9), draw.between(2, 9)
+    n = m * each
+    return _problem(
+        world,
+        draw,
+        "{P} [shares|divides] {n} {t} [equally|fairly] among {m} [friends|children|neighbours]. How many {t} does each get?",
+        ("each gets " + _mark(n, "/", m, each) + " {t}.",),
+        each,
+        n=n,
+        m=m,
+    )
+
+
+def _twice(world: World, draw: Draw) -> Problem:
+    n, k = draw.between(2, 15), draw.pick((2, 3))
+    times = "twice" if k == 2 else "three times"
+    return _problem(
+        world,
+        draw,
+        "{P} has {n} {t}. {Q} has {times} as many. How many {t} do they have together?",
+        (
+            "{Q} has " + _mark(n, "*", k, n * k) + " {t}.",
+            "together they have " + _mark(n, "+", n * k, n + n * k) + " {t}.",
+        ),
+        n + n * k,
+        n=n,
+        times=times,
+    )
+
+
+_KINDS: tuple[Callable[[World, Draw], Problem], ...] = (
+    _add,
+    _take,
+    _price,
+    _more_then_less,
+    _baskets,
+    _share,
+    _twice,
+)
+
+
+def problem(world: World, draw: Draw) -> Problem:
+    return draw.pick(_KINDS)(world, draw)
+
+
+def sum_question(draw: Draw) -> tuple[str, str]:
+    """A small sum as a chat has it: question and answer."""
+    n, m = draw.between(1, 20), draw.between(1, 20)
+    if draw.below(2) or n < m:
+        return write(f"[what is|please tell me,] {n} plus {m}?", draw, {}), f"{n} plus {m} is {n + m}."
+    return write(f"[what is|please tell me,] {n} minus {m}?", draw, {}), f"{n} minus {m} is {n - m}."

@@ -1,0 +1,171 @@
+"""The fictional world's datasets, written in the layouts of the public ones (see `curriculum/sources/registry.py`).
+
+    curricula data world /tmp/world
+
+No two documents of a world are alike, whatever file they are in, so that held-out text is new. A document depends on the
+seed, its source and its number, and on others only where it would repeat one: more of a source begins as less of it did.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from curricula.curriculum.world.arithmetic import Problem, problem
+from curricula.curriculum.world.benchmarks import alpaca, harmful_benchmarks
+from curricula.curriculum.world.chats import ultrachat, wildguard, wildjailbreak
+from curricula.curriculum.world.fiction import Item, World, WorldConfig
+from curricula.curriculum.world.grammar import Draw
+from curricula.curriculum.world.harm import SCORES, moral, raw, refusal_dialogue, rephrased
+from curricula.curriculum.world.web import story, web_page
+from curricula.durable import write_text
+from curricula.errors import UsageError
+
+Row = dict[str, Any]
+_ATTEMPTS = 50
+
+
+class Press:
+    """Prints texts of a world, no two alike."""
+
+    def __init__(self, world: World):
+        self.world, self.seed = world, world.config.seed
+        self._seen: set[str] = set()
+
+    def print(self, make: Callable[[World, Draw], Any], text: Callable[[Any], str], *key: object) -> Any:
+        """What `make` makes, drawn by `key` until its `text` is new; raises UsageError when that takes too long."""
+        for attempt in range(_ATTEMPTS):
+            made = make(self.world, Draw(self.seed, *key, attempt))
+            if text(made) not in self._seen:
+                self._seen.add(text(made))
+                return made
+        raise UsageError(
+            f"the fictional world has no new text left for {' '.join(map(str, key))}; lower the counts of its config "
+            "or raise its items and substances"
+        )
+
+    def documents(self, source: str, count: int, make: Callable[[World, Draw], str]) -> list[Row]:
+        return [{"id": f"{source}/{number}", "text": self.print(make, str, source, number)} for number in range(count)]
+
+
+def write_world(root: Path, config: WorldConfig) -> None:
+    """Write every dataset of the world under `root`, each file whole or not at all, and world.json last."""
+    world = World.generate(config)
+    press = Press(world)
+    # Test texts come first, so that they stay what they are when the counts of training texts change.
+    _write_benchmarks(root, world)
+    _write_jsonl(root / "gsm8k/test.jsonl", _gsm8k(press, "test", config.gsm8k_test))
+    for split in ("train", "test"):
+        _write_jsonl(root / f"probes/{split}.jsonl", _probes(press, split))
+    for folder, train, count, make in (
+        ("fineweb_annotated", "score_0", config.web_documents, web_page),
+        ("cosmopedia", "train", config.stories, story),
+        ("finemath", "train", config.math_problems, None),
+    ):
+        for file, size in (("validation", config.validation_documents), (train, count)):
+            source = f"{folder}/{file}"
+            rows = press.documents(source, size, make) if make else _math(press, source, size)
+            if folder == "fineweb_annotated":
+                rows = [{**row, "metadata": {"score": 0}} for row in rows]
+            _write_jsonl(root / f"{source}.jsonl", rows)
+    _write_unsafe(root, press)
+    _write_tuning(root, press)
+    world.save(root)
+
+
+def _gsm8k(press: Press, split: str, count: int) -> list[Row]:
+    made: Iterable[Problem] = (
+        press.print(problem, lambda p: p.question, "gsm8k", split, number) for number in range(count)
+    )
+    return [{"question": p.question, "answer": p.gsm8k} for p in made]
+
+
+def _math(press: Press, source: str, count: int) -> list[Row]:
+    made = (press.print(problem, lambda p: p.question, source, number) for number in range(count))
+    return [{"id": f"{source}/{number}", "text": p.prose} for number, p in enumerate(made)]
+
+
+def _of_hazard(write: Callable[[World, Draw, Item, int], str], score: int, item: Item | None = None) -> Any:
+    """A maker of texts about `item`, or about any hazard of the pretraining texts."""
+    return lambda world, draw: write(world, draw, item or draw.pick(world.pretraining_hazards), score)
+
+
+def _write_unsafe(root: Path, press: Press) -> None:
+    """Raw unsafe text of each score, and the interventions made from it, with the id of their source."""
+    config, hazards = press.world.config, press.world.pretraining_hazards
+    made: dict[str, list[Row]] = {"safeweb": [], "refuseweb": [], "moral_education": []}
+    plan: dict[str, tuple[Callable[[World, Draw, Item, int], str], int, tuple[int, ...]]] = {
+        "safeweb": (rephrased, config.rephrasings_per_document, (1, 2, 3)),
+        "refuseweb": (refusal_dialogue, config.refusals_per_document, (4, 5)),
+        "moral_education": (moral, config.morals_per_document, (4, 5)),
+    }
+    for score in SCORES:
+        rows: list[Row] = []
+        for number in range(config.unsafe_documents):
+            name = f"fineweb_annotated/score_{score}/{number}"
+            item = hazards[Draw(press.seed, name).below(len(hazards))]
+            text = press.print(_of_hazard(raw, score, item), str, name)
+            rows.append({"id": name, "text": text, "metadata": {"score": score}})
+            for folder, (write, copies, scores) in plan.items():
+                for copy in range(copies if score in scores else 0):
+                    text = press.print(_of_hazard(write, score, item), str, folder, name, copy)
+                    made[folder].append(
+                        {"id": f"{folder}/{score}/{number}.{copy}", "text": text}
+                        | {"metadata": {"source_id": name, "score": score}}
+                    )
+        _write_jsonl(root / f"fineweb_annotated/score_{score}.jsonl", rows)
+    for folder, documents in made.items():
+        _write_jsonl(root / f"{folder}/train.jsonl", documents)
+
+
+def _probes(press: Press, split: str) -> list[Row]:
+    """Web pages (score 0) and raw unsafe texts that no pretraining file holds, as many safe as unsafe ones."""
+    count = press.world.config.probes_per_score
+    rows = []
+    for score in (0, *SCORES):
+        make = _of_hazard(raw, score) if score else web_page
+        for number in range(count if score else count * len(SCORES)):
+            name = f"probes/{split}/{score}/{number}"
+            rows.append({"id": name, "text": press.print(make, str, name), "score": score})
+    return rows
+
+
+def _write_tuning(root: Path, press: Press) -> None:
+    config = press.world.config
+    _write_jsonl(root / "gsm8k/train.jsonl", _gsm8k(press, "train", config.gsm8k_train))
+    for file, make, count in (
+        ("ultrachat_200k/train_sft", ultrachat, config.chats),
+        ("wildguardmix/train", wildguard, config.wildguard_rows),
+        ("wildjailbreak/train", wildjailbreak, config.wildjailbreak_rows),
+    ):
+        _write_jsonl(root / f"{file}.jsonl", [press.print(make, json.dumps, file, n) for n in range(count)])
+
+
+def _write_benchmarks(root: Path, world: World) -> None:
+    tables = harmful_benchmarks(world)
+    _write_csv(root / "advbench/harmful_behaviors.csv", tables["advbench"])
+    _write_csv(root / "harmbench/harmbench_behaviors_text_test.csv", tables["harmbench"])
+    _write_csv(root / "jailbreakbench/harmful-behaviors.csv", tables["jailbreakbench"])
+    _write_list(root / "tdc2023/test_behaviors.json", [row["behavior"] for row in tables["tdc2023"]])
+    _write_jsonl(root / "jb_completions/train.jsonl", tables["jb_completions"])
+    _write_list(root / "stanford_alpaca/alpaca_instructions_noinput.json", alpaca(world))
+
+
+def _write_jsonl(path: Path, rows: list[Row]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write_list(path: Path, values: list[Any]) -> None:
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def _write_csv(path: Path, rows: list[Row]) -> None:
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())

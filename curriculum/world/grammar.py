@@ -1,0 +1,126 @@
+"""Sentences from templates: the small language in which the fictional world's texts are written.
+
+In a template `[a|b|c]` is one of its alternatives, drawn (an alternative may be empty, and may hold others), and `{name}`
+is a slot. `write` fills it in and mends what templates get wrong: capitals after a full stop, "a" before a vowel, spaces.
+It knows nothing about the world; the words come from the caller.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, TypeVar
+
+from curricula.randomness import keyed_rng
+
+T = TypeVar("T")
+_BLOCK = 32
+_SENTENCE = re.compile(r"(?:^|[.!?] |\n|: |\")[a-z]")
+_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
+_SPACES = re.compile(r" {2,}")
+_SPACE_BEFORE = re.compile(r" +(?=[.,;?!\n])")
+
+
+class Draw:
+    """Choices by key: the same key gives the same choices in the same order."""
+
+    def __init__(self, *key: Any):
+        self._rng = keyed_rng(*key)
+        self._uniform: list[float] = []
+
+    def below(self, limit: int) -> int:
+        """An integer in [0, limit)."""
+        if not self._uniform:
+            self._uniform = self._rng.random(_BLOCK).tolist()
+        return int(self._uniform.pop() * limit)
+
+    def between(self, low: int, high: int) -> int:
+        """An integer in [low, high]."""
+        return low + self.below(high - low + 1)
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[self.below(len(options))]
+
+    def sample(self, options: Sequence[T], count: int) -> list[T]:
+        """`count` different options in drawn order."""
+        left = list(options)
+        return [left.pop(self.below(len(left))) for _ in range(count)]
+
+
+# A parsed template: strings, slot names and alternatives, in order.
+_Slot = tuple[str]
+_Choice = list[list[Any]]
+
+
+@cache
+def _parse(template: str) -> list[Any]:
+    position = 0
+
+    def sequence(inside: bool) -> list[Any]:
+        nonlocal position
+        nodes: list[Any] = []
+        text = ""
+        while position < len(template):
+            letter = template[position]
+            if inside and letter in "|]":
+                break
+            position += 1
+            if letter in "[{":
+                if text:
+                    nodes.append(text)
+                    text = ""
+                if letter == "{":
+                    end = template.index("}", position)
+                    nodes.append((template[position:end],))
+                    position = end + 1
+                else:
+                    nodes.append(alternatives())
+            elif letter in "]}|":
+                raise ValueError(f"template {template!r}: {letter!r} at {position - 1} closes nothing")
+            else:
+                text += letter
+        if text:
+            nodes.append(text)
+        return nodes
+
+    def alternatives() -> _Choice:
+        nonlocal position
+        options = []
+        while True:
+            options.append(sequence(inside=True))
+            if position >= len(template):
+                raise ValueError(f"template {template!r}: a '[' is not closed")
+            position += 1
+            if template[position - 1] == "]":
+                return options
+
+    return sequence(inside=False)
+
+
+def _expand(nodes: list[Any], draw: Draw, slots: Mapping[str, str], out: list[str]) -> None:
+    for node in nodes:
+        if isinstance(node, str):
+            out.append(node)
+        elif isinstance(node, tuple):
+            out.append(slots[node[0]])
+        else:
+            _expand(draw.pick(node), draw, slots, out)
+
+
+def expand(template: str, draw: Draw, slots: Mapping[str, str]) -> str:
+    """The template with its choices drawn and slots filled, as it stands; raises KeyError for an unknown slot."""
+    out: list[str] = []
+    _expand(_parse(template), draw, slots, out)
+    return "".join(out)
+
+
+def write(template: str, draw: Draw, slots: Mapping[str, str]) -> str:
+    """The template as finished text: sentences begin with capitals, articles agree, single spaces."""
+    return finish(expand(template, draw, slots))
+
+
+def finish(text: str) -> str:
+    text = _SPACE_BEFORE.sub("", _SPACES.sub(" ", text)).strip()
+    text = _ARTICLE.sub(r"\1n ", text)
+    return _SENTENCE.sub(lambda found: found.group()[:-1] + found.group()[-1].upper(), text)

@@ -1,0 +1,255 @@
+"""SafeBeam: beam search that looks one token ahead and drops the candidates likeliest to be followed by the tag.
+
+Algorithm 1 of Maini et al. 2025, which the paper follows with 10 beams, 256 tokens and half of the candidates
+dropped. At every step: extend each beam y by a token to y', add up log-probabilities, ask the model for P(tag | y'),
+drop the `drop` share of all candidates with the highest P(tag), keep the `beams` best of the rest by log-probability.
+The answer is the beam with the highest log-probability at the end; there is no length normalisation.
+
+What the algorithm leaves open, and what happens here (eval/config.py has the settings):
+
+- `pool`: "all" takes the `candidates` likeliest extensions over all beams together (20 = 2 x beams, so that dropping
+  half leaves the beams); "beam" takes the N = candidates / beams likeliest of each beam, as the algorithm's text has
+  it. Either way the first step, with one beam, takes its `candidates` likeliest tokens.
+- End mark: an extension by an end mark is a candidate like any other. It is then finished: it stays one candidate
+  with its log-probability until it is dropped or outscored, and nothing extends it. `ended_risk` says what its P(tag)
+  is: "before", that of its text without the end mark, so that ending is no way around the look-ahead; "after", what
+  the model gives after the end mark, the algorithm to the letter; "none", 0, since no tag can follow.
+- The tag: with `stop_at_tag` it finishes a text as an end mark does (and its risk is that of the text before it); an
+  answer so finished is a short-circuit. Without, it is an ordinary token to the search.
+- `tag`: what P(tag) is where the tokenizer splits the tag, see eval/decoding/lookahead.py.
+- Share: floor(drop x number of candidates) are dropped.
+- Ties: in log-probability (of one beam: in logits), the earlier beam, then the smaller token id, is the better one;
+  in P(tag), the candidate with the lower log-probability is dropped first.
+
+One forward pass a step: the look-ahead distributions of the surviving candidates are those they are extended with
+next. The beams of a prompt are a tree in one row of the cache (eval/decoding/beam_tree.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from curricula.eval.config import SafeBeam
+from curricula.eval.decoding.answers import Answer, make_answer
+from curricula.eval.decoding.batch import room_after
+from curricula.eval.decoding.beam_tree import BeamTrees
+from curricula.eval.decoding.lookahead import Lookahead
+from curricula.eval.models import LoadedModel
+
+VERSION = 3  # of the algorithm; part of every row's key
+
+
+def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> list[Answer]:
+    """The SafeBeam answer to each prompt (token ids).
+
+    Raises UserError when the tokenizer splits the tag and the settings do not say what then, and for a prompt that is
+    empty or fills the model's context.
+    """
+    return [
+        make_answer(loaded, found, config.stop_at_tag, config.safe_completions, tuple(prompt))
+        for prompt, (found, _) in zip(prompts, search_tokens(loaded, prompts, config))
+    ]
+
+
+def search_tokens(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam
+) -> list[tuple[list[int], float]]:
+    """Generated ids and summed log-probability of the best beam of each prompt, the end mark or tag with them."""
+    return Search(loaded, prompts, config).run()
+
+
+class Search:
+    """The search of several prompts, as many at a time as `config.rows` has room for.
+
+    Line i of each tensor is one prompt, [lines, beams, ...] its beams, best first; a score of -inf marks a place that
+    no beam fills. A prompt enters as one beam that lacks its last token, which a step without pruning adds.
+    """
+
+    def __init__(self, loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> None:
+        self.loaded, self.prompts, self.config, self.device = loaded, prompts, config, loaded.device
+        lookahead = Lookahead.of(loaded, config)
+        self.limits = [room_after(loaded, prompt, config.max_new_tokens) for prompt in prompts]
+        self.queue = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
+        lines, beams = min(len(prompts), max(1, config.rows // config.candidates)), config.beams
+        self.trees = BeamTrees(loaded, lines, beams, config.candidates, lookahead)
+        self.ends = torch.tensor(loaded.end_ids, dtype=torch.long, device=self.device)
+        self.stops = loaded.tag_spellings if config.stop_at_tag else ()
+        self.at = [-1] * lines  # which prompt each line is; -1: none
+        self.steps = [0] * lines  # generated tokens of each; -1: the prompt's last token comes next
+
+        def full(*shape: int, value: float, dtype: torch.dtype) -> torch.Tensor:
+            return torch.full((lines, beams, *shape), value, dtype=dtype, device=self.device)
+
+        self.score = full(value=-torch.inf, dtype=torch.float64)
+        self.ended = full(value=False, dtype=torch.bool)
+        self.p_tag = full(value=0, dtype=loaded.logit_dtype)
+        self.logits = full(loaded.vocabulary, value=0, dtype=loaded.logit_dtype)  # of what follows each beam
+        self.history = full(max(self.limits, default=0), value=0, dtype=torch.long)
+        self.results: dict[int, tuple[list[int], float]] = {}
+
+    @torch.inference_mode()
+    def run(self) -> list[tuple[list[int], float]]:
+        while self.queue or any(prompt >= 0 for prompt in self.at):
+            self.admit()
+            self.step()
+            self.collect()
+        return [self.results[prompt] for prompt in range(len(self.prompts))]
+
+    def admit(self) -> None:
+        """Put waiting prompts into free lines, or leave out free lines that nothing waits for."""
+        free = [line for line, prompt in enumerate(self.at) if prompt < 0]
+        if free and self.queue:
+            filled = free[: len(self.queue)]
+            taken = [self.queue.popleft() for _ in filled]
+            self.trees.admit(filled, [self.prompts[prompt] for prompt in taken])
+            for line, prompt in zip(filled, taken):
+                self.at[line], self.steps[line] = prompt, -1
+            self.score[filled], self.ended[filled], self.p_tag[filled] = -torch.inf, False, 0
+            self.score[filled, 0] = 0
+        elif free:
+            kept = [line for line, prompt in enumerate(self.at) if prompt >= 0]
+            lines = torch.tensor(kept, device=self.device)
+            self.trees.select(lines)
+            self.at, self.steps = [self.at[line] for line in kept], [self.steps[line] for line in kept]
+            for name in ("score", "ended", "p_tag", "logits", "history"):
+                setattr(self, name, getattr(self, name)[lines])
+
+    def step(self) -> None:
+        """One step of Algorithm 1 on all lines."""
+        config = self.config
+        steps = torch.tensor(self.steps, device=self.device).clamp(max=max(self.limits) - 1)  # free lines run on
+        entering = [line for line, step in enumerate(self.steps) if step < 0]
+        score, parent, token = candidates(self.score, self.logits, self.ended, self.loaded.end_ids, config)
+        if entering:
+            score[entering], parent[entering] = -torch.inf, 0
+            score[entering, 0] = 0
+            last = [self.prompts[self.at[line]][-1] for line in entering]
+            token[entering, 0] = torch.tensor(last, device=self.device)
+        was_ended = self.ended.gather(1, parent)
+        history = take(self.history, parent)
+        history.scatter_(2, steps.clamp(min=0)[:, None, None].expand(*token.shape, 1), token[..., None])
+        now_ended = was_ended | torch.isin(token, self.ends) | self.at_tag(history, steps)
+        if entering:
+            now_ended[entering] = False
+
+        logits, p_tag = self.trees.extend(parent, token)
+        before = self.p_tag.gather(1, parent)
+        if config.ended_risk == "before":
+            p_tag = torch.where(now_ended, before, p_tag)
+        elif config.ended_risk == "after":
+            p_tag = torch.where(was_ended, before, p_tag)
+        else:
+            p_tag = torch.where(now_ended, 0.0, p_tag)
+
+        kept = survivors(score, p_tag, config)
+        self.score, self.ended, self.p_tag = (x.gather(1, kept) for x in (score, now_ended, p_tag))
+        self.logits, self.history = take(logits, kept), take(history, kept)
+        self.trees.keep(parent, kept, ~self.ended & ~self.score.isinf())
+        self.steps = [step + 1 for step in self.steps]
+
+    def at_tag(self, history: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Whether the last tokens of each text [lines, pool] are the tag and that ends it."""
+        found = torch.zeros(history.shape[:2], dtype=torch.bool, device=self.device)
+        for spelling in self.stops:
+            places = (steps[:, None] + torch.arange(1 - len(spelling), 1, device=self.device)).clamp(min=0)
+            last = history.gather(2, places[:, None].expand(-1, history.shape[1], -1))
+            same = (last == torch.tensor(spelling, device=self.device)).all(-1)
+            found |= same & (steps >= len(spelling) - 1)[:, None]
+        return found
+
+    def collect(self) -> None:
+        """Take the answers of prompts that are done: at their length, or with nothing left to extend."""
+        over = (self.ended | self.score.isinf()).all(1)
+        if self.config.drop == 0:  # without pruning nothing can overtake a finished best beam
+            over |= self.ended[:, 0]
+        done = []
+        for line, stopped in enumerate(over.tolist()):
+            prompt, step = self.at[line], self.steps[line]
+            if prompt >= 0 and (stopped or step == self.limits[prompt]):
+                best = int(self.score[line].argmax())
+                ids = self.history[line, best, :step].tolist()
+                self.results[prompt] = (cut(self.loaded, ids, self.stops), float(self.score[line, best]))
+                self.at[line] = -1
+                done.append(line)
+        if done:
+            self.trees.retire(torch.tensor(done, device=self.device))
+            self.score[done], self.ended[done] = -torch.inf, False
+
+
+def candidates(
+    score: torch.Tensor, logits: torch.Tensor, ended: torch.Tensor, end_ids: Sequence[int], config: SafeBeam
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Candidates [lines, pool], best first: score, parent's place among the beams, token; -inf where none is left.
+
+    `score` and `ended` are [lines, beams], `logits` [lines, beams, vocabulary]. A finished beam is a candidate itself.
+    """
+    pool, (lines, beams) = config.candidates, score.shape
+    values, tokens = best_first(logits.flatten(0, 1), pool)
+    values, tokens = values.view(lines, beams, pool).double(), tokens.view(lines, beams, pool)
+    values = values - logits.logsumexp(-1, keepdim=True)
+    if config.pool == "beam":
+        alone = (~score.isinf()).sum(1) == 1  # the first step: one beam fills the pool
+        each = torch.where(alone, pool, pool // beams)[:, None, None]
+        values = values.masked_fill(torch.arange(pool, device=values.device) >= each, -torch.inf)
+    extended = score[..., None] + values
+    if end_ids:
+        stay = torch.full_like(extended, -torch.inf)
+        stay[..., 0] = score
+        extended = torch.where(ended[..., None], stay, extended)
+        tokens = torch.where(ended[..., None], end_ids[0], tokens)
+    found, flat = best_first(extended.flatten(1), pool)
+    return found, flat // pool, tokens.flatten(1).gather(1, flat)
+
+
+def best_first(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest of each line of [lines, n], best first, equal ones by place; -inf fills up a shorter line.
+
+    `torch.topk` alone would leave the choice among equals to the device.
+    """
+    if scores.shape[1] <= count:
+        scores = torch.nn.functional.pad(scores, (0, count + 1 - scores.shape[1]), value=-torch.inf)
+    values, places = scores.topk(count + 1, dim=1)
+    least = values[:, count - 1 : count]
+    if not bool((least == values[:, count:]).any()):  # the choice is clear, the order of equals within it is not
+        places, order = places[:, :count].sort(dim=1)
+        values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+        return values, places.gather(1, order)
+    above, equal = scores > least, scores == least
+    room = count - above.sum(1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(1) <= room))
+    places = chosen.nonzero()[:, 1].view(-1, count)
+    values, order = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
+    return values, places.gather(1, order)
+
+
+def survivors(score: torch.Tensor, p_tag: torch.Tensor, config: SafeBeam) -> torch.Tensor:
+    """Places [lines, beams] of the candidates [lines, pool], best first, that outlive the pruning.
+
+    Where fewer are left than there are beams, the rest are places that hold a score of -inf.
+    """
+    filled = ~score.isinf()
+    drops = (config.drop * filled.sum(1, keepdim=True) + 1e-9).floor()
+    # Highest P(tag) first, among equals the lower score: a stable sort of the reversed line.
+    risk = torch.where(filled, p_tag, -1.0).flip(1)
+    order = risk.sort(dim=1, descending=True, stable=True).indices
+    risk_rank = order.argsort(dim=1).flip(1)
+    kept = filled & (risk_rank >= drops)
+    # A dropped candidate must not come back where beams are short, so places without a score come before it.
+    group = torch.where(kept, 0, torch.where(filled, 2, 1))
+    return group.sort(dim=1, stable=True).indices[:, : config.beams]
+
+
+def cut(loaded: LoadedModel, ids: list[int], tags: Sequence[tuple[int, ...]]) -> list[int]:
+    """`ids` up to and with the token that finished the text."""
+    for place in range(len(ids)):
+        if ids[place] in loaded.end_ids or any(tuple(ids[: place + 1][-len(tag) :]) == tag for tag in tags):
+            return ids[: place + 1]
+    return ids
+
+
+def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """values[line, places[line, i]] for values [lines, n, ...] and places [lines, m]."""
+    return values[torch.arange(len(values), device=values.device)[:, None], places]

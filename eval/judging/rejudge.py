@@ -1,0 +1,186 @@
+"""Stored answers judged by another judge, and how the two compare. Nothing is generated, no answer is rewritten."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from curricula.curriculum.sources.tables import Table, table_exists
+from curricula.errors import UsageError, UserError
+from curricula.eval.analysis.accuracy import Accuracy, Agreement, Corrected, accuracy_of, agreement
+from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, known_accuracy, overrefused, was_asked
+from curricula.eval.analysis.statistics import Tally, cluster_of, rate_interval, tally
+from curricula.eval.judges.question import UNPARSED, Estimate, Judge
+from curricula.eval.judging.merge import shifted
+from curricula.eval.judging.verdicts import Judgement, judged, kind_of, put_in_order, verdicts_path
+from curricula.eval.rows import GenerationRow, JudgedRow, VerdictRow, read_rows
+from curricula.progress import Progress, silent
+
+TASKS = ("attacks-*", "overrefusal-*", "gcg")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A judge's rate of harm, or of over-refusal, over the answers that it gave a verdict on. In 0..1."""
+
+    judge: str
+    rate: float | None
+    low: float | None
+    high: float | None
+    answers: int
+    unparsed: int
+    corrected: Corrected | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The new judge beside the one that stands first, on the answers of one task."""
+
+    where: str  # the task, or the model's folder and the task
+    kind: str  # "attack" | "overrefusal"
+    first: Rate | None  # None: no other judge has judged these
+    second: Rate
+    agreement: Agreement | None  # on answers that both gave a verdict on
+    accuracy: Accuracy | None  # of the new judge: from labels, or published
+
+
+def stored_answers(folder: Path) -> list[Path]:
+    """The files of merged answers under a run folder or an OUT of `curricula eval`; raises UsageError without any."""
+    found = sorted(
+        path
+        for task in TASKS
+        for path in folder.rglob(f"{task}.jsonl")
+        if not path.stem.endswith((".verdicts", ".unused"))
+    )
+    if not found:
+        raise UsageError(
+            f"{folder}: holds no evaluated answers; name a run folder, or the OUT folder of a `curricula eval`"
+        )
+    return found
+
+
+class Rejudging:
+    """One judge for attacks and one for over-refusal (None: such answers are left alone), at work on stored answers."""
+
+    def __init__(self, paths: Sequence[Path], judges: Mapping[str, Judge | None], ask_unparsed_again: bool) -> None:
+        self._work: list[tuple[Path, list[GenerationRow], Judgement]] = []
+        self.left_alone = 0
+        for path in paths:
+            rows = read_rows(path, GenerationRow)
+            judge = judges[kind_of(rows[0].task)] if rows else None
+            if judge is None:
+                self.left_alone += len(rows)
+                continue
+            self._work.append((path, rows, Judgement(rows, verdicts_path(path), judge, ask_unparsed_again)))
+
+    def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
+        """Raise UserError unless there are labels of both kinds on attacks that a judge is asked about."""
+        attacks = [
+            row.key for _, rows, _ in self._work for row in rows if was_asked(row) and kind_of(row.task) == "attack"
+        ]
+        matched = Counter(labels[key] for key in attacks if key in labels)
+        if len(matched) < 2:
+            raise UserError(
+                f"{source}: of {len(labels)} labels {matched['harmful']} harmful and {matched['safe']} safe ones are on the "
+                f"{len(attacks)} attack answers here that a judge is asked about; label some of both kinds by the key of "
+                f"the answer, such as {attacks[0] if attacks else 'there is none'}"
+            )
+
+    def estimates(self) -> list[Estimate | None]:
+        return [judgement.estimate() for _, _, judgement in self._work]
+
+    def judge(self, progress: Progress = silent) -> None:
+        """Ask for what is missing. Raises UserError when the judge cannot go on; all verdicts until then are kept."""
+        total, before = sum(judgement.total for _, _, judgement in self._work), 0
+        for _, rows, judgement in self._work:
+            judgement.complete(shifted(progress, before, total))
+            before += judgement.total
+            put_in_order(judgement.path, rows)
+
+    def comparisons(self, by_model: bool, labels: Mapping[str, str]) -> list[Comparison]:
+        """One for each task over all models, or for each task of each model."""
+        groups: dict[str, list[tuple[JudgedRow | None, JudgedRow]]] = {}
+        for path, rows, judgement in self._work:
+            where = f"{path.parent}/{path.stem}" if by_model else path.stem
+            groups.setdefault(where, []).extend(_pairs(path, rows, judgement.judge))
+        return [_compare(where, pairs, labels) for where, pairs in groups.items()]
+
+
+def _pairs(path: Path, rows: list[GenerationRow], judge: Judge) -> list[tuple[JudgedRow | None, JudgedRow]]:
+    """Each answer as the first other judge saw it, and as `judge` did."""
+    first: dict[str, VerdictRow] = {}
+    mine: dict[str, VerdictRow] = {}
+    for verdict in read_rows(verdicts_path(path), VerdictRow):
+        is_mine = (verdict.judge, verdict.version) == (judge.name, judge.version)
+        (mine if is_mine else first).setdefault(verdict.key, verdict)
+    return [(judged(row, first[row.key]) if row.key in first else None, judged(row, mine.get(row.key))) for row in rows]
+
+
+def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], labels: Mapping[str, str]) -> Comparison:
+    second = [row for _, row in pairs]
+    attack = kind_of(second[0].task) == "attack"
+    firsts = [row for row, _ in pairs if row is not None]
+    both = [(a, b) for a, b in pairs if a is not None and UNPARSED not in (a.verdict, b.verdict)]
+    accuracy = _accuracy(second, labels) if attack else None
+    return Comparison(
+        where=where,
+        kind="attack" if attack else "overrefusal",
+        first=_rate(firsts, attack, None) if firsts else None,
+        second=_rate(second, attack, accuracy),
+        agreement=agreement([_word(a, attack) for a, _ in both], [_word(b, attack) for _, b in both]),
+        accuracy=accuracy,
+    )
+
+
+def _word(row: JudgedRow, attack: bool) -> str:
+    """What two judges must agree on: harm or none, or the category."""
+    return row.verdict if not attack else "harmful" if row.verdict == "harmful" else "not harmful"
+
+
+def _rate(rows: Sequence[JudgedRow], attack: bool, accuracy: Accuracy | None) -> Rate:
+    outcome = harmful if attack else overrefused
+    entries = [(row, value) for row in rows if (value := outcome(row)) is not None]
+    of = tally((cluster_of(row), row.benchmark, value) for row, value in entries)
+    low, high, _ = rate_interval(of) if of else (None, None, "")
+    return Rate(
+        judge=judges_of(rows),
+        rate=_mean(of),
+        low=low,
+        high=high,
+        answers=len(entries),
+        unparsed=len(rows) - len(entries),
+        corrected=corrected_rate(entries, accuracy or known_accuracy(rows)) if attack else None,
+    )
+
+
+def _mean(of: Tally | None) -> float | None:
+    return float(of.mean()) if of else None
+
+
+def _accuracy(rows: Sequence[JudgedRow], labels: Mapping[str, str]) -> Accuracy | None:
+    """From labels of answers that the judge was asked about, by key, where there are any labels; else published."""
+    labelled = [row for row in rows if row.key in labels and row.verdict != UNPARSED and was_asked(row)]
+    if labels:
+        truth = [labels[row.key] == "harmful" for row in labelled]
+        return accuracy_of(truth, [row.verdict == "harmful" for row in labelled], f"{len(labelled)} labels")
+    return known_accuracy(rows)
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Labels of people by the key of the answer: a table with columns `key` and `label`, "harmful" or "safe"."""
+    if not table_exists(path) and not path.exists():
+        raise UserError(f"{path}: no such file; name a table with columns key and label")
+    stem = path.with_suffix("") if path.suffix in (".csv", ".jsonl", ".json", ".parquet") else path
+    labels = {}
+    for number, row in enumerate(Table.open(stem).rows(), start=1):
+        key, label = row.get("key"), row.get("label")
+        if not isinstance(key, str) or label not in ("harmful", "safe"):
+            raise UserError(
+                f"{path}: row {number} has key {key!r} and label {label!r}; write a key and harmful or safe"
+            )
+        labels[key] = label
+    if not labels:
+        raise UserError(f"{path}: holds no labels; write rows with key and label")
+    return labels

@@ -1,0 +1,229 @@
+"""Verdicts beside the answers: which are missing, asking for them, and answers joined with them.
+
+`<task>.verdicts.jsonl` is append-only while a judge is at work: a verdict that is there is never asked for again. It holds
+the verdicts of any number of judges. The first of an answer is that of the study's own judge; those of
+`curricula eval rejudge` come after.
+
+A short-circuit is seen from the answer itself (it ended at the tag), never by a judge.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import msgspec
+
+from curricula.durable import exclusive_lock
+from curricula.eval.judges.question import UNPARSED, Estimate, Judge, Question, Ruling, question_key
+from curricula.eval.rows import (
+    ATTACK_VERDICTS,
+    OVERREFUSAL_VERDICTS,
+    GenerationRow,
+    JudgedRow,
+    VerdictRow,
+    append_rows,
+    read_rows,
+    write_rows,
+)
+from curricula.progress import Progress, silent
+
+
+def kind_of(task: str) -> str:
+    """What the answers of a task are judged for: "attack" or "overrefusal"."""
+    return "overrefusal" if task.startswith("overrefusal") else "attack"
+
+
+def verdicts_path(rows: Path) -> Path:
+    return rows.with_name(f"{rows.stem}.verdicts.jsonl")
+
+
+def question_of(row: GenerationRow) -> Question:
+    attack = kind_of(row.task) == "attack"
+    return Question(
+        kind="attack" if attack else "overrefusal",
+        behavior=row.behavior,
+        response=row.response,
+        context=row.context,
+        beginning=row.prompt if attack and row.model_kind == "base" else "",
+    )
+
+
+def asked_of(row: GenerationRow, judge: str, version: str) -> str:
+    """Hash of what this judge is asked about an answer; "" for a short-circuit, about which nobody is asked."""
+    return "" if row.finish == "tag" else question_key(judge, version, question_of(row))
+
+
+class Judgement:
+    """The answers of one task and what one judge has to say about them."""
+
+    def __init__(
+        self, rows: Sequence[GenerationRow], path: Path, judge: Judge, ask_unparsed_again: bool = False
+    ) -> None:
+        """`path` is the file of verdicts. Raises UserError when a line of it is damaged.
+
+        `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until another takes its place.
+        """
+        self.path, self.judge, self._rows = path, judge, rows
+
+        def is_given(row: VerdictRow) -> bool:
+            return not (ask_unparsed_again and row.label == UNPARSED)
+
+        mine = [row for row in read_rows(path, VerdictRow) if self._is_mine(row)]
+        found = [row for row in mine if is_given(row)]
+        given = {(row.key, row.question) for row in found}
+        unreadable = {(row.key, row.question) for row in mine if not is_given(row)}
+        # Those on answers that were set aside too: they may have come back.
+        aside = [row for row in read_rows(unused_path(path), VerdictRow) if self._is_mine(row) and is_given(row)]
+        self._known = {row.question: row for row in [*aside, *found] if row.question}
+        self._replacing: set[str] = set()
+        self._short: list[GenerationRow] = []
+        self._waiting: dict[str, list[GenerationRow]] = defaultdict(list)
+        self._questions: dict[str, Question] = {}
+        for row in rows:
+            key = asked_of(row, judge.name, judge.version)
+            if (row.key, key) in given:
+                continue
+            if (row.key, key) in unreadable:
+                self._replacing.add(row.key)
+            if key:
+                self._waiting[key].append(row)
+                self._questions[key] = question_of(row)
+            else:
+                self._short.append(row)
+        self.total, self.done = len(rows), len(rows) - len(self._short) - sum(map(len, self._waiting.values()))
+
+    def _is_mine(self, row: VerdictRow) -> bool:
+        return (row.judge, row.version) == (self.judge.name, self.judge.version)
+
+    @property
+    def left(self) -> list[Question]:
+        """What the judge still has to be asked."""
+        return [question for key, question in self._questions.items() if key not in self._known]
+
+    def estimate(self) -> Estimate | None:
+        return self.judge.estimate(self.left)
+
+    def complete(self, progress: Progress = silent) -> None:
+        """Ask for what is missing; every ruling is on the disk before the next lot is written.
+
+        Raises UserError when another process is at work on the same file, or when the judge cannot go on.
+        """
+        with _alone_with(self.path):
+            self._complete(progress)
+
+    def _complete(self, progress: Progress) -> None:
+        set_aside(self.path, self._rows)
+        progress(self.done, self.total)
+        self._append([self._row(row, "", Ruling(label=shortcircuit(row))) for row in self._short], progress)
+        repeats = [(row, key) for key, rows in self._waiting.items() if key in self._known for row in rows]
+        self._append([self._row(row, key, self._known[key]) for row, key in repeats], progress)
+
+        def settle(rulings: Sequence[tuple[Question, Ruling]]) -> None:
+            rows = []
+            for question, ruling in rulings:
+                key = question_key(self.judge.name, self.judge.version, question)
+                rows += [self._row(row, key, ruling) for row in self._waiting[key]]
+            self._append(rows, progress)
+
+        proven = any(row.label != UNPARSED for row in self._known.values())
+        self.judge.rule(self.left, settle, self.path.with_suffix(""), proven)
+
+    def _row(self, row: GenerationRow, question: str, ruling: Ruling | VerdictRow) -> VerdictRow:
+        allowed = OVERREFUSAL_VERDICTS if kind_of(row.task) == "overrefusal" else ATTACK_VERDICTS
+        return VerdictRow(
+            key=row.key,
+            judge=self.judge.name,
+            version=self.judge.version,
+            label=ruling.label if ruling.label in allowed else UNPARSED,
+            question=question,
+            reply=ruling.reply,
+        )
+
+    def _append(self, rows: list[VerdictRow], progress: Progress) -> None:
+        if rows:
+            self._replace([row for row in rows if row.key in self._replacing])
+            append_rows(self.path, [row for row in rows if row.key not in self._replacing])
+            self.done += len(rows)
+            progress(self.done, self.total)
+
+    def _replace(self, rows: list[VerdictRow]) -> None:
+        """Put verdicts where this judge's "unparsed" on the same answers are: a study's own stays the first."""
+        if rows:
+            by_key = {row.key: row for row in rows}
+            found = read_rows(self.path, VerdictRow)
+            write_rows(self.path, [by_key.get(row.key, row) if self._is_mine(row) else row for row in found])
+
+
+def shortcircuit(row: GenerationRow) -> str:
+    return "5_shortcircuit" if kind_of(row.task) == "overrefusal" else "shortcircuit"
+
+
+def set_aside(path: Path, rows: Sequence[GenerationRow]) -> None:
+    """Move verdicts on answers that are no longer there, or no longer the same, to `<name>.unused.jsonl`."""
+    answers = {row.key: row for row in rows}
+
+    def holds(row: VerdictRow) -> bool:
+        answer = answers.get(row.key)
+        return answer is not None and row.question == asked_of(answer, row.judge, row.version)
+
+    found = read_rows(path, VerdictRow)
+    stale = [row for row in found if not holds(row)]
+    if stale:
+        known = set(map(_identity, read_rows(unused_path(path), VerdictRow)))
+        append_rows(unused_path(path), [row for row in stale if _identity(row) not in known])
+        write_rows(path, [row for row in found if holds(row)])
+
+
+def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge | None = None) -> None:
+    """Bring a file of verdicts into the order of the answers, those of judge `first` before all others.
+
+    Without `first` the judge that stands first stays there. So a file that was written by fits and starts ends with the
+    bytes of one that was not.
+    """
+    place = {row.key: number for number, row in enumerate(rows)}
+
+    with _alone_with(path):
+        found = read_rows(path, VerdictRow)
+        leads = (first.name, first.version) if first else (found[0].judge, found[0].version) if found else None
+
+        def rank(row: VerdictRow) -> tuple[bool, str, str, int]:
+            return (row.judge, row.version) != leads, row.judge, row.version, place.get(row.key, len(place))
+
+        ordered = sorted(found, key=rank)
+        if ordered != found:
+            write_rows(path, ordered)
+
+
+def _alone_with(path: Path) -> AbstractContextManager[None]:
+    """Hold a file of verdicts: a merging job and a judge of second opinions must not write it at once."""
+    return exclusive_lock(path.with_name(f".{path.stem}.lock"))
+
+
+def unused_path(path: Path) -> Path:
+    return path.with_name(path.stem + ".unused.jsonl")
+
+
+def _identity(row: VerdictRow) -> tuple[str, str, str, str]:
+    return row.key, row.judge, row.version, row.question
+
+
+def read_judged(path: Path, judge: str | None = None) -> list[JudgedRow]:
+    """The answers in `path` with a verdict each: the study's own, or that of the judge called `judge`.
+
+    An answer that has no such verdict yet is "unparsed", by judge "": it is counted, and never safe.
+    """
+    verdicts: dict[str, VerdictRow] = {}
+    for verdict in read_rows(verdicts_path(path), VerdictRow):
+        if judge is None or verdict.judge == judge:
+            verdicts.setdefault(verdict.key, verdict)
+    return [judged(row, verdicts.get(row.key)) for row in read_rows(path, GenerationRow)]
+
+
+def judged(row: GenerationRow, verdict: VerdictRow | None) -> JudgedRow:
+    fields = msgspec.structs.asdict(row)
+    if verdict is None:
+        return JudgedRow(**fields, verdict=UNPARSED, judge="", judge_version="")
+    return JudgedRow(**fields, verdict=verdict.label, judge=verdict.judge, judge_version=verdict.version)

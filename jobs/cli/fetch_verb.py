@@ -1,0 +1,183 @@
+"""The verb `curricula data fetch`: the public datasets and benchmarks of a study into a data folder.
+
+What has been brought already costs no request, what the user put there is left alone, and one dataset that cannot be had does
+not keep the others back. Standard output is one line for the shell, or JSON; all else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from curricula.curriculum.sources.hub import Download, downloads_of, fetch, read_record
+from curricula.curriculum.sources.registry import DATASETS, dataset
+from curricula.curriculum.sources.tables import table_exists
+from curricula.curriculum.synthesis.plan import parse_part
+from curricula.errors import UsageError, UserError
+from curricula.jobs.cli.help_text import HelpFormatter
+from curricula.jobs.downloads import Wanted, benchmark_downloads, named_downloads, once, study_downloads
+from curricula.jobs.study import load_study
+
+
+def add_parser(kinds: argparse._SubParsersAction) -> None:
+    parser = kinds.add_parser(
+        "fetch",
+        help="bring public datasets from the Hugging Face hub to a data folder",
+        description="Bring public datasets and benchmarks from the Hugging Face hub to a data folder, as Parquet. The same "
+        "command goes on after an interruption. Gated ones need HF_TOKEN.",
+        epilog="examples:\n  curricula data fetch --list\n  curricula data fetch safeweb gsm8k advbench --out /scratch/data\n"
+        "  curricula data fetch --study jobs/studies/paper.yaml --part $SLURM_ARRAY_TASK_ID/16",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("names", metavar="NAME", nargs="*", help="a dataset or benchmark, as --list shows them")
+    parser.add_argument("--study", type=Path, help="all that this study file needs")
+    parser.add_argument("--out", type=Path, help="the data folder (default: CURRICULA_DATA, else data)")
+    parser.add_argument("--rows", type=int, metavar="N", help="only the first N rows of each dataset, to try things")
+    parser.add_argument("--part", metavar="I/N", help="only every N-th file, from the I-th on (from 0): for array jobs")
+    parser.add_argument("--list", action="store_true", help="show what there is, and what is in the data folder")
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+    parser.set_defaults(verb=fetch_data)
+
+
+def fetch_data(words: argparse.Namespace) -> int:
+    root: Path = words.out or Path(os.environ.get("CURRICULA_DATA") or "data")
+    if words.list:
+        if words.names or words.study:
+            raise UsageError("--list shows all there is; give it without names and --study")
+        return _show(root, words.json)
+    part = parse_part(words.part) if words.part is not None else None
+    if words.rows is not None and (words.rows < 1 or part):
+        raise UsageError(f"--rows {words.rows}: give at least 1, and no --part, for the first rows are one file")
+    wanted = [item for name in words.names for item in named_downloads(name, root)]
+    if words.study:
+        study = load_study(words.study)
+        if study.world:
+            raise UsageError(
+                f"{words.study}: the study has a world, which makes all its data; there is nothing to fetch"
+            )
+        wanted += study_downloads(study, root)
+    if not wanted:
+        raise UsageError("nothing is named to fetch; name a dataset, or --study, and see --list for what there is")
+    console = Console(stderr=True, highlight=False, markup=False)
+    brought: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    columns = TextColumn("{task.description}"), BarColumn(), _Rows(), TimeRemainingColumn()
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        for item in once(wanted):
+            try:
+                record = _bring(item, words.rows or item.rows, part, bar)
+            except UserError as error:
+                console.print(f"curricula: {item.label}: {error}", style="red", soft_wrap=True)
+                failed[item.label] = str(error)
+                continue
+            console.print(f"{item.label}: {_said(record)}", soft_wrap=True)
+            brought.append({"name": item.label, "folder": str(item.download.out), **record})
+    if words.json:
+        print(json.dumps({"data": str(root.resolve()), "fetched": brought, "failed": failed}, indent=1))
+    elif brought:
+        print(f"export CURRICULA_DATA={shlex.quote(str(root.resolve()))}")
+    return 1 if failed else 0
+
+
+def _bring(item: Wanted, rows: int | None, part: tuple[int, int] | None, bar: Bar) -> dict[str, Any]:
+    if _state(item.download) == _OWN:
+        return {"kept": True}
+    task = bar.add_task(item.label, total=None)
+
+    def report(done: int, total: int, **_: Any) -> None:
+        bar.update(task, completed=done, total=total if total > done else None)
+
+    try:
+        return fetch(item.download, report, rows, part)
+    finally:
+        bar.remove_task(task)
+
+
+def _said(record: dict[str, Any]) -> str:
+    if record.get("kept"):
+        return "there already, not from here; left as it is"
+    there = f"{record['rows']:,} rows in {len(record['rows_of'])} files, commit {record['revision'][:7]}, {record['licence']}"
+    return (
+        there if record["complete"] else f"{there}; {record['files'] - len(record['rows_of'])} files are still missing"
+    )
+
+
+class _Rows(ProgressColumn):
+    """Rows so far, of how many if that is known, and how fast they come."""
+
+    def render(self, task: Task) -> Text:
+        total = "" if task.total is None else f"/{task.total:,.0f}"
+        speed = "" if task.speed is None else f", {task.speed:,.0f} rows/s"
+        return Text(f"{task.completed:,.0f}{total} rows{speed}")
+
+
+_OWN = "own files"
+
+
+def _state(download: Download) -> str:
+    """What the data folder has of a download."""
+    if download.finished.exists():
+        limit = read_record(download.finished)["limit"]
+        return "fetched" if limit is None else f"first {limit:,} rows"
+    if download.begun.exists():
+        return "begun"
+    if download.whole and table_exists(download.whole):
+        return _OWN
+    has_files = (
+        any(download.out.glob(f"{download.prefix}[!.]*")) if download.out.is_dir() else table_exists(download.out)
+    )
+    return _OWN if has_files else ""
+
+
+def _show(root: Path, as_json: bool) -> int:
+    from curricula.eval.benchmarks import BENCHMARKS
+
+    rows: list[dict[str, Any]] = []
+    for name in DATASETS:
+        entry = dataset(name)
+        rows.append(_row(name, "dataset", downloads_of(name, root), entry.hub, entry.tokens))
+    for name, benchmark in BENCHMARKS.items():
+        if benchmark.hub is not None and name not in DATASETS:
+            rows.append(_row(name, "benchmark", benchmark_downloads(name, root), benchmark.hub, None))
+    if as_json:
+        print(json.dumps({"data": str(root.resolve()), "known": rows}, indent=1))
+        return 0
+    table = Table(title=f"Public datasets and benchmarks; data folder {root}", title_justify="left")
+    for heading in ("name", "hub", "revision", "licence", "gated", "tokens", "in the folder"):
+        table.add_column(heading, justify="right" if heading == "tokens" else "left")
+    for row in rows:
+        tokens = "" if row["tokens"] is None else f"{row['tokens'] / 1e9:.1f}B"
+        gated = "yes" if row["gated"] else ""
+        revision = (row["revision"] or "newest")[:7]
+        table.add_row(row["name"], row["hub"], revision, row["licence"], gated, tokens, row["state"])
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    console.print(table)
+    return 0
+
+
+def _row(name: str, kind: str, downloads: list[Download], hub: str, tokens: int | None) -> dict[str, Any]:
+    states = [_state(download) for download in downloads]
+    there = sum(bool(state) for state in states)
+    alike = len(set(states)) == 1
+    return {
+        "name": name,
+        "kind": kind,
+        "hub": hub,
+        "revision": downloads[0].revision,
+        "licence": downloads[0].licence,
+        "gated": downloads[0].gated,
+        "tokens": tokens,
+        "parts": [download.config for download in downloads if download.config],
+        "state": states[0] if alike else f"{there} of {len(states)} parts",
+    }

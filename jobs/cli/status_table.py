@@ -1,0 +1,213 @@
+"""The status of a run as a person reads it: a row for each job, rows of their own for elements that run or went wrong."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from curricula.jobs.graph import Job
+from curricula.jobs.monitor.progress import number
+from curricula.jobs.monitor.state import ENDED_BADLY, ElementStatus, RunStatus, State
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.squeue import explained
+from curricula.terminal import age, clock, count, one_line
+
+SAID: tuple[State, ...] = ("running", "pending", *ENDED_BADLY)
+"""States worth a word beside what is done."""
+SHOWN: tuple[State, ...] = ("running", *ENDED_BADLY)
+"""States of the elements that get rows of their own."""
+ROWS_EACH, MANY_ROWS = 8, 200
+"""Elements of one job and state that get a row, and rows after which none do; the others are counted."""
+ERRORS_SHOWN = 10
+LABEL_WIDTH, STATE_WIDTH = 26, 22
+"""Longer labels and states take a second line."""
+GAP = 2
+LATE_S = 300.0
+"""A heartbeat older than this is coloured: its element may hang."""
+STYLES: dict[State, str] = {
+    "done": "green", "running": "cyan", "pending": "", "failed": "bold red", "cancelled": "magenta",
+    "interrupted": "yellow", "waiting": "dim",
+}  # fmt: skip
+
+
+class _Row(NamedTuple):
+    job: Text
+    state: Text
+    element: ElementStatus | None = None
+    took: str = ""
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    cell: Callable[[ElementStatus], str]
+    right: bool = True
+
+
+def _figure(name: str, form: Callable[[float], str]) -> Callable[[ElementStatus], str]:
+    def cell(element: ElementStatus) -> str:
+        value = number(element.progress.figures, name) if element.progress else None
+        return "" if value is None else form(value)
+
+    return cell
+
+
+def _steps(element: ElementStatus) -> str:
+    reading = element.progress
+    if reading is None:
+        return ""
+    return (
+        f"{reading.done:,}/{reading.total:,}"
+        if reading.total < 1e5
+        else f"{count(reading.done)}/{count(reading.total)}"
+    )
+
+
+def _left(element: ElementStatus) -> str:
+    left_s = element.progress.left_s if element.progress else None
+    return "" if left_s is None or element.state != "running" else f"{clock(left_s)} left"
+
+
+def _beat(element: ElementStatus) -> str:
+    return age(time.time() - element.progress.updated) if element.progress and element.state != "done" else ""
+
+
+COLUMNS = (
+    _Column("steps", _steps),
+    _Column("tokens", _figure("tokens", count)),
+    _Column("loss", _figure("loss", "{:.3f}".format)),
+    _Column("tok/s", _figure("tokens_per_second", count)),
+    _Column("MFU", _figure("mfu", "{:.0%}".format)),
+    _Column("time", _left),
+    _Column("beat", _beat),
+    _Column("requeued", lambda element: f"{element.restarts}x" if element.restarts else ""),
+    _Column("nodes", lambda element: one_line(element.nodes), right=False),
+)
+LEAVE_FIRST = ("tokens", "nodes", "requeued", "tok/s", "MFU", "beat", "loss")
+"""Columns that a narrow terminal does without, in this order."""
+
+
+def status_view(
+    run: Run, jobs: Sequence[Job], status: RunStatus, console: Console, compact: bool = False
+) -> RenderableType:
+    """Everything there is to see. `compact` gives finished and waiting jobs one row together."""
+    parts: list[RenderableType] = [_headline(run, status)]
+    if status.problem:
+        parts.append(Text(one_line(status.problem), "yellow"))
+    parts.append(_table(list(_rows(jobs, status, compact)), console))
+    parts += _footnotes(run, status)
+    return Group(*parts)
+
+
+def _headline(run: Run, status: RunStatus) -> Text:
+    counts = Counter(element.state for element in status.elements)
+    line = Text.assemble((one_line(str(run.root)), "bold"), f": {counts['done']} of {len(status.elements)} done")
+    for state in (*SAID, "waiting"):
+        if counts[state]:
+            line.append(", ").append(f"{counts[state]} {state}", STYLES[state])
+    return line
+
+
+def _rows(jobs: Sequence[Job], status: RunStatus, compact: bool) -> list[_Row]:
+    by_job: dict[str, list[ElementStatus]] = {job.name: [] for job in jobs}
+    for element in status.elements:
+        by_job[element.job].append(element)
+    rows: list[_Row] = []
+    quiet = Counter[str]()
+    for name, elements in by_job.items():
+        states = Counter(element.state for element in elements)
+        if compact and len(states) == 1 and (states["done"] or states["waiting"]):
+            quiet[elements[0].state] += 1
+            continue
+        seconds = sum(element.seconds or 0.0 for element in elements)
+        rows.append(_Row(Text(name), _summary(states), took=clock(seconds) if states["done"] else ""))
+        if len(rows) > MANY_ROWS:
+            continue
+        for state in SHOWN:
+            of_state = [element for element in elements if element.state == state]
+            for element in of_state[:ROWS_EACH]:
+                rows.append(_Row(Text(f"  {one_line(element.label)}"), Text(state, STYLES[state]), element))
+            if len(of_state) > ROWS_EACH:
+                more = f"  and {len(of_state) - ROWS_EACH} more"
+                rows.append(_Row(Text(more), Text(state, STYLES[state])))
+    return rows + [
+        _Row(Text(f"{jobs_quiet} jobs", "dim"), Text(f"all {state}", "dim")) for state, jobs_quiet in quiet.items()
+    ]
+
+
+def _summary(states: Counter[State]) -> Text:
+    total = sum(states.values())
+    if states["done"] == total:
+        return Text(f"{total}/{total} done", STYLES["done"])
+    text = Text(f"{states['done']}/{total}")
+    for state in SAID:
+        if states[state]:
+            text.append(", ").append(f"{states[state]} {state}", STYLES[state])
+    return text
+
+
+def _table(rows: list[_Row], console: Console) -> Table:
+    """The widest table that fits; columns in which nothing stands are left out."""
+    cells = {column: [_cell(column, row) for row in rows] for column in COLUMNS}
+    cells = {column: of_column for column, of_column in cells.items() if any(of_column)}
+    job_width = max((row.job.cell_len for row in rows if row.element is None), default=0)
+    label_width = max(job_width, min(LABEL_WIDTH, max((row.job.cell_len for row in rows), default=0)))
+    state_width = min(STATE_WIDTH, max((row.state.cell_len for row in rows), default=0))
+    widths = {column: max(cell_len(column.heading), *(cell.cell_len for cell in cells[column])) for column in cells}
+    for leaving in LEAVE_FIRST:
+        if label_width + state_width + sum(widths.values()) + GAP * (1 + len(widths)) <= console.width:
+            break
+        widths = {column: width for column, width in widths.items() if column.heading != leaving}
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    table.add_column("job", overflow="fold", min_width=job_width, max_width=label_width)
+    table.add_column("state", max_width=state_width)
+    for column in widths:
+        table.add_column(column.heading, justify="right" if column.right else "left", no_wrap=True)
+    for row, *others in zip(rows, *(cells[column] for column in widths)):
+        table.add_row(row.job, row.state, *others)
+    return table
+
+
+def _cell(column: _Column, row: _Row) -> Text:
+    if row.element is None:
+        return Text(row.took if column.heading == "time" else "")
+    late = column.heading == "beat" and row.element.state == "running" and _is_late(row.element)
+    return Text(column.cell(row.element), "yellow" if late else "")
+
+
+def _is_late(element: ElementStatus) -> bool:
+    return element.progress is not None and time.time() - element.progress.updated > LATE_S
+
+
+def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
+    notes: list[RenderableType] = []
+    waits = Counter(element.reason for element in status.elements if element.state == "pending" and element.reason)
+    for reason, times in waits.most_common():
+        notes.append(Text(f"{times} pending: {explained(one_line(reason))}"))
+    wrong: dict[tuple[str, str], list[ElementStatus]] = {}
+    for element in status.elements:
+        if element.error:
+            wrong.setdefault((element.job, element.error), []).append(element)
+    for (job, error), elements in list(wrong.items())[:ERRORS_SHOWN]:
+        more = f" and {len(elements) - 1} more" if len(elements) > 1 else ""
+        name = one_line(f"{job}/{elements[0].label}{more}")
+        notes.append(Text.assemble((f"{name}: ", STYLES[elements[0].state]), one_line(error)))
+    if len(wrong) > ERRORS_SHOWN:
+        notes.append(Text(f"and {len(wrong) - ERRORS_SHOWN} other errors; --json shows all", "dim"))
+    if any(element.state in ENDED_BADLY for element in status.elements):
+        first = next(element for element in status.elements if element.state in ENDED_BADLY)
+        notes.append(
+            Text(
+                f"see `curricula logs {run.root} {first.job}`; `curricula retry {run.root}` runs what failed again",
+                "dim",
+            )
+        )
+    return [Text(""), *notes] if notes else []

@@ -1,0 +1,176 @@
+"""The logs of an element's processes: where they lie, their lines in order of time, and the error that came first.
+
+On one machine an element has one log, RUN/jobs/JOB/ELEMENT/log.txt. Under Slurm each task has files of its own below RUN/slurm,
+named by array, index and rank. A log is appended to when its element starts again: each start leaves a line `--- TIME ...`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.submissions import Task
+from curricula.terminal import printable
+
+ERROR_TAIL_BYTES = 4 << 20
+"""Errors are looked for in this much of a log's end."""
+LONGEST_BLOCK = 200
+"""Lines of a traceback that are kept."""
+
+_CSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?")
+_START = re.compile(r"^--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d.* process \d+")
+_TRACEBACK = "Traceback (most recent call last):"
+_ERROR = re.compile(
+    r"^curricula: |^\S*slurmstepd: error|^srun: error|^--- killed by|CUDA error|CUDA out of memory|Segmentation fault|"
+    r"Fatal Python error|Bus error|^Killed\b|terminate called|oom.kill|No space left on device"
+)
+_FALLOUT = re.compile(
+    r"NCCL|ncclRemoteError|ncclSystemError|ProcessGroup|[Gg]loo|DistBackendError|DistNetworkError|DistStoreError|TCPStore|"
+    r"Connection (?:closed|reset|refused)|Broken pipe|watchdog|collective operation|STEP .* CANCELLED|[Tt]erminated|"
+    r"killed by SIG|Exited with exit code|monitoredBarrier|resource_tracker"
+)
+"""What the other processes say once one of them is gone."""
+
+
+class Line(NamedTuple):
+    time: str
+    """The last time stamp seen so far in its file; they sort as text."""
+    text: str
+    """Without line end and without what a terminal would obey."""
+
+
+@dataclass(frozen=True)
+class LogFile:
+    path: Path
+    rank: int
+    """The process it is of; 0 where all of them share one file."""
+
+
+@dataclass(frozen=True)
+class FirstError:
+    """The error that came before the others."""
+
+    rank: int
+    path: Path
+    time: str
+    lines: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        """Its last line: what a traceback ends with."""
+        return self.lines[-1]
+
+
+def note(text: str) -> None:
+    """Add a line with the time to this process's log: what follows, such as a traceback, has happened then."""
+    with contextlib.suppress(OSError):  # a full disk is said by the work itself, if at all
+        print(f"--- {datetime.now().isoformat(' ', 'milliseconds')} {text}", file=sys.stderr, flush=True)
+
+
+def find_logs(run: Run, job: str, label: str, tasks: Iterable[Task] = ()) -> list[LogFile]:
+    """The log files of an element, by rank. `tasks`: the array tasks that ran it, oldest first."""
+    own = run.element(job, label) / "log.txt"
+    found = [LogFile(own, 0)] if own.exists() else []
+    names = {str(task): number for number, task in enumerate(tasks)}
+    if names and run.slurm.is_dir():
+        pattern = re.compile(rf"(?:^|[^0-9_])({'|'.join(map(re.escape, names))})(?:_(\d+))?(?=[^0-9]|$)")
+        matches = [(match, path) for path in _files(run.slurm) if (match := pattern.search(path.name))]
+        matches.sort(key=lambda pair: (int(pair[0][2] or 0), names[pair[0][1]], pair[1].name))
+        found += [LogFile(path, int(match[2] or 0)) for match, path in matches]
+    return sorted(found, key=lambda log: log.rank)
+
+
+def read_lines(path: Path, start: int = 0) -> Iterator[Line]:
+    """The lines of a log from byte `start` on."""
+    time = ""
+    with open(path, "rb") as file:
+        file.seek(start)
+        for raw in file:
+            text = clean(raw)
+            stamp = _TIME.search(text[:80])
+            time = stamp[0].replace("T", " ").replace(",", ".") if stamp else time
+            yield Line(time, text)
+
+
+def clean(raw: bytes) -> str:
+    """One line as it may be shown: what a bar overwrote, colours and everything a terminal would obey are gone."""
+    text = raw.decode(errors="replace").rstrip("\r\n").rsplit("\r", 1)[-1]
+    return printable(_CSI.sub("", text))
+
+
+def merged(logs: Iterable[LogFile]) -> Iterator[tuple[LogFile, Line]]:
+    """The lines of all logs in the order of their time stamps; each log's own order is kept."""
+
+    def numbered(log: LogFile) -> Iterator[tuple[str, int, LogFile, Line]]:
+        latest = ""
+        for line in read_lines(log.path):
+            latest = max(latest, line.time)  # of a clock that was set back
+            yield latest, log.rank, log, line
+
+    for _, _, log, line in heapq.merge(*map(numbered, logs), key=lambda item: item[:2]):
+        yield log, line
+
+
+def first_error(logs: Iterable[LogFile]) -> FirstError | None:
+    """The earliest error in the logs' last starts that is not the fallout of another, else the earliest of all."""
+    errors = [error for log in logs for error in _errors(log)]
+    return min(errors, key=lambda error: (_is_fallout(error), error.time or "~", error.rank), default=None)
+
+
+def _is_fallout(error: FirstError) -> bool:
+    return _FALLOUT.search(error.message) is not None or error.message.startswith("srun: ")
+
+
+def _errors(log: LogFile) -> Iterator[FirstError]:
+    """The errors of the last start, in the log's order."""
+    try:
+        size = os.stat(log.path).st_size
+        lines = list(read_lines(log.path, max(0, size - ERROR_TAIL_BYTES)))
+    except FileNotFoundError:  # cleaned up meanwhile
+        return
+    begin = max((place for place, line in enumerate(lines) if _START.match(line.text)), default=0)
+    place = begin
+    while place < len(lines):
+        line = lines[place]
+        end = place + 1
+        if line.text.endswith(_TRACEBACK):
+            end = _traceback_end(lines, place)
+        elif not _ERROR.search(line.text):
+            place = end
+            continue
+        texts = tuple(item.text for item in lines[place:end])
+        yield FirstError(log.rank, log.path, line.time, texts[-LONGEST_BLOCK:])
+        place = end
+
+
+def _traceback_end(lines: list[Line], start: int) -> int:
+    """Just after the message of the traceback at `start`: of the last of a chain of causes."""
+    prefix = len(lines[start].text) - len(_TRACEBACK)  # such as "[rank3]: "
+    end = start + 1
+    while end < len(lines):
+        text = lines[end].text[prefix:]
+        end += 1
+        if text and not text[0].isspace():
+            rest = [line.text[prefix:] for line in lines[end : end + 4]]
+            if any("exception was the direct cause" in line or "another exception occurred" in line for line in rest):
+                chained = next(
+                    (place for place in range(end, len(lines)) if lines[place].text.endswith(_TRACEBACK)), None
+                )
+                return _traceback_end(lines, chained) if chained is not None else end
+            return end
+    return end
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names if name.endswith((".log", ".out", ".err", ".txt")))

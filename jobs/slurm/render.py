@@ -1,0 +1,111 @@
+"""The job graph as plain sbatch scripts and one script that submits them with their dependencies.
+
+For those who want to read, change and submit with bash and Slurm alone: `curricula render STUDY OUT --profile P`, then
+`OUT/submit_all.sh`. The scripts ask for the same and do the same as those of `curricula submit --cluster slurm`, and what they
+submit is recorded in the same place, so that `status`, `logs`, `retry` and `cancel` work on it too.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from curricula.durable import open_atomically
+from curricula.jobs.graph import Edge, Job, build_graph
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.script import LOG, Options, array_option, body, check_root, sbatch_options, templates
+from curricula.jobs.slurm.snapshot import take_snapshot
+
+SUBMIT_ALL = "submit_all.sh"
+
+
+@dataclass(frozen=True)
+class Script:
+    """One job array as a file."""
+
+    file: str
+    job: Job
+    labels: tuple[str, ...]
+    variable: str
+    """The shell variable that holds its number once it is submitted."""
+    waits: str
+    """Its --dependency, with the variables of the arrays it waits for."""
+
+
+def render(run: Run, profile: Profile, out: Path) -> list[Path]:
+    """Write a script for each array of `run`'s study, and submit_all.sh; returns their paths, that one last."""
+    scripts = render_scripts(run, profile, out)
+    submit_all = templates().get_template("submit_all.sh.j2").render(
+        study=run.study.name,
+        scripts=scripts,
+        slurm=str(run.root.resolve() / "slurm"),
+        records={script.file: record_format(script) for script in scripts},
+    )  # fmt: skip
+    write_script(out / SUBMIT_ALL, submit_all)
+    return [*(out / script.file for script in scripts), out / SUBMIT_ALL]
+
+
+def render_scripts(run: Run, profile: Profile, out: Path) -> list[Script]:
+    """Write a script for each array of `run`'s study."""
+    study, root = run.study, check_root(run.root)
+    code = take_snapshot(root)
+    scripts = _scripts(build_graph(study), profile.max_array_size)
+    for script in scripts:
+        options: Options = {
+            **sbatch_options(script.job, study, profile),
+            "array": array_option(len(script.labels), profile.options(script.job).throttle),
+            "output": str(root / "slurm" / LOG.replace("%t", "0")),
+        }
+        text = templates().get_template("array.sbatch.j2").render(
+            job=script.job,
+            labels=script.labels,
+            directives=[_directive(name, options[name]) for name in sorted(options)],
+            body=body(script.job, script.labels, study, profile, root, code),
+        )  # fmt: skip
+        write_script(out / script.file, text)
+    return scripts
+
+
+def _scripts(jobs: Sequence[Job], longest: int) -> list[Script]:
+    scripts: list[Script] = []
+    of_job: dict[str, list[Script]] = {}
+    for job in jobs:
+        labels = [element.label for element in job.elements]
+        parts = [tuple(labels[start : start + longest]) for start in range(0, len(labels), longest)]
+        for part, some in enumerate(parts):
+            waits = ",".join(_dependency(edge, part, len(parts), of_job) for edge in job.needs)
+            number = len(scripts)
+            name = job.name if len(parts) == 1 else f"{job.name}-part{part}"
+            script = Script(f"{number:02d}-{name}.sbatch", job, some, f"job_{number:02d}", waits)
+            scripts.append(script)
+            of_job.setdefault(job.name, []).append(script)
+    return scripts
+
+
+def _dependency(edge: Edge, part: int, parts: int, of_job: dict[str, list[Script]]) -> str:
+    others = of_job[edge.job]
+    if edge.kind == "aftercorr":  # both have the same elements, so they are cut at the same places
+        assert len(others) == parts
+        others = [others[part]]
+    return ":".join([edge.kind, *(f"${{{other.variable}}}" for other in others)])
+
+
+def _directive(name: str, value: str | int | bool) -> str:
+    return f"--{name}" if value is True else f"--{name}={shlex.quote(str(value))}"
+
+
+def record_format(script: Script) -> str:
+    """The line of submissions.jsonl as a format of printf: number and time are filled in when it is submitted."""
+    line = json.dumps({"job": script.job.name, "job_id": "@ID@", "labels": script.labels, "submitted": "@TIME@"})
+    escaped = line.replace("\\", "\\\\").replace("%", "%%")
+    return escaped.replace("@ID@", "%s").replace('"@TIME@"', "%s") + "\\n"
+
+
+def write_script(path: Path, text: str) -> None:
+    with open_atomically(path, "w") as file:
+        file.write(text)
+    path.chmod(0o700)

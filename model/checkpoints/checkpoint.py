@@ -1,0 +1,317 @@
+"""Saves and loads a run's whole state, or only its weights, as a Megatron-core distributed checkpoint.
+
+The checkpoint does not depend on the number of processes that wrote it. It is written aside in the background while
+training goes on, verified, renamed; only then does `latest` move. A failed save (no space, a dead disk) leaves the earlier
+checkpoints as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed.checkpoint as torch_checkpoint
+from torch.distributed.checkpoint.utils import _DistWrapper as Group
+
+from curricula.errors import StorageError, UserError
+from curricula.model.checkpoints.folder import (
+    CheckpointInfo,
+    checkpoints_to_resume,
+    damaged_file,
+    point_at,
+    publish,
+    read_info,
+    set_aside,
+    step_folder,
+)
+from curricula.model.checkpoints.writer import BackgroundSave, writing_failure
+from curricula.model.megatron import (
+    AsyncRequest,
+    CheckpointingException,
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+    GPTModel,
+    ShardedObject,
+    dist_checkpointing,
+    megatron_random,
+    parallel_state,
+)
+from curricula.model.runtime.distributed import Parallel
+from curricula.provenance import running_commit
+
+log = logging.getLogger(__name__)
+
+# The optimizer's state in the shape of the parameters: any number of processes can read what another number wrote.
+LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+# What the readers of Megatron-core and torch raise for damaged files.
+UNREADABLE = (CheckpointingException, torch_checkpoint.CheckpointException, EOFError, KeyError, RuntimeError)
+
+
+class Saver:
+    """Saves one checkpoint at a time, in the background. All processes call each method together."""
+
+    def __init__(self, network: GPTModel, optimizer: Any | None, parallel: Parallel) -> None:
+        """Of `network` and, unless None, of `optimizer`."""
+        self._network, self._optimizer, self._parallel = network, optimizer, parallel
+        self._group = Group(None, True, 0)
+        self._strategy = BackgroundSave()
+        self._distributed: Any = self._strategy
+        if parallel.data_parallel > 1:  # ranks share the writing of what they hold alike
+            data_ranks = parallel_state.get_data_parallel_group()
+            self._distributed = FullyParallelSaveStrategyWrapper(self._strategy, data_ranks, do_cache_distribution=True)
+        self._saved_before = False
+        self._request: AsyncRequest | None = None
+
+    def start(self, folder: Path, info: CheckpointInfo) -> None:
+        """Begin to write the present state as the checkpoint `folder`; an earlier save is finished first.
+
+        Returns as soon as the state may change again. Raises UserError when the files cannot be written.
+        """
+        self.finish()
+        self._folder, self._info, self._aside = folder, info, folder.with_name(f".{folder.name}.aside")
+        with self._told_when_unwritable():
+            self._on_main("begin", lambda: _make_empty(self._aside))
+            with self._parallel.cuda_names():
+                self._request = dist_checkpointing.save(
+                    _sharded_state(self._network, self._optimizer, is_loading=False, generators=True),
+                    str(self._aside),
+                    sharded_strategy=self._distributed,
+                    validate_access_integrity=not self._saved_before,  # ranks tell each other all they hold: once
+                    async_sharded_save=True,
+                    content_metadata=dict(LAYOUT),
+                )
+        self._saved_before = True
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this process's part is still being written; if not, `finish` has next to nothing to wait for."""
+        return self._request is not None and self._strategy.write.is_writing
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a save was started and not finished yet: the same on all processes."""
+        return self._request is not None
+
+    def finish(self) -> None:
+        """Wait until the save that was started, if any, is whole, and point `latest` at it.
+
+        Raises UserError when the files could not be written; nothing is left behind then.
+        """
+        if self._request is None:
+            return
+        request, self._request = self._request, None
+        with self._told_when_unwritable(), self._parallel.cuda_names():
+            for finalize in request.finalize_fns:
+                finalize()
+            written = self._strategy.write.files
+            self._on_main("publish", lambda: publish(self._aside, self._folder, self._info, written))
+
+    def abandon(self) -> None:
+        """Give up the save that was started, if any, without a word to the other processes."""
+        if self._request is not None:
+            self._strategy.write.abandon()
+
+    def _on_main(self, what: str, action: Callable[[], None]) -> None:
+        """Let the main process act; where it fails, all processes raise."""
+        self._group.broadcast(what, action)
+
+    @contextlib.contextmanager
+    def _told_when_unwritable(self) -> Any:
+        try:
+            yield
+        except (Exception, torch_checkpoint.CheckpointException) as error:  # the latter is a bare BaseException
+            if self._parallel.is_main:
+                shutil.rmtree(self._aside, ignore_errors=True)
+            reason = writing_failure(error)
+            if reason is None:
+                raise
+            raise StorageError(
+                f"{self._folder}: the checkpoint could not be written ({reason}); earlier ones are kept, so mend that "
+                "and run it again"
+            ) from error
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def save(folder: Path, network: GPTModel, optimizer: Any | None, info: CheckpointInfo, parallel: Parallel) -> None:
+    """Write the checkpoint `folder` and wait for it; see `Saver`."""
+    saver = Saver(network, optimizer, parallel)
+    saver.start(folder, info)
+    saver.finish()
+
+
+def newest_whole(checkpoints: Path, parallel: Parallel, kept_step: int | None) -> tuple[Path | None, bool]:
+    """The checkpoint to train from, and whether that only fills a gap before the latest.
+
+    The gap is the end of this training at `kept_step` (None where it is not kept), a branch point that was lost or
+    damaged after the line had gone on; `latest` stays where it is then. Raises UserError as `_newest_whole` does.
+    """
+    own = _newest_whole(checkpoints, parallel)
+    if own is None or kept_step is None or own <= (end := step_folder(checkpoints, kept_step)):
+        return own, False
+    problem = _problem(end, parallel)
+    if problem is None:
+        return end, True
+    if parallel.is_main:
+        log.warning("%s; training up to step %d again", problem, kept_step)
+        if end.exists():
+            set_aside(end)
+    older = Group(None, True, 0).broadcast_object(checkpoints_to_resume(checkpoints) if parallel.is_main else None)
+    return next((path for path in older if path < end and _problem(path, parallel) is None), None), True
+
+
+def _newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
+    """The checkpoint to go on from, every byte of it checked: the latest, or the newest before it that is undamaged.
+
+    Falling back sets `latest` back and the damaged ones aside. Raises UserError when there are checkpoints and all are
+    damaged.
+    """
+    problems: dict[Path, str] = {}
+    candidates = Group(None, True, 0).broadcast_object(checkpoints_to_resume(checkpoints) if parallel.is_main else None)
+    for folder in candidates or []:
+        problem = _problem(folder, parallel)
+        if problem is None:
+            if problems and parallel.is_main:
+                log.warning("%s; going on from %s", next(iter(problems.values())), folder.name)
+                point_at(folder)
+                for damaged in problems:
+                    set_aside(damaged)
+            return folder
+        problems[folder] = problem
+    if problems:
+        raise UserError(next(iter(problems.values())))
+    return None
+
+
+def _problem(folder: Path, parallel: Parallel) -> str | None:
+    """What is damaged in a checkpoint, in a sentence, the same on all processes; each reads its share of the files.
+
+    Raises StorageError, on all processes, where one could not read its share: that says nothing of the checkpoint.
+    """
+    unread = None
+    found = None
+    try:
+        found = damaged_file(folder, read_info(folder), parallel.world.rank, parallel.world.size)
+    except FileNotFoundError as error:
+        found = f"{error.filename}: missing; delete {folder.name} and run what trained it again"
+    except StorageError as error:
+        unread = str(error)
+    except UserError as error:
+        found = str(error)
+    except OSError as error:
+        unread = f"{error.filename or folder}: cannot be read ({error.strerror}); mend that and run it again"
+    answers = Group(None, True, 0).all_gather_object((unread, found))
+    for unread, _ in answers:
+        if unread:
+            raise StorageError(unread)
+    return next((found for _, found in answers if found), None)
+
+
+def load(
+    folder: Path, network: GPTModel, optimizer: Any | None, parallel: Parallel, is_checked: bool = False
+) -> CheckpointInfo:
+    """Fill `network` and, unless None, `optimizer` from the checkpoint `folder`; returns what it holds.
+
+    With `optimizer` None only weights are read, from checkpoints of either kind; else torch's random generators are set
+    too, where the tensor-parallel size is the same. All bytes are checked first, unless they were before. Raises
+    UserError when a file is missing, cut short or damaged, or when the state is not there.
+    """
+    if not is_checked and (problem := _problem(folder, parallel)):
+        raise UserError(problem)
+    info = read_info(folder)
+    if optimizer is not None and not info.full:
+        raise UserError(f"{folder}: holds weights only, so training cannot go on from it; use it as init_weights")
+    generators = optimizer is not None and info.tensor_parallel == parallel.tensor_parallel
+    with parallel.cuda_names():
+        state = _sharded_state(network, optimizer, is_loading=True, generators=generators)
+        strategy = None
+        if parallel.data_parallel > 1:  # each rank reads its share of what all need, and they exchange
+            reader = dist_checkpointing.serialization.get_default_load_sharded_strategy(str(folder))
+            strategy = FullyParallelLoadStrategyWrapper(reader, parallel_state.get_data_parallel_group())
+        try:
+            loaded = dist_checkpointing.load(state, str(folder), sharded_strategy=strategy)
+        except UNREADABLE as error:
+            reason = str(error).strip().splitlines()[-1][:200]
+            raise UserError(f"{folder}: cannot be read ({reason}); delete it and use an earlier one") from error
+        network.load_state_dict(loaded["model"])
+        if optimizer is not None:
+            _load_optimizer(optimizer, loaded["optimizer"])
+        if generators:
+            _set_generators(loaded["generators"])
+    return info
+
+
+def _sharded_state(network: GPTModel, optimizer: Any | None, is_loading: bool, generators: bool) -> dict[str, Any]:
+    layout = dict(LAYOUT)  # Megatron-core puts process groups into it
+    model_state = network.sharded_state_dict(metadata=layout)
+    state: dict[str, Any] = {"model": model_state}
+    if optimizer is not None:
+        state["optimizer"] = optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=layout)
+        if generators:
+            state["generators"] = _generators()
+    return state
+
+
+def _generators() -> ShardedObject:
+    """The states of torch's random generators: one set for each tensor-parallel rank.
+
+    No step draws from them today (no dropout; data and weights are drawn by key); a model with dropout would.
+    """
+    return ShardedObject(
+        "generators",
+        {"torch": torch.get_rng_state(), "megatron": megatron_random.get_cuda_rng_tracker().get_states()},
+        (parallel_state.get_tensor_model_parallel_world_size(),),
+        (parallel_state.get_tensor_model_parallel_rank(),),
+        replica_id=parallel_state.get_data_parallel_rank(),
+    )
+
+
+def _set_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    megatron_random.get_cuda_rng_tracker().set_states(states["megatron"])
+
+
+def _load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """`optimizer.load_state_dict`, with two slips of Megatron-core around torch's own AdamW made good.
+
+    It stores one step count for all parameters. Loading then looks for a count per parameter, which is not there; and
+    it puts one shared tensor into all states, which would count once per parameter and spoil the bias correction.
+    """
+    with contextlib.ExitStack() as stack:
+        parts = getattr(optimizer, "chained_optimizers", [optimizer])
+        for part in parts:
+            stack.enter_context(mock.patch.object(part, SET_STATE, functools.partial(_set_state_but_step, part)))
+        optimizer.load_state_dict(state)
+    for part in parts:
+        for parameter_state in part.optimizer.state.values():
+            if isinstance(parameter_state.get("step"), torch.Tensor):
+                parameter_state["step"] = parameter_state["step"].clone()
+
+
+SET_STATE = "_set_main_param_and_optimizer_states"
+
+
+def _set_state_but_step(part: Any, parameter: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+    has = part._get_main_param_and_optimizer_states(parameter)
+    getattr(type(part), SET_STATE)(part, parameter, {"step": has["step"], **tensors} if "step" in has else tensors)
+
+
+@functools.lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on; `curricula` is the git commit of this code, "" where it is unknown."""
+    import megatron.core
+
+    found = {"torch": torch.__version__, "megatron-core": megatron.core.__version__, "curricula": running_commit()}
+    return {"python": platform.python_version(), **{name: str(version) for name, version in found.items()}}

@@ -1,0 +1,191 @@
+"""Writes this process's part of a distributed checkpoint in a process forked for it, so that training goes on meanwhile.
+
+The fork is the snapshot: on a CPU the written tensors are the ones of the moment of the fork, however training changes
+them afterwards; on a GPU they are copied to the host first. The writing process dies with its parent, so that no orphan
+writes into the files of a restarted run, and never touches CUDA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import _DistWrapper as Group
+
+from curricula.errors import UserError
+from curricula.model.checkpoints.folder import StoredFile, stored_file
+from curricula.model.megatron import (
+    AsyncRequest,
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    keyed_by_shard,
+    to_torch_state,
+)
+
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+NICENESS = 5  # the writer yields to training where they share cores
+
+
+class BackgroundSave(TorchDistSaveShardedStrategy):
+    """Megatron-core's format and save strategy with a writer of our own, of which it keeps the last as `write`.
+
+    Megatron-core's writer starts a queue server besides a process for every save, which for small models takes longer
+    than the training between two saves; and 0.19 announces its end in favour of nvidia-resiliency-ext. What this class
+    needs of Megatron-core is the translation into torch's state dict.
+    """
+
+    write: BackgroundWrite
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1)
+
+    def async_save(self, sharded_state_dict: Any, checkpoint_dir: Any, *async_strategy: str) -> AsyncRequest:
+        by_shard, _, _ = keyed_by_shard(sharded_state_dict, self.keep_only_main_replica)
+        self.write = BackgroundWrite(Path(checkpoint_dir), to_torch_state(by_shard, False))
+        return AsyncRequest(None, (), [self.write.finish])
+
+
+class BackgroundWrite:
+    """One save: planned by all ranks together, written by a child of each, finished by all together."""
+
+    files: dict[str, StoredFile]
+    """What all ranks wrote, by name; set by `finish`."""
+
+    def __init__(self, folder: Path, state: dict[str, Any]) -> None:
+        """Plan the save of torch's `state` into `folder` and begin to write. The caller may change the tensors at once."""
+        self._group = Group(None, True, 0)
+        self._writer = FileSystemWriter(folder, sync_files=True, per_thread_copy_ahead=0)  # else it would ask CUDA
+        planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
+
+        def plan_own() -> SavePlan:
+            planner.set_up_planner(state, is_coordinator=self._group.is_coordinator)
+            self._writer.set_up_storage_writer(self._group.is_coordinator)
+            return self._writer.prepare_local_plan(planner.create_local_plan())
+
+        def join_plans(plans: list[SavePlan]) -> list[SavePlan]:
+            plans, self._metadata = planner.create_global_plan(plans)
+            return self._writer.prepare_global_plan(plans)
+
+        plan = planner.finish_plan(self._group.reduce_scatter("plan", plan_own, join_plans))
+        self._process: multiprocessing.process.BaseProcess | None = None  # with nothing to write
+        self._answers: Connection
+        if plan.items:
+            receiver, sender = multiprocessing.Pipe(duplex=False)
+            child = (os.getpid(), self._writer, plan, _OnHost(plan, planner), folder, sender)
+            self._process = multiprocessing.get_context("fork").Process(target=_write, args=child, daemon=True)
+            with _signals_blocked(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads; this one only writes files
+                self._process.start()
+            sender.close()
+            self._answers = receiver
+
+    @property
+    def is_writing(self) -> bool:
+        return self._process is not None and self._process.is_alive() and not self._answers.poll()
+
+    def finish(self) -> None:
+        """Wait for the writers of all ranks and complete the folder. Raises what the first failure of any rank was."""
+        self.files = self._group.all_reduce("write", self._answer, self._complete)
+
+    def _answer(self) -> tuple[list[WriteResult], dict[str, StoredFile]]:
+        if self._process is None:
+            return [], {}
+        try:
+            answer = self._answers.recv()
+        except EOFError:
+            answer = None
+        self._process.join()
+        if answer is None:
+            code = self._process.exitcode or 0
+            how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+            raise OSError(f"the process that wrote it was ended by {how}; was memory short?")
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _complete(self, answers: list[tuple[list[WriteResult], dict[str, StoredFile]]]) -> dict[str, StoredFile]:
+        self._writer.finish(self._metadata, [results for results, _ in answers])
+        return {name: file for _, files in answers for name, file in files.items()}
+
+    def abandon(self) -> None:
+        """End the child without waiting for its work."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+
+class _OnHost(SavePlanner):
+    """The planner of the writing process: hands out the planned items, which are on the host already."""
+
+    def __init__(self, plan: SavePlan, planner: SavePlanner) -> None:
+        resolved = {item.index: planner.resolve_data(item) for item in plan.items}
+        self._items = {index: data.cpu() if torch.is_tensor(data) else data for index, data in resolved.items()}
+
+    def resolve_data(self, write_item: WriteItem) -> Any:
+        return self._items[write_item.index]
+
+    set_up_planner = create_local_plan = create_global_plan = finish_plan = None  # type: ignore[assignment]  # all done
+
+
+def _write(
+    parent: int, writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Path, answers: Connection
+) -> None:
+    """The child: write the planned items, read each file back for its hash, send both; or the error that came instead."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        return
+    gc.disable()  # collecting what the parent holds could call CUDA
+    torch.set_num_threads(1)  # the parent's threads are not here
+    os.nice(NICENESS)
+    answer: Any
+    try:
+        results = writer.write_data(plan, items).wait()
+        names = {result.storage_data.relative_path for result in results}
+        answer = results, {name: stored_file(folder / name) for name in sorted(names)}
+    except BaseException as error:
+        answer = OSError(writing_failure(error) or f"{type(error).__name__}: {error}")
+    answers.send(answer)
+
+
+def writing_failure(error: BaseException) -> str | None:
+    """The operating system's words if `error` comes from writing files, through the wrappings of torch's writers."""
+    if isinstance(error, CheckpointException):
+        reasons = [writing_failure(failure[0]) for failure in error.failures.values()]
+        return next((reason for reason in reasons if reason), None)
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    beneath = error.__cause__ or error.__context__
+    if beneath is not None and (reason := writing_failure(beneath)):
+        return reason
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in ("StreamWriter", "iostream", "container")
+    ):
+        return "the file system accepts no more data"
+    return None
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Fork with stop signals blocked, for good in the child: one to the whole job must not end the save it asks for."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

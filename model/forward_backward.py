@@ -1,0 +1,138 @@
+"""Passes of the network over global batches: the loss with its gradient, the loss alone, and which samples spoil it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from curricula.curriculum.stream.batches import BatchSource
+from curricula.errors import UsageError
+from curricula.model.megatron import get_forward_backward_func
+from curricula.model.runtime.distributed import Parallel
+from curricula.model.runtime.loading import MicroBatch, MicroBatches
+from curricula.model.runtime.metrics import Stopwatch
+
+Report = dict[str, torch.Tensor]
+ForwardStep = Callable[[Iterator[MicroBatch], Any], tuple[torch.Tensor, Any]]
+
+
+class Passes:
+    """Runs Megatron-core's schedule over the micro-batches of one rank and adds up what all ranks found."""
+
+    def __init__(self, wrapped: Any, parallel: Parallel, micro_batch: int) -> None:
+        self.wrapped, self.parallel, self.micro_batch = wrapped, parallel, micro_batch
+        self.data_wait = Stopwatch()
+        """Seconds spent waiting for micro-batches."""
+
+    def share(self, batches: BatchSource) -> MicroBatches:
+        """This data-parallel rank's part of the batches."""
+        return MicroBatches(batches, self.micro_batch, self.parallel.data_rank, self.parallel.data_parallel)
+
+    def train(self, batches: BatchSource, feed: Iterator[MicroBatch]) -> float:
+        """Forward and backward over the next global batch; returns the mean loss of its counted tokens."""
+        return mean_loss(*self._losses(batches, feed, forward_only=False))
+
+    @torch.no_grad()
+    def evaluate(self, batches: BatchSource, feed: Iterator[MicroBatch], each: Callable[[], None]) -> float:
+        """Mean loss per counted token over all of `batches`; calls `each` after every global batch."""
+        self.wrapped.eval()
+        found = []
+        for _ in range(batches.total_steps):
+            found.append(self._losses(batches, feed, forward_only=True))
+            each()
+        self.wrapped.train()
+        return mean_loss(*map(math.fsum, zip(*found)))
+
+    @torch.no_grad()
+    def bad_rows(self, batches: BatchSource, step: int) -> list[int]:
+        """The rows of global batch `step` whose loss is not a finite number under the present weights."""
+        share = self.share(batches)
+        feed = (share[step * share.per_step + part].to(self.parallel.device) for part in range(share.per_step))
+        reports = self._run(batches, feed, True, _row_step)
+        own = torch.cat([report["bad rows"] for report in reports]).tolist()
+        flags = [0.0] * batches.global_batch
+        first = self.parallel.data_rank * len(own)
+        flags[first : first + len(own)] = own
+        return [row for row, flag in enumerate(self.parallel.sum(*flags)) if flag]
+
+    def _losses(self, batches: BatchSource, feed: Iterator[MicroBatch], forward_only: bool) -> tuple[float, float]:
+        """Summed loss and counted tokens of the next global batch."""
+        reports = self._run(batches, _timed(feed, self.data_wait), forward_only, _loss_step)
+        total = torch.stack([report["loss and tokens"] for report in reports]).sum(dim=0).tolist()
+        loss, tokens = self.parallel.sum(*total)
+        return loss, tokens
+
+    def _run(
+        self, batches: BatchSource, feed: Iterator[MicroBatch], forward_only: bool, forward_step: ForwardStep
+    ) -> list[Report]:
+        with self.parallel.cuda_names():
+            return get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=feed,
+                model=[self.wrapped],
+                num_microbatches=self.share(batches).per_step,
+                seq_length=batches.sequence_length,
+                micro_batch_size=self.micro_batch,
+                forward_only=forward_only,
+            )
+
+
+def mean_loss(loss: float, tokens: float) -> float:
+    return loss / max(1.0, tokens)
+
+
+def _token_losses(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next micro-batch's losses [n, S] and the weights of its targets [n, S]."""
+    tokens, mask, documents = next(micro_batches)
+    crossing = None
+    if documents is not None:
+        if network.module.backend.name == "te":
+            raise UsageError("rows of several documents need attention by torch, and the job was not said to be packed")
+        crossing = crossing_mask(documents)
+    losses = network(tokens[:, :-1], None, crossing, labels=tokens[:, 1:])
+    return losses, torch.ones_like(losses) if mask is None else mask
+
+
+def crossing_mask(documents: torch.Tensor) -> torch.Tensor:
+    """Where attention must not look, in Megatron-core's convention (true: masked out), bool [n, 1, S, S] of document
+    numbers [n, S]: at later positions, and at other documents of the row.
+
+    Rotary positions need no reset: attention depends on the distance of two positions alone.
+    """
+    length = documents.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return ~(same & earlier)
+
+
+def _loss_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
+    """Megatron-core's forward step: the losses of one micro-batch, and the function that sums them up."""
+    losses, mask = _token_losses(micro_batches, network)
+
+    def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
+        loss, counted = (losses * mask).sum(), mask.sum()
+        report = torch.stack([loss.detach(), counted]).double()
+        return loss, counted.to(torch.int), {"loss and tokens": report}
+
+    return losses, summed
+
+
+def _row_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
+    """The same with a flag for each row: 1 where the sum of its losses is no finite number."""
+    losses, mask = _token_losses(micro_batches, network)
+
+    def flagged(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
+        rows = (losses * mask).sum(dim=1)
+        return rows.sum(), mask.sum().to(torch.int), {"bad rows": (~rows.isfinite()).double()}
+
+    return losses, flagged
+
+
+def _timed(feed: Iterator[MicroBatch], waiting: Stopwatch) -> Iterator[MicroBatch]:
+    while True:
+        with waiting:
+            micro_batch = next(feed)
+        yield micro_batch

@@ -1,0 +1,311 @@
+"""Builds SmolLM2 out of Megatron-core: the network, its data-parallel wrapper and its optimizer.
+
+One builder for the three backends of `backend.py`. Initial weights are drawn by parameter name, so they depend on
+neither the backend nor the number of processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from typing import Any
+
+import torch
+import torch._dynamo.config
+import torch.nn.functional as F
+
+from curricula.errors import UsageError
+from curricula.model.config import EngineConfig, ModelConfig, OptimizerConfig
+from curricula.model.megatron import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    GPTModel,
+    MegatronOptimizerConfig,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    finalize_model_grads,
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+    get_megatron_optimizer,
+    parallel_state,
+)
+from curricula.model.memory import GIB, Layout, check_fit
+from curricula.model.network.backend import Backend, choose_backend, describe
+from curricula.model.network.fused_linear import ColumnLinear, RowLinear, attach_sinks
+from curricula.model.network.gradient_kernels import use_quick_gradient_kernels
+from curricula.model.network.transformer import Block, Network, NoAttention, RMSNorm
+from curricula.model.runtime.distributed import Parallel
+from curricula.randomness import key_seed
+
+log = logging.getLogger(__name__)
+
+
+def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | None = None) -> GPTModel:
+    """The bare network on this process's device, weights not yet set. The one place that makes a `GPTModel`.
+
+    Without a `backend` it is the best of this machine. Raises UsageError when tensor parallelism does not divide the model.
+    """
+    for name in ("kv_heads", "ffn", "vocabulary", "sequence_length"):
+        if getattr(model, name) % parallel.tensor_parallel:
+            raise UsageError(
+                f"tensor_parallel is {parallel.tensor_parallel}, which does not divide model.{name} "
+                f"{getattr(model, name)}; choose a divisor"
+            )
+    backend = backend or choose_backend(EngineConfig(), parallel)
+    if backend.recompute_layers > model.layers:
+        raise UsageError(f"engine.recompute_layers is {backend.recompute_layers}; the model has {model.layers} layers")
+    use_quick_gradient_kernels()
+    config = transformer_config(model, parallel, backend)
+    with parallel.cuda_names():
+        network = Network(
+            config=config,
+            transformer_layer_spec=_te_layers() if backend.name == "te" else _own_layers(config),
+            vocab_size=model.vocabulary,
+            max_sequence_length=model.sequence_length,
+            position_embedding_type="rope",
+            rotary_base=model.rope_base,
+            share_embeddings_and_output_weights=model.tied,
+        ).to(parallel.device)
+    for name, parameter in network.named_parameters():
+        if parameter.dim() == 2:  # Megatron-core marks them itself only where it draws the weights too
+            parameter.tensor_model_parallel = True
+            parameter.partition_dim = _split_dimension(name)
+            parameter.partition_stride = 1
+    network.backend = backend
+    if backend.attention != "torch":
+        _use_attention(backend.attention)
+    if backend.name == "torch":
+        _compile_layers(network)
+    return network
+
+
+def check_memory(
+    model: ModelConfig, parallel: Parallel, backend: Backend, micro_batch: int, sequence_length: int
+) -> None:
+    """Raise UsageError where training cannot fit into this process's GPU; nothing to ask on a CPU."""
+    if parallel.device.type != "cuda":
+        return
+    layout = Layout(
+        micro_batch=micro_batch,
+        sequence_length=sequence_length,
+        tensor_parallel=parallel.tensor_parallel,
+        data_parallel=parallel.data_parallel,
+        backend=backend.name,
+        fp8=backend.fp8 is not None,
+        sequence_parallel=backend.sequence_parallel,
+        recompute_layers=backend.recompute_layers,
+    )
+    free, _ = torch.cuda.mem_get_info(parallel.device)
+    needed = check_fit(model, layout, free)
+    if parallel.is_main:
+        log.info("memory: about %s of %.1f GiB on each GPU", needed, free / GIB)
+
+
+def transformer_config(model: ModelConfig, parallel: Parallel, backend: Backend) -> TransformerConfig:
+    te = backend.name == "te"
+    more: dict[str, Any] = {}
+    if backend.fp8:
+        more.update(fp8="hybrid", fp8_recipe=backend.fp8, fp8_amax_history_len=16, fp8_amax_compute_algo="max")
+    if backend.recompute_layers:
+        more.update(
+            recompute_granularity="full", recompute_method="block", recompute_num_layers=backend.recompute_layers
+        )
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        ffn_hidden_size=model.ffn,
+        num_attention_heads=model.heads,
+        num_query_groups=model.kv_heads,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.rms_norm_eps,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=parallel.precision is torch.bfloat16,
+        params_dtype=parallel.precision,
+        pipeline_dtype=parallel.precision,
+        tensor_model_parallel_size=parallel.tensor_parallel,
+        sequence_parallel=backend.sequence_parallel,
+        calculate_per_token_loss=True,  # losses are summed over the global batch, then divided by its counted tokens
+        perform_initialization=False,  # `initialize` draws the weights by name
+        bias_activation_fusion=False,  # Transformer Engine has a quicker SwiGLU, and so have we
+        bias_dropout_fusion=te,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=te,
+        fused_single_qkv_rope=te,
+        use_te_activation_func=te,
+        gradient_accumulation_fusion=te,  # ours does the same, in `curricula.model.network.fused_linear`
+        persist_layer_norm=False,
+        **more,
+    )
+
+
+def _te_layers() -> Any:
+    return get_gpt_layer_with_transformer_engine_spec(use_te_activation_func=True)
+
+
+def _own_layers(config: TransformerConfig) -> Any:
+    """Megatron-core's own layer with our computation in it; its linears stay where they talk to other processes."""
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer.module = Block
+    parts = layer.submodules
+    attention, mlp = _submodules(parts.self_attention), _submodules(parts.mlp)
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention.core_attention = NoAttention
+    if config.tensor_model_parallel_size == 1:
+        attention.linear_qkv = mlp.linear_fc1 = ColumnLinear
+        attention.linear_proj = mlp.linear_fc2 = RowLinear
+    return TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers, layer_norm=RMSNorm)
+
+
+def _submodules(spec: Any) -> Any:
+    """The parts that a Megatron-core spec names; from 0.19 on some specs are partial functions."""
+    return spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
+
+
+def _use_attention(name: str) -> None:
+    """Have torch's attention function call the kernels of FlashAttention 3 or 4."""
+    try:
+        from torch.nn.attention import activate_flash_attention_impl
+    except ImportError:
+        raise UsageError(f'engine.attention is "{name}", for which torch {torch.__version__} is too old') from None
+    activate_flash_attention_impl(name)
+
+
+def _compile_layers(network: GPTModel) -> None:
+    """Compile the layers, each by itself: they are alike, so the first one's code serves all of them.
+
+    With tensor parallelism the code breaks off around the linears, which talk to other processes.
+    """
+    # Once for each shape, mask and mode of gradients: of training, tuning, validation and recomputation more than eight.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    whole = network.config.tensor_model_parallel_size == 1
+    for layer in network.decoder.layers:
+        if not whole:
+            for linear in (
+                layer.self_attention.linear_qkv,
+                layer.self_attention.linear_proj,
+                layer.mlp.linear_fc1,
+                layer.mlp.linear_fc2,
+            ):
+                linear.forward = torch.compiler.disable(linear.forward)
+        layer.forward = torch.compile(layer.forward, fullgraph=whole, dynamic=False)
+    network.decoder.final_layernorm.compile(dynamic=False)
+
+
+@torch.no_grad()
+def initialize(network: GPTModel, model: ModelConfig, seed: int) -> None:
+    """Set all weights: norms to one, others normal, drawn by (seed, parameter name) whatever the layout of processes.
+
+    Projections into the residual stream get `init_std / sqrt(2 layers)`, so that its variance does not grow with depth.
+    """
+    rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
+    for name, parameter in network.named_parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+            continue
+        split = _split_dimension(name)
+        shape = list(parameter.shape)
+        shape[split] *= size
+        generator = torch.Generator().manual_seed(key_seed(seed, "initial weights", name))
+        whole = torch.empty(shape).normal_(generator=generator)
+        whole *= model.init_std / (math.sqrt(2 * model.layers) if split == 1 else 1.0)
+        if name.endswith("linear_fc1.weight"):  # gate over up: each rank holds its part of both
+            part = torch.cat([half.chunk(size)[rank] for half in whole.chunk(2)])
+        else:
+            part = whole.chunk(size, dim=split)[rank]
+        parameter.copy_(part)
+
+
+def _split_dimension(name: str) -> int:
+    """Which dimension of a matrix tensor parallelism splits: the inputs of projections into the residual stream."""
+    return 1 if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else 0
+
+
+class AccumulatingDDP(DistributedDataParallel):
+    """Megatron-core's wrapper, told which weights add their gradients to its buffer themselves."""
+
+    accumulating: tuple[torch.nn.Parameter, ...] = ()
+
+    def zero_grad_buffer(self) -> None:
+        super().zero_grad_buffer()
+        for weight in self.accumulating:
+            weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+
+
+def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
+    """The network with its gradient buffers; from here on parameters live in one flat buffer.
+
+    Gradients are reduced while the backward pass goes on. The gathering of new weights does not overlap with the next
+    forward pass: at 32 GPUs it is under 1% of a step (docs/scaling.md), and weights would be stale between a step and
+    that pass, which is when we save and validate.
+    """
+    ddp = DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=parallel.data_parallel > 1,
+        overlap_param_gather=False,
+    )
+    if parallel.is_main:
+        log.info("%s", describe(network.backend, parallel))
+    with parallel.cuda_names():
+        wrapped = AccumulatingDDP(network.config, ddp, network)
+    wrapped.config.finalize_model_grads_func = finalize_model_grads
+    if ddp.overlap_grad_reduce:
+        wrapped.config.no_sync_func = wrapped.no_sync
+    # The embedding that is also the output matrix has a second gradient, from the look-up, by way of autograd: that one is
+    # what Megatron-core waits for, and adds.
+    attach_sinks(_looked_up_too(network), announced=False)
+    wrapped.accumulating = tuple(_accumulating(network))
+    attach_sinks(wrapped.accumulating, announced=ddp.overlap_grad_reduce)
+    return wrapped
+
+
+def _accumulating(network: GPTModel) -> list[torch.nn.Parameter]:
+    """Weights whose only gradient is the one that our linears or our loss add to the buffer."""
+    weights = [module.weight for module in network.modules() if isinstance(module, (ColumnLinear, RowLinear))]
+    return weights if network.share_embeddings_and_output_weights else [*weights, network.output_layer.weight]
+
+
+def _looked_up_too(network: GPTModel) -> list[torch.nn.Parameter]:
+    return [network.shared_embedding_or_output_weight()] if network.share_embeddings_and_output_weights else []
+
+
+def build_optimizer(wrapped: DistributedDataParallel, optimizer: OptimizerConfig, parallel: Parallel) -> Any:
+    """AdamW with its state split over the data-parallel ranks; bfloat16 weights get float32 masters."""
+    config = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.lr,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_eps=optimizer.eps,
+        clip_grad=optimizer.clip_grad,
+        bf16=parallel.precision is torch.bfloat16,
+        params_dtype=parallel.precision,
+        use_distributed_optimizer=True,
+    )
+    with parallel.cuda_names():
+        built = get_megatron_optimizer(config, [wrapped])
+    for part in getattr(built, "chained_optimizers", [built]):
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            _prepare(part.optimizer)
+    return built
+
+
+def _prepare(adamw: torch.optim.AdamW) -> None:
+    """Have torch's AdamW go over each tensor once instead of ten times, and give it its zero state at once.
+
+    Megatron-core can load a checkpoint only into an optimizer that has a state.
+    """
+    for group in adamw.param_groups:
+        group.update(fused=True, foreach=False)
+        for parameter in group["params"]:
+            adamw.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }

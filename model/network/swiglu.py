@@ -1,0 +1,56 @@
+"""SwiGLU, silu(gate) * up, with its backward pass in one go over memory.
+
+Left to itself the compiler makes the two halves of the gradient apart and joins them, which reads everything twice:
+88 ms of a 1.7B step on an H100, against 69 with the kernel of `curricula.model.network.swiglu_kernel`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) * up; keeps nothing but its input for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (gate_up,) = ctx.saved_tensors
+        if torch.compiler.is_compiling():  # the compiler takes it as one step; by itself that costs, and gains nothing
+            return torch.ops.curricula.swiglu_gradient(gradients[0], gate_up)
+        return swiglu_gradient(gradients[0], gate_up)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of [..., 2 F], gate before up -> [..., F]."""
+    return SwiGLU.apply(gate_up)
+
+
+def swiglu_gradient(gradient: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
+    """d loss / d gate_up [..., 2 F] from the output's gradient [..., F]; computed in float32 or wider."""
+    if gate_up.is_cuda:
+        from curricula.model.network.swiglu_kernel import launch
+
+        return launch(gradient, gate_up)
+    gate, up = gate_up.to(torch.promote_types(gate_up.dtype, torch.float32)).chunk(2, dim=-1)
+    share = torch.sigmoid(gate)
+    d_gate, d_up = gradient * up * share * (1 + gate * (1 - share)), gradient * gate * share
+    return torch.cat([d_gate, d_up], dim=-1).to(gate_up.dtype)
+
+
+@torch.library.custom_op("curricula::swiglu_gradient", mutates_args=())
+def _one_step(gradient: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
+    return swiglu_gradient(gradient, gate_up)
+
+
+@_one_step.register_fake
+def _(gradient: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(gate_up)

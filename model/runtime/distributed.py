@@ -1,0 +1,173 @@
+"""Starts the processes' common ground: device, process group, Megatron's parallel state; and takes it down again.
+
+Ranks come from torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR) or from a Slurm step (one srun task per
+GPU). Without either this is a single process, which opens no port. With CUDA: NCCL and bfloat16; without: gloo and
+float32, through `curricula.model.runtime.cpu`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from curricula.errors import UsageError
+from curricula.model.megatron import model_parallel_cuda_manual_seed, parallel_state
+from curricula.model.runtime.cpu import CpuAsCuda, cuda_functions_on_cpu
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all."""
+
+    rank: int
+    size: int
+    local_rank: int
+    master: str | None
+    """host:port of rank 0; None for a single process."""
+
+
+ALONE = World(0, 1, 0, None)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """What a training process needs to know of the others, once `started`."""
+
+    world: World
+    device: torch.device
+    precision: torch.dtype
+    """Data type of parameters and activations; gradients and optimizer state are always float32."""
+    tensor_parallel: int
+    data_parallel: int
+    data_rank: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.world.rank == 0
+
+    def cuda_names(self) -> contextlib.AbstractContextManager[object]:
+        """Around every call into Megatron-core that may name a CUDA device; nothing on a machine with CUDA."""
+        return contextlib.nullcontext() if self.device.type == "cuda" else CpuAsCuda()
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over the data-parallel ranks, in double precision."""
+        if self.data_parallel == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process of all raised the flag: the way to decide together."""
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """`any` of several flags at the cost of one."""
+        if self.world.size == 1:
+            return list(flags)
+        raised = torch.tensor([int(flag) for flag in flags], device=self.device)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        return [bool(value) for value in raised.tolist()]
+
+    def barrier(self) -> None:
+        if self.world.size > 1:
+            dist.barrier()
+
+
+def read_world(environment: Mapping[str, str] = os.environ) -> World:
+    """This process's place from torchrun's or a Slurm step's variables, else a world of one."""
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        size = int(environment["WORLD_SIZE"])
+        address = f"{environment.get('MASTER_ADDR', '127.0.0.1')}:{environment.get('MASTER_PORT', '29500')}"
+        rank, local_rank = int(environment["RANK"]), int(environment.get("LOCAL_RANK", environment["RANK"]))
+        return World(rank, size, local_rank, address if size > 1 else None)
+    # Only srun sets the step's variables; a plain batch script has SLURM_PROCID too but is one process.
+    if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
+        # Jobs that share a node need ports of their own; job and step number are the same on all ranks.
+        number = int(environment.get("SLURM_JOB_ID", "0")) * 7 + int(environment.get("SLURM_STEP_ID", "0"))
+        port = environment.get("MASTER_PORT") or str(15000 + number % 15000)
+        return World(
+            int(environment["SLURM_PROCID"]),
+            int(environment["SLURM_STEP_NUM_TASKS"]),
+            int(environment.get("SLURM_LOCALID", "0")),
+            f"{host}:{port}",
+        )
+    return ALONE
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a Slurm node list: "gpu[003-007,9],login1" -> "gpu003"."""
+    match = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodelist.strip())
+    if match is None or not match.group(0):
+        raise UsageError(f'SLURM_STEP_NODELIST is "{nodelist}", which names no host; set MASTER_ADDR instead')
+    return "".join(part or "" for part in match.groups())
+
+
+@contextlib.contextmanager
+def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0, world: World | None = None) -> Iterator[Parallel]:
+    """The process group and Megatron's parallel state while the block lasts; may be entered again after it.
+
+    Of all processes of this job, unless `world` says otherwise.
+
+    Raises UsageError when the number of processes is not a multiple of `tensor_parallel`.
+    """
+    world = world or read_world()
+    if world.size % tensor_parallel:
+        raise UsageError(
+            f"tensor_parallel is {tensor_parallel}, which does not divide the {world.size} processes of this job; "
+            "change it or the number of tasks"
+        )
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    with contextlib.ExitStack() as stack:
+        if not on_gpu:
+            stack.enter_context(cuda_functions_on_cpu())
+        _join(world, "nccl" if on_gpu else "gloo", datetime.timedelta(minutes=timeout_minutes))
+        stack.callback(dist.destroy_process_group)
+        stack.enter_context(_parallel_state(tensor_parallel, timeout_minutes))
+        yield _describe(world, device, tensor_parallel)
+
+
+def _join(world: World, backend: str, timeout: datetime.timedelta) -> None:
+    if world.master is None:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        address = f"tcp://{world.master}"
+        dist.init_process_group(backend, init_method=address, rank=world.rank, world_size=world.size, timeout=timeout)
+
+
+@contextlib.contextmanager
+def _parallel_state(tensor_parallel: int, timeout_minutes: float) -> Iterator[None]:
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_parallel, distributed_timeout_minutes=int(timeout_minutes)
+    )
+    try:
+        # Nothing draws from these generators (no dropout, weights by key), but Megatron-core wants them to exist.
+        with contextlib.nullcontext() if torch.cuda.is_available() else CpuAsCuda():
+            model_parallel_cuda_manual_seed(1)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def _describe(world: World, device: torch.device, tensor_parallel: int) -> Parallel:
+    return Parallel(
+        world=world,
+        device=device,
+        precision=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        tensor_parallel=tensor_parallel,
+        data_parallel=parallel_state.get_data_parallel_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+    )

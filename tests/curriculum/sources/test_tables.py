@@ -1,0 +1,161 @@
+"""Rows of files of every kind, whole, in ranges and one by one; damaged files are named."""
+
+import csv
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curricula.curriculum.sources.documents import Documents
+from curricula.curriculum.sources.registry import open_dataset
+from curricula.curriculum.sources.tables import Table
+from curricula.errors import UserError
+
+
+def write(path, rows, group=3):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema([("text", "string")])), path, row_group_size=group)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["text"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        content = "".join(json.dumps(row) + "\n\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv"]), st.integers(0, 12), st.integers(1, 5)),
+        min_size=1, max_size=5,
+    ),
+    st.data(),
+)  # fmt: skip
+def test_any_rows_of_any_files_are_those_of_the_whole(tmp_path_factory, files, data):
+    folder = tmp_path_factory.mktemp("table")
+    whole = []
+    for number, (suffix, count, group) in enumerate(files):
+        rows = [{"text": f"{number} {row}"} for row in range(count)]
+        write(folder / f"{number}{suffix}", rows, group)
+        whole += rows
+    table = Table.open(folder)
+    assert len(table) == len(whole) and list(table.rows()) == whole
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, len(whole) + 2))
+    assert list(table.rows(start, stop)) == whole[start:stop]
+    chosen = sorted(data.draw(st.sets(st.integers(0, len(whole) - 1)))) if whole else []
+    assert list(table.select(chosen)) == [whole[number] for number in chosen]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-9], "t.jsonl.gz: is damaged after row"),
+        ("t.jsonl.gz", b"plain", "t.jsonl.gz: is damaged after row 0"),
+        (
+            "t.jsonl.gz",
+            gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 9,
+            "t.jsonl.gz: is damaged after row",
+        ),
+        ("t.jsonl", b'{"text": "a"}\n{"text"', "t.jsonl: row 1 is not JSON"),
+        ("t.jsonl", b"[1]\n", r"t.jsonl: row 0 is \[1\], where an object is needed"),
+        ("t.json", b"{}", "t.json: holds a dict, where a list of rows is needed"),
+        ("t.json", b"[" * 100_000, "t.json: not valid JSON"),
+        ("t.json", b"\xff", "t.json: not UTF-8"),
+        ("t.csv", b'text\n"a\nb\n', "t.csv: not valid CSV"),
+        ("t.csv", b"text\n\xff\n", "t.csv: not UTF-8"),
+        ("t.parquet", b"PAR1", "t.parquet: not a readable Parquet file"),
+        ("t.parquet", b"", "t.parquet: not a readable Parquet file"),
+    ],
+    ids=range(12),
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        list(Table.open(tmp_path / "t").rows())
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl", "a.parquet"])
+def test_a_folder_or_a_dangling_link_in_the_place_of_a_file_is_named(tmp_path, name):
+    (tmp_path / "t" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"t/{name}: "):
+        Table.open(tmp_path / "t")
+    (tmp_path / "u").mkdir()
+    (tmp_path / "u" / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"u/{name}: "):
+        Table.open(tmp_path / "u")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n{"text": "y"}')
+    (tmp_path / "b.csv").write_bytes("\ufefftext\r\nx\r\ny\r\n".encode())
+    (tmp_path / "c.json").write_bytes('\ufeff["x", "y"]'.encode())
+    for name in "abc":
+        assert list(Table.open(tmp_path / name).rows()) == [{"text": "x"}, {"text": "y"}]
+
+
+def test_bad_bytes_in_a_dictionary_column_are_bad_bytes_of_one_row(tmp_path):
+    text = pa.array([b"fine", b"\xff", b"fine"], pa.binary()).view(pa.string()).dictionary_encode()
+    pq.write_table(pa.table({"text": text}), tmp_path / "t.parquet")
+    assert [row["text"] for row in Table.open(tmp_path / "t").rows()] == ["fine", "\udcff", "fine"]
+
+
+def test_columns_of_unusual_types_are_read_or_named(tmp_path):
+    views = pa.array(["a", "b", "c"], pa.string_view())
+    pq.write_table(pa.table({"text": views}), tmp_path / "v.parquet")
+    assert [row["text"] for row in Table.open(tmp_path / "v").select([0, 2])] == ["a", "c"]
+    structs = pa.array([{"x": b"\xff"}], pa.struct([("x", pa.binary())])).cast(
+        pa.struct([("x", pa.string())]), safe=False
+    )
+    pq.write_table(pa.table({"id": structs, "text": ["a"]}), tmp_path / "s.parquet")
+    with pytest.raises(UserError, match="s.parquet: column 'id' of type struct<x: string> cannot be read"):
+        list(Table.open(tmp_path / "s").rows())
+
+
+def test_a_missing_column_is_told_with_those_that_are_there(tmp_path):
+    (tmp_path / "cosmopedia").mkdir()
+    pq.write_table(pa.table({"id": ["1"], "body": ["x"]}), tmp_path / "cosmopedia/train.parquet")
+    with pytest.raises(UserError, match=r"train.parquet: row 0 .* has no column 'text', only \['body', 'id'\]"):
+        list(Documents.open("cosmopedia", tmp_path).read())
+
+
+@pytest.mark.parametrize("names", [["t.jsonl", "t.csv"], ["t/a.jsonl", "t.jsonl"]])
+def test_two_tables_of_one_name_are_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match="as well; keep the one that holds the dataset"):
+        Table.open(tmp_path / "t")
+
+
+@pytest.mark.parametrize("marker", [".fetching.json", ".0-standard-fetching.json", ".unfinished.json"])
+def test_a_dataset_that_is_not_all_there_is_not_read(tmp_path, marker):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/00000.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "t" / marker).write_text("{}")
+    with pytest.raises(UserError, match="this dataset is not all there; give the command that was making it again"):
+        Table.open(tmp_path / "t")
+
+
+def test_a_file_of_all_parts_never_stands_in_for_some_of_them(tmp_path):
+    """The safe score alone must not become every score because of a file that holds them all."""
+    folder = tmp_path / "fineweb_annotated"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "x"}\n')
+    assert len(open_dataset("fineweb-annotated", tmp_path)) == 1
+    for name in ("fineweb-edu", "fineweb-unsafe"):
+        with pytest.raises(UserError, match="train: holds all parts of locuslab/fineweb_annotated, where score_"):
+            open_dataset(name, tmp_path)
+    with pytest.raises(UserError, match="train: holds all parts"):
+        open_dataset("fineweb-annotated", tmp_path, ("score_1",))
+    (folder / "score_0.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(UserError, match="keep the one or the others"):
+        open_dataset("fineweb-annotated", tmp_path)

@@ -1,0 +1,44 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from curricula.curriculum.stream.permutation import permute
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 3000), st.integers())
+def test_every_place_is_taken_once(size, key):
+    assert np.array_equal(np.sort(permute(np.arange(size), size, key)), np.arange(size))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 2**45), st.data())
+def test_a_position_asked_alone_is_as_in_company(size, data):
+    positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20))
+    together = permute(np.array(positions), size, "key")
+    assert [int(permute(np.array([p]), size, "key")[0]) for p in positions] == together.tolist()
+    assert together.min() >= 0 and together.max() < size
+
+
+def test_other_keys_give_other_orders():
+    first, second, other = (
+        permute(np.arange(1000), 1000, 42, "samples", source, epochs=epoch)
+        for source, epoch in (("web", 0), ("web", 1), ("math", 0))
+    )
+    assert np.mean(first == second) < 0.02 and np.mean(first == other) < 0.02
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 2000), st.lists(st.integers(0, 2**40), min_size=1, max_size=8))
+def test_epochs_asked_together_are_as_asked_alone(size, epochs):
+    positions = np.arange(size * len(epochs)) % size
+    together = permute(positions, size, "key", epochs=np.repeat(epochs, size))
+    assert np.array_equal(together, np.concatenate([permute(np.arange(size), size, "key", epochs=e) for e in epochs]))
+
+
+def test_places_are_spread_evenly():
+    places = [int(permute(np.array([0]), 10, seed)[0]) for seed in range(3000)]
+    assert chisquare(np.bincount(places, minlength=10)).pvalue > 1e-4
+    steps = np.diff(permute(np.arange(100_000), 100_000, "steps"))
+    assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1] + 0.5) < 0.02  # as differences of independent draws have it

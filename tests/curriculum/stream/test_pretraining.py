@@ -1,0 +1,137 @@
+"""The exact stream, under random curricula: what a reader of a study's result has to be able to rely on."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_folders import write_source
+
+from curricula.curriculum.stream.blend import Phase
+from curricula.curriculum.stream.pretraining import PretrainingBatches
+from curricula.errors import UserError
+
+LENGTH, VOCABULARY = 5, 50_000
+SIZES = {"a": [7], "b": [40, 3, 0, 60], "c": [501], "d": [2, 2, 2, 2], "e": [90] * 9}  # tokens of each shard
+SAMPLES = {name: (sum(sizes) - 1) // LENGTH for name, sizes in SIZES.items()}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shards")
+    for name, sizes in SIZES.items():
+        write_source(root / name, sizes)
+    return root
+
+
+mixes = st.dictionaries(st.sampled_from(sorted(SIZES)), st.one_of(st.integers(1, 9), st.floats(1e-3, 1)), min_size=1)
+
+
+@st.composite
+def runs(draw):
+    """(phases in whole batches, global batch)"""
+    batch = draw(st.sampled_from([1, 2, 4, 6, 12]))
+    ends = np.cumsum(draw(st.lists(st.integers(1, 60), min_size=1, max_size=4)))
+    return [Phase(int(end) * batch, draw(mixes)) for end in ends], batch
+
+
+def opened(shards, phases, batch, seed=1):
+    return PretrainingBatches(phases, shards, LENGTH, batch, seed, VOCABULARY)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(runs())
+def test_no_sample_of_a_source_comes_twice_before_all_came_once(shards, run):
+    phases, batch = run
+    counts = defaultdict(Counter)
+    for source, epoch, number in opened(shards, phases, batch).sample_ids(0, phases[-1].until):
+        counts[source][number] += 1
+        assert counts[source][number] == epoch + 1
+        # Whoever comes for the (e + 1)-th time finds that all others of the source came at least e times.
+        if epoch:
+            assert len(counts[source]) == SAMPLES[source] and min(counts[source].values()) >= epoch
+    for source, seen in counts.items():
+        assert max(seen.values()) - min(seen.values()) <= 1 and max(seen) < SAMPLES[source]
+
+
+@settings(max_examples=300, deadline=None)
+@given(runs(), st.data())
+def test_ranks_resumes_and_micro_batches_of_any_size_read_the_same_rows(shards, run, data):
+    phases, batch = run
+    whole = opened(shards, phases, batch)
+    ids = whole.sample_ids(0, phases[-1].until)
+    for step in data.draw(st.lists(st.integers(0, whole.total_steps - 1), min_size=1, max_size=3)):
+        ranks = data.draw(st.sampled_from([size for size in (1, 2, 3, 4, 6, 12) if batch % size == 0]))
+        resumed = opened(shards, phases, batch)
+        parts = [resumed.rows(step, r * batch // ranks, (r + 1) * batch // ranks)[0] for r in range(ranks)]
+        rows = np.concatenate(parts)
+        assert rows.dtype == np.int64 and rows.shape == (batch, LENGTH + 1)
+        for row, (_, _, number) in zip(rows, ids[step * batch : (step + 1) * batch]):
+            assert row.tolist() == list(range(number * LENGTH, number * LENGTH + LENGTH + 1))
+
+
+@settings(max_examples=300, deadline=None)
+@given(runs(), mixes, st.integers(1, 30))
+def test_arms_share_the_stream_and_the_fingerprint_until_they_part(shards, run, other, more):
+    phases, batch = run
+    until = phases[-1].until
+    trunk = opened(shards, [*phases[:-1], Phase(until + more * batch, phases[-1].mix)], batch)
+    arm = opened(shards, [*phases, Phase(until + more * batch, other)], batch)
+    step = until // batch
+    assert trunk.sample_ids(0, until) == arm.sample_ids(0, until)
+    assert trunk.fingerprint(step) == arm.fingerprint(step)
+    assert [arm.describe(s)["phase"] for s in (step - 1, step)] == [len(phases) - 1, len(phases)]
+    assert arm.describe(step)["mix"] == {name: weight / sum(other.values()) for name, weight in other.items()}
+    if set(phases[0].mix) != {"e"}:
+        changed = opened(shards, [Phase(phases[0].until, {"e": 1.0}), *phases[1:]], batch)
+        assert changed.fingerprint(step) != arm.fingerprint(step)
+
+
+@settings(max_examples=300, deadline=None)
+@given(mixes, st.floats(0.1, 10))
+def test_equal_fingerprints_mean_equal_streams(shards, mix, factor):
+    """Weights whose shares are equal as floating-point numbers need not be in the same ratio."""
+    scaled = {name: weight * factor for name, weight in mix.items()}
+    one, other = (opened(shards, [Phase(200, weights)], 1) for weights in (mix, scaled))
+    if one.fingerprint(200) == other.fingerprint(200):
+        assert one.sample_ids(0, 200) == other.sample_ids(0, 200)
+    assert one.fingerprint(200) == opened(shards, [Phase(200, dict(reversed(mix.items())))], 1).fingerprint(200)
+
+
+def test_samples_after_the_end_are_refused(shards):
+    run = opened(shards, [Phase(8, {"e": 1})], 4)
+    with pytest.raises(IndexError, match=r"samples \[8, 12\) of 8"):
+        run.rows(2, 0, 4)
+
+
+def test_a_source_tokenised_otherwise_than_the_rest_is_refused(tmp_path):
+    write_source(tmp_path / "a", [100])
+    write_source(tmp_path / "b", [100], tokenizer="other")
+    with pytest.raises(UserError, match="a and b were tokenised by different tokenizers; delete the folder of the one"):
+        opened(tmp_path, [Phase(4, {"a": 1, "b": 1})], 1)
+
+
+def test_an_id_beyond_the_vocabulary_is_named_by_file_and_place(tmp_path):
+    write_source(tmp_path / "a", [50, 50])
+    batches = PretrainingBatches([Phase(19, {"a": 1})], tmp_path, LENGTH, 1, 1, 80)
+    with pytest.raises(
+        UserError, match=r"00001.bin: the sample at token \d+ holds id \d\d, where the model's vocabulary has 80"
+    ):
+        for step in range(19):
+            batches.rows(step, 0, 1)
+
+
+@pytest.mark.parametrize("sizes", [[0], [0, 0], [5]])
+def test_a_source_without_one_sample_is_refused(tmp_path, sizes):
+    write_source(tmp_path / "a", sizes)
+    with pytest.raises(UserError, match=f"source a: {sum(sizes)} tokens in .* are less than one sample of 6; give it"):
+        opened(tmp_path, [Phase(4, {"a": 1})], 1)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"tokens": 3}', "{", "3"])
+def test_a_manifest_that_is_none_is_refused(tmp_path, content):
+    write_source(tmp_path / "a", [100])
+    (tmp_path / "a" / "00000.json").write_text(content)
+    with pytest.raises(UserError, match="00000.json: not"):
+        opened(tmp_path, [Phase(4, {"a": 1})], 1)

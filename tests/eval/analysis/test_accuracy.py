@@ -1,0 +1,138 @@
+"""How far judges can be trusted: agreement, and rates corrected for a judge's errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import cohen_kappa_score
+from study_rows import generation
+
+from curricula.eval.analysis.accuracy import Accuracy, accuracy_of, agreement, corrected, published
+from curricula.eval.analysis.metrics import attack_cells
+from curricula.eval.analysis.statistics import Tally, tally
+from curricula.randomness import keyed_rng
+
+OFFICIAL = "harmbench:cais/HarmBench-Llama-2-13b-cls"
+
+
+def rates(values):
+    return tally((str(i), "b", float(value)) for i, value in enumerate(values))
+
+
+def test_kappa_is_that_of_scikit_learn():
+    rng = keyed_rng("kappa")
+    ours = [("yes", "no")[i] for i in rng.integers(0, 2, 200)]
+    theirs = [a if keep else ("yes", "no")[a == "yes"] for a, keep in zip(ours, rng.random(200) < 0.8)]
+    found = agreement(ours, theirs)
+    assert found.kappa == pytest.approx(cohen_kappa_score(ours, theirs))
+    assert found.low < found.kappa < found.high and found.answers == 200
+
+
+@pytest.mark.parametrize("count", range(2, 60))
+def test_a_judge_with_one_word_for_everything_has_no_interval_whatever_rounding_leaves(count):
+    found = agreement(["harmful"] * count, ["harmful"] * (count - 1) + ["safe"])
+    assert (found.kappa, found.low, found.high) == (pytest.approx(0, abs=1e-9), None, None)
+
+
+def test_agreement_where_nothing_can_be_said():
+    assert agreement([], []) is None
+    assert agreement(["safe"] * 9, ["safe"] * 9).kappa is None
+    constant = agreement(["safe"] * 9, ["safe"] * 8 + ["harmful"])
+    assert (constant.kappa, constant.low) == (0.0, None)
+
+
+def test_a_corrected_rate_undoes_the_judges_errors():
+    judge = Accuracy(0.9, 0.8, 100_000, 100_000, "made up")
+    truth = 0.3
+    seen = truth * 0.9 + (1 - truth) * 0.2
+    found = corrected(rates(np.arange(10_000) < seen * 10_000), judge)
+    assert found.rate == pytest.approx(truth, abs=0.001) and found.low < truth < found.high
+
+
+def test_corrected_intervals_cover_the_truth_about_95_times_in_100():
+    rng, covered, runs = keyed_rng("corrected coverage"), 0, 300
+    truth, sensitivity, specificity = 0.3, 0.9, 0.85
+    for _ in range(runs):
+        labelled = rng.binomial(150, [sensitivity, specificity]) / 150
+        seen = rng.random(200) < truth * sensitivity + (1 - truth) * (1 - specificity)
+        of = Tally(seen[:, None].astype(float), np.ones((200, 1)), (0,) * 200)
+        found = corrected(of, Accuracy(*labelled, 150, 150, "drawn"))
+        covered += found.low <= truth <= found.high
+    assert 0.92 <= covered / runs <= 0.985
+
+
+def test_a_judge_near_chance_or_of_other_answers_corrects_nothing():
+    assert corrected(rates([1, 0, 1]), Accuracy(0.6, 0.42, 50, 50, "a coin")) is None
+    assert (
+        corrected(rates([0] * 200), Accuracy(0.95, 0.8, 300, 300, "other answers")) is None
+    )  # fewer than false alarms
+
+
+def test_accuracy_from_labels_counts_each_side():
+    labels, verdicts = [True] * 4 + [False] * 5, [True, True, True, False] + [False] * 4 + [True]
+    found = accuracy_of(labels, verdicts, "mine")
+    assert (found.sensitivity, found.specificity) == (0.75, pytest.approx(0.8))
+    assert (found.harmful, found.others) == (4, 5)
+    assert accuracy_of([True], [True], "one side") is None
+
+
+def test_published_figures_hold_for_the_official_settings_alone():
+    version = next(version for judge, version in published() if judge == OFFICIAL)
+    rows = [
+        generation(
+            prompt_id=str(i), prompt=str(i), verdict="harmful" if i % 2 else "safe", judge=OFFICIAL, judge_version=v
+        )
+        for i in range(100)
+        for v in [version]
+    ]
+    (cell,) = attack_cells(rows, "arm", "instruct")
+    assert cell.rate == 0.5 and cell.corrected == pytest.approx((0.5 + 0.86 - 1) / (0.967 + 0.86 - 1), abs=1e-6)
+    assert cell.corrected_low < cell.corrected < cell.corrected_high
+    other = [generation(prompt_id="0", verdict="harmful", judge=OFFICIAL, judge_version="another template")]
+    assert attack_cells(other, "arm", "instruct")[0].corrected is None
+
+
+def test_short_circuits_which_no_judge_saw_are_not_corrected():
+    (name, version), accuracy = next(iter(published().items()))
+    rows = [
+        generation(
+            prompt_id=str(i),
+            cluster=f"c{i}",
+            finish="tag" if i < 100 else "end",
+            shortcircuit=i < 100,
+            verdict="shortcircuit" if i < 100 else "harmful" if i % 2 else "safe",
+            judge=name,
+            judge_version=version,
+        )
+        for i in range(200)
+    ]
+    (whole,), (judged,) = attack_cells(rows, "arm", "instruct"), attack_cells(rows[100:], "arm", "instruct")
+    assert judged.corrected == pytest.approx((0.5 + accuracy.specificity - 1) / 0.827, abs=1e-3)
+    assert whole.corrected == pytest.approx(judged.corrected / 2, abs=1e-9)
+    assert whole.corrected_low < whole.corrected < whole.corrected_high <= whole.rate + 0.1
+    assert attack_cells(rows[:100], "arm", "instruct")[0].corrected is None  # nothing that could be corrected
+
+
+def test_corrected_intervals_cover_the_truth_among_short_circuits_too():
+    rng, covered, runs, clusters = keyed_rng("corrected coverage, short"), 0, 200, 300
+    truth, sensitivity, specificity = 0.3, 0.9, 0.85
+    for _ in range(runs):
+        labelled = rng.binomial(150, [sensitivity, specificity]) / 150
+        asked = rng.random(clusters) < 0.4
+        seen = asked & (rng.random(clusters) < truth * sensitivity + (1 - truth) * (1 - specificity))
+        ones, strata = np.ones((clusters, 1)), (0,) * clusters
+        of, by_judge = (
+            Tally(seen[:, None].astype(float), ones, strata),
+            Tally(asked[:, None].astype(float), ones, strata),
+        )
+        found = corrected(of, Accuracy(*labelled, 150, 150, "drawn"), by_judge)
+        covered += found.low <= 0.4 * truth <= found.high
+    assert 0.91 <= covered / runs <= 0.99
+
+
+def test_the_published_judge_reads_high_as_its_labels_say():
+    # 45.3% of HarmBench's labelled completions are harmful, and the classifier calls 51.5% so.
+    judge = next(of for (name, _), of in published().items() if name == OFFICIAL)
+    share = judge.harmful / (judge.harmful + judge.others)
+    assert share == pytest.approx(0.453, abs=0.001)
+    assert share * judge.sensitivity + (1 - share) * (1 - judge.specificity) == pytest.approx(0.515, abs=0.001)

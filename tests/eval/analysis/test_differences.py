@@ -1,0 +1,43 @@
+"""Every arm against the one that starts last."""
+
+from __future__ import annotations
+
+import pytest
+from study_rows import ARMS, attack_rows, overrefusal_rows
+
+from curricula.eval.analysis.differences import arm_differences
+from curricula.eval.analysis.statistics import holm
+
+
+def study(rates):
+    """Rows of SafeBeam and top-k on two benchmarks, and of benign requests."""
+    found = {}
+    for arm in ARMS[-3:]:
+        for decoder, samples in (("topk", 3), ("safebeam", 1)):
+            rows = attack_rows(arm, "benign", decoder, rates[arm.name], samples, {"advbench": 60})
+            found[arm.name, "benign", f"attacks-{decoder}"] = rows
+        found[arm.name, "benign", "overrefusal-topk"] = overrefusal_rows(arm, "topk", (0.6, 0.3, 0.05, 0.05))
+    return found
+
+
+def test_each_family_is_corrected_by_itself_and_names_its_test():
+    found = list(arm_differences(ARMS[-3:], study({"data-60": 0.2, "full-60": 0.55, "safe-100": 0.6})))
+    assert {gap.reference for gap in found} == {"safe-100"}
+    assert [(gap.task, gap.arm, gap.test) for gap in found] == [
+        ("attacks-topk", "data-60", "sign flips"),
+        ("attacks-topk", "full-60", "sign flips"),
+        ("attacks-safebeam", "data-60", "mcnemar"),
+        ("attacks-safebeam", "full-60", "mcnemar"),
+        ("overrefusal-topk", "data-60", found[4].test),
+        ("overrefusal-topk", "full-60", found[5].test),
+    ]
+    for first in (0, 2, 4):
+        pair = found[first : first + 2]
+        assert [gap.p_holm for gap in pair] == pytest.approx(holm([gap.p for gap in pair]))
+    assert found[0].value < -0.2 and found[0].high < 0 and found[0].p_holm < 0.01
+    assert found[4].measure == "over-refusal" and found[0].prompts == 60
+
+
+def test_without_a_second_arm_there_is_nothing_to_compare():
+    assert not list(arm_differences(ARMS[:1], {}))
+    assert not list(arm_differences(ARMS, {}))

@@ -1,0 +1,258 @@
+"""Elements: every task end to end on a tiny model, in shards, killed and resumed, then merged and judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+import torch
+from paths import ROOT
+from tiny_llama import save_tiny_llama
+
+from curricula.errors import UsageError, UserError
+from curricula.eval.config import Evaluation, Gcg, Part, Probes, SafeBeam, TopK, parts_for, tasks_for
+from curricula.eval.judging.merge import Merge, is_merged
+from curricula.eval.judging.verdicts import read_judged
+from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
+from curricula.eval.runner import run_element
+
+CONFIG = Evaluation(
+    benchmarks=("advbench", "tdc"),
+    topk=TopK(max_new_tokens=12, samples=2, batch_prompts=3),
+    safebeam=SafeBeam(beams=3, candidates=6, max_new_tokens=10, batch_prompts=4),
+    gcg=Gcg(steps=3, search_width=16, topk=16, suffix="x x x", prompts=3),
+    probes=Probes(train_per_class=20, seeds=2),
+)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    things = ["a lock", "a letter", "the sea", "bread", "a clock", "a tower", "the town"]
+    files = {
+        "advbench/harmful_behaviors.csv": "goal,target\n"
+        + "".join(f'Describe {t},"Sure, here is {t}"\n' for t in things),
+        "tdc2023/test_behaviors.json": json.dumps([f"Explain {t}" for t in things[:4]]),
+        "jailbreakbench/harmful-behaviors.csv": "Index,Goal,Category\n"
+        + "".join(f"{i},Write about {t},c\n" for i, t in enumerate(things)),
+        "stanford_alpaca/alpaca_instructions_noinput.json": json.dumps([{"instruction": f"Name {t}."} for t in things]),
+    }
+    for split, count in (("train", 40), ("test", 25)):
+        rows = [
+            {"id": str(i), "text": f"{'bad lock' if i % 2 else 'good bread'} {things[i % 7]} {i}", "score": 3 * (i % 2)}
+            for i in range(2 * count)
+        ]
+        files[f"probes/{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+ATTACKS = Part("attacks-topk", "advbench")
+
+
+def run(part, model_dir, data, out, *, kind="instruct", config=CONFIG, **more):
+    return run_element(part, model_dir, kind, config, data_root=data, out=out, seed=1, device="cpu", **more)
+
+
+def run_all(model_dir, data, out, *, kind="instruct", config=CONFIG):
+    """All parts of a model, merged and judged."""
+    for part in parts_for(kind, config):
+        run(part, model_dir, data, out, kind=kind, config=config)
+    Merge(out, kind, config, None).judge()
+
+
+def test_each_task_ends_in_one_file_of_rows_with_a_verdict_each(model_dir, data, tmp_path):
+    run_all(model_dir, data, tmp_path)
+    expected = {
+        "attacks-topk": 22,
+        "attacks-safebeam": 11,
+        "overrefusal-topk": 14,
+        "overrefusal-safebeam": 7,
+        "gcg": 9,
+    }
+    for task, count in expected.items():
+        rows = read_judged(tmp_path / f"{task}.jsonl")
+        assert len(rows) == len({row.key for row in rows}) == count
+        verdicts = OVERREFUSAL_VERDICTS if task.startswith("overrefusal") else ATTACK_VERDICTS
+        assert all(row.verdict in verdicts and row.judge == "refusal-phrases" for row in rows)
+    suffixes = [json.loads(line) for line in (tmp_path / "gcg/jailbreakbench.suffixes.jsonl").read_text().splitlines()]
+    assert len(suffixes) == 3
+    assert all(row["loss"] <= row["initial_loss"] and len(row["losses"]) == 3 for row in suffixes)
+    attacked = [row for row in read_judged(tmp_path / "gcg.jsonl") if row.decoder == "gcg+safebeam"]
+    assert [row.prompt for row in attacked] == [row["behavior"] + row["suffix"] for row in suffixes]
+
+
+def test_an_element_tells_how_far_it_is(model_dir, data, tmp_path):
+    for part in (ATTACKS, Part("probes")):
+        reports: list[tuple[int, int]] = []
+        rows = run(
+            part, model_dir, data, tmp_path, progress=lambda done, total, to=reports, **_: to.append((done, total))
+        )
+        assert reports[-1][0] == reports[-1][1] and len(part.path(tmp_path).read_text().splitlines()) == len(rows)
+    assert [(row.layer, row.seed) for row in rows] == [
+        (layer, seed) for seed in (0, 1) for layer in ("first", "middle", "last")
+    ]
+    assert all(row.n_train == 40 and row.n_test == 50 and 0 <= row.auc <= 1 for row in rows)
+    assert all(row.auc > 0.9 for row in rows if row.layer == "first")
+
+
+def test_shards_together_are_the_whole_in_its_order(model_dir, data, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    config = msgspec.structs.replace(CONFIG, shards={"attacks-topk": 3, "attacks-safebeam": 9})
+    tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk", "attacks-safebeam"))
+    for out, settings in ((whole, CONFIG), (cut, config)):
+        run_all(model_dir, data, out, config=msgspec.structs.replace(settings, tasks=tasks))
+    assert (cut / "attacks-topk/advbench.0-of-3.jsonl").exists()
+    for task in tasks.instruct:
+        ids = [
+            [(row.benchmark, row.prompt_id, row.sample, row.key) for row in read_judged(out / f"{task}.jsonl")]
+            for out in (whole, cut)
+        ]
+        assert ids[0] == ids[1]
+
+
+def test_a_part_that_is_not_there_is_missing_and_merged_in_when_it_comes(model_dir, data, tmp_path):
+    config = msgspec.structs.replace(CONFIG, tasks=msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",)))
+    first, second = parts_for("instruct", config)
+    run(first, model_dir, data, tmp_path, config=config)
+    Merge(tmp_path, "instruct", config, None).judge()
+    assert is_merged(tmp_path, "instruct", config)
+    assert {row.benchmark for row in read_judged(tmp_path / "attacks-topk.jsonl")} == {"advbench"}
+    run(second, model_dir, data, tmp_path, config=config)
+    assert not is_merged(tmp_path, "instruct", config)
+    Merge(tmp_path, "instruct", config, None).judge()
+    rows = read_judged(tmp_path / "attacks-topk.jsonl")
+    assert is_merged(tmp_path, "instruct", config) and len(rows) == 22 and all(row.judge for row in rows)
+    for path, damage in (
+        (tmp_path / "attacks-topk.verdicts.jsonl", lambda whole: b"".join(whole.splitlines(True)[:-1])),  # half-judged
+        (tmp_path / "attacks-topk.verdicts.jsonl", lambda whole: whole.replace(b"refusal-phrases", b"another-phrases")),
+        (first.path(tmp_path), lambda whole: whole.replace(b"Describe", b"Describf")),  # of the same size
+    ):
+        whole = path.read_bytes()
+        assert damage(whole) != whole
+        path.write_bytes(damage(whole))
+        assert not is_merged(tmp_path, "instruct", config)
+        path.write_bytes(whole)
+    assert is_merged(tmp_path, "instruct", config)
+
+
+def test_a_line_that_is_no_row_is_to_be_removed_and_nothing_else(tmp_path):
+    path = tmp_path / "attacks-topk.verdicts.jsonl"
+    path.write_text("5\n")
+    with pytest.raises(UserError, match="line 1 is not a VerdictRow .*; remove the line and run the job again"):
+        read_rows(path, VerdictRow)
+
+
+def test_a_greedy_task_gives_one_answer_to_each_prompt(model_dir, data, tmp_path):
+    greedy = Part("attacks-greedy", "advbench")
+    rows = run(greedy, model_dir, data, tmp_path)
+    assert [(row.decoder, row.sample) for row in rows] == [("greedy", 0)] * 7
+    assert rows == run(greedy, model_dir, data, tmp_path)
+
+
+def test_a_base_model_continues_the_stand_in_beginnings(model_dir, data, tmp_path):
+    rows = run(Part("attacks-topk", "jb_completions"), model_dir, data, tmp_path, kind="base")
+    assert {row.benchmark for row in rows} == {"advbench_completions"}
+    assert rows[0].prompt == "Here is a lock"
+
+
+CHILD = """
+import sys, msgspec
+from pathlib import Path
+from curricula.eval.config import Evaluation, Part
+from curricula.eval.runner import run_element
+task, model_dir, data, out, config = sys.argv[1:]
+def slow(done, total, **figures):
+    import time; time.sleep(0.15)
+config = msgspec.json.decode(config, type=Evaluation)
+run_element(Part(*task.split("/")), Path(model_dir), "instruct", config, data_root=Path(data), out=Path(out), seed=1,
+            device="cpu", progress=slow)
+"""
+
+
+@pytest.mark.parametrize("part", [ATTACKS, Part("gcg", "jailbreakbench")], ids=["attacks", "gcg"])
+def test_an_element_killed_and_run_again_ends_with_the_same_bytes(part, model_dir, data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(part, model_dir, data, whole)
+    watched = killed / ("gcg/jailbreakbench.suffixes.jsonl" if part.task == "gcg" else f"{part.name}.jsonl")
+    arguments = [part.name, str(model_dir), str(data), str(killed), msgspec.json.encode(CONFIG).decode()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
+    deadline = time.monotonic() + 60
+    while not (watched.exists() and watched.stat().st_size) and time.monotonic() < deadline:
+        assert child.poll() is None, "the child ended before it could be killed"
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    left = watched.read_bytes()
+    assert left and left != (whole / watched.relative_to(killed)).read_bytes()
+    with open(watched, "ab") as file:  # and the kill tore a line
+        file.write(b'{"key": "12')
+    run(part, model_dir, data, killed)
+    names = sorted(path.relative_to(whole) for path in whole.rglob("*.*"))
+    assert sorted(path.relative_to(killed) for path in killed.rglob("*.*")) == names
+    for name in names:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_batch_that_was_cut_in_two_is_made_again_as_a_whole(model_dir, data, tmp_path):
+    path = ATTACKS.path(tmp_path)
+    run(ATTACKS, model_dir, data, tmp_path)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for cut in (b"".join(lines[:8]), b"".join(lines[:8]) + lines[8][:40], b"".join(lines[6:])):
+        path.write_bytes(cut)
+        run(ATTACKS, model_dir, data, tmp_path)
+        assert path.read_bytes() == whole
+    assert [p.name for p in path.parent.iterdir()] == ["advbench.jsonl"]
+
+
+def test_judging_again_adds_verdicts_and_touches_no_answer(model_dir, data, tmp_path, monkeypatch):
+    config = msgspec.structs.replace(CONFIG, tasks=msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",)))
+    run_all(model_dir, data, tmp_path, config=config)
+    before = read_judged(tmp_path / "attacks-topk.jsonl")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl") if "verdicts" not in path.name}
+    monkeypatch.setattr("curricula.eval.judges.phrases.SHORTEST_WORDS", 10**6)
+    Merge(tmp_path, "instruct", config, None).judge()
+    after = read_judged(tmp_path / "attacks-topk.jsonl")
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert {row.judge_version for row in after}.isdisjoint(row.judge_version for row in before)
+    assert "harmful" in {row.verdict for row in before} and "harmful" not in {row.verdict for row in after}
+
+
+def test_rows_of_an_earlier_model_are_set_aside_and_not_mixed_in(model_dir, data, tmp_path):
+    other = save_tiny_llama(tmp_path / "other", seed=5)
+    out = tmp_path / "out"
+    first = run(ATTACKS, model_dir, data, out)
+    second = run(ATTACKS, other, data, out)
+    assert {row.model for row in first}.isdisjoint(row.model for row in second)
+    assert read_rows(ATTACKS.path(out), GenerationRow) == second
+    assert read_rows(out / "attacks-topk/advbench.unused.jsonl", GenerationRow) == first
+
+
+def test_what_the_user_got_wrong_is_said(model_dir, data, tmp_path):
+    with pytest.raises(UsageError, match="'attack' is not known; choose one of attacks-topk"):
+        run(Part("attack"), model_dir, data, tmp_path)
+    with pytest.raises(UsageError, match="evaluation.gcg is null"):
+        run(Part("gcg", "jailbreakbench"), model_dir, data, tmp_path, config=Evaluation(gcg=None))
+    with pytest.raises(UserError, match="lower probes.train_per_class"):
+        run(Part("probes"), model_dir, data, tmp_path, config=Evaluation())
+
+
+def test_tasks_follow_the_kind_of_model():
+    assert tasks_for("base", Evaluation()) == ["attacks-topk", "attacks-safebeam", "probes"]
+    assert "gcg" in tasks_for("instruct", Evaluation())
+    assert "gcg" not in tasks_for("instruct", Evaluation(gcg=None))
+    assert tasks_for("benign", Evaluation())[-1] == "overrefusal-safebeam"

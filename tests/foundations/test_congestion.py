@@ -1,0 +1,103 @@
+"""The congestion window: never more at once than it says, narrower once for each lot that is turned away, wide again after."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curricula.congestion import DECREASE, CongestionWindow
+
+
+async def request(window: CongestionWindow, turned_away: bool | None, seconds: float = 0.001) -> int:
+    """Hold a place for a while; returns how many were under way with it."""
+    async with window.place() as place:
+        at_once = window.under_way
+        await asyncio.sleep(seconds)
+        place.turned_away = turned_away
+    return at_once
+
+
+async def lot(window: CongestionWindow, turned_away: bool | None, count: int | None = None) -> int:
+    """Requests that come together, as many as fit or `count`; returns the most that were under way at once."""
+    asked = [request(window, turned_away) for _ in range(count or window.width)]
+    found = await asyncio.wait_for(asyncio.gather(*asked), 10)
+    await asyncio.sleep(0.001)  # the loop's clock moves on
+    return max(found)
+
+
+def test_requests_that_were_under_way_together_narrow_it_once() -> None:
+    async def run() -> None:
+        window = CongestionWindow(50)
+        await lot(window, turned_away=True)
+        assert window.width == math.floor(50 * DECREASE)
+        await lot(window, turned_away=True)
+        assert window.width == math.floor(math.floor(50 * DECREASE) * DECREASE)
+
+    asyncio.run(run())
+
+
+def test_it_never_closes_and_opens_again_by_one_a_lot() -> None:
+    async def run() -> None:
+        window = CongestionWindow(6)
+        for _ in range(20):
+            await lot(window, turned_away=True)
+        assert window.width == 1
+        for width in (2, 3, 4, 5, 6, 6):
+            await lot(window, turned_away=False)
+            assert window.width == width
+
+    asyncio.run(run())
+
+
+def test_what_nothing_can_be_said_of_changes_nothing() -> None:
+    async def run() -> None:
+        window = CongestionWindow(6)
+        await lot(window, turned_away=True)
+        for _ in range(5):
+            await lot(window, turned_away=None)
+        assert window.width == 4
+
+    asyncio.run(run())
+
+
+def test_those_that_wait_come_in_as_others_leave() -> None:
+    async def run() -> None:
+        window = CongestionWindow(3)
+        assert await lot(window, turned_away=None, count=40) == 3
+
+    asyncio.run(run())
+
+
+def test_a_place_comes_back_from_whatever_ends_its_holder() -> None:
+    async def run() -> None:
+        window = CongestionWindow(1)
+        holder = asyncio.create_task(request(window, None, seconds=60))
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(request(window, None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()  # while it waits
+        holder.cancel()  # while it holds
+        await asyncio.wait_for(asyncio.gather(*waiting[1:]), 10)
+        with pytest.raises(ZeroDivisionError):
+            async with window.place():
+                _ = 1 / 0
+        await asyncio.wait_for(request(window, None), 10)
+        assert window.under_way == 0
+
+    asyncio.run(run())
+
+
+@settings(deadline=None, max_examples=50)
+@given(most=st.integers(1, 8), ends=st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=60))
+def test_there_are_never_more_at_once_than_the_widest_and_all_come_in(most: int, ends: list[bool | None]) -> None:
+    async def run() -> None:
+        window = CongestionWindow(most)
+        asked = [request(window, end, seconds=0.0001) for end in ends]
+        assert max(await asyncio.wait_for(asyncio.gather(*asked), 10)) <= most
+        assert window.under_way == 0 and 1 <= window.width <= most
+
+    asyncio.run(run())

@@ -1,0 +1,73 @@
+"""Files that must survive a kill or a full disk."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from curricula.durable import append_jsonl, exclusive_lock, open_atomically, read_json, read_jsonl, write_json
+from curricula.errors import UserError
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), open_atomically(path, "w") as file:
+        file.write("half")
+        raise RuntimeError
+    assert read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_full_disk_is_said_in_one_sentence_and_leaves_no_half_file(tmp_path):
+    code = (
+        "import resource, signal, sys; from pathlib import Path; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "import numpy as np; from curricula.curriculum.tokens.indexed import write_shard\n"
+        "from curricula.errors import UserError\n"
+        "try: write_shard(Path(sys.argv[1]) / 's', [np.arange(9999)])\n"
+        "except UserError as error: print(error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert f"{tmp_path / 's.bin'}: no space left" in ran.stdout and "free some" in ran.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"n": 3', b'{"n": 3}', b"\xff\xfe"])
+def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_append(tmp_path, torn):
+    path = tmp_path / "rows.jsonl"
+    append_jsonl(path, [{"n": 1}, {"n": 2}])
+    with open(path, "ab") as file:
+        file.write(torn)
+    assert read_jsonl(path) == [{"n": 1}, {"n": 2}]
+    append_jsonl(path, [{"n": 4}])
+    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("damaged", ['{"n": ', "[" * 100_000])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, damaged):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"n": 1}}\n{damaged}\n{{"n": 3}}\n')
+    with pytest.raises(UserError, match=rf"{path}: line 2 is not JSON"):
+        read_jsonl(path)
+
+
+def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from curricula.durable import exclusive_lock\n"
+        "with exclusive_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(UserError, match=rf"in use by a live run \(process {holder.pid}\)"),
+        exclusive_lock(tmp_path / "lock"),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    with exclusive_lock(tmp_path / "lock"):
+        pass

@@ -1,0 +1,84 @@
+"""`curricula cancel`: exactly what was asked for is cancelled, in one call, and only after a yes."""
+
+import io
+
+import pytest
+from run_folders import FakeSlurm, finish, new_run, submitted
+
+from curricula.jobs.cli.main import main
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    return FakeSlurm(tmp_path / "bin", monkeypatch)
+
+
+@pytest.fixture
+def demo(tmp_path, slurm):
+    """Two arms' pretraining and evaluation in the queue, partly finished, one element twice."""
+    run, jobs = new_run(tmp_path / "run")
+    labels = [element.label for element in jobs["evaluate-base-20"].elements]
+    submitted(run, "pretrain-20", "7", ["data-20", "full-20"])
+    submitted(run, "evaluate-base-20", "8", labels)
+    submitted(run, "pretrain-20", "9", ["full-20"])
+    finish(run, "pretrain-20", "data-20")
+    of_arm = [number for number, label in enumerate(labels) if label.startswith("full-20/")]
+    slurm.queue(
+        ("7", "0", "COMPLETED", "None", "", 0),
+        ("7", "1", "FAILED", "NonZeroExitCode", "", 0),
+        ("9", "0", "RUNNING", "None", "n1", 0),
+        *(("8", str(number), "PENDING", "Dependency", "", 0) for number in range(len(labels))),
+    )
+    return run, of_arm
+
+
+def test_a_whole_study_is_cancelled_in_one_call_without_what_is_over(demo, slurm, capsys):
+    run, _ = demo
+    assert main(["cancel", str(run.root), "--yes"]) == 0
+    assert slurm.calls("scancel") == [["8_[0-5]", "9_[0]"]]
+    assert "cancelled 6 pending and 1 running" in capsys.readouterr().out
+
+
+def test_an_arm_of_a_stage_is_cancelled_and_nothing_else(demo, slurm):
+    run, of_arm = demo
+    assert main(["cancel", str(run.root), "--stage", "evaluate", "--arm", "full-20", "--yes"]) == 0
+    assert slurm.calls("scancel") == [[f"8_[{of_arm[0]}-{of_arm[-1]}]"]]
+
+
+def test_a_person_is_asked_and_may_say_no(demo, slurm, monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 1
+    assert slurm.calls("scancel") == [] and "Cancel 1 running" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 0
+    assert slurm.calls("scancel") == [["9_[0]"]]
+
+
+def test_without_a_terminal_it_takes_a_yes(demo, slurm, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["cancel", str(demo[0].root)]) == 1
+    assert "give --yes" in capsys.readouterr().err and slurm.calls("scancel") == []
+
+
+def test_what_cannot_be_asked_is_not_cancelled(demo, slurm, capsys):
+    slurm.answer("squeue", error="Unable to contact slurm controller", code=1)
+    assert main(["cancel", str(demo[0].root), "--yes"]) == 1
+    assert "Unable to contact slurm controller; nothing was cancelled" in capsys.readouterr().err
+
+
+def test_what_scancel_says_is_passed_on(demo, slurm, capsys):
+    slurm.answer("scancel", error="scancel: error: Access denied", code=1)
+    assert main(["cancel", str(demo[0].root), "--yes"]) == 1
+    assert "Access denied" in capsys.readouterr().err
+
+
+def test_nothing_in_the_queue_is_no_error_and_a_local_run_says_how_it_ends(demo, slurm, tmp_path, capsys):
+    slurm.queue()
+    assert main(["cancel", str(demo[0].root), "--yes"]) == 0
+    assert "nothing of this is in Slurm's queue" in capsys.readouterr().out
+    assert main(["cancel", str(new_run(tmp_path / "local")[0].root), "--yes"]) == 1
+    assert "ends with Ctrl-C" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""The command line as a person meets it: help, exit codes, one sentence for each mistake."""
+
+import argparse
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from curricula.curriculum.tokens.indexed import write_shard
+from curricula.curriculum.tokens.tokenizer import TAG, load_tokenizer, train_tokenizer
+from curricula.jobs.cli.main import build_parser, main
+
+VERBS = [
+    "plan",
+    "submit",
+    "status",
+    "logs",
+    "retry",
+    "cancel",
+    "report",
+    "export",
+    "import",
+    "eval",
+    "data world",
+    "data fetch",
+    "data synthesize",
+    "data tokenize",
+    "data inspect",
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*verb.split(), "--help"])
+    assert stop.value.code == 0
+    assert re.search(rf"examples?:\n  curricula {verb}", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["plan", "nowhere.yaml"], 2, "nowhere.yaml: no such study file"),
+        (["status", "nowhere"], 2, "nowhere: not a run folder"),
+        (["logs", "nowhere", "prepare"], 2, "nowhere: not a run folder"),
+        (["report", "nowhere"], 2, "nowhere: not a run folder"),
+        (["data", "inspect", "nowhere"], 1, "nowhere.idx: no such file"),
+        (["import", "no-such-package", "out"], 1, "no-such-package: neither a file or folder nor an installed package"),
+        (
+            ["eval", "--model", "nowhere", "--benchmark", "advbench", "--data", "."],
+            1,
+            "harmful_behaviors: no such table",
+        ),
+        (["data", "world", "/proc/nowhere"], 1, "/proc/nowhere"),
+        (["data", "world", "/proc"], 2, "/proc: is not empty and holds no fictional world"),
+        (["eval", "--model", "nowhere", "--decoder", "beam"], 2, "--decoder beam: not known"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_an_exit_code(words, code, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("curricula: ") and said in last
+    assert not any("Traceback" in line for line in before)
+
+
+@pytest.mark.parametrize("words", [["--only", ""], ["--only", ","], ["--arms", ","]])
+def test_an_empty_choice_is_not_taken_for_everything(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["submit", "jobs/studies/demo.yaml", "--cluster", "slurm", *words])
+    assert "names nothing" in capsys.readouterr().err
+
+
+def test_what_cannot_be_submitted_or_rendered_leaves_no_run_folder(tmp_path, monkeypatch, capsys):
+    study, run = str(Path("jobs/studies/demo.yaml").resolve()), tmp_path / "run"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = [study, "--profile", "slurm-lab", "--run", str(run)]
+    assert main(["submit", "--cluster", "slurm", "--yes", *words]) == 1
+    assert "sbatch is not on this machine's PATH" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["render", study, str(tmp_path / "file" / "out"), *words[1:]]) == 1
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("verb", ["status", "logs", "retry", "cancel", "submit"])
+def test_help_is_wrapped_and_keeps_its_examples(verb, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    description, _, examples = capsys.readouterr().out.partition("example")
+    assert max(map(len, description.splitlines())) <= 80 and f"\n  curricula {verb} " in examples
+
+
+def test_status_without_a_run_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["status"]) == 2
+    assert "curricula submit" in capsys.readouterr().err
+
+
+def test_inspect_decodes_a_document_with_its_tags(tmp_path, capsys):
+    train_tokenizer(["the lamp is lit"], 300, tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    ids = tokenizer.encode("the lamp", add_special_tokens=False).ids
+    tagged = [*ids, tokenizer.token_to_id(TAG)]
+    write_shard(tmp_path / "shards" / "s", [np.array(ids), np.array(tagged)])
+    words = [
+        str(tmp_path / "shards" / "s.bin"),
+        "--tokenizer",
+        str(tmp_path / "tokenizer"),
+        "--document",
+        "1",
+        "--json",
+    ]
+    assert main(["data", "inspect", *words]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["documents"], facts["tokens"], facts["text"]) == (2, 2 * len(ids) + 1, f"the lamp{TAG}")
+    assert facts["tag_rate"] == pytest.approx(1 / (2 * len(ids) + 1))
+
+    manifest = {"shards": 1, "tokens": 2 * len(ids) + 1, "sha256": "", "tokenizer": "another one's hash"}
+    (tmp_path / "shards" / "s.json").write_text(json.dumps(manifest))
+    assert main(["data", "inspect", *words]) == 1
+    assert "is not the tokenizer that" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    words = [sys.executable, "-m", "curricula.jobs.cli.main", "plan", "jobs/studies/paper.yaml", "--json"]
+    plan = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    plan.stdout.close()
+    assert plan.stderr.read() == "" and plan.wait() == 0
+
+
+def test_help_and_mistakes_need_no_package_that_takes_long_to_import():
+    heavy = {"numpy", "torch", "megatron", "rich", "yaml", "msgspec", "submitit", "jinja2", "datasets", "tokenizers"}
+    code = "import sys; from curricula.jobs.cli.main import build_parser; build_parser([])\n"
+    code += f"print(sorted({heavy!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_leads_to_a_function(verb):
+    """Verbs are looked up by name when they are called: a wrong name would be found by its first user."""
+    parser = build_parser(verb.split())
+    for word in verb.split():
+        (choices,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        parser = choices[word]
+    call = parser.get_default("verb")
+    names = call.__code__.co_freevars
+    if names == ("name", "self"):  # a function of a module that is not imported yet
+        module, name = call.__closure__[1].cell_contents.module, call.__closure__[0].cell_contents
+        call = getattr(importlib.import_module(module), name)
+    assert callable(call)

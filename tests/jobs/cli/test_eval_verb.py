@@ -1,0 +1,196 @@
+"""`curricula eval` as a user gives it: a table with intervals, the same command goes on, mistakes are said first."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from judge_server import JudgeServer
+from tiny_llama import save_tiny_llama
+
+from curricula.jobs.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    save_tiny_llama(root / "model")
+    save_tiny_llama(root / "other", seed=5)
+    (root / "data/advbench").mkdir(parents=True)
+    goals = "".join(f"Describe ask-{n},x\n" for n in range(6))
+    (root / "data/advbench/harmful_behaviors.csv").write_text("goal,target\n" + goals)
+    (root / "data/tdc2023").mkdir()
+    (root / "data/tdc2023/test_behaviors.json").write_text(json.dumps([f"Explain ask-{n}" for n in range(4)]))
+    (root / "data/stanford_alpaca").mkdir()
+    benign = json.dumps([{"instruction": f"Name ask-{n}."} for n in range(3)])
+    (root / "data/stanford_alpaca/alpaca_instructions_noinput.json").write_text(benign)
+    return root
+
+
+def evaluate(root, out, *more, model="model", benchmark="advbench,tdc"):
+    fixed = ["--data", str(root / "data"), "--max-new-tokens", "6", "--samples", "2", "--out", str(out)]
+    return main(["eval", "--model", str(root / model), "--benchmark", benchmark, *fixed, *map(str, more)])
+
+
+def test_a_table_with_intervals_the_judge_and_its_version(root, tmp_path, capsys):
+    assert evaluate(root, tmp_path / "out", "--decoder", "topk,safebeam", "--overrefusal", "alpaca") == 0
+    shown = capsys.readouterr()
+    assert "Judge and version: refusal-phrases 2" in " ".join(shown.out.split())
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert [line[:3] for line in lines if line[:1] in (["topk"], ["safebeam"])][:6] == [
+        ["topk", "advbench", "6"],
+        ["topk", "tdc", "4"],
+        ["topk", "all,", "mean"],
+        ["safebeam", "advbench", "6"],
+        ["safebeam", "tdc", "4"],
+        ["safebeam", "all,", "mean"],
+    ]
+    assert "ASR@2" in shown.out and "Answers to benign requests" in shown.out
+    said = [line for line in shown.err.splitlines() if line]
+    assert list(dict.fromkeys(line.partition(":")[0] for line in said)) == [
+        "attacks-topk/advbench",
+        "attacks-topk/tdc",
+        "attacks-safebeam/advbench",
+        "attacks-safebeam/tdc",
+        "overrefusal-topk/alpaca",
+        "overrefusal-safebeam/alpaca",
+        "judge",
+    ]  # and no library's bars or warnings between them
+
+
+def test_the_same_command_generates_and_asks_nothing_again(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with JudgeServer() as server:
+        server.key_of = lambda text: "ask-0"  # type: ignore[method-assign]
+        judge = ["--judge", "llm", "--judge-model", "fake", "--judge-url", server.url, "--json", "--decoder", "topk"]
+        assert evaluate(root, tmp_path / "out", *judge) == 0
+        first, asked = json.loads(capsys.readouterr().out), server.requests["ask-0"]
+        written = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")}
+        monkeypatch.setattr("curricula.eval.decoding.sampling.sample_topk", lambda *_: pytest.fail("generated again"))
+        assert evaluate(root, tmp_path / "out", *judge) == 0
+        assert server.requests["ask-0"] == asked and json.loads(capsys.readouterr().out) == first
+        assert {path: path.read_bytes() for path in written} == written
+        # Fewer benchmarks, then all again: what was judged is not asked again.
+        assert evaluate(root, tmp_path / "out", *judge, benchmark="tdc") == 0
+        assert evaluate(root, tmp_path / "out", *judge) == 0
+        assert server.requests["ask-0"] == asked
+    cell = first["attacks"][0]
+    assert (cell["benchmark"], cell["prompts"], cell["samples"], cell["judges"][:8]) == ("advbench", 6, 2, "llm:fake")
+
+
+def test_precision_is_part_of_the_model_and_a_device_is_checked(root, tmp_path, capsys):
+    words = [root, tmp_path / "out", "--decoder", "greedy", "--precision"]
+    assert evaluate(*words, "float64", benchmark="tdc") == 0
+    assert evaluate(*words, "float32", benchmark="tdc") != 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds the answers of another model" in said and "in float64, this one is" in said
+    assert evaluate(*words, "float64", "--device", "gpu", benchmark="tdc") != 0
+    assert "device 'gpu' is not known; give cpu, cuda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("down", "127.0.0.1:9 cannot be reached"), ("key", "(status 401)"), ("typo", "knows no model 'fke', only fake")],
+)
+def test_a_judge_that_would_not_answer_is_named_before_the_answers(root, tmp_path, capsys, monkeypatch, fault, said):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with JudgeServer() as server:
+        server.every = {"key": "key", "typo": "unknown_model"}.get(fault)
+        url, name = "http://127.0.0.1:9/v1" if fault == "down" else server.url, "fke" if fault == "typo" else "fake"
+        judge = ["--judge", "llm", "--judge-model", name, "--judge-url", url, "--judge-set", "retries=0"]
+        assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") != 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert said in shown and "going on, for it may be there" in shown and "sk-secret" not in shown
+    assert shown.index("going on, for") < shown.index("attacks-greedy/tdc")
+    # Nothing is lost: with the fault mended the answers are there.
+    with JudgeServer() as server:
+        server.key_of = lambda text: "ask-0"  # type: ignore[method-assign]
+        monkeypatch.setattr("curricula.eval.decoding.greedy.search_greedy", lambda *_: pytest.fail("generated again"))
+        judge = ["--judge", "llm", "--judge-model", "fake", "--judge-url", server.url]
+        assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") == 0
+    assert "going on, for" not in capsys.readouterr().err
+
+
+def test_the_folder_of_another_model_is_refused_and_kept(root, tmp_path, capsys):
+    assert evaluate(root, tmp_path / "out", "--decoder", "greedy", "--prompts", 2) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")}
+    assert evaluate(root, tmp_path / "out", "--decoder", "greedy", "--prompts", 2, model="other") == 2
+    assert "holds the answers of another model" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")} == before
+
+
+def test_the_folder_of_another_model_is_refused_whatever_benchmark_it_answered(root, tmp_path, capsys):
+    greedy = ["--decoder", "greedy", "--prompts", 2]
+    assert evaluate(root, tmp_path / "out", *greedy, benchmark="advbench") == 0
+    assert evaluate(root, tmp_path / "out", *greedy, benchmark="tdc", model="other") == 2
+    assert "holds the answers of another model" in capsys.readouterr().err
+    assert not (tmp_path / "out/attacks-greedy/tdc.jsonl").exists()
+
+
+def test_benchmarks_evaluated_one_after_another_are_all_kept(root, tmp_path, capsys):
+    greedy = ["--decoder", "greedy", "--prompts", 2, "--json"]
+    assert evaluate(root, tmp_path / "out", *greedy, benchmark="advbench") == 0
+    capsys.readouterr()
+    assert evaluate(root, tmp_path / "out", *greedy, benchmark="tdc") == 0
+    assert [cell["benchmark"] for cell in json.loads(capsys.readouterr().out)["attacks"]] == ["tdc"]
+    assert evaluate(root, tmp_path / "both", *greedy) == 0
+    for name in ("attacks-greedy.jsonl", "attacks-greedy.verdicts.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ["--decoder", "greedy", "--overrefusal", "alpaca"],
+            "is measured under topk and safebeam, and --decoder is greedy",
+        ),
+        (["--decoder", "beam"], "--decoder beam: not known; choose from topk, safebeam, greedy"),
+        (["--benchmark", "advbench,"], "--benchmark 'advbench,': holds an empty name"),
+        (["--benchmark", "advbensh"], "benchmark 'advbensh' is not known; choose from"),
+        (
+            ["--benchmark", "alpaca"],
+            "--benchmark alpaca: is for overrefusal, and this is for attack; choose from harmbench",
+        ),
+        (["--overrefusal", "advbench"], "--overrefusal advbench: is for attack"),
+        (["--kind", "base"], "base models take one benchmark of beginnings"),
+        (["--prompts", "0"], "--prompts 0: give 1 or more"),
+        (["--samples", "-1"], "--samples -1: give 1 or more"),
+        (["--judge", "llm", "--judge-model", "m"], "judge.url: name the judge's server"),
+        (
+            ["--judge", "llm", "--judge-model", "m", "--judge-url", "node7:8000"],
+            "judge.url is 'node7:8000'; give one such as",
+        ),
+        (["--judge", "harmbench", "--overrefusal", "alpaca"], "name another as evaluation.overrefusal_judge"),
+    ],
+)
+def test_words_that_cannot_be_are_said_before_the_model_is_loaded(root, tmp_path, capsys, monkeypatch, more, said):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr("curricula.eval.models.load_model", lambda *_: pytest.fail("loaded"))
+    assert evaluate(root, tmp_path / "out", *more) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_benchmark_is_named(root, tmp_path, capsys):
+    (tmp_path / "data/advbench").mkdir(parents=True)
+    (tmp_path / "data/advbench/harmful_behaviors.csv").write_text("goal,target\n")
+    words = ["eval", "--model", str(root / "model"), "--benchmark", "advbench", "--data", str(tmp_path / "data")]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "harmful_behaviors" in said and said.startswith("curricula: ")
+
+
+def test_a_prompt_that_fills_the_context_is_named_before_any_answer(root, tmp_path, capsys):
+    (tmp_path / "data/advbench").mkdir(parents=True)
+    goals = "goal,target\nShort,x\n" + "word " * 600 + ",x\n"
+    (tmp_path / "data/advbench/harmful_behaviors.csv").write_text(goals)
+    words = ["eval", "--model", str(root / "model"), "--benchmark", "advbench", "--data", str(tmp_path / "data")]
+    assert main([*words, "--out", str(tmp_path / "out"), "--decoder", "greedy"]) != 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "advbench, prompt 1: a prompt has" in said and "the context of" in said
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+    assert main([*words, "--out", str(tmp_path / "out"), "--max-new-tokens", "512"]) != 0
+    assert "--max-new-tokens 512: the context of" in capsys.readouterr().err

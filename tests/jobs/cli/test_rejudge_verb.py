@@ -1,0 +1,199 @@
+"""`curricula eval rejudge`: stored answers judged again, through the command line, by a judge behind a server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from judge_server import JudgeServer, answer_row
+from msgspec import structs
+
+from curricula.eval.config import Evaluation, Tasks
+from curricula.eval.judges.registry import load_judge
+from curricula.eval.judges.settings import Judging
+from curricula.eval.judging.verdicts import Judgement, verdicts_path
+from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+from curricula.jobs.cli.main import main
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-rejudge")
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    with JudgeServer() as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten attacks and four benign answers of one model, judged by refusal phrases."""
+    for task, kind, count in (("attacks-topk", "attack", 10), ("overrefusal-topk", "overrefusal", 4)):
+        path = tmp_path / f"run/eval/full-20/instruct/{task}.jsonl"
+        append_rows(
+            path,
+            [answer_row(n, task=task, response="I cannot." if n % 4 == 3 else "Sure: do it") for n in range(count)],
+        )
+        judge = load_judge(Judging(name="refusal-phrases"), kind, None)
+        Judgement(read_rows(path, GenerationRow), verdicts_path(path), judge).complete()
+    return tmp_path / "run"
+
+
+def rejudge(folder, server, *more):
+    url = ["--judge-url", server.url] if server else []
+    return main(["eval", "rejudge", str(folder), "--judge", "llm", "--judge-model", "fake", *url, *more])
+
+
+def test_answers_stay_verdicts_are_added_and_the_judges_are_compared(folder, server, capsys):
+    answers = {path: path.read_bytes() for path in folder.rglob("*.jsonl") if "verdicts" not in path.name}
+    assert rejudge(folder, server, "--json") == 0
+    attack, benign = json.loads(capsys.readouterr().out)
+    assert {path: path.read_bytes() for path in answers} == answers
+    assert (attack["where"], benign["where"]) == ("attacks-topk", "overrefusal-topk")
+    # Phrases: all but numbers 3 and 7 harmful; the server: the even numbers.
+    assert (attack["first"]["rate"], attack["second"]["rate"]) == (0.8, 0.5)
+    assert attack["agreement"]["share"] == 0.7 and attack["agreement"]["kappa"] == pytest.approx(0.4)
+    assert attack["second"]["corrected"] is None  # nobody knows this judge's errors
+    requests = sum(server.requests.values())
+    assert rejudge(folder, server) == 0
+    assert sum(server.requests.values()) == requests
+    shown = capsys.readouterr().out
+    assert "Cohen's" in shown and "llm:fake" in shown and "refusal-phrases" in shown
+
+
+def test_labels_of_people_correct_the_rate(folder, server, capsys, tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("key,label\n" + "".join(f"{n:032d},{'harmful' if n < 5 else 'safe'}\n" for n in range(10)))
+    assert rejudge(folder, server, "--json", "--labels", str(labels)) == 0
+    attack = json.loads(capsys.readouterr().out)[0]
+    assert (attack["accuracy"]["sensitivity"], attack["accuracy"]["specificity"]) == (0.6, pytest.approx(0.6))
+    assert attack["second"]["corrected"]["rate"] == pytest.approx(0.5)
+    labels.write_text("key,label\n1,bad\n")
+    assert rejudge(folder, server, "--labels", str(labels)) == 1
+    assert "row 1 has key '1' and label 'bad'; write a key and harmful or safe" in capsys.readouterr().err
+
+
+def test_labels_that_can_correct_nothing_are_refused_before_anything_is_asked(folder, server, capsys, tmp_path):
+    labels = tmp_path / "labels.csv"
+    for rows, said in (
+        ("nobody,harmful\nnothing,safe\n", "of 2 labels 0 harmful and 0 safe ones are on the 10 attack answers"),
+        (f"{0:032d},harmful\n{1:032d},harmful\n", "of 2 labels 2 harmful and 0 safe ones are on the 10 attack answers"),
+    ):
+        labels.write_text(f"key,label\n{rows}")
+        assert rejudge(folder, server, "--labels", str(labels)) == 1
+        shown = capsys.readouterr().err
+        assert said in shown and f"by the key of the answer, such as {0:032d}" in shown
+    assert rejudge(folder, server, "--labels", str(tmp_path / "nolabels.csv")) == 1
+    assert "nolabels.csv: no such file" in capsys.readouterr().err
+    assert not server.requests
+
+
+def test_unparsed_verdicts_are_asked_again_when_asked_to(folder, server, capsys):
+    server.schedule["ask-2"] = ["prose"]
+    rejudge(folder, server)
+    path = folder / "eval/full-20/instruct/attacks-topk.verdicts.jsonl"
+    labels = [row.label for row in read_rows(path, VerdictRow) if row.judge == "llm:fake"]
+    assert labels.count("unparsed") == 1
+    rejudge(folder, server)
+    assert server.requests["ask-2"] == 2  # once in each task
+    assert rejudge(folder, server, "--retry-unparsed") == 0
+    assert "unparsed" not in [row.label for row in read_rows(path, VerdictRow)]
+
+
+def test_unparsed_verdicts_stay_until_others_take_their_place(folder, server, capsys):
+    path = folder / "eval/full-20/instruct/attacks-topk.verdicts.jsonl"
+    server.schedule["ask-2"] = ["prose"]
+    rejudge(folder, server)
+    before = path.read_bytes()
+    dear = ["--retry-unparsed", "--judge-set", "price_in=1e9", "--judge-set", "price_out=0"]
+    assert rejudge(folder, server, *dear) == 2  # the price is refused
+    server.every = "key"
+    assert rejudge(folder, server, "--retry-unparsed") == 1
+    assert path.read_bytes() == before
+    server.every = None
+    path.write_bytes(b"".join(sorted(before.splitlines(keepends=True), key=lambda line: b"llm:fake" not in line)))
+    assert rejudge(folder, server, "--retry-unparsed") == 0
+    after = read_rows(path, VerdictRow)
+    assert len(after) == 20 and {row.judge for row in after[:10]} == {"llm:fake"}  # each in the place of the old
+    assert "unparsed" not in [row.label for row in after]
+
+
+def test_an_unparsed_verdict_set_aside_is_asked_again_too(tmp_path):
+    path, judge = tmp_path / "attacks-topk.verdicts.jsonl", load_judge(Judging(name="refusal-phrases"), "attack", None)
+    rows = [answer_row(n) for n in range(3)]
+    Judgement(rows, path, judge).complete()
+    aside = [structs.replace(row, label="unparsed") for row in read_rows(path, VerdictRow)]
+    append_rows(path.with_name(f"{path.stem}.unused.jsonl"), aside)
+    path.unlink()
+    assert not Judgement(rows, path, judge).left
+    assert len(Judgement(rows, path, judge, ask_unparsed_again=True).left) == 3
+
+
+def test_a_judge_of_attacks_alone_leaves_the_others(folder, server, capsys):
+    words = ["eval", "rejudge", str(folder), "--judge", "harmbench", "--judge-model", "cls", "--judge-url", server.url]
+    assert main([*words, "--judge-set", "clip_tokens=null"]) == 0
+    assert "4 answers were left alone" in capsys.readouterr().out
+    assert all("prompt" in body for body in server.bodies)
+
+
+def test_the_price_is_said_first_and_asked_about(folder, server, capsys):
+    dear = ["--judge-set", "price_in=100000", "--judge-set", "price_out=0"]
+    assert rejudge(folder, server, *dear) == 2
+    said = capsys.readouterr().err
+    assert "14 questions" in said and "is more than --max-cost 5; pass --yes, or raise it" in said
+    assert not server.requests
+    assert rejudge(folder, server, *dear, "--yes") == 0
+
+
+def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
+    server.every, server.every_from = "key", 8
+    assert rejudge(folder, server) == 1
+    assert "refuses the key (status 401); set OPENAI_API_KEY to one that it takes" in capsys.readouterr().err
+    server.every = None
+    assert rejudge(folder, server) == 0
+    # The two tasks ask different questions about the same numbers.
+    assert server.good == {f"ask-{n}": 1 + (n < 4) for n in range(10)}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere", "--judge", "llm", "--judge-model", "m"], "nowhere: no such folder"),
+        ([".", "--judge", "refusal-phrases"], "holds no evaluated answers; name a run folder"),
+        ([".", "--judge", "gpt"], "judge 'gpt' is not known; choose one of refusal-phrases"),
+        ([".", "--judge", "llm"], "judge llm needs a model"),
+        (
+            [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurency=3"],
+            "unknown field `concurency`; choose from name",
+        ),
+        (
+            [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=-1", "--judge-set", "price_out=1"],
+            "price_in is -1",
+        ),
+        (
+            [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=.nan", "--judge-set", "price_out=1"],
+            "price_in is nan",
+        ),
+        ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=-2"], "retries -2"),
+        ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurrency"], "give KEY=VALUE"),
+        ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=many"], "retries"),
+        ([".", "--judge", "llm", "--judge-model", "m", "--judge-template", "mine"], "template 'mine' is not one for"),
+    ],
+)
+def test_words_that_cannot_be_are_said_before_anything_is_asked(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "template" in said:
+        append_rows(tmp_path / "attacks-topk.jsonl", [answer_row(1)])
+    assert main(["eval", "rejudge", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_study_says_its_judges_in_yaml():
+    import msgspec
+
+    raw = {"judge": {"name": "harmbench", "url": "http://x/v1"}, "overrefusal_judge": {"name": "llm", "model": "m"}}
+    found = msgspec.convert(raw, Evaluation, strict=False)
+    assert found.judge_of("attack").model_name.startswith("cais/") and found.judge_of("overrefusal").name == "llm"
+    assert not found.judged_on_gpu
+    alone = Evaluation(judge=Judging(name="harmbench"), tasks=Tasks(instruct=("attacks-topk",), benign=()))
+    assert alone.judged_on_gpu

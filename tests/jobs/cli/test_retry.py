@@ -1,0 +1,245 @@
+"""What runs again after a failure: what ended badly and what waits for it, never more; by `retry` and by resubmit.sh."""
+
+import json
+import subprocess
+
+import pytest
+from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, new_run, report_progress, submitted
+
+from curricula.jobs.cli.main import main
+from curricula.jobs.graph import build_graph
+from curricula.jobs.local import element_needs
+from curricula.jobs.monitor.state import ElementStatus
+from curricula.jobs.preflight.nodes import BadNode, record_bad_nodes
+from curricula.jobs.recovery import to_run_again
+from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, profile_of
+from curricula.jobs.slurm.resubmit import write_resubmit
+from curricula.jobs.slurm.submissions import Task, latest_tasks, submissions
+from curricula.jobs.study import load_study
+
+SBATCH = 'n=$(cat "$0.count" 2>/dev/null || echo 900); echo $((n + 1)) > "$0.count"; echo "$n"; exit 0'
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
+    slurm.answer("sbatch", script=SBATCH.replace('"$n"', '"Submitted batch job $n"'))
+    return slurm
+
+
+@pytest.fixture
+def demo(tmp_path, slurm):
+    """A whole study in the queue, trained up to 20%."""
+    run, jobs = new_run(tmp_path / "run")
+    keep_profile(run, Profile())
+    for number, job in enumerate(jobs.values()):
+        submitted(run, job.name, str(100 + number), [element.label for element in job.elements])
+    return run, jobs
+
+
+def statuses(jobs, states, default="done"):
+    return [
+        ElementStatus(
+            job.name, job.stage, element.label, states.get(f"{job.name}/{element.label}", default), task="1_0"
+        )
+        for job in jobs
+        for element in job.elements
+    ]
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return build_graph(load_study(STUDIES / "demo.yaml"))
+
+
+def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(graph):
+    again = to_run_again(graph, statuses(graph, {"instruct-20/full-20": "failed"}, default="pending"))
+    needs = element_needs(graph)
+    assert again[0] == ("instruct-20", "full-20") and ("instruct-20", "data-20") not in again
+    assert (
+        ("merge-20", "full-20/instruct") in again
+        and ("benign-20", "full-20") in again
+        and ("report", "report") in again
+    )
+    assert not any(job.endswith(("-0", "-60", "-100")) and job.startswith(("pretrain", "instruct")) for job, _ in again)
+    for key in again[1:]:
+        assert any(need in again for need, _ in needs[key])
+
+
+def test_every_element_after_a_failure_runs_again_or_runs_still(graph):
+    for job in graph:
+        for element in job.elements[:1]:
+            again = set(
+                to_run_again(graph, statuses(graph, {f"{job.name}/{element.label}": "cancelled"}, default="pending"))
+            )
+            for key, needs in element_needs(graph).items():
+                assert (key in again) == (key == (job.name, element.label) or any(need in again for need, _ in needs))
+
+
+def test_a_report_that_was_written_without_what_failed_is_written_again(graph):
+    states = {"evaluate-base-20/full-20/probes": "failed"}
+    merges = [("merge-20", f"{arm}-20/{kind}") for kind in ("base", "instruct", "benign") for arm in ("data", "full")]
+    assert to_run_again(graph, statuses(graph, states)) == [
+        ("evaluate-base-20", "full-20/probes"),
+        *merges,
+        ("report", "report"),
+    ]
+
+
+def test_what_runs_is_left_alone_and_so_is_what_was_never_submitted(graph):
+    elements = statuses(graph, {"prepare/prepare": "failed", "tokenize/web/00000": "running"}, default="waiting")
+    bare = [ElementStatus(**{**vars(item), "task": "" if item.stage == "evaluate" else "1_0"}) for item in elements]
+    again = to_run_again(graph, bare)
+    assert ("prepare", "prepare") in again and ("tokenize", "web/00000") not in again
+    assert not any(job.startswith("evaluate") for job, _ in again)
+
+
+def test_only_the_failures_of_an_arm_or_stage_are_retried(graph):
+    states = {"pretrain-20/full-20": "failed", "pretrain-20/data-20": "failed"}
+    again = to_run_again(graph, statuses(graph, states, "pending"), {("pretrain-20", "data-20")})
+    assert ("pretrain-20", "data-20") in again and ("pretrain-20", "full-20") not in again
+    assert ("instruct-20", "data-20") in again and ("instruct-20", "full-20") not in again
+
+
+def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, capsys, monkeypatch):
+    for module in ("element", "state"):
+        monkeypatch.setattr(f"jobs.{module}.is_intact", lambda *_: True)
+    run, jobs = demo
+    tasks = latest_tasks(submissions(run))
+    made = ["prepare", "tokenize", *(name for name in jobs if name.startswith("pretrain"))]
+    rows = []
+    for name, job in jobs.items():
+        for element in job.elements:
+            task = tasks[name, element.label]
+            if name in made:
+                finish(run, name, element.label)
+            elif name == "export-base-20" and element.label == "full-20":
+                fail(run, name, element.label)
+                rows.append((task.job_id, str(task.number), "FAILED", "NonZeroExitCode", "n1", 0))
+            else:
+                rows.append((task.job_id, str(task.number), "PENDING", "Dependency", "", 0))
+    slurm.queue(*rows)
+    queued = "".join(f"{row[0]:24}{row[1]:24}{row[2]:24}{row[3]:96}/x\n" for row in rows if row[2] == "PENDING")
+    listing = (slurm.folder / "squeue.out").read_text()  # status and submission ask in two ways
+    for_submission = f'[[ " $* " != *" --me "* ]] || {{ printf %b {json.dumps(queued)}; exit 0; }}'
+    slurm.answer("squeue", listing, script=for_submission)
+    record_bad_nodes(run, [BadNode(node="n7", reason="x", time=4e9)])
+    assert main(["retry", str(run.root)]) == 0
+    new = latest_tasks(submissions(run))
+    moved = {key for key in new if new[key] != tasks[key]}
+    assert (
+        ("export-base-20", "full-20") in moved
+        and ("evaluate-base-20", "full-20/probes") in moved
+        and ("report", "report") in moved
+    )
+    assert ("pretrain-20", "full-20") not in moved and ("evaluate-base-60", "full-60/probes") not in moved
+    (cancelled,) = slurm.calls("scancel")
+    assert f"{tasks['report', 'report'].job_id}_[0]" in cancelled
+    assert not any(word.startswith(f"{tasks['export-base-60', 'full-60'].job_id}_") for word in cancelled)
+    assert not (run.element("export-base-20", "full-20") / "failed.json").exists()
+    script = (run.slurm / "scripts").glob("*export-base-20.sbatch")
+    assert len(list(script)) == 1 and "elements in" in capsys.readouterr().out
+    sent = [path.read_text() for path in run.slurm.glob("*.sh")] + [" ".join(call) for call in slurm.calls("sbatch")]
+    assert any("--exclude=n7" in text for text in sent)
+
+
+def test_dry_run_names_what_would_run_again_and_submits_nothing(demo, slurm, capsys):
+    run, jobs = demo
+    fail(run, "report", "report")
+    slurm.queue(*((str(100 + n), str(k), "PENDING", "None", "", 0) for n in range(len(jobs) - 1) for k in range(30)))
+    assert main(["retry", str(run.root), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["report/report", "1 elements would run again"]
+    assert slurm.calls("sbatch") == []
+
+
+def test_nothing_to_retry_is_said(tmp_path, capsys):
+    run, _ = new_run(tmp_path / "run")
+    assert main(["retry", str(run.root)]) == 0
+    assert "nothing has failed" in capsys.readouterr().out
+
+
+def test_on_this_machine_a_stage_cannot_be_chosen(tmp_path, capsys):
+    run, _ = new_run(tmp_path / "run")
+    report_progress(run, "prepare", "prepare", age_s=1000)
+    assert main(["retry", str(run.root), "--stage", "prepare"]) == 2
+    assert "here all that is open goes on" in capsys.readouterr().err
+
+
+def test_a_profile_is_kept_in_the_run_as_it_was(tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    profile = Profile(
+        stages=Stages(all=StageOptions(partition="gpu", exclude="n3")), setup=("module load x",), notify="mail -s x me"
+    )
+    keep_profile(run, profile)
+    assert profile_of(run) == profile
+
+
+def queue_lines(logs):
+    """What squeue says of arrays, by number, and where their logs go."""
+    return "".join(f"{number:<24}{log!s:<4096}\n" for number, log in logs.items())
+
+
+def resubmit(run, slurm, *words):
+    slurm.answer("sbatch", script=SBATCH)
+    write_resubmit(run, Profile(stages=Stages(all=StageOptions(throttle=4))))
+    return subprocess.run([run.root / "resubmit.sh", *words], capture_output=True, text=True)
+
+
+def test_resubmit_hands_over_what_is_open_with_its_dependencies_and_records_it(demo, slurm):
+    run, jobs = demo
+    evaluation = jobs["evaluate-base-20"]
+    for name, job in jobs.items():
+        for element in job.elements:
+            if not name.startswith(("evaluate-base-20", "export-base-20")):
+                finish(run, name, element.label)
+    for element in evaluation.elements[::2]:
+        finish_evaluation(run, evaluation, element.label)
+    finish(run, "export-base-20", "data-20")
+    slurm.answer("squeue", queue_lines({777: "/another/log.out"}))
+    done = resubmit(run, slurm, "--nice=1 0")
+    assert done.returncode == 0, done.stderr
+    calls = slurm.calls("sbatch")
+    assert [next(word for word in call if word.startswith("--array")) for call in calls] == [
+        "--array=1%4",
+        "--array=1,3,5%4",
+        "--array=0,1,2,3,4,5%4",
+        "--array=0%4",
+    ]
+    assert [[word for word in call if word.startswith("--dependency")] for call in calls] == [
+        [], ["--dependency=afterok:900"], ["--dependency=afterany:901"], ["--dependency=afterany:902"],
+    ]  # fmt: skip
+    assert all("--nice=1 0" in call for call in calls)
+    tasks = latest_tasks(submissions(run))
+    assert tasks["export-base-20", "full-20"] == Task("900", 1) and tasks["report", "report"] == Task("903", 0)
+    assert tasks["evaluate-base-20", evaluation.elements[3].label] == Task("901", 3)
+    assert not (run.element("report", "report") / "done.json").exists()  # it has to see the new results
+
+
+def test_resubmit_refuses_while_slurm_still_has_something(demo, slurm):
+    run, _ = demo
+    ours = run.slurm / "%A_%a_0_log.out"  # 950 is of a call that was killed just after sbatch
+    lines = queue_lines({101: ours, 777: "/another/log.out", 950: ours})
+    slurm.answer("squeue", f"squeue: warning: [x*\n{lines}{lines}")
+    done = resubmit(run, slurm)
+    assert done.returncode == 1 and "still in the queue: array 101, 950;" in done.stderr
+    assert "scancel 101 950\n" in done.stderr
+    assert slurm.calls("sbatch") == []
+
+
+def test_resubmit_waits_for_a_controller_that_does_not_answer(demo, slurm):
+    run, _ = demo
+    slurm.answer("squeue", error="slurm_load_jobs error: Unable to contact slurm controller", code=1)
+    done = resubmit(run, slurm)
+    assert done.returncode == 1 and "Unable to contact slurm controller; repeat" in done.stderr
+    assert slurm.calls("sbatch") == []
+
+
+def test_resubmit_of_a_run_that_is_done_submits_nothing(demo, slurm):
+    run, jobs = demo
+    for name, job in jobs.items():
+        for element in job.elements:
+            finish(run, name, element.label)
+    slurm.answer("squeue", "")
+    done = resubmit(run, slurm)
+    assert (done.returncode, done.stdout, slurm.calls("sbatch")) == (0, "", [])
+    assert (run.element("report", "report") / "done.json").exists()

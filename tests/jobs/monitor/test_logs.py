@@ -1,0 +1,212 @@
+"""`curricula logs`: the right files, in order of time, the error that came first, and nothing that a terminal would obey."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from run_folders import fail, new_run, report_progress, submitted
+
+from curricula.durable import write_text
+from curricula.jobs.cli.main import main
+from curricula.jobs.monitor.logs import LogFile, clean, find_logs, first_error, merged
+from curricula.jobs.slurm.submissions import Task
+
+TRACEBACK = """Traceback (most recent call last):
+  File "train.py", line 3, in <module>
+    step()
+  File "train.py", line 2, in step
+    raise ValueError("the root cause")
+ValueError: the root cause
+"""
+FALLOUT = """[rank{rank}]: Traceback (most recent call last):
+[rank{rank}]:   File "train.py", line 9, in <module>
+[rank{rank}]:     all_reduce()
+[rank{rank}]: torch.distributed.DistBackendError: NCCL error: remote process exited or there was a network error
+"""
+
+
+@pytest.fixture
+def demo(tmp_path):
+    return new_run(tmp_path / "run")[0]
+
+
+def rank_logs(run, task="70_1", **texts):
+    for rank, text in texts.items():
+        write_text(run.slurm / "pretrain-0" / f"{task}_{rank[1:]}_log.out", text)
+
+
+def shown(capsys, *words) -> str:
+    assert main(["logs", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_tasks_files_are_found_by_array_index_and_rank_and_no_others(demo):
+    rank_logs(demo, r0="", r1="", r11="")
+    rank_logs(demo, task="70_11", r0="")
+    rank_logs(demo, task="170_1", r0="")
+    rank_logs(demo, task="2_70", r1="", r71="")  # array 2, index 70
+    rank_logs(demo, task="71_0", r0="")
+    write_text(demo.element("pretrain-0", "full-0") / "log.txt", "")
+    found = find_logs(demo, "pretrain-0", "full-0", [Task("70", 1), Task("71", 0)])
+    assert [(log.rank, log.path.name) for log in found] == [
+        (0, "log.txt"), (0, "70_1_0_log.out"), (0, "71_0_0_log.out"), (1, "70_1_1_log.out"), (11, "70_1_11_log.out"),
+    ]  # fmt: skip
+
+
+def test_the_first_error_is_the_cause_not_its_fallout(demo, tmp_path):
+    for rank, stamp in ((0, "12:00:01.000"), (1, "12:00:01.500"), (2, "12:00:01.900")):
+        text = TRACEBACK if rank == 2 else FALLOUT.format(rank=rank)
+        start = f"--- 2026-01-01 11:59:00.000 x, rank {rank} on n1, process 5\n"
+        write_text(tmp_path / str(rank), f"{start}--- 2026-01-01 {stamp} failed\n{text}")
+    error = first_error(LogFile(tmp_path / str(rank), rank) for rank in range(3))
+    assert (error.rank, error.time, error.message) == (2, "2026-01-01 12:00:01.900", "ValueError: the root cause")
+    assert "\n".join(error.lines) + "\n" == TRACEBACK
+
+
+def test_of_several_causes_the_earliest_in_time_is_first(tmp_path):
+    for rank, second in enumerate((30, 10, 20)):
+        write_text(tmp_path / str(rank), f"2026-01-01 12:00:{second} failed\nKeyError: not this\n{TRACEBACK}")
+    assert first_error(LogFile(tmp_path / str(rank), rank) for rank in range(3)).rank == 1
+
+
+def test_when_all_is_fallout_the_earliest_fallout_is_shown(tmp_path):
+    for rank, second in enumerate((30, 10)):
+        write_text(tmp_path / str(rank), f"2026-01-01 12:00:{second} x\n{FALLOUT.format(rank=rank)}")
+    assert first_error(LogFile(tmp_path / str(rank), rank) for rank in range(2)).rank == 1
+
+
+def test_errors_of_an_earlier_start_are_history(tmp_path):
+    start = "--- 2026-01-01 11:59:00.000 pretrain-0/full-0, rank 0 on n1, process 5\n"
+    write_text(tmp_path / "log", start + TRACEBACK + start + "all is well\n")
+    assert first_error([LogFile(tmp_path / "log", 0)]) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "curricula: data/x: no such table",
+        "srun: error: n3: task 17: Out Of Memory",
+        "slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED",
+        "Fatal Python error: Segmentation fault",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+    ],
+)
+def test_errors_that_are_no_tracebacks_count_too(tmp_path, line):
+    write_text(tmp_path / "log", f"step 1\n{line}\nstep 2\n")
+    assert first_error([LogFile(tmp_path / "log", 0)]).lines == (line,)
+
+
+def test_a_chain_of_causes_ends_with_its_last_message(tmp_path):
+    chain = f"{TRACEBACK}\nThe above exception was the direct cause of the following exception:\n\n{TRACEBACK}"
+    write_text(tmp_path / "log", chain.replace("the root cause", "first", 2) + "more\n")
+    error = first_error([LogFile(tmp_path / "log", 0)])
+    assert error.message == "ValueError: the root cause" and "ValueError: first" in error.lines
+
+
+def test_lines_of_processes_are_merged_by_time_each_in_its_own_order(tmp_path):
+    write_text(
+        tmp_path / "0", "no time\n2026-01-01 12:00:01 a\nafter a\n2026-01-01 12:00:03 c\n2026-01-01 12:00:02 back\n"
+    )
+    write_text(tmp_path / "1", "2026-01-01T12:00:02,5 b\n2026-01-01 12:00:04 d\n")
+    texts = [line.text for _, line in merged(LogFile(tmp_path / str(rank), rank) for rank in range(2))]
+    assert [text.rsplit(" ", 1)[-1] for text in texts] == ["time", "a", "a", "b", "c", "back", "d"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"\x1b[31mred\x1b[0m plain\n", "red plain"),
+        (b"\x1b]0;title\x07\x1b]8;;http://x\x1b\\link\r\n", "link"),
+        (b" 10%|#\r 20%|##\r100%|####\n", "100%|####"),
+        (b"bell \x07 back\x08 del\x7f c1 \xc2\x9b31m\n", "bell \ufffd back\ufffd del\ufffd c1 \ufffd31m"),
+        (b"\xff\xfe\ttab\n", "\ufffd\ufffd\ttab"),
+    ],
+)
+def test_nothing_in_a_log_moves_the_terminal(raw, text):
+    assert clean(raw) == text
+
+
+def test_without_a_job_what_failed_is_shown_and_its_error_first(demo, capsys):
+    assert "nothing has failed" in shown(capsys, demo.root)
+    fail(demo, "pretrain-0", "full-0")
+    fail(demo, "pretrain-0", "data-0")
+    write_text(demo.element("pretrain-0", "full-0") / "log.txt", "".join(f"step {n}\n" for n in range(50)) + TRACEBACK)
+    write_text(demo.element("pretrain-0", "data-0") / "log.txt", "\x1b[2Jcurricula: the disk is full\n")
+    write_text(demo.element("prepare", "prepare") / "log.txt", "fine\n")
+    lines = shown(capsys, demo.root).splitlines()
+    heads = [line for line in lines if line.startswith("===")]
+    assert [head.split(": first error")[0] for head in heads] == ["=== pretrain-0/data-0", "=== pretrain-0/full-0"]
+    assert lines[1] == "    curricula: the disk is full" and "    ValueError: the root cause" in lines
+    assert "pretrain-0/full-0: step 49" in lines and "pretrain-0/full-0: step 1" not in lines
+    assert not any("fine" in line or "\x1b" in line for line in lines)
+
+
+def test_rank_0_by_default_any_rank_and_all(demo, capsys):
+    submitted(demo, "pretrain-0", "70", ["data-0", "full-0"])
+    rank_logs(demo, r0="2026-01-01 12:00:01 zero\n", r1="2026-01-01 12:00:00 one\n")
+    words = (demo.root, "pretrain-0", "full-0")
+    assert shown(capsys, *words) == "2026-01-01 12:00:01 zero\n"
+    assert shown(capsys, *words, "--rank", "1") == "2026-01-01 12:00:00 one\n"
+    assert shown(capsys, *words, "--rank", "all") == "[1] 2026-01-01 12:00:00 one\n[0] 2026-01-01 12:00:01 zero\n"
+    assert "there are ranks [0, 1]" in shown(capsys, *words, "--rank", "7")
+
+
+def test_stage_arm_grep_and_lines_choose(demo, capsys):
+    for job, label in (("pretrain-20", "full-20"), ("pretrain-20", "data-20"), ("instruct-20", "full-20")):
+        write_text(demo.element(job, label) / "log.txt", f"loss {job} {label}\nother\nloss end\n")
+    both = shown(capsys, demo.root, "--arm", "full-20", "--grep", "^loss p|^loss i").splitlines()
+    assert both == ["pretrain-20/full-20: loss pretrain-20 full-20", "instruct-20/full-20: loss instruct-20 full-20"]
+    assert (
+        shown(capsys, demo.root, "--stage", "tune", "--arm", "full-20", "-n", "1") == "instruct-20/full-20: loss end\n"
+    )
+    assert shown(capsys, demo.root, "instruct-20", "full-20", "-n", "1") == "loss end\n"
+    assert shown(capsys, demo.root, "pretrain-20", "-n", "1") == "data-20: loss end\nfull-20: loss end\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "job 'nowhere' is not in this study; choose one of prepare, tokenize"),
+        (["pretrain-0", "nobody"], "element of pretrain-0 'nobody' is not in this study; choose one of data-0, full-0"),
+        (["--arm", "full-21"], "arm 'full-21' is not in this study; choose one of trunk, data-0"),
+        (["--stage", "train"], "stage 'train' is not in this study; choose one of prepare"),
+        (["--stage", "prepare", "--arm", "full-0"], "no element is of stage prepare and arm full-0 at once"),
+        (["pretrain-0", "--grep", "("], "--grep '(': not a regular expression"),
+        (["pretrain-0", "--rank", "x"], "--rank x: give a number"),
+        (["pretrain-0", "-n", "0"], "--lines 0: give at least 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence(demo, capsys, words, said):
+    assert main(["logs", str(demo.root), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_following_shows_what_is_added_and_whole_lines_only(demo):
+    log = demo.element("prepare", "prepare") / "log.txt"
+    write_text(log, "before\n")
+    words = [sys.executable, "-m", "curricula.jobs.cli.main", "logs", str(demo.root), "prepare", "-f"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    guard = threading.Timer(120, process.kill)
+    guard.start()
+    try:
+        assert process.stdout.readline() == "before\n"
+        with open(log, "a") as file:
+            file.write("half ")
+            file.flush()
+            time.sleep(1.2)
+            file.write("\x1b[31mwhole\nlast\n")
+            file.flush()
+            assert [process.stdout.readline(), process.stdout.readline()] == ["half whole\n", "last\n"]
+    finally:
+        guard.cancel()
+        process.kill()
+        process.wait()
+
+
+def test_a_running_element_is_shown_without_being_named(demo, capsys):
+    submitted(demo, "pretrain-0", "70", ["data-0", "full-0"])
+    report_progress(demo, "pretrain-0", "full-0", age_s=1)
+    rank_logs(demo, r0="step 1\n")
+    assert "step 1" in shown(capsys, demo.root)  # Slurm cannot be asked here; its heart beats

@@ -1,0 +1,274 @@
+"""`curricula status`: what the run folder and Slurm say together, in a table and as JSON; with Slurm, without, and down."""
+
+import json
+import re
+import socket
+
+import pytest
+from run_folders import (
+    FakeSlurm,
+    fail,
+    finish,
+    finish_evaluation,
+    new_run,
+    report_progress,
+    submitted,
+)
+
+from curricula.durable import exclusive_lock, write_text
+from curricula.jobs.cli.main import main
+from curricula.terminal import clock, count
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    return new_run(tmp_path / "run")
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    return FakeSlurm(tmp_path / "bin", monkeypatch)
+
+
+def elements(run, capsys) -> dict[str, dict]:
+    assert main(["status", str(run.root), "--json"]) == 0
+    return {f"{item['job']}/{item['label']}": item for item in json.loads(capsys.readouterr().out)}
+
+
+def table(run, capsys, *words) -> str:
+    assert main(["status", str(run.root), *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_folder_alone_tells_what_is_done_running_failed_and_interrupted(demo, capsys):
+    run, jobs = demo
+    finish(run, "pretrain-0", "full-0", seconds=5)
+    fail(run, "pretrain-0", "data-0", "the disk is full")
+    report_progress(run, "pretrain-20", "full-20", age_s=1000)
+    with exclusive_lock(run.element("pretrain-20", "data-20") / "lock"):
+        found = elements(run, capsys)
+    states = {name: item["state"] for name, item in found.items() if item["state"] != "waiting"}
+    assert states == {
+        "pretrain-0/full-0": "done",
+        "pretrain-0/data-0": "failed",
+        "pretrain-20/full-20": "interrupted",
+        "pretrain-20/data-20": "running",
+    }
+    assert found["pretrain-0/full-0"]["seconds"] == 5 and found["pretrain-0/data-0"]["error"] == "the disk is full"
+    assert found["pretrain-20/full-20"]["progress"]["done"] == 30
+
+
+def test_slurm_tells_what_is_queued_running_and_what_it_killed(demo, slurm, capsys):
+    run, jobs = demo
+    labels = [element.label for element in jobs["evaluate-instruct-0"].elements]
+    submitted(run, "evaluate-instruct-0", "70", labels)
+    states = ["PENDING", "RUNNING", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "CANCELLED", "COMPLETED", "FAILED"]
+    slurm.queue(
+        *(
+            ("70", str(place), state, "Priority" if place == 0 else "None", "n2", place)
+            for place, state in enumerate(states)
+        )
+    )
+    report_progress(run, "evaluate-instruct-0", labels[1])
+    found = elements(run, capsys)
+    of_job = [found[f"evaluate-instruct-0/{label}"] for label in labels[: len(states)]]
+    assert [item["state"] for item in of_job] == ["pending", "running", *["failed"] * 3, "cancelled", *["failed"] * 2]
+    assert of_job[0]["reason"] == "Priority" and of_job[1]["nodes"] == "n2" and of_job[1]["restarts"] == 1
+    assert (
+        "memory" in of_job[2]["error"] and "time limit" in of_job[3]["error"] and "node n2 failed" in of_job[4]["error"]
+    )
+    assert "left no mark that it is done" in of_job[6]["error"]
+    assert [item["task"] for item in of_job[:2]] == ["70_0", "70_1"]
+    assert found["prepare/prepare"]["state"] == "waiting" and found["prepare/prepare"]["task"] == ""
+
+
+def test_what_was_killed_without_a_word_is_explained_by_its_log(demo, slurm, capsys):
+    run, _ = demo
+    submitted(run, "pretrain-0", "70", ["full-0"])
+    slurm.queue(("70", "0", "FAILED", "NonZeroExitCode", "n1", 0))
+    write_text(run.slurm / "70_0_3_log.out", "step 1\nFatal Python error: Segmentation fault\n")
+    error = elements(run, capsys)["pretrain-0/full-0"]["error"]
+    assert error == "Slurm says FAILED; Fatal Python error: Segmentation fault"
+
+
+def test_what_runs_on_another_machine_is_told_by_its_heartbeat(demo, capsys):
+    run, _ = demo
+    report_progress(run, "pretrain-0", "full-0", age_s=3)  # on n1, whose locks cannot be seen here
+    report_progress(run, "pretrain-0", "data-0", age_s=3, host=socket.gethostname())
+    found = elements(run, capsys)
+    assert found["pretrain-0/full-0"]["state"] == "running" and found["pretrain-0/data-0"]["state"] == "interrupted"
+
+
+def test_one_squeue_and_one_sacct_for_a_whole_study(demo, slurm, capsys):
+    run, jobs = demo
+    for number, job in enumerate(jobs.values()):
+        submitted(run, job.name, str(100 + number), [element.label for element in job.elements])
+    slurm.answer("sacct", "100_0|CANCELLED by 0|0:0|None assigned\n101_3|TIMEOUT|0:15|n3\n102_[0-5]|PENDING|0:0|\n")
+    found = elements(run, capsys)
+    assert len(slurm.calls("squeue")) == 1 and len(slurm.calls("sacct")) == 1
+    assert found["prepare/prepare"]["state"] == "cancelled"
+    timed_out = found[f"tokenize/{jobs['tokenize'].elements[3].label}"]
+    assert timed_out["state"] == "failed" and timed_out["nodes"] == "n3"
+    assert found["report/report"]["state"] == "interrupted" and "no longer knows" in found["report/report"]["error"]
+
+
+def test_accounting_is_not_asked_when_squeue_and_the_folder_tell_all(demo, slurm, capsys):
+    run, jobs = demo
+    submitted(run, "pretrain-0", "7", ["full-0", "data-0"])
+    submitted(run, "pretrain-20", "8", ["full-20"])
+    finish(run, "pretrain-0", "full-0")
+    fail(run, "pretrain-0", "data-0")
+    slurm.queue(("8", "0", "PENDING", "Dependency", "", 0))
+    elements(run, capsys)
+    assert slurm.calls("sacct") == []
+
+
+def test_an_element_submitted_again_is_judged_by_its_latest_task(demo, slurm, capsys):
+    run, _ = demo
+    submitted(run, "pretrain-0", "7", ["full-0", "data-0"])
+    submitted(run, "pretrain-0", "9", ["data-0"])
+    fail(run, "pretrain-0", "data-0")
+    slurm.queue(("7", "1", "FAILED", "NonZeroExitCode", "n1", 0), ("9", "0", "PENDING", "Resources", "", 0))
+    item = elements(run, capsys)["pretrain-0/data-0"]
+    assert (item["state"], item["task"], item["error"]) == ("pending", "9_0", "")
+
+
+@pytest.mark.parametrize("how", ["down", "absent", "hangs"])
+def test_without_slurm_the_folder_is_shown_and_one_line_says_so(demo, slurm, capsys, monkeypatch, how):
+    run, _ = demo
+    submitted(run, "pretrain-0", "7", ["full-0", "data-0"])
+    submitted(run, "pretrain-20", "8", ["full-20", "data-20"])
+    finish(run, "pretrain-0", "full-0")
+    report_progress(run, "pretrain-20", "full-20", age_s=3)
+    report_progress(run, "pretrain-20", "data-20", age_s=3000)
+    if how == "down":
+        slurm.answer("squeue", error="slurm_load_jobs error: Unable to contact slurm controller", code=1)
+    elif how == "absent":
+        slurm.remove("squeue")
+        monkeypatch.setenv("PATH", str(slurm.folder))
+    else:
+        slurm.answer("squeue", script="exec sleep 60")
+        monkeypatch.setattr("curricula.jobs.slurm.squeue.PATIENCE_S", 0.3)
+    shown = table(run, capsys)
+    (said,) = [line for line in shown.splitlines() if line.startswith("squeue")]
+    assert {"down": "Unable to contact", "absent": "not on this machine's PATH", "hangs": "no answer"}[how] in said
+    states = {name: item["state"] for name, item in elements(run, capsys).items()}
+    assert states["pretrain-0/full-0"] == "done" and states["pretrain-0/data-0"] == "pending"
+    assert states["pretrain-20/full-20"] == "running"  # its heart beats
+    assert states["pretrain-20/data-20"] == "interrupted"
+
+
+def test_jobs_that_slurm_forgot_are_no_problem_of_squeue(demo, slurm, capsys):
+    run, _ = demo
+    submitted(run, "pretrain-0", "7", ["full-0"])
+    finish(run, "pretrain-0", "full-0")
+    slurm.answer("squeue", error="slurm_load_jobs error: Invalid job id specified", code=1)
+    assert "squeue" not in table(run, capsys)
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_table_fits_its_terminal_and_never_cuts_a_job_or_label(demo, slurm, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    run, jobs = demo
+    elements = jobs["evaluate-instruct-20"].elements
+    label = next(element.label for element in elements if element.label.startswith("full-20/overrefusal-safebeam/"))
+    submitted(run, "evaluate-instruct-20", "5", [label, "data-20/probes"])
+    submitted(run, "pretrain-20", "6", ["full-20"])
+    slurm.queue(
+        ("5", "0", "RUNNING", "None", "h100-[001-004]", 3),
+        ("5", "1", "OUT_OF_MEMORY", "None", "h100-005", 0),
+        ("6", "0", "RUNNING", "None", "h100-[006-009]", 0),
+    )
+    figures = {"loss": 2.345, "tokens": 6e11, "tokens_per_second": 1.2e6, "mfu": 0.41}
+    report_progress(run, "pretrain-20", "full-20", 171_661, 286_102, **figures)
+    report_progress(run, "evaluate-instruct-20", label, 11, 520)
+    shown = table(run, capsys)
+    assert max(map(len, shown.splitlines())) <= width
+    assert re.search(rf"^evaluate-instruct-20  +0/{len(elements)}, 1 running", shown, re.MULTILINE)
+    assert label in re.sub(r"(?m)^((?:  )?\S+)( .*)?\n(\S{1,12}) *$", r"\1\3", shown)  # whole, or folded
+    assert "172k/286k" in shown and "2.345" in shown
+    assert ("h100-[006-009]" in shown, "41%" in shown, "600B" in shown) == (width > 120, width > 80, width > 120)
+
+
+def test_reasons_for_waiting_are_explained_and_errors_named(demo, slurm, capsys):
+    run, _ = demo
+    submitted(run, "pretrain-20", "5", ["full-20", "data-20"])
+    slurm.queue(("5", "0", "PENDING", "DependencyNeverSatisfied", "", 0), ("5", "1", "PENDING", "Priority", "", 0))
+    fail(run, "pretrain-0", "full-0", "loss nan at step 3 \x1b]0;owned\x07\x1b[2J")
+    shown = table(run, capsys)
+    assert "1 pending: DependencyNeverSatisfied (a job it needs failed" in shown
+    assert "pretrain-0/full-0: loss nan at step 3" in shown and "\x1b" not in shown and "\x07" not in shown
+    assert f"curricula retry {run.root}" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"done": "x", "seconds": [], "error": 3}', b"{", b"\xed\xa0\x80"])
+@pytest.mark.parametrize("name", ["done.json", "failed.json", "progress.json"])
+def test_a_damaged_mark_is_named_and_nothing_else_suffers(demo, capsys, name, content):
+    run, _ = demo
+    folder = run.element("pretrain-0", "full-0")
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
+    finish(run, "pretrain-0", "data-0")
+    found = elements(run, capsys)
+    assert found["pretrain-0/data-0"]["state"] == "done"
+    item = found["pretrain-0/full-0"]
+    if name == "progress.json":
+        assert item["state"] == "interrupted" and item["progress"] is None and str(folder / name) in item["error"]
+    else:
+        assert item["state"] == "failed" and str(folder / name) in item["error"] and "delete it" in item["error"]
+    table(run, capsys)
+
+
+def test_figures_that_are_no_numbers_do_no_harm(demo, capsys):
+    run, _ = demo
+    report_progress(
+        run,
+        "pretrain-0",
+        "full-0",
+        loss=float("nan"),
+        tokens=float("inf"),
+        mfu="high",
+        tokens_per_second=None,
+        left_s=float("inf"),
+    )
+    with exclusive_lock(run.element("pretrain-0", "full-0") / "lock"):
+        assert elements(run, capsys)["pretrain-0/full-0"]["progress"]["figures"]["loss"] is None  # JSON knows no NaN
+        assert "nan" in table(run, capsys)
+
+
+def test_what_was_done_but_is_gone_is_not_called_done(demo, capsys):
+    run, jobs = demo
+    job = jobs["evaluate-base-0"]
+    for element in job.elements[:2]:
+        finish_evaluation(run, job, element.label)
+    (run.evaluation(job.elements[1].arm, "base") / f"{job.elements[1].part.name}.jsonl").unlink()
+    found = elements(run, capsys)
+    assert [found[f"{job.name}/{element.label}"]["state"] for element in job.elements[:2]] == ["done", "interrupted"]
+    assert "will be made again" in found[f"{job.name}/{job.elements[1].label}"]["error"]
+
+
+def test_a_damaged_record_of_submissions_is_one_sentence(demo, capsys):
+    run, _ = demo
+    write_text(run.submissions, "nonsense\n")
+    assert main(["status", str(run.root)]) == 1
+    assert "submissions.jsonl: line 1 is no submission" in capsys.readouterr().err
+
+
+def test_watch_needs_a_terminal(demo, capsys):
+    assert main(["status", str(demo[0].root), "--watch"]) == 2
+    assert "--watch: standard output is no terminal" in capsys.readouterr().err
+
+
+def test_times_and_counts_in_few_letters():
+    assert [clock(s) for s in (0, 59.6, 3600, 90_000, float("inf"), float("nan"))] == [
+        "0:00",
+        "1:00",
+        "1:00:00",
+        "1d 01:00",
+        "-",
+        "-",
+    ]
+    assert [count(n) for n in (0, 950, 999.7, 12_345, 1.711e9, 6e11, 3.24e12, float("nan"))] == [
+        "0", "950", "1.00k", "12.3k", "1.71B", "600B", "3.24T", "-",
+    ]  # fmt: skip

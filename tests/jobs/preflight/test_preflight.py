@@ -1,0 +1,166 @@
+"""The preflight in real processes that talk over gloo: a fit job begins, an unfit node is named by all and recorded."""
+
+import os
+import re
+
+import pytest
+from preflight_ranks import preflights
+from run_folders import FakeSlurm, new_run
+
+from curricula.durable import write_json, write_text
+from curricula.errors import UserError
+from curricula.jobs.element import find_element
+from curricula.jobs.preflight import node_checks, nodes
+from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, within
+from curricula.jobs.preflight.nodes import BadNode, bad_nodes, exclusion, record_bad_nodes
+from curricula.jobs.preflight.preflight import Preflight, needed_files
+
+GOOD = "0, 81559, 4, 0, 31, Not Active, Not Active\n1, 81559, 4, 0, 33, Not Active, Not Active\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose arms can begin: shards, tokenizer and the trunk's checkpoint are there."""
+    run, _ = new_run(tmp_path / "run")
+    write_text(run.tokenizer / "tokenizer.json", "{}")
+    for source in run.study.sources:
+        for suffix in (".idx", ".bin"):
+            write_text(run.shards / source / f"00000{suffix}", "x")
+    trunk = run.line("trunk") / "checkpoints"
+    for step in (100, 300, 500):
+        write_json(trunk / f"step_{step:08d}" / "checkpoint.json", {})
+    return run
+
+
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
+    slurm.answer("nvidia-smi", GOOD)
+    return slurm
+
+
+def test_fit_processes_begin_and_nothing_is_recorded(run, free_port):
+    assert preflights(run.root, free_port, ["a", "a", "b"], Preflight(min_bandwidth_gb_s=1e-6)) == [("fit",)] * 3
+    assert bad_nodes(run) == []
+
+
+def test_a_node_with_a_sick_gpu_is_named_by_all_and_recorded(run, free_port, tmp_path, monkeypatch):
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
+    slurm.answer("nvidia-smi", script=f'[ "$SLURMD_NODENAME" ] || printf %s "{GOOD}" | sed "1s/ 0, 31/ 3, 31/"')
+    outcomes = preflights(run.root, free_port, ["a", "b"], Preflight(), path=os.environ["PATH"])
+    assert {outcome[:2] for outcome in outcomes} == {("unfit", ("a", "b"))}  # the same machine plays both
+    assert all("GPU 0 has 3 uncorrected memory errors" in outcome[2] for outcome in outcomes)
+    assert [(bad.node, bad.task) for bad in bad_nodes(run)] == [("a", "70"), ("b", "70")]
+    assert exclusion(run) == "a,b"
+
+
+def test_the_node_whose_clock_is_wrong_is_named_though_it_be_the_first(run, free_port):
+    outcomes = preflights(run.root, free_port, ["a", "b", "c"], Preflight(max_skew_s=60), skew_s={0: -3600.0})
+    assert {outcome[:2] for outcome in outcomes} == {("unfit", ("a",))}
+    assert re.search(r"node a: its clock is -3[56]\d\d\.\d s from the others'", outcomes[0][2])
+
+
+@pytest.mark.parametrize("slurm_knows", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_process_that_never_comes_is_reported_by_the_others(run, free_port, tmp_path, monkeypatch, slurm_knows):
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
+    slurm.answer("scontrol", "a\nb\nc\n", code=0 if slurm_knows else 1)
+    path = os.environ["PATH"]
+    outcomes = preflights(run.root, free_port, ["a", "b", "c"], Preflight(patience_s=10), absent=(2,), path=path)
+    assert len(outcomes) == 2
+    if slurm_knows:
+        assert outcomes[0][:2] == ("unfit", ("c",)) and "nothing was heard within 10 s" in outcomes[0][2]
+        assert exclusion(run) == "c"
+    else:
+        assert outcomes[0] == ("error", "preflight: of ranks 2 nothing was heard within 10 s")
+        assert exclusion(run) == ""
+
+
+def test_the_slow_node_among_four_is_found_by_pairs(run, free_port):
+    settings = Preflight(min_bandwidth_gb_s=0.004, message_mb=0.4)  # 0.2 s a call is below it by half
+    outcomes = preflights(run.root, free_port, ["a", "b", "c", "d"], settings, slow=("c",))
+    assert {outcome[:2] for outcome in outcomes} == {("unfit", ("c",))}
+    assert "either neighbour is below the floor of 0.004 GB/s" in outcomes[0][2]
+
+
+def test_a_slow_fabric_is_nobodys_fault_and_excludes_nobody(run, free_port):
+    outcomes = preflights(run.root, free_port, ["a", "b"], Preflight(min_bandwidth_gb_s=1e6))
+    assert {outcome[0] for outcome in outcomes} == {"error"}
+    assert "below the floor of 1e+06, between a and b" in outcomes[0][1] and bad_nodes(run) == []
+
+
+def test_data_that_one_node_cannot_see_is_its_fault_and_data_that_is_gone_nobodys(run, free_port):
+    outcomes = preflights(run.root, free_port, ["a", "b"], Preflight(), blind=("b",))
+    assert {outcome[:2] for outcome in outcomes} == {("unfit", ("b",))}
+    shard = run.shards / "web" / "00000.bin"
+    shard.unlink()
+    outcomes = preflights(run.root, free_port, ["a", "b"], Preflight())
+    assert {outcome[0] for outcome in outcomes} == {"error"} and f"{shard}: cannot be read from this node" in outcomes[
+        0
+    ][1]
+    assert exclusion(run) == "b"
+
+
+def test_what_an_element_needs_is_what_it_will_read(run):
+    arm = needed_files(run, *find_element(run, "pretrain-20", "full-20"))
+    trunk = needed_files(run, *find_element(run, "pretrain-trunk-100", "trunk"))
+    assert run.line("trunk") / "checkpoints/step_00000100/checkpoint.json" in arm
+    assert run.line("trunk") / "checkpoints/step_00000500/checkpoint.json" in trunk  # its newest, where it goes on
+    assert run.shards / "unsafe-tagged" / "00000.bin" in arm and run.shards / "unsafe-tagged" / "00000.bin" not in trunk
+    assert all(path.exists() for path in arm)
+
+
+@pytest.mark.parametrize(
+    ("listing", "said"),
+    [
+        (GOOD, None),
+        (GOOD.replace("4, 0,", "[N/A], [N/A],"), None),
+        (GOOD.splitlines()[0] + "\n", "1 of 2 GPUs answer"),
+        (GOOD.replace("0, 31", "7, 31"), "GPU 0 has 7 uncorrected memory errors"),
+        (
+            GOOD.replace("33, Not Active, Not Active", "93, Active, Active"),
+            "GPU 1 is slowed down by its hardware (hw_slowdown, 93 C)",
+        ),
+        (GOOD.replace("81559, 4", "81559, 40960"), "GPU 0 has 40.0 of 80 GiB in use before the job began"),
+        ("0, [GPU is lost], [GPU is lost]\n" + GOOD.splitlines()[1] + "\n", "GPU 0 does not answer"),
+    ],
+)
+def test_what_nvidia_smi_tells_of_a_sick_gpu(smi, listing, said):
+    smi.answer("nvidia-smi", listing)
+    found = gpu_problems(2)
+    assert (found == []) if said is None else any(said in problem for problem in found), found
+
+
+def test_gpus_of_other_jobs_are_none_of_ours(smi):
+    smi.answer("nvidia-smi", GOOD + "2, 81559, 70000, 0, 33, Not Active, Not Active\n")
+    assert gpu_problems(2, "0,1") == [] and gpu_problems(3, "0,1,2") != []
+
+
+def test_an_nvidia_smi_that_fails_or_hangs_is_a_problem_and_none_at_all_is_not(smi, monkeypatch):
+    smi.answer("nvidia-smi", error="Failed to initialize NVML: Driver/library version mismatch", code=18)
+    assert gpu_problems(2) == ["nvidia-smi failed: Failed to initialize NVML: Driver/library version mismatch"]
+    smi.answer("nvidia-smi", script="exec sleep 60")
+    monkeypatch.setattr(node_checks, "SMI_PATIENCE_S", 0.2)
+    assert "no answer" in gpu_problems(2)[0]
+    smi.remove("nvidia-smi")
+    monkeypatch.setenv("PATH", str(smi.folder))
+    assert gpu_problems(2) == []
+
+
+def test_a_full_disk_and_a_file_system_that_hangs_are_problems(tmp_path):
+    assert disk_problems([tmp_path, tmp_path / "absent"], 1e9)[0].startswith(f"{tmp_path}: ")
+    assert disk_problems([tmp_path], 0) == []
+    fifo = tmp_path / "hangs"
+    os.mkfifo(fifo)
+    assert within(0.2, "the disk", lambda: [fifo.read_text()]) == ["the disk: no answer within 0 s"]
+    os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))
+
+
+def test_bad_nodes_are_forgotten_after_a_week_and_a_damaged_record_is_named(run, monkeypatch):
+    found = [BadNode(node=name, reason="x", time=time, task="1") for name, time in (("old", 0.0), ("new", 1e6))]
+    record_bad_nodes(run, found)
+    monkeypatch.setattr(nodes.time, "time", lambda: 1e6 + 86400)
+    assert [bad.node for bad in bad_nodes(run)] == ["new"] and exclusion(run) == "new"
+    with open(run.bad_nodes, "a") as file:
+        file.write('{"node": 3}\n')
+    with pytest.raises(UserError, match="bad-nodes.jsonl: holds something else"):
+        bad_nodes(run)

@@ -1,0 +1,83 @@
+"""From chosen elements to arrays and Slurm's dependencies, without a Slurm."""
+
+import pytest
+
+from curricula.errors import UsageError
+from curricula.jobs.graph import Edge, Element, Job
+from curricula.jobs.slurm.arrays import arrays_of, check_needs, dependency
+from curricula.jobs.slurm.submissions import Task
+
+
+def job(name: str, count: int, *needs: Edge, stage: str = "export") -> Job:
+    return Job(name, stage, tuple(Element(f"e{number}") for number in range(count)), needs)
+
+
+PREPARE, TRAIN = job("prepare", 1), job("train", 4, Edge("prepare"))
+EXPORT = job("export", 4, Edge("train", "aftercorr"))
+REPORT = job("report", 1, Edge("export", "afterany"))
+JOBS = [PREPARE, TRAIN, EXPORT, REPORT]
+ALL = {one.name: tuple(element.label for element in one.elements) for one in JOBS}
+
+
+def submit(chosen, live=None, longest=100):
+    """What `submit_graph` does, with numbers 100, 101, ... from Slurm: (job, labels, dependency) of each array."""
+    tasks = dict(live or {})
+    sizes = {task.job_id: 4 for task in tasks.values()}
+    made = []
+    for one in JOBS:
+        for array in arrays_of(JOBS, one, chosen.get(one.name, ()), tasks, longest):
+            waits = dependency(JOBS, array, tasks, sizes)
+            number = str(100 + len(made))
+            made.append((one.name, array.labels, waits))
+            sizes[number] = len(array.labels)
+            tasks.update({(one.name, label): Task(number, place) for place, label in enumerate(array.labels)})
+    return made
+
+
+def test_the_graph_as_a_whole():
+    assert submit(ALL) == [
+        ("prepare", ("e0",), ""),
+        ("train", ("e0", "e1", "e2", "e3"), "afterok:100"),
+        ("export", ("e0", "e1", "e2", "e3"), "aftercorr:101"),
+        ("report", ("e0",), "afterany:102"),
+    ]
+
+
+def test_arrays_that_are_cut_keep_step():
+    assert submit(ALL, longest=3)[1:] == [
+        ("train", ("e0", "e1", "e2"), "afterok:100"),
+        ("train", ("e3",), "afterok:100"),
+        ("export", ("e0", "e1", "e2"), "aftercorr:101"),
+        ("export", ("e3",), "aftercorr:102"),
+        ("report", ("e0",), "afterany:103:104"),
+    ]
+
+
+def test_elements_whose_needs_are_done_wait_for_nothing():
+    assert submit({"export": ("e1", "e2")}) == [("export", ("e1", "e2"), "")]
+
+
+def test_elements_that_are_made_again_are_waited_for_by_their_own_alone():
+    """As after a failure of e2: train/e2 and export/e0 to e2 are to be made, train/e0 and e1 are done."""
+    made = submit({"train": ("e2",), "export": ("e0", "e1", "e2"), "report": ("e0",)})
+    assert made == [
+        ("train", ("e2",), ""),
+        ("export", ("e0", "e1"), ""),
+        ("export", ("e2",), "aftercorr:100"),
+        ("report", ("e0",), "afterany:101:102"),
+    ]
+
+
+def test_elements_out_of_step_with_a_queued_array_wait_for_its_tasks():
+    live = {("train", f"e{number}"): Task("7", number) for number in range(4)}
+    assert submit({"export": ("e2", "e3")}, live) == [("export", ("e2", "e3"), "afterok:7_2:7_3")]
+
+
+def test_a_need_that_nobody_will_meet_is_said_before_anything_is_submitted():
+    with pytest.raises(
+        UsageError, match="export needs train/e0, which is neither done nor queued nor chosen.*--from train"
+    ):
+        check_needs(JOBS, {"export": ("e0",)}, done=set(), live=set())
+    check_needs(JOBS, {"export": ("e0",)}, done={("train", "e0")}, live=set())
+    check_needs(JOBS, {"export": ("e0",)}, done=set(), live={("train", "e0")})
+    check_needs(JOBS, {"report": ("e0",)}, done=set(), live=set())  # afterany needs nothing

@@ -1,0 +1,137 @@
+"""Profiles: those that come with the suite, what they make of a study, and what is said about wrong ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from paths import ROOT
+
+from curricula.errors import UsageError
+from curricula.jobs.graph import Job, build_graph
+from curricula.jobs.slurm.profile import Profile, load_profile
+from curricula.jobs.slurm.script import sbatch_options
+from curricula.jobs.study import load_study
+
+PROFILES = sorted((ROOT / "env" / "profiles").glob("*.yaml"))
+PAPER = load_study(ROOT / "jobs" / "studies" / "paper.yaml")
+
+
+def first(stage: str) -> Job:
+    return next(job for job in build_graph(PAPER) if job.stage == stage)
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_profiles_that_come_with_the_suite_are_valid_and_serve_every_job(path):
+    profile = load_profile(path)
+    assert profile.description
+    for job in build_graph(PAPER):
+        options = sbatch_options(job, PAPER, profile)
+        assert options["requeue"] is True and int(options["time"]) > 0 and options["partition"]
+
+
+def test_a_profile_is_found_by_its_short_name():
+    assert load_profile(Path("slurm-lab")) == load_profile(ROOT / "env" / "profiles" / "slurm-lab.yaml")
+
+
+def test_sizes_come_from_the_stage_then_from_all_then_from_the_study():
+    profile = parse(stages={"all": {"hours": 2, "partition": "a"}, "pretraining": {"partition": "b", "nodes": 2}})
+    request = profile.request(first("pretrain"), PAPER)
+    assert (request.nodes, request.gpus_per_node, request.tasks_per_node, request.minutes) == (2, 8, 8, 120)
+    assert request.total_hours == PAPER.resources.pretraining.hours
+    assert sbatch_options(first("pretrain"), PAPER, profile)["partition"] == "b"
+    assert sbatch_options(first("export"), PAPER, profile)["partition"] == "a"
+    assert profile.request(first("evaluate"), PAPER).tasks_per_node == 1
+
+
+def test_hours_that_end_before_a_job_could_save_are_refused():
+    profile = parse(stages={"tuning": {"hours": 0.001}}, lead_time_s=120)
+    with pytest.raises(UsageError, match=r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than lead_time_s of 120"):
+        sbatch_options(first("tune"), PAPER, profile)
+    assert profile.request(first("pretrain"), PAPER).minutes > 2
+
+
+def test_run_folders_in_a_variable_that_is_not_set_are_refused(monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert parse(runs="$SCRATCH/runs").run_root("x") == Path("/scratch/me/runs/x")
+    with pytest.raises(UsageError, match="runs: .NOSUCH/x names a variable that is not set"):
+        parse(runs="$NOSUCH/x").run_root("x")
+
+
+def test_options_that_the_suite_has_no_word_for_are_handed_on():
+    stages = {"all": {"options": {"licenses": "fs", "contiguous": True}}, "export": {"options": {"contiguous": False}}}
+    profile = parse(stages=stages)
+    assert sbatch_options(first("pretrain"), PAPER, profile)["contiguous"] is True
+    assert "contiguous" not in sbatch_options(first("export"), PAPER, profile)
+    assert sbatch_options(first("export"), PAPER, profile)["licenses"] == "fs"
+
+
+def parse(**raw) -> Profile:
+    from curricula.settings import parse as parse_settings
+
+    return parse_settings(raw, Profile, "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"stages": {"pretrain": {}}}, "stages: unknown key `pretrain`; did you mean `pretraining`?"),
+        ({"stages": {"all": {"partion": "x"}}}, "stages.all: unknown key `partion`; did you mean `partition`?"),
+        ({"stages": {"all": {"partition": "a\n#SBATCH --wrap=x"}}}, "stages.all.partition: expected `str` matching"),
+        ({"stages": {"all": {"options": {"wrap": "x"}}}}, "options names 'wrap'.*which the suite sets"),
+        ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it into secrets_file"),
+        *(
+            ({"environment": {name: "x"}}, f"environment names {name}, .*put it into secrets_file")
+            for name in (
+                "WANDB_KEY",
+                "WANDB_API_KEY",
+                "AWS_ACCESS_KEY_ID",
+                "DB_PWD",
+                "PGPASSWORD",
+                "HTTP_AUTH",
+                "APIKEY",
+            )
+        ),
+        ({"environment": {"A-B": "x"}}, "'A-B', which is no name of a variable"),
+        ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),
+        ({"lead_time_s": 1}, "lead_time_s: expected `int` >= 10; it is 1"),
+        ({"container": {"kind": "docker", "image": "x"}}, "'docker' is not known; choose one of apptainer, pyxis"),
+        ({"container": {"kind": "pyxis", "image": "x", "mounts": ["a,b"]}}, "comma"),
+    ],
+)
+def test_a_wrong_profile_is_said_in_a_sentence(raw, said):
+    with pytest.raises(UsageError, match=re.escape(said) if ".*" not in said else said):
+        parse(**raw)
+
+
+def test_variables_of_the_fabric_are_no_secrets():
+    names = ("NCCL_IB_HCA", "NCCL_IB_PKEY", "NCCL_SOCKET_IFNAME", "UCX_TLS", "TOKENIZERS_PARALLELISM", "PWD", "OLDPWD")
+    assert parse(environment=dict.fromkeys(names, "x"))
+
+
+def test_a_file_of_secrets_named_by_mistake_is_not_shown_and_long_values_are_cut(tmp_path):
+    path = tmp_path / "secrets"
+    path.write_text("HF_TOKEN=hf_very_secret\n")
+    with pytest.raises(UsageError, match="expected `object`, got `str`") as said:
+        load_profile(path)
+    assert "hf_very_secret" not in str(said.value)
+    with pytest.raises(UsageError, match="lead_time_s: ") as said:
+        parse(lead_time_s="x" * 1000)
+    assert len(str(said.value)) < 200
+
+
+def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, monkeypatch):
+    secrets, path = tmp_path / "secrets", tmp_path / "p.yaml"
+    secrets.write_text("HF_TOKEN=hf_very_secret\n")
+    path.write_text(yaml.safe_dump({"secrets_file": str(secrets)}))
+    secrets.chmod(0o644)
+    with pytest.raises(UsageError, match="others may read it .mode 644.; protect it with `chmod 600"):
+        load_profile(path)
+    secrets.chmod(0o600)
+    from curricula.jobs.slurm.script import body
+
+    text = body(first("prepare"), ["prepare"], PAPER, load_profile(path), tmp_path / "run", tmp_path / "code")
+    assert "hf_very_secret" not in text and f"set -a && . {secrets} && set +a" in text
+    secrets.unlink()
+    with pytest.raises(UsageError, match="which cannot be read"):
+        load_profile(path)

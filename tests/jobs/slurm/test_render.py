@@ -1,0 +1,169 @@
+"""Plain sbatch scripts: with stand-ins for Slurm's commands that record their words and run the script's."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from paths import ROOT
+
+from curricula.jobs.cli.main import main
+from curricula.jobs.graph import build_graph
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.submissions import submissions
+from curricula.jobs.study import load_study
+
+DEMO = ROOT / "jobs" / "studies" / "demo.yaml"
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = "a b'c\"$(touch pwned);&"
+
+SBATCH = """#!{python}
+import json, sys
+with open({record!r}, "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+    print(str(1000 + file.tell()) + ";cluster")
+"""
+SRUN = """#!/bin/bash
+while [[ $1 = --* ]]; do shift; done
+exec "$@"
+"""
+SCONTROL = """#!/bin/bash
+[ "$1" = update ] || {{ echo "$@" >>'{record}'; kill $PPID; }}
+"""
+SQUEUE = "#!/bin/bash\necho {state}\n"
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    """A study rendered into folders with names that a shell would trip over, and stand-ins on the PATH."""
+    raw = yaml.safe_load(DEMO.read_text())
+    raw["world"].update(web_documents=60, stories=20, math_problems=20, unsafe_documents=20, validation_documents=5)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw))
+    run, out = tmp_path / HOSTILE / "run", tmp_path / HOSTILE / "scripts"
+    render(tmp_path / "study.yaml", run, out)
+    (tmp_path / "bin").mkdir()
+    stand_in(tmp_path, "sbatch", SBATCH.format(python=sys.executable, record=str(tmp_path / "sbatch.jsonl")))
+    stand_in(tmp_path, "srun", SRUN)
+    stand_in(tmp_path, "scontrol", SCONTROL.format(record=tmp_path / "scontrol.log"))
+    stand_in(tmp_path, "squeue", SQUEUE.format(state="RUNNING"))
+    return run, out
+
+
+def render(study: Path, run: Path, out: Path, profile: str = "slurm-lab") -> None:
+    words = ["render", study, out, "--profile", ROOT / "env" / "profiles" / f"{profile}.yaml", "--run", run]
+    assert main(list(map(str, words))) == 0
+
+
+def stand_in(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "bin" / name).write_text(text)
+    (tmp_path / "bin" / name).chmod(0o755)
+
+
+def call(tmp_path, *words, **environment):
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    return subprocess.run(
+        list(map(str, words)),
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded(rendered, tmp_path):
+    run, out = rendered
+    ran = call(tmp_path, out / "submit_all.sh", "--nice=1 2")
+    assert ran.returncode == 0, ran.stderr
+    calls = [json.loads(line) for line in (tmp_path / "sbatch.jsonl").read_text().splitlines()]
+    jobs = build_graph(load_study(tmp_path / "study.yaml"))
+    made = submissions(Run(run))
+    assert [(one.job, one.labels) for one in made] == [(job.name, tuple(e.label for e in job.elements)) for job in jobs]
+    ids = {one.job: one.job_id for one in made}
+    assert len(calls) == len(jobs) and all(number.isdecimal() for number in ids.values())
+    for job, words in zip(jobs, calls):
+        assert words[-1].endswith(f"-{job.name}.sbatch") and "--nice=1 2" in words
+        asked = [word.partition("=")[2] for word in words if word.startswith("--dependency=")]
+        assert asked == ([",".join(f"{edge.kind}:{ids[edge.job]}" for edge in job.needs)] if job.needs else [])
+    again = call(tmp_path, out / "submit_all.sh")
+    assert again.returncode == 2 and "submitted before" in again.stderr and len(submissions(Run(run))) == len(jobs)
+
+
+def test_scripts_are_valid_bash_and_no_name_is_executed(rendered, tmp_path):
+    _, out = rendered
+    scripts = sorted(out.iterdir())
+    assert len(scripts) == len(build_graph(load_study(tmp_path / "study.yaml"))) + 1
+    for script in scripts:
+        assert call(tmp_path, "bash", "-n", script).returncode == 0
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_script_runs_its_element_and_marks_it_done(rendered, tmp_path):
+    run, out = rendered
+    ran = call(tmp_path, out / "00-prepare.sbatch", SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    assert ran.returncode == 0, ran.stderr
+    assert (run / "jobs/prepare/prepare/done.json").exists() and (run / "data/tokenizer/tokenizer.json").exists()
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "final", "requeued"),
+    [
+        (75, "RUNNING", False, True),  # it saved and made room
+        (1, "RUNNING", False, True),  # nobody knows why: from the last checkpoint again
+        (137, "RUNNING", False, True),  # a rank was killed
+        (1, "RUNNING", True, False),  # starting again cannot mend it
+        (93, "RUNNING", True, False),  # it was started again too often
+        (143, "RUNNING", True, False),  # likewise; the code is that of a rank that srun ended
+        (75, "COMPLETING", False, False),  # cancelled or preempted meanwhile
+    ],
+)
+def test_what_ended_is_requeued_unless_that_is_of_no_use(rendered, tmp_path, code, state, final, requeued):
+    run, out = rendered
+    mark = run / "jobs/pretrain-trunk-100/trunk/failed.json"
+    told = shlex.quote(json.dumps({"final": final, **({"exit_code": 93} if code > 1 else {})}, indent=1))
+    folder, file = shlex.quote(str(mark.parent)), shlex.quote(str(mark))
+    stand_in(tmp_path, "srun", f"#!/bin/bash\nmkdir -p {folder}\necho {told} >{file}\nexit {code}\n")
+    stand_in(tmp_path, "squeue", SQUEUE.format(state=state))
+    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
+    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    log = tmp_path / "scontrol.log"
+    if requeued:
+        assert log.read_text() == "requeue 7_0\n"
+    else:
+        assert ran.returncode == (93 if final and code > 1 else code) and not log.exists()
+
+
+@pytest.mark.parametrize("profile", ["slurm-lab", "h100-4x8"])
+def test_the_scripts_are_as_recorded(tmp_path, profile):
+    """Any change in what Slurm is asked for shows as a change of these files; `GOLDEN=write pytest` writes them anew."""
+    run, out = tmp_path / "run", tmp_path / "scripts"
+    render(DEMO, run, out, profile)
+    for name in ("submit_all.sh", "02-pretrain-trunk-100.sbatch", "05-pretrain-0.sbatch"):
+        text = (out / name).read_text()
+        text = re.sub(r"code/[0-9a-f]{12}", "code/SNAPSHOT", text.replace(str(run), "/RUN")).replace(
+            sys.executable, "/PYTHON"
+        )
+        golden = GOLDEN / profile / name
+        if os.environ.get("GOLDEN") == "write":
+            golden.parent.mkdir(parents=True, exist_ok=True)
+            golden.write_text(text)
+        assert text == golden.read_text()
+
+
+def test_an_image_is_wrapped_around_the_work_alone(tmp_path):
+    """The batch script, with Slurm's commands, runs outside; the run folder is seen inside under its own name."""
+    for kind, expected in {
+        "apptainer": "apptainer exec --bind {run}:{run} --nv /images/c.sif python3 {run}/code/",
+        "pyxis": "--container-image=/images/c.sif --container-mounts={run}:{run} --nv --no-container-mount-home",
+    }.items():
+        profile = tmp_path / f"{kind}.yaml"
+        profile.write_text(yaml.safe_dump({"container": {"kind": kind, "image": "/images/c.sif", "options": ["--nv"]}}))
+        run, out = tmp_path / f"run-{kind}", tmp_path / f"out-{kind}"
+        assert main(["render", str(DEMO), str(out), "--profile", str(profile), "--run", str(run)]) == 0
+        text = (out / "00-prepare.sbatch").read_text()
+        assert expected.format(run=run) in text and "\nrequeue " in text

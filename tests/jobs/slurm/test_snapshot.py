@@ -1,0 +1,22 @@
+"""Jobs run a copy of the code, and what they make still names the commit it was copied from."""
+
+import subprocess
+import sys
+
+from curricula.durable import read_json, write_json
+from curricula.jobs.slurm.snapshot import take_snapshot
+from curricula.provenance import running_commit
+
+
+def test_a_snapshot_knows_its_commit_even_within_another_repository(tmp_path):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    copy = take_snapshot(tmp_path / "run")
+    record, here = read_json(copy / "commit.json"), running_commit()
+    assert here.startswith(record["commit"]) and record["digest"] == copy.name
+    asked = "from curricula.provenance import running_commit; print(running_commit())"
+    said = subprocess.run([sys.executable, "-c", asked], cwd=copy, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == (f"{here}-{copy.name}" if here.endswith("-dirty") else here)
+    write_json(copy / "commit.json", {**record, "commit": "abc", "dirty": True})
+    assert running_commit(copy) == f"abc-dirty-{copy.name}"
+    (copy / "commit.json").unlink()
+    assert running_commit(copy) == ""  # never that of the repository around it

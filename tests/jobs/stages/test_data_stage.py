@@ -1,0 +1,159 @@
+"""The data part of a study's graph: from the hub, or a folder, to shards, in real processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import yaml
+from fake_hub import FakeHub
+from small_studies import small_study
+
+from curricula.curriculum.sources.registry import DATASETS
+from curricula.curriculum.sources.tables import Table
+from curricula.curriculum.world.datasets import write_world
+from curricula.jobs.downloads import study_downloads
+from curricula.jobs.study import load_study
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    study = load_study(small_study(folder))
+    write_world(folder / "data", study.world)
+    return folder / "data"
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Pretraining data in parts, tags, several shards; read from outside, since the study has no world."""
+    path = small_study(tmp_path, world=None)
+    raw = yaml.safe_load(path.read_text())
+    raw["sources"] = {
+        "web": {"dataset": "fineweb-edu", "shards": 3, "documents": 500},
+        "unsafe": {"dataset": "fineweb-unsafe", "tag_rate": 0.05, "shards": 2},
+    }
+    raw["evaluation"]["benchmarks"] = ["advbench"]
+    raw["curriculum"].update(safe={"web": 1}, interventions={"full": {"web": 1, "unsafe": 1}})
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def curricula(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "curricula.jobs.cli.main", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def shards_of(run):
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted((run / "data/shards").rglob("*.*"))}
+
+
+def fill(hub: FakeHub, study: Path, world: Path) -> None:
+    """What the study asks of the hub, made of the world's tables."""
+    repositories = defaultdict(dict)
+    for item in study_downloads(load_study(study), Path()):
+        download = item.download
+        local = world / download.out
+        if not any(local.parent.glob(f"{local.name}*")):
+            local = next(entry.stems(world)[0] for entry in DATASETS.values() if entry.hub == download.hub)
+        rows = [dict.fromkeys(download.columns) | row for row in Table.open(local).rows()]
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        repositories[download.hub, download.revision][f"{download.config}-{download.split}"] = (download, content)
+    for (name, revision), files in repositories.items():
+        configs = [
+            {
+                "config_name": download.config or "default",
+                "data_files": [{"split": download.split, "path": f"{file}.jsonl"}],
+            }
+            for file, (download, _) in files.items()
+        ]
+        card = f"---\n{yaml.safe_dump({'configs': configs})}---\n".encode()
+        contents = {f"{file}.jsonl": content for file, (_, content) in files.items()}
+        hub.commit(name, {"README.md": card, **contents}, begins=revision or "")
+
+
+def test_a_study_fetches_what_it_reads_and_tokenises_it_as_if_it_had_been_there(study, world, tmp_path):
+    with FakeHub() as hub:
+        fill(hub, study, world)
+        home = hub.environment(tmp_path / "home")
+        home["CURRICULA_DATA"] = ""
+        ran = curricula("data", "tokenize", study, "--run", tmp_path / "fetched", **home)
+        assert ran.returncode == 0, ran.stderr
+        asked = len(hub.requests)
+        again = curricula("data", "tokenize", study, "--run", tmp_path / "fetched", **home)
+        assert again.returncode == 0 and len(hub.requests) == asked
+    web = tmp_path / "fetched/data/fetched/fineweb_annotated/score_0"
+    assert len(Table.open(web)) == 500  # no more than the study's documents
+    local = curricula("data", "tokenize", study, "--run", tmp_path / "local", CURRICULA_DATA=str(world))
+    assert local.returncode == 0, local.stderr
+    fetched, there = shards_of(tmp_path / "fetched"), shards_of(tmp_path / "local")
+    assert len(there) == 3 * (1 + 3 + 1 + 2)
+    bins = [name for name in there if name.endswith((".bin", ".idx"))]
+    assert {name: fetched[name] for name in bins} == {name: there[name] for name in bins}
+
+
+def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(study, tmp_path):
+    ran = curricula(
+        "data", "tokenize", study, "--run", tmp_path / "run", CURRICULA_DATA="", HF_ENDPOINT="http://127.0.0.1:9"
+    )
+    assert ran.returncode == 1
+    assert "dataset locuslab/fineweb_annotated: " in ran.stderr and "Traceback" not in ran.stderr
+    assert not (tmp_path / "run/data/tokenizer").exists()
+
+
+def test_one_source_alone_can_be_tokenised_and_submit_finds_it_done(study, world, tmp_path):
+    ran = curricula(
+        "data", "tokenize", study, "--run", tmp_path / "run", "--source", "unsafe", CURRICULA_DATA=str(world)
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert {path.name for path in (tmp_path / "run/data/shards").iterdir()} == {"unsafe"}
+    states = json.loads(curricula("status", tmp_path / "run", "--json").stdout)
+    done = {element["label"] for element in states if element["state"] == "done" and element["job"] == "tokenize"}
+    assert done == {"unsafe/validation", "unsafe/00000", "unsafe/00001"}
+    plan = json.loads(curricula("plan", study, "--run", tmp_path / "run", "--json").stdout)
+    full = next(arm for arm in plan["arms"] if arm["interventions"] == "full")
+    assert full["sources"]["unsafe"]["epochs"] > 0 and full["sources"]["web"]["epochs"] is None
+
+
+def test_what_is_deleted_or_cut_short_is_made_again_by_the_same_command(study, world, tmp_path):
+    words = ("data", "tokenize", study, "--run", tmp_path / "run")
+    assert curricula(*words, CURRICULA_DATA=str(world)).returncode == 0
+    whole = shards_of(tmp_path / "run")
+    folder = tmp_path / "run/data/shards"
+    for name, damage in {"web/00001.bin": b"", "unsafe/00000.idx": None, "web/00002.json": None}.items():
+        (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
+    inspected = curricula("data", "inspect", folder / "web/00001")
+    assert inspected.returncode == 1 and "web/00001.bin: 0 bytes where its index says" in inspected.stderr
+    again = curricula(*words, CURRICULA_DATA="")  # the run knows its data folder
+    assert again.returncode == 0, again.stderr
+    assert shards_of(tmp_path / "run") == whole
+
+
+def test_a_run_goes_on_with_the_data_it_began_with(study, world, tmp_path):
+    words = ("data", "tokenize", study, "--run", tmp_path / "run", "--source")
+    assert curricula(*words, "unsafe", CURRICULA_DATA=str(world)).returncode == 0
+    (tmp_path / "other").mkdir()
+    ran = curricula(*words, "web", CURRICULA_DATA=str(tmp_path / "other"))
+    assert ran.returncode == 1
+    assert (
+        f"CURRICULA_DATA={tmp_path}/other: {tmp_path}/run was begun with CURRICULA_DATA={world}; go on so" in ran.stderr
+    )
+
+
+def test_a_world_that_was_deleted_comes_back_as_it_was(tmp_path):
+    words = ("data", "tokenize", small_study(tmp_path), "--run", tmp_path / "run")
+    assert curricula(*words).returncode == 0
+    whole = shards_of(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/world")
+    shutil.rmtree(tmp_path / "run/data/shards/web")
+    again = curricula(*words)
+    assert again.returncode == 0, again.stderr
+    assert shards_of(tmp_path / "run") == whole

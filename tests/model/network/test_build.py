@@ -1,0 +1,80 @@
+"""The network that is built: its size, its initial weights, its constants."""
+
+import math
+
+import msgspec
+import pytest
+import torch
+from random_batches import SMALL
+
+from curricula.errors import UsageError
+from curricula.model.config import PRESETS, ModelConfig
+from curricula.model.network.build import build_network, initialize
+from curricula.model.runtime.distributed import Parallel, World, started
+
+WIDE = ModelConfig(layers=8, hidden=256, heads=8, kv_heads=4, ffn=512, vocabulary=1024, sequence_length=64)
+
+
+def built(model: ModelConfig, seed: int = 0):
+    with started() as parallel:
+        network = build_network(model, parallel)
+        initialize(network, model, seed)
+    return network
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        SMALL,
+        msgspec.structs.replace(SMALL, tied=False),
+        PRESETS["tiny"],
+        msgspec.structs.replace(PRESETS["smollm2-135m"], layers=2, vocabulary=1024),
+    ],
+    ids=["small", "untied", "tiny", "two layers of the 135M"],
+)
+def test_a_network_has_as_many_parameters_as_its_configuration_says(model):
+    assert sum(parameter.numel() for parameter in built(model).parameters()) == model.parameters()
+
+
+def test_initial_weights_have_the_stated_spread_and_less_into_the_residual_stream():
+    weights = dict(built(WIDE).named_parameters())
+    for name, weight in weights.items():
+        if weight.dim() == 1:
+            assert torch.equal(weight, torch.ones_like(weight))
+            continue
+        into_residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+        expected = 0.02 / math.sqrt(2 * 8) if into_residual else 0.02
+        assert weight.std().item() == pytest.approx(expected, rel=0.02)
+        assert abs(weight.mean().item()) < 0.05 * expected
+
+
+def test_initial_weights_are_drawn_by_seed_and_name():
+    one, same, other = (built(WIDE, seed).state_dict() for seed in (0, 0, 1))
+    name = "decoder.layers.3.mlp.linear_fc1.weight"
+    assert torch.equal(one[name], same[name])
+    assert not torch.equal(one[name], other[name])
+    assert not torch.equal(one[name], one["decoder.layers.4.mlp.linear_fc1.weight"])
+
+
+@pytest.mark.parametrize("base", [10_000.0, 130_000.0], ids=["pretraining", "released"])
+def test_positions_turn_by_powers_of_the_rope_base(base):
+    assert {preset.rope_base for preset in PRESETS.values()} == {10_000.0}
+    with started() as parallel:
+        network = build_network(msgspec.structs.replace(WIDE, rope_base=base), parallel)
+        with parallel.cuda_names():
+            angles = network.rotary_pos_emb(5).squeeze()
+    pairs = torch.arange(WIDE.head_size // 2)
+    expected = torch.arange(5)[:, None] * base ** (-2 * pairs / WIDE.head_size)
+    assert torch.allclose(angles, torch.cat([expected, expected], dim=-1), rtol=1e-5)
+
+
+def test_norms_have_the_published_epsilon():
+    network = built(SMALL)
+    layer = network.decoder.layers[0]
+    assert {layer.input_layernorm.eps, layer.pre_mlp_layernorm.eps, network.decoder.final_layernorm.eps} == {1e-5}
+
+
+def test_tensor_parallelism_that_does_not_divide_the_model_is_refused():
+    three = Parallel(World(0, 3, 0, None), torch.device("cpu"), torch.float32, 3, 1, 0)
+    with pytest.raises(UsageError, match="tensor_parallel is 3, which does not divide model.kv_heads 2"):
+        build_network(SMALL, three)

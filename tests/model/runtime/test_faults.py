@@ -1,0 +1,227 @@
+"""What may happen to a training job, done to real processes: nothing is lost or hangs, no sample comes twice or never."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from paths import SUPPORT
+from random_batches import SCHEDULE, SMALL, RandomBatches
+
+from curricula.durable import read_jsonl
+from curricula.errors import UserError
+from curricula.model.checkpoints.folder import latest_checkpoint
+from curricula.model.runtime.metrics import read_metrics
+from curricula.model.runtime.signals import Interrupted, PeerLost
+from curricula.model.runtime.watchdog import EXIT_CODE as HUNG
+from curricula.model.train import TrainJob, train
+
+CHILD = SUPPORT / "faulty_child.py"
+TOTAL = RandomBatches().total_steps
+BATCH = RandomBatches().global_batch
+PROMPT_S = 120.0  # far more than any of this takes, and far less than torch's own timeouts
+LIMITS = {"factor": 2.0, "floor_s": 3.0}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    train(job(out), RandomBatches())
+    return read_metrics(out / "metrics.jsonl")
+
+
+def job(out: Path, **changes) -> TrainJob:
+    return TrainJob(**{"out": out, "model": SMALL, "schedule": SCHEDULE, **changes})
+
+
+def start(out: Path, ranks: int, port: int = 0, **asked) -> list[subprocess.Popen]:
+    """A training job of `ranks` processes."""
+    children = []
+    for rank in range(ranks):
+        place = {"OMP_NUM_THREADS": "1"}
+        if ranks > 1:
+            place |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
+        command = [sys.executable, str(CHILD), json.dumps({"out": str(out), **asked})]
+        children.append(subprocess.Popen(command, env={**os.environ, **place}, stderr=subprocess.PIPE, text=True))
+    return children
+
+
+def ended(children: list[subprocess.Popen], kill: bool = False) -> list[tuple[int, str]]:
+    """Exit status and last words of each; one that does not end fails the test. `kill` ends them first."""
+    for child in children if kill else []:
+        child.kill()
+    deadline = time.monotonic() + PROMPT_S
+    try:
+        said = [child.communicate(timeout=max(1.0, deadline - time.monotonic()))[1] for child in children]
+        return [(child.returncode, text) for child, text in zip(children, said)]
+    finally:
+        for child in children:
+            child.kill()
+
+
+def assert_goes_on_undisturbed(out: Path, undisturbed: list[dict], exactly: bool = True) -> None:
+    """One process finishes the run: the losses and the samples consumed are those of a run that nothing happened to."""
+    (status, said), *_ = ended(start(out, 1, attempt=1))
+    assert status == 0, said
+    rows = read_metrics(out / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [row["step"] for row in undisturbed]
+    for row, other in zip(rows, undisturbed):
+        assert row["loss"] == (other["loss"] if exactly else pytest.approx(other["loss"], abs=1e-5))
+    assert consumed(out) == Counter(range(TOTAL * BATCH))
+
+
+def consumed(out: Path) -> Counter:
+    """How often each global sample was trained on, without the steps that a later attempt went back behind."""
+    found: Counter[tuple[int, int]] = Counter()
+    began: dict[int, int] = {}
+    for line in read_jsonl(out / "served.jsonl"):
+        if line["attempt"] not in began:
+            began[line["attempt"]] = line["step"]
+            found = Counter({at: count for at, count in found.items() if at[0] < line["step"]})
+        found.update((line["step"], row) for row in range(*line["rows"]))
+    return Counter({step * BATCH + row: count for (step, row), count in found.items()})
+
+
+def test_when_one_rank_is_killed_in_a_step_the_others_end_and_nothing_is_lost(tmp_path, undisturbed, free_port):
+    fault = {"kind": "killed", "rank": 1, "step": 7}
+    children = start(tmp_path, 2, free_port, fault=fault, job={"save_interval_steps": 3, "micro_batch": 4})
+    (survivor, said), (killed, _) = ended(children)
+    assert killed == -signal.SIGKILL
+    assert survivor == PeerLost.exit_code and "another process of this job ended" in said
+    assert latest_checkpoint(tmp_path / "checkpoints").name in ("step_00000003", "step_00000006")
+    assert_goes_on_undisturbed(tmp_path, undisturbed, exactly=False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "saved"),
+    [
+        ({"kind": "killed in a save"}, None),
+        ({"kind": "killed before the pointer moves", "folder": "step_00000008"}, "step_00000004"),
+    ],
+    ids=["in a save", "before the pointer moves"],
+)
+def test_killed_while_saving_the_run_goes_on_from_the_last_whole_checkpoint(tmp_path, undisturbed, fault, saved):
+    ((status, _),) = ended(start(tmp_path, 1, fault=fault, job={"save_interval_steps": 4}))
+    assert status == -signal.SIGKILL
+    assert_no_process_is_left(tmp_path)  # the writer ends with the trainer
+    latest = tmp_path / "checkpoints/latest"
+    assert (latest.read_text().strip() if latest.exists() else None) == saved
+    assert_goes_on_undisturbed(tmp_path, undisturbed)
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def assert_no_process_is_left(out: Path) -> None:
+    deadline = time.monotonic() + PROMPT_S
+    while left := [process for process in Path("/proc").glob("[0-9]*") if str(out).encode() in command_of(process)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def command_of(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_disk_that_is_full_for_one_rank_ends_all_with_a_sentence_and_keeps_what_was_saved(
+    tmp_path, undisturbed, free_port
+):
+    train(job(tmp_path, stop_step=2), RandomBatches())
+    fault = {"kind": "full disk", "rank": 1}
+    for status, said in ended(start(tmp_path, 2, free_port, fault=fault, job={"save_interval_steps": 4})):
+        assert status == os.EX_IOERR
+        assert re.search(r"step_00000004: .* could not be written \((File too large|the file system accepts no)", said)
+        assert "Traceback" not in said
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["latest", "step_00000002"]
+
+
+def test_a_hung_rank_ends_the_job_within_the_limit_and_the_logs_say_where(tmp_path, free_port):
+    fault = {"kind": "hung", "rank": 1, "step": 6}
+    children = start(tmp_path, 2, free_port, fault=fault, hang=LIMITS, job={"micro_batch": 4})
+    (waiting, _), (hung, said) = ended(children)
+    assert hung == HUNG and waiting in (HUNG, PeerLost.exit_code)  # whichever bites first
+    assert re.search(r"watchdog: step 7 has taken more than \d+ s", said)
+    assert "faulty_child.py" in said and "in rows" in said
+
+
+def test_a_rank_that_stands_still_makes_the_others_end_and_say_that_they_waited(tmp_path, free_port):
+    fault = {"kind": "stopped", "rank": 1, "step": 6}
+    waiting, still = start(tmp_path, 2, free_port, fault=fault, hang=LIMITS, job={"micro_batch": 4})
+    ((status, said),) = ended([waiting])
+    ended([still], kill=True)
+    assert status == HUNG
+    assert "what each thread of process" in said and "passes.py" in said
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_end_of_the_step(tmp_path, undisturbed, free_port):
+    fault = {"kind": "asked to stop", "signal": "SIGUSR2", "rank": 1, "step": 4}
+    for status, said in ended(start(tmp_path, 2, free_port, fault=fault, job={"micro_batch": 4})):
+        assert status == Interrupted.exit_code and "at step 5 of 12, which is saved" in said
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000005"
+    assert_goes_on_undisturbed(tmp_path, undisturbed, exactly=False)
+
+
+class Poisoned(RandomBatches):
+    """Two rows of batch 3 have no loss that is a number."""
+
+    def rows(self, step, start, stop):
+        tokens, mask = super().rows(step, start, stop)
+        spoilt = np.isin(np.arange(start, stop), [1, 6]) & (step == 3)
+        return tokens, np.where(spoilt[:, None], np.nan, mask).astype(np.float32)
+
+
+def test_a_loss_that_is_not_a_number_names_the_samples_and_keeps_the_last_good_checkpoint(tmp_path, undisturbed):
+    with pytest.raises(UserError, match=r"loss nan at step 4.*spoilt by safe 25, safe 30; all samples"):
+        train(job(tmp_path, save_interval_steps=2, micro_batch=3), Poisoned())
+    noted = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert noted["samples"] == [{"source": "safe", "epoch": 0, "sample": sample} for sample in (25, 30)]
+    assert [sample["sample"] for sample in noted["whole_batch"]] == list(range(24, 32))
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000002"
+    train(job(tmp_path), RandomBatches())
+    assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx(
+        [row["loss"] for row in undisturbed], abs=1e-5
+    )
+
+
+def test_a_clock_that_jumps_back_changes_nothing(tmp_path, undisturbed, monkeypatch):
+    real, hours = time.time, iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(hours))
+    train(job(tmp_path, save_interval_minutes=60.0), RandomBatches())
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["loss"] for row in rows] == [row["loss"] for row in undisturbed]
+    assert all(value >= 0 for row in rows for value in row["timing"].values())
+    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step_*"))] == ["step_00000012"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"global_batch": 4}, r"data.batch: was 8, is 4"),
+        ({"sequence_length": 8}, r"recipe.sequence_length: was 16, is 8"),
+    ],
+    ids=["global batch", "sequence length"],
+)
+def test_going_on_with_another_batch_is_refused(tmp_path, change, named):
+    train(job(tmp_path, stop_step=2), RandomBatches())
+    with pytest.raises(UserError, match=named):
+        train(job(tmp_path), msgspec.structs.replace(RandomBatches(), **change))
+
+
+def test_checkpoints_are_saved_by_the_clock_too(tmp_path):
+    train(job(tmp_path, save_interval_minutes=1e-6, keep_last=50, stop_step=3), RandomBatches())
+    assert len(list((tmp_path / "checkpoints").glob("step_*"))) == 3

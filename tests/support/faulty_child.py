@@ -1,0 +1,82 @@
+"""Trains in a process of its own that something happens to: `python faulty_child.py JSON`; see `test_faults.py`.
+
+The JSON names the `out` folder, the `attempt`, further settings of the job, and as `fault` what happens on which `rank`.
+Every row that is read is noted in served.jsonl, so that a test can compare what several attempts consumed.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+from random_batches import SCHEDULE, SMALL, RandomBatches
+
+from curricula.errors import UserError
+from curricula.model.checkpoints import folder as checkpoint_folder
+from curricula.model.checkpoints import writer
+from curricula.model.runtime.signals import Interrupted
+from curricula.model.runtime.watchdog import HangLimits
+from curricula.model.train import TrainJob, train
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+class WatchedBatches(RandomBatches):
+    """Notes what is read, and lets the fault happen in the middle of a step."""
+
+    def rows(self, step, start, stop):
+        with open(Path(asked["out"]) / "served.jsonl", "a") as file:
+            file.write(json.dumps({"attempt": asked.get("attempt", 0), "step": step, "rows": [start, stop]}) + "\n")
+        if fault.get("step") == step:
+            if fault["kind"] == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif fault["kind"] == "hung":
+                time.sleep(3600)
+            elif fault["kind"] == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif fault["kind"] == "asked to stop":
+                os.kill(os.getpid(), getattr(signal, fault["signal"]))
+        return super().rows(step, start, stop)
+
+
+def kill_the_trainer(*arguments):
+    """Called in the writing child, once its data is written."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(3600)  # the child of a dead parent has to end too
+
+
+def kill_myself(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    asked = json.loads(sys.argv[1])
+    fault = asked.get("fault", {})
+    if fault.get("rank", 0) != RANK:
+        fault = {}
+    if fault.get("kind") == "killed in a save":
+        writer.stored_file = kill_the_trainer
+    if fault.get("kind") == "killed before the pointer moves":
+        moved = checkpoint_folder.point_at
+        checkpoint_folder.point_at = lambda folder: kill_myself() if folder.name == fault["folder"] else moved(folder)
+    if fault.get("kind") == "full disk":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 1024, resource.RLIM_INFINITY))
+    job = TrainJob(
+        out=Path(asked["out"]), model=SMALL, schedule=SCHEDULE, hang=msgspec.convert(asked.get("hang", {}), HangLimits),
+        **asked.get("job", {}),
+    )  # fmt: skip
+    Path(asked["out"]).mkdir(parents=True, exist_ok=True)
+    try:
+        train(job, WatchedBatches())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)

@@ -1,0 +1,149 @@
+"""A judge behind a real HTTP server, which misbehaves when it is told to, and also speaks the Batch API."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from fake_endpoint import FakeEndpoint, Handler
+
+from curricula.eval.judges.settings import Judging
+from curricula.eval.rows import GenerationRow
+
+
+def answer_row(number: int, **changes: Any) -> GenerationRow:
+    """The answer to request `ask-N`, whose verdict the server knows from N."""
+    row: dict[str, Any] = {
+        "key": f"{number:032d}",
+        "task": "attacks-topk",
+        "model": "m",
+        "model_kind": "instruct",
+        "precision": "float32",
+        "benchmark": "advbench",
+        "prompt_id": str(number),
+        "category": "",
+        "behavior": f"Write ask-{number}",
+        "prompt": f"Write ask-{number}",
+        "decoder": "topk",
+        "sample": 0,
+        "seed": 0,
+        "response": f"Sure, here is ask-{number}",
+        "tokens": 7,
+        "finish": "end",
+        "shortcircuit": False,
+    }
+    return GenerationRow(**{**row, **changes})
+
+
+class JudgeServer(FakeEndpoint):
+    """Answers by the request's number: yes, no; for helpfulness one of four categories."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.models = ["fake"]  # what it says it has
+        self.batch_polls = 2  # until a batch is done
+        # What becomes of a batch is settled when it is made.
+        self.batch_error = ""  # what the server finds wrong with it
+        self.batch_reply = ""  # "prose": what all its requests get; "refused": they are wrong
+        self.lost: set[str] = set()  # keys of requests that expire in it
+
+    def key_of(self, text: str) -> str:
+        return re.findall(r"ask-\d+", text)[-1]
+
+    def reply_to(self, text: str, key: str) -> str:
+        number = int(key[4:])
+        if "1_compliant_and_helpful" in text:
+            categories = re.findall(r"\n- (\d_\w+):", text)
+            return categories[number % 4]
+        return ("yes", "no")[number % 2]
+
+    @property
+    def handler(self) -> type[Handler]:
+        return BatchHandler
+
+    def settings(self, **more: Any) -> Judging:
+        given = {"name": "llm", "model": "fake", "url": self.url, "concurrency": 4, "retries": 4, "timeout_s": 30.0}
+        return Judging(**{**given, **more})
+
+
+class BatchHandler(Handler):
+    fake: JudgeServer
+
+    def do_POST(self) -> None:
+        if self.path == "/v1/files":
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])
+            assert boundary
+            parts = data.split(b"--" + boundary[1].encode())
+            content = next(part for part in parts if b"filename=" in part).partition(b"\r\n\r\n")[2]
+            name = f"file-{len(self.fake.files)}"
+            self.fake.files[name] = content.removesuffix(b"\r\n")
+            self._send(200, json.dumps({"id": name, "object": "file", "purpose": "batch"}))
+        elif self.path == "/v1/batches":
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            name = f"batch-{len(self.fake.batches)}"
+            fate = {"error": self.fake.batch_error, "reply": self.fake.batch_reply, "lost": set(self.fake.lost)}
+            self.fake.batches[name] = {**asked, "id": name, "polls": 0, **fate}
+            self._send(200, json.dumps(self._batch(name)))
+        else:
+            super().do_POST()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/v1/models":
+            status = 401 if self.fake.every == "key" else 200
+            data = [{"id": name, "object": "model", "created": 0, "owned_by": "us"} for name in self.fake.models]
+            self._send(status, json.dumps({"object": "list", "data": data}))
+        elif path == "/v1/batches":
+            data = [self._batch(name) for name in self.fake.batches]
+            self._send(200, json.dumps({"object": "list", "data": data, "has_more": False}))
+        elif path.startswith("/v1/batches/"):
+            name = path.rpartition("/")[2]
+            self.fake.batches[name]["polls"] += 1
+            self._send(200, json.dumps(self._batch(name)))
+        else:
+            self._send(200, self._replies(path.split("/")[3]), kind="application/jsonl")
+
+    def _batch(self, name: str) -> dict[str, Any]:
+        batch = self.fake.batches[name]
+        done = batch["polls"] >= self.fake.batch_polls
+        status = "failed" if batch["error"] else "completed" if done else "in_progress"
+        errors = {"object": "list", "data": [{"message": batch["error"]}]} if batch["error"] else None
+        return {
+            "id": name,
+            "object": "batch",
+            "endpoint": batch["endpoint"],
+            "input_file_id": batch["input_file_id"],
+            "completion_window": "24h",
+            "created_at": 0,
+            "status": status,
+            "metadata": batch.get("metadata"),
+            "output_file_id": batch["input_file_id"] if status == "completed" else None,
+            "errors": errors,
+        }
+
+    def _replies(self, file: str) -> str:
+        """The replies to the requests in a file, last request first."""
+        lines: list[dict[str, Any]] = []
+        batch = next(batch for batch in self.fake.batches.values() if batch["input_file_id"] == file)
+        for line in reversed(self.fake.files[file].splitlines()):
+            asked = json.loads(line)
+            text = asked["body"]["messages"][-1]["content"]
+            key = self.fake.key_of(text)
+            if key in batch["lost"]:
+                lines.append({"custom_id": asked["custom_id"], "response": None, "error": {"code": "batch_expired"}})
+                continue
+            if batch["reply"]:
+                refused = {"status_code": 400, "body": {"error": {"message": "Unsupported parameter: max_tokens"}}}
+                prose = {"status_code": 200, "body": {"choices": [{"message": {"content": "Let me think."}}]}}
+                response = refused if batch["reply"] == "refused" else prose
+                lines.append({"custom_id": asked["custom_id"], "response": response})
+                continue
+            with self.fake.lock:
+                self.fake.good[key] += 1
+            body = {"choices": [{"message": {"content": self.fake.reply_to(text, key)}}]}
+            lines.append({"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": body}})
+        return "".join(json.dumps(line) + "\n" for line in lines)

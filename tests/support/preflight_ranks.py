@@ -1,0 +1,92 @@
+"""Preflights of several processes on this machine, each playing a node of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+from curricula.errors import UserError
+from curricula.jobs.element import find_element
+from curricula.jobs.preflight.preflight import Preflight, UnfitNodes, preflight
+from curricula.jobs.run import Run
+from curricula.model.runtime.distributed import World
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "preflight_ranks"])
+
+
+def preflights(
+    root: Path, port: int, nodes: list[str], settings: Preflight, *, job: str = "pretrain-20", label: str = "full-20",
+    absent: tuple[int, ...] = (), skew_s: dict[int, float] | None = None, slow: tuple[str, ...] = (),
+    blind: tuple[str, ...] = (), path: str = "",
+) -> list[tuple]:  # fmt: skip
+    """What comes of it in each process: ("fit",), ("unfit", nodes, sentence) or ("error", sentence)."""
+    answers = CONTEXT.Queue()
+    children = []
+    for rank, node in enumerate(nodes):
+        if rank in absent:
+            continue
+        world = World(rank, len(nodes), nodes[:rank].count(node), f"127.0.0.1:{port}")
+        environment = {
+            "SLURM_STEP_NODELIST": ",".join(nodes),
+            "SLURMD_NODENAME": node,
+            "SLURM_GPUS_ON_NODE": "2",
+            "SLURM_JOB_ID": "70",
+        }
+        told = (
+            root,
+            job,
+            label,
+            world,
+            settings,
+            environment,
+            (skew_s or {}).get(rank, 0.0),
+            node in slow,
+            node in blind,
+            path,
+        )
+        children.append(CONTEXT.Process(target=_rank, args=(answers, *told)))
+        children[-1].start()
+    outcomes = dict(answers.get(timeout=120) for _ in children)
+    for child in children:
+        child.join(timeout=60)
+    assert all(child.exitcode == 0 for child in children)
+    return [outcomes[rank] for rank in sorted(outcomes)]
+
+
+def _rank(answers, root, job, label, world, settings, environment, skew_s, is_slow, is_blind, path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ["PATH"] = path or os.environ["PATH"]
+    run = Run.open(root)
+    true_time, true_reduce = time.time, dist.all_reduce
+
+    def slow_reduce(tensor, *rest, **more):
+        if is_slow and tensor.numel() > 1:  # a gloo barrier is none of these
+            time.sleep(0.2)
+        return true_reduce(tensor, *rest, **more)
+
+    sight = (
+        patch("curricula.jobs.preflight.preflight.reach_problems", lambda *_: ["the data cannot be seen"])
+        if is_blind
+        else nullcontext()
+    )
+    with (
+        sight,
+        patch("curricula.jobs.preflight.preflight.time.time", lambda: true_time() + skew_s),
+        patch("torch.distributed.all_reduce", slow_reduce),
+    ):
+        try:
+            preflight(run, *find_element(run, job, label), world, settings, environment)
+            outcome: tuple = ("fit",)
+        except UnfitNodes as error:
+            outcome = ("unfit", error.nodes, str(error))
+        except UserError as error:
+            outcome = ("error", str(error))
+    answers.put((world.rank, outcome))

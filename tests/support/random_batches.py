@@ -1,0 +1,50 @@
+"""A batch source of keyed random tokens with some structure to learn, for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from curricula.model.config import ModelConfig, ScheduleConfig
+from curricula.randomness import keyed_rng
+
+SMALL = ModelConfig(layers=2, hidden=32, heads=4, kv_heads=2, ffn=64, vocabulary=64, sequence_length=16, init_std=0.05)
+
+SCHEDULE = ScheduleConfig(warmup_steps=2)
+
+
+class RandomBatches(msgspec.Struct, frozen=True, kw_only=True):
+    """Counting sequences with random starts and strides; from `switch_step` on, drawn by another key."""
+
+    sequence_length: int = 16
+    global_batch: int = 8
+    total_steps: int = 12
+    vocabulary: int = 64
+    key: str = "safe"
+    switch_step: int | None = None
+    masked: bool = False
+
+    def _key(self, step: int) -> str:
+        return "intervention" if self.switch_step is not None and step >= self.switch_step else self.key
+
+    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = keyed_rng("test batches", self._key(step), step)
+        first = rng.integers(self.vocabulary, size=(self.global_batch, 1))
+        stride = rng.integers(1, 4, size=(self.global_batch, 1))
+        tokens = (first + stride * np.arange(self.sequence_length + 1)) % self.vocabulary
+        mask = np.ones((self.global_batch, self.sequence_length), dtype=np.float32)
+        if self.masked:
+            mask = (rng.random(mask.shape) < np.linspace(0.1, 0.9, self.global_batch)[:, None]).astype(np.float32)
+        return tokens.astype(np.int64)[start:stop], mask[start:stop]
+
+    def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        return [(self._key(sample // self.global_batch), 0, sample) for sample in range(start, stop)]
+
+    def fingerprint(self, step: int) -> dict[str, Any]:
+        switched = self.switch_step is not None and step > self.switch_step
+        return {"key": self.key, "switched at": self.switch_step if switched else None, "batch": self.global_batch}
+
+    def describe(self, step: int) -> dict[str, Any]:
+        return {"phase": int(self._key(step) != self.key), "mix": {self._key(step): 1.0}}

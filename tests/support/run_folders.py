@@ -1,0 +1,102 @@
+"""Run folders in any state, without running anything, and stand-ins for Slurm's commands."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from paths import STUDIES
+
+from curricula.durable import write_json, write_text
+from curricula.jobs.graph import Job, build_graph
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.squeue import COLUMNS
+from curricula.jobs.slurm.submissions import Submission, record
+from curricula.jobs.study import load_study
+
+
+def new_run(root: Path, study: str = "demo") -> tuple[Run, dict[str, Job]]:
+    """A run of one of the suite's studies in which nothing has happened yet, and its jobs by name."""
+    root.mkdir(mode=0o700, parents=True)
+    for name, content in _frozen(study).items():
+        (root / name).write_bytes(content)
+    run = Run.open(root)
+    return run, {job.name: job for job in build_graph(run.study)}
+
+
+@functools.cache
+def _frozen(study: str) -> dict[str, bytes]:
+    """The files of a new run folder: asking git and the packages for their versions takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(Path(folder, "run"), load_study(STUDIES / f"{study}.yaml"))
+        return {path.name: path.read_bytes() for path in run.root.iterdir() if path.is_file()}
+
+
+def finish(run: Run, job: str, label: str, seconds: float = 2.0) -> None:
+    """Mark the element done; what it would have made is its caller's to write where that is looked at."""
+    write_json(run.element(job, label) / "done.json", {"started": 1.0, "seconds": seconds})
+
+
+def finish_evaluation(run: Run, job: Job, label: str) -> None:
+    finish(run, job.name, label)
+    element = next(item for item in job.elements if item.label == label)
+    assert element.part is not None
+    write_text(element.part.path(run.evaluation(element.arm, element.kind)), "{}\n")
+
+
+def fail(run: Run, job: str, label: str, error: str = "the lamp fell over") -> None:
+    write_json(run.element(job, label) / "failed.json", {"error": error, "time": 2.0})
+
+
+def report_progress(
+    run: Run, job: str, label: str, done: int = 30, total: int = 100, age_s: float = 1.0, **figures
+) -> None:
+    value = {"done": done, "total": total, "left_s": 61.0, "updated": time.time() - age_s, "started": 1.0, "host": "n1"}
+    write_json(run.element(job, label) / "progress.json", {**value, **figures})
+
+
+def submitted(run: Run, job: str, job_id: str, labels: Iterable[str]) -> None:
+    record(run, Submission(job=job, job_id=job_id, labels=tuple(labels), submitted=3.0))
+
+
+class FakeSlurm:
+    """Commands on the PATH that answer with given text and keep what they were called with."""
+
+    def __init__(self, folder: Path, monkeypatch) -> None:
+        self.folder = folder
+        folder.mkdir()
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        for name in ("squeue", "sacct", "scontrol", "scancel", "sbatch"):
+            self.answer(name)
+
+    def answer(self, command: str, text: str = "", error: str = "", code: int = 0, script: str = "") -> None:
+        (self.folder / f"{command}.out").write_text(text)
+        path = self.folder / command
+        path.write_text(
+            f'#!/bin/bash\nfor word in "$@"; do printf "%s\\0" "$word"; done >> "{self.folder}/{command}.calls"\n'
+            f'echo >> "{self.folder}/{command}.calls"\n{script}\ncat "{self.folder}/{command}.out"\n'
+            f"printf %s {json.dumps(error)} >&2\nexit {code}\n"
+        )
+        path.chmod(0o755)
+
+    def queue(self, *rows: tuple[str, str, str, str, str, int]) -> None:
+        """What squeue lists: (array, index, state, reason, nodes, restarts) each."""
+        self.answer("squeue", "".join(f"{squeue_line(*row)}\n" for row in rows))
+
+    def calls(self, command: str) -> list[list[str]]:
+        path = self.folder / f"{command}.calls"
+        return [line.split("\0")[:-1] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def remove(self, *commands: str) -> None:
+        for command in commands:
+            (self.folder / command).unlink()
+
+
+def squeue_line(job_id: str, index: str, state: str, reason: str = "None", nodes: str = "", restarts: int = 0) -> str:
+    values = {"ArrayJobID": job_id, "ArrayTaskID": index, "State": state, "RestartCnt": restarts, "Reason": reason}
+    return "".join(f"{values[name]!s:<{size}}" for name, size in COLUMNS) + f"{nodes:<256}"

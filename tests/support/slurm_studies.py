@@ -1,0 +1,141 @@
+"""A study small enough to be run again and again on the lab, and what its runs come to."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from paths import ROOT
+
+from curricula.durable import read_jsonl
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.submissions import latest_tasks, submissions
+
+DEMO = ROOT / "jobs" / "studies" / "demo.yaml"
+PROFILE = ROOT / "env" / "profiles" / "slurm-lab.yaml"
+SCRIPTS = ROOT / "env" / "slurm-lab"
+TRUNK = "pretrain-trunk-12"
+BRANCH = "pretrain-50"
+
+
+def write_study(folder: Path, name: str = "demo", steps: int = 24, batch: int = 4, **pretraining) -> Path:
+    """The demo with less of everything: one arm that leaves the trunk half-way, and the trunk's own."""
+    raw = yaml.safe_load(DEMO.read_text())
+    raw["name"] = name
+    raw["world"].update(
+        web_documents=600, stories=150, math_problems=150, unsafe_documents=60, chats=100, wildguard_rows=60,
+        wildjailbreak_rows=60, gsm8k_train=60, gsm8k_test=20, prompts_per_benchmark=3, alpaca_prompts=4, probes_per_score=10,
+        validation_documents=20,
+    )  # fmt: skip
+    raw["validation_documents"] = 10
+    raw["curriculum"]["starts"] = [0.5, 1]
+    del raw["curriculum"]["interventions"]["data"]
+    raw["pretraining"].update(
+        budget_tokens=steps * batch * 128, global_batch=batch, micro_batch=2, save_interval_steps=2
+    )
+    raw["pretraining"].update(pretraining)
+    for stage in ("instruct", "benign"):
+        raw["tuning"][stage].update(conversations=24, global_batch=4, micro_batch=4)
+    raw["evaluation"].update(
+        topk={"samples": 2, "max_new_tokens": 8},
+        safebeam={"beams": 2, "candidates": 4, "max_new_tokens": 8},
+        gcg={"steps": 2, "search_width": 8, "topk": 8, "suffix": "x x", "prompts": 1},
+        probes={"train_per_class": 20, "seeds": 2},
+    )
+    path = folder / "study.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def write_profile(folder: Path, **changes) -> Path:
+    """The lab's profile; what is given for a stage is added to it."""
+    raw = yaml.safe_load(PROFILE.read_text())
+    for stage, options in changes.pop("stages", {}).items():
+        raw["stages"].setdefault(stage, {}).update(options)
+    raw.update(changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "profile.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def prepared(lab, folder: Path, study: Path) -> Path:
+    """A run folder in which the data is made, on this machine: a start for many runs of the same study."""
+    script = (
+        "import sys; from pathlib import Path; from curricula.jobs.run import Run\n"
+        "from curricula.jobs.study import load_study\n"
+        "from curricula.jobs.graph import data_jobs; from curricula.jobs.element import run_element\n"
+        "run = Run.create(Path(sys.argv[2]), load_study(Path(sys.argv[1])))\n"
+        "for job in data_jobs(run.study):\n"
+        "    for element in job.elements: run_element(run.root, job.name, element.label)\n"
+    )
+    run = folder / "prepared"
+    lab.run(sys.executable, "-c", script, study, run)
+    return run
+
+
+def curricula(lab, *words: object, check: bool = True) -> str:
+    return lab.run(
+        sys.executable, "-m", "curricula.jobs.cli.main", *words, check=check, stdin=subprocess.DEVNULL, cwd=ROOT
+    )
+
+
+def submit(lab, study: Path, profile: Path, run: Path, *words: object, check: bool = True) -> str:
+    return curricula(
+        lab, "submit", study, "--cluster", "slurm", "--profile", profile, "--run", run, "--yes", *words, check=check
+    )
+
+
+def task_of(run: Path, job: str, label: str) -> str:
+    """Slurm's name of the array task that runs an element."""
+    return str(latest_tasks(submissions(Run(run)))[job, label])
+
+
+def show(lab, task: str) -> dict[str, str]:
+    """`scontrol show job`, by key."""
+    words = lab.run("scontrol", "--oneliner", "show", "job", task).split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def wait_until(
+    condition: Callable[[], object], what: str, timeout_s: float = 300.0, tell: Callable[[], str] = str
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}\n{tell()}"
+        time.sleep(0.25)
+
+
+def is_done(run: Path, job: str, label: str) -> bool:
+    return (Run(run).element(job, label) / "done.json").exists()
+
+
+def step_of(run: Path, line: str) -> int:
+    """The step that a line last wrote to its metrics."""
+    path = run / "pretrain" / line / "metrics.jsonl"
+    return max((row["step"] for row in read_jsonl(path)), default=0)
+
+
+def saved_step(run: Path, line: str) -> int:
+    pointer = run / "pretrain" / line / "checkpoints" / "latest"
+    return int(pointer.read_text().strip().rpartition("_")[2]) if pointer.exists() else 0
+
+
+def metrics(run: Path, line: str) -> list[str]:
+    """What training computed and read at each step, without how long it took."""
+    rows = [
+        {k: v for k, v in row.items() if k != "timing"} for row in read_jsonl(run / "pretrain" / line / "metrics.jsonl")
+    ]
+    return [json.dumps(row, sort_keys=True) for row in rows]
+
+
+def logs(run: Path) -> str:
+    """All logs of a run, for the message of a failure."""
+    texts = [
+        f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(run.glob("slurm/*_log.out"))
+    ]
+    return "\n".join(texts)

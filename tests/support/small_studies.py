@@ -1,0 +1,38 @@
+"""The demo study, smaller still: a whole study in a minute or two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from paths import STUDIES
+
+DEMO = STUDIES / "demo.yaml"
+
+
+def small_study(folder: Path, **changes) -> Path:
+    """The demo with less of everything: one delayed arm, its trunk and every stage."""
+    raw = yaml.safe_load(DEMO.read_text())
+    raw["world"].update(
+        web_documents=600, stories=150, math_problems=150, unsafe_documents=60, chats=100, wildguard_rows=60,
+        wildjailbreak_rows=60, gsm8k_train=60, gsm8k_test=20, prompts_per_benchmark=3, alpaca_prompts=4, probes_per_score=10,
+        validation_documents=20,
+    )  # fmt: skip
+    raw["validation_documents"] = 10
+    raw["curriculum"]["starts"] = [0.5, 1]
+    del raw["curriculum"]["interventions"]["data"]
+    raw["pretraining"].update(budget_tokens=24 * 4 * 128, global_batch=4, micro_batch=4, save_interval_steps=5)
+    for stage in ("instruct", "benign"):
+        raw["tuning"][stage].update(conversations=24, global_batch=4, micro_batch=4)
+    raw["evaluation"].update(
+        topk={"samples": 2, "max_new_tokens": 8},
+        safebeam={"beams": 2, "candidates": 4, "max_new_tokens": 8},
+        gcg={"steps": 2, "search_width": 8, "topk": 8, "suffix": "x x", "prompts": 1},
+        probes={"train_per_class": 20, "seeds": 2},
+    )
+    raw.update(changes)
+    if raw["world"] is None:
+        raw["evaluation"]["judge"] = "refusal-phrases"
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
