@@ -1,11 +1,15 @@
-"""A settings file: YAML read into an immutable struct, with errors that name the file, the key, its value and what to write."""
+"""Settings: immutable structs whose constraints always hold, and YAML files read into them.
+
+An error names the file, the key, its value and what to write instead.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 import yaml
@@ -14,7 +18,39 @@ from curricula.errors import UsageError
 
 LONGEST = 60
 """Characters of a value that a message shows."""
-Settings = TypeVar("Settings", bound=msgspec.Struct)
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+PositiveNumber = Annotated[float, msgspec.Meta(gt=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of settings. An unknown key is an error.
+
+    The types and constraints of the fields hold for objects made in Python as for those read from a file; what fields must
+    fulfil together is said in `check`.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in _field_types(type(self)).items():
+            value = getattr(self, name)
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                raise ValueError(f"{name} is {value!r}: {error}") from None
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError, in one sentence with the value and what to write, when fields contradict each other."""
+
+
+@functools.cache
+def _field_types(kind: type[Settings]) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 
 def read_yaml(path: Path, missing: str) -> Any:
@@ -29,7 +65,7 @@ def read_yaml(path: Path, missing: str) -> Any:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def parse(raw: Any, kind: type[Settings], where: str) -> Settings:
+def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
     """A plain value as a `kind`; raises UsageError that says `where` it is from."""
     try:
         return msgspec.convert(raw, kind, strict=False)

@@ -8,17 +8,10 @@ import msgspec
 
 from curricula.curriculum.sources.conversations import POOLS
 from curricula.curriculum.sources.registry import DATASETS
-
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-PositiveNumber = Annotated[float, msgspec.Meta(gt=0)]
+from curricula.settings import Positive, PositiveNumber, Settings, Share
 
 
-class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of the study file: immutable, and an unknown key is an error rather than a silence."""
-
-
-class Tokenizer(Strict, frozen=True):
+class Tokenizer(Settings, frozen=True):
     """Where the tokenizer comes from; exactly one of `train`, `folder`, `hub` and `gguf`."""
 
     train: Positive | None = None  # train a byte-level BPE of this many entries on the sources
@@ -27,7 +20,7 @@ class Tokenizer(Strict, frozen=True):
     gguf: str | None = None  # the tokenizer inside a GGUF file, or inside the installed package of this name
     reserve: str = "<empty_output>"  # which reserved entry of a ready tokenizer becomes the harmfulness tag
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if sum(value is not None for value in (self.train, self.folder, self.hub, self.gguf)) != 1:
             raise ValueError("name exactly one of train, folder, hub and gguf")
 
@@ -35,7 +28,7 @@ class Tokenizer(Strict, frozen=True):
 VALIDATION = "validation"  # the shard of held-out documents, beside the numbered ones
 
 
-class Source(Strict, frozen=True):
+class Source(Settings, frozen=True):
     """A stream of pretraining documents."""
 
     dataset: str  # a short name from curriculum/sources/registry.py
@@ -50,7 +43,7 @@ class Source(Strict, frozen=True):
     shards: Annotated[int, msgspec.Meta(ge=1, le=99_999)] = 1
     max_epochs: PositiveNumber = 4.0  # warn beyond; up to 4 are almost as good as new text (Muennighoff et al. 2023)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset {self.dataset!r} is not known; choose one of {', '.join(DATASETS)}")
         known = DATASETS[self.dataset].parts
@@ -76,16 +69,16 @@ class Source(Strict, frozen=True):
 Mix = dict[str, float]  # source name -> weight; weights are relative
 
 
-class Stretch(Strict, frozen=True):
-    """A stretch of an arm that is written out by hand: up to the fraction `until` of the budget, data by `mix`."""
+class PhaseConfig(Settings, frozen=True):
+    """A phase of an arm that is written out by hand: up to the fraction `until` of the budget, data by `mix`."""
 
     until: Annotated[float, msgspec.Meta(gt=0, le=1)]
     mix: str | Mix  # "safe", the name of an intervention set, or weights
-    # Come from the mix before to this one in so many equal steps along the stretch; 1: at once.
+    # Come from the mix before to this one in so many equal steps along the phase; 1: at once.
     ramp: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
 
 
-class Curriculum(Strict, frozen=True):
+class Curriculum(Settings, frozen=True):
     """Safe-only data until a fraction of the budget, then a blend: an arm for each start and intervention set (section 3.2).
 
     `arms` are further ones of any shape: ramps, late doses, doses that end.
@@ -94,11 +87,11 @@ class Curriculum(Strict, frozen=True):
     safe: Mix
     interventions: dict[str, Mix] = {}
     starts: tuple[float, ...] = (0.0, 0.2, 0.6, 1.0)
-    arms: dict[str, tuple[Stretch, ...]] = {}
+    arms: dict[str, tuple[PhaseConfig, ...]] = {}
     # matched: late arms get more of the interventions, so that all arms of a set see as much of them by the end.
     exposure: Literal["natural", "matched"] = "natural"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if tuple(sorted(set(self.starts))) != self.starts:
             raise ValueError(f"starts {list(self.starts)} must be distinct and in rising order")
         if self.starts and not 0 <= self.starts[0] <= self.starts[-1] <= 1:
@@ -109,27 +102,25 @@ class Curriculum(Strict, frozen=True):
             raise ValueError("interventions is empty; name at least one set")
         for where, mix in self.mixes().items():
             require_weights(where, mix)
-        for name, stretches in self.arms.items():
-            self._check_arm(name, stretches)
+        for name, phases in self.arms.items():
+            self._check_arm(name, phases)
 
-    def _check_arm(self, name: str, stretches: tuple[Stretch, ...]) -> None:
-        ends = [stretch.until for stretch in stretches]
+    def _check_arm(self, name: str, phases: tuple[PhaseConfig, ...]) -> None:
+        ends = [phase.until for phase in phases]
         if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
-            raise ValueError(f"arm {name}: `until` must rise from stretch to stretch and end at 1, but is {ends}")
-        for number, stretch in enumerate(stretches):
-            if isinstance(stretch.mix, dict):
-                require_weights(f"arm {name}, stretch {number}", stretch.mix)
-            elif stretch.mix not in self.mixes():
+            raise ValueError(f"arm {name}: `until` must rise from phase to phase and end at 1, but is {ends}")
+        for number, phase in enumerate(phases):
+            if isinstance(phase.mix, dict):
+                require_weights(f"arm {name}, phase {number}", phase.mix)
+            elif phase.mix not in self.mixes():
                 known = ", ".join(self.mixes())
-                raise ValueError(
-                    f"arm {name}: mix {stretch.mix!r} is not known; choose one of {known}, or write weights"
-                )
+                raise ValueError(f"arm {name}: mix {phase.mix!r} is not known; choose one of {known}, or write weights")
 
     def mixes(self) -> dict[str, Mix]:
         return {"safe": self.safe, **self.interventions}
 
-    def mix(self, stretch: Stretch) -> Mix:
-        return stretch.mix if isinstance(stretch.mix, dict) else self.mixes()[stretch.mix]
+    def mix(self, phase: PhaseConfig) -> Mix:
+        return phase.mix if isinstance(phase.mix, dict) else self.mixes()[phase.mix]
 
 
 def require_weights(where: str, mix: Mix) -> None:
@@ -137,7 +128,7 @@ def require_weights(where: str, mix: Mix) -> None:
         raise ValueError(f"the weights of {where} must be non-negative and not all zero, not {mix}")
 
 
-class Tuning(Strict, frozen=True):
+class Tuning(Settings, frozen=True):
     """A finetuning stage on conversations (section 4.4 and appendix B: batch 4, learning rate 2e-5, one epoch, cosine)."""
 
     mix: Mix  # dataset -> weight, counted in conversations
@@ -153,7 +144,7 @@ class Tuning(Strict, frozen=True):
     warmup_fraction: Share = 0.03
     weight_decay: float = 0.01
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require_weights("mix", self.mix)
         for name in self.mix:
             if name not in POOLS:

@@ -47,17 +47,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class Arm:
-    """One curriculum: safe-only until `start` (a fraction of the budget), then what `parts` say."""
+    """One curriculum: safe-only until `start` (a fraction of the budget), then what `phases` say."""
 
     name: str
     start: float
     interventions: str  # the intervention set, or the arm's own name, or "none" where only safe data is read
-    parts: tuple[tuple[float, Mix], ...]  # (until, as a fraction of the budget; weights)
+    phases: tuple[tuple[float, Mix], ...]  # (until, as a fraction of the budget; weights)
 
-    def phases(self, budget: Budget) -> list[Phase]:
+    def blend_phases(self, budget: Budget) -> list[Phase]:
         """The arm's phases, ending at sample indices that are whole steps."""
         phases: list[Phase] = []
-        for until, mix in self.parts:
+        for until, mix in self.phases:
             end = budget.step_at(until) * budget.global_batch
             if phases and _same(phases[-1].mix, mix):
                 phases[-1] = Phase(end, phases[-1].mix)
@@ -65,19 +65,19 @@ class Arm:
                 phases.append(Phase(end, mix))
             elif until > self.start:
                 raise ValueError(
-                    f"arm {self.name}: its stretch until {until:g} rounds to no step of {budget.steps}; make it longer"
+                    f"arm {self.name}: its phase until {until:g} rounds to no step of {budget.steps}; make it longer"
                 )
         return phases
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one training line: steps `start` to `stop`, beginning from the end of segment `parent`, if any.
+    """A phase of one training line: steps `start` to `stop`, beginning from the end of segment `parent`, if any.
 
     `arm` gives the phases; the trunk's segments carry the safe-only arm whether or not the study asks for its models.
     """
 
-    line: str
+    branch: str
     start: int
     stop: int
     arm: Arm
@@ -85,7 +85,7 @@ class Segment:
 
     @property
     def name(self) -> str:
-        return f"{self.line}@{self.stop}"
+        return f"{self.branch}@{self.stop}"
 
 
 def arms_of(curriculum: Curriculum, budget: Budget) -> list[Arm]:
@@ -111,15 +111,15 @@ def safe_only_arm(curriculum: Curriculum) -> Arm:
 
 
 def _written_arm(name: str, curriculum: Curriculum) -> Arm:
-    """An arm that the study writes out: ramps become stretches of their own, at the middle of each step of the ramp."""
+    """An arm that the study writes out: ramps become phases of their own, at the middle of each step of the ramp."""
     parts: list[tuple[float, Mix]] = []
     begin, before = 0.0, curriculum.safe
-    for stretch in curriculum.arms[name]:
-        after = curriculum.mix(stretch)
-        for step in range(stretch.ramp):
-            mix = _between(before, after, (step + 0.5) / stretch.ramp) if stretch.ramp > 1 else after
-            parts.append((begin + (stretch.until - begin) * (step + 1) / stretch.ramp, mix))
-        begin, before = stretch.until, after
+    for phase in curriculum.arms[name]:
+        after = curriculum.mix(phase)
+        for step in range(phase.ramp):
+            mix = _between(before, after, (step + 0.5) / phase.ramp) if phase.ramp > 1 else after
+            parts.append((begin + (phase.until - begin) * (step + 1) / phase.ramp, mix))
+        begin, before = phase.until, after
     safe = list(itertools.takewhile(lambda part: _same(part[1], curriculum.safe), parts))
     if len(safe) == len(parts):
         raise ValueError(f"arm {name} reads safe data alone; that is what the start 1 in starts does")
@@ -178,7 +178,7 @@ def percent(start: float) -> str:
     return f"{100 * start:g}"
 
 
-def line_of(arm: Arm) -> str:
+def branch_of(arm: Arm) -> str:
     """The training line whose last checkpoint is the arm's base model."""
     return TRUNK if arm.start == 1.0 else arm.name
 

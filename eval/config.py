@@ -13,8 +13,9 @@ from typing import Literal
 import msgspec
 
 from curricula.errors import UsageError
-from curricula.eval.judges.settings import Judging, judging
+from curricula.eval.judges.settings import JudgeConfig, judging
 from curricula.eval.judges.templates import find_template
+from curricula.settings import Settings
 
 ModelKind = Literal["base", "instruct", "benign"]
 Task = Literal[
@@ -38,7 +39,7 @@ def require_limit(name: str, value: int | None) -> None:
         raise ValueError(f"{name} is {value}; it must be positive, or null for all")
 
 
-def require_template(judge: Judging, kind: str) -> None:
+def require_template(judge: JudgeConfig, kind: str) -> None:
     """Raise ValueError where a model judge has no words to ask about answers of this kind."""
     if judge.name in ("harmbench", "llm"):
         try:
@@ -56,7 +57,7 @@ SAFE_COMPLETIONS = (
 """What an answer that is cut at the tag shows in its place; ours, since the paper gives no texts."""
 
 
-class TopK(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TopK(Settings, frozen=True):
     """Standard inference: sampling from the k likeliest tokens."""
 
     k: int = 10
@@ -70,11 +71,11 @@ class TopK(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     rows: int = 80  # answers of a chunk in one forward pass; finished ones make room for waiting ones
     backend: Literal["transformers", "vllm"] = "transformers"  # vllm needs the extra `vllm` and a GPU
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require_positive(self, "k", "temperature", "max_new_tokens", "samples", "batch_prompts", "rows")
 
 
-class Greedy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Greedy(Settings, frozen=True):
     """The likeliest token at every step; not in the paper."""
 
     max_new_tokens: int = 256
@@ -83,11 +84,11 @@ class Greedy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch_prompts: int = 128
     rows: int = 64
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require_positive(self, "max_new_tokens", "batch_prompts", "rows")
 
 
-class SafeBeam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SafeBeam(Settings, frozen=True):
     """Safety-aware inference: beam search that drops the candidates likeliest to be followed by the tag.
 
     Algorithm 1 of Maini et al. leaves several things open; see eval/decoding/safebeam.py for what each choice means.
@@ -105,7 +106,7 @@ class SafeBeam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_prompts: int = 16  # a chunk: prompts that are decoded and stored together
     rows: int = 320  # candidates of all prompts in one forward pass; a prompt that is done makes room for the next
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require_positive(self, "beams", "candidates", "max_new_tokens", "batch_prompts", "rows")
         if not 0 <= self.drop < 1:
             raise ValueError(f"safebeam.drop is {self.drop}; it must be at least 0 and below 1")
@@ -122,7 +123,7 @@ class SafeBeam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
 
 
-class Gcg(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Gcg(Settings, frozen=True):
     """Greedy coordinate gradient: an adversarial suffix per prompt, optimised on the attacked model."""
 
     steps: int = 500
@@ -134,14 +135,14 @@ class Gcg(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     prompts: int | None = None  # limit; null takes all (100 for JailbreakBench)
     batch_candidates: int = 512  # candidates in one forward pass; lower it when memory runs out
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require_positive(self, "steps", "search_width", "topk", "batch_candidates")
         if not self.suffix.strip() or not self.target:
             raise ValueError("gcg.suffix and gcg.target must not be empty")
         require_limit("gcg.prompts", self.prompts)
 
 
-class Probes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Probes(Settings, frozen=True):
     """Linear probes for safe against unsafe text on the hidden state of the last token (section 4.3).
 
     Layers are block outputs counted from 1: "first" is 1, "middle" is layers // 2 + 1, the 13th of the paper's 24,
@@ -156,14 +157,14 @@ class Probes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_tokens: int = 512  # longer texts keep their first tokens; not given
     batch_texts: int = 32
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require_positive(self, "train_per_class", "seeds", "unsafe_score", "max_tokens", "batch_texts")
         require_limit("probes.test_per_class", self.test_per_class)
         if not self.layers:
             raise ValueError("probes.layers is empty; name at least one of first, middle, last")
 
 
-class Tasks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Tasks(Settings, frozen=True):
     """Which tasks the models of each kind get."""
 
     base: tuple[Task, ...] = ("attacks-topk", "attacks-safebeam", "probes")
@@ -178,7 +179,7 @@ class Tasks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     benign: tuple[Task, ...] = ("attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam")
 
 
-class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EvalConfig(Settings, frozen=True):
     """All that is measured on each model of a study."""
 
     benchmarks: tuple[str, ...] = ("harmbench", "advbench", "jailbreakbench", "tdc")  # for instruct and benign models
@@ -187,8 +188,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     prompts_per_benchmark: int | None = None  # limit for each attack benchmark; null takes all
     overrefusal_prompts: int | None = 300  # the paper does not give the number; Maini et al. use 300
     harmbench_copyright: bool = False  # HarmBench's copyright rows need a hash judge, not a classifier
-    judge: str | Judging = "refusal-phrases"  # of attacks: a name, or a judge with its settings
-    overrefusal_judge: str | Judging | None = None  # of answers to benign requests; null: the same judge
+    judge: str | JudgeConfig = "refusal-phrases"  # of attacks: a name, or a judge with its settings
+    overrefusal_judge: str | JudgeConfig | None = None  # of answers to benign requests; null: the same judge
     precision: Precision | None = None  # of the models' weights; null: bfloat16 on a GPU, float32 on a CPU
     shards: dict[Task, int] = {}  # elements that share a task's prompts of one benchmark, such as {gcg: 4}; others: 1
     topk: TopK = TopK()
@@ -198,7 +199,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     probes: Probes | None = Probes()  # null leaves the probes out
     tasks: Tasks = Tasks()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require_limit("prompts_per_benchmark", self.prompts_per_benchmark)
         require_limit("overrefusal_prompts", self.overrefusal_prompts)
         for task, count in self.shards.items():
@@ -213,7 +214,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if not self.benchmarks:
             raise ValueError("benchmarks is empty; name at least one, such as harmbench")
 
-    def judge_of(self, kind: str) -> Judging:
+    def judge_of(self, kind: str) -> JudgeConfig:
         """The judge of "attack" or "overrefusal" answers."""
         own = self.overrefusal_judge if kind == "overrefusal" else None
         return judging(self.judge if own is None else own)
@@ -245,7 +246,7 @@ class Part:
         return out / f"{self.name}.jsonl"
 
 
-def parts_for(model_kind: ModelKind, config: Evaluation) -> list[Part]:
+def parts_for(model_kind: ModelKind, config: EvalConfig) -> list[Part]:
     """All parts of the evaluation of a model, in the order in which they should run and stand in the merged rows."""
     parts = []
     for task in tasks_for(model_kind, config):
@@ -255,7 +256,7 @@ def parts_for(model_kind: ModelKind, config: Evaluation) -> list[Part]:
     return parts
 
 
-def benchmarks_for(task: Task, model_kind: ModelKind, config: Evaluation) -> tuple[str, ...]:
+def benchmarks_for(task: Task, model_kind: ModelKind, config: EvalConfig) -> tuple[str, ...]:
     """The benchmarks of a task; none for probes, which have texts of their own."""
     if task == "probes":
         return ()
@@ -266,7 +267,7 @@ def benchmarks_for(task: Task, model_kind: ModelKind, config: Evaluation) -> tup
     return (config.base_benchmark,) if model_kind == "base" else config.benchmarks
 
 
-def tasks_for(model_kind: ModelKind, config: Evaluation) -> list[Task]:
+def tasks_for(model_kind: ModelKind, config: EvalConfig) -> list[Task]:
     """The tasks that a model of this kind gets, in the order in which they should run."""
     skipped = {name for name, settings in (("gcg", config.gcg), ("probes", config.probes)) if settings is None}
     return [task for task in getattr(config.tasks, model_kind) if task not in skipped]

@@ -11,7 +11,7 @@ import msgspec
 
 from curricula.errors import UserError
 from curricula.eval.benchmarks import Prompt
-from curricula.eval.config import Evaluation
+from curricula.eval.config import EvalConfig
 from curricula.eval.decoding import registry as decoders
 from curricula.eval.decoding.answers import Answer
 from curricula.eval.decoding.batch import room_after
@@ -25,7 +25,7 @@ class Generation:
     """Answers of one model to one list of prompts with one decoder, in batches fixed by the order of the prompts."""
 
     loaded: LoadedModel
-    config: Evaluation
+    config: EvalConfig
     task: str
     decoder: str  # of eval.decoders.DECODERS, after "gcg+" for attacked prompts
     prompts: list[Prompt]

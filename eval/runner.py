@@ -18,7 +18,7 @@ from curricula.errors import UsageError
 from curricula.eval import probes
 from curricula.eval.attacks import gcg
 from curricula.eval.benchmarks import Prompt, load_prompts
-from curricula.eval.config import Evaluation, Gcg, ModelKind, Part, Probes
+from curricula.eval.config import EvalConfig, Gcg, ModelKind, Part, Probes
 from curricula.eval.generations import Generation, run_generations
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.rows import (
@@ -48,7 +48,7 @@ def run_element(
     part: Part,
     model: Path | str | LoadedModel,
     model_kind: ModelKind,
-    config: Evaluation,
+    config: EvalConfig,
     *,
     data_root: Path | None,
     out: Path,
@@ -89,7 +89,7 @@ def required(settings: Any, name: str) -> Any:
     return settings
 
 
-def part_prompts(part: Part, config: Evaluation, data_root: Path | None) -> list[Prompt]:
+def part_prompts(part: Part, config: EvalConfig, data_root: Path | None) -> list[Prompt]:
     """The prompts of a part: shards are runs of a benchmark's prompts, so that together they keep its order."""
     if part.task == "gcg":
         limit = config.gcg.prompts if config.gcg else None
@@ -103,7 +103,7 @@ def part_prompts(part: Part, config: Evaluation, data_root: Path | None) -> list
 
 
 def gcg_generations(
-    loaded: LoadedModel, prompts: list[Prompt], config: Evaluation, path: Path, seed: int, progress: Progress
+    loaded: LoadedModel, prompts: list[Prompt], config: EvalConfig, path: Path, seed: int, progress: Progress
 ) -> list[Generation]:
     """Find the suffixes that `path` lacks, a prompt at a time, and return the decoding of the attacked prompts."""
     attack = cast(Gcg, config.gcg)

@@ -90,9 +90,9 @@ def _check_nodes(run: Run, job: Job, element: Element, profile: Profile) -> None
     processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
     if processes > 1 and job.stage in TRAINING:
         from curricula.jobs.preflight.preflight import preflight
-        from curricula.model.runtime.distributed import read_world
+        from curricula.model.runtime.distributed import read_ranks
 
-        preflight(run, job, element, read_world(), profile.preflight)
+        preflight(run, job, element, read_ranks(), profile.preflight)
 
 
 def _note_failure(folder: Path, error: Exception) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from curricula.curriculum.plan import TRUNK, Arm, Segment, line_of, percent
+from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of, percent
 from curricula.eval.config import MODEL_KINDS, ModelKind, Part, parts_for
 from curricula.jobs.downloads import Stage, study_downloads
 from curricula.jobs.study import Study
@@ -60,11 +60,11 @@ def build_graph(study: Study) -> list[Job]:
     for arm in study.arms():
         groups[study.budget.step_at(arm.start)].append(arm)
     segments = study.segments()
-    for segment in (segment for segment in segments if segment.line == TRUNK):
+    for segment in (segment for segment in segments if segment.branch == TRUNK):
         jobs.append(_pretrain(f"pretrain-trunk-{segment.stop}", [segment], pretraining))
     for arms in groups.values():
         start = arms[0].start
-        branches = [segment for segment in segments if segment.line != TRUNK and segment.arm in arms]
+        branches = [segment for segment in segments if segment.branch != TRUNK and segment.arm in arms]
         if branches:
             jobs.append(_pretrain(f"pretrain-{percent(start)}", branches, pretraining))
 
@@ -75,7 +75,7 @@ def build_graph(study: Study) -> list[Job]:
     evaluations: list[Job] = []
     for arms in groups.values():
         name = percent(arms[0].start)
-        ends = [next(s for s in reversed(segments) if s.line == line_of(arm)) for arm in arms]
+        ends = [next(s for s in reversed(segments) if s.branch == branch_of(arm)) for arm in arms]
         base, trained = f"export-base-{name}", Edge(pretraining[ends[0].name], "aftercorr")
         jobs.append(_of_models(base, "export", arms, ["base"], trained))
         jobs.append(_of_models(f"instruct-{name}", "tune", arms, ["instruct"], trained))
@@ -136,4 +136,4 @@ def _pretrain(name: str, segments: list[Segment], jobs_by_segment: dict[str, str
     parent = segments[0].parent
     needs = (Edge(jobs_by_segment[parent]),) if parent else (Edge("tokenize"),)
     jobs_by_segment.update({segment.name: name for segment in segments})
-    return Job(name, "pretrain", tuple(Element(s.line, segment=s.name) for s in segments), needs)
+    return Job(name, "pretrain", tuple(Element(s.branch, segment=s.name) for s in segments), needs)

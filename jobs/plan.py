@@ -53,7 +53,7 @@ def plan(study: Study, shards: Path | None = None) -> dict[str, Any]:
         "segments": [
             {
                 "name": s.name,
-                "line": s.line,
+                "branch": s.branch,
                 "parent": s.parent,
                 "start_step": s.start,
                 "stop_step": s.stop,
@@ -78,7 +78,7 @@ def plan(study: Study, shards: Path | None = None) -> dict[str, Any]:
 
 def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]:
     budget = study.budget
-    phases = arm.phases(budget)
+    phases = arm.blend_phases(budget)
     blend = Blend(phases)
     counts = blend.counts(blend.total)
     described, start, before = [], 0, dict.fromkeys(blend.sources, 0)
@@ -141,7 +141,7 @@ def _source_tokens(name: str, study: Study, shards: Path | None) -> int | None:
     manifests = [shards / name / shard for shard in source.shard_names if shard != VALIDATION] if shards else []
     if manifests and all(path.with_name(path.name + ".json").exists() for path in manifests):
         tokens = sum(read_manifest(path)["tokens"] for path in manifests)
-        if not tokens and any(mix.get(name) for arm in study.arms() for _, mix in arm.parts):
+        if not tokens and any(mix.get(name) for arm in study.arms() for _, mix in arm.phases):
             raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
         return tokens
     return None if study.world or source.documents or source.parts else dataset(source.dataset).tokens
@@ -225,7 +225,7 @@ def _tree(study: Study) -> RenderableType:
 
     def label(segment: Segment) -> str:
         tokens = (segment.stop - segment.start) * budget.step_tokens
-        return f"{segment.line}: steps {segment.start:,} to {segment.stop:,} ({_tokens(tokens)})"
+        return f"{segment.branch}: steps {segment.start:,} to {segment.stop:,} ({_tokens(tokens)})"
 
     for segment in study.segments():
         nodes[segment.name] = nodes[segment.parent or ""].add(label(segment))

@@ -5,7 +5,7 @@ runs/<study>/
   world/                      the fictional world's datasets, where the study asks for them
   data/fetched/               datasets from the Hugging Face hub, where CURRICULA_DATA names no folder
   data/tokenizer/  data/shards/<source>/
-  pretrain/<line>/            checkpoints and metrics of a training line ("trunk" or an arm)
+  pretrain/<branch>/          checkpoints and metrics of a branch of the training tree ("trunk" or an arm)
   tune/<arm>/{instruct,benign}/
   models/<arm>/{base,instruct,benign}/    Hugging Face checkpoints
   eval/<arm>/{base,instruct,benign}/      answers and verdicts, as eval/rows.py describes
@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from curricula.curriculum.plan import Arm, line_of
+from curricula.curriculum.plan import Arm, branch_of
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import NO_SPACE, exclusive_lock, read_json, write_json, write_text
 from curricula.errors import UsageError, UserError
@@ -119,11 +119,11 @@ class Run:
         """The imported weights that a study with `model.weights` begins from."""
         return self.root / "data" / "initial"
 
-    def line(self, line: str) -> Path:
-        return self.root / "pretrain" / line
+    def branch(self, branch: str) -> Path:
+        return self.root / "pretrain" / branch
 
-    def base_line(self, arm: Arm) -> Path:
-        return self.line(line_of(arm))
+    def base_branch(self, arm: Arm) -> Path:
+        return self.branch(branch_of(arm))
 
     def tuning(self, arm: str, kind: str) -> Path:
         return self.root / "tune" / arm / kind

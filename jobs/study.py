@@ -12,19 +12,19 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 
-from curricula.curriculum.config import Curriculum, Positive, PositiveNumber, Source, Strict, Tokenizer, Tuning
+from curricula.curriculum.config import Curriculum, Source, Tokenizer, Tuning
 from curricula.curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, percent, segments_of
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
-from curricula.eval.config import Evaluation
+from curricula.eval.config import EvalConfig
 from curricula.model.config import PRESETS, EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from curricula.model.runtime.tracking import Tracking
-from curricula.settings import parse, read_yaml
+from curricula.settings import Positive, PositiveNumber, Settings, parse, read_yaml
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class Model(Strict, frozen=True):
+class Model(Settings, frozen=True):
     """A preset of model/config.py, with what the study changes in it."""
 
     preset: str
@@ -34,7 +34,7 @@ class Model(Strict, frozen=True):
     rope_base: float | None = None
     weights: str | None = None  # pretrained weights to continue from: a Hugging Face folder, or a package with a GGUF
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
 
@@ -44,7 +44,7 @@ class Model(Strict, frozen=True):
         return msgspec.structs.replace(PRESETS[self.preset], **changes)
 
 
-class Pretraining(Strict, frozen=True):
+class Pretraining(Settings, frozen=True):
     budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)]
     global_batch: Positive  # sequences
     micro_batch: Positive  # sequences a rank takes at once
@@ -56,7 +56,7 @@ class Pretraining(Strict, frozen=True):
     validation_interval_steps: Positive | None = None  # between validation losses; by default only at the end
 
 
-class Finetuning(Strict, frozen=True):
+class Finetuning(Settings, frozen=True):
     """The two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
 
     instruct: Tuning
@@ -65,7 +65,7 @@ class Finetuning(Strict, frozen=True):
     save_interval_minutes: PositiveNumber | None = 30.0
 
 
-class Allocation(Strict, frozen=True):
+class Allocation(Settings, frozen=True):
     """What one element of a stage asks of the cluster, and for how long at most."""
 
     nodes: Positive = 1
@@ -77,7 +77,7 @@ class Allocation(Strict, frozen=True):
         return self.nodes * self.gpus_per_node
 
 
-class Resources(Strict, frozen=True):
+class Resources(Settings, frozen=True):
     """Sizes of the jobs on a cluster. On one machine (`--cluster local`) `workers` elements run at a time."""
 
     pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
@@ -95,7 +95,7 @@ class Resources(Strict, frozen=True):
     workers: Positive = 2
 
 
-class Study(Strict, frozen=True):
+class Study(Settings, frozen=True):
     name: str
     tokenizer: Tokenizer
     sources: dict[str, Source]
@@ -103,14 +103,14 @@ class Study(Strict, frozen=True):
     model: Model
     pretraining: Pretraining
     tuning: Finetuning
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvalConfig = EvalConfig()
     resources: Resources = Resources()
     world: WorldConfig | None = None  # make a fictional world of data first, and read every dataset from it
     tracking: Tracking = Tracking()
     seed: int = 42
     validation_documents: Annotated[int, msgspec.Meta(ge=0)] = 64  # of each source, held out of training
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for what, name in [("name", self.name), *(("source", name) for name in self.sources)]:
             if not PLAIN_NAME.fullmatch(name):
                 raise ValueError(
@@ -123,8 +123,8 @@ class Study(Strict, frozen=True):
             if not PLAIN_NAME.fullmatch(name) or name in (TRUNK, "none"):
                 raise ValueError(f"arm {name!r} must be a plain word other than 'trunk' and 'none'")
         mixes = [(f"mix {where!r}", mix) for where, mix in self.curriculum.mixes().items()]
-        for arm, stretches in self.curriculum.arms.items():
-            mixes += [(f"arm {arm!r}", self.curriculum.mix(stretch)) for stretch in stretches]
+        for arm, phases in self.curriculum.arms.items():
+            mixes += [(f"arm {arm!r}", self.curriculum.mix(phase)) for phase in phases]
         for where, mix in mixes:
             for source in mix:
                 if source not in self.sources:
@@ -158,7 +158,7 @@ class Study(Strict, frozen=True):
                 )
         steps: dict[str, int] = {}
         for one in self.arms():
-            one.phases(self.budget)
+            one.blend_phases(self.budget)
             step = self.budget.step_at(one.start)
             if steps.setdefault(percent(one.start), step) != step:
                 raise ValueError(

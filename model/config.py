@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
+from curricula.settings import Settings
 
 
-class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelConfig(Settings, frozen=True):
     """A decoder-only transformer of the Llama family: RMSNorm, SwiGLU, rotary positions, no biases."""
 
     layers: int
@@ -28,7 +28,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     init_std: float = 0.02
     """Standard deviation of initial weights; projections back into the residual stream get it over sqrt(2 layers)."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("layers", "hidden", "heads", "kv_heads", "ffn", "vocabulary", "sequence_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
@@ -63,7 +63,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return 6.0 * (self.parameters() - lookup) + 6.0 * self.layers * self.hidden * sequence_length
 
 
-class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EngineConfig(Settings, frozen=True):
     """How a network is computed, not what it computes: a run may change all of it between two checkpoints."""
 
     backend: Literal["auto", "te", "torch", "cpu"] = "auto"
@@ -77,7 +77,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     recompute_layers: int = 0
     """So many layers keep only their input and compute the rest again in the backward pass: slower, and smaller."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.fp8 and self.backend not in ("auto", "te"):
             raise ValueError(f'engine.fp8 is "{self.fp8}", which needs engine.backend "te", not "{self.backend}"')
         if self.attention != "torch" and self.backend != "torch":
@@ -88,7 +88,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"engine.recompute_layers is {self.recompute_layers}; it must not be negative")
 
 
-class OptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OptimizerConfig(Settings, frozen=True):
     """AdamW as SmolLM2 was trained with it. Norm weights are not decayed."""
 
     lr: float = 5e-4
@@ -100,14 +100,14 @@ class OptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     clip_grad: float = 1.0
     """Largest global norm of the gradient."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"optimizer.lr is {self.lr}; it must be positive")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"optimizer betas are {self.beta1}, {self.beta2}; both must lie in [0, 1)")
 
 
-class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ScheduleConfig(Settings, frozen=True):
     """How the learning rate moves over a run; see `curricula.model.schedule` for the formulas."""
 
     kind: str = "warmup-stable-decay"
@@ -120,7 +120,7 @@ class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     final_fraction: float = 0.0
     """Learning rate at the end, as a share of the peak."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.kind not in ("warmup-stable-decay", "cosine"):
             raise ValueError(f'schedule.kind is "{self.kind}"; it must be "warmup-stable-decay" or "cosine"')
         for name in ("warmup_fraction", "decay_fraction", "final_fraction"):

@@ -1,6 +1,6 @@
 """Hugging Face Llama folders out of our checkpoints, and back.
 
-Evaluation knows only Hugging Face models, so ours and published ones are measured by the same code. The names on both
+EvalConfig knows only Hugging Face models, so ours and published ones are measured by the same code. The names on both
 sides meet in one table, `_parts`; weights are copied, never computed.
 
     Hugging Face                                     Megatron-core, tensor parallel 1
@@ -63,7 +63,7 @@ def export_hf(
         raise UserError(f"{out}: is there and is not a Hugging Face model; name a new folder")
     entries = load_tokenizer(tokenizer)
     document_end, turn_end = (entries.token_to_id(mark) for mark in STOPS)
-    with started(world=ALONE) as parallel:
+    with started(ranks=ALONE) as parallel:
         network = build_network(info.model, parallel, OWN_LAYERS)
         checkpoint.load(folder, network, None, parallel)
         progress(1, 3)
@@ -102,7 +102,7 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
     if any(folder != step_folder(out, 0) for folder in out.glob("step_[0-9]*")):
         raise UserError(f"{out}: holds the checkpoints of a training run; name a new folder")
     model, weights = read_model(source, sequence_length)
-    with started(world=ALONE) as parallel:
+    with started(ranks=ALONE) as parallel:
         network = build_network(model, parallel, OWN_LAYERS)
         network.load_state_dict(from_hugging_face(weights, model), strict=False)  # it also lists empty extra states
         info = CheckpointInfo(

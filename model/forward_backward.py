@@ -19,7 +19,7 @@ Report = dict[str, torch.Tensor]
 ForwardStep = Callable[[Iterator[MicroBatch], Any], tuple[torch.Tensor, Any]]
 
 
-class Passes:
+class ForwardBackward:
     """Runs Megatron-core's schedule over the micro-batches of one rank and adds up what all ranks found."""
 
     def __init__(self, wrapped: Any, parallel: Parallel, micro_batch: int) -> None:

@@ -25,7 +25,7 @@ from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, latest_checkpoint, prune, read_info, step_folder
 from curricula.model.checkpoints.lineage import check_past, check_weights, identity
 from curricula.model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
-from curricula.model.forward_backward import Passes
+from curricula.model.forward_backward import ForwardBackward
 from curricula.model.network.backend import choose_backend
 from curricula.model.network.build import build_network, build_optimizer, check_memory, initialize, wrap
 from curricula.model.runtime.banner import banner, step_line
@@ -38,13 +38,14 @@ from curricula.model.runtime.tracking import Tracking, curves, open_trackers
 from curricula.model.runtime.watchdog import HangLimits, Watchdog
 from curricula.model.schedule import learning_rate
 from curricula.progress import Progress, silent
+from curricula.settings import Settings
 
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 30.0  # between two steps' lines in the log
 
 
-class TrainJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainJob(Settings, frozen=True):
     """One call of `train`: what to train, from where to where, and what to keep."""
 
     out: Path
@@ -83,7 +84,7 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tracking: Tracking = Tracking(tensorboard=False)
     hang: HangLimits = HangLimits()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("micro_batch", "save_interval_steps", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -106,12 +107,12 @@ def train(
     """
     watchdog = Watchdog(job.hang)
     with watchdog.on_duty(), started(job.tensor_parallel) as parallel, listening() as stop, _peers_named(parallel):
-        line = Line(job, batches, dict(validation or {}), parallel, stop, watchdog)
+        trainer = Trainer(job, batches, dict(validation or {}), parallel, stop, watchdog)
         try:
             with _settled_heap():
-                line.loop(progress)
+                trainer.loop(progress)
         finally:
-            line.close()
+            trainer.close()
 
 
 @contextlib.contextmanager
@@ -132,15 +133,15 @@ def _peers_named(parallel: Parallel) -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.distributed's errors all are
         text = str(error)
-        if parallel.world.size == 1 or not any(sign in text for sign in ("peer", "Connection", "NCCL", "Timed out")):
+        if parallel.ranks.size == 1 or not any(sign in text for sign in ("peer", "Connection", "NCCL", "Timed out")):
             raise
         raise PeerLost(
-            f"rank {parallel.world.rank}: another process of this job ended or stopped answering "
+            f"rank {parallel.ranks.rank}: another process of this job ended or stopped answering "
             f"({text.strip().splitlines()[0][:200]}); see its log, then start the job again to go on from its last checkpoint"
         ) from error
 
 
-class Line:
+class Trainer:
     """One line's training in this process: the pieces, put together and brought to the step to go on from."""
 
     def __init__(
@@ -181,7 +182,7 @@ class Line:
         self.saver = checkpoint.Saver(network, self.optimizer, parallel)
         self.save_stall = Stopwatch()
         self._saved_at = time.monotonic()
-        self.passes = Passes(self.wrapped, parallel, job.micro_batch)
+        self.forward_backward = ForwardBackward(self.wrapped, parallel, job.micro_batch)
         self._feed: Generator[MicroBatch, None, None] | None = None  # opened at the first step
         self.pace = self._pace()
         records = parallel.is_main and not self._fills_gap  # these steps are on record already
@@ -225,7 +226,7 @@ class Line:
         return Pace(
             self.batches.global_batch * self.batches.sequence_length,
             self.job.model.flops_per_token(self.batches.sequence_length),
-            self.parallel.world.size,
+            self.parallel.ranks.size,
             None if peak is None else peak * 1e12,
         )
 
@@ -256,9 +257,9 @@ class Line:
         self.optimizer.zero_grad()
         if self._feed is None:
             self._feed = self._load(self.batches, self.step, self.stop_step, self.job.data_workers)
-        loss = self.passes.train(self.batches, self._feed)
+        loss = self.forward_backward.train(self.batches, self._feed)
         if not math.isfinite(loss):
-            self._refuse(f"loss {loss}", self.passes.bad_rows(self.batches, self.step))
+            self._refuse(f"loss {loss}", self.forward_backward.bad_rows(self.batches, self.step))
         with self.parallel.cuda_names():
             _, grad_norm, _ = self.optimizer.step()
         if not math.isfinite(grad_norm):
@@ -275,7 +276,7 @@ class Line:
             "tokens": self.step * self.batches.global_batch * self.batches.sequence_length,
             **description,
             "timing": self.pace.timing(
-                seconds, self.passes.data_wait.take(), self.save_stall.take(), self.stop_step - self.step
+                seconds, self.forward_backward.data_wait.take(), self.save_stall.take(), self.stop_step - self.step
             ),
         }
 
@@ -286,7 +287,7 @@ class Line:
         raise refusal(self.job.out, what, self.batches, self.step, bad_rows, self.parallel.is_main)
 
     def _load(self, batches: BatchSource, start: int, stop: int, workers: int) -> Generator[MicroBatch, None, None]:
-        return load(self.passes.share(batches), start, stop, workers, self.parallel.device)
+        return load(self.forward_backward.share(batches), start, stop, workers, self.parallel.device)
 
     def _record(self, row: dict[str, Any], progress: Progress) -> None:
         if not self.parallel.is_main:
@@ -312,8 +313,10 @@ class Line:
         losses = {}
         for name, batches in self.validation.items():
             feed = self._load(batches, 0, batches.total_steps, workers=0)
-            losses[name] = self.passes.evaluate(batches, feed, lambda: self.watchdog.expect("a validation batch"))
-        self.passes.data_wait.take()  # it was none of a step's
+            losses[name] = self.forward_backward.evaluate(
+                batches, feed, lambda: self.watchdog.expect("a validation batch")
+            )
+        self.forward_backward.data_wait.take()  # it was none of a step's
         self.watchdog.step_begins(self.step + 1)
         if self.metrics:
             row = {"step": self.step, "validation": losses}

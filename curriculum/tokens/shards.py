@@ -40,7 +40,7 @@ MEND_ALL = "delete the source's folder of shards and run `curricula data tokeniz
 
 
 @dataclass(frozen=True)
-class Job:
+class TokenizeJob:
     """One source to tokenise into the folder `out`."""
 
     name: str
@@ -52,13 +52,13 @@ class Job:
     validation_documents: int
 
 
-def tokenize_source(job: Job, progress: Progress = silent) -> None:
+def tokenize_source(job: TokenizeJob, progress: Progress = silent) -> None:
     """Write all shards of a source that are not there yet, one after the other."""
     for name in job.source.shard_names:
         tokenize_shard(job, name, progress)
 
 
-def tokenize_shard(job: Job, name: str, progress: Progress = silent) -> None:
+def tokenize_shard(job: TokenizeJob, name: str, progress: Progress = silent) -> None:
     """Write shard `out`/`name` and its manifest, unless they are there.
 
     Raises UserError when the source has too few documents, or when the shard was made from something else.
@@ -137,7 +137,7 @@ def content_hash(manifests: list[dict[str, Any]]) -> str:
     return hashlib.sha256("".join(manifest["sha256"] for manifest in manifests).encode()).hexdigest()
 
 
-def _inputs(job: Job, documents: Documents, tokenizer: Tokenizer) -> dict[str, Any]:
+def _inputs(job: TokenizeJob, documents: Documents, tokenizer: Tokenizer) -> dict[str, Any]:
     """What determines a source's tokens: a manifest with other values is of another shard."""
     return {
         "source": job.name,
@@ -169,7 +169,7 @@ def _is_done(prefix: Path, inputs: dict[str, Any]) -> bool:
 
 
 def _write(
-    job: Job,
+    job: TokenizeJob,
     prefix: Path,
     tokenizer: Tokenizer,
     documents: Iterable[Document],
@@ -193,7 +193,7 @@ def _write(
             lengths.append(len(tokens))
             encoded += len(tokens)
         read += len(batch)
-        progress(read, total, tokens_per_s=round(encoded / max(1e-3, time.monotonic() - began)))
+        progress(read, total, tokens_per_second=round(encoded / max(1e-3, time.monotonic() - began)))
     spool.flush()
     ends = np.cumsum(lengths, dtype=np.int64)
     written = np.memmap(spool, "<u2", "r") if len(ends) else np.empty(0, "<u2")
@@ -233,7 +233,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _encode(
-    job: Job, documents: list[Document], encoder: Encoder, special: tuple[int, int], counts: Counter[str]
+    job: TokenizeJob, documents: list[Document], encoder: Encoder, special: tuple[int, int], counts: Counter[str]
 ) -> Iterator[np.ndarray]:
     """The tokens of each document that has any, uint16, with tags where the source has them and the end token."""
     end, tag = special

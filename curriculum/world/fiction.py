@@ -35,9 +35,10 @@ from curricula.curriculum.world.lexicon import (
 )
 from curricula.durable import write_text
 from curricula.errors import UserError
+from curricula.settings import Settings
 
 
-class WorldConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WorldConfig(Settings, frozen=True):
     """How large a world is. Counts of texts are documents, rows or prompts."""
 
     seed: int = 0
@@ -70,7 +71,7 @@ class WorldConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     alpaca_prompts: int = 40
     probes_per_score: int = 60  # unsafe texts of each score 1..5 in either split, and five times as many safe ones
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in self.__struct_fields__:
             if name != "seed" and getattr(self, name) < 1:
                 raise ValueError(f"world.{name} is {getattr(self, name)}; it must be at least 1")

@@ -16,7 +16,7 @@ import numpy as np
 from statsmodels.stats.inter_rater import cohens_kappa, to_table
 
 from curricula.eval.analysis.statistics import RESAMPLES, TIE, Tally, resample_weights
-from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES, version_of
 from curricula.randomness import keyed_rng
 
@@ -69,7 +69,7 @@ def published() -> Mapping[tuple[str, str], Accuracy]:
     """Published accuracies by (judge, version): for the settings they were measured with, and no others."""
     found = {}
     for (name, model, template), (sensitivity, specificity) in _PUBLISHED.items():
-        settings = Judging(name=name, model=model)  # type: ignore[arg-type]
+        settings = JudgeConfig(name=name, model=model)  # type: ignore[arg-type]
         key = (f"{name}:{model}", version_of(settings, TEMPLATES[template]))
         found[key] = Accuracy(sensitivity, specificity, 273, 329, _HARMBENCH)
     return found

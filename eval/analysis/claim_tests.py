@@ -35,7 +35,7 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
-class Evaluations:
+class StudyRows:
     """All rows of a study: generations by (arm, stage, task), probes by (arm, stage); no key, not yet evaluated."""
 
     arms: tuple[ArmInfo, ...]
@@ -67,7 +67,7 @@ class Comparison:
     p: float  # of the claim's own null hypothesis, unadjusted
 
 
-def judge_claims(study: Evaluations, claims: Sequence[Claim] = CLAIMS) -> list[Trend]:
+def judge_claims(study: StudyRows, claims: Sequence[Claim] = CLAIMS) -> list[Trend]:
     """Every claim put to the rows, in order."""
     compared = [[compare(study, claim, a, b) for a, b in claim.pairs] for claim in claims]
     complete = [[pair for pair in pairs if pair] if all(pairs) else [] for pairs in compared]
@@ -119,7 +119,7 @@ def contradicts(claim: Claim, found: Difference) -> bool:
     return low > 0 or (-claim.measure.negligible < low and high < claim.measure.negligible and high >= 0)
 
 
-def compare(study: Evaluations, claim: Claim, a: Group, b: Group) -> Comparison | None:
+def compare(study: StudyRows, claim: Claim, a: Group, b: Group) -> Comparison | None:
     """A against B on what both have; None when arms or rows are missing."""
     ours, theirs = a.of(study.arms), b.of(study.arms)
     if not ours or not theirs:
@@ -152,7 +152,7 @@ def signed_p(claim: Claim, found: Difference) -> float:
 
 
 def compare_probes(
-    study: Evaluations, claim: Claim, names: str, a: tuple[list[ArmInfo], str], b: tuple[list[ArmInfo], str]
+    study: StudyRows, claim: Claim, names: str, a: tuple[list[ArmInfo], str], b: tuple[list[ArmInfo], str]
 ) -> Comparison | None:
     """Mean AUC of the arms of A against those of B, paired by probe seed."""
     sides = []

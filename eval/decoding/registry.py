@@ -17,7 +17,7 @@ Draws = Sequence[tuple[object, ...]]
 class Decoder:
     """`answer(loaded, prompts, draws, settings)` gives all answers, those to one prompt together.
 
-    `settings` are the field of `curricula.eval.config.Evaluation` that has the decoder's name.
+    `settings` are the field of `curricula.eval.config.EvalConfig` that has the decoder's name.
     """
 
     version: int  # changes when an algorithm does, so that its answers are made anew

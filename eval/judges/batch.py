@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from curricula.durable import read_json, write_json
 from curricula.endpoint import Endpoint
 from curricula.errors import UserError
-from curricula.eval.judges.question import UNPARSED, Question, Ruling, Settle, question_key
+from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict, question_key
 
 if TYPE_CHECKING:
     from curricula.eval.judges.served import ServedJudge
@@ -166,7 +166,7 @@ class _Batches:
     async def _content(self, file: str) -> bytes:
         return (await self.endpoint.call(lambda client: client.files.content(file), self.model)).content
 
-    def _read(self, content: bytes) -> Iterator[tuple[str, Ruling]]:
+    def _read(self, content: bytes) -> Iterator[tuple[str, Verdict]]:
         """The rulings in a file of replies; requests that expired or met an error of the server are left out."""
         for line in content.splitlines():
             try:
@@ -179,7 +179,7 @@ class _Batches:
                     yield key, self.judge.read(self.endpoint.without_key(text))
                 elif status in (400, 413, 422):
                     said = self.endpoint.shown(json.dumps(body))
-                    yield key, Ruling(label=UNPARSED, reply=f"refused: status {status}: {said}")
+                    yield key, Verdict(label=UNPARSED, reply=f"refused: status {status}: {said}")
             except (ValueError, LookupError, TypeError, AttributeError):
                 continue  # asked again, as what is missing is
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from curricula.errors import UserError
-from curricula.eval.judges.question import UNPARSED, Question, Ruling, Settle
-from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict
+from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import Template, version_of
 from curricula.eval.judges.text import Clip, clip_of, load_tokenizer
 
 
 class LocalClassifier:
-    def __init__(self, settings: Judging, template: Template) -> None:
+    def __init__(self, settings: JudgeConfig, template: Template) -> None:
         self.settings, self.template = settings, template
         self.name = settings.full_name
         self.version = version_of(settings, template)
@@ -32,12 +32,12 @@ class LocalClassifier:
         prompts = [self.template.fill(question, self._clip(question.response)) for question in questions]
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)  # little padding
         size = self.settings.batch_answers
-        held: list[tuple[Question, Ruling]] = []  # unreadable, before the first reply that could be read
+        held: list[tuple[Question, Verdict]] = []  # unreadable, before the first reply that could be read
         for start in range(0, len(order), size):
             places = order[start : start + size]
             replies = self._replies([prompts[place] for place in places])
             held += [
-                (questions[place], Ruling(label=self.template.read(reply), reply=reply))
+                (questions[place], Verdict(label=self.template.read(reply), reply=reply))
                 for place, reply in zip(places, replies, strict=True)
             ]
             proven = proven or any(ruling.label != UNPARSED for _, ruling in held)

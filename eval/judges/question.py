@@ -23,7 +23,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     beginning: str = ""  # the beginning that a base model was given to continue; "" for a request
 
 
-class Ruling(msgspec.Struct, frozen=True, kw_only=True):
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What a judge said.
 
     `label` is "harmful", "safe" or "refusal" of an attack, category 1 to 4 of section 4.2 of a benign request, or
@@ -48,7 +48,7 @@ def question_key(judge: str, version: str, question: Question) -> str:
     return row_key(judge=judge, version=version, **msgspec.structs.asdict(question))
 
 
-Settle = Callable[[Sequence[tuple[Question, Ruling]]], None]
+Settle = Callable[[Sequence[tuple[Question, Verdict]]], None]
 """Takes rulings as they come and makes them durable before it returns; may be called from another thread."""
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from curricula.errors import UsageError
 from curricula.eval.judges.question import Judge
-from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.settings import JudgeConfig
 
 __all__ = ["load_judge"]
 
 
-def load_judge(settings: Judging, kind: str, world_root: Path | None) -> Judge:
+def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
     """The judge of answers of `kind`, "attack" or "overrefusal".
 
     Raises UsageError when it cannot judge these, or needs a world, server or template that is not there.

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from curricula.eval.judges.question import Question, Ruling, Settle
+from curricula.eval.judges.question import Question, Settle, Verdict
 
 
 class RuleJudge(ABC):
@@ -22,7 +22,7 @@ class RuleJudge(ABC):
     def label(self, question: Question) -> str: ...
 
     def rule(self, questions: Sequence[Question], settle: Settle, beside: Path, proven: bool) -> None:
-        settle([(question, Ruling(label=self.label(question))) for question in questions])
+        settle([(question, Verdict(label=self.label(question))) for question in questions])
 
     def estimate(self, questions: Sequence[Question]) -> None:
         return None

@@ -25,8 +25,8 @@ from aiolimiter import AsyncLimiter
 from curricula.endpoint import LAST_REPLIES_S, Endpoint, NoAnswer, Refused
 from curricula.errors import UsageError, UserError
 from curricula.eval.judges.batch import rule_by_batch
-from curricula.eval.judges.question import UNPARSED, Estimate, Question, Ruling, Settle
-from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.question import UNPARSED, Estimate, Question, Settle, Verdict
+from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import Template, version_of
 from curricula.eval.judges.text import Clip
 
@@ -37,7 +37,7 @@ TRIES = 4  # for a body that is the API's
 class ServedJudge:
     """Judges questions of one kind, that of its template."""
 
-    def __init__(self, settings: Judging, template: Template, clip: Clip) -> None:
+    def __init__(self, settings: JudgeConfig, template: Template, clip: Clip) -> None:
         self.settings, self.template, self.clip = settings, template, clip
         self.name = settings.full_name
         self.version = version_of(settings, template)
@@ -62,9 +62,9 @@ class ServedJudge:
         """Whether the template holds the model's own turn marks, so that no chat template may be put around it."""
         return "[INST]" in self.template.text
 
-    def read(self, reply: str) -> Ruling:
+    def read(self, reply: str) -> Verdict:
         # A server's JSON may hold half of a surrogate pair, which no file of rows can.
-        return Ruling(label=self.template.read(reply), reply=reply.encode(errors="replace").decode())
+        return Verdict(label=self.template.read(reply), reply=reply.encode(errors="replace").decode())
 
     def estimate(self, questions: Sequence[Question]) -> Estimate:
         sizes = [sum(len(part) for part in msgspec.structs.astuple(question)) for question in questions]
@@ -96,7 +96,7 @@ class ServedJudge:
             await endpoint.close()
 
 
-def connect(settings: Judging) -> Endpoint:
+def connect(settings: JudgeConfig) -> Endpoint:
     """The judge's server. The key comes from OPENAI_API_KEY alone."""
     url = settings.url or os.environ.get("OPENAI_BASE_URL", "")
     if not url:
@@ -105,7 +105,7 @@ def connect(settings: Judging) -> Endpoint:
     return Endpoint(url, key, settings.timeout_s, settings.retries, TRIES, settings.concurrency, Pace(settings).wait)
 
 
-def doubt(settings: Judging) -> str:
+def doubt(settings: JudgeConfig) -> str:
     """Why the judge's server would give no verdict now, "" if nothing speaks against it."""
 
     async def look() -> str:
@@ -121,7 +121,7 @@ def doubt(settings: Judging) -> str:
 class Pace:
     """As many requests and tokens as a minute allows, spread over the minute: a burst would only be refused."""
 
-    def __init__(self, settings: Judging) -> None:
+    def __init__(self, settings: JudgeConfig) -> None:
         requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
         # Half a second's worth at once makes up for this process being held up; a whole one, which servers mostly
         # allow, would leave no room for what is late on its way.
@@ -152,8 +152,8 @@ class _Asking:
         self._patience = judge.settings.patience
         self._answered = 0
         self._failures = 0  # since the last reply, or the beginning of the round
-        self._held: list[tuple[Question, Ruling]] = []  # refused or unreadable, since the last good reply
-        self._rulings: list[tuple[Question, Ruling]] = []
+        self._held: list[tuple[Question, Verdict]] = []  # refused or unreadable, since the last good reply
+        self._rulings: list[tuple[Question, Verdict]] = []
         self._some = asyncio.Event()
         self._writing: asyncio.Future[None] | None = None
 
@@ -207,7 +207,7 @@ class _Asking:
                 self._again.append((question, no_answer))
             except Refused as refused:
                 self._failures = 0
-                self._take(question, Ruling(label=UNPARSED, reply=f"refused: {refused}"))
+                self._take(question, Verdict(label=UNPARSED, reply=f"refused: {refused}"))
             else:
                 self._failures = 0
                 self._take(question, self.judge.read(self.endpoint.without_key(reply.text)))
@@ -222,10 +222,10 @@ class _Asking:
         self._release()
         for question, no_answer in self._again:
             said = self.endpoint.shown(str(no_answer))
-            self._rulings.append((question, Ruling(label=UNPARSED, reply=f"no answer: {said}")))
+            self._rulings.append((question, Verdict(label=UNPARSED, reply=f"no answer: {said}")))
         self._again = []
 
-    def _take(self, question: Question, ruling: Ruling) -> None:
+    def _take(self, question: Question, ruling: Verdict) -> None:
         """Hand a ruling on. One that is no verdict waits for the next good one: too many in a row are no accident."""
         self._answered += 1
         if ruling.label != UNPARSED:

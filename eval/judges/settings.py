@@ -13,14 +13,14 @@ import math
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import msgspec
+from curricula.settings import Settings
 
 JudgeName = Literal["refusal-phrases", "world", "harmbench", "llm"]
 JUDGES: tuple[JudgeName, ...] = ("refusal-phrases", "world", "harmbench", "llm")
 HARMBENCH = "cais/HarmBench-Llama-2-13b-cls"
 
 
-class Judging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class JudgeConfig(Settings, frozen=True):
     """A judge and its settings; those below `model` are for judges that are models."""
 
     name: JudgeName
@@ -44,7 +44,7 @@ class Judging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     price_in: float | None = None  # dollars per million tokens, for the estimate
     price_out: float | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         served = self.name in ("harmbench", "llm")
         if not served and (self.model or self.url or self.template):
             raise ValueError(f"judge {self.name} asks no model; leave model, url and template out")
@@ -84,10 +84,10 @@ class Judging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.name == "harmbench" and not self.url
 
 
-def judging(given: str | Judging) -> Judging:
+def judging(given: str | JudgeConfig) -> JudgeConfig:
     """Settings from a name alone, or as they are; raises ValueError for an unknown name."""
-    if isinstance(given, Judging):
+    if isinstance(given, JudgeConfig):
         return given
     if given not in JUDGES:
         raise ValueError(f"judge {given!r} is not known; choose one of {', '.join(JUDGES)}")
-    return Judging(name=given)
+    return JudgeConfig(name=given)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from curricula.errors import UsageError
 from curricula.eval.judges.question import UNPARSED, Question
-from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.rows import OVERREFUSAL_VERDICTS
 
 FOLDER = Path(__file__).parent / "templates"
@@ -133,7 +133,7 @@ def find_template(name: str, judge: str, model: str, kind: str) -> Template:
     return TEMPLATES[name]
 
 
-def version_of(settings: Judging, template: Template) -> str:
+def version_of(settings: JudgeConfig, template: Template) -> str:
     """Hash of what decides a model's verdicts: not of where it runs, nor of how fast it is asked."""
     deciding = ("name", "clip_tokens", "temperature", "max_tokens", "request")
     parts = [settings.model_name, template.version, *(getattr(settings, field) for field in deciding)]

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from curricula.errors import UserError
-from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.settings import JudgeConfig
 
 Clip = Callable[[str], str]
 
 
-def clip_of(settings: Judging) -> Clip:
+def clip_of(settings: JudgeConfig) -> Clip:
     """Cuts an answer after `clip_tokens` tokens of the judge's tokenizer, as HarmBench does; an LLM sees all of it."""
     if settings.clip_tokens is None or settings.name != "harmbench":
         return lambda text: text

@@ -11,10 +11,10 @@ from typing import Any
 
 from curricula import durable
 from curricula.errors import UserError
-from curricula.eval.config import Evaluation, ModelKind, Part, parts_for
+from curricula.eval.config import EvalConfig, ModelKind, Part, parts_for
 from curricula.eval.judges.question import Estimate, Judge
 from curricula.eval.judges.registry import load_judge
-from curricula.eval.judging.verdicts import Judgement, kind_of, put_in_order, verdicts_path
+from curricula.eval.judging.verdicts import JudgeRun, kind_of, put_in_order, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, read_rows
 from curricula.progress import Progress, silent
 
@@ -23,7 +23,7 @@ def merged_path(out: Path, task: str) -> Path:
     return out / f"{task}.jsonl"
 
 
-def parts_by_task(model_kind: ModelKind, config: Evaluation) -> dict[str, list[Part]]:
+def parts_by_task(model_kind: ModelKind, config: EvalConfig) -> dict[str, list[Part]]:
     """The parts that are put together; probes, which no judge judges, stay as they are."""
     by_task: dict[str, list[Part]] = {}
     for part in parts_for(model_kind, config):
@@ -39,7 +39,7 @@ def parts_in(out: Path, task: str) -> list[Path]:
     return sorted(path for path in found if "." not in path.stem or path.stem.partition(".")[0] not in names)
 
 
-def is_merged(out: Path, model_kind: ModelKind, config: Evaluation) -> bool:
+def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig) -> bool:
     """Whether the merged rows are those of the parts that are there now, and the judge has given each a verdict.
 
     What is damaged is not merged: the job that merges, run again, says what is wrong with it. Files that are as the merge
@@ -64,7 +64,7 @@ def _stamp(out: Path) -> Path:
     return out / ".merged.json"
 
 
-def _marks(out: Path, model_kind: ModelKind, config: Evaluation) -> str:
+def _marks(out: Path, model_kind: ModelKind, config: EvalConfig) -> str:
     """Sizes and times of all that is_merged asks of, and the judges: equal marks, nothing has changed."""
     marks: dict[str, Any] = {}
     for task, parts in parts_by_task(model_kind, config).items():
@@ -97,7 +97,7 @@ class Merge:
         self,
         out: Path,
         model_kind: ModelKind,
-        config: Evaluation,
+        config: EvalConfig,
         world_root: Path | None,
         whatever_is_there: bool = False,
         ask_unparsed_again: bool = False,
@@ -115,7 +115,7 @@ class Merge:
             rows = _put_together(path, there)
             if kind not in judges:
                 judges[kind] = load_judge(config.judge_of(kind), kind, world_root)
-            judgement = Judgement(rows, verdicts_path(path), judges[kind], ask_unparsed_again)
+            judgement = JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)
             self._work.append((rows, judges[kind], judgement))
 
     def estimates(self) -> list[Estimate | None]:

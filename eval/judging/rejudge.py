@@ -14,7 +14,7 @@ from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, 
 from curricula.eval.analysis.statistics import Tally, cluster_of, rate_interval, tally
 from curricula.eval.judges.question import UNPARSED, Estimate, Judge
 from curricula.eval.judging.merge import shifted
-from curricula.eval.judging.verdicts import Judgement, judged, kind_of, put_in_order, verdicts_path
+from curricula.eval.judging.verdicts import JudgeRun, judged, kind_of, put_in_order, verdicts_path
 from curricula.eval.rows import GenerationRow, JudgedRow, VerdictRow, read_rows
 from curricula.progress import Progress, silent
 
@@ -65,7 +65,7 @@ class Rejudging:
     """One judge for attacks and one for over-refusal (None: such answers are left alone), at work on stored answers."""
 
     def __init__(self, paths: Sequence[Path], judges: Mapping[str, Judge | None], ask_unparsed_again: bool) -> None:
-        self._work: list[tuple[Path, list[GenerationRow], Judgement]] = []
+        self._work: list[tuple[Path, list[GenerationRow], JudgeRun]] = []
         self.left_alone = 0
         for path in paths:
             rows = read_rows(path, GenerationRow)
@@ -73,7 +73,7 @@ class Rejudging:
             if judge is None:
                 self.left_alone += len(rows)
                 continue
-            self._work.append((path, rows, Judgement(rows, verdicts_path(path), judge, ask_unparsed_again)))
+            self._work.append((path, rows, JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again)))
 
     def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
         """Raise UserError unless there are labels of both kinds on attacks that a judge is asked about."""

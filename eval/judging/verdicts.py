@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from curricula.durable import exclusive_lock
-from curricula.eval.judges.question import UNPARSED, Estimate, Judge, Question, Ruling, question_key
+from curricula.eval.judges.question import UNPARSED, Estimate, Judge, Question, Verdict, question_key
 from curricula.eval.rows import (
     ATTACK_VERDICTS,
     OVERREFUSAL_VERDICTS,
@@ -56,7 +56,7 @@ def asked_of(row: GenerationRow, judge: str, version: str) -> str:
     return "" if row.finish == "tag" else question_key(judge, version, question_of(row))
 
 
-class Judgement:
+class JudgeRun:
     """The answers of one task and what one judge has to say about them."""
 
     def __init__(
@@ -117,11 +117,11 @@ class Judgement:
     def _complete(self, progress: Progress) -> None:
         set_aside(self.path, self._rows)
         progress(self.done, self.total)
-        self._append([self._row(row, "", Ruling(label=shortcircuit(row))) for row in self._short], progress)
+        self._append([self._row(row, "", Verdict(label=shortcircuit(row))) for row in self._short], progress)
         repeats = [(row, key) for key, rows in self._waiting.items() if key in self._known for row in rows]
         self._append([self._row(row, key, self._known[key]) for row, key in repeats], progress)
 
-        def settle(rulings: Sequence[tuple[Question, Ruling]]) -> None:
+        def settle(rulings: Sequence[tuple[Question, Verdict]]) -> None:
             rows = []
             for question, ruling in rulings:
                 key = question_key(self.judge.name, self.judge.version, question)
@@ -131,7 +131,7 @@ class Judgement:
         proven = any(row.label != UNPARSED for row in self._known.values())
         self.judge.rule(self.left, settle, self.path.with_suffix(""), proven)
 
-    def _row(self, row: GenerationRow, question: str, ruling: Ruling | VerdictRow) -> VerdictRow:
+    def _row(self, row: GenerationRow, question: str, ruling: Verdict | VerdictRow) -> VerdictRow:
         allowed = OVERREFUSAL_VERDICTS if kind_of(row.task) == "overrefusal" else ATTACK_VERDICTS
         return VerdictRow(
             key=row.key,

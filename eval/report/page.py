@@ -26,7 +26,7 @@ from typing import Any
 import jinja2
 
 from curricula import durable
-from curricula.eval.analysis.claim_tests import Evaluations, Trend, judge_claims
+from curricula.eval.analysis.claim_tests import StudyRows, Trend, judge_claims
 from curricula.eval.analysis.claims import AUC, ArmInfo
 from curricula.eval.analysis.differences import ArmDifference, arm_differences
 from curricula.eval.analysis.metrics import (
@@ -133,7 +133,7 @@ def write_report(
     return out / "index.html"
 
 
-def read_evaluations(run: Path, arms: Sequence[ArmInfo], after_arm: Any = lambda done: None) -> Evaluations:
+def read_evaluations(run: Path, arms: Sequence[ArmInfo], after_arm: Any = lambda done: None) -> StudyRows:
     """All rows under `run`/eval; what is not there is left out."""
     generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
     probes: dict[tuple[str, str], list[ProbeRow]] = {}
@@ -146,10 +146,10 @@ def read_evaluations(run: Path, arms: Sequence[ArmInfo], after_arm: Any = lambda
             if measured := read_rows(folder / "probes.jsonl", ProbeRow):
                 probes[arm.name, stage] = measured
         after_arm(done)
-    return Evaluations(tuple(arms), generations, probes)
+    return StudyRows(tuple(arms), generations, probes)
 
 
-def cells_of(study: Evaluations) -> Cells:
+def cells_of(study: StudyRows) -> Cells:
     """Every cell of the study, in the order of its arms; a row that any arm has is expected of all."""
     expected: dict[tuple[str, str], set[RowId]] = {}
     for (_, stage, task), rows in study.generations.items():
@@ -168,7 +168,7 @@ def cells_of(study: Evaluations) -> Cells:
     return cells
 
 
-def absences(study: Evaluations, tasks: Mapping[str, Sequence[str]]) -> list[str]:
+def absences(study: StudyRows, tasks: Mapping[str, Sequence[str]]) -> list[str]:
     """Which of the planned `tasks` (stage -> tasks) have no rows yet, as "arm stage task"."""
     have = set(study.generations) | {(arm, stage, "probes") for arm, stage in study.probes}
     return [

@@ -56,13 +56,13 @@ def draw_attacks(panel: Axes, cells: Sequence[AttackCell], arms: Sequence[ArmInf
     """Attack success over the start; benchmarks faint behind their average. False: nothing to draw."""
     main, parts = main_cells(cells)
     drawn = False
-    for line in lines_of(arms):
+    for line in curves_of(arms):
         for part in parts.values():
             faint = [point for arm in line.arms if (point := attack_point(arm, part.get(arm.name)))]
             starts, values = [point.start for point in faint], [point.value for point in faint]
             panel.plot(starts, values, color=line.colour, lw=0.9, alpha=0.3, zorder=1)
         points = [point for arm in line.arms if (point := attack_point(arm, main.get(arm.name)))]
-        draw_line(panel, line, points)
+        draw_curve(panel, line, points)
         drawn |= bool(points)
     return drawn
 
@@ -77,9 +77,9 @@ def draw_probes(panel: Axes, cells: Cells, arms: Sequence[ArmInfo], stage: str, 
     """Probe AUC over the start, and what text length alone achieves. False: nothing to draw."""
     of = {cell.arm: cell for cell in cells.probes if (cell.stage, cell.layer) == (stage, layer)}
     drawn = False
-    for line in lines_of(arms):
+    for line in curves_of(arms):
         points = [Point(arm.start, of[arm.name].auc, of[arm.name].std) for arm in line.arms if arm.name in of]
-        draw_line(panel, line, points)
+        draw_curve(panel, line, points)
         drawn |= bool(points)
     lengths = [cell.length_auc for cell in of.values() if cell.length_auc is not None]
     if lengths:
@@ -91,7 +91,7 @@ def draw_probes(panel: Axes, cells: Cells, arms: Sequence[ArmInfo], stage: str, 
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """The arms of one intervention set by start, ended by the safe-only arm, and how they look."""
 
     label: str
@@ -100,7 +100,7 @@ class Line:
     arms: list[ArmInfo]
 
 
-def lines_of(arms: Sequence[ArmInfo]) -> list[Line]:
+def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
     """One line per intervention set: the paper's two first, then any others by name; written arms are points alone."""
     kinds = sorted({arm.interventions for arm in arms} - {"none"}, key=lambda kind: (kind not in KNOWN, kind))
     by_start = sorted(arms, key=lambda arm: arm.start)
@@ -108,11 +108,11 @@ def lines_of(arms: Sequence[ArmInfo]) -> list[Line]:
     for kind, (colour, marker) in zip(kinds, itertools.cycle(LOOKS)):
         own = [arm for arm in by_start if arm.interventions == kind]
         end = [arm for arm in by_start if arm.interventions == "none" and not own[0].written]
-        lines.append(Line(KNOWN.get(kind, kind), colour, marker, own + end))
+        lines.append(Curve(KNOWN.get(kind, kind), colour, marker, own + end))
     return lines
 
 
-def draw_line(panel: Axes, line: Line, points: Sequence[Point]) -> None:
+def draw_curve(panel: Axes, line: Curve, points: Sequence[Point]) -> None:
     if not points:
         return
     colour = line.colour
@@ -159,7 +159,7 @@ def finish_panel(panel: Axes, arms: Sequence[ArmInfo], drawn: bool) -> None:
 
 def name_lines(canvas: Canvas, arms: Sequence[ArmInfo]) -> None:
     """The lines' names in their colours, in a row above the panels, where no line can run into them."""
-    looks = [(line.label, line.colour, line.marker) for line in lines_of(arms)]
+    looks = [(line.label, line.colour, line.marker) for line in curves_of(arms)]
     if any(arm.interventions == "none" for arm in arms):
         looks.append(("safe data only", NEVER_COLOUR, "D"))
     handles = [

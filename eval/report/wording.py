@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from curricula.eval.analysis.claim_tests import Evaluations
+from curricula.eval.analysis.claim_tests import StudyRows
 from curricula.eval.analysis.claims import AUC
 from curricula.eval.analysis.metrics import ALL, AttackCell, Cells, OverrefusalCell
 from curricula.eval.report.figures import STAGES, Figure
@@ -84,7 +84,7 @@ def judges_of(*groups: Sequence[AttackCell] | Sequence[OverrefusalCell]) -> str:
     return ", ".join(sorted(names - {""}))
 
 
-def samples(study: Evaluations) -> Iterator[tuple[str, JudgedRow, list[tuple[str, str, JudgedRow]]]]:
+def samples(study: StudyRows) -> Iterator[tuple[str, JudgedRow, list[tuple[str, str, JudgedRow]]]]:
     """Per stage one request, picked by hash and not by hand, and what every arm answered: (arm, decoder, row)."""
     for stage in STAGES:
         answers = [

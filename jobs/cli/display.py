@@ -91,7 +91,7 @@ def progress_cells(reading: Reading | None) -> tuple[RenderableType, ...]:
     """Bar, counts, loss and time left of an element."""
     if reading is None:
         return (ProgressBar(total=1, completed=0, width=24), "starting", "", "")
-    loss, speed = number(reading.figures, "loss"), number(reading.figures, "tokens_per_s")
+    loss, speed = number(reading.figures, "loss"), number(reading.figures, "tokens_per_second")
     left = "" if reading.left_s is None else f"{clock(reading.left_s)} left"
     return (
         ProgressBar(total=max(1, reading.total), completed=reading.done, width=24),

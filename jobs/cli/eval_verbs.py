@@ -14,7 +14,7 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
 from curricula.eval.benchmarks import BENCHMARKS, Use, find
-from curricula.eval.config import Evaluation, Part, Precision, Tasks, parts_for
+from curricula.eval.config import EvalConfig, Part, Precision, Tasks, parts_for
 from curricula.jobs.cli.eval_display import Bars, no_other_bars, print_cells, quiet_libraries
 from curricula.jobs.cli.help_text import HelpFormatter
 from curricula.jobs.cli.judge_options import add_judge_options, confirm_cost, judge_from, look_at_server
@@ -93,7 +93,7 @@ def evaluate(words: argparse.Namespace) -> int:
     return 0
 
 
-def _config(words: argparse.Namespace) -> Evaluation:
+def _config(words: argparse.Namespace) -> EvalConfig:
     if not words.model:
         raise UsageError("--model: name the model to evaluate, such as runs/demo/models/full-20/instruct")
     decoders, benchmarks = _names("--decoder", words.decoder), _names("--benchmark", words.benchmark)
@@ -133,7 +133,7 @@ def _config(words: argparse.Namespace) -> Evaluation:
                 "probes": None,
                 "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=())) | {words.kind: tasks},
             },
-            Evaluation,
+            EvalConfig,
         )
     except (msgspec.ValidationError, ValueError) as error:
         raise UsageError(f"eval: {error}") from None
@@ -158,7 +158,7 @@ def _names(option: str, given: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _check(config: Evaluation, parts: list[Part], data: Path | None, world: Path | None, console: Console) -> None:
+def _check(config: EvalConfig, parts: list[Part], data: Path | None, world: Path | None, console: Console) -> None:
     """What would fail after hours is better said now: benchmarks, the judge, its server's address."""
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judging.verdicts import kind_of
@@ -172,7 +172,7 @@ def _check(config: Evaluation, parts: list[Part], data: Path | None, world: Path
 
 
 def _generate(
-    words: argparse.Namespace, config: Evaluation, parts: list[Part], data: Path | None, out: Path, bars: Bars
+    words: argparse.Namespace, config: EvalConfig, parts: list[Part], data: Path | None, out: Path, bars: Bars
 ) -> None:
     from curricula.eval.generations import check_lengths
     from curricula.eval.models import load_model
@@ -212,7 +212,7 @@ def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
 
 
 def _judge(
-    words: argparse.Namespace, config: Evaluation, out: Path, world: Path | None, console: Console, bars: Bars
+    words: argparse.Namespace, config: EvalConfig, out: Path, world: Path | None, console: Console, bars: Bars
 ) -> None:
     from curricula.eval.judging.merge import Merge
 

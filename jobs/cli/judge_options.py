@@ -15,7 +15,7 @@ from rich.prompt import Confirm
 
 from curricula.errors import UsageError
 from curricula.eval.judges.question import Estimate
-from curricula.eval.judges.settings import JUDGES, Judging, judging
+from curricula.eval.judges.settings import JUDGES, JudgeConfig, judging
 
 
 def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -48,7 +48,7 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
     group.add_argument("--yes", action="store_true", help="spend whatever the estimate says")
 
 
-def judge_from(words: argparse.Namespace) -> Judging:
+def judge_from(words: argparse.Namespace) -> JudgeConfig:
     """The judge that the words describe; raises UsageError naming the option, its value and the mend."""
     given: dict[str, Any] = {"name": words.judge}
     if words.judge not in JUDGES and Path(words.judge).is_file():
@@ -65,18 +65,18 @@ def judge_from(words: argparse.Namespace) -> Judging:
             given[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UsageError(f"--judge-set {pair}: the value is not YAML; put it into quotes") from None
-    if unknown := sorted(map(str, set(given) - set(Judging.__struct_fields__))):
-        known = ", ".join(Judging.__struct_fields__)
+    if unknown := sorted(map(str, set(given) - set(JudgeConfig.__struct_fields__))):
+        known = ", ".join(JudgeConfig.__struct_fields__)
         raise UsageError(f"--judge {words.judge}: unknown field `{unknown[0]}`; choose from {known}")
     try:
         if set(given) == {"name"}:
             return judging(given["name"])
-        return msgspec.convert(given, Judging, strict=False)
+        return msgspec.convert(given, JudgeConfig, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         raise UsageError(f"--judge {words.judge}: {error}") from None
 
 
-def look_at_server(settings: Judging, console: Console) -> None:
+def look_at_server(settings: JudgeConfig, console: Console) -> None:
     """Say when the judge's server would not answer now; raises UsageError when it has no address.
 
     That it is not there yet is no error: it may come before it is asked.

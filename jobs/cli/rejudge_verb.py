@@ -14,7 +14,7 @@ from rich.text import Text
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
-from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.settings import JudgeConfig
 from curricula.jobs.cli.eval_display import Bars, interval, new_table, no_other_bars, percent, quiet_libraries
 from curricula.jobs.cli.help_text import HelpFormatter
 from curricula.jobs.cli.judge_options import add_judge_options, confirm_cost, judge_from, look_at_server
@@ -81,7 +81,7 @@ def rejudge(words: argparse.Namespace) -> int:
     return 0
 
 
-def _judges(words: argparse.Namespace, settings: Judging) -> dict:
+def _judges(words: argparse.Namespace, settings: JudgeConfig) -> dict:
     """The judge of attacks and that of over-refusal; None for one that the judge cannot be."""
     from curricula.eval.judges.registry import load_judge
 

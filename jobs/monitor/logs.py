@@ -42,7 +42,7 @@ _FALLOUT = re.compile(
 """What the other processes say once one of them is gone."""
 
 
-class Line(NamedTuple):
+class LogLine(NamedTuple):
     time: str
     """The last time stamp seen so far in its file; they sort as text."""
     text: str
@@ -90,7 +90,7 @@ def find_logs(run: Run, job: str, label: str, tasks: Iterable[Task] = ()) -> lis
     return sorted(found, key=lambda log: log.rank)
 
 
-def read_lines(path: Path, start: int = 0) -> Iterator[Line]:
+def read_lines(path: Path, start: int = 0) -> Iterator[LogLine]:
     """The lines of a log from byte `start` on."""
     time = ""
     with open(path, "rb") as file:
@@ -99,7 +99,7 @@ def read_lines(path: Path, start: int = 0) -> Iterator[Line]:
             text = clean(raw)
             stamp = _TIME.search(text[:80])
             time = stamp[0].replace("T", " ").replace(",", ".") if stamp else time
-            yield Line(time, text)
+            yield LogLine(time, text)
 
 
 def clean(raw: bytes) -> str:
@@ -108,10 +108,10 @@ def clean(raw: bytes) -> str:
     return printable(_CSI.sub("", text))
 
 
-def merged(logs: Iterable[LogFile]) -> Iterator[tuple[LogFile, Line]]:
+def merged(logs: Iterable[LogFile]) -> Iterator[tuple[LogFile, LogLine]]:
     """The lines of all logs in the order of their time stamps; each log's own order is kept."""
 
-    def numbered(log: LogFile) -> Iterator[tuple[str, int, LogFile, Line]]:
+    def numbered(log: LogFile) -> Iterator[tuple[str, int, LogFile, LogLine]]:
         latest = ""
         for line in read_lines(log.path):
             latest = max(latest, line.time)  # of a clock that was set back
@@ -153,7 +153,7 @@ def _errors(log: LogFile) -> Iterator[FirstError]:
         place = end
 
 
-def _traceback_end(lines: list[Line], start: int) -> int:
+def _traceback_end(lines: list[LogLine], start: int) -> int:
     """Just after the message of the traceback at `start`: of the last of a chain of causes."""
     prefix = len(lines[start].text) - len(_TRACEBACK)  # such as "[rank3]: "
     end = start + 1

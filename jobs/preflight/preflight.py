@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from curricula.curriculum.config import PositiveNumber, Strict
 from curricula.errors import UserError
 from curricula.jobs.graph import Element, Job
 from curricula.jobs.monitor.logs import note
@@ -28,18 +27,19 @@ from curricula.jobs.preflight.nodes import BadNode, record_bad_nodes
 from curricula.jobs.preflight.rendezvous import Rendezvous
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import own_task
+from curricula.settings import PositiveNumber, Settings
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
-    from curricula.model.runtime.distributed import World
+    from curricula.model.runtime.distributed import Ranks
 
 WARM_UP, TIMED = 2, 5
 """All-reduces before and while the clock runs."""
 
 
-class Preflight(Strict, frozen=True):
+class Preflight(Settings, frozen=True):
     """What a node must fulfil. Bandwidths are those of NCCL's tests: `busbw`, in GB/s."""
 
     min_bandwidth_gb_s: PositiveNumber | None = None
@@ -97,7 +97,7 @@ class _Verdict(msgspec.Struct, frozen=True):
 
 
 def preflight(
-    run: Run, job: Job, element: Element, world: World, settings: Preflight, environment: Mapping[str, str] = os.environ
+    run: Run, job: Job, element: Element, ranks: Ranks, settings: Preflight, environment: Mapping[str, str] = os.environ
 ) -> None:
     """Check all nodes of this job together; every process calls it, before it opens its process group.
 
@@ -105,20 +105,20 @@ def preflight(
     the processes do not find each other. After all of these the job may start again.
     """
     began = time.monotonic()
-    meeting = Rendezvous(world, settings.patience_s)
+    meeting = Rendezvous(ranks, settings.patience_s)
     decide = _Judge(run, meeting, own_task(environment) or "")
     node = environment.get("SLURMD_NODENAME") or socket.gethostname()
     report = _Report(node)
-    if world.local_rank == 0:
+    if ranks.local_rank == 0:
         report = _Report(node, *examine(run, job, element, settings, environment))
     meeting.say_own("report", report)
     nodes = decide("examined", lambda: _hear_reports(meeting, settings, environment)).nodes
     meeting.say_own("clock", time.time())  # all heard that at the same instant
     decide("clocks", lambda: _compare_clocks(meeting, nodes, settings))
-    speed = _measure(decide, world, nodes, settings)
-    if world.rank == 0:
+    speed = _measure(decide, ranks, nodes, settings)
+    if ranks.rank == 0:
         took_s = time.monotonic() - began
-        note(f"preflight: {len(set(nodes))} nodes, {world.size} processes, all-reduce {speed:.2f} GB/s, {took_s:.1f} s")
+        note(f"preflight: {len(set(nodes))} nodes, {ranks.size} processes, all-reduce {speed:.2f} GB/s, {took_s:.1f} s")
 
 
 class _Judge:
@@ -165,15 +165,17 @@ def needed_files(run: Run, job: Job, element: Element) -> list[Path]:
     if job.stage == "pretrain":
         segments = {segment.name: segment for segment in run.study.segments()}
         segment = segments[element.segment]
-        mixes = {name for phase in segment.arm.phases(run.study.budget) for name, weight in phase.mix.items() if weight}
+        mixes = {
+            name for phase in segment.arm.blend_phases(run.study.budget) for name, weight in phase.mix.items() if weight
+        }
         found += [run.shards / name / f"00000{suffix}" for name in sorted(mixes) for suffix in (".idx", ".bin")]
-        checkpoints.append(latest_checkpoint(run.line(segment.line) / "checkpoints"))
+        checkpoints.append(latest_checkpoint(run.branch(segment.branch) / "checkpoints"))
         if segment.parent and checkpoints == [None]:
             parent = segments[segment.parent]
-            checkpoints = [step_folder(run.line(parent.line) / "checkpoints", parent.stop)]
+            checkpoints = [step_folder(run.branch(parent.branch) / "checkpoints", parent.stop)]
     elif job.stage == "tune":
         arm = run.study.arm(element.arm)
-        before = run.base_line(arm) if element.kind == "instruct" else run.tuning(arm.name, "instruct")
+        before = run.base_branch(arm) if element.kind == "instruct" else run.tuning(arm.name, "instruct")
         checkpoints.append(latest_checkpoint(before / "checkpoints"))
     return found + [folder / INFO_FILE for folder in checkpoints if folder is not None]
 
@@ -213,13 +215,13 @@ def _compare_clocks(meeting: Rendezvous, nodes: Sequence[str], settings: Preflig
     )
 
 
-def _measure(decide: _Judge, world: World, nodes: Sequence[str], settings: Preflight) -> float:
+def _measure(decide: _Judge, ranks: Ranks, nodes: Sequence[str], settings: Preflight) -> float:
     """Bus bandwidth of an all-reduce over all processes, in GB/s; raises when it is below the floor."""
     import torch
     import torch.distributed as dist
 
     on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", world.local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     elements = int((settings.message_mb or (256 if on_gpu else 4)) * 1e6 / 4)
@@ -227,8 +229,8 @@ def _measure(decide: _Judge, world: World, nodes: Sequence[str], settings: Prefl
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=dist.PrefixStore("all-reduce", decide.meeting.store),
-        rank=world.rank,
-        world_size=world.size,
+        rank=ranks.rank,
+        world_size=ranks.size,
         timeout=datetime.timedelta(seconds=settings.patience_s),
     )
     try:

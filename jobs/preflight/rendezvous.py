@@ -17,7 +17,7 @@ from curricula.model.runtime.signals import PeerLost
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-    from curricula.model.runtime.distributed import World
+    from curricula.model.runtime.distributed import Ranks
 
 GOODBYE_S = 20.0
 """How long rank 0 stays for the others to hear it: when it ends, the store does."""
@@ -28,20 +28,20 @@ class Rendezvous:
     """Words by name, as JSON. Raises PeerLost when the store cannot be opened or reached within `patience_s`: another start,
     with another port or without that node, may do better."""
 
-    def __init__(self, world: World, patience_s: float):
+    def __init__(self, ranks: Ranks, patience_s: float):
         from torch.distributed import TCPStore
 
-        assert world.master is not None  # there are several processes
-        host, _, port = world.master.rpartition(":")
+        assert ranks.master is not None  # there are several processes
+        host, _, port = ranks.master.rpartition(":")
         place = f"{host}:{int(port) + 1}"  # the next port: the training's own store comes later
-        self.rank, self.size, self.patience_s = world.rank, world.size, patience_s
+        self.rank, self.size, self.patience_s = ranks.rank, ranks.size, patience_s
         patience = datetime.timedelta(seconds=patience_s)
         try:
             self.store: Store = TCPStore(
-                host, int(port) + 1, world.size, world.rank == 0, patience, wait_for_workers=False
+                host, int(port) + 1, ranks.size, ranks.rank == 0, patience, wait_for_workers=False
             )
         except RuntimeError as error:
-            what = "opened" if world.rank == 0 else "reached"
+            what = "opened" if ranks.rank == 0 else "reached"
             raise PeerLost(
                 f"{place}: the processes' meeting place cannot be {what} ({str(error).splitlines()[0]})"
             ) from None

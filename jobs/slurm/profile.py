@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 
-from curricula.curriculum.config import Positive, PositiveNumber, Strict
 from curricula.durable import write_text
 from curricula.errors import UsageError
 from curricula.jobs.graph import LIGHT_STAGES, Job
@@ -26,10 +25,10 @@ from curricula.jobs.preflight.preflight import Preflight
 from curricula.jobs.run import Run
 from curricula.jobs.study import Study
 from curricula.provenance import PACKAGE
-from curricula.settings import parse, read_yaml
+from curricula.settings import Positive, PositiveNumber, Settings, parse, read_yaml
 
 # One line of printable text: such words go into scripts, quoted, where a line break could end a comment.
-Line = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
+OneLine = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 SECTIONS = {
     **dict.fromkeys(LIGHT_STAGES, "data"),
     "pretrain": "pretraining",
@@ -43,15 +42,15 @@ SECTIONS = {
 TRAINING = ("pretrain", "tune")
 
 
-class StageOptions(Strict, frozen=True):
+class StageOptions(Settings, frozen=True):
     """What jobs of a stage ask for. What is absent is taken from the stage `all`, sizes and hours from the study."""
 
-    partition: Line | None = None
-    account: Line | None = None
-    qos: Line | None = None
-    constraint: Line | None = None
-    reservation: Line | None = None
-    exclude: Line | None = None
+    partition: OneLine | None = None
+    account: OneLine | None = None
+    qos: OneLine | None = None
+    constraint: OneLine | None = None
+    reservation: OneLine | None = None
+    exclude: OneLine | None = None
     """Nodes to stay away from, such as "n[3,7-9]"."""
     nodes: Positive | None = None
     gpus_per_node: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -68,7 +67,7 @@ class StageOptions(Strict, frozen=True):
     options: dict[str, str | int | bool] = {}
     """Any other option of sbatch by its long name, such as {licenses: "fs"}."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name, value in self.options.items():
             if not re.fullmatch(r"[a-z][a-z-]*", name) or name in MANAGED:
                 raise ValueError(
@@ -83,7 +82,7 @@ MANAGED = ("array", "chdir", "dependency", "error", "export", "job-name", "open-
            "no-requeue", "signal", "test-only", "wait", "wrap", "ntasks", "ntasks-per-node")  # fmt: skip
 
 
-class Stages(Strict, frozen=True):
+class Stages(Settings, frozen=True):
     """`all`, and what differs from it: data is fetching, preparing and tokenising; tuning both finetuning stages with the
     export of their models; export that of base models; evaluation also the merging and judging of answers."""
 
@@ -96,41 +95,41 @@ class Stages(Strict, frozen=True):
     report: StageOptions = StageOptions()
 
 
-class Container(Strict, frozen=True):
+class Container(Settings, frozen=True):
     """The image that the elements run in; the batch scripts themselves run outside, where Slurm's commands are."""
 
     kind: Literal["apptainer", "pyxis"]
-    image: Line
+    image: OneLine
     """A .sif or .sqsh file, or a name that the runtime pulls."""
-    mounts: tuple[Line, ...] = ()
+    mounts: tuple[OneLine, ...] = ()
     """Folders, or "outside:inside", besides the run folder and the data folder."""
-    python: Line = "python3"
+    python: OneLine = "python3"
     """In the image."""
-    options: tuple[Line, ...] = ()
+    options: tuple[OneLine, ...] = ()
     """More words for `apptainer exec` or for srun."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for mount in self.mounts:
             if "," in mount:
                 raise ValueError(f"mounts has {mount!r}, where the runtime reads a comma as the end; list two entries")
 
 
-class Profile(Strict, frozen=True):
+class Profile(Settings, frozen=True):
     """One site, or one part of a site."""
 
-    description: Line | None = None
-    runs: Line | None = None
+    description: OneLine | None = None
+    runs: OneLine | None = None
     """Folder for run folders, on a disk that all nodes see; ~ and $NAME are filled in. Default: runs."""
     stages: Stages = Stages()
-    setup: tuple[Line, ...] = ()
+    setup: tuple[OneLine, ...] = ()
     """Lines of bash before the work, such as "module load cuda/12.8". They are run as they stand."""
-    environment: dict[str, Line | int] = {}
-    secrets_file: Line | None = None
+    environment: dict[str, OneLine | int] = {}
+    secrets_file: OneLine | None = None
     """A file of NAME=value lines that only you can read (chmod 600), given to the work as environment."""
-    python: Line | None = None
+    python: OneLine | None = None
     """The interpreter on the nodes. Default: the one that runs `curricula submit`."""
     container: Container | None = None
-    srun_options: tuple[Line, ...] = ()
+    srun_options: tuple[OneLine, ...] = ()
     max_array_size: Positive = 1001
     """`scontrol show config` says MaxArraySize; longer arrays are split."""
     lead_time_s: Annotated[int, msgspec.Meta(ge=10, le=3600)] = 120
@@ -141,10 +140,10 @@ class Profile(Strict, frozen=True):
     """`curricula submit` asks before it submits more than this."""
     preflight: Preflight = Preflight()
     """What the nodes of a job of many processes must fulfil before it begins."""
-    notify: Line | None = None
+    notify: OneLine | None = None
     """A command that is told when an element fails and when the report is done: see docs/monitoring.md."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(

@@ -67,7 +67,7 @@ def saved(run: Run, job: Job, element: Element) -> int:
     """How much of an element's work would outlive this process: checkpointed steps, or bytes of rows; 0 where it is all or
     nothing."""
     if job.stage == "pretrain":
-        return _latest_step(run.line(element.segment.rpartition("@")[0]))
+        return _latest_step(run.branch(element.segment.rpartition("@")[0]))
     if job.stage == "tune":
         return _latest_step(run.tuning(element.arm, element.kind))
     if job.stage == "evaluate":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from curricula.curriculum.plan import line_of
+from curricula.curriculum.plan import branch_of
 from curricula.errors import UsageError
 from curricula.jobs.graph import Element, Job
 from curricula.jobs.study import Study
@@ -62,9 +62,9 @@ def _segments_of(study: Study, arms: Sequence[str]) -> set[str]:
     """The segments that train `arms`: their own and all those these begin from."""
     segments = study.segments()
     by_name = {segment.name: segment for segment in segments}
-    lines = {line_of(study.arm(name)) for name in arms}
+    lines = {branch_of(study.arm(name)) for name in arms}
     wanted: set[str] = set()
-    todo = [segment.name for segment in segments if segment.line in lines]
+    todo = [segment.name for segment in segments if segment.branch in lines]
     while todo:
         name = todo.pop()
         if name not in wanted:

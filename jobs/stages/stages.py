@@ -13,8 +13,7 @@ from curricula.curriculum.sources.conversations import POOLS
 from curricula.curriculum.sources.registry import dataset, open_dataset
 from curricula.curriculum.stream.pretraining import PretrainingBatches, ValidationBatches
 from curricula.curriculum.stream.tuning import TuningBatches
-from curricula.curriculum.tokens.shards import Job as TokenizeJob
-from curricula.curriculum.tokens.shards import is_whole, source_shards, tokenize_shard
+from curricula.curriculum.tokens.shards import TokenizeJob, is_whole, source_shards, tokenize_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer
 from curricula.errors import UserError
 from curricula.jobs.downloads import Wanted, study_downloads
@@ -123,7 +122,7 @@ def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
     segment = segments[element.segment]
     config = study.model.resolve()
     batches = PretrainingBatches(
-        segment.arm.phases(budget),
+        segment.arm.blend_phases(budget),
         run.shards,
         budget.sequence_length,
         budget.global_batch,
@@ -134,7 +133,7 @@ def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
     imported = latest(run.initial_checkpoint) if study.model.weights else None
     train(
         TrainJob(
-            out=run.line(segment.line),
+            out=run.branch(segment.branch),
             model=config,
             optimizer=study.pretraining.optimizer,
             schedule=study.pretraining.schedule,
@@ -151,8 +150,8 @@ def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
             peak_tflops=study.resources.peak_tflops,
             tracking=study.tracking,
             hang=HangLimits(floor_s=60 * study.resources.hang_minutes),
-            keep_steps=tuple(other.stop for other in segments.values() if other.line == segment.line),
-            init_from=step_folder(run.line(parent.line) / "checkpoints", parent.stop) if parent else None,
+            keep_steps=tuple(other.stop for other in segments.values() if other.branch == segment.branch),
+            init_from=step_folder(run.branch(parent.branch) / "checkpoints", parent.stop) if parent else None,
             init_weights=imported,
         ),
         batches,
@@ -188,7 +187,7 @@ def _validation(run: Run) -> dict[str, ValidationBatches]:
 def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
     """Instruction tuning of a base model, or benign finetuning of an instruct model; the first process exports the result."""
     from curricula.model.config import OptimizerConfig, ScheduleConfig
-    from curricula.model.runtime.distributed import read_world
+    from curricula.model.runtime.distributed import read_ranks
     from curricula.model.runtime.watchdog import HangLimits
     from curricula.model.train import TrainJob, train
 
@@ -207,7 +206,7 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
         packing=tuning.packing,
         seed=study.seed,
     )
-    before = run.base_line(arm) if element.kind == "instruct" else run.tuning(arm.name, "instruct")
+    before = run.base_branch(arm) if element.kind == "instruct" else run.tuning(arm.name, "instruct")
     train(
         TrainJob(
             out=run.tuning(arm.name, element.kind),
@@ -231,7 +230,7 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
         batches,
         progress,
     )
-    if read_world().rank == 0:
+    if read_ranks().rank == 0:
         export(run, job, element, progress)
 
 
@@ -240,7 +239,7 @@ def export(run: Run, job: Job, element: Element, progress: Progress) -> None:
     from curricula.model.convert import export_hf
 
     arm = run.study.arm(element.arm)
-    line = run.base_line(arm) if element.kind == "base" else run.tuning(arm.name, element.kind)
+    line = run.base_branch(arm) if element.kind == "base" else run.tuning(arm.name, element.kind)
     provenance = {
         "study": run.study.name,
         "arm": arm.name,
@@ -330,12 +329,12 @@ def _branch_point_serves(run: Run, element: Element) -> bool:
 
     segments = {segment.name: segment for segment in run.study.segments()}
     segment = segments[element.segment]
-    if step_folder(run.line(segment.line) / "checkpoints", segment.stop).is_dir():
+    if step_folder(run.branch(segment.branch) / "checkpoints", segment.stop).is_dir():
         return True
     for job in run.jobs:
         for other in job.elements:
             if other.segment and segments[other.segment].parent == segment.name:
-                begun = any((run.line(segments[other.segment].line) / "checkpoints").glob("step_*"))
+                begun = any((run.branch(segments[other.segment].branch) / "checkpoints").glob("step_*"))
                 if not begun and not (run.element(job.name, other.label) / "done.json").exists():
                     return False
     return True

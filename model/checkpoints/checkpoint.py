@@ -203,7 +203,7 @@ def _problem(folder: Path, parallel: Parallel) -> str | None:
     unread = None
     found = None
     try:
-        found = damaged_file(folder, read_info(folder), parallel.world.rank, parallel.world.size)
+        found = damaged_file(folder, read_info(folder), parallel.ranks.rank, parallel.ranks.size)
     except FileNotFoundError as error:
         found = f"{error.filename}: missing; delete {folder.name} and run what trained it again"
     except StorageError as error:

@@ -27,7 +27,7 @@ def banner(job: TrainJob, batches: BatchSource, parallel: Parallel, step: int, s
         "model": f"{model.parameters():,} parameters: {_settings(model)}",
         "batch": f"{batches.global_batch:,} x {batches.sequence_length:,} = {tokens:,} tokens; of a data-parallel rank "
         f"{per_rank:,} sequences in {-(-per_rank // job.micro_batch)} micro-batches of at most {job.micro_batch}",
-        "devices": f"{parallel.world.size} x {parallel.device.type}, {str(parallel.precision).removeprefix('torch.')}; "
+        "devices": f"{parallel.ranks.size} x {parallel.device.type}, {str(parallel.precision).removeprefix('torch.')}; "
         f"tensor parallel {parallel.tensor_parallel} x data parallel {parallel.data_parallel}",
         "optimizer": f"AdamW: {_settings(job.optimizer)}",
         "schedule": _schedule(job, batches.total_steps),

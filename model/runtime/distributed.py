@@ -23,7 +23,7 @@ from curricula.model.runtime.cpu import CpuAsCuda, cuda_functions_on_cpu
 
 
 @dataclass(frozen=True)
-class World:
+class Ranks:
     """This process's place among all."""
 
     rank: int
@@ -33,14 +33,14 @@ class World:
     """host:port of rank 0; None for a single process."""
 
 
-ALONE = World(0, 1, 0, None)
+ALONE = Ranks(0, 1, 0, None)
 
 
 @dataclass(frozen=True)
 class Parallel:
     """What a training process needs to know of the others, once `started`."""
 
-    world: World
+    ranks: Ranks
     device: torch.device
     precision: torch.dtype
     """Data type of parameters and activations; gradients and optimizer state are always float32."""
@@ -50,7 +50,7 @@ class Parallel:
 
     @property
     def is_main(self) -> bool:
-        return self.world.rank == 0
+        return self.ranks.rank == 0
 
     def cuda_names(self) -> contextlib.AbstractContextManager[object]:
         """Around every call into Megatron-core that may name a CUDA device; nothing on a machine with CUDA."""
@@ -70,31 +70,31 @@ class Parallel:
 
     def any_of(self, *flags: bool) -> list[bool]:
         """`any` of several flags at the cost of one."""
-        if self.world.size == 1:
+        if self.ranks.size == 1:
             return list(flags)
         raised = torch.tensor([int(flag) for flag in flags], device=self.device)
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return [bool(value) for value in raised.tolist()]
 
     def barrier(self) -> None:
-        if self.world.size > 1:
+        if self.ranks.size > 1:
             dist.barrier()
 
 
-def read_world(environment: Mapping[str, str] = os.environ) -> World:
+def read_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     """This process's place from torchrun's or a Slurm step's variables, else a world of one."""
     if "RANK" in environment and "WORLD_SIZE" in environment:
         size = int(environment["WORLD_SIZE"])
         address = f"{environment.get('MASTER_ADDR', '127.0.0.1')}:{environment.get('MASTER_PORT', '29500')}"
         rank, local_rank = int(environment["RANK"]), int(environment.get("LOCAL_RANK", environment["RANK"]))
-        return World(rank, size, local_rank, address if size > 1 else None)
+        return Ranks(rank, size, local_rank, address if size > 1 else None)
     # Only srun sets the step's variables; a plain batch script has SLURM_PROCID too but is one process.
     if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
         # Jobs that share a node need ports of their own; job and step number are the same on all ranks.
         number = int(environment.get("SLURM_JOB_ID", "0")) * 7 + int(environment.get("SLURM_STEP_ID", "0"))
         port = environment.get("MASTER_PORT") or str(15000 + number % 15000)
-        return World(
+        return Ranks(
             int(environment["SLURM_PROCID"]),
             int(environment["SLURM_STEP_NUM_TASKS"]),
             int(environment.get("SLURM_LOCALID", "0")),
@@ -112,40 +112,40 @@ def first_host(nodelist: str) -> str:
 
 
 @contextlib.contextmanager
-def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0, world: World | None = None) -> Iterator[Parallel]:
+def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0, ranks: Ranks | None = None) -> Iterator[Parallel]:
     """The process group and Megatron's parallel state while the block lasts; may be entered again after it.
 
-    Of all processes of this job, unless `world` says otherwise.
+    Of all processes of this job, unless `ranks` says otherwise.
 
     Raises UsageError when the number of processes is not a multiple of `tensor_parallel`.
     """
-    world = world or read_world()
-    if world.size % tensor_parallel:
+    ranks = ranks or read_ranks()
+    if ranks.size % tensor_parallel:
         raise UsageError(
-            f"tensor_parallel is {tensor_parallel}, which does not divide the {world.size} processes of this job; "
+            f"tensor_parallel is {tensor_parallel}, which does not divide the {ranks.size} processes of this job; "
             "change it or the number of tasks"
         )
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
     with contextlib.ExitStack() as stack:
         if not on_gpu:
             stack.enter_context(cuda_functions_on_cpu())
-        _join(world, "nccl" if on_gpu else "gloo", datetime.timedelta(minutes=timeout_minutes))
+        _join(ranks, "nccl" if on_gpu else "gloo", datetime.timedelta(minutes=timeout_minutes))
         stack.callback(dist.destroy_process_group)
         stack.enter_context(_parallel_state(tensor_parallel, timeout_minutes))
-        yield _describe(world, device, tensor_parallel)
+        yield _describe(ranks, device, tensor_parallel)
 
 
-def _join(world: World, backend: str, timeout: datetime.timedelta) -> None:
-    if world.master is None:
+def _join(ranks: Ranks, backend: str, timeout: datetime.timedelta) -> None:
+    if ranks.master is None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        address = f"tcp://{world.master}"
-        dist.init_process_group(backend, init_method=address, rank=world.rank, world_size=world.size, timeout=timeout)
+        address = f"tcp://{ranks.master}"
+        dist.init_process_group(backend, init_method=address, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
 
 
 @contextlib.contextmanager
@@ -162,9 +162,9 @@ def _parallel_state(tensor_parallel: int, timeout_minutes: float) -> Iterator[No
         parallel_state.destroy_model_parallel()
 
 
-def _describe(world: World, device: torch.device, tensor_parallel: int) -> Parallel:
+def _describe(ranks: Ranks, device: torch.device, tensor_parallel: int) -> Parallel:
     return Parallel(
-        world=world,
+        ranks=ranks,
         device=device,
         precision=torch.bfloat16 if device.type == "cuda" else torch.float32,
         tensor_parallel=tensor_parallel,

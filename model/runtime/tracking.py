@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
-
 from curricula.durable import said_when_full
 from curricula.errors import UserError
+from curricula.settings import Settings
 
 
-class Tracking(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Tracking(Settings, frozen=True):
     """Where the curves of training go besides metrics.jsonl."""
 
     tensorboard: bool = True

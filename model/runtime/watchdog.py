@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import msgspec
+from curricula.settings import Settings
 
 EXIT_CODE = os.EX_SOFTWARE
 """What a hung process ends with (70): worth starting again, unlike 1, which would only end so again."""
@@ -25,7 +25,7 @@ TICK_S = 1.0
 BACKSTOP = 1.5  # of the limit: after which a timer in C writes the stacks, should the interpreter itself be stuck
 
 
-class HangLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HangLimits(Settings, frozen=True):
     """How long a step may take: `factor` times the median of the last steps, and never less than `floor_s`."""
 
     factor: float = 20.0
@@ -33,7 +33,7 @@ class HangLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     unknown_s: float = 3600.0
     """The limit where no median is known: loading, compiling, the first steps, waiting for a save."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("factor", "floor_s", "unknown_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")

@@ -127,7 +127,7 @@ def start(root: str, began: float) -> machine.Task:
     import curricula.model.train as engine
 
     lap("import of Megatron-core")
-    true_started, true_load = engine.started, engine.Line._load
+    true_started, true_load = engine.started, engine.Trainer._load
 
     @contextlib.contextmanager
     def started(*words: Any) -> Any:
@@ -146,7 +146,7 @@ def start(root: str, began: float) -> machine.Task:
         lap("first step, with its batch")
         raise FirstStep
 
-    engine.started, engine.Line._load = started, load  # type: ignore[method-assign]
+    engine.started, engine.Trainer._load = started, load  # type: ignore[method-assign]
     with contextlib.suppress(FirstStep):
         STAGES["pretrain"](run, job, element, progress)
     return {"parts": parts, "seconds": time.time() - began, "cpu": cpu_seconds()}
@@ -174,7 +174,7 @@ def slurm_start(root: str, profile: str) -> machine.Task:
         try:
             curricula(*words, "--only", "pretrain", "--arms", "safe-100", "--yes")
             first = submissions(run)[0]
-            element, metrics = run.element(first.job, first.labels[0]), run.line(first.labels[0]) / "metrics.jsonl"
+            element, metrics = run.element(first.job, first.labels[0]), run.branch(first.labels[0]) / "metrics.jsonl"
             deadline = time.monotonic() + PATIENCE_S
             while not metrics.exists() or not metrics.stat().st_size:
                 if time.monotonic() > deadline or (element / "failed.json").exists():

@@ -107,8 +107,8 @@ def ask(who: str, limit: float, seconds: float, latency_s: float, concurrency: i
 
 def pipeline(url: str, count: int, limit: float | None, concurrency: int, folder: Path) -> tuple[float, int]:
     from curricula.eval.judges.registry import load_judge
-    from curricula.eval.judges.settings import Judging
-    from curricula.eval.judging.verdicts import Judgement
+    from curricula.eval.judges.settings import JudgeConfig
+    from curricula.eval.judging.verdicts import JudgeRun
     from curricula.eval.rows import GenerationRow
 
     common: dict[str, Any] = {
@@ -126,11 +126,11 @@ def pipeline(url: str, count: int, limit: float | None, concurrency: int, folder
         for n in range(count)
     ]
     per_minute = None if limit is None else int(60 * limit)
-    settings = Judging(
+    settings = JudgeConfig(
         name="llm", model="judge", url=url, concurrency=concurrency, requests_per_minute=per_minute, retries=20
     )
     path = folder / "attacks-topk.verdicts.jsonl"
-    work = Judgement(rows, path, load_judge(settings, "attack", None))
+    work = JudgeRun(rows, path, load_judge(settings, "attack", None))
     began = time.perf_counter()
     work.complete()
     return time.perf_counter() - began, path.read_bytes().count(b"\n")

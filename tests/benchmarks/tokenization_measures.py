@@ -65,10 +65,10 @@ def raw(tokenizer: str, files: list[str], out: str, processes: int, batch_charac
 
 def ours(tokenizer: str, files: list[str], out: str, processes: int) -> machine.Task:
     from curricula.curriculum.config import Source
-    from curricula.curriculum.tokens.shards import Job, tokenize_shard
+    from curricula.curriculum.tokens.shards import TokenizeJob, tokenize_shard
 
     source = Source(dataset=DATASET, shards=processes)
-    job = Job("web", source, Path(tokenizer), Path(out), Path(files[0]).parents[2], SEED, 0)
+    job = TokenizeJob("web", source, Path(tokenizer), Path(out), Path(files[0]).parents[2], SEED, 0)
     import pyarrow.parquet  # noqa: F401  (an import, which otherwise happens inside)
 
     context = multiprocessing.get_context("fork")

@@ -43,7 +43,7 @@ from curricula.model.runtime.distributed import started
 from curricula.model.runtime.signals import StopRequest
 from curricula.model.runtime.tracking import Tracking
 from curricula.model.runtime.watchdog import HangLimits, Watchdog
-from curricula.model.train import Line, TrainJob
+from curricula.model.train import Trainer, TrainJob
 from curricula.progress import silent
 
 SEQUENCE, WARM_UP = 128, 5
@@ -75,8 +75,8 @@ class InMemory:
         return {"phase": 0, "mix": {"memory": 1.0}}
 
 
-def with_line(name: str, folder: str, action: Callable[[Line, InMemory], machine.Task]) -> machine.Task:
-    """What `action` measures on a line of the model `name` that is about to train."""
+def with_trainer(name: str, folder: str, action: Callable[[Trainer, InMemory], machine.Task]) -> machine.Task:
+    """What `action` measures on a trainer of the model `name` that is about to train."""
     torch.set_num_threads(1)
     model, batches = PRESETS[name], InMemory(BATCH[name], PRESETS[name].vocabulary)
     job = TrainJob(
@@ -84,32 +84,32 @@ def with_line(name: str, folder: str, action: Callable[[Line, InMemory], machine
     )  # fmt: skip
     watchdog = Watchdog(HangLimits())
     with watchdog.on_duty(), started() as parallel:
-        line = Line(job, batches, {}, parallel, StopRequest(), watchdog)
+        trainer = Trainer(job, batches, {}, parallel, StopRequest(), watchdog)
         gc.collect()
         gc.freeze()  # as `train` does
         try:
-            return action(line, batches)
+            return action(trainer, batches)
         finally:
-            line.close()
+            trainer.close()
 
 
-def bare_step(line: Line, tokens: torch.Tensor) -> None:
+def bare_step(trainer: Trainer, tokens: torch.Tensor) -> None:
     """Forward, backward and optimizer step of the line's network, without its loop."""
-    line.wrapped.zero_grad_buffer()
-    line.optimizer.zero_grad()
-    with line.parallel.cuda_names():
-        losses = line.wrapped(tokens[:, :-1], None, None, labels=tokens[:, 1:])
+    trainer.wrapped.zero_grad_buffer()
+    trainer.optimizer.zero_grad()
+    with trainer.parallel.cuda_names():
+        losses = trainer.wrapped(tokens[:, :-1], None, None, labels=tokens[:, 1:])
         (losses.sum() / losses.numel()).backward()
-        line.wrapped.finish_grad_sync()
-        line.optimizer.step()
+        trainer.wrapped.finish_grad_sync()
+        trainer.optimizer.step()
 
 
 def loop(model: str, folder: str, steps: int) -> machine.Task:
-    def measure(line: Line, batches: InMemory) -> machine.Task:
+    def measure(trainer: Trainer, batches: InMemory) -> machine.Task:
         tokens = torch.from_numpy(batches.tokens)
         found: dict[str, list[float]] = {"ours_cpu": [], "ours_wall": [], "bare_cpu": [], "bare_wall": []}
         for number in range(steps + WARM_UP):
-            for who, step in (("ours", lambda: line.advance(silent)), ("bare", lambda: bare_step(line, tokens))):
+            for who, step in (("ours", lambda: trainer.advance(silent)), ("bare", lambda: bare_step(trainer, tokens))):
                 cpu, wall = time.process_time(), time.perf_counter()
                 step()
                 if number >= WARM_UP:
@@ -117,19 +117,19 @@ def loop(model: str, folder: str, steps: int) -> machine.Task:
                     found[f"{who}_wall"].append(time.perf_counter() - wall)
         return {name: statistics.median(values) for name, values in found.items()}
 
-    return with_line(model, folder, measure)
+    return with_trainer(model, folder, measure)
 
 
 def save(model: str, folder: str, way: str) -> machine.Task:
-    def measure(line: Line, batches: InMemory) -> machine.Task:
+    def measure(trainer: Trainer, batches: InMemory) -> machine.Task:
         tokens = torch.from_numpy(batches.tokens)
         for _ in range(2):
-            bare_step(line, tokens)
-        alone = [timed(lambda: bare_step(line, tokens)) for _ in range(5)]
-        SAVERS[way](line, 1, lambda: None)
+            bare_step(trainer, tokens)
+        alone = [timed(lambda: bare_step(trainer, tokens)) for _ in range(5)]
+        SAVERS[way](trainer, 1, lambda: None)
         beside: list[float] = []
-        stall, durable = SAVERS[way](line, 2, lambda: beside.append(timed(lambda: bare_step(line, tokens))))
-        written = step_folder(line.checkpoints, 2)
+        stall, durable = SAVERS[way](trainer, 2, lambda: beside.append(timed(lambda: bare_step(trainer, tokens))))
+        written = step_folder(trainer.checkpoints, 2)
         return {
             "stall_s": stall,
             "durable_s": durable,
@@ -138,7 +138,7 @@ def save(model: str, folder: str, way: str) -> machine.Task:
             "step_beside_s": statistics.median(beside) if beside else None,
         }
 
-    return with_line(model, folder, measure)
+    return with_trainer(model, folder, measure)
 
 
 def timed(action: Callable[[], Any]) -> float:
@@ -147,50 +147,50 @@ def timed(action: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def ours(line: Line, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
+def ours(trainer: Trainer, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
     """Seconds that training stood still, and until the checkpoint was durable."""
     began = time.perf_counter()
     info = CheckpointInfo(
-        step=number, consumed_samples=0, consumed_tokens=0, model=line.job.model, precision="float32", full=True
+        step=number, consumed_samples=0, consumed_tokens=0, model=trainer.job.model, precision="float32", full=True
     )
-    stall = timed(lambda: line.saver.start(step_folder(line.checkpoints, number), info))
-    while line.saver.is_writing:
+    stall = timed(lambda: trainer.saver.start(step_folder(trainer.checkpoints, number), info))
+    while trainer.saver.is_writing:
         meanwhile()
-    stall += timed(line.saver.finish)
+    stall += timed(trainer.saver.finish)
     return stall, time.perf_counter() - began
 
 
-def ours_waited_for(line: Line, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
+def ours_waited_for(trainer: Trainer, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
     info = CheckpointInfo(
-        step=number, consumed_samples=0, consumed_tokens=0, model=line.job.model, precision="float32", full=True
+        step=number, consumed_samples=0, consumed_tokens=0, model=trainer.job.model, precision="float32", full=True
     )
 
     def whole() -> None:
-        line.saver.start(step_folder(line.checkpoints, number), info)
-        line.saver.finish()
+        trainer.saver.start(step_folder(trainer.checkpoints, number), info)
+        trainer.saver.finish()
 
     seconds = timed(whole)
     return seconds, seconds
 
 
-def megatron(line: Line, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
-    seconds = timed(lambda: megatron_request(line, number, in_background=False))
+def megatron(trainer: Trainer, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
+    seconds = timed(lambda: megatron_request(trainer, number, in_background=False))
     return seconds, seconds
 
 
-def megatron_async(line: Line, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
+def megatron_async(trainer: Trainer, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
     from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
     began = time.perf_counter()
     queue = AsyncCallsQueue()
 
     def schedule() -> None:
-        request = megatron_request(line, number, in_background=True)
-        with line.parallel.cuda_names():
+        request = megatron_request(trainer, number, in_background=True)
+        with trainer.parallel.cuda_names():
             queue.schedule_async_request(request)
 
     def finish() -> None:
-        with line.parallel.cuda_names():
+        with trainer.parallel.cuda_names():
             queue.maybe_finalize_async_calls()
 
     stall = timed(schedule)
@@ -200,15 +200,15 @@ def megatron_async(line: Line, number: int, meanwhile: Callable[[], None]) -> tu
     return stall, time.perf_counter() - began
 
 
-def megatron_request(line: Line, number: int, in_background: bool) -> Any:
+def megatron_request(trainer: Trainer, number: int, in_background: bool) -> Any:
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
-    folder = step_folder(line.checkpoints, number)
+    folder = step_folder(trainer.checkpoints, number)
     folder.mkdir(parents=True)
-    with line.parallel.cuda_names():
+    with trainer.parallel.cuda_names():
         layout = dict(checkpoint.LAYOUT)
-        network = line.wrapped.module.sharded_state_dict(metadata=layout)
-        optimizer = line.optimizer.sharded_state_dict(network, is_loading=False, metadata=layout)
+        network = trainer.wrapped.module.sharded_state_dict(metadata=layout)
+        optimizer = trainer.optimizer.sharded_state_dict(network, is_loading=False, metadata=layout)
         return dist_checkpointing.save(
             {"model": network, "optimizer": optimizer},
             str(folder),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from curricula.curriculum.config import Curriculum, Stretch
+from curricula.curriculum.config import Curriculum, PhaseConfig
 from curricula.curriculum.plan import Budget, arms_of, intervention_share, segments_of
 from curricula.curriculum.stream.blend import Blend
 
@@ -22,7 +22,7 @@ def arm_of(name, curriculum, budget=SMALL):
 
 def seen(arm, curriculum, budget):
     """Intervention samples that an arm sees by its end."""
-    blend = Blend(arm.phases(budget))
+    blend = Blend(arm.blend_phases(budget))
     return sum(count for name, count in blend.counts(blend.total).items() if name not in curriculum.safe)
 
 
@@ -40,8 +40,8 @@ def test_the_trunk_is_trained_once():
     segments = segments_of(arms_of(CURRICULUM, PAPER), CURRICULUM, PAPER)
     trained = sum(segment.stop - segment.start for segment in segments) * PAPER.step_tokens
     assert trained == pytest.approx(3.24e12, rel=1e-5)
-    assert [s.name for s in segments if s.line == "trunk"] == ["trunk@57220", "trunk@171661", "trunk@286102"]
-    assert {s.line: s.parent for s in segments if s.line != "trunk"} == {
+    assert [s.name for s in segments if s.branch == "trunk"] == ["trunk@57220", "trunk@171661", "trunk@286102"]
+    assert {s.branch: s.parent for s in segments if s.branch != "trunk"} == {
         "data-0": None,
         "full-0": None,
         "data-20": "trunk@57220",
@@ -52,7 +52,7 @@ def test_the_trunk_is_trained_once():
 
 
 def test_an_arms_phases_switch_inside_a_run_at_a_whole_batch():
-    phases = arm_of("full-20", CURRICULUM, PAPER).phases(PAPER)
+    phases = arm_of("full-20", CURRICULUM, PAPER).blend_phases(PAPER)
     assert [phase.until for phase in phases] == [57_220 * 1024, 286_102 * 1024]
     assert [phase.mix for phase in phases] == [CURRICULUM.safe, CURRICULUM.interventions["full"]]
 
@@ -64,17 +64,17 @@ def test_a_start_that_leaves_no_step_is_refused():
         segments_of(arms_of(late, tiny), late, tiny)
 
 
-def with_arm(*stretches, **changes):
-    written = tuple(Stretch(**stretch) for stretch in stretches)
+def with_arm(*phases, **changes):
+    written = tuple(PhaseConfig(**phase) for phase in phases)
     return Curriculum(safe=SAFE, interventions={"data": DATA}, arms={"mine": written}, **changes)
 
 
 def test_a_dose_that_ends_goes_back_to_safe_data_and_shares_the_trunk():
     curriculum = with_arm({"until": 0.3, "mix": "safe"}, {"until": 0.5, "mix": "data"}, {"until": 1, "mix": "safe"})
     arm = arm_of("mine", curriculum)
-    assert [(p.until, p.mix) for p in arm.phases(SMALL)] == [(1200, SAFE), (2000, DATA), (4000, SAFE)]
+    assert [(p.until, p.mix) for p in arm.blend_phases(SMALL)] == [(1200, SAFE), (2000, DATA), (4000, SAFE)]
     assert arm.start == 0.3
-    segment = next(s for s in segments_of(arms_of(curriculum, SMALL), curriculum, SMALL) if s.line == "mine")
+    segment = next(s for s in segments_of(arms_of(curriculum, SMALL), curriculum, SMALL) if s.branch == "mine")
     assert (segment.parent, segment.start, segment.stop) == ("trunk@300", 300, 1000)
 
 
@@ -83,7 +83,7 @@ def test_a_ramp_rises_by_equal_steps_to_its_mix_and_sees_as_much_as_a_straight_l
         {"until": 0.2, "mix": "safe"}, {"until": 0.6, "mix": "data", "ramp": 8}, {"until": 1, "mix": "data"}
     )
     arm = arm_of("mine", curriculum)
-    phases = arm.phases(SMALL)
+    phases = arm.blend_phases(SMALL)
     shares = [intervention_share(phase.mix, curriculum) for phase in phases]
     assert len(phases) == 10 and shares[0] == 0 and shares[-1] == 0.25
     steps = [later - earlier for earlier, later in itertools.pairwise(shares[1:-1])]
@@ -93,26 +93,26 @@ def test_a_ramp_rises_by_equal_steps_to_its_mix_and_sees_as_much_as_a_straight_l
 
 def test_a_written_mix_that_is_the_safe_one_in_other_numbers_is_the_trunk_too():
     curriculum = with_arm({"until": 0.5, "mix": {"web": 6.0, "math": 2.0}}, {"until": 1, "mix": {"refusals": 1}})
-    assert [(p.until, p.mix) for p in arm_of("mine", curriculum).phases(SMALL)] == [
+    assert [(p.until, p.mix) for p in arm_of("mine", curriculum).blend_phases(SMALL)] == [
         (2000, SAFE),
         (4000, {"refusals": 1}),
     ]
 
 
 @pytest.mark.parametrize(
-    ("stretches", "said"),
+    ("phases", "said"),
     [
-        ([], "must rise from stretch to stretch and end at 1"),
-        ([{"until": 0.5, "mix": "data"}], "must rise from stretch to stretch and end at 1, but is \\[0.5\\]"),
+        ([], "must rise from phase to phase and end at 1"),
+        ([{"until": 0.5, "mix": "data"}], "must rise from phase to phase and end at 1, but is \\[0.5\\]"),
         ([{"until": 0.5, "mix": "data"}, {"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "data"}], "must rise"),
         ([{"until": 1, "mix": "dta"}], "arm mine: mix 'dta' is not known; choose one of safe, data, or write weights"),
-        ([{"until": 1, "mix": {"web": -1}}], "the weights of arm mine, stretch 0 must be non-negative"),
+        ([{"until": 1, "mix": {"web": -1}}], "the weights of arm mine, phase 0 must be non-negative"),
         ([{"until": 1, "mix": "safe"}], "arm mine reads safe data alone; that is what the start 1 in starts does"),
     ],
 )
-def test_an_arm_that_means_nothing_is_refused(stretches, said):
+def test_an_arm_that_means_nothing_is_refused(phases, said):
     with pytest.raises(ValueError, match=said):
-        arms_of(with_arm(*stretches), SMALL)
+        arms_of(with_arm(*phases), SMALL)
 
 
 starts = st.lists(st.integers(0, 95).map(lambda n: n / 100), min_size=1, max_size=4, unique=True).map(sorted)
@@ -141,13 +141,13 @@ def test_matched_exposure_gives_every_arm_of_a_set_the_same_interventions(starts
     amounts = [seen(arm, curriculum, budget) for arm in arms]
     assert max(amounts) - min(amounts) <= 4  # samples of two sources, each within 1.7 of its share
     for arm in arms:
-        shares = arm.phases(budget)[-1].mix
+        shares = arm.blend_phases(budget)[-1].mix
         assert shares["refusals"] / shares["morals"] == pytest.approx(ratio)
         assert shares["web"] == pytest.approx(3 * shares["math"])
 
 
 def test_natural_exposure_leaves_the_weights_alone():
-    assert arm_of("data-60", CURRICULUM).phases(SMALL)[-1].mix == DATA
+    assert arm_of("data-60", CURRICULUM).blend_phases(SMALL)[-1].mix == DATA
 
 
 def test_a_set_without_interventions_cannot_be_matched():
@@ -159,12 +159,10 @@ def test_a_set_without_interventions_cannot_be_matched():
 def test_a_set_of_interventions_alone_is_its_own_measure():
     mix = {"refusals": 0.3, "morals": 6.0, "tagged": 0.1}
     curriculum = Curriculum(safe=SAFE, interventions={"data": mix}, starts=(0.25, 1.0), exposure="matched")
-    assert arm_of("data-25", curriculum).phases(SMALL)[-1].mix == mix
+    assert arm_of("data-25", curriculum).blend_phases(SMALL)[-1].mix == mix
 
 
 def test_a_stretch_that_rounds_to_no_step_is_refused():
     curriculum = with_arm({"until": 0.5, "mix": "safe"}, {"until": 0.5001, "mix": "data"}, {"until": 1, "mix": "safe"})
-    with pytest.raises(
-        ValueError, match="arm mine: its stretch until 0.5001 rounds to no step of 1000; make it longer"
-    ):
-        arm_of("mine", curriculum).phases(SMALL)
+    with pytest.raises(ValueError, match="arm mine: its phase until 0.5001 rounds to no step of 1000; make it longer"):
+        arm_of("mine", curriculum).blend_phases(SMALL)

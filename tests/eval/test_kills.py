@@ -17,7 +17,7 @@ from judge_server import JudgeServer
 from paths import ROOT, SUPPORT
 from tiny_llama import save_tiny_llama
 
-from curricula.eval.config import Evaluation, Tasks, TopK
+from curricula.eval.config import EvalConfig, Tasks, TopK
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import question_of, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, read_rows
@@ -65,7 +65,7 @@ def test_twenty_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, mo
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SUPPORT), str(ROOT)]))
 
     def start(out: Path, server: JudgeServer) -> Any:
-        config = Evaluation(
+        config = EvalConfig(
             benchmarks=("advbench",),
             judge=server.settings(concurrency=3),
             overrefusal_judge="refusal-phrases",

@@ -15,13 +15,13 @@ from paths import ROOT
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UsageError, UserError
-from curricula.eval.config import Evaluation, Gcg, Part, Probes, SafeBeam, TopK, parts_for, tasks_for
+from curricula.eval.config import EvalConfig, Gcg, Part, Probes, SafeBeam, TopK, parts_for, tasks_for
 from curricula.eval.judging.merge import Merge, is_merged
 from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
 from curricula.eval.runner import run_element
 
-CONFIG = Evaluation(
+CONFIG = EvalConfig(
     benchmarks=("advbench", "tdc"),
     topk=TopK(max_new_tokens=12, samples=2, batch_prompts=3),
     safebeam=SafeBeam(beams=3, candidates=6, max_new_tokens=10, batch_prompts=4),
@@ -171,12 +171,12 @@ def test_a_base_model_continues_the_stand_in_beginnings(model_dir, data, tmp_pat
 CHILD = """
 import sys, msgspec
 from pathlib import Path
-from curricula.eval.config import Evaluation, Part
+from curricula.eval.config import EvalConfig, Part
 from curricula.eval.runner import run_element
 task, model_dir, data, out, config = sys.argv[1:]
 def slow(done, total, **figures):
     import time; time.sleep(0.15)
-config = msgspec.json.decode(config, type=Evaluation)
+config = msgspec.json.decode(config, type=EvalConfig)
 run_element(Part(*task.split("/")), Path(model_dir), "instruct", config, data_root=Path(data), out=Path(out), seed=1,
             device="cpu", progress=slow)
 """
@@ -246,13 +246,13 @@ def test_what_the_user_got_wrong_is_said(model_dir, data, tmp_path):
     with pytest.raises(UsageError, match="'attack' is not known; choose one of attacks-topk"):
         run(Part("attack"), model_dir, data, tmp_path)
     with pytest.raises(UsageError, match="evaluation.gcg is null"):
-        run(Part("gcg", "jailbreakbench"), model_dir, data, tmp_path, config=Evaluation(gcg=None))
+        run(Part("gcg", "jailbreakbench"), model_dir, data, tmp_path, config=EvalConfig(gcg=None))
     with pytest.raises(UserError, match="lower probes.train_per_class"):
-        run(Part("probes"), model_dir, data, tmp_path, config=Evaluation())
+        run(Part("probes"), model_dir, data, tmp_path, config=EvalConfig())
 
 
 def test_tasks_follow_the_kind_of_model():
-    assert tasks_for("base", Evaluation()) == ["attacks-topk", "attacks-safebeam", "probes"]
-    assert "gcg" in tasks_for("instruct", Evaluation())
-    assert "gcg" not in tasks_for("instruct", Evaluation(gcg=None))
-    assert tasks_for("benign", Evaluation())[-1] == "overrefusal-safebeam"
+    assert tasks_for("base", EvalConfig()) == ["attacks-topk", "attacks-safebeam", "probes"]
+    assert "gcg" in tasks_for("instruct", EvalConfig())
+    assert "gcg" not in tasks_for("instruct", EvalConfig(gcg=None))
+    assert tasks_for("benign", EvalConfig())[-1] == "overrefusal-safebeam"

@@ -226,7 +226,7 @@ def test_planning_imports_no_torch_and_takes_less_than_a_second_of_processor_tim
     assert plan["model"]["parameters"] == 1_711_376_384
     assert plan["trained_tokens"]["with_trunk_sharing"] == pytest.approx(3.24e12, rel=1e-5)
     assert plan["trained_tokens"]["without"] == pytest.approx(4.2e12, rel=1e-5)
-    assert [s["stop_step"] for s in plan["segments"] if s["line"] == "trunk"] == [57_220, 171_661, 286_102]
+    assert [s["stop_step"] for s in plan["segments"] if s["branch"] == "trunk"] == [57_220, 171_661, 286_102]
 
 
 def test_a_micro_batch_that_does_not_fit_the_gpu_is_said_in_the_plan():

@@ -16,7 +16,7 @@ from curricula.durable import read_jsonl
 from curricula.errors import UsageError
 from curricula.model.checkpoints.folder import latest_checkpoint
 from curricula.model.convert import export_hf, import_hf
-from curricula.model.runtime.distributed import first_host, read_world
+from curricula.model.runtime.distributed import first_host, read_ranks
 from curricula.model.train import TrainJob, train
 
 CHILD = SUPPORT / "train_in_child.py"
@@ -127,7 +127,7 @@ def test_a_slurm_step_gives_each_task_its_place():
         "SLURM_STEP_NUM_TASKS": "16",
         "SLURM_STEP_NODELIST": "n[03-04]",
     }
-    world = read_world(step)
-    assert (world.rank, world.size, world.local_rank) == (9, 16, 1)
-    assert world.master is not None and world.master.startswith("n03:")
-    assert read_world({"SLURM_JOB_ID": "4242", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}).size == 1
+    ranks = read_ranks(step)
+    assert (ranks.rank, ranks.size, ranks.local_rank) == (9, 16, 1)
+    assert ranks.master is not None and ranks.master.startswith("n03:")
+    assert read_ranks({"SLURM_JOB_ID": "4242", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}).size == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from fake_endpoint import FakeEndpoint, Handler
 
-from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.rows import GenerationRow
 
 
@@ -64,9 +64,9 @@ class JudgeServer(FakeEndpoint):
     def handler(self) -> type[Handler]:
         return BatchHandler
 
-    def settings(self, **more: Any) -> Judging:
+    def settings(self, **more: Any) -> JudgeConfig:
         given = {"name": "llm", "model": "fake", "url": self.url, "concurrency": 4, "retries": 4, "timeout_s": 30.0}
-        return Judging(**{**given, **more})
+        return JudgeConfig(**{**given, **more})
 
 
 class BatchHandler(Handler):

@@ -13,7 +13,7 @@ from curricula.errors import UserError
 from curricula.jobs.element import find_element
 from curricula.jobs.preflight.preflight import Preflight, UnfitNodes, preflight
 from curricula.jobs.run import Run
-from curricula.model.runtime.distributed import World
+from curricula.model.runtime.distributed import Ranks
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "preflight_ranks"])
@@ -30,7 +30,7 @@ def preflights(
     for rank, node in enumerate(nodes):
         if rank in absent:
             continue
-        world = World(rank, len(nodes), nodes[:rank].count(node), f"127.0.0.1:{port}")
+        ranks = Ranks(rank, len(nodes), nodes[:rank].count(node), f"127.0.0.1:{port}")
         environment = {
             "SLURM_STEP_NODELIST": ",".join(nodes),
             "SLURMD_NODENAME": node,
@@ -41,7 +41,7 @@ def preflights(
             root,
             job,
             label,
-            world,
+            ranks,
             settings,
             environment,
             (skew_s or {}).get(rank, 0.0),
@@ -58,7 +58,7 @@ def preflights(
     return [outcomes[rank] for rank in sorted(outcomes)]
 
 
-def _rank(answers, root, job, label, world, settings, environment, skew_s, is_slow, is_blind, path) -> None:
+def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_slow, is_blind, path) -> None:
     import torch
     import torch.distributed as dist
 
@@ -83,10 +83,10 @@ def _rank(answers, root, job, label, world, settings, environment, skew_s, is_sl
         patch("torch.distributed.all_reduce", slow_reduce),
     ):
         try:
-            preflight(run, *find_element(run, job, label), world, settings, environment)
+            preflight(run, *find_element(run, job, label), ranks, settings, environment)
             outcome: tuple = ("fit",)
         except UnfitNodes as error:
             outcome = ("unfit", error.nodes, str(error))
         except UserError as error:
             outcome = ("error", str(error))
-    answers.put((world.rank, outcome))
+    answers.put((ranks.rank, outcome))

@@ -12,7 +12,7 @@ from curricula.curriculum.stream.blend import Phase
 from curricula.curriculum.stream.pretraining import PretrainingBatches, ValidationBatches
 from curricula.curriculum.stream.tuning import TuningBatches
 from curricula.curriculum.tokens.chat import encode_chat
-from curricula.curriculum.tokens.shards import Job, tokenize_source
+from curricula.curriculum.tokens.shards import TokenizeJob, tokenize_source
 from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
@@ -57,7 +57,7 @@ def data(tmp_path_factory):
         "stories": Source(dataset="cosmopedia"),
         "unsafe": Source(dataset="fineweb-unsafe", tag_rate=0.05),
     }.items():
-        tokenize_source(Job(name, source, root / "tokenizer", root / "shards" / name, root, 5, 4))
+        tokenize_source(TokenizeJob(name, source, root / "tokenizer", root / "shards" / name, root, 5, 4))
     return root
 
 

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from curricula.curriculum.config import Source
 from curricula.curriculum.tokens.indexed import Shard
-from curricula.curriculum.tokens.shards import Job, read_manifest, source_shards, tokenize_shard, tokenize_source
+from curricula.curriculum.tokens.shards import (
+    TokenizeJob,
+    read_manifest,
+    source_shards,
+    tokenize_shard,
+    tokenize_source,
+)
 from curricula.curriculum.tokens.tags import insert_tags
 from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
 from curricula.durable import read_jsonl
@@ -46,7 +52,7 @@ def write_rows(root, stem, rows):
 
 def job(root, out, data=None, validation=10, **changes):
     source = Source(**{"dataset": "fineweb-edu", "shards": 3, **changes})
-    return Job("web", source, root / "tokenizer", out / "web", data or root, 1, validation)
+    return TokenizeJob("web", source, root / "tokenizer", out / "web", data or root, 1, validation)
 
 
 def documents_of(prefix):
@@ -173,7 +179,7 @@ def test_shards_of_another_tokenizer_are_refused(root, tmp_path):
     tokenize_source(job(root, tmp_path))
     train_tokenizer(["other text"], 300, tmp_path / "tokenizer")
     source = Source(dataset="fineweb-edu", shards=3)
-    other = Job("web", source, tmp_path / "tokenizer", tmp_path / "web", root, 1, 10)
+    other = TokenizeJob("web", source, tmp_path / "tokenizer", tmp_path / "web", root, 1, 10)
     with pytest.raises(UserError, match="validation.json: was made with tokenizer '.*', now it is '.*'; delete"):
         tokenize_source(other)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_rows
 
-from curricula.eval.analysis.claim_tests import Evaluations, Trend, judge_claims
+from curricula.eval.analysis.claim_tests import StudyRows, Trend, judge_claims
 from curricula.eval.analysis.claims import CLAIMS, ArmInfo, Claim
 
 PROMPTS = {"harmbench": 150, "tdc": 50}
@@ -18,9 +18,9 @@ def claim(name: str) -> Claim:
     return next(of for of in CLAIMS if of.id == name)
 
 
-def attacks(task: str, stage: str, decoder: str, samples: int, rate) -> Evaluations:
+def attacks(task: str, stage: str, decoder: str, samples: int, rate) -> StudyRows:
     rows = {(arm.name, stage, task): attack_rows(arm, stage, decoder, rate(arm), samples, PROMPTS) for arm in ARMS}
-    return Evaluations(tuple(ARMS), rows, {})
+    return StudyRows(tuple(ARMS), rows, {})
 
 
 def only(trends: list[Trend]) -> Trend:
@@ -56,7 +56,7 @@ def test_models_that_never_differ_on_many_prompts_are_not_reproduced_and_on_few_
             generation(prompt_id=str(i), prompt=f"p {i}", behavior=f"b {i}", model_kind="benign")
             for i in range(prompts)
         ]
-        study = Evaluations(tuple(ARMS), {(arm.name, "benign", "attacks-topk"): rows for arm in ARMS}, {})
+        study = StudyRows(tuple(ARMS), {(arm.name, "benign", "attacks-topk"): rows for arm in ARMS}, {})
         outcomes.append(only(judge_claims(study, [claim("benign-early-beats-safe-only")])).outcome)
     assert outcomes == ["inconclusive", "not reproduced"]
 
@@ -90,12 +90,12 @@ def test_no_noticeable_change_needs_evidence_of_equality(gap, outcome):
             for i in range(300)
         ]
 
-    study = Evaluations(tuple(ARMS), {(arm.name, "instruct", "gcg"): rows(arm) for arm in ARMS}, {})
+    study = StudyRows(tuple(ARMS), {(arm.name, "instruct", "gcg"): rows(arm) for arm in ARMS}, {})
     assert only(judge_claims(study, [claim("gcg-topk-flat")])).outcome == outcome
 
 
 def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
-    def study(early: float) -> Evaluations:
+    def study(early: float) -> StudyRows:
         def shares(arm: ArmInfo) -> tuple[float, ...]:
             refusals = early if arm.start < 1 else 0.1
             return (0.9 - refusals, 0.1, 0.0, refusals)
@@ -103,7 +103,7 @@ def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
         rows = {
             (arm.name, "instruct", "overrefusal-topk"): overrefusal_rows(arm, "topk", shares(arm), 400) for arm in ARMS
         }
-        return Evaluations(tuple(ARMS), rows, {})
+        return StudyRows(tuple(ARMS), rows, {})
 
     outcomes = [only(judge_claims(study(early), [claim("overrefusal-topk-no-rise")])).outcome for early in (0.02, 0.4)]
     assert outcomes == ["reproduced", "not reproduced"]
@@ -112,7 +112,7 @@ def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
 @pytest.mark.parametrize(("lift", "outcome"), [(0.1, "reproduced"), (-0.1, "not reproduced")])
 def test_probe_claims_compare_aucs_over_seeds(lift, outcome):
     probes = {(arm.name, "base"): probe_rows(arm, "base", "last", 0.8 + lift * (arm.name == "full-0")) for arm in ARMS}
-    study = Evaluations(tuple(ARMS), {}, probes)
+    study = StudyRows(tuple(ARMS), {}, probes)
     assert only(judge_claims(study, [claim("probe-tags-beat-data")])).outcome == outcome
 
 
@@ -125,12 +125,12 @@ def test_layers_are_compared_within_the_same_models():
         ]
         for arm in ARMS
     }
-    trend = only(judge_claims(Evaluations(tuple(ARMS), {}, probes), [claim("probe-last-layer-best")]))
+    trend = only(judge_claims(StudyRows(tuple(ARMS), {}, probes), [claim("probe-last-layer-best")]))
     assert trend.outcome == "reproduced" and trend.difference == pytest.approx(0.1, abs=0.02)
 
 
 def test_claims_without_rows_are_not_measured_and_do_not_count_in_holms_family():
-    nothing = judge_claims(Evaluations(tuple(ARMS), {}, {}))
+    nothing = judge_claims(StudyRows(tuple(ARMS), {}, {}))
     assert {trend.outcome for trend in nothing} == {"not measured"}
     study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
     family = judge_claims(study)

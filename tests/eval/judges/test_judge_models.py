@@ -14,13 +14,13 @@ from judge_server import JudgeServer, answer_row
 
 from curricula.endpoint import Endpoint, NoAnswer, Refused
 from curricula.errors import UserError
-from curricula.eval.config import Evaluation, TopK
-from curricula.eval.judges.question import Question, Ruling
+from curricula.eval.config import EvalConfig, TopK
+from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.served import Pace
-from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES, find_template, version_of
-from curricula.eval.judging.verdicts import Judgement, put_in_order, read_judged, verdicts_path
+from curricula.eval.judging.verdicts import JudgeRun, put_in_order, read_judged, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 
 KEY = "sk-judge-secret-4711"
@@ -35,10 +35,10 @@ def server(monkeypatch):
         yield server
 
 
-def complete(path: Path, settings: Judging, kind: str = "attack") -> list[VerdictRow]:
+def complete(path: Path, settings: JudgeConfig, kind: str = "attack") -> list[VerdictRow]:
     """Judge the answers in `path`; returns their verdicts in order."""
     judge, rows = load_judge(settings, kind, None), read_rows(path, GenerationRow)
-    Judgement(rows, verdicts_path(path), judge).complete()
+    JudgeRun(rows, verdicts_path(path), judge).complete()
     put_in_order(verdicts_path(path), rows, judge)
     return read_rows(verdicts_path(path), VerdictRow)
 
@@ -109,34 +109,36 @@ def test_only_a_category_that_was_offered_is_one(said, label):
 
 
 def test_the_version_is_that_of_what_decides_and_not_of_how_it_is_asked():
-    base = Judging(name="harmbench")
+    base = JudgeConfig(name="harmbench")
     template = find_template("", "harmbench", base.model_name, "attack")
-    same = Judging(name="harmbench", url="http://x/v1", concurrency=3, requests_per_minute=9, price_in=1, price_out=1)
+    same = JudgeConfig(
+        name="harmbench", url="http://x/v1", concurrency=3, requests_per_minute=9, price_in=1, price_out=1
+    )
     assert version_of(base, template) == version_of(same, template)
     others = [
-        version_of(Judging(name="harmbench", **change), template)
+        version_of(JudgeConfig(name="harmbench", **change), template)
         for change in ({"model": "other"}, {"clip_tokens": 100}, {"temperature": 0.5}, {"request": {"top_p": 0.9}})
     ]
-    others.append(version_of(Judging(name="harmbench", tokenizer="a/folder"), template))
+    others.append(version_of(JudgeConfig(name="harmbench", tokenizer="a/folder"), template))
     card = TEMPLATES["harmbench-llama2-card"]
     assert len({version_of(base, template), version_of(base, card), *others}) == 7
-    own = Judging(name="harmbench", tokenizer=base.model_name)
+    own = JudgeConfig(name="harmbench", tokenizer=base.model_name)
     assert version_of(own, template) == version_of(base, template)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
 def test_settings_that_are_no_sensible_numbers_are_refused(bad):
     with pytest.raises(ValueError, match=f"judge.timeout_s is {bad}; it must be positive"):
-        Judging(name="refusal-phrases", timeout_s=bad)
+        JudgeConfig(name="refusal-phrases", timeout_s=bad)
     with pytest.raises(ValueError, match=f"judge.price_in is {bad}; give dollars per million tokens"):
-        Judging(name="refusal-phrases", price_in=bad, price_out=1.0)
+        JudgeConfig(name="refusal-phrases", price_in=bad, price_out=1.0)
     with pytest.raises(ValueError, match=f"topk.temperature is {bad}; it must be positive"):
         TopK(temperature=bad)
 
 
 def test_half_a_surrogate_pair_in_a_reply_is_replaced_and_in_a_row_refused(tmp_path):
-    judge = load_judge(Judging(name="llm", model="m", url="http://x/v1"), "attack", None)
-    assert judge.read("no\ud800") == Ruling(label="unparsed", reply="no?")
+    judge = load_judge(JudgeConfig(name="llm", model="m", url="http://x/v1"), "attack", None)
+    assert judge.read("no\ud800") == Verdict(label="unparsed", reply="no?")
     path = tmp_path / "verdicts.jsonl"
     row = {"key": "k", "judge": "llm", "version": "1", "label": "safe", "question": "q", "reply": "\ud800"}
     path.write_text(json.dumps(row) + "\n")
@@ -146,15 +148,17 @@ def test_half_a_surrogate_pair_in_a_reply_is_replaced_and_in_a_row_refused(tmp_p
 
 def test_what_a_judge_cannot_do_is_said_before_anything_starts():
     with pytest.raises(ValueError, match="overrefusal_judge"):
-        Evaluation(judge=Judging(name="harmbench"))
-    Evaluation(judge=Judging(name="harmbench"), overrefusal_judge=Judging(name="llm", model="m", url="http://x/v1"))
+        EvalConfig(judge=JudgeConfig(name="harmbench"))
+    EvalConfig(
+        judge=JudgeConfig(name="harmbench"), overrefusal_judge=JudgeConfig(name="llm", model="m", url="http://x/v1")
+    )
     with pytest.raises(ValueError, match="judge 'gpt' is not known; choose one of refusal-phrases"):
-        Evaluation(judge="gpt")
+        EvalConfig(judge="gpt")
     with pytest.raises(ValueError, match="needs a model"):
-        Judging(name="llm")
+        JudgeConfig(name="llm")
     with pytest.raises(ValueError, match="is not one for attack answers; choose from harmbench-llama2"):
-        Evaluation(
-            judge=Judging(name="llm", model="m", template="maini-helpfulness"), overrefusal_judge="refusal-phrases"
+        EvalConfig(
+            judge=JudgeConfig(name="llm", model="m", template="maini-helpfulness"), overrefusal_judge="refusal-phrases"
         )
 
 
@@ -396,7 +400,7 @@ def test_no_more_requests_at_once_and_in_a_minute_than_allowed(server, tmp_path)
 
 def test_tokens_a_minute_hold_back_long_questions():
     async def wait_for(count: int) -> float:
-        pace = Pace(Judging(name="llm", model="m", tokens_per_minute=60_000, max_tokens=16))
+        pace = Pace(JudgeConfig(name="llm", model="m", tokens_per_minute=60_000, max_tokens=16))
         started = time.monotonic()
         for _ in range(count):
             await pace.wait({"prompt": "x" * 4000})
@@ -409,13 +413,13 @@ def test_the_estimate_counts_what_is_left_and_its_price(server, tmp_path):
     path = stored(tmp_path, 10)
     settings = server.settings(price_in=1.0, price_out=10.0)
     judge, rows = load_judge(settings, "attack", None), read_rows(path, GenerationRow)
-    found = Judgement(rows, verdicts_path(path), judge).estimate()
+    found = JudgeRun(rows, verdicts_path(path), judge).estimate()
     assert found.questions == 10 and found.tokens_out == 160 and found.tokens_in > 10 * 300
     assert found.dollars == pytest.approx((found.tokens_in + 1600) / 1e6)
     half = load_judge(msgspec.structs.replace(settings, batch_api=True), "attack", None)
-    assert Judgement(rows, verdicts_path(path), half).estimate().dollars == pytest.approx(found.dollars / 2)
+    assert JudgeRun(rows, verdicts_path(path), half).estimate().dollars == pytest.approx(found.dollars / 2)
     complete(path, settings)
-    assert Judgement(rows, verdicts_path(path), judge).estimate().questions == 0
+    assert JudgeRun(rows, verdicts_path(path), judge).estimate().questions == 0
 
 
 # The Batch API -------------------------------------------------------------------------------------------------------
@@ -519,5 +523,5 @@ def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_has_ruled_bef
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful", "unparsed"]
     server.batch_reply = ""
     judge, rows = load_judge(settings, "attack", None), read_rows(path, GenerationRow)
-    Judgement(rows, verdicts_path(path), judge, ask_unparsed_again=True).complete()
+    JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again=True).complete()
     assert [row.label for row in read_rows(verdicts_path(path), VerdictRow)] == ["harmful", "safe", "harmful", "safe"]

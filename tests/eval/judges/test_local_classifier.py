@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from curricula.errors import UserError
 from curricula.eval.judges.registry import load_judge
-from curricula.eval.judges.settings import Judging
+from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES
 from curricula.eval.judging.verdicts import question_of
 
@@ -34,7 +34,7 @@ def test_its_replies_are_those_of_generate_one_prompt_at_a_time(folder, tmp_path
         )
         for number in range(7)
     ]
-    settings = Judging(name="harmbench", model=str(folder), clip_tokens=12, batch_answers=3)
+    settings = JudgeConfig(name="harmbench", model=str(folder), clip_tokens=12, batch_answers=3)
     found = rulings(settings, questions, tmp_path)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     for question, ruling in zip(questions, found, strict=True):
@@ -53,17 +53,17 @@ def test_its_replies_are_those_of_generate_one_prompt_at_a_time(folder, tmp_path
 
 def test_a_clip_that_cuts_nothing_changes_nothing(folder, tmp_path):
     questions = [question_of(answer_row(1))]
-    settings = Judging(name="harmbench", model=str(folder))
+    settings = JudgeConfig(name="harmbench", model=str(folder))
     whole = rulings(msgspec.structs.replace(settings, clip_tokens=None), questions, tmp_path)
     assert rulings(settings, questions, tmp_path) == whole
 
 
 def test_a_model_that_is_no_classifier_ends_the_work_before_anything_is_written(folder, tmp_path):
-    judge = load_judge(Judging(name="harmbench", model=str(folder)), "attack", None)
+    judge = load_judge(JudgeConfig(name="harmbench", model=str(folder)), "attack", None)
     with pytest.raises(UserError, match="which is no verdict; is it a classifier for the template harmbench-llama2?"):
         judge.rule([question_of(answer_row(1))], lambda _: pytest.fail("settled"), tmp_path / "x", False)
 
 
 def test_a_judge_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="no tokenizer for the judge"):
-        rulings(Judging(name="harmbench", model=str(tmp_path)), [question_of(answer_row(1))], tmp_path)
+        rulings(JudgeConfig(name="harmbench", model=str(tmp_path)), [question_of(answer_row(1))], tmp_path)

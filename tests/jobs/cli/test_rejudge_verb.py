@@ -8,10 +8,10 @@ import pytest
 from judge_server import JudgeServer, answer_row
 from msgspec import structs
 
-from curricula.eval.config import Evaluation, Tasks
+from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.judges.registry import load_judge
-from curricula.eval.judges.settings import Judging
-from curricula.eval.judging.verdicts import Judgement, verdicts_path
+from curricula.eval.judges.settings import JudgeConfig
+from curricula.eval.judging.verdicts import JudgeRun, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 from curricula.jobs.cli.main import main
 
@@ -34,8 +34,8 @@ def folder(tmp_path):
             path,
             [answer_row(n, task=task, response="I cannot." if n % 4 == 3 else "Sure: do it") for n in range(count)],
         )
-        judge = load_judge(Judging(name="refusal-phrases"), kind, None)
-        Judgement(read_rows(path, GenerationRow), verdicts_path(path), judge).complete()
+        judge = load_judge(JudgeConfig(name="refusal-phrases"), kind, None)
+        JudgeRun(read_rows(path, GenerationRow), verdicts_path(path), judge).complete()
     return tmp_path / "run"
 
 
@@ -119,14 +119,17 @@ def test_unparsed_verdicts_stay_until_others_take_their_place(folder, server, ca
 
 
 def test_an_unparsed_verdict_set_aside_is_asked_again_too(tmp_path):
-    path, judge = tmp_path / "attacks-topk.verdicts.jsonl", load_judge(Judging(name="refusal-phrases"), "attack", None)
+    path, judge = (
+        tmp_path / "attacks-topk.verdicts.jsonl",
+        load_judge(JudgeConfig(name="refusal-phrases"), "attack", None),
+    )
     rows = [answer_row(n) for n in range(3)]
-    Judgement(rows, path, judge).complete()
+    JudgeRun(rows, path, judge).complete()
     aside = [structs.replace(row, label="unparsed") for row in read_rows(path, VerdictRow)]
     append_rows(path.with_name(f"{path.stem}.unused.jsonl"), aside)
     path.unlink()
-    assert not Judgement(rows, path, judge).left
-    assert len(Judgement(rows, path, judge, ask_unparsed_again=True).left) == 3
+    assert not JudgeRun(rows, path, judge).left
+    assert len(JudgeRun(rows, path, judge, ask_unparsed_again=True).left) == 3
 
 
 def test_a_judge_of_attacks_alone_leaves_the_others(folder, server, capsys):
@@ -192,8 +195,8 @@ def test_a_study_says_its_judges_in_yaml():
     import msgspec
 
     raw = {"judge": {"name": "harmbench", "url": "http://x/v1"}, "overrefusal_judge": {"name": "llm", "model": "m"}}
-    found = msgspec.convert(raw, Evaluation, strict=False)
+    found = msgspec.convert(raw, EvalConfig, strict=False)
     assert found.judge_of("attack").model_name.startswith("cais/") and found.judge_of("overrefusal").name == "llm"
     assert not found.judged_on_gpu
-    alone = Evaluation(judge=Judging(name="harmbench"), tasks=Tasks(instruct=("attacks-topk",), benign=()))
+    alone = EvalConfig(judge=JudgeConfig(name="harmbench"), tasks=Tasks(instruct=("attacks-topk",), benign=()))
     assert alone.judged_on_gpu

@@ -26,7 +26,7 @@ def run(tmp_path):
     for source in run.study.sources:
         for suffix in (".idx", ".bin"):
             write_text(run.shards / source / f"00000{suffix}", "x")
-    trunk = run.line("trunk") / "checkpoints"
+    trunk = run.branch("trunk") / "checkpoints"
     for step in (100, 300, 500):
         write_json(trunk / f"step_{step:08d}" / "checkpoint.json", {})
     return run
@@ -103,8 +103,8 @@ def test_data_that_one_node_cannot_see_is_its_fault_and_data_that_is_gone_nobody
 def test_what_an_element_needs_is_what_it_will_read(run):
     arm = needed_files(run, *find_element(run, "pretrain-20", "full-20"))
     trunk = needed_files(run, *find_element(run, "pretrain-trunk-100", "trunk"))
-    assert run.line("trunk") / "checkpoints/step_00000100/checkpoint.json" in arm
-    assert run.line("trunk") / "checkpoints/step_00000500/checkpoint.json" in trunk  # its newest, where it goes on
+    assert run.branch("trunk") / "checkpoints/step_00000100/checkpoint.json" in arm
+    assert run.branch("trunk") / "checkpoints/step_00000500/checkpoint.json" in trunk  # its newest, where it goes on
     assert run.shards / "unsafe-tagged" / "00000.bin" in arm and run.shards / "unsafe-tagged" / "00000.bin" not in trunk
     assert all(path.exists() for path in arm)
 

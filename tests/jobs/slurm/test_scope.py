@@ -64,7 +64,7 @@ def start(run: Run, restarts: int, job_id: str = "5", limit: str = "3") -> None:
 
 
 def save(run: Run, step: int) -> None:
-    checkpoints = run.line("trunk") / "checkpoints"
+    checkpoints = run.branch("trunk") / "checkpoints"
     (checkpoints / f"step_{step:08d}").mkdir(parents=True)
     (checkpoints / "latest").write_text(f"step_{step:08d}\n")
 
@@ -96,11 +96,11 @@ def test_a_snapshot_is_the_code_and_is_what_runs(tmp_path):
     folder = take_snapshot(tmp_path)
     assert take_snapshot(tmp_path) == folder and [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
     # Told from the checkout by a change in it, and run from a folder that has a package of the same name.
-    (folder / "jobs" / "element.py").write_text(
+    (folder / "curricula" / "jobs" / "element.py").write_text(
         "def main(words):\n    print('of the snapshot', *words)\n    return 0\n"
     )
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "__init__.py").write_text("raise SystemExit('of the working folder')\n")
+    (tmp_path / "curricula").mkdir()
+    (tmp_path / "curricula" / "__init__.py").write_text("raise SystemExit('of the working folder')\n")
     ran = subprocess.run(
         [sys.executable, folder / "run_element.py", "R", "J", "E"], cwd=tmp_path, capture_output=True, text=True
     )

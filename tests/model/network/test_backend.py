@@ -11,7 +11,7 @@ from curricula.errors import UsageError
 from curricula.model.config import EngineConfig
 from curricula.model.network import backend as backends
 from curricula.model.network.backend import choose_backend, describe
-from curricula.model.runtime.distributed import Parallel, World
+from curricula.model.runtime.distributed import Parallel, Ranks
 from curricula.model.train import TrainJob, train
 
 compiler = pytest.mark.skipif(
@@ -21,7 +21,7 @@ compiler = pytest.mark.skipif(
 
 def machine(device: str = "cuda", tensor_parallel: int = 1) -> Parallel:
     precision = torch.bfloat16 if device == "cuda" else torch.float32
-    return Parallel(World(0, 8, 0, "host:1"), torch.device(device), precision, tensor_parallel, 8 // tensor_parallel, 0)
+    return Parallel(Ranks(0, 8, 0, "host:1"), torch.device(device), precision, tensor_parallel, 8 // tensor_parallel, 0)
 
 
 @pytest.fixture(params=[False, True], ids=["without packages", "with packages"])

@@ -10,7 +10,7 @@ from random_batches import SMALL
 from curricula.errors import UsageError
 from curricula.model.config import PRESETS, ModelConfig
 from curricula.model.network.build import build_network, initialize
-from curricula.model.runtime.distributed import Parallel, World, started
+from curricula.model.runtime.distributed import Parallel, Ranks, started
 
 WIDE = ModelConfig(layers=8, hidden=256, heads=8, kv_heads=4, ffn=512, vocabulary=1024, sequence_length=64)
 
@@ -75,6 +75,6 @@ def test_norms_have_the_published_epsilon():
 
 
 def test_tensor_parallelism_that_does_not_divide_the_model_is_refused():
-    three = Parallel(World(0, 3, 0, None), torch.device("cpu"), torch.float32, 3, 1, 0)
+    three = Parallel(Ranks(0, 3, 0, None), torch.device("cpu"), torch.float32, 3, 1, 0)
     with pytest.raises(UsageError, match="tensor_parallel is 3, which does not divide model.kv_heads 2"):
         build_network(SMALL, three)
