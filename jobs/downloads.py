@@ -14,7 +14,7 @@ from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import BENCHMARKS, find
 from curricula.jobs.study import Study
 
-Stage = Literal["data", "evaluation"]
+Purpose = Literal["data", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Wanted:
 
     label: str
     download: Download
-    stage: Stage
+    purpose: Purpose
     rows: int | None = None
 
 
@@ -86,13 +86,13 @@ def once(wanted: Iterable[Wanted]) -> list[Wanted]:
     """Each download once, under its first label, with the rows that are enough for all who want it, for the earliest stage."""
     first: dict[tuple[Path, str], Wanted] = {}
     for item in wanted:
-        before = first.setdefault((item.download.out, item.download.prefix), item)
-        rows = None if item.rows is None or before.rows is None else max(item.rows, before.rows)
-        stage: Stage = "data" if "data" in (item.stage, before.stage) else "evaluation"
-        first[item.download.out, item.download.prefix] = replace(before, stage=stage, rows=rows)
+        earlier = first.setdefault((item.download.out, item.download.prefix), item)
+        rows = None if item.rows is None or earlier.rows is None else max(item.rows, earlier.rows)
+        purpose: Purpose = "data" if "data" in (item.purpose, earlier.purpose) else "evaluation"
+        first[item.download.out, item.download.prefix] = replace(earlier, purpose=purpose, rows=rows)
     return list(first.values())
 
 
-def _labelled(name: str, downloads: list[Download], stage: Stage, rows: int | None = None) -> list[Wanted]:
+def _labelled(name: str, downloads: list[Download], purpose: Purpose, rows: int | None = None) -> list[Wanted]:
     several = len(downloads) > 1
-    return [Wanted(f"{name}/{download.config}" if several else name, download, stage, rows) for download in downloads]
+    return [Wanted(f"{name}/{download.config}" if several else name, download, purpose, rows) for download in downloads]

@@ -17,15 +17,16 @@ from pathlib import Path
 
 from curricula.durable import exclusive_lock, write_json
 from curricula.errors import UsageError, UserError
-from curricula.jobs.graph import Element, Job
+from curricula.jobs.completion import is_done
+from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.announce import announced
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.monitor.notify import notify
 from curricula.jobs.monitor.progress import ProgressFile
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.profile import TRAINING, Profile, profile_of
+from curricula.jobs.slurm.profile import Profile, kept_profile
 from curricula.jobs.slurm.restarts import GaveUp, check_restarts
-from curricula.jobs.stages.stages import STAGES, is_intact
+from curricula.jobs.stages import STAGES, Work
 from curricula.model.runtime.signals import Interrupted
 from curricula.progress import silent
 
@@ -38,61 +39,62 @@ def run_element(root: Path, job_name: str, label: str) -> None:
     """Do the work of one element and mark it done; raises whatever stopped it, after noting it in failed.json."""
     _log_to_stderr()
     run = Run.open(root)
-    job, element = find_element(run, job_name, label)
-    folder = run.element(job_name, label)
+    plan = plan_study(run.study)
+    work = Work(run, plan, *plan.find(job_name, label))
+    stage, folder = STAGES[work.job.stage], work.folder
     if not _is_first_process():  # the first marks the element; the others only do their share
-        _share(run, job, element)
+        _share(work)
         return
     with exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S):
-        if is_done(run, job, element):
+        if is_done(work):
             return
         (folder / "done.json").unlink(missing_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
         started = time.time()
         profile = Profile()
         try:
-            check_restarts(run, job, element)
+            check_restarts(work)
             profile = _profile(run)
-            _check_nodes(run, job, element, profile)
-            STAGES[job.stage](run, job, element, announced(ProgressFile(folder / "progress.json")))
+            _check_nodes(work, profile)
+            stage.run(work, announced(ProgressFile(folder / "progress.json")))
         except Interrupted:
             raise
         except Exception as error:
             _note_failure(folder, error)
-            notify(profile.notify, "failed", root, f"{job_name}/{label}", _sentence(error))
+            notify(profile.notify, "failed", root, work.name, _sentence(error))
             raise
         write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
-        if job.stage == "report":  # the last of all
-            notify(profile.notify, "done", root, f"{job_name}/{label}", "")
+        if stage.ends_study:
+            notify(profile.notify, "done", root, work.name, "")
 
 
-def _share(run: Run, job: Job, element: Element) -> None:
-    """What the processes beside the first do. They say only what nobody else can know: that starting again is of no use."""
-    if is_done(run, job, element):  # the first will not begin either
+def _share(work: Work) -> None:
+    """The part of the processes beside the first. They report only what nobody else can know: that a restart will not help."""
+    if is_done(work):  # the first will not begin either
         return
     try:
-        _check_nodes(run, job, element, _profile(run))
-        STAGES[job.stage](run, job, element, silent)
+        _check_nodes(work, _profile(work.run))
+        STAGES[work.job.stage].run(work, silent)
     except UserError as error:
-        folder = run.element(job.name, element.label)
-        if _is_final(error) and not (folder / "failed.json").exists():
-            _note_failure(folder, error)
+        if _is_final(error) and not (work.folder / "failed.json").exists():
+            _note_failure(work.folder, error)
         raise
 
 
 def _profile(run: Run) -> Profile:
-    """The cluster's profile; that of no cluster in particular where the run was not submitted to one."""
-    return profile_of(run) if run.profile.exists() else Profile()
+    """The cluster's profile; the defaults where the run was not submitted to one."""
+    return kept_profile(run.profile) if run.profile.exists() else Profile()
 
 
-def _check_nodes(run: Run, job: Job, element: Element, profile: Profile) -> None:
+def _check_nodes(work: Work, profile: Profile) -> None:
     """The preflight, where several processes train together."""
     processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
-    if processes > 1 and job.stage in TRAINING:
+    stage = STAGES[work.job.stage]
+    if processes > 1 and stage.trains:
         from curricula.jobs.preflight.preflight import preflight
         from curricula.model.runtime.distributed import read_ranks
 
-        preflight(run, job, element, read_ranks(), profile.preflight)
+        preflight(work.run, lambda: stage.inputs(work), read_ranks(), profile.preflight)
 
 
 def _note_failure(folder: Path, error: Exception) -> None:
@@ -112,31 +114,14 @@ def _is_final(error: Exception) -> bool:
 
 
 def _log_to_stderr() -> None:
-    """What the suite's own packages have to say goes to the element's log, other packages' warnings too."""
+    """Send this package's information and other packages' warnings to the element's log."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    for package in ("curriculum", "model", "eval", "jobs"):
-        logging.getLogger(package).setLevel(logging.INFO)
-
-
-def is_done(run: Run, job: Job, element: Element) -> bool:
-    """Whether the element's mark is there and so is what it stands for."""
-    mark = run.element(job.name, element.label) / "done.json"
-    return mark.exists() and is_intact(run, job, element)
+    logging.getLogger("curricula").setLevel(logging.INFO)
 
 
 def _is_first_process() -> bool:
     """Whether this is the only or the first of the processes that torchrun or srun started for one element."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
-
-
-def find_element(run: Run, job_name: str, label: str) -> tuple[Job, Element]:
-    jobs = {job.name: job for job in run.jobs}
-    if job_name not in jobs:
-        raise UsageError(f"job {job_name!r} is not in this study; its jobs are {', '.join(jobs)}")
-    elements = {element.label: element for element in jobs[job_name].elements}
-    if label not in elements:
-        raise UsageError(f"job {job_name} has no element {label!r}; it has {', '.join(elements)}")
-    return jobs[job_name], elements[label]
 
 
 def main(arguments: list[str]) -> int:

@@ -1,139 +1,128 @@
-"""The study as a graph of jobs: nodes are arrays of elements, edges say when the next may start.
+"""From a study to its plan: which jobs there are, what each waits for and what it asks of the cluster.
 
-Edges have Slurm's meanings: `afterok` waits for all elements of the other job, `aftercorr` for the element of the same
-index, `afterany` for all, failed or not. Arms that start together share their jobs, so that an early arm's models do not
-wait for a late arm's pretraining. Tuned models are exported by the element that tunes them; a base model is by one of its own,
-which needs one process where pretraining has many.
+Arms that start together share their jobs, so that an early arm's models do not wait for a late arm's pretraining. The element
+that tunes a model also exports it. A base model is exported by an element of its own, which needs one process where pretraining
+has many.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of, percent
-from curricula.eval.config import MODEL_KINDS, ModelKind, Part, parts_for
-from curricula.jobs.downloads import Stage, study_downloads
+from curricula.eval.config import MODEL_KINDS, ModelKind, parts_for
+from curricula.jobs.downloads import Purpose, study_downloads
+from curricula.jobs.plan import Edge, Element, Job, Plan
+from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
 
-LIGHT_STAGES = ("fetch", "prepare", "tokenize")  # of the data: they need no GPU
-EdgeKind = Literal["afterok", "aftercorr", "afterany"]
+
+def plan_study(study: Study, profile: Profile | None = None) -> Plan:
+    """The plan of `study`, with the requests that `profile` makes of it; by default those of the study alone.
+
+    Raises UsageError when the profile gives a stage less time than its jobs need to save.
+    """
+    return _Planner(study, profile).plan()
 
 
-@dataclass(frozen=True)
-class Edge:
-    job: str
-    kind: EdgeKind = "afterok"
+class _Planner:
+    def __init__(self, study: Study, profile: Profile | None):
+        self.study, self.profile = study, profile
+        self.jobs: list[Job] = []
 
+    def plan(self) -> Plan:
+        study, segments = self.study, self.study.segments
+        self._add_data()
+        self._add_pretraining(segments)
+        # Apart, so that a licence that is missing for a benchmark does not hold back the training.
+        benchmarks = self._add_downloads("fetch-benchmarks", "evaluation")
+        evaluated = [self._add_models(arms, segments) for arms in self._groups()]
+        merges = [merge for group in evaluated for merge in self._add_evaluations(*group, tuple(map(Edge, benchmarks)))]
+        self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in merges))
+        return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
 
-@dataclass(frozen=True)
-class Element:
-    """One unit of work. Which fields are set depends on the stage; `label` is unique within the job."""
+    def _groups(self) -> list[list[Arm]]:
+        """Arms that leave the trunk at the same step, earliest first."""
+        groups: dict[int, list[Arm]] = defaultdict(list)
+        for arm in self.study.arms:
+            groups[self.study.budget.step_at(arm.start)].append(arm)
+        return list(groups.values())
 
-    label: str
-    source: str = ""
-    shard: str = ""
-    segment: str = ""
-    arm: str = ""
-    kind: ModelKind = "base"
-    part: Part | None = None  # of the evaluation of the arm's model
+    def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
+        request = STAGES[stage].request(self.study, self.profile)
+        self.jobs.append(Job(name, stage, tuple(elements), needs, request))
+        return name
 
+    def _add_downloads(self, name: str, purpose: Purpose) -> list[str]:
+        """The job that downloads the datasets for `purpose`, if there are any."""
+        wanted = [] if self.study.world else study_downloads(self.study, Path())
+        elements = [Element(item.label) for item in wanted if item.purpose == purpose]
+        return [self._add(name, "fetch", elements)] if elements else []
 
-@dataclass(frozen=True)
-class Job:
-    """An array: all elements do the same `stage` (see jobs/stages/stages.py)."""
+    def _add_data(self) -> None:
+        """Datasets and tokenizer, then each shard of each source on its own."""
+        shards = [
+            Element(f"{name}/{shard}", source=name, shard=shard)
+            for name, source in self.study.sources.items()
+            for shard in source.shard_names
+        ]
+        downloads = self._add_downloads("fetch", "data")
+        self._add("prepare", "prepare", [Element("prepare")], *map(Edge, downloads))
+        self._add("tokenize", "tokenize", shards, Edge("prepare"))
 
-    name: str
-    stage: str
-    elements: tuple[Element, ...]
-    needs: tuple[Edge, ...] = ()
+    def _add_pretraining(self, segments: tuple[Segment, ...]) -> None:
+        """A job for each segment of the trunk, and one for all arms that leave it at the same step."""
+        self._job_of_segment: dict[str, str] = {}
+        for segment in segments:
+            if segment.branch == TRUNK:
+                self._pretrain(f"pretrain-trunk-{segment.stop}", [segment])
+        for arms in self._groups():
+            branches = [segment for segment in segments if segment.branch != TRUNK and segment.arm in arms]
+            if branches:
+                self._pretrain(f"pretrain-{percent(arms[0].start)}", branches)
 
+    def _pretrain(self, name: str, segments: list[Segment]) -> None:
+        """The job of `segments`, which all begin at the end of the same one."""
+        parent = segments[0].parent
+        needs = Edge(self._job_of_segment[parent]) if parent else Edge("tokenize")
+        self._add(name, "pretrain", [Element(s.branch, segment=s.name) for s in segments], needs)
+        self._job_of_segment.update({segment.name: name for segment in segments})
 
-def build_graph(study: Study) -> list[Job]:
-    """All jobs of a study, each after those it needs."""
-    jobs = data_jobs(study)
-
-    pretraining: dict[str, str] = {}  # segment name -> the job that trains it
-    groups: dict[int, list[Arm]] = defaultdict(list)  # arms that leave the trunk at the same step share their jobs
-    for arm in study.arms():
-        groups[study.budget.step_at(arm.start)].append(arm)
-    segments = study.segments()
-    for segment in (segment for segment in segments if segment.branch == TRUNK):
-        jobs.append(_pretrain(f"pretrain-trunk-{segment.stop}", [segment], pretraining))
-    for arms in groups.values():
-        start = arms[0].start
-        branches = [segment for segment in segments if segment.branch != TRUNK and segment.arm in arms]
-        if branches:
-            jobs.append(_pretrain(f"pretrain-{percent(start)}", branches, pretraining))
-
-    # Apart, so that a licence that is missing for a benchmark does not hold back the training.
-    benchmarks = _fetches("fetch-benchmarks", "evaluation", study)
-    jobs += benchmarks
-    needed = tuple(Edge(job.name) for job in benchmarks)
-    evaluations: list[Job] = []
-    for arms in groups.values():
+    def _add_models(self, arms: list[Arm], segments: tuple[Segment, ...]) -> tuple[list[Arm], dict[ModelKind, str]]:
+        """Export and tuning of the models of `arms`; returns the job that makes each kind of model."""
         name = percent(arms[0].start)
-        ends = [next(s for s in reversed(segments) if s.branch == branch_of(arm)) for arm in arms]
-        base, trained = f"export-base-{name}", Edge(pretraining[ends[0].name], "aftercorr")
-        jobs.append(_of_models(base, "export", arms, ["base"], trained))
-        jobs.append(_of_models(f"instruct-{name}", "tune", arms, ["instruct"], trained))
-        jobs.append(_of_models(f"benign-{name}", "tune", arms, ["benign"], Edge(f"instruct-{name}", "aftercorr")))
-        measured = []
-        for kind, model in zip(MODEL_KINDS, (base, f"instruct-{name}", f"benign-{name}")):
-            elements = tuple(
+        last = next(segment for segment in reversed(segments) if segment.branch == branch_of(arms[0]))
+        trained = Edge(self._job_of_segment[last.name], "aftercorr")
+        base = self._add(f"export-base-{name}", "export", _models(arms, ["base"]), trained)
+        instruct = self._add(f"instruct-{name}", "tune", _models(arms, ["instruct"]), trained)
+        benign = self._add(f"benign-{name}", "tune", _models(arms, ["benign"]), Edge(instruct, "aftercorr"))
+        return arms, {"base": base, "instruct": instruct, "benign": benign}
+
+    def _add_evaluations(self, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]) -> list[str]:
+        """What is measured of the models of `arms`; returns the job that merges it."""
+        name = percent(arms[0].start)
+        measured: dict[ModelKind, str] = {}
+        for kind in MODEL_KINDS:
+            elements = [
                 Element(f"{arm.name}/{part.name}", arm=arm.name, kind=kind, part=part)
                 for arm in arms
-                for part in parts_for(kind, study.evaluation)
-            )
+                for part in parts_for(kind, self.study.evaluation)
+            ]
             if elements:
-                measured.append(Job(f"evaluate-{kind}-{name}", "evaluate", elements, (Edge(model), *needed)))
-        if measured:
-            # What failed is missing from the rows, and said to be; it does not hold back the rest.
-            kinds = [job.elements[0].kind for job in measured]
-            after = [Edge(job.name, "afterany") for job in measured]
-            evaluations += [*measured, _of_models(f"merge-{name}", "merge", arms, kinds, *after)]
-    jobs += evaluations
-    merges = tuple(Edge(job.name, "afterany") for job in evaluations if job.stage == "merge")
-    jobs.append(Job("report", "report", (Element("report"),), merges))
-    return jobs
+                measured[kind] = self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made_by[kind]), *needs)
+        if not measured:
+            return []
+        # What failed is missing from the rows, and the report says so; it does not hold back the rest.
+        after = [Edge(job, "afterany") for job in measured.values()]
+        return [self._add(f"merge-{name}", "merge", _models(arms, list(measured)), *after)]
 
 
-def _of_models(name: str, stage: str, arms: list[Arm], kinds: list[ModelKind], *needs: Edge) -> Job:
-    """A job with an element for the model of each kind of each arm."""
-    elements = [
+def _models(arms: list[Arm], kinds: list[ModelKind]) -> list[Element]:
+    """An element for the model of each kind of each arm."""
+    return [
         Element(arm.name if len(kinds) == 1 else f"{arm.name}/{kind}", arm=arm.name, kind=kind)
         for kind in kinds
         for arm in arms
     ]
-    return Job(name, stage, tuple(elements), needs)
-
-
-def data_jobs(study: Study) -> list[Job]:
-    """What has to be done before pretraining: the datasets, the tokenizer, every shard of every source on its own."""
-    shards = tuple(
-        Element(f"{name}/{shard}", source=name, shard=shard)
-        for name, source in study.sources.items()
-        for shard in source.shard_names
-    )
-    jobs = _fetches("fetch", "data", study)
-    needs = tuple(Edge(job.name) for job in jobs)
-    jobs.append(Job("prepare", "prepare", (Element("prepare"),), needs))
-    jobs.append(Job("tokenize", "tokenize", shards, (Edge("prepare"),)))
-    return jobs
-
-
-def _fetches(name: str, stage: Stage, study: Study) -> list[Job]:
-    """The job that brings what `stage` reads, if it reads anything from outside."""
-    wanted = [] if study.world else study_downloads(study, Path())
-    elements = tuple(Element(item.label) for item in wanted if item.stage == stage)
-    return [Job(name, "fetch", elements)] if elements else []
-
-
-def _pretrain(name: str, segments: list[Segment], jobs_by_segment: dict[str, str]) -> Job:
-    """The job of `segments`, which begin from the same parent; records itself as the job that trains them."""
-    parent = segments[0].parent
-    needs = (Edge(jobs_by_segment[parent]),) if parent else (Edge("tokenize"),)
-    jobs_by_segment.update({segment.name: name for segment in segments})
-    return Job(name, "pretrain", tuple(Element(s.branch, segment=s.name) for s in segments), needs)

@@ -1,4 +1,4 @@
-"""Run a graph on this machine: each element in a process of its own, in dependency order, a few at a time.
+"""Run a plan on this machine: each element in a process of its own, in dependency order, a few at a time.
 
 Elements are forked from a server that has already imported torch and Megatron-core (multiprocessing's forkserver with a
 preload), since those imports cost more than most elements of a small study. They run the same `run_element` as on a cluster.
@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -20,13 +21,14 @@ from pathlib import Path
 from typing import Protocol
 
 from curricula.errors import UserError
-from curricula.jobs.element import is_done, run_element
-from curricula.jobs.graph import LIGHT_STAGES, Job
+from curricula.jobs.completion import done_elements
+from curricula.jobs.element import run_element
 from curricula.jobs.monitor.logs import note
+from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
+from curricula.jobs.stages import STAGES
 from curricula.model.runtime.signals import Interrupted
 
-Key = tuple[str, str]  # job name, element label
 TERM_GRACE_S = 20.0  # how long elements may take to save after an interrupt
 
 
@@ -45,28 +47,32 @@ class Outcome:
     skipped: list[Key] = field(default_factory=list)
 
 
-def run_graph(run: Run, jobs: list[Job], watcher: Watcher, workers: int | None = None) -> Outcome:
-    """Run all elements that are not done yet, `workers` at a time (the study's number by default).
+def run_plan(
+    run: Run, plan: Plan, watcher: Watcher, workers: int | None = None, chosen: Collection[Key] | None = None
+) -> Outcome:
+    """Run the `chosen` elements (all by default) that are not done yet, `workers` at a time (by default the study's number).
 
     Returns when nothing more can start.
     """
     workers = workers or run.study.resources.workers
     outcome = Outcome()
     waiting: list[Key] = []
-    needs = element_needs(jobs)
-    done = done_elements(run, jobs)
-    for key in needs:
-        if key not in done:
+    done = done_elements(run, plan)
+    for key in plan.needs:
+        if chosen is not None and key not in chosen:
+            continue
+        if key in done:
+            outcome.done.append(key)
+        else:
             (run.element(*key) / "done.json").unlink(missing_ok=True)
             waiting.append(key)
-    outcome.done += done
     if not waiting:
         return outcome
-    context = _forkserver(workers, preload=any(job.stage not in LIGHT_STAGES for job in jobs))
+    context = _forkserver(workers, preload=any(STAGES[plan.by_name[job].stage].needs_torch for job, _ in waiting))
     running: dict[Key, ForkServerProcess] = {}
     try:
         while waiting or running:
-            _start_ready(run, context, workers, waiting, running, needs, outcome)
+            _start_ready(run, context, workers, waiting, running, plan.needs, outcome, done)
             if not running:
                 outcome.skipped += waiting
                 break
@@ -83,47 +89,19 @@ def run_graph(run: Run, jobs: list[Job], watcher: Watcher, workers: int | None =
     return outcome
 
 
-def done_elements(run: Run, jobs: list[Job]) -> set[Key]:
-    """The elements that need not be run.
-
-    Not among them is what was done before something it needs was done anew, such as a report on a failed run.
-    """
-    needs = element_needs(jobs)
-    done: set[Key] = set()
-    for job in jobs:
-        for element in job.elements:
-            key = (job.name, element.label)
-            if is_done(run, job, element) and all(other in done for other, _ in needs[key]):
-                done.add(key)
-    return done
-
-
-def element_needs(jobs: list[Job]) -> dict[Key, list[tuple[Key, bool]]]:
-    """For each element the elements it waits for, each with whether that one must have ended well."""
-    by_name = {job.name: job for job in jobs}
-    needs: dict[Key, list[tuple[Key, bool]]] = {}
-    for job in jobs:
-        for index, element in enumerate(job.elements):
-            needs[job.name, element.label] = [
-                ((edge.job, other.label), edge.kind != "afterany")
-                for edge in job.needs
-                for place, other in enumerate(by_name[edge.job].elements)
-                if edge.kind != "aftercorr" or place == index
-            ]
-    return needs
-
-
 def _start_ready(
     run: Run,
     context: multiprocessing.context.ForkServerContext,
     workers: int,
     waiting: list[Key],
     running: dict[Key, ForkServerProcess],
-    needs: dict[Key, list[tuple[Key, bool]]],
+    needs: Mapping[Key, list[tuple[Key, bool]]],
     outcome: Outcome,
+    done_before: set[Key],
 ) -> None:
     """Start waiting elements whose needs are met, in graph order, while there are free workers."""
-    done, ended = set(outcome.done), {*outcome.done, *outcome.failed, *outcome.skipped}
+    done = done_before | set(outcome.done)
+    ended = {*done, *outcome.failed, *outcome.skipped}
     for key in list(waiting):
         if any(must_be_ok and other in ended and other not in done for other, must_be_ok in needs[key]):
             waiting.remove(key)

@@ -1,27 +1,24 @@
-"""What has to run again after something went wrong: the elements that ended badly, and all that needs them."""
+"""What has to run again after a failure: the elements that ended badly and all that needs them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from curricula.jobs.graph import Job
-from curricula.jobs.local import Key, element_needs
 from curricula.jobs.monitor.state import ENDED_BADLY, ElementStatus
+from curricula.jobs.plan import Key, Plan
 
 
-def to_run_again(
-    jobs: Sequence[Job], elements: Sequence[ElementStatus], chosen: Collection[Key] | None = None
-) -> list[Key]:
-    """In the graph's order, the elements that ended badly (of `chosen` only, if given) and those after them.
+def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collection[Key] | None = None) -> list[Key]:
+    """In the plan's order, the elements that ended badly (of `chosen` only, if given) and those after them.
 
-    What is running is left alone. An element that is done is among them only if it saw the failure: a report that was written
-    without what failed. Of a run on Slurm only what was submitted once can be.
+    What is running is left alone. An element that is done is among them only if it saw the failure, such as a report that was
+    written without what failed. Of a run on Slurm only elements that were submitted before are among them.
     """
     on_slurm = any(element.task for element in elements)
     outside = {(element.job, element.label) for element in elements if on_slurm and not element.task}
     state = {(element.job, element.label): element.state for element in elements}
     again: dict[Key, None] = {}
-    for key, needs in element_needs(list(jobs)).items():  # each after those it needs
+    for key, needs in plan.needs.items():  # each after those it needs
         ended_badly = state[key] in ENDED_BADLY and (chosen is None or key in chosen)
         follows = any(need in again for need, _ in needs) and state[key] != "running"
         is_stale = state[key] != "done" or any(need in again and not must_be_ok for need, must_be_ok in needs)

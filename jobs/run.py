@@ -31,7 +31,6 @@ from curricula.curriculum.plan import Arm, branch_of
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import NO_SPACE, exclusive_lock, read_json, write_json, write_text
 from curricula.errors import UsageError, UserError
-from curricula.jobs.graph import Job, build_graph
 from curricula.jobs.study import Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
 
@@ -81,11 +80,6 @@ class Run:
     @cached_property
     def study(self) -> Study:
         return load_study(self.root / "study.yaml")
-
-    @cached_property
-    def jobs(self) -> list[Job]:
-        """The study's graph."""
-        return build_graph(self.study)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

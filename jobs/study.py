@@ -6,6 +6,7 @@ Nothing here imports torch: reading and planning a study works on a login node.
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,7 +96,7 @@ class Resources(Settings, frozen=True):
     workers: Positive = 2
 
 
-class Study(Settings, frozen=True):
+class Study(Settings, frozen=True, dict=True):
     name: str
     tokenizer: Tokenizer
     sources: dict[str, Source]
@@ -150,14 +151,14 @@ class Study(Settings, frozen=True):
                     raise ValueError(
                         f"tuning.{stage}.tagged_harmful names set {name!r}, where interventions has {known}"
                     )
-        names = [arm.name for arm in self.arms()]
+        names = [arm.name for arm in self.arms]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
                     f"two of curriculum's starts and arms give the arm name {name}; write fewer digits or rename"
                 )
         steps: dict[str, int] = {}
-        for one in self.arms():
+        for one in self.arms:
             one.blend_phases(self.budget)
             step = self.budget.step_at(one.start)
             if steps.setdefault(percent(one.start), step) != step:
@@ -165,7 +166,7 @@ class Study(Settings, frozen=True):
                     f"arm {one.name} starts too near to another for jobs named by percent; move it or join them"
                 )
         self._check_evaluation()
-        self.segments()
+        _ = self.segments  # raises where a start leaves an arm no step
 
     def _check_evaluation(self) -> None:
         asked = self.evaluation
@@ -181,14 +182,16 @@ class Study(Settings, frozen=True):
         length = self.model.resolve().sequence_length
         return Budget(self.pretraining.budget_tokens, length, self.pretraining.global_batch)
 
-    def arms(self) -> list[Arm]:
-        return arms_of(self.curriculum, self.budget)
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        return tuple(arms_of(self.curriculum, self.budget))
 
     def arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms() if arm.name == name)
+        return next(arm for arm in self.arms if arm.name == name)
 
-    def segments(self) -> list[Segment]:
-        return segments_of(self.arms(), self.curriculum, self.budget)
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        return tuple(segments_of(list(self.arms), self.curriculum, self.budget))
 
 
 def load_study(path: Path) -> Study:

@@ -15,19 +15,18 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from curricula.errors import UserError
-from curricula.jobs.graph import Element, Job
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, reach_problems, temporary_folders, within
 from curricula.jobs.preflight.nodes import BadNode, record_bad_nodes
 from curricula.jobs.preflight.rendezvous import Rendezvous
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import own_task
-from curricula.settings import PositiveNumber, Settings
+from curricula.jobs.slurm.profile import Preflight
 
 if TYPE_CHECKING:
     import torch
@@ -37,21 +36,6 @@ if TYPE_CHECKING:
 
 WARM_UP, TIMED = 2, 5
 """All-reduces before and while the clock runs."""
-
-
-class Preflight(Settings, frozen=True):
-    """What a node must fulfil. Bandwidths are those of NCCL's tests: `busbw`, in GB/s."""
-
-    min_bandwidth_gb_s: PositiveNumber | None = None
-    """Of an all-reduce over all processes; with none it is measured and told only."""
-    message_mb: PositiveNumber | None = None
-    """Size of that all-reduce; by default 256 on GPUs, 4 on CPUs."""
-    max_skew_s: PositiveNumber = 5.0
-    """How far a node's clock may be from that of the first."""
-    min_free_gb: Annotated[float, msgspec.Meta(ge=0)] = 1.0
-    """Of the run folder's disk and the node's temporary folder."""
-    patience_s: PositiveNumber = 300.0
-    """How long all processes may take to come up: containers and cold file systems are slow."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -97,9 +81,15 @@ class _Verdict(msgspec.Struct, frozen=True):
 
 
 def preflight(
-    run: Run, job: Job, element: Element, ranks: Ranks, settings: Preflight, environment: Mapping[str, str] = os.environ
+    run: Run,
+    inputs: Callable[[], Sequence[Path]],
+    ranks: Ranks,
+    settings: Preflight,
+    environment: Mapping[str, str] = os.environ,
 ) -> None:
     """Check all nodes of this job together; every process calls it, before it opens its process group.
+
+    `inputs` names the files that the job will read, which each node must be able to see.
 
     Raises UnfitNodes, the same in all processes, when nodes failed; PreflightFailed when no node is to blame; PeerLost when
     the processes do not find each other. After all of these the job may start again.
@@ -110,7 +100,7 @@ def preflight(
     node = environment.get("SLURMD_NODENAME") or socket.gethostname()
     report = _Report(node)
     if ranks.local_rank == 0:
-        report = _Report(node, *examine(run, job, element, settings, environment))
+        report = _Report(node, *examine(run, inputs, settings, environment))
     meeting.say_own("report", report)
     nodes = decide("examined", lambda: _hear_reports(meeting, settings, environment)).nodes
     meeting.say_own("clock", time.time())  # all heard that at the same instant
@@ -141,7 +131,7 @@ class _Judge:
 
 
 def examine(
-    run: Run, job: Job, element: Element, settings: Preflight, environment: Mapping[str, str] = os.environ
+    run: Run, inputs: Callable[[], Sequence[Path]], settings: Preflight, environment: Mapping[str, str] = os.environ
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What is wrong with this node, as far as it can tell alone: with itself, and with the disks it shares."""
     expected = environment.get("SLURM_GPUS_ON_NODE", "")
@@ -151,33 +141,9 @@ def examine(
 
     def shared() -> list[str]:
         full = disk_problems([run.root], settings.min_free_gb)
-        return full + reach_problems(run.root, needed_files(run, job, element))
+        return full + reach_problems(run.root, inputs())
 
     return tuple(own), tuple(within(min(60.0, settings.patience_s / 2), str(run.root), shared))
-
-
-def needed_files(run: Run, job: Job, element: Element) -> list[Path]:
-    """A file of everything the element reads: each source's first shard, the checkpoint it begins with, the tokenizer."""
-    from curricula.model.checkpoints.folder import INFO_FILE, latest_checkpoint, step_folder
-
-    found = [run.tokenizer / "tokenizer.json"]
-    checkpoints: list[Path | None] = []
-    if job.stage == "pretrain":
-        segments = {segment.name: segment for segment in run.study.segments()}
-        segment = segments[element.segment]
-        mixes = {
-            name for phase in segment.arm.blend_phases(run.study.budget) for name, weight in phase.mix.items() if weight
-        }
-        found += [run.shards / name / f"00000{suffix}" for name in sorted(mixes) for suffix in (".idx", ".bin")]
-        checkpoints.append(latest_checkpoint(run.branch(segment.branch) / "checkpoints"))
-        if segment.parent and checkpoints == [None]:
-            parent = segments[segment.parent]
-            checkpoints = [step_folder(run.branch(parent.branch) / "checkpoints", parent.stop)]
-    elif job.stage == "tune":
-        arm = run.study.arm(element.arm)
-        before = run.base_branch(arm) if element.kind == "instruct" else run.tuning(arm.name, "instruct")
-        checkpoints.append(latest_checkpoint(before / "checkpoints"))
-    return found + [folder / INFO_FILE for folder in checkpoints if folder is not None]
 
 
 def _hear_reports(meeting: Rendezvous, settings: Preflight, environment: Mapping[str, str]) -> _Verdict:

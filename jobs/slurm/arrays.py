@@ -7,9 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from curricula.errors import UsageError
-from curricula.jobs.graph import Job
-from curricula.jobs.slurm.queue import Key
-from curricula.jobs.slurm.scope import Chosen
+from curricula.jobs.plan import Chosen, Job, Key
 from curricula.jobs.slurm.submissions import Task
 
 

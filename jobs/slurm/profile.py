@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,27 +20,12 @@ import yaml
 
 from curricula.durable import write_text
 from curricula.errors import UsageError
-from curricula.jobs.graph import LIGHT_STAGES, Job
 from curricula.jobs.monitor.secret_names import SECRET
-from curricula.jobs.preflight.preflight import Preflight
-from curricula.jobs.run import Run
-from curricula.jobs.study import Study
 from curricula.provenance import PACKAGE
 from curricula.settings import Positive, PositiveNumber, Settings, parse, read_yaml
 
 # One line of printable text: such words go into scripts, quoted, where a line break could end a comment.
 OneLine = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
-SECTIONS = {
-    **dict.fromkeys(LIGHT_STAGES, "data"),
-    "pretrain": "pretraining",
-    "tune": "tuning",
-    "export": "export",
-    "evaluate": "evaluation",
-    "merge": "evaluation",
-    "report": "report",
-}
-"""Under which key of `stages` the jobs of each stage of the graph are."""
-TRAINING = ("pretrain", "tune")
 
 
 class StageOptions(Settings, frozen=True):
@@ -114,6 +100,21 @@ class Container(Settings, frozen=True):
                 raise ValueError(f"mounts has {mount!r}, where the runtime reads a comma as the end; list two entries")
 
 
+class Preflight(Settings, frozen=True):
+    """What a node must fulfil. Bandwidths are those of NCCL's tests: `busbw`, in GB/s."""
+
+    min_bandwidth_gb_s: PositiveNumber | None = None
+    """Of an all-reduce over all processes; with none it is measured and told only."""
+    message_mb: PositiveNumber | None = None
+    """Size of that all-reduce; by default 256 on GPUs, 4 on CPUs."""
+    max_skew_s: PositiveNumber = 5.0
+    """How far a node's clock may be from that of the first."""
+    min_free_gb: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """Of the run folder's disk and the node's temporary folder."""
+    patience_s: PositiveNumber = 300.0
+    """How long all processes may take to come up: containers and cold file systems are slow."""
+
+
 class Profile(Settings, frozen=True):
     """One site, or one part of a site."""
 
@@ -154,50 +155,30 @@ class Profile(Settings, frozen=True):
                     f"environment names {name}, which would be written into every script; put it into secrets_file"
                 )
 
-    def options(self, job: Job) -> StageOptions:
-        """What jobs of this one's stage ask for, `all` filled in."""
+    def options(self, section: str) -> StageOptions:
+        """What the site says of a section of `stages`, with `all` filled in."""
         general = self.stages.all
-        own: StageOptions = getattr(self.stages, SECTIONS[job.stage])
+        own: StageOptions = getattr(self.stages, section)
         values: dict[str, Any] = {}
         for name in StageOptions.__struct_fields__:
             value, fallback = getattr(own, name), getattr(general, name)
             values[name] = {**fallback, **value} if name == "options" else fallback if value is None else value
         return StageOptions(**values)
 
-    def request(self, job: Job, study: Study) -> Request:
-        """Nodes, tasks, processors and minutes of each element of the job: the profile's, else the study's.
+    def request(self, stage: str, section: str, ask: Ask) -> Request:
+        """What each element of a stage gets: the profile's sizes and hours, else those that the study asks for.
 
         Raises UsageError when that time is over before a job could save.
         """
-        own, resources = self.options(job), study.resources
-        nodes, gpus, hours, cpus = 1, 0, resources.data_hours, None
-        if job.stage in TRAINING:
-            asked = resources.pretraining if job.stage == "pretrain" else resources.tuning
-            nodes, gpus, hours = asked.nodes, asked.gpus_per_node, asked.hours
-        elif job.stage == "evaluate" or (job.stage == "merge" and study.evaluation.judged_on_gpu):
-            gpus, hours = min(1, resources.evaluation.gpus_per_node), resources.evaluation.hours
-        elif job.stage in LIGHT_STAGES:
-            cpus = resources.data_cpus
-        nodes = own.nodes or nodes
-        if own.gpus_per_node is not None and (gpus or job.stage != "merge"):  # most judges need none
-            gpus = own.gpus_per_node
-        longest = min(hours, own.hours or hours)
+        request = _request(ask, self.options(section))
+        longest = min(ask.hours, request.options.hours or ask.hours)
         if longest * 3600 <= self.lead_time_s:
-            where = (
-                f"stages.{SECTIONS[job.stage]}.hours" if longest == own.hours else f"the study's hours for {job.stage}"
-            )
+            where = f"stages.{section}.hours" if longest == request.options.hours else f"the study's hours for {stage}"
             raise UsageError(
                 f"{where}: {longest:g} h ({longest * 3600:.0f} s) are no longer than lead_time_s of {self.lead_time_s}, so the "
                 "job would be told to save as soon as it begins; give more hours, or a shorter lead_time_s"
             )
-        return Request(
-            nodes=nodes,
-            tasks_per_node=max(1, gpus) if job.stage in TRAINING else 1,
-            gpus_per_node=gpus,
-            cpus_per_task=own.cpus_per_task or cpus,
-            minutes=math.ceil(longest * 60),
-            total_hours=hours,
-        )
+        return request
 
     def run_root(self, name: str) -> Path:
         """Raises UsageError where `runs` names a variable that is not set."""
@@ -212,22 +193,63 @@ class Profile(Settings, frozen=True):
         return self.container.python if self.container else self.python or sys.executable
 
 
-class Request(msgspec.Struct, frozen=True):
-    """What one element of a job asks of the cluster."""
+@dataclass(frozen=True)
+class Ask:
+    """What a study asks for each element of a stage, before the site's profile is applied."""
 
-    nodes: int
-    tasks_per_node: int
-    """One for each GPU where it trains."""
-    gpus_per_node: int
-    cpus_per_task: int | None
-    minutes: int
+    nodes: int = 1
+    gpus_per_node: int = 0
+    hours: float = 1.0
+    """In all, over as many jobs as a profile's limits make of it."""
+    cpus_per_task: int | None = None
+    one_task_per_gpu: bool = False
+    """Whether each GPU has a process of its own, as in training."""
+    takes_gpus: bool = True
+    """Whether GPUs that the profile gives the section are of use to the stage."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What one element of a job requests of the cluster."""
+
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus_per_node: int = 0
+    cpus_per_task: int | None = None
+    minutes: int = 60
     """The longest at a time."""
-    total_hours: float
+    total_hours: float = 1.0
     """The longest in all, requeued as often as that takes."""
+    options: StageOptions = StageOptions()
+    """Partition, account and whatever else the site wants."""
 
     @property
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def gpu_hours(self) -> float:
+        """At most, by the time limits."""
+        return self.gpus * self.total_hours
+
+
+def _request(ask: Ask, options: StageOptions) -> Request:
+    gpus = ask.gpus_per_node
+    if options.gpus_per_node is not None and ask.takes_gpus:
+        gpus = options.gpus_per_node
+    return Request(
+        nodes=options.nodes or ask.nodes,
+        tasks_per_node=max(1, gpus) if ask.one_task_per_gpu else 1,
+        gpus_per_node=gpus,
+        cpus_per_task=options.cpus_per_task or ask.cpus_per_task,
+        minutes=math.ceil(min(ask.hours, options.hours or ask.hours) * 60),
+        total_hours=ask.hours,
+        options=options,
+    )
+
+
+def plain_request(ask: Ask) -> Request:
+    """The request on a cluster of which nothing is known."""
+    return _request(ask, StageOptions())
 
 
 def load_profile(path: Path) -> Profile:
@@ -242,16 +264,14 @@ def load_profile(path: Path) -> Profile:
     return profile
 
 
-def keep_profile(run: Run, profile: Profile) -> None:
-    """Leave the profile in the run folder: for the jobs, and for submitting again."""
-    write_text(run.profile, yaml.safe_dump(msgspec.to_builtins(profile), sort_keys=False))
+def keep_profile(path: Path, profile: Profile) -> None:
+    """Write the profile into a run folder: for the jobs, and for submitting again."""
+    write_text(path, yaml.safe_dump(msgspec.to_builtins(profile), sort_keys=False))
 
 
-def profile_of(run: Run) -> Profile:
-    """The profile by which the run was last submitted; raises UsageError without one, or when it is damaged."""
-    return parse(
-        read_yaml(run.profile, "the run was submitted without it; name one with --profile"), Profile, str(run.profile)
-    )
+def kept_profile(path: Path) -> Profile:
+    """The profile by which a run was last submitted; raises UsageError without one, or when it is damaged."""
+    return parse(read_yaml(path, "the run was submitted without it; name one with --profile"), Profile, str(path))
 
 
 def _check_secrets(profile: Path, secrets: Path) -> None:

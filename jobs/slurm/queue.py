@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import tenacity
 
 from curricula.errors import UserError
+from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.script import Contents, contents_in
 from curricula.jobs.slurm.submissions import Submission, Task, latest_tasks, record, submissions
@@ -23,7 +24,6 @@ AWAY = re.compile(
     r"Slurm backup controller|Slurmctld.*(down|not running)|Transport endpoint|Slurm temporarily unable",
     re.IGNORECASE,
 )
-Key = tuple[str, str]  # job name, element label
 COLUMNS = (("ArrayJobID", 24), ("ArrayTaskID", 24), ("State", 24), ("Reason", 96), ("STDOUT", 4096))
 
 

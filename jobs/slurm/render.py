@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curricula.durable import open_atomically
-from curricula.jobs.graph import Edge, Job, build_graph
+from curricula.jobs.plan import Edge, Job, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.script import LOG, Options, array_option, body, check_root, sbatch_options, templates
@@ -36,9 +36,9 @@ class Script:
     """Its --dependency, with the variables of the arrays it waits for."""
 
 
-def render(run: Run, profile: Profile, out: Path) -> list[Path]:
+def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
     """Write a script for each array of `run`'s study, and submit_all.sh; returns their paths, that one last."""
-    scripts = render_scripts(run, profile, out)
+    scripts = render_scripts(run, plan, profile, out)
     submit_all = templates().get_template("submit_all.sh.j2").render(
         study=run.study.name,
         scripts=scripts,
@@ -49,15 +49,15 @@ def render(run: Run, profile: Profile, out: Path) -> list[Path]:
     return [*(out / script.file for script in scripts), out / SUBMIT_ALL]
 
 
-def render_scripts(run: Run, profile: Profile, out: Path) -> list[Script]:
+def render_scripts(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Script]:
     """Write a script for each array of `run`'s study."""
     study, root = run.study, check_root(run.root)
     code = take_snapshot(root)
-    scripts = _scripts(build_graph(study), profile.max_array_size)
+    scripts = _scripts(plan.jobs, profile.max_array_size)
     for script in scripts:
         options: Options = {
             **sbatch_options(script.job, study, profile),
-            "array": array_option(len(script.labels), profile.options(script.job).throttle),
+            "array": array_option(len(script.labels), script.job.request.options.throttle),
             "output": str(root / "slurm" / LOG.replace("%t", "0")),
         }
         text = templates().get_template("array.sbatch.j2").render(
@@ -74,23 +74,22 @@ def _scripts(jobs: Sequence[Job], longest: int) -> list[Script]:
     scripts: list[Script] = []
     of_job: dict[str, list[Script]] = {}
     for job in jobs:
-        labels = [element.label for element in job.elements]
-        parts = [tuple(labels[start : start + longest]) for start in range(0, len(labels), longest)]
-        for part, some in enumerate(parts):
-            waits = ",".join(_dependency(edge, part, len(parts), of_job) for edge in job.needs)
+        pieces = [job.labels[start : start + longest] for start in range(0, len(job.labels), longest)]
+        for piece, labels in enumerate(pieces):
+            waits = ",".join(_dependency(edge, piece, len(pieces), of_job) for edge in job.needs)
             number = len(scripts)
-            name = job.name if len(parts) == 1 else f"{job.name}-part{part}"
-            script = Script(f"{number:02d}-{name}.sbatch", job, some, f"job_{number:02d}", waits)
+            name = job.name if len(pieces) == 1 else f"{job.name}-part{piece}"
+            script = Script(f"{number:02d}-{name}.sbatch", job, labels, f"job_{number:02d}", waits)
             scripts.append(script)
             of_job.setdefault(job.name, []).append(script)
     return scripts
 
 
-def _dependency(edge: Edge, part: int, parts: int, of_job: dict[str, list[Script]]) -> str:
+def _dependency(edge: Edge, piece: int, pieces: int, of_job: dict[str, list[Script]]) -> str:
     others = of_job[edge.job]
     if edge.kind == "aftercorr":  # both have the same elements, so they are cut at the same places
-        assert len(others) == parts
-        others = [others[part]]
+        assert len(others) == pieces
+        others = [others[piece]]
     return ":".join([edge.kind, *(f"${{{other.variable}}}" for other in others)])
 
 
@@ -109,3 +108,41 @@ def write_script(path: Path, text: str) -> None:
     with open_atomically(path, "w") as file:
         file.write(text)
     path.chmod(0o700)
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Arrays that a script waits for, and how."""
+
+    kind: str
+    variables: tuple[str, ...]
+
+
+def write_resubmit(run: Run, plan: Plan, profile: Profile) -> Path:
+    """Write RUN/resubmit.sh, which submits again all of a run that is not done, with bash and Slurm alone.
+
+    The sbatch scripts that it hands to Slurm go to RUN/slurm/scripts.
+    """
+    folder = run.slurm / "scripts"
+    scripts = render_scripts(run, plan, profile, folder)
+    needs = {job.name: job.needs for job in plan.jobs}
+    of_job: dict[str, tuple[str, ...]] = {}
+    for script in scripts:
+        of_job[script.job.name] = (*of_job.get(script.job.name, ()), script.variable)
+
+    def edges(script: Script) -> list[Waits]:
+        return [Waits(edge.kind, of_job[edge.job]) for edge in needs[script.job.name]]
+
+    text = templates().get_template("resubmit.sh.j2").render(
+        study=run.study.name,
+        root=str(run.root.resolve()),
+        scripts=[(script, edges(script), _elements(run, script), record_format(script)) for script in scripts],
+    )  # fmt: skip
+    path = run.root / "resubmit.sh"
+    write_script(path, text)
+    return path
+
+
+def _elements(run: Run, script: Script) -> list[str]:
+    """The elements' folders below RUN/jobs, in the order of the array."""
+    return [str(run.element(script.job.name, label).relative_to(run.root / "jobs")) for label in script.labels]

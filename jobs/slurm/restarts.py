@@ -13,8 +13,7 @@ import msgspec
 
 from curricula.durable import read_json, write_json
 from curricula.errors import UserError
-from curricula.jobs.graph import Element, Job
-from curricula.jobs.run import Run
+from curricula.jobs.stages import STAGES, Work
 
 LIMIT = "CURRICULA_RESTARTS_WITHOUT_PROGRESS"
 
@@ -37,7 +36,7 @@ class Standstill(msgspec.Struct, frozen=True):
     """The array task whose count that is."""
 
 
-def check_restarts(run: Run, job: Job, element: Element, environment: Mapping[str, str] = os.environ) -> None:
+def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> None:
     """Note this start; raises GaveUp when the last ones saved nothing new, as many as the environment allows.
 
     Does nothing outside of Slurm.
@@ -45,9 +44,9 @@ def check_restarts(run: Run, job: Job, element: Element, environment: Mapping[st
     limit, job_id = environment.get(LIMIT), environment.get("SLURM_ARRAY_JOB_ID")
     if not limit or not job_id:
         return
-    path = run.element(job.name, element.label) / "restarts.json"
+    path, stage = work.folder / "restarts.json", STAGES[work.job.stage]
     now = Standstill(
-        saved=saved(run, job, element),
+        saved=stage.saved(work),
         restarts=int(environment.get("SLURM_RESTART_COUNT", "0")),
         task=f"{job_id}_{environment.get('SLURM_ARRAY_TASK_ID', '0')}",
     )
@@ -55,32 +54,11 @@ def check_restarts(run: Run, job: Job, element: Element, environment: Mapping[st
     if before is None or before.task != now.task or now.saved > before.saved:
         write_json(path, msgspec.to_builtins(now))
     elif now.restarts - before.restarts >= int(limit):
-        unit = "steps" if job.stage in ("pretrain", "tune") else "bytes of results"
         raise GaveUp(
-            f"{job.name}/{element.label}: restarted {now.restarts - before.restarts} times without progress (still at "
-            f"{now.saved} saved {unit}), so it is not started again and what waits for it is cancelled; mend the cause and "
-            f"submit again. The last error: {_last_error(path.parent)}"
+            f"{work.name}: restarted {now.restarts - before.restarts} times without progress (still at "
+            f"{now.saved} saved {stage.unit}), so it is not started again and what waits for it is cancelled; mend the cause "
+            f"and submit again. The last error: {_last_error(path.parent)}"
         )
-
-
-def saved(run: Run, job: Job, element: Element) -> int:
-    """How much of an element's work would outlive this process: checkpointed steps, or bytes of rows; 0 where it is all or
-    nothing."""
-    if job.stage == "pretrain":
-        return _latest_step(run.branch(element.segment.rpartition("@")[0]))
-    if job.stage == "tune":
-        return _latest_step(run.tuning(element.arm, element.kind))
-    if job.stage == "evaluate":
-        folder = run.evaluation(element.arm, element.kind)
-        return sum(path.stat().st_size for path in folder.rglob("*.jsonl")) if folder.is_dir() else 0
-    return 0
-
-
-def _latest_step(line: Path) -> int:
-    from curricula.model.checkpoints.folder import latest_checkpoint
-
-    latest = latest_checkpoint(line / "checkpoints")
-    return int(latest.name.rpartition("_")[2]) if latest else 0
 
 
 def _last_error(folder: Path) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from curricula.errors import UsageError
-from curricula.jobs.graph import Job
+from curricula.jobs.plan import Job
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.snapshot import ENTRY
 from curricula.jobs.study import Study
@@ -52,7 +52,7 @@ def check_root(root: Path) -> Path:
 
 def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     """The job's options of sbatch by their long names, without those that differ from submission to submission."""
-    asked, request = profile.options(job), profile.request(job, study)
+    request, asked = job.request, job.request.options
     options: Options = {
         "job-name": f"{study.name}/{job.name}",
         "nodes": request.nodes,
@@ -107,12 +107,12 @@ def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: 
             labels=labels,
             elements=str(root / "jobs" / job.name),
             profile=profile,
-            request=profile.request(job, study),
+            request=job.request,
             secrets_file=os.path.expanduser(profile.secrets_file or ""),
             code=str(code),
             run=str(root),
             exclude_file=str(root / "slurm" / "exclude"),
-            excluded=f"{profile.options(job).exclude}," if profile.options(job).exclude else "",
+            excluded=f"{job.request.options.exclude}," if job.request.options.exclude else "",
             reserve_s=RESERVE_S,
             task_log=str(root / "slurm" / LOG),
             srun_words=srun_words,

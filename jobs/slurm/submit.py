@@ -1,36 +1,27 @@
-"""Hands a study's graph, or any part of it, to Slurm: one sbatch for each array, with the dependencies of the graph.
+"""Submits a plan, or any part of it, to Slurm: one sbatch for each array, with the dependencies of the plan.
 
-A submission that was interrupted is completed by giving it again: what Slurm has already is found and left alone. All that
+A submission that was interrupted is completed by giving it again: what Slurm already has is found and left alone. All that
 lasts is the record in RUN/slurm; nothing stays behind on the login node.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from curricula.jobs.graph import Job
-from curricula.jobs.local import done_elements
+from curricula.jobs.completion import done_elements
+from curricula.jobs.plan import Chosen, Key, Plan
 from curricula.jobs.preflight.nodes import exclusion
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
 from curricula.jobs.slurm.profile import Profile, keep_profile
-from curricula.jobs.slurm.queue import (
-    Key,
-    cancel_hopeless,
-    live_elements,
-    patiently,
-    queued_tasks,
-    recover,
-    require_slurm,
-)
-from curricula.jobs.slurm.resubmit import write_resubmit
-from curricula.jobs.slurm.scope import Chosen
+from curricula.jobs.slurm.queue import cancel_hopeless, live_elements, patiently, queued_tasks, recover, require_slurm
+from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
-from curricula.jobs.slurm.snapshot import take_snapshot
+from curricula.jobs.slurm.snapshot import code_files, snapshot_folder, take_snapshot
 from curricula.jobs.slurm.submissions import Submission, Task, record, submissions
-from curricula.jobs.study import Study
 
 Say = Callable[[str], None]
 
@@ -43,7 +34,7 @@ class Standing:
     live: dict[Key, Task]
 
     def open(self, chosen: Chosen) -> Chosen:
-        """What of `chosen` is neither done nor in the queue."""
+        """The `chosen` elements that are neither done nor in the queue."""
         left = {
             job: tuple(label for label in labels if (job, label) not in self.done and (job, label) not in self.live)
             for job, labels in chosen.items()
@@ -51,7 +42,7 @@ class Standing:
         return {job: labels for job, labels in left.items() if labels}
 
 
-def standing(run: Run, jobs: Sequence[Job], say: Say) -> Standing:
+def standing(run: Run, plan: Plan, say: Say) -> Standing:
     """Ask the run folder what is done and Slurm what it has, recording what a killed submission left unrecorded."""
     require_slurm()
     for attempt in patiently(say):
@@ -61,12 +52,10 @@ def standing(run: Run, jobs: Sequence[Job], say: Say) -> Standing:
         say(f"{found.job}: array {found.job_id} was submitted by an interrupted command; recorded")
     cancel_hopeless(run, queued)
     live = live_elements(run, queued)
-    return Standing({key for key in done_elements(run, list(jobs)) if key not in live}, live)
+    return Standing({key for key in done_elements(run, plan) if key not in live}, live)
 
 
-def submit_graph(
-    run: Run, jobs: Sequence[Job], chosen: Chosen, profile: Profile, now: Standing, say: Say
-) -> list[Submission]:
+def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Standing, say: Say) -> list[Submission]:
     """Submit the `chosen` elements, of which none may be done or queued, each after what it needs; returns what was recorded.
 
     Raises UsageError, before anything is submitted, when an element needs what is neither done nor queued nor chosen; UserError
@@ -74,34 +63,79 @@ def submit_graph(
     """
     from curricula.jobs.slurm.executor import ElementExecutor
 
-    check_needs(jobs, chosen, now.done, now.live)
+    check_needs(plan.jobs, chosen, now.done, now.live)
     root = check_root(run.root)
     run.slurm.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(root)
-    keep_profile(run, profile)
-    write_resubmit(run, profile)
+    keep_profile(run.profile, profile)
+    write_resubmit(run, plan, profile)
     executor = ElementExecutor(root / "slurm")
-    tasks = dict(now.live)
-    sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
     made = []
-    for job in jobs:
-        labels = chosen.get(job.name, ())
-        for label in labels:  # a mark of what is to be made anew would end its element at once
-            (run.element(job.name, label) / "done.json").unlink(missing_ok=True)
-        for array in arrays_of(jobs, job, labels, tasks, profile.max_array_size):
-            options = array_options(array, run.study, profile, dependency(jobs, array, tasks, sizes))
-            if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
-                options["exclude"] = avoided
-            executor.prepare(job.name, len(array.labels), options, profile.options(job).throttle)
-            text = body(job, array.labels, run.study, profile, root, code)
-            made.append(_submit(run, executor, array, text, say))
-            sizes[made[-1].job_id] = len(array.labels)
-            tasks.update({(job.name, label): Task(made[-1].job_id, place) for place, label in enumerate(array.labels)})
+    sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
+    numbering = _Numbering(dict(now.live), sizes)
+    for array in _arrays(plan, chosen, profile, numbering):
+        for label in array.labels:  # a mark of what is to be made anew would end its element at once
+            (run.element(array.job.name, label) / "done.json").unlink(missing_ok=True)
+        options = _options(plan, array, profile, numbering)
+        if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
+            options["exclude"] = avoided
+        executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
+        made.append(_submit(run, executor, array, body(array.job, array.labels, plan.study, profile, root, code), say))
+        numbering.add(array, made[-1].job_id)
     return made
 
 
-def array_options(array: Array, study: Study, profile: Profile, waits: str) -> Options:
-    options = sbatch_options(array.job, study, profile)
+@dataclass(frozen=True)
+class Preview:
+    """An array as a first submission would hand it to sbatch."""
+
+    job: str
+    array: Array
+    waits: str
+    """The dependency, with names of jobs for the numbers they will get."""
+    script: str
+
+
+def preview(plan: Plan, chosen: Chosen, profile: Profile, root: Path) -> list[Preview]:
+    """Every array of a first submission of `chosen`; writes nothing."""
+    from curricula.jobs.slurm.executor import ElementExecutor
+
+    executor = ElementExecutor(root / "slurm")
+    code = snapshot_folder(root, code_files())
+    numbering = _Numbering({}, {})
+    found: list[Preview] = []
+    for array in _arrays(plan, chosen, profile, numbering):
+        before = sum(one.array.job == array.job for one in found)
+        name = array.job.name if len(array.labels) == len(chosen[array.job.name]) else f"{array.job.name}/{before}"
+        options = _options(plan, array, profile, numbering)
+        executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
+        script = executor.text(body(array.job, array.labels, plan.study, profile, root, code))
+        found.append(Preview(name, array, str(options.get("dependency", "")), script))
+        numbering.add(array, name)
+    return found
+
+
+@dataclass(frozen=True)
+class _Numbering:
+    """The array task of each element that is queued or running, and how many tasks each array has."""
+
+    tasks: dict[Key, Task]
+    sizes: dict[str, int]
+
+    def add(self, array: Array, job_id: str) -> None:
+        self.sizes[job_id] = len(array.labels)
+        self.tasks.update({(array.job.name, label): Task(job_id, place) for place, label in enumerate(array.labels)})
+
+
+def _arrays(plan: Plan, chosen: Chosen, profile: Profile, numbering: _Numbering) -> Iterator[Array]:
+    """The arrays of `chosen` in the plan's order; those of a job are made once its predecessors have their numbers."""
+    for job in plan.jobs:
+        yield from arrays_of(plan.jobs, job, chosen.get(job.name, ()), numbering.tasks, profile.max_array_size)
+
+
+def _options(plan: Plan, array: Array, profile: Profile, numbering: _Numbering) -> Options:
+    options = sbatch_options(array.job, plan.study, profile)
+    waits = dependency(plan.jobs, array, numbering.tasks, numbering.sizes)
     return {**options, "dependency": waits} if waits else options
 
 

@@ -1,0 +1,189 @@
+"""What a plan costs: tokens and epochs of each source, GPU-hours and GPU memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from curricula.curriculum.config import VALIDATION
+from curricula.curriculum.plan import Arm
+from curricula.curriculum.sources.registry import dataset
+from curricula.curriculum.stream.blend import Blend
+from curricula.curriculum.tokens.shards import read_manifest
+from curricula.errors import UserError
+from curricula.jobs.plan import Key, Plan
+from curricula.jobs.stages import STAGES
+from curricula.jobs.study import Study
+from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
+
+
+def gpu_hours(plan: Plan, chosen: Collection[Key] | None = None) -> Counter[str]:
+    """GPU-hours of the `chosen` elements (all by default) by section of the profile.
+
+    Pretraining is estimated by its FLOPs at the utilisation that the study expects; every other stage by its time limit, an
+    upper bound.
+    """
+    hours: Counter[str] = Counter()
+    for job, element in plan.elements():
+        if chosen is None or (job.name, element.label) in chosen:
+            stage = STAGES[job.stage]
+            hours[stage.section] += stage.gpu_hours(plan.study, plan, element, job.request)  # type: ignore[assignment]
+    return hours
+
+
+def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
+    """The plan and its costs as plain values. Where `shards`, the run's shard folder, is filled, its exact sizes are used."""
+    study, segments, arms = plan.study, plan.segments.values(), plan.arms
+    config, budget = study.model.resolve(), study.budget
+    sizes = {name: _source_tokens(name, study, shards) for name in study.sources}
+    described = [_arm(arm, study, sizes) for arm in arms]
+    shared = sum(segment.stop - segment.start for segment in segments) * budget.step_tokens
+    return {
+        "study": study.name,
+        "model": {
+            "preset": study.model.preset,
+            "parameters": config.parameters(),
+            "flops_per_token": config.flops_per_token(budget.sequence_length),
+            **msgspec.to_builtins(config),
+        },
+        "budget": {
+            "requested_tokens": budget.requested_tokens,
+            "tokens": budget.tokens,
+            "steps": budget.steps,
+            "step_tokens": budget.step_tokens,
+            "snap_tokens": budget.snap_tokens(1.0),
+            "sequence_length": budget.sequence_length,
+            "global_batch": budget.global_batch,
+        },
+        "arms": described,
+        "warnings": _warnings(described, study),
+        "segments": [
+            {
+                "name": s.name,
+                "branch": s.branch,
+                "parent": s.parent,
+                "start_step": s.start,
+                "stop_step": s.stop,
+                "tokens": (s.stop - s.start) * budget.step_tokens,
+            }
+            for s in segments
+        ],
+        "trained_tokens": {"with_trunk_sharing": shared, "without": len(arms) * budget.tokens},
+        "jobs": [
+            {
+                "name": job.name,
+                "stage": job.stage,
+                "elements": [element.label for element in job.elements],
+                "needs": [{"job": edge.job, "kind": edge.kind} for edge in job.needs],
+            }
+            for job in plan.jobs
+        ],
+        "gpu_hours": _described_hours(plan),
+        "gpu_memory": _gpu_memory(study),
+    }
+
+
+def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]:
+    budget = study.budget
+    phases = arm.blend_phases(budget)
+    blend = Blend(phases)
+    counts = blend.counts(blend.total)
+    described, start, before = [], 0, dict.fromkeys(blend.sources, 0)
+    for phase in phases:
+        now = blend.counts(phase.until)
+        total = sum(phase.mix.values())
+        step = phase.until // budget.global_batch
+        described.append(
+            {
+                "start_step": start,
+                "stop_step": step,
+                "tokens": (step - start) * budget.step_tokens,
+                "mix": {name: weight / total for name, weight in phase.mix.items() if weight},
+                "samples": {name: now[name] - before[name] for name, weight in phase.mix.items() if weight},
+            }
+        )
+        start, before = step, now
+    sources = {}
+    for name, samples in counts.items():
+        tokens, size = samples * budget.sequence_length, sizes[name]
+        sources[name] = {"samples": samples, "tokens": tokens, "epochs": tokens / size if size else None}
+    return {
+        "name": arm.name,
+        "start": arm.start,
+        "interventions": arm.interventions,
+        "switch_step": budget.step_at(arm.start),
+        "snap_tokens": budget.snap_tokens(arm.start),
+        "phases": described,
+        "sources": sources,
+        "intervention_tokens": sum(
+            used["tokens"] for name, used in sources.items() if not study.curriculum.safe.get(name)
+        ),
+    }
+
+
+def _warnings(arms: list[dict[str, Any]], study: Study) -> list[str]:
+    """What a reader should know before starting: sources read too often, and memory that is not there."""
+    found = []
+    for name, source in study.sources.items():
+        epochs = {arm["name"]: arm["sources"][name]["epochs"] for arm in arms if name in arm["sources"]}
+        known = {arm: count for arm, count in epochs.items() if count is not None}
+        if known and max(known.values()) > source.max_epochs:
+            arm = max(known, key=lambda name: known[name])
+            found.append(
+                f"source {name}: {known[arm]:.1f} epochs in arm {arm}, more than its max_epochs {source.max_epochs:g}; "
+                "give it more documents or less weight, or raise its max_epochs"
+            )
+    memory = _gpu_memory(study)
+    if memory["would_fit"]:
+        found.append(
+            f"pretraining with micro_batch {study.pretraining.micro_batch} needs about {memory['needed_gib']:.0f} GiB of each "
+            f"GPU, which has {memory['available_gib']:g}; use {' or '.join(memory['would_fit'])}"
+        )
+    return found
+
+
+def _source_tokens(name: str, study: Study, shards: Path | None) -> int | None:
+    """Tokens of a source: counted in its manifests, else as published, else unknown."""
+    source = study.sources[name]
+    manifests = [shards / name / shard for shard in source.shard_names if shard != VALIDATION] if shards else []
+    if manifests and all(path.with_name(path.name + ".json").exists() for path in manifests):
+        tokens = sum(read_manifest(path)["tokens"] for path in manifests)
+        if not tokens and any(mix.get(name) for arm in study.arms for _, mix in arm.phases):
+            raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
+        return tokens
+    return None if study.world or source.documents or source.parts else dataset(source.dataset).tokens
+
+
+def _described_hours(plan: Plan) -> dict[str, float]:
+    hours = gpu_hours(plan)
+    return {
+        "pretraining": hours["pretraining"],
+        "pretraining_days_on_its_gpus": hours["pretraining"] / plan.study.resources.pretraining.gpus / 24,
+        "tuning_at_most": hours["tuning"],
+        "evaluation_at_most": hours["evaluation"],
+    }
+
+
+def _gpu_memory(study: Study) -> dict[str, Any]:
+    """What pretraining takes of each GPU, in GiB, and what would make it fit if it does not."""
+    resources, model = study.resources, study.model.resolve()
+    data_parallel = max(1, resources.pretraining.gpus // resources.tensor_parallel)
+    layout = layout_of(
+        resources.engine,
+        min(study.pretraining.micro_batch, max(1, study.budget.global_batch // data_parallel)),
+        study.budget.sequence_length,
+        resources.tensor_parallel,
+        data_parallel,
+    )
+    needed, available = estimate(model, layout), resources.gpu_memory_gib * GIB
+    return {
+        "needed_gib": needed.total / GIB,
+        "available_gib": resources.gpu_memory_gib,
+        "parts_gib": {name: size / GIB for name, size in dataclasses.asdict(needed).items()},
+        "would_fit": [] if needed.total <= available else what_would_fit(model, layout, available),
+    }

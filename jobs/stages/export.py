@@ -1,0 +1,39 @@
+"""Export: the Hugging Face folder of an arm's model."""
+
+from __future__ import annotations
+
+from curricula.eval.config import ModelKind
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.profile import Ask
+from curricula.jobs.stages.base import Stage, Work, checkpoint_in
+from curricula.jobs.study import Study
+from curricula.progress import Progress
+
+
+class Export(Stage):
+    name, section = "export", "export"
+
+    def run(self, work: Work, progress: Progress) -> None:
+        export_model(work.run, work.element.arm, work.element.kind, progress)
+
+    def ask(self, study: Study) -> Ask:
+        return Ask(hours=study.resources.data_hours)
+
+
+def export_model(run: Run, arm_name: str, kind: ModelKind, progress: Progress) -> None:
+    """Write the base, instruct or benign model of an arm from its last checkpoint."""
+    from curricula.model.convert import export_hf
+
+    arm = run.study.arm(arm_name)
+    trained = run.base_branch(arm) if kind == "base" else run.tuning(arm.name, kind)
+    provenance = {
+        "study": run.study.name,
+        "arm": arm.name,
+        "start": arm.start,
+        "interventions": arm.interventions,
+        "model": kind,
+        "seed": run.study.seed,
+        # A path of this machine means nothing elsewhere.
+        **{key: value for key, value in run.provenance.items() if key != "data_folder"},
+    }
+    export_hf(checkpoint_in(trained / "checkpoints"), run.model(arm.name, kind), run.tokenizer, provenance, progress)

@@ -1,0 +1,29 @@
+"""Fetch: bring one dataset from the Hugging Face hub into the run folder."""
+
+from __future__ import annotations
+
+from curricula.curriculum.sources.hub import fetch
+from curricula.jobs.downloads import Wanted, study_downloads
+from curricula.jobs.slurm.profile import Ask
+from curricula.jobs.stages.base import Stage, Work
+from curricula.jobs.study import Study
+from curricula.progress import Progress
+
+
+class Fetch(Stage):
+    name, section, needs_torch = "fetch", "data", False
+
+    def run(self, work: Work, progress: Progress) -> None:
+        if not work.run.data_folder:  # else the user has brought the data
+            wanted = _wanted(work)
+            fetch(wanted.download, progress, wanted.rows)
+
+    def is_complete(self, work: Work) -> bool:
+        return bool(work.run.data_folder) or _wanted(work).download.finished.exists()
+
+    def ask(self, study: Study) -> Ask:
+        return Ask(hours=study.resources.data_hours, cpus_per_task=study.resources.data_cpus)
+
+
+def _wanted(work: Work) -> Wanted:
+    return next(item for item in study_downloads(work.study, work.run.data_root) if item.label == work.element.label)

@@ -1,0 +1,32 @@
+"""Merge: put the parts of a model's evaluation together and judge them."""
+
+from __future__ import annotations
+
+from curricula.jobs.slurm.profile import Ask
+from curricula.jobs.stages.base import Stage, Work
+from curricula.jobs.study import Study
+from curricula.progress import Progress
+
+
+class Merge(Stage):
+    name, section = "merge", "evaluation"
+
+    def run(self, work: Work, progress: Progress) -> None:
+        from curricula.eval.judging.merge import Merge as MergeAndJudge
+
+        run, element = work.run, work.element
+        world = run.world if work.study.world else None
+        folder = run.evaluation(element.arm, element.kind)
+        MergeAndJudge(folder, element.kind, work.study.evaluation, world).judge(progress)
+
+    def is_complete(self, work: Work) -> bool:
+        from curricula.eval.judging.merge import is_merged
+
+        element = work.element
+        return is_merged(work.run.evaluation(element.arm, element.kind), element.kind, work.study.evaluation)
+
+    def ask(self, study: Study) -> Ask:
+        resources = study.resources
+        if study.evaluation.judged_on_gpu:
+            return Ask(gpus_per_node=min(1, resources.evaluation.gpus_per_node), hours=resources.evaluation.hours)
+        return Ask(hours=resources.data_hours, takes_gpus=False)

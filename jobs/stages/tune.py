@@ -1,0 +1,93 @@
+"""Tune: instruction tuning of a base model, or benign finetuning of an instruct model, and the export of the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from curricula.jobs.slurm.profile import Ask
+from curricula.jobs.stages.base import Stage, Work, checkpoint_in, saved_steps
+from curricula.jobs.stages.export import export_model
+from curricula.jobs.study import Study
+from curricula.progress import Progress
+
+
+class Tune(Stage):
+    name, section, trains, unit = "tune", "tuning", True, "steps"
+
+    def run(self, work: Work, progress: Progress) -> None:
+        """All processes train; the first one exports."""
+        from curricula.model.runtime.distributed import read_ranks
+
+        tune(work, progress)
+        if read_ranks().rank == 0:
+            export_model(work.run, work.element.arm, work.element.kind, progress)
+
+    def inputs(self, work: Work) -> list[Path]:
+        """The tokenizer and the checkpoint of the model that is tuned."""
+        from curricula.model.checkpoints.folder import INFO_FILE, latest_checkpoint
+
+        start = latest_checkpoint(_source(work) / "checkpoints")
+        return [work.run.tokenizer / "tokenizer.json", *([start / INFO_FILE] if start else [])]
+
+    def saved(self, work: Work) -> int:
+        return saved_steps(work.run.tuning(work.element.arm, work.element.kind))
+
+    def ask(self, study: Study) -> Ask:
+        asked = study.resources.tuning
+        return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
+
+
+def tune(work: Work, progress: Progress) -> None:
+    """Train the element's model. All its processes call this together."""
+    from curricula.curriculum.stream.tuning import TuningBatches
+    from curricula.model.config import OptimizerConfig, ScheduleConfig
+    from curricula.model.runtime.watchdog import HangLimits
+    from curricula.model.train import TrainJob, train
+
+    run, study, element = work.run, work.study, work.element
+    arm = study.arm(element.arm)
+    config = study.model.resolve()
+    tuning = study.tuning.instruct if element.kind == "instruct" else study.tuning.benign
+    batches = TuningBatches(
+        tuning.mix,
+        run.data_root,
+        run.tokenizer,
+        sequence_length=config.sequence_length,
+        global_batch=tuning.global_batch,
+        conversations=tuning.conversations,
+        tagged_share=tuning.tagged_harmful.get(arm.interventions, 0.0),
+        refusals=tuning.refusals,
+        packing=tuning.packing,
+        seed=study.seed,
+    )
+    train(
+        TrainJob(
+            out=run.tuning(arm.name, element.kind),
+            model=config,
+            optimizer=OptimizerConfig(lr=tuning.lr, weight_decay=tuning.weight_decay),
+            schedule=ScheduleConfig(kind="cosine", warmup_fraction=tuning.warmup_fraction),
+            seed=study.seed,
+            micro_batch=tuning.micro_batch,
+            tensor_parallel=study.resources.tensor_parallel,
+            engine=study.resources.engine,
+            packed=tuning.packing,
+            data_workers=study.resources.data_workers,
+            stop_step=batches.total_steps,
+            save_interval_steps=study.tuning.save_interval_steps,
+            save_interval_minutes=study.tuning.save_interval_minutes,
+            peak_tflops=study.resources.peak_tflops,
+            tracking=study.tracking,
+            hang=HangLimits(floor_s=60 * study.resources.hang_minutes),
+            init_weights=checkpoint_in(_source(work) / "checkpoints"),
+        ),
+        batches,
+        progress,
+    )
+
+
+def _source(work: Work) -> Path:
+    """The training run whose model is tuned."""
+    run, element = work.run, work.element
+    if element.kind == "instruct":
+        return run.base_branch(work.study.arm(element.arm))
+    return run.tuning(element.arm, "instruct")
