@@ -20,8 +20,12 @@ from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import EvalConfig
 from curricula.model.config import PRESETS, EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from curricula.model.runtime.tracking import Tracking
+from curricula.provenance import PACKAGE
 from curricula.settings import Positive, PositiveNumber, Settings, parse, read_yaml
 
+STUDIES = PACKAGE / "jobs" / "studies"
+EXAMPLES = ("demo", "paper", "smollm2-135m")
+"""Studies that come with the suite."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -195,10 +199,14 @@ class Study(Settings, frozen=True, dict=True):
 
 
 def load_study(path: Path) -> Study:
-    """Read and validate a study file; raises UsageError that names the file, the key, its value and what to write."""
-    return parse_study(
-        read_yaml(path, "no such study file; the ones that come with the suite are in jobs/studies/"), str(path)
-    )
+    """Read and validate a study file, or one that comes with the suite by its name, such as `paper`.
+
+    Raises UsageError that names the file, the key, its value and what to write.
+    """
+    if not path.exists() and str(path) in EXAMPLES:
+        path = STUDIES / f"{path}.yaml"
+    missing = f"no such study file; name a file, or one of those that come with the suite: {', '.join(EXAMPLES)}"
+    return parse_study(read_yaml(path, missing), str(path))
 
 
 def parse_study(raw: Any, where: str) -> Study:

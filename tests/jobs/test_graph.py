@@ -1,16 +1,16 @@
 from paths import STUDIES
 
-from curricula.jobs.graph import build_graph
+from curricula.jobs.graph import plan_study
 from curricula.jobs.study import load_study
 
 
 def graph():
-    return {job.name: job for job in build_graph(load_study(STUDIES / "paper.yaml"))}
+    return {job.name: job for job in plan_study(load_study(STUDIES / "paper.yaml")).jobs}
 
 
 def test_every_job_comes_after_what_it_needs():
     seen = set()
-    for job in build_graph(load_study(STUDIES / "paper.yaml")):
+    for job in plan_study(load_study(STUDIES / "paper.yaml")).jobs:
         assert {edge.job for edge in job.needs} <= seen, job.name
         seen.add(job.name)
 
@@ -46,7 +46,7 @@ def test_the_report_comes_even_when_an_evaluation_failed():
 
 
 def test_labels_are_unique_within_a_job_and_names_within_a_study():
-    jobs = build_graph(load_study(STUDIES / "paper.yaml"))
+    jobs = plan_study(load_study(STUDIES / "paper.yaml")).jobs
     assert len({job.name for job in jobs}) == len(jobs)
     for job in jobs:
         labels = [element.label for element in job.elements]
@@ -54,13 +54,13 @@ def test_labels_are_unique_within_a_job_and_names_within_a_study():
 
 
 def test_edges_are_of_the_kinds_that_slurm_knows():
-    kinds = {edge.kind for job in build_graph(load_study(STUDIES / "paper.yaml")) for edge in job.needs}
+    kinds = {edge.kind for job in plan_study(load_study(STUDIES / "paper.yaml")).jobs for edge in job.needs}
     assert kinds == {"afterok", "aftercorr", "afterany"}
 
 
 def test_an_evaluation_is_an_element_for_each_part_and_one_that_merges_each_model():
     study = load_study(STUDIES / "paper.yaml")
-    jobs = {job.name: job for job in build_graph(study)}
+    jobs = {job.name: job for job in plan_study(study).jobs}
     labels = [element.label for element in jobs["evaluate-instruct-20"].elements]
     assert "full-20/attacks-topk/harmbench" in labels and "full-20/overrefusal-safebeam/alpaca" in labels
     assert [label for label in labels if "full-20/gcg" in label] == [

@@ -8,7 +8,7 @@ import pytest
 import slurm_studies as studies
 
 from curricula.durable import read_jsonl
-from curricula.jobs.graph import build_graph
+from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import ElementStatus, run_status
 from curricula.jobs.run import Run
 
@@ -40,7 +40,7 @@ def in_the_lab(lab, monkeypatch):
 
 def states(run: Path) -> dict[str, ElementStatus]:
     opened = Run.open(run)
-    status = run_status(opened, build_graph(opened.study))
+    status = run_status(opened, plan_study(opened.study).jobs)
     assert status.problem == ""
     return {f"{item.job}/{item.label}": item for item in status.elements}
 

@@ -15,7 +15,7 @@ import slurm_studies as studies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curricula.jobs.graph import build_graph
+from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.study import load_study
@@ -54,7 +54,7 @@ def elements(jobs) -> int:
 def test_the_whole_graph_is_submitted_with_its_dependencies_and_only_once(lab, place):
     study, profile, run = place
     said = studies.submit(lab, study, profile, run)
-    jobs = build_graph(load_study(study))
+    jobs = plan_study(load_study(study)).jobs
     made = submissions(Run(run))
     assert [one.job for one in made] == [job.name for job in jobs] and f"{len(jobs)} arrays" in said
     numbers = {one.job: one.job_id for one in made}
@@ -86,7 +86,7 @@ def test_a_submission_that_is_killed_anywhere_is_completed_by_the_same_command(l
         run,
         "--yes",
     ]
-    jobs = [job.name for job in build_graph(load_study(study))]
+    jobs = [job.name for job in plan_study(load_study(study)).jobs]
     for kill_after in (
         2,
         6,
@@ -151,7 +151,7 @@ def test_a_controller_that_restarts_during_a_submission_is_waited_for(own_lab, t
         said = studies.submit(own_lab, study, profile, run)
     finally:
         back.join()
-    jobs = build_graph(load_study(study))
+    jobs = plan_study(load_study(study)).jobs
     assert f"{len(jobs)} arrays" in said
     assert len(queue(own_lab, run)) == len(submissions(Run(run))) == len(jobs)
 
@@ -160,7 +160,7 @@ def test_accounting_that_is_away_holds_nothing_up(own_lab, tmp_path):
     study, profile, run = held_in(tmp_path)
     os.kill(own_lab.pid("slurmdbd"), signal.SIGKILL)
     studies.submit(own_lab, study, profile, run)
-    assert f"{elements(build_graph(load_study(study)))} pending" in studies.curricula(own_lab, "status", run)
+    assert f"{elements(plan_study(load_study(study)).jobs)} pending" in studies.curricula(own_lab, "status", run)
 
 
 def test_arrays_are_cut_at_the_longest_that_slurm_takes_and_keep_step(lab, place):
@@ -169,7 +169,7 @@ def test_arrays_are_cut_at_the_longest_that_slurm_takes_and_keep_step(lab, place
     studies.submit(lab, study, profile, run, "--only", "tokenize,prepare")
     parts = [one for one in submissions(Run(run)) if one.job == "tokenize"]
     assert [len(one.labels) for one in parts] == [4, 4, 4, 2]
-    (job,) = [job for job in build_graph(load_study(study)) if job.name == "tokenize"]
+    (job,) = [job for job in plan_study(load_study(study)).jobs if job.name == "tokenize"]
     assert [label for one in parts for label in one.labels] == [element.label for element in job.elements]
 
 
@@ -208,13 +208,13 @@ def test_a_refused_job_is_said_in_slurms_words_and_the_next_command_goes_on(lab,
     assert "sbatch refused job pretrain-trunk-12" in said and "invalid partition" in said and "Traceback" not in said
     assert [one.job for one in submissions(Run(run))] == ["prepare", "tokenize"]
     studies.submit(lab, study, studies.write_profile(study.parent, stages={"all": HELD}), run)
-    assert len(queue(lab, run)) == len(submissions(Run(run))) == len(build_graph(load_study(study)))
+    assert len(queue(lab, run)) == len(submissions(Run(run))) == len(plan_study(load_study(study)).jobs)
 
 
 def test_a_dry_run_shows_every_script_and_slurms_answer_and_writes_nothing(lab, place):
     study, profile, run = place
     said = studies.submit(lab, study, profile, run, "--dry-run")
-    arrays = len(build_graph(load_study(study)))
+    arrays = len(plan_study(load_study(study)).jobs)
     assert said.count("#!/bin/bash") == arrays == said.count("to start at")
     assert "afterok:prepare" in said and f"{arrays} sbatch calls" in said
     assert not run.exists() and not queue(lab, run)

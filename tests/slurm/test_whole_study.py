@@ -9,7 +9,7 @@ import pytest
 import slurm_studies as studies
 from paths import LAB_SCRIPTS
 
-from curricula.jobs.graph import build_graph
+from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.submissions import latest_tasks, submissions
 from curricula.jobs.study import load_study
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def running(lab, run: Path, stage: str) -> list[tuple[str, str]]:
     """Array tasks of the run's jobs of a stage that run now, with their first node."""
     tasks = latest_tasks(submissions(Run(run)))
-    of_stage = {job.name for job in build_graph(Run(run).study) if job.stage == stage}
+    of_stage = {job.name for job in plan_study(Run(run).study).jobs if job.stage == stage}
     ours = {str(task) for (job, _), task in tasks.items() if job in of_stage}
     lines = lab.run("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%F_%K %B").splitlines()
     return [(task, node) for task, node in map(str.split, lines) if task in ours]
@@ -67,7 +67,7 @@ def test_a_study_through_a_rough_slurm_ends_with_the_same_tables_as_on_this_mach
     studies.submit(lab, study, studies.write_profile(tmp_path, stages={"pretraining": minute}), there)
     numbers = {key: str(task) for key, task in latest_tasks(submissions(Run(there))).items()}
     hit = disturb(lab, there)
-    jobs = build_graph(load_study(study))
+    jobs = plan_study(load_study(study)).jobs
     keys = list(itertools.chain.from_iterable(((job.name, e.label) for e in job.elements) for job in jobs))
     studies.wait_until(
         lambda: all(studies.is_done(there, *key) for key in keys), "the study", 3000, lambda: studies.logs(there)

@@ -10,9 +10,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 from curricula.errors import UserError
-from curricula.jobs.element import find_element
+from curricula.jobs.graph import plan_study
 from curricula.jobs.preflight.preflight import Preflight, UnfitNodes, preflight
 from curricula.jobs.run import Run
+from curricula.jobs.stages import STAGES, Work
 from curricula.model.runtime.distributed import Ranks
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -65,6 +66,8 @@ def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_sl
     torch.set_num_threads(1)
     os.environ["PATH"] = path or os.environ["PATH"]
     run = Run.open(root)
+    plan = plan_study(run.study)
+    work = Work(run, plan, *plan.find(job, label))
     true_time, true_reduce = time.time, dist.all_reduce
 
     def slow_reduce(tensor, *rest, **more):
@@ -83,7 +86,7 @@ def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_sl
         patch("torch.distributed.all_reduce", slow_reduce),
     ):
         try:
-            preflight(run, *find_element(run, job, label), ranks, settings, environment)
+            preflight(run, lambda: STAGES[work.job.stage].inputs(work), ranks, settings, environment)
             outcome: tuple = ("fit",)
         except UnfitNodes as error:
             outcome = ("unfit", error.nodes, str(error))

@@ -13,7 +13,8 @@ from pathlib import Path
 from paths import STUDIES
 
 from curricula.durable import write_json, write_text
-from curricula.jobs.graph import Job, build_graph
+from curricula.jobs.graph import plan_study
+from curricula.jobs.plan import Job
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.squeue import COLUMNS
 from curricula.jobs.slurm.submissions import Submission, record
@@ -26,7 +27,7 @@ def new_run(root: Path, study: str = "demo") -> tuple[Run, dict[str, Job]]:
     for name, content in _frozen(study).items():
         (root / name).write_bytes(content)
     run = Run.open(root)
-    return run, {job.name: job for job in build_graph(run.study)}
+    return run, {job.name: job for job in plan_study(run.study).jobs}
 
 
 @functools.cache

@@ -68,9 +68,9 @@ def prepared(lab, folder: Path, study: Path) -> Path:
     script = (
         "import sys; from pathlib import Path; from curricula.jobs.run import Run\n"
         "from curricula.jobs.study import load_study\n"
-        "from curricula.jobs.graph import data_jobs; from curricula.jobs.element import run_element\n"
+        "from curricula.jobs.graph import plan_study; from curricula.jobs.element import run_element\n"
         "run = Run.create(Path(sys.argv[2]), load_study(Path(sys.argv[1])))\n"
-        "for job in data_jobs(run.study):\n"
+        "for job in plan_study(run.study).jobs_up_to(['tokenize']):\n"
         "    for element in job.elements: run_element(run.root, job.name, element.label)\n"
     )
     run = folder / "prepared"

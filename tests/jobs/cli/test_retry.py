@@ -4,16 +4,16 @@ import json
 import subprocess
 
 import pytest
+from curricula.jobs.slurm.resubmit import write_resubmit
 from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, new_run, report_progress, submitted
 
 from curricula.jobs.cli.main import main
-from curricula.jobs.graph import build_graph
+from curricula.jobs.graph import plan_study
 from curricula.jobs.local import element_needs
 from curricula.jobs.monitor.state import ElementStatus
 from curricula.jobs.preflight.nodes import BadNode, record_bad_nodes
 from curricula.jobs.recovery import to_run_again
 from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, profile_of
-from curricula.jobs.slurm.resubmit import write_resubmit
 from curricula.jobs.slurm.submissions import Task, latest_tasks, submissions
 from curricula.jobs.study import load_study
 
@@ -49,7 +49,7 @@ def statuses(jobs, states, default="done"):
 
 @pytest.fixture(scope="module")
 def graph():
-    return build_graph(load_study(STUDIES / "demo.yaml"))
+    return plan_study(load_study(STUDIES / "demo.yaml")).jobs
 
 
 def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(graph):

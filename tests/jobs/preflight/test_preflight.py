@@ -9,11 +9,12 @@ from run_folders import FakeSlurm, new_run
 
 from curricula.durable import write_json, write_text
 from curricula.errors import UserError
-from curricula.jobs.element import find_element
+from curricula.jobs.graph import plan_study
 from curricula.jobs.preflight import node_checks, nodes
 from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, within
 from curricula.jobs.preflight.nodes import BadNode, bad_nodes, exclusion, record_bad_nodes
-from curricula.jobs.preflight.preflight import Preflight, needed_files
+from curricula.jobs.slurm.profile import Preflight
+from curricula.jobs.stages import STAGES, Work
 
 GOOD = "0, 81559, 4, 0, 31, Not Active, Not Active\n1, 81559, 4, 0, 33, Not Active, Not Active\n"
 
@@ -101,8 +102,11 @@ def test_data_that_one_node_cannot_see_is_its_fault_and_data_that_is_gone_nobody
 
 
 def test_what_an_element_needs_is_what_it_will_read(run):
-    arm = needed_files(run, *find_element(run, "pretrain-20", "full-20"))
-    trunk = needed_files(run, *find_element(run, "pretrain-trunk-100", "trunk"))
+    plan = plan_study(run.study)
+    arm, trunk = (
+        STAGES["pretrain"].inputs(Work(run, plan, *plan.find(*key)))
+        for key in [("pretrain-20", "full-20"), ("pretrain-trunk-100", "trunk")]
+    )
     assert run.branch("trunk") / "checkpoints/step_00000100/checkpoint.json" in arm
     assert run.branch("trunk") / "checkpoints/step_00000500/checkpoint.json" in trunk  # its newest, where it goes on
     assert run.shards / "unsafe-tagged" / "00000.bin" in arm and run.shards / "unsafe-tagged" / "00000.bin" not in trunk

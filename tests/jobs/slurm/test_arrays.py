@@ -3,7 +3,7 @@
 import pytest
 
 from curricula.errors import UsageError
-from curricula.jobs.graph import Edge, Element, Job
+from curricula.jobs.plan import Edge, Element, Job
 from curricula.jobs.slurm.arrays import arrays_of, check_needs, dependency
 from curricula.jobs.slurm.submissions import Task
 

@@ -8,7 +8,8 @@ import yaml
 from paths import ROOT
 
 from curricula.errors import UsageError
-from curricula.jobs.graph import Job, build_graph
+from curricula.jobs.graph import plan_study
+from curricula.jobs.plan import Job
 from curricula.jobs.slurm.profile import Profile, load_profile
 from curricula.jobs.slurm.script import sbatch_options
 from curricula.jobs.study import load_study
@@ -17,15 +18,15 @@ PROFILES = sorted((ROOT / "env" / "profiles").glob("*.yaml"))
 PAPER = load_study(ROOT / "jobs" / "studies" / "paper.yaml")
 
 
-def first(stage: str) -> Job:
-    return next(job for job in build_graph(PAPER) if job.stage == stage)
+def first(stage: str, profile: Profile) -> Job:
+    return next(job for job in plan_study(PAPER, profile).jobs if job.stage == stage)
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_profiles_that_come_with_the_suite_are_valid_and_serve_every_job(path):
     profile = load_profile(path)
     assert profile.description
-    for job in build_graph(PAPER):
+    for job in plan_study(PAPER, profile).jobs:
         options = sbatch_options(job, PAPER, profile)
         assert options["requeue"] is True and int(options["time"]) > 0 and options["partition"]
 
@@ -36,19 +37,18 @@ def test_a_profile_is_found_by_its_short_name():
 
 def test_sizes_come_from_the_stage_then_from_all_then_from_the_study():
     profile = parse(stages={"all": {"hours": 2, "partition": "a"}, "pretraining": {"partition": "b", "nodes": 2}})
-    request = profile.request(first("pretrain"), PAPER)
+    request = first("pretrain", profile).request
     assert (request.nodes, request.gpus_per_node, request.tasks_per_node, request.minutes) == (2, 8, 8, 120)
     assert request.total_hours == PAPER.resources.pretraining.hours
-    assert sbatch_options(first("pretrain"), PAPER, profile)["partition"] == "b"
-    assert sbatch_options(first("export"), PAPER, profile)["partition"] == "a"
-    assert profile.request(first("evaluate"), PAPER).tasks_per_node == 1
+    assert sbatch_options(first("pretrain", profile), PAPER, profile)["partition"] == "b"
+    assert sbatch_options(first("export", profile), PAPER, profile)["partition"] == "a"
+    assert first("evaluate", profile).request.tasks_per_node == 1
 
 
 def test_hours_that_end_before_a_job_could_save_are_refused():
     profile = parse(stages={"tuning": {"hours": 0.001}}, lead_time_s=120)
     with pytest.raises(UsageError, match=r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than lead_time_s of 120"):
-        sbatch_options(first("tune"), PAPER, profile)
-    assert profile.request(first("pretrain"), PAPER).minutes > 2
+        plan_study(PAPER, profile)
 
 
 def test_run_folders_in_a_variable_that_is_not_set_are_refused(monkeypatch):
@@ -61,9 +61,9 @@ def test_run_folders_in_a_variable_that_is_not_set_are_refused(monkeypatch):
 def test_options_that_the_suite_has_no_word_for_are_handed_on():
     stages = {"all": {"options": {"licenses": "fs", "contiguous": True}}, "export": {"options": {"contiguous": False}}}
     profile = parse(stages=stages)
-    assert sbatch_options(first("pretrain"), PAPER, profile)["contiguous"] is True
-    assert "contiguous" not in sbatch_options(first("export"), PAPER, profile)
-    assert sbatch_options(first("export"), PAPER, profile)["licenses"] == "fs"
+    assert sbatch_options(first("pretrain", profile), PAPER, profile)["contiguous"] is True
+    assert "contiguous" not in sbatch_options(first("export", profile), PAPER, profile)
+    assert sbatch_options(first("export", profile), PAPER, profile)["licenses"] == "fs"
 
 
 def parse(**raw) -> Profile:

@@ -13,7 +13,7 @@ import yaml
 from paths import ROOT
 
 from curricula.jobs.cli.main import main
-from curricula.jobs.graph import build_graph
+from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.study import load_study
@@ -80,7 +80,7 @@ def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded
     ran = call(tmp_path, out / "submit_all.sh", "--nice=1 2")
     assert ran.returncode == 0, ran.stderr
     calls = [json.loads(line) for line in (tmp_path / "sbatch.jsonl").read_text().splitlines()]
-    jobs = build_graph(load_study(tmp_path / "study.yaml"))
+    jobs = plan_study(load_study(tmp_path / "study.yaml")).jobs
     made = submissions(Run(run))
     assert [(one.job, one.labels) for one in made] == [(job.name, tuple(e.label for e in job.elements)) for job in jobs]
     ids = {one.job: one.job_id for one in made}
@@ -96,7 +96,7 @@ def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded
 def test_scripts_are_valid_bash_and_no_name_is_executed(rendered, tmp_path):
     _, out = rendered
     scripts = sorted(out.iterdir())
-    assert len(scripts) == len(build_graph(load_study(tmp_path / "study.yaml"))) + 1
+    assert len(scripts) == len(plan_study(load_study(tmp_path / "study.yaml")).jobs) + 1
     for script in scripts:
         assert call(tmp_path, "bash", "-n", script).returncode == 0
     assert not list(tmp_path.rglob("pwned"))

@@ -8,7 +8,7 @@ import pytest
 from paths import STUDIES
 
 from curricula.errors import UsageError
-from curricula.jobs.graph import build_graph
+from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.restarts import GaveUp, check_restarts
 from curricula.jobs.slurm.scope import choose
@@ -16,7 +16,7 @@ from curricula.jobs.slurm.snapshot import take_snapshot
 from curricula.jobs.study import load_study
 
 DEMO = load_study(STUDIES / "demo.yaml")
-JOBS = build_graph(DEMO)
+JOBS = plan_study(DEMO).jobs
 
 
 def test_everything_by_default():

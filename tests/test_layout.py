@@ -1,0 +1,76 @@
+"""The structure that the documentation promises: imports point down and never in a circle, and no folder is a drawer."""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+PACKAGE = ROOT / "curricula"
+LAYERS = {"curriculum": 1, "model": 2, "eval": 2, "jobs": 3}
+"""Foundations, the modules at the package's root, are layer 0. Packages on one layer do not import each other."""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.glob("*.py"))}
+for name in LAYERS:
+    FILES |= {module_name(path): path for path in sorted((PACKAGE / name).rglob("*.py"))}
+
+
+def imports(name: str) -> set[str]:
+    """The package's modules that the module `name` imports anywhere, in functions and for type checking too."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("curricula"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} & FILES.keys() or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("curricula")}
+    return found & FILES.keys()
+
+
+def package_of(name: str) -> str:
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in LAYERS else "foundations"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_down(name):
+    own = package_of(name)
+    for other in imports(name):
+        theirs = package_of(other)
+        assert theirs == own or LAYERS.get(theirs, 0) < LAYERS.get(own, 0), f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {name: imports(name) - {name} for name in FILES}
+    while True:  # what imports nothing, and what nothing imports, is on no circle
+        imported = set().union(*graph.values())
+        rest = {name: others & graph.keys() for name, others in graph.items() if name in imported}
+        rest = {name: others for name, others in rest.items() if others}
+        if rest == graph:
+            break
+        graph = rest
+    assert not graph, f"a circle among {', '.join(graph)}"
+
+
+def test_no_folder_holds_more_than_fifteen_modules():
+    crowded = {
+        str(folder): count for folder, count in Counter(path.parent for path in FILES.values()).items() if count > 15
+    }
+    assert not crowded
+
+
+def test_what_a_stage_does_is_said_in_its_own_file():
+    asked = [
+        f"{name}:{node.lineno}"
+        for name, path in FILES.items()
+        if not name.startswith("curricula.jobs.stages")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "stage"
+    ]
+    assert not asked

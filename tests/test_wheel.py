@@ -1,0 +1,58 @@
+"""The wheel, installed outside the checkout: it brings all it needs and no importable name but `curricula`."""
+
+import os
+import shutil
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+WORKING_FOLDERS = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__")
+
+
+@pytest.fixture(scope="module")
+def bin_folder(tmp_path_factory) -> Path:
+    """The programs of an environment that holds the wheel and, beside it, this environment's other packages."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source, environment = folder / "source", folder / "environment"
+    shutil.copytree(ROOT, source, symlinks=True, ignore=WORKING_FOLDERS)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    subprocess.run(build, check=True)
+    shutil.rmtree(source)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    packages = next(environment.glob("lib/python*/site-packages"))
+    # A path in a .pth file is searched, but the .pth files there, such as that of an editable install, are not read.
+    (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
+    (wheel,) = folder.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "--python", environment, "install", "--quiet", "--no-deps", wheel]
+    subprocess.run(install, check=True)
+    return environment / "bin"
+
+
+def run(program: Path, *args: object, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([program, *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_papers_study_is_planned_rendered_and_shown_to_slurm(bin_folder, tmp_path):
+    command = bin_folder / "curricula"
+    assert "data-20" in run(command, "plan", "paper", cwd=tmp_path)
+    cluster = ["--profile", "h100-4x8", "--run", tmp_path / "run"]
+    assert "39 job arrays" in run(command, "render", "paper", tmp_path / "scripts", *cluster, cwd=tmp_path)
+    shown = run(command, "submit", "paper", "--cluster", "slurm", *cluster, "--dry-run", cwd=tmp_path)
+    assert "39 sbatch calls" in shown and "#SBATCH" in shown
+
+
+def test_only_the_package_itself_can_be_imported(bin_folder, tmp_path):
+    names = ("eval", "model", "jobs", "curriculum")
+    code = f"import curricula.model; from importlib.util import find_spec; print([n for n in {names} if find_spec(n)])"
+    assert run(bin_folder / "python", "-c", code, cwd=tmp_path).strip() == "[]"
+
+
+def test_the_version_is_the_distributions(bin_folder, tmp_path):
+    assert run(bin_folder / "curricula", "--version", cwd=tmp_path).split()[0] == "curricula"
