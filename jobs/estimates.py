@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +14,9 @@ from curricula.curriculum.sources.registry import dataset
 from curricula.curriculum.stream.blend import Blend
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
-from curricula.jobs.plan import Key, Plan
-from curricula.jobs.stages import STAGES
+from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
 from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
-
-
-def gpu_hours(plan: Plan, chosen: Collection[Key] | None = None) -> Counter[str]:
-    """GPU-hours of the `chosen` elements (all by default) by section of the profile.
-
-    Pretraining is estimated by its FLOPs at the utilisation that the study expects; every other stage by its time limit, an
-    upper bound.
-    """
-    hours: Counter[str] = Counter()
-    for job, element in plan.elements():
-        if chosen is None or (job.name, element.label) in chosen:
-            stage = STAGES[job.stage]
-            hours[stage.section] += stage.gpu_hours(plan.study, plan, element, job.request)  # type: ignore[assignment]
-    return hours
 
 
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
@@ -160,7 +143,7 @@ def _source_tokens(name: str, study: Study, shards: Path | None) -> int | None:
 
 
 def _described_hours(plan: Plan) -> dict[str, float]:
-    hours = gpu_hours(plan)
+    hours = plan.gpu_hours()
     return {
         "pretraining": hours["pretraining"],
         "pretraining_days_on_its_gpus": hours["pretraining"] / plan.study.resources.pretraining.gpus / 24,

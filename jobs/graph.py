@@ -8,6 +8,7 @@ has many.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of, percent
@@ -52,7 +53,8 @@ class _Planner:
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         request = STAGES[stage].request(self.study, self.profile)
-        self.jobs.append(Job(name, stage, tuple(elements), needs, request))
+        priced = (replace(one, gpu_hours=STAGES[stage].gpu_hours(self.study, one, request)) for one in elements)
+        self.jobs.append(Job(name, stage, tuple(priced), needs, request))
         return name
 
     def _add_downloads(self, name: str, purpose: Purpose) -> list[str]:

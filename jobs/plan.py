@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,6 +49,8 @@ class Element:
     kind: ModelKind = "base"
     part: Part | None = None
     """The evaluation task, where the stage evaluates."""
+    gpu_hours: float = 0.0
+    """Pretraining by its FLOPs at the utilisation that the study expects; all else by its time limit, an upper bound."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,14 @@ class Plan:
         for job in self.jobs:
             for element in job.elements:
                 yield job, element
+
+    def gpu_hours(self, chosen: Chosen | None = None) -> dict[str, float]:
+        """GPU-hours of the `chosen` elements (all by default), by section of a profile's `stages`."""
+        hours: dict[str, float] = defaultdict(float)
+        for job, element in self.elements():
+            if chosen is None or element.label in chosen.get(job.name, ()):
+                hours[job.request.section] += element.gpu_hours
+        return hours
 
     def jobs_up_to(self, names: Iterable[str]) -> tuple[Job, ...]:
         """The named jobs and all that they need, in the plan's order."""

@@ -170,7 +170,7 @@ class Profile(Settings, frozen=True):
 
         Raises UsageError when that time is over before a job could save.
         """
-        request = _request(ask, self.options(section))
+        request = _request(section, ask, self.options(section))
         longest = min(ask.hours, request.options.hours or ask.hours)
         if longest * 3600 <= self.lead_time_s:
             where = f"stages.{section}.hours" if longest == request.options.hours else f"the study's hours for {stage}"
@@ -219,6 +219,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """The longest at a time."""
     total_hours: float = 1.0
     """The longest in all, requeued as often as that takes."""
+    section: str = ""
+    """The key of the profile's `stages` that it comes from."""
     options: StageOptions = StageOptions()
     """Partition, account and whatever else the site wants."""
 
@@ -226,13 +228,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
 
-    @property
-    def gpu_hours(self) -> float:
-        """At most, by the time limits."""
-        return self.gpus * self.total_hours
 
-
-def _request(ask: Ask, options: StageOptions) -> Request:
+def _request(section: str, ask: Ask, options: StageOptions) -> Request:
     gpus = ask.gpus_per_node
     if options.gpus_per_node is not None and ask.takes_gpus:
         gpus = options.gpus_per_node
@@ -243,13 +240,14 @@ def _request(ask: Ask, options: StageOptions) -> Request:
         cpus_per_task=options.cpus_per_task or ask.cpus_per_task,
         minutes=math.ceil(min(ask.hours, options.hours or ask.hours) * 60),
         total_hours=ask.hours,
+        section=section,
         options=options,
     )
 
 
-def plain_request(ask: Ask) -> Request:
+def plain_request(section: str, ask: Ask) -> Request:
     """The request on a cluster of which nothing is known."""
-    return _request(ask, StageOptions())
+    return _request(section, ask, StageOptions())
 
 
 def load_profile(path: Path) -> Profile:

@@ -78,13 +78,13 @@ class Stage(ABC):
         """How much of an element's work would outlive its process, in `unit`; 0 where it is all or nothing."""
         return 0
 
-    def gpu_hours(self, study: Study, plan: Plan, element: Element, request: Request) -> float:
+    def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         """At most: by the time limit."""
-        return request.gpu_hours
+        return request.gpus * request.total_hours
 
     def request(self, study: Study, profile: Profile | None) -> Request:
         ask = self.ask(study)
-        return profile.request(self.name, self.section, ask) if profile else plain_request(ask)
+        return profile.request(self.name, self.section, ask) if profile else plain_request(self.section, ask)
 
 
 def checkpoint_in(folder: Path) -> Path:

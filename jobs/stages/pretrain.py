@@ -53,9 +53,10 @@ class Pretrain(Stage):
         asked = study.resources.pretraining
         return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
 
-    def gpu_hours(self, study: Study, plan: Plan, element: Element, request: Request) -> float:
+    def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         """By the FLOPs of the segment, at the utilisation that the study expects."""
-        segment, resources = plan.segments[element.segment], study.resources
+        segment = next(segment for segment in study.segments if segment.name == element.segment)
+        resources = study.resources
         tokens = (segment.stop - segment.start) * study.budget.step_tokens
         flops = tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
         return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from curricula.jobs.estimates import describe
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
@@ -29,7 +30,6 @@ def report(run: Run, plan: Plan, progress: Progress = silent) -> Path:
     """Write the report of what there is of a run; returns the path of its page."""
     from curricula.eval.config import MODEL_KINDS, tasks_for
     from curricula.eval.report.page import ArmInfo, write_report
-    from curricula.jobs.estimates import describe
 
     arms = [ArmInfo(arm.name, arm.start, arm.interventions) for arm in plan.arms]
     tasks = {kind: tasks_for(kind, run.study.evaluation) for kind in MODEL_KINDS}
