@@ -284,8 +284,9 @@ def report(run: Run, job: Job, element: Element, progress: Progress) -> None:
 
 
 def write_run_report(run: Run, progress: Progress = silent) -> Path:
+    from curricula.eval.analysis import ArmInfo
     from curricula.eval.config import MODEL_KINDS, tasks_for
-    from curricula.eval.report.page import ArmInfo, write_report
+    from curricula.eval.report.page import write_report
     from curricula.jobs.plan import plan
 
     arms = [ArmInfo(arm.name, arm.start, arm.interventions) for arm in run.study.arms()]
