@@ -18,7 +18,10 @@ Direction = Literal["lower", "higher", "not higher", "same"]
 
 @dataclass(frozen=True)
 class Group:
-    """Arms that are compared as one. The safe-only arm (start 1.0) belongs to it whatever the intervention set."""
+    """The arms that start at one of `starts` with one of `sets`, compared as one.
+
+    Start 1.0 selects the safe-only arm, whatever the set.
+    """
 
     starts: tuple[float, ...]
     sets: tuple[str, ...] = ("data", "full")

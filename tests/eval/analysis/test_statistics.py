@@ -76,30 +76,34 @@ def test_wilson_intervals_cover_the_truth_about_95_times_in_100():
 
 def test_the_clustered_error_is_the_published_formula():
     rows = verdict_rows({str(i): ["harmful" if (i * j) % 4 else "safe" for j in range(1 + i % 3)] for i in range(30)})
-    of = tally((row.prompt, row.benchmark, harmful(row)) for row in rows)
+    tallied = tally((row.prompt, row.benchmark, harmful(row)) for row in rows)
     values, clusters = np.array([harmful(row) for row in rows]), np.array([int(row.prompt) for row in rows])
     n, mean, g = len(values), values.mean(), len(set(clusters))
     # Miller 2024: the variance of the mean plus the covariances within clusters, over n squared.
     cross = sum(
         (values[i] - mean) * (values[j] - mean) for i in range(n) for j in range(n) if clusters[i] == clusters[j]
     )
-    assert clustered_error(of) == pytest.approx(np.sqrt(cross / n**2 * g / (g - 1)))
+    assert clustered_error(tallied) == pytest.approx(np.sqrt(cross / n**2 * g / (g - 1)))
     # And the cluster-robust standard error of an intercept.
     fit = statsmodels.api.OLS(values, np.ones(n)).fit(cov_type="cluster", cov_kwds={"groups": clusters})
-    assert clustered_error(of) == pytest.approx(float(fit.bse[0]))
+    assert clustered_error(tallied) == pytest.approx(float(fit.bse[0]))
 
 
 def test_deterministic_answers_are_compared_by_mcnemars_exact_test():
     won = {str(i): ["harmful"] if i < 50 else ["safe"] for i in range(100)}
-    lost = {name: ["safe"] if 38 <= int(name) < 50 else of for name, of in won.items()} | {"99": ["harmful"]}
+    lost = {name: ["safe"] if 38 <= int(name) < 50 else verdicts for name, verdicts in won.items()} | {
+        "99": ["harmful"]
+    }
     found = difference(tally_of(lost, won))
     assert found.p == pytest.approx(stats.binomtest(1, 13).pvalue) == mcnemar_p(tally_of(lost, won))
-    assert mcnemar_p(tally_of({"a": ["harmful", "safe"]}, {"a": ["safe", "safe"]})) is None  # a half is no yes or no
+    assert (
+        mcnemar_p(tally_of({"a": ["harmful", "safe"]}, {"a": ["safe", "safe"]})) is None
+    )  # half is neither yes nor no
 
 
 def test_a_paired_difference_is_surer_than_two_separate_intervals():
     hard = {str(i): ["harmful"] if i < 50 else ["safe"] for i in range(100)}
-    better = {name: ["safe"] if 40 <= int(name) < 50 else of for name, of in hard.items()}
+    better = {name: ["safe"] if 40 <= int(name) < 50 else verdicts for name, verdicts in hard.items()}
     paired = tally_of(better, hard)
     found = difference(paired)
     assert found.value == pytest.approx(-0.1) and found.high < 0 and found.p < 0.01 and found.n == 100
