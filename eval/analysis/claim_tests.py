@@ -1,24 +1,24 @@
-"""The paper's claims put to the rows of a study: reproduced, not reproduced, inconclusive or not measured.
+"""Tests of the paper's claims on the rows of a study: reproduced, not reproduced, inconclusive or not measured.
 
-The claims (`eval/analysis/claims.py`) are one family for Holm's correction. A claim that compares several pairs of arms holds
-only if every pair does, so its p is the largest of theirs (an intersection-union test); the difference shown is that
-of the weakest pair, or of the pair that contradicts the claim.
+The claims (`eval/analysis/claims.py`) are one family for Holm's correction. A claim that compares several pairs of arms
+holds only if every pair does, so its p-value is the largest of theirs (an intersection-union test). The difference shown
+is that of the weakest pair, or of the pair that contradicts the claim.
 
-How a pair A, B is decided, by d = A - B on shared prompts, its 95% interval, and p adjusted over all measured claims:
+For a pair A, B let d = A - B on shared prompts, with its 95% interval, and p adjusted over all measured claims:
 - "lower", "higher": reproduced if d has the claimed sign and p < 0.05; not reproduced if the interval lies on the other
-  side of zero or shows d to be negligible; else inconclusive.
-- "not higher": reproduced if p < 0.05 for "d is below what counts as minor"; not reproduced if the interval is above 0.
+  side of zero or shows d to be negligible; otherwise inconclusive.
+- "not higher": reproduced if p < 0.05 for "d is below the minor difference"; not reproduced if the interval is above 0.
 - "same": reproduced if p < 0.05 for "d is minor in either direction"; not reproduced if the interval excludes zero.
-Each arm is one training run: these p speak of prompts (of training subsets, for probes), not of training seeds.
+Each arm is one training run: these p-values cover prompts (for probes, training subsets), not training seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from curricula.eval.analysis.claims import AUC, CLAIMS, ArmInfo, Claim, Direction, Group
+from curricula.eval.analysis.claims import AUC, CLAIMS, Claim, Group
 from curricula.eval.analysis.statistics import (
     Difference,
     difference,
@@ -28,149 +28,139 @@ from curricula.eval.analysis.statistics import (
     paired_tally,
     seed_difference,
 )
-from curricula.eval.rows import JudgedRow, ProbeRow
+from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 
-Result = Literal["reproduced", "not reproduced", "inconclusive", "not measured"]
+ClaimOutcome = Literal["reproduced", "not reproduced", "inconclusive", "not measured"]
+
 SIGNIFICANT = 0.05
+"""Adjusted p-values below this are significant."""
 
 
 @dataclass(frozen=True)
-class StudyRows:
-    """All rows of a study: generations by (arm, stage, task), probes by (arm, stage); no key, not yet evaluated."""
-
-    arms: tuple[ArmInfo, ...]
-    generations: dict[tuple[str, str, str], list[JudgedRow]]
-    probes: dict[tuple[str, str], list[ProbeRow]]
-
-
-@dataclass(frozen=True)
-class Trend:
-    """What the rows say about one claim; `p` is that of the claim, adjusted by Holm over all measured claims."""
+class ClaimTest:
+    """What the rows of a study show about one claim."""
 
     id: str
     source: str
     sentence: str
     measure: str
-    comparison: str  # names of the arms of the weakest pair, "A - B"
-    outcome: Result
+    comparison: str
+    """Names of the arms of the pair shown, "A - B"; empty if not measured."""
+    outcome: ClaimOutcome
     difference: float | None
+    """A minus B."""
     low: float | None
+    """Lower end of the 95% interval."""
     high: float | None
     p: float | None
-    n: int  # shared prompts, or probe seeds
+    """Of the whole claim, adjusted by Holm over all measured claims."""
+    n: int
+    """Shared prompts or, for probes, seeds."""
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """One pair of a claim, measured."""
+
     names: str
-    found: Difference
-    p: float  # of the claim's own null hypothesis, unadjusted
+    difference: Difference
+    p: float
+    """Of the claim's own null hypothesis, unadjusted."""
 
 
-def judge_claims(study: StudyRows, claims: Sequence[Claim] = CLAIMS) -> list[Trend]:
-    """Every claim put to the rows, in order."""
-    compared = [[compare(study, claim, a, b) for a, b in claim.pairs] for claim in claims]
-    complete = [[pair for pair in pairs if pair] if all(pairs) else [] for pairs in compared]
-    measured = [i for i, pairs in enumerate(complete) if pairs]
-    adjusted = dict(zip(measured, holm([max(pair.p for pair in complete[i]) for i in measured])))
-    return [
-        trend_of(claim, pairs, adjusted[i]) if pairs else absent(claim)
-        for i, (claim, pairs) in enumerate(zip(claims, complete))
-    ]
+def run_claim_tests(study: StudyRows, claims: Sequence[Claim] = CLAIMS) -> list[ClaimTest]:
+    """Test every claim, in order."""
+    comparisons = [_compare_all(study, claim) for claim in claims]
+    measured = [i for i, pairs in enumerate(comparisons) if pairs]
+    adjusted = dict(zip(measured, holm([max(pair.p for pair in comparisons[i]) for i in measured])))
+    return [_claim_test(claim, comparisons[i], adjusted.get(i)) for i, claim in enumerate(claims)]
 
 
-def absent(claim: Claim) -> Trend:
-    return Trend(
-        claim.id, claim.source, claim.sentence, claim.measure.name, "", "not measured", None, None, None, None, 0
-    )
-
-
-def trend_of(claim: Claim, pairs: list[Comparison], p: float) -> Trend:
-    weakest = max(pairs, key=lambda pair: (pair.p, -abs(pair.found.value)))
-    outcome: Result = "inconclusive"
+def _claim_test(claim: Claim, pairs: Sequence[Comparison], p: float | None) -> ClaimTest:
+    """The test of a claim, from its pairs and its adjusted p-value; "not measured" without them."""
+    described = (claim.id, claim.source, claim.sentence, claim.measure.name)
+    if p is None:
+        return ClaimTest(*described, "", "not measured", None, None, None, None, 0)
+    contradicting = [pair for pair in pairs if contradicts(claim, pair.difference)]
+    shown = max(pairs, key=lambda pair: (pair.p, -abs(pair.difference.value)))
+    outcome: ClaimOutcome = "inconclusive"
     if p < SIGNIFICANT:
         outcome = "reproduced"
-    elif any(contradicts(claim, pair.found) for pair in pairs):
-        outcome = "not reproduced"
-        weakest = next(pair for pair in pairs if contradicts(claim, pair.found))
-    found = weakest.found
-    return Trend(
-        claim.id,
-        claim.source,
-        claim.sentence,
-        claim.measure.name,
-        weakest.names,
-        outcome,
-        found.value,
-        found.low,
-        found.high,
-        p,
-        found.n,
-    )
+    elif contradicting:
+        outcome, shown = "not reproduced", contradicting[0]
+    gap = shown.difference
+    return ClaimTest(*described, shown.names, outcome, gap.value, gap.low, gap.high, p, gap.n)
 
 
-def contradicts(claim: Claim, found: Difference) -> bool:
-    """Whether the interval rules the claimed relation out."""
+def contradicts(claim: Claim, gap: Difference) -> bool:
+    """Whether the interval rules out the claimed relation."""
     if claim.direction == "same":
-        return found.low > 0 or found.high < 0
+        return gap.low > 0 or gap.high < 0
     if claim.direction == "not higher":
-        return found.low > 0
-    low, high = (-found.high, -found.low) if claim.direction == "higher" else (found.low, found.high)
+        return gap.low > 0
+    low, high = (-gap.high, -gap.low) if claim.direction == "higher" else (gap.low, gap.high)
     return low > 0 or (-claim.measure.negligible < low and high < claim.measure.negligible and high >= 0)
 
 
-def compare(study: StudyRows, claim: Claim, a: Group, b: Group) -> Comparison | None:
-    """A against B on what both have; None when arms or rows are missing."""
-    ours, theirs = a.of(study.arms), b.of(study.arms)
-    if not ours or not theirs:
-        return None
-    names = " - ".join(name_of(arms, group, claim) for arms, group in ((ours, a), (theirs, b)))
-    if claim.measure.outcome is None:
-        return compare_probes(study, claim, names, (ours, a.layer), (theirs, b.layer))
-    task, decoder = claim.measure.task, claim.measure.decoder
-    sides = [
-        [
-            [row for row in study.generations.get((arm.name, claim.stage, task), []) if row.decoder == decoder]
-            for arm in arms
-        ]
-        for arms in (ours, theirs)
-    ]
-    paired = paired_tally(sides[0], sides[1], claim.measure.outcome)
+def _compare_all(study: StudyRows, claim: Claim) -> list[Comparison]:
+    """Every pair of the claim, measured; none at all if one of them lacks arms or rows."""
+    compare = _compare_probes if claim.measure.outcome is None else _compare_answers
+    comparisons = []
+    for a, b in claim.pairs:
+        a_arms, b_arms = a.select(study.arms), b.select(study.arms)
+        measured = compare(study, claim, (a_arms, a.layer), (b_arms, b.layer)) if a_arms and b_arms else None
+        if measured is None:
+            return []
+        names = f"{_group_label(claim, a, a_arms)} - {_group_label(claim, b, b_arms)}"
+        comparisons.append(Comparison(names, *measured))
+    return comparisons
+
+
+Side = tuple[list[ArmInfo], str]
+"""One side of a comparison: its arms and, for probes, the layer."""
+
+
+def _compare_answers(study: StudyRows, claim: Claim, a: Side, b: Side) -> tuple[Difference, float] | None:
+    """A against B on the prompts they share, and the p-value of the claim; None if they share none."""
+    measure = claim.measure
+    assert measure.outcome is not None
+    a_rows, b_rows = (
+        [study.answers(arm, claim.stage, measure.task, measure.decoder) for arm in arms] for arms, _ in (a, b)
+    )
+    paired = paired_tally(a_rows, b_rows, measure.outcome)
     if paired is None:
         return None
-    found, minor = difference(paired), claim.measure.minor
-    one_sided: dict[Direction, Callable[[], float]] = {
-        "not higher": lambda: p_below(paired, minor),
-        "same": lambda: max(p_below(paired, minor), p_above(paired, -minor)),
-    }
-    return Comparison(names, found, one_sided.get(claim.direction, lambda: signed_p(claim, found))())
+    gap = difference(paired)
+    if claim.direction == "not higher":
+        return gap, p_below(paired, measure.minor)
+    if claim.direction == "same":
+        return gap, max(p_below(paired, measure.minor), p_above(paired, -measure.minor))
+    return gap, _p_if_directed(claim, gap)
 
 
-def signed_p(claim: Claim, found: Difference) -> float:
-    """The two-sided p where the difference has the claimed sign, else 1."""
-    return found.p if (found.value < 0) == (claim.direction == "lower") and found.value else 1.0
-
-
-def compare_probes(
-    study: StudyRows, claim: Claim, names: str, a: tuple[list[ArmInfo], str], b: tuple[list[ArmInfo], str]
-) -> Comparison | None:
-    """Mean AUC of the arms of A against those of B, paired by probe seed."""
+def _compare_probes(study: StudyRows, claim: Claim, a: Side, b: Side) -> tuple[Difference, float] | None:
+    """Mean AUC of the arms of A against that of B, paired by probe seed; None if they share no seed."""
     sides = []
     for arms, layer in (a, b):
-        by_arm = [
+        aucs = [
             {row.seed: row.auc for row in study.probes.get((arm.name, claim.stage), []) if row.layer == layer}
             for arm in arms
         ]
-        seeds = set.intersection(*map(set, by_arm))
-        sides.append({seed: sum(aucs[seed] for aucs in by_arm) / len(by_arm) for seed in seeds})
+        seeds = set.intersection(*map(set, aucs))
+        sides.append({seed: sum(by_seed[seed] for by_seed in aucs) / len(aucs) for seed in seeds})
     shared = sorted(set(sides[0]) & set(sides[1]))
     if not shared:
         return None
-    found = seed_difference([sides[0][seed] for seed in shared], [sides[1][seed] for seed in shared])
-    return Comparison(names, found, signed_p(claim, found))
+    gap = seed_difference([sides[0][seed] for seed in shared], [sides[1][seed] for seed in shared])
+    return gap, _p_if_directed(claim, gap)
 
 
-def name_of(arms: list[ArmInfo], group: Group, claim: Claim) -> str:
+def _p_if_directed(claim: Claim, gap: Difference) -> float:
+    """The two-sided p-value if the difference has the claimed sign, else 1."""
+    return gap.p if (gap.value < 0) == (claim.direction == "lower") and gap.value else 1.0
+
+
+def _group_label(claim: Claim, group: Group, arms: list[ArmInfo]) -> str:
     names = "all arms" if len(arms) > 4 else "mean(" + ", ".join(arm.name for arm in arms) + ")"
     names = arms[0].name if len(arms) == 1 else names
     return f"{names}, {group.layer} layer" if claim.measure is AUC else names

@@ -1,19 +1,18 @@
-"""Every arm against the arm that never saw interventions: paired differences on shared prompts, Holm over each family.
+"""Every arm against the arm that starts last: paired differences on shared prompts, with Holm's correction in each family.
 
-A family is what one reader looks at together: all arms under one decoder after one stage, on the average over benchmarks.
-The claims of the paper are a family of their own (`eval/analysis/claim_tests.py`).
+A family is what a reader looks at together: all arms under one decoder after one stage, averaged over benchmarks. The
+paper's claims are a family of their own (`eval/analysis/claim_tests.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from curricula.eval.analysis.claims import ArmInfo
 from curricula.eval.analysis.metrics import harmful, overrefused
 from curricula.eval.analysis.statistics import Outcome, difference, holm, mcnemar_p, paired_tally
+from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.judging.verdicts import kind_of
-from curricula.eval.rows import JudgedRow
 
 MEASURES: Mapping[str, tuple[str, Outcome]] = {
     "attack": ("attack success", harmful),
@@ -23,7 +22,7 @@ MEASURES: Mapping[str, tuple[str, Outcome]] = {
 
 @dataclass(frozen=True)
 class ArmDifference:
-    """How much more often an arm does harm (or over-refuses) than the reference. In -1..1; negative is safer."""
+    """How much more often an arm answers harmfully (or over-refuses) than the reference arm, in -1..1."""
 
     stage: str
     task: str
@@ -32,43 +31,38 @@ class ArmDifference:
     arm: str
     reference: str
     value: float
-    low: float  # 95%, prompts resampled
+    """Negative if the arm is safer (or over-refuses less) than the reference."""
+    low: float
+    """Lower end of the 95% interval, prompts resampled."""
     high: float
-    p: float  # two-sided
-    p_holm: float  # adjusted over the arms of this stage and decoder
-    test: str  # "mcnemar" | "sign flips"
-    prompts: int  # shared
+    p: float
+    """Two-sided."""
+    p_holm: float
+    """Adjusted over the arms of this stage and decoder."""
+    test: str
+    """The test behind `p`: "mcnemar" or "sign flips"."""
+    prompts: int
+    """Shared prompts."""
 
 
-def arm_differences(
-    arms: Sequence[ArmInfo], generations: Mapping[tuple[str, str, str], Sequence[JudgedRow]]
-) -> Iterator[ArmDifference]:
-    """All differences from the reference arm, the one that starts last; none without two arms. Rows by (arm, stage, task)."""
-    if len(arms) < 2:
+def arm_differences(study: StudyRows) -> Iterator[ArmDifference]:
+    """The differences of all arms from the reference, the arm that starts last; none with fewer than two arms."""
+    if len(study.arms) < 2:
         return
-    reference = max(arms, key=lambda arm: arm.start)
-    for stage, task in dict.fromkeys((stage, task) for _, stage, task in generations):
-        base = generations.get((reference.name, stage, task), [])
-        for decoder in sorted({row.decoder for row in base}):
-            yield from _family(arms, reference, generations, stage, task, decoder)
+    reference = max(study.arms, key=lambda arm: arm.start)
+    for stage, task in dict.fromkeys((stage, task) for _, stage, task in study.generations):
+        for decoder in sorted({row.decoder for row in study.answers(reference, stage, task)}):
+            yield from _family(study, reference, stage, task, decoder)
 
 
-def _family(
-    arms: Sequence[ArmInfo],
-    reference: ArmInfo,
-    generations: Mapping[tuple[str, str, str], Sequence[JudgedRow]],
-    stage: str,
-    task: str,
-    decoder: str,
-) -> Iterator[ArmDifference]:
+def _family(study: StudyRows, reference: ArmInfo, stage: str, task: str, decoder: str) -> Iterator[ArmDifference]:
     measure, outcome = MEASURES[kind_of(task)]
-
-    def rows_of(arm: ArmInfo) -> list[JudgedRow]:
-        return [row for row in generations.get((arm.name, stage, task), []) if row.decoder == decoder]
-
-    compared = [(arm, paired_tally([rows_of(arm)], [rows_of(reference)], outcome)) for arm in arms if arm != reference]
-    found = [(arm, of, difference(of)) for arm, of in compared if of is not None]
-    for (arm, of, gap), adjusted in zip(found, holm([gap.p for _, _, gap in found]), strict=True):
+    baseline = study.answers(reference, stage, task, decoder)
+    arms = [arm for arm in study.arms if arm != reference]
+    tallies = [paired_tally([study.answers(arm, stage, task, decoder)], [baseline], outcome) for arm in arms]
+    compared = [(arm, tally, difference(tally)) for arm, tally in zip(arms, tallies) if tally is not None]
+    adjusted = holm([gap.p for _, _, gap in compared])
+    for (arm, tally, gap), p_holm in zip(compared, adjusted, strict=True):
         yield ArmDifference(
             stage=stage,
             task=task,
@@ -80,7 +74,7 @@ def _family(
             low=gap.low,
             high=gap.high,
             p=gap.p,
-            p_holm=adjusted,
-            test="sign flips" if mcnemar_p(of) is None else "mcnemar",
+            p_holm=p_holm,
+            test="sign flips" if mcnemar_p(tally) is None else "mcnemar",
             prompts=gap.n,
         )

@@ -1,6 +1,6 @@
-"""How the report words things: what a study was, captions, sample answers, numbers and untrusted text.
+"""Turns names, numbers and untrusted text into the report's words.
 
-Knows cells and rows; the numbers come from `eval/analysis/metrics.py`, the page is put together in `eval/report/page.py`.
+The numbers come from `eval/analysis/metrics.py`; the page is assembled in `eval/report/page.py`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from curricula.eval.analysis.claim_tests import StudyRows
 from curricula.eval.analysis.claims import AUC
-from curricula.eval.analysis.metrics import ALL, AttackCell, Cells, OverrefusalCell
-from curricula.eval.report.figures import STAGES, Figure
-from curricula.eval.report.panels import arm_label
+from curricula.eval.analysis.metrics import AttackMetrics, OverrefusalMetrics, StudyMetrics
+from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.rows import JudgedRow
 from curricula.randomness import key_seed
 
+STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign": "benign-finetuned models"}
 DECODERS = {
     "topk": "Top-k sampling",
     "safebeam": "SafeBeam",
@@ -24,11 +23,26 @@ DECODERS = {
     "gcg+topk": "GCG suffix, top-k",
     "gcg+safebeam": "GCG suffix, SafeBeam",
 }
-HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of characters that show nothing of their own
+CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "shortcircuit")
+INTERVENTIONS = {
+    "data": "rephrasing, refusals, moral education",
+    "full": "the same, and tagged unsafe text",
+    "none": "none",
+}
+NOT_EVALUATED = "not evaluated yet"
+
+INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Unicode categories of characters without a glyph of their own."""
 
 
-def facts(plan: Mapping[str, Any], cells: Cells) -> list[tuple[str, str]]:
-    """What the study was, as (label, value) pairs; only what is known."""
+def arm_label(arm: ArmInfo) -> str:
+    if arm.interventions == "none":
+        return "safe data only"
+    return f"{'data only' if arm.interventions == 'data' else arm.interventions}, from {arm.start:.0%}"
+
+
+def facts(plan: Mapping[str, Any], metrics: StudyMetrics) -> list[tuple[str, str]]:
+    """What is known of the study's set-up, as (label, value) pairs."""
     model, budget = plan.get("model") or {}, plan.get("budget") or {}
     found = []
     if model:
@@ -41,71 +55,46 @@ def facts(plan: Mapping[str, Any], cells: Cells) -> list[tuple[str, str]]:
         found.append(
             ("Tokens trained in all", f"{plan['trained_tokens']['with_trunk_sharing']:,}, with a shared trunk")
         )
-    if judges := judges_of(cells.attacks, cells.overrefusals):
+    if judges := judge_names([*metrics.attacks, *metrics.overrefusals]):
         found.append(("Judges", judges))
     return found
 
 
-def described(figure: Figure, cells: Cells) -> str:
-    """The part of a caption that depends on this study: what bands are, how many prompts, which judge."""
-    if figure.kind == "probes":
-        of = [cell for cell in cells.probes if cell.layer == figure.detail]
-        sizes = f" {of[0].n_train:,} training and {of[0].n_test:,} test texts, {of[0].seeds} seeds." if of else ""
-        return f"Line: mean test AUC. Band: standard deviation over training subsets, not over pretrainings.{sizes}"
-    if figure.kind == "overrefusal":
-        shown = [c for c in cells.overrefusals if (c.stage, c.decoder) == (figure.stage, figure.detail)]
-        blind = any(cell.judges.startswith("refusal-phrases") for cell in shown)
-        limits = " Phrases cannot tell helpful from unhelpful, nor partial from full refusals." if blind else ""
-        parts = "Shares of parsed answers; partial and full refusals and shortcircuits are over-refusal."
-        return parts + limits + counted(shown)
-    decoders = (figure.detail + "topk", figure.detail + "safebeam")
-    attacks = [c for c in cells.attacks if c.stage == figure.stage and c.decoder in decoders]
-    several = any(cell.benchmark == ALL for cell in attacks)
-    average = " Strong lines: mean of the benchmarks; faint lines: each benchmark." if several else ""
-    main = [cell for cell in attacks if not several or cell.benchmark == ALL]
-    return (
-        "Top-k band: standard deviation over sampling seeds, as in the paper. Whiskers, both panels: 95% interval over"
-        f" prompts.{average}{counted(main)}"
-    )
+def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
+    """How many prompts and which judge are behind a figure: "120 prompts per model. Judge: world 1a2b."."""
+    prompts = sorted({metrics.prompts for metrics in shown})
+    count = f"{prompts[0]:,}" if len(prompts) == 1 else f"{prompts[0]:,} to {prompts[-1]:,}"
+    return f"{count} prompts per model. Judge: {judge_names(shown)}."
 
 
-def counted(cells: Sequence[AttackCell] | Sequence[OverrefusalCell]) -> str:
-    """ " 120 prompts, judge world 1a2b." for the cells of one figure."""
-    if not cells:
-        return ""
-    prompts = sorted({cell.prompts for cell in cells})
-    number = f"{prompts[0]:,}" if len(prompts) == 1 else f"{prompts[0]:,} to {prompts[-1]:,}"
-    return f" {number} prompts a model. Judge: {judges_of(cells)}."
-
-
-def judges_of(*groups: Sequence[AttackCell] | Sequence[OverrefusalCell]) -> str:
-    """Every judge of the cells, with its version."""
-    names = {name for cells in groups for cell in cells for name in cell.judges.split(", ")}
-    return ", ".join(sorted(names - {""}))
+def judge_names(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
+    """Every judge behind the metrics, with its version."""
+    return ", ".join(sorted({name for metrics in shown for name in metrics.judges.split(", ")} - {""}))
 
 
 def samples(study: StudyRows) -> Iterator[tuple[str, JudgedRow, list[tuple[str, str, JudgedRow]]]]:
-    """Per stage one request, picked by hash and not by hand, and what every arm answered: (arm, decoder, row)."""
+    """For each stage one request, picked by hash and not by hand, and every arm's answers: (arm, decoder, row)."""
     for stage in STAGES:
         answers = [
             (arm_label(arm), DECODERS[row.decoder], row)
             for arm in study.arms
             for task in ("attacks-topk", "attacks-safebeam")
-            for row in study.generations.get((arm.name, stage, task), [])
+            for row in study.answers(arm, stage, task)
             if row.sample == 0
         ]
         if answers:
-            shown = min((key_seed("shown", row.benchmark, row.prompt_id), row.prompt_id) for _, _, row in answers)
-            chosen = [
-                (arm, decoder, row)
-                for arm, decoder, row in answers
-                if (key_seed("shown", row.benchmark, row.prompt_id), row.prompt_id) == shown
-            ]
+            first = min(map(_draw, (row for _, _, row in answers)))
+            chosen = [answer for answer in answers if _draw(answer[2]) == first]
             yield stage, chosen[0][2], chosen
 
 
+def _draw(row: JudgedRow) -> tuple[int, str]:
+    """The request with the lowest draw is shown."""
+    return key_seed("shown", row.benchmark, row.prompt_id), row.prompt_id
+
+
 def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """("a.b", value) pairs of nested mappings."""
+    """Nested mappings as ("a.b", value) pairs."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from flattened(inner, f"{name}.{key}" if name else str(key))
@@ -114,11 +103,12 @@ def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def visible(text: Any, limit: int | None = None) -> str:
-    """`text` with characters that have no glyph of their own (controls, direction marks, lone surrogates) spelt out."""
+    """`text` with its invisible characters (controls, direction marks, lone surrogates) spelled out, such as ⟨U+001B⟩."""
     text = str(text)
     kept = text if limit is None or len(text) <= limit else text[:limit] + " […]"
     return "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in HIDDEN else f"⟨U+{ord(char):04X}⟩" for char in kept
+        char if char in "\n\t" or unicodedata.category(char) not in INVISIBLE else f"⟨U+{ord(char):04X}⟩"
+        for char in kept
     )
 
 
@@ -127,7 +117,7 @@ def percent(value: float | None) -> str:
 
 
 def points(value: float | None, measure: str) -> str:
-    """A difference: percentage points, or AUC as it is."""
+    """A difference in percentage points, or in AUC as it is."""
     if value is None:
         return "–"
     text = f"{value:+.3f}" if measure == AUC.name else f"{value * 100:+.1f}"
@@ -139,5 +129,5 @@ def p_value(value: float | None) -> str:
 
 
 def number(value: float | int | None) -> str:
-    """A count with thousands apart, or a loss with four decimals."""
+    """A count with thousands separators, or a loss with four decimals."""
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

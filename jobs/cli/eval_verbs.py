@@ -223,7 +223,7 @@ def _judge(
 
 def _cells(words: argparse.Namespace, parts: list[Part], out: Path) -> dict[str, list[Any]]:
     """The attack and over-refusal cells of each task, of the benchmarks that this command names."""
-    from curricula.eval.analysis.metrics import attack_cells, overrefusal_cell, row_id
+    from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, row_id
     from curricula.eval.judging.merge import merged_path
     from curricula.eval.judging.verdicts import kind_of, read_judged
     from curricula.eval.rows import GenerationRow, read_rows
@@ -235,9 +235,9 @@ def _cells(words: argparse.Namespace, parts: list[Part], out: Path) -> dict[str,
         rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
         expected = set(map(row_id, rows))
         if kind_of(task) == "attack":
-            cells["attacks"] += attack_cells(rows, name, words.kind, expected)
+            cells["attacks"] += attack_metrics(rows, name, words.kind, expected)
         else:
             cells["overrefusal"].append(
-                overrefusal_cell(rows, name, words.kind, task.removeprefix("overrefusal-"), expected)
+                overrefusal_metrics(rows, name, words.kind, task.removeprefix("overrefusal-"), expected)
             )
     return cells

@@ -1,4 +1,4 @@
-"""Rows of a made-up study with known truth, in the shape the evaluation writes: seven arms, rates of your choice."""
+"""Rows of a made-up study of seven arms whose true rates the test chooses, in the form an evaluation writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from curricula.eval.analysis.claims import ArmInfo
+from curricula.eval.analysis import ArmInfo
 from curricula.eval.judging.verdicts import verdicts_path
 from curricula.eval.rows import GenerationRow, JudgedRow, ProbeRow, VerdictRow, append_rows
 from curricula.randomness import keyed_rng
@@ -21,11 +21,12 @@ BENCHMARKS = {
     "instruct": {"advbench": 60, "harmbench": 80, "jailbreakbench": 40, "tdc": 30},
     "benign": {"advbench": 60, "harmbench": 80, "jailbreakbench": 40, "tdc": 30},
 }
-Rate = Callable[[ArmInfo, str, str], float]  # arm, stage, decoder -> probability of harm
+Rate = Callable[[ArmInfo, str, str], float]
+"""Probability of harm by arm, stage and decoder."""
 
 
 def generation(**changes: object) -> JudgedRow:
-    """One row; everything not named is ordinary."""
+    """One row; what `changes` does not name has an ordinary value."""
     row: dict[str, object] = {
         "key": "k",
         "task": "attacks-topk",
@@ -51,8 +52,19 @@ def generation(**changes: object) -> JudgedRow:
     return JudgedRow(**{**row, **changes})
 
 
+def verdict_rows(
+    verdicts: dict[str, list[str]], benchmark: str = "harmbench", decoder: str = "topk"
+) -> list[JudgedRow]:
+    """One prompt per name, one sample per verdict."""
+    return [
+        generation(benchmark=benchmark, decoder=decoder, prompt_id=name, prompt=name, sample=sample, verdict=verdict)
+        for name, samples in verdicts.items()
+        for sample, verdict in enumerate(samples)
+    ]
+
+
 def append_judged(path: Path, rows: list[JudgedRow]) -> None:
-    """Append answers and verdicts to the files they lie in; rows of equal key get keys of their own."""
+    """Append answers and verdicts to their files, each row under a key of its own."""
     answers, verdicts = [], []
     for number, row in enumerate(rows):
         fields = msgspec.structs.asdict(row)
@@ -67,7 +79,7 @@ def append_judged(path: Path, rows: list[JudgedRow]) -> None:
 def attack_rows(
     arm: ArmInfo, stage: str, decoder: str, rate: float, samples: int, benchmarks: dict[str, int]
 ) -> list[JudgedRow]:
-    """Prompts differ in how easily they do harm, in the same way for all arms."""
+    """Prompts differ in how easily they cause harm, in the same way for all arms."""
     rows = []
     for benchmark, prompts in benchmarks.items():
         for prompt in range(prompts):
@@ -158,7 +170,7 @@ def paper_rate(arm: ArmInfo, stage: str, decoder: str) -> float:
 
 
 def write_study(run: Path, rate: Rate = paper_rate, arms: list[ArmInfo] = ARMS) -> Path:
-    """All files of a finished evaluation under `run`/eval; returns `run`."""
+    """Write all files of a finished evaluation under `run`/eval; returns `run`."""
     for arm in arms:
         for stage, benchmarks in BENCHMARKS.items():
             folder = run / "eval" / arm.name / stage

@@ -1,4 +1,4 @@
-"""How far judges can be trusted: agreement, and rates corrected for a judge's errors."""
+"""Agreement between judges, and rates corrected for a judge's errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sklearn.metrics import cohen_kappa_score
 from study_rows import generation
 
 from curricula.eval.analysis.accuracy import Accuracy, accuracy_of, agreement, corrected, published
-from curricula.eval.analysis.metrics import attack_cells
+from curricula.eval.analysis.metrics import attack_metrics
 from curricula.eval.analysis.statistics import Tally, tally
 from curricula.randomness import keyed_rng
 
@@ -19,7 +19,7 @@ def rates(values):
     return tally((str(i), "b", float(value)) for i, value in enumerate(values))
 
 
-def test_kappa_is_that_of_scikit_learn():
+def test_kappa_agrees_with_scikit_learn():
     rng = keyed_rng("kappa")
     ours = [("yes", "no")[i] for i in rng.integers(0, 2, 200)]
     theirs = [a if keep else ("yes", "no")[a == "yes"] for a, keep in zip(ours, rng.random(200) < 0.8)]
@@ -29,12 +29,12 @@ def test_kappa_is_that_of_scikit_learn():
 
 
 @pytest.mark.parametrize("count", range(2, 60))
-def test_a_judge_with_one_word_for_everything_has_no_interval_whatever_rounding_leaves(count):
+def test_a_judge_with_a_single_verdict_gets_no_interval_despite_rounding(count):
     found = agreement(["harmful"] * count, ["harmful"] * (count - 1) + ["safe"])
     assert (found.kappa, found.low, found.high) == (pytest.approx(0, abs=1e-9), None, None)
 
 
-def test_agreement_where_nothing_can_be_said():
+def test_agreement_is_none_where_it_is_undefined():
     assert agreement([], []) is None
     assert agreement(["safe"] * 9, ["safe"] * 9).kappa is None
     constant = agreement(["safe"] * 9, ["safe"] * 8 + ["harmful"])
@@ -55,17 +55,16 @@ def test_corrected_intervals_cover_the_truth_about_95_times_in_100():
     for _ in range(runs):
         labelled = rng.binomial(150, [sensitivity, specificity]) / 150
         seen = rng.random(200) < truth * sensitivity + (1 - truth) * (1 - specificity)
-        of = Tally(seen[:, None].astype(float), np.ones((200, 1)), (0,) * 200)
-        found = corrected(of, Accuracy(*labelled, 150, 150, "drawn"))
+        tallied = Tally(seen[:, None].astype(float), np.ones((200, 1)), (0,) * 200)
+        found = corrected(tallied, Accuracy(*labelled, 150, 150, "drawn"))
         covered += found.low <= truth <= found.high
     assert 0.92 <= covered / runs <= 0.985
 
 
-def test_a_judge_near_chance_or_of_other_answers_corrects_nothing():
+def test_a_judge_near_chance_or_labelled_on_other_answers_corrects_nothing():
     assert corrected(rates([1, 0, 1]), Accuracy(0.6, 0.42, 50, 50, "a coin")) is None
-    assert (
-        corrected(rates([0] * 200), Accuracy(0.95, 0.8, 300, 300, "other answers")) is None
-    )  # fewer than false alarms
+    fewer_than_false_alarms = rates([0] * 200)
+    assert corrected(fewer_than_false_alarms, Accuracy(0.95, 0.8, 300, 300, "other answers")) is None
 
 
 def test_accuracy_from_labels_counts_each_side():
@@ -76,23 +75,26 @@ def test_accuracy_from_labels_counts_each_side():
     assert accuracy_of([True], [True], "one side") is None
 
 
-def test_published_figures_hold_for_the_official_settings_alone():
+def test_published_accuracies_hold_only_for_the_official_settings():
     version = next(version for judge, version in published() if judge == OFFICIAL)
     rows = [
         generation(
-            prompt_id=str(i), prompt=str(i), verdict="harmful" if i % 2 else "safe", judge=OFFICIAL, judge_version=v
+            prompt_id=str(i),
+            prompt=str(i),
+            verdict="harmful" if i % 2 else "safe",
+            judge=OFFICIAL,
+            judge_version=version,
         )
         for i in range(100)
-        for v in [version]
     ]
-    (cell,) = attack_cells(rows, "arm", "instruct")
-    assert cell.rate == 0.5 and cell.corrected == pytest.approx((0.5 + 0.86 - 1) / (0.967 + 0.86 - 1), abs=1e-6)
-    assert cell.corrected_low < cell.corrected < cell.corrected_high
+    (found,) = attack_metrics(rows, "arm", "instruct")
+    assert found.rate == 0.5 and found.corrected == pytest.approx((0.5 + 0.86 - 1) / (0.967 + 0.86 - 1), abs=1e-6)
+    assert found.corrected_low < found.corrected < found.corrected_high
     other = [generation(prompt_id="0", verdict="harmful", judge=OFFICIAL, judge_version="another template")]
-    assert attack_cells(other, "arm", "instruct")[0].corrected is None
+    assert attack_metrics(other, "arm", "instruct")[0].corrected is None
 
 
-def test_short_circuits_which_no_judge_saw_are_not_corrected():
+def test_short_circuits_which_no_judge_sees_are_not_corrected():
     (name, version), accuracy = next(iter(published().items()))
     rows = [
         generation(
@@ -106,11 +108,11 @@ def test_short_circuits_which_no_judge_saw_are_not_corrected():
         )
         for i in range(200)
     ]
-    (whole,), (judged,) = attack_cells(rows, "arm", "instruct"), attack_cells(rows[100:], "arm", "instruct")
+    (whole,), (judged,) = attack_metrics(rows, "arm", "instruct"), attack_metrics(rows[100:], "arm", "instruct")
     assert judged.corrected == pytest.approx((0.5 + accuracy.specificity - 1) / 0.827, abs=1e-3)
     assert whole.corrected == pytest.approx(judged.corrected / 2, abs=1e-9)
     assert whole.corrected_low < whole.corrected < whole.corrected_high <= whole.rate + 0.1
-    assert attack_cells(rows[:100], "arm", "instruct")[0].corrected is None  # nothing that could be corrected
+    assert attack_metrics(rows[:100], "arm", "instruct")[0].corrected is None  # nothing to correct
 
 
 def test_corrected_intervals_cover_the_truth_among_short_circuits_too():
@@ -121,18 +123,16 @@ def test_corrected_intervals_cover_the_truth_among_short_circuits_too():
         asked = rng.random(clusters) < 0.4
         seen = asked & (rng.random(clusters) < truth * sensitivity + (1 - truth) * (1 - specificity))
         ones, strata = np.ones((clusters, 1)), (0,) * clusters
-        of, by_judge = (
-            Tally(seen[:, None].astype(float), ones, strata),
-            Tally(asked[:, None].astype(float), ones, strata),
-        )
-        found = corrected(of, Accuracy(*labelled, 150, 150, "drawn"), by_judge)
+        tallied = Tally(seen[:, None].astype(float), ones, strata)
+        by_judge = Tally(asked[:, None].astype(float), ones, strata)
+        found = corrected(tallied, Accuracy(*labelled, 150, 150, "drawn"), by_judge)
         covered += found.low <= 0.4 * truth <= found.high
     assert 0.91 <= covered / runs <= 0.99
 
 
-def test_the_published_judge_reads_high_as_its_labels_say():
-    # 45.3% of HarmBench's labelled completions are harmful, and the classifier calls 51.5% so.
-    judge = next(of for (name, _), of in published().items() if name == OFFICIAL)
+def test_the_published_judge_overstates_harm_as_its_labels_show():
+    # 45.3% of HarmBench's labelled completions are harmful; the classifier calls 51.5% harmful.
+    judge = next(accuracy for (name, _), accuracy in published().items() if name == OFFICIAL)
     share = judge.harmful / (judge.harmful + judge.others)
     assert share == pytest.approx(0.453, abs=0.001)
     assert share * judge.sensitivity + (1 - share) * (1 - judge.specificity) == pytest.approx(0.515, abs=0.001)

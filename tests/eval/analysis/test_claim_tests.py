@@ -1,21 +1,22 @@
-"""The paper's claims, put to rows in which we know what is true."""
+"""The paper's claims, tested on rows whose truth is known."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import json
 
 import pytest
 from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_rows
 
-from curricula.eval.analysis.claim_tests import StudyRows, Trend, judge_claims
-from curricula.eval.analysis.claims import CLAIMS, ArmInfo, Claim
+from curricula.eval.analysis import ArmInfo, StudyRows
+from curricula.eval.analysis.claim_tests import ClaimTest, run_claim_tests
+from curricula.eval.analysis.claims import CLAIMS, Claim
 
 PROMPTS = {"harmbench": 150, "tdc": 50}
 
 
 def claim(name: str) -> Claim:
-    return next(of for of in CLAIMS if of.id == name)
+    return next(each for each in CLAIMS if each.id == name)
 
 
 def attacks(task: str, stage: str, decoder: str, samples: int, rate) -> StudyRows:
@@ -23,9 +24,9 @@ def attacks(task: str, stage: str, decoder: str, samples: int, rate) -> StudyRow
     return StudyRows(tuple(ARMS), rows, {})
 
 
-def only(trends: list[Trend]) -> Trend:
-    (trend,) = trends
-    return trend
+def only(tests: list[ClaimTest]) -> ClaimTest:
+    (test,) = tests
+    return test
 
 
 def earlier_is_safer(arm: ArmInfo) -> float:
@@ -34,19 +35,19 @@ def earlier_is_safer(arm: ArmInfo) -> float:
 
 def test_a_true_claim_is_reproduced():
     study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
-    trend = only(judge_claims(study, [claim("benign-early-beats-safe-only")]))
-    assert trend.outcome == "reproduced" and trend.high < 0 and trend.p < 0.05 and trend.n == 200
+    test = only(run_claim_tests(study, [claim("benign-early-beats-safe-only")]))
+    assert test.outcome == "reproduced" and test.high < 0 and test.p < 0.05 and test.n == 200
 
 
 def test_the_opposite_of_a_claim_is_not_reproduced():
     study = attacks("attacks-topk", "benign", "topk", 5, lambda arm: 0.75 - earlier_is_safer(arm))
-    trend = only(judge_claims(study, [claim("benign-early-beats-safe-only")]))
-    assert trend.outcome == "not reproduced" and trend.low > 0 and trend.p == 1
+    test = only(run_claim_tests(study, [claim("benign-early-beats-safe-only")]))
+    assert test.outcome == "not reproduced" and test.low > 0 and test.p == 1
 
 
 def test_no_visible_difference_is_inconclusive():
     study = attacks("attacks-topk", "benign", "topk", 1, lambda arm: 0.4)
-    assert only(judge_claims(study, [claim("benign-twenty-beats-sixty")])).outcome == "inconclusive"
+    assert only(run_claim_tests(study, [claim("benign-twenty-beats-sixty")])).outcome == "inconclusive"
 
 
 def test_models_that_never_differ_on_many_prompts_are_not_reproduced_and_on_few_inconclusive():
@@ -57,7 +58,7 @@ def test_models_that_never_differ_on_many_prompts_are_not_reproduced_and_on_few_
             for i in range(prompts)
         ]
         study = StudyRows(tuple(ARMS), {(arm.name, "benign", "attacks-topk"): rows for arm in ARMS}, {})
-        outcomes.append(only(judge_claims(study, [claim("benign-early-beats-safe-only")])).outcome)
+        outcomes.append(only(run_claim_tests(study, [claim("benign-early-beats-safe-only")])).outcome)
     assert outcomes == ["inconclusive", "not reproduced"]
 
 
@@ -66,18 +67,18 @@ def test_every_comparison_of_a_claim_must_hold():
         return 0.65 if arm.name == "data-60" else 0.6 if arm.start == 1 else 0.2
 
     study = attacks("attacks-topk", "base", "topk", 5, all_but_one)
-    trend = only(judge_claims(study, [claim("base-safe-only-worst")]))
-    assert trend.outcome != "reproduced" and trend.comparison == "safe-100 - data-60"
+    test = only(run_claim_tests(study, [claim("base-safe-only-worst")]))
+    assert test.outcome != "reproduced" and test.comparison == "safe-100 - data-60"
 
 
 def test_gcg_middle_starts_are_compared_with_both_ends():
     rates = {0.0: 0.6, 0.2: 0.15, 0.6: 0.2, 1.0: 0.7}
     study = attacks("gcg", "instruct", "gcg+safebeam", 1, lambda arm: rates[arm.start])
-    assert only(judge_claims(study, [claim("gcg-safebeam-middle")])).outcome == "reproduced"
+    assert only(run_claim_tests(study, [claim("gcg-safebeam-middle")])).outcome == "reproduced"
 
 
 @pytest.mark.parametrize(("gap", "outcome"), [(0.0, "reproduced"), (0.3, "not reproduced")])
-def test_no_noticeable_change_needs_evidence_of_equality(gap, outcome):
+def test_a_claim_of_no_difference_needs_evidence_of_equality(gap, outcome):
     def rows(arm: ArmInfo):
         changed = {str(i) for i in range(int(300 * gap))} if arm.start < 1 else set()
         return [
@@ -91,7 +92,7 @@ def test_no_noticeable_change_needs_evidence_of_equality(gap, outcome):
         ]
 
     study = StudyRows(tuple(ARMS), {(arm.name, "instruct", "gcg"): rows(arm) for arm in ARMS}, {})
-    assert only(judge_claims(study, [claim("gcg-topk-flat")])).outcome == outcome
+    assert only(run_claim_tests(study, [claim("gcg-topk-flat")])).outcome == outcome
 
 
 def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
@@ -105,7 +106,9 @@ def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
         }
         return StudyRows(tuple(ARMS), rows, {})
 
-    outcomes = [only(judge_claims(study(early), [claim("overrefusal-topk-no-rise")])).outcome for early in (0.02, 0.4)]
+    outcomes = [
+        only(run_claim_tests(study(early), [claim("overrefusal-topk-no-rise")])).outcome for early in (0.02, 0.4)
+    ]
     assert outcomes == ["reproduced", "not reproduced"]
 
 
@@ -113,7 +116,7 @@ def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
 def test_probe_claims_compare_aucs_over_seeds(lift, outcome):
     probes = {(arm.name, "base"): probe_rows(arm, "base", "last", 0.8 + lift * (arm.name == "full-0")) for arm in ARMS}
     study = StudyRows(tuple(ARMS), {}, probes)
-    assert only(judge_claims(study, [claim("probe-tags-beat-data")])).outcome == outcome
+    assert only(run_claim_tests(study, [claim("probe-tags-beat-data")])).outcome == outcome
 
 
 def test_layers_are_compared_within_the_same_models():
@@ -125,33 +128,43 @@ def test_layers_are_compared_within_the_same_models():
         ]
         for arm in ARMS
     }
-    trend = only(judge_claims(StudyRows(tuple(ARMS), {}, probes), [claim("probe-last-layer-best")]))
-    assert trend.outcome == "reproduced" and trend.difference == pytest.approx(0.1, abs=0.02)
+    test = only(run_claim_tests(StudyRows(tuple(ARMS), {}, probes), [claim("probe-last-layer-best")]))
+    assert test.outcome == "reproduced" and test.difference == pytest.approx(0.1, abs=0.02)
 
 
 def test_claims_without_rows_are_not_measured_and_do_not_count_in_holms_family():
-    nothing = judge_claims(StudyRows(tuple(ARMS), {}, {}))
-    assert {trend.outcome for trend in nothing} == {"not measured"}
+    nothing = run_claim_tests(StudyRows(tuple(ARMS), {}, {}))
+    assert {test.outcome for test in nothing} == {"not measured"}
     study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
-    family = judge_claims(study)
-    assert sum(trend.outcome != "not measured" for trend in family) == 2
-    alone = only(judge_claims(study, [claim("benign-early-beats-safe-only")]))
-    together = next(trend for trend in family if trend.id == alone.id)
+    family = run_claim_tests(study)
+    assert sum(test.outcome != "not measured" for test in family) == 2
+    alone = only(run_claim_tests(study, [claim("benign-early-beats-safe-only")]))
+    together = next(test for test in family if test.id == alone.id)
     assert together.p == pytest.approx(2 * alone.p)
 
 
 def test_one_arm_without_rows_leaves_its_claims_unmeasured():
     study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
     del study.generations["data-20", "benign", "attacks-topk"]
-    assert only(judge_claims(study, [claim("benign-twenty-beats-sixty")])).outcome == "not measured"
+    assert only(run_claim_tests(study, [claim("benign-twenty-beats-sixty")])).outcome == "not measured"
 
 
-def test_claims_have_unique_names_and_cover_all_nine_figures():
-    assert len({of.id for of in CLAIMS}) == len(CLAIMS)
-    text = " ".join(of.source for of in CLAIMS)
-    assert all(f"{number}" in text for number in range(1, 10))
+def test_claims_have_unique_ids():
+    assert len({each.id for each in CLAIMS}) == len(CLAIMS)
 
 
-def test_trends_are_plain_data(tmp_path: Path):
-    study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
-    assert judge_claims(study) == judge_claims(dataclasses.replace(study))
+@pytest.mark.parametrize("figure", range(1, 10))
+def test_every_figure_of_the_paper_has_a_claim(figure):
+    assert any(figure in each.figures for each in CLAIMS)
+
+
+def test_a_claim_names_its_source_in_the_paper():
+    assert claim("benign-early-beats-safe-only").source == "Fig. 2, §6"
+    assert claim("probe-last-layer-best").source == "Figs. 8 and 9, App. A"
+
+
+def test_claim_tests_hold_plain_values_that_survive_json():
+    for test in run_claim_tests(attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)):
+        fields = dataclasses.asdict(test)
+        assert {type(value) for value in fields.values()} <= {str, int, float, type(None)}  # no numpy scalars
+        assert ClaimTest(**json.loads(json.dumps(fields))) == test

@@ -5,23 +5,24 @@ from __future__ import annotations
 import pytest
 from study_rows import ARMS, attack_rows, overrefusal_rows
 
+from curricula.eval.analysis import StudyRows
 from curricula.eval.analysis.differences import arm_differences
 from curricula.eval.analysis.statistics import holm
 
 
-def study(rates):
-    """Rows of SafeBeam and top-k on two benchmarks, and of benign requests."""
-    found = {}
+def study(rates) -> StudyRows:
+    """Three arms with attacks under SafeBeam and top-k, and with benign requests."""
+    generations = {}
     for arm in ARMS[-3:]:
         for decoder, samples in (("topk", 3), ("safebeam", 1)):
             rows = attack_rows(arm, "benign", decoder, rates[arm.name], samples, {"advbench": 60})
-            found[arm.name, "benign", f"attacks-{decoder}"] = rows
-        found[arm.name, "benign", "overrefusal-topk"] = overrefusal_rows(arm, "topk", (0.6, 0.3, 0.05, 0.05))
-    return found
+            generations[arm.name, "benign", f"attacks-{decoder}"] = rows
+        generations[arm.name, "benign", "overrefusal-topk"] = overrefusal_rows(arm, "topk", (0.6, 0.3, 0.05, 0.05))
+    return StudyRows(tuple(ARMS[-3:]), generations, {})
 
 
-def test_each_family_is_corrected_by_itself_and_names_its_test():
-    found = list(arm_differences(ARMS[-3:], study({"data-60": 0.2, "full-60": 0.55, "safe-100": 0.6})))
+def test_each_family_is_corrected_on_its_own_and_names_its_test():
+    found = list(arm_differences(study({"data-60": 0.2, "full-60": 0.55, "safe-100": 0.6})))
     assert {gap.reference for gap in found} == {"safe-100"}
     assert [(gap.task, gap.arm, gap.test) for gap in found] == [
         ("attacks-topk", "data-60", "sign flips"),
@@ -39,5 +40,5 @@ def test_each_family_is_corrected_by_itself_and_names_its_test():
 
 
 def test_without_a_second_arm_there_is_nothing_to_compare():
-    assert not list(arm_differences(ARMS[:1], {}))
-    assert not list(arm_differences(ARMS, {}))
+    assert not list(arm_differences(StudyRows(tuple(ARMS[:1]), {}, {})))
+    assert not list(arm_differences(StudyRows(tuple(ARMS), {}, {})))

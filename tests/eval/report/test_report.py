@@ -1,4 +1,4 @@
-"""The report page: complete, honest about gaps, safe to open, and the same bytes for the same rows."""
+"""The report: complete, candid about gaps, safe to open, and the same bytes for the same rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 from study_rows import ARMS, append_judged, generation, write_study
 
 from curricula.errors import UserError
+from curricula.eval.analysis import ArmInfo
 from curricula.eval.config import MODEL_KINDS, EvalConfig, tasks_for
 from curricula.eval.report.figures import FIGURES
-from curricula.eval.report.page import ArmInfo, write_report
+from curricula.eval.report.page import write_report
 from curricula.eval.report.wording import visible
 from curricula.eval.rows import GenerationRow
 
@@ -68,7 +69,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[Path, str]:
-    """A nearly finished run and its page: one model not evaluated, a few answers unparsed and a few missing."""
+    """A nearly finished run and its page: one model not evaluated, a few answers unparsed, a few missing."""
     run = write_study(tmp_path_factory.mktemp("run"))
     nasty = generation(
         key="nasty",
@@ -88,7 +89,7 @@ def built(tmp_path_factory) -> tuple[Path, str]:
     return run, write_report(run, ARMS, STUDY, run / "report").read_text()
 
 
-def test_the_page_is_well_formed_and_needs_nothing_else(built):
+def test_the_page_is_well_formed_and_self_contained(built):
     page = Page(built[1])
     assert built[1].startswith("<!DOCTYPE html>")
     assert "script" not in page.tags and "link" not in page.tags
@@ -97,7 +98,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(built):
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in page.images)
 
 
-def test_all_nine_figures_are_there_with_captions_and_as_files(built):
+def test_all_nine_figures_are_on_the_page_with_captions_and_in_files(built):
     run, text = built
     assert len(FIGURES) == 9 and len(Page(text).images) == 9
     for figure in FIGURES:
@@ -108,7 +109,7 @@ def test_all_nine_figures_are_there_with_captions_and_as_files(built):
     assert "Judge: world 1a2b" in text
 
 
-def test_generated_text_is_escaped_and_control_characters_are_spelt_out(tmp_path):
+def test_generated_text_is_escaped_and_control_characters_are_spelled_out(tmp_path):
     arm = ARMS[0]
     row = generation(
         model_kind="benign",
@@ -123,19 +124,23 @@ def test_generated_text_is_escaped_and_control_characters_are_spelt_out(tmp_path
     assert "<script>alert(2)</script>⟨U+001B⟩[31m ⟨U+202E⟩reversed" in page.text
 
 
-def test_plain_text_and_letters_of_all_scripts_stay_as_they_are():
+def test_plain_text_and_letters_of_all_scripts_are_unchanged():
     assert visible("Zürich, 東京\n\tعربي 👍") == "Zürich, 東京\n\tعربي 👍"
     assert visible("abcdef", limit=3) == "abc […]"
 
 
 def test_unparsed_and_missing_answers_are_shown(built):
     run, text = built
-    cells = json.loads((run / "report/summary.json").read_text())["attacks"]
-    benign = next(c for c in cells if (c["arm"], c["stage"], c["decoder"]) == ("full-0", "benign", "topk"))
-    tdc = [c for c in cells if c["benchmark"] == "tdc" and c["stage"] == "benign" and c["decoder"] == "topk"]
-    assert benign["stage"] == "benign" and {c["unparsed"] for c in tdc} == {1}
-    safebeam = [c for c in cells if (c["stage"], c["decoder"], c["benchmark"]) == ("instruct", "safebeam", "all")]
-    assert [c["missing"] for c in safebeam] == [0, 2, 2, 2, 2, 2, 2]
+    attacks = json.loads((run / "report/summary.json").read_text())["attacks"]
+    benign = next(row for row in attacks if (row["arm"], row["stage"], row["decoder"]) == ("full-0", "benign", "topk"))
+    tdc = [
+        row for row in attacks if row["benchmark"] == "tdc" and row["stage"] == "benign" and row["decoder"] == "topk"
+    ]
+    assert benign["stage"] == "benign" and {row["unparsed"] for row in tdc} == {1}
+    safebeam = [
+        row for row in attacks if (row["stage"], row["decoder"], row["benchmark"]) == ("instruct", "safebeam", "all")
+    ]
+    assert [row["missing"] for row in safebeam] == [0, 2, 2, 2, 2, 2, 2]
     assert 'id="t-incomplete"' in text
 
 
@@ -157,7 +162,7 @@ def test_csv_tables_hold_what_the_summary_holds(built):
     assert float(rows[0]["difference"]) == summary["trends"][0]["difference"]
 
 
-def test_a_run_without_any_evaluation_still_gives_a_page_that_says_so(tmp_path):
+def test_a_run_without_evaluations_gives_a_page_that_says_so(tmp_path):
     calls = []
     page = Page(
         write_report(
@@ -168,19 +173,19 @@ def test_a_run_without_any_evaluation_still_gives_a_page_that_says_so(tmp_path):
             lambda done, total, **_: calls.append((done, total)),
         ).read_text()
     )
-    assert "evaluations not there yet" in page.text and "data-0 base probes" in page.text
-    assert "data-0 base attacks-topk" not in page.text  # left out on purpose, not missing
+    assert "evaluations are still missing" in page.text and "data-0 base probes" in page.text
+    assert "data-0 base attacks-topk" not in page.text  # not planned, so not missing
     assert len(page.images) == 9 and "18 not measured" in page.text
     assert calls[-1][0] == calls[-1][1]
 
 
-def test_an_unfinished_study_names_what_is_missing_and_draws_the_rest(built):
+def test_an_unfinished_study_lists_what_is_missing_and_draws_the_rest(built):
     page = Page(built[1])
     assert "full-20 benign attacks-topk" in page.text and "data-20 benign attacks-topk" not in page.text
     assert "rows missing" in page.text
 
 
-def test_other_sets_and_starts_are_drawn_and_the_study_its_losses_and_provenance_are_told(tmp_path):
+def test_custom_arms_losses_provenance_and_the_study_file_are_shown(tmp_path):
     arms = [ArmInfo("tags-50", 0.5, "tags-only"), ArmInfo("data-50", 0.5, "data")]
     append_judged(tmp_path / "eval/tags-50/base/attacks-topk.jsonl", [generation(model_kind="base")])
     (tmp_path / "study.yaml").write_text("name: demo # <b>\nseed: 42\n")
@@ -190,12 +195,12 @@ def test_other_sets_and_starts_are_drawn_and_the_study_its_losses_and_provenance
         '{"step": 7, "tokens": 4096, "loss": 2.5}\n{"step": 7, "validation": {"web": 2.75}}\n'
     )
     page = Page(write_report(tmp_path, arms, STUDY, tmp_path / "report").read_text())
-    told = ["tags-only, from 50%", "1,000,000 parameters", "git.sha", "name: demo # <b>", "fictional world"]
-    for words in [*told, "trunk 7 4,096 2.5000 2.7500", "One training run per arm"]:
+    shown = ["tags-only, from 50%", "1,000,000 parameters", "git.sha", "name: demo # <b>", "fictional world"]
+    for words in [*shown, "trunk 7 4,096 2.5000 2.7500", "One training run per arm"]:
         assert words in page.text, words
 
 
-def test_a_damaged_row_is_named(tmp_path):
+def test_a_damaged_row_is_reported_with_its_line(tmp_path):
     (tmp_path / "eval/data-0/base").mkdir(parents=True)
     (tmp_path / "eval/data-0/base/probes.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="line 1"):
@@ -205,7 +210,7 @@ def test_a_damaged_row_is_named(tmp_path):
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 @pytest.mark.parametrize("width", [400, 1400])
 def test_a_browser_shows_the_page_without_sideways_scrolling(built, tmp_path, width):
-    # The page has no script of its own: this copy measures itself, in a frame, as a headless window is never under 500 px.
+    # The page has no script, so this copy measures itself; in a frame, since a headless window is at least 500 px wide.
     probe = (
         "<script>parent.postMessage(document.documentElement.scrollWidth + ' of ' + innerWidth, '*')</script></body>"
     )

@@ -1,0 +1,70 @@
+"""The rows of a study: every judged answer and every probe, by arm and stage.
+
+Reads `<run>/eval/<arm>/<stage>/<task>.jsonl`. What the rows measure is in `eval/analysis/metrics.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from curricula.eval.config import MODEL_KINDS
+from curricula.eval.judging.verdicts import read_judged
+from curricula.eval.rows import JudgedRow, ProbeRow, read_rows
+
+ATTACK_TASKS = ("attacks-topk", "attacks-safebeam", "attacks-greedy", "gcg")
+OVERREFUSAL_TASKS = ("overrefusal-topk", "overrefusal-safebeam")
+
+
+@dataclass(frozen=True)
+class ArmInfo:
+    """One pretrained model of the study."""
+
+    name: str
+    start: float
+    """Share of the training tokens after which interventions start, in 0..1; 1 for never."""
+    interventions: str
+    """The intervention set: "data", "full" or "none"; the arm's own name where the study spells out its phases."""
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the study spells out the arm's phases, so that the arm is an intervention set of its own."""
+        return self.name == self.interventions
+
+
+@dataclass(frozen=True)
+class StudyRows:
+    """All rows of a study. A missing key means that the evaluation has no rows yet."""
+
+    arms: tuple[ArmInfo, ...]
+    generations: dict[tuple[str, str, str], list[JudgedRow]]
+    """Judged answers by (arm, stage, task)."""
+    probes: dict[tuple[str, str], list[ProbeRow]]
+    """Probes by (arm, stage)."""
+
+    def answers(self, arm: ArmInfo, stage: str, task: str, decoder: str | None = None) -> list[JudgedRow]:
+        """The judged answers of one task, of one decoder or of all; empty if there are none yet."""
+        rows = self.generations.get((arm.name, stage, task), [])
+        return rows if decoder is None else [row for row in rows if row.decoder == decoder]
+
+
+def read_study_rows(
+    run: Path, arms: Sequence[ArmInfo], on_arm_read: Callable[[int], None] = lambda count: None
+) -> StudyRows:
+    """Read all rows under `run`/eval; `on_arm_read` receives the number of arms read so far.
+
+    Raises UserError for a damaged file of rows.
+    """
+    generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
+    probes: dict[tuple[str, str], list[ProbeRow]] = {}
+    for count, arm in enumerate(arms, start=1):
+        for stage in MODEL_KINDS:
+            folder = run / "eval" / arm.name / stage
+            for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
+                if answers := read_judged(folder / f"{task}.jsonl"):
+                    generations[arm.name, stage, task] = answers
+            if probe_rows := read_rows(folder / "probes.jsonl", ProbeRow):
+                probes[arm.name, stage] = probe_rows
+        on_arm_read(count)
+    return StudyRows(tuple(arms), generations, probes)
