@@ -10,7 +10,13 @@ import yaml
 from paths import STUDIES
 
 from curricula.errors import UsageError, UserError
+from curricula.jobs.estimates import describe
+from curricula.jobs.graph import plan_study
 from curricula.jobs.study import load_study, parse_study, study_yaml
+
+
+def described(study, shards=None):
+    return describe(plan_study(study), shards)
 
 
 def demo(**changes):
@@ -140,19 +146,15 @@ def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path):
 
 
 def test_a_source_of_weight_zero_is_planned_as_absent():
-    from curricula.jobs.plan import plan
-
     raw = demo()
     raw["curriculum"]["interventions"]["full"]["unsafe-tagged"] = 0
-    arms = {arm["name"]: arm for arm in plan(parse_study(raw, "study.yaml"))["arms"]}
+    arms = {arm["name"]: arm for arm in described(parse_study(raw, "study.yaml"))["arms"]}
     assert "unsafe-tagged" not in arms["full-0"]["sources"]
 
 
 def test_arms_of_any_shape_are_planned_beside_the_papers():
-    from curricula.jobs.plan import plan
-
     dose = [{"until": 0.4, "mix": "safe"}, {"until": 0.6, "mix": "full", "ramp": 2}, {"until": 1, "mix": "safe"}]
-    value = plan(parse_study(demo(curriculum__arms={"dose": dose}), "study.yaml"))
+    value = described(parse_study(demo(curriculum__arms={"dose": dose}), "study.yaml"))
     arm = next(arm for arm in value["arms"] if arm["name"] == "dose")
     steps = value["budget"]["steps"]
     assert [phase["stop_step"] for phase in arm["phases"]] == [steps * tenth // 10 for tenth in (4, 5, 6, 10)]
@@ -162,24 +164,20 @@ def test_arms_of_any_shape_are_planned_beside_the_papers():
 
 
 def test_matched_exposure_is_in_the_plan():
-    from curricula.jobs.plan import plan
-
-    value = plan(parse_study(demo(curriculum__exposure="matched"), "study.yaml"))
+    value = described(parse_study(demo(curriculum__exposure="matched"), "study.yaml"))
     for interventions in ("data", "full"):
         seen = [arm["intervention_tokens"] for arm in value["arms"] if arm["interventions"] == interventions]
         assert len(seen) == 3 and max(seen) - min(seen) <= 8 * 128
 
 
 def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
-    from curricula.jobs.plan import plan
-
     study = parse_study(demo(sources__refuseweb__max_epochs=2.5), "study.yaml")
     for name in study.sources:
         (tmp_path / name).mkdir()
         tokens = {"refuseweb": 20_000}.get(name, 10**9)
         manifest = {"shards": 1, "tokens": tokens, "sha256": "", "tokenizer": ""}
         (tmp_path / name / "00000.json").write_text(msgspec.json.encode(manifest).decode())
-    assert plan(study, tmp_path)["warnings"] == [
+    assert described(study, tmp_path)["warnings"] == [
         "source refuseweb: 3.1 epochs in arm data-0, more than its max_epochs 2.5; give it more documents or less weight, "
         "or raise its max_epochs"
     ]
@@ -187,7 +185,7 @@ def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
     with pytest.raises(
         UserError, match="source refuseweb: its shards in .* hold no token; give it documents or a weight of 0"
     ):
-        plan(study, tmp_path)
+        described(study, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -230,12 +228,10 @@ def test_planning_imports_no_torch_and_takes_less_than_a_second_of_processor_tim
 
 
 def test_a_micro_batch_that_does_not_fit_the_gpu_is_said_in_the_plan():
-    from curricula.jobs.plan import plan
-
     raw = yaml.safe_load((STUDIES / "paper.yaml").read_text())
-    assert not any("GPU" in warning for warning in plan(parse_study(raw, "study.yaml"))["warnings"])
+    assert not any("GPU" in warning for warning in described(parse_study(raw, "study.yaml"))["warnings"])
     raw["pretraining"]["micro_batch"] = 64  # of which a GPU's share of the global batch is half
-    value = plan(parse_study(raw, "study.yaml"))
+    value = described(parse_study(raw, "study.yaml"))
     assert 130 < value["gpu_memory"]["needed_gib"] < 150
     assert any(
         "which has 79; use micro_batch 16 or engine.recompute_layers" in warning for warning in value["warnings"]
