@@ -13,7 +13,8 @@ from curricula.curriculum.sources.conversations import POOLS
 from curricula.curriculum.sources.registry import dataset, open_dataset
 from curricula.curriculum.stream.pretraining import PretrainingBatches, ValidationBatches
 from curricula.curriculum.stream.tuning import TuningBatches
-from curricula.curriculum.tokens.shards import TokenizeJob, is_whole, source_shards, tokenize_shard
+from curricula.curriculum.tokens.shards import is_whole, source_shards
+from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer
 from curricula.errors import UserError
 from curricula.jobs.downloads import Wanted, study_downloads
@@ -106,8 +107,15 @@ def model_source(name: str) -> Path:
 def tokenize(run: Run, job: Job, element: Element, progress: Progress) -> None:
     """Tokenise one shard of one source."""
     study, name = run.study, element.source
-    out, held_out = run.shards / name, study.validation_documents
-    work = TokenizeJob(name, study.sources[name], run.tokenizer, out, run.data_root, study.seed, held_out)
+    work = Tokenization(
+        name=name,
+        source=study.sources[name],
+        tokenizer=run.tokenizer,
+        folder=run.shards / name,
+        data_root=run.data_root,
+        seed=study.seed,
+        validation_documents=study.validation_documents,
+    )
     tokenize_shard(work, element.shard, progress)
 
 
