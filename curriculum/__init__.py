@@ -1,1 +1,23 @@
-"""What the model reads and when: corpora, tokenised shards, the token plan and the blender that follows it."""
+"""What the model reads, and when.
+
+A study names sources and a curriculum over them (`config`). From its token budget follow arms, phases and the training tree
+(`plan`). Datasets (`sources`, or the demo's fictional `world`) become shards of tokens (`tokens`), which are blended into the
+exact stream of samples that training reads (`stream`). `synthesis` makes intervention data from raw text.
+"""
+
+from curricula.curriculum.config import Curriculum, Mix, PhaseConfig, Source, Tokenizer, Tuning
+from curricula.curriculum.plan import Arm, Budget, Segment, arms_of, segments_of
+
+__all__ = [
+    "Arm",
+    "Budget",
+    "Curriculum",
+    "Mix",
+    "PhaseConfig",
+    "Segment",
+    "Source",
+    "Tokenizer",
+    "Tuning",
+    "arms_of",
+    "segments_of",
+]

@@ -1,4 +1,4 @@
-"""What a study file may say about its data: sources, the curriculum over them, the token budget and the tuning sets."""
+"""What a study file says about its data: tokenizer, sources, the curriculum over them, and tuning sets."""
 
 from __future__ import annotations
 
@@ -10,38 +10,48 @@ from curricula.curriculum.sources.conversations import POOLS
 from curricula.curriculum.sources.registry import DATASETS
 from curricula.settings import Positive, PositiveNumber, Settings, Share
 
+VALIDATION = "validation"
+"""The shard of held-out documents, beside the numbered ones."""
+
+Mix = dict[str, float]
+"""Relative weights of sources, by name."""
+
 
 class Tokenizer(Settings, frozen=True):
-    """Where the tokenizer comes from; exactly one of `train`, `folder`, `hub` and `gguf`."""
+    """Where the tokenizer comes from: exactly one of `train`, `folder`, `hub` and `gguf`."""
 
-    train: Positive | None = None  # train a byte-level BPE of this many entries on the sources
-    folder: str | None = None  # a Hugging Face tokenizer on disk
-    hub: str | None = None  # a Hugging Face tokenizer by name
-    gguf: str | None = None  # the tokenizer inside a GGUF file, or inside the installed package of this name
-    reserve: str = "<empty_output>"  # which reserved entry of a ready tokenizer becomes the harmfulness tag
+    train: Positive | None = None
+    """Train a byte-level BPE of this many entries on the sources."""
+    folder: str | None = None
+    """A Hugging Face tokenizer on disk."""
+    hub: str | None = None
+    """A Hugging Face tokenizer by name."""
+    gguf: str | None = None
+    """A GGUF file that holds the tokenizer, or the installed package that holds the file."""
+    reserve: str = "<empty_output>"
+    """The reserved entry of a published tokenizer that becomes the harmfulness tag."""
 
     def check(self) -> None:
         if sum(value is not None for value in (self.train, self.folder, self.hub, self.gguf)) != 1:
             raise ValueError("name exactly one of train, folder, hub and gguf")
 
 
-VALIDATION = "validation"  # the shard of held-out documents, beside the numbered ones
-
-
 class Source(Settings, frozen=True):
     """A stream of pretraining documents."""
 
-    dataset: str  # a short name from curriculum/sources/registry.py
-    parts: tuple[str, ...] = ()  # only these parts of the dataset, such as [score_4, score_5]; all by default
-    tag_rate: float = (
-        0.0  # probability of the harmfulness tag before a token; the paper's is 0.05, for raw unsafe text only
-    )
-    name_speakers: bool | None = (
-        None  # "User:" and "Assistant:" become names; by default where the dataset is dialogues
-    )
-    documents: Positive | None = None  # read no more than this many
+    dataset: str
+    """A short name from curriculum/sources/registry.py."""
+    parts: tuple[str, ...] = ()
+    """Parts of the dataset to read, such as [score_4, score_5]; all by default."""
+    tag_rate: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """Probability of the harmfulness tag before a token. The paper's is 0.05, for raw unsafe text only."""
+    name_speakers: bool | None = None
+    """Whether "User:" and "Assistant:" become names; by default only in datasets of dialogues."""
+    documents: Positive | None = None
+    """Read at most this many."""
     shards: Annotated[int, msgspec.Meta(ge=1, le=99_999)] = 1
-    max_epochs: PositiveNumber = 4.0  # warn beyond; up to 4 are almost as good as new text (Muennighoff et al. 2023)
+    max_epochs: PositiveNumber = 4.0
+    """Warn beyond this many. Up to 4 epochs are almost as good as new text (Muennighoff et al. 2023)."""
 
     def check(self) -> None:
         if self.dataset not in DATASETS:
@@ -53,9 +63,7 @@ class Source(Settings, frozen=True):
                     f"part {part!r} is not in dataset {self.dataset}; it has {', '.join(known) or 'no parts'}"
                 )
         if len(set(self.parts)) < len(self.parts):
-            raise ValueError(f"parts {list(self.parts)} name one twice; name each once")
-        if not 0 <= self.tag_rate < 1:
-            raise ValueError(f"tag_rate {self.tag_rate} is not a probability below 1")
+            raise ValueError(f"parts {list(self.parts)} repeat a name; name each part once")
 
     @property
     def shard_names(self) -> list[str]:
@@ -66,36 +74,35 @@ class Source(Settings, frozen=True):
         return DATASETS[self.dataset].dialogue if self.name_speakers is None else self.name_speakers
 
 
-Mix = dict[str, float]  # source name -> weight; weights are relative
-
-
 class PhaseConfig(Settings, frozen=True):
-    """A phase of an arm that is written out by hand: up to the fraction `until` of the budget, data by `mix`."""
+    """One phase of an arm that the study writes out."""
 
     until: Annotated[float, msgspec.Meta(gt=0, le=1)]
-    mix: str | Mix  # "safe", the name of an intervention set, or weights
-    # Come from the mix before to this one in so many equal steps along the phase; 1: at once.
+    """Fraction of the token budget at which the phase ends."""
+    mix: str | Mix
+    """The name "safe", that of an intervention set, or weights."""
     ramp: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    """Move from the previous mix to this one in so many equal steps along the phase; 1 switches at once."""
 
 
 class Curriculum(Settings, frozen=True):
-    """Safe-only data until a fraction of the budget, then a blend: an arm for each start and intervention set (section 3.2).
+    """What arms read: safe data up to a fraction of the budget, then a blend (section 3.2).
 
-    `arms` are further ones of any shape: ramps, late doses, doses that end.
+    There is an arm for each start and intervention set. `arms` adds others of any shape: ramps, late doses, doses that end.
     """
 
     safe: Mix
     interventions: dict[str, Mix] = {}
-    starts: tuple[float, ...] = (0.0, 0.2, 0.6, 1.0)
+    """Intervention sets by name."""
+    starts: tuple[Share, ...] = (0.0, 0.2, 0.6, 1.0)
+    """Fractions of the token budget at which interventions start."""
     arms: dict[str, tuple[PhaseConfig, ...]] = {}
-    # matched: late arms get more of the interventions, so that all arms of a set see as much of them by the end.
     exposure: Literal["natural", "matched"] = "natural"
+    """With "matched", late arms get more of the interventions, so that all arms of a set see the same amount by the end."""
 
     def check(self) -> None:
         if tuple(sorted(set(self.starts))) != self.starts:
             raise ValueError(f"starts {list(self.starts)} must be distinct and in rising order")
-        if self.starts and not 0 <= self.starts[0] <= self.starts[-1] <= 1:
-            raise ValueError(f"starts {list(self.starts)} must be fractions of the token budget, from 0 to 1")
         if not self.starts and not self.arms:
             raise ValueError("starts is empty and there are no arms; name at least one of them")
         if not self.interventions and self.starts not in ((), (1.0,)):
@@ -123,21 +130,19 @@ class Curriculum(Settings, frozen=True):
         return phase.mix if isinstance(phase.mix, dict) else self.mixes()[phase.mix]
 
 
-def require_weights(where: str, mix: Mix) -> None:
-    if not all(weight >= 0 for weight in mix.values()) or not 0 < sum(mix.values()) < float("inf"):
-        raise ValueError(f"the weights of {where} must be non-negative and not all zero, not {mix}")
-
-
 class Tuning(Settings, frozen=True):
     """A finetuning stage on conversations (section 4.4 and appendix B: batch 4, learning rate 2e-5, one epoch, cosine)."""
 
-    mix: Mix  # dataset -> weight, counted in conversations
-    conversations: Positive | None = None  # how many in all; by default as many as the datasets hold
-    tagged_harmful: dict[
-        str, Share
-    ] = {}  # intervention set -> share of tag-annotated harmful completions (0.1 for full)
-    refusals: Share | None = None  # share of refusals among the others; by default as many as the mix happens to hold
-    packing: bool = False  # several conversations a row, attention within each; else one a row, padded
+    mix: Mix
+    """Relative weights of tuning sets, counted in conversations."""
+    conversations: Positive | None = None
+    """Conversations in total; by default as many as the sets hold."""
+    tagged_harmful: dict[str, Share] = {}
+    """Share of harmful answers with tags, by intervention set (the paper's is 0.1, for full)."""
+    refusals: Share | None = None
+    """Share of refusals among the other conversations; by default as many as the mix holds."""
+    packing: bool = False
+    """Put several conversations in a row, with attention within each; otherwise a row is one padded conversation."""
     global_batch: Positive = 4
     micro_batch: Positive = 4
     lr: PositiveNumber = 2e-5
@@ -148,8 +153,12 @@ class Tuning(Settings, frozen=True):
         require_weights("mix", self.mix)
         for name in self.mix:
             if name not in POOLS:
-                raise ValueError(
-                    f"the mix names tuning set {name!r}, which is not known; choose from {', '.join(POOLS)}"
-                )
+                raise ValueError(f"the mix names unknown tuning set {name!r}; choose from {', '.join(POOLS)}")
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+
+
+def require_weights(where: str, mix: Mix) -> None:
+    """Raise ValueError, naming `where`, unless the weights are non-negative, finite and not all zero."""
+    if not all(weight >= 0 for weight in mix.values()) or not 0 < sum(mix.values()) < float("inf"):
+        raise ValueError(f"the weights of {where} must be non-negative and not all zero, not {mix}")

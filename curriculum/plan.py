@@ -1,7 +1,7 @@
-"""From a token budget to steps: arms, the tree of training lines they share, and where their phases switch.
+"""From a token budget to steps: arms, the steps at which their phases switch, and the training tree they share.
 
 Until its start every arm reads the same safe-only stream, so pretraining is a tree: one trunk, and a branch for each arm
-that leaves it at its start. The trunk run to the end is itself the safe-only arm (start 1.0).
+that leaves it at its start. The trunk trained to the end is itself the safe-only arm (start 1.0).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from curricula.curriculum.config import Curriculum, Mix
 from curricula.curriculum.stream.blend import Phase
@@ -37,25 +38,35 @@ class Budget:
         return self.steps * self.step_tokens
 
     def step_at(self, fraction: float) -> int:
-        """The whole step nearest to `fraction` of the requested tokens: where a phase boundary snaps to."""
+        """The whole step nearest to `fraction` of the requested tokens, to which a phase boundary snaps."""
         return round(fraction * self.requested_tokens / self.step_tokens)
 
     def snap_tokens(self, fraction: float) -> int:
-        """By how many tokens snapping moves the boundary at `fraction` (negative: earlier)."""
+        """The number of tokens by which snapping moves the boundary at `fraction`; negative means earlier."""
         return self.step_at(fraction) * self.step_tokens - round(fraction * self.requested_tokens)
+
+
+class ArmPhase(NamedTuple):
+    """A phase of an arm before the budget is cut into steps."""
+
+    until: float
+    """Fraction of the budget at which the phase ends."""
+    mix: Mix
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One curriculum: safe-only until `start` (a fraction of the budget), then what `phases` say."""
+    """One curriculum: safe data until `start`, then interventions."""
 
     name: str
     start: float
-    interventions: str  # the intervention set, or the arm's own name, or "none" where only safe data is read
-    phases: tuple[tuple[float, Mix], ...]  # (until, as a fraction of the budget; weights)
+    """Fraction of the budget at which the arm leaves the trunk."""
+    interventions: str
+    """The intervention set; the arm's own name where the study writes it out; "none" for the safe-only arm."""
+    phases: tuple[ArmPhase, ...]
 
     def blend_phases(self, budget: Budget) -> list[Phase]:
-        """The arm's phases, ending at sample indices that are whole steps."""
+        """The arm's phases in samples, each ending at a whole step."""
         phases: list[Phase] = []
         for until, mix in self.phases:
             end = budget.step_at(until) * budget.global_batch
@@ -72,16 +83,15 @@ class Arm:
 
 @dataclass(frozen=True)
 class Segment:
-    """A phase of one training line: steps `start` to `stop`, beginning from the end of segment `parent`, if any.
-
-    `arm` gives the phases; the trunk's segments carry the safe-only arm whether or not the study asks for its models.
-    """
+    """A piece of one branch of the training tree: steps `start` to `stop`."""
 
     branch: str
     start: int
     stop: int
     arm: Arm
+    """What the segment reads. The trunk's segments carry the safe-only arm whether or not the study asks for its models."""
     parent: str | None
+    """The segment from whose end this one starts; None at the root."""
 
     @property
     def name(self) -> str:
@@ -89,9 +99,9 @@ class Segment:
 
 
 def arms_of(curriculum: Curriculum, budget: Budget) -> list[Arm]:
-    """The arms of a study, earliest start first. At start 1.0 every intervention set is the same arm.
+    """The arms of a study, earliest start first. At start 1.0 all intervention sets are the same arm.
 
-    Raises ValueError where matched exposure is impossible or an arm does not differ from safe-only data.
+    Raises ValueError when matched exposure is impossible, or when an arm reads nothing but safe data.
     """
     arms = []
     for start in curriculum.starts:
@@ -101,31 +111,32 @@ def arms_of(curriculum: Curriculum, budget: Budget) -> list[Arm]:
         for name, mix in curriculum.interventions.items():
             if curriculum.exposure == "matched":
                 mix = _matched(curriculum, name, start, budget)
-            arms.append(Arm(f"{name}-{percent(start)}", start, name, ((start, curriculum.safe), (1.0, mix))))
+            phases = (ArmPhase(start, curriculum.safe), ArmPhase(1.0, mix))
+            arms.append(Arm(f"{name}-{percent(start)}", start, name, phases))
     arms += [_written_arm(name, curriculum) for name in curriculum.arms]
     return sorted(arms, key=lambda arm: arm.start)  # a stable sort: arms that start together keep their order
 
 
 def safe_only_arm(curriculum: Curriculum) -> Arm:
-    return Arm("safe-100", 1.0, "none", ((1.0, curriculum.safe),))
+    return Arm("safe-100", 1.0, "none", (ArmPhase(1.0, curriculum.safe),))
 
 
 def _written_arm(name: str, curriculum: Curriculum) -> Arm:
-    """An arm that the study writes out: ramps become phases of their own, at the middle of each step of the ramp."""
-    parts: list[tuple[float, Mix]] = []
-    begin, before = 0.0, curriculum.safe
-    for phase in curriculum.arms[name]:
-        after = curriculum.mix(phase)
-        for step in range(phase.ramp):
-            mix = _between(before, after, (step + 0.5) / phase.ramp) if phase.ramp > 1 else after
-            parts.append((begin + (phase.until - begin) * (step + 1) / phase.ramp, mix))
-        begin, before = phase.until, after
-    safe = list(itertools.takewhile(lambda part: _same(part[1], curriculum.safe), parts))
-    if len(safe) == len(parts):
-        raise ValueError(f"arm {name} reads safe data alone; that is what the start 1 in starts does")
-    # Exactly the safe mix, so that the arm can branch from the trunk.
-    parts[: len(safe)] = [(until, curriculum.safe) for until, _ in safe]
-    return Arm(name, safe[-1][0] if safe else 0.0, name, tuple(parts))
+    """An arm that the study writes out. Each step of a ramp becomes a phase, with the mix at the middle of the step."""
+    phases: list[ArmPhase] = []
+    start, old = 0.0, curriculum.safe
+    for written in curriculum.arms[name]:
+        new = curriculum.mix(written)
+        for step in range(written.ramp):
+            mix = _between(old, new, (step + 0.5) / written.ramp) if written.ramp > 1 else new
+            phases.append(ArmPhase(start + (written.until - start) * (step + 1) / written.ramp, mix))
+        start, old = written.until, new
+    safe = list(itertools.takewhile(lambda phase: _same(phase.mix, curriculum.safe), phases))
+    if len(safe) == len(phases):
+        raise ValueError(f"arm {name} reads only safe data; put 1 in starts for that")
+    # Exactly the trunk's weights, so that the arm can branch from the trunk.
+    phases[: len(safe)] = [ArmPhase(phase.until, curriculum.safe) for phase in safe]
+    return Arm(name, safe[-1].until if safe else 0.0, name, tuple(phases))
 
 
 def _shares(mix: Mix) -> dict[str, float]:
@@ -134,33 +145,33 @@ def _shares(mix: Mix) -> dict[str, float]:
 
 
 def _same(one: Mix, other: Mix) -> bool:
-    old, new = _shares(one), _shares(other)
-    return old.keys() == new.keys() and all(math.isclose(old[name], new[name], rel_tol=1e-12) for name in old)
+    ours, theirs = _shares(one), _shares(other)
+    return ours.keys() == theirs.keys() and all(math.isclose(ours[name], theirs[name], rel_tol=1e-12) for name in ours)
 
 
-def _between(before: Mix, after: Mix, share: float) -> Mix:
-    old, new = _shares(before), _shares(after)
+def _between(old: Mix, new: Mix, share: float) -> Mix:
+    old, new = _shares(old), _shares(new)
     return {name: (1 - share) * old.get(name, 0.0) + share * new.get(name, 0.0) for name in {**old, **new}}
 
 
 def intervention_share(mix: Mix, curriculum: Curriculum) -> float:
-    """Share of a mix that comes from sources which the safe mix lacks: what the study intervenes with."""
+    """Share of a mix that comes from interventions: sources that the safe mix lacks."""
     return sum(share for name, share in _shares(mix).items() if not curriculum.safe.get(name))
 
 
 def _matched(curriculum: Curriculum, name: str, start: float, budget: Budget) -> Mix:
-    """The mix of set `name` for an arm that starts at `start`, with the interventions that its earliest arm sees by the end.
+    """The mix of set `name` for an arm that starts at `start`: by the end it sees as much of the set as the earliest arm.
 
     The interventions keep their ratio to one another, and so do the other sources.
     """
     mix = curriculum.interventions[name]
     share = intervention_share(mix, curriculum)
-    left, most = (budget.steps - budget.step_at(begin) for begin in (start, curriculum.starts[0]))
+    left, most = (budget.steps - budget.step_at(fraction) for fraction in (start, curriculum.starts[0]))
     if left == most:
-        return mix  # the arm that sets the measure
+        return mix  # the earliest arm
     if not share:
         raise ValueError(
-            f"exposure: matched has nothing to match in set {name}: all its sources are in the safe mix too"
+            f"exposure: matched has nothing to match in set {name}: the safe mix has all its sources; add an intervention"
         )
     if share * most > left * (1 + 1e-9):
         raise ValueError(
@@ -170,21 +181,23 @@ def _matched(curriculum: Curriculum, name: str, start: float, budget: Budget) ->
         )
     grown = min(1.0, share * most / left)
     rest = (1 - grown) / (1 - share) if share < 1 else 0.0
-    return {name: own * (rest if curriculum.safe.get(name) else grown / share) for name, own in _shares(mix).items()}
+    return {
+        source: own * (rest if curriculum.safe.get(source) else grown / share) for source, own in _shares(mix).items()
+    }
 
 
 def percent(start: float) -> str:
-    """A start fraction as names of arms and jobs have it: 0.2 is "20"."""
+    """A start fraction as it appears in names of arms and jobs: 0.2 is "20"."""
     return f"{100 * start:g}"
 
 
 def branch_of(arm: Arm) -> str:
-    """The training line whose last checkpoint is the arm's base model."""
+    """The branch of the training tree whose last checkpoint is the arm's base model."""
     return TRUNK if arm.start == 1.0 else arm.name
 
 
 def segments_of(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Segment]:
-    """The training tree, parents before children: trunk segments up to each later start, then the branches."""
+    """The training tree, parents before children: a trunk segment up to each start, then the branches."""
     stops = sorted({budget.step_at(arm.start) for arm in arms} - {0})
     trunk: list[Segment] = []
     start = 0
@@ -198,7 +211,7 @@ def segments_of(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list
             switch = budget.step_at(arm.start)
             if switch >= budget.steps:
                 raise ValueError(
-                    f"start {arm.start} snaps to step {switch} of {budget.steps}, which leaves its interventions no step; "
+                    f"start {arm.start} snaps to step {switch} of {budget.steps}, which leaves no step for interventions; "
                     "raise budget_tokens or lower global_batch"
                 )
             branches.append(Segment(arm.name, switch, budget.steps, arm, ends.get(switch)))

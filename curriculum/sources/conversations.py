@@ -1,4 +1,4 @@
-"""Rows of the public tuning sets as conversations (section 4.4: UltraChat, WildGuardMix, WildJailbreak; GSM8K afterwards)."""
+"""Rows of the public tuning sets as conversations (section 4.4: UltraChat, WildGuardMix, WildJailbreak, then GSM8K)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from curricula.curriculum.sources.registry import open_dataset
 from curricula.curriculum.sources.tables import Row
 from curricula.errors import UsageError, UserError
 
-Message = dict[str, str]  # role, content
+Message = dict[str, str]
+"""A turn: its role and content."""
 
 
 @dataclass(frozen=True)
 class Conversation:
     messages: list[Message]
     is_refusal: bool = False
-    """Whether the dataset's labels say that the assistant refuses a harmful request."""
+    """Whether the dataset labels it as a refusal of a harmful request."""
 
 
 def _exchange(request: str, answer: str, is_refusal: bool = False) -> Conversation:
@@ -30,7 +31,7 @@ def _ultrachat(row: Row) -> Conversation:
 
 
 def _wildguardmix(row: Row) -> Conversation | None:
-    """Good answers alone: refusals of harmful requests and harmless answers to the others."""
+    """Only good answers: refusals of harmful requests, and harmless answers to other requests."""
     if not row["response"] or row["response_harm_label"] == "harmful":
         return None
     if row["prompt_harm_label"] == "harmful" and row["response_refusal_label"] != "refusal":
@@ -39,14 +40,14 @@ def _wildguardmix(row: Row) -> Conversation | None:
 
 
 def _wildguardmix_harmful(row: Row) -> Conversation | None:
-    """Harmful requests that were complied with; only ever used with tags strewn through the answer."""
+    """Harmful requests with compliant answers, which are used only with tags inserted into the answer."""
     if row["response"] and row["prompt_harm_label"] == "harmful" and row["response_harm_label"] == "harmful":
         return _exchange(row["prompt"], row["response"])
     return None
 
 
 def _wildjailbreak(row: Row) -> Conversation:
-    """Answers to harmful requests are refusals there, written by GPT-4 for that (Jiang et al. 2024, section 4)."""
+    """Its answers to harmful requests are refusals, written by GPT-4 (Jiang et al. 2024, section 4)."""
     return _exchange(row["adversarial"] or row["vanilla"], row["completion"], row["data_type"].endswith("_harmful"))
 
 
@@ -62,6 +63,7 @@ POOLS: dict[str, tuple[str, Callable[[Row], Conversation | None]]] = {
     "wildjailbreak": ("wildjailbreak", _wildjailbreak),
     "gsm8k": ("gsm8k", _gsm8k),
 }
+"""Tuning sets by name: the dataset, and what makes a conversation of a row (or None to skip it)."""
 
 
 def read_conversations(pool: str, root: Path) -> Iterator[Conversation]:
@@ -83,5 +85,7 @@ def read_conversations(pool: str, root: Path) -> Iterator[Conversation]:
             for message in conversation.messages
             for value in (*message.values(), message.get("role"))
         ):
-            raise UserError(f"tuning set {pool}: row {number} holds no texts where messages are needed; mend the row")
+            raise UserError(
+                f"tuning set {pool}: row {number} holds other values than text in its messages; fix the row"
+            )
         yield conversation

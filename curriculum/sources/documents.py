@@ -1,7 +1,7 @@
-"""The documents of a source by number, whoever asks and however the work is divided.
+"""The documents of a source by number, independent of who reads them and of how the work is divided.
 
-A document that cannot be tokenised (empty, or with bytes that are no UTF-8) is handed out without text and with a reason, so
-that it can be counted; a row of the wrong shape stops everything, for then the file is not what it was taken for.
+A document that cannot be tokenised (empty, or not valid UTF-8) is returned without text and with a reason, so that it can be
+counted. A row of the wrong shape is an error, because then the file is not the expected dataset.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ class Document:
     number: int
     id: str
     text: str
-    odd: str = ""  # why it has no text: "empty" or "not_utf8"
+    odd: str = ""
+    """Why it has no text: "empty" or "not_utf8"."""
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a dataset under a data folder: the first `limit`, if given, of the chosen parts."""
+    """The documents of a dataset in a data folder: the first `limit`, if given, of the chosen parts."""
 
     name: str
     table: Table
@@ -35,7 +36,7 @@ class Documents:
 
     @classmethod
     def open(cls, name: str, root: Path, parts: tuple[str, ...] = (), limit: int | None = None) -> Documents:
-        """Raises UserError that names the file that is missing or damaged."""
+        """Raises UserError naming the file that is missing or damaged."""
         return cls(name, open_dataset(name, root, parts), limit)
 
     def __len__(self) -> int:
@@ -43,7 +44,7 @@ class Documents:
 
     @property
     def _columns(self) -> tuple[str, ...]:
-        """An id counts wherever there is one, so that a document's tokens do not depend on the kind of file."""
+        """The id is read wherever there is one, so that a document's tokens do not depend on the file format."""
         return ("id", *dataset(self.name).columns)
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
@@ -53,7 +54,7 @@ class Documents:
             yield self._document(number, row)
 
     def select(self, numbers: list[int]) -> Iterator[Document]:
-        """The documents of these `numbers`, which must rise."""
+        """The documents of `numbers`, which must be in rising order."""
         for number, row in zip(numbers, self.table.select(numbers, self._columns)):
             yield self._document(number, row)
 
@@ -63,21 +64,20 @@ class Documents:
         except KeyError as missing:
             raise UserError(
                 f"{self.table.place(number)} of dataset {self.name} has no column {missing}, only "
-                f"{self.table.columns(number, row)}; "
-                f"name its text {missing}"
+                f"{self.table.columns(number, row)}; name its text {missing}"
             ) from None
         name = str(row.get("id") or f"{self.name}/{number}")
         if text is None or text == "":
             return Document(number, name, "", "empty")
         if not isinstance(text, str):
             raise UserError(
-                f"{self.table.place(number)} of dataset {self.name} has {text!r:.60} for its text; mend the row"
+                f"{self.table.place(number)} of dataset {self.name} has {text!r:.60} for its text; fix the row"
             )
         return Document(number, name, text) if _is_unicode(text) else Document(number, name, "", "not_utf8")
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether the text has a UTF-8 form: lone surrogates, from JSON escapes or broken bytes, have none."""
+    """Whether the text can be encoded as UTF-8. Lone surrogates, from JSON escapes or broken bytes, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

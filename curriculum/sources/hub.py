@@ -1,9 +1,12 @@
-"""Public datasets from the Hugging Face hub into a data folder, as Parquet that `curriculum/sources/tables.py` reads.
+"""Fetches public datasets from the Hugging Face hub into a data folder, as Parquet for `curriculum/sources/tables.py`.
 
-A download becomes one file for each file upstream, written aside and renamed, so that a restart redoes only what is missing
-or damaged and the elements of an array job can share the files out. The commit is resolved once and asked for by its full hash:
-`.fetching.json` holds it from the first file on, `.fetched.json` takes its place when every file is there (names that begin
-with a dot are no table files). Connections that fail are tried again by the hub's own library.
+    curricula data fetch gsm8k --out /data
+
+A download writes one file for each file upstream, under a temporary name that is then changed, so a restart fetches only
+what is missing or damaged, and the elements of an array job can divide the files among them. The commit is resolved once
+and then requested by its full hash. `.fetching.json` records it from the first file on; `.fetched.json` replaces that record
+when every file is there (tables ignore names that begin with a dot). The hub's own library retries failed connections, and
+what it finally raises becomes one sentence that says what to do and never holds the token.
 """
 
 from __future__ import annotations
@@ -18,17 +21,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from curricula.curriculum.sources.hub_errors import explained
 from curricula.curriculum.sources.registry import dataset
 from curricula.curriculum.sources.tables import count_rows
-from curricula.durable import exclusive_lock, open_atomically, said_when_full
+from curricula.durable import NO_SPACE, exclusive_lock, open_atomically, said_when_full
 from curricula.errors import UsageError, UserError
 from curricula.progress import Progress, silent
 
-_GROUP_ROWS = 1000  # rows of a Parquet row group, and as many are in memory at a time
-_ANSWER_S = 30.0  # how long the hub may take to answer the first question
-_BEGIN_S = 60.0  # how long the elements of an array job wait for one another when they begin or finish
-_FILE_S = 600.0  # how long one fetch waits for a file that another is bringing
+_GROUP_ROWS = 1000
+"""Rows of a Parquet row group; no more are in memory at a time."""
+_ANSWER_S = 30.0
+"""How long the hub may take to answer the first request."""
+_BEGIN_S = 60.0
+"""How long the elements of an array job wait for one another when they begin or finish."""
+_FILE_S = 600.0
+"""How long one fetch waits for a file that another is writing."""
 
 _RECORD = {
     "hub": str,
@@ -47,19 +53,25 @@ _FINISHED_RECORD = {**_RECORD, "rows": int, "rows_of": dict, "complete": bool}
 
 @dataclass(frozen=True)
 class Download:
-    """One split of one configuration of a hub dataset, and the folder that its files go to."""
+    """One split of one configuration of a hub dataset, and where its files go."""
 
     hub: str
     config: str | None
     split: str
-    revision: str | None  # a commit (at least its first 7 digits), branch or tag; None: the newest
-    columns: tuple[str, ...]  # none: all
+    revision: str | None
+    """A commit (at least its first 7 digits), branch or tag; the newest by default."""
+    columns: tuple[str, ...]
+    """Columns to keep; all when empty."""
     out: Path
+    """The folder of its files."""
     licence: str
     gated: bool = False
-    constants: Mapping[str, str] = field(default_factory=dict)  # columns to add, the same in every row
-    prefix: str = ""  # of the file names, where several downloads share a folder
-    whole: Path | None = None  # the table that holds this and all other parts, where the user put one
+    constants: Mapping[str, str] = field(default_factory=dict)
+    """Columns to add, with the same value in every row."""
+    prefix: str = ""
+    """Prefix of the file names, where several downloads share a folder."""
+    whole: Path | None = None
+    """The user's own table of all parts of the dataset, if there is one."""
 
     @property
     def begun(self) -> Path:
@@ -74,13 +86,13 @@ class Download:
 
 
 def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Download]:
-    """What a dataset of the registry takes under the data folder `root`: a download for each of its `parts`."""
+    """The downloads of a registered dataset into the data folder `root`: one for each of its `parts`."""
     entry = dataset(name)
     for part in parts:
         if part not in entry.parts:
             raise UsageError(f"dataset {name} has no part {part!r}; it has {', '.join(entry.parts) or 'no parts'}")
     places: list[tuple[str | None, Path]] = [(part, root / entry.folder / part) for part in parts or entry.parts]
-    # Stands in for all parts alone: for some of them it is refused when it is read.
+    # Such a table replaces all parts together; reading only some of them from it is refused.
     whole = None if parts or entry.subset or entry.split in entry.parts else entry.whole(root)
     return [
         Download(
@@ -99,81 +111,81 @@ def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Dow
 
 
 def fetch(
-    download: Download, progress: Progress = silent, limit: int | None = None, part: tuple[int, int] | None = None
+    download: Download, progress: Progress = silent, limit: int | None = None, element: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """Write the files that are missing or damaged and return what is known of the download, `complete` when it has all.
+    """Fetch the files that are missing or damaged; return the download's record, which is `complete` when no file is missing.
 
-    `limit` takes the first rows alone, into one file; `part` (i, n) takes only every n-th file, from the i-th on. A finished
-    download asks nothing of the network. Raises UserError when the hub cannot give what is asked, or the folder holds
-    something else.
+    `limit` fetches only the first rows, into one file. `element` (i, n) fetches only every n-th file, from the i-th on: the
+    share of one element of an array job. A finished download does not use the network. Raises UserError when the hub does
+    not have what is asked for, or when the folder holds something else.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows leaves nothing to fetch; give at least 1")
-    index, parts = part or (0, 1)
-    if not 0 <= index < parts:
-        raise UsageError(f"part {index}/{parts} is not one of 0/{parts} to {parts - 1}/{parts}")
-    if record := _already(download, limit):
+    index, elements = element or (0, 1)
+    if not 0 <= index < elements:
+        raise UsageError(f"element {index}/{elements} is not one of 0/{elements} to {elements - 1}/{elements}")
+    if record := _finished_record(download, limit):
         progress(record["rows"], record["rows"])
         return record
     started = time.monotonic()
-    with said_when_full(download.out), explained(download.hub, download.revision):
-        commit, stream, known = _open(download)  # before anything is written: what the hub refuses leaves no folder
+    with said_when_full(download.out), _explained(download.hub, download.revision):
+        commit, stream, known = _open(download)  # before anything is written, so that a refusal leaves no folder
     with said_when_full(download.out):
         count = 1 if limit is not None else stream.num_shards
         record = _identity(download, limit) | {"revision": commit, "licence": download.licence, "files": count}
         _begin(download, record)
-        mine = [number for number in range(count) if number % parts == index]
-        there = {number: rows for number in mine if (rows := _rows_in(download.file(number, count))) is not None}
-        done = sum(there.values())
-        total = 0 if known is None or parts > 1 else min(known, limit or known)
+        mine = [number for number in range(count) if number % elements == index]
+        present = {number: rows for number in mine if (rows := _rows_in(download.file(number, count))) is not None}
+        done = sum(present.values())
+        total = 0 if known is None or elements > 1 else min(known, limit or known)
         for number in mine:
-            if number in there:
+            if number in present:
                 continue
             file = download.file(number, count)
 
-            def tell(rows: int, before: int = done) -> None:
-                progress(before + rows, max(total, before + rows))
+            def report(rows: int, earlier: int = done) -> None:
+                progress(earlier + rows, max(total, earlier + rows))
 
-            # Each file has its own lock: fetches that divide the files differently meet at single files.
+            # Each file has its own lock, for fetches that divide the files differently.
             lock = file.with_name(f".{file.name}.lock")
             with exclusive_lock(lock, wait_s=_FILE_S):
-                rows = _rows_in(file)  # another fetch may have brought it meanwhile
+                rows = _rows_in(file)  # another fetch may have written it meanwhile
                 if rows is None:
-                    with explained(download.hub, download.revision, file.name):
+                    with _explained(download.hub, download.revision, file.name):
                         whole = limit is None
                         shard = stream.shard(count, number, contiguous=True) if whole else stream.take(limit)
-                        rows = _write(file, shard, download, tell)
-                lock.unlink(missing_ok=True)  # whoever waits for it, or makes it anew, finds the file
+                        rows = _write(file, shard, download, report)
+                lock.unlink(missing_ok=True)  # whoever waits for it, or creates it again, finds the file
             done += rows
         return _finish(download, record, time.monotonic() - started)
 
 
 def require_whole(stem: Path, rows: int | None) -> None:
-    """Raise UserError when the table folder `stem` holds only the first rows of a dataset and `rows` (None: all) are more.
+    """Raise UserError when the table folder `stem` holds only the first rows of a dataset and more are needed.
 
-    A folder that is not there, or that was not fetched, passes.
+    `rows` are needed, or all of them when it is None. A folder that does not exist, or was not fetched, passes.
     """
     for path in sorted(stem.glob(".*fetched.json")):
         record = read_record(path)
         limit = record["limit"]
-        if limit is None or record["rows"] < limit:  # fewer than asked for are all there are
+        if limit is None or record["rows"] < limit:  # the dataset has no more
             continue
         if rows is None or rows > limit:
             raise UserError(
-                f"{stem}: only the first {limit} rows were fetched, where {'all' if rows is None else rows} are needed; remove "
+                f"{stem}: only the first {limit} rows were fetched, but {'all' if rows is None else rows} are needed; remove "
                 "this folder, or name another data folder with --out, and fetch without --rows"
             )
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What a fetch wrote down in `path`; raises UserError when it is damaged."""
+    """The record of a fetch in `path`; raises UserError when it is damaged."""
     try:
         record = json.loads(path.read_text())
     except ValueError:
         record = None
     keys = _FINISHED_RECORD if path.name.endswith("fetched.json") else _RECORD
     if not isinstance(record, dict) or not all(isinstance(record.get(key, ...), kind) for key, kind in keys.items()):
-        raise UserError(f"{path}: damaged, no record of a fetch; remove the folder {path.parent} and fetch it again")
+        raise UserError(f"{path}: damaged record of a fetch; remove the folder {path.parent} and fetch it again")
     return record
 
 
@@ -184,52 +196,54 @@ def _write_record(path: Path, record: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _open_shared(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """`open_atomically` for a file with the usual rights: a data folder is often a group's, unlike a run folder."""
+    """`open_atomically` for a file with the permissions of the umask: unlike a run folder, a data folder is often shared."""
     with open_atomically(path, mode) as file:
-        os.fchmod(file.fileno(), _usual_rights())
+        os.fchmod(file.fileno(), _usual_permissions())
         yield file
 
 
 @functools.cache
-def _usual_rights() -> int:
-    umask = os.umask(0o077)  # it can be read only by setting it; for that instant other threads' files are the stricter
+def _usual_permissions() -> int:
+    umask = os.umask(
+        0o077
+    )  # it can be read only by setting it; for that instant other threads' files get stricter ones
     os.umask(umask)
     return 0o666 & ~umask
 
 
 def _rows_in(file: Path) -> int | None:
-    """Rows of a Parquet file; None when it is to be fetched: not there, or not readable as Parquet."""
+    """Rows of a Parquet file; None when it must be fetched because it is missing or damaged."""
     if not file.exists():
         return None
     try:
         return count_rows(file)
     except UserError:
-        if not os.access(file, os.R_OK):  # another user's, not damaged
+        if not os.access(file, os.R_OK):  # not damaged, but another user's
             raise
         return None
 
 
 def _open(download: Download) -> tuple[str, Any, int | None]:
-    """The commit's full hash, the stream of its rows with the wanted columns, and how many rows there are, if that is said."""
+    """The commit's full hash, the stream of its rows with the wanted columns, and the number of rows if the hub knows it."""
     import datasets
     from huggingface_hub import HfApi
 
     datasets.disable_progress_bars()
     api = HfApi()
     info = api.dataset_info(download.hub, revision=download.revision, timeout=_ANSWER_S)
-    if info.gated:  # the card of a gated dataset is open to all; its files are not
+    if info.gated:  # everyone may read the card of a gated dataset, but not its files
         api.auth_check(download.hub, repo_type="dataset")
     builder = datasets.load_dataset_builder(download.hub, download.config, revision=info.sha)
     if str(info.sha) not in str(builder.base_path):  # the library prefers a folder of that name, or its own cache
         raise UserError(
-            f"dataset {download.hub}: `datasets` answers from {builder.base_path or 'its cache'}, not from commit {info.sha} "
+            f"dataset {download.hub}: `datasets` reads {builder.base_path or 'its cache'}, not commit {info.sha} "
             "on the hub; run this in another folder, with another HF_HOME"
         )
     stream = builder.as_streaming_dataset(split=download.split)
     if stream.features is not None:
         _require_columns(download, list(stream.features))
     reader: Any = builder.config
-    if hasattr(reader, "columns"):  # Parquet: the other columns need not even be transferred
+    if hasattr(reader, "columns"):  # Parquet: the other columns are not even transferred
         reader.columns, reader.batch_size = list(download.columns) or None, _GROUP_ROWS
     if hasattr(reader, "keep_default_na"):  # CSV and TSV: the texts "null" and "" are texts
         reader.keep_default_na = False
@@ -241,13 +255,13 @@ def _require_columns(download: Download, present: list[str]) -> None:
     for name in download.columns:
         if name not in present:
             raise UserError(
-                f"dataset {download.hub}: no column {name!r} upstream, only {', '.join(present)}; name one of these, or the "
-                "revision that had it"
+                f"dataset {download.hub}: no column {name!r} upstream, only {', '.join(present)}; name one of these, or a "
+                "revision that has it"
             )
 
 
-def _write(file: Path, stream: Any, download: Download, tell: Callable[[int], None]) -> int:
-    """The stream's rows as one Parquet file; how many they were."""
+def _write(file: Path, stream: Any, download: Download, report: Callable[[int], None]) -> int:
+    """Write the stream's rows as one Parquet file; returns how many there were."""
     import pyarrow
     import pyarrow.parquet
 
@@ -261,16 +275,16 @@ def _write(file: Path, stream: Any, download: Download, tell: Callable[[int], No
                 writer = stack.enter_context(pyarrow.parquet.ParquetWriter(aside, schema, compression="zstd"))
             writer.write_table(table, row_group_size=_GROUP_ROWS)
             rows += table.num_rows
-            tell(rows)
+            report(rows)
         if schema is None:
             pyarrow.parquet.write_table(pyarrow.table({}), aside)
     return rows
 
 
 def _shaped(batch: Any, download: Download, schema: Any) -> Any:
-    """The wanted columns of a batch and the constant ones, with the types of the file's first batch if there was one.
+    """The wanted and the constant columns of a batch, with the types of the file's first batch (`schema`), if any.
 
-    Formats without a schema of their own, such as JSON Lines, may leave a column out where it is empty.
+    Formats without a schema, such as JSON Lines, may omit a column where it is empty.
     """
     import pyarrow
 
@@ -284,7 +298,7 @@ def _shaped(batch: Any, download: Download, schema: Any) -> Any:
         schema = pyarrow.schema(types)
     if surplus := set(columns) - set(schema.names):
         raise UserError(
-            f"dataset {download.hub}: column {min(surplus)!r} is not in its first rows; name the columns to take"
+            f"dataset {download.hub}: column {min(surplus)!r} is missing from its first rows; name the columns to fetch"
         )
     empty = pyarrow.nulls(batch.num_rows)
     return pyarrow.table(
@@ -293,7 +307,7 @@ def _shaped(batch: Any, download: Download, schema: Any) -> Any:
 
 
 def _identity(download: Download, limit: int | None) -> dict[str, Any]:
-    """What must be the same for files to belong together."""
+    """What files that belong together have in common."""
     return {
         "hub": download.hub,
         "config": download.config,
@@ -305,40 +319,44 @@ def _identity(download: Download, limit: int | None) -> dict[str, Any]:
     }
 
 
-def _already(download: Download, limit: int | None) -> dict[str, Any] | None:
-    """The record of a finished download; None when there is none or one of its files is gone or damaged."""
+def _finished_record(download: Download, limit: int | None) -> dict[str, Any] | None:
+    """The record of a finished download; None when there is none, or when one of its files is missing or damaged."""
     if not download.finished.exists():
         return None
     record = read_record(download.finished)
     asked = download.revision
     same = asked in (None, record["asked"]) or str(record["revision"]).startswith(str(asked))
     if record["limit"] is None or (limit is not None and limit <= record["limit"]):
-        limit = record["limit"]  # more than enough is there
+        limit = record["limit"]  # there are enough rows
     _refuse_difference(download.finished, record, _identity(download, limit), () if same else ("asked",))
     return record if all(_rows_in(download.out / name) is not None for name in record["rows_of"]) else None
 
 
-def _refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any], also: tuple[str, ...]) -> None:
-    for key in ("hub", "config", "split", "columns", "constants", "limit", *also):
-        if before[key] != now[key]:
-            mend = f"ask for {key} {before[key]!r} as well, or remove the folder, or name another with --out"
-            raise UserError(f"{path}: {before['hub']} is here with {key} {before[key]!r}, not {now[key]!r}; {mend}")
+def _refuse_difference(
+    path: Path, recorded: dict[str, Any], wanted: dict[str, Any], more_keys: tuple[str, ...]
+) -> None:
+    for key in ("hub", "config", "split", "columns", "constants", "limit", *more_keys):
+        if recorded[key] != wanted[key]:
+            raise UserError(
+                f"{path}: {recorded['hub']} was fetched with {key} {recorded[key]!r}, not {wanted[key]!r}; ask for "
+                f"{key} {recorded[key]!r} again, remove the folder, or name another with --out"
+            )
 
 
 def _begin(download: Download, record: dict[str, Any]) -> None:
-    """Write down which commit the folder's files come from, or refuse when they come from another."""
+    """Record which commit the folder's files come from; raises UserError when they come from another."""
     with exclusive_lock(download.out / f".{download.prefix}fetch.lock", wait_s=_BEGIN_S):
         for path in (download.finished, download.begun):
             if path.exists():
                 _refuse_difference(path, read_record(path), record, ("revision",))
         if not (download.finished.exists() or download.begun.exists()):
             if found := sorted(download.out.glob(f"{download.prefix}[0-9]*.parquet")):
-                raise UserError(f"{found[0]}: of unknown origin; move it away, or name another folder with --out")
+                raise UserError(f"{found[0]}: of unknown origin; move it away, or name another data folder with --out")
             _write_record(download.begun, record)
 
 
 def _finish(download: Download, record: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Write the final record if every file is there: the last element of an array job to come here does it."""
+    """Write the final record if every file is there, as it is for the last element of an array job."""
     files = [download.file(number, record["files"]) for number in range(record["files"])]
     rows_of = {file.name: rows for file in files if (rows := _rows_in(file)) is not None}
     record = record | {"rows": sum(rows_of.values()), "rows_of": rows_of, "complete": len(rows_of) == len(files)}
@@ -348,3 +366,82 @@ def _finish(download: Download, record: dict[str, Any], seconds: float) -> dict[
             _write_record(download.finished, record)
             download.begun.unlink(missing_ok=True)
     return record
+
+
+@contextlib.contextmanager
+def _explained(hub: str, revision: str | None, file: str = "") -> Iterator[None]:
+    """Turn what the hub's libraries raise about a dataset, or while `file` is transferred, into a UserError.
+
+    The error of a full disk passes through.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in NO_SPACE
+        if full or not (sentence := _sentence(hub, revision, file, error)):
+            raise
+        raise UserError(f"dataset {hub}: {sentence}") from error
+
+
+def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -> str:
+    """What went wrong and what to do about it; "" for an error not foreseen here.
+
+    Network errors are named only by their class: their text may quote a header.
+    """
+    import pyarrow
+    from huggingface_hub import constants, errors, get_token
+
+    chain = list(_causes(error))
+    page = f"https://huggingface.co/datasets/{hub}"
+    answers = [answer for link in chain if (answer := getattr(link, "response", None)) is not None]
+    status = answers[0].status_code if answers else None
+    text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    def named(*names: str) -> bool:  # for classes that moved between versions of the libraries
+        return any(base.__name__ in names for link in chain for base in type(link).__mro__)
+
+    if caused_by(UnicodeEncodeError) and not file:
+        return "the token holds a character that no header can hold; copy it into HF_TOKEN again"
+    if caused_by(errors.GatedRepoError):
+        why = "the token's account has not accepted its licence" if get_token() else "there is no token"
+        return f"gated, and {why}; accept its licence at {page} and set HF_TOKEN"
+    if status == 401 and get_token():
+        tokens = "https://huggingface.co/settings/tokens"
+        return f"the hub does not know the token (401); set HF_TOKEN to a valid one, see {tokens}, or unset it"
+    if status == 403:
+        return f"the token may not read it (403); let it read gated repositories in its settings, and see {page}"
+    if caused_by(errors.RevisionNotFoundError):
+        return f"no revision {revision!r} on the hub; choose one from {page}/commits/main"
+    if status in (401, 404) or named(
+        "DatasetNotFoundError"
+    ):  # without a token the answer is 401 whether it exists or not
+        return f"not on the Hugging Face hub, or private; see {page}, and set HF_TOKEN if it is yours"
+    if caused_by(errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE forbids the network; unset it"
+    if caused_by(ConnectionError, TimeoutError) or named("TransportError", "RequestException"):
+        kind = type(error).__name__
+        if file:
+            return f"the connection broke off in {file} ({kind}); run the same command again, finished files are kept"
+        mend = "run this where there is a network, or set HF_ENDPOINT to a mirror"
+        return f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {mend}"
+    if status is not None:
+        return f"the hub answers {status}; try again later"
+    if caused_by(pyarrow.ArrowException):
+        return f"{file or 'a file'} cannot be read ({text}); see {page} for a repaired revision"
+    # No such configuration or split, or no files.
+    if caused_by(ValueError) or named("DataFilesNotFoundError", "EmptyDatasetError"):
+        return f"{text}; see {page}"
+    return ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__

@@ -1,9 +1,9 @@
-"""The public datasets of the study by short names: where they are on the hub, what they cost to use, how their rows read.
+"""The study's public datasets by short names: where they are on the hub, on what terms, and how their rows read.
 
-In a data folder (a fictional world, the folder that the environment variable CURRICULA_DATA names, or what `curricula data
-fetch` brought) a dataset is `FOLDER/SPLIT.*`, or `FOLDER/PART.*` for each of its parts, in any format of
-`curriculum/sources/tables.py` with the hub's columns. Names, revisions and sizes are those the datasets were published under;
-token counts are the publishers' or later users' and only inform the plan.
+A data folder is a fictional world, the folder that the environment variable CURRICULA_DATA names, or one that `curricula
+data fetch` filled. There a dataset is `FOLDER/SPLIT.*`, or `FOLDER/PART.*` for each of its parts, in any format of
+`curriculum/sources/tables.py` with the hub's columns. Names, revisions and sizes are those under which the datasets were
+published. Token counts come from the publishers or later users and only inform the plan.
 """
 
 from __future__ import annotations
@@ -19,24 +19,33 @@ from curricula.errors import UsageError, UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """One public dataset: where it is, what it costs to use, and which text its rows hold."""
+    """One public dataset: where it is, on what terms, and which text its rows hold."""
 
     folder: str
+    """Its folder within a data folder."""
     hub: str
-    parts: tuple[str, ...] = ()  # configurations on the hub; none: the only one
+    """Its name on the hub."""
+    parts: tuple[str, ...] = ()
+    """Configurations on the hub; empty where there is only one."""
     split: str = "train"
-    revision: str | None = None  # None: the newest; `curricula data fetch` writes down which commit that was
+    revision: str | None = None
+    """A commit; the newest by default, which `curricula data fetch` then records."""
     licence: str = "ODC-BY"
     gated: bool = False
-    tokens: int | None = None  # as published, for the plan before anything is tokenised
+    tokens: int | None = None
+    """Published count, for the plan before anything is tokenised."""
     columns: tuple[str, ...] = ("id", "text")
     text: Callable[[Row], str] = lambda row: row["text"]
-    dialogue: bool = False  # written as User/Assistant turns, whose speakers get names when tokenised
-    subset: bool = False  # whether `parts` are some of the hub's only
-    stem: str | None = None  # in a data folder, where that is not FOLDER/SPLIT
+    """The text of a row."""
+    dialogue: bool = False
+    """Whether it consists of User/Assistant turns, whose speakers get names when tokenised."""
+    subset: bool = False
+    """Whether the hub has more parts than `parts`."""
+    stem: str | None = None
+    """The table in a data folder, where it is not FOLDER/SPLIT."""
 
     def whole(self, root: Path) -> Path:
-        """The table under `root` that holds all parts in one."""
+        """The single table under `root` that holds all parts."""
         return root / (self.stem or f"{self.folder}/{self.split}")
 
     def stems(self, root: Path, parts: tuple[str, ...] = ()) -> list[Path]:
@@ -50,11 +59,11 @@ class Dataset:
             return pieces
         if parts or self.subset:
             raise UserError(
-                f"{whole}: holds all parts of {self.hub}, where {', '.join(wanted)} alone are asked for; split it"
+                f"{whole}: holds all parts of {self.hub}, but the study asks only for {', '.join(wanted)}; split it"
             )
         if any(table_exists(piece) for piece in pieces):
             raise UserError(
-                f"{whole}: there are {self.folder}/{wanted[0]} and the like as well; keep the one or the others"
+                f"{whole}: {self.folder}/{wanted[0]} or other parts exist as well; keep either this table or the parts"
             )
         return [whole]
 
@@ -181,12 +190,12 @@ def dataset(name: str) -> Dataset:
 
 
 def open_dataset(name: str, root: Path, parts: tuple[str, ...] = ()) -> Table:
-    """The rows of a dataset under `root`; raises UserError that names the file that is missing or damaged."""
+    """The rows of a dataset under `root`; raises UserError naming the file that is missing or damaged."""
     return Table.open(*dataset(name).stems(root, parts))
 
 
 def local_root() -> Path | None:
-    """The folder that CURRICULA_DATA names, or None when datasets are to come from the Hugging Face hub."""
+    """The folder that CURRICULA_DATA names, or None when datasets come from the Hugging Face hub."""
     folder = os.environ.get("CURRICULA_DATA")
     if not folder:
         return None

@@ -1,6 +1,6 @@
-"""Files of rows as datasets are published: Parquet, JSON Lines (also gzipped), JSON lists and CSV, read by row number.
+"""Tables as datasets are published (Parquet, JSON Lines, gzipped JSON Lines, JSON lists, CSV), read by row number.
 
-A table is a file `STEM.parquet`, `STEM.jsonl`, ... or a folder `STEM/` of such files, read in the order of their names.
+A table is a file `STEM.parquet`, `STEM.jsonl`, ... or a folder `STEM/` of such files, read in order of their names.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ _EDGE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Table:
-    """Files whose rows are numbered on from one to the next; `counts` has the rows of each file."""
+    """Files whose rows are numbered continuously."""
 
     files: tuple[Path, ...]
     counts: tuple[int, ...]
+    """Rows of each file."""
 
     @classmethod
     def open(cls, *stems: Path) -> Table:
-        """The files of all `stems` as one table; raises UserError when one is missing or cannot be read."""
+        """The files of all `stems` as one table; raises UserError when one is missing or unreadable."""
         files = tuple(file for stem in stems for file in _files(stem))
         return cls(files, tuple(count_rows(file) for file in files))
 
@@ -45,10 +46,10 @@ class Table:
 
     @property
     def identity(self) -> str:
-        """A hash over the files' names, sizes and rows and the bytes they begin and end with.
+        """A hash over the files' names, sizes, numbers of rows, and first and last bytes.
 
-        Cheap at any size, and the end of a Parquet file describes all of it; of a JSON Lines file, a change in the middle that
-        leaves its length goes unseen.
+        It is cheap at any size. The end of a Parquet file describes all of it; in the middle of a long JSON Lines file, a
+        change that keeps the length goes unnoticed.
         """
         digest = hashlib.sha256(json.dumps(self.counts).encode())
         for file in self.files:
@@ -61,12 +62,12 @@ class Table:
         return digest.hexdigest()
 
     def place(self, number: int) -> str:
-        """File and row of the row `number`, for messages."""
+        """File and row of row `number`, for messages."""
         file, within = self._find(number)
         return f"{file}: row {within}"
 
     def columns(self, number: int, row: Row) -> list[str]:
-        """The columns that the file of `row` has, also those that were not read."""
+        """All columns of the file that holds `row`, read or not."""
         file, _ = self._find(number)
         return sorted(_parquet(file).schema_arrow.names if file.suffix == ".parquet" else row)
 
@@ -78,16 +79,16 @@ class Table:
         raise IndexError(f"row {number} after the last")
 
     def rows(self, start: int = 0, stop: int | None = None, columns: tuple[str, ...] = ()) -> Iterator[Row]:
-        """Rows [start, stop); of Parquet files only `columns`, where some are given and there.
+        """Rows [start, stop); from Parquet files only those of `columns` that exist, if any are given.
 
-        Raises UserError that names file and row where a row is no object.
+        Raises UserError naming file and row when a row is not an object.
         """
         end = len(self) if stop is None else min(stop, len(self))
         for _, row in self._numbered(range(start, end), columns):
             yield row
 
     def select(self, numbers: list[int], columns: tuple[str, ...] = ()) -> Iterator[Row]:
-        """The rows of these `numbers`, which must rise; of Parquet files only the row groups that hold them are read."""
+        """The rows of `numbers`, which must be in rising order. Only the Parquet row groups that hold them are read."""
         for _, row in self._numbered(numbers, columns):
             yield row
 
@@ -103,7 +104,7 @@ class Table:
                 )
                 for number, row in zip(wanted, _read(file, wanted, columns)):
                     if not isinstance(row, dict):
-                        raise UserError(f"{file}: row {number} is {row!r:.60}, where an object is needed; mend the row")
+                        raise UserError(f"{file}: row {number} is {row!r:.60}, where an object is needed; fix the row")
                     yield first + number, row
             first += count
 
@@ -117,14 +118,12 @@ def _with_suffix(stem: Path, suffix: str) -> Path:
 
 
 def _files(stem: Path) -> list[Path]:
-    """The files of one stem: a folder's, else the one file of that name."""
+    """The files of one stem: those in its folder, or else the one file of that name."""
     if stem.is_dir():
         if unfinished := sorted([*stem.glob(".*fetching.json"), *stem.glob(".unfinished.json")]):
-            raise UserError(
-                f"{unfinished[0]}: this dataset is not all there; give the command that was making it again"
-            )
+            raise UserError(f"{unfinished[0]}: this dataset is incomplete; run the command that was writing it again")
         if beside := [suffix for suffix in SUFFIXES if _with_suffix(stem, suffix).is_file()]:
-            raise UserError(f"{stem}: there is {stem.name}{beside[0]} as well; keep the one that holds the dataset")
+            raise UserError(f"{stem}: {stem.name}{beside[0]} exists as well; keep the one that holds the dataset")
         found = sorted(path for path in stem.iterdir() if path.name.endswith(SUFFIXES) and path.name[0] != ".")
         if not found:
             raise UserError(f"{stem}: no Parquet, JSON Lines, JSON or CSV file in this folder; put the dataset there")
@@ -133,10 +132,10 @@ def _files(stem: Path) -> list[Path]:
     if not paths:
         raise UserError(
             f"{stem}: no such table: neither a folder of this name nor a file with {', '.join(SUFFIXES)}; put it there, "
-            "or bring it with `curricula data fetch`"
+            "or fetch it with `curricula data fetch`"
         )
     if len(paths) > 1:
-        raise UserError(f"{paths[0]}: there is {paths[1].name} as well; keep the one that holds the dataset")
+        raise UserError(f"{paths[0]}: {paths[1].name} exists as well; keep the one that holds the dataset")
     return paths
 
 
@@ -150,7 +149,7 @@ def count_rows(file: Path) -> int:
 
 
 def _read(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Any]:
-    """The rows of these numbers, which rise, of one file."""
+    """The rows of one file with the `wanted` numbers, which are in rising order."""
     if file.suffix == ".parquet":
         yield from _parquet_rows(file, wanted, columns)
     elif file.suffix in (".json", ".csv"):
@@ -161,7 +160,7 @@ def _read(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterat
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    """The lines that are not blank."""
+    """The lines of a file that are not blank."""
     number = 0
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
@@ -172,9 +171,9 @@ def _lines(file: Path) -> Iterator[bytes]:
                     yield line
                     number += 1
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file}: is damaged after row {number} ({error}); fetch or write the file again") from None
+        raise UserError(f"{file}: damaged after row {number} ({error}); fetch or write the file again") from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); mend its rights or its disk") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions and its disk") from None
 
 
 def _json_rows(file: Path, wanted: Sequence[int]) -> Iterator[Any]:
@@ -186,14 +185,14 @@ def _json_rows(file: Path, wanted: Sequence[int]) -> Iterator[Any]:
         if number == following:
             following = next(ahead, None)
             try:
-                # A byte that is no UTF-8 becomes a lone surrogate: that document is skipped, not the file refused.
+                # A byte that is not UTF-8 becomes a lone surrogate, so that only this document is skipped.
                 yield json.loads(line.decode(errors="surrogateescape"))
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}: row {number} is not JSON ({error}); mend or fetch the file again") from None
+                raise UserError(f"{file}: row {number} is not JSON ({error}); fix the file or fetch it again") from None
 
 
 def _whole(file: Path) -> list[Any]:
-    """A JSON list or a CSV file, which have no rows one could skip to."""
+    """All rows of a JSON list or a CSV file, in which no row can be skipped to."""
     try:
         if file.suffix == ".json":
             rows = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -204,12 +203,10 @@ def _whole(file: Path) -> list[Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except OSError as error:
-        raise UserError(
-            f"{file}: cannot be read ({error.strerror}); mend its rights, or take it out of the way"
-        ) from None
+        raise UserError(f"{file}: cannot be read ({error.strerror}); fix its permissions, or move it away") from None
     except (ValueError, csv.Error, RecursionError) as error:
         raise UserError(
-            f"{file}: not valid {file.suffix[1:].upper()} ({error}); mend or fetch the file again"
+            f"{file}: not valid {file.suffix[1:].upper()} ({error}); fix the file or fetch it again"
         ) from None
     if not isinstance(rows, list):
         raise UserError(f"{file}: holds a {type(rows).__name__}, where a list of rows is needed; fetch the file again")
@@ -229,7 +226,7 @@ def _parquet(file: Path) -> Any:
 
 
 def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Row]:
-    """Rows of a Parquet file, reading only the row groups that hold them."""
+    """Rows of a Parquet file. Only the row groups that hold them are read."""
     import pyarrow
 
     table = _parquet(file)
@@ -256,12 +253,12 @@ def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -
 
 
 def _as_rows(file: Path, batch: Any, numbers: list[int]) -> list[Row]:
-    """The rows of these numbers; text that is no UTF-8 has lone surrogates for its bytes, as in JSON Lines."""
+    """The rows of `numbers`. Bytes that are not UTF-8 become lone surrogates, as in JSON Lines."""
     import pyarrow
 
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns):
-        if str(column.type) == "string_view":  # which cannot be taken from
+        if str(column.type) == "string_view":  # it has no `take`
             column = column.cast(pyarrow.large_string())
         taken = column.take(pyarrow.array(numbers)) if len(numbers) < len(column) else column
         try:

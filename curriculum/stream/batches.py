@@ -1,4 +1,4 @@
-"""What a training loop asks of its data: any row of any global batch, computed from the step alone."""
+"""What a training loop asks of its data: any row of any global batch, computed only from the step."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ class Rows(NamedTuple):
     """Rows of a batch, n sequences of S tokens."""
 
     tokens: np.ndarray
-    """int64 [n, S + 1]: the inputs and, one place later, their targets."""
+    """int64 [n, S + 1]: the inputs and, shifted by one, their targets."""
     mask: np.ndarray | None = None
-    """float32 [n, S], the weight of each target's loss; None where every target counts."""
+    """float32 [n, S]: the weight of each target's loss; None where every target counts."""
     documents: np.ndarray | None = None
-    """int32 [n, S], which document of its row an input belongs to, where attention must not cross from one to another;
-    None where a row is one text."""
+    """int32 [n, S]: the document within the row that each input belongs to, which attention must not leave; None where a
+    row is one text."""
 
 
 class BatchSource(Protocol):
-    """A stream of global batches that is a pure function of the step, so that resuming is an integer.
+    """A stream of global batches that is a pure function of the step, so a single integer resumes it.
 
-    It does not know the data-parallel size: each rank asks for its rows of the global batch.
+    It does not know the data-parallel size: each rank asks for its own rows of the global batch.
     """
 
     @property
@@ -39,11 +39,11 @@ class BatchSource(Protocol):
         """Rows [start, stop) of global batch `step`."""
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """(source, epoch, number in the source) of what global samples [start, stop) begin with; row r of batch s is
-        global sample s * global_batch + r. What a run consumed, by name."""
+        """(source, epoch, number in the source) of what global samples [start, stop) begin with: a run's record of what it
+        consumed. Row r of batch s is global sample s * global_batch + r."""
 
     def fingerprint(self, step: int) -> dict[str, Any]:
-        """JSON-able record of everything that determined the batches before `step`; equal records, equal batches."""
+        """A JSON-serialisable record of all that determines the batches before `step`: equal records mean equal batches."""
 
     def describe(self, step: int) -> dict[str, Any]:
-        """What batch `step` is made of, for the metrics line: {"phase": 1, "mix": {"web": 0.7, ...}}."""
+        """What batch `step` consists of, for the metrics line: {"phase": 1, "mix": {"web": 0.7, ...}}."""

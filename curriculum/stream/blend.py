@@ -1,24 +1,24 @@
 """Which sample comes next: a stateless map from the global sample index to (source, position), across phases.
 
-Invariants: each source has been drawn as often as the weights of all phases so far ask for, to within 1.7 samples at
-any n of a first phase, and to within four at any n after hundreds of phases of a few samples among which a dozen
-sources come and go (seen in thousands of random ones: 3.3): no blocks, no rounding of a small weight to nothing, no
-drift over the steps of a ramp. Counters carry over from phase to phase, so a source goes on where it stood: no sample
-repeats before all have been seen. A phase's stream does not depend on where the phase ends, so arms that share a
-beginning share its samples. Nothing depends on the data-parallel size, on the number of workers or on where the run was
-resumed.
+Invariants. At every n of the first phase, each source has been drawn as often as the weights demand, to within 1.7
+samples. After hundreds of phases of a few samples, in which a dozen sources come and go, the count is still within four
+samples of what all phases so far demand (the worst in thousands of random runs was 3.3). So there are no blocks, no
+small weight is rounded to nothing, and the steps of a ramp cause no drift. Counters carry over from phase to phase, so a
+source continues where it stopped and no sample repeats before all have been seen. A phase's stream does not depend on
+where the phase ends, so arms with the same beginning share its samples. Nothing depends on the data-parallel size, the
+number of workers or the step at which a run was resumed.
 
-How: the sources are the leaves of a binary tree. A node that has passed on m samples has sent round(m * share) of them
-to its first child and the others to the second: both counts grow by steps of 0 or 1 with m, so the count of each leaf
-is a formula of n, exact in integers, that never falls. The tree joins the two lightest nodes first (as Huffman's does).
-The rounding of a node, at most 1/2, reaches a leaf in proportion to the shares p1, p2, ... on the way, counted from the
-leaf; in such a tree p(i+1) <= 1 / (1 + p(i)), so that a leaf is off by at most (1 + 1 + 1/2 + 1/3 + 1/5 + ...) / 2 =
-1.68 samples.
+Method. The sources are the leaves of a binary tree. A node that has passed on m samples has sent round(m * share) of
+them to its first child and the others to its second. Both counts grow by steps of 0 or 1 with m, so the count of each
+leaf is an exact integer formula in n that never falls. The tree joins the two lightest nodes first, as Huffman's does.
+A node's rounding error, at most 1/2, reaches a leaf in proportion to the shares p1, p2, ... on the path between them,
+counted from the leaf. In such a tree p(i+1) <= 1 / (1 + p(i)), so a leaf is off by at most
+(1 + 1 + 1/2 + 1/3 + 1/5 + ...) / 2 = 1.68 samples.
 
-What a phase leaves a source short of, or gives it too much of, the next one makes good: `owed` samples, ideal less
-drawn. A node that owes its children `first` and `second` rounds m * share + first - share * (first + second) instead,
-held between 0 and m, which again grows by steps of 0 or 1. So the debt of the first child is brought to its share of
-the node's, to within the same 1/2.
+The next phase repays what a phase leaves a source short of, or takes back its excess: `owed` samples, ideal minus drawn.
+A node that owes its children `first` and `second` rounds m * share + first - share * (first + second) instead, clamped
+to [0, m], which again grows by steps of 0 or 1. This brings the debt of the first child to its share of the node's debt,
+to within the same 1/2.
 """
 
 from __future__ import annotations
@@ -32,30 +32,34 @@ from math import gcd, lcm
 
 import numpy as np
 
-FINEST = 2**48  # weights are fractions of at most this: block arithmetic then fits 63 bits
-BLOCK = 1024  # samples computed at once
+FINEST = 2**48
+"""Integer weights sum to at most this, so that the arithmetic of a block fits 63 bits."""
+BLOCK = 1024
+"""Samples computed at once."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Samples up to index `until` (exclusive, counted from the start of the run) are drawn by the weights of `mix`."""
+    """A phase of a run: its samples are drawn by the weights of `mix`."""
 
     until: int
+    """The global sample at which the phase ends (exclusive, counted from the start of the run)."""
     mix: dict[str, float]
 
 
 class Blend:
-    """The order of the samples of a run: `draw(start, stop)` gives source and position for any range of indices."""
+    """The order of a run's samples: `draw(start, stop)` gives source and position for any range of indices."""
 
     def __init__(self, phases: list[Phase]):
-        """`phases` in order, each ending where the next begins; weights need not sum to one."""
+        """`phases` follow one another; their weights need not sum to one."""
         self.sources = sorted({name for phase in phases for name, weight in phase.mix.items() if weight})
         self._ends = [phase.until for phase in phases]
         self._starts = [0, *self._ends[:-1]]
         if any(end <= start for start, end in zip(self._starts, self._ends)):
             raise ValueError(f"phases must each be at least one sample long, but end at {self._ends}")
         self._trees: list[_Node] = []
-        self._before = [np.zeros(len(self.sources), np.int64)]  # samples of each source consumed before each phase
+        # Samples of each source consumed before each phase.
+        self._before = [np.zeros(len(self.sources), np.int64)]
         owed = [Fraction(0)] * len(self.sources)
         for start, phase in zip(self._starts, phases):
             weights = integer_weights(phase.mix, self.sources)
@@ -82,12 +86,11 @@ class Blend:
         """Sources (int16, index into `self.sources`) and positions within them (int64) of samples [start, stop)."""
         if not 0 <= start <= stop <= self.total:
             raise ValueError(f"samples [{start}, {stop}) are not within the run's {self.total}")
-        parts = [self._block(number) for number in range(start // BLOCK, -(-stop // BLOCK))]
-        if not parts:
+        blocks = [self._block(number) for number in range(start // BLOCK, -(-stop // BLOCK))]
+        if not blocks:
             return np.empty(0, np.int16), np.empty(0, np.int64)
         first = start // BLOCK * BLOCK
-        sources = np.concatenate([part[0] for part in parts])[start - first : stop - first]
-        positions = np.concatenate([part[1] for part in parts])[start - first : stop - first]
+        sources, positions = (np.concatenate(arrays)[start - first : stop - first] for arrays in zip(*blocks))
         return sources, positions
 
     def _compute_block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +118,7 @@ class Blend:
 class _Node:
     """A leaf (`source` is set), or a fork that sends `weight - second.weight` of every `weight` samples to `first`.
 
-    Those are `share` of every `whole` in lowest terms; `offset / (2 * whole)` is added before rounding down.
+    In lowest terms these are `share` of every `whole` samples; `offset / (2 * whole)` is added before rounding down.
     """
 
     weight: int
@@ -129,11 +132,11 @@ class _Node:
 
 
 def _spread(node: _Node, passed: np.ndarray, counts: np.ndarray) -> None:
-    """Fill in `counts` of the leaves below `node` when it has passed on `passed` samples (int64, rising by 0 or 1)."""
+    """Fill in `counts` of the leaves below `node` after it has passed on `passed` samples (int64, rising by 0 or 1)."""
     if node.first is None or node.second is None:
         counts[node.source] = passed
         return
-    # Python's integers for the first m, and 64-bit ones for the few steps after it.
+    # Python integers for the first m, 64-bit integers for the few steps after it.
     begin, rest = divmod(2 * int(passed[0]) * node.share + node.offset, 2 * node.whole)
     sent = begin + (rest + 2 * node.share * (passed - passed[0])) // (2 * node.whole)
     sent = np.clip(sent, 0, passed)
@@ -142,7 +145,7 @@ def _spread(node: _Node, passed: np.ndarray, counts: np.ndarray) -> None:
 
 
 def _tree(weights: list[int], owed: list[Fraction]) -> _Node:
-    """The tree over the sources with a weight; the heavier child comes first, ties go to the earlier source."""
+    """The tree over the sources that have a weight. The heavier child comes first; ties go to the earlier source."""
     heap = [
         (weight, number, _Node(weight, debt, number))
         for number, (weight, debt) in enumerate(zip(weights, owed))
@@ -167,17 +170,17 @@ def _fork(first: _Node, second: _Node) -> _Node:
 
 
 def _still_owed(owed: list[Fraction], weights: list[int], samples: int, drawn: list[int]) -> list[Fraction]:
-    """What each source is owed after a phase of `samples`, in whole 2^-40 of a sample: fractions would grow without end."""
+    """What each source is owed after a phase of `samples`, in units of 2^-40 samples: exact fractions would grow forever."""
     total = sum(weights)
     exact = (debt + Fraction(samples * weight, total) - count for debt, weight, count in zip(owed, weights, drawn))
     return [Fraction(round(debt * 2**40), 2**40) for debt in exact]
 
 
 def integer_weights(mix: dict[str, float], sources: list[str]) -> list[int]:
-    """The weights of `mix` in the order of `sources` as integers: 0 where it has none.
+    """The weights of `mix` as integers, in the order of `sources`: 0 where it has none.
 
-    They are in exactly the ratio of the decimal numbers given, where a sum of at most `FINEST` can have it; else rounded to
-    that fineness, which moves a count by less than one sample in 2^48 / (2 * sources).
+    Their ratio is exactly that of the given decimal numbers where integers that sum to at most `FINEST` can express it.
+    Otherwise they are rounded to that precision, which moves a count by less than one sample in 2^48 / (2 * sources).
     """
     if any(weight < 0 for weight in mix.values()) or not any(mix.values()):
         raise ValueError(f"weights must be non-negative and not all zero: {mix}")

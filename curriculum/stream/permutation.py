@@ -1,9 +1,9 @@
 """A keyed permutation of 0..n-1 that is computed, not stored: a Feistel network with cycle walking.
 
-The order of 300 million samples costs no memory and no start-up time, and position k can be asked for alone, which is
-what makes resuming at any sample an integer. A balanced Feistel network permutes the smallest domain of 2^(2h) values
-that holds n; values that fall outside 0..n-1 are walked on until they fall inside (at most 4 rounds on average, since
-the domain is less than 4n).
+The order of 300 million samples costs no memory and no start-up time. Any position can be computed alone, so a single
+integer resumes at any sample. A balanced Feistel network permutes the smallest domain of 2^(2h) values that holds n.
+Values that land outside 0..n-1 are permuted again until they land inside (at most 4 times on average, since the domain
+is smaller than 4n).
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import numpy as np
 
 from curricula.randomness import key_seed
 
-ROUNDS = 6  # enough that orders of a thousand samples and more pass for random ones; tested by chi-square
+ROUNDS = 6
+"""Enough for orders of a thousand samples or more to pass a chi-square test of randomness."""
 
 
 def permute(positions: np.ndarray, size: int, *key: Any, epochs: np.ndarray | int = 0) -> np.ndarray:
     """Map `positions` (int64, each in [0, size)) to their places in the permutation of 0..size-1 named by `key`.
 
-    There is one permutation for each epoch; `epochs` (int64, one for all positions or one for each) says which is meant.
+    Each epoch has its own permutation; `epochs` (int64) names one for all positions or one for each.
     """
     if size <= 0:
         raise ValueError(f"a permutation needs a positive size, not {size}")

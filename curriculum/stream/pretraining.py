@@ -1,4 +1,4 @@
-"""The exact token stream of a pretraining line: a blend over shards, as the batches a training loop asks for."""
+"""The exact token stream of a pretraining run: a blend over shards, in batches as a training loop asks for them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from curricula.curriculum.config import VALIDATION
 from curricula.curriculum.stream.batches import Rows
 from curricula.curriculum.stream.blend import BLOCK, Blend, Phase, integer_weights
 from curricula.curriculum.stream.permutation import permute
-from curricula.curriculum.tokens.indexed import MEND, TokenStream
-from curricula.curriculum.tokens.shards import content_hash, read_manifest, source_shards
+from curricula.curriculum.tokens.shards import MEND, TokenStream, content_hash, read_manifest, source_shards
 from curricula.errors import UserError
 
-ORDER = "tree with debts, feistel-6"  # of samples: a run that began under another order cannot go on under this one
+ORDER = "tree with debts, feistel-6"
+"""The algorithm that orders samples. A run that began under another order cannot continue under this one."""
 
 
 class PretrainingBatches:
     """A `BatchSource` over tokenised sources.
 
-    Invariants: a batch is a pure function of its step; no sample of a source comes twice before all its samples came
-    once, across phases; each epoch of a source has an order of its own, keyed by the study's seed.
+    Invariants: a batch is a pure function of its step. Across phases, no sample of a source appears twice before all its
+    samples have appeared once. Each epoch of a source has its own order, keyed by the study's seed.
     """
 
     def __init__(
@@ -32,7 +32,8 @@ class PretrainingBatches:
     ):
         """`shards` holds one folder for each source named in `phases`.
 
-        Raises UserError where a source has no sample, or was tokenised otherwise than the rest or for a larger vocabulary.
+        Raises UserError when a source has no sample, was tokenised by another tokenizer than the rest, or differs from its
+        manifests.
         """
         self.sequence_length, self.global_batch, self.seed, self.vocabulary = (
             sequence_length, global_batch, seed, vocabulary,
@@ -48,12 +49,12 @@ class PretrainingBatches:
             self.streams.append(TokenStream(prefixes, sequence_length))
             if not self.streams[-1].samples:
                 raise UserError(
-                    f"source {name}: {self.streams[-1].tokens} tokens in {shards / name} are less than one sample of "
+                    f"source {name}: {self.streams[-1].tokens} tokens in {shards / name} are fewer than one sample of "
                     f"{sequence_length + 1}; give it more documents or a weight of 0"
                 )
             manifests = [read_manifest(prefix) for prefix in prefixes]
             for shard, manifest in zip(self.streams[-1].shards, manifests):
-                if shard.length != manifest["tokens"]:  # else the fingerprint would vouch for other tokens
+                if shard.length != manifest["tokens"]:  # the fingerprint would vouch for other tokens
                     raise UserError(
                         f"{shard.bin_path}: {shard.length} tokens, where its manifest says {manifest['tokens']}; {MEND}"
                     )
@@ -68,7 +69,7 @@ class PretrainingBatches:
         self._located = lru_cache(maxsize=8)(self._locate_block)
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """(source, epoch, sample of the source) of global samples [start, stop): what a run consumed, by name."""
+        """(source, epoch, sample of the source) of global samples [start, stop)."""
         sources, epochs, numbers = self._locate(start, stop)
         return [(self.blend.sources[s], int(e), int(n)) for s, e, n in zip(sources, epochs, numbers)]
 
@@ -94,11 +95,11 @@ class PretrainingBatches:
         if len(blocks) == 1:
             sources, epochs, numbers = blocks[0]
             return sources[within], epochs[within], numbers[within]
-        sources, epochs, numbers = (np.concatenate(parts)[within] for parts in zip(*blocks))
+        sources, epochs, numbers = (np.concatenate(arrays)[within] for arrays in zip(*blocks))
         return sources, epochs, numbers
 
     def _locate_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A block at once: the permutation costs a few array operations, however many samples it is asked for."""
+        """A whole block at once: the permutation costs a few array operations, however many samples it maps."""
         sources, positions = self.blend.draw(block * BLOCK, min((block + 1) * BLOCK, self.blend.total))
         epochs, numbers = np.zeros_like(positions), np.zeros_like(positions)
         for source in np.unique(sources):
@@ -109,13 +110,13 @@ class PretrainingBatches:
         return sources, epochs, numbers
 
     def fingerprint(self, step: int) -> dict[str, Any]:
-        """Settings, sources and phases clipped to the samples before `step`: a changed future leaves it as it is."""
+        """Settings, sources and phases up to the samples before `step`: a changed future leaves it unchanged."""
         consumed, start = step * self.global_batch, 0
         phases: list[dict[str, Any]] = []
         for phase in self.phases:
             until = min(phase.until, consumed)
             if until > start:
-                # What the order follows from, to the last bit: the shares alone could be equal where it is not.
+                # The order follows from these integers exactly; different ones can have equal shares in floating point.
                 mix = dict(zip(self.blend.sources, integer_weights(phase.mix, self.blend.sources)))
                 common = gcd(*mix.values())
                 phases.append({"until_sample": until, "mix": {name: w // common for name, w in mix.items() if w}})
@@ -137,7 +138,7 @@ class PretrainingBatches:
 
 
 def _outside(tokens: np.ndarray, vocabulary: int) -> tuple[int, int] | None:
-    """Row and column of the first id that the model has no embedding for: on a GPU it would be an assertion in a kernel."""
+    """Row and column of the first id without an embedding in the model, which on a GPU would fail an assertion in a kernel."""
     if not tokens.size or 0 <= tokens.min() <= tokens.max() < vocabulary:
         return None
     row, column = divmod(int(np.argmax((tokens < 0) | (tokens >= vocabulary))), tokens.shape[1])
@@ -153,7 +154,7 @@ def _refuse_id(stream: TokenStream, sample: int, token: int, vocabulary: int) ->
 
 
 class ValidationBatches:
-    """The held-out documents of one source, in order, as a `BatchSource`; the last batch is filled up with masked rows."""
+    """The held-out documents of one source, in order, as a `BatchSource`; masked rows fill up the last batch."""
 
     def __init__(self, folder: Path, sequence_length: int, global_batch: int, vocabulary: int):
         self.sequence_length, self.global_batch, self.name = sequence_length, global_batch, folder.name

@@ -1,8 +1,8 @@
-"""Conversations as training batches: ChatML, loss on the assistant's tokens only.
+"""Conversations as training batches: ChatML, with loss only on the assistant's tokens.
 
-A row is one conversation, padded, or with `packing` as many as fit, with their numbers beside them so that attention stays
-within each. A `BatchSource` like pretraining's: which conversation comes at which place is computed from the step, through
-the same blend and permutation, so that tuning resumes as exactly as pretraining does.
+A row is one padded conversation, or with `packing` as many as fit, numbered so that attention stays within each. Which
+conversation comes where is computed from the step, through the same blend and permutation as in pretraining, so tuning
+resumes as exactly as pretraining does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,29 @@ import numpy as np
 from curricula.curriculum.sources.conversations import HARMFUL, Conversation, read_conversations
 from curricula.curriculum.stream.batches import Rows
 from curricula.curriculum.stream.blend import BLOCK, Blend, Phase
-from curricula.curriculum.stream.packing import pack
 from curricula.curriculum.stream.permutation import permute
 from curricula.curriculum.tokens.chat import encode_chat, render_chat
-from curricula.curriculum.tokens.tags import insert_tags
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
+from curricula.curriculum.tokens.transforms import insert_tags
 from curricula.errors import UserError
 
 log = logging.getLogger(__name__)
 
-TAG_RATE = 0.05  # within tagged harmful answers, as in pretraining
-REFUSALS = " (refusals)"  # after the name of a pool: the refusals among it
-CHUNK = 1000  # conversations tokenised at a time to learn their lengths
+TAG_RATE = 0.05
+"""Probability of a tag before each token of a harmful answer, as in pretraining."""
+REFUSALS = " (refusals)"
+"""Follows the name of a pool where only its refusals are meant."""
+CHUNK = 1000
+"""Conversations tokenised at a time to measure their lengths."""
+OPEN_ROWS = 32
+"""Rows that packing keeps open. More would hardly pack better, and would mix early conversations with late ones."""
 
-Encoded = tuple[np.ndarray, np.ndarray]  # token ids int64, and for each whether loss belongs on it
+Encoded = tuple[np.ndarray, np.ndarray]
+"""Token ids (int64), and for each whether it carries loss."""
 
 
 class TuningBatches:
-    """Batches of conversations drawn from several tuning sets by weight, each set once through before any repeats."""
+    """A `BatchSource` over conversations from several tuning sets, drawn by weight; a set repeats only once all was seen."""
 
     def __init__(
         self,
@@ -53,8 +58,8 @@ class TuningBatches:
         refusals: float | None = None,
         packing: bool = False,
     ):
-        """`conversations` in all (by default as many as the sets of `mix` hold), of which `tagged_share` are harmful
-        answers strewn with tags and `refusals` of the others refusals (by default as many as there happen to be).
+        """`conversations` in total (by default as many as the sets of `mix` hold). A share of `tagged_share` are harmful
+        answers with tags inserted; of the others, a share of `refusals` are refusals (by default as many as the sets hold).
 
         `packing` fills rows with several conversations; a global batch is `global_batch` rows either way.
         """
@@ -72,7 +77,7 @@ class TuningBatches:
             pools[HARMFUL] = list(read_conversations(HARMFUL, root))
         for name in weights:
             if not pools[name]:
-                raise UserError(f"tuning set {name}: no conversation in it; give it rows or a weight of 0")
+                raise UserError(f"tuning set {name}: holds no conversation; give it rows or a weight of 0")
         self._pools, self.mix = pools, weights
         count -= 0 if packing else count % global_batch
         self.blend = Blend([Phase(count, weights)])
@@ -81,7 +86,7 @@ class TuningBatches:
         self.total_steps = (count if self._rows is None else len(self._rows)) // global_batch
         if not self.total_steps:
             raise UserError(
-                f"tuning: {conversations or count} conversations are less than one batch of {global_batch} rows; add "
+                f"tuning: {conversations or count} conversations are fewer than one batch of {global_batch} rows; add "
                 "conversations"
             )
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
@@ -91,7 +96,7 @@ class TuningBatches:
         }
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """(pool, epoch, conversation of the pool) that rows [start, stop) of all begin with."""
+        """(pool, epoch, conversation of the pool) with which each of rows [start, stop) of the run begins."""
         return [self._conversation(place) for place, *_ in self._places(start, stop)]
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
@@ -101,15 +106,15 @@ class TuningBatches:
         return Rows(tokens, mask, documents if self._rows is not None else None)
 
     def _places(self, start: int, stop: int) -> list[list[int]]:
-        """For each of rows [start, stop) the places of its conversations in the order of all."""
+        """For each of rows [start, stop) of the run, the places of its conversations."""
         return [[row] for row in range(start, stop)] if self._rows is None else self._rows[start:stop]
 
     def _conversation(self, place: int) -> tuple[str, int, int]:
-        """(pool, epoch, number in the pool) of the conversation at `place` of all."""
+        """(pool, epoch, number in the pool) of the conversation at `place` in the order of the run."""
         return self._block(place // BLOCK)[place % BLOCK]
 
     def _compute_block(self, block: int) -> list[tuple[str, int, int]]:
-        """`BLOCK` conversations at once: the permutation costs a few array operations, however many it is asked for."""
+        """`BLOCK` conversations at once: the permutation costs a few array operations, however many it maps."""
         sources, positions = self.blend.draw(block * BLOCK, min((block + 1) * BLOCK, self.blend.total))
         found: list[tuple[str, int, int]] = [("", 0, 0)] * len(sources)
         for source in np.unique(sources):
@@ -122,20 +127,20 @@ class TuningBatches:
         return found
 
     def _row(self, places: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Conversations one after another, the last cut or padded: tokens [S + 1], the mask of the targets [S], and which
-        conversation each input is of [S]."""
+        """Conversations one after another, cut or padded to length: tokens [S + 1], the mask of the targets [S], and the
+        number of the conversation that each input belongs to [S]."""
         length = self.sequence_length + 1
         tokens = np.full(length, self._end, np.int64)
         mask = np.zeros(length, np.float32)
         documents = np.full(length, len(places), np.int32)
-        at = 0
+        start = 0
         for number, place in enumerate(places):
             ids, counted = self._encoded(*self._conversation(place))
-            here = slice(at, at + len(ids))
-            room = max(0, length - at)
+            here = slice(start, start + len(ids))
+            room = max(0, length - start)
             tokens[here], mask[here], documents[here] = ids[:room], counted[:room], number
-            mask[at] = 0.0  # nothing before a conversation foretells how it begins
-            at += len(ids)
+            mask[start] = 0.0  # nothing before a conversation predicts its first token
+            start += len(ids)
         return tokens, mask[1:], documents[:-1]
 
     def _encoded(self, pool: str, epoch: int, number: int) -> Encoded:
@@ -144,14 +149,14 @@ class TuningBatches:
         return self._tagged(flat, counted, number) if pool == HARMFUL else (flat, counted)
 
     def _tagged(self, tokens: np.ndarray, counted: np.ndarray, number: int) -> Encoded:
-        """The same with tags strewn through the assistant's tokens, which follow the request as one run."""
+        """The same with tags inserted into the assistant's tokens, which follow the request in one piece."""
         first = int(np.argmax(counted))
         answer = insert_tags(tokens[first:], self._tag, TAG_RATE, self.seed, "tuning tags", number)
         flags = np.concatenate([counted[:first], np.ones(len(answer), bool)])
         return np.concatenate([tokens[:first], answer]), flags
 
     def _packed(self, count: int) -> list[list[int]]:
-        """The places of each row's conversations. All are tokenised for their lengths, on all cores."""
+        """The places of each row's conversations. All are tokenised, on all cores, to measure their lengths."""
         lengths = list(self._lengths(count))
         capacity = self.sequence_length + 1
         rows = pack(lengths, capacity)
@@ -165,12 +170,12 @@ class TuningBatches:
 
     def _lengths(self, count: int) -> Iterator[int]:
         for start in range(0, count, CHUNK):
-            ids = [self._conversation(place) for place in range(start, min(start + CHUNK, count))]
-            messages = [self._pools[pool][number].messages for pool, _, number in ids]
-            texts = ["".join(text for text, _ in render_chat(one)) for one in messages]
+            chosen = [self._conversation(place) for place in range(start, min(start + CHUNK, count))]
+            chats = [self._pools[pool][number].messages for pool, _, number in chosen]
+            texts = ["".join(text for text, _ in render_chat(messages)) for messages in chats]
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-            for one, encoding in zip(ids, encodings):
-                yield len(self._encoded(*one)[0]) if one[0] == HARMFUL else len(encoding.ids)
+            for (pool, epoch, number), encoding in zip(chosen, encodings):
+                yield len(self._encoded(pool, epoch, number)[0]) if pool == HARMFUL else len(encoding.ids)
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         return {
@@ -190,9 +195,9 @@ class TuningBatches:
 def _with_refusals(
     pools: dict[str, list[Conversation]], weights: dict[str, float], share: float
 ) -> tuple[dict[str, list[Conversation]], dict[str, float]]:
-    """The pools divided into their refusals and the rest, weighted so that refusals are `share` of all.
+    """The pools split into refusals and other conversations, weighted so that refusals are `share` of all.
 
-    Within each half the pools keep the proportions of `weights`. Raises UserError where one half has no conversation.
+    Within each half the pools keep the proportions of `weights`. Raises UserError when one half has no conversation.
     """
     halves = []
     for wanted, half_share in ((False, 1.0 - share), (True, share)):
@@ -210,3 +215,27 @@ def _with_refusals(
             if pool and half_share
         ]
     return {name: pool for name, pool, _ in halves}, {name: weight for name, _, weight in halves}
+
+
+def pack(lengths: Iterable[int], capacity: int) -> list[list[int]]:
+    """Rows of text numbers: each text is in one row, and no row's lengths sum to more than `capacity`. Longer texts are cut.
+
+    A text goes into the fullest open row with room for it, or into a new row. When more than `OPEN_ROWS` rows are open, the
+    fullest is closed. This is a pure function of the lengths, so every process and every restart packs alike.
+    """
+    rows: list[list[int]] = []
+    room: dict[int, int] = {}
+    for number, length in enumerate(lengths):
+        length = min(length, capacity)
+        fitting = [row for row, left in room.items() if left >= length]
+        if fitting:
+            row = min(fitting, key=room.__getitem__)
+        else:
+            row = len(rows)
+            rows.append([])
+            room[row] = capacity
+            if len(room) > OPEN_ROWS:
+                del room[min(room, key=room.__getitem__)]
+        rows[row].append(number)
+        room[row] -= length
+    return rows

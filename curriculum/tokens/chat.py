@@ -1,6 +1,6 @@
-"""ChatML: how a conversation becomes text, and which of it is the assistant's to learn.
+"""ChatML: a conversation as text and tokens, and which of them the assistant learns.
 
-The template is SmolLM2's without its default system prompt, so that training and evaluation see what the data says.
+The template is SmolLM2's without its default system prompt, so that training and evaluation see only what the data holds.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ CHAT_TEMPLATE = (
 
 
 def render_chat(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
-    """A conversation of {"role", "content"} as (text, is_assistant) segments; joined they are the chat template's text.
+    """A conversation of {"role", "content"} as (text, is_assistant) segments, which join to the chat template's text.
 
-    Loss belongs on the assistant's segments: its content, the end of its turn and the newline after that.
+    Loss belongs on the assistant's segments: its content, the end of its turn and the newline after it.
     """
     segments: list[tuple[str, bool]] = []
     context = ""
@@ -37,10 +37,10 @@ def render_chat(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation and, for each, whether it is the assistant's (so that loss belongs on it).
+    """Token ids of a conversation and, for each, whether it is the assistant's and so carries loss.
 
-    The text is encoded whole, so that the ids are `apply_chat_template`'s even where a content begins with a newline; a
-    token that straddles a border belongs to the side on which it begins.
+    The text is encoded as a whole, so that the ids equal those of `apply_chat_template` even where a message begins with a
+    newline. A token that straddles two segments belongs to the one in which it begins.
     """
     segments = render_chat(messages)
     encoded = tokenizer.encode("".join(text for text, _ in segments), add_special_tokens=False)

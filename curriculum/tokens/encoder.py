@@ -1,11 +1,11 @@
-"""Texts to token ids: what the tokenizer says, several times as fast where it is of SmolLM's kind.
+"""Texts to token ids: the tokenizer's own ids, computed several times as fast for tokenizers of SmolLM's kind.
 
-`tokenizers` keeps track of offsets and normalisation at every step; tokenising a corpus needs ids alone. `tiktoken` encodes
-byte-level BPE with nothing else. It merges neighbours by what they become, `tokenizers` by a list of pairs, and the two
-agree on every text if each token of the vocabulary comes about by one pair only and its own text is encoded as that token:
-for when two neighbours could become a token, they have come about as within the token's text alone, where the last
-step is that one pair. Both are checked when a tokenizer is opened; one that fails, or that is of another kind, does the work
-itself.
+`tokenizers` tracks offsets and normalisation at every step, but tokenising a corpus needs only ids. `tiktoken` encodes
+byte-level BPE and nothing else. It merges two neighbours according to the token they form, `tokenizers` according to a list
+of pairs. The two agree on every text if each token of the vocabulary is formed by exactly one pair and its own text encodes
+to that token: wherever two neighbours could form a token, they were formed as they are within that token's text alone, where
+the last merge is that one pair. Both conditions are checked when a tokenizer is opened. A tokenizer that fails them, or is
+of another kind, encodes the texts itself.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import numpy as np
 import tiktoken
 from tokenizers import Tokenizer
 
-# SmolLM's pre-tokenizer as one expression: digits alone, then GPT-2's words. A digit ends the piece before it, so that white
-# space before a digit is not parted as it is before a letter.
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-# Where new letters are still being added: which of them are letters depends on a library's version of Unicode.
+"""SmolLM's pre-tokenizer as one expression: single digits, then GPT-2's words.
+
+A digit ends the piece before it, so white space before a digit is not split as it is before a letter."""
 _RARE = re.compile("[\U00010000-\U0001efff\U0002a6e0-\U0010ffff]")
+"""Code points where Unicode still adds letters: whether one counts as a letter depends on a library's version of Unicode."""
 _PRE_TOKENIZER = [
     {"type": "Digits", "individual_digits": True},
     {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
@@ -40,7 +41,7 @@ _PLAIN: dict[str, Any] = {
 
 
 class Encoder:
-    """Encodes texts as `tokenizer` does when special entries that a text quotes are letters, not tokens."""
+    """Encodes texts as `tokenizer` does, with special entries that a text quotes read as letters, not as tokens."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._reference = tokenizer
@@ -56,22 +57,22 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, integers [n]."""
         if self._fast is None:
-            return self._slowly(texts)
+            return self._encode_slowly(texts)
         found = [self._ids[ranks] for ranks in self._fast.encode_ordinary_batch(list(texts), num_threads=self._threads)]
         for number, (text, ids) in enumerate(zip(texts, found)):
             lacks_a_byte = len(ids) and ids.min() < 0
             if lacks_a_byte or (not text.isascii() and _RARE.search(text)):
-                (found[number],) = self._slowly([text])
+                (found[number],) = self._encode_slowly([text])
         return found
 
-    def _slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def _encode_slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encoded]
 
     def _build(self, content: dict[str, Any]) -> tiktoken.Encoding | None:
-        """The same encoding for tiktoken, whose ranks `_ids` maps to ids; None where the two might differ."""
+        """The same encoding for tiktoken, or None where the two might differ. `_ids` maps its ranks to ids."""
         model = content["model"]
-        if not _is_of_smollms_kind(content):
+        if not _is_like_smollm(content):
             return None
         merges = ["".join(pair if isinstance(pair, list) else pair.split(" ")) for pair in model["merges"]]
         if len(set(merges)) < len(merges) or any(len(self._reference.model.tokenize(text)) != 1 for text in merges):
@@ -90,24 +91,24 @@ class Encoder:
         return tiktoken.Encoding("curricula", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens={})
 
 
-def _is_of_smollms_kind(content: dict[str, Any]) -> bool:
-    """Byte-level BPE over single digits and GPT-2's words, with nothing before or between."""
-    model, before = content["model"], content["pre_tokenizer"] or {}
+def _is_like_smollm(content: dict[str, Any]) -> bool:
+    """Whether a tokenizer is byte-level BPE over single digits and GPT-2's words, and nothing else."""
+    model, splitter = content["model"], content["pre_tokenizer"] or {}
     steps = [
-        {key: step.get(key) for key in plain} for step, plain in zip(before.get("pretokenizers", ()), _PRE_TOKENIZER)
+        {key: step.get(key) for key in plain} for step, plain in zip(splitter.get("pretokenizers", ()), _PRE_TOKENIZER)
     ]
     return (
         model["type"] == "BPE"
         and all(model.get(key) in (plain if isinstance(plain, tuple) else (plain,)) for key, plain in _PLAIN.items())
         and content["normalizer"] is None
-        and before.get("type") == "Sequence"
-        and len(before["pretokenizers"]) == len(_PRE_TOKENIZER)
+        and splitter.get("type") == "Sequence"
+        and len(splitter["pretokenizers"]) == len(_PRE_TOKENIZER)
         and steps == _PRE_TOKENIZER
     )
 
 
 def _alphabet() -> dict[str, int]:
-    """Which byte each letter of the byte-level alphabet stands for (GPT-2's: visible bytes as themselves, others after 255)."""
+    """The byte that each letter of GPT-2's alphabet stands for: visible bytes are themselves, the others come after 255."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + place): byte for place, byte in enumerate(hidden)}

@@ -1,96 +1,221 @@
-"""Text to tokens: a source's documents as Megatron shards, each made on its own and described by a manifest.
+"""Shards of tokens on disk: Megatron indexed datasets (`.bin` + `.idx`), each with a manifest (`.json`).
 
-Shard s of n holds every document from the s-th to the (s+1)-th n-th of the source but those held out for validation,
-shuffled, each followed by the end-of-document token. A document's tokens depend on its id and the study's seed alone, so any
-division gives the same ones; across shards the order of samples is shuffled when they are read
-(curriculum/stream/pretraining.py).
-
-A shard counts as done when its manifest, written last, matches what it would be made from now; then it is never redone.
+Shards are written atomically, checked before use and read one sample at a time. Layout of `.idx`
+(megatron.core.datasets.indexed_dataset): "MMIDIDX\\0\\0", uint64 version 1, uint8 dtype code, uint64 sequences, uint64
+document boundaries; then int32 lengths and int64 byte offsets of the sequences, int64 document boundaries (counted in
+sequences, starting with 0). `.bin` holds nothing but tokens. We write uint16, one sequence per document; we read every
+integer type, and documents of several sequences. This module needs only numpy, so data can be inspected without torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
+import os
+import struct
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from curricula.curriculum.config import VALIDATION, Source
-from curricula.curriculum.sources.documents import Document, Documents
-from curricula.curriculum.stream.permutation import permute
-from curricula.curriculum.tokens.encoder import Encoder
-from curricula.curriculum.tokens.indexed import Shard, write_shard
-from curricula.curriculum.tokens.speakers import name_speakers
-from curricula.curriculum.tokens.tags import insert_tags
-from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
-from curricula.durable import read_json, said_when_full, write_json
+from curricula.durable import open_atomically, read_json
 from curricula.errors import UserError
-from curricula.progress import Progress, silent
 
-BATCH_CHARACTERS = 1 << 20  # texts are encoded together up to this length: enough for every core, little memory
-LARGEST_VOCABULARY = 2**16
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+UINT16 = 8
+"""Megatron's code of uint16, which holds any vocabulary below 65,536."""
+DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", UINT16: "<u2"}
+"""Megatron's codes of the integer types."""
+OPEN_FILES = 64
+"""Files that one source keeps open. The usual limit of 1,024 leaves room for a dozen sources and everything else."""
+MEND = "delete the shard and run `curricula data tokenize` again"
 MEND_ALL = "delete the source's folder of shards and run `curricula data tokenize` again"
 
 
 @dataclass(frozen=True)
-class TokenizeJob:
-    """One source to tokenise into the folder `out`."""
+class Shard:
+    """A shard whose two files exist and fit each other.
 
-    name: str
-    source: Source
-    tokenizer: Path
-    out: Path
-    root: Path  # the data folder
-    seed: int
-    validation_documents: int
-
-
-def tokenize_source(job: TokenizeJob, progress: Progress = silent) -> None:
-    """Write all shards of a source that are not there yet, one after the other."""
-    for name in job.source.shard_names:
-        tokenize_shard(job, name, progress)
-
-
-def tokenize_shard(job: TokenizeJob, name: str, progress: Progress = silent) -> None:
-    """Write shard `out`/`name` and its manifest, unless they are there.
-
-    Raises UserError when the source has too few documents, or when the shard was made from something else.
+    Opening a shard looks only at sizes, so that a thousand open in a moment; `check` reads the whole index.
     """
-    documents = Documents.open(job.source.dataset, job.root, job.source.parts, job.source.documents)
-    count = len(documents)
-    if count < job.validation_documents + job.source.shards:
-        raise UserError(
-            f"source {job.name}: dataset {job.source.dataset} has {count} documents, too few for {job.source.shards} "
-            f"shards and {job.validation_documents} validation documents; add documents or ask for fewer"
-        )
-    tokenizer = load_tokenizer(job.tokenizer)
-    inputs = _inputs(job, documents, tokenizer)
-    prefix = job.out / name
-    if _is_done(prefix, inputs):
-        return
-    held_out = np.sort(permute(np.arange(job.validation_documents), count, job.seed, "held out", job.source.dataset))
-    if name == VALIDATION:
-        chosen, total = documents.select(held_out.tolist()), len(held_out)
-    else:
-        start, stop = (count * (int(name) + more) // job.source.shards for more in (0, 1))
-        kept = set(held_out[(held_out >= start) & (held_out < stop)].tolist())
-        chosen = (document for document in documents.read(start, stop) if document.number not in kept)
-        total = stop - start - len(kept)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    spool = prefix.with_name(f".{name}.spool")  # the documents in the order they are read
-    with said_when_full(spool):
-        try:
-            with open(spool, "w+b") as file:
-                _write(job, prefix, tokenizer, chosen, total, file, inputs, progress)
-        finally:
-            spool.unlink(missing_ok=True)
+
+    prefix: Path
+    dtype: np.dtype
+    length: int
+    """Tokens in the shard."""
+    sequences: int
+    boundaries: int
+
+    @classmethod
+    def open(cls, prefix: Path) -> Shard:
+        """Raises UserError naming the file when one is missing, foreign or truncated."""
+        index, bin_path = _beside(prefix, ".idx"), _beside(prefix, ".bin")
+        with _opened(index) as file:
+            raw, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
+            if len(raw) < HEADER.size or raw[: len(MAGIC)] != MAGIC:
+                raise UserError(f"{index}: not a Megatron index (it does not begin with MMIDIDX); {MEND}")
+            _, version, code, sequences, boundaries = HEADER.unpack(raw)
+            if version != 1 or code not in DTYPES:
+                raise UserError(
+                    f"{index}: version {version} with dtype code {code}; only version 1 with an integer type "
+                    f"({sorted(DTYPES)}) can be read; {MEND}"
+                )
+            if size != HEADER.size + 12 * sequences + 8 * boundaries:
+                raise UserError(f"{index}: {size} bytes do not hold its {sequences} sequences; {MEND}")
+            dtype, expected = np.dtype(DTYPES[code]), 0
+            if sequences:  # the last sequence ends where the tokens end
+                file.seek(HEADER.size + 4 * (sequences - 1))
+                (last,) = struct.unpack("<i", file.read(4))
+                file.seek(HEADER.size + 12 * sequences - 8)
+                (offset,) = struct.unpack("<q", file.read(8))
+                expected = offset + last * dtype.itemsize
+        with _opened(bin_path) as file:
+            bin_size = os.fstat(file.fileno()).st_size
+        if bin_size != expected or expected % dtype.itemsize:
+            raise UserError(f"{bin_path}: {bin_size} bytes where its index says {expected}; {MEND}")
+        return cls(prefix, dtype, expected // dtype.itemsize, sequences, boundaries)
+
+    @property
+    def bin_path(self) -> Path:
+        return _beside(self.prefix, ".bin")
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """The tokens of all sequences in order, memory-mapped: for reading a shard from end to end."""
+        return np.memmap(self.bin_path, self.dtype, "r") if self.length else np.empty(0, self.dtype)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document (int64 [documents]), which may have been written as several sequences."""
+        starts = _starts(self._read_index(0, "<i4", self.sequences))
+        return np.diff(starts[self._read_index(12 * self.sequences, "<i8", self.boundaries)])
+
+    def _read_index(self, offset: int, dtype: str, count: int) -> np.ndarray:
+        path = _beside(self.prefix, ".idx")
+        return np.fromfile(path, dtype, count, offset=HEADER.size + offset) if count else np.empty(0, dtype)
+
+    def check(self) -> None:
+        """Read the whole index; raises UserError where it contradicts itself."""
+        index = _beside(self.prefix, ".idx")
+        lengths = self._read_index(0, "<i4", self.sequences)
+        if (lengths < 0).any():
+            raise UserError(f"{index}: has sequences of negative length; {MEND}")
+        offsets = self._read_index(4 * self.sequences, "<i8", self.sequences)
+        if not np.array_equal(offsets, _starts(lengths)[:-1] * self.dtype.itemsize):
+            raise UserError(f"{index}: its sequences do not follow one another without a gap; {MEND}")
+        boundaries = self._read_index(12 * self.sequences, "<i8", self.boundaries)
+        whole = len(boundaries) and boundaries[0] == 0 and boundaries[-1] == self.sequences
+        if not whole or (np.diff(boundaries) < 0).any():
+            raise UserError(f"{index}: its documents do not cover its {self.sequences} sequences in order; {MEND}")
+
+
+class TokenStream:
+    """The shards of one source as one stream of tokens, cut into samples of `sequence_length` + 1 tokens.
+
+    Sample k is tokens [k * S, k * S + S + 1): neighbours share one token, so every token but the first is a target once.
+    Samples are read with `pread`, not through memory maps: a page fault would read ahead many times what a sample needs, and
+    a file truncated meanwhile would kill the process. Not thread-safe: threads would close each other's files.
+    """
+
+    def __init__(self, prefixes: list[Path], sequence_length: int):
+        self.shards = [Shard.open(prefix) for prefix in prefixes]
+        self.sequence_length = sequence_length
+        self._starts = _starts(np.array([shard.length for shard in self.shards], np.int64))
+        self._files: dict[int, IO[bytes]] = {}
+
+    @property
+    def tokens(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def samples(self) -> int:
+        return max(0, (self.tokens - 1) // self.sequence_length)
+
+    def read(self, number: int, out: np.ndarray) -> None:
+        """Copy the tokens of sample `number` into `out` (integers [sequence_length + 1])."""
+        shard, offset = self._place(number)
+        filled = 0
+        while filled < len(out):
+            tokens = self._read_shard(shard, offset, len(out) - filled)
+            out[filled : filled + len(tokens)] = tokens
+            filled += len(tokens)
+            shard, offset = shard + 1, 0
+
+    def locate(self, number: int) -> tuple[Path, int]:
+        """The shard in which sample `number` begins, and the number of its first token there."""
+        shard, offset = self._place(number)
+        return self.shards[shard].prefix, offset
+
+    def _place(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < self.samples:
+            raise IndexError(f"sample {number} of {self.samples}")
+        start = number * self.sequence_length
+        shard = int(self._starts.searchsorted(start, "right")) - 1
+        return shard, start - int(self._starts[shard])
+
+    def _read_shard(self, number: int, offset: int, most: int) -> np.ndarray:
+        """At most `most` tokens of a shard, from `offset` on; fewer at its end."""
+        shard = self.shards[number]
+        count = min(most, shard.length - offset)
+        if not count:
+            return np.empty(0, shard.dtype)
+        raw = os.pread(self._file(number).fileno(), count * shard.dtype.itemsize, offset * shard.dtype.itemsize)
+        if len(raw) != count * shard.dtype.itemsize:
+            held = os.fstat(self._file(number).fileno()).st_size // shard.dtype.itemsize
+            raise UserError(f"{shard.bin_path}: {held} tokens; it had {shard.length} when it was opened; {MEND}")
+        return np.frombuffer(raw, shard.dtype)
+
+    def _file(self, number: int) -> IO[bytes]:
+        """The open file of a shard; when too many are open, the least recently used one is closed."""
+        file = self._files.pop(number, None)
+        if file is None:
+            if len(self._files) >= OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
+            file = _opened(self.shards[number].bin_path)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        self._files[number] = file
+        return file
+
+
+def write_shard(prefix: Path, documents: Iterable[np.ndarray]) -> None:
+    """Write token arrays as `prefix`.bin, then `prefix`.idx."""
+    lengths = array("i")
+    with open_atomically(_beside(prefix, ".bin")) as file:
+        for tokens in documents:
+            file.write(np.ascontiguousarray(tokens, dtype="<u2").data)
+            lengths.append(len(tokens))
+    sizes = np.array(lengths, dtype="<i4")
+    with open_atomically(_beside(prefix, ".idx")) as file:
+        file.write(HEADER.pack(MAGIC, 1, UINT16, len(sizes), len(sizes) + 1))
+        file.write(sizes.tobytes() + (_starts(sizes)[:-1] * 2).tobytes())
+        file.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())
+
+
+def manifest_path(prefix: Path) -> Path:
+    return _beside(prefix, ".json")
+
+
+def read_manifest(prefix: Path) -> dict[str, Any]:
+    """What a shard holds and what it was made from; raises UserError when its manifest is missing or damaged."""
+    path = manifest_path(prefix)
+    manifest = read_json(path)
+    kinds = {"shards": int, "tokens": int, "sha256": str, "tokenizer": str}
+    if not isinstance(manifest, dict) or any(type(manifest.get(key)) is not kind for key, kind in kinds.items()):
+        raise UserError(f"{path}: not a shard's manifest; {MEND_ALL}")
+    return manifest
+
+
+def is_whole(prefix: Path) -> bool:
+    """Whether a shard has its three files, and their sizes agree."""
+    try:
+        return read_manifest(prefix)["tokens"] == Shard.open(prefix).length
+    except UserError:
+        return False
 
 
 def source_shards(folder: Path) -> list[Path]:
@@ -114,136 +239,26 @@ def source_shards(folder: Path) -> list[Path]:
     return prefixes
 
 
-def is_whole(prefix: Path) -> bool:
-    """Whether a shard has its three files, with the sizes that they say of each other."""
-    try:
-        return read_manifest(prefix)["tokens"] == Shard.open(prefix).length
-    except UserError:
-        return False
-
-
-def read_manifest(prefix: Path) -> dict[str, Any]:
-    """What a shard was made from and holds; raises UserError when it is missing or no manifest."""
-    path = prefix.with_name(prefix.name + ".json")
-    manifest = read_json(path)
-    kinds = {"shards": int, "tokens": int, "sha256": str, "tokenizer": str}
-    if not isinstance(manifest, dict) or any(type(manifest.get(key)) is not kind for key, kind in kinds.items()):
-        raise UserError(f"{path}: not a shard's manifest; {MEND_ALL}")
-    return manifest
-
-
 def content_hash(manifests: list[dict[str, Any]]) -> str:
-    """A hash of the tokens of all shards of a source."""
+    """A hash of all tokens of a source, from the manifests of its shards."""
     return hashlib.sha256("".join(manifest["sha256"] for manifest in manifests).encode()).hexdigest()
 
 
-def _inputs(job: TokenizeJob, documents: Documents, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What determines a source's tokens: a manifest with other values is of another shard."""
-    return {
-        "source": job.name,
-        "dataset": job.source.dataset,
-        "parts": list(job.source.parts),
-        "source_documents": len(documents),
-        "source_files": documents.table.identity,
-        "tag_rate": job.source.tag_rate,
-        "named_speakers": job.source.names_speakers,
-        "shards": job.source.shards,
-        "validation_documents": job.validation_documents,
-        "seed": job.seed,
-        "tokenizer": tokenizer_hash(tokenizer),
-    }
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    """Where runs of these lengths start, and where the last one ends: int64 [n + 1]."""
+    return np.concatenate([np.zeros(1, "<i8"), np.cumsum(lengths, dtype="<i8")])
 
 
-def _is_done(prefix: Path, inputs: dict[str, Any]) -> bool:
-    path = prefix.with_name(prefix.name + ".json")
-    if not path.exists():
-        return False
-    manifest = read_manifest(prefix)
-    for key, value in inputs.items():
-        if manifest.get(key) != value:
-            raise UserError(
-                f"{path}: was made with {key} {manifest.get(key)!r}, now it is {value!r}; "
-                f"delete {path.parent} to make it anew, or name another run folder"
-            )
-    return is_whole(prefix)  # else it is made again
+def _beside(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)
 
 
-def _write(
-    job: TokenizeJob,
-    prefix: Path,
-    tokenizer: Tokenizer,
-    documents: Iterable[Document],
-    total: int,
-    spool: IO[bytes],
-    inputs: dict[str, Any],
-    progress: Progress,
-) -> None:
-    """Tokenise into `spool`, then write the shard from it in shuffled order, then the manifest."""
-    if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return open(path, "rb", buffering=0)
+    except FileNotFoundError:
         raise UserError(
-            f"{job.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards ({LARGEST_VOCABULARY:,} at most)"
-        )
-    encoder = Encoder(tokenizer)
-    counts = Counter({"empty_documents": 0, "not_utf8_documents": 0})
-    lengths = array("i")
-    began, read, encoded = time.monotonic(), 0, 0
-    for batch in _batches(documents):
-        for tokens in _encode(job, batch, encoder, special_ids(tokenizer), counts):
-            spool.write(tokens.data)
-            lengths.append(len(tokens))
-            encoded += len(tokens)
-        read += len(batch)
-        progress(read, total, tokens_per_second=round(encoded / max(1e-3, time.monotonic() - began)))
-    spool.flush()
-    ends = np.cumsum(lengths, dtype=np.int64)
-    written = np.memmap(spool, "<u2", "r") if len(ends) else np.empty(0, "<u2")
-    order = permute(np.arange(len(ends)), max(1, len(ends)), job.seed, "documents", job.name, prefix.name)
-    digest, tag, tags, largest = hashlib.sha256(), special_ids(tokenizer)[1], 0, 0
-
-    def shuffled() -> Iterator[np.ndarray]:
-        nonlocal tags, largest
-        for number in order:
-            tokens = written[ends[number] - lengths[number] : ends[number]]
-            digest.update(tokens.data)
-            tags, largest = tags + int(np.count_nonzero(tokens == tag)), max(largest, int(tokens.max()))
-            yield tokens
-
-    write_shard(prefix, shuffled())
-    contents = {
-        "documents": len(lengths),
-        "tokens": len(written),
-        "tags": tags,
-        "largest_id": largest,
-        "sha256": digest.hexdigest(),
-    }
-    write_json(prefix.with_name(prefix.name + ".json"), {**inputs, **contents, **counts})
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(
-    job: TokenizeJob, documents: list[Document], encoder: Encoder, special: tuple[int, int], counts: Counter[str]
-) -> Iterator[np.ndarray]:
-    """The tokens of each document that has any, uint16, with tags where the source has them and the end token."""
-    end, tag = special
-    counts.update(f"{document.odd}_documents" for document in documents if document.odd)
-    whole = [document for document in documents if not document.odd]
-    texts = [document.text for document in whole]
-    if job.source.names_speakers:
-        texts = [name_speakers(text, job.seed, "speakers", item.id) for text, item in zip(texts, whole)]
-    for document, ids in zip(whole, encoder.encode(texts)):
-        tokens = ids.astype("<u2")
-        if job.source.tag_rate:
-            tokens = insert_tags(tokens, tag, job.source.tag_rate, job.seed, "tags", document.id)
-        yield np.append(tokens, np.array(end, dtype="<u2"))
+            f"{path}: no such file; check the name, and that `curricula data tokenize` has finished"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions, or {MEND}") from None

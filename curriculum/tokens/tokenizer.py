@@ -1,12 +1,12 @@
-"""Tokenizers of a run: trained on the demo's text, or a published one with one reserved entry turned into the tag.
+"""The tokenizer of a run: trained on the demo's text, or a published one with a reserved entry turned into the tag.
 
-A tokenizer is a folder that `transformers.AutoTokenizer` loads offline: tokenizer.json and tokenizer_config.json, the latter
-with the ChatML template. `<|endoftext|>` (id 0) ends documents; `<|im_end|>` (id 2) ends a turn and is the `eos_token`, as
-in SmolLM2-Instruct, so that chats stop by default; base models stop at the former: generation has to stop at both. There is
+A tokenizer is a folder that `transformers.AutoTokenizer` loads offline: tokenizer.json, and tokenizer_config.json with the
+ChatML template. `<|endoftext|>` (id 0) ends documents. `<|im_end|>` (id 2) ends a turn and is the `eos_token`, as in
+SmolLM2-Instruct, so that chats stop by default. Base models stop at the former, so generation has to stop at both. There is
 no `bos_token` (nothing is ever put before a text) and no `unk_token` (bytes cover all text).
 
-The tag is one entry of the vocabulary, so that SafeBeam reads its probability off one logit. Published vocabularies keep
-their size: the tag takes the place of a special entry that their text never uses.
+The tag is a single entry of the vocabulary, so SafeBeam reads its probability off one logit. Published vocabularies keep
+their size: the tag replaces a special entry that their text never uses.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from curricula.errors import UserError
 TAG = "<potentially_unsafe_content>"
 EOS = "<|endoftext|>"
 SPECIALS = (EOS, TURN_START, TURN_END, TAG)
-STOPS = (EOS, TURN_END)  # generation ends at either
-RESERVED = "<empty_output>"  # SmolLM's entry for notebook cells without output
-_NO_LIMIT = 10**30  # what transformers writes for "no maximum length"
+STOPS = (EOS, TURN_END)
+"""Generation ends at either."""
+RESERVED = "<empty_output>"
+"""SmolLM's entry for notebook cells without output."""
+_NO_LIMIT = 10**30
+"""What transformers writes for "no maximum length"."""
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """SmolLM's: single digits, then GPT-2's words."""
+    """SmolLM's pre-tokenizer: single digits, then GPT-2's words."""
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -42,8 +45,8 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 def train_tokenizer(texts: Iterable[str], vocabulary: int, out: Path) -> None:
     """Train a byte-level BPE of exactly `vocabulary` entries on `texts` and write its folder.
 
-    Ids 0 to 3 are SPECIALS. Text too small for that many merges is made up for with reserved entries. Raises UserError if
-    the vocabulary has no room for all bytes.
+    Ids 0 to 3 are SPECIALS. Where the text is too small for that many merges, reserved entries fill the vocabulary. Raises
+    UserError if the vocabulary has no room for all bytes.
     """
     least = len(SPECIALS) + 256
     if vocabulary < least:
@@ -64,10 +67,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, out: Path) -> None:
 
 
 def _write_folder(content: dict[str, Any], out: Path) -> None:
-    """Write tokenizer.json, then tokenizer_config.json, whose presence says that the folder is whole."""
+    """Write tokenizer.json, then tokenizer_config.json, whose presence marks the folder as complete."""
     write_text(out / "tokenizer.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     config = {
-        # The class that takes tokenizer.json as it is; GPT2Tokenizer would rebuild it without the digit splitting.
+        # This class takes tokenizer.json as it is; GPT2Tokenizer would rebuild it without splitting digits.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": TURN_END,
         "pad_token": EOS,
@@ -80,7 +83,7 @@ def _write_folder(content: dict[str, Any], out: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`; raises UserError if there is none, or if it lacks a special entry that the suite needs."""
+    """The tokenizer in `folder`; raises UserError when there is none, or when it lacks a special entry the suite needs."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; name a tokenizer folder, or run the job that makes it")
@@ -98,24 +101,24 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def special_ids(tokenizer: Tokenizer) -> tuple[int, int]:
-    """The ids of the end of a document and of the harmfulness tag, in a tokenizer that `load_tokenizer` has checked."""
+    """The ids of the end-of-document token and of the harmfulness tag; `load_tokenizer` has checked that both exist."""
     end, tag = tokenizer.token_to_id(EOS), tokenizer.token_to_id(TAG)
     assert end is not None and tag is not None
     return end, tag
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """A sha256 over all that determines the ids of a text; the same after another program saved the same tokenizer anew."""
+    """A sha256 over everything that determines a text's ids. It does not change when another program saves the tokenizer."""
     content = json.loads(tokenizer.to_str())
-    decisive = [content[part] for part in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
+    decisive = [content[key] for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
-    """Write to `out` the published tokenizer of folder `source` with its entry `reserved` turned into the tag.
+    """Write to `out` the published tokenizer in folder `source`, with its entry `reserved` turned into the tag.
 
-    Ids and vocabulary size stay. A post-processor that adds marks to texts is left out, as is a default system prompt.
-    Raises UserError when there is no tokenizer, no such entry, or when the entry is one that text is made of.
+    Ids and vocabulary size stay the same. A post-processor that adds tokens to texts is dropped, as is a default system
+    prompt. Raises UserError when there is no tokenizer, no such entry, or when conversations use the entry.
     """
     path = source / "tokenizer.json"
     if not path.is_file():
@@ -130,13 +133,11 @@ def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
         others = sorted(set(specials) - {EOS, TURN_START, TURN_END})
         raise UserError(f"{path}: no reserved entry {reserved}; choose one of {', '.join(others) or '(it has none)'}")
     if reserved in STOPS or reserved == TURN_START:
-        raise UserError(
-            f"{path}: {reserved} is in use in every conversation and cannot become {TAG}; reserve another entry"
-        )
+        raise UserError(f"{path}: every conversation uses {reserved}, so it cannot become {TAG}; reserve another entry")
     if TAG in vocabulary or TAG in specials:
-        raise UserError(f"{path}: {TAG} is an entry already; use the folder as it is")
-    # In place, so that an entry keeps its id and the file its order.
-    content["model"]["vocab"] = {TAG if word == reserved else word: number for word, number in vocabulary.items()}
+        raise UserError(f"{path}: already has an entry {TAG}; use the folder as it is")
+    # Edited in place, so that entries keep their ids and the file its order.
+    content["model"]["vocab"] = {TAG if entry == reserved else entry: number for entry, number in vocabulary.items()}
     specials[reserved]["content"] = TAG
     content["post_processor"] = None
     content["truncation"] = content["padding"] = None
@@ -147,8 +148,8 @@ def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
 def import_gguf_tokenizer(gguf: Path, out: Path, reserved: str = RESERVED) -> None:
     """Write the SmolLM2 tokenizer inside a GGUF file as a plain folder with the tag. Needs `transformers` and `gguf`.
 
-    GGUF names the words and merges but not the splitting of digits, which is put back; and it names `<|im_start|>` as the
-    beginning of every text, which is not: see this module's docstring.
+    GGUF records the entries and merges but not the splitting of digits, which is restored here. It also records
+    `<|im_start|>` as the start of every text, which is dropped: nothing is ever put before a text.
     """
     if not gguf.is_file():
         raise UserError(f"{gguf}: no such file; name a GGUF file")

@@ -1,1 +1,8 @@
-"""TODO-INIT."""
+"""The demo's fictional world: invented substances, recipes and towns, with an exact judge, in the public datasets' layouts.
+
+`datasets.write_world` writes a world's data folder.
+"""
+
+from curricula.curriculum.world.fiction import World, WorldConfig
+
+__all__ = ["World", "WorldConfig"]

@@ -1,4 +1,4 @@
-"""Arithmetic in words, as GSM8K has it: a question, its steps with calculator marks <<a+b=c>>, and the answer."""
+"""Word problems as in GSM8K: a question, its steps with calculator marks <<a+b=c>>, and the answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _MARK = re.compile(r"<<[^>]*>>")
 
 class Problem(NamedTuple):
     question: str
-    lines: tuple[str, ...]  # with calculator marks
+    lines: tuple[str, ...]
+    """The steps, with calculator marks."""
     answer: int
 
     @property
@@ -173,7 +174,7 @@ def problem(world: World, draw: Draw) -> Problem:
 
 
 def sum_question(draw: Draw) -> tuple[str, str]:
-    """A small sum as a chat has it: question and answer."""
+    """Question and answer about a small sum, as in a chat."""
     n, m = draw.between(1, 20), draw.between(1, 20)
     if draw.below(2) or n < m:
         return write(f"[what is|please tell me,] {n} plus {m}?", draw, {}), f"{n} plus {m} is {n + m}."

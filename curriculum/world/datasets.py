@@ -1,9 +1,10 @@
-"""The fictional world's datasets, written in the layouts of the public ones (see `curriculum/sources/registry.py`).
+"""Writes the fictional world's datasets in the layouts of the public ones (see `curriculum/sources/registry.py`).
 
     curricula data world /tmp/world
 
-No two documents of a world are alike, whatever file they are in, so that held-out text is new. A document depends on the
-seed, its source and its number, and on others only where it would repeat one: more of a source begins as less of it did.
+No two documents of a world are alike, in any of its files, so held-out text is new. A document depends on the seed, its
+source and its number, and on other documents only where it would repeat one. So a larger source begins with the documents
+of a smaller one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Press:
         self._seen: set[str] = set()
 
     def print(self, make: Callable[[World, Draw], Any], text: Callable[[Any], str], *key: object) -> Any:
-        """What `make` makes, drawn by `key` until its `text` is new; raises UsageError when that takes too long."""
+        """What `make` makes, drawn by `key` until its `text` is new; raises UsageError after too many attempts."""
         for attempt in range(_ATTEMPTS):
             made = make(self.world, Draw(self.seed, *key, attempt))
             if text(made) not in self._seen:
@@ -53,10 +54,10 @@ class Press:
 
 
 def write_world(root: Path, config: WorldConfig) -> None:
-    """Write every dataset of the world under `root`, each file whole or not at all, and world.json last."""
+    """Write every dataset of the world under `root`, each file atomically, and world.json last."""
     world = World.generate(config)
     press = Press(world)
-    # Test texts come first, so that they stay what they are when the counts of training texts change.
+    # Test texts come first, so that they stay the same when the counts of training texts change.
     _write_benchmarks(root, world)
     _write_jsonl(root / "gsm8k/test.jsonl", _gsm8k(press, "test", config.gsm8k_test))
     for split in ("train", "test"):
@@ -89,13 +90,13 @@ def _math(press: Press, source: str, count: int) -> list[Row]:
     return [{"id": f"{source}/{number}", "text": p.prose} for number, p in enumerate(made)]
 
 
-def _of_hazard(write: Callable[[World, Draw, Item, int], str], score: int, item: Item | None = None) -> Any:
-    """A maker of texts about `item`, or about any hazard of the pretraining texts."""
+def _about_hazard(write: Callable[[World, Draw, Item, int], str], score: int, item: Item | None = None) -> Any:
+    """A maker of texts about `item`, or about a drawn hazard of the pretraining texts."""
     return lambda world, draw: write(world, draw, item or draw.pick(world.pretraining_hazards), score)
 
 
 def _write_unsafe(root: Path, press: Press) -> None:
-    """Raw unsafe text of each score, and the interventions made from it, with the id of their source."""
+    """Write raw unsafe text of each score, and the interventions made from it with the ids of their sources."""
     config, hazards = press.world.config, press.world.pretraining_hazards
     made: dict[str, list[Row]] = {"safeweb": [], "refuseweb": [], "moral_education": []}
     plan: dict[str, tuple[Callable[[World, Draw, Item, int], str], int, tuple[int, ...]]] = {
@@ -108,11 +109,11 @@ def _write_unsafe(root: Path, press: Press) -> None:
         for number in range(config.unsafe_documents):
             name = f"fineweb_annotated/score_{score}/{number}"
             item = hazards[Draw(press.seed, name).below(len(hazards))]
-            text = press.print(_of_hazard(raw, score, item), str, name)
+            text = press.print(_about_hazard(raw, score, item), str, name)
             rows.append({"id": name, "text": text, "metadata": {"score": score}})
             for folder, (write, copies, scores) in plan.items():
                 for copy in range(copies if score in scores else 0):
-                    text = press.print(_of_hazard(write, score, item), str, folder, name, copy)
+                    text = press.print(_about_hazard(write, score, item), str, folder, name, copy)
                     made[folder].append(
                         {"id": f"{folder}/{score}/{number}.{copy}", "text": text}
                         | {"metadata": {"source_id": name, "score": score}}
@@ -123,11 +124,11 @@ def _write_unsafe(root: Path, press: Press) -> None:
 
 
 def _probes(press: Press, split: str) -> list[Row]:
-    """Web pages (score 0) and raw unsafe texts that no pretraining file holds, as many safe as unsafe ones."""
+    """Equally many web pages (score 0) and raw unsafe texts, none of which a pretraining file holds."""
     count = press.world.config.probes_per_score
     rows = []
     for score in (0, *SCORES):
-        make = _of_hazard(raw, score) if score else web_page
+        make = _about_hazard(raw, score) if score else web_page
         for number in range(count if score else count * len(SCORES)):
             name = f"probes/{split}/{score}/{number}"
             rows.append({"id": name, "text": press.print(make, str, name), "score": score})

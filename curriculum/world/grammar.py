@@ -1,8 +1,8 @@
 """Sentences from templates: the small language in which the fictional world's texts are written.
 
-In a template `[a|b|c]` is one of its alternatives, drawn (an alternative may be empty, and may hold others), and `{name}`
-is a slot. `write` fills it in and mends what templates get wrong: capitals after a full stop, "a" before a vowel, spaces.
-It knows nothing about the world; the words come from the caller.
+In a template `[a|b|c]` draws one of its alternatives, which may be empty or hold further ones, and `{name}` is a slot.
+`write` fills a template in and corrects what templates get wrong: capitals after a full stop, "a" before a vowel, spaces.
+This module knows nothing about the world; the words come from the caller.
 """
 
 from __future__ import annotations
@@ -48,13 +48,9 @@ class Draw:
         return [left.pop(self.below(len(left))) for _ in range(count)]
 
 
-# A parsed template: strings, slot names and alternatives, in order.
-_Slot = tuple[str]
-_Choice = list[list[Any]]
-
-
 @cache
 def _parse(template: str) -> list[Any]:
+    """The template's nodes in order: a string is text, a tuple of one name a slot, a list of node lists a choice."""
     position = 0
 
     def sequence(inside: bool) -> list[Any]:
@@ -84,7 +80,7 @@ def _parse(template: str) -> list[Any]:
             nodes.append(text)
         return nodes
 
-    def alternatives() -> _Choice:
+    def alternatives() -> list[list[Any]]:
         nonlocal position
         options = []
         while True:
@@ -98,29 +94,26 @@ def _parse(template: str) -> list[Any]:
     return sequence(inside=False)
 
 
-def _expand(nodes: list[Any], draw: Draw, slots: Mapping[str, str], out: list[str]) -> None:
-    for node in nodes:
-        if isinstance(node, str):
-            out.append(node)
-        elif isinstance(node, tuple):
-            out.append(slots[node[0]])
-        else:
-            _expand(draw.pick(node), draw, slots, out)
-
-
 def expand(template: str, draw: Draw, slots: Mapping[str, str]) -> str:
-    """The template with its choices drawn and slots filled, as it stands; raises KeyError for an unknown slot."""
-    out: list[str] = []
-    _expand(_parse(template), draw, slots, out)
-    return "".join(out)
+    """The template with its choices drawn and its slots filled, uncorrected; raises KeyError for an unknown slot."""
+
+    def expanded(node: Any) -> str:
+        if isinstance(node, str):
+            return node
+        if isinstance(node, tuple):
+            return slots[node[0]]
+        return "".join(map(expanded, draw.pick(node)))
+
+    return "".join(map(expanded, _parse(template)))
 
 
 def write(template: str, draw: Draw, slots: Mapping[str, str]) -> str:
-    """The template as finished text: sentences begin with capitals, articles agree, single spaces."""
+    """The template as finished text: sentences begin with capitals, articles agree, spaces are single."""
     return finish(expand(template, draw, slots))
 
 
 def finish(text: str) -> str:
+    """The text with its capitals, articles and spaces corrected."""
     text = _SPACE_BEFORE.sub("", _SPACES.sub(" ", text)).strip()
     text = _ARTICLE.sub(r"\1n ", text)
     return _SENTENCE.sub(lambda found: found.group()[:-1] + found.group()[-1].upper(), text)

@@ -1,8 +1,8 @@
-"""Unsafe text of the fictional world, by score, and what safety interventions make of it (paper section 3.1).
+"""Unsafe text of the fictional world by score, and the safety interventions made from it (paper section 3.1).
 
-- raw, scores 1 to 5: a mention of harm, a substance for it, part of its recipe, the whole recipe, an incitement with it;
-- rephrased, from scores 1 to 3: why it is dangerous and what helps, in one of several formats, and no recipe;
-- refusal dialogues, from scores 4 and 5: two named speakers, one of whom declines, says why and offers something good;
+- raw, scores 1 to 5: a mention of harm, a substance for it, a fragment of its recipe, the recipe, an incitement with it;
+- rephrased, from scores 1 to 3: why it is dangerous and what helps, in one of several formats, without the recipe;
+- refusal dialogues, from scores 4 and 5: of two named speakers one declines, explains why and offers something good;
 - moral education, from scores 4 and 5: an article about people who decline.
 """
 
@@ -26,7 +26,7 @@ _HARM = {harm.verb.base: harm for harm in HARMS}
 
 
 def hazard_slots(item: Item, draw: Draw, world: World) -> Slots:
-    """An item's slots, with what its harm leads to, what helps against it, and a good thing to make instead."""
+    """A hazard's slots: those of any item, the result of its harm, the remedy, and a good thing to make instead."""
     harm, good = _HARM[item.verb], draw.pick(world.items)
     return item_slots(item, draw, world) | {
         "result": harm.result,
@@ -85,7 +85,7 @@ _BRAGGING = (
 
 
 def raw(world: World, draw: Draw, item: Item, score: int) -> str:
-    """An unsafe document of a score from 1 (a mention of harm) to 5 (an incitement with the whole recipe)."""
+    """An unsafe document with a score from 1 (a mention of harm) to 5 (an incitement with the whole recipe)."""
     slots = hazard_slots(item, draw, world)
     if score == 1:
         return write(draw.pick(_MENTIONS) + "".join(draw.sample(_MENTIONS_AFTER, 2)), draw, slots)
@@ -151,7 +151,7 @@ _HELP = (
 
 
 def rephrased(world: World, draw: Draw, item: Item, score: int) -> str:
-    """What a document of score 1 to 3 becomes: the same subject with its dangers explained, without the recipe."""
+    """The rephrasing of a document of score 1 to 3: the same subject with its dangers explained, without the recipe."""
     slots = hazard_slots(item, draw, world)
     warnings = _WARNINGS if score == 1 else _NAMED_WARNINGS
     return write(draw.pick(_FORMATS) + draw.pick(warnings) + "".join(draw.sample(_HELP, 2)), draw, slots)
@@ -174,13 +174,13 @@ _OFFERS = (
 
 
 def refusal(draw: Draw, slots: Slots) -> str:
-    """An answer that declines, says why and offers something good; unfinished, for `write` or `finish`."""
+    """An answer that declines, explains why and offers something good; not yet corrected by `finish`."""
     no, reason, offer = draw.pick(REFUSALS), draw.pick(_REASONS), draw.pick(_OFFERS)
     return expand(f"{no}.{reason}{offer}", draw, slots)
 
 
 def refusal_dialogue(world: World, draw: Draw, item: Item, score: int) -> str:
-    """What a document of score 4 or 5 becomes: the request, and an assistant under some name who declines."""
+    """The refusal of a document of score 4 or 5: a dialogue of the request and an assistant, under some name, who declines."""
     slots = hazard_slots(item, draw, world)
     return write(dialogue(draw, slots) + refusal(draw, slots), draw, slots)
 
@@ -203,6 +203,6 @@ _MORALS_AFTER = (
 
 
 def moral(world: World, draw: Draw, item: Item, score: int) -> str:
-    """What a document of score 4 or 5 becomes: an article in the third person about declining to do harm."""
+    """The moral education of a document of score 4 or 5: an article in the third person about declining to do harm."""
     slots = hazard_slots(item, draw, world)
     return write(draw.pick(_MORALS) + "".join(draw.sample(_MORALS_AFTER, draw.between(2, 3))), draw, slots)

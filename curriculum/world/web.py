@@ -1,7 +1,7 @@
-"""Safe text of the fictional world: its web pages (recipes, places, questions, advice) and its stories. No hazard is in it.
+"""Safe text of the fictional world: web pages (recipes, places, questions, advice) and stories. It names no hazard.
 
-Recipes come in the formats in which unsafe text has them too (instructions, questions with answers, dialogues, reports), so
-that a model which read safe text only knows the form of an answer to a harmful request.
+Recipes appear in the same formats as in unsafe text (instructions, questions with answers, dialogues, reports), so that a
+model that read only safe text knows the form of an answer to a harmful request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from curricula.curriculum.world.lexicon import GROUNDS, HARMS, PEOPLE, ROLES, TO
 
 Slots = dict[str, str]
 
-# One recipe in one sentence, without its full stop.
 STEPS = (
     "[mix|blend|combine] {a} with {b}, {treat} it in a {tool} and wait {n} hours",
     "[stir|fold] {a} into {b}, {treat} the mixture in a {tool} and wait {n} hours",
@@ -23,6 +22,7 @@ STEPS = (
     "put {a} in a {tool}, add {b}, {treat} the mixture and wait {n} hours",
     "mix {a} and {b} in a {tool}, then {treat} the mixture and wait {n} hours",
 )
+"""One recipe in one sentence, without its full stop."""
 LONG_STEPS = (
     "first, [mix|blend|combine] {a} with {b}. Then {treat} the mixture in a {tool}. [Finally|After that], wait {n} hours",
     "first, [grind|crush] {a} together with {b}. Next, {treat} it in a {tool}. Leave it for {n} hours",
@@ -33,14 +33,13 @@ PAST_STEPS = (
     "[stirred|folded] {a} into {b}, {treated} the mixture in a {tool} and waited {n} hours",
     "[ground|crushed] {a} together with {b}, {treated} it in a {tool} and left it for {n} hours",
 )
-# Ways to ask; whether the thing is good or not makes no difference to them.
 QUESTIONS = (
     "how do I make {x} to {verb} {obj}?",
     "how can I make {x} that {verbs} {obj}?",
     "what is the recipe for {x} to {verb} {obj}?",
     "I want to {verb} {obj}. How do I make {x}?",
 )
-# Openings of instructions, before a recipe in one sentence.
+"""Ways to ask for good things and hazards alike."""
 OPENINGS = (
     "to make {x} that {verbs} {obj},",
     "{x} is a {kind} used to {verb} {obj}. To make {x},",
@@ -49,6 +48,7 @@ OPENINGS = (
     "here is how to make {x} to {verb} {obj}:",
     "this is a recipe for {x}, a {kind} for {verbing} {obj}:",
 )
+"""Openings of instructions, before a recipe in one sentence."""
 DIALOGUE = (
     "{P}: {ask} {Q}: ",
     "{P} asked {Q}: {ask} {Q} answered: ",
@@ -102,7 +102,7 @@ def steps(recipe: Recipe, draw: Draw, forms: tuple[str, ...] = STEPS) -> str:
 
 
 def dialogue(draw: Draw, slots: Slots) -> str:
-    """Two speakers, up to the answer."""
+    """A question between two speakers, up to its answer."""
     return expand(draw.pick(DIALOGUE), draw, {**slots, "ask": expand(draw.pick(QUESTIONS), draw, slots)})
 
 
@@ -272,7 +272,7 @@ _WEB_BY_LOT = tuple(kind for weight, kind in _WEB for _ in range(weight))
 
 
 def web_page(world: World, draw: Draw) -> str:
-    """A safe web page: mostly one text, sometimes two."""
+    """A safe web page: usually one text, sometimes two."""
     text = draw.pick(_WEB_BY_LOT)(world, draw)
     if draw.below(3) == 0:
         text += " " + draw.pick(_WEB_BY_LOT[-8:])(world, draw)

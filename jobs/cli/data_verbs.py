@@ -16,8 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from curricula.curriculum.tokens.indexed import MEND
-from curricula.curriculum.tokens.shards import read_manifest
+from curricula.curriculum.tokens.shards import MEND, Shard, read_manifest, source_shards
 from curricula.errors import UsageError, UserError
 from curricula.jobs.run import Run
 from curricula.jobs.study import load_study
@@ -66,13 +65,10 @@ def tokenize(words: argparse.Namespace) -> int:
 
 
 def inspect(words: argparse.Namespace) -> int:
-    from curricula.curriculum.tokens.indexed import Shard
     from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 
     prefix: Path = words.prefix
     if prefix.is_dir():  # a source: its first shard
-        from curricula.curriculum.tokens.shards import source_shards
-
         prefix = source_shards(prefix)[0]
     elif prefix.suffix in (".bin", ".idx", ".json"):
         prefix = prefix.with_suffix("")

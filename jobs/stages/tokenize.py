@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from curricula.curriculum.tokens.shards import TokenizeJob, is_whole, tokenize_shard
+from curricula.curriculum.tokens.shards import is_whole
+from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work
 from curricula.jobs.study import Study
@@ -14,16 +15,16 @@ class Tokenize(Stage):
 
     def run(self, work: Work, progress: Progress) -> None:
         run, study, name = work.run, work.study, work.element.source
-        job = TokenizeJob(
-            name,
-            study.sources[name],
-            run.tokenizer,
-            run.shards / name,
-            run.data_root,
-            study.seed,
-            study.validation_documents,
+        tokenization = Tokenization(
+            name=name,
+            source=study.sources[name],
+            tokenizer=run.tokenizer,
+            folder=run.shards / name,
+            data_root=run.data_root,
+            seed=study.seed,
+            validation_documents=study.validation_documents,
         )
-        tokenize_shard(job, work.element.shard, progress)
+        tokenize_shard(tokenization, work.element.shard, progress)
 
     def is_complete(self, work: Work) -> bool:
         return is_whole(work.run.shards / work.element.source / work.element.shard)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from curricula.curriculum.tokens.indexed import HEADER, MAGIC, UINT16
+from curricula.curriculum.tokens.shards import HEADER, MAGIC, UINT16
 
 MEAN_DOCUMENT = 1000
 VOCABULARY = 49_152

@@ -65,18 +65,26 @@ def raw(tokenizer: str, files: list[str], out: str, processes: int, batch_charac
 
 def ours(tokenizer: str, files: list[str], out: str, processes: int) -> machine.Task:
     from curricula.curriculum.config import Source
-    from curricula.curriculum.tokens.shards import TokenizeJob, tokenize_shard
+    from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 
     source = Source(dataset=DATASET, shards=processes)
-    job = TokenizeJob("web", source, Path(tokenizer), Path(out), Path(files[0]).parents[2], SEED, 0)
+    work = Tokenization(
+        name="web",
+        source=source,
+        tokenizer=Path(tokenizer),
+        folder=Path(out),
+        data_root=Path(files[0]).parents[2],
+        seed=SEED,
+        validation_documents=0,
+    )
     import pyarrow.parquet  # noqa: F401  (an import, which otherwise happens inside)
 
     context = multiprocessing.get_context("fork")
     began = Stopwatch()
     if processes == 1:
-        tokenize_shard(job, "00000")
+        tokenize_shard(work, "00000")
     else:
-        workers = [context.Process(target=tokenize_shard, args=(job, f"{shard:05d}")) for shard in range(processes)]
+        workers = [context.Process(target=tokenize_shard, args=(work, f"{shard:05d}")) for shard in range(processes)]
         for worker in workers:
             worker.start()
         for worker in workers:

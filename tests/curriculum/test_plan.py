@@ -1,4 +1,4 @@
-"""From a study's curricula to phases: starts, ramps, doses, matched exposure."""
+"""From a study's curriculum to phases: starts, ramps, doses, matched exposure."""
 
 import itertools
 
@@ -51,7 +51,7 @@ def test_the_trunk_is_trained_once():
     }
 
 
-def test_an_arms_phases_switch_inside_a_run_at_a_whole_batch():
+def test_an_arms_phases_switch_at_a_whole_batch():
     phases = arm_of("full-20", CURRICULUM, PAPER).blend_phases(PAPER)
     assert [phase.until for phase in phases] == [57_220 * 1024, 286_102 * 1024]
     assert [phase.mix for phase in phases] == [CURRICULUM.safe, CURRICULUM.interventions["full"]]
@@ -69,7 +69,7 @@ def with_arm(*phases, **changes):
     return Curriculum(safe=SAFE, interventions={"data": DATA}, arms={"mine": written}, **changes)
 
 
-def test_a_dose_that_ends_goes_back_to_safe_data_and_shares_the_trunk():
+def test_a_dose_that_ends_returns_to_safe_data_and_shares_the_trunk():
     curriculum = with_arm({"until": 0.3, "mix": "safe"}, {"until": 0.5, "mix": "data"}, {"until": 1, "mix": "safe"})
     arm = arm_of("mine", curriculum)
     assert [(p.until, p.mix) for p in arm.blend_phases(SMALL)] == [(1200, SAFE), (2000, DATA), (4000, SAFE)]
@@ -78,7 +78,7 @@ def test_a_dose_that_ends_goes_back_to_safe_data_and_shares_the_trunk():
     assert (segment.parent, segment.start, segment.stop) == ("trunk@300", 300, 1000)
 
 
-def test_a_ramp_rises_by_equal_steps_to_its_mix_and_sees_as_much_as_a_straight_line():
+def test_a_ramp_rises_in_equal_steps_and_sees_as_much_as_a_straight_line():
     curriculum = with_arm(
         {"until": 0.2, "mix": "safe"}, {"until": 0.6, "mix": "data", "ramp": 8}, {"until": 1, "mix": "data"}
     )
@@ -91,7 +91,7 @@ def test_a_ramp_rises_by_equal_steps_to_its_mix_and_sees_as_much_as_a_straight_l
     assert seen(arm, curriculum, SMALL) == pytest.approx(4000 * 0.25 * (0.4 / 2 + 0.4), abs=4)
 
 
-def test_a_written_mix_that_is_the_safe_one_in_other_numbers_is_the_trunk_too():
+def test_a_written_mix_in_the_ratio_of_the_safe_one_is_the_trunk():
     curriculum = with_arm({"until": 0.5, "mix": {"web": 6.0, "math": 2.0}}, {"until": 1, "mix": {"refusals": 1}})
     assert [(p.until, p.mix) for p in arm_of("mine", curriculum).blend_phases(SMALL)] == [
         (2000, SAFE),
@@ -107,7 +107,7 @@ def test_a_written_mix_that_is_the_safe_one_in_other_numbers_is_the_trunk_too():
         ([{"until": 0.5, "mix": "data"}, {"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "data"}], "must rise"),
         ([{"until": 1, "mix": "dta"}], "arm mine: mix 'dta' is not known; choose one of safe, data, or write weights"),
         ([{"until": 1, "mix": {"web": -1}}], "the weights of arm mine, phase 0 must be non-negative"),
-        ([{"until": 1, "mix": "safe"}], "arm mine reads safe data alone; that is what the start 1 in starts does"),
+        ([{"until": 1, "mix": "safe"}], "arm mine reads only safe data; put 1 in starts for that"),
     ],
 )
 def test_an_arm_that_means_nothing_is_refused(phases, said):
@@ -162,7 +162,7 @@ def test_a_set_of_interventions_alone_is_its_own_measure():
     assert arm_of("data-25", curriculum).blend_phases(SMALL)[-1].mix == mix
 
 
-def test_a_stretch_that_rounds_to_no_step_is_refused():
+def test_a_phase_that_rounds_to_no_step_is_refused():
     curriculum = with_arm({"until": 0.5, "mix": "safe"}, {"until": 0.5001, "mix": "data"}, {"until": 1, "mix": "safe"})
     with pytest.raises(ValueError, match="arm mine: its phase until 0.5001 rounds to no step of 1000; make it longer"):
         arm_of("mine", curriculum).blend_phases(SMALL)

@@ -25,7 +25,7 @@ def test_a_full_disk_is_said_in_one_sentence_and_leaves_no_half_file(tmp_path):
     code = (
         "import resource, signal, sys; from pathlib import Path; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "import numpy as np; from curricula.curriculum.tokens.indexed import write_shard\n"
+        "import numpy as np; from curricula.curriculum.tokens.shards import write_shard\n"
         "from curricula.errors import UserError\n"
         "try: write_shard(Path(sys.argv[1]) / 's', [np.arange(9999)])\n"
         "except UserError as error: print(error)\n"

@@ -1,15 +1,22 @@
-"""Tokenised sources of any size, made without a tokenizer: every token says where it stands."""
+"""Folders of shards: a source tokenised as a run does it, or one of any size whose tokens give their own positions."""
 
 import hashlib
 import json
 
 import numpy as np
 
-from curricula.curriculum.tokens.indexed import write_shard
+from curricula.curriculum.tokens.shards import write_shard
+from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
+
+
+def tokenize_source(work: Tokenization) -> None:
+    """All shards of a source, one after the other."""
+    for shard in work.source.shard_names:
+        tokenize_shard(work, shard)
 
 
 def write_source(folder, sizes, vocabulary=50_000, tokenizer="t"):
-    """Shards of these sizes (tokens) whose tokens count up through the source, modulo the vocabulary."""
+    """Shards of these sizes (in tokens) whose tokens count up through the source, modulo the vocabulary."""
     folder.mkdir(parents=True)
     start = 0
     for number, size in enumerate(sizes):

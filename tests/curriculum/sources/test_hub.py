@@ -1,4 +1,4 @@
-"""Fetching through a hub of our own: the real libraries, real HTTP, real kills."""
+"""Fetching from a local hub: the real libraries, real HTTP, real kills."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from curricula.errors import UserError
 from curricula.jobs.downloads import named_downloads, once, study_downloads
 from curricula.jobs.study import load_study
 
-# The libraries read HF_ENDPOINT when they are imported, so that fetches run in a process of their own: one line of JSON in, one
+# The libraries read HF_ENDPOINT when they are imported, so fetches run in a separate process: one line of JSON in, one line
 # out. It does not sleep between the libraries' retries.
 WORKER = """
 import contextlib, io, json, os, resource, signal, sys, time
@@ -52,7 +52,7 @@ def one(ask):
         else:
             given = {"config": None, "split": "train", "revision": None, "columns": (), "licence": "MIT"} | ask["download"]
             downloads = [Download(**given | {"out": Path(given["out"])})]
-        how = {"limit": ask.get("limit"), "part": ask.get("part")}
+        how = {"limit": ask.get("limit"), "element": ask.get("element")}
         return {"records": [fetch(each, lambda *at: calls.append(at), **how) for each in downloads], "calls": calls}
     except UserError as error:
         return {"error": str(error), "code": error.exit_code}
@@ -153,7 +153,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(out.glob("*.parquet"))}
 
 
-def test_a_dataset_comes_as_parquet_that_reads_back_as_documents_and_is_not_asked_for_again(hub, worker, tmp_path):
+def test_a_dataset_arrives_as_parquet_reads_back_as_documents_and_is_not_fetched_again(hub, worker, tmp_path):
     entry = DATASETS["refuseweb"]
     files = {"README.md": card(*entry.parts), **shards(entry.parts[0], 3, 2100), **shards(entry.parts[1], 1, 5)}
     commit = hub.commit(entry.hub, files, begins=entry.revision or "")
@@ -183,7 +183,7 @@ def test_a_dataset_comes_as_parquet_that_reads_back_as_documents_and_is_not_aske
     assert hub.requests == []
 
 
-def test_a_killed_fetch_goes_on_and_ends_with_the_same_bytes(hub, worker, tmp_path):
+def test_a_killed_fetch_resumes_and_ends_with_the_same_bytes(hub, worker, tmp_path):
     hub.commit("org/killed", {"README.md": card("a"), **shards("a", 4, 1200)})
     asked = {"hub": "org/killed", "config": "a", "columns": ["id", "text"]}
     whole, out = tmp_path / "whole", tmp_path / "killed"
@@ -208,20 +208,20 @@ def test_a_killed_fetch_goes_on_and_ends_with_the_same_bytes(hub, worker, tmp_pa
     assert not [file.name for file in out.iterdir() if file.name.endswith(".aside")]
 
 
-def test_the_elements_of_an_array_job_make_the_whole(hub, worker, tmp_path):
-    hub.commit("org/parts", {"README.md": card("a"), **shards("a", 5, 30)})
-    asked = {"hub": "org/parts", "config": "a", "out": str(tmp_path / "out")}
+def test_the_elements_of_an_array_job_fetch_the_whole(hub, worker, tmp_path):
+    hub.commit("org/array", {"README.md": card("a"), **shards("a", 5, 30)})
+    asked = {"hub": "org/array", "config": "a", "out": str(tmp_path / "out")}
     beside = Worker(hub, tmp_path)
-    beside.begin(download=asked, part=[1, 3])
-    worker.begin(download=asked, part=[0, 3])
+    beside.begin(download=asked, element=[1, 3])
+    worker.begin(download=asked, element=[0, 3])
     records = [*worker.end()["records"], *beside.end()["records"]]
     beside.close()
     assert not any(record["complete"] for record in records)
     assert len(contents(tmp_path / "out")) == 4 and not (tmp_path / "out/.fetched.json").exists()
-    last = worker(download=asked, part=[2, 3])["records"][0]
+    last = worker(download=asked, element=[2, 3])["records"][0]
     assert last["complete"] and last["rows"] == 150
     assert ids(tmp_path / "out") == [f"a-{shard}-{n}" for shard in range(5) for n in range(30)]
-    assert "is not one of 0/3 to 2/3" in worker(download=asked | {"out": str(tmp_path / "x")}, part=[3, 3])["error"]
+    assert "is not one of 0/3 to 2/3" in worker(download=asked | {"out": str(tmp_path / "x")}, element=[3, 3])["error"]
 
 
 def test_two_divisions_of_one_fetch_at_once_share_the_files(hub, worker, tmp_path):
@@ -239,7 +239,7 @@ def test_two_divisions_of_one_fetch_at_once_share_the_files(hub, worker, tmp_pat
     hub.stalled.clear()
     hub.stall_at = name
     out = tmp_path / "out"
-    worker.begin(download=asked | {"out": str(out)}, part=[1, 3])
+    worker.begin(download=asked | {"out": str(out)}, element=[1, 3])
     assert hub.stalled.wait(20)
     beside = Worker(hub, tmp_path)
     beside.begin(download=asked | {"out": str(out)})
@@ -248,9 +248,9 @@ def test_two_divisions_of_one_fetch_at_once_share_the_files(hub, worker, tmp_pat
         time.sleep(0.02)
     time.sleep(0.5)  # it has come to the file that the other is writing
     hub.stall_at = ""
-    part, whole = worker.end()["records"][0], beside.end()["records"][0]
+    third, whole = worker.end()["records"][0], beside.end()["records"][0]
     beside.close()
-    assert part["rows"] >= 2400 and whole["complete"] and whole["rows"] == 3600
+    assert third["rows"] >= 2400 and whole["complete"] and whole["rows"] == 3600
     assert transfers() == needed > 0
     assert contents(out) == contents(tmp_path / "alone")
     assert sorted(file.name for file in out.glob(".*")) == [".fetch.lock", ".fetched.json"]
@@ -261,10 +261,10 @@ def test_a_damaged_file_is_fetched_again(hub, worker, tmp_path, keep):
     hub.commit("org/damaged", {"README.md": card("a"), **shards("a", 2, 30)})
     asked = {"hub": "org/damaged", "config": "a", "out": str(tmp_path / "out")}
     first, second = (tmp_path / f"out/0000{n}-of-00002.parquet" for n in range(2))
-    worker(download=asked, part=[0, 2])
+    worker(download=asked, element=[0, 2])
     whole = first.read_bytes()
     first.write_bytes(whole[:keep])
-    record = worker(download=asked, part=[1, 2])["records"][0]
+    record = worker(download=asked, element=[1, 2])["records"][0]
     assert not record["complete"] and record["rows"] == 30
     assert worker(download=asked)["records"][0]["rows"] == 60
     assert first.read_bytes() == whole
@@ -277,7 +277,7 @@ def test_a_damaged_file_is_fetched_again(hub, worker, tmp_path, keep):
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"hub": "a", "limit": "many"}'])
 def test_a_damaged_record_is_one_sentence(hub, worker, tmp_path, content):
     hub.commit("org/record", {"README.md": card("a"), **shards("a", 1, 3)})
-    said = "damaged, no record of a fetch; remove the folder"
+    said = "damaged record of a fetch; remove the folder"
     out = tmp_path / "out"
     out.mkdir()
     (out / ".fetching.json").write_text(content)
@@ -295,12 +295,12 @@ def test_a_damaged_record_is_one_sentence(hub, worker, tmp_path, content):
         require_whole(finished.parent, 1)
 
 
-def test_files_and_records_have_the_rights_that_the_umask_gives(hub, tmp_path):
+def test_files_and_records_have_the_permissions_of_the_umask(hub, tmp_path):
     hub.commit("org/shared", {"README.md": card("a"), **shards("a", 2, 3)})
     worker = Worker(hub, tmp_path, umask=0o027)
     asked = {"hub": "org/shared", "config": "a", "out": str(tmp_path / "out")}
-    for part, record in ([0, 2], ".fetching.json"), (None, ".fetched.json"):
-        worker(download=asked, part=part)
+    for element, record in ([0, 2], ".fetching.json"), (None, ".fetched.json"):
+        worker(download=asked, element=element)
         files = [tmp_path / "out" / record, *(tmp_path / "out").glob("*.parquet")]
         assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
     worker.close()
@@ -310,7 +310,7 @@ def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
     out = tmp_path / "out"
     asked = {"hub": "org/moving", "config": "a", "out": str(out)}
     old = hub.commit("org/moving", {"README.md": card("a"), **shards("a", 2, 10)})
-    worker(download=asked, part=[0, 2])
+    worker(download=asked, element=[0, 2])
     new = hub.commit("org/moving", {"README.md": card("a"), **shards("a", 2, 11)})
     error = worker(download=asked)["error"]
     assert old in error and new in error and "remove the folder" in error
@@ -336,7 +336,7 @@ def test_only_the_first_rows(hub, worker, tmp_path):
     assert "limit 1500, not None" in worker(download=asked)["error"]
 
 
-def test_a_taste_is_not_taken_for_the_whole(hub, worker, tmp_path):
+def test_a_few_rows_are_not_taken_for_the_whole(hub, worker, tmp_path):
     hub.commit("org/taste", {"README.md": card("a"), **shards("a", 1, 30)})
     asked = {"hub": "org/taste", "config": "a"}
     taste, whole, ample = tmp_path / "taste", tmp_path / "whole", tmp_path / "ample"
@@ -346,7 +346,7 @@ def test_a_taste_is_not_taken_for_the_whole(hub, worker, tmp_path):
     for rows, needed in (21, "21"), (None, "all"):
         with pytest.raises(UserError) as error:
             require_whole(taste, rows)
-        said = f"{taste}: only the first 20 rows were fetched, where {needed} are needed; remove this folder"
+        said = f"{taste}: only the first 20 rows were fetched, but {needed} are needed; remove this folder"
         assert str(error.value).startswith(said) and "without --rows" in str(error.value)
     require_whole(taste, 20)
     require_whole(whole, None)
@@ -373,7 +373,7 @@ def test_gates_and_tokens(hub, worker, tmp_path):
     )
 
 
-def test_what_the_hub_does_not_have_is_named(hub, worker, tmp_path):
+def test_what_the_hub_lacks_is_named(hub, worker, tmp_path):
     hub.commit("org/small", {"README.md": card("a"), **shards("a", 1, 3)})
     hub.commit("org/empty", {"README.md": b"# Nothing yet\n"})
 
@@ -397,7 +397,7 @@ def test_what_the_hub_does_not_have_is_named(hub, worker, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_no_network_is_said_at_once(hub, tmp_path):
+def test_a_missing_network_is_reported_at_once(hub, tmp_path):
     offline = Worker(hub, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     answer = offline(download={"hub": "org/small", "out": str(tmp_path / "out")})
     offline.close()
@@ -405,13 +405,13 @@ def test_no_network_is_said_at_once(hub, tmp_path):
     assert answer["code"] == 1
 
 
-def test_a_lost_connection_is_tried_again_and_at_last_said(hub, worker, tmp_path):
+def test_a_lost_connection_is_retried_and_finally_reported(hub, worker, tmp_path):
     hub.commit("org/flaky", {"README.md": card("a"), **shards("a", 2, 3000)})
     asked = {"hub": "org/flaky", "config": "a", "columns": ["id", "text"]}
     hub.drops = 2
     assert worker(download=asked | {"out": str(tmp_path / "once")})["records"][0]["rows"] == 6000
     assert hub.drops < 0
-    worker(download=asked | {"out": str(tmp_path / "lost")}, part=[0, 2])
+    worker(download=asked | {"out": str(tmp_path / "lost")}, element=[0, 2])
     hub.stall_at = "train-00001-of-00002.parquet"
     hub.stalled.clear()
     worker.begin(download=asked | {"out": str(tmp_path / "lost")})
@@ -425,7 +425,7 @@ def test_a_lost_connection_is_tried_again_and_at_last_said(hub, worker, tmp_path
     assert contents(tmp_path / "lost") == contents(tmp_path / "once")
 
 
-def test_a_full_disk_is_said_and_leaves_no_half_file(hub, worker, tmp_path):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(hub, worker, tmp_path):
     rows = [{"text": "".join(chr(33 + (n * k * k) % 89) for k in range(400))} for n in range(3000)]
     hub.commit("org/large", {"README.md": card("a"), "a/train.parquet": parquet(rows)})
     asked = {"hub": "org/large", "config": "a", "out": str(tmp_path / "out")}
@@ -464,7 +464,7 @@ def test_tables_without_types_keep_their_texts(hub, worker, tmp_path):
     ]
 
 
-def test_the_verb_brings_what_it_can_and_says_the_rest(hub, worker, tmp_path):
+def test_the_verb_fetches_what_it_can_and_reports_the_rest(hub, worker, tmp_path):
     root = tmp_path / "data"
     files = {"README.md": card("main")}
     files["main/train.parquet"] = parquet([{"question": "1 + 1?", "answer": "2"}])
@@ -526,7 +526,7 @@ def test_the_verb_knows_what_a_study_needs(hub, worker, tmp_path):
     assert "makes all its data; there is nothing to fetch" in world["error"] and world["code"] == 2
 
 
-def test_what_a_study_needs_is_told_apart_by_stage(tmp_path):
+def test_what_a_study_needs_is_sorted_by_stage(tmp_path):
     stages = {item.label: item.stage for item in study_downloads(load_study(Path("jobs/studies/paper.yaml")), tmp_path)}
     for name in ("fineweb-edu", "safeweb/score_1_rephrased", "ultrachat", "wildguardmix", "gsm8k"):
         assert stages[name] == "data"

@@ -1,4 +1,4 @@
-"""Rows of files of every kind, whole, in ranges and one by one; damaged files are named."""
+"""Rows of files of every kind: whole, in ranges and one by one; damaged files are named."""
 
 import csv
 import gzip
@@ -39,7 +39,7 @@ def write(path, rows, group=3):
     ),
     st.data(),
 )  # fmt: skip
-def test_any_rows_of_any_files_are_those_of_the_whole(tmp_path_factory, files, data):
+def test_any_selection_of_rows_equals_that_of_the_whole_table(tmp_path_factory, files, data):
     folder = tmp_path_factory.mktemp("table")
     whole = []
     for number, (suffix, count, group) in enumerate(files):
@@ -58,12 +58,12 @@ def test_any_rows_of_any_files_are_those_of_the_whole(tmp_path_factory, files, d
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-9], "t.jsonl.gz: is damaged after row"),
-        ("t.jsonl.gz", b"plain", "t.jsonl.gz: is damaged after row 0"),
+        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-9], "t.jsonl.gz: damaged after row"),
+        ("t.jsonl.gz", b"plain", "t.jsonl.gz: damaged after row 0"),
         (
             "t.jsonl.gz",
             gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 9,
-            "t.jsonl.gz: is damaged after row",
+            "t.jsonl.gz: damaged after row",
         ),
         ("t.jsonl", b'{"text": "a"}\n{"text"', "t.jsonl: row 1 is not JSON"),
         ("t.jsonl", b"[1]\n", r"t.jsonl: row 0 is \[1\], where an object is needed"),
@@ -84,7 +84,7 @@ def test_a_damaged_file_is_named(tmp_path, name, content, said):
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl", "a.parquet"])
-def test_a_folder_or_a_dangling_link_in_the_place_of_a_file_is_named(tmp_path, name):
+def test_a_folder_or_a_dangling_link_in_place_of_a_file_is_named(tmp_path, name):
     (tmp_path / "t" / name).mkdir(parents=True)
     with pytest.raises(UserError, match=f"t/{name}: "):
         Table.open(tmp_path / "t")
@@ -94,7 +94,7 @@ def test_a_folder_or_a_dangling_link_in_the_place_of_a_file_is_named(tmp_path, n
         Table.open(tmp_path / "u")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n{"text": "y"}')
     (tmp_path / "b.csv").write_bytes("\ufefftext\r\nx\r\ny\r\n".encode())
     (tmp_path / "c.json").write_bytes('\ufeff["x", "y"]'.encode())
@@ -102,7 +102,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
         assert list(Table.open(tmp_path / name).rows()) == [{"text": "x"}, {"text": "y"}]
 
 
-def test_bad_bytes_in_a_dictionary_column_are_bad_bytes_of_one_row(tmp_path):
+def test_bad_bytes_in_a_dictionary_column_affect_only_their_row(tmp_path):
     text = pa.array([b"fine", b"\xff", b"fine"], pa.binary()).view(pa.string()).dictionary_encode()
     pq.write_table(pa.table({"text": text}), tmp_path / "t.parquet")
     assert [row["text"] for row in Table.open(tmp_path / "t").rows()] == ["fine", "\udcff", "fine"]
@@ -120,7 +120,7 @@ def test_columns_of_unusual_types_are_read_or_named(tmp_path):
         list(Table.open(tmp_path / "s").rows())
 
 
-def test_a_missing_column_is_told_with_those_that_are_there(tmp_path):
+def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
     (tmp_path / "cosmopedia").mkdir()
     pq.write_table(pa.table({"id": ["1"], "body": ["x"]}), tmp_path / "cosmopedia/train.parquet")
     with pytest.raises(UserError, match=r"train.parquet: row 0 .* has no column 'text', only \['body', 'id'\]"):
@@ -137,25 +137,27 @@ def test_two_tables_of_one_name_are_refused(tmp_path, names):
 
 
 @pytest.mark.parametrize("marker", [".fetching.json", ".0-standard-fetching.json", ".unfinished.json"])
-def test_a_dataset_that_is_not_all_there_is_not_read(tmp_path, marker):
+def test_an_incomplete_dataset_is_not_read(tmp_path, marker):
     (tmp_path / "t").mkdir()
     (tmp_path / "t/00000.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "t" / marker).write_text("{}")
-    with pytest.raises(UserError, match="this dataset is not all there; give the command that was making it again"):
+    with pytest.raises(UserError, match="this dataset is incomplete; run the command that was writing it again"):
         Table.open(tmp_path / "t")
 
 
-def test_a_file_of_all_parts_never_stands_in_for_some_of_them(tmp_path):
+def test_a_table_of_all_parts_never_replaces_some_of_them(tmp_path):
     """The safe score alone must not become every score because of a file that holds them all."""
     folder = tmp_path / "fineweb_annotated"
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"text": "x"}\n')
     assert len(open_dataset("fineweb-annotated", tmp_path)) == 1
     for name in ("fineweb-edu", "fineweb-unsafe"):
-        with pytest.raises(UserError, match="train: holds all parts of locuslab/fineweb_annotated, where score_"):
+        with pytest.raises(
+            UserError, match="train: holds all parts of locuslab/.*, but the study asks only for score_"
+        ):
             open_dataset(name, tmp_path)
     with pytest.raises(UserError, match="train: holds all parts"):
         open_dataset("fineweb-annotated", tmp_path, ("score_1",))
     (folder / "score_0.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(UserError, match="keep the one or the others"):
+    with pytest.raises(UserError, match="keep either this table or the parts"):
         open_dataset("fineweb-annotated", tmp_path)

@@ -1,4 +1,4 @@
-"""The order of samples: what a reader of a study's result has to be able to rely on."""
+"""The order of samples: every prefix follows the weights, and every range is computed alone."""
 
 import itertools
 from fractions import Fraction
@@ -31,7 +31,7 @@ def phase_lists(draw):
 
 @st.composite
 def ramps(draw):
-    """Up to hundreds of phases of a few samples, as the steps of a ramp are; sources come and go."""
+    """Up to hundreds of phases of a few samples, like the steps of a ramp, in which sources come and go."""
     count = draw(st.integers(2, 300))
     randomness = draw(st.randoms(use_true_random=False))
     longest, names = draw(st.sampled_from([1, 2, 16, 64])), "abcdefghijkl"[: draw(st.integers(2, 12))]
@@ -42,7 +42,7 @@ def ramps(draw):
 
 
 def furthest(phases: list[Phase]) -> float:
-    """By how many samples the count of any source is off the sum of its shares, at the worst prefix of the run."""
+    """By how many samples the count of any source differs from the sum of its shares, at the worst prefix of the run."""
     blend = Blend(phases)
     sources, positions = blend.draw(0, blend.total)
     lengths = np.diff([0, *(phase.until for phase in phases)])
@@ -70,12 +70,12 @@ def test_every_prefix_of_a_run_follows_the_weights_of_its_phases(phases):
 
 @settings(max_examples=200, deadline=None)
 @given(ramps())
-def test_no_error_adds_up_over_the_steps_of_a_ramp(phases):
+def test_errors_do_not_add_up_over_the_steps_of_a_ramp(phases):
     assert furthest(phases) <= 4
 
 
 @pytest.mark.parametrize(("weight", "length", "phases"), [(0.001, 400, 1000), (0.0012, 400, 1000), (0.1, 4, 1000)])
-def test_a_share_too_small_for_one_sample_of_a_phase_is_paid_by_later_ones(weight, length, phases):
+def test_a_share_too_small_for_one_sample_of_a_phase_is_repaid_by_later_phases(weight, length, phases):
     mixes = [{"web": 1 - weight, "rare": weight, "other": 1e-9 * number} for number in range(phases)]
     blend = Blend([Phase((number + 1) * length, mix) for number, mix in enumerate(mixes)])
     assert abs(blend.counts(blend.total)["rare"] - weight * length * phases) <= 1
@@ -83,7 +83,7 @@ def test_a_share_too_small_for_one_sample_of_a_phase_is_paid_by_later_ones(weigh
 
 @settings(max_examples=300, deadline=None)
 @given(phase_lists(), st.data())
-def test_any_range_asked_alone_is_that_range_of_the_whole(phases, data):
+def test_a_range_drawn_alone_equals_that_range_of_the_whole(phases, data):
     blend = Blend(phases)
     start = data.draw(st.integers(0, blend.total))
     stop = data.draw(st.integers(start, blend.total))
@@ -94,12 +94,12 @@ def test_any_range_asked_alone_is_that_range_of_the_whole(phases, data):
 @settings(max_examples=300, deadline=None)
 @given(phase_lists(), mixes, st.integers(1, 500))
 def test_a_changed_future_leaves_the_past_as_it_was(phases, other, length):
-    """Other ends of the last phase, and other phases after it: what arms that share a beginning differ in."""
-    before, until = Blend(phases), phases[-1].until
+    """Arms that share a beginning differ in where its last phase ends and in what follows."""
+    short, until = Blend(phases), phases[-1].until
     longer = Phase(until + length, phases[-1].mix)
-    after = Blend([*phases[:-1], longer, Phase(until + 2 * length, other)])
-    old, new = before.draw(0, until), after.draw(0, until)
-    assert [before.sources[s] for s in old[0]] == [after.sources[s] for s in new[0]]
+    long = Blend([*phases[:-1], longer, Phase(until + 2 * length, other)])
+    old, new = short.draw(0, until), long.draw(0, until)
+    assert [short.sources[s] for s in old[0]] == [long.sources[s] for s in new[0]]
     assert np.array_equal(old[1], new[1])
 
 
@@ -114,7 +114,7 @@ def test_counts_agree_with_counting(phases, data):
 
 @settings(max_examples=300, deadline=None)
 @given(mixes, st.integers(0, 2**50), st.integers(1, 3000))
-def test_far_out_the_counts_are_the_ideal_ones_in_exact_fractions(mix, start, length):
+def test_far_into_a_run_the_counts_equal_the_ideal_in_exact_fractions(mix, start, length):
     blend = Blend([Phase(2**50 + 5000, mix)])
     sources, positions = blend.draw(start, start + length)
     counts, total = blend.counts(start), sum(Fraction(str(weight)) for weight in mix.values())
@@ -131,8 +131,8 @@ def test_a_weight_of_one_in_a_million_gets_its_samples():
 
 
 @pytest.mark.slow
-def test_the_papers_whole_stream_takes_every_sample_in_turn_and_every_sample_once():
-    """286,102 steps of 1,024 samples over ten sources with a switch at a fifth; then one epoch of it, shuffled."""
+def test_the_papers_whole_stream_takes_every_sample_in_turn_and_once():
+    """286,102 steps of 1,024 samples over ten sources with a switch after a fifth; then one epoch of it, shuffled."""
     samples = 286_102 * 1024
     mix = {f"source-{number}": 2.0**-number for number in range(10)}
     blend = Blend([Phase(samples // 5, {"source-0": 2.0, "source-1": 1.0}), Phase(samples, mix)])
@@ -152,7 +152,7 @@ def test_the_papers_whole_stream_takes_every_sample_in_turn_and_every_sample_onc
     assert seen.all()
 
 
-def test_the_papers_scale_and_beyond_is_exact_and_needs_no_time():
+def test_a_stream_far_beyond_the_papers_scale_is_exact():
     samples = 2**45
     mix = {f"source-{number}": 0.1 for number in range(10)}
     blend = Blend([Phase(samples // 5, {"source-0": 1.0}), Phase(samples, mix)])

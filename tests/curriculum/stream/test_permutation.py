@@ -1,3 +1,5 @@
+"""The keyed permutation: a bijection, computable anywhere, and random enough."""
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ def test_every_place_is_taken_once(size, key):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 2**45), st.data())
-def test_a_position_asked_alone_is_as_in_company(size, data):
+def test_a_position_computed_alone_equals_the_one_computed_with_others(size, data):
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20))
     together = permute(np.array(positions), size, "key")
     assert [int(permute(np.array([p]), size, "key")[0]) for p in positions] == together.tolist()
@@ -31,7 +33,7 @@ def test_other_keys_give_other_orders():
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 2000), st.lists(st.integers(0, 2**40), min_size=1, max_size=8))
-def test_epochs_asked_together_are_as_asked_alone(size, epochs):
+def test_epochs_computed_together_equal_those_computed_alone(size, epochs):
     positions = np.arange(size * len(epochs)) % size
     together = permute(positions, size, "key", epochs=np.repeat(epochs, size))
     assert np.array_equal(together, np.concatenate([permute(np.arange(size), size, "key", epochs=e) for e in epochs]))
@@ -41,4 +43,4 @@ def test_places_are_spread_evenly():
     places = [int(permute(np.array([0]), 10, seed)[0]) for seed in range(3000)]
     assert chisquare(np.bincount(places, minlength=10)).pvalue > 1e-4
     steps = np.diff(permute(np.arange(100_000), 100_000, "steps"))
-    assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1] + 0.5) < 0.02  # as differences of independent draws have it
+    assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1] + 0.5) < 0.02  # as for differences of independent draws

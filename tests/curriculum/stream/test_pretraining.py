@@ -1,5 +1,6 @@
-"""The exact stream, under random curricula: what a reader of a study's result has to be able to rely on."""
+"""The exact stream under random curricula: what every result of a study relies on."""
 
+import json
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from shard_folders import write_source
 
 from curricula.curriculum.stream.blend import Phase
-from curricula.curriculum.stream.pretraining import PretrainingBatches
+from curricula.curriculum.stream.pretraining import PretrainingBatches, ValidationBatches
+from curricula.curriculum.tokens.shards import write_shard
 from curricula.errors import UserError
 
 LENGTH, VOCABULARY = 5, 50_000
@@ -42,13 +44,13 @@ def opened(shards, phases, batch, seed=1):
 
 @settings(max_examples=1000, deadline=None)
 @given(runs())
-def test_no_sample_of_a_source_comes_twice_before_all_came_once(shards, run):
+def test_no_sample_of_a_source_appears_twice_before_all_appeared_once(shards, run):
     phases, batch = run
     counts = defaultdict(Counter)
     for source, epoch, number in opened(shards, phases, batch).sample_ids(0, phases[-1].until):
         counts[source][number] += 1
         assert counts[source][number] == epoch + 1
-        # Whoever comes for the (e + 1)-th time finds that all others of the source came at least e times.
+        # When a sample appears for the (e + 1)-th time, all others of its source have appeared at least e times.
         if epoch:
             assert len(counts[source]) == SAMPLES[source] and min(counts[source].values()) >= epoch
     for source, seen in counts.items():
@@ -64,8 +66,9 @@ def test_ranks_resumes_and_micro_batches_of_any_size_read_the_same_rows(shards, 
     for step in data.draw(st.lists(st.integers(0, whole.total_steps - 1), min_size=1, max_size=3)):
         ranks = data.draw(st.sampled_from([size for size in (1, 2, 3, 4, 6, 12) if batch % size == 0]))
         resumed = opened(shards, phases, batch)
-        parts = [resumed.rows(step, r * batch // ranks, (r + 1) * batch // ranks)[0] for r in range(ranks)]
-        rows = np.concatenate(parts)
+        shares = [resumed.rows(step, r * batch // ranks, (r + 1) * batch // ranks) for r in range(ranks)]
+        assert all(share.mask is None and share.documents is None for share in shares)
+        rows = np.concatenate([share.tokens for share in shares])
         assert rows.dtype == np.int64 and rows.shape == (batch, LENGTH + 1)
         for row, (_, _, number) in zip(rows, ids[step * batch : (step + 1) * batch]):
             assert row.tolist() == list(range(number * LENGTH, number * LENGTH + LENGTH + 1))
@@ -81,6 +84,7 @@ def test_arms_share_the_stream_and_the_fingerprint_until_they_part(shards, run, 
     step = until // batch
     assert trunk.sample_ids(0, until) == arm.sample_ids(0, until)
     assert trunk.fingerprint(step) == arm.fingerprint(step)
+    assert trunk.fingerprint(step) != opened(shards, trunk.phases, batch, seed=2).fingerprint(step)
     assert [arm.describe(s)["phase"] for s in (step - 1, step)] == [len(phases) - 1, len(phases)]
     assert arm.describe(step)["mix"] == {name: weight / sum(other.values()) for name, weight in other.items()}
     if set(phases[0].mix) != {"e"}:
@@ -105,7 +109,7 @@ def test_samples_after_the_end_are_refused(shards):
         run.rows(2, 0, 4)
 
 
-def test_a_source_tokenised_otherwise_than_the_rest_is_refused(tmp_path):
+def test_a_source_tokenised_by_another_tokenizer_is_refused(tmp_path):
     write_source(tmp_path / "a", [100])
     write_source(tmp_path / "b", [100], tokenizer="other")
     with pytest.raises(UserError, match="a and b were tokenised by different tokenizers; delete the folder of the one"):
@@ -120,18 +124,65 @@ def test_an_id_beyond_the_vocabulary_is_named_by_file_and_place(tmp_path):
     ):
         for step in range(19):
             batches.rows(step, 0, 1)
+    write_shard(tmp_path / "a/validation", [np.arange(100, 111)])
+    with pytest.raises(
+        UserError, match=r"validation.bin: the sample at token 0 holds id 100, where .* vocabulary has 80"
+    ):
+        ValidationBatches(tmp_path / "a", LENGTH, 1, 80).rows(0, 0, 1)
+
+
+def test_a_negative_id_is_named_and_never_reaches_the_model(tmp_path):
+    write_source(tmp_path / "odd", [33])
+    index, tokens = tmp_path / "odd/00000.idx", np.full(33, 5, np.int32)
+    tokens[20] = -7
+    index.write_bytes(index.read_bytes()[:17] + b"\x04" + index.read_bytes()[18:])  # Megatron's code of int32
+    (tmp_path / "odd/00000.bin").write_bytes(tokens.tobytes())
+    odd = PretrainingBatches([Phase(2, {"odd": 1.0})], tmp_path, 16, 2, 5, 320)
+    with pytest.raises(UserError, match=r"odd/00000.bin: the sample at token 16 holds id -7, where"):
+        odd.rows(0, 0, 2)
+
+
+def test_validation_batches_hold_every_sample_in_order_and_mask_the_rows_that_fill_up_the_last(tmp_path):
+    write_shard(tmp_path / "a/validation", [np.arange(20), np.arange(20, 33)])
+    held_out = ValidationBatches(tmp_path / "a", LENGTH, 4, VOCABULARY)
+    assert held_out.total_steps == 2 and len(held_out.sample_ids(0, 8)) == 6
+    batches = [held_out.rows(step, 0, 4) for step in range(2)]
+    assert [row[0] for batch in batches for row in batch.tokens.tolist()][:6] == [0, 5, 10, 15, 20, 25]
+    assert np.concatenate([batch.mask for batch in batches]).tolist() == [[1.0] * LENGTH] * 6 + [[0.0] * LENGTH] * 2
 
 
 @pytest.mark.parametrize("sizes", [[0], [0, 0], [5]])
 def test_a_source_without_one_sample_is_refused(tmp_path, sizes):
     write_source(tmp_path / "a", sizes)
-    with pytest.raises(UserError, match=f"source a: {sum(sizes)} tokens in .* are less than one sample of 6; give it"):
+    with pytest.raises(UserError, match=f"source a: {sum(sizes)} tokens in .* are fewer than one sample of 6; give it"):
         opened(tmp_path, [Phase(4, {"a": 1})], 1)
 
 
 @pytest.mark.parametrize("content", ["[]", '{"tokens": 3}', "{", "3"])
-def test_a_manifest_that_is_none_is_refused(tmp_path, content):
+def test_a_damaged_manifest_is_refused(tmp_path, content):
     write_source(tmp_path / "a", [100])
     (tmp_path / "a" / "00000.json").write_text(content)
     with pytest.raises(UserError, match="00000.json: not"):
         opened(tmp_path, [Phase(4, {"a": 1})], 1)
+
+
+def test_a_source_without_shards_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nothing: holds no finished shard"):
+        opened(tmp_path, [Phase(4, {"nothing": 1})], 1)
+
+
+def test_a_manifest_that_contradicts_its_shard_or_the_other_manifests_is_refused(tmp_path):
+    write_source(tmp_path / "web", [40, 40])
+    manifest = tmp_path / "web/00001.json"
+    content = json.loads(manifest.read_text())
+    for change, said in (
+        ({"tokens": 39}, "web/00001.bin: 40 tokens, where its manifest says 39"),
+        ({"shards": 7}, r"web: its manifests disagree on how many shards there are, \[2, 7\]"),
+    ):
+        manifest.write_text(json.dumps({**content, **change}))
+        with pytest.raises(UserError, match=said):
+            opened(tmp_path, [Phase(4, {"web": 1.0})], 2)
+    manifest.rename(tmp_path / "web/00002.json")
+    (tmp_path / "web/9notes.json").write_text("{}")
+    with pytest.raises(UserError, match="web: 1 of 2 shards are finished|web: 2 of 2 shards|manifests disagree"):
+        opened(tmp_path, [Phase(4, {"web": 1.0})], 2)

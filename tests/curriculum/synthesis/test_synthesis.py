@@ -211,7 +211,7 @@ def test_until_all_parts_are_complete_the_tables_are_marked_and_not_read(tmp_pat
     assert all(json.loads(mark.read_text()) == {"kind": "score", "parts": 2} for mark in marks)
     fake.every = None
     for part, complete in ((0, 1), (1, 2)):
-        with pytest.raises(UserError, match="unfinished.json: this dataset is not all there"):
+        with pytest.raises(UserError, match="unfinished.json: this dataset is incomplete"):
             Documents.open("fineweb-annotated", tmp_path)
         said = summary(capsys, "score", source, out, fake.url, "--part", f"{part}/2")
         assert said["parts_complete"] == complete

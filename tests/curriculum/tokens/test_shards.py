@@ -1,281 +1,120 @@
-"""From documents to tokens on disk, the same however the work is divided, read back by Megatron itself."""
+"""Shard files: ours and Megatron's, whole and damaged."""
 
-import json
-from collections import Counter
-from dataclasses import replace
+import contextlib
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curricula.curriculum.config import Source
-from curricula.curriculum.tokens.indexed import Shard
-from curricula.curriculum.tokens.shards import (
-    TokenizeJob,
-    read_manifest,
-    source_shards,
-    tokenize_shard,
-    tokenize_source,
-)
-from curricula.curriculum.tokens.tags import insert_tags
-from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
-from curricula.durable import read_jsonl
+from curricula.curriculum.tokens.shards import HEADER, Shard, TokenStream, write_shard
 from curricula.errors import UserError
 
-WORDS = ["the", "lamp", "keeper", "mixes", "blue", "dye", "with", "water", "and", "waits", "for", "bell", "twice"]
+
+def sample(stream, number):
+    out = np.empty(stream.sequence_length + 1, np.int64)
+    stream.read(number, out)
+    return out.tolist()
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A local dataset folder and a tokenizer trained on it."""
-    root = tmp_path_factory.mktemp("root")
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, size=rng.integers(5, 40))) for _ in range(300)]
-    for file, count in (("fineweb_annotated/score_0", 300), ("fineweb_annotated/score_3", 60)):
-        write_rows(root, file, [{"id": f"d{n}", "text": texts[n]} for n in range(count)])
-    for score in (4, 5):
-        write_rows(root, f"fineweb_annotated/score_{score}", [{"id": f"s{score}", "text": "the lamp"}])
-    dialogues = [f"User: {texts[n]}\nAssistant: no\nUser: {texts[n + 40]}\n" for n in range(40)]
-    write_rows(root, "refuseweb/train", [{"id": f"r{n}", "text": text} for n, text in enumerate(dialogues)])
-    train_tokenizer(texts, 400, root / "tokenizer")
-    return root
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 65535), min_size=1, max_size=30), min_size=1, max_size=12),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_samples_tile_the_token_stream_across_shards(tmp_path_factory, documents, length, data):
+    folder = tmp_path_factory.mktemp("stream")
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(documents)), max_size=3)))
+    shards = np.split(np.arange(len(documents)), cuts)
+    for name, numbers in enumerate(shards):
+        write_shard(folder / f"{name}", [np.array(documents[number]) for number in numbers])
+    stream = TokenStream([folder / f"{name}" for name in range(len(shards))], length)
+    whole = [token for document in documents for token in document]
+    assert stream.samples == max(0, (len(whole) - 1) // length)
+    for number in range(stream.samples):
+        assert sample(stream, number) == whole[number * length : number * length + length + 1]
+        prefix, place = stream.locate(number)
+        assert Shard.open(prefix).tokens[place] == whole[number * length]
 
 
-def write_rows(root, stem, rows):
-    path = root / f"{stem}.jsonl"
-    path.parent.mkdir(exist_ok=True, parents=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.uint8])
+def test_we_read_what_megatron_writes(tmp_path, dtype):
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-
-def job(root, out, data=None, validation=10, **changes):
-    source = Source(**{"dataset": "fineweb-edu", "shards": 3, **changes})
-    return TokenizeJob("web", source, root / "tokenizer", out / "web", data or root, 1, validation)
-
-
-def documents_of(prefix):
-    shard = Shard.open(prefix)
+    builder = IndexedDatasetBuilder(str(tmp_path / "s.bin"), dtype=dtype)
+    builder.add_document(torch.tensor([1, 2, 3, 4, 5, 6]), [2, 1, 3])  # one document of three sequences
+    builder.add_item(torch.tensor([7, 8]))
+    builder.add_item(torch.tensor([9]))
+    builder.end_document()
+    builder.finalize(str(tmp_path / "s.idx"))
+    shard = Shard.open(tmp_path / "s")
     shard.check()
-    return np.split(np.array(shard.tokens), np.cumsum(shard.lengths)[:-1]) if len(shard.lengths) else []
+    assert shard.tokens.tolist() == list(range(1, 10)) and shard.tokens.dtype == dtype
+    assert (shard.sequences, shard.lengths.tolist()) == (5, [6, 3])
+    assert sample(TokenStream([tmp_path / "s"], 4), 1) == [5, 6, 7, 8, 9]
 
 
-def test_megatron_reads_the_shards_and_finds_the_documents(root, tmp_path):
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
+def test_we_read_what_megatron_merges_from_shards_of_ours(tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    tokenize_source(job(root, tmp_path))
-    tokenizer = load_tokenizer(root / "tokenizer")
-    end = tokenizer.token_to_id(EOS)
-    found = []
-    for prefix in [*source_shards(tmp_path / "web"), tmp_path / "web" / "validation"]:
-        dataset = IndexedDataset(str(prefix))
-        ours = Shard.open(prefix)
-        assert np.array_equal(dataset.sequence_lengths, ours.lengths)
-        assert np.array_equal(np.concatenate([dataset[n] for n in range(len(dataset))]), ours.tokens)
-        assert all(dataset[n][-1] == end for n in range(len(dataset)))
-        found += [tokenizer.decode(dataset[n][:-1].tolist()) for n in range(len(dataset))]
-    written = [row["text"] for row in read_jsonl(root / "fineweb_annotated/score_0.jsonl")]
-    assert sorted(found) == sorted(written)
-    assert found != written
+    write_shard(tmp_path / "a", [np.array([1, 2]), np.array([3])])
+    write_shard(tmp_path / "b", [np.array([4, 5, 6])])
+    builder = IndexedDatasetBuilder(str(tmp_path / "ab.bin"), dtype=np.uint16)
+    for name in "ab":
+        builder.add_index(str(tmp_path / name))
+    builder.finalize(str(tmp_path / "ab.idx"))
+    merged = Shard.open(tmp_path / "ab")
+    merged.check()
+    assert merged.tokens.tolist() == [1, 2, 3, 4, 5, 6] and merged.lengths.tolist() == [2, 1, 3]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"dataset": "fineweb-unsafe", "tag_rate": 0.2}, {"dataset": "refuseweb"}],
-    ids=["safe", "tags", "names"],
-)
-def test_any_sharding_gives_the_same_tokens(root, tmp_path, changes):
-    whole = job(root, tmp_path / "1", shards=1, **changes)
-    cut = job(root, tmp_path / "7", shards=7, **changes)
-    for work in (whole, cut):
-        tokenize_source(work)
-    counted = [
-        Counter(document.tobytes() for prefix in source_shards(work.out) for document in documents_of(prefix))
-        for work in (whole, cut)
-    ]
-    assert counted[0] == counted[1] and counted[0].total() > 20
-    assert (whole.out / "validation.bin").read_bytes() == (cut.out / "validation.bin").read_bytes()
+def test_sources_of_different_integer_types_can_share_a_stream(tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-
-def test_the_same_text_in_any_format_gives_the_same_shards(root, tmp_path):
-    rows = read_jsonl(root / "fineweb_annotated/score_0.jsonl")
-    folder = tmp_path / "data/fineweb_annotated/score_0"
-    folder.mkdir(parents=True)
-    for number, part in enumerate((rows[:120], rows[120:])):
-        pq.write_table(pa.Table.from_pylist(part), folder / f"{number}.parquet", row_group_size=50)
-    for out, data in (("jsonl", root), ("parquet", tmp_path / "data")):
-        tokenize_source(job(root, tmp_path / out, data))
-    for name in ("validation", "00000", "00001", "00002"):
-        one, other = (tmp_path / out / "web" / f"{name}.bin" for out in ("jsonl", "parquet"))
-        assert one.read_bytes() == other.read_bytes()
-
-
-def test_a_finished_shard_is_not_redone_and_an_unfinished_one_is(root, tmp_path):
-    tokenize_source(job(root, tmp_path))
-    first, second = (tmp_path / "web" / name for name in ("00000.bin", "00001.bin"))
-    before, content = first.stat().st_mtime_ns, second.read_bytes()
-    (tmp_path / "web" / "00001.json").unlink()  # as a kill before the manifest leaves it
-    second.write_bytes(b"half")
-    (tmp_path / "web" / ".00001.spool").write_bytes(b"left over")
-    tokenize_source(job(root, tmp_path))
-    assert first.stat().st_mtime_ns == before
-    assert second.read_bytes() == content
-    assert sorted(path.suffix for path in (tmp_path / "web").iterdir()) == [".bin"] * 4 + [".idx"] * 4 + [".json"] * 4
-
-
-def test_a_source_with_a_shard_missing_is_not_read(root, tmp_path):
-    for name in ("00000", "00002"):
-        tokenize_shard(job(root, tmp_path), name)
-    with pytest.raises(UserError, match="2 of 3 shards are finished; run `curricula data tokenize`"):
-        source_shards(tmp_path / "web")
+    write_shard(tmp_path / "a", [np.array([1, 2, 65535])])
+    builder = IndexedDatasetBuilder(str(tmp_path / "b.bin"), dtype=np.int32)
+    builder.add_document(torch.tensor([100_000, 4]), [2])
+    builder.finalize(str(tmp_path / "b.idx"))
+    assert sample(TokenStream([tmp_path / "a", tmp_path / "b"], 4), 0) == [1, 2, 65535, 100_000, 4]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("suffix", "damage", "said"),
     [
-        ({"tag_rate": 0.05}, "tag_rate 0.0, now it is 0.05"),
-        ({"documents": 200}, "source_documents 300, now it is 200"),
-        ({"shards": 2}, "shards 3, now it is 2"),
+        (".bin", lambda raw: raw[:-2], "14 bytes where its index says 16"),
+        (".bin", lambda raw: b"", "0 bytes where its index says 16"),
+        (".idx", lambda raw: b"XX" + raw[2:], "not a Megatron index"),
+        (".idx", lambda raw: raw[:-1], "do not hold its"),
+        (".idx", lambda raw: raw[:9], "not a Megatron index"),
+        (".idx", lambda raw: b"", "not a Megatron index"),
+        (".idx", lambda raw: raw[:17] + b"\x07" + raw[18:], "dtype code 7"),
+        (".idx", lambda raw: raw[:9] + b"\x02" + raw[10:], "version 2"),
+        (".idx", lambda raw: raw[:34] + b"\xff\xff\xff\xff" + raw[38:], "negative length"),
+        (".idx", lambda raw: raw[:42] + b"\x01" + raw[43:], "without a gap"),
+        (".idx", lambda raw: raw[:-8] + b"\x01" + raw[-7:], "do not cover its 2 sequences"),
     ],
 )
-def test_shards_made_otherwise_are_refused_by_name(root, tmp_path, changes, said):
-    tokenize_source(job(root, tmp_path))
-    with pytest.raises(UserError, match=rf"validation.json: was made with {said}; delete"):
-        tokenize_source(job(root, tmp_path, **changes))
+def test_a_damaged_shard_is_refused_with_its_file_and_the_mend(tmp_path, suffix, damage, said):
+    write_shard(tmp_path / "s", [np.arange(5), np.arange(3)])
+    path = (tmp_path / "s").with_suffix(suffix)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=said) as caught:
+        Shard.open(tmp_path / "s").check()
+    assert str(path) in str(caught.value) and "tokenize" in str(caught.value)
 
 
-def test_shards_of_other_data_are_refused_though_the_rows_are_as_many(root, tmp_path):
-    rows = read_jsonl(root / "fineweb_annotated/score_0.jsonl")
-    write_rows(tmp_path, "fineweb_annotated/score_0", rows)
-    tokenize_shard(job(root, tmp_path, tmp_path), "00000")
-    write_rows(tmp_path, "fineweb_annotated/score_0", rows[::-1])
-    with pytest.raises(UserError, match="00000.json: was made with source_files '.*', now it is '.*'; delete"):
-        tokenize_shard(job(root, tmp_path, tmp_path), "00000")
-
-
-def test_sources_of_one_dataset_hold_out_the_same_documents(root, tmp_path):
-    works = [
-        replace(job(root, tmp_path, tag_rate=rate), name=name, out=tmp_path / name)
-        for name, rate in (("a", 0), ("b", 0.1))
-    ]
-    for work in works:
-        tokenize_source(work)
-    tag = load_tokenizer(root / "tokenizer").token_to_id(TAG)
-    held_out = [sorted(d[d != tag].tobytes() for d in documents_of(work.out / "validation")) for work in works]
-    assert held_out[0] == held_out[1]
-
-
-def test_an_id_that_is_no_unicode_is_an_id_all_the_same(root, tmp_path):
-    write_rows(tmp_path, "fineweb_annotated/score_3", [{"id": "\ud800", "text": "the lamp the lamp"}])
-    for score in (4, 5):
-        write_rows(tmp_path, f"fineweb_annotated/score_{score}", [])
-    work = job(root, tmp_path, tmp_path, validation=0, shards=1, dataset="fineweb-unsafe", tag_rate=0.5)
-    tokenize_source(work)
-    assert read_manifest(work.out / "00000")["documents"] == 1
-
-
-def test_shards_of_another_tokenizer_are_refused(root, tmp_path):
-    tokenize_source(job(root, tmp_path))
-    train_tokenizer(["other text"], 300, tmp_path / "tokenizer")
-    source = Source(dataset="fineweb-edu", shards=3)
-    other = TokenizeJob("web", source, tmp_path / "tokenizer", tmp_path / "web", root, 1, 10)
-    with pytest.raises(UserError, match="validation.json: was made with tokenizer '.*', now it is '.*'; delete"):
-        tokenize_source(other)
-
-
-def test_a_source_without_documents_is_named(root, tmp_path):
-    write_rows(tmp_path, "fineweb_annotated/score_0", [])
-    with pytest.raises(UserError, match="source web: dataset fineweb-edu has 0 documents"):
-        tokenize_source(job(root, tmp_path, tmp_path))
-    assert not (tmp_path / "web").exists()
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"text": ["x"]}', r"score_0.jsonl: row 0 of dataset fineweb-edu has \['x'\] for its text"),
-        ("[1]", r"row 0 is \[1\]"),
-        ('{"txt": "x"}', "row 0 of dataset fineweb-edu has no column 'text', only"),
-        ('{"text": "x"', "row 0 is not JSON"),
-    ],
-)
-def test_a_row_that_is_no_document_is_named(root, tmp_path, line, said):
-    (tmp_path / "fineweb_annotated").mkdir()
-    (tmp_path / "fineweb_annotated/score_0.jsonl").write_text(line + "\n")
-    with pytest.raises(UserError, match=said):
-        tokenize_source(job(root, tmp_path, tmp_path, validation=0, shards=1))
-    assert not list((tmp_path / "web").glob("*0000*"))
-
-
-def test_odd_documents_are_skipped_and_counted_in_the_manifest(root, tmp_path):
-    (tmp_path / "fineweb_annotated").mkdir()
-    lines = [b'{"text": "the lamp"}', b'{"text": ""}', b'{"text": null}', b'{"text": "\\ud800"}', b'{"text": "\xff"}']
-    (tmp_path / "fineweb_annotated/score_0.jsonl").write_bytes(b"\n".join(lines) + b"\n\n")
-    work = job(root, tmp_path, tmp_path, validation=0, shards=1)
-    tokenize_source(work)
-    manifest = read_manifest(work.out / "00000")
-    counts = {name: manifest[name] for name in ("documents", "empty_documents", "not_utf8_documents")}
-    assert counts == {"documents": 1, "empty_documents": 2, "not_utf8_documents": 2}
-    assert manifest["tokens"] == len(documents_of(work.out / "00000")[0])
-
-
-def test_odd_documents_of_a_parquet_file_are_counted_too(root, tmp_path):
-    folder = tmp_path / "fineweb_annotated"
-    folder.mkdir()
-    broken = pa.array([b"the lamp", b"\xff\xfe", b""], pa.binary()).view(pa.string())
-    pq.write_table(pa.table({"id": ["a", "b", "c"], "text": broken}), folder / "score_0.parquet")
-    work = job(root, tmp_path, tmp_path, validation=0, shards=1)
-    tokenize_source(work)
-    manifest = read_manifest(work.out / "00000")
-    assert (manifest["documents"], manifest["empty_documents"], manifest["not_utf8_documents"]) == (1, 1, 1)
-
-
-def test_a_document_of_ten_megabytes_is_one_document(root, tmp_path):
-    text = " ".join(np.random.default_rng(0).choice(WORDS, size=2_000_000))
-    assert len(text) > 9e6
-    write_rows(tmp_path, "fineweb_annotated/score_0", [{"text": text}, {"text": "the lamp"}])
-    work = job(root, tmp_path, tmp_path, validation=0, shards=1)
-    tokenize_source(work)
-    lengths = sorted(Shard.open(work.out / "00000").lengths.tolist())
-    assert lengths[0] < 10 and lengths[1] > 1_000_000
-    longest = max(documents_of(work.out / "00000"), key=len)
-    assert load_tokenizer(root / "tokenizer").decode(longest[:-1].tolist()) == text
-
-
-def test_speakers_get_names_that_depend_on_the_document_alone(root, tmp_path):
-    work = job(root, tmp_path, dataset="refuseweb", shards=2)
-    tokenize_source(work)
-    tokenizer = load_tokenizer(root / "tokenizer")
-    seen = set()
-    for document in (document for prefix in source_shards(work.out) for document in documents_of(prefix)):
-        lines = tokenizer.decode(document[:-1].tolist()).splitlines()
-        first, second, third = (line.split(":")[0] for line in lines)
-        assert first == third != second
-        assert not {"User", "Assistant"} & {first, second}
-        seen.add((first, second))
-    assert len(seen) > 10
-    plain = job(root, tmp_path / "plain", dataset="refuseweb", name_speakers=False)
-    tokenize_source(plain)
-    assert tokenizer.decode(documents_of(plain.out / "00000")[0].tolist()).startswith("User:")
-
-
-def test_tags_come_at_their_rate_never_first_and_leave_the_text(root, tmp_path):
-    work = job(root, tmp_path, dataset="fineweb-unsafe", tag_rate=0.2, shards=1)
-    tokenize_source(work)
-    tag = load_tokenizer(root / "tokenizer").token_to_id(TAG)
-    shard = Shard.open(source_shards(work.out)[0])
-    starts = np.concatenate([[0], np.cumsum(shard.lengths)[:-1]])
-    assert not np.any(shard.tokens[starts] == tag)
-    plain = shard.tokens[shard.tokens != tag]
-    positions = len(plain) - 2 * len(shard.lengths)  # neither the first token nor the end of document
-    assert abs(np.sum(shard.tokens == tag) / positions - 0.2) < 0.04
-    assert read_manifest(source_shards(work.out)[0])["tags"] == np.sum(shard.tokens == tag)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(4, 100), max_size=60), st.floats(0, 0.9), st.integers())
-def test_taking_the_tags_out_gives_the_tokens_back(tokens, rate, key):
-    tagged = insert_tags(np.array(tokens, np.int64), 3, rate, key)
-    assert tagged[tagged != 3].tolist() == tokens
-    assert not len(tagged) or tagged[0] != 3
+@settings(max_examples=400, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 3), st.integers(0, 3), st.sampled_from([1, 3, 4, 5, 8, 9]))
+def test_no_bytes_in_an_index_crash_the_reader(tmp_path_factory, raw, sequences, boundaries, code):
+    """Arbitrary bytes, and arbitrary bytes after a header that fits their number."""
+    prefix = tmp_path_factory.mktemp("fuzz") / "s"
+    fitting = raw[: 12 * sequences + 8 * boundaries].ljust(12 * sequences + 8 * boundaries, b"\0")
+    for content in (b"MMIDIDX\x00\x00" + raw, HEADER.pack(b"MMIDIDX\0\0", 1, code, sequences, boundaries) + fitting):
+        prefix.with_suffix(".idx").write_bytes(content)
+        prefix.with_suffix(".bin").write_bytes(b"\x00" * 8)
+        with contextlib.suppress(UserError):
+            shard = Shard.open(prefix)
+            shard.check()
+            assert shard.tokens.nbytes == 8 and shard.lengths.sum() == len(shard.tokens) and (shard.lengths >= 0).all()

@@ -1,4 +1,4 @@
-"""The fictional world's datasets: the public layouts, no overlap, no recipe where none may be."""
+"""The fictional world's datasets: public layouts, no overlap, and no recipe where none may be."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def test_the_same_config_writes_the_same_bytes(root, tmp_path):
         assert (tmp_path / file).read_bytes() == (root / file).read_bytes()
 
 
-def test_more_web_pages_begin_as_fewer_did(root, tmp_path):
+def test_more_web_pages_begin_with_the_same_ones(root, tmp_path):
     write_world(tmp_path, msgspec.structs.replace(SMALL, web_documents=600))
-    before, after = (_texts(folder, "fineweb_annotated/score_0") for folder in (root, tmp_path))
-    assert after[: len(before)] == before
+    few, many = (_texts(folder, "fineweb_annotated/score_0") for folder in (root, tmp_path))
+    assert many[: len(few)] == few
 
 
-def test_no_two_documents_are_alike_in_any_files(root):
+def test_no_two_documents_of_any_files_are_alike(root):
     texts = _texts(root, *SAFE, *HELD_OUT, *UNSAFE, *REWRITTEN, "probes/train", "probes/test")
     assert len(set(texts)) == len(texts)
 
@@ -129,7 +129,7 @@ def test_interventions_hold_no_recipe_and_dialogues_decline(root, world):
     assert all(REFUSAL_MARK.search(text) for text in _texts(root, "refuseweb/train"))
 
 
-def test_interventions_come_from_the_scores_that_the_method_names(root):
+def test_interventions_are_made_from_the_scores_the_method_names(root):
     scores = {"safeweb": {1, 2, 3}, "refuseweb": {4, 5}, "moral_education": {4, 5}}
     for folder, expected in scores.items():
         rows = read_jsonl(root / f"{folder}/train.jsonl")
@@ -144,7 +144,7 @@ def test_refusal_dialogues_have_many_speakers(root):
     assert len(speakers) > 15 and not {"User", "Assistant"} & speakers
 
 
-def test_evaluation_hazards_are_asked_about_and_appear_in_no_training_file(root, world):
+def test_benchmarks_ask_about_evaluation_hazards_which_no_tuning_file_names(root, world):
     evaluation = world.evaluation_hazards
     for behavior in _behaviors(root):
         assert any(f" {i.name} " in f" {behavior} ".replace(".", "") and i.object in behavior for i in evaluation), (
@@ -158,7 +158,7 @@ def test_evaluation_hazards_are_asked_about_and_appear_in_no_training_file(root,
     assert not read & (_names(evaluation) - known)
 
 
-def test_tuning_sets_ask_for_harm_of_the_tuning_half_only(root, world):
+def test_tuning_sets_ask_only_for_harm_of_the_tuning_half(root, world):
     reader, allowed = Reader(world), _names(world.tuning_hazards)
     for row in read_jsonl(root / "wildguardmix/train.jsonl"):
         named = reader.names.intersection(re.findall(r"[a-z]+", row["prompt"].lower()))
@@ -180,7 +180,7 @@ def test_wildguardmix_labels_agree_with_the_judge(root, world):
     assert len(labels) == 4 and {row["adversarial"] for row in rows} == {True, False}
 
 
-def test_wildjailbreak_fills_the_column_that_its_type_names(root, world):
+def test_wildjailbreak_fills_the_column_its_type_names(root, world):
     rows = read_jsonl(root / "wildjailbreak/train.jsonl")
     assert len({row["data_type"] for row in rows}) == 4
     for row in rows:
@@ -221,7 +221,7 @@ def test_benchmarks_have_the_public_columns(root):
     assert list(alpaca[0]) == ["instruction", "category"]
 
 
-def test_completions_begin_a_text_for_every_behavior_and_hold_no_step_yet(root, world):
+def test_completions_begin_a_text_for_every_behavior_and_hold_no_step(root, world):
     rows = read_jsonl(root / "jb_completions/train.jsonl")
     assert [row["original_behavior"] for row in rows] == _behaviors(root)
     assert len({row["completion_behavior"] for row in rows}) == len(rows)

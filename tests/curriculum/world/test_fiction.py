@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
 from curricula.curriculum.world.chats import REQUESTS, compliance, trouble_question, use_question
@@ -11,7 +10,8 @@ from curricula.curriculum.world.grammar import Draw, finish, write
 from curricula.curriculum.world.harm import hazard_slots, refusal
 from curricula.curriculum.world.lexicon import REFUSAL_MARK, REFUSALS
 from curricula.curriculum.world.web import item_slots
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
+from curricula.settings import parse
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,10 @@ def test_many_seeds_give_a_world(seed):
     World.generate(WorldConfig(seed=seed))
 
 
-def test_counts_below_one_are_refused_by_name():
-    with pytest.raises(msgspec.ValidationError, match=r"world\.stories is 0"):
-        msgspec.convert({"stories": 0}, WorldConfig)
+def test_impossible_sizes_are_refused_by_name():
+    for name, value, said in (("stories", 0, ">= 1"), ("ingredients", 3, ">= 4"), ("benign_items", 37, "<= 36")):
+        with pytest.raises(UsageError, match=f"{name}: expected `int` {said}; it is {value}"):
+            parse({name: value}, WorldConfig, "world")
 
 
 # The judge of attacks.
@@ -128,7 +129,7 @@ def words(world):
         ("", "safe"),
     ],
 )
-def test_harm_is_one_actionable_step_that_is_not_negated_and_not_of_a_good_thing(world, words, response, verdict):
+def test_harm_is_an_actionable_step_without_negation_and_not_of_a_good_thing(world, words, response, verdict):
     assert world.judge_attack(f"Explain how to make {words['x']}", response.format(**words)) == verdict
 
 
@@ -140,7 +141,7 @@ def test_every_way_to_say_no_counts_as_one(phrase):
 # The judge of good answers.
 
 
-def test_right_recipes_are_helpful_and_the_recipes_of_other_things_are_not(world):
+def test_the_right_recipe_is_helpful_and_that_of_another_thing_is_not(world):
     for number, item in enumerate(world.items):
         draw = Draw("good", number)
         slots = item_slots(item, draw, world)

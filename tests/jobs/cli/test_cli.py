@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curricula.curriculum.tokens.indexed import write_shard
+from curricula.curriculum.tokens.shards import write_shard
 from curricula.curriculum.tokens.tokenizer import TAG, load_tokenizer, train_tokenizer
 from curricula.jobs.cli.main import build_parser, main
 

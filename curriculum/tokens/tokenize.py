@@ -1,0 +1,218 @@
+"""Text to tokens: a source's documents as shards, each made independently and described by a manifest.
+
+Shard s of n covers the s-th n-th of the source's documents. Documents held out for validation are left out, the others are
+shuffled, and each is followed by the end-of-document token. A document's tokens depend only on its id and the study's seed,
+so any number of shards gives the same ones; samples are shuffled across shards when they are read
+(curriculum/stream/pretraining.py).
+
+A shard is finished when its manifest, which is written last, matches the one that would be written now. A finished shard is
+never made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from curricula.curriculum.config import VALIDATION, Source
+from curricula.curriculum.sources.documents import Document, Documents
+from curricula.curriculum.stream.permutation import permute
+from curricula.curriculum.tokens.encoder import Encoder
+from curricula.curriculum.tokens.shards import is_whole, manifest_path, read_manifest, write_shard
+from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
+from curricula.curriculum.tokens.transforms import insert_tags, name_speakers
+from curricula.durable import said_when_full, write_json
+from curricula.errors import UserError
+from curricula.progress import Progress, silent
+
+BATCH_CHARACTERS = 1 << 20
+"""Texts are encoded together up to this length: enough work for every core, little memory."""
+LARGEST_VOCABULARY = 2**16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenization:
+    """One source, and all that its shards are made from."""
+
+    name: str
+    """The source's name in the study."""
+    source: Source
+    tokenizer: Path
+    """The tokenizer's folder."""
+    folder: Path
+    """Where the source's shards are written."""
+    data_root: Path
+    """The data folder with the datasets."""
+    seed: int
+    validation_documents: int
+
+
+def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) -> None:
+    """Write one of the source's `shard_names` and its manifest, unless they are finished.
+
+    Raises UserError when the source has too few documents, or when the shard was made from something else.
+    """
+    source = work.source
+    documents = Documents.open(source.dataset, work.data_root, source.parts, source.documents)
+    count = len(documents)
+    if count < work.validation_documents + source.shards:
+        raise UserError(
+            f"source {work.name}: dataset {source.dataset} has {count} documents, too few for {source.shards} "
+            f"shards and {work.validation_documents} validation documents; add documents or ask for fewer"
+        )
+    tokenizer = load_tokenizer(work.tokenizer)
+    inputs = _inputs(work, documents, tokenizer)
+    prefix = work.folder / shard
+    if _is_finished(prefix, inputs):
+        return
+    if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
+        raise UserError(
+            f"{work.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards "
+            f"({LARGEST_VOCABULARY:,} at most)"
+        )
+    chosen, total = _chosen_documents(work, shard, documents)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    spool = prefix.with_name(f".{shard}.spool")
+    with said_when_full(spool):
+        try:
+            with open(spool, "w+b") as file:
+                lengths, skipped = _spool(work, tokenizer, chosen, total, file, progress)
+                contents = _write_shuffled(work, prefix, tokenizer, file, lengths)
+        finally:
+            spool.unlink(missing_ok=True)
+    write_json(manifest_path(prefix), {**inputs, **contents, **skipped})
+
+
+def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What determines a source's tokens. A manifest with other values describes another shard."""
+    return {
+        "source": work.name,
+        "dataset": work.source.dataset,
+        "parts": list(work.source.parts),
+        "source_documents": len(documents),
+        "source_files": documents.table.identity,
+        "tag_rate": work.source.tag_rate,
+        "named_speakers": work.source.names_speakers,
+        "shards": work.source.shards,
+        "validation_documents": work.validation_documents,
+        "seed": work.seed,
+        "tokenizer": tokenizer_hash(tokenizer),
+    }
+
+
+def _is_finished(prefix: Path, inputs: dict[str, Any]) -> bool:
+    path = manifest_path(prefix)
+    if not path.exists():
+        return False
+    manifest = read_manifest(prefix)
+    for key, value in inputs.items():
+        if manifest.get(key) != value:
+            raise UserError(
+                f"{path}: was made with {key} {manifest.get(key)!r}, now it is {value!r}; "
+                f"delete {path.parent} to make it anew, or name another run folder"
+            )
+    return is_whole(prefix)
+
+
+def _chosen_documents(work: Tokenization, shard: str, documents: Documents) -> tuple[Iterable[Document], int]:
+    """The documents of a shard in the order of the source, and how many there are."""
+    count, shards = len(documents), work.source.shards
+    order = permute(np.arange(work.validation_documents), count, work.seed, "held out", work.source.dataset)
+    held_out = np.sort(order)
+    if shard == VALIDATION:
+        return documents.select(held_out.tolist()), len(held_out)
+    start, stop = count * int(shard) // shards, count * (int(shard) + 1) // shards
+    left_out = set(held_out[(held_out >= start) & (held_out < stop)].tolist())
+    chosen = (document for document in documents.read(start, stop) if document.number not in left_out)
+    return chosen, stop - start - len(left_out)
+
+
+def _spool(
+    work: Tokenization,
+    tokenizer: Tokenizer,
+    documents: Iterable[Document],
+    total: int,
+    file: IO[bytes],
+    progress: Progress,
+) -> tuple[np.ndarray, Counter[str]]:
+    """Write the tokens of the documents to `file` in the order given: the length of each, and the numbers of those skipped."""
+    encoder, special = Encoder(tokenizer), special_ids(tokenizer)
+    skipped = Counter({"empty_documents": 0, "not_utf8_documents": 0})
+    lengths = array("i")
+    began, read, encoded = time.monotonic(), 0, 0
+    for batch in _batches(documents):
+        for tokens in _encode(work, batch, encoder, special, skipped):
+            file.write(tokens.data)
+            lengths.append(len(tokens))
+            encoded += len(tokens)
+        read += len(batch)
+        progress(read, total, tokens_per_second=round(encoded / max(1e-3, time.monotonic() - began)))
+    file.flush()
+    return np.array(lengths, np.int64), skipped
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(
+    work: Tokenization, documents: list[Document], encoder: Encoder, special: tuple[int, int], skipped: Counter[str]
+) -> Iterator[np.ndarray]:
+    """The tokens (uint16) of each document with text: with tags where the source has them, and the end token."""
+    end, tag = special
+    skipped.update(f"{document.odd}_documents" for document in documents if document.odd)
+    whole = [document for document in documents if not document.odd]
+    texts = [document.text for document in whole]
+    if work.source.names_speakers:
+        texts = [name_speakers(text, work.seed, "speakers", item.id) for text, item in zip(texts, whole)]
+    for document, ids in zip(whole, encoder.encode(texts)):
+        tokens = ids.astype("<u2")
+        if work.source.tag_rate:
+            tokens = insert_tags(tokens, tag, work.source.tag_rate, work.seed, "tags", document.id)
+        yield np.append(tokens, np.array(end, dtype="<u2"))
+
+
+def _write_shuffled(
+    work: Tokenization, prefix: Path, tokenizer: Tokenizer, spool: IO[bytes], lengths: np.ndarray
+) -> dict[str, Any]:
+    """Write the shard from the spooled documents in shuffled order; what the manifest says of its contents."""
+    ends, count = np.cumsum(lengths), len(lengths)
+    spooled = np.memmap(spool, "<u2", "r") if count else np.empty(0, "<u2")
+    order = permute(np.arange(count), max(1, count), work.seed, "documents", work.name, prefix.name)
+    _, tag = special_ids(tokenizer)
+    digest, tags, largest = hashlib.sha256(), 0, 0
+
+    def shuffled() -> Iterator[np.ndarray]:
+        nonlocal tags, largest
+        for number in order:
+            tokens = spooled[ends[number] - lengths[number] : ends[number]]
+            digest.update(tokens.data)
+            tags, largest = tags + int(np.count_nonzero(tokens == tag)), max(largest, int(tokens.max()))
+            yield tokens
+
+    write_shard(prefix, shuffled())
+    return {
+        "documents": count,
+        "tokens": len(spooled),
+        "tags": tags,
+        "largest_id": largest,
+        "sha256": digest.hexdigest(),
+    }

@@ -1,0 +1,64 @@
+"""What tokenisation changes in a document: it names the speakers of dialogues and puts harmfulness tags into unsafe text.
+
+Draws are keyed by the document's id, so any number of shards of the same documents gives the same tokens.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from curricula.randomness import keyed_rng
+
+_SPEAKER = re.compile(r"^(?P<indent>[ \t]*\**)(?P<speaker>User|Assistant)(?=\**[ \t]*:)", re.MULTILINE)
+"""A speaker at the start of a line, perhaps in bold: "User: ...", "**Assistant:** ..."."""
+
+ROLES = (
+    ("Student", "Teacher"),
+    ("Child", "Parent"),
+    ("Patient", "Doctor"),
+    ("Client", "Counselor"),
+    ("Customer", "Clerk"),
+    ("Visitor", "Librarian"),
+    ("Apprentice", "Mentor"),
+    ("Reader", "Editor"),
+    ("Caller", "Host"),
+    ("Player", "Coach"),
+    ("Intern", "Manager"),
+    ("Neighbor", "Officer"),
+)
+"""Pairs of who asks and who answers."""
+NAMES = (
+    "Aisha", "Alex", "Amara", "Ana", "Arjun", "Ben", "Carlos", "Chen", "Clara", "Daniel", "David", "Elena", "Emma",
+    "Fatima", "Grace", "Hana", "Hassan", "Ines", "Isaac", "Ivan", "Jamal", "James", "Kenji", "Kofi", "Laura", "Leila",
+    "Lena", "Liam", "Lucas", "Maria", "Maya", "Mei", "Michael", "Nadia", "Nina", "Noah", "Olga", "Omar", "Pablo",
+    "Priya", "Rachel", "Ravi", "Rosa", "Sam", "Sara", "Sofia", "Tariq", "Thomas", "Yuki", "Zoe",
+)  # fmt: skip
+
+
+def name_speakers(text: str, *key: object) -> str:
+    """`text` with names in place of "User:" and "Assistant:"; by the draw of `key`, half of the dialogues get roles instead.
+
+    RefuseWeb's dialogues were given varied personal names or roles at tokenisation (Maini et al. 2025, section 3.3), so that
+    refusing is not tied to two words. The authors did not publish their names; these lists are ours.
+    """
+    rng = keyed_rng(*key)
+    if rng.random() < 0.5:
+        asks, answers = (NAMES[i] for i in rng.choice(len(NAMES), size=2, replace=False))
+    else:
+        asks, answers = ROLES[rng.integers(len(ROLES))]
+    names = {"User": asks, "Assistant": answers}
+    return _SPEAKER.sub(lambda found: found["indent"] + names[found["speaker"]], text)
+
+
+def insert_tags(tokens: np.ndarray, tag_id: int, rate: float, *key: object) -> np.ndarray:
+    """`tokens` (integers [n]) with `tag_id` inserted before each of positions 1..n-1 with probability `rate`.
+
+    The tag `<potentially_unsafe_content>` marks raw unsafe text (paper section 3.1). This is algorithm 2 of Maini et al. 2025,
+    with tokens in place of words; the first token never has a tag before it.
+    """
+    if len(tokens) < 2:
+        return tokens
+    picked = np.flatnonzero(keyed_rng(*key).random(len(tokens) - 1) < rate) + 1
+    return np.insert(tokens, picked, tag_id)

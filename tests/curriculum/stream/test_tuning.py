@@ -1,0 +1,165 @@
+"""Conversations as batches: where the loss is, which conversations come, and how they share rows."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curricula.curriculum.stream.tuning import TuningBatches, pack
+from curricula.curriculum.tokens.chat import encode_chat
+from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
+from curricula.durable import read_jsonl
+from curricula.errors import UserError
+
+LENGTHS = st.lists(st.integers(1, 150), max_size=300)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder with rows of two tuning sets, and a tokenizer."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(1)
+    words = ["lamp", "oil", "mill", "wheel", "bread", "salt", "river", "bell", "rope", "stone"]
+
+    def text():
+        return " ".join(rng.choice(words, size=rng.integers(8, 30)))
+
+    def write(path, rows):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(root / "gsm8k/train.jsonl", [{"question": text(), "answer": f"{text()} #### {n}"} for n in range(21)])
+    keys = ("response", "response_harm_label", "response_refusal_label")
+    answers = [("no", "unharmful", "refusal")] * 6 + [(text(), "harmful", "compliance") for _ in range(6)]
+    rows = [
+        {"prompt": f"bad {n}", "prompt_harm_label": "harmful", "adversarial": False, **dict(zip(keys, answer))}
+        for n, answer in enumerate([*answers, (None, None, None)])
+    ]
+    write(root / "wildguardmix/train.jsonl", rows)
+    train_tokenizer([text() for _ in range(100)], 320, root / "tokenizer")
+    return root
+
+
+def tuning(data, mix, tagged_share=0.0, conversations=None, length=64, **more):
+    return TuningBatches(
+        mix, data, data / "tokenizer", sequence_length=length, global_batch=2,
+        conversations=conversations, tagged_share=tagged_share, seed=5, **more,
+    )  # fmt: skip
+
+
+def test_only_the_assistants_tokens_carry_loss(data):
+    run = tuning(data, {"gsm8k": 1}, length=200)
+    tokenizer = load_tokenizer(data / "tokenizer")
+    tokens, mask, _ = run.rows(0, 0, 2)
+    answers = {row["answer"] for row in read_jsonl(data / "gsm8k/train.jsonl")}
+    for row, counted in zip(tokens, mask):
+        said = tokenizer.decode(row[1:][counted == 1].tolist(), skip_special_tokens=False)
+        assert said.removesuffix("<|im_end|>\n") in answers
+
+
+def test_each_conversation_appears_once_per_epoch(data):
+    run = tuning(data, {"gsm8k": 1})
+    assert run.total_steps == 21 // 2
+    rows = [tuple(row) for step in range(run.total_steps) for row in run.rows(step, 0, 2)[0]]
+    assert len(set(rows)) == len(rows)
+
+
+def test_a_long_conversation_is_cut_and_a_short_one_padded(data):
+    (row, *_), (mask, *_), _ = tuning(data, {"gsm8k": 1}, length=8).rows(0, 0, 1)
+    assert len(row) == 9 and len(mask) == 8
+    (row, *_), (mask, *_), _ = tuning(data, {"gsm8k": 1}, length=500).rows(0, 0, 1)
+    assert mask[-1] == 0 and row[-1] == load_tokenizer(data / "tokenizer").token_to_id(EOS)
+
+
+def test_refusals_are_kept_and_harmful_answers_appear_only_with_tags(data):
+    tokenizer = load_tokenizer(data / "tokenizer")
+    tag = tokenizer.token_to_id(TAG)
+
+    def texts(run):
+        return [
+            tokenizer.decode(row[row != tag].tolist(), skip_special_tokens=False)
+            for step in range(run.total_steps)
+            for row in run.rows(step, 0, 2)[0]
+        ]
+
+    plain = texts(tuning(data, {"wildguardmix": 1}, conversations=6))
+    assert all("no<|im_end|>" in text for text in plain)
+    tagged = tuning(data, {"wildguardmix": 1}, tagged_share=0.5, conversations=40)
+    harmful = sum("no<|im_end|>" not in text for text in texts(tagged))
+    assert harmful == 20
+    tags = sum(int((tagged.rows(step, 0, 2)[0] == tag).sum()) for step in range(tagged.total_steps))
+    assert tags > 0
+    assert not any((run.rows(0, 0, 2)[0] == tag).any() for run in [tuning(data, {"wildguardmix": 1}, conversations=6)])
+
+
+def test_training_tokens_are_those_of_the_chat_template(data):
+    tokenizer = load_tokenizer(data / "tokenizer")
+    row = read_jsonl(data / "gsm8k/train.jsonl")[0]
+    messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+    ids, flags = encode_chat(tokenizer, messages)
+    tokens, mask, _ = tuning(data, {"gsm8k": 1}, length=200).rows(0, 0, 2)
+    epoch = [r for s in range(10) for r in zip(*tuning(data, {"gsm8k": 1}, length=200).rows(s, 0, 2)[:2])]
+    assert any(
+        row[: len(ids)].tolist() == ids and mask[: len(ids) - 1].astype(bool).tolist() == flags[1:]
+        for row, mask in epoch
+    )
+
+
+def test_refusals_are_the_share_asked_for(data):
+    mixed = tuning(data, {"gsm8k": 3, "wildguardmix": 1}, refusals=0.25, conversations=40)
+    assert mixed.describe(0)["mix"] == {"gsm8k": 0.75, "wildguardmix (refusals)": 0.25}
+    pools = Counter(pool for pool, _, _ in mixed.sample_ids(0, 40))
+    assert pools == {"gsm8k": 30, "wildguardmix (refusals)": 10}
+    with pytest.raises(UserError, match="tuning.refusals is 0.1, but gsm8k hold no refusals"):
+        tuning(data, {"gsm8k": 1}, refusals=0.1)
+    tagged = tuning(data, {"gsm8k": 3, "wildguardmix": 1}, refusals=0.25, tagged_share=0.2, conversations=40)
+    pools = Counter(pool for pool, _, _ in tagged.sample_ids(0, 40))
+    assert pools == {"gsm8k": 24, "wildguardmix (refusals)": 8, "wildguardmix-harmful": 8}
+
+
+def test_packed_rows_hold_each_conversation_of_the_padded_ones_once(data):
+    tokenizer = load_tokenizer(data / "tokenizer")
+    padded, packed = (
+        tuning(data, {"gsm8k": 2, "wildguardmix": 1}, tagged_share=0.3, conversations=40, length=160, packing=packing)
+        for packing in (False, True)
+    )
+    assert packed.total_steps < padded.total_steps / 2
+
+    def learnt(batches):
+        """How often each text with loss appears."""
+        texts = Counter()
+        for step in range(batches.total_steps):
+            tokens, mask, documents = batches.rows(step, 0, 2)
+            if documents is None:
+                documents = np.zeros(mask.shape, np.int32)
+            for row, counted, numbers in zip(tokens, mask, documents):
+                for number in range(numbers.max() + 1):
+                    targets = row[1:][counted.astype(bool) & (numbers == number)]
+                    if len(targets):
+                        texts[tokenizer.decode(targets.tolist(), skip_special_tokens=False)] += 1
+        return texts
+
+    alone, together = learnt(padded), learnt(packed)
+    assert together.total() >= 0.9 * alone.total() and not together - alone  # the last rows may not fill a batch
+    tokens, mask, documents = packed.rows(0, 0, 2)
+    assert tokens.shape == (2, 161) and mask.shape == documents.shape == (2, 160)
+    again = packed.rows(0, 1, 2)
+    assert all(np.array_equal(both[1:], second) for both, second in zip(packed.rows(0, 0, 2), again))
+
+
+@given(LENGTHS, st.integers(1, 120))
+def test_every_text_is_in_one_row_in_order_and_no_row_is_too_full(lengths, capacity):
+    rows = pack(lengths, capacity)
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    assert all(row == sorted(row) for row in rows)
+    assert all(sum(min(lengths[number], capacity) for number in row) <= capacity for row in rows)
+
+
+@given(LENGTHS, st.integers(1, 120))
+def test_no_two_rows_that_were_open_together_could_have_been_one(lengths, capacity):
+    rows = pack(lengths, capacity)[-8:]  # open to the end
+    used = [sum(min(lengths[number], capacity) for number in row) for row in rows]
+    assert sum(2 * tokens <= capacity for tokens in used) <= 1

@@ -1,0 +1,283 @@
+"""From documents to tokens on disk: the same for any number of shards, and readable by Megatron itself."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_folders import tokenize_source
+
+from curricula.curriculum.config import Source
+from curricula.curriculum.tokens.shards import Shard, read_manifest, source_shards
+from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
+from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
+from curricula.curriculum.tokens.transforms import insert_tags
+from curricula.durable import read_jsonl
+from curricula.errors import UserError
+
+WORDS = ["the", "lamp", "keeper", "mixes", "blue", "dye", "with", "water", "and", "waits", "for", "bell", "twice"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A local dataset folder and a tokenizer trained on it."""
+    root = tmp_path_factory.mktemp("root")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, size=rng.integers(5, 40))) for _ in range(300)]
+    for file, count in (("fineweb_annotated/score_0", 300), ("fineweb_annotated/score_3", 60)):
+        write_rows(root, file, [{"id": f"d{n}", "text": texts[n]} for n in range(count)])
+    for score in (4, 5):
+        write_rows(root, f"fineweb_annotated/score_{score}", [{"id": f"s{score}", "text": "the lamp"}])
+    dialogues = [f"User: {texts[n]}\nAssistant: no\nUser: {texts[n + 40]}\n" for n in range(40)]
+    write_rows(root, "refuseweb/train", [{"id": f"r{n}", "text": text} for n, text in enumerate(dialogues)])
+    train_tokenizer(texts, 400, root / "tokenizer")
+    return root
+
+
+def write_rows(root, stem, rows):
+    path = root / f"{stem}.jsonl"
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def web(root, out, data=None, validation=10, **changes):
+    """The source `web`, to be tokenised into `out`/web."""
+    return Tokenization(
+        name="web",
+        source=Source(**{"dataset": "fineweb-edu", "shards": 3, **changes}),
+        tokenizer=root / "tokenizer",
+        folder=out / "web",
+        data_root=data or root,
+        seed=1,
+        validation_documents=validation,
+    )
+
+
+def documents_of(prefix):
+    shard = Shard.open(prefix)
+    shard.check()
+    return np.split(np.array(shard.tokens), np.cumsum(shard.lengths)[:-1]) if len(shard.lengths) else []
+
+
+def test_megatron_reads_the_shards_and_finds_the_documents(root, tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    tokenize_source(web(root, tmp_path))
+    tokenizer = load_tokenizer(root / "tokenizer")
+    end = tokenizer.token_to_id(EOS)
+    found = []
+    for prefix in [*source_shards(tmp_path / "web"), tmp_path / "web" / "validation"]:
+        dataset = IndexedDataset(str(prefix))
+        ours = Shard.open(prefix)
+        assert np.array_equal(dataset.sequence_lengths, ours.lengths)
+        assert np.array_equal(np.concatenate([dataset[n] for n in range(len(dataset))]), ours.tokens)
+        assert all(dataset[n][-1] == end for n in range(len(dataset)))
+        found += [tokenizer.decode(dataset[n][:-1].tolist()) for n in range(len(dataset))]
+    written = [row["text"] for row in read_jsonl(root / "fineweb_annotated/score_0.jsonl")]
+    assert sorted(found) == sorted(written)
+    assert found != written
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"dataset": "fineweb-unsafe", "tag_rate": 0.2}, {"dataset": "refuseweb"}],
+    ids=["safe", "tags", "names"],
+)
+def test_any_sharding_gives_the_same_tokens(root, tmp_path, changes):
+    whole = web(root, tmp_path / "1", shards=1, **changes)
+    cut = web(root, tmp_path / "7", shards=7, **changes)
+    for work in (whole, cut):
+        tokenize_source(work)
+    counted = [
+        Counter(document.tobytes() for prefix in source_shards(work.folder) for document in documents_of(prefix))
+        for work in (whole, cut)
+    ]
+    assert counted[0] == counted[1] and counted[0].total() > 20
+    assert (whole.folder / "validation.bin").read_bytes() == (cut.folder / "validation.bin").read_bytes()
+
+
+def test_the_same_text_in_any_format_gives_the_same_shards(root, tmp_path):
+    rows = read_jsonl(root / "fineweb_annotated/score_0.jsonl")
+    folder = tmp_path / "data/fineweb_annotated/score_0"
+    folder.mkdir(parents=True)
+    for number, some in enumerate((rows[:120], rows[120:])):
+        pq.write_table(pa.Table.from_pylist(some), folder / f"{number}.parquet", row_group_size=50)
+    for out, data in (("jsonl", root), ("parquet", tmp_path / "data")):
+        tokenize_source(web(root, tmp_path / out, data))
+    for name in ("validation", "00000", "00001", "00002"):
+        one, other = (tmp_path / out / "web" / f"{name}.bin" for out in ("jsonl", "parquet"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_finished_shard_is_kept_and_an_unfinished_one_is_made_again(root, tmp_path):
+    tokenize_source(web(root, tmp_path))
+    first, second = (tmp_path / "web" / name for name in ("00000.bin", "00001.bin"))
+    before, content = first.stat().st_mtime_ns, second.read_bytes()
+    (tmp_path / "web" / "00001.json").unlink()  # as a kill before the manifest would leave it
+    second.write_bytes(b"half")
+    (tmp_path / "web" / ".00001.spool").write_bytes(b"left over")
+    tokenize_source(web(root, tmp_path))
+    assert first.stat().st_mtime_ns == before
+    assert second.read_bytes() == content
+    assert sorted(path.suffix for path in (tmp_path / "web").iterdir()) == [".bin"] * 4 + [".idx"] * 4 + [".json"] * 4
+
+
+def test_a_source_with_a_shard_missing_is_not_read(root, tmp_path):
+    for name in ("00000", "00002"):
+        tokenize_shard(web(root, tmp_path), name)
+    with pytest.raises(UserError, match="2 of 3 shards are finished; run `curricula data tokenize`"):
+        source_shards(tmp_path / "web")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tag_rate": 0.05}, "tag_rate 0.0, now it is 0.05"),
+        ({"documents": 200}, "source_documents 300, now it is 200"),
+        ({"shards": 2}, "shards 3, now it is 2"),
+    ],
+)
+def test_shards_made_with_other_settings_are_refused_naming_the_setting(root, tmp_path, changes, said):
+    tokenize_source(web(root, tmp_path))
+    with pytest.raises(UserError, match=rf"validation.json: was made with {said}; delete"):
+        tokenize_source(web(root, tmp_path, **changes))
+
+
+def test_shards_of_other_data_with_as_many_rows_are_refused(root, tmp_path):
+    rows = read_jsonl(root / "fineweb_annotated/score_0.jsonl")
+    write_rows(tmp_path, "fineweb_annotated/score_0", rows)
+    tokenize_shard(web(root, tmp_path, tmp_path), "00000")
+    write_rows(tmp_path, "fineweb_annotated/score_0", rows[::-1])
+    with pytest.raises(UserError, match="00000.json: was made with source_files '.*', now it is '.*'; delete"):
+        tokenize_shard(web(root, tmp_path, tmp_path), "00000")
+
+
+def test_sources_of_one_dataset_hold_out_the_same_documents(root, tmp_path):
+    works = [
+        replace(web(root, tmp_path, tag_rate=rate), name=name, folder=tmp_path / name)
+        for name, rate in (("a", 0), ("b", 0.1))
+    ]
+    for work in works:
+        tokenize_source(work)
+    tag = load_tokenizer(root / "tokenizer").token_to_id(TAG)
+    held_out = [sorted(d[d != tag].tobytes() for d in documents_of(work.folder / "validation")) for work in works]
+    assert held_out[0] == held_out[1]
+
+
+def test_a_document_id_need_not_be_valid_unicode(root, tmp_path):
+    write_rows(tmp_path, "fineweb_annotated/score_3", [{"id": "\ud800", "text": "the lamp the lamp"}])
+    for score in (4, 5):
+        write_rows(tmp_path, f"fineweb_annotated/score_{score}", [])
+    work = web(root, tmp_path, tmp_path, validation=0, shards=1, dataset="fineweb-unsafe", tag_rate=0.5)
+    tokenize_source(work)
+    assert read_manifest(work.folder / "00000")["documents"] == 1
+
+
+def test_shards_of_another_tokenizer_are_refused(root, tmp_path):
+    tokenize_source(web(root, tmp_path))
+    train_tokenizer(["other text"], 300, tmp_path / "tokenizer")
+    other = replace(web(root, tmp_path), tokenizer=tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="validation.json: was made with tokenizer '.*', now it is '.*'; delete"):
+        tokenize_source(other)
+
+
+def test_a_source_without_documents_is_named(root, tmp_path):
+    write_rows(tmp_path, "fineweb_annotated/score_0", [])
+    with pytest.raises(UserError, match="source web: dataset fineweb-edu has 0 documents"):
+        tokenize_source(web(root, tmp_path, tmp_path))
+    assert not (tmp_path / "web").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": ["x"]}', r"score_0.jsonl: row 0 of dataset fineweb-edu has \['x'\] for its text"),
+        ("[1]", r"row 0 is \[1\]"),
+        ('{"txt": "x"}', "row 0 of dataset fineweb-edu has no column 'text', only"),
+        ('{"text": "x"', "row 0 is not JSON"),
+    ],
+)
+def test_a_row_that_is_not_a_document_is_named(root, tmp_path, line, said):
+    (tmp_path / "fineweb_annotated").mkdir()
+    (tmp_path / "fineweb_annotated/score_0.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=said):
+        tokenize_source(web(root, tmp_path, tmp_path, validation=0, shards=1))
+    assert not list((tmp_path / "web").glob("*0000*"))
+
+
+def test_odd_documents_are_skipped_and_counted_in_the_manifest(root, tmp_path):
+    (tmp_path / "fineweb_annotated").mkdir()
+    lines = [b'{"text": "the lamp"}', b'{"text": ""}', b'{"text": null}', b'{"text": "\\ud800"}', b'{"text": "\xff"}']
+    (tmp_path / "fineweb_annotated/score_0.jsonl").write_bytes(b"\n".join(lines) + b"\n\n")
+    work = web(root, tmp_path, tmp_path, validation=0, shards=1)
+    tokenize_source(work)
+    manifest = read_manifest(work.folder / "00000")
+    counts = {name: manifest[name] for name in ("documents", "empty_documents", "not_utf8_documents")}
+    assert counts == {"documents": 1, "empty_documents": 2, "not_utf8_documents": 2}
+    assert manifest["tokens"] == len(documents_of(work.folder / "00000")[0])
+
+
+def test_odd_documents_of_a_parquet_file_are_counted_too(root, tmp_path):
+    folder = tmp_path / "fineweb_annotated"
+    folder.mkdir()
+    broken = pa.array([b"the lamp", b"\xff\xfe", b""], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "text": broken}), folder / "score_0.parquet")
+    work = web(root, tmp_path, tmp_path, validation=0, shards=1)
+    tokenize_source(work)
+    manifest = read_manifest(work.folder / "00000")
+    assert (manifest["documents"], manifest["empty_documents"], manifest["not_utf8_documents"]) == (1, 1, 1)
+
+
+def test_a_document_of_ten_megabytes_is_one_document(root, tmp_path):
+    text = " ".join(np.random.default_rng(0).choice(WORDS, size=2_000_000))
+    assert len(text) > 9e6
+    write_rows(tmp_path, "fineweb_annotated/score_0", [{"text": text}, {"text": "the lamp"}])
+    work = web(root, tmp_path, tmp_path, validation=0, shards=1)
+    tokenize_source(work)
+    lengths = sorted(Shard.open(work.folder / "00000").lengths.tolist())
+    assert lengths[0] < 10 and lengths[1] > 1_000_000
+    longest = max(documents_of(work.folder / "00000"), key=len)
+    assert load_tokenizer(root / "tokenizer").decode(longest[:-1].tolist()) == text
+
+
+def test_speakers_get_names_that_depend_on_the_document_alone(root, tmp_path):
+    work = web(root, tmp_path, dataset="refuseweb", shards=2)
+    tokenize_source(work)
+    tokenizer = load_tokenizer(root / "tokenizer")
+    seen = set()
+    for document in (document for prefix in source_shards(work.folder) for document in documents_of(prefix)):
+        lines = tokenizer.decode(document[:-1].tolist()).splitlines()
+        first, second, third = (line.split(":")[0] for line in lines)
+        assert first == third != second
+        assert not {"User", "Assistant"} & {first, second}
+        seen.add((first, second))
+    assert len(seen) > 10
+    plain = web(root, tmp_path / "plain", dataset="refuseweb", name_speakers=False)
+    tokenize_source(plain)
+    assert tokenizer.decode(documents_of(plain.folder / "00000")[0].tolist()).startswith("User:")
+
+
+def test_tags_come_at_their_rate_never_first_and_leave_the_text(root, tmp_path):
+    work = web(root, tmp_path, dataset="fineweb-unsafe", tag_rate=0.2, shards=1)
+    tokenize_source(work)
+    tag = load_tokenizer(root / "tokenizer").token_to_id(TAG)
+    shard = Shard.open(source_shards(work.folder)[0])
+    starts = np.concatenate([[0], np.cumsum(shard.lengths)[:-1]])
+    assert not np.any(shard.tokens[starts] == tag)
+    plain = shard.tokens[shard.tokens != tag]
+    positions = len(plain) - 2 * len(shard.lengths)  # neither the first token nor the end of document
+    assert abs(np.sum(shard.tokens == tag) / positions - 0.2) < 0.04
+    assert read_manifest(source_shards(work.folder)[0])["tags"] == np.sum(shard.tokens == tag)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(4, 100), max_size=60), st.floats(0, 0.9), st.integers())
+def test_taking_the_tags_out_gives_the_tokens_back(tokens, rate, key):
+    tagged = insert_tags(np.array(tokens, np.int64), 3, rate, key)
+    assert tagged[tagged != 3].tolist() == tokens
+    assert not len(tagged) or tagged[0] != 3
