@@ -24,7 +24,7 @@ from curricula.jobs.element import is_done, run_element
 from curricula.jobs.graph import LIGHT_STAGES, Job
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.run import Run
-from curricula.model.runtime.signals import Interrupted
+from curricula.model.runtime import Interrupted
 
 Key = tuple[str, str]  # job name, element label
 TERM_GRACE_S = 20.0  # how long elements may take to save after an interrupt

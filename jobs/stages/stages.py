@@ -112,10 +112,10 @@ def tokenize(run: Run, job: Job, element: Element, progress: Progress) -> None:
 
 
 def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
-    """Train one segment of the tree, from where its line or its parent stands."""
-    from curricula.model.checkpoints.folder import step_folder
-    from curricula.model.runtime.watchdog import HangLimits
-    from curricula.model.train import TrainJob, train
+    """Train one segment of the tree, from where its branch or its parent stands."""
+    from curricula.model import TrainJob
+    from curricula.model.checkpoints import step_folder
+    from curricula.model.train import train
 
     study, budget = run.study, run.study.budget
     segments = {segment.name: segment for segment in study.segments()}
@@ -135,21 +135,11 @@ def pretrain(run: Run, job: Job, element: Element, progress: Progress) -> None:
         TrainJob(
             out=run.branch(segment.branch),
             model=config,
-            optimizer=study.pretraining.optimizer,
-            schedule=study.pretraining.schedule,
-            seed=study.seed,
-            micro_batch=study.pretraining.micro_batch,
-            tensor_parallel=study.resources.tensor_parallel,
-            engine=study.resources.engine,
-            data_workers=study.resources.data_workers,
-            stop_step=segment.stop,
-            save_interval_steps=study.pretraining.save_interval_steps,
-            save_interval_minutes=study.pretraining.save_interval_minutes,
-            keep_last=study.pretraining.keep_last,
-            validation_interval_steps=study.pretraining.validation_interval_steps,
-            peak_tflops=study.resources.peak_tflops,
+            config=study.pretraining,
+            execution=study.resources,
             tracking=study.tracking,
-            hang=HangLimits(floor_s=60 * study.resources.hang_minutes),
+            seed=study.seed,
+            stop_step=segment.stop,
             keep_steps=tuple(other.stop for other in segments.values() if other.branch == segment.branch),
             init_from=step_folder(run.branch(parent.branch) / "checkpoints", parent.stop) if parent else None,
             init_weights=imported,
@@ -186,10 +176,9 @@ def _validation(run: Run) -> dict[str, ValidationBatches]:
 
 def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
     """Instruction tuning of a base model, or benign finetuning of an instruct model; the first process exports the result."""
-    from curricula.model.config import OptimizerConfig, ScheduleConfig
+    from curricula.model import TrainJob
     from curricula.model.runtime.distributed import read_ranks
-    from curricula.model.runtime.watchdog import HangLimits
-    from curricula.model.train import TrainJob, train
+    from curricula.model.train import train
 
     study, arm = run.study, run.study.arm(element.arm)
     config = study.model.resolve()
@@ -211,20 +200,11 @@ def tune(run: Run, job: Job, element: Element, progress: Progress) -> None:
         TrainJob(
             out=run.tuning(arm.name, element.kind),
             model=config,
-            optimizer=OptimizerConfig(lr=tuning.lr, weight_decay=tuning.weight_decay),
-            schedule=ScheduleConfig(kind="cosine", warmup_fraction=tuning.warmup_fraction),
-            seed=study.seed,
-            micro_batch=tuning.micro_batch,
-            tensor_parallel=study.resources.tensor_parallel,
-            engine=study.resources.engine,
-            packed=tuning.packing,
-            data_workers=study.resources.data_workers,
-            stop_step=batches.total_steps,
-            save_interval_steps=study.tuning.save_interval_steps,
-            save_interval_minutes=study.tuning.save_interval_minutes,
-            peak_tflops=study.resources.peak_tflops,
+            config=study.tuning.train_config(tuning),
+            execution=study.resources,
             tracking=study.tracking,
-            hang=HangLimits(floor_s=60 * study.resources.hang_minutes),
+            seed=study.seed,
+            packed=tuning.packing,
             init_weights=latest(before / "checkpoints"),
         ),
         batches,

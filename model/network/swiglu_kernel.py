@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-COLUMNS = 2048  # that one program takes
+COLUMNS = 2048
+"""Columns that one program processes."""
 
 
 @triton.jit
