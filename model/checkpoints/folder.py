@@ -273,16 +273,16 @@ def _refuse(folder: Path, what: str, phrases: list[str]) -> None:
         raise UserError(f"{folder}: {what} ({shown}); undo the change, or train in a new run folder")
 
 
-def differences(then: Any, now: Any, at: str = "") -> list[str]:
+def differences(then: Any, now: Any, place: str = "") -> list[str]:
     """Where two JSON values differ, one phrase for each place: "mix.web: was 0.7, is 0.6"."""
     if isinstance(then, dict) and isinstance(now, dict):
         found = []
         for key in sorted({*then, *now}):
-            found += differences(then.get(key), now.get(key), f"{at}.{key}" if at else str(key))
+            found += differences(then.get(key), now.get(key), f"{place}.{key}" if place else str(key))
         return found
     if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        return [phrase for i, pair in enumerate(zip(then, now)) for phrase in differences(*pair, f"{at}[{i}]")]
-    return [] if then == now else [f"{at}: was {_short(then)}, is {_short(now)}"]
+        return [phrase for i, pair in enumerate(zip(then, now)) for phrase in differences(*pair, f"{place}[{i}]")]
+    return [] if then == now else [f"{place}: was {_short(then)}, is {_short(now)}"]
 
 
 def _short(value: Any) -> str:

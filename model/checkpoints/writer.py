@@ -172,8 +172,8 @@ def writing_failure(error: BaseException) -> str | None:
         return next((reason for reason in reasons if reason), None)
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    beneath = error.__cause__ or error.__context__
-    if beneath is not None and (reason := writing_failure(beneath)):
+    cause = error.__cause__ or error.__context__
+    if cause is not None and (reason := writing_failure(cause)):
         return reason
     if isinstance(error, UserError):
         return str(error)

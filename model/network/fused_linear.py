@@ -43,31 +43,31 @@ class AccumulatingLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
         x, weight, sink = ctx.saved_tensors
-        above = gradients[0]
-        accumulate(sink, above.flatten(0, -2), x.flatten(0, -2))
-        return above @ weight, torch.empty_like(weight) if ctx.announced else None, None, None
+        d_output = gradients[0]
+        accumulate(sink, d_output.flatten(0, -2), x.flatten(0, -2))
+        return d_output @ weight, torch.empty_like(weight) if ctx.announced else None, None, None
 
 
-def accumulate(sink: torch.Tensor, above: torch.Tensor, x: torch.Tensor) -> None:
-    """sink [out, in] += above [n, out].T @ x [n, in], in the sink's precision."""
+def accumulate(sink: torch.Tensor, d_output: torch.Tensor, x: torch.Tensor) -> None:
+    """sink [out, in] += d_output [n, out].T @ x [n, in], in the sink's precision."""
     if torch.compiler.is_compiling():
-        torch.ops.curricula.accumulate_(sink, above, x)
+        torch.ops.curricula.accumulate_(sink, d_output, x)
     else:
-        _accumulate(sink, above, x)
+        _accumulate(sink, d_output, x)
 
 
-def _accumulate(sink: torch.Tensor, above: torch.Tensor, x: torch.Tensor) -> None:
+def _accumulate(sink: torch.Tensor, d_output: torch.Tensor, x: torch.Tensor) -> None:
     if sink.dtype == x.dtype:
-        sink.addmm_(above.t(), x)
+        sink.addmm_(d_output.t(), x)
     elif x.is_cuda and _adds_in_float32():
-        torch.addmm(sink, above.t(), x, out_dtype=torch.float32, out=sink)
+        torch.addmm(sink, d_output.t(), x, out_dtype=torch.float32, out=sink)
     else:
-        sink.add_(above.t() @ x)
+        sink.add_(d_output.t() @ x)
 
 
 @torch.library.custom_op("curricula::accumulate_", mutates_args=("sink",))
-def _one_step(sink: torch.Tensor, above: torch.Tensor, x: torch.Tensor) -> None:
-    _accumulate(sink, above, x)
+def _one_step(sink: torch.Tensor, d_output: torch.Tensor, x: torch.Tensor) -> None:
+    _accumulate(sink, d_output, x)
 
 
 @functools.cache
@@ -138,6 +138,6 @@ def scale_all(chunk: int, flag: Any, lists: list[list[torch.Tensor]], factor: fl
     torch._foreach_mul_(lists[1], factor)
 
 
-def add_weight_gradient(x: torch.Tensor, above: torch.Tensor, main_grad: torch.Tensor) -> None:
-    """main_grad [out, in] += above [..., out].T @ x [..., in]."""
-    accumulate(main_grad, above.flatten(0, -2), x.flatten(0, -2))
+def add_weight_gradient(x: torch.Tensor, d_output: torch.Tensor, main_grad: torch.Tensor) -> None:
+    """main_grad [out, in] += d_output [..., out].T @ x [..., in]."""
+    accumulate(main_grad, d_output.flatten(0, -2), x.flatten(0, -2))

@@ -76,12 +76,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, logits_gradient = ctx.saved_tensors
-        above = gradients[0].to(hidden.dtype)[:, None]
-        d_hidden = (logits_gradient @ weight).mul_(above)
+        d_loss = gradients[0].to(hidden.dtype)[:, None]
+        d_hidden = (logits_gradient @ weight).mul_(d_loss)
         if ctx.sink is None:
-            d_weight = logits_gradient.t() @ (hidden * above)
+            d_weight = logits_gradient.t() @ (hidden * d_loss)
         else:
-            accumulate(ctx.sink, logits_gradient, hidden * above)
+            accumulate(ctx.sink, logits_gradient, hidden * d_loss)
             d_weight = torch.empty_like(weight) if ctx.announced else None
         return d_hidden, d_weight, None, None, None, None, None
 

@@ -28,7 +28,9 @@ class Ranks:
 
     rank: int
     size: int
+    """Number of processes."""
     local_rank: int
+    """Rank among the processes of this node."""
     master: str | None
     """host:port of rank 0; None for a single process."""
 
@@ -47,6 +49,7 @@ class Parallel:
     tensor_parallel: int
     data_parallel: int
     data_rank: int
+    """Rank among the data-parallel processes."""
 
     @property
     def is_main(self) -> bool:

@@ -34,9 +34,9 @@ class MicroBatch(NamedTuple):
     documents: torch.Tensor | None
 
     def to(self, device: torch.device) -> MicroBatch:
-        tokens, *beside = (None if part is None else part.to(device, non_blocking=True) for part in self)
+        tokens, *optional = (None if part is None else part.to(device, non_blocking=True) for part in self)
         assert tokens is not None
-        return MicroBatch(tokens, *beside)
+        return MicroBatch(tokens, *optional)
 
 
 class MicroBatches(Dataset):
@@ -55,9 +55,9 @@ class MicroBatches(Dataset):
         step, part = divmod(number, self.per_step)
         start = self._first + part * self.micro_batch
         stop = min(start + self.micro_batch, self._first + self._own)
-        tokens, *beside = Rows(*self.batches.rows(step, start, stop))
+        tokens, *optional = Rows(*self.batches.rows(step, start, stop))
         return MicroBatch(
-            torch.from_numpy(tokens), *(None if part is None else torch.from_numpy(part) for part in beside)
+            torch.from_numpy(tokens), *(None if part is None else torch.from_numpy(part) for part in optional)
         )
 
 

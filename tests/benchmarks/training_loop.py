@@ -128,15 +128,15 @@ def save(model: str, folder: str, way: str) -> machine.Task:
             bare_step(trainer, tokens)
         alone = [timed(lambda: bare_step(trainer, tokens)) for _ in range(5)]
         SAVERS[way](trainer, 1, lambda: None)
-        beside: list[float] = []
-        stall, durable = SAVERS[way](trainer, 2, lambda: beside.append(timed(lambda: bare_step(trainer, tokens))))
+        meanwhile: list[float] = []
+        stall, durable = SAVERS[way](trainer, 2, lambda: meanwhile.append(timed(lambda: bare_step(trainer, tokens))))
         written = step_folder(trainer.checkpoints, 2)
         return {
             "stall_s": stall,
             "durable_s": durable,
             "bytes": machine.folder_bytes(written),
             "step_s": statistics.median(alone),
-            "step_beside_s": statistics.median(beside) if beside else None,
+            "step_beside_s": statistics.median(meanwhile) if meanwhile else None,
         }
 
     return with_trainer(model, folder, measure)

@@ -84,10 +84,10 @@ def test_the_swiglu_kernel_computes_the_formula():
 
     for width in (7, 2048, 8192):
         narrow = torch.randn(64, 2 * width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        above = torch.randn(64, width, device="cuda", dtype=torch.bfloat16)
-        swiglu(narrow).backward(above)
+        d_output = torch.randn(64, width, device="cuda", dtype=torch.bfloat16)
+        swiglu(narrow).backward(d_output)
         exact = narrow.detach().double().cpu().requires_grad_()
-        swiglu(exact).backward(above.double().cpu())
+        swiglu(exact).backward(d_output.double().cpu())
         assert torch.allclose(narrow.grad.double().cpu(), exact.grad, rtol=1e-2, atol=1e-2)
 
 
@@ -95,10 +95,10 @@ def test_weight_gradients_are_summed_in_float32():
     from curricula.model.network.fused_linear import _adds_in_float32, accumulate
 
     sink = torch.zeros(256, 512, device="cuda")
-    x, above = (torch.randn(1024, n, device="cuda", dtype=torch.bfloat16) for n in (512, 256))
+    x, d_output = (torch.randn(1024, n, device="cuda", dtype=torch.bfloat16) for n in (512, 256))
     for _ in range(4):
-        accumulate(sink, above, x)
-    assert torch.allclose(sink, 4 * above.t().float() @ x.float(), rtol=1e-3, atol=0.1)
+        accumulate(sink, d_output, x)
+    assert torch.allclose(sink, 4 * d_output.t().float() @ x.float(), rtol=1e-3, atol=0.1)
     assert _adds_in_float32(), "this torch writes each gradient in bfloat16 first: slower, and rounded"
 
 

@@ -28,6 +28,8 @@ def test_flops_are_six_per_parameter_and_token_plus_causal_attention():
 def test_a_model_that_cannot_be_built_is_refused():
     with pytest.raises(ValueError, match="kv_heads"):
         ModelConfig(layers=1, hidden=64, heads=4, kv_heads=3, ffn=64)
+    with pytest.raises(ValueError, match="layers is 0: Expected `int` >= 1"):
+        ModelConfig(layers=0, hidden=64, heads=4, kv_heads=4, ffn=64)
     with pytest.raises(ValueError, match="multiple of model.heads"):
         ModelConfig(layers=1, hidden=65, heads=4, kv_heads=4, ffn=64)
 
@@ -65,3 +67,10 @@ def test_cosine_warms_up_by_a_fraction_and_falls_to_its_final_share():
 def test_an_unknown_schedule_is_refused_by_name():
     with pytest.raises(ValueError, match="kind is 'linear'"):
         ScheduleConfig(kind="linear")
+
+
+def test_constraints_of_the_optimizer_and_schedule_name_the_key():
+    with pytest.raises(ValueError, match="lr is 0: Expected `float` > 0.0"):
+        OptimizerConfig(lr=0)
+    with pytest.raises(ValueError, match="warmup_fraction is 1.5: Expected `float` <= 1.0"):
+        ScheduleConfig(warmup_fraction=1.5)

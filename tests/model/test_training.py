@@ -86,19 +86,19 @@ def test_a_stop_signal_saves_at_the_step_boundary_and_training_goes_on_from_ther
         if done == 4:
             os.kill(os.getpid(), asked)
 
-    before = signal.getsignal(asked)
+    handler = signal.getsignal(asked)
     with pytest.raises(Interrupted, match=f"{asked.name} at step 4 of 12"):
         train(train_job(tmp_path), RandomBatches(), signal_at_4)
-    assert signal.getsignal(asked) is before
+    assert signal.getsignal(asked) is handler
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000004\n"
     train(train_job(tmp_path), RandomBatches())
     assert numbers(tmp_path) == numbers(whole_run)
 
 
 def test_a_finished_run_is_left_as_it_is(whole_run):
-    before = numbers(whole_run)
+    recorded = numbers(whole_run)
     train(train_job(whole_run, save_interval_steps=3), RandomBatches())
-    assert numbers(whole_run) == before
+    assert numbers(whole_run) == recorded
 
 
 def test_gradients_gathered_over_micro_batches_are_those_of_the_whole_batch(tmp_path):

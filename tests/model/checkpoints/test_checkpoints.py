@@ -143,7 +143,7 @@ def test_a_lost_branch_point_is_made_again_and_what_came_after_it_stays(tmp_path
     caplog.set_level("INFO")
     trunk = train_job(tmp_path, save_interval_steps=2, keep_last=1, keep_steps=(4, 6, 12))
     train(trunk, RandomBatches())
-    before, checkpoints = numbers(tmp_path), tmp_path / "checkpoints"
+    recorded, checkpoints = numbers(tmp_path), tmp_path / "checkpoints"
     whole = {path.name: read_info(path) for path in checkpoints.glob("step_*")}
     if lost == "missing":
         shutil.rmtree(checkpoints / "step_00000006")
@@ -155,10 +155,10 @@ def test_a_lost_branch_point_is_made_again_and_what_came_after_it_stays(tmp_path
         name: info.files.keys() for name, info in whole.items()
     }
     assert latest_checkpoint(checkpoints).name == "step_00000012"
-    assert numbers(tmp_path) == before
+    assert numbers(tmp_path) == recorded
     branch = train_job(tmp_path / "branch", init_from=checkpoints / "step_00000006")
     train(branch, RandomBatches())
-    assert numbers(tmp_path / "branch") == before[6:]
+    assert numbers(tmp_path / "branch") == recorded[6:]
 
 
 def test_training_continues_while_a_checkpoint_is_written_and_latest_waits_for_it(tmp_path, monkeypatch):
@@ -233,10 +233,10 @@ def test_a_line_that_is_not_a_metrics_line_is_named(copy, line):
 
 
 def test_without_space_nothing_half_written_stays_and_the_old_checkpoint_serves(copy):
-    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+    files = sorted(path.name for path in (copy / "checkpoints").iterdir())
     with no_file_larger_than(64 * 1024), pytest.raises(StorageError, match=r"could not be written \(File too large\)"):
         train(train_job(copy, stop_step=6), RandomBatches())
-    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == files
     train(train_job(copy, stop_step=6), RandomBatches())
     assert latest_checkpoint(copy / "checkpoints").name == "step_00000006"
 
@@ -251,7 +251,7 @@ def test_a_save_killed_half_way_is_swept_away_by_the_next(copy):
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", "checkpoint.json"])
 def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, name):
-    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+    files = sorted(path.name for path in (copy / "checkpoints").iterdir())
 
     def unreadable(path, *_, **__):
         if path.name == name:
@@ -264,7 +264,7 @@ def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, name)
         train(train_job(copy, stop_step=5), RandomBatches())
     assert raised.value.exit_code == os.EX_IOERR
     monkeypatch.undo()
-    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == files
 
 
 def test_differences_are_named_by_their_path():

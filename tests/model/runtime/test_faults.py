@@ -88,7 +88,7 @@ def consumed(out: Path) -> Counter:
     for line in read_jsonl(out / "served.jsonl"):
         if line["attempt"] not in began:
             began[line["attempt"]] = line["step"]
-            found = Counter({at: count for at, count in found.items() if at[0] < line["step"]})
+            found = Counter({sample: count for sample, count in found.items() if sample[0] < line["step"]})
         found.update((line["step"], row) for row in range(*line["rows"]))
     return Counter({step * BATCH + row: count for (step, row), count in found.items()})
 
