@@ -25,12 +25,12 @@ class PackedBatches(RandomBatches):
         packed = np.zeros((self.global_batch, self.sequence_length + 1), np.int64)
         documents = np.full(packed.shape, len(LENGTHS), np.int32)
         mask = np.zeros(packed.shape, np.float32)
-        start = 0
+        position = 0
         for number, length in enumerate(LENGTHS):
-            here = slice(start, start + length)
+            here = slice(position, position + length)
             packed[:, here], documents[:, here] = texts[:, number, :length], number
-            mask[:, start + 1 : start + length] = 1.0
-            start += length
+            mask[:, position + 1 : position + length] = 1.0
+            position += length
         return Rows(packed[start:stop], mask[start:stop, 1:], documents[start:stop, :-1])
 
 
@@ -45,12 +45,12 @@ def test_attention_stays_within_each_text_of_a_row():
         network = build_network(SMALL, parallel, choose_backend(EngineConfig(), parallel, packed=True))
         initialize(network, SMALL, seed=0)
         packed = network(tokens[:, :-1], None, crossing_mask(documents), labels=tokens[:, 1:])
-        start = 0
+        position = 0
         for length in LENGTHS:
-            text = tokens[:, start : start + length]
+            text = tokens[:, position : position + length]
             alone = network(text[:, :-1], None, None, labels=text[:, 1:])
-            assert torch.allclose(packed[:, start : start + length - 1], alone, atol=1e-5)
-            start += length
+            assert torch.allclose(packed[:, position : position + length - 1], alone, atol=1e-5)
+            position += length
         everything = network(tokens[:, :-1], None, None, labels=tokens[:, 1:])
         assert not torch.allclose(packed, everything, atol=1e-3)
 
