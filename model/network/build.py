@@ -3,7 +3,8 @@
 One of three backends computes the network:
 
 - te: Transformer Engine's layers, with fused attention, norms and rotary positions, and 8-bit products as an option.
-- torch: our own layer (`transformer.py`), compiled. As fast in bfloat16, and needs no package besides torch.
+- torch: our own layer (`transformer.py`), compiled. It needs no package besides torch, and is as fast in bfloat16 (measured on
+  an H100 with a hand-written prototype of the step, not with this package).
 - cpu: the same layer, not compiled, in float32. Laptops and the tests use it.
 
 Weights and checkpoints do not depend on the backend. Initial weights are drawn by parameter name, so they depend on neither
@@ -65,9 +66,10 @@ class Backend:
 
 
 def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = False) -> Backend:
-    """Choose the backend for `engine` on this machine. `packed` rows need attention masks, which Transformer Engine lacks.
+    """Choose the backend for `engine` on this machine.
 
-    Raises UsageError when the backend asked for cannot run here.
+    `packed` rows need attention that takes masks, which Transformer Engine's does not. Raises UsageError when the backend
+    asked for cannot run here.
     """
     on_gpu = parallel.device.type == "cuda"
     has_te = _is_installed("transformer_engine")
