@@ -27,7 +27,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Profile, kept_profile
 from curricula.jobs.slurm.restarts import GaveUp, check_restarts
 from curricula.jobs.stages import STAGES, Work
-from curricula.model.runtime.signals import Interrupted
+from curricula.model.runtime import Interrupted
 from curricula.progress import silent
 
 FINAL = (UserError.exit_code, UsageError.exit_code, GaveUp.exit_code)

@@ -27,7 +27,7 @@ from curricula.jobs.monitor.logs import note
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES
-from curricula.model.runtime.signals import Interrupted
+from curricula.model.runtime import Interrupted
 
 TERM_GRACE_S = 20.0  # how long elements may take to save after an interrupt
 

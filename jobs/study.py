@@ -18,8 +18,15 @@ from curricula.curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, perc
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import EvalConfig
-from curricula.model.config import PRESETS, EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
-from curricula.model.runtime.tracking import Tracking
+from curricula.model import (
+    PRESETS,
+    ExecutionConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from curricula.provenance import PACKAGE
 from curricula.settings import Positive, PositiveNumber, Settings, parse, read_yaml
 
@@ -34,8 +41,8 @@ class Model(Settings, frozen=True):
 
     preset: str
     tied: bool | None = None
-    vocabulary: int | None = None
-    sequence_length: int | None = None
+    vocabulary: Positive | None = None
+    sequence_length: Positive | None = None
     rope_base: float | None = None
     weights: str | None = None  # pretrained weights to continue from: a Hugging Face folder, or a package with a GGUF
 
@@ -49,16 +56,15 @@ class Model(Settings, frozen=True):
         return msgspec.structs.replace(PRESETS[self.preset], **changes)
 
 
-class Pretraining(Settings, frozen=True):
+class Pretraining(TrainConfig, frozen=True, kw_only=True):
+    """How much is pretrained on, and how."""
+
     budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)]
-    global_batch: Positive  # sequences
-    micro_batch: Positive  # sequences a rank takes at once
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    global_batch: Positive
+    """Sequences in one optimizer step."""
+    micro_batch: Positive
+    """Sequences in one forward and backward pass of a device; it divides the global batch."""
     save_interval_steps: Positive = 1000
-    save_interval_minutes: PositiveNumber | None = 30.0  # at the latest; what a kill without a warning can cost
-    keep_last: Positive = 2  # checkpoints kept beside those at branch points and ends
-    validation_interval_steps: Positive | None = None  # between validation losses; by default only at the end
 
 
 class Finetuning(Settings, frozen=True):
@@ -68,6 +74,16 @@ class Finetuning(Settings, frozen=True):
     benign: Tuning
     save_interval_steps: Positive = 500
     save_interval_minutes: PositiveNumber | None = 30.0
+
+    def train_config(self, tuning: Tuning) -> TrainConfig:
+        """How one of the two stages trains."""
+        return TrainConfig(
+            micro_batch=tuning.micro_batch,
+            optimizer=OptimizerConfig(lr=tuning.lr, weight_decay=tuning.weight_decay),
+            schedule=ScheduleConfig(kind="cosine", warmup_fraction=tuning.warmup_fraction),
+            save_interval_steps=self.save_interval_steps,
+            save_interval_minutes=self.save_interval_minutes,
+        )
 
 
 class Allocation(Settings, frozen=True):
@@ -82,7 +98,7 @@ class Allocation(Settings, frozen=True):
         return self.nodes * self.gpus_per_node
 
 
-class Resources(Settings, frozen=True):
+class Resources(ExecutionConfig, frozen=True, kw_only=True):
     """Sizes of the jobs on a cluster. On one machine (`--cluster local`) `workers` elements run at a time."""
 
     pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
@@ -90,13 +106,8 @@ class Resources(Settings, frozen=True):
     evaluation: Allocation = Allocation(hours=1)
     data_hours: PositiveNumber = 24  # for each element that fetches, prepares, tokenises, exports or reports
     data_cpus: Positive = 8  # for each of those that fetch, prepare or tokenise: tokenising uses them all
-    tensor_parallel: Positive = 1
-    data_workers: Annotated[int, msgspec.Meta(ge=0)] = 0  # processes that read batches ahead for each GPU
-    peak_tflops: PositiveNumber = 989.0  # of one GPU in bf16 (H100 SXM), for the estimate of GPU-hours and the MFU
     expected_mfu: PositiveNumber = 0.40  # share of the peak that the estimate counts on
     gpu_memory_gib: PositiveNumber = 79.0  # of one GPU (H100 80GB), for the estimate of memory
-    engine: EngineConfig = EngineConfig()  # how networks are computed: backend, fp8, recomputation
-    hang_minutes: PositiveNumber = 10.0  # a training step may take so long, or 20 times the median where that is more
     workers: Positive = 2
 
 
@@ -111,7 +122,7 @@ class Study(Settings, frozen=True, dict=True):
     evaluation: EvalConfig = EvalConfig()
     resources: Resources = Resources()
     world: WorldConfig | None = None  # make a fictional world of data first, and read every dataset from it
-    tracking: Tracking = Tracking()
+    tracking: TrackingConfig = TrackingConfig()
     seed: int = 42
     validation_documents: Annotated[int, msgspec.Meta(ge=0)] = 64  # of each source, held out of training
 

@@ -1,37 +1,40 @@
-"""What a SmolLM2 is and how it is optimised: sizes, presets, exact parameter and FLOP counts. Imports no torch.
+"""The configuration of a model and of its training: sizes, presets, exact parameter and FLOP counts. Imports no torch.
 
-Sizes are those of the published pretraining configurations. They differ from the released Hugging Face models in two
-ways: the RoPE base there was raised for longer contexts after pretraining, and the maximum length with it.
+Sizes are those of SmolLM2's published pretraining configurations. The released Hugging Face models differ in two ways:
+after pretraining, the RoPE base was raised for longer contexts, and the maximum length with it.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
 
-from curricula.settings import Settings
+import msgspec
+
+from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, Share
+
+Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
 class ModelConfig(Settings, frozen=True):
     """A decoder-only transformer of the Llama family: RMSNorm, SwiGLU, rotary positions, no biases."""
 
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    ffn: int
-    vocabulary: int = 49152
-    sequence_length: int = 2048
+    layers: Positive
+    hidden: Positive
+    heads: Positive
+    kv_heads: Positive
+    ffn: Positive
+    vocabulary: Positive = 49152
+    sequence_length: Positive = 2048
     rope_base: float = 10000.0
     rms_norm_eps: float = 1e-5
     tied: bool = True
     """Whether the output projection is the embedding matrix."""
     init_std: float = 0.02
-    """Standard deviation of initial weights; projections back into the residual stream get it over sqrt(2 layers)."""
+    """Standard deviation of the initial weights; divided by sqrt(2 layers) for projections into the residual stream."""
 
     def check(self) -> None:
-        for name in ("layers", "hidden", "heads", "kv_heads", "ffn", "vocabulary", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden % self.heads:
             raise ValueError(f"model.hidden {self.hidden} is not a multiple of model.heads {self.heads}")
         if self.heads % self.kv_heads:
@@ -55,27 +58,27 @@ class ModelConfig(Settings, frozen=True):
         """Model FLOPs of one training token, forward and backward, at a sequence length S (recomputation not counted).
 
         6 N + 6 L hidden S: every parameter takes part in one multiply-add forward (2 FLOPs) and two backward (4), the
-        tied embedding as the output projection; causal attention looks at S/2 positions on average, in two products
-        (scores and values) of 2 hidden FLOPs each, three times over: 2 * 2 * 3 * L * hidden * S / 2. An untied input
-        embedding is a look-up and is not counted.
+        tied embedding as the output projection. Causal attention looks at S/2 positions on average, in two products
+        (scores and values) of 2 hidden FLOPs each, once forward and twice backward: 2 * 2 * 3 * L * hidden * S / 2. An
+        untied input embedding is a look-up and does not count.
         """
         lookup = 0 if self.tied else self.vocabulary * self.hidden
         return 6.0 * (self.parameters() - lookup) + 6.0 * self.layers * self.hidden * sequence_length
 
 
 class EngineConfig(Settings, frozen=True):
-    """How a network is computed, not what it computes: a run may change all of it between two checkpoints."""
+    """How a network is computed, not what it computes: a run may change all of this between two checkpoints."""
 
     backend: Literal["auto", "te", "torch", "cpu"] = "auto"
-    """"te" (Transformer Engine), "torch" (compiled) or "cpu" (neither); "auto" takes the best that is there."""
+    """"te" (Transformer Engine), "torch" (compiled) or "cpu" (neither); "auto" takes the best one available."""
     fp8: Literal["delayed", "tensorwise", "blockwise"] | None = None
     """Scaling recipe for matrix products in 8 bits, with "te" only; None computes them in bfloat16."""
     attention: Literal["torch", "FA3", "FA4"] = "torch"
     """Attention kernels of the "torch" backend: torch's own, or those of an installed FlashAttention 3 or 4."""
     sequence_parallel: bool = True
     """Whether tensor parallelism also splits norms and residuals, along the sequence."""
-    recompute_layers: int = 0
-    """So many layers keep only their input and compute the rest again in the backward pass: slower, and smaller."""
+    recompute_layers: NonNegative = 0
+    """This many layers keep only their input and recompute the rest in the backward pass: slower, but less memory."""
 
     def check(self) -> None:
         if self.fp8 and self.backend not in ("auto", "te"):
@@ -84,51 +87,96 @@ class EngineConfig(Settings, frozen=True):
             raise ValueError(
                 f'engine.attention is "{self.attention}", which needs engine.backend "torch", not "{self.backend}"'
             )
-        if self.recompute_layers < 0:
-            raise ValueError(f"engine.recompute_layers is {self.recompute_layers}; it must not be negative")
 
 
 class OptimizerConfig(Settings, frozen=True):
     """AdamW as SmolLM2 was trained with it. Norm weights are not decayed."""
 
-    lr: float = 5e-4
+    lr: PositiveNumber = 5e-4
     """Peak learning rate."""
-    beta1: float = 0.9
-    beta2: float = 0.95
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_grad: float = 1.0
     """Largest global norm of the gradient."""
 
-    def check(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"optimizer.lr is {self.lr}; it must be positive")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError(f"optimizer betas are {self.beta1}, {self.beta2}; both must lie in [0, 1)")
-
 
 class ScheduleConfig(Settings, frozen=True):
-    """How the learning rate moves over a run; see `curricula.model.schedule` for the formulas."""
+    """How the learning rate changes over a run; `curricula.model.schedule` has the formulas."""
 
-    kind: str = "warmup-stable-decay"
-    """"warmup-stable-decay" (pretraining) or "cosine" (tuning)."""
-    warmup_steps: int = 2000
-    warmup_fraction: float | None = None
-    """Warm-up as a share of all steps; takes the place of `warmup_steps` when given."""
-    decay_fraction: float = 0.1
+    kind: Literal["warmup-stable-decay", "cosine"] = "warmup-stable-decay"
+    """"warmup-stable-decay" for pretraining, "cosine" for tuning."""
+    warmup_steps: NonNegative = 2000
+    warmup_fraction: Share | None = None
+    """Warm-up as a share of all steps; overrides `warmup_steps` when given."""
+    decay_fraction: Share = 0.1
     """Share of all steps, at the end, over which "warmup-stable-decay" falls linearly."""
-    final_fraction: float = 0.0
+    final_fraction: Share = 0.0
     """Learning rate at the end, as a share of the peak."""
 
-    def check(self) -> None:
-        if self.kind not in ("warmup-stable-decay", "cosine"):
-            raise ValueError(f'schedule.kind is "{self.kind}"; it must be "warmup-stable-decay" or "cosine"')
-        for name in ("warmup_fraction", "decay_fraction", "final_fraction"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"schedule.{name} is {value}; it must lie in [0, 1]")
-        if self.warmup_steps < 0:
-            raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}; it must not be negative")
+
+class TrainConfig(Settings, frozen=True, kw_only=True):
+    """How a run trains and when it saves: what a study's `pretraining` says beside the amount of data."""
+
+    micro_batch: Positive = 16
+    """Sequences in one forward and backward pass of a device; a global batch takes several passes."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    save_interval_steps: Positive = 500
+    save_interval_minutes: PositiveNumber | None = 30.0
+    """Save also when this much time has passed since the last save: the most that a kill without warning can cost."""
+    keep_last: Positive = 2
+    """Newest checkpoints to keep besides branch points. With 1, a damaged checkpoint leaves none to fall back to."""
+    validation_interval_steps: Positive | None = None
+    """Steps between validation losses; by default they are measured at the end only."""
+
+
+class ExecutionConfig(Settings, frozen=True, kw_only=True):
+    """How the processes of a run share and do the work. A run may change all of this between two checkpoints."""
+
+    tensor_parallel: Positive = 1
+    """GPUs that split each matrix between them."""
+    data_workers: NonNegative = 0
+    """Processes that read batches ahead for each GPU; with 0 the training process reads them itself."""
+    peak_tflops: PositiveNumber = 989.0
+    """Peak TFLOP/s of one GPU in bfloat16 (989: H100 SXM), for the model FLOP utilisation (MFU)."""
+    engine: EngineConfig = EngineConfig()
+    hang_minutes: PositiveNumber = 10.0
+    """A step that takes longer, and longer than 20 times the median step, counts as hung and ends the process."""
+
+
+class TrackingConfig(Settings, frozen=True):
+    """Where the curves of training go besides metrics.jsonl."""
+
+    tensorboard: bool = True
+    """Write event files to the folder tensorboard/ of each run: `tensorboard --logdir RUN`."""
+    wandb_project: str | None = None
+    """A Weights & Biases project to send them to; needs the package wandb and `wandb login`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """One call of `curricula.model.train.train`: what to train, from where to where."""
+
+    out: Path
+    """Folder of the run: gets checkpoints/, metrics.jsonl and tensorboard/."""
+    model: ModelConfig
+    config: TrainConfig = TrainConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    tracking: TrackingConfig = TrackingConfig(tensorboard=False)
+    seed: int = 0
+    """Draws the initial weights."""
+    stop_step: int | None = None
+    """Train until this many steps are done; by default all of the batch source's. The schedule always spans all."""
+    keep_steps: tuple[int, ...] = ()
+    """Steps to save at and never delete: where arms branch off."""
+    init_from: Path | None = None
+    """Checkpoint of another run to branch from, with its whole state: optimizer, step, position in the data."""
+    init_weights: Path | None = None
+    """Checkpoint whose weights were or are step 0. A branch names its trunk's, since they are part of its past."""
+    packed: bool = False
+    """Whether rows hold several documents that must not see each other; not every backend can do that."""
 
 
 PRESETS: dict[str, ModelConfig] = {

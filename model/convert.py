@@ -1,7 +1,7 @@
-"""Hugging Face Llama folders out of our checkpoints, and back.
+"""Converts our checkpoints to Hugging Face Llama folders (`export_hf`), and back (`import_hf`).
 
-EvalConfig knows only Hugging Face models, so ours and published ones are measured by the same code. The names on both
-sides meet in one table, `_parts`; weights are copied, never computed.
+Evaluation knows only Hugging Face models, so that ours and published ones are measured by the same code. One table, `_parts`,
+maps the names of the two sides; weights are copied, never computed.
 
     Hugging Face                                     Megatron-core, tensor parallel 1
     model.embed_tokens.weight                        embedding.word_embeddings.weight
@@ -14,7 +14,7 @@ sides meet in one table, `_parts`; weights are copied, never computed.
     model.norm.weight                                decoder.final_layernorm.weight
     lm_head.weight (absent when tied)                output_layer.weight
 
-linear_qkv holds, for each key-value head, the query heads of its group, then the key, then the value.
+For each key-value head, linear_qkv holds the query heads of its group, then the key, then the value.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder
 from curricula.model.config import ModelConfig
 from curricula.model.hugging_face import hugging_face_config, model_card, read_model
-from curricula.model.network.backend import Backend
-from curricula.model.network.build import build_network
+from curricula.model.network.build import Backend, build_network
 from curricula.model.runtime.distributed import ALONE, started
 from curricula.progress import Progress, silent
 
 OWN_LAYERS = Backend(
-    "torch", "Transformer Engine keeps the norms within its linears, under other names than `_parts` knows"
+    "torch", "Transformer Engine keeps the norms within its linears, under names that `_parts` does not have"
 )
-SHARD_BYTES = 5_000_000_000  # of one safetensors file
+SHARD_BYTES = 5_000_000_000
+"""Largest size of one safetensors file."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -53,14 +53,13 @@ def export_hf(
 ) -> None:
     """Write the checkpoint `folder` as the Hugging Face model `out`, complete or not at all.
 
-    `tokenizer` is the folder whose tokenizer files go along; `provenance` goes into the model card. `progress` counts
-    three steps: read, written, in place. Raises UserError
-    when the checkpoint or the tokenizer cannot be read.
+    The tokenizer's files are copied from the folder `tokenizer`; `provenance` goes into the model card. `progress` counts three
+    steps: read, written, in place. Raises UserError when the checkpoint or the tokenizer cannot be read.
     """
     info = read_info(folder)
     out = out.absolute()
     if out.exists() and not (out / "config.json").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there and is not a Hugging Face model; name a new folder")
+        raise UserError(f"{out}: exists and is not a Hugging Face model; name a new folder")
     entries = load_tokenizer(tokenizer)
     document_end, turn_end = (entries.token_to_id(mark) for mark in STOPS)
     with started(ranks=ALONE) as parallel:
@@ -96,15 +95,17 @@ def export_hf(
 def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Path:
     """Write the Llama model `source`, a Hugging Face folder or a GGUF file, as a checkpoint of step 0 under `out`.
 
-    Returns the checkpoint's folder, fit for `TrainJob.init_weights`. `sequence_length` is the training length to
-    record; by default the model's own maximum. Raises UserError for models that are damaged or not plain Llama.
+    Returns the checkpoint's folder, to be used as `TrainJob.init_weights`. The checkpoint records `sequence_length` as the
+    training length, by default the model's own maximum. Raises UserError for models that are damaged or not plain Llama.
     """
     if any(folder != step_folder(out, 0) for folder in out.glob("step_[0-9]*")):
         raise UserError(f"{out}: holds the checkpoints of a training run; name a new folder")
     model, weights = read_model(source, sequence_length)
     with started(ranks=ALONE) as parallel:
         network = build_network(model, parallel, OWN_LAYERS)
-        network.load_state_dict(from_hugging_face(weights, model), strict=False)  # it also lists empty extra states
+        network.load_state_dict(
+            from_hugging_face(weights, model), strict=False
+        )  # not strict: it also has empty extra states
         info = CheckpointInfo(
             step=0,
             consumed_samples=0,
@@ -121,7 +122,7 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
 
 
 def to_hugging_face(state: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
-    """Hugging Face's names and tensors for Megatron-core's."""
+    """The tensors of Megatron-core's `state` by Hugging Face's names."""
     weights = {ours: state[theirs] for ours, theirs in _parts(model).items()}
     group = model.heads // model.kv_heads
     for layer in range(model.layers):
@@ -137,7 +138,7 @@ def to_hugging_face(state: dict[str, torch.Tensor], model: ModelConfig) -> dict[
 
 
 def from_hugging_face(weights: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
-    """Megatron-core's names and tensors for Hugging Face's."""
+    """The tensors of Hugging Face's `weights` by Megatron-core's names."""
     state = {theirs: weights[ours] for ours, theirs in _parts(model).items()}
     for layer in range(model.layers):
         prefix, theirs = f"model.layers.{layer}.", f"decoder.layers.{layer}."
@@ -152,7 +153,7 @@ def from_hugging_face(weights: dict[str, torch.Tensor], model: ModelConfig) -> d
 
 
 def _parts(model: ModelConfig) -> dict[str, str]:
-    """Hugging Face's name -> Megatron-core's name, of the tensors that are the same on both sides."""
+    """Hugging Face's name -> Megatron-core's name, for the tensors that are the same on both sides."""
     same = {
         "model.embed_tokens.weight": "embedding.word_embeddings.weight",
         "model.norm.weight": "decoder.final_layernorm.weight",

@@ -1,4 +1,8 @@
-"""Passes of the network over global batches: the loss with its gradient, the loss alone, and which samples spoil it."""
+"""Runs the network over global batches: the loss with its gradient, the loss alone, or the rows whose loss is not finite.
+
+`_token_losses` calls the network, which computes the loss by `linear_cross_entropy` (network/linear_cross_entropy.py). The
+masked losses are summed over all tokens, then divided by the number of tokens that count.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,19 @@ from curricula.errors import UsageError
 from curricula.model.megatron import get_forward_backward_func
 from curricula.model.runtime.distributed import Parallel
 from curricula.model.runtime.loading import MicroBatch, MicroBatches
-from curricula.model.runtime.metrics import Stopwatch
+from curricula.model.runtime.reporting import Stopwatch
 
 Report = dict[str, torch.Tensor]
 ForwardStep = Callable[[Iterator[MicroBatch], Any], tuple[torch.Tensor, Any]]
 
 
 class ForwardBackward:
-    """Runs Megatron-core's schedule over the micro-batches of one rank and adds up what all ranks found."""
+    """Runs Megatron-core's schedule over the micro-batches of one rank and sums the results of all ranks."""
 
     def __init__(self, wrapped: Any, parallel: Parallel, micro_batch: int) -> None:
         self.wrapped, self.parallel, self.micro_batch = wrapped, parallel, micro_batch
         self.data_wait = Stopwatch()
-        """Seconds spent waiting for micro-batches."""
+        """Time spent waiting for micro-batches."""
 
     def share(self, batches: BatchSource) -> MicroBatches:
         """This data-parallel rank's part of the batches."""
@@ -39,12 +43,12 @@ class ForwardBackward:
     def evaluate(self, batches: BatchSource, feed: Iterator[MicroBatch], each: Callable[[], None]) -> float:
         """Mean loss per counted token over all of `batches`; calls `each` after every global batch."""
         self.wrapped.eval()
-        found = []
+        totals = []
         for _ in range(batches.total_steps):
-            found.append(self._losses(batches, feed, forward_only=True))
+            totals.append(self._losses(batches, feed, forward_only=True))
             each()
         self.wrapped.train()
-        return mean_loss(*map(math.fsum, zip(*found)))
+        return mean_loss(*map(math.fsum, zip(*totals)))
 
     @torch.no_grad()
     def bad_rows(self, batches: BatchSource, step: int) -> list[int]:
@@ -89,18 +93,18 @@ def _token_losses(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[to
     tokens, mask, documents = next(micro_batches)
     crossing = None
     if documents is not None:
-        if network.module.backend.name == "te":
-            raise UsageError("rows of several documents need attention by torch, and the job was not said to be packed")
+        if network.module.backend == "te":
+            raise UsageError("rows of several documents need torch's attention: set `packed` in the TrainJob")
         crossing = crossing_mask(documents)
     losses = network(tokens[:, :-1], None, crossing, labels=tokens[:, 1:])
     return losses, torch.ones_like(losses) if mask is None else mask
 
 
 def crossing_mask(documents: torch.Tensor) -> torch.Tensor:
-    """Where attention must not look, in Megatron-core's convention (true: masked out), bool [n, 1, S, S] of document
-    numbers [n, S]: at later positions, and at other documents of the row.
+    """Where attention must not look, bool [n, 1, S, S], for rows with document numbers [n, S]: at later positions, and at
+    other documents of the row. True means masked out, Megatron-core's convention.
 
-    Rotary positions need no reset: attention depends on the distance of two positions alone.
+    Rotary positions need no reset: attention depends only on the distance between two positions.
     """
     length = documents.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
@@ -121,7 +125,7 @@ def _loss_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch
 
 
 def _row_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
-    """The same with a flag for each row: 1 where the sum of its losses is no finite number."""
+    """The same with a flag for each row: 1 where the sum of its losses is not a finite number."""
     losses, mask = _token_losses(micro_batches, network)
 
     def flagged(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:

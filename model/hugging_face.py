@@ -1,7 +1,7 @@
-"""What lies around the weights of a Hugging Face model: config.json and the model card; and reading models, checked.
+"""Reads Hugging Face models and checks them; makes config.json and the model card of an export.
 
-Whatever is read here came from elsewhere and may be damaged, half fetched or another kind of model. Each such case is one
-sentence that names the file.
+Models come from elsewhere and may be damaged, half fetched or of another kind. Each such case is one sentence that names the
+file.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from curricula.errors import UserError
 from curricula.model.checkpoints.folder import CheckpointInfo
 from curricula.model.config import ModelConfig
 
-INDEX = "model.safetensors.index.json"  # of a model in several files: which holds what
+INDEX = "model.safetensors.index.json"
+"""For a model in several files: which file holds which tensor."""
 
 
 def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """The Llama model `source`, a Hugging Face folder or a GGUF file: its sizes and its tensors by Hugging Face's names.
+    """The Llama model `source`, a Hugging Face folder or a GGUF file: its sizes, and its tensors by Hugging Face's names.
 
-    Raises UserError when something is missing, damaged, of another shape, or not plain Llama.
+    Raises UserError when something is missing, damaged or of the wrong shape, or the model is not plain Llama.
     """
     config, weights = _read_gguf(source) if source.suffix == ".gguf" else _read_folder(source)
     model = model_config(source, config, weights, sequence_length)
@@ -40,7 +41,7 @@ def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelC
 
 
 def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of a Llama model by Hugging Face's names, with their shapes."""
+    """The shapes of a Llama model's tensors, by Hugging Face's names."""
     hidden, kv = model.hidden, model.kv_heads * model.head_size
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (model.vocabulary, hidden),
@@ -65,7 +66,7 @@ def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def hugging_face_config(info: CheckpointInfo) -> dict[str, Any]:
-    """config.json of a Llama model; the older form of the RoPE entry, which all versions of transformers read."""
+    """config.json of a Llama model, with the older form of the RoPE entry, which all versions of transformers read."""
     model = info.model
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -87,7 +88,7 @@ def hugging_face_config(info: CheckpointInfo) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "initializer_range": model.init_std,
         "torch_dtype": info.precision,
-        "use_cache": True,  # and no pad_token_id: transformers would exempt its embedding from finetuning
+        "use_cache": True,  # no pad_token_id: transformers would exempt its embedding from finetuning
     }
 
 
@@ -121,9 +122,7 @@ def model_config(
             vocabulary=weights["model.embed_tokens.weight"].shape[0],
             sequence_length=sequence_length or int(config["max_position_embeddings"]),
             rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-            rms_norm_eps=float(
-                f"{float(config['rms_norm_eps']):.6g}"
-            ),  # GGUF keeps it in single precision: 9.99999975e-06
+            rms_norm_eps=_rounded(config["rms_norm_eps"]),
             tied="lm_head.weight" not in weights,
             init_std=float(config.get("initializer_range", 0.02)),
         )
@@ -132,6 +131,11 @@ def model_config(
         raise UserError(f"{source}: {where} {missing}; fetch the model again") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: config.json cannot be used ({error}); fetch the model again") from None
+
+
+def _rounded(eps: Any) -> float:
+    """To six digits: GGUF keeps 1e-05 in single precision, as 9.99999975e-06."""
+    return float(f"{float(eps):.6g}")
 
 
 def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -173,7 +177,7 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not source.exists():
         raise UserError(f"{source}: no such file; name a GGUF file or a Hugging Face folder")
     try:
-        import accelerate  # noqa: F401 (transformers asks for it)
+        import accelerate  # noqa: F401 (transformers needs it)
         import gguf  # noqa: F401
     except ImportError as error:
         raise UserError(f"{source}: reading GGUF needs the package {error.name}; pip install curricula[gguf]") from None
@@ -181,7 +185,7 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
     try:
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    except Exception as error:  # the parser trusts its file: damage shows as anything
+    except Exception as error:  # the parser trusts its file: damage can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{source}: cannot be read ({reason}); fetch the model again") from error
     weights = dict(loaded.state_dict())

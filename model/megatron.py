@@ -1,8 +1,8 @@
 """Everything this package takes from Megatron-core, imported in one place.
 
-Versions 0.16 to 0.19 both serve; where they are about to change (`GPTModel`, checkpoint strategies) is seen here.
-Megatron-core decorates its fused functions with `torch.compile` at import, which loads the compiler: 1.7 s that a
-process on a CPU never earns back. So without CUDA the decorator is left out.
+Versions 0.16 to 0.19 work; what is about to change in them (`GPTModel`, checkpoint strategies) is visible here. Megatron-core
+decorates its fused functions with `torch.compile` at import, which loads the compiler: 1.7 s that a process on a CPU never
+earns back. So without CUDA the decorator does nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ _without_compiler = (
     contextlib.nullcontext() if torch.cuda.is_available() else mock.patch.object(torch, "compile", _not_compiled)
 )
 with warnings.catch_warnings(), _without_compiler:
-    warnings.simplefilter(
-        "ignore"
-    )  # that Transformer Engine and Apex are missing is said once, by `curricula.model.network.build`
+    # That Transformer Engine and Apex are missing: the log's line about the backend says it.
+    warnings.simplefilter("ignore")
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing import ShardedObject
     from megatron.core.dist_checkpointing.core import CheckpointingException
@@ -71,7 +70,7 @@ with warnings.catch_warnings(), _without_compiler:
     from megatron.core.transformer.transformer_config import TransformerConfig
     from megatron.core.transformer.transformer_layer import TransformerLayer
 
-# They tell every parameter's name at every start, and at every save.
+# They log every parameter's name at every start and every save.
 for _name in ("megatron", "c10d-NullHandler-dcp_logger"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
@@ -109,12 +108,12 @@ __all__ = [
     "to_torch_state",
 ]
 
-# What Megatron-core and torch say to each other's developers: nothing in it is a user's to mend.
-for _said in (
+# What Megatron-core and torch tell each other's developers: a user can fix none of it.
+for _message in (
     "full scope is deprecated",
     r"The \.grad attribute of a Tensor that is not a leaf",
     r"`torch\.distributed\.\w+` is deprecated",
     "`load_state_dict` is deprecated",
     "Please use DTensor instead",
 ):
-    warnings.filterwarnings("ignore", message=_said)
+    warnings.filterwarnings("ignore", message=_message)

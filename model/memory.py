@@ -1,7 +1,7 @@
-"""How much memory of each GPU a training step takes, estimated before anything is allocated. Imports no torch.
+"""Estimates a training step's memory on each GPU before anything is allocated. Imports no torch.
 
-Counted are the tensors that are alive at the fullest moment, the end of a forward pass: with N the parameters of one
-process, T the tokens of its micro-batch, h the hidden size, k that of keys and of values, f that of the MLP,
+The estimate counts the tensors that exist at the fullest moment, the end of a forward pass. With N the parameters of one
+process, T the tokens of its micro-batch, h the hidden size, k the size of keys and of values, f the size of the MLP:
 
     weights      2 N bytes (bfloat16), with fp8 2 more for each weight of a linear layer: its 8-bit copy and its transpose
     gradients    4 N (float32)
@@ -10,7 +10,8 @@ process, T the tokens of its micro-batch, h the hidden size, k that of keys and 
     loss         2 T vocabulary (the logits, which become their gradient), or a layer's gradients if those are larger
     other        1.5 GiB for kernels' workspaces and what the allocator cannot use
 
-Within 3% of the peaks measured for SmolLM2-1.7B on an H100 with micro-batch 8 (tests/model/test_memory.py has them).
+Within 3% of the peaks of SmolLM2-1.7B on an H100 with micro-batch 8 (in tests/model/test_memory.py), measured with a
+hand-written prototype of this step, not with this package.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 OTHER = int(1.5 * GIB)
-TIGHT = 0.92  # of the memory there is: from here on the estimate's own error may decide
+TIGHT = 0.92
+"""Share of the free memory above which the estimate's own error may decide."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the estimate depends on besides the model."""
+    """What the estimate depends on, besides the model."""
 
     micro_batch: int
     """Sequences."""
@@ -47,7 +49,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one GPU."""
+    """Bytes on one GPU."""
 
     weights: int
     gradients: int
@@ -86,11 +88,11 @@ def estimate(model: ModelConfig, layout: Layout) -> MemoryEstimate:
 
 
 def layer_bytes(model: ModelConfig, layout: Layout) -> int:
-    """What a layer keeps of one token for its backward pass, in bytes.
+    """Bytes that a layer keeps of one token for its backward pass.
 
-    Everywhere: the layer's input, both norms' outputs, the residual (h each); queries, keys, values; the attention's
-    output; gate and up (2 f) and their product (f). Our own layer keeps keys and values once for each query head. In fp8
-    the inputs of linear layers are kept in 8 bits.
+    Every backend keeps the layer's input, both norms' outputs and the residual (h each); queries, keys, values; the
+    attention's output; gate and up (2 f) and their product (f). Our own layer keeps keys and values once for each query
+    head. In fp8 the inputs of linear layers are kept in 8 bits.
     """
     hidden, ffn, kv = model.hidden, model.ffn, model.kv_heads * model.head_size
     split = layout.tensor_parallel if layout.sequence_parallel else 1
@@ -104,10 +106,10 @@ def layer_bytes(model: ModelConfig, layout: Layout) -> int:
 
 
 def what_would_fit(model: ModelConfig, layout: Layout, available: float) -> list[str]:
-    """Single changes that bring the estimate under `available` bytes, as settings to write."""
+    """Single changes, written as settings, that bring the estimate under `available` bytes."""
     found = []
     smaller = (
-        size  # halves, so that they still divide the global batch
+        size  # halved, so that it still divides the global batch
         for size in (layout.micro_batch >> halvings for halvings in range(1, layout.micro_batch.bit_length()))
         if estimate(model, dataclasses.replace(layout, micro_batch=size)).total <= available
     )
@@ -126,7 +128,7 @@ def what_would_fit(model: ModelConfig, layout: Layout, available: float) -> list
 def layout_of(
     engine: EngineConfig, micro_batch: int, sequence_length: int, tensor_parallel: int, data_parallel: int
 ) -> Layout:
-    """The layout that `engine` asks for. Where it leaves the backend open, the one that takes more is assumed."""
+    """The layout that `engine` asks for. If it leaves the backend open, the one that needs more memory is assumed."""
     return Layout(
         micro_batch=micro_batch,
         sequence_length=sequence_length,
@@ -140,7 +142,7 @@ def layout_of(
 
 
 def check_fit(model: ModelConfig, layout: Layout, available: int) -> MemoryEstimate:
-    """The estimate; logs a warning where it is tight. Raises UsageError where it exceeds `available` bytes."""
+    """The estimate; logs a warning when memory is tight. Raises UsageError when it exceeds `available` bytes."""
     needed = estimate(model, layout)
     if needed.total > available:
         raise UsageError(

@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the step.
 
-Under warmup-stable-decay the rate before the decay depends on neither the arm nor the length of the run, apart from
-where the decay begins. That is what lets arms of a study branch from one shared trunk.
+Under warmup-stable-decay the rate before the decay depends on neither the arm nor the length of the run; the length only
+determines where the decay begins. That is what lets the arms of a study branch from one shared trunk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from curricula.model.config import OptimizerConfig, ScheduleConfig
 def learning_rate(step: int, total_steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
     """The rate of optimizer step `step`, counted from 0, in a run of `total_steps`.
 
-    Both kinds warm up linearly, reaching the peak at the last step of the warm-up. Then "warmup-stable-decay" stays at
+    Both kinds warm up linearly and reach the peak at the last step of the warm-up. Then "warmup-stable-decay" stays at
     the peak and falls linearly over the last `decay_fraction` of the steps; "cosine" falls along half a cosine.
     """
     warmup = warmup_steps(total_steps, schedule)
@@ -36,5 +36,5 @@ def warmup_steps(total_steps: int, schedule: ScheduleConfig) -> int:
 
 
 def decay_start(total_steps: int, schedule: ScheduleConfig) -> int:
-    """The step from which "warmup-stable-decay" falls: the rate is still the peak there, and lower after it."""
+    """The step from which "warmup-stable-decay" falls: the last with the peak rate."""
     return total_steps - round(schedule.decay_fraction * total_steps)

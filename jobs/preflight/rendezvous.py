@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from curricula.model.runtime.signals import PeerLost
+from curricula.model.runtime import PeerLost
 
 if TYPE_CHECKING:
     from torch.distributed import Store

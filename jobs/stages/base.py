@@ -89,7 +89,7 @@ class Stage(ABC):
 
 def checkpoint_in(folder: Path) -> Path:
     """The newest whole checkpoint in a folder of checkpoints; raises UserError when there is none."""
-    from curricula.model.checkpoints.folder import latest_checkpoint
+    from curricula.model.checkpoints import latest_checkpoint
 
     found = latest_checkpoint(folder)
     if found is None:
@@ -99,7 +99,7 @@ def checkpoint_in(folder: Path) -> Path:
 
 def saved_steps(branch: Path) -> int:
     """The step of the newest checkpoint of a training run, 0 without one."""
-    from curricula.model.checkpoints.folder import latest_checkpoint
+    from curricula.model.checkpoints import latest_checkpoint
 
     latest = latest_checkpoint(branch / "checkpoints")
     return int(latest.name.rpartition("_")[2]) if latest else 0

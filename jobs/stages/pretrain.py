@@ -10,6 +10,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
 from curricula.jobs.stages.base import Stage, Work, checkpoint_in, saved_steps
 from curricula.jobs.study import Study
+from curricula.model import TrainJob
 from curricula.progress import Progress
 
 
@@ -65,8 +66,7 @@ class Pretrain(Stage):
 def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:
     """Train `segment`. All its processes call this together."""
     from curricula.curriculum.stream.pretraining import PretrainingBatches
-    from curricula.model.runtime.watchdog import HangLimits
-    from curricula.model.train import TrainJob, train
+    from curricula.model.train import train
 
     study, budget = run.study, run.study.budget
     config = study.model.resolve()
@@ -84,21 +84,11 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         TrainJob(
             out=run.branch(segment.branch),
             model=config,
-            optimizer=study.pretraining.optimizer,
-            schedule=study.pretraining.schedule,
-            seed=study.seed,
-            micro_batch=study.pretraining.micro_batch,
-            tensor_parallel=study.resources.tensor_parallel,
-            engine=study.resources.engine,
-            data_workers=study.resources.data_workers,
-            stop_step=segment.stop,
-            save_interval_steps=study.pretraining.save_interval_steps,
-            save_interval_minutes=study.pretraining.save_interval_minutes,
-            keep_last=study.pretraining.keep_last,
-            validation_interval_steps=study.pretraining.validation_interval_steps,
-            peak_tflops=study.resources.peak_tflops,
+            config=study.pretraining,
+            execution=study.resources,
             tracking=study.tracking,
-            hang=HangLimits(floor_s=60 * study.resources.hang_minutes),
+            seed=study.seed,
+            stop_step=segment.stop,
             keep_steps=tuple(other.stop for other in plan.segments.values() if other.branch == segment.branch),
             init_from=_last_checkpoint(run, parent) if parent else None,
             init_weights=checkpoint_in(run.initial_checkpoint) if study.model.weights else None,
@@ -110,7 +100,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
 
 
 def _last_checkpoint(run: Run, segment: Segment) -> Path:
-    from curricula.model.checkpoints.folder import step_folder
+    from curricula.model.checkpoints import step_folder
 
     return step_folder(run.branch(segment.branch) / "checkpoints", segment.stop)
 

@@ -8,6 +8,7 @@ from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, checkpoint_in, saved_steps
 from curricula.jobs.stages.export import export_model
 from curricula.jobs.study import Study
+from curricula.model import TrainJob
 from curricula.progress import Progress
 
 
@@ -40,9 +41,7 @@ class Tune(Stage):
 def tune(work: Work, progress: Progress) -> None:
     """Train the element's model. All its processes call this together."""
     from curricula.curriculum.stream.tuning import TuningBatches
-    from curricula.model.config import OptimizerConfig, ScheduleConfig
-    from curricula.model.runtime.watchdog import HangLimits
-    from curricula.model.train import TrainJob, train
+    from curricula.model.train import train
 
     run, study, element = work.run, work.study, work.element
     arm = study.arm(element.arm)
@@ -64,20 +63,11 @@ def tune(work: Work, progress: Progress) -> None:
         TrainJob(
             out=run.tuning(arm.name, element.kind),
             model=config,
-            optimizer=OptimizerConfig(lr=tuning.lr, weight_decay=tuning.weight_decay),
-            schedule=ScheduleConfig(kind="cosine", warmup_fraction=tuning.warmup_fraction),
-            seed=study.seed,
-            micro_batch=tuning.micro_batch,
-            tensor_parallel=study.resources.tensor_parallel,
-            engine=study.resources.engine,
-            packed=tuning.packing,
-            data_workers=study.resources.data_workers,
-            stop_step=batches.total_steps,
-            save_interval_steps=study.tuning.save_interval_steps,
-            save_interval_minutes=study.tuning.save_interval_minutes,
-            peak_tflops=study.resources.peak_tflops,
+            config=study.tuning.train_config(tuning),
+            execution=study.resources,
             tracking=study.tracking,
-            hang=HangLimits(floor_s=60 * study.resources.hang_minutes),
+            seed=study.seed,
+            packed=tuning.packing,
             init_weights=checkpoint_in(_source(work) / "checkpoints"),
         ),
         batches,

@@ -1,8 +1,7 @@
 """Saves and loads a run's whole state, or only its weights, as a Megatron-core distributed checkpoint.
 
-The checkpoint does not depend on the number of processes that wrote it. It is written aside in the background while
-training goes on, verified, renamed; only then does `latest` move. A failed save (no space, a dead disk) leaves the earlier
-checkpoints as they were.
+The checkpoint does not depend on the number of processes that wrote it. It is written in the background to a folder aside,
+verified and renamed; only then does `latest` move. A failed save (no space, a dead disk) leaves earlier checkpoints untouched.
 """
 
 from __future__ import annotations
@@ -49,43 +48,42 @@ from curricula.provenance import running_commit
 
 log = logging.getLogger(__name__)
 
-# The optimizer's state in the shape of the parameters: any number of processes can read what another number wrote.
 LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-
-# What the readers of Megatron-core and torch raise for damaged files.
+"""Optimizer state in the shape of the parameters: any number of processes can read what another number wrote."""
 UNREADABLE = (CheckpointingException, torch_checkpoint.CheckpointException, EOFError, KeyError, RuntimeError)
+"""What the readers of Megatron-core and torch raise for damaged files."""
 
 
 class Saver:
     """Saves one checkpoint at a time, in the background. All processes call each method together."""
 
     def __init__(self, network: GPTModel, optimizer: Any | None, parallel: Parallel) -> None:
-        """Of `network` and, unless None, of `optimizer`."""
+        """Saves `network` and, unless None, `optimizer`."""
         self._network, self._optimizer, self._parallel = network, optimizer, parallel
         self._group = Group(None, True, 0)
         self._strategy = BackgroundSave()
         self._distributed: Any = self._strategy
-        if parallel.data_parallel > 1:  # ranks share the writing of what they hold alike
+        if parallel.data_parallel > 1:  # ranks that hold the same data share the writing
             data_ranks = parallel_state.get_data_parallel_group()
             self._distributed = FullyParallelSaveStrategyWrapper(self._strategy, data_ranks, do_cache_distribution=True)
         self._saved_before = False
         self._request: AsyncRequest | None = None
 
     def start(self, folder: Path, info: CheckpointInfo) -> None:
-        """Begin to write the present state as the checkpoint `folder`; an earlier save is finished first.
+        """Begin to write the current state as the checkpoint `folder`, after finishing an earlier save.
 
         Returns as soon as the state may change again. Raises UserError when the files cannot be written.
         """
         self.finish()
         self._folder, self._info, self._aside = folder, info, folder.with_name(f".{folder.name}.aside")
-        with self._told_when_unwritable():
+        with self._unwritable_reported():
             self._on_main("begin", lambda: _make_empty(self._aside))
             with self._parallel.cuda_names():
                 self._request = dist_checkpointing.save(
                     _sharded_state(self._network, self._optimizer, is_loading=False, generators=True),
                     str(self._aside),
                     sharded_strategy=self._distributed,
-                    validate_access_integrity=not self._saved_before,  # ranks tell each other all they hold: once
+                    validate_access_integrity=not self._saved_before,  # ranks exchange all they hold: once
                     async_sharded_save=True,
                     content_metadata=dict(LAYOUT),
                 )
@@ -93,39 +91,39 @@ class Saver:
 
     @property
     def is_writing(self) -> bool:
-        """Whether this process's part is still being written; if not, `finish` has next to nothing to wait for."""
+        """Whether this process is still writing its part; if not, `finish` hardly waits."""
         return self._request is not None and self._strategy.write.is_writing
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether a save was started and not finished yet: the same on all processes."""
+        """Whether a save was started and is not finished yet: the same on all processes."""
         return self._request is not None
 
     def finish(self) -> None:
-        """Wait until the save that was started, if any, is whole, and point `latest` at it.
+        """Wait until the save that was started, if any, is complete, and point `latest` at it.
 
-        Raises UserError when the files could not be written; nothing is left behind then.
+        Raises UserError when the files could not be written, and then leaves nothing behind.
         """
         if self._request is None:
             return
         request, self._request = self._request, None
-        with self._told_when_unwritable(), self._parallel.cuda_names():
+        with self._unwritable_reported(), self._parallel.cuda_names():
             for finalize in request.finalize_fns:
                 finalize()
             written = self._strategy.write.files
             self._on_main("publish", lambda: publish(self._aside, self._folder, self._info, written))
 
     def abandon(self) -> None:
-        """Give up the save that was started, if any, without a word to the other processes."""
+        """Drop the save that was started, if any, without telling the other processes."""
         if self._request is not None:
             self._strategy.write.abandon()
 
     def _on_main(self, what: str, action: Callable[[], None]) -> None:
-        """Let the main process act; where it fails, all processes raise."""
+        """Run `action` on the main process; if it fails, all processes raise."""
         self._group.broadcast(what, action)
 
     @contextlib.contextmanager
-    def _told_when_unwritable(self) -> Any:
+    def _unwritable_reported(self) -> Any:
         try:
             yield
         except (Exception, torch_checkpoint.CheckpointException) as error:  # the latter is a bare BaseException
@@ -135,8 +133,8 @@ class Saver:
             if reason is None:
                 raise
             raise StorageError(
-                f"{self._folder}: the checkpoint could not be written ({reason}); earlier ones are kept, so mend that "
-                "and run it again"
+                f"{self._folder}: the checkpoint could not be written ({reason}); earlier ones are kept: fix that and "
+                "run it again"
             ) from error
 
 
@@ -153,10 +151,10 @@ def save(folder: Path, network: GPTModel, optimizer: Any | None, info: Checkpoin
 
 
 def newest_whole(checkpoints: Path, parallel: Parallel, kept_step: int | None) -> tuple[Path | None, bool]:
-    """The checkpoint to train from, and whether that only fills a gap before the latest.
+    """The checkpoint to train from, and whether training only fills a gap before the latest.
 
-    The gap is the end of this training at `kept_step` (None where it is not kept), a branch point that was lost or
-    damaged after the line had gone on; `latest` stays where it is then. Raises UserError as `_newest_whole` does.
+    The gap is a branch point at `kept_step`, where this training ends (None if that step is not kept), which was lost or
+    damaged after the run had gone on. `latest` then stays where it is. Raises UserError as `_newest_whole` does.
     """
     own = _newest_whole(checkpoints, parallel)
     if own is None or kept_step is None or own <= (end := step_folder(checkpoints, kept_step)):
@@ -173,10 +171,9 @@ def newest_whole(checkpoints: Path, parallel: Parallel, kept_step: int | None) -
 
 
 def _newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
-    """The checkpoint to go on from, every byte of it checked: the latest, or the newest before it that is undamaged.
+    """The checkpoint to continue from, every byte of it checked: the latest, or the newest undamaged one before it.
 
-    Falling back sets `latest` back and the damaged ones aside. Raises UserError when there are checkpoints and all are
-    damaged.
+    Falling back sets `latest` back and the damaged ones aside. Raises UserError when all checkpoints are damaged.
     """
     problems: dict[Path, str] = {}
     candidates = Group(None, True, 0).broadcast_object(checkpoints_to_resume(checkpoints) if parallel.is_main else None)
@@ -198,7 +195,7 @@ def _newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
 def _problem(folder: Path, parallel: Parallel) -> str | None:
     """What is damaged in a checkpoint, in a sentence, the same on all processes; each reads its share of the files.
 
-    Raises StorageError, on all processes, where one could not read its share: that says nothing of the checkpoint.
+    Raises StorageError on all processes when one cannot read its share: that says nothing about the checkpoint.
     """
     unread = None
     found = None
@@ -211,7 +208,7 @@ def _problem(folder: Path, parallel: Parallel) -> str | None:
     except UserError as error:
         found = str(error)
     except OSError as error:
-        unread = f"{error.filename or folder}: cannot be read ({error.strerror}); mend that and run it again"
+        unread = f"{error.filename or folder}: cannot be read ({error.strerror}); fix that and run it again"
     answers = Group(None, True, 0).all_gather_object((unread, found))
     for unread, _ in answers:
         if unread:
@@ -224,20 +221,20 @@ def load(
 ) -> CheckpointInfo:
     """Fill `network` and, unless None, `optimizer` from the checkpoint `folder`; returns what it holds.
 
-    With `optimizer` None only weights are read, from checkpoints of either kind; else torch's random generators are set
-    too, where the tensor-parallel size is the same. All bytes are checked first, unless they were before. Raises
-    UserError when a file is missing, cut short or damaged, or when the state is not there.
+    Without `optimizer` only weights are read, from checkpoints of either kind. With it, torch's random generators are set
+    too, if the tensor-parallel size is the same. All bytes are checked first unless `is_checked`. Raises UserError when a
+    file is missing, truncated or damaged, or when the checkpoint lacks the optimizer's state.
     """
     if not is_checked and (problem := _problem(folder, parallel)):
         raise UserError(problem)
     info = read_info(folder)
     if optimizer is not None and not info.full:
-        raise UserError(f"{folder}: holds weights only, so training cannot go on from it; use it as init_weights")
+        raise UserError(f"{folder}: holds weights only, so training cannot continue from it; use it as init_weights")
     generators = optimizer is not None and info.tensor_parallel == parallel.tensor_parallel
     with parallel.cuda_names():
         state = _sharded_state(network, optimizer, is_loading=True, generators=generators)
         strategy = None
-        if parallel.data_parallel > 1:  # each rank reads its share of what all need, and they exchange
+        if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange
             reader = dist_checkpointing.serialization.get_default_load_sharded_strategy(str(folder))
             strategy = FullyParallelLoadStrategyWrapper(reader, parallel_state.get_data_parallel_group())
         try:
@@ -267,7 +264,7 @@ def _sharded_state(network: GPTModel, optimizer: Any | None, is_loading: bool, g
 def _generators() -> ShardedObject:
     """The states of torch's random generators: one set for each tensor-parallel rank.
 
-    No step draws from them today (no dropout; data and weights are drawn by key); a model with dropout would.
+    No step draws from them today (no dropout; data and weights are keyed); a model with dropout would.
     """
     return ShardedObject(
         "generators",
@@ -284,10 +281,10 @@ def _set_generators(states: dict[str, Any]) -> None:
 
 
 def _load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """`optimizer.load_state_dict`, with two slips of Megatron-core around torch's own AdamW made good.
+    """`optimizer.load_state_dict`, working around two bugs of Megatron-core with torch's own AdamW.
 
-    It stores one step count for all parameters. Loading then looks for a count per parameter, which is not there; and
-    it puts one shared tensor into all states, which would count once per parameter and spoil the bias correction.
+    It stores one step count for all parameters. Loading then looks for a count per parameter, which does not exist; and it
+    puts one shared tensor into all states, which would count once per parameter and spoil the bias correction.
     """
     with contextlib.ExitStack() as stack:
         parts = getattr(optimizer, "chained_optimizers", [optimizer])
@@ -304,13 +301,14 @@ SET_STATE = "_set_main_param_and_optimizer_states"
 
 
 def _set_state_but_step(part: Any, parameter: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
-    has = part._get_main_param_and_optimizer_states(parameter)
-    getattr(type(part), SET_STATE)(part, parameter, {"step": has["step"], **tensors} if "step" in has else tensors)
+    current = part._get_main_param_and_optimizer_states(parameter)
+    step = {"step": current["step"]} if "step" in current else {}
+    getattr(type(part), SET_STATE)(part, parameter, {**step, **tensors})
 
 
 @functools.lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on; `curricula` is the git commit of this code, "" where it is unknown."""
+    """Versions of what the numbers depend on; `curricula` is the git commit of this code, "" when unknown."""
     import megatron.core
 
     found = {"torch": torch.__version__, "megatron-core": megatron.core.__version__, "curricula": running_commit()}

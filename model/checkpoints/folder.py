@@ -1,32 +1,43 @@
-"""The folder of a line's checkpoints: which are complete, which is the latest, what each holds. Imports no torch.
+"""The folder of a run's checkpoints: which are complete, which is the latest, what each holds, which run may continue from it.
 
 checkpoints/latest              the name of the newest complete checkpoint
 checkpoints/step_00000100/      one checkpoint; it appears by rename, so it is whole or not there
     checkpoint.json             what it holds (`CheckpointInfo`), with the size and hash of every other file
     metadata.json, .metadata, *.distcp, common.pt     Megatron-core's distributed checkpoint
+
+A run may continue from a checkpoint (`check_past`) when the checkpoint's past is the run's own. The future may differ; that is
+how arms branch. So data and learning rates are compared only up to the checkpoint's step. Imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from curricula.durable import read_json, sync_folder, write_json, write_text
 from curricula.errors import UserError
-from curricula.model.config import ModelConfig
+from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from curricula.model.schedule import learning_rate
+from curricula.randomness import key_seed
+
+if TYPE_CHECKING:
+    from curricula.curriculum.stream.batches import BatchSource
 
 log = logging.getLogger(__name__)
 
 INFO_FILE = "checkpoint.json"
 STEP_FOLDER = re.compile(r"step_\d{8,}")
+NOT_IN_WEIGHTS = ("sequence_length", "init_std")
+"""What may differ between the model that wrote weights and the one that reads them: neither changes any weight."""
 
 
 class StoredFile(msgspec.Struct, frozen=True):
@@ -37,7 +48,7 @@ class StoredFile(msgspec.Struct, frozen=True):
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint holds and what led to it."""
+    """What a checkpoint holds and how it was trained."""
 
     step: int
     """Optimizer steps done."""
@@ -47,7 +58,7 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     """Data type of the weights, such as "float32"."""
     full: bool
-    """Whether the optimizer's state is there too, so that training can go on exactly; else only weights."""
+    """Whether it holds the optimizer's state too, so that training can continue exactly; otherwise only weights."""
     data: dict[str, Any] = {}
     """Fingerprint of the batches before `step`."""
     recipe: dict[str, Any] = {}
@@ -57,7 +68,7 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel: int = 1
     """Tensor-parallel size that wrote it. Only the states of random generators depend on it."""
     files: dict[str, StoredFile] = {}
-    """Every other file of the folder."""
+    """Every other file of the folder, by name."""
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -65,10 +76,10 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def latest_checkpoint(checkpoints: Path) -> Path | None:
-    """The checkpoint that `latest` names, or None where there is none yet.
+    """The checkpoint that `latest` names, or None when there is no checkpoint yet.
 
-    Where `latest` is lost or damaged it is the newest checkpoint there is. Raises UserError when it names one that is
-    not there: what was meant is then the user's to say.
+    When `latest` is lost or damaged, the newest checkpoint serves. Raises UserError when it names one that does not exist:
+    only the user knows which was meant.
     """
     name = _pointer(checkpoints)
     if name is None:
@@ -82,13 +93,13 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
 
 
 def checkpoints_to_resume(checkpoints: Path) -> list[Path]:
-    """Where training may go on from, best first: the latest checkpoint, then the older ones."""
+    """The checkpoints from which training may continue, best first: the latest, then older ones."""
     name = _pointer(checkpoints)
     return sorted((path for path in _complete(checkpoints) if name is None or path.name <= name), reverse=True)
 
 
 def _pointer(checkpoints: Path) -> str | None:
-    """What `latest` says; None where it is missing or says nothing that could be a checkpoint's name."""
+    """What `latest` says; None when it is missing or holds anything but a checkpoint's name."""
     pointer = checkpoints / "latest"
     try:
         name = pointer.read_text(errors="replace").strip()
@@ -105,9 +116,9 @@ def _complete(checkpoints: Path) -> list[Path]:
 
 
 def read_info(folder: Path) -> CheckpointInfo:
-    """What the checkpoint in `folder` holds, after checking that every file is there in full.
+    """What the checkpoint in `folder` holds, after checking that every file is there and has its size.
 
-    Raises UserError when one is not; the contents are `damaged_file`'s to check.
+    Raises UserError when one does not; `damaged_file` checks the contents.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint; has the job that writes it finished?")
@@ -127,13 +138,13 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 
 def _instead(folder: Path) -> str:
-    return f"delete {folder.name} and run what trained it again: it goes on from an earlier checkpoint"
+    return f"delete {folder.name} and run what trained it again: it continues from an earlier checkpoint"
 
 
 def damaged_file(folder: Path, info: CheckpointInfo, share: int = 0, shares: int = 1) -> str | None:
     """A sentence about the first file whose bytes are not those that were written, or None.
 
-    Reads every file, as fast as SHA-256 goes (about 1 to 2 GB/s); of several readers each takes every `shares`th.
+    Reads every file at the speed of SHA-256 (about 1 to 2 GB/s). Each of several readers takes every `shares`th file.
     """
     for name in sorted(info.files)[share::shares]:
         if stored_file(folder / name) != info.files[name]:
@@ -152,9 +163,8 @@ def stored_file(path: Path) -> StoredFile:
 def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[str, StoredFile]) -> None:
     """Make the finished files of `aside` the checkpoint `folder` and point `latest` at it, each in one atomic step.
 
-    `latest` never moves back here: a checkpoint from before the latest only appears beside it. `written`
-    are the files whose hashes are known already. Raises UserError, and points nowhere new, when the folder is not what
-    was written.
+    `latest` never moves back here: a checkpoint from before the latest only appears beside it. `written` holds the files
+    whose hashes are already known. Raises UserError, and leaves `latest` alone, when the folder is not what was written.
     """
     files = dict(written)
     for path in sorted(aside.iterdir()):
@@ -166,12 +176,12 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[st
     if not {".metadata", "metadata.json"} <= files.keys():
         raise UserError(f"{aside}: incomplete, it has no metadata; earlier checkpoints are kept, so run it again")
     write_json(aside / INFO_FILE, msgspec.to_builtins(msgspec.structs.replace(info, files=files)))
-    read_info(aside)  # every file is there as it was written, also those of other machines
-    if folder.exists():  # from before a restart at an earlier step
+    read_info(aside)  # checks that every file has arrived as it was written, also from other machines
+    if folder.exists():  # left from before a restart at an earlier step
         remove(folder)
     os.rename(aside, folder)
     sync_folder(folder.parent)
-    if checkpoints_to_resume(folder.parent)[0] <= folder:  # else a lost branch point was made again
+    if checkpoints_to_resume(folder.parent)[0] <= folder:  # otherwise it replaces a lost branch point
         point_at(folder)
 
 
@@ -181,9 +191,9 @@ def point_at(folder: Path) -> None:
 
 
 def prune(checkpoints: Path, keep_last: int, keep_steps: Collection[int]) -> None:
-    """Delete all but the newest `keep_last` up to the latest and those of `keep_steps`, and what a kill left half-written.
+    """Keep `keep_steps` and the newest `keep_last` up to the latest; delete all others and what a kill left half-written.
 
-    Checkpoints beyond the latest are of a future that was given up: `latest` was set back, or a kill came before it moved.
+    Checkpoints beyond the latest belong to an abandoned future: `latest` was set back, or a kill came before it moved.
     """
     latest = latest_checkpoint(checkpoints)
     complete = sorted(_complete(checkpoints))
@@ -205,7 +215,7 @@ def remove(folder: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Hide a checkpoint that is worthless; the next `prune` deletes it. Returns where it is now."""
+    """Hide a worthless checkpoint until the next `prune` deletes it; returns its new place."""
     doomed = folder.with_name(f".{folder.name}.deleted")
     if doomed.exists():
         shutil.rmtree(doomed)
@@ -213,16 +223,66 @@ def set_aside(folder: Path) -> Path:
     return doomed
 
 
-def differences(then: Any, now: Any, at: str = "") -> list[str]:
-    """Where two JSON values differ, one phrase each: "mix.web: was 0.7, is 0.6"."""
+def check_weights(folder: Path, info: CheckpointInfo, model: ModelConfig) -> None:
+    """Raise UserError unless the weights in `folder` fit `model`."""
+    then, now = msgspec.to_builtins(info.model), msgspec.to_builtins(model)
+    for name in NOT_IN_WEIGHTS:
+        then.pop(name), now.pop(name)
+    _refuse(folder, "is a checkpoint of another model", differences(then, now, "model"))
+
+
+def identity(folder: Path) -> str:
+    """A short name of the training behind `folder`: equal for equal model, recipe, data and step, wherever the folder is."""
+    info = read_info(folder)
+    past = {"model": msgspec.to_builtins(info.model), "recipe": info.recipe, "data": info.data}
+    return f"step {info.step} of {key_seed(json.dumps(past, sort_keys=True)):016x}"
+
+
+def check_past(
+    folder: Path, info: CheckpointInfo, model: ModelConfig, recipe: dict[str, Any], batches: BatchSource
+) -> None:
+    """Raise UserError, naming what changed, unless the run described would have reached this very checkpoint."""
+    was, is_now = msgspec.to_builtins(info.model), msgspec.to_builtins(model)
+    _refuse(folder, "is a checkpoint of another model", differences(was, is_now, "model"))
+    data = json.loads(json.dumps(batches.fingerprint(info.step)))
+    _refuse(folder, f"was trained on other data up to step {info.step}", differences(info.data, data, "data"))
+    recipe_then, recipe_now = dict(info.recipe), dict(recipe)
+    try:
+        rates_then = _rates(recipe_then, info.step)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise UserError(f"{folder}: its record has no usable recipe ({error}); name another checkpoint") from None
+    rates_now = _rates(recipe_now, info.step)
+    _refuse(folder, "was trained by another recipe", differences(recipe_then, recipe_now, "recipe"))
+    if rates_then != rates_now:
+        step = next(i for i, (a, b) in enumerate(zip(rates_then, rates_now)) if a != b)
+        phrase = f"learning rate of step {step + 1}: was {rates_then[step]:.6g}, is {rates_now[step]:.6g}"
+        _refuse(folder, "was trained by another recipe", [phrase])
+
+
+def _rates(recipe: dict[str, Any], steps: int) -> list[float]:
+    """The learning rates of the first `steps` steps; removes from `recipe` the entries that affect nothing else."""
+    schedule = msgspec.convert(recipe.pop("schedule"), ScheduleConfig)
+    total_steps = recipe.pop("total_steps")
+    optimizer = msgspec.convert(recipe["optimizer"], OptimizerConfig)
+    return [learning_rate(step, total_steps, optimizer, schedule) for step in range(steps)]
+
+
+def _refuse(folder: Path, what: str, phrases: list[str]) -> None:
+    if phrases:
+        shown = "; ".join(phrases[:4]) + (f"; and {len(phrases) - 4} more" if len(phrases) > 4 else "")
+        raise UserError(f"{folder}: {what} ({shown}); undo the change, or train in a new run folder")
+
+
+def differences(then: Any, now: Any, place: str = "") -> list[str]:
+    """Where two JSON values differ, one phrase for each place: "mix.web: was 0.7, is 0.6"."""
     if isinstance(then, dict) and isinstance(now, dict):
         found = []
         for key in sorted({*then, *now}):
-            found += differences(then.get(key), now.get(key), f"{at}.{key}" if at else str(key))
+            found += differences(then.get(key), now.get(key), f"{place}.{key}" if place else str(key))
         return found
     if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        return [phrase for i, pair in enumerate(zip(then, now)) for phrase in differences(*pair, f"{at}[{i}]")]
-    return [] if then == now else [f"{at}: was {_short(then)}, is {_short(now)}"]
+        return [phrase for i, pair in enumerate(zip(then, now)) for phrase in differences(*pair, f"{place}[{i}]")]
+    return [] if then == now else [f"{place}: was {_short(then)}, is {_short(now)}"]
 
 
 def _short(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""Writes this process's part of a distributed checkpoint in a process forked for it, so that training goes on meanwhile.
+"""Writes this process's part of a distributed checkpoint in a forked process while training continues.
 
-The fork is the snapshot: on a CPU the written tensors are the ones of the moment of the fork, however training changes
-them afterwards; on a GPU they are copied to the host first. The writing process dies with its parent, so that no orphan
-writes into the files of a restarted run, and never touches CUDA.
+The fork is the snapshot. On a CPU the child writes the tensors as they were at the fork, whatever training does to them
+afterwards; on a GPU they are copied to the host first. The writing process dies with its parent, so that no orphan writes into
+the files of a restarted run, and it never touches CUDA.
 """
 
 from __future__ import annotations
@@ -36,19 +36,22 @@ from curricula.model.megatron import (
     to_torch_state,
 )
 
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
-NICENESS = 5  # the writer yields to training where they share cores
+DIE_WITH_PARENT = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
+NICENESS = 5
+"""The writer yields to training where they share cores."""
 
 
 class BackgroundSave(TorchDistSaveShardedStrategy):
-    """Megatron-core's format and save strategy with a writer of our own, of which it keeps the last as `write`.
+    """Megatron-core's format and save strategy with a writer of our own.
 
-    Megatron-core's writer starts a queue server besides a process for every save, which for small models takes longer
-    than the training between two saves; and 0.19 announces its end in favour of nvidia-resiliency-ext. What this class
-    needs of Megatron-core is the translation into torch's state dict.
+    Megatron-core's writer starts a queue server and a process for every save, which for small models takes longer than the
+    training between two saves; and 0.19 announces its end in favour of nvidia-resiliency-ext. This class needs
+    Megatron-core only for the translation into torch's state dict.
     """
 
     write: BackgroundWrite
+    """The last save."""
 
     def __init__(self) -> None:
         super().__init__("torch_dist", 1)
@@ -66,9 +69,9 @@ class BackgroundWrite:
     """What all ranks wrote, by name; set by `finish`."""
 
     def __init__(self, folder: Path, state: dict[str, Any]) -> None:
-        """Plan the save of torch's `state` into `folder` and begin to write. The caller may change the tensors at once."""
+        """Plan the save of torch's `state` into `folder` and start to write. The caller may change the tensors at once."""
         self._group = Group(None, True, 0)
-        self._writer = FileSystemWriter(folder, sync_files=True, per_thread_copy_ahead=0)  # else it would ask CUDA
+        self._writer = FileSystemWriter(folder, sync_files=True, per_thread_copy_ahead=0)  # 0: else it would call CUDA
         planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
 
         def plan_own() -> SavePlan:
@@ -81,14 +84,14 @@ class BackgroundWrite:
             return self._writer.prepare_global_plan(plans)
 
         plan = planner.finish_plan(self._group.reduce_scatter("plan", plan_own, join_plans))
-        self._process: multiprocessing.process.BaseProcess | None = None  # with nothing to write
+        self._process: multiprocessing.process.BaseProcess | None = None  # stays None with nothing to write
         self._answers: Connection
         if plan.items:
             receiver, sender = multiprocessing.Pipe(duplex=False)
             child = (os.getpid(), self._writer, plan, _OnHost(plan, planner), folder, sender)
             self._process = multiprocessing.get_context("fork").Process(target=_write, args=child, daemon=True)
             with _signals_blocked(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads; this one only writes files
+                warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads; this child only writes
                 self._process.start()
             sender.close()
             self._answers = receiver
@@ -98,7 +101,7 @@ class BackgroundWrite:
         return self._process is not None and self._process.is_alive() and not self._answers.poll()
 
     def finish(self) -> None:
-        """Wait for the writers of all ranks and complete the folder. Raises what the first failure of any rank was."""
+        """Wait for the writers of all ranks and complete the folder. Raises the first failure of any rank."""
         self.files = self._group.all_reduce("write", self._answer, self._complete)
 
     def _answer(self) -> tuple[list[WriteResult], dict[str, StoredFile]]:
@@ -129,7 +132,7 @@ class BackgroundWrite:
 
 
 class _OnHost(SavePlanner):
-    """The planner of the writing process: hands out the planned items, which are on the host already."""
+    """The planner of the writing process: hands out the planned items, already on the host."""
 
     def __init__(self, plan: SavePlan, planner: SavePlanner) -> None:
         resolved = {item.index: planner.resolve_data(item) for item in plan.items}
@@ -138,19 +141,19 @@ class _OnHost(SavePlanner):
     def resolve_data(self, write_item: WriteItem) -> Any:
         return self._items[write_item.index]
 
-    set_up_planner = create_local_plan = create_global_plan = finish_plan = None  # type: ignore[assignment]  # all done
+    set_up_planner = create_local_plan = create_global_plan = finish_plan = None  # type: ignore[assignment]  # already done
 
 
 def _write(
     parent: int, writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Path, answers: Connection
 ) -> None:
-    """The child: write the planned items, read each file back for its hash, send both; or the error that came instead."""
+    """The child: write the planned items, read each file back for its hash, send both, or the error instead."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
+    if os.getppid() != parent:  # the parent died before the call above
         return
-    gc.disable()  # collecting what the parent holds could call CUDA
-    torch.set_num_threads(1)  # the parent's threads are not here
+    gc.disable()  # collecting the parent's objects could call CUDA
+    torch.set_num_threads(1)  # the parent's threads do not exist here
     os.nice(NICENESS)
     answer: Any
     try:
@@ -163,14 +166,14 @@ def _write(
 
 
 def writing_failure(error: BaseException) -> str | None:
-    """The operating system's words if `error` comes from writing files, through the wrappings of torch's writers."""
+    """The operating system's message if `error`, however torch's writers wrapped it, comes from writing files."""
     if isinstance(error, CheckpointException):
         reasons = [writing_failure(failure[0]) for failure in error.failures.values()]
         return next((reason for reason in reasons if reason), None)
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    beneath = error.__cause__ or error.__context__
-    if beneath is not None and (reason := writing_failure(beneath)):
+    cause = error.__cause__ or error.__context__
+    if cause is not None and (reason := writing_failure(cause)):
         return reason
     if isinstance(error, UserError):
         return str(error)
@@ -183,9 +186,11 @@ def writing_failure(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Fork with stop signals blocked, for good in the child: one to the whole job must not end the save it asks for."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
+    """Fork with stop signals blocked, in the child for good: a signal to the whole job must not end the save it asks for."""
+    unblocked = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    )
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)

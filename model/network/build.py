@@ -1,12 +1,21 @@
 """Builds SmolLM2 out of Megatron-core: the network, its data-parallel wrapper and its optimizer.
 
-One builder for the three backends of `backend.py`. Initial weights are drawn by parameter name, so they depend on
-neither the backend nor the number of processes.
+One of three backends computes the network:
+
+- te: Transformer Engine's layers, with fused attention, norms and rotary positions, and 8-bit products as an option.
+- torch: our own layer (`transformer.py`), compiled. It needs no package besides torch, and is as fast in bfloat16 (measured on
+  an H100 with a hand-written prototype of the step, not with this package).
+- cpu: the same layer, not compiled, in float32. Laptops and the tests use it.
+
+Weights and checkpoints do not depend on the backend. Initial weights are drawn by parameter name, so they depend on neither
+the backend nor the number of processes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.util
 import logging
 import math
 from typing import Any
@@ -31,9 +40,7 @@ from curricula.model.megatron import (
     parallel_state,
 )
 from curricula.model.memory import GIB, Layout, check_fit
-from curricula.model.network.backend import Backend, choose_backend, describe
-from curricula.model.network.fused_linear import ColumnLinear, RowLinear, attach_sinks
-from curricula.model.network.gradient_kernels import use_quick_gradient_kernels
+from curricula.model.network.fused_linear import ColumnLinear, RowLinear, attach_sinks, use_quick_gradient_kernels
 from curricula.model.network.transformer import Block, Network, NoAttention, RMSNorm
 from curricula.model.runtime.distributed import Parallel
 from curricula.randomness import key_seed
@@ -41,10 +48,88 @@ from curricula.randomness import key_seed
 log = logging.getLogger(__name__)
 
 
+ATTENTION_MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
+"""The modules from which torch loads the kernels of `EngineConfig.attention`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """What computes a network, chosen for this machine."""
+
+    name: str
+    """"te", "torch" or "cpu"."""
+    reason: str
+    fp8: str | None = None
+    attention: str = "torch"
+    sequence_parallel: bool = False
+    recompute_layers: int = 0
+
+
+def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = False) -> Backend:
+    """Choose the backend for `engine` on this machine.
+
+    `packed` rows need attention that takes masks, which Transformer Engine's does not. Raises UsageError when the backend
+    asked for cannot run here.
+    """
+    on_gpu = parallel.device.type == "cuda"
+    has_te = _is_installed("transformer_engine")
+    wanted = "te" if engine.fp8 and engine.backend == "auto" else engine.backend
+    if wanted == "te" and not (on_gpu and has_te):
+        lacking = "transformer_engine is not installed" if on_gpu else "there is no CUDA device"
+        setting = f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'
+        raise UsageError(f"{setting}, but {lacking}; install curricula[gpu] on a GPU machine, or leave the setting out")
+    if engine.attention != "torch":
+        module = ATTENTION_MODULES[engine.attention]
+        if not on_gpu or not _is_installed(module):
+            lacking = f"the package {module} is not installed" if on_gpu else "there is no CUDA device"
+            raise UsageError(f'engine.attention is "{engine.attention}", but {lacking}; leave the setting out')
+    if wanted == "cpu" and on_gpu:
+        raise UsageError('engine.backend is "cpu", but this is a GPU machine; use "auto", or hide the GPUs')
+    if wanted == "te" and packed:
+        setting = f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'
+        raise UsageError(f"{setting}, whose attention does not keep packed conversations apart; set packing to false")
+    if wanted == "auto":
+        if not on_gpu:
+            name, reason = "cpu", "there is no CUDA device"
+        elif packed:
+            name, reason = "torch", "packed rows need its attention"
+        elif has_te:
+            name, reason = "te", "transformer_engine is installed"
+        else:
+            name, reason = "torch", "transformer_engine is not installed"
+    else:
+        name, reason = wanted, "engine.fp8 needs it" if engine.backend == "auto" else "engine.backend asks for it"
+    return Backend(
+        name=name,
+        reason=reason,
+        fp8=engine.fp8,
+        attention=engine.attention,
+        sequence_parallel=engine.sequence_parallel and parallel.tensor_parallel > 1,
+        recompute_layers=engine.recompute_layers,
+    )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the enclosing package is missing
+        return False
+
+
+def describe(backend: Backend, parallel: Parallel) -> str:
+    """One line for the log: the backend, its reason, and the layout of processes."""
+    precision = f"fp8 ({backend.fp8} scaling)" if backend.fp8 else str(parallel.precision).removeprefix("torch.")
+    layout = f"data parallel {parallel.data_parallel}, tensor parallel {parallel.tensor_parallel}"
+    layout += " with sequence parallel" if backend.sequence_parallel else ""
+    layout += f", {backend.recompute_layers} layers recomputed" if backend.recompute_layers else ""
+    attention = f", attention by {backend.attention}" if backend.attention != "torch" else ""
+    return f"backend: {backend.name} ({backend.reason}); {precision}{attention}; {layout}"
+
+
 def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | None = None) -> GPTModel:
     """The bare network on this process's device, weights not yet set. The one place that makes a `GPTModel`.
 
-    Without a `backend` it is the best of this machine. Raises UsageError when tensor parallelism does not divide the model.
+    `backend` defaults to the best one on this machine. Raises UsageError when tensor parallelism does not divide the model.
     """
     for name in ("kv_heads", "ffn", "vocabulary", "sequence_length"):
         if getattr(model, name) % parallel.tensor_parallel:
@@ -68,11 +153,11 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
             share_embeddings_and_output_weights=model.tied,
         ).to(parallel.device)
     for name, parameter in network.named_parameters():
-        if parameter.dim() == 2:  # Megatron-core marks them itself only where it draws the weights too
+        if parameter.dim() == 2:  # Megatron-core marks matrices only where it also draws their weights
             parameter.tensor_model_parallel = True
             parameter.partition_dim = _split_dimension(name)
             parameter.partition_stride = 1
-    network.backend = backend
+    network.backend = backend.name
     if backend.attention != "torch":
         _use_attention(backend.attention)
     if backend.name == "torch":
@@ -83,7 +168,7 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
 def check_memory(
     model: ModelConfig, parallel: Parallel, backend: Backend, micro_batch: int, sequence_length: int
 ) -> None:
-    """Raise UsageError where training cannot fit into this process's GPU; nothing to ask on a CPU."""
+    """Raise UsageError when training cannot fit into this process's GPU. On a CPU nothing is checked."""
     if parallel.device.type != "cuda":
         return
     layout = Layout(
@@ -131,7 +216,7 @@ def transformer_config(model: ModelConfig, parallel: Parallel, backend: Backend)
         sequence_parallel=backend.sequence_parallel,
         calculate_per_token_loss=True,  # losses are summed over the global batch, then divided by its counted tokens
         perform_initialization=False,  # `initialize` draws the weights by name
-        bias_activation_fusion=False,  # Transformer Engine has a quicker SwiGLU, and so have we
+        bias_activation_fusion=False,  # Transformer Engine's SwiGLU and ours are faster
         bias_dropout_fusion=te,
         masked_softmax_fusion=False,
         apply_rope_fusion=te,
@@ -148,7 +233,7 @@ def _te_layers() -> Any:
 
 
 def _own_layers(config: TransformerConfig) -> Any:
-    """Megatron-core's own layer with our computation in it; its linears stay where they talk to other processes."""
+    """Megatron-core's own layer with our computation in it. Under tensor parallelism its linears stay: they communicate."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.module = Block
     parts = layer.submodules
@@ -176,11 +261,11 @@ def _use_attention(name: str) -> None:
 
 
 def _compile_layers(network: GPTModel) -> None:
-    """Compile the layers, each by itself: they are alike, so the first one's code serves all of them.
+    """Compile each layer by itself: they are alike, so the code of the first serves them all.
 
-    With tensor parallelism the code breaks off around the linears, which talk to other processes.
+    With tensor parallelism the compiled code breaks around the linears, which communicate with other processes.
     """
-    # Once for each shape, mask and mode of gradients: of training, tuning, validation and recomputation more than eight.
+    # Shapes, masks and gradient modes are compiled separately: training, tuning, validation, recomputation make more than 8.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     whole = network.config.tensor_model_parallel_size == 1
     for layer in network.decoder.layers:
@@ -198,7 +283,7 @@ def _compile_layers(network: GPTModel) -> None:
 
 @torch.no_grad()
 def initialize(network: GPTModel, model: ModelConfig, seed: int) -> None:
-    """Set all weights: norms to one, others normal, drawn by (seed, parameter name) whatever the layout of processes.
+    """Set all weights: norms to one, others normal, keyed by (seed, parameter name) whatever the layout of processes.
 
     Projections into the residual stream get `init_std / sqrt(2 layers)`, so that its variance does not grow with depth.
     """
@@ -213,7 +298,7 @@ def initialize(network: GPTModel, model: ModelConfig, seed: int) -> None:
         generator = torch.Generator().manual_seed(key_seed(seed, "initial weights", name))
         whole = torch.empty(shape).normal_(generator=generator)
         whole *= model.init_std / (math.sqrt(2 * model.layers) if split == 1 else 1.0)
-        if name.endswith("linear_fc1.weight"):  # gate over up: each rank holds its part of both
+        if name.endswith("linear_fc1.weight"):  # gate over up: each rank holds a part of both
             part = torch.cat([half.chunk(size)[rank] for half in whole.chunk(2)])
         else:
             part = whole.chunk(size, dim=split)[rank]
@@ -221,12 +306,12 @@ def initialize(network: GPTModel, model: ModelConfig, seed: int) -> None:
 
 
 def _split_dimension(name: str) -> int:
-    """Which dimension of a matrix tensor parallelism splits: the inputs of projections into the residual stream."""
+    """The dimension of a matrix that tensor parallelism splits: for projections into the residual stream, the inputs."""
     return 1 if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else 0
 
 
 class AccumulatingDDP(DistributedDataParallel):
-    """Megatron-core's wrapper, told which weights add their gradients to its buffer themselves."""
+    """Megatron-core's wrapper, which also knows the weights that add their gradients to its buffer themselves."""
 
     accumulating: tuple[torch.nn.Parameter, ...] = ()
 
@@ -239,9 +324,9 @@ class AccumulatingDDP(DistributedDataParallel):
 def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
     """The network with its gradient buffers; from here on parameters live in one flat buffer.
 
-    Gradients are reduced while the backward pass goes on. The gathering of new weights does not overlap with the next
-    forward pass: at 32 GPUs it is under 1% of a step (docs/scaling.md), and weights would be stale between a step and
-    that pass, which is when we save and validate.
+    Gradients are reduced during the backward pass. Gathering new weights does not overlap with the next forward pass: at 32
+    GPUs it takes under 1% of a step (docs/scaling.md), and between a step and that pass, when we save and validate,
+    weights would be stale.
     """
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
@@ -249,15 +334,13 @@ def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
         overlap_grad_reduce=parallel.data_parallel > 1,
         overlap_param_gather=False,
     )
-    if parallel.is_main:
-        log.info("%s", describe(network.backend, parallel))
     with parallel.cuda_names():
         wrapped = AccumulatingDDP(network.config, ddp, network)
     wrapped.config.finalize_model_grads_func = finalize_model_grads
     if ddp.overlap_grad_reduce:
         wrapped.config.no_sync_func = wrapped.no_sync
-    # The embedding that is also the output matrix has a second gradient, from the look-up, by way of autograd: that one is
-    # what Megatron-core waits for, and adds.
+    # An embedding that is also the output matrix gets a second gradient, from the look-up, through autograd. Megatron-core
+    # waits for that one and adds it.
     attach_sinks(_looked_up_too(network), announced=False)
     wrapped.accumulating = tuple(_accumulating(network))
     attach_sinks(wrapped.accumulating, announced=ddp.overlap_grad_reduce)
@@ -265,7 +348,7 @@ def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
 
 
 def _accumulating(network: GPTModel) -> list[torch.nn.Parameter]:
-    """Weights whose only gradient is the one that our linears or our loss add to the buffer."""
+    """Weights whose only gradient is added to the buffer by our linears or our loss."""
     weights = [module.weight for module in network.modules() if isinstance(module, (ColumnLinear, RowLinear))]
     return weights if network.share_embeddings_and_output_weights else [*weights, network.output_layer.weight]
 
@@ -297,9 +380,9 @@ def build_optimizer(wrapped: DistributedDataParallel, optimizer: OptimizerConfig
 
 
 def _prepare(adamw: torch.optim.AdamW) -> None:
-    """Have torch's AdamW go over each tensor once instead of ten times, and give it its zero state at once.
+    """Make torch's AdamW read each tensor once instead of ten times, and give it its zero state now.
 
-    Megatron-core can load a checkpoint only into an optimizer that has a state.
+    Megatron-core loads checkpoints only into an optimizer that has a state.
     """
     for group in adamw.param_groups:
         group.update(fused=True, foreach=False)

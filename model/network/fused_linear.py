@@ -1,31 +1,37 @@
 """Linear layers whose weight gradients are added to Megatron-core's gradient buffer by the product that makes them.
 
 Megatron-core keeps one gradient buffer in float32. Autograd would first write each weight's gradient in the weight's
-precision, then add it there: twice the traffic, and a rounding to bfloat16 in between (30 ms of a 1.7B step on an H100).
-Here the product itself accumulates (`torch.addmm` with a float32 result), as Megatron-core does where APEX is installed.
+precision, then add it there: twice the traffic, and a rounding to bfloat16 in between. That took 31.5 ms of a 1,354 ms step of
+the 1.7B model on an H100, measured with a hand-written prototype of this step, not with this package. Here the product itself
+accumulates (`torch.addmm` with a float32 result), as Megatron-core does where APEX is installed.
 
-`attach_sinks` gives every weight its part of the buffer, and is called once the network is wrapped. A weight without
-a sink (an unwrapped network) gets its gradient from autograd as usual. One pass forward must be followed by its pass
-backward before the next: what pipeline parallelism would break, and is not used here.
+`attach_sinks` gives every weight its part of the buffer once the network is wrapped. A weight without a sink (in an
+unwrapped network) gets its gradient from autograd as usual. Each forward pass must be followed by its backward pass before the
+next; pipeline parallelism would break that, and is not used here.
+
+`use_quick_gradient_kernels` replaces the gradient kernels that Megatron-core otherwise takes from APEX or Transformer Engine.
+Without those packages it measures and scales gradients tensor by tensor, waiting for the GPU each time, and refuses to
+accumulate weight gradients in its products. Torch has all three as single calls.
 """
 
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from curricula.model.megatron import ColumnParallelLinear, RowParallelLinear
+from curricula.model.megatron import ColumnParallelLinear, RowParallelLinear, megatron_clip_grads, megatron_layers
 
 
 class AccumulatingLinear(torch.autograd.Function):
     """x @ weight.T; backward adds the weight's gradient to `sink`.
 
-    To autograd the weight then has no gradient, or, where Megatron-core waits for one to start its reduction
-    (`announced`), one that is not filled.
+    Autograd then sees no gradient of the weight, or an unfilled one where Megatron-core waits for a gradient to start its
+    reduction (`announced`).
     """
 
     @staticmethod
@@ -37,31 +43,31 @@ class AccumulatingLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
         x, weight, sink = ctx.saved_tensors
-        above = gradients[0]
-        accumulate(sink, above.flatten(0, -2), x.flatten(0, -2))
-        return above @ weight, torch.empty_like(weight) if ctx.announced else None, None, None
+        d_output = gradients[0]
+        accumulate(sink, d_output.flatten(0, -2), x.flatten(0, -2))
+        return d_output @ weight, torch.empty_like(weight) if ctx.announced else None, None, None
 
 
-def accumulate(sink: torch.Tensor, above: torch.Tensor, x: torch.Tensor) -> None:
-    """sink [out, in] += above [n, out].T @ x [n, in], in the sink's precision."""
+def accumulate(sink: torch.Tensor, d_output: torch.Tensor, x: torch.Tensor) -> None:
+    """sink [out, in] += d_output [n, out].T @ x [n, in], in the sink's precision."""
     if torch.compiler.is_compiling():
-        torch.ops.curricula.accumulate_(sink, above, x)
+        torch.ops.curricula.accumulate_(sink, d_output, x)
     else:
-        _accumulate(sink, above, x)
+        _accumulate(sink, d_output, x)
 
 
-def _accumulate(sink: torch.Tensor, above: torch.Tensor, x: torch.Tensor) -> None:
+def _accumulate(sink: torch.Tensor, d_output: torch.Tensor, x: torch.Tensor) -> None:
     if sink.dtype == x.dtype:
-        sink.addmm_(above.t(), x)
+        sink.addmm_(d_output.t(), x)
     elif x.is_cuda and _adds_in_float32():
-        torch.addmm(sink, above.t(), x, out_dtype=torch.float32, out=sink)
+        torch.addmm(sink, d_output.t(), x, out_dtype=torch.float32, out=sink)
     else:
-        sink.add_(above.t() @ x)
+        sink.add_(d_output.t() @ x)
 
 
 @torch.library.custom_op("curricula::accumulate_", mutates_args=("sink",))
-def _one_step(sink: torch.Tensor, above: torch.Tensor, x: torch.Tensor) -> None:
-    _accumulate(sink, above, x)
+def _one_step(sink: torch.Tensor, d_output: torch.Tensor, x: torch.Tensor) -> None:
+    _accumulate(sink, d_output, x)
 
 
 @functools.cache
@@ -104,6 +110,34 @@ def attach_sinks(weights: Iterable[torch.nn.Parameter], announced: bool) -> None
     `announced` says whether Megatron-core waits for a gradient from autograd (`overlap_grad_reduce`).
     """
     for weight in weights:
-        # A tensor of its own with a version of its own: all parts of the buffer share one, and autograd watches it.
+        # A separate tensor has a version of its own: the buffer's parts share one version, which autograd checks.
         weight.sink = weight.main_grad.data  # type: ignore[attr-defined]
         weight.sink_announced = announced  # type: ignore[attr-defined]
+
+
+def use_quick_gradient_kernels() -> None:
+    """Install torch's kernels where Megatron-core found none. Harmless to repeat."""
+    if megatron_clip_grads.l2_norm_impl.__name__ == "local_multi_tensor_l2_norm":
+        megatron_clip_grads.l2_norm_impl = joint_norm
+        megatron_clip_grads.multi_tensor_scale_impl = scale_all
+    if not megatron_layers._grad_accum_fusion_available:
+        # Transformer Engine's layers have their own; Megatron-core's output layer asks for this one.
+        megatron_layers.fused_weight_gradient_mlp_cuda = types.SimpleNamespace(
+            wgrad_gemm_accum_fp32=add_weight_gradient, wgrad_gemm_accum_fp16=add_weight_gradient
+        )
+        megatron_layers._grad_accum_fusion_available = True
+
+
+def joint_norm(chunk: int, flag: Any, lists: list[list[torch.Tensor]], per_tensor: bool) -> tuple[torch.Tensor, None]:
+    """The joint norm of all tensors in the only list, float32 [1]."""
+    return torch.stack(torch._foreach_norm(lists[0])).norm().to(torch.float32)[None], None
+
+
+def scale_all(chunk: int, flag: Any, lists: list[list[torch.Tensor]], factor: float) -> None:
+    """Multiply all tensors by `factor`; Megatron-core passes the same list as source and target."""
+    torch._foreach_mul_(lists[1], factor)
+
+
+def add_weight_gradient(x: torch.Tensor, d_output: torch.Tensor, main_grad: torch.Tensor) -> None:
+    """main_grad [out, in] += d_output [..., out].T @ x [..., in]."""
+    accumulate(main_grad, d_output.flatten(0, -2), x.flatten(0, -2))

@@ -1,13 +1,14 @@
-"""Cross entropy of tokens straight from hidden states: the output projection and its loss in one, chunk by chunk.
+"""The training loss: cross entropy straight from hidden states, the output projection and the loss in one, chunk by chunk.
+
+With z the logits, loss = log sum exp z - z[target], and its gradient is softmax(z) - one-hot(target).
 
 The logits are by far the largest tensor of a small model: 16 sequences of 2,048 tokens and 49,152 entries are 6 GiB in
-float32, and torch's own cross entropy holds three such tensors. Here they exist once, in the precision of the weights,
-and are turned into their own gradient in the forward pass; the float32 in between is no longer than a chunk. Without
-gradients only one chunk exists at a time.
+float32, and torch's own cross entropy holds three such tensors. Here they exist once, in the precision of the weights, and
+the forward pass overwrites them with their own gradient; float32 values exist for one chunk only. Without gradients only one
+chunk of logits exists at a time.
 
 With tensor parallelism each process holds a part of the vocabulary: maxima, sums of exponentials and the targets' logits
-are combined over the group. The formula: with z the logits, loss = log sum exp z - z[target], and its gradient is
-softmax(z) - one-hot(target).
+are combined over the group.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch.nn.functional as F
 
 from curricula.model.network.fused_linear import accumulate
 
-CHUNK = 4096  # tokens
+CHUNK = 4096
+"""Tokens."""
 
 
 def linear_cross_entropy(
@@ -36,9 +38,9 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """Losses float32 [N] of hidden states [N, H] at targets int64 [N], differentiable once.
 
-    `weight` [V, H] is this process's part of the vocabulary, part `rank` of `group`; None says it is all of it. Over a
-    group, the gradient of `hidden` is this process's part of a sum. Where the weight has a sink (`fused_linear.py`),
-    its gradient goes there.
+    `weight` [V, H] is the part of the vocabulary that this rank of `group` holds, or all of it without a group. Over a group,
+    the gradient of `hidden` is this process's part of a sum. If the weight has a sink (`fused_linear.py`), its gradient goes
+    there.
     """
     first = 0 if group is None else dist.get_rank(group) * weight.shape[0]
     if torch.is_grad_enabled():
@@ -74,12 +76,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, logits_gradient = ctx.saved_tensors
-        above = gradients[0].to(hidden.dtype)[:, None]
-        d_hidden = (logits_gradient @ weight).mul_(above)
+        d_loss = gradients[0].to(hidden.dtype)[:, None]
+        d_hidden = (logits_gradient @ weight).mul_(d_loss)
         if ctx.sink is None:
-            d_weight = logits_gradient.t() @ (hidden * above)
+            d_weight = logits_gradient.t() @ (hidden * d_loss)
         else:
-            accumulate(ctx.sink, logits_gradient, hidden * above)
+            accumulate(ctx.sink, logits_gradient, hidden * d_loss)
             d_weight = torch.empty_like(weight) if ctx.announced else None
         return d_hidden, d_weight, None, None, None, None, None
 
@@ -87,7 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _losses(
     logits: torch.Tensor, targets: torch.Tensor, first: int, group: dist.ProcessGroup | None, compiled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses [N] of logits [N, V], and the logarithm of the whole vocabulary's summed exponentials [N]."""
+    """Losses [N] of logits [N, V], and the logarithm of the exponentials summed over the whole vocabulary [N]."""
     maximum, total, at_target = _kernels(compiled)[0](logits, targets, first)
     if group is not None:
         highest = maximum.clone()
@@ -102,7 +104,7 @@ def _losses(
 def _statistics(
     logits: torch.Tensor, targets: torch.Tensor, first: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each row of logits [N, V]: the maximum, the sum of exponentials over it, the target's logit (0 if elsewhere)."""
+    """For each row of logits [N, V]: maximum, sum of exponentials relative to it, target's logit (0 if in another part)."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     maximum = wide.amax(dim=-1)
     total = (wide - maximum[:, None]).exp_().sum(dim=-1)
@@ -112,7 +114,7 @@ def _statistics(
 
 
 def _to_gradient(logits: torch.Tensor, targets: torch.Tensor, first: int, log_total: torch.Tensor) -> None:
-    """Overwrite logits [N, V] by softmax - one-hot; rounded to their precision once."""
+    """Overwrite logits [N, V] with softmax - one-hot, rounded once to their precision."""
     here, column = _columns(targets, first, logits.shape[1])
     if torch.compiler.is_compiling():  # one pass; without a compiler the comparison would be two more
         position = torch.arange(logits.shape[1], device=logits.device)

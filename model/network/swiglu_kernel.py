@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-COLUMNS = 2048  # that one program takes
+COLUMNS = 2048
+"""Columns that one program processes."""
 
 
 @triton.jit
@@ -17,10 +18,10 @@ def swiglu_gradient_kernel(gradient, gate_up, result, width, COLUMNS: tl.constex
     inside = column < width
     gate = tl.load(gate_up + row * 2 * width + column, inside).to(tl.float32)
     up = tl.load(gate_up + row * 2 * width + width + column, inside).to(tl.float32)
-    above = tl.load(gradient + row * width + column, inside).to(tl.float32)
+    d_output = tl.load(gradient + row * width + column, inside).to(tl.float32)
     share = tl.sigmoid(gate)
-    d_gate = above * up * share * (1 + gate * (1 - share))
-    d_up = above * gate * share
+    d_gate = d_output * up * share * (1 + gate * (1 - share))
+    d_up = d_output * gate * share
     tl.store(result + row * 2 * width + column, d_gate.to(result.dtype.element_ty), inside)
     tl.store(result + row * 2 * width + width + column, d_up.to(result.dtype.element_ty), inside)
 

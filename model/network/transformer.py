@@ -1,8 +1,8 @@
-"""What a SmolLM2 computes, on Megatron-core's parameters: a block of the Llama family, and the network around it.
+"""What SmolLM2 computes on Megatron-core's parameters: a block of the Llama family, and the network around it.
 
-Megatron-core's layers hold the weights, split them over processes and save them. The computation itself is written out
-here for our own two backends: it is short, the compiler takes it whole, and one compilation serves all blocks. With
-Transformer Engine its own layers compute, and only the loss is ours.
+Megatron-core's layers hold the weights, split them over processes and save them. For our own two backends the computation is
+written out here: it is short, it compiles as a whole, and one compilation serves all blocks. Transformer Engine computes with
+its own layers; only the loss is ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from curricula.model.megatron import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
-from curricula.model.network.backend import Backend
 from curricula.model.network.linear_cross_entropy import linear_cross_entropy
 from curricula.model.network.swiglu import swiglu
 
@@ -38,7 +37,7 @@ class RMSNorm(torch.nn.Module):
 
 
 class NoAttention(torch.nn.Module):
-    """In the place of Megatron-core's attention kernel, which `Block` does not call."""
+    """Takes the place of Megatron-core's attention kernel, which `Block` does not call."""
 
     def __init__(self, **unused: Any) -> None:
         super().__init__()
@@ -47,8 +46,8 @@ class NoAttention(torch.nn.Module):
 class Block(TransformerLayer):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    Alone, its sequences come first, [B, S, H], the order of attention kernels, which spares copies. With tensor
-    parallelism positions come first, [S, B, H], since Megatron-core splits and joins the first dimension.
+    Without tensor parallelism sequences come first, [B, S, H]: the order of attention kernels, which saves copies. With it
+    positions come first, [S, B, H], since Megatron-core splits and joins the first dimension.
     """
 
     def forward(
@@ -58,8 +57,8 @@ class Block(TransformerLayer):
         rotary_pos_emb: torch.Tensor,
         **unused: Any,
     ) -> Any:
-        """Hidden states in either order, S/TP positions of them under sequence parallelism; angles [S, 1, 1, size]; a mask as
-        in `attend`."""
+        """Hidden states in either order, with S/TP positions under sequence parallelism; angles [S, 1, 1, size]; mask as in
+        `attend`."""
         x, attention, mlp = hidden_states, self.self_attention, self.mlp
         mixed, _ = attention.linear_qkv(self.input_layernorm(x))
         groups = attention.num_query_groups_per_partition
@@ -76,7 +75,7 @@ class Block(TransformerLayer):
 
 
 def positions_first(config: TransformerConfig) -> bool:
-    """Whether our own layers get [S, B, H] rather than [B, S, H]."""
+    """Whether our own layers take [S, B, H] rather than [B, S, H]."""
     return config.tensor_model_parallel_size > 1
 
 
@@ -85,8 +84,8 @@ def attend(
 ) -> torch.Tensor:
     """Attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
 
-    `mixed` holds, for each of the `groups` key-value heads, its query heads, then the key, then the value. `mask`, bool
-    [B, 1, S, S], is true where attention must not look (Megatron-core's convention); None looks at all earlier positions.
+    For each of the `groups` key-value heads `mixed` holds its query heads, then the key, then the value. `mask`, bool
+    [B, 1, S, S], is true where attention must not look (Megatron-core's convention). Without it, attention is causal.
     """
     batch, sequence, _ = mixed.shape
     size = angles.shape[-1]
@@ -109,10 +108,10 @@ def rotate(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 class Network(GPTModel):
-    """Megatron-core's GPTModel with the loss taken from the hidden states (`curricula.model.network.linear_cross_entropy`)."""
+    """Megatron-core's GPTModel, with the loss computed straight from hidden states by `linear_cross_entropy`."""
 
-    backend: Backend
-    """What computes it; set by the builder."""
+    backend: str
+    """"te", "torch" or "cpu"; set by the builder."""
 
     def forward(
         self,
@@ -122,12 +121,12 @@ class Network(GPTModel):
         *,
         labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits [B, S, V] of tokens [B, S], of this process's part of the vocabulary.
+        """Logits [B, S, V] of tokens [B, S], for this process's part of the vocabulary.
 
-        With `labels` [B, S], the loss of each token instead, float32 [B, S]. `attention_mask` is as in `attend`.
+        With `labels` [B, S] the loss of each token instead, float32 [B, S]. `attention_mask` is as in `attend`.
         """
         group = self.pg_collection.tp
-        sequences_first = self.backend.name != "te" and not positions_first(self.config)
+        sequences_first = self.backend != "te" and not positions_first(self.config)
         hidden = self.decoder(
             hidden_states=self.embedding.word_embeddings(input_ids)
             if sequences_first
@@ -149,6 +148,6 @@ class Network(GPTModel):
             weight,
             (labels if sequences_first else labels.t()).flatten(),
             group=group if group.size() > 1 else None,
-            compiled=self.backend.compiled,
+            compiled=self.backend != "cpu",
         )
         return losses.view(labels.shape) if sequences_first else losses.view(labels.t().shape).t()

@@ -1,13 +1,12 @@
-"""Lets Megatron-core, which knows CUDA only, run on a machine without it.
+"""Runs Megatron-core, which knows only CUDA, on a machine without it.
 
-Megatron-core allocates with device="cuda", asks for `torch.cuda.current_device()`, waits on CUDA streams and
-recognises parameters by the type name "torch.cuda.FloatTensor". On a CPU each of these has an obvious answer: the
-tensor lives on the CPU, streams are idle, and the type name gets its "cuda". Two things give these answers, nothing in
-Megatron-core is rewritten:
+Megatron-core allocates with device="cuda", asks for `torch.cuda.current_device()`, waits on CUDA streams and recognises
+parameters by the type name "torch.cuda.FloatTensor". On a CPU each of these has an obvious answer: the tensor lives on the
+CPU, streams are idle, and the type name gets its "cuda". Two things give these answers without changing Megatron-core:
 
-- `cuda_functions_on_cpu()` replaces the few functions of `torch.cuda` that Megatron-core calls, and puts them back.
-- `CpuAsCuda` is a mode that redirects tensor calls; it costs about a microsecond a call, so training enters it only
-  around the parts that need it (see `Parallel.cuda_names`).
+- `cuda_functions_on_cpu()` replaces the few functions of `torch.cuda` that Megatron-core calls, and restores them.
+- `CpuAsCuda` is a mode that redirects tensor calls. It costs about a microsecond a call, so training enters it only around
+  the parts that need it (see `Parallel.cuda_names`).
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class _Idle:
 
 @contextlib.contextmanager
 def cuda_functions_on_cpu() -> Iterator[None]:
-    """Answer Megatron-core's questions to `torch.cuda` for a CPU, until the block ends."""
+    """Answer Megatron-core's calls of `torch.cuda` for a CPU, until the block ends."""
 
     def generator_state(*args: Any, **kwargs: Any) -> torch.Tensor:
         return torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Starts the processes' common ground: device, process group, Megatron's parallel state; and takes it down again.
+"""Sets up what the processes of a run share (device, process group, Megatron-core's parallel state) and takes it down again.
 
 Ranks come from torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR) or from a Slurm step (one srun task per
 GPU). Without either this is a single process, which opens no port. With CUDA: NCCL and bfloat16; without: gloo and
@@ -24,11 +24,13 @@ from curricula.model.runtime.cpu import CpuAsCuda, cuda_functions_on_cpu
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among all."""
+    """This process's place among all processes of the job."""
 
     rank: int
     size: int
+    """Number of processes."""
     local_rank: int
+    """Rank among the processes of this node."""
     master: str | None
     """host:port of rank 0; None for a single process."""
 
@@ -38,7 +40,7 @@ ALONE = Ranks(0, 1, 0, None)
 
 @dataclass(frozen=True)
 class Parallel:
-    """What a training process needs to know of the others, once `started`."""
+    """What a training process knows about itself and the others, once `started`."""
 
     ranks: Ranks
     device: torch.device
@@ -47,13 +49,14 @@ class Parallel:
     tensor_parallel: int
     data_parallel: int
     data_rank: int
+    """Rank among the data-parallel processes."""
 
     @property
     def is_main(self) -> bool:
         return self.ranks.rank == 0
 
     def cuda_names(self) -> contextlib.AbstractContextManager[object]:
-        """Around every call into Megatron-core that may name a CUDA device; nothing on a machine with CUDA."""
+        """To enter around every call into Megatron-core that may name a CUDA device; does nothing where there is CUDA."""
         return contextlib.nullcontext() if self.device.type == "cuda" else CpuAsCuda()
 
     def sum(self, *values: float) -> list[float]:
@@ -65,11 +68,11 @@ class Parallel:
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
-        """Whether any process of all raised the flag: the way to decide together."""
+        """Whether any process raised the flag; by this, all processes take the same decision."""
         return self.any_of(flag)[0]
 
     def any_of(self, *flags: bool) -> list[bool]:
-        """`any` of several flags at the cost of one."""
+        """`any` for several flags at the cost of one."""
         if self.ranks.size == 1:
             return list(flags)
         raised = torch.tensor([int(flag) for flag in flags], device=self.device)
@@ -82,16 +85,16 @@ class Parallel:
 
 
 def read_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """This process's place from torchrun's or a Slurm step's variables, else a world of one."""
+    """This process's place from torchrun's or a Slurm step's variables; without them it is alone."""
     if "RANK" in environment and "WORLD_SIZE" in environment:
         size = int(environment["WORLD_SIZE"])
         address = f"{environment.get('MASTER_ADDR', '127.0.0.1')}:{environment.get('MASTER_PORT', '29500')}"
         rank, local_rank = int(environment["RANK"]), int(environment.get("LOCAL_RANK", environment["RANK"]))
         return Ranks(rank, size, local_rank, address if size > 1 else None)
-    # Only srun sets the step's variables; a plain batch script has SLURM_PROCID too but is one process.
+    # Only srun sets the step's variables; a plain batch script also has SLURM_PROCID but is one process.
     if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
-        # Jobs that share a node need ports of their own; job and step number are the same on all ranks.
+        # Jobs that share a node need different ports; job and step number are the same on all ranks.
         number = int(environment.get("SLURM_JOB_ID", "0")) * 7 + int(environment.get("SLURM_STEP_ID", "0"))
         port = environment.get("MASTER_PORT") or str(15000 + number % 15000)
         return Ranks(
@@ -113,11 +116,10 @@ def first_host(nodelist: str) -> str:
 
 @contextlib.contextmanager
 def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0, ranks: Ranks | None = None) -> Iterator[Parallel]:
-    """The process group and Megatron's parallel state while the block lasts; may be entered again after it.
+    """The process group and Megatron-core's parallel state while the block lasts; may be entered again afterwards.
 
-    Of all processes of this job, unless `ranks` says otherwise.
-
-    Raises UsageError when the number of processes is not a multiple of `tensor_parallel`.
+    It spans all processes of this job unless `ranks` says otherwise. Raises UsageError when the number of processes is not a
+    multiple of `tensor_parallel`.
     """
     ranks = ranks or read_ranks()
     if ranks.size % tensor_parallel:

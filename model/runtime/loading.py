@@ -1,8 +1,8 @@
-"""Batches on their way into training: a torch Dataset of micro-batches, read ahead by worker processes into pinned memory.
+"""Reads micro-batches for training: a torch Dataset, read ahead by worker processes into pinned memory.
 
-A micro-batch is one int64 tensor [micro_batch, sequence_length + 1], with a loss mask beside it only where some targets do
-not count and document numbers only where rows are packed. Which rows it holds is a function of its number alone, so workers,
-ranks and restarts change nothing.
+A micro-batch is one int64 tensor [micro_batch, sequence_length + 1]. A loss mask comes with it only where some targets do not
+count, document numbers only where rows are packed. Which rows it holds is a function of its number alone, so the number of
+workers or ranks and restarts change nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from curricula.curriculum.stream.batches import BatchSource, Rows
 from curricula.errors import UserError
-from curricula.model.runtime.signals import PeerLost
+from curricula.model.runtime.stopping import PeerLost
 
 _NOT_FOR_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-PREFETCH = 4  # micro-batches that each worker holds ready
-# What a dead worker looks like from here: torch's own word, or a pipe that ended in the middle of a message.
+PREFETCH = 4
+"""Micro-batches that each worker keeps ready."""
 _WORKER_GONE = (EOFError, ConnectionError)
+"""What a killed worker raises here, besides torch's own error: its pipe ends in the middle of a message."""
 
 
 class MicroBatch(NamedTuple):
@@ -33,13 +34,13 @@ class MicroBatch(NamedTuple):
     documents: torch.Tensor | None
 
     def to(self, device: torch.device) -> MicroBatch:
-        tokens, *beside = (None if part is None else part.to(device, non_blocking=True) for part in self)
+        tokens, *optional = (None if part is None else part.to(device, non_blocking=True) for part in self)
         assert tokens is not None
-        return MicroBatch(tokens, *beside)
+        return MicroBatch(tokens, *optional)
 
 
 class MicroBatches(Dataset):
-    """The share of one data-parallel rank: micro-batch k is part k % `per_step` of its rows of global batch k // `per_step`."""
+    """One data-parallel rank's share: micro-batch k is part k % `per_step` of its rows of global batch k // `per_step`."""
 
     def __init__(self, batches: BatchSource, micro_batch: int, data_rank: int = 0, data_parallel: int = 1):
         self.batches, self.micro_batch = batches, micro_batch
@@ -54,38 +55,38 @@ class MicroBatches(Dataset):
         step, part = divmod(number, self.per_step)
         start = self._first + part * self.micro_batch
         stop = min(start + self.micro_batch, self._first + self._own)
-        tokens, *beside = Rows(*self.batches.rows(step, start, stop))
+        tokens, *optional = Rows(*self.batches.rows(step, start, stop))
         return MicroBatch(
-            torch.from_numpy(tokens), *(None if part is None else torch.from_numpy(part) for part in beside)
+            torch.from_numpy(tokens), *(None if part is None else torch.from_numpy(part) for part in optional)
         )
 
 
-def load(
+def read_micro_batches(
     dataset: MicroBatches, start: int, stop: int, workers: int, device: torch.device
 ) -> Generator[MicroBatch, None, None]:
     """The micro-batches of steps [start, stop) in order, on `device`. With no `workers` this process reads them itself.
 
-    Raises UserError when the data turn out to be damaged, PeerLost when a worker was killed: it may well live next time.
+    Raises UserError when the data turn out to be damaged, PeerLost when a worker was killed: a restart may well succeed.
     """
     cuda = device.type == "cuda"
     loader = DataLoader(
-        _Careful(dataset) if workers else dataset,
+        _ErrorsAsItems(dataset) if workers else dataset,
         batch_size=None,
         sampler=range(start * dataset.per_step, stop * dataset.per_step),
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=cuda,
-        generator=torch.Generator(),  # it draws a seed that nothing uses: not from the generator that a checkpoint holds
-        multiprocessing_context="fork" if workers else None,  # nothing has to be sent, and nothing of it can be pickled
+        generator=torch.Generator(),  # the loader draws an unused seed: not from the generator in checkpoints
+        multiprocessing_context="fork" if workers else None,  # the dataset cannot be pickled
     )
-    # Workers are born with these signals blocked, for good: one to the whole job must not take the data away while the trainer
-    # saves. What arrives in between reaches this process afterwards.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
+    # Workers start with these signals blocked, for good: a signal to the whole job must not take the data away while the
+    # trainer saves. A signal that arrives meanwhile reaches this process afterwards.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
     try:
         items: Any = iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if workers:  # the exit would wait for such workers for ever; torch has no public way to end them
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+    if workers:  # Python's exit would wait for such workers for ever; torch has no public way to end them
         atexit.register(items._shutdown_workers)
     try:
         for item in items:
@@ -95,9 +96,9 @@ def load(
     except (RuntimeError, *_WORKER_GONE) as error:
         if not isinstance(error, _WORKER_GONE) and "DataLoader worker" not in str(error):
             raise
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise PeerLost(
-            f"a process that reads ahead was killed ({said}); was memory short? Lower resources.data_workers, then start "
+            f"a process that reads ahead was killed ({reason}); was memory short? Lower resources.data_workers, then start "
             "again"
         ) from error
     finally:
@@ -106,8 +107,8 @@ def load(
             items._shutdown_workers()
 
 
-class _Careful(Dataset):
-    """Hands a UserError over as an item: torch would wrap it into a text with the worker's traceback."""
+class _ErrorsAsItems(Dataset):
+    """Returns a UserError as an item: raised in a worker, torch would wrap it in text with the worker's traceback."""
 
     def __init__(self, dataset: MicroBatches):
         self._dataset = dataset

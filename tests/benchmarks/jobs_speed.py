@@ -127,7 +127,7 @@ def start(root: str, began: float) -> machine.Task:
     import curricula.model.train as engine
 
     lap("import of Megatron-core")
-    true_started, true_load = engine.started, engine.Trainer._load
+    true_started, true_read = engine.started, engine.Trainer._read
 
     @contextlib.contextmanager
     def started(*words: Any) -> Any:
@@ -135,9 +135,9 @@ def start(root: str, began: float) -> machine.Task:
             lap("process group and parallel state")
             yield parallel
 
-    def load(self: Any, *words: Any) -> Any:
+    def read(self: Any, *words: Any) -> Any:
         lap("network, optimizer, metrics")
-        return true_load(self, *words)
+        return true_read(self, *words)
 
     class FirstStep(Exception):
         pass
@@ -146,7 +146,7 @@ def start(root: str, began: float) -> machine.Task:
         lap("first step, with its batch")
         raise FirstStep
 
-    engine.started, engine.Trainer._load = started, load  # type: ignore[method-assign]
+    engine.started, engine.Trainer._read = started, read  # type: ignore[method-assign]
     with contextlib.suppress(FirstStep):
         STAGES["pretrain"](run, job, element, progress)
     return {"parts": parts, "seconds": time.time() - began, "cpu": cpu_seconds()}

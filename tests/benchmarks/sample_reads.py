@@ -45,10 +45,10 @@ OURS, THEIRS = "ours", "Megatron"
 ROWS: dict[str, tuple[str, str, int | None]] = {
     "ours: rows()": ("a", OURS, None),
     "Megatron: __getitem__": ("a", THEIRS, None),
-    "ours: load(), 0 workers": ("b", OURS, 0),
-    "ours: load(), 0 workers, five tensors": ("b", "five", 0),
+    "ours: read_micro_batches(), 0 workers": ("b", OURS, 0),
+    "ours: read_micro_batches(), 0 workers, five tensors": ("b", "five", 0),
     "Megatron: DataLoader, 0 workers": ("b", THEIRS, 0),
-    "ours: load(), 2 workers": ("c", OURS, 2),
+    "ours: read_micro_batches(), 2 workers": ("c", OURS, 2),
     "Megatron: DataLoader, 2 workers": ("c", THEIRS, 2),
     "ours: rows(), cold": ("d", OURS, None),
     "Megatron: __getitem__, cold": ("d", THEIRS, None),
@@ -84,10 +84,10 @@ def ours(folder: str, samples: int, workers: int | None, tensors: int) -> machin
         return timed((len(batches.rows(step, at, at + MICRO_BATCH)[0]) for step, at in places), samples)
     import torch
 
-    from curricula.model.runtime.loading import MicroBatches, load
+    from curricula.model.runtime.loading import MicroBatches, read_micro_batches
 
     torch.set_num_threads(1)
-    loaded = load(MicroBatches(batches, MICRO_BATCH), 0, steps, workers, torch.device("cpu"))
+    loaded = read_micro_batches(MicroBatches(batches, MICRO_BATCH), 0, steps, workers, torch.device("cpu"))
     positions = torch.arange(SEQUENCE)
 
     def as_megatron(tokens: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The peer's side of the training benchmark: LitGPT as its `pretrain` command trains, on the same weights and batches.
+"""The peer's side of the training benchmark: LitGPT, trained as by its `pretrain` command, on the same weights and batches.
 
     bf16-true    parameters, gradients and moments in bfloat16
     bf16-mixed   all of them in float32, computing under autocast: what the study's published model cards state

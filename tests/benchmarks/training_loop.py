@@ -3,21 +3,21 @@
     python tests/benchmarks/training_loop.py
     python tests/benchmarks/training_loop.py --repeats 3 --steps 40 --model tiny --json loop.json
 
-Loop: the same network and optimizer do, in turn, a step of `model/train.py` with all that belongs to it (reading the batch,
-Megatron-core's schedule, metrics line, TensorBoard, watchdog, looking for signals and saves) and a bare one: forward, backward
-and optimizer step on a batch that is in memory. The overhead is the ratio of the medians of CPU time (which other work on
-the machine touches little) and of wall time. The models are the demo's (8 sequences of 128 tokens) and SmolLM2-135M (1 of 128).
+Loop: the same network and optimizer alternate between a step of `model/train.py` with everything around it (reading the batch,
+Megatron-core's schedule, metrics line, TensorBoard, watchdog, checks for signals and saves) and a bare one: forward, backward
+and optimizer step on a batch in memory. The overhead is the ratio of the medians, of CPU time (which other work on the
+machine hardly affects) and of wall time. The models are the demo's (8 sequences of 128 tokens) and SmolLM2-135M (1 of 128).
 
 Save: the whole state of a model with its optimizer, 12 bytes a parameter and the weights, written to `--folder` in four ways.
 A stall is the time in which no step can begin; durable is the time until the checkpoint is complete, synced and pointed at.
-While ours and Megatron-core's background save are written, training steps go on; how much slower they are is shown too.
+Training steps continue during our background save and Megatron-core's; the table shows how much they slow down.
 
 ours                 `checkpoint.Saver`: planned, forked, written and hashed in the child, then verified and published
 ours, waited for     the same with nothing done meanwhile
 Megatron-core        `dist_checkpointing.save` with its own strategy, waited for; no hashes
 Megatron-core, async the same in the background by its `AsyncCallsQueue`
 
-A measurement is a fresh process; one save goes before as a warm-up (it starts Megatron-core's queue server).
+Each measurement is a fresh process; one save precedes it as a warm-up (it starts Megatron-core's queue server).
 """
 
 from __future__ import annotations
@@ -35,15 +35,13 @@ import numpy as np
 import torch
 
 from curricula.curriculum.stream.batches import Rows
+from curricula.model import PRESETS, TrackingConfig, TrainConfig, TrainJob
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, step_folder
-from curricula.model.config import PRESETS, ScheduleConfig
 from curricula.model.megatron import dist_checkpointing
 from curricula.model.runtime.distributed import started
-from curricula.model.runtime.signals import StopRequest
-from curricula.model.runtime.tracking import Tracking
-from curricula.model.runtime.watchdog import HangLimits, Watchdog
-from curricula.model.train import Trainer, TrainJob
+from curricula.model.runtime.stopping import StopRequest, Watchdog
+from curricula.model.train import Trainer
 from curricula.progress import silent
 
 SEQUENCE, WARM_UP = 128, 5
@@ -76,13 +74,16 @@ class InMemory:
 
 
 def with_trainer(name: str, folder: str, action: Callable[[Trainer, InMemory], machine.Task]) -> machine.Task:
-    """What `action` measures on a trainer of the model `name` that is about to train."""
+    """What `action` measures on a trainer of the model `name`, ready to train."""
     torch.set_num_threads(1)
     model, batches = PRESETS[name], InMemory(BATCH[name], PRESETS[name].vocabulary)
     job = TrainJob(
-        out=Path(folder) / "line", model=model, schedule=ScheduleConfig(), tracking=Tracking(), save_interval_steps=10**6
-    )  # fmt: skip
-    watchdog = Watchdog(HangLimits())
+        out=Path(folder) / "run",
+        model=model,
+        config=TrainConfig(save_interval_steps=10**6, save_interval_minutes=None),
+        tracking=TrackingConfig(),
+    )
+    watchdog = Watchdog(job.execution.hang_minutes)
     with watchdog.on_duty(), started() as parallel:
         trainer = Trainer(job, batches, {}, parallel, StopRequest(), watchdog)
         gc.collect()
@@ -94,7 +95,7 @@ def with_trainer(name: str, folder: str, action: Callable[[Trainer, InMemory], m
 
 
 def bare_step(trainer: Trainer, tokens: torch.Tensor) -> None:
-    """Forward, backward and optimizer step of the line's network, without its loop."""
+    """Forward, backward and optimizer step of the trainer's network, without its loop."""
     trainer.wrapped.zero_grad_buffer()
     trainer.optimizer.zero_grad()
     with trainer.parallel.cuda_names():
@@ -127,15 +128,15 @@ def save(model: str, folder: str, way: str) -> machine.Task:
             bare_step(trainer, tokens)
         alone = [timed(lambda: bare_step(trainer, tokens)) for _ in range(5)]
         SAVERS[way](trainer, 1, lambda: None)
-        beside: list[float] = []
-        stall, durable = SAVERS[way](trainer, 2, lambda: beside.append(timed(lambda: bare_step(trainer, tokens))))
+        meanwhile: list[float] = []
+        stall, durable = SAVERS[way](trainer, 2, lambda: meanwhile.append(timed(lambda: bare_step(trainer, tokens))))
         written = step_folder(trainer.checkpoints, 2)
         return {
             "stall_s": stall,
             "durable_s": durable,
             "bytes": machine.folder_bytes(written),
             "step_s": statistics.median(alone),
-            "step_beside_s": statistics.median(beside) if beside else None,
+            "step_beside_s": statistics.median(meanwhile) if meanwhile else None,
         }
 
     return with_trainer(model, folder, measure)
@@ -247,7 +248,9 @@ def report(args: Any, about: dict[str, Any], loops: dict[str, Any], saves: dict[
         "model", "bare, ms CPU", "ours, ms CPU", "overhead, CPU", "overhead, wall",
     )  # fmt: skip
     for name, runs in loops.items():
-        cpu, wall = ([100 * (run[f"ours_{of}"] / run[f"bare_{of}"] - 1) for run in runs] for of in ("cpu", "wall"))
+        cpu, wall = (
+            [100 * (run[f"ours_{clock}"] / run[f"bare_{clock}"] - 1) for run in runs] for clock in ("cpu", "wall")
+        )
         bare, ours = ([1e3 * run[f"{who}_cpu"] for run in runs] for who in ("bare", "ours"))
         cells = [machine.shown(bare), machine.shown(ours), machine.shown(cpu, "{:.1f}", "%")]
         overhead.add_row(name, *cells, machine.shown(wall, "{:.1f}", "%"))

@@ -1,7 +1,7 @@
-"""What the training benchmark measures of a step, whoever's it is: its time, its memory, its losses, its kernels.
+"""Measures a training step, ours or the peer's: its time, memory, losses and kernels.
 
 A step takes one global batch, int64 [sequences, S + 1] on its device, and a learning rate, does one optimizer step, and
-returns the mean loss as a tensor. Imports torch and numpy alone: the peer's environment need not have this suite.
+returns the mean loss as a tensor. Imports only torch and numpy, since the peer's environment need not have this suite.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 Step = Callable[[torch.Tensor, float], torch.Tensor]
 
 PEAK_LR, WARMUP_STEPS = 5e-4, 30
-UNTIMED_STEPS = 2  # compile, allocate
+UNTIMED_STEPS = 2
+"""For compilation and allocation."""
 
-# Classes of GPU kernels by parts of their names; the first that fits counts.
 CLASSES = {
     "attention": ("flash", "fmha", "sdpa", "cudnn_generated"),
     "matrix products": ("nvjet", "gemm", "cutlass", "xmma", "splitk"),
@@ -36,6 +36,7 @@ CLASSES = {
     "copies, fills": ("memcpy", "memset", "copy", "fill", "cat"),
     "embedding": ("embedding", "indexing", "radix", "sort"),
 }
+"""Classes of GPU kernels by parts of their names; the first match counts."""
 
 
 def learning_rate(step: int) -> float:
@@ -43,7 +44,7 @@ def learning_rate(step: int) -> float:
 
 
 def batches(tokens: Path, device: str) -> Iterator[torch.Tensor]:
-    """The global batches of a file int32 [steps, sequences, S + 1], again and again."""
+    """The global batches of a file int32 [steps, sequences, S + 1], repeated without end."""
     table = np.load(tokens, mmap_mode="r")
     while True:
         for rows in table:
@@ -51,7 +52,7 @@ def batches(tokens: Path, device: str) -> Iterator[torch.Tensor]:
 
 
 def measure(step: Step, tokens: str, timed_steps: int, loss_steps: int, profiled: bool) -> dict[str, Any]:
-    """Run `step` over the file `tokens`, until it has been timed, profiled and has made `loss_steps` losses."""
+    """Run `step` over the file `tokens` until it has been timed, profiled and has given `loss_steps` losses."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     feed, losses, seconds = batches(Path(tokens), device), [], []

@@ -1,4 +1,4 @@
-"""Our side of the training benchmark: a bare step of the engine, and the same inside the training loop."""
+"""Our side of the training benchmark: a bare step of the engine, and the same step inside the training loop."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ import numpy as np
 import torch
 from training_measure import PEAK_LR, UNTIMED_STEPS, WARMUP_STEPS, Step, measure
 
-from curricula.model.config import EngineConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from curricula.model import (
+    EngineConfig,
+    ExecutionConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TrainJob,
+)
 from curricula.model.convert import to_hugging_face
 from curricula.model.megatron import get_forward_backward_func
-from curricula.model.network.backend import choose_backend
-from curricula.model.network.build import build_network, build_optimizer, initialize, wrap
+from curricula.model.network.build import build_network, build_optimizer, choose_backend, initialize, wrap
 from curricula.model.runtime.distributed import Parallel, started
-from curricula.model.train import TrainJob, train
+from curricula.model.train import train
 
 SEED = 0
 OPTIMIZER = OptimizerConfig(lr=PEAK_LR)
 
 
 def write_weights(model: dict[str, Any], out: str) -> dict[str, Any]:
-    """The initial weights that every side begins with, by Hugging Face's names, in the training precision."""
+    """Write the initial weights that all sides begin with, by Hugging Face's names, in the training precision."""
     from safetensors.torch import save_file
 
     config = msgspec.convert(model, ModelConfig)
@@ -47,7 +54,7 @@ def bare_step(
     weights: str,
     **asked: Any,
 ) -> dict[str, Any]:
-    """The engine's step without the loop around it. `weights` are the peer's to read; ours are drawn by the same seed."""
+    """The engine's step without the loop around it. The peer reads `weights`; ours are drawn with the same seed."""
     config = msgspec.convert(model, ModelConfig)
     with started() as parallel:
         step = make_step(config, msgspec.convert(engine, EngineConfig), micro_batch, parallel)
@@ -93,7 +100,7 @@ def make_step(model: ModelConfig, engine: EngineConfig, micro_batch: int, parall
 
 
 class FileBatches(msgspec.Struct, frozen=True):
-    """The benchmark's file of tokens as the training loop wants it, going round."""
+    """The benchmark's file of tokens as a source of batches, repeated without end."""
 
     tokens: str
     total_steps: int
@@ -121,7 +128,7 @@ class FileBatches(msgspec.Struct, frozen=True):
 
 
 class _Enough(Exception):
-    """Ends the loop before it saves: a checkpoint of 20 GB is not what is measured."""
+    """Ends the loop before it saves: the benchmark does not measure a checkpoint of 20 GB."""
 
 
 def whole_loop(
@@ -132,7 +139,7 @@ def whole_loop(
     timed_steps: int,
     **others: Any,
 ) -> dict[str, Any]:
-    """The training loop as users run it: reading, metrics, signals and all. Seconds from step to step."""
+    """The training loop as users run it, with reading, metrics and signals; times are from step to step."""
     ends: list[float] = []
     losses: list[float] = []
 
@@ -146,12 +153,15 @@ def whole_loop(
         job = TrainJob(
             out=Path(folder),
             model=msgspec.convert(model, ModelConfig),
-            engine=msgspec.convert(engine, EngineConfig),
-            optimizer=OPTIMIZER,
-            schedule=ScheduleConfig(warmup_steps=WARMUP_STEPS, decay_fraction=0.0),
+            config=TrainConfig(
+                micro_batch=micro_batch,
+                optimizer=OPTIMIZER,
+                schedule=ScheduleConfig(warmup_steps=WARMUP_STEPS, decay_fraction=0.0),
+                save_interval_steps=10**9,
+                save_interval_minutes=None,
+            ),
+            execution=ExecutionConfig(engine=msgspec.convert(engine, EngineConfig)),
             seed=SEED,
-            micro_batch=micro_batch,
-            save_interval_steps=10**9,
         )
         began = time.perf_counter()
         with contextlib.suppress(_Enough):

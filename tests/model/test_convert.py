@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
-from random_batches import SCHEDULE, SMALL, RandomBatches
+from random_batches import SMALL, RandomBatches, train_job
 
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, train_tokenizer
 from curricula.durable import read_jsonl
@@ -20,7 +20,7 @@ from curricula.model.convert import export_hf, from_hugging_face, import_hf, to_
 from curricula.model.hugging_face import hugging_face_config, tensor_shapes
 from curricula.model.network.build import build_network, initialize
 from curricula.model.runtime.distributed import started
-from curricula.model.train import TrainJob, train
+from curricula.model.train import train
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def their_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def trained(out: Path, model: ModelConfig) -> Path:
-    train(TrainJob(out=out, model=model, schedule=SCHEDULE, stop_step=4), RandomBatches())
+    train(train_job(out, model=model, stop_step=4), RandomBatches())
     return latest_checkpoint(out / "checkpoints")
 
 
@@ -75,8 +75,7 @@ def test_the_loss_counts_masked_tokens_as_plain_cross_entropy_does(tmp_path, tok
     weights = trained(tmp_path / "run", small)
     export_hf(weights, tmp_path / "hf", tokenizer, {})
     batches = RandomBatches(masked=True)
-    job = TrainJob(out=tmp_path / "tune", model=small, init_weights=weights, stop_step=1, micro_batch=3)
-    train(job, batches)
+    train(train_job(tmp_path / "tune", model=small, init_weights=weights, stop_step=1, micro_batch=3), batches)
     tokens, mask = (torch.from_numpy(array) for array in batches.rows(0, 0, 8))
     model = LlamaForCausalLM.from_pretrained(tmp_path / "hf")
     losses = F.cross_entropy(model(tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
@@ -132,7 +131,7 @@ def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, t
     assert "| arm | full-20 |" in card and '{"web": 0.7}' in card and "| training steps | 4 |" in card
 
 
-def test_what_is_no_llama_model_is_refused(tmp_path, tokenizer):
+def test_a_model_that_is_not_llama_is_refused(tmp_path, tokenizer):
     with pytest.raises(UserError, match="no Hugging Face model"):
         import_hf(tmp_path, tmp_path / "out")
     export_hf(trained(tmp_path / "run", SMALL), tmp_path / "hf", tokenizer, {})
@@ -165,7 +164,7 @@ def test_the_published_smollm2_135m_keeps_its_logits(tmp_path, tokenizer):
     assert (their_logits(tmp_path / "hf", tokens) - expected).abs().max() < 1e-4
 
 
-def test_an_import_never_lands_in_a_trained_lines_folder(tmp_path, tokenizer):
+def test_an_import_never_lands_in_the_folder_of_a_training_run(tmp_path, tokenizer):
     export_hf(trained(tmp_path / "run", SMALL), tmp_path / "hf", tokenizer, {})
     checkpoints = next((tmp_path / "run").rglob("step_*")).parent
     with pytest.raises(UserError, match="holds the checkpoints of a training run"):

@@ -1,4 +1,4 @@
-"""The same engine on a CUDA device; run with `pytest -m gpu` where there is one."""
+"""The engine on a CUDA device: `pytest -m gpu`."""
 
 import importlib.util
 import json
@@ -21,14 +21,14 @@ MODEL = ModelConfig(layers=2, hidden=256, heads=4, kv_heads=2, ffn=512, vocabula
 
 
 def losses(out: Path, *, device: str, kill_at: int | None = None, steps: int = 12, **engine) -> list[float]:
-    """Losses of a small run in a process of its own, on the GPU or with it hidden; `engine` as in EngineConfig."""
+    """Losses of a small run in a process of its own, on the GPU or with the GPU hidden; `engine` as in EngineConfig."""
     code = (
         "import json, os, signal, sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
         "import logging, msgspec; logging.basicConfig(level=logging.INFO)\n"
-        "from random_batches import RandomBatches; from curricula.model.config import *\n"
-        "from curricula.model.train import TrainJob, train\n"
+        "from random_batches import RandomBatches, train_job; from curricula.model.config import *\n"
+        "from curricula.model.train import train\n"
         "asked = json.loads(sys.argv[1])\n"
-        "job = TrainJob(out=Path(asked['out']), model=msgspec.convert(asked['model'], ModelConfig), micro_batch=8,\n"
+        "job = train_job(Path(asked['out']), model=msgspec.convert(asked['model'], ModelConfig), micro_batch=8,\n"
         "    engine=EngineConfig(**asked['engine']),\n"
         "    optimizer=OptimizerConfig(lr=3e-3), schedule=ScheduleConfig(warmup_steps=2), save_interval_steps=4)\n"
         "batches = RandomBatches(sequence_length=128, global_batch=16, total_steps=asked['steps'], vocabulary=512)\n"
@@ -56,7 +56,7 @@ def gpu_run(tmp_path_factory):
     return out, losses(out, device="gpu")
 
 
-def test_losses_on_the_gpu_are_those_of_the_cpu_within_bf16(gpu_run, tmp_path):
+def test_losses_on_the_gpu_are_those_of_the_cpu_within_bfloat16_rounding(gpu_run, tmp_path):
     assert gpu_run[1] == pytest.approx(losses(tmp_path, device="cpu"), rel=0.02)
 
 
@@ -75,19 +75,19 @@ needs_te = pytest.mark.skipif(importlib.util.find_spec("transformer_engine") is 
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_every_backend_gives_the_losses_of_the_others(gpu_run, tmp_path, engine, tolerance):
+def test_all_backends_give_the_same_losses(gpu_run, tmp_path, engine, tolerance):
     assert losses(tmp_path, device="gpu", **engine) == pytest.approx(gpu_run[1], rel=tolerance)
 
 
-def test_the_swiglu_kernel_is_the_formula():
+def test_the_swiglu_kernel_computes_the_formula():
     from curricula.model.network.swiglu import swiglu
 
     for width in (7, 2048, 8192):
         narrow = torch.randn(64, 2 * width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        above = torch.randn(64, width, device="cuda", dtype=torch.bfloat16)
-        swiglu(narrow).backward(above)
+        d_output = torch.randn(64, width, device="cuda", dtype=torch.bfloat16)
+        swiglu(narrow).backward(d_output)
         exact = narrow.detach().double().cpu().requires_grad_()
-        swiglu(exact).backward(above.double().cpu())
+        swiglu(exact).backward(d_output.double().cpu())
         assert torch.allclose(narrow.grad.double().cpu(), exact.grad, rtol=1e-2, atol=1e-2)
 
 
@@ -95,10 +95,10 @@ def test_weight_gradients_are_summed_in_float32():
     from curricula.model.network.fused_linear import _adds_in_float32, accumulate
 
     sink = torch.zeros(256, 512, device="cuda")
-    x, above = (torch.randn(1024, n, device="cuda", dtype=torch.bfloat16) for n in (512, 256))
+    x, d_output = (torch.randn(1024, n, device="cuda", dtype=torch.bfloat16) for n in (512, 256))
     for _ in range(4):
-        accumulate(sink, above, x)
-    assert torch.allclose(sink, 4 * above.t().float() @ x.float(), rtol=1e-3, atol=0.1)
+        accumulate(sink, d_output, x)
+    assert torch.allclose(sink, 4 * d_output.t().float() @ x.float(), rtol=1e-3, atol=0.1)
     assert _adds_in_float32(), "this torch writes each gradient in bfloat16 first: slower, and rounded"
 
 
@@ -119,7 +119,7 @@ def test_the_compiled_loss_is_cross_entropy():
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("te", marks=needs_te)])
 def test_the_memory_estimate_is_within_fifteen_percent(tmp_path, backend):
-    """With a model large enough to see: eight layers of the 1.7B shape, micro-batch 8 of 2,048 tokens."""
+    """With a model large enough to measure: eight layers of the 1.7B shape, micro-batch 8 of 2,048 tokens."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
         "import msgspec; from curricula.model.config import *; from curricula.model.memory import Layout, estimate\n"
@@ -137,7 +137,7 @@ def test_the_memory_estimate_is_within_fifteen_percent(tmp_path, backend):
     assert 0.85 < float(ran.stdout.split()[-1]) < 1.15
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(gpu_run, tmp_path):
+def test_a_killed_run_continues_from_its_checkpoint(gpu_run, tmp_path):
     losses(tmp_path, device="gpu", kill_at=7)
     assert losses(tmp_path, device="gpu") == pytest.approx(gpu_run[1], rel=5e-3)
 

@@ -28,13 +28,15 @@ def test_flops_are_six_per_parameter_and_token_plus_causal_attention():
 def test_a_model_that_cannot_be_built_is_refused():
     with pytest.raises(ValueError, match="kv_heads"):
         ModelConfig(layers=1, hidden=64, heads=4, kv_heads=3, ffn=64)
+    with pytest.raises(ValueError, match="layers is 0: Expected `int` >= 1"):
+        ModelConfig(layers=0, hidden=64, heads=4, kv_heads=4, ffn=64)
     with pytest.raises(ValueError, match="multiple of model.heads"):
         ModelConfig(layers=1, hidden=65, heads=4, kv_heads=4, ffn=64)
 
 
 def test_planning_does_not_import_torch():
-    code = "import sys; from curricula.model import config, memory, schedule; from curricula.model.runtime import signals\n"
-    code += "from curricula.model.checkpoints import folder, lineage\n"
+    code = "import sys; from curricula.model import config, memory, schedule; from curricula.model.runtime import reporting\n"
+    code += "import curricula.model.checkpoints, curricula.model.network\n"
     code += "assert not {'torch', 'megatron'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -63,5 +65,12 @@ def test_cosine_warms_up_by_a_fraction_and_falls_to_its_final_share():
 
 
 def test_an_unknown_schedule_is_refused_by_name():
-    with pytest.raises(ValueError, match='schedule.kind is "linear"'):
+    with pytest.raises(ValueError, match="kind is 'linear'"):
         ScheduleConfig(kind="linear")
+
+
+def test_constraints_of_the_optimizer_and_schedule_name_the_key():
+    with pytest.raises(ValueError, match="lr is 0: Expected `float` > 0.0"):
+        OptimizerConfig(lr=0)
+    with pytest.raises(ValueError, match="warmup_fraction is 1.5: Expected `float` <= 1.0"):
+        ScheduleConfig(warmup_fraction=1.5)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import SUPPORT
-from random_batches import SCHEDULE, SMALL, RandomBatches
+from random_batches import RandomBatches, train_job
 
 from curricula.curriculum.tokens.tokenizer import train_tokenizer
 from curricula.durable import read_jsonl
@@ -17,7 +17,7 @@ from curricula.errors import UsageError
 from curricula.model.checkpoints.folder import latest_checkpoint
 from curricula.model.convert import export_hf, import_hf
 from curricula.model.runtime.distributed import first_host, read_ranks
-from curricula.model.train import TrainJob, train
+from curricula.model.train import train
 
 CHILD = SUPPORT / "train_in_child.py"
 BATCHES = {"masked": True, "total_steps": 20}
@@ -34,7 +34,7 @@ def train_in_processes(size: int, out: Path, port: int, **wanted) -> None:
 
 
 def train_alone(out: Path, **wanted) -> list[dict]:
-    train(TrainJob(out=out, model=SMALL, schedule=SCHEDULE, **wanted), RandomBatches(**BATCHES))
+    train(train_job(out, **wanted), RandomBatches(**BATCHES))
     return read_jsonl(out / "metrics.jsonl")
 
 
@@ -61,12 +61,14 @@ def assert_same(alone: list[dict], rows: list[dict]) -> None:
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
-def test_two_data_parallel_processes_train_like_one_and_one_goes_on_from_their_checkpoint(tmp_path, alone, free_port):
+def test_two_data_parallel_processes_train_like_one_which_can_continue_from_their_checkpoint(
+    tmp_path, alone, free_port
+):
     train_in_processes(2, tmp_path, free_port, stop_step=15)
     assert_same(alone, train_alone(tmp_path))
 
 
-def test_two_tensor_parallel_processes_go_on_from_one_and_train_like_it(tmp_path, alone, free_port):
+def test_two_tensor_parallel_processes_continue_from_one_and_train_like_it(tmp_path, alone, free_port):
     train_alone(tmp_path, stop_step=3)
     train_in_processes(2, tmp_path, free_port, tensor_parallel=2)
     assert_same(alone, read_jsonl(tmp_path / "metrics.jsonl"))
@@ -84,7 +86,7 @@ def test_compiled_they_train_like_one_too(tmp_path, alone, free_port):
     assert_same(alone, read_jsonl(tmp_path / "metrics.jsonl"))
 
 
-def test_four_processes_two_by_two_train_like_one_and_one_goes_on_from_their_checkpoint(tmp_path, alone, two_by_two):
+def test_four_processes_two_by_two_train_like_one_which_can_continue_from_their_checkpoint(tmp_path, alone, two_by_two):
     shutil.copytree(two_by_two, tmp_path / "run")
     assert_same(alone, train_alone(tmp_path / "run"))
 
@@ -99,7 +101,7 @@ def test_what_four_processes_trained_is_exported_evaluated_imported_and_trained_
     with torch.no_grad():
         evaluated = LlamaForCausalLM.from_pretrained(tmp_path / "hf")(tokens, labels=tokens).loss.item()
     imported = import_hf(tmp_path / "hf", tmp_path / "imported")
-    train(TrainJob(out=tmp_path / "on", model=SMALL, schedule=SCHEDULE, init_weights=imported), batches)
+    train(train_job(tmp_path / "on", init_weights=imported), batches)
     losses = [row["loss"] for row in read_jsonl(tmp_path / "on/metrics.jsonl")]
     begun = [row["loss"] for row in read_jsonl(two_by_two / "metrics.jsonl")]
     assert losses[0] == pytest.approx(evaluated, abs=1e-5)
@@ -108,7 +110,7 @@ def test_what_four_processes_trained_is_exported_evaluated_imported_and_trained_
 
 def test_tensor_parallelism_that_does_not_divide_the_processes_is_refused(tmp_path):
     with pytest.raises(UsageError, match="tensor_parallel is 2, which does not divide the 1 processes"):
-        train(TrainJob(out=tmp_path, model=SMALL, tensor_parallel=2), RandomBatches())
+        train(train_job(tmp_path, tensor_parallel=2), RandomBatches())
 
 
 def test_the_first_host_of_a_slurm_node_list_is_found():

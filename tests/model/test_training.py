@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from paths import SUPPORT
-from random_batches import SCHEDULE, SMALL, RandomBatches
+from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.model.checkpoints.folder import latest_checkpoint
 from curricula.model.config import OptimizerConfig, ScheduleConfig
-from curricula.model.runtime.signals import Interrupted
-from curricula.model.train import TrainJob, train
+from curricula.model.runtime import Interrupted
+from curricula.model.train import train
 
 CHILD = SUPPORT / "train_in_child.py"
 
@@ -24,10 +24,6 @@ CHILD = SUPPORT / "train_in_child.py"
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
-
-
-def job(out: Path, **changes) -> TrainJob:
-    return TrainJob(**{"out": out, "model": SMALL, "schedule": SCHEDULE, **changes})
 
 
 def numbers(out: Path) -> list[dict]:
@@ -38,13 +34,13 @@ def numbers(out: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    train(job(out, save_interval_steps=3), RandomBatches())
+    train(train_job(out, save_interval_steps=3), RandomBatches())
     return out
 
 
 def test_training_learns_and_records_every_step(tmp_path):
     batches = RandomBatches(total_steps=60)
-    train(job(tmp_path, optimizer=OptimizerConfig(lr=1e-2)), batches)
+    train(train_job(tmp_path, optimizer=OptimizerConfig(lr=1e-2)), batches)
     rows = read_jsonl(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 61))
     assert rows[0]["loss"] == pytest.approx(np.log(64), abs=0.2)
@@ -59,16 +55,16 @@ def test_training_learns_and_records_every_step(tmp_path):
 
 def test_branch_arm_equals_training_from_scratch(tmp_path):
     arm = RandomBatches(switch_step=5)
-    train(job(tmp_path / "scratch"), arm)
-    train(job(tmp_path / "trunk", stop_step=5, keep_steps=(5,)), RandomBatches())
-    train(job(tmp_path / "branch", init_from=tmp_path / "trunk/checkpoints/step_00000005"), arm)
+    train(train_job(tmp_path / "scratch"), arm)
+    train(train_job(tmp_path / "trunk", stop_step=5, keep_steps=(5,)), RandomBatches())
+    train(train_job(tmp_path / "branch", init_from=tmp_path / "trunk/checkpoints/step_00000005"), arm)
     assert numbers(tmp_path / "trunk") + numbers(tmp_path / "branch") == numbers(tmp_path / "scratch")
 
 
 def test_an_arm_that_branches_at_the_very_end_is_the_trunk_itself(tmp_path):
-    train(job(tmp_path / "trunk"), RandomBatches())
+    train(train_job(tmp_path / "trunk"), RandomBatches())
     end = latest_checkpoint(tmp_path / "trunk/checkpoints")
-    train(job(tmp_path / "arm", init_from=end), RandomBatches(switch_step=12))
+    train(train_job(tmp_path / "arm", init_from=end), RandomBatches(switch_step=12))
     copied = latest_checkpoint(tmp_path / "arm/checkpoints")
     assert copied.name == "step_00000012"
     assert (copied / "__0_0.distcp").stat().st_size == (end / "__0_0.distcp").stat().st_size
@@ -80,7 +76,7 @@ def test_resume_after_sigkill_gives_the_same_metrics_bit_for_bit(tmp_path, whole
     child = subprocess.run([sys.executable, str(CHILD), json.dumps(wanted)], env=environment, timeout=120)
     assert child.returncode == -signal.SIGKILL
     assert [row["step"] for row in numbers(tmp_path)] == list(range(1, 9))
-    train(job(tmp_path, save_interval_steps=3), RandomBatches())
+    train(train_job(tmp_path, save_interval_steps=3), RandomBatches())
     assert numbers(tmp_path) == numbers(whole_run)
 
 
@@ -90,53 +86,53 @@ def test_a_stop_signal_saves_at_the_step_boundary_and_training_goes_on_from_ther
         if done == 4:
             os.kill(os.getpid(), asked)
 
-    before = signal.getsignal(asked)
+    handler = signal.getsignal(asked)
     with pytest.raises(Interrupted, match=f"{asked.name} at step 4 of 12"):
-        train(job(tmp_path), RandomBatches(), signal_at_4)
-    assert signal.getsignal(asked) is before
+        train(train_job(tmp_path), RandomBatches(), signal_at_4)
+    assert signal.getsignal(asked) is handler
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000004\n"
-    train(job(tmp_path), RandomBatches())
+    train(train_job(tmp_path), RandomBatches())
     assert numbers(tmp_path) == numbers(whole_run)
 
 
-def test_a_finished_line_is_left_as_it_is(whole_run):
-    before = numbers(whole_run)
-    train(job(whole_run, save_interval_steps=3), RandomBatches())
-    assert numbers(whole_run) == before
+def test_a_finished_run_is_left_as_it_is(whole_run):
+    recorded = numbers(whole_run)
+    train(train_job(whole_run, save_interval_steps=3), RandomBatches())
+    assert numbers(whole_run) == recorded
 
 
 def test_gradients_gathered_over_micro_batches_are_those_of_the_whole_batch(tmp_path):
     batches = RandomBatches(masked=True, total_steps=6)
-    train(job(tmp_path / "whole"), batches)
-    train(job(tmp_path / "parts", micro_batch=3), batches)
+    train(train_job(tmp_path / "whole"), batches)
+    train(train_job(tmp_path / "parts", micro_batch=3), batches)
     for a, b in zip(numbers(tmp_path / "whole"), numbers(tmp_path / "parts")):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
 
 
 def test_resuming_on_changed_data_names_what_changed(tmp_path):
-    train(job(tmp_path, stop_step=3), RandomBatches())
+    train(train_job(tmp_path, stop_step=3), RandomBatches())
     with pytest.raises(UserError, match=r"other data up to step 3 \(data.key: was 'safe', is 'unsafe'\)"):
-        train(job(tmp_path), RandomBatches(key="unsafe"))
+        train(train_job(tmp_path), RandomBatches(key="unsafe"))
 
 
 def test_resuming_with_a_changed_future_is_allowed(tmp_path):
-    train(job(tmp_path, stop_step=3), RandomBatches())
-    train(job(tmp_path), RandomBatches(switch_step=3, total_steps=20))
+    train(train_job(tmp_path, stop_step=3), RandomBatches())
+    train(train_job(tmp_path), RandomBatches(switch_step=3, total_steps=20))
     assert [row["phase"] for row in numbers(tmp_path)] == [0] * 3 + [1] * 17
 
 
 def test_resuming_with_another_past_learning_rate_or_seed_is_refused(tmp_path):
-    train(job(tmp_path, stop_step=4), RandomBatches())
+    train(train_job(tmp_path, stop_step=4), RandomBatches())
     with pytest.raises(UserError, match="learning rate of step 1: was 0.00025, is 0.000125"):
-        train(job(tmp_path, schedule=ScheduleConfig(warmup_steps=4)), RandomBatches())
+        train(train_job(tmp_path, schedule=ScheduleConfig(warmup_steps=4)), RandomBatches())
     with pytest.raises(UserError, match="recipe.seed: was 0, is 1"):
-        train(job(tmp_path, seed=1), RandomBatches())
+        train(train_job(tmp_path, seed=1), RandomBatches())
 
 
 def test_a_loss_that_is_not_a_number_stops_without_saving_and_names_step_and_batch(tmp_path):
-    train(job(tmp_path, stop_step=2), RandomBatches())
-    runaway = job(tmp_path, optimizer=OptimizerConfig(lr=5e-4), save_interval_steps=1)
+    train(train_job(tmp_path, stop_step=2), RandomBatches())
+    runaway = train_job(tmp_path, optimizer=OptimizerConfig(lr=5e-4), save_interval_steps=1)
 
     class Poisoned(RandomBatches):
         def rows(self, step, start, stop):
@@ -150,9 +146,9 @@ def test_a_loss_that_is_not_a_number_stops_without_saving_and_names_step_and_bat
 
 def test_validation_losses_are_recorded_and_change_nothing(tmp_path, whole_run):
     held_out = {"held out": RandomBatches(key="held out", total_steps=2)}
-    train(job(tmp_path, stop_step=6), RandomBatches(), validation=held_out)
-    train(job(tmp_path), RandomBatches(), validation=held_out)
-    train(job(tmp_path), RandomBatches(), validation=held_out)  # nothing left to do, nothing done twice
+    train(train_job(tmp_path, stop_step=6), RandomBatches(), validation=held_out)
+    train(train_job(tmp_path), RandomBatches(), validation=held_out)
+    train(train_job(tmp_path), RandomBatches(), validation=held_out)  # nothing left to do, nothing done twice
     rows = numbers(tmp_path)
     checks = [row for row in rows if "validation" in row]
     assert [row["step"] for row in checks] == [6, 12]
@@ -161,5 +157,5 @@ def test_validation_losses_are_recorded_and_change_nothing(tmp_path, whole_run):
 
 
 def test_another_seed_gives_other_weights(tmp_path, whole_run):
-    train(job(tmp_path, seed=1, stop_step=1), RandomBatches())
+    train(train_job(tmp_path, seed=1, stop_step=1), RandomBatches())
     assert numbers(tmp_path)[0]["loss"] != numbers(whole_run)[0]["loss"]

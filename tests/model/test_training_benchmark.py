@@ -1,4 +1,4 @@
-"""The GPU benchmark of the training step, tried on a tiny model: that the program works, not what it finds."""
+"""The GPU benchmark of the training step, on a tiny model: that the program works, not what it measures."""
 
 import json
 import subprocess

@@ -1,7 +1,7 @@
-"""Trains in a process of its own that something happens to: `python faulty_child.py JSON`; see `test_faults.py`.
+"""Trains in its own process and suffers a fault: `python faulty_child.py JSON`; see `test_faults.py`.
 
-The JSON names the `out` folder, the `attempt`, further settings of the job, and as `fault` what happens on which `rank`.
-Every row that is read is noted in served.jsonl, so that a test can compare what several attempts consumed.
+The JSON names the `out` folder, the `attempt`, further settings of the `job`, and as `fault` what happens on which `rank`.
+served.jsonl records every row that is read, so that a test can compare what several attempts consumed.
 """
 
 import json
@@ -12,22 +12,20 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
 import torch
-from random_batches import SCHEDULE, SMALL, RandomBatches
+from random_batches import RandomBatches, train_job
 
 from curricula.errors import UserError
 from curricula.model.checkpoints import folder as checkpoint_folder
 from curricula.model.checkpoints import writer
-from curricula.model.runtime.signals import Interrupted
-from curricula.model.runtime.watchdog import HangLimits
-from curricula.model.train import TrainJob, train
+from curricula.model.runtime import Interrupted
+from curricula.model.train import train
 
 RANK = int(os.environ.get("RANK", "0"))
 
 
 class WatchedBatches(RandomBatches):
-    """Notes what is read, and lets the fault happen in the middle of a step."""
+    """Records what is read, and causes the fault in the middle of a step."""
 
     def rows(self, step, start, stop):
         with open(Path(asked["out"]) / "served.jsonl", "a") as file:
@@ -45,7 +43,7 @@ class WatchedBatches(RandomBatches):
 
 
 def kill_the_trainer(*arguments):
-    """Called in the writing child, once its data is written."""
+    """Runs in the writing child, once its data is written."""
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(3600)  # the child of a dead parent has to end too
 
@@ -67,10 +65,7 @@ if __name__ == "__main__":
         checkpoint_folder.point_at = lambda folder: kill_myself() if folder.name == fault["folder"] else moved(folder)
     if fault.get("kind") == "full disk":
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 1024, resource.RLIM_INFINITY))
-    job = TrainJob(
-        out=Path(asked["out"]), model=SMALL, schedule=SCHEDULE, hang=msgspec.convert(asked.get("hang", {}), HangLimits),
-        **asked.get("job", {}),
-    )  # fmt: skip
+    job = train_job(Path(asked["out"]), **asked.get("job", {}))
     Path(asked["out"]).mkdir(parents=True, exist_ok=True)
     try:
         train(job, WatchedBatches())

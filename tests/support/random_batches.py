@@ -1,18 +1,27 @@
-"""A batch source of keyed random tokens with some structure to learn, for tests."""
+"""A small training job, and a batch source of keyed random tokens with some structure to learn."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from curricula.model.config import ModelConfig, ScheduleConfig
+from curricula.model import ExecutionConfig, ModelConfig, ScheduleConfig, TrainConfig, TrainJob
 from curricula.randomness import keyed_rng
 
 SMALL = ModelConfig(layers=2, hidden=32, heads=4, kv_heads=2, ffn=64, vocabulary=64, sequence_length=16, init_std=0.05)
 
 SCHEDULE = ScheduleConfig(warmup_steps=2)
+
+
+def train_job(out: Path, **settings: Any) -> TrainJob:
+    """A job that trains `SMALL`; `settings` are fields of TrainJob, TrainConfig or ExecutionConfig."""
+    settings = {"out": out, "model": SMALL, "schedule": SCHEDULE, **settings}
+    config = {name: settings.pop(name) for name in TrainConfig.__struct_fields__ if name in settings}
+    execution = {name: settings.pop(name) for name in ExecutionConfig.__struct_fields__ if name in settings}
+    return TrainJob(config=TrainConfig(**config), execution=ExecutionConfig(**execution), **settings)
 
 
 class RandomBatches(msgspec.Struct, frozen=True, kw_only=True):

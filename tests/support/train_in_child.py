@@ -1,4 +1,4 @@
-"""Trains in a process of its own: `python train_in_child.py JSON`, with `kill_at` the step to die at."""
+"""Trains in its own process: `python train_in_child.py JSON`; the process kills itself after step `kill_at`."""
 
 import json
 import os
@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-from random_batches import SCHEDULE, SMALL, RandomBatches
+from random_batches import RandomBatches, train_job
 
-from curricula.model.config import EngineConfig
-from curricula.model.train import TrainJob, train
+from curricula.model import EngineConfig
+from curricula.model.train import train
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -23,4 +23,4 @@ if __name__ == "__main__":
         if done == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train(TrainJob(out=out, model=SMALL, schedule=SCHEDULE, **wanted), batches, die)
+    train(train_job(out, **wanted), batches, die)

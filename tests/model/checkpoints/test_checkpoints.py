@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -10,13 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from random_batches import SCHEDULE, SMALL, RandomBatches
+from random_batches import SMALL, RandomBatches, train_job
 
 from curricula.errors import StorageError, UserError
 from curricula.model.checkpoints import folder, writer
 from curricula.model.checkpoints.folder import differences, latest_checkpoint, read_info
-from curricula.model.runtime.metrics import read_metrics
-from curricula.model.train import TrainJob, train
+from curricula.model.runtime.reporting import read_metrics
+from curricula.model.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -24,14 +25,10 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def job(out, **changes) -> TrainJob:
-    return TrainJob(**{"out": out, "model": SMALL, "schedule": SCHEDULE, **changes})
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
-    train(job(out, stop_step=4), RandomBatches())
+    train(train_job(out, stop_step=4), RandomBatches())
     return out
 
 
@@ -74,8 +71,8 @@ def test_a_checkpoint_says_what_it_holds(trained):
     assert set(info.versions) == {"python", "torch", "megatron-core", "curricula"}
 
 
-def test_the_last_ones_and_the_branch_points_are_kept(tmp_path):
-    train(job(tmp_path, save_interval_steps=2, keep_last=2, keep_steps=(3,)), RandomBatches())
+def test_the_last_checkpoints_and_the_branch_points_are_kept(tmp_path):
+    train(train_job(tmp_path, save_interval_steps=2, keep_last=2, keep_steps=(3,)), RandomBatches())
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["latest", "step_00000003", "step_00000010", "step_00000012"]
 
@@ -84,24 +81,26 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(tr
     other = msgspec.structs.replace(SMALL, ffn=96, rope_base=5000.0)
     for start in ("init_from", "init_weights"):
         with pytest.raises(UserError, match="another model .*model.ffn: was 64, is 96; model.rope_base: was 10000"):
-            train(job(tmp_path, model=other, **{start: latest_checkpoint(trained / "checkpoints")}), RandomBatches())
+            train(
+                train_job(tmp_path, model=other, **{start: latest_checkpoint(trained / "checkpoints")}), RandomBatches()
+            )
 
 
 def test_weights_alone_start_a_new_run_at_step_0(trained, tmp_path):
     weights = latest_checkpoint(trained / "checkpoints")
     longer = msgspec.structs.replace(SMALL, sequence_length=32)
-    train(job(tmp_path, model=longer, init_weights=weights, stop_step=1), RandomBatches(key="tuning"))
+    train(train_job(tmp_path, model=longer, init_weights=weights, stop_step=1), RandomBatches(key="tuning"))
     assert read_info(latest_checkpoint(tmp_path / "checkpoints")).step == 1
-    train(job(tmp_path, model=longer, init_weights=weights, stop_step=2), RandomBatches(key="tuning"))
+    train(train_job(tmp_path, model=longer, init_weights=weights, stop_step=2), RandomBatches(key="tuning"))
     assert read_info(latest_checkpoint(tmp_path / "checkpoints")).step == 2
 
 
-def test_tuning_does_not_go_on_when_the_weights_it_began_with_have_changed(trained, tmp_path):
-    train(job(tmp_path / "other", stop_step=4, seed=1), RandomBatches())
+def test_tuning_does_not_continue_when_the_weights_it_began_with_have_changed(trained, tmp_path):
+    train(train_job(tmp_path / "other", stop_step=4, seed=1), RandomBatches())
     first, second = (latest_checkpoint(out / "checkpoints") for out in (trained, tmp_path / "other"))
-    train(job(tmp_path / "tune", init_weights=first, stop_step=1), RandomBatches(key="tuning"))
+    train(train_job(tmp_path / "tune", init_weights=first, stop_step=1), RandomBatches(key="tuning"))
     with pytest.raises(UserError, match="recipe.init_weights: was 'step 4 of "):
-        train(job(tmp_path / "tune", init_weights=second), RandomBatches(key="tuning"))
+        train(train_job(tmp_path / "tune", init_weights=second), RandomBatches(key="tuning"))
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json"])
@@ -110,30 +109,30 @@ def test_a_missing_or_truncated_file_is_named(copy, name):
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     with pytest.raises(UserError, match=rf"{name}: has \d+ bytes of {len(whole)}; delete step_00000004"):
-        train(job(copy), RandomBatches())
+        train(train_job(copy), RandomBatches())
     path.unlink()
     with pytest.raises(UserError, match=rf"{name}: missing; delete step_00000004"):
-        train(job(copy), RandomBatches())
+        train(train_job(copy), RandomBatches())
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json"])
 def test_a_flipped_bit_is_found(copy, name):
     flip_a_bit(copy / "checkpoints/step_00000004" / name)
     with pytest.raises(UserError, match=rf"{name}: damaged, .* written; delete step_00000004"):
-        train(job(copy), RandomBatches())
+        train(train_job(copy), RandomBatches())
     with pytest.raises(UserError, match=rf"{name}: damaged"):
-        train(job(copy / "new", init_from=copy / "checkpoints/step_00000004"), RandomBatches())
+        train(train_job(copy / "new", init_from=copy / "checkpoints/step_00000004"), RandomBatches())
 
 
 def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(tmp_path, caplog):
-    train(job(tmp_path / "undisturbed"), RandomBatches())
-    train(job(tmp_path / "run", save_interval_steps=2, stop_step=6), RandomBatches())
+    train(train_job(tmp_path / "undisturbed"), RandomBatches())
+    train(train_job(tmp_path / "run", save_interval_steps=2, stop_step=6), RandomBatches())
     checkpoints = tmp_path / "run/checkpoints"
     flip_a_bit(checkpoints / "step_00000006/__0_0.distcp")
-    train(job(tmp_path / "run", stop_step=7), RandomBatches())
+    train(train_job(tmp_path / "run", stop_step=7), RandomBatches())
     assert "__0_0.distcp: damaged" in caplog.text and "going on from step_00000004" in caplog.text
     (checkpoints / "step_00000007/checkpoint.json").write_text("[1, 2]")
-    train(job(tmp_path / "run"), RandomBatches())
+    train(train_job(tmp_path / "run"), RandomBatches())
     assert "checkpoint.json: not a checkpoint record" in caplog.text
     assert numbers(tmp_path / "run") == numbers(tmp_path / "undisturbed")
     assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_00000004", "step_00000012"]
@@ -142,27 +141,27 @@ def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(
 @pytest.mark.parametrize("lost", ["missing", "damaged"])
 def test_a_lost_branch_point_is_made_again_and_what_came_after_it_stays(tmp_path, caplog, lost):
     caplog.set_level("INFO")
-    trunk = job(tmp_path, save_interval_steps=2, keep_last=1, keep_steps=(4, 6, 12))
+    trunk = train_job(tmp_path, save_interval_steps=2, keep_last=1, keep_steps=(4, 6, 12))
     train(trunk, RandomBatches())
-    before, checkpoints = numbers(tmp_path), tmp_path / "checkpoints"
+    recorded, checkpoints = numbers(tmp_path), tmp_path / "checkpoints"
     whole = {path.name: read_info(path) for path in checkpoints.glob("step_*")}
     if lost == "missing":
         shutil.rmtree(checkpoints / "step_00000006")
     else:
         flip_a_bit(checkpoints / "step_00000006/__0_0.distcp")
-    train(msgspec.structs.replace(trunk, stop_step=6), RandomBatches())
+    train(dataclasses.replace(trunk, stop_step=6), RandomBatches())
     assert "training up to step 6 again" in caplog.text and "beginning with" in caplog.text
     assert {path.name: read_info(path).files.keys() for path in checkpoints.glob("step_*")} == {
         name: info.files.keys() for name, info in whole.items()
     }
     assert latest_checkpoint(checkpoints).name == "step_00000012"
-    assert numbers(tmp_path) == before
-    branch = job(tmp_path / "branch", init_from=checkpoints / "step_00000006")
+    assert numbers(tmp_path) == recorded
+    branch = train_job(tmp_path / "branch", init_from=checkpoints / "step_00000006")
     train(branch, RandomBatches())
-    assert numbers(tmp_path / "branch") == before[6:]
+    assert numbers(tmp_path / "branch") == recorded[6:]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_latest_waits_for_it(tmp_path, monkeypatch):
+def test_training_continues_while_a_checkpoint_is_written_and_latest_waits_for_it(tmp_path, monkeypatch):
     stored, may_end = writer.stored_file, tmp_path / "may end"
 
     def stored_when_allowed(path):
@@ -177,22 +176,24 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_latest_waits_for_it(
             may_end.touch()
 
     monkeypatch.setattr(writer, "stored_file", stored_when_allowed)
-    train(job(tmp_path, keep_steps=(3,), save_interval_steps=100), RandomBatches(), allow_at_7)
+    train(train_job(tmp_path, keep_steps=(3,), save_interval_steps=100), RandomBatches(), allow_at_7)
     monkeypatch.undo()
-    train(job(tmp_path / "branch", init_from=tmp_path / "checkpoints/step_00000003"), RandomBatches())
+    train(train_job(tmp_path / "branch", init_from=tmp_path / "checkpoints/step_00000003"), RandomBatches())
     assert numbers(tmp_path / "branch") == numbers(tmp_path)[3:]
 
 
-def test_random_generators_go_on_where_they_were(tmp_path):
+def test_random_generators_continue_where_they_were(tmp_path):
     def draw(done, total, **figures):
         torch.rand(3)
 
     torch.manual_seed(7)
-    train(job(tmp_path, stop_step=4), RandomBatches(), draw)
+    train(train_job(tmp_path, stop_step=4), RandomBatches(), draw)
     expected = torch.get_rng_state()
     torch.manual_seed(0)
     found = []
-    train(job(tmp_path, stop_step=5), RandomBatches(), lambda done, total, **_: found.append(torch.get_rng_state()))
+    train(
+        train_job(tmp_path, stop_step=5), RandomBatches(), lambda done, total, **_: found.append(torch.get_rng_state())
+    )
     assert torch.equal(found[0], expected)
 
 
@@ -200,7 +201,7 @@ def test_a_record_without_a_recipe_is_named(copy):
     record = copy / "checkpoints/step_00000004/checkpoint.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "recipe": {"schedule": 3}}))
     with pytest.raises(UserError, match="step_00000004: its record has no usable recipe"):
-        train(job(copy), RandomBatches())
+        train(train_job(copy), RandomBatches())
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"../../etc", None], ids=["empty", "bytes", "path", "gone"])
@@ -208,35 +209,35 @@ def test_without_a_readable_pointer_the_newest_checkpoint_serves(copy, content):
     pointer = copy / "checkpoints/latest"
     pointer.unlink() if content is None else pointer.write_bytes(content)
     assert latest_checkpoint(copy / "checkpoints").name == "step_00000004"
-    train(job(copy, stop_step=5), RandomBatches())
+    train(train_job(copy, stop_step=5), RandomBatches())
     assert [row["step"] for row in read_metrics(copy / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     assert pointer.read_text() == "step_00000005\n"
 
 
-def test_a_pointer_to_nothing_is_named_and_training_goes_on_from_an_older_one(copy, tmp_path):
+def test_a_pointer_to_nothing_is_named_and_training_continues_from_an_older_checkpoint(copy, tmp_path):
     with pytest.raises(UserError, match="step_00000099: no such checkpoint"):
-        train(job(tmp_path / "new", init_from=copy / "checkpoints/step_00000099"), RandomBatches())
+        train(train_job(tmp_path / "new", init_from=copy / "checkpoints/step_00000099"), RandomBatches())
     (copy / "checkpoints/latest").write_text("step_00000099\n")
     with pytest.raises(UserError, match="latest: names step_00000099, which is not there"):
         latest_checkpoint(copy / "checkpoints")
-    train(job(copy, stop_step=5), RandomBatches())
+    train(train_job(copy, stop_step=5), RandomBatches())
     assert latest_checkpoint(copy / "checkpoints").name == "step_00000005"
 
 
 @pytest.mark.parametrize("line", ["[]", "3", '{"loss": 1.0}', '{"step": "four"}'])
-def test_a_line_that_is_none_of_the_metrics_is_named(copy, line):
+def test_a_line_that_is_not_a_metrics_line_is_named(copy, line):
     with open(copy / "metrics.jsonl", "a") as file:
         file.write(line + "\n")
-    with pytest.raises(UserError, match="metrics.jsonl: line 5 is no metrics line"):
-        train(job(copy), RandomBatches())
+    with pytest.raises(UserError, match="metrics.jsonl: line 5 is not a metrics line"):
+        train(train_job(copy), RandomBatches())
 
 
 def test_without_space_nothing_half_written_stays_and_the_old_checkpoint_serves(copy):
-    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+    files = sorted(path.name for path in (copy / "checkpoints").iterdir())
     with no_file_larger_than(64 * 1024), pytest.raises(StorageError, match=r"could not be written \(File too large\)"):
-        train(job(copy, stop_step=6), RandomBatches())
-    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
-    train(job(copy, stop_step=6), RandomBatches())
+        train(train_job(copy, stop_step=6), RandomBatches())
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == files
+    train(train_job(copy, stop_step=6), RandomBatches())
     assert latest_checkpoint(copy / "checkpoints").name == "step_00000006"
 
 
@@ -244,13 +245,13 @@ def test_a_save_killed_half_way_is_swept_away_by_the_next(copy):
     leftover = copy / "checkpoints/.step_00000005.aside"
     leftover.mkdir()
     (leftover / "__0_0.distcp").write_bytes(b"half")
-    train(job(copy), RandomBatches())
+    train(train_job(copy), RandomBatches())
     assert not leftover.exists()
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", "checkpoint.json"])
-def test_a_disk_that_does_not_answer_costs_no_checkpoint(copy, monkeypatch, name):
-    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, name):
+    files = sorted(path.name for path in (copy / "checkpoints").iterdir())
 
     def unreadable(path, *_, **__):
         if path.name == name:
@@ -260,10 +261,10 @@ def test_a_disk_that_does_not_answer_costs_no_checkpoint(copy, monkeypatch, name
     stored = folder.stored_file if name != "checkpoint.json" else Path.read_text
     monkeypatch.setattr(*((folder, "stored_file") if name != "checkpoint.json" else (Path, "read_text")), unreadable)
     with pytest.raises(StorageError, match=rf"{name}: cannot be read \(Input/output error\)") as raised:
-        train(job(copy, stop_step=5), RandomBatches())
+        train(train_job(copy, stop_step=5), RandomBatches())
     assert raised.value.exit_code == os.EX_IOERR
     monkeypatch.undo()
-    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == files
 
 
 def test_differences_are_named_by_their_path():

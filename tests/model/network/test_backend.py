@@ -4,15 +4,15 @@ import sys
 
 import pytest
 import torch
-from random_batches import SCHEDULE, SMALL, RandomBatches
+from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError
 from curricula.model.config import EngineConfig
-from curricula.model.network import backend as backends
-from curricula.model.network.backend import choose_backend, describe
+from curricula.model.network import build
+from curricula.model.network.build import choose_backend, describe
 from curricula.model.runtime.distributed import Parallel, Ranks
-from curricula.model.train import TrainJob, train
+from curricula.model.train import train
 
 compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler for torch.compile"
@@ -26,11 +26,11 @@ def machine(device: str = "cuda", tensor_parallel: int = 1) -> Parallel:
 
 @pytest.fixture(params=[False, True], ids=["without packages", "with packages"])
 def has_te(request, monkeypatch):
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object() if request.param else None)
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object() if request.param else None)
     return request.param
 
 
-def test_the_best_backend_of_the_machine_is_chosen_and_the_reason_told(has_te):
+def test_the_best_backend_of_the_machine_is_chosen_and_the_log_says_why(has_te):
     assert choose_backend(EngineConfig(), machine("cpu")).name == "cpu"
     chosen = choose_backend(EngineConfig(), machine())
     assert chosen.name == ("te" if has_te else "torch")
@@ -47,7 +47,7 @@ def test_a_setting_overrides_the_choice(has_te):
     assert not choose_backend(EngineConfig(sequence_parallel=False), parallel).sequence_parallel
 
 
-def test_packed_rows_are_left_to_attention_that_keeps_them_apart(has_te):
+def test_packed_rows_get_attention_that_keeps_them_apart(has_te):
     chosen = choose_backend(EngineConfig(), machine(), packed=True)
     assert chosen.name == "torch" and (not has_te or chosen.reason == "packed rows need its attention")
     assert choose_backend(EngineConfig(), machine("cpu"), packed=True).name == "cpu"
@@ -56,7 +56,7 @@ def test_packed_rows_are_left_to_attention_that_keeps_them_apart(has_te):
             choose_backend(EngineConfig(backend="te"), machine(), packed=True)
 
 
-def test_what_cannot_run_here_is_refused(has_te):
+def test_a_backend_that_cannot_run_here_is_refused(has_te):
     with pytest.raises(UsageError, match='engine.backend is "te", but there is no CUDA device'):
         choose_backend(EngineConfig(backend="te"), machine("cpu"))
     with pytest.raises(UsageError, match='engine.backend is "cpu", but this is a GPU machine'):
@@ -79,8 +79,7 @@ def test_what_cannot_run_here_is_refused(has_te):
 
 
 def losses(out, **engine) -> list[tuple[float, float]]:
-    job = TrainJob(out=out, model=SMALL, schedule=SCHEDULE, micro_batch=4, engine=EngineConfig(**engine))
-    train(job, RandomBatches(masked=True))
+    train(train_job(out, micro_batch=4, engine=EngineConfig(**engine)), RandomBatches(masked=True))
     return [(row["loss"], row["grad_norm"]) for row in read_jsonl(out / "metrics.jsonl")]
 
 
@@ -109,7 +108,7 @@ def test_more_layers_to_recompute_than_there_are_is_refused(tmp_path):
         losses(tmp_path, recompute_layers=3)
 
 
-def test_what_megatron_and_torch_tell_each_other_stays_out_of_the_logs():
+def test_warnings_for_developers_of_megatron_and_torch_stay_out_of_the_logs():
     code = "import warnings, curricula.model.megatron; warnings.warn('full scope is deprecated. Use'); warnings.warn('another')"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     assert "another" in said and "UserWarning: full scope" not in said

@@ -1,4 +1,4 @@
-"""The network that is built: its size, its initial weights, its constants."""
+"""The network as built: its size, initial weights and constants."""
 
 import math
 

@@ -31,7 +31,7 @@ def gradients(announced: bool | None, compiled: bool = False) -> tuple[torch.Ten
     for x in inputs:
         step(x.requires_grad_()).backward()
         if announced is not None:
-            assert (weight.grad is not None) == announced  # what Megatron-core's hooks look at
+            assert (weight.grad is not None) == announced  # Megatron-core's hooks look at this
             weight.grad = None
     return (weight.grad if announced is None else weight.main_grad), [x.grad for x in inputs]
 
@@ -42,7 +42,7 @@ def assert_same(ours, theirs) -> None:
 
 
 @pytest.mark.parametrize("announced", [False, True])
-def test_gradients_summed_in_the_sink_are_autograds(announced):
+def test_gradients_summed_in_the_sink_equal_autograds(announced):
     assert_same(gradients(announced), gradients(None))
 
 

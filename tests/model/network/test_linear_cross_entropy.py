@@ -12,7 +12,7 @@ TOKENS, HIDDEN, VOCABULARY = 37, 16, 24
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
-    """Hidden states, weights, targets, and what the losses are multiplied by: a mask with weights in it."""
+    """Hidden states, weights, targets, and a mask of weights by which the losses are multiplied."""
     generator = torch.Generator().manual_seed(0)
     hidden = 3 * torch.randn(TOKENS, HIDDEN, generator=generator, dtype=dtype)
     weight = torch.randn(VOCABULARY, HIDDEN, generator=generator, dtype=dtype)
@@ -80,7 +80,7 @@ def test_compiled_it_is_the_same():
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-def of_one_process(rank: int, size: int, port: int, results) -> None:
+def compute_in_one_process(rank: int, size: int, port: int, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     hidden, weight, targets, mask = problem()
@@ -88,7 +88,7 @@ def of_one_process(rank: int, size: int, port: int, results) -> None:
     hidden.requires_grad_()
     losses = linear_cross_entropy(hidden, part, targets, group=dist.group.WORLD, chunk=8)
     (losses * mask).sum().backward()
-    dist.all_reduce(hidden.grad)  # the sum that Megatron-core's mappings make
+    dist.all_reduce(hidden.grad)  # as Megatron-core's mappings sum it
     parts = [torch.empty_like(part) for _ in range(size)]
     dist.all_gather(parts, part.grad)
     if rank == 0:
@@ -100,7 +100,7 @@ def of_one_process(rank: int, size: int, port: int, results) -> None:
 def test_a_vocabulary_split_over_two_processes_gives_the_same(free_port):
     fork = multiprocessing.get_context("fork")
     results = fork.SimpleQueue()
-    children = [fork.Process(target=of_one_process, args=(rank, 2, free_port, results)) for rank in range(2)]
+    children = [fork.Process(target=compute_in_one_process, args=(rank, 2, free_port, results)) for rank in range(2)]
     for child in children:
         child.start()
     for child in children:

@@ -47,7 +47,7 @@ def test_the_kernel_gives_the_same_in_tritons_interpreter():
         "import torch; from curricula.model.network.swiglu import swiglu_gradient\n"
         "from curricula.model.network.swiglu_kernel import launch\n"
         "for width in (7, 2048, 2500):\n"
-        "    gate_up, above = torch.randn(3, 2 * width), torch.randn(3, width)\n"
-        "    assert torch.allclose(launch(above, gate_up), swiglu_gradient(above, gate_up), atol=1e-5), width\n"
+        "    gate_up, d_output = torch.randn(3, 2 * width), torch.randn(3, width)\n"
+        "    assert torch.allclose(launch(d_output, gate_up), swiglu_gradient(d_output, gate_up), atol=1e-5), width\n"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)

@@ -1,4 +1,4 @@
-"""What may happen to a training job, done to real processes: nothing is lost or hangs, no sample comes twice or never."""
+"""Faults injected into real training processes: nothing is lost or hangs, no sample is repeated or skipped."""
 
 import json
 import os
@@ -15,21 +15,22 @@ import numpy as np
 import pytest
 import torch
 from paths import SUPPORT
-from random_batches import SCHEDULE, SMALL, RandomBatches
+from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.model.checkpoints.folder import latest_checkpoint
-from curricula.model.runtime.metrics import read_metrics
-from curricula.model.runtime.signals import Interrupted, PeerLost
-from curricula.model.runtime.watchdog import EXIT_CODE as HUNG
-from curricula.model.train import TrainJob, train
+from curricula.model.runtime import Interrupted, PeerLost
+from curricula.model.runtime.reporting import read_metrics
+from curricula.model.runtime.stopping import HANG_EXIT_CODE
+from curricula.model.train import train
 
 CHILD = SUPPORT / "faulty_child.py"
 TOTAL = RandomBatches().total_steps
 BATCH = RandomBatches().global_batch
-PROMPT_S = 120.0  # far more than any of this takes, and far less than torch's own timeouts
-LIMITS = {"factor": 2.0, "floor_s": 3.0}
+PROMPT_S = 120.0
+"""Far more than any of this takes, and far less than torch's own timeouts."""
+HANG_MINUTES = 0.05
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +41,8 @@ def one_thread():
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
-    train(job(out), RandomBatches())
+    train(train_job(out), RandomBatches())
     return read_metrics(out / "metrics.jsonl")
-
-
-def job(out: Path, **changes) -> TrainJob:
-    return TrainJob(**{"out": out, "model": SMALL, "schedule": SCHEDULE, **changes})
 
 
 def start(out: Path, ranks: int, port: int = 0, **asked) -> list[subprocess.Popen]:
@@ -61,7 +58,7 @@ def start(out: Path, ranks: int, port: int = 0, **asked) -> list[subprocess.Pope
 
 
 def ended(children: list[subprocess.Popen], kill: bool = False) -> list[tuple[int, str]]:
-    """Exit status and last words of each; one that does not end fails the test. `kill` ends them first."""
+    """Exit status and error output of each; one that does not end fails the test. `kill` ends them first."""
     for child in children if kill else []:
         child.kill()
     deadline = time.monotonic() + PROMPT_S
@@ -73,8 +70,8 @@ def ended(children: list[subprocess.Popen], kill: bool = False) -> list[tuple[in
             child.kill()
 
 
-def assert_goes_on_undisturbed(out: Path, undisturbed: list[dict], exactly: bool = True) -> None:
-    """One process finishes the run: the losses and the samples consumed are those of a run that nothing happened to."""
+def assert_finishes_undisturbed(out: Path, undisturbed: list[dict], exactly: bool = True) -> None:
+    """One process finishes the run, with the losses and the consumed samples of an undisturbed run."""
     (status, said), *_ = ended(start(out, 1, attempt=1))
     assert status == 0, said
     rows = read_metrics(out / "metrics.jsonl")
@@ -85,13 +82,13 @@ def assert_goes_on_undisturbed(out: Path, undisturbed: list[dict], exactly: bool
 
 
 def consumed(out: Path) -> Counter:
-    """How often each global sample was trained on, without the steps that a later attempt went back behind."""
+    """How often each global sample was trained on, without the steps that a later attempt undid."""
     found: Counter[tuple[int, int]] = Counter()
     began: dict[int, int] = {}
     for line in read_jsonl(out / "served.jsonl"):
         if line["attempt"] not in began:
             began[line["attempt"]] = line["step"]
-            found = Counter({at: count for at, count in found.items() if at[0] < line["step"]})
+            found = Counter({sample: count for sample, count in found.items() if sample[0] < line["step"]})
         found.update((line["step"], row) for row in range(*line["rows"]))
     return Counter({step * BATCH + row: count for (step, row), count in found.items()})
 
@@ -103,7 +100,7 @@ def test_when_one_rank_is_killed_in_a_step_the_others_end_and_nothing_is_lost(tm
     assert killed == -signal.SIGKILL
     assert survivor == PeerLost.exit_code and "another process of this job ended" in said
     assert latest_checkpoint(tmp_path / "checkpoints").name in ("step_00000003", "step_00000006")
-    assert_goes_on_undisturbed(tmp_path, undisturbed, exactly=False)
+    assert_finishes_undisturbed(tmp_path, undisturbed, exactly=False)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +111,13 @@ def test_when_one_rank_is_killed_in_a_step_the_others_end_and_nothing_is_lost(tm
     ],
     ids=["in a save", "before the pointer moves"],
 )
-def test_killed_while_saving_the_run_goes_on_from_the_last_whole_checkpoint(tmp_path, undisturbed, fault, saved):
+def test_a_run_killed_while_saving_continues_from_the_last_complete_checkpoint(tmp_path, undisturbed, fault, saved):
     ((status, _),) = ended(start(tmp_path, 1, fault=fault, job={"save_interval_steps": 4}))
     assert status == -signal.SIGKILL
-    assert_no_process_is_left(tmp_path)  # the writer ends with the trainer
+    assert_no_process_is_left(tmp_path)  # the writer died with the trainer
     latest = tmp_path / "checkpoints/latest"
     assert (latest.read_text().strip() if latest.exists() else None) == saved
-    assert_goes_on_undisturbed(tmp_path, undisturbed)
+    assert_finishes_undisturbed(tmp_path, undisturbed)
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
@@ -138,10 +135,10 @@ def command_of(process: Path) -> bytes:
         return b""
 
 
-def test_a_disk_that_is_full_for_one_rank_ends_all_with_a_sentence_and_keeps_what_was_saved(
+def test_a_full_disk_on_one_rank_ends_all_ranks_with_a_sentence_and_keeps_earlier_checkpoints(
     tmp_path, undisturbed, free_port
 ):
-    train(job(tmp_path, stop_step=2), RandomBatches())
+    train(train_job(tmp_path, stop_step=2), RandomBatches())
     fault = {"kind": "full disk", "rank": 1}
     for status, said in ended(start(tmp_path, 2, free_port, fault=fault, job={"save_interval_steps": 4})):
         assert status == os.EX_IOERR
@@ -152,20 +149,20 @@ def test_a_disk_that_is_full_for_one_rank_ends_all_with_a_sentence_and_keeps_wha
 
 def test_a_hung_rank_ends_the_job_within_the_limit_and_the_logs_say_where(tmp_path, free_port):
     fault = {"kind": "hung", "rank": 1, "step": 6}
-    children = start(tmp_path, 2, free_port, fault=fault, hang=LIMITS, job={"micro_batch": 4})
+    children = start(tmp_path, 2, free_port, fault=fault, job={"micro_batch": 4, "hang_minutes": HANG_MINUTES})
     (waiting, _), (hung, said) = ended(children)
-    assert hung == HUNG and waiting in (HUNG, PeerLost.exit_code)  # whichever bites first
+    assert hung == HANG_EXIT_CODE and waiting in (HANG_EXIT_CODE, PeerLost.exit_code)  # whichever watchdog acts first
     assert re.search(r"watchdog: step 7 has taken more than \d+ s", said)
     assert "faulty_child.py" in said and "in rows" in said
 
 
-def test_a_rank_that_stands_still_makes_the_others_end_and_say_that_they_waited(tmp_path, free_port):
+def test_when_one_rank_is_stopped_the_others_end_and_log_that_they_waited(tmp_path, free_port):
     fault = {"kind": "stopped", "rank": 1, "step": 6}
-    waiting, still = start(tmp_path, 2, free_port, fault=fault, hang=LIMITS, job={"micro_batch": 4})
+    waiting, still = start(tmp_path, 2, free_port, fault=fault, job={"micro_batch": 4, "hang_minutes": HANG_MINUTES})
     ((status, said),) = ended([waiting])
     ended([still], kill=True)
-    assert status == HUNG
-    assert "what each thread of process" in said and "passes.py" in said
+    assert status == HANG_EXIT_CODE
+    assert "what each thread of process" in said and "forward_backward.py" in said
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_end_of_the_step(tmp_path, undisturbed, free_port):
@@ -173,11 +170,11 @@ def test_a_signal_to_one_rank_stops_all_at_the_end_of_the_step(tmp_path, undistu
     for status, said in ended(start(tmp_path, 2, free_port, fault=fault, job={"micro_batch": 4})):
         assert status == Interrupted.exit_code and "at step 5 of 12, which is saved" in said
     assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000005"
-    assert_goes_on_undisturbed(tmp_path, undisturbed, exactly=False)
+    assert_finishes_undisturbed(tmp_path, undisturbed, exactly=False)
 
 
 class Poisoned(RandomBatches):
-    """Two rows of batch 3 have no loss that is a number."""
+    """The losses of two rows of batch 3 are not numbers."""
 
     def rows(self, step, start, stop):
         tokens, mask = super().rows(step, start, stop)
@@ -186,13 +183,13 @@ class Poisoned(RandomBatches):
 
 
 def test_a_loss_that_is_not_a_number_names_the_samples_and_keeps_the_last_good_checkpoint(tmp_path, undisturbed):
-    with pytest.raises(UserError, match=r"loss nan at step 4.*spoilt by safe 25, safe 30; all samples"):
-        train(job(tmp_path, save_interval_steps=2, micro_batch=3), Poisoned())
+    with pytest.raises(UserError, match=r"loss nan at step 4.*caused by safe 25, safe 30; all samples"):
+        train(train_job(tmp_path, save_interval_steps=2, micro_batch=3), Poisoned())
     noted = json.loads((tmp_path / "nonfinite.json").read_text())
     assert noted["samples"] == [{"source": "safe", "epoch": 0, "sample": sample} for sample in (25, 30)]
     assert [sample["sample"] for sample in noted["whole_batch"]] == list(range(24, 32))
     assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000002"
-    train(job(tmp_path), RandomBatches())
+    train(train_job(tmp_path), RandomBatches())
     assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx(
         [row["loss"] for row in undisturbed], abs=1e-5
     )
@@ -201,7 +198,7 @@ def test_a_loss_that_is_not_a_number_names_the_samples_and_keeps_the_last_good_c
 def test_a_clock_that_jumps_back_changes_nothing(tmp_path, undisturbed, monkeypatch):
     real, hours = time.time, iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(hours))
-    train(job(tmp_path, save_interval_minutes=60.0), RandomBatches())
+    train(train_job(tmp_path, save_interval_minutes=60.0), RandomBatches())
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["loss"] for row in rows] == [row["loss"] for row in undisturbed]
     assert all(value >= 0 for row in rows for value in row["timing"].values())
@@ -216,12 +213,12 @@ def test_a_clock_that_jumps_back_changes_nothing(tmp_path, undisturbed, monkeypa
     ],
     ids=["global batch", "sequence length"],
 )
-def test_going_on_with_another_batch_is_refused(tmp_path, change, named):
-    train(job(tmp_path, stop_step=2), RandomBatches())
+def test_resuming_with_another_batch_is_refused(tmp_path, change, named):
+    train(train_job(tmp_path, stop_step=2), RandomBatches())
     with pytest.raises(UserError, match=named):
-        train(job(tmp_path), msgspec.structs.replace(RandomBatches(), **change))
+        train(train_job(tmp_path), msgspec.structs.replace(RandomBatches(), **change))
 
 
-def test_checkpoints_are_saved_by_the_clock_too(tmp_path):
-    train(job(tmp_path, save_interval_minutes=1e-6, keep_last=50, stop_step=3), RandomBatches())
+def test_checkpoints_are_also_saved_by_the_clock(tmp_path):
+    train(train_job(tmp_path, save_interval_minutes=1e-6, keep_last=50, stop_step=3), RandomBatches())
     assert len(list((tmp_path / "checkpoints").glob("step_*"))) == 3

@@ -12,7 +12,7 @@ from shard_folders import write_source
 from curricula.curriculum.stream.blend import Phase
 from curricula.curriculum.stream.pretraining import PretrainingBatches
 from curricula.errors import UserError
-from curricula.model.runtime.loading import MicroBatch, MicroBatches, load
+from curricula.model.runtime.loading import MicroBatch, MicroBatches, read_micro_batches
 
 BATCH, LENGTH = 12, 7
 
@@ -32,21 +32,21 @@ def batches(shards, vocabulary=50_000):
 
 @pytest.fixture(scope="module")
 def aside():
-    """A process that does nothing but read, as training's is: workers are forked, and other tests leave threads in this one."""
+    """A process that only reads, as in training: workers are forked, and other tests leave threads in this process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield pool
 
 
-def read(aside, *words, **more):
+def read(aside, *args, **kwargs):
     return [
         MicroBatch(*(None if part is None else torch.from_numpy(part) for part in parts))
-        for parts in aside.submit(read_here, *words, **more).result()
+        for parts in aside.submit(read_here, *args, **kwargs).result()
     ]
 
 
 def read_here(shards, start, stop, workers, micro=4, rank=0, ranks=1, vocabulary=50_000):
     dataset = MicroBatches(batches(shards, vocabulary), micro, rank, ranks)
-    found = load(dataset, start, stop, workers, torch.device("cpu"))
+    found = read_micro_batches(dataset, start, stop, workers, torch.device("cpu"))
     return [[None if part is None else part.numpy() for part in micro_batch] for micro_batch in found]
 
 
@@ -85,10 +85,10 @@ from pathlib import Path
 import torch
 from curricula.curriculum.stream.blend import Phase
 from curricula.curriculum.stream.pretraining import PretrainingBatches
-from curricula.model.runtime.loading import MicroBatches, load
+from curricula.model.runtime.loading import MicroBatches, read_micro_batches
 source = PretrainingBatches([Phase(20 * 12, {"web": 1.0})], Path(sys.argv[1]), 7, 12, 3, 50_000)
 signal.signal(signal.SIGTERM, lambda *_: None)
-feed = load(MicroBatches(source, 4), 0, 20, 2, torch.device("cpu"))
+feed = read_micro_batches(MicroBatches(source, 4), 0, 20, 2, torch.device("cpu"))
 read = [next(feed)]
 workers = [child.pid for child in multiprocessing.active_children()]
 assert len(workers) == 2
@@ -102,7 +102,7 @@ print(len(read))
 
 
 def consume(shards, what):
-    """A process of its own, which has to end whatever happens to its workers."""
+    """Read in a process of its own, which has to end whatever happens to its workers."""
     return subprocess.run(
         [sys.executable, "-c", CONSUMER, str(shards), what], capture_output=True, text=True, timeout=60
     )

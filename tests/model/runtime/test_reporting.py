@@ -1,4 +1,4 @@
-"""What one sees of a training run besides its checkpoints: curves elsewhere, the log, timings."""
+"""What a training run reports: metrics, curves, log and timings."""
 
 import logging
 import sys
@@ -6,12 +6,12 @@ import types
 
 import pytest
 import torch
-from random_batches import SCHEDULE, SMALL, RandomBatches
+from random_batches import SMALL, RandomBatches, train_job
 
 from curricula.errors import UserError
-from curricula.model.runtime.metrics import Pace, read_metrics
-from curricula.model.runtime.tracking import Tracking, curves
-from curricula.model.train import TrainJob, train
+from curricula.model import TrackingConfig
+from curricula.model.runtime.reporting import Pace, curves, read_metrics
+from curricula.model.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -19,11 +19,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def job(out, **changes) -> TrainJob:
-    return TrainJob(**{"out": out, "model": SMALL, "schedule": SCHEDULE, **changes})
-
-
-def test_tensorboard_shows_the_metrics_lines_also_after_steps_were_done_again(tmp_path):
+def test_tensorboard_shows_the_metrics_lines_even_after_steps_were_repeated(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     class Stopped(Exception):
@@ -33,7 +29,7 @@ def test_tensorboard_shows_the_metrics_lines_also_after_steps_were_done_again(tm
         if done == 7:
             raise Stopped
 
-    wanted = job(tmp_path, tracking=Tracking(), save_interval_steps=3, validation_interval_steps=4)
+    wanted = train_job(tmp_path, tracking=TrackingConfig(), save_interval_steps=3, validation_interval_steps=4)
     held_out = {"held out": RandomBatches(key="held out", total_steps=1)}
     with pytest.raises(Stopped):
         train(wanted, RandomBatches(), stop_at_7, validation=held_out)
@@ -53,7 +49,7 @@ def test_tensorboard_shows_the_metrics_lines_also_after_steps_were_done_again(tm
         assert [value for _, value in points] == pytest.approx([value for _, value in expected], rel=1e-6)
 
 
-def test_weights_and_biases_gets_the_curves_of_one_run_for_each_line(tmp_path, monkeypatch):
+def test_weights_and_biases_gets_the_curves_of_one_run_for_each_run_folder(tmp_path, monkeypatch):
     calls = []
 
     class FakeRun:
@@ -68,9 +64,9 @@ def test_weights_and_biases_gets_the_curves_of_one_run_for_each_line(tmp_path, m
         return FakeRun()
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    tracking = Tracking(tensorboard=False, wandb_project="when-safety")
-    train(job(tmp_path, tracking=tracking, stop_step=2), RandomBatches())
-    train(job(tmp_path, tracking=tracking, stop_step=3), RandomBatches())
+    tracking = TrackingConfig(tensorboard=False, wandb_project="when-safety")
+    train(train_job(tmp_path, tracking=tracking, stop_step=2), RandomBatches())
+    train(train_job(tmp_path, tracking=tracking, stop_step=3), RandomBatches())
     first, second = (call for call in calls if isinstance(call, dict))
     assert first["id"] == second["id"] and first["project"] == "when-safety" and first["resume"] == "allow"
     assert first["config"]["model"]["hidden"] == SMALL.hidden
@@ -82,17 +78,17 @@ def test_weights_and_biases_gets_the_curves_of_one_run_for_each_line(tmp_path, m
 def test_a_tracker_whose_package_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="tracking.wandb_project is p, but wandb is not installed"):
-        train(job(tmp_path, tracking=Tracking(wandb_project="p")), RandomBatches())
+        train(train_job(tmp_path, tracking=TrackingConfig(wandb_project="p")), RandomBatches())
 
 
-def test_curves_are_the_numbers_of_a_line_by_their_path():
+def test_curves_are_the_numbers_of_a_metrics_line_by_their_path():
     row = {"step": 3, "loss": 2.5, "mix": {"web": 0.7}, "phase": 1, "timing": {"mfu": 0.4}, "note": "text"}
     assert curves(row) == {"loss": 2.5, "mix/web": 0.7, "phase": 1.0, "timing/mfu": 0.4}
 
 
 def test_the_log_begins_with_everything_that_was_resolved_and_ends_with_the_last_step(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        train(job(tmp_path, save_interval_minutes=30.0, keep_steps=(4,)), RandomBatches())
+        train(train_job(tmp_path, save_interval_minutes=30.0, keep_steps=(4,)), RandomBatches())
     banner = next(text for text in caplog.messages if text.startswith(str(tmp_path)))
     for part in (
         "0 to 12 of 12, beginning with new weights",

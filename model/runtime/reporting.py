@@ -1,0 +1,338 @@
+"""What a training run reports: metrics.jsonl, its curves in TensorBoard or Weights & Biases, and its log. Imports no torch.
+
+metrics.jsonl is the record; curves and log repeat it. A step's line holds {"step", "loss", "lr", "grad_norm", "tokens", ...the
+batch source's description..., "timing": {...}}, a validation's line {"step", "validation": {name: loss}}. `step` counts
+finished steps, `tokens` those read so far. Everything except "timing" is a function of the study: it stays the same after any
+number of kills and resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from curricula.durable import read_jsonl, said_when_full, write_text
+from curricula.errors import UserError
+from curricula.model.config import TrainConfig, TrainJob
+from curricula.model.schedule import decay_start, warmup_steps
+
+if TYPE_CHECKING:
+    from curricula.curriculum.stream.batches import BatchSource
+    from curricula.model.runtime.distributed import Parallel
+
+log = logging.getLogger(__name__)
+
+LOG_INTERVAL_S = 30.0
+"""Between two steps' lines in the log."""
+
+
+class Reports:
+    """Everything the main process writes about a run besides checkpoints."""
+
+    def __init__(self, job: TrainJob, resumed_step: int, stop_step: int, is_on_record: bool) -> None:
+        """Reports of the run in `job.out`, which continues after `resumed_step`.
+
+        Steps that are on record already, and trained again for a lost checkpoint, only appear in the log. Raises UserError
+        when metrics.jsonl is damaged or a tracker's package is missing.
+        """
+        self._stop_step, self._logged_at = stop_step, 0.0
+        self._metrics = None if is_on_record else MetricsFile(job.out / "metrics.jsonl", resumed_step)
+        self._trackers = [] if is_on_record else open_trackers(job, resumed_step)
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Record a step's metrics; its line in the log appears every `LOG_INTERVAL_S` and at the end."""
+        self._record(row)
+        now = time.monotonic()
+        if now - self._logged_at > LOG_INTERVAL_S or row["step"] == self._stop_step:
+            self._logged_at = now
+            log.info("%s", step_line(row, self._stop_step))
+
+    def validation(self, step: int, losses: Mapping[str, float]) -> None:
+        self._record({"step": step, "validation": dict(losses)})
+        log.info("validation after step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+
+    def _record(self, row: dict[str, Any]) -> None:
+        if self._metrics:
+            self._metrics.write(row)
+        for tracker in self._trackers:
+            tracker.log(row["step"], curves(row))
+
+    def is_validated(self, step: int) -> bool:
+        """Whether the validation after `step` has been recorded."""
+        return self._metrics is not None and self._metrics.is_validated(step)
+
+    def sync(self) -> None:
+        """Make everything recorded so far survive a power cut."""
+        if self._metrics:
+            self._metrics.sync()
+        for tracker in self._trackers:
+            tracker.flush()
+
+    def close(self) -> None:
+        if self._metrics:
+            self._metrics.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class MetricsFile:
+    """Appends lines; after a resume, first drops those of steps that will be repeated."""
+
+    def __init__(self, path: Path, resumed_step: int) -> None:
+        """Raises UserError when `path` holds lines that are neither a step's nor a validation's."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = read_metrics(path)
+        kept = [row for row in rows if row["step"] <= resumed_step]
+        if len(kept) < len(rows) or (path.exists() and not path.read_bytes().endswith(b"\n")):
+            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._path = path
+        self._validated = {row["step"] for row in kept if "validation" in row}
+        self._file = open(path, "a")  # noqa: SIM115 (open as long as the run)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Hand a line to the operating system: it survives this process now, and a power cut after the next `sync`."""
+        with said_when_full(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        if "validation" in row:
+            self._validated.add(row["step"])
+
+    def is_validated(self, step: int) -> bool:
+        return step in self._validated
+
+    def sync(self) -> None:
+        with said_when_full(self._path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a metrics.jsonl; raises UserError at one that is not a metrics line."""
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise UserError(
+                f"{path}: line {number} is not a metrics line, its step is not a whole number; remove the line"
+            )
+    return rows
+
+
+class Pace:
+    """The "timing" of steps: how fast the devices work, what held them up, and how much time is left.
+
+    Times are monotonic seconds of this process. `mfu`, model FLOP utilisation, is
+
+        tokens/s/device x FLOPs per token / peak FLOP/s of a device,
+
+    with the FLOPs of `ModelConfig.flops_per_token`: 6 for each parameter and token plus causal attention, nothing for
+    recomputation (PaLM, Chowdhery et al. 2022, appendix B, without the half of attention that causality leaves uncomputed).
+    """
+
+    def __init__(self, tokens: int, flops_per_token: float, devices: int, peak_flops: float | None) -> None:
+        """Of steps of `tokens` on `devices` of `peak_flops` each; None where a peak means nothing."""
+        self._tokens, self._flops, self._devices, self._peak = tokens, flops_per_token, devices, peak_flops
+        self._recent: deque[float] = deque(maxlen=50)
+        self._stalled_s, self._steps = 0.0, 0
+
+    def timing(self, seconds: float, data_wait_s: float, save_stall_s: float, steps_left: int) -> dict[str, float]:
+        """The timing of a step that took `seconds`, `data_wait_s` of them spent waiting for this process's batches.
+
+        `save_stall_s` is how long saving held training up between the previous step and this one.
+        """
+        self._recent.append(seconds)
+        self._stalled_s, self._steps = self._stalled_s + save_stall_s, self._steps + 1
+        per_device = self._tokens / seconds / self._devices
+        timing = {
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(self._tokens / seconds, 1),
+            "tokens_per_second_per_device": round(per_device, 1),
+            "tflops_per_device": round(per_device * self._flops / 1e12, 4),
+            "data_wait_s": round(data_wait_s, 5),
+            "save_stall_s": round(save_stall_s, 5),
+            "left_s": round(steps_left * (statistics.median(self._recent) + self._stalled_s / self._steps), 1),
+        }
+        if self._peak is not None:
+            timing["mfu"] = round(per_device * self._flops / self._peak, 4)
+        return timing
+
+
+class Stopwatch:
+    """Adds up the monotonic seconds spent inside its `with` blocks until `take` is called."""
+
+    def __init__(self) -> None:
+        self._total = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._total += time.perf_counter() - self._began
+
+    def take(self) -> float:
+        """The seconds since the last call."""
+        total, self._total = self._total, 0.0
+        return total
+
+
+class Tracker(Protocol):
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to each curve."""
+
+    def flush(self) -> None:
+        """Make what was logged so far survive this process."""
+
+    def close(self) -> None: ...
+
+
+def open_trackers(job: TrainJob, resumed_step: int) -> list[Tracker]:
+    """The trackers that `job.tracking` asks for, of the run in `job.out`, which continues after `resumed_step`.
+
+    Raises UserError when a tracker's package is missing.
+    """
+    trackers: list[Tracker] = []
+    if job.tracking.tensorboard:
+        trackers.append(TensorBoard(job.out / "tensorboard", resumed_step))
+    if job.tracking.wandb_project:
+        settings = msgspec.to_builtins(job, enc_hook=str)
+        trackers.append(WeightsAndBiases(job.tracking.wandb_project, job.out, settings))
+    return trackers
+
+
+def curves(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a metrics line as named curves: {"loss": 2.3, "mix/web": 0.7, "timing/mfu": 0.41}."""
+    found: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            found |= curves(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and name != "step":
+            found[prefix + name] = float(value)
+    return found
+
+
+class TensorBoard:
+    """Event files, one for each start of the run; a start takes back the points after the step it resumes from."""
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary, self._folder = Event, Summary, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventFileWriter(str(folder), flush_secs=10)
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=resumed_step + 1, session_log=start))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        # One event for each step: one for each value would take a millisecond.
+        points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        with said_when_full(self._folder):
+            self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=points)))
+
+    def flush(self) -> None:
+        with said_when_full(self._folder):
+            self._writer.flush()
+
+    def close(self) -> None:
+        with said_when_full(self._folder):
+            self._writer.close()
+
+
+class WeightsAndBiases:
+    """One W&B run for each run folder, continued after a restart."""
+
+    def __init__(self, project: str, out: Path, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                f"tracking.wandb_project is {project}, but wandb is not installed; `pip install wandb`, or remove the key"
+            ) from None
+        identity = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+        name = "/".join(out.resolve().parts[-3:])
+        self._run = wandb.init(project=project, id=identity, name=name, resume="allow", config=dict(settings))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def flush(self) -> None:
+        """W&B sends in the background by itself."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def banner(
+    job: TrainJob,
+    batches: BatchSource,
+    parallel: Parallel,
+    step: int,
+    stop: int,
+    source: Path | None,
+    versions: Mapping[str, str],
+) -> str:
+    """The resolved configuration, one aligned line for each part; training begins with the checkpoint `source`."""
+    config, model = job.config, job.model
+    per_rank = batches.global_batch // parallel.data_parallel
+    tokens = batches.global_batch * batches.sequence_length
+    lines = {
+        "steps": f"{step:,} to {stop:,} of {batches.total_steps:,}, beginning with {source or 'new weights'}",
+        "model": f"{model.parameters():,} parameters: {_settings(model)}",
+        "batch": f"{batches.global_batch:,} x {batches.sequence_length:,} = {tokens:,} tokens; of a data-parallel rank "
+        f"{per_rank:,} sequences in {-(-per_rank // config.micro_batch)} micro-batches of at most {config.micro_batch}",
+        "devices": f"{parallel.ranks.size} x {parallel.device.type}, {str(parallel.precision).removeprefix('torch.')}; "
+        f"tensor parallel {parallel.tensor_parallel} x data parallel {parallel.data_parallel}",
+        "optimizer": f"AdamW: {_settings(config.optimizer)}",
+        "schedule": _schedule(config, batches.total_steps),
+        "checkpoints": f"every {config.save_interval_steps:,} steps"
+        + (f" or {config.save_interval_minutes:g} minutes" if config.save_interval_minutes else "")
+        + f", the last {config.keep_last} kept"
+        + (f", and steps {', '.join(f'{kept:,}' for kept in sorted(job.keep_steps))}" if job.keep_steps else ""),
+        "data": f"{_settings(batches.describe(min(step, batches.total_steps - 1)))}; "
+        f"{job.execution.data_workers} readers ahead",
+        "versions": _settings(versions),
+    }
+    return "\n".join([str(job.out), *(f"  {name:<12} {text}" for name, text in lines.items())])
+
+
+def step_line(row: Mapping[str, Any], stop_step: int) -> str:
+    """A step's line in the log, from its metrics."""
+    timing = row["timing"]
+    used = f", {timing['mfu']:.1%} MFU" if "mfu" in timing else ""
+    minutes, seconds = divmod(round(timing["left_s"]), 60)
+    return (
+        f"step {row['step']:,}/{stop_step:,}: loss {row['loss']:.4f}, gradient norm {row['grad_norm']:.3g}, "
+        f"lr {row['lr']:.3g}, {timing['tokens_per_second_per_device']:,.0f} tokens/s/device{used}, "
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+    )
+
+
+def _schedule(config: TrainConfig, total_steps: int) -> str:
+    schedule = config.schedule
+    text = f"{schedule.kind}: peak {config.optimizer.lr:g} after {warmup_steps(total_steps, schedule):,} steps"
+    if schedule.kind == "warmup-stable-decay":
+        text += f", falling from step {decay_start(total_steps, schedule):,}"
+    return f"{text} to {schedule.final_fraction:g} of it at step {total_steps:,}"
+
+
+def _settings(value: Any) -> str:
+    plain = msgspec.to_builtins(value)
+    return ", ".join(f"{name} {_plain(item)}" for name, item in plain.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} {_plain(item)}" for name, item in value.items()) + "}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
