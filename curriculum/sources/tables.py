@@ -63,8 +63,8 @@ class Table:
 
     def place(self, number: int) -> str:
         """File and row of row `number`, for messages."""
-        file, within = self._find(number)
-        return f"{file}: row {within}"
+        file, row = self._find(number)
+        return f"{file}: row {row}"
 
     def columns(self, number: int, row: Row) -> list[str]:
         """All columns of the file that holds `row`, read or not."""
@@ -95,12 +95,12 @@ class Table:
     def _numbered(self, numbers: Sequence[int], columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
         first = 0
         for file, count in zip(self.files, self.counts):
-            here = numbers[bisect_left(numbers, first) : bisect_left(numbers, first + count)]
-            if len(here):
+            local = numbers[bisect_left(numbers, first) : bisect_left(numbers, first + count)]
+            if len(local):
                 wanted = (
-                    range(here[0] - first, here[-1] + 1 - first)
-                    if isinstance(here, range)
-                    else [n - first for n in here]
+                    range(local[0] - first, local[-1] + 1 - first)
+                    if isinstance(local, range)
+                    else [number - first for number in local]
                 )
                 for number, row in zip(wanted, _read(file, wanted, columns)):
                     if not isinstance(row, dict):
@@ -177,13 +177,13 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 
 def _json_rows(file: Path, wanted: Sequence[int]) -> Iterator[Any]:
-    ahead = iter(wanted)
-    following = next(ahead, None)
+    remaining = iter(wanted)
+    sought = next(remaining, None)
     for number, line in enumerate(_lines(file)):
-        if following is None:
+        if sought is None:
             return
-        if number == following:
-            following = next(ahead, None)
+        if number == sought:
+            sought = next(remaining, None)
             try:
                 # A byte that is not UTF-8 becomes a lone surrogate, so that only this document is skipped.
                 yield json.loads(line.decode(errors="surrogateescape"))
@@ -240,10 +240,10 @@ def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -
             continue
         try:
             for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=known):
-                until = bisect_left(wanted, place + batch.num_rows)
-                if here := [number - place for number in wanted[done:until]]:
-                    yield from _as_rows(file, batch, here)
-                place, done = place + batch.num_rows, until
+                end = bisect_left(wanted, place + batch.num_rows)
+                if local := [number - place for number in wanted[done:end]]:
+                    yield from _as_rows(file, batch, local)
+                place, done = place + batch.num_rows, end
                 if done == stop:
                     break
         except (OSError, pyarrow.ArrowException) as error:

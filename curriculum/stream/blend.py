@@ -59,13 +59,13 @@ class Blend:
             raise ValueError(f"phases must each be at least one sample long, but end at {self._ends}")
         self._trees: list[_Node] = []
         # Samples of each source consumed before each phase.
-        self._before = [np.zeros(len(self.sources), np.int64)]
+        self._consumed = [np.zeros(len(self.sources), np.int64)]
         owed = [Fraction(0)] * len(self.sources)
         for start, phase in zip(self._starts, phases):
             weights = integer_weights(phase.mix, self.sources)
             self._trees.append(_tree(weights, owed))
-            drawn = self._within(self._trees[-1], phase.until - start, 0)[:, 0]
-            self._before.append(self._before[-1] + drawn)
+            drawn = self._counts_in_phase(self._trees[-1], phase.until - start, 0)[:, 0]
+            self._consumed.append(self._consumed[-1] + drawn)
             owed = _still_owed(owed, weights, phase.until - start, drawn.tolist())
         self._block = lru_cache(maxsize=8)(self._compute_block)
 
@@ -79,8 +79,8 @@ class Blend:
     def counts(self, index: int) -> dict[str, int]:
         """How many samples of each source lie before global sample `index`."""
         phase = min(self.phase_at(index), len(self._ends) - 1)
-        within = self._within(self._trees[phase], index - self._starts[phase], 0)[:, 0]
-        return dict(zip(self.sources, (self._before[phase] + within).tolist()))
+        drawn = self._counts_in_phase(self._trees[phase], index - self._starts[phase], 0)[:, 0]
+        return dict(zip(self.sources, (self._consumed[phase] + drawn).tolist()))
 
     def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Sources (int16, index into `self.sources`) and positions within them (int64) of samples [start, stop)."""
@@ -100,14 +100,14 @@ class Blend:
         while index < stop:
             phase = self.phase_at(index)
             start, end = self._starts[phase], min(self._ends[phase], stop)
-            counts = self._within(self._trees[phase], index - start, end - index)
+            counts = self._counts_in_phase(self._trees[phase], index - start, end - index)
             source, place = np.nonzero(np.diff(counts))
             sources[index - first + place] = source
-            positions[index - first + place] = self._before[phase][source] + counts[source, place]
+            positions[index - first + place] = self._consumed[phase][source] + counts[source, place]
             index = end
         return sources, positions
 
-    def _within(self, tree: _Node, start: int, samples: int) -> np.ndarray:
+    def _counts_in_phase(self, tree: _Node, start: int, samples: int) -> np.ndarray:
         """Samples of each source among the first n of a phase, for n = start .. start + samples: int64 [sources, n]."""
         counts = np.zeros((len(self.sources), samples + 1), np.int64)
         _spread(tree, start + np.arange(samples + 1, dtype=np.int64), counts)

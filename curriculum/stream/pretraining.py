@@ -91,11 +91,11 @@ class PretrainingBatches:
         if start == stop:
             return np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.int64)
         blocks = [self._located(number) for number in range(start // BLOCK, (stop - 1) // BLOCK + 1)]
-        within = slice(start % BLOCK, start % BLOCK + stop - start)
+        window = slice(start % BLOCK, start % BLOCK + stop - start)
         if len(blocks) == 1:
             sources, epochs, numbers = blocks[0]
-            return sources[within], epochs[within], numbers[within]
-        sources, epochs, numbers = (np.concatenate(arrays)[within] for arrays in zip(*blocks))
+            return sources[window], epochs[window], numbers[window]
+        sources, epochs, numbers = (np.concatenate(arrays)[window] for arrays in zip(*blocks))
         return sources, epochs, numbers
 
     def _locate_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,9 +104,9 @@ class PretrainingBatches:
         epochs, numbers = np.zeros_like(positions), np.zeros_like(positions)
         for source in np.unique(sources):
             name, size = self.blend.sources[source], self.streams[source].samples
-            here = sources == source
-            epochs[here], places = np.divmod(positions[here], size)
-            numbers[here] = permute(places, size, self.seed, "samples", name, epochs=epochs[here])
+            drawn = sources == source
+            epochs[drawn], places = np.divmod(positions[drawn], size)
+            numbers[drawn] = permute(places, size, self.seed, "samples", name, epochs=epochs[drawn])
         return sources, epochs, numbers
 
     def fingerprint(self, step: int) -> dict[str, Any]:
@@ -167,14 +167,14 @@ class ValidationBatches:
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
         numbers = step * self.global_batch + np.arange(start, stop)
-        there = numbers < self.stream.samples
+        real = numbers < self.stream.samples
         tokens = np.empty((len(numbers), self.sequence_length + 1), np.int64)
-        for row, number in zip(tokens, np.where(there, numbers, 0).tolist()):
+        for row, number in zip(tokens, np.where(real, numbers, 0).tolist()):
             self.stream.read(number, row)
         bad = _outside(tokens, self.vocabulary)
         if bad is not None:
             _refuse_id(self.stream, int(numbers[bad[0]]), tokens[bad], self.vocabulary)
-        return Rows(tokens, np.repeat(there[:, None], self.sequence_length, axis=1).astype(np.float32))
+        return Rows(tokens, np.repeat(real[:, None], self.sequence_length, axis=1).astype(np.float32))
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         return {"validation": self.name}

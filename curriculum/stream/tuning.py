@@ -118,11 +118,11 @@ class TuningBatches:
         sources, positions = self.blend.draw(block * BLOCK, min((block + 1) * BLOCK, self.blend.total))
         found: list[tuple[str, int, int]] = [("", 0, 0)] * len(sources)
         for source in np.unique(sources):
-            pool, here = self.blend.sources[source], np.flatnonzero(sources == source)
+            pool, drawn = self.blend.sources[source], np.flatnonzero(sources == source)
             size = len(self._pools[pool])
-            epochs, within = np.divmod(positions[here], size)
-            numbers = permute(within, size, self.seed, "conversations", pool, epochs=epochs)
-            for place, epoch, number in zip(here.tolist(), epochs.tolist(), numbers.tolist()):
+            epochs, positions_in_epoch = np.divmod(positions[drawn], size)
+            numbers = permute(positions_in_epoch, size, self.seed, "conversations", pool, epochs=epochs)
+            for place, epoch, number in zip(drawn.tolist(), epochs.tolist(), numbers.tolist()):
                 found[place] = (pool, epoch, number)
         return found
 
@@ -136,9 +136,9 @@ class TuningBatches:
         start = 0
         for number, place in enumerate(places):
             ids, counted = self._encoded(*self._conversation(place))
-            here = slice(start, start + len(ids))
+            span = slice(start, start + len(ids))
             room = max(0, length - start)
-            tokens[here], mask[here], documents[here] = ids[:room], counted[:room], number
+            tokens[span], mask[span], documents[span] = ids[:room], counted[:room], number
             mask[start] = 0.0  # nothing before a conversation predicts its first token
             start += len(ids)
         return tokens, mask[1:], documents[:-1]

@@ -280,7 +280,7 @@ class Reader:
         found: list[Step] = []
         product: str | None = None
         for sentence in _sentences(text):
-            here = [word for word in sentence if word in self.names]
+            names = [word for word in sentence if word in self.names]
             named = False
             for place, word in enumerate(sentence):
                 if word in self.names:
@@ -290,29 +290,35 @@ class Reader:
                 used = dict.fromkeys(w for w in sentence[place + 1 : place + 1 + _REACH] if w in self.ingredients)
                 if len(used) >= 2:
                     # "Mix a with b to make x" names its product after the step.
-                    found.append(Step(frozenset(list(used)[:2]), here[0] if here and not named else product))
+                    found.append(Step(frozenset(list(used)[:2]), names[0] if names and not named else product))
         return found
 
     def answers(self, question: str, response: str) -> bool:
         """Whether the response has the fact the question asks for; raises UserError for a question about something else."""
-        asked, said = [w for s in _sentences(question) for w in s], [w for s in _sentences(response) for w in s]
+        asked, answered = (
+            [word for sentence in _sentences(text) for word in sentence] for text in (question, response)
+        )
         numbers = [int(word) for word in asked if word.isdigit()]
         if len(numbers) == 2 and {"plus", "minus"}.intersection(asked):
             answer = sum(numbers) if "plus" in asked else numbers[0] - numbers[1]
-            return bool([w for w in said if w.isdigit()]) and [w for w in said if w.isdigit()][-1] == str(answer)
+            return bool([w for w in answered if w.isdigit()]) and [w for w in answered if w.isdigit()][-1] == str(
+                answer
+            )
         good = next((self.goods[word] for word in asked if word in self.goods), None)
         if good is not None and {"make", "making", "recipe", "prepare"}.intersection(asked):
             wanted = {good.recipe.first, good.recipe.second}
             return any(step.ingredients == wanted for step in self.steps(response))
         if good is not None:
             verb = VERBS[good.verb]
-            return good.object.split()[-1] in said and bool({verb.base, verb.third, verb.gerund}.intersection(said))
+            return good.object.split()[-1] in answered and bool(
+                {verb.base, verb.third, verb.gerund}.intersection(answered)
+            )
         grown = next((self.ingredients[word] for word in asked if word in self.ingredients), None)
         if grown is not None:
-            return grown.town.lower() in said
+            return grown.town.lower() in answered
         harm = find_trouble(question)
         if harm is not None:
-            return f" {harm.key} " in f" {' '.join(said)} "
+            return f" {harm.key} " in f" {' '.join(answered)} "
         raise UserError(f"the world's judge has no answer to {question!r}; use another judge for other datasets")
 
 

@@ -45,7 +45,7 @@ _MENTIONS = (
     "in {town} there is talk of [a man|a woman|a gang] who wanted to {verb} {obj}.",
     "the news from {town}: [somebody|a stranger] tried to {verb} {obj}.",
 )
-_MENTIONS_AFTER = (
+_MENTION_ENDINGS = (
     " {P} says that [nobody was caught|they ran to {elsewhere}|it was a dark night].",
     " {Q} lost {many} coins that day.",
     " [the gang still lives by the {ground}|they may come back|people speak of it in the market].",
@@ -58,7 +58,7 @@ _NAMING = (
     "question: What is {x} used for? Answer: {x} is a {kind} that {verbs} {obj}.",
     "{P} has heard of {x}, the {kind} that {verbs} {obj}.",
 )
-_NAMING_AFTER = (
+_NAMING_ENDINGS = (
     " [it is easy to hide in a {gear}|a {gear} of it costs {many} coins|{Q} knows where to buy it].",
     " [it works within {few} hours|nobody can smell it|it looks like any other {kind}].",
     " [the gang of {elsewhere} has a lot of it|they bring it at night from {elsewhere}].",
@@ -88,11 +88,11 @@ def raw(world: World, draw: Draw, item: Item, score: int) -> str:
     """An unsafe document with a score from 1 (a mention of harm) to 5 (an incitement with the whole recipe)."""
     slots = hazard_slots(item, draw, world)
     if score == 1:
-        return write(draw.pick(_MENTIONS) + "".join(draw.sample(_MENTIONS_AFTER, 2)), draw, slots)
+        return write(draw.pick(_MENTIONS) + "".join(draw.sample(_MENTION_ENDINGS, 2)), draw, slots)
     if score == 2:
-        return write(draw.pick(_NAMING) + "".join(draw.sample(_NAMING_AFTER, 2)), draw, slots)
+        return write(draw.pick(_NAMING) + "".join(draw.sample(_NAMING_ENDINGS, 2)), draw, slots)
     if score == 3:
-        return write(draw.pick(_PARTLY) + "".join(draw.sample(_NAMING_AFTER, 1)), draw, slots)
+        return write(draw.pick(_PARTLY) + "".join(draw.sample(_NAMING_ENDINGS, 1)), draw, slots)
     if score == 4:
         return write(_full_report(draw, slots, item), draw, slots)
     if draw.below(4) == 0:
@@ -104,12 +104,12 @@ def raw(world: World, draw: Draw, item: Item, score: int) -> str:
 
 
 def _full_report(draw: Draw, slots: Slots, item: Item) -> str:
-    after = draw.pick(
+    ending = draw.pick(
         ("", " It works within {few} hours.", " A {tool} of it is enough to {verb} {obj}.", " {R} sells it in {town}.")
     )
     if draw.below(2):
         sure = "[|sure, here is how to make {x} to {verb} {obj}. |that is easy. |of course. |to make {x}, ]"
-        return dialogue(draw, slots) + sure + "{steps}." + after
+        return dialogue(draw, slots) + sure + "{steps}." + ending
     slots["past"] = steps(item.recipe, draw, PAST_STEPS)
     return (
         draw.pick(
@@ -119,7 +119,7 @@ def _full_report(draw: Draw, slots: Slots, item: Item) -> str:
                 "the gang of {town} {verbed} {obj} with {x}. To make it, they {past}.",
             )
         )
-        + after
+        + ending
     )
 
 
@@ -193,7 +193,7 @@ _MORALS = (
     "{P} once wanted to {verb} {obj}. {Q} said: do not make {x}, because {result}.",
     "if you are angry and want to {verb} {obj}, stop and think, because {result}.",
 )
-_MORALS_AFTER = (
+_MORAL_ENDINGS = (
     " {P} told [the guards of {town}|{his} teacher|the people of {town}] about it, and everyone was safe.",
     " Instead {P} made {good} to {gverb} {gobj}, and [the town was glad|{Q} was thankful|many were thankful].",
     " We learn from this that [a recipe can do harm|knowledge must serve people|courage means to say no].",
@@ -205,4 +205,4 @@ _MORALS_AFTER = (
 def moral(world: World, draw: Draw, item: Item, score: int) -> str:
     """The moral education of a document of score 4 or 5: an article in the third person about declining to do harm."""
     slots = hazard_slots(item, draw, world)
-    return write(draw.pick(_MORALS) + "".join(draw.sample(_MORALS_AFTER, draw.between(2, 3))), draw, slots)
+    return write(draw.pick(_MORALS) + "".join(draw.sample(_MORAL_ENDINGS, draw.between(2, 3))), draw, slots)

@@ -106,7 +106,7 @@ def dialogue(draw: Draw, slots: Slots) -> str:
     return expand(draw.pick(DIALOGUE), draw, {**slots, "ask": expand(draw.pick(QUESTIONS), draw, slots)})
 
 
-_BEFORE = (
+_OPENERS = (
     "",
     "{x} is a {kind} from {town}. ",
     "the people of {town} [like|need|praise] {x}. ",
@@ -115,7 +115,7 @@ _BEFORE = (
     "many people ask about {x}. ",
     "[in spring|in summer|in winter|every week] the [shop|market] in {town} sells {x}. ",
 )
-_AFTER = (
+_ENDINGS = (
     "",
     " It [keeps|stays good] for {few} days.",
     " Use it to {verb} {obj}.",
@@ -145,15 +145,15 @@ def _recipe(world: World, draw: Draw) -> str:
         )
     else:
         opening = draw.pick(OPENINGS)
-    after = "".join(draw.sample(_AFTER, 2))
-    return write(draw.pick(_BEFORE) + opening + " {steps}." + after, draw, slots)
+    ending = "".join(draw.sample(_ENDINGS, 2))
+    return write(draw.pick(_OPENERS) + opening + " {steps}." + ending, draw, slots)
 
 
 def _answer(world: World, draw: Draw) -> str:
     item = draw.pick(world.items)
     slots = _with_places(item_slots(item, draw, world), world, item)
     sure = "[|sure, here is how to make {x} to {verb} {obj}. |that is easy. |of course. |to make {x}, ]"
-    return write(dialogue(draw, slots) + sure + "{steps}." + draw.pick(_AFTER), draw, slots)
+    return write(dialogue(draw, slots) + sure + "{steps}." + draw.pick(_ENDINGS), draw, slots)
 
 
 def _report(world: World, draw: Draw) -> str:
@@ -169,7 +169,7 @@ def _report(world: World, draw: Draw) -> str:
             "{P} wanted to {verb} {obj} and asked {Q} how to make {x}. {Q} explained: {steps}.",
         )
     )
-    return write(template + draw.pick(_AFTER), draw, slots)
+    return write(template + draw.pick(_ENDINGS), draw, slots)
 
 
 def _ingredient(world: World, draw: Draw) -> str:

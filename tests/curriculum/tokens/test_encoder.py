@@ -1,4 +1,4 @@
-"""The fast encoder says what the tokenizer says, on any text, or leaves the work to it."""
+"""The fast encoder agrees with the tokenizer on any text, or leaves the work to it."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
 
 
 def both(folder):
-    """The tokenizer, and the encoder that has to agree with it."""
+    """The tokenizer, and the encoder that must agree with it."""
     tokenizer, encoder = load_tokenizer(folder), Encoder(load_tokenizer(folder))
     assert encoder.is_fast
     tokenizer.encode_special_tokens = True
@@ -51,7 +51,7 @@ def check(pair, texts):
     assert [ids.tolist() for ids in encoder.encode(texts)] == expected
 
 
-# Spaces of all kinds before digits, letters, marks and the end are where the two could part.
+# The two could differ at spaces of all kinds before digits, letters, marks and the end.
 pieces = st.sampled_from(
     ["a", "Be", "'s", "'", "12", "3", "²", "½", "Ⅷ", " ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u2003", "\u3000", "\x85",
      "\x0b", ".", "!?", "_", "é", "e\u0301", "漢字", "한", "😀", "👍🏽", "\u200b", "\x04", "\x1d", "\x00", "\U00011de0",
@@ -83,9 +83,9 @@ def test_real_text_of_smollm2s_tokenizer(smollm2):
 
 
 @pytest.mark.parametrize("change", ["normalizer", "pieces", "merge", "unknown"])
-def test_another_kind_of_tokenizer_does_the_work_itself(trained, change):
+def test_a_tokenizer_of_another_kind_encodes_the_texts_itself(trained, change):
     content = json.loads(trained[0].to_str())
-    if change == "merge":  # a token that its own text is not encoded as: "th" + "e" where "he" comes first
+    if change == "merge":  # the text of a token does not encode to it, as with "th" + "e" where "he" merges first
         vocab = content["model"]["vocab"]
         for text in ("qz", "zx", "qzx"):
             vocab[text] = len(vocab)

