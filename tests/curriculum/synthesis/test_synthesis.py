@@ -16,8 +16,8 @@ from fake_endpoint import PASSING, FakeEndpoint
 from synthesizing import KEY, command, files_of, numbered, rows_of, summary, synthesize, write_documents
 
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.synthesis.plan import parse_part, slurm_part
-from curricula.curriculum.synthesis.replies import Lines
+from curricula.curriculum.synthesis.files import Lines
+from curricula.curriculum.synthesis.shard import parse_shard, slurm_shard
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError, UserError
 
@@ -129,9 +129,9 @@ def test_a_refusal_that_repeats_the_key_is_written_without_it(tmp_path, fake, ca
     ("every", "said"),
     [
         ("unknown_model", "knows no model 'fake' at this address"),
-        ("always_500", "1[6-9] documents in a row came to nothing, the last with: .* status 500"),
-        ("too_long", "1[6-9] documents in a row came to nothing, the last with: status 400"),
-        ("prose", "1[6-9] documents in a row came to nothing, the last with: the reply holds no verdict"),
+        ("always_500", "1[6-9] documents in a row failed, the last with: .* status 500"),
+        ("too_long", "1[6-9] documents in a row failed, the last with: status 400"),
+        ("prose", "1[6-9] documents in a row failed, the last with: the reply holds no verdict"),
     ],
 )
 def test_a_server_at_fault_ends_the_run_and_makes_no_dead_letters(tmp_path, fake, capsys, every, said):
@@ -148,7 +148,7 @@ def test_a_server_at_fault_ends_the_run_and_makes_no_dead_letters(tmp_path, fake
 def test_a_server_that_dies_midway_ends_the_run_and_its_documents_are_asked_again_later(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(60))
     fake.every, fake.every_from = "always_500", 30
-    with pytest.raises(UserError, match="1[6-9] documents in a row .* the same command goes on"):
+    with pytest.raises(UserError, match="1[6-9] documents in a row failed, .* run the same command again"):
         synthesize("score", source, tmp_path / "out", fake.url, "--retries", 1)
     assert len(rows_of(tmp_path / "out", "log/score/part-?????-of-?????.jsonl")) == 29
     assert not list(tmp_path.glob("out/log/score/*.dead.jsonl")) and not list(tmp_path.glob("out/score_*/part-*"))
@@ -242,16 +242,16 @@ def test_a_part_whose_tables_did_not_all_appear_is_not_complete(tmp_path, fake, 
 
 
 def test_a_part_is_the_task_of_the_slurm_array():
-    assert slurm_part({}) == (0, 1)
+    assert slurm_shard({}) == (0, 1)
     array = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "5"}
-    assert slurm_part(array) == (2, 4)
-    assert slurm_part(array | {"SLURM_ARRAY_TASK_ID": "11", "SLURM_ARRAY_TASK_STEP": "2"}) == (3, 4)
+    assert slurm_shard(array) == (2, 4)
+    assert slurm_shard(array | {"SLURM_ARRAY_TASK_ID": "11", "SLURM_ARRAY_TASK_STEP": "2"}) == (3, 4)
     with pytest.raises(UsageError, match="--part I/N"):
-        slurm_part(array | {"SLURM_ARRAY_TASK_ID": "11"})
-    assert parse_part("3/64") == (3, 64)
+        slurm_shard(array | {"SLURM_ARRAY_TASK_ID": "11"})
+    assert parse_shard("3/64") == (3, 64)
     for words in ("3", "4/4", "-1/4", "a/b", "1/0"):
         with pytest.raises(UsageError, match="--part"):
-            parse_part(words)
+            parse_shard(words)
 
 
 def test_one_output_has_one_set_of_settings(tmp_path, fake):
@@ -433,7 +433,7 @@ def test_a_damaged_log_is_named(tmp_path, fake, damage):
     lines = log.read_bytes().splitlines()
     lines[1] = damage(json.loads(lines[1]))
     log.write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.raises(UserError, match="00001.jsonl: line 2 is no row of this log; remove that line and go on"):
+    with pytest.raises(UserError, match="00001.jsonl: line 2 is no row of this log; remove that line and run"):
         synthesize("score", source, tmp_path / "out", fake.url)
     log.write_bytes(b"\n".join([lines[0], *lines[2:]]) + b"\n")
     synthesize("score", source, tmp_path / "out", fake.url)
@@ -453,8 +453,8 @@ def test_damaged_settings_are_named(tmp_path, fake):
 
 def test_the_log_is_read_once_for_the_estimate_once_before_and_once_after_the_work(tmp_path, fake, monkeypatch):
     source = write_documents(tmp_path / "web.jsonl", numbered(3))
-    read, lines_of = [], Lines.of
-    monkeypatch.setattr(Lines, "of", lambda path, *more: read.append(path.name) or lines_of(path, *more))
+    read, scan = [], Lines.scan
+    monkeypatch.setattr(Lines, "scan", lambda path, *more: read.append(path.name) or scan(path, *more))
     for times in (3, 2):  # the second time there is no work
         read.clear()
         synthesize("score", source, tmp_path / "out", fake.url)
@@ -462,6 +462,6 @@ def test_the_log_is_read_once_for_the_estimate_once_before_and_once_after_the_wo
 
 
 def test_without_a_local_classifier_no_torch_is_loaded():
-    modules = ", ".join(f"curricula.curriculum.synthesis.{name}" for name in ("run", "classifier", "inputs", "output"))
+    modules = ", ".join(f"curricula.curriculum.synthesis.{name}" for name in ("run", "classifier", "inputs", "files"))
     code = f"import sys, {modules}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

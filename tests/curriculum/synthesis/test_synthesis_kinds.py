@@ -9,8 +9,9 @@ import pytest
 from fake_endpoint import FakeEndpoint
 from synthesizing import KEY, numbered, rows_of, summary, synthesize, write_documents
 
+from curricula.asking import Unreadable
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.synthesis.kinds import KINDS, Unreadable, pieces, read_dialogue, read_verdict
+from curricula.curriculum.synthesis.kinds import KINDS, pieces, read_dialogue, read_verdict
 from curricula.curriculum.synthesis.prompts import STYLES
 from curricula.errors import UserError
 
@@ -61,7 +62,7 @@ def test_a_failing_classifier_costs_no_reply_of_the_model(tmp_path, fake, capsys
 def test_a_classifier_with_other_classes_is_refused(tmp_path, fake):
     fake.class_count = 2
     source = write_documents(tmp_path / "web.jsonl", numbered(2))
-    with pytest.raises(UserError, match="has 2 classes, where the 6 scores 0 to 5 are needed"):
+    with pytest.raises(UserError, match="has 2 classes instead of the 6 scores 0 to 5"):
         synthesize("score", source, tmp_path / "out", fake.url, "--classifier", fake.root)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curricula.congestion import DECREASE, CongestionWindow
+from curricula.endpoint import DECREASE, CongestionWindow
 
 
 async def request(window: CongestionWindow, turned_away: bool | None, seconds: float = 0.001) -> int:
