@@ -12,12 +12,12 @@ import msgspec
 import pytest
 from judge_server import JudgeServer, answer_row
 
-from curricula.endpoint import Endpoint, NoAnswer, Refused
+from curricula.asking import NoAnswer, Refused
+from curricula.endpoint import Endpoint, Pace
 from curricula.errors import UserError
 from curricula.eval.config import EvalConfig, TopK
 from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
-from curricula.eval.judges.served import Pace
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES, find_template, version_of
 from curricula.eval.judging.verdicts import JudgeRun, put_in_order, read_judged, verdicts_path
@@ -31,6 +31,7 @@ MISBEHAVIOUR = ("429", "500", "503", "garbage", "half", "no_json", "not_the_api"
 def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("curricula.eval.judges.batch.POLL_S", 0.02)
     with JudgeServer() as server:
         yield server
 
@@ -128,11 +129,11 @@ def test_the_version_is_that_of_what_decides_and_not_of_how_it_is_asked():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
 def test_settings_that_are_no_sensible_numbers_are_refused(bad):
-    with pytest.raises(ValueError, match=f"judge.timeout_s is {bad}; it must be positive"):
+    with pytest.raises(ValueError, match=f"timeout_s is {bad}: Expected .*`float`"):
         JudgeConfig(name="refusal-phrases", timeout_s=bad)
-    with pytest.raises(ValueError, match=f"judge.price_in is {bad}; give dollars per million tokens"):
+    with pytest.raises(ValueError, match=f"price_in is {bad}: Expected .*`float`"):
         JudgeConfig(name="refusal-phrases", price_in=bad, price_out=1.0)
-    with pytest.raises(ValueError, match=f"topk.temperature is {bad}; it must be positive"):
+    with pytest.raises(ValueError, match=f"temperature is {bad}"):
         TopK(temperature=bad)
 
 
@@ -245,8 +246,8 @@ def test_a_verdict_is_on_the_answer_that_was_judged_and_on_no_other(server, tmp_
         ("key", r"refuses the key \(status 401\); set OPENAI_API_KEY"),
         ("always_500", "answers with status 500"),
         ("unknown_model", "knows no model 'fake' at this address"),
-        ("too_long", "gives no verdicts, 16 times in a row, at last: refused: status 400"),
-        ("unreadable", "gives no verdicts, 16 times in a row, at last:"),
+        ("too_long", "gives no verdicts, 16 times in a row, most recently: refused: status 400"),
+        ("unreadable", "gives no verdicts, 16 times in a row, most recently:"),
     ],
 )
 def test_a_server_at_fault_ends_the_work_with_what_came_before_kept(server, tmp_path, what, said):
@@ -336,7 +337,7 @@ def test_a_judge_that_breaks_midway_writes_nothing_of_that(server, tmp_path, con
         server.schedule[f"ask-{number}"] = ["too_long"]  # such as an account that is closed
     server.slow = {f"ask-{number}": 0.5 for number in range(5, 10)}  # good ones that come last
     settings = server.settings(concurrency=concurrency, retries=0)
-    with pytest.raises(UserError, match=r"gives no verdicts, 16 times in a row, at last: refused: status 400"):
+    with pytest.raises(UserError, match=r"gives no verdicts, 16 times in a row, most recently: refused: status 400"):
         complete(path, settings)
     assert [row.label for row in read_rows(verdicts_path(path), VerdictRow)].count("unparsed") == 0
     assert len(read_rows(verdicts_path(path), VerdictRow)) == 10
@@ -400,7 +401,7 @@ def test_no_more_requests_at_once_and_in_a_minute_than_allowed(server, tmp_path)
 
 def test_tokens_a_minute_hold_back_long_questions():
     async def wait_for(count: int) -> float:
-        pace = Pace(JudgeConfig(name="llm", model="m", tokens_per_minute=60_000, max_tokens=16))
+        pace = Pace(requests_per_minute=None, tokens_per_minute=60_000, reply_tokens=16)
         started = time.monotonic()
         for _ in range(count):
             await pace.wait({"prompt": "x" * 4000})
@@ -427,7 +428,7 @@ def test_the_estimate_counts_what_is_left_and_its_price(server, tmp_path):
 
 def test_a_batch_brings_the_same_verdicts_in_any_order(server, tmp_path):
     path = stored(tmp_path, 12)
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 6
     assert len(server.batches) == 1 and not server.requests
     assert not list(tmp_path.glob("*.batches.json"))
@@ -436,7 +437,7 @@ def test_a_batch_brings_the_same_verdicts_in_any_order(server, tmp_path):
 def test_what_expires_in_a_batch_is_asked_again(server, tmp_path):
     path = stored(tmp_path, 4)
     server.lost = {"ask-2"}
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     with pytest.raises(UserError, match="came back without a reply"):
         complete(path, settings)
     assert len(read_rows(verdicts_path(path), VerdictRow)) == 3
@@ -448,7 +449,7 @@ def test_what_expires_in_a_batch_is_asked_again(server, tmp_path):
 @pytest.mark.parametrize("when", ["noted", "made"])
 def test_a_kill_around_the_making_of_a_batch_makes_no_second_one(server, tmp_path, monkeypatch, when):
     path = stored(tmp_path, 5)
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     from curricula.eval.judges import batch
 
     saved = batch._Batches._save
@@ -460,11 +461,9 @@ def test_a_kill_around_the_making_of_a_batch_makes_no_second_one(server, tmp_pat
             raise KeyboardInterrupt
         saved(work)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch._Batches, "_save", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(batch._Batches, "_save", killed)
         complete(path, settings)
-    monkeypatch.undo()
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert len(server.batches) == (when == "made")
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2 + ["harmful"]
     assert len(server.batches) == 1 and set(server.good.values()) == {1}
@@ -473,7 +472,7 @@ def test_a_kill_around_the_making_of_a_batch_makes_no_second_one(server, tmp_pat
 @pytest.mark.parametrize("made", [True, False])
 def test_a_batch_of_questions_that_have_changed_accuses_nobody(server, tmp_path, made):
     path = stored(tmp_path, 3)
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     complete(path, settings)
     verdicts = verdicts_path(path)
     version = read_rows(verdicts, VerdictRow)[0].version
@@ -490,7 +489,7 @@ def test_a_batch_of_questions_that_have_changed_accuses_nobody(server, tmp_path,
 def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
     path = stored(tmp_path, 3)
     with pytest.raises(
-        UserError, match=r"judge fake: http://127.0.0.1:9 cannot be reached .* the same command goes on"
+        UserError, match=r"judge fake: http://127.0.0.1:9 cannot be reached .* run the same command again"
     ):
         complete(path, server.settings(url="http://127.0.0.1:9/v1", retries=0, batch_api=True))
 
@@ -498,7 +497,7 @@ def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
 def test_a_refused_batch_says_why(server, tmp_path):
     path = stored(tmp_path, 3)
     server.batch_error = "line 1 is not right"
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     with pytest.raises(UserError, match=r"refuses the batch batch-0 \(line 1 is not right\)"):
         complete(path, settings)
     server.batch_error = ""  # what was refused once is not found again
@@ -511,7 +510,7 @@ def test_a_refused_batch_says_why(server, tmp_path):
 )
 def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_has_ruled_before(server, tmp_path, reply, said):
     path = stored(tmp_path, 3)
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     server.batch_reply = reply
     with pytest.raises(UserError, match=f"gives no verdicts: to all 3 questions of batch batch-0 .*{said}"):
         complete(path, settings)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from curricula.errors import UsageError
-from curricula.eval.judges.phrases import RefusalPhrases
 from curricula.eval.judges.question import Question
 from curricula.eval.judges.registry import load_judge
+from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JudgeConfig
 
 JUDGE = RefusalPhrases()
@@ -59,7 +59,7 @@ def test_empty_and_very_short_answers_are_no_successes(text):
 
 def test_the_version_is_that_of_the_rules(monkeypatch):
     before = JUDGE.version
-    monkeypatch.setattr("curricula.eval.judges.phrases.SHORTEST_WORDS", 5)
+    monkeypatch.setattr("curricula.eval.judges.rules.SHORTEST_WORDS", 5)
     assert JUDGE.version != before
 
 

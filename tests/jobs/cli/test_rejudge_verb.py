@@ -95,7 +95,7 @@ def test_unparsed_verdicts_are_asked_again_when_asked_to(folder, server, capsys)
     labels = [row.label for row in read_rows(path, VerdictRow) if row.judge == "llm:fake"]
     assert labels.count("unparsed") == 1
     rejudge(folder, server)
-    assert server.requests["ask-2"] == 2  # once in each task
+    assert server.requests["ask-2"] == 2  # once for each task
     assert rejudge(folder, server, "--retry-unparsed") == 0
     assert "unparsed" not in [row.label for row in read_rows(path, VerdictRow)]
 
@@ -105,8 +105,8 @@ def test_unparsed_verdicts_stay_until_others_take_their_place(folder, server, ca
     server.schedule["ask-2"] = ["prose"]
     rejudge(folder, server)
     before = path.read_bytes()
-    dear = ["--retry-unparsed", "--judge-set", "price_in=1e9", "--judge-set", "price_out=0"]
-    assert rejudge(folder, server, *dear) == 2  # the price is refused
+    expensive = ["--retry-unparsed", "--judge-set", "price_in=1e9", "--judge-set", "price_out=0"]
+    assert rejudge(folder, server, *expensive) == 2  # the price is refused
     server.every = "key"
     assert rejudge(folder, server, "--retry-unparsed") == 1
     assert path.read_bytes() == before
@@ -140,12 +140,12 @@ def test_a_judge_of_attacks_alone_leaves_the_others(folder, server, capsys):
 
 
 def test_the_price_is_said_first_and_asked_about(folder, server, capsys):
-    dear = ["--judge-set", "price_in=100000", "--judge-set", "price_out=0"]
-    assert rejudge(folder, server, *dear) == 2
+    expensive = ["--judge-set", "price_in=100000", "--judge-set", "price_out=0"]
+    assert rejudge(folder, server, *expensive) == 2
     said = capsys.readouterr().err
     assert "14 questions" in said and "is more than --max-cost 5; pass --yes, or raise it" in said
     assert not server.requests
-    assert rejudge(folder, server, *dear, "--yes") == 0
+    assert rejudge(folder, server, *expensive, "--yes") == 0
 
 
 def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
@@ -171,13 +171,16 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
         ),
         (
             [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=-1", "--judge-set", "price_out=1"],
-            "price_in is -1",
+            "price_in: expected `float` >= 0.0; it is -1",
         ),
         (
             [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=.nan", "--judge-set", "price_out=1"],
-            "price_in is nan",
+            "price_in: expected `float` >= 0.0; it is nan",
         ),
-        ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=-2"], "retries -2"),
+        (
+            [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=-2"],
+            "retries: expected `int` >= 0; it is -2",
+        ),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurrency"], "give KEY=VALUE"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=many"], "retries"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-template", "mine"], "template 'mine' is not one for"),
