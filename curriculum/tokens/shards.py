@@ -30,7 +30,7 @@ from curricula.curriculum.tokens.indexed import Shard, write_shard
 from curricula.curriculum.tokens.speakers import name_speakers
 from curricula.curriculum.tokens.tags import insert_tags
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
-from curricula.durable import read_json, said_when_full, write_json
+from curricula.durable import disk_full_explained, read_json, write_json
 from curricula.errors import UserError
 from curricula.progress import Progress, silent
 
@@ -85,7 +85,7 @@ def tokenize_shard(job: TokenizeJob, name: str, progress: Progress = silent) -> 
         total = stop - start - len(kept)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     spool = prefix.with_name(f".{name}.spool")  # the documents in the order they are read
-    with said_when_full(spool):
+    with disk_full_explained(spool):
         try:
             with open(spool, "w+b") as file:
                 _write(job, prefix, tokenizer, chosen, total, file, inputs, progress)

@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from curricula.durable import read_jsonl, said_when_full, write_text
+from curricula.durable import disk_full_explained, read_jsonl, write_text
 from curricula.errors import UserError
 
 
@@ -35,7 +35,7 @@ class MetricsFile:
 
     def write(self, row: dict[str, Any]) -> None:
         """Hand a line to the operating system: it survives this process, and a power cut from the next `sync` on."""
-        with said_when_full(self._path):
+        with disk_full_explained(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         if "validation" in row:
@@ -46,7 +46,7 @@ class MetricsFile:
         return step in self._validated
 
     def sync(self) -> None:
-        with said_when_full(self._path):
+        with disk_full_explained(self._path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from curricula.durable import said_when_full
+from curricula.durable import disk_full_explained
 from curricula.errors import UserError
 from curricula.settings import Settings
 
@@ -76,15 +76,15 @@ class TensorBoard:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         # One event a step: one for each value would take a millisecond.
         points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        with said_when_full(self._folder):
+        with disk_full_explained(self._folder):
             self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=points)))
 
     def flush(self) -> None:
-        with said_when_full(self._folder):
+        with disk_full_explained(self._folder):
             self._writer.flush()
 
     def close(self) -> None:
-        with said_when_full(self._folder):
+        with disk_full_explained(self._folder):
             self._writer.close()
 
 
