@@ -1,4 +1,4 @@
-"""Scoring and synthesis against a real server that misbehaves: nothing is lost, nothing is asked twice, no key is shown."""
+"""Synthesis against a real server that misbehaves: nothing is lost, nothing is asked twice, no key is shown."""
 
 from __future__ import annotations
 
@@ -69,36 +69,40 @@ def test_whatever_the_server_does_every_document_ends_done_or_dead_and_no_good_r
     assert fake.requests == asked, "what is done or dead is not asked again"
 
 
-def test_killed_at_any_moment_a_run_goes_on_asks_nothing_again_and_ends_with_the_same_tables(tmp_path, capsys):
+def test_a_run_killed_at_any_moment_continues_asks_nothing_again_and_ends_with_the_same_tables(tmp_path, capsys):
     rng = random.Random(2)
     source = write_documents(tmp_path / "web.jsonl", numbered(120))
     with FakeEndpoint(delay_s=0.05) as fake:
         synthesize("rephrase", source, tmp_path / "whole", fake.url, "--concurrency", 32)
     with FakeEndpoint(delay_s=0.12) as fake:
-        words = command("rephrase", source, tmp_path / "out", fake.url, "--concurrency", 4)
+        args = command("rephrase", source, tmp_path / "out", fake.url, "--concurrency", 4)
         log = tmp_path / "out/log/train/part-00000-of-00001.jsonl"
         kept = [0]
-        for goes_on in (False, True, True):  # killed before anything is safe, perhaps, and then after more is
+        for waits in (
+            False,
+            True,
+            True,
+        ):  # the first kill may come before anything is on the disk, the others after more is
             durable = {f"doc-{row['number']}" for row in read_jsonl(log)}
-            before = fake.requests.copy()
-            run = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            asked = fake.requests.copy()
+            run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             deadline = time.monotonic() + 20
-            while fake.requests == before or (goes_on and len(read_jsonl(log)) == kept[-1]):
+            while fake.requests == asked or (waits and len(read_jsonl(log)) == kept[-1]):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             time.sleep(rng.uniform(0.0, 0.3))
             run.kill()
             run.communicate()
-            assert all(fake.requests[name] == before[name] for name in durable)
-            assert not list((tmp_path / "out").glob("train/part-*")), "no table before the part is complete"
+            assert all(fake.requests[name] == asked[name] for name in durable)
+            assert not list((tmp_path / "out").glob("train/part-*")), "no table before the shard is complete"
             kept.append(len(read_jsonl(log)))
         assert kept[1] < kept[2] < kept[3] < 120
         with open(log, "ab") as file:
             file.write(b'{"number": 119, "id": "web/119", "te')  # as a kill inside a write leaves it
-        durable, before = {f"doc-{row['number']}" for row in read_jsonl(log)}, fake.requests.copy()
+        durable, asked = {f"doc-{row['number']}" for row in read_jsonl(log)}, fake.requests.copy()
         fake.delay_s = 0.01
-        assert subprocess.run([*COMMAND, *words], capture_output=True).returncode == 0
-        assert all(fake.requests[name] == before[name] for name in durable)
+        assert subprocess.run([*COMMAND, *args], capture_output=True).returncode == 0
+        assert all(fake.requests[name] == asked[name] for name in durable)
     assert files_of(tmp_path / "out", "train/*") == files_of(tmp_path / "whole", "train/*")
 
 
@@ -106,8 +110,8 @@ def test_a_wrong_key_stops_at_once_and_is_shown_nowhere(tmp_path, fake):
     fake.schedule["doc-5"] = ["key"]
     source = write_documents(tmp_path / "web.jsonl", numbered(300))
     fake.schedule["doc-1"] = ["too_long"]
-    words = command("score", source, tmp_path / "out", fake.url)
-    ran = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
+    args = command("score", source, tmp_path / "out", fake.url)
+    ran = subprocess.run([*COMMAND, *args], capture_output=True, text=True)
     assert ran.returncode == 1
     assert ran.stderr.splitlines()[-1] == (
         f"curricula: {fake.root} refuses the key (status 401); set OPENAI_API_KEY to one that it takes"
@@ -157,7 +161,7 @@ def test_a_server_that_dies_midway_ends_the_run_and_its_documents_are_asked_agai
     assert set(fake.good.values()) == {1}
 
 
-def test_a_short_outage_makes_no_dead_letters_but_a_document_that_twice_gets_no_reply_is_one(tmp_path, fake, capsys):
+def test_a_short_outage_makes_no_dead_letters_but_two_requests_without_a_reply_make_one(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(40))
     for number in range(30):
         fake.schedule[f"doc-{number}"] = ["500"]
@@ -176,22 +180,22 @@ def test_when_a_later_piece_gets_no_reply_the_earlier_ones_are_not_asked_about_a
     source = write_documents(tmp_path / "web.jsonl", ["doc-0 " + "word " * 40 + "doc-0 end", "doc-1"])
     fake.scores = {"doc": 2}
     fake.schedule["doc-0"] = ["good", "500"]
-    words = ("score", source, tmp_path / "out", fake.url, "--retries", 0, "--piece-characters", 150)
-    assert summary(capsys, *words)["done"] == 2
+    args = ("score", source, tmp_path / "out", fake.url, "--retries", 0, "--piece-characters", 150)
+    assert summary(capsys, *args)["done"] == 2
     assert fake.requests["doc-0"] == 3 and fake.good["doc-0"] == 2
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path, capsys):
+def test_a_server_that_cannot_be_reached_is_named(tmp_path, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(2))
     with pytest.raises(UserError, match=r"http://127.0.0.1:9 cannot be reached"):
         synthesize("score", source, tmp_path / "out", "http://user:hidden@127.0.0.1:9/v1", "--retries", 0)
     assert "hidden" not in capsys.readouterr().err
 
 
-# Parts
+# Shards
 
 
-def test_parts_together_are_the_whole(tmp_path, fake, capsys):
+def test_shards_together_are_the_whole(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(23))
     synthesize("refuse", source, tmp_path / "whole", fake.url)
     for part in (2, 0, 4, 1, 3):
@@ -201,7 +205,7 @@ def test_parts_together_are_the_whole(tmp_path, fake, capsys):
     assert all(count == 2 for count in fake.requests.values())
 
 
-def test_until_all_parts_are_complete_the_tables_are_marked_and_not_read(tmp_path, fake, capsys):
+def test_until_all_shards_are_complete_the_tables_are_marked_and_not_read(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(12))
     out = tmp_path / "fineweb_annotated"
     marks = [out / f"score_{score}/.unfinished.json" for score in range(6)]
@@ -222,7 +226,7 @@ def test_until_all_parts_are_complete_the_tables_are_marked_and_not_read(tmp_pat
     assert not marks[3].exists()
 
 
-def test_a_part_whose_tables_did_not_all_appear_is_not_complete(tmp_path, fake, capsys, monkeypatch):
+def test_a_shard_whose_tables_did_not_all_appear_is_not_complete(tmp_path, fake, capsys, monkeypatch):
     source = write_documents(tmp_path / "web.jsonl", numbered(12))
     replace, appeared = os.replace, []
 
@@ -241,7 +245,7 @@ def test_a_part_whose_tables_did_not_all_appear_is_not_complete(tmp_path, fake, 
         assert said["parts_complete"] == complete
 
 
-def test_a_part_is_the_task_of_the_slurm_array():
+def test_a_shard_is_a_task_of_the_slurm_array():
     assert slurm_shard({}) == (0, 1)
     array = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "5"}
     assert slurm_shard(array) == (2, 4)
@@ -249,9 +253,9 @@ def test_a_part_is_the_task_of_the_slurm_array():
     with pytest.raises(UsageError, match="--part I/N"):
         slurm_shard(array | {"SLURM_ARRAY_TASK_ID": "11"})
     assert parse_shard("3/64") == (3, 64)
-    for words in ("3", "4/4", "-1/4", "a/b", "1/0"):
+    for args in ("3", "4/4", "-1/4", "a/b", "1/0"):
         with pytest.raises(UsageError, match="--part"):
-            parse_shard(words)
+            parse_shard(args)
 
 
 def test_one_output_has_one_set_of_settings(tmp_path, fake):
@@ -267,7 +271,7 @@ def test_one_output_has_one_set_of_settings(tmp_path, fake):
             synthesize("rephrase", source, tmp_path / "out", fake.url, *more)
 
 
-def test_two_runs_of_one_part_do_not_meet(tmp_path, fake):
+def test_two_runs_of_one_shard_exclude_each_other(tmp_path, fake):
     from curricula.durable import exclusive_lock
 
     source = write_documents(tmp_path / "web.jsonl", numbered(4))
@@ -286,7 +290,7 @@ def test_changed_documents_under_an_old_log_are_refused(tmp_path, fake):
 
 
 def test_changed_texts_without_ids_are_refused_before_anything_is_asked(tmp_path, fake):
-    source, words = tmp_path / "web.jsonl", ("score", tmp_path / "web.jsonl", tmp_path / "out", fake.url)
+    source, args = tmp_path / "web.jsonl", ("score", tmp_path / "web.jsonl", tmp_path / "out", fake.url)
     texts = [f"This is doc-{number}." for number in range(40)]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     old, new = source.read_text(), source.read_text().replace("This is", "Here comes")
@@ -295,16 +299,16 @@ def test_changed_texts_without_ids_are_refused_before_anything_is_asked(tmp_path
     )
     fake.every, fake.every_from = "key", 21
     with pytest.raises(UserError, match="refuses the key"):
-        synthesize(*words)
+        synthesize(*args)
     fake.every = None
     for _ in ("some replies are there", "all are"):
         asked = fake.requests.copy()
         source.write_text(new)
         with pytest.raises(UserError, match=refusal):
-            synthesize(*words)
+            synthesize(*args)
         assert fake.requests == asked
         source.write_text(old)
-        synthesize(*words)
+        synthesize(*args)
     assert sorted(row["text"] for row in rows_of(tmp_path / "out", "score_*/*")) == sorted(texts)
     assert set(fake.good.values()) == {1}
 
@@ -316,19 +320,19 @@ def test_the_estimate_and_the_dry_run_ask_nothing_and_write_nothing(tmp_path, fa
     texts: list[str | None] = [f"\x1b[2J doc-{number} " + "x" * 9990 for number in range(10)]
     source = write_documents(tmp_path / "web.jsonl", texts)
     prices = ("--price-in", 1000, "--price-out", 2000)
-    words = ("score", source, tmp_path / "out", fake.url, "--part", "0/2", *prices)
-    synthesize(*words, "--dry-run")
+    args = ("score", source, tmp_path / "out", fake.url, "--part", "0/2", *prices)
+    synthesize(*args, "--dry-run")
     shown = capsys.readouterr().out
     assert "part-00000-of-00002: left to ask 5 documents, 10 requests" in shown
     assert "all 2 parts: 10 documents, 20 requests" in shown and "1,000 out, about $" in shown
     assert "\x1b" not in shown and '"role": "user"' in shown and "doc-0" in shown
     with pytest.raises(UsageError, match=r"about \$[\d.]+ for all parts, more than --max-cost 5; pass --yes"):
-        synthesize(*words)
+        synthesize(*args)
     assert not fake.requests and not (tmp_path / "out").exists()
-    said = summary(capsys, *words, "--yes")
+    said = summary(capsys, *args, "--yes")
     assert said["requests"] == 10
 
-    synthesize(*words, "--dry-run", "--json")
+    synthesize(*args, "--dry-run", "--json")
     plan = json.loads(capsys.readouterr().out)
     assert plan["left"]["documents"] == 0 and plan["all"]["tokens_out"] == 20 * 50
     assert plan["all"]["dollars"] == (plan["all"]["tokens_in"] * 1000 + 1000 * 2000) / 1e6
@@ -380,14 +384,14 @@ def test_dead_letters_are_asked_again_on_request(tmp_path, fake, capsys):
         (("--classifier-model", "x"), "needs --classifier"),
     ],
 )
-def test_wrong_options_are_said(tmp_path, fake, more, said):
+def test_wrong_options_are_reported(tmp_path, fake, more, said):
     source = write_documents(tmp_path / "web.jsonl", numbered(2))
     with pytest.raises(UsageError, match=said):
         synthesize("score", source, tmp_path / "out", fake.url, *more)
     assert not fake.requests and not (tmp_path / "out").exists()
 
 
-def test_wrong_inputs_are_said(tmp_path, fake, monkeypatch):
+def test_wrong_inputs_are_reported(tmp_path, fake, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"nothing.*: no such"):
         synthesize("score", tmp_path / "nothing", out, fake.url)
@@ -448,10 +452,10 @@ def test_damaged_settings_are_named(tmp_path, fake):
         synthesize("score", source, tmp_path / "out", fake.url)
 
 
-# Costs of its own
+# Overhead
 
 
-def test_the_log_is_read_once_for_the_estimate_once_before_and_once_after_the_work(tmp_path, fake, monkeypatch):
+def test_the_log_is_read_for_the_estimate_and_before_and_after_the_work(tmp_path, fake, monkeypatch):
     source = write_documents(tmp_path / "web.jsonl", numbered(3))
     read, scan = [], Lines.scan
     monkeypatch.setattr(Lines, "scan", lambda path, *more: read.append(path.name) or scan(path, *more))

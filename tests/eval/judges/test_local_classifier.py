@@ -1,4 +1,4 @@
-"""HarmBench's classifier in this process: batched and padded, it says what an unpadded greedy decode says."""
+"""HarmBench's classifier in this process: batched and padded, it gives the replies of unpadded greedy decoding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def verdicts_on(settings, questions, tmp_path):
     return [found[question] for question in questions]
 
 
-def test_its_replies_are_those_of_generate_one_prompt_at_a_time(folder, tmp_path, monkeypatch):
+def test_its_replies_equal_those_of_generate_for_one_prompt_at_a_time(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("curricula.eval.judges.local.ANSWERS_AT_ONCE", 3)
     questions = [
         question_of(
@@ -59,12 +59,12 @@ def test_a_clip_that_cuts_nothing_changes_nothing(folder, tmp_path):
     assert verdicts_on(settings, questions, tmp_path) == whole
 
 
-def test_a_model_that_is_no_classifier_ends_the_work_before_anything_is_written(folder, tmp_path):
+def test_a_model_that_is_not_a_classifier_ends_the_work_before_anything_is_written(folder, tmp_path):
     judge = load_judge(JudgeConfig(name="harmbench", model=str(folder)), "attack", None)
     with pytest.raises(UserError, match="which is no verdict; is it a classifier for the template harmbench-llama2?"):
         judge.rule([question_of(answer_row(1))], lambda _: pytest.fail("settled"), tmp_path / "x", False)
 
 
-def test_a_judge_that_is_not_there_is_named(tmp_path):
+def test_a_missing_judge_is_named(tmp_path):
     with pytest.raises(UserError, match="no tokenizer for the judge"):
         verdicts_on(JudgeConfig(name="harmbench", model=str(tmp_path)), [question_of(answer_row(1))], tmp_path)
