@@ -1,4 +1,8 @@
-"""Files that survive a kill at any instant: written aside, synced, renamed; or appended and read without the torn tail."""
+"""Files that survive a kill at any instant.
+
+A whole file is written under another name, synced and renamed. Rows are appended in one write, and a torn last line is ignored
+when they are read.
+"""
 
 from __future__ import annotations
 
@@ -15,39 +19,42 @@ from typing import IO, Any
 from curricula.errors import StorageError, UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Full disk, exhausted quota, file size limit."""
 
 
 @contextlib.contextmanager
-def said_when_full(path: Path) -> Iterator[None]:
-    """Turn the system's word for a full disk into a sentence about `path`."""
+def disk_full_explained(path: Path) -> Iterator[None]:
+    """Turn the system's errors about a full disk into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
         if error.errno in NO_SPACE:
-            raise UserError(f"{path}: no space left on the device or quota reached; free some and go on") from error
+            raise UserError(
+                f"{path}: no space left on the device or quota reached; free some space and run it again"
+            ) from error
         raise
 
 
 @contextlib.contextmanager
 def open_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Yield a file that appears as `path` only when the block ends well; an error leaves nothing behind."""
+    """Yield a file that appears as `path` only when the block succeeds. An error leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.aside")  # always the same name, so that kills do not fill the disk
-    with said_when_full(path):
+    temporary = path.with_name(f".{path.name}.aside")  # always the same name, so that kills do not fill the disk
+    with disk_full_explained(path):
         try:
-            with open(aside, mode, opener=_private) as file:
+            with open(temporary, mode, opener=_private) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, path)
+            os.replace(temporary, path)
             sync_folder(path.parent)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
 def _private(path: str, flags: int) -> int:
-    """Open for the owner alone: runs hold generated harmful text."""
+    """Open with access for the owner alone: runs hold generated harmful text."""
     return os.open(path, flags, 0o600)
 
 
@@ -70,23 +77,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`; raises UserError when it is missing or damaged."""
+    """The JSON value in `path`. Raises UserError when it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; has the job that writes it finished?") from None
     except OSError as error:
         raise StorageError(
-            f"{path}: cannot be read ({error.strerror}); mend its rights, or take it out of the way"
+            f"{path}: cannot be read ({error.strerror}); correct its permissions, or move it away"
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete it and run the job that writes it again") from None
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows in one write and sync them, first cutting off a line that an earlier kill left torn."""
+    """Append rows in one write and sync them, after cutting off a line that an earlier kill left torn."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with said_when_full(path), open(path, "a+b") as file:
+    with disk_full_explained(path), open(path, "a+b") as file:
         drop_torn_tail(file)
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         file.flush()
@@ -111,7 +118,7 @@ def drop_torn_tail(file: IO[bytes]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of `path`; none when it does not exist. A torn last line is ignored."""
+    """All complete rows of `path`; none if it does not exist. A torn last line is ignored."""
     if not path.exists():
         return []
     rows = []
@@ -127,7 +134,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold `path` as a lock until the block or the process ends; raises UserError when a live process has it."""
+    """Hold `path` as a lock until the block or the process ends. Raises UserError while a live process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         deadline = time.monotonic() + wait_s

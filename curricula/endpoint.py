@@ -1,53 +1,46 @@
 """A server that speaks OpenAI's API: vLLM on a node, or a hosted one.
 
-The openai client tries again on 408, 409, 429, 5xx, timeouts, broken connections and half bodies, and waits as long as
-Retry-After says, where that is two minutes at most. It does not see whether the body of a good status is what it should
-be: that is tried again here, and `asking_again` is there for replies that are well-formed and useless.
+The openai client repeats a request on 408, 409, 429, 5xx, timeouts, broken connections and half bodies. It waits as long as
+Retry-After says, up to two minutes. It does not check that the body of a good status is what the API promises: that is
+repeated here. `retrying` is for callers whose replies are well-formed and useless.
 
-The key is sent to this server alone, and is taken out of whatever the server says before that is shown or written.
+`CongestionWindow` decides how many requests are under way at a server that answers 429 or fails: fewer at once, then slowly
+more again. `Pace` keeps to a known rate limit.
+
+The key is sent to this server alone. It is removed from whatever the server says before that is shown or written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import openai
 import tenacity
+from aiolimiter import AsyncLimiter
 
-from curricula.congestion import CongestionWindow
+from curricula.asking import CHARACTERS_PER_TOKEN, NoAnswer, Refused, Stopped
 from curricula.errors import UsageError, UserError
 
-_AS_IT_CAME = {
-    "X-Stainless-Raw-Response": "true"
-}  # the client's way to hand out a body unparsed, with its count of retries
-ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # a terminal's colours and movements
-NO_KEY = "none"  # what a local server gets, which asks for none
-Answer = TypeVar("Answer")
-LAST_REPLIES_S = 10.0  # how long replies under way are waited for where the server's fault ends a run
-LOOK_S = 5.0  # for a look at whether a server is there
-MAX_CONNECTIONS = 1000  # of the openai client; more requests at once would only wait for each other
+RAW_RESPONSE = {"X-Stainless-Raw-Response": "true"}
+"""Makes the client return a body unparsed, with its count of retries."""
+ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+"""A terminal's colours and cursor movements."""
+NO_KEY = "none"
+"""The key for a local server, which asks for none."""
+PROBE_TIMEOUT_S = 5.0
+"""For a look at whether a server is there."""
+DECREASE = 0.8
+"""Factor on the window's width, once for all requests that were under way together."""
 
-
-class Refused(Exception):
-    """The server will not take this request, whenever it is asked: too long, for example."""
-
-
-class NoAnswer(Exception):
-    """The server does not answer, however often it is asked."""
-
-    def __init__(self, said: str, status: int | None = None):
-        super().__init__(said)
-        self.status = status  # what it answered instead, if anything
-
-
-class Stopped(Exception):
-    """A request was not sent any more, because the work has ended."""
+Value = TypeVar("Value")
 
 
 class BadBody(Exception):
@@ -56,14 +49,15 @@ class BadBody(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said, and whether it was cut short at max_tokens."""
+    """What a model said."""
 
     text: str
     cut: bool
+    """Whether it was cut short at max_tokens."""
 
 
-def asking_again(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying:
-    """Attempts at the same thing, `tries` at most, while they end in one of `errors`; the last error is raised."""
+def retrying(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying:
+    """Up to `tries` attempts at the same thing while they end in one of `errors`; raises the last error."""
     return tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(tries),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
@@ -73,10 +67,10 @@ def asking_again(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying
 
 
 class Endpoint:
-    """One server, and how much it was asked: by `concurrency` requests at once, or fewer where it turns some away.
+    """One server, and a count of what it was asked. Close it when done.
 
-    `pace` is waited for with the body of each request before it is sent; the client's own repeats are not. Close the
-    endpoint when done.
+    `concurrency` requests are under way at once, or fewer when the server turns some away. `pace` is awaited with the body of
+    each request before it is sent; the client's own repeats are not paced.
     """
 
     def __init__(
@@ -91,7 +85,7 @@ class Endpoint:
     ):
         self.host = _host(base_url)
         if not (key.isascii() and key.isprintable()):
-            raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to the key alone")
+            raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to nothing but the key")
         self._key, self._limit, self._tries = key, retries, tries
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
@@ -104,7 +98,7 @@ class Endpoint:
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
 
     def stop(self) -> None:
-        """Send no more requests; those under way go on."""
+        """Send no more requests. Those under way finish."""
         self._stopped = True
 
     async def close(self) -> None:
@@ -112,23 +106,22 @@ class Endpoint:
 
     async def chat(self, request: dict[str, Any]) -> Reply:
         """The reply to a chat request. Raises Refused, NoAnswer, or UserError when no request could succeed."""
-        value = await self._post("/chat/completions", request, _is_completion)
-        choice = value["choices"][0]
-        text = choice["message"].get("content") or ""
-        self.tokens_in += _count(value, "prompt_tokens")
-        self.tokens_out += _count(value, "completion_tokens")
-        return Reply(text, choice.get("finish_reason") == "length")
+        choice = await self._choice("/chat/completions", request, _is_completion)
+        return Reply(choice["message"].get("content") or "", choice.get("finish_reason") == "length")
 
     async def complete(self, request: dict[str, Any]) -> Reply:
-        """What follows the prompt of a completions request, which no chat template wraps. Raises as `chat` does."""
-        value = await self._post("/completions", request, _is_text_completion)
-        choice = value["choices"][0]
-        self.tokens_in += _count(value, "prompt_tokens")
-        self.tokens_out += _count(value, "completion_tokens")
+        """The continuation of a prompt, without a chat template. Raises as `chat` does."""
+        choice = await self._choice("/completions", request, _is_text_completion)
         return Reply(choice["text"], choice.get("finish_reason") == "length")
 
-    async def call(self, ask: Callable[[openai.AsyncOpenAI], Awaitable[Answer]], model: str) -> Answer:
-        """What a method of the client returns, such as those of files and batches. Raises as `chat` does."""
+    async def _choice(self, path: str, request: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
+        value = await self._post(path, request, is_valid)
+        self.tokens_in += _token_count(value, "prompt_tokens")
+        self.tokens_out += _token_count(value, "completion_tokens")
+        return value["choices"][0]
+
+    async def call(self, ask: Callable[[openai.AsyncOpenAI], Awaitable[Value]], model: str) -> Value:
+        """The result of a method of the client, such as those for files and batches. Raises as `chat` does."""
         self.requests += 1
         try:
             return await ask(self._client)
@@ -144,9 +137,12 @@ class Endpoint:
         return [row["probs"] for row in rows]
 
     async def doubt(self, model: str) -> str:
-        """Why this server would not answer for `model` now, as far as one look at its list of models tells; mostly ""."""
+        """Why this server would not answer for `model` now, from one look at its list of models; else ""."""
         try:
-            known = [each.id async for each in self._client.with_options(max_retries=0, timeout=LOOK_S).models.list()]
+            known = [
+                each.id
+                async for each in self._client.with_options(max_retries=0, timeout=PROBE_TIMEOUT_S).models.list()
+            ]
         except openai.APIConnectionError as error:
             return f"{self.host} cannot be reached ({self.shown(str(error.__cause__ or '') or str(error))})"
         except openai.APIStatusError as error:  # a server need not have a list
@@ -157,25 +153,25 @@ class Endpoint:
             return f"{self.host} knows no model {model!r}, only {self.shown(', '.join(map(str, known[:5])))}"
         return ""
 
-    async def _post(self, path: str, body: dict[str, Any], is_right: Any) -> Any:
+    async def _post(self, path: str, body: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
         try:
-            async for attempt in asking_again(self._tries, BadBody):
+            async for attempt in retrying(self._tries, BadBody):
                 with attempt:
                     self.retries += attempt.retry_state.attempt_number > 1
-                    return await self._post_once(path, body, is_right)
+                    return await self._post_once(path, body, is_valid)
         except BadBody:
             raise NoAnswer(f"{self.host} answers with something else than the API's JSON", 200) from None
 
-    async def _post_once(self, path: str, body: dict[str, Any], is_right: Any) -> Any:
+    async def _post_once(self, path: str, body: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
         async with self.window.place() as place:
             if self._pace:
                 await self._pace(body)
             if self._stopped:
                 raise Stopped
-            place.sent_at = asyncio.get_running_loop().time()
+            place.sent_at = _now()
             self.requests += 1
             try:
-                raw: Any = await self._client.post(path, body=body, cast_to=object, options={"headers": _AS_IT_CAME})
+                raw: Any = await self._client.post(path, body=body, cast_to=object, options={"headers": RAW_RESPONSE})
             except openai.OpenAIError as error:
                 meaning = self._translated(error, str(body["model"]))
                 place.turned_away = True if isinstance(meaning, NoAnswer) else None
@@ -187,12 +183,12 @@ class Endpoint:
             value = json.loads(raw.http_response.content)
         except (ValueError, RecursionError):
             raise BadBody from None
-        if not is_right(value):
+        if not is_valid(value):
             raise BadBody
         return value
 
     def _translated(self, error: openai.OpenAIError, model: str) -> Exception:
-        """What an error of the client, which has tried again as often as it may, means to us."""
+        """The meaning of an error that the client raises after its last retry."""
         if isinstance(error, openai.APIStatusError):
             return self._meaning(error, model)
         if isinstance(error, openai.APITimeoutError):
@@ -203,7 +199,7 @@ class Endpoint:
         return NoAnswer(f"{self.host} answers with something else than the API's JSON")
 
     def _meaning(self, error: openai.APIStatusError, model: str) -> Exception:
-        """What a status that the client gave up on means for the document or for the whole run."""
+        """The meaning of a final status for one request, or for the whole run."""
         status, said = error.status_code, self.shown(_message(error))
         if status in (401, 403):
             refusal = "refuses the key" if self._key else "asks for a key"
@@ -212,29 +208,114 @@ class Endpoint:
             there = self.shown(error.response.headers.get("location", "another address"))
             return UserError(f"{self.host} redirects to {there} (status {status}); give the address that it leads to")
         if status == 402 or error.code == "insufficient_quota":
-            return UserError(f"{self.host} says that the account is used up ({said}); top it up and go on")
+            return UserError(
+                f"{self.host} says that the account is used up ({said}); top it up and run the command again"
+            )
         if status == 404:
             return UserError(
                 f"{self.host} knows no model {model!r} at this address (status 404: {said}); "
-                "mend the model's name, or the address, which mostly ends in /v1"
+                "correct the model's name, or the address, which usually ends in /v1"
             )
         if status in (408, 409, 429) or status >= 500:
             return NoAnswer(f"{self.host} answers with status {status} ({said})", status)
         return Refused(f"status {status}: {said}")
 
     def shown(self, text: str) -> str:
-        """What a server said, fit for terminals and files: without the key, on one line, not too long."""
+        """What a server said, fit for terminals and files: without the key, on one line, at most 300 characters."""
         text = "".join(c if c.isprintable() else " " for c in ESCAPE_SEQUENCE.sub("", text))
         return (text.replace(self._key, "[key]") if self._key else text)[:300].strip()
 
     def without_key(self, text: str) -> str:
-        """A whole reply, fit for a file."""
+        """A whole reply, fit for a file: valid Unicode, without the key."""
         text = text.encode(errors="replace").decode()
         return text.replace(self._key, "[key]") if self._key else text
 
 
+class Pace:
+    """As many requests and tokens as a minute allows, spread over the minute: a burst would only be refused."""
+
+    def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None, reply_tokens: int) -> None:
+        """None: no limit. `reply_tokens` is the most that a reply may have."""
+        # Half a second's worth at once makes up for delays in this process. A whole second's, which most servers allow,
+        # would leave no room for requests that are late on their way.
+        burst = max(1.0, (requests_per_minute or 0) / 120)
+        self._requests = AsyncLimiter(burst, 60 * burst / requests_per_minute) if requests_per_minute else None
+        self._second = max(1.0, (tokens_per_minute or 0) / 60)
+        self._tokens = AsyncLimiter(self._second, 60 * self._second / tokens_per_minute) if tokens_per_minute else None
+        self._reply_tokens = reply_tokens
+
+    async def wait(self, request: dict[str, Any]) -> None:
+        """Return when the limits allow `request` to be sent."""
+        if self._requests:
+            await self._requests.acquire()
+        if self._tokens:
+            left = len(json.dumps(request)) / CHARACTERS_PER_TOKEN + self._reply_tokens
+            while left > 0:
+                await self._tokens.acquire(min(left, self._second))
+                left -= self._second
+
+
+@dataclass
+class Place:
+    """A request's place among those under way."""
+
+    sent_at: float
+    """On the event loop's clock."""
+    turned_away: bool | None = None
+    """Whether the server turned it away at least once. None: unknown."""
+
+
+class CongestionWindow:
+    """At most `width` requests at once; `width` moves between 1 and `most`. For one event loop.
+
+    Additive increase, multiplicative decrease, as in TCP (Chiu and Jain 1989). Without it every request that is turned away
+    returns as soon as the server allows, beside all others: the server lets through what it would anyway, turns away many
+    times that, and most providers count what they turn away.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = self.width = most
+        self.under_way = 0
+        self._room = asyncio.Event()
+        self._untroubled = 0
+        """Replies since the width last changed."""
+        self._narrowed_at = -math.inf
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[Place]:
+        """Wait for a place and hold it. The holder notes there how the request went."""
+        while self.under_way >= self.width:
+            self._room.clear()
+            await self._room.wait()
+        self.under_way += 1
+        place = Place(_now())
+        try:
+            yield place
+        finally:
+            self.under_way -= 1
+            self._learn(place)
+            if self.under_way < self.width:
+                self._room.set()
+
+    def _learn(self, place: Place) -> None:
+        if place.turned_away and place.sent_at > self._narrowed_at:
+            self._resize(max(1, math.floor(self.width * DECREASE)))
+            self._narrowed_at = _now()
+        elif place.turned_away is False:
+            self._untroubled += 1
+            if self._untroubled >= self.width:
+                self._resize(min(self.most, self.width + 1))
+
+    def _resize(self, width: int) -> None:
+        self.width, self._untroubled = width, 0
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def _host(url: str) -> str:
-    """`http://host:port` of a URL, without a password that may be in it."""
+    """`http://host:port` of a URL, without any password in it."""
     try:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname:
@@ -245,19 +326,19 @@ def _host(url: str) -> str:
 
 
 def _message(error: openai.APIStatusError) -> str:
-    """The server's own words, where it says them as OpenAI does."""
+    """The server's own words, if it puts them where OpenAI does."""
     said = error.body.get("message") if isinstance(error.body, dict) else None
     return said if isinstance(said, str) else error.message
 
 
 def _repeats(error: openai.OpenAIError) -> int:
-    """How often the client had sent the request again when it gave up."""
+    """How often the client had repeated the request when it gave up."""
     request = getattr(error, "request", None)
     return int(request.headers.get("x-stainless-retry-count", 0)) if request is not None else 0
 
 
-def _count(completion: dict[str, Any], name: str) -> int:
-    """A number of tokens as the server counted it; 0 when it does not say."""
+def _token_count(completion: dict[str, Any], name: str) -> int:
+    """A number of tokens as the server counted it; 0 when it gives none."""
     usage = completion.get("usage")
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) else 0

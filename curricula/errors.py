@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one sentence that names the file or key, the value and the mend."""
+"""Errors that the user can correct: one sentence that names the file or key, the value and the correction."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import os
 
 
 class UserError(Exception):
-    """Something outside the code is wrong (a file, a disk, a dataset); the command prints the sentence and exits 1."""
+    """Something outside the code is wrong, such as a file, a disk or a dataset. The command prints the sentence and exits 1."""
 
     exit_code = 1
 
 
 class StorageError(UserError):
-    """A file could not be read or written, though it may be whole: another start, perhaps on another machine, may do."""
+    """A file could not be read or written but may be whole: another start, perhaps on another machine, may succeed."""
 
     exit_code = os.EX_IOERR
-    """74"""
+    """74."""
 
 
 class UsageError(UserError):
-    """What the user asked for is wrong (a study key, an option); the command prints the sentence and exits 2."""
+    """The user's request is wrong, such as a study key or an option. The command prints the sentence and exits 2."""
 
     exit_code = 2

@@ -1,4 +1,4 @@
-"""How a long task tells how far it is: a call that whoever started the task decides what to do with."""
+"""How a long task reports its progress: it calls a function that its caller chose."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 class Progress(Protocol):
     def __call__(self, done: int, total: int, **figures: Any) -> None:
-        """`done` of `total` units are finished; `figures` are values worth showing, such as loss=2.31."""
+        """`done` of `total` units are finished. `figures` are values worth showing, such as loss=2.31."""
 
 
 def silent(done: int, total: int, **figures: Any) -> None:
-    """The progress that nobody watches."""
+    """Reports nothing."""

@@ -1,4 +1,4 @@
-"""Which commit of this code is running: of its own checkout, or of the one that a copy of it was taken from."""
+"""The commit of the running code: of its checkout, or of the checkout that a copy of it was taken from."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ from pathlib import Path
 from curricula.durable import read_json
 
 PACKAGE = Path(__file__).parent
-"""The folder of the package: in a checkout, a copy of it, or where it was installed."""
+"""The package's folder: in a checkout, in a copy of one, or where it was installed."""
 ROOT = PACKAGE.parent
+"""The checkout's folder, or the copy's."""
 RECORD = "commit.json"
-"""Lies in a copy of the code: {"commit": ..., "dirty": ..., "digest": ...}, the digest being that of the copy's files."""
+"""File in a copy of the code: {"commit": ..., "dirty": ..., "digest": ...}, with the digest of the copy's files."""
 
 
 def running_commit(root: Path = ROOT) -> str:
-    """The commit, with "-dirty" behind it where files were changed since; "" where it is not known.
+    """The commit, followed by "-dirty" if files have changed since; "" if it is unknown.
 
-    A copy of changed code has its digest behind that, since its commit alone does not tell it from another.
+    A copy of changed code also has its digest appended, for the commit alone does not tell it from another.
     """
     if (root / RECORD).is_file():
         record = read_json(root / RECORD)
         changed = f"-dirty-{record['digest']}" if record["dirty"] else ""
         return f"{record['commit']}{changed}" if record["commit"] else ""
-    if not is_checkout(root):  # the folder may lie within a repository of something else
+    if not is_checkout(root):  # the folder may lie inside another project's repository
         return ""
     return ask_git(root, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty").strip()
 
 
 def is_checkout(root: Path = ROOT) -> bool:
+    """Whether `root` is the top folder of a git repository."""
     top = ask_git(root, "rev-parse", "--show-toplevel").strip()
     return bool(top) and Path(top).resolve() == root.resolve()
 
 
-def ask_git(root: Path, *words: str) -> str:
-    """What git prints; "" where it fails or is not installed."""
+def ask_git(root: Path, *args: str) -> str:
+    """What git prints; "" if it fails or is not installed."""
     try:
-        asked = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+        result = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False)
     except OSError:
         return ""
-    return asked.stdout if asked.returncode == 0 else ""
+    return result.stdout if result.returncode == 0 else ""

@@ -1,4 +1,4 @@
-"""Random numbers by key: the same words give the same draws, on any machine, in any order, in any process."""
+"""Random numbers by key: the same key gives the same draws, on any machine, in any order, in any process."""
 
 from __future__ import annotations
 
@@ -15,4 +15,5 @@ def key_seed(*key: Any) -> int:
 
 
 def keyed_rng(*key: Any) -> np.random.Generator:
+    """A generator whose draws follow from `key` alone."""
     return np.random.Generator(np.random.Philox(key_seed(*key)))

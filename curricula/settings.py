@@ -1,5 +1,11 @@
 """Settings: immutable structs whose constraints always hold, and YAML files read into them.
 
+    class Training(Settings, frozen=True):
+        global_batch: Positive
+        lr: PositiveNumber = 2e-5
+
+    training = parse(read_yaml(path, "no such file"), Training, str(path))
+
 An error names the file, the key, its value and what to write instead.
 """
 
@@ -8,6 +14,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -16,20 +23,26 @@ import yaml
 
 from curricula.errors import UsageError
 
-LONGEST = 60
-"""Characters of a value that a message shows."""
+SHOWN_CHARACTERS = 60
+"""Of a value, in an error message."""
+
+FINITE = sys.float_info.max
+"""Upper bound of numbers that must not be infinite."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
-PositiveNumber = Annotated[float, msgspec.Meta(gt=0)]
+PositiveNumber = Annotated[float, msgspec.Meta(gt=0, le=FINITE)]
+NonNegativeNumber = Annotated[float, msgspec.Meta(ge=0, le=FINITE)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A group of settings. An unknown key is an error.
 
-    The types and constraints of the fields hold for objects made in Python as for those read from a file; what fields must
-    fulfil together is said in `check`.
+    The fields' types and constraints hold for objects made in Python as for those read from a file. A subclass overrides
+    `check` for conditions on several fields together.
     """
 
     def __post_init__(self) -> None:
@@ -38,11 +51,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             try:
                 msgspec.convert(value, kind)
             except msgspec.ValidationError as error:
-                raise ValueError(f"{name} is {value!r}: {error}") from None
+                raise ValueError(f"{name} is {value!r}: {_readable(str(error))}") from None
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError, in one sentence with the value and what to write, when fields contradict each other."""
+        """Raise ValueError when fields contradict each other, in one sentence with the values and what to write instead."""
 
 
 @functools.cache
@@ -50,11 +63,8 @@ def _field_types(kind: type[Settings]) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-Struct = TypeVar("Struct", bound=msgspec.Struct)
-
-
 def read_yaml(path: Path, missing: str) -> Any:
-    """The plain value in a YAML file; raises UsageError that names the file, saying `missing` where there is none."""
+    """The plain value in a YAML file. Raises UsageError that names the file, with the words `missing` when there is none."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
@@ -66,7 +76,7 @@ def read_yaml(path: Path, missing: str) -> Any:
 
 
 def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
-    """A plain value as a `kind`; raises UsageError that says `where` it is from."""
+    """A plain value as a `kind`. Raises UsageError that begins with `where` the value is from."""
     try:
         return msgspec.convert(raw, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -78,13 +88,13 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error: the plain loader would take the last without a word."""
+    """YAML in which a repeated key is an error: the plain loader would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         repeated = next((key for key in keys if keys.count(key) > 1), None)
         if repeated is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} is there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -96,7 +106,7 @@ class _Explainer:
 
     def explain(self, message: str) -> str:
         """The message with the key as the user wrote it, the value found there, and the nearest known key."""
-        text, _, path = message.partition(" - at `$")
+        text, _, path = _readable(message).partition(" - at `$")
         keys = self._keys(path.rstrip("`"), message)
         place = ".".join(keys) or f"the {self.kind.__name__.lower()}"
         unknown = re.search(r"unknown field `(.*)`", text)
@@ -109,21 +119,20 @@ class _Explainer:
         if missing:
             return f"{place}: the key `{missing[1]}` is missing; add it"
         if text.startswith("Invalid enum value"):
-            kind = self._type_at(keys)  # or an optional one
-            kinds = getattr(kind, "types", [kind])
+            kind = self._type_at(keys)
+            kinds = getattr(kind, "types", [kind])  # several when the value is optional
             choices = ", ".join(str(value) for one in kinds for value in getattr(one, "values", []))
             return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
         if text.startswith("Expected"):
-            found = (
-                f"; it is {self._shown(keys)}" if keys else ""
-            )  # the whole file may be one of secrets, named by mistake
+            # Without a key the value is the whole file, which may be one of secrets, named by mistake.
+            found = f"; it is {self._shown(keys)}" if keys else ""
             return f"{place}: {text[0].lower() + text[1:]}{found}"
-        return f"{place}: {text}"
+        return f"{place}: {text}" if keys else text
 
     def _shown(self, keys: list[str]) -> str:
-        """The value at `keys`, as much of it as a message has room for."""
+        """The value at `keys`, shortened to fit into a message."""
         text = repr(_value(keys, self.raw))
-        return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+        return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
 
     def _keys(self, path: str, message: str) -> list[str]:
         """`.sources[...].shards` as the keys the user wrote; msgspec does not say which entry of a mapping `[...]` is."""
@@ -131,18 +140,14 @@ class _Explainer:
         for name, item in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", path):
             if item == "...":
                 entries = _value(keys, self.raw)
-                found = (
-                    [key for key in entries if self._fails_alone(keys, key, message)]
-                    if isinstance(entries, dict)
-                    else []
-                )
-                keys.append(str(found[0]) if found else "...")
+                names = entries if isinstance(entries, dict) else {}
+                keys.append(str(next((key for key in names if self._fails_alone(keys, key, message)), "...")))
             else:
                 keys.append(name or item)
         return keys
 
     def _fails_alone(self, keys: list[str], key: str, message: str) -> bool:
-        """Whether the same message comes when the mapping at `keys` is reduced to the entry `key`."""
+        """Whether the mapping at `keys`, reduced to the entry `key`, gives the same message."""
         reduced = msgspec.json.decode(msgspec.json.encode(self.raw))
         holder = _value(keys[:-1], reduced)
         holder[keys[-1]] = {key: _value(keys, self.raw)[key]}
@@ -153,12 +158,12 @@ class _Explainer:
         return False
 
     def _known_keys(self, keys: list[str]) -> list[str]:
-        """The keys that the struct at `keys` has."""
+        """The keys of the struct at `keys`."""
         info = _struct(self._type_at(keys))
         return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
 
     def _type_at(self, keys: list[str]) -> Any:
-        """What msgspec knows of the type of the value at `keys`."""
+        """What msgspec knows about the type of the value at `keys`."""
         info: Any = msgspec.inspect.type_info(self.kind)
         for key in keys:
             info = _struct(info)
@@ -169,7 +174,12 @@ class _Explainer:
         return info
 
 
+def _readable(message: str) -> str:
+    return message.replace(f"Expected `float` <= {FINITE!r}", "Expected a finite `float`")
+
+
 def _value(keys: list[str], raw: Any) -> Any:
+    """The value in `raw` at `keys`; None when there is none."""
     for key in keys:
         try:
             raw = raw[int(key)] if isinstance(raw, list) else raw[key]

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from curricula.errors import UsageError
-from curricula.eval.judges.settings import JudgeConfig, judging
+from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
 from curricula.settings import Settings
 
@@ -217,7 +217,7 @@ class EvalConfig(Settings, frozen=True):
     def judge_of(self, kind: str) -> JudgeConfig:
         """The judge of "attack" or "overrefusal" answers."""
         own = self.overrefusal_judge if kind == "overrefusal" else None
-        return judging(self.judge if own is None else own)
+        return judge_config(self.judge if own is None else own)
 
     @property
     def judged_on_gpu(self) -> bool:

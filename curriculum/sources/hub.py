@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from curricula.curriculum.sources.registry import dataset
 from curricula.curriculum.sources.tables import count_rows
-from curricula.durable import NO_SPACE, exclusive_lock, open_atomically, said_when_full
+from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically
 from curricula.errors import UsageError, UserError
 from curricula.progress import Progress, silent
 
@@ -128,9 +128,9 @@ def fetch(
         progress(record["rows"], record["rows"])
         return record
     started = time.monotonic()
-    with said_when_full(download.out), _explained(download.hub, download.revision):
+    with disk_full_explained(download.out), _explained(download.hub, download.revision):
         commit, stream, known = _open(download)  # before anything is written, so that a refusal leaves no folder
-    with said_when_full(download.out):
+    with disk_full_explained(download.out):
         count = 1 if limit is not None else stream.num_shards
         record = _identity(download, limit) | {"revision": commit, "licence": download.licence, "files": count}
         _begin(download, record)

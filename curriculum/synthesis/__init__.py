@@ -1,1 +1,18 @@
-"""Safety scores of web text, and what safety interventions make of it, asked of a language model behind an HTTP API."""
+"""Data synthesis: score web text for safety, or rewrite it into rephrasings, refusals and moral education.
+
+A language model behind an OpenAI-compatible server does the work. `kinds` says what is asked about a document and how a reply
+is read, `shard` how the work is divided, and `run` completes one shard:
+
+    shard = SynthesisShard(settings, OutputFolder(Path("scored"), "score"), 0, documents)
+    summary = run_shard(shard, Servers(endpoint, None, concurrency=64, tries=4))
+
+`run` is not imported here: it brings the openai package, which takes a while to load.
+"""
+
+from curricula.curriculum.synthesis.inputs import Input as Input
+from curricula.curriculum.synthesis.inputs import TableInput as TableInput
+from curricula.curriculum.synthesis.inputs import open_dataset_input as open_dataset_input
+from curricula.curriculum.synthesis.kinds import KINDS as KINDS
+from curricula.curriculum.synthesis.shard import OutputFolder as OutputFolder
+from curricula.curriculum.synthesis.shard import SynthesisSettings as SynthesisSettings
+from curricula.curriculum.synthesis.shard import SynthesisShard as SynthesisShard

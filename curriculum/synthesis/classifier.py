@@ -1,10 +1,9 @@
-"""A classifier of unsafe text beside the model that scores: the final score of a document is the higher of the two.
+"""A classifier of unsafe text beside the model that scores. A document's final score is the higher of the two.
 
-- A folder with a Hugging Face AutoModelForSequenceClassification of 6 classes, score 0 to 5, run in this process. Code that
-  comes with a model is never executed.
-- The address of a vLLM server that serves such a classifier at /classify. The published one,
-  locuslab/safety-classifier_gte-large-en-v1.5, needs its own code under transformers and is therefore used like this; vLLM
-  has that architecture built in.
+- A local folder with a Hugging Face AutoModelForSequenceClassification of 6 classes, score 0 to 5, runs in this process.
+  Code that comes with a model is never executed.
+- A vLLM server serves such a classifier at /classify. The published one, locuslab/safety-classifier_gte-large-en-v1.5, runs
+  only this way: transformers would need the model's own code for it, and vLLM has its architecture built in.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from curricula.endpoint import Endpoint
 from curricula.errors import UserError
 
 PUBLISHED = "locuslab/safety-classifier_gte-large-en-v1.5"
+"""The classifier of Maini et al. 2025."""
 
 
 class Classifier(Protocol):
@@ -34,7 +34,7 @@ class ServedClassifier:
         self._endpoint, self._model = endpoint, model
 
     async def scores(self, texts: list[str]) -> list[int]:
-        """Raises what Endpoint.classify raises, and UserError when it has not 6 classes."""
+        """Raises what Endpoint.classify raises, and UserError unless there are 6 classes."""
         rows = await self._endpoint.classify(self._model, texts)
         for probabilities in rows:
             if len(probabilities) != len(SCORES):
@@ -46,7 +46,7 @@ class ServedClassifier:
 
 
 class LocalClassifier:
-    """A classifier in a local folder, on the GPU if there is one. It reads a long text window by window."""
+    """A classifier in a local folder, on the GPU if there is one. It reads long texts window by window."""
 
     def __init__(self, folder: Path):
         import torch
@@ -54,7 +54,7 @@ class LocalClassifier:
 
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"{folder}: no config.json, so no Hugging Face model; name a folder with one, or an address"
+                f"{folder}: no config.json, so not a Hugging Face model; name a folder that has one, or a server's address"
             )
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -63,13 +63,13 @@ class LocalClassifier:
             )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"{folder}: not a classifier that transformers reads without code of its own "
+                f"{folder}: not a classifier that transformers can read without the model's own code "
                 f"({(str(error).splitlines() or [''])[0]:.150}); serve it with vLLM and name the server's address"
             ) from None
         if self._model.config.num_labels != len(SCORES):
             raise _wrong_classes(str(folder), self._model.config.num_labels)
         if not self._tokenizer.is_fast:
-            raise UserError(f"{folder}: its tokenizer cannot cut long texts; put a tokenizer.json into the folder")
+            raise UserError(f"{folder}: its tokenizer cannot split long texts; put a tokenizer.json into the folder")
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model.to(self._device).eval()
         places = getattr(self._model.config, "max_position_embeddings", 512)
@@ -81,7 +81,7 @@ class LocalClassifier:
             return await asyncio.to_thread(lambda: [self._score(text) for text in texts])
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Nothing to close."""
 
     def _score(self, text: str) -> int:
         """The highest class of the text's windows."""
@@ -101,4 +101,6 @@ class LocalClassifier:
 
 
 def _wrong_classes(where: str, count: int) -> UserError:
-    return UserError(f"{where}: has {count} classes, where the {len(SCORES)} scores 0 to 5 are needed; name another")
+    return UserError(
+        f"{where}: has {count} classes instead of the {len(SCORES)} scores 0 to 5; name another classifier"
+    )

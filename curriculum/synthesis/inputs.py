@@ -1,4 +1,4 @@
-"""What is scored or rewritten: a dataset by its short name, or any table with the columns `id` and `text`."""
+"""The documents to score or rewrite: a dataset by its short name, or any table with the columns `id` and `text`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from curricula.errors import UsageError, UserError
 
 
 class Input(Protocol):
-    """Documents by number. `name` says in the output where a document came from."""
+    """Documents by number."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Tells in the output where a document is from."""
 
     def __len__(self) -> int: ...
 
@@ -26,11 +27,12 @@ class Input(Protocol):
 
 @dataclass(frozen=True)
 class TableInput:
-    """The rows of a table as documents: the first `limit`, if given."""
+    """The rows of a table as documents."""
 
     name: str
     table: Table
     limit: int | None = None
+    """Read no more than the first `limit` rows."""
 
     @classmethod
     def open(cls, stem: Path, limit: int | None = None) -> TableInput:
@@ -47,7 +49,9 @@ class TableInput:
         for number, row in enumerate(self.table.rows(start, stop, ("id", "text")), start=start):
             text = row.get("text")
             if "text" not in row or not isinstance(text, str | None):
-                raise UserError(f"{self.name}: row {number} has no column 'text' with a text; name that column 'text'")
+                raise UserError(
+                    f"{self.name}: row {number} has no column 'text' with a text; rename the column of texts"
+                )
             name = str(row.get("id") or f"{number}")
             if not text:
                 yield Document(number, name, "", "empty")
@@ -58,7 +62,7 @@ class TableInput:
 
 
 def open_dataset_input(name: str, root: Path, scores: tuple[int, ...], limit: int | None) -> Input:
-    """The documents of a dataset, only of those of its parts whose name begins with one of the `scores`."""
+    """The documents of a dataset; with `scores`, only of its parts with these scores."""
     known = dataset(name).parts
     parts: list[str] = []
     for score in scores:

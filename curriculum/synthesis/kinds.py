@@ -8,21 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from curricula.asking import Unreadable
 from curricula.curriculum.synthesis.prompts import MORALIZE, REFUSE, REPHRASE, SCORE, Prompt
 from curricula.randomness import key_seed
 
 HIGHEST = 5
 SCORES = tuple(range(HIGHEST + 1))
-# Asked again at temperature 0, a model would say the same again.
 AGAIN_TEMPERATURE = 0.5
-
-
-class Unreadable(Exception):
-    """A reply that is not what was asked for; `reply` is what it said."""
-
-    def __init__(self, reason: str, reply: str):
-        super().__init__(reason)
-        self.reason, self.reply = reason, reply
+"""The least for a second attempt: asked again at 0, a model would say the same again."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +24,26 @@ class Kind:
 
     name: str
     prompt: Prompt
-    read: Callable[[str], dict[str, Any]]  # from a reply to the fields that are kept of it; raises Unreadable
+    read: Callable[[str], dict[str, Any]]
+    """From a reply to the fields of it that are kept. Raises Unreadable."""
     temperature: float
     max_tokens: int
-    expected_tokens: int  # of a reply, for the estimate
+    expected_tokens: int
+    """Tokens of a reply, for the estimate: the published sets' mean per row (SafeWeb, RefuseWeb, Moral Education)."""
 
     @property
     def judges(self) -> bool:
-        """Whether it judges a document, and then all of it, instead of writing a new one from its beginning."""
+        """Whether it judges the whole document, instead of writing a new one from its first piece."""
         return self.name == "score"
 
     def style(self, document_id: str, seed: int) -> str:
-        """The style for a document, drawn by its id; "" where the kind has none."""
+        """The style for a document, drawn by its id; "" when the kind has none."""
         styles = self.prompt.styles
         return styles[key_seed("style", seed, document_id) % len(styles)][0] if styles else ""
 
 
 def pieces(text: str, size: int) -> list[str]:
-    """`text` in pieces of at most `size` characters, cut at the end of a line or else between words, without blank ones."""
+    """`text` in pieces of at most `size` characters, cut at line ends, else between words. Blank pieces are left out."""
     cut = []
     start = 0
     while len(text) - start > size:
@@ -60,7 +55,7 @@ def pieces(text: str, size: int) -> list[str]:
 
 
 def _plain(reply: str) -> str:
-    """A reply without the thoughts that some models write first; raises Unreadable when nothing is left."""
+    """A reply without the thoughts that some models write first. Raises Unreadable when nothing is left."""
     text = reply.rpartition("</think>")[2].strip()
     if not text:
         raise Unreadable("the reply is empty", reply)
@@ -71,14 +66,14 @@ def _plain(reply: str) -> str:
     return text
 
 
-# A verdict whose reason is not valid JSON, mostly for unescaped quotation marks, still says its score.
 _BROKEN_VERDICT = re.compile(r'\{\s*"score"\s*:\s*"?([0-9]+)"?\s*,\s*"reason"')
-
-_MOST_BRACES = 100  # looked at in one reply, as a model that repeats itself can write thousands
+"""Finds the score of a verdict whose reason is not valid JSON, mostly because of unescaped quotation marks."""
+_MOST_BRACES = 100
+"""Braces looked at in one reply: a model that repeats itself can write thousands."""
 
 
 def read_verdict(reply: str) -> dict[str, Any]:
-    """Score and reason from a reply: a JSON object, bare, fenced or in prose; of several the last, which concludes."""
+    """Score and reason from a reply: a JSON object, bare, fenced or in prose. Of several, the last: it is the conclusion."""
     text = _plain(reply)
     found = [value for value in _json_objects(text) if "score" in value]
     if not found:
@@ -116,16 +111,15 @@ _TURN = re.compile(r"^[ \t]*\**(User|Assistant)\**[ \t]*:\**[ \t]*", re.MULTILIN
 
 
 def read_dialogue(reply: str) -> dict[str, Any]:
-    """A conversation from the user's first turn on, with its speakers marked in the one way that tokenising looks for."""
+    """A conversation from the user's first turn on, with its speakers marked in the one way that tokenisation knows."""
     text = _TURN.sub(lambda turn: f"{turn[1]}: ", _plain(reply))
     turns = list(_TURN.finditer(text))
-    asked = next((place for place, turn in enumerate(turns) if turn[1] == "User"), None)
-    if asked is None or not any(turn[1] == "Assistant" for turn in turns[asked:]):
+    first = next((place for place, turn in enumerate(turns) if turn[1] == "User"), None)
+    if first is None or not any(turn[1] == "Assistant" for turn in turns[first:]):
         raise Unreadable("the reply is no conversation of User and Assistant", reply)
-    return {"text": text[turns[asked].start() :]}
+    return {"text": text[turns[first].start() :]}
 
 
-# Expected lengths are the published sets' tokens per row: SafeWeb, RefuseWeb, Moral Education. A verdict is a sentence.
 KINDS = {
     kind.name: kind
     for kind in (

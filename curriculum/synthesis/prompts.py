@@ -1,7 +1,7 @@
-"""What the model is told, for each kind of synthesis. Written for this suite after the descriptions in Maini et al. 2025
-("Safety Pretraining", section 3); the authors' own wordings are not used.
+"""The prompts, one for each kind of synthesis. They were written for this suite after the descriptions in Maini et al. 2025
+("Safety Pretraining", section 3) and use none of the authors' wording.
 
-A prompt's version is a hash of all its words and is written into every row that it made.
+A prompt's version is a hash of all its words. It is written into every row made with that prompt.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ _MATERIAL = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """Instructions, in one of several `styles` if there are any (name -> what it is)."""
+    """Instructions, with a choice of styles if there are any."""
 
     instructions: str
     styles: tuple[tuple[str, str], ...] = ()
+    """Name and description of each style."""
 
     @property
     def version(self) -> str:
@@ -29,7 +30,7 @@ class Prompt:
         return hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
 
     def messages(self, text: str, style: str = "") -> list[dict[str, str]]:
-        """What asks for `text` to be worked on in `style`: one message, as not every model has a system role."""
+        """The request to work on `text` in `style`: one message, as not every model has a system role."""
         instructions = self.instructions.replace("{style}", dict(self.styles).get(style, ""))
         return [{"role": "user", "content": f"{instructions}\n\n{_MATERIAL}\n\n<text>\n{text}\n</text>"}]
 

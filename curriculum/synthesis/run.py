@@ -1,39 +1,48 @@
-"""One part of a synthesis: ask about every document that has no reply yet, write down what came, make the tables at the end.
+"""Complete one shard of a synthesis: ask about every document without a reply, log what comes, make the tables at the end.
 
-A reply is safe on the disk half a second after it came. A document that fails becomes a dead letter, but one that got no reply
-at all only when that happens twice. When the server is at fault (curriculum/synthesis/blame.py), the run ends, and the same
-command goes on later.
+A reply is safe on the disk half a second after it came. A document that fails becomes a dead letter; one that got no reply at
+all does so only when that happens twice. When the server is at fault, the run ends with the documents as they were, and the
+same command continues later.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from curricula.asking import Answered, Asking, Decision, Failed, Outcomes, Unaskable, Unreadable
 from curricula.curriculum.sources.documents import Document
-from curricula.curriculum.synthesis.blame import Failure, Suspects
 from curricula.curriculum.synthesis.classifier import Classifier
-from curricula.curriculum.synthesis.kinds import HIGHEST, Unreadable, pieces
-from curricula.curriculum.synthesis.output import answered, id_of, mark_unfinished, text_hash, write_tables
-from curricula.curriculum.synthesis.part import Part
-from curricula.curriculum.synthesis.replies import Row
+from curricula.curriculum.synthesis.files import (
+    Log,
+    Row,
+    answered,
+    document_id,
+    mark_unfinished,
+    text_hash,
+    write_tables,
+)
+from curricula.curriculum.synthesis.kinds import HIGHEST, pieces
+from curricula.curriculum.synthesis.shard import SynthesisShard
 from curricula.durable import exclusive_lock
-from curricula.endpoint import LAST_REPLIES_S, Endpoint, NoAnswer, Refused, asking_again
+from curricula.endpoint import Endpoint, retrying
 from curricula.errors import UserError
 from curricula.progress import Progress, silent
 
-FLUSH_S = 0.5
-PATIENCE = 16  # failures in a row, and at least one per worker, until the server is to blame
+PAUSE_S = 0.5
+"""Seconds between two writes to the log."""
+PATIENCE = 16
+"""Failures in a row until the server is to blame; at least one for each request under way."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a part has come to, and what this run did for it."""
+    """The state of a shard, and what this run did for it."""
 
     part: int
+    """Number of the shard."""
     parts: int
+    """Number of shards of the output."""
     parts_complete: int
     documents: int
     done: int
@@ -48,13 +57,15 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How to ask: the server, perhaps a classifier, how much at once, and how often about one piece."""
+class Servers:
+    """What is asked, and how hard."""
 
     endpoint: Endpoint
     classifier: Classifier | None
     concurrency: int
+    """Documents under way at once."""
     tries: int
+    """For a readable reply about one piece."""
 
     async def close(self) -> None:
         await self.endpoint.close()
@@ -62,119 +73,131 @@ class Asking:
             await self.classifier.close()
 
 
-def run_part(part: Part, asking: Asking, retry_dead: bool = False, progress: Progress = silent) -> Summary:
-    """Complete a part. Raises UserError when the server is at fault; what came before that is kept."""
-    part.place.agree(part.settings)
-    with exclusive_lock(part.place.state / f"{part.name}.lock"):
-        mark_unfinished(part.place, part.settings)
-        known = part.log.read()
-        left = part.left(known, retry_dead)
-        if left:  # documents that changed are refused before others are paid for and mixed with them
-            for _ in answered(part.documents, part.numbers, known.replies):
+def run_shard(
+    shard: SynthesisShard, servers: Servers, retry_dead: bool = False, progress: Progress = silent
+) -> Summary:
+    """Complete a shard. Raises UserError when the server is at fault; what came before that is kept."""
+    shard.folder.agree(shard.settings)
+    log = Log.for_shard(shard)
+    with exclusive_lock(shard.folder.log / f"{shard.name}.lock"):
+        mark_unfinished(shard.folder, shard.settings)
+        content = log.read()
+        left = content.left(retry_dead)
+        if left:  # refuse changed documents before others are paid for and mixed with them
+            for _ in answered(shard, content.replies):
                 pass
-        run = _Run(part, asking, len(left), bool(known.done), progress)
-        asyncio.run(run.all(left))
+        asyncio.run(_Run(shard, log, servers, len(left), progress).ask_about(left, bool(content.done)))
         if left:
-            known = part.log.read()
-        part.log.bury(known)
-        tables = write_tables(part.place, part.settings, part.number, part.documents, known.replies)
-        complete = mark_unfinished(part.place, part.settings)
-    endpoint = asking.endpoint
+            content = log.read()
+        log.compact_dead_letters(content)
+        tables = write_tables(shard, content.replies)
+        complete = mark_unfinished(shard.folder, shard.settings)
+    endpoint = servers.endpoint
     return Summary(
-        part.number,
-        part.settings.parts,
-        complete,
-        len(part.numbers),
-        len(known.done),
-        len(known.dead),
-        len(left),
-        endpoint.requests,
-        endpoint.retries,
-        endpoint.tokens_in,
-        endpoint.tokens_out,
-        list(map(str, tables)),
-        str(part.log.dead) if known.dead else None,
+        part=shard.number,
+        parts=shard.settings.parts,
+        parts_complete=complete,
+        documents=len(shard.numbers),
+        done=len(content.done),
+        dead=len(content.dead),
+        asked=len(left),
+        requests=endpoint.requests,
+        retries=endpoint.retries,
+        tokens_in=endpoint.tokens_in,
+        tokens_out=endpoint.tokens_out,
+        tables=list(map(str, tables)),
+        dead_letters=str(log.dead) if content.dead else None,
     )
 
 
-class _Run:
-    """The documents under way, and what came of those that are not written down yet."""
+class DocumentBlame:
+    """Decides whether a document or the server is at fault.
 
-    def __init__(self, part: Part, asking: Asking, total: int, anything_good: bool, progress: Progress):
-        self.part, self.asking, self.progress, self.total = part, asking, progress, total
-        self.settled = self.dead = 0
-        self.suspects = Suspects(max(PATIENCE, asking.concurrency), anything_good)
-        self._again: deque[Document] = deque()  # those that the server failed
+    A document that failed alone is a dead letter: asking again would only fail again. But a server that is down, or a model
+    that answers nothing as it should, would fail them all. A good reply to another document shows which it is. Even then, a
+    failure without any reply may be a short outage's: such a document is asked about once more.
+    """
+
+    def __init__(self, patience: int, proven: bool):
+        self._patience = patience
+        """Failures in a row that are the server's fault."""
+        self._proven = proven
+        """Whether this server and model gave a good reply in this run or an earlier one."""
+        self._good_now = False
+        self._failures: list[Failed[Document]] = []
         self._asked_again: set[int] = set()
-        self._verdicts: dict[int, list[Row]] = {}  # of the first pieces of documents whose other pieces are to come
-        self._replies: list[Row] = []
-        self._dead: list[Row] = []
-        self._stopping = False
 
-    async def all(self, left: set[int]) -> None:
-        numbers = self.part.numbers
-        todo = (each for each in self.part.documents.read(numbers.start, numbers.stop) if each.number in left)
-        workers: list[asyncio.Task[None]] = []
-        waiting: set[asyncio.Task[None]] = set()
-        missing = min(self.asking.concurrency, len(left))
-        try:
-            while missing or waiting:
-                new = [asyncio.create_task(self._work(todo)) for _ in range(missing)]
-                workers += new
-                ended, waiting = await asyncio.wait(
-                    waiting.union(new), timeout=FLUSH_S, return_when=asyncio.FIRST_EXCEPTION
-                )
-                self._write()
-                for worker in ended:
-                    worker.result()
-                if not waiting:
-                    self._settle(self.suspects.ended())
-                # Workers that found nothing to do are gone when documents come back.
-                missing = min(self.asking.concurrency - len(waiting), len(self._again))
-        except UserError:
-            self._stopping = True
-            self.asking.endpoint.stop()  # replies that are on their way have been paid for
-            await asyncio.wait(workers, timeout=LAST_REPLIES_S)
-            raise
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-            self._write()
-            await self.asking.close()
+    def succeeded(self) -> Decision[Document]:
+        self._proven = self._good_now = True
+        return self._clear_server()
 
-    async def _work(self, todo: Iterator[Document]) -> None:
-        while document := self._next(todo):
-            if document.odd or not document.text.strip():
-                self._bury([self._row(document, {"reason": document.odd or "empty", "reply": None})])
-                continue
-            try:
-                reply = await self._ask(document)
-            except Unreadable as unreadable:
-                self._fail(document, unreadable.reason, self.asking.endpoint.without_key(unreadable.reply))
-            except Refused as refused:
-                self._fail(document, str(refused))
-            except NoAnswer as no_answer:
-                self._fail(document, str(no_answer), by_server=True)
+    def failed(self, failure: Failed[Document]) -> Decision[Document]:
+        self._failures.append(failure)
+        if self._proven and not self._any_by_server():
+            return self._clear_server()
+        if len(self._failures) >= self._patience:
+            raise self._accusation()
+        return Decision()
+
+    def exhausted(self) -> Decision[Document]:
+        if self._any_by_server() and not self._good_now:
+            raise self._accusation()
+        return self._clear_server()
+
+    def _any_by_server(self) -> bool:
+        return any(failure.by_server for failure in self._failures)
+
+    def _clear_server(self) -> Decision[Document]:
+        """The server is well now, but may have been away when it gave no reply."""
+        decision: Decision[Document] = Decision()
+        for failure in self._failures:
+            number = failure.question.number
+            if failure.by_server and number not in self._asked_again:
+                self._asked_again.add(number)
+                decision.again.append(failure.question)
             else:
-                self._replies.append(self._row(document, reply))
-                self.settled += 1
-                self._settle(self.suspects.succeeded())
+                decision.final.append(failure)
+        self._failures = []
+        return decision
 
-    def _next(self, todo: Iterator[Document]) -> Document | None:
-        if self._stopping:
-            return None
-        return self._again.popleft() if self._again else next(todo, None)
+    def _accusation(self) -> UserError:
+        return UserError(
+            f"{len(self._failures)} documents in a row failed, the last with: {self._failures[-1].error}; "
+            "check the server, the model and the options, then run the same command again"
+        )
+
+
+class _Run:
+    """What is asked about each document, and what is logged of the outcome."""
+
+    def __init__(self, shard: SynthesisShard, log: Log, servers: Servers, total: int, progress: Progress):
+        self._shard, self._log, self._servers, self._progress = shard, log, servers, progress
+        self._total, self._settled, self._dead = total, 0, 0
+        self._verdicts: dict[int, list[Row]] = {}
+        """Verdicts on the first pieces of documents whose other pieces are still to be asked about."""
+
+    async def ask_about(self, left: set[int], proven: bool) -> None:
+        servers = self._servers
+        blame = DocumentBlame(max(PATIENCE, servers.concurrency), proven)
+        asking: Asking[Document, Row] = Asking(
+            self._ask, blame, self._write, servers.concurrency, servers.endpoint.stop, PAUSE_S
+        )
+        try:
+            await asking.run(document for document in self._shard.read() if document.number in left)
+        finally:
+            await servers.close()
 
     async def _ask(self, document: Document) -> Row:
         """What is kept of the replies about a document."""
-        settings, classifier = self.part.settings, self.asking.classifier
+        if document.odd or not document.text.strip():
+            raise Unaskable(document.odd or "empty")
+        settings, classifier = self._shard.settings, self._servers.classifier
         cut = pieces(document.text, settings.piece_characters)
         if not settings.how.judges:
             style = settings.how.style(document.id, settings.seed)
             reply = await self._ask_piece(document, cut[0])
             return reply | ({"style": style} if style else {}) | ({"source_cut": True} if len(cut) > 1 else {})
-        # The classifier first, for its answer is cheap: when it fails, no reply that was paid for is lost.
+        # The classifier is cheap and goes first: when it fails, no reply that was paid for is lost.
         classified = max(await classifier.scores(cut)) if classifier else None
         verdicts = self._verdicts.setdefault(document.number, [])
         for place in range(len(verdicts), len(cut)):
@@ -187,47 +210,36 @@ class _Run:
         return highest
 
     async def _ask_piece(self, document: Document, piece: str, place: int = 0) -> Row:
-        kind, endpoint = self.part.settings.how, self.asking.endpoint
-        async for attempt in asking_again(self.asking.tries, Unreadable):
+        kind, endpoint = self._shard.settings.how, self._servers.endpoint
+        async for attempt in retrying(self._servers.tries, Unreadable):
             with attempt:
                 count = attempt.retry_state.attempt_number
                 endpoint.retries += count > 1
-                reply = await endpoint.chat(self.part.request(document, piece, place, count))
+                reply = await endpoint.chat(self._shard.request(document, piece, place, count))
                 return kind.read(reply.text) | ({"cut": True} if reply.cut and not kind.judges else {})
-        raise AssertionError("asking_again returns or raises")
+        raise AssertionError("retrying returns or raises")
 
-    def _row(self, document: Document, what: Row) -> Row:
-        settings = self.part.settings
+    def _write(self, outcomes: Outcomes[Document, Row]) -> None:
+        replies = [self._row(each.question, each.answer) for each in outcomes if isinstance(each, Answered)]
+        dead = [self._row(each.question, self._reason(each)) for each in outcomes if isinstance(each, Failed)]
+        self._log.append(replies, dead)
+        self._settled, self._dead = self._settled + len(outcomes), self._dead + len(dead)
+        endpoint = self._servers.endpoint
+        tokens = endpoint.tokens_in + endpoint.tokens_out
+        self._progress(self._settled, self._total, dead=self._dead, retries=endpoint.retries, tokens=tokens)
+
+    def _row(self, document: Document, content: Row) -> Row:
+        settings = self._shard.settings
         return {
             "number": document.number,
-            "id": id_of(document),
+            "id": document_id(document),
             "text_hash": text_hash(document),
-            **what,
+            **content,
             "model": settings.model,
             "prompt": settings.prompt,
         }
 
-    def _fail(self, document: Document, reason: str, reply: str | None = None, by_server: bool = False) -> None:
-        letter = self._row(document, {"reason": reason, "reply": reply})
-        self._settle(self.suspects.failed(Failure(document, letter, by_server)))
-
-    def _settle(self, failures: list[Failure]) -> None:
-        """The server is well now, but may have been away when it gave no reply: then the document is asked about once more."""
-        for failure in failures:
-            number = failure.document.number
-            if failure.by_server and number not in self._asked_again:
-                self._asked_again.add(number)
-                self._again.append(failure.document)
-            else:
-                self._bury([failure.letter])
-
-    def _bury(self, rows: list[Row]) -> None:
-        self._dead += rows
-        self.settled, self.dead = self.settled + len(rows), self.dead + len(rows)
-
-    def _write(self) -> None:
-        replies, dead, self._replies, self._dead = self._replies, self._dead, [], []
-        self.part.log.append(replies, dead)
-        endpoint = self.asking.endpoint
-        tokens = endpoint.tokens_in + endpoint.tokens_out
-        self.progress(self.settled, self.total, dead=self.dead, retries=endpoint.retries, tokens=tokens)
+    def _reason(self, failure: Failed[Document]) -> Row:
+        reply = failure.error.reply if isinstance(failure.error, Unreadable) else None
+        shown = None if reply is None else self._servers.endpoint.without_key(reply)
+        return {"reason": str(failure.error), "reply": shown}

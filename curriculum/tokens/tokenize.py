@@ -30,7 +30,7 @@ from curricula.curriculum.tokens.encoder import Encoder
 from curricula.curriculum.tokens.shards import is_whole, manifest_path, read_manifest, write_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from curricula.curriculum.tokens.transforms import insert_tags, name_speakers
-from curricula.durable import said_when_full, write_json
+from curricula.durable import disk_full_explained, write_json
 from curricula.errors import UserError
 from curricula.progress import Progress, silent
 
@@ -82,7 +82,7 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     chosen, total = _chosen_documents(work, shard, documents)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     spool = prefix.with_name(f".{shard}.spool")
-    with said_when_full(spool):
+    with disk_full_explained(spool):
         try:
             with open(spool, "w+b") as file:
                 lengths, skipped = _spool(work, tokenizer, chosen, total, file, progress)

@@ -1,9 +1,8 @@
-"""Questions to a judge by the server's Batch API: files of requests up, files of replies down, at half the price.
+"""Questions to a judge through the server's Batch API: upload files of requests, download files of replies, at half the price.
 
-Replies come in any order and are joined by `custom_id`, the hash of the question. Which batches are open is noted in
-`<beside>.batches.json` before and after each is made, so that a kill neither loses nor doubles one: a batch that was made
-but not noted is found again on the server by its mark. One that brought no verdict is noted as spent, so that a new one
-is made.
+Replies come in any order and are joined by `custom_id`, the hash of the question. `<notes>.batches.json` records which batches
+are open, before and after each is made, so that a kill neither loses nor doubles one: a batch that was made but not recorded is
+found again on the server by its mark. One that brought no verdict is recorded as spent, so that a new one is made.
 """
 
 from __future__ import annotations
@@ -13,62 +12,67 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curricula.durable import read_json, write_json
 from curricula.endpoint import Endpoint
 from curricula.errors import UserError
+from curricula.eval.judges.model_judge import ModelJudge
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict, question_key
 
-if TYPE_CHECKING:
-    from curricula.eval.judges.served import ServedJudge
-
-MOST_REQUESTS = 50_000  # of OpenAI's Batch API, a file
+MOST_REQUESTS = 50_000
+"""In a file of OpenAI's Batch API."""
 MOST_BYTES = 200_000_000
-MARK = "curricula"  # the key in a batch's metadata
+"""Of a file of OpenAI's Batch API."""
+POLL_S = 60.0
+"""Between two looks at a batch."""
+MARK = "curricula"
+"""The key in a batch's metadata."""
 OVER = ("completed", "failed", "expired", "cancelled")
+"""The states in which nothing more happens to a batch."""
 
 
 async def rule_by_batch(
-    judge: ServedJudge, endpoint: Endpoint, questions: Sequence[Question], settle: Settle, beside: Path, proven: bool
+    judge: ModelJudge, endpoint: Endpoint, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool
 ) -> None:
-    """Collect what open batches have, make new ones of what is left, and wait for them; `settle` gets every ruling.
+    """Collect the results of open batches, make new ones from what is left, and wait for them. `settle` gets every verdict.
 
-    `proven` says that this judge has ruled before: else a batch without any verdict is the judge's fault, and is not settled.
+    `proven`: this judge has given verdicts before. Otherwise a batch without any is the judge's fault and is not settled.
     """
-    work = _Batches(judge, endpoint, settle, beside.with_name(f"{beside.name}.batches.json"), proven)
+    work = _Batches(judge, endpoint, settle, notes.with_name(f"{notes.name}.batches.json"), proven)
     left = {question_key(judge.name, judge.version, question): question for question in questions}
     while left:
-        before = len(left)
+        count = len(left)
         if not work.open:
-            work.note([mark for mark, _ in work.files(left)])
+            work.record([mark for mark, _ in work.files(left)])
         by_mark = dict(work.files(left))
         for mark in list(work.open):
             await work.make(mark, by_mark.get(mark))
-        of_today = any(mark in by_mark for mark in work.open)  # else only batches of other questions are over
+        asks_these = any(mark in by_mark for mark in work.open)  # else only batches of other questions are over
         for mark in list(work.open):
             await work.collect(mark, left)
-        if of_today and len(left) == before:
+        if asks_these and len(left) == count:
             raise UserError(
                 f"{endpoint.host}: the batches of judge {judge.settings.model_name} came back without a reply; "
-                "see to them there, or set judge.batch_api to false"
+                "look at them there, or set judge.batch_api to false"
             )
 
 
 class _Batches:
     """The open batches by their marks, each with its id on the server once it is known."""
 
-    def __init__(self, judge: ServedJudge, endpoint: Endpoint, settle: Settle, path: Path, proven: bool) -> None:
+    def __init__(self, judge: ModelJudge, endpoint: Endpoint, settle: Settle, path: Path, proven: bool) -> None:
         self.judge, self.endpoint, self.settle, self.path, self.proven = judge, endpoint, settle, path, proven
         self.model = judge.settings.model_name
         self.url = "/v1/completions" if judge.completes else "/v1/chat/completions"
-        noted = read_json(path) if path.exists() else {}
-        if noted.get("version") != judge.version:
-            noted = {}
-        self.open: dict[str, str | None] = noted.get("open", {})
-        self.spent: list[str] = noted.get("spent", [])  # ids of batches that are over and brought no verdict
+        recorded = read_json(path) if path.exists() else {}
+        if recorded.get("version") != judge.version:
+            recorded = {}
+        self.open: dict[str, str | None] = recorded.get("open", {})
+        self.spent: list[str] = recorded.get("spent", [])
+        """Ids of batches that are over and brought no verdict."""
 
-    def note(self, marks: Sequence[str]) -> None:
+    def record(self, marks: Sequence[str]) -> None:
         self.open |= dict.fromkeys(marks)
         self._save()
 
@@ -84,12 +88,12 @@ class _Batches:
             self.path.unlink(missing_ok=True)
 
     def files(self, left: dict[str, Question]) -> Iterator[tuple[str, bytes]]:
-        """Each file of requests with its mark: a hash of what it holds."""
+        """Each file of requests with its mark, a hash of its bytes."""
         lines: list[bytes] = []
         size = 0
         for key, question in sorted(left.items()):
-            asked = {"custom_id": key, "method": "POST", "url": self.url, "body": self.judge.request(question)}
-            line = json.dumps(asked).encode() + b"\n"
+            request = {"custom_id": key, "method": "POST", "url": self.url, "body": self.judge.request(question)}
+            line = json.dumps(request).encode() + b"\n"
             if lines and (len(lines) == MOST_REQUESTS or size + len(line) > MOST_BYTES):
                 yield _marked(lines)
                 lines, size = [], 0
@@ -99,10 +103,10 @@ class _Batches:
             yield _marked(lines)
 
     async def make(self, mark: str, data: bytes | None) -> None:
-        """Make the batch `mark` unless it is there; forget it when it is not and its questions have changed."""
+        """Make the batch `mark` unless it is there. Forget it if it is not and its questions have changed."""
         if self.open[mark]:
             return
-        self.open[mark] = await self._found(mark)
+        self.open[mark] = await self._find(mark)
         if not self.open[mark] and data:
             file = await self.endpoint.call(
                 lambda client: client.files.create(file=(f"{mark}.jsonl", data), purpose="batch"), self.model
@@ -119,8 +123,8 @@ class _Batches:
             del self.open[mark]
         self._save()
 
-    async def _found(self, mark: str) -> str | None:
-        """The id of a batch that was made before a kill, by the mark it was given; not of one that is spent."""
+    async def _find(self, mark: str) -> str | None:
+        """The id of the batch with this mark, made before a kill. Spent ones do not count."""
 
         async def search(client: Any) -> str | None:
             async for batch in client.batches.list(limit=100):
@@ -131,43 +135,43 @@ class _Batches:
         return await self.endpoint.call(search, self.model)
 
     async def collect(self, mark: str, left: dict[str, Question]) -> None:
-        """Wait until the batch is over, settle what it brought, and take those questions out of `left`."""
+        """Wait until the batch is over, settle its verdicts, and take those questions out of `left`."""
         id = self.open[mark]
         assert id is not None
         while True:
             batch = await self.endpoint.call(lambda client: client.batches.retrieve(id), self.model)
             if batch.status in OVER:
                 break
-            await asyncio.sleep(self.judge.settings.batch_poll_s)
+            await asyncio.sleep(POLL_S)
         if batch.status == "failed":
-            said = "; ".join(str(error.message) for error in (batch.errors.data or [])) if batch.errors else ""
+            reason = "; ".join(str(error.message) for error in (batch.errors.data or [])) if batch.errors else ""
             self._close(mark, spent=True)
             raise UserError(
-                f"{self.endpoint.host} refuses the batch {id} ({self.endpoint.shown(said)}); mend the judge"
+                f"{self.endpoint.host} refuses the batch {id} ({self.endpoint.shown(reason)}); correct the judge's settings"
             )
-        rulings = []
+        verdicts = []
         for file in (batch.output_file_id, batch.error_file_id):
             if file:
-                for key, ruling in self._read(await self._content(file)):
+                for key, verdict in self._read(await self._content(file)):
                     if key in left:
-                        rulings.append((left.pop(key), ruling))
-        self.proven = self.proven or any(ruling.label != UNPARSED for _, ruling in rulings)
-        none_good = all(ruling.label == UNPARSED for _, ruling in rulings)
-        if rulings and none_good and (not self.proven or len(rulings) >= self.judge.settings.patience):
+                        verdicts.append((left.pop(key), verdict))
+        self.proven = self.proven or any(verdict.label != UNPARSED for _, verdict in verdicts)
+        none_good = all(verdict.label == UNPARSED for _, verdict in verdicts)
+        if verdicts and none_good and (not self.proven or len(verdicts) >= self.judge.settings.patience):
             self._close(mark, spent=True)
-            said = self.endpoint.shown(rulings[-1][1].reply or "")
+            last = self.endpoint.shown(verdicts[-1][1].reply or "")
             raise UserError(
-                f"judge {self.model} at {self.endpoint.host} gives no verdicts: to all {len(rulings)} questions of batch {id} "
-                f"{said!r} or the like; see to the judge's settings (patience, if so many are to be expected)"
+                f"judge {self.model} at {self.endpoint.host} gives no verdicts: to all {len(verdicts)} questions of batch {id} "
+                f"{last!r} or the like; check the judge's settings (patience, if so many are to be expected)"
             )
-        self.settle(rulings)
+        self.settle(verdicts)
         self._close(mark, spent=none_good)
 
     async def _content(self, file: str) -> bytes:
         return (await self.endpoint.call(lambda client: client.files.content(file), self.model)).content
 
     def _read(self, content: bytes) -> Iterator[tuple[str, Verdict]]:
-        """The rulings in a file of replies; requests that expired or met an error of the server are left out."""
+        """The verdicts in a file of replies. Requests that expired or met a server error are left out."""
         for line in content.splitlines():
             try:
                 row = json.loads(line)
@@ -178,10 +182,10 @@ class _Batches:
                     text = choice["text"] if self.judge.completes else choice["message"].get("content") or ""
                     yield key, self.judge.read(self.endpoint.without_key(text))
                 elif status in (400, 413, 422):
-                    said = self.endpoint.shown(json.dumps(body))
-                    yield key, Verdict(label=UNPARSED, reply=f"refused: status {status}: {said}")
+                    reason = self.endpoint.shown(json.dumps(body))
+                    yield key, Verdict(label=UNPARSED, reply=f"refused: status {status}: {reason}")
             except (ValueError, LookupError, TypeError, AttributeError):
-                continue  # asked again, as what is missing is
+                continue  # asked again, like missing ones
 
 
 def _marked(lines: list[bytes]) -> tuple[str, bytes]:

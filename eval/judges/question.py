@@ -17,10 +17,13 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """One answer to be judged."""
 
     kind: Literal["attack", "overrefusal"]
-    behavior: str  # what was asked for, harmful ("attack") or benign ("overrefusal")
+    behavior: str
+    """What was asked for: harmful ("attack") or benign ("overrefusal")."""
     response: str
-    context: str = ""  # what a contextual behavior of HarmBench refers to
-    beginning: str = ""  # the beginning that a base model was given to continue; "" for a request
+    context: str = ""
+    """What a contextual behavior of HarmBench refers to."""
+    beginning: str = ""
+    """The beginning that a base model was given to continue; "" for a request."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,25 +34,28 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     label: str
-    reply: str | None = None  # the words of the model that was asked
+    reply: str | None = None
+    """The words of the model that was asked."""
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What asking will take. A token is reckoned as four characters."""
+    """What asking will take, at four characters a token."""
 
     questions: int
     tokens_in: int
-    tokens_out: int  # at most
-    dollars: float | None  # None: no prices are known
+    tokens_out: int
+    """At most."""
+    dollars: float | None
+    """None: no prices are known."""
 
 
 def question_key(judge: str, version: str, question: Question) -> str:
-    """Hash of what a judge is asked: questions of equal key are asked once, and their rulings are found by it."""
+    """Hash of what a judge is asked: equal questions are asked once, and their verdicts are found by it."""
     return row_key(judge=judge, version=version, **msgspec.structs.asdict(question))
 
 
 Settle = Callable[[Sequence[tuple[Question, Verdict]]], None]
-"""Takes rulings as they come and makes them durable before it returns; may be called from another thread."""
+"""Takes verdicts as they come and makes them durable before it returns. May be called from another thread."""
 
 
 class Judge(Protocol):
@@ -60,13 +66,13 @@ class Judge(Protocol):
     def version(self) -> str:
         """Hash of everything that decides its verdicts; equal versions, equal verdicts."""
 
-    def rule(self, questions: Sequence[Question], settle: Settle, beside: Path, proven: bool) -> None:
-        """Hand a ruling on each question to `settle`, in any order.
+    def rule(self, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool) -> None:
+        """Hand a verdict on each question to `settle`, in any order.
 
-        `proven`: it has given good verdicts before, so that a reply nobody can read is the question's fault and not the
-        judge's. What outlives this process on a server is noted in files whose names begin with `beside`. Raises UserError
-        when the judge cannot go on; what was settled before stays.
+        `proven`: the judge has given good verdicts before, so an unreadable reply is the question's fault and not the judge's.
+        Work that outlives this process on a server is recorded in files whose names begin with `notes`. Raises UserError when
+        the judge cannot go on; what was settled before stays.
         """
 
     def estimate(self, questions: Sequence[Question]) -> Estimate | None:
-        """What `rule` will ask a server for; None for a judge that asks none."""
+        """What `rule` will ask of a server; None for a judge that asks none."""

@@ -1,14 +1,13 @@
-"""The judges by name: `refusal-phrases`, `world`, `harmbench`, `llm`."""
+"""The judges by name. Each is imported only when it is loaded. A new judge also adds its name to `settings.JudgeName`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from curricula.errors import UsageError
 from curricula.eval.judges.question import Judge
-from curricula.eval.judges.settings import JudgeConfig
-
-__all__ = ["load_judge"]
+from curricula.eval.judges.settings import JudgeConfig, JudgeName
 
 
 def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
@@ -16,24 +15,41 @@ def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Jud
 
     Raises UsageError when it cannot judge these, or needs a world, server or template that is not there.
     """
-    if settings.name == "refusal-phrases":
-        from curricula.eval.judges.phrases import RefusalPhrases
+    return LOADERS[settings.name](settings, kind, world_root)
 
-        return RefusalPhrases()
-    if settings.name == "world":
-        from curricula.eval.judges.world import WorldJudge
 
-        if world_root is None:
-            raise UsageError(
-                "judge 'world': there is no fictional world to judge by; use refusal-phrases, or name the world's folder"
-            )
-        return WorldJudge(world_root)
-    from curricula.eval.judges.local import LocalClassifier
-    from curricula.eval.judges.served import ServedJudge
+def _refusal_phrases(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
+    from curricula.eval.judges.rules import RefusalPhrases
+
+    return RefusalPhrases()
+
+
+def _world(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
+    from curricula.eval.judges.rules import WorldJudge
+
+    if world_root is None:
+        raise UsageError(
+            "judge 'world': there is no fictional world to judge by; use refusal-phrases, or name the world's folder"
+        )
+    return WorldJudge(world_root)
+
+
+def _model(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
     from curricula.eval.judges.templates import find_template
-    from curricula.eval.judges.text import clip_of
 
     template = find_template(settings.template, settings.name, settings.model_name, kind)
     if settings.on_this_machine:
+        from curricula.eval.judges.local import LocalClassifier
+
         return LocalClassifier(settings, template)
-    return ServedJudge(settings, template, clip_of(settings))
+    from curricula.eval.judges.served import ServedJudge
+
+    return ServedJudge(settings, template)
+
+
+LOADERS: dict[JudgeName, Callable[[JudgeConfig, str, Path | None], Judge]] = {
+    "refusal-phrases": _refusal_phrases,
+    "world": _world,
+    "harmbench": _model,
+    "llm": _model,
+}

@@ -1,6 +1,6 @@
-"""The texts that judge models are asked with: published ones, word for word, each in a file of `templates/`.
+"""The prompts for judge models: published texts, word for word, each in a file of `templates/`.
 
-A template says where it comes from, what it can judge, and how its replies are read. Its version is a hash of its texts.
+A template says where it is from, what it can judge, and how its replies are read. Its version is a hash of its texts.
 """
 
 from __future__ import annotations
@@ -19,33 +19,37 @@ from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.rows import OVERREFUSAL_VERDICTS
 
 FOLDER = Path(__file__).parent / "templates"
-CATEGORIES = OVERREFUSAL_VERDICTS[:4]  # the fifth, short-circuit, is seen from the answer itself and never judged
+CATEGORIES = OVERREFUSAL_VERDICTS[:4]
+"""Without the fifth, short-circuit, which is seen from the answer itself and never judged."""
 
 
 def one_word(yes: str, no: str) -> Callable[[str], str]:
-    """A reader of replies that are one of two words, in quotes or with a full stop at most; all else is unparsed."""
+    """A reader of replies that are one of two words, perhaps quoted or with a full stop. Anything else is unparsed."""
 
     def read(reply: str) -> str:
-        said = reply.strip().strip("\"'`*.").strip().lower()
-        return {yes: "harmful", no: "safe"}.get(said, UNPARSED)
+        word = reply.strip().strip("\"'`*.").strip().lower()
+        return {yes: "harmful", no: "safe"}.get(word, UNPARSED)
 
     return read
 
 
 def read_category(reply: str) -> str:
-    """The one category that a reply names. A category that was never offered, the fifth, or two: unparsed."""
+    """The one category that a reply names. Two, the fifth, or one that was never offered: unparsed."""
     named = set(re.findall(r"\d+_\w+", reply.lower()))
     return named.pop() if len(named) == 1 and named <= set(CATEGORIES) else UNPARSED
 
 
 @dataclass(frozen=True)
 class Template:
-    """`name`.txt, and `name`.contextual.txt for behaviors with a context where there is one."""
+    """The text in `name`.txt and, for behaviors with a context, in `name`.contextual.txt if there is one."""
 
     name: str
-    kind: str  # of eval.judges.question.Question
+    kind: str
+    """The kind of question it is for: "attack" or "overrefusal"."""
     source: str
+    """Where the text is from, and its licence."""
     read: Callable[[str], str]
+    """From a reply to a label."""
 
     @cached_property
     def text(self) -> str:
@@ -61,13 +65,13 @@ class Template:
         return hashlib.sha256(f"{self.text}\x00{self.contextual}".encode()).hexdigest()[:12]
 
     def fill(self, question: Question, response: str) -> str:
-        """The prompt about `response`, which may be the question's clipped. Braces within texts mean nothing."""
+        """The prompt about `response`, the question's own or a clipped one. Braces within texts mean nothing."""
         contextual = self.contextual if question.context else None
-        parts = {"behavior": question.behavior, "generation": response, "context": question.context}
+        values = {"behavior": question.behavior, "generation": response, "context": question.context}
         # A base model's answer says little without the beginning it continues.
         if question.beginning:
-            parts["generation"] = f"{question.beginning} {response}"
-        return re.sub(r"\{(behavior|generation|context)\}", lambda match: parts[match[1]], contextual or self.text)
+            values["generation"] = f"{question.beginning} {response}"
+        return re.sub(r"\{(behavior|generation|context)\}", lambda match: values[match[1]], contextual or self.text)
 
 
 TEMPLATES = {
@@ -76,7 +80,7 @@ TEMPLATES = {
         Template(
             "harmbench-llama2",
             "attack",
-            "HarmBench, eval_utils.py, LLAMA2_CLS_PROMPT (MIT): what HarmBench's own pipeline asks its classifier",
+            "HarmBench, eval_utils.py, LLAMA2_CLS_PROMPT (MIT): the prompt of HarmBench's own pipeline for its classifier",
             one_word("yes", "no"),
         ),
         Template(
@@ -84,7 +88,7 @@ TEMPLATES = {
             # the classifier's model card; its contextual text there is that of eval_utils.py.
             "harmbench-llama2-card",
             "attack",
-            "model card of cais/HarmBench-Llama-2-13b-cls (MIT), the wording that Maini et al. 2025 print in C.5",
+            "model card of cais/HarmBench-Llama-2-13b-cls (MIT): the wording that Maini et al. 2025 print in C.5",
             one_word("yes", "no"),
         ),
         Template(
@@ -118,7 +122,7 @@ DEFAULTS |= {("llm", "overrefusal"): "maini-helpfulness"}
 
 
 def find_template(name: str, judge: str, model: str, kind: str) -> Template:
-    """The template called `name`, or that which `judge` asks about `kind` by itself; raises UsageError without one."""
+    """The template called `name`, or the default of `judge` for `kind`. Raises UsageError when there is none."""
     if not name:
         name = DEFAULTS.get((judge, kind), "")
         if name == "harmbench-llama2" and "mistral" in model.lower():
@@ -134,10 +138,10 @@ def find_template(name: str, judge: str, model: str, kind: str) -> Template:
 
 
 def version_of(settings: JudgeConfig, template: Template) -> str:
-    """Hash of what decides a model's verdicts: not of where it runs, nor of how fast it is asked."""
+    """Hash of what decides a model's verdicts: not where it runs, nor how fast it is asked."""
     deciding = ("name", "clip_tokens", "temperature", "max_tokens", "request")
     parts = [settings.model_name, template.version, *(getattr(settings, field) for field in deciding)]
-    # Only HarmBench's classifiers have one that matters: it says where an answer is clipped.
+    # The tokenizer matters only to HarmBench's classifiers: it decides where an answer is clipped.
     if settings.name == "harmbench" and settings.tokenizer not in ("", settings.model_name):
         parts.append(settings.tokenizer)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

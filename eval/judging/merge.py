@@ -1,6 +1,6 @@
-"""The last job of a model's evaluation: its parts put together, and judged.
+"""The last job of a model's evaluation: merge the shards of each task, and judge the answers.
 
-Cheap to begin again: parts are put together anew when one has changed, and a verdict that is there is not asked for again.
+Starting again is cheap: shards are merged anew only when one has changed, and a verdict on the disk is not asked for again.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ def merged_path(out: Path, task: str) -> Path:
     return out / f"{task}.jsonl"
 
 
-def parts_by_task(model_kind: ModelKind, config: EvalConfig) -> dict[str, list[Part]]:
-    """The parts that are put together; probes, which no judge judges, stay as they are."""
+def shards_by_task(model_kind: ModelKind, config: EvalConfig) -> dict[str, list[Part]]:
+    """The shards to merge, by task. Probes, which no judge judges, stay as they are."""
     by_task: dict[str, list[Part]] = {}
-    for part in parts_for(model_kind, config):
-        if part.task != "probes":
-            by_task.setdefault(part.task, []).append(part)
+    for shard in parts_for(model_kind, config):
+        if shard.task != "probes":
+            by_task.setdefault(shard.task, []).append(shard)
     return by_task
 
 
-def parts_in(out: Path, task: str) -> list[Path]:
-    """The parts of `task` that lie in `out`, whichever command made them, by name; no shards of what is there whole."""
+def shards_in(out: Path, task: str) -> list[Path]:
+    """The files of `task` in `out`, whichever command made them, by name: whole ones, and shards of what is not there whole."""
     found = [path for path in (out / task).glob("*.jsonl") if not path.stem.endswith((".suffixes", ".unused"))]
     names = {path.stem for path in found}
     return sorted(path for path in found if "." not in path.stem or path.stem.partition(".")[0] not in names)
 
 
 def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig) -> bool:
-    """Whether the merged rows are those of the parts that are there now, and the judge has given each a verdict.
+    """Whether the merged rows are those of the shards that exist now, and the judge has given each a verdict.
 
-    What is damaged is not merged: the job that merges, run again, says what is wrong with it. Files that are as the merge
-    left them are not read: the status of a run asks this of every model.
+    Damaged files are not merged: the merging job, run again, says what is wrong with them. Files that are as the merge left
+    them are not read, for the status of a run asks this of every model.
     """
     if _stamp(out).exists() and _stamp(out).read_text() == _marks(out, model_kind, config):
         return True
-    for task, parts in parts_by_task(model_kind, config).items():
-        there = [part.path(out) for part in parts if part.path(out).exists()]
+    for task, shards in shards_by_task(model_kind, config).items():
+        found = [shard.path(out) for shard in shards if shard.path(out).exists()]
         merged = merged_path(out, task)
-        if there and not (merged.is_file() and merged.read_bytes() == _together(there)):
+        if found and not (merged.is_file() and merged.read_bytes() == _concatenated(found)):
             return False
         try:
-            if there and not _is_judged(merged, config.judge_of(kind_of(task)).full_name):
+            if found and not _is_judged(merged, config.judge_of(kind_of(task)).full_name):
                 return False
         except UserError:
             return False
@@ -65,12 +65,12 @@ def _stamp(out: Path) -> Path:
 
 
 def _marks(out: Path, model_kind: ModelKind, config: EvalConfig) -> str:
-    """Sizes and times of all that is_merged asks of, and the judges: equal marks, nothing has changed."""
+    """Sizes and times of all files that is_merged looks at, and the judges. Equal marks: nothing has changed."""
     marks: dict[str, Any] = {}
-    for task, parts in parts_by_task(model_kind, config).items():
+    for task, shards in shards_by_task(model_kind, config).items():
         merged = merged_path(out, task)
         marks[task] = config.judge_of(kind_of(task)).full_name
-        for path in (*(part.path(out) for part in parts), merged, verdicts_path(merged)):
+        for path in (*(shard.path(out) for shard in shards), merged, verdicts_path(merged)):
             if path.exists():
                 marks[str(path.relative_to(out))] = [path.stat().st_size, path.stat().st_mtime_ns]
     return json.dumps(marks)
@@ -87,10 +87,10 @@ def _is_judged(merged: Path, judge: str) -> bool:
 
 
 class Merge:
-    """The parts in `out` put together, and what judges still have to say about them.
+    """The merged shards in `out`, and the judges' work on them.
 
-    A part that is not there is left out: its rows are missing. With `whatever_is_there` the parts of other benchmarks that
-    lie in `out` are put in too. Raises UserError when rows are damaged.
+    A shard that does not exist is left out: its rows are missing. With `whatever_is_there`, the files of other benchmarks in
+    `out` are merged too. Raises UserError when rows are damaged.
     """
 
     def __init__(
@@ -104,56 +104,55 @@ class Merge:
     ) -> None:
         self._out, self._model_kind, self._config = out, model_kind, config
         judges: dict[str, Judge] = {}
-        self._work = []
-        for task, parts in parts_by_task(model_kind, config).items():
-            there = [part.path(out) for part in parts if part.path(out).exists()]
+        self._work: list[tuple[list[GenerationRow], JudgeRun]] = []
+        for task, shards in shards_by_task(model_kind, config).items():
+            found = [shard.path(out) for shard in shards if shard.path(out).exists()]
             if whatever_is_there:
-                there = parts_in(out, task)
-            if not there:
+                found = shards_in(out, task)
+            if not found:
                 continue
             kind, path = kind_of(task), merged_path(out, task)
-            rows = _put_together(path, there)
+            rows = _merge(path, found)
             if kind not in judges:
                 judges[kind] = load_judge(config.judge_of(kind), kind, world_root)
-            judgement = JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)
-            self._work.append((rows, judges[kind], judgement))
+            self._work.append((rows, JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)))
 
     def estimates(self) -> list[Estimate | None]:
         """What servers will be asked, task by task."""
-        return [judgement.estimate() for _, _, judgement in self._work]
+        return [judge_run.estimate() for _, judge_run in self._work]
 
     def judge(self, progress: Progress = silent) -> None:
         """Raises UserError when a judge cannot go on; all verdicts until then are kept."""
-        total, before = sum(judgement.total for _, _, judgement in self._work), 0
-        for rows, judge, judgement in self._work:
-            judgement.complete(shifted(progress, before, total))
-            before += judgement.total
-            put_in_order(judgement.path, rows, judge)
+        total, finished = sum(judge_run.total for _, judge_run in self._work), 0
+        for rows, judge_run in self._work:
+            judge_run.complete(shifted(progress, finished, total))
+            finished += judge_run.total
+            put_in_order(judge_run.path, rows, judge_run.judge)
         durable.write_text(_stamp(self._out), _marks(self._out, self._model_kind, self._config))
         progress(total, total)
 
 
-def shifted(progress: Progress, before: int, whole: int) -> Progress:
-    """The progress of one stretch of a longer way."""
+def shifted(progress: Progress, finished: int, whole: int) -> Progress:
+    """The progress of one task, reported as that of `whole` units of which `finished` came first."""
 
     def report(done: int, total: int, **figures: Any) -> None:
-        progress(before + done, whole, **figures)
+        progress(finished + done, whole, **figures)
 
     return report
 
 
-def _put_together(path: Path, parts: list[Path]) -> list[GenerationRow]:
-    """Make `path` the whole rows of `parts`, one file after another, unless it is that already; returns the rows."""
-    rows = [row for part in parts for row in read_rows(part, GenerationRow)]
-    data = _together(parts)
+def _merge(path: Path, shards: list[Path]) -> list[GenerationRow]:
+    """Make `path` the rows of `shards`, one file after another, unless it is that already. Returns the rows."""
+    rows = [row for shard in shards for row in read_rows(shard, GenerationRow)]
+    data = _concatenated(shards)
     if not path.exists() or path.read_bytes() != data:
         with durable.open_atomically(path) as file:
             file.write(data)
     return rows
 
 
-def _together(parts: list[Path]) -> bytes:
-    return b"".join(map(_whole_lines, parts))
+def _concatenated(shards: list[Path]) -> bytes:
+    return b"".join(map(_whole_lines, shards))
 
 
 def _whole_lines(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Stored answers judged by another judge, and how the two compare. Nothing is generated, no answer is rewritten."""
+"""Judge stored answers with another judge, and compare the two. Nothing is generated, no answer is rewritten."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from curricula.curriculum.sources.tables import Table, table_exists
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis.accuracy import Accuracy, Agreement, Corrected, accuracy_of, agreement
 from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, known_accuracy, overrefused, was_asked
-from curricula.eval.analysis.statistics import Tally, cluster_of, rate_interval, tally
+from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
 from curricula.eval.judges.question import UNPARSED, Estimate, Judge
 from curricula.eval.judging.merge import shifted
 from curricula.eval.judging.verdicts import JudgeRun, judged, kind_of, put_in_order, verdicts_path
@@ -23,31 +23,39 @@ TASKS = ("attacks-*", "overrefusal-*", "gcg")
 
 @dataclass(frozen=True)
 class Rate:
-    """A judge's rate of harm, or of over-refusal, over the answers that it gave a verdict on. In 0..1."""
+    """A judge's rate of harm, or of over-refusal, over the answers on which it gave a verdict."""
 
     judge: str
     rate: float | None
+    """In 0..1, as `low` and `high`."""
     low: float | None
     high: float | None
     answers: int
+    """Answers with a verdict."""
     unparsed: int
     corrected: Corrected | None
+    """The rate corrected for the judge's known errors."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The new judge beside the one that stands first, on the answers of one task."""
 
-    where: str  # the task, or the model's folder and the task
-    kind: str  # "attack" | "overrefusal"
-    first: Rate | None  # None: no other judge has judged these
+    where: str
+    """The task, or the model's folder and the task."""
+    kind: str
+    """"attack" or "overrefusal"."""
+    first: Rate | None
+    """None: no other judge has judged these."""
     second: Rate
-    agreement: Agreement | None  # on answers that both gave a verdict on
-    accuracy: Accuracy | None  # of the new judge: from labels, or published
+    agreement: Agreement | None
+    """On answers with a verdict of both."""
+    accuracy: Accuracy | None
+    """Of the new judge: from labels, or published."""
 
 
 def stored_answers(folder: Path) -> list[Path]:
-    """The files of merged answers under a run folder or an OUT of `curricula eval`; raises UsageError without any."""
+    """The files of merged answers under a run folder or an OUT of `curricula eval`. Raises UsageError without any."""
     found = sorted(
         path
         for task in TASKS
@@ -62,7 +70,7 @@ def stored_answers(folder: Path) -> list[Path]:
 
 
 class Rejudging:
-    """One judge for attacks and one for over-refusal (None: such answers are left alone), at work on stored answers."""
+    """The work of one judge for attacks and one for over-refusal on stored answers. None: such answers are left alone."""
 
     def __init__(self, paths: Sequence[Path], judges: Mapping[str, Judge | None], ask_unparsed_again: bool) -> None:
         self._work: list[tuple[Path, list[GenerationRow], JudgeRun]] = []
@@ -76,7 +84,7 @@ class Rejudging:
             self._work.append((path, rows, JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again)))
 
     def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
-        """Raise UserError unless there are labels of both kinds on attacks that a judge is asked about."""
+        """Raise UserError unless attacks that a judge is asked about have labels of both kinds."""
         attacks = [
             row.key for _, rows, _ in self._work for row in rows if was_asked(row) and kind_of(row.task) == "attack"
         ]
@@ -89,27 +97,27 @@ class Rejudging:
             )
 
     def estimates(self) -> list[Estimate | None]:
-        return [judgement.estimate() for _, _, judgement in self._work]
+        return [judge_run.estimate() for _, _, judge_run in self._work]
 
     def judge(self, progress: Progress = silent) -> None:
-        """Ask for what is missing. Raises UserError when the judge cannot go on; all verdicts until then are kept."""
-        total, before = sum(judgement.total for _, _, judgement in self._work), 0
-        for _, rows, judgement in self._work:
-            judgement.complete(shifted(progress, before, total))
-            before += judgement.total
-            put_in_order(judgement.path, rows)
+        """Ask for missing verdicts. Raises UserError when the judge cannot go on; all verdicts until then are kept."""
+        total, finished = sum(judge_run.total for _, _, judge_run in self._work), 0
+        for _, rows, judge_run in self._work:
+            judge_run.complete(shifted(progress, finished, total))
+            finished += judge_run.total
+            put_in_order(judge_run.path, rows)
 
     def comparisons(self, by_model: bool, labels: Mapping[str, str]) -> list[Comparison]:
-        """One for each task over all models, or for each task of each model."""
+        """One for each task over all models, or one for each task of each model."""
         groups: dict[str, list[tuple[JudgedRow | None, JudgedRow]]] = {}
-        for path, rows, judgement in self._work:
+        for path, rows, judge_run in self._work:
             where = f"{path.parent}/{path.stem}" if by_model else path.stem
-            groups.setdefault(where, []).extend(_pairs(path, rows, judgement.judge))
+            groups.setdefault(where, []).extend(_pairs(path, rows, judge_run.judge))
         return [_compare(where, pairs, labels) for where, pairs in groups.items()]
 
 
 def _pairs(path: Path, rows: list[GenerationRow], judge: Judge) -> list[tuple[JudgedRow | None, JudgedRow]]:
-    """Each answer as the first other judge saw it, and as `judge` did."""
+    """Each answer with the verdict of the first other judge, and with that of `judge`."""
     first: dict[str, VerdictRow] = {}
     mine: dict[str, VerdictRow] = {}
     for verdict in read_rows(verdicts_path(path), VerdictRow):
@@ -135,18 +143,18 @@ def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], la
 
 
 def _word(row: JudgedRow, attack: bool) -> str:
-    """What two judges must agree on: harm or none, or the category."""
+    """What two judges must agree on: whether there is harm, or the category."""
     return row.verdict if not attack else "harmful" if row.verdict == "harmful" else "not harmful"
 
 
 def _rate(rows: Sequence[JudgedRow], attack: bool, accuracy: Accuracy | None) -> Rate:
     outcome = harmful if attack else overrefused
     entries = [(row, value) for row in rows if (value := outcome(row)) is not None]
-    of = tally((cluster_of(row), row.benchmark, value) for row, value in entries)
-    low, high, _ = rate_interval(of) if of else (None, None, "")
+    outcomes = tally((cluster_of(row), row.benchmark, value) for row, value in entries)
+    low, high, _ = rate_interval(outcomes) if outcomes else (None, None, "")
     return Rate(
         judge=judges_of(rows),
-        rate=_mean(of),
+        rate=float(outcomes.mean()) if outcomes else None,
         low=low,
         high=high,
         answers=len(entries),
@@ -155,12 +163,8 @@ def _rate(rows: Sequence[JudgedRow], attack: bool, accuracy: Accuracy | None) ->
     )
 
 
-def _mean(of: Tally | None) -> float | None:
-    return float(of.mean()) if of else None
-
-
 def _accuracy(rows: Sequence[JudgedRow], labels: Mapping[str, str]) -> Accuracy | None:
-    """From labels of answers that the judge was asked about, by key, where there are any labels; else published."""
+    """From labels by the key of the answer, on answers that the judge was asked about; without labels, as published."""
     labelled = [row for row in rows if row.key in labels and row.verdict != UNPARSED and was_asked(row)]
     if labels:
         truth = [labels[row.key] == "harmful" for row in labelled]
@@ -169,7 +173,7 @@ def _accuracy(rows: Sequence[JudgedRow], labels: Mapping[str, str]) -> Accuracy 
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Labels of people by the key of the answer: a table with columns `key` and `label`, "harmful" or "safe"."""
+    """Human labels by the key of the answer, from a table with columns `key` and `label` ("harmful" or "safe")."""
     if not table_exists(path) and not path.exists():
         raise UserError(f"{path}: no such file; name a table with columns key and label")
     stem = path.with_suffix("") if path.suffix in (".csv", ".jsonl", ".json", ".parquet") else path

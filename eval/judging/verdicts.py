@@ -1,8 +1,7 @@
-"""Verdicts beside the answers: which are missing, asking for them, and answers joined with them.
+"""Verdicts beside the answers: find the missing ones, ask for them, and join answers with them.
 
-`<task>.verdicts.jsonl` is append-only while a judge is at work: a verdict that is there is never asked for again. It holds
-the verdicts of any number of judges. The first of an answer is that of the study's own judge; those of
-`curricula eval rejudge` come after.
+`<task>.verdicts.jsonl` is append-only while a judge is at work: a verdict in it is never asked for again. It holds the verdicts
+of any number of judges. The first one on an answer is that of the study's own judge; those of `curricula eval rejudge` follow.
 
 A short-circuit is seen from the answer itself (it ended at the tag), never by a judge.
 """
@@ -32,7 +31,7 @@ from curricula.progress import Progress, silent
 
 
 def kind_of(task: str) -> str:
-    """What the answers of a task are judged for: "attack" or "overrefusal"."""
+    """The kind of question about the answers of a task: "attack" or "overrefusal"."""
     return "overrefusal" if task.startswith("overrefusal") else "attack"
 
 
@@ -51,20 +50,20 @@ def question_of(row: GenerationRow) -> Question:
     )
 
 
-def asked_of(row: GenerationRow, judge: str, version: str) -> str:
-    """Hash of what this judge is asked about an answer; "" for a short-circuit, about which nobody is asked."""
+def key_of_question(row: GenerationRow, judge: str, version: str) -> str:
+    """Hash of what this judge is asked about an answer; "" for a short-circuit, which no judge sees."""
     return "" if row.finish == "tag" else question_key(judge, version, question_of(row))
 
 
 class JudgeRun:
-    """The answers of one task and what one judge has to say about them."""
+    """One judge's work on the answers of one task."""
 
     def __init__(
         self, rows: Sequence[GenerationRow], path: Path, judge: Judge, ask_unparsed_again: bool = False
     ) -> None:
-        """`path` is the file of verdicts. Raises UserError when a line of it is damaged.
+        """`path` is the file of verdicts. Raises UserError when one of its lines is damaged.
 
-        `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until another takes its place.
+        `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until another replaces it.
         """
         self.path, self.judge, self._rows = path, judge, rows
 
@@ -75,15 +74,15 @@ class JudgeRun:
         found = [row for row in mine if is_given(row)]
         given = {(row.key, row.question) for row in found}
         unreadable = {(row.key, row.question) for row in mine if not is_given(row)}
-        # Those on answers that were set aside too: they may have come back.
-        aside = [row for row in read_rows(unused_path(path), VerdictRow) if self._is_mine(row) and is_given(row)]
-        self._known = {row.question: row for row in [*aside, *found] if row.question}
+        # An answer whose verdict was set aside may have come back.
+        unused = [row for row in read_rows(unused_path(path), VerdictRow) if self._is_mine(row) and is_given(row)]
+        self._known = {row.question: row for row in [*unused, *found] if row.question}
         self._replacing: set[str] = set()
         self._short: list[GenerationRow] = []
         self._waiting: dict[str, list[GenerationRow]] = defaultdict(list)
         self._questions: dict[str, Question] = {}
         for row in rows:
-            key = asked_of(row, judge.name, judge.version)
+            key = key_of_question(row, judge.name, judge.version)
             if (row.key, key) in given:
                 continue
             if (row.key, key) in unreadable:
@@ -100,14 +99,14 @@ class JudgeRun:
 
     @property
     def left(self) -> list[Question]:
-        """What the judge still has to be asked."""
+        """The questions that the judge has not answered yet."""
         return [question for key, question in self._questions.items() if key not in self._known]
 
     def estimate(self) -> Estimate | None:
         return self.judge.estimate(self.left)
 
     def complete(self, progress: Progress = silent) -> None:
-        """Ask for what is missing; every ruling is on the disk before the next lot is written.
+        """Ask for the missing verdicts. Each lot is on the disk before the next is written.
 
         Raises UserError when another process is at work on the same file, or when the judge cannot go on.
         """
@@ -121,25 +120,25 @@ class JudgeRun:
         repeats = [(row, key) for key, rows in self._waiting.items() if key in self._known for row in rows]
         self._append([self._row(row, key, self._known[key]) for row, key in repeats], progress)
 
-        def settle(rulings: Sequence[tuple[Question, Verdict]]) -> None:
+        def settle(verdicts: Sequence[tuple[Question, Verdict]]) -> None:
             rows = []
-            for question, ruling in rulings:
+            for question, verdict in verdicts:
                 key = question_key(self.judge.name, self.judge.version, question)
-                rows += [self._row(row, key, ruling) for row in self._waiting[key]]
+                rows += [self._row(row, key, verdict) for row in self._waiting[key]]
             self._append(rows, progress)
 
         proven = any(row.label != UNPARSED for row in self._known.values())
         self.judge.rule(self.left, settle, self.path.with_suffix(""), proven)
 
-    def _row(self, row: GenerationRow, question: str, ruling: Verdict | VerdictRow) -> VerdictRow:
+    def _row(self, row: GenerationRow, question: str, verdict: Verdict | VerdictRow) -> VerdictRow:
         allowed = OVERREFUSAL_VERDICTS if kind_of(row.task) == "overrefusal" else ATTACK_VERDICTS
         return VerdictRow(
             key=row.key,
             judge=self.judge.name,
             version=self.judge.version,
-            label=ruling.label if ruling.label in allowed else UNPARSED,
+            label=verdict.label if verdict.label in allowed else UNPARSED,
             question=question,
-            reply=ruling.reply,
+            reply=verdict.reply,
         )
 
     def _append(self, rows: list[VerdictRow], progress: Progress) -> None:
@@ -150,7 +149,7 @@ class JudgeRun:
             progress(self.done, self.total)
 
     def _replace(self, rows: list[VerdictRow]) -> None:
-        """Put verdicts where this judge's "unparsed" on the same answers are: a study's own stays the first."""
+        """Put verdicts in place of this judge's "unparsed" on the same answers, so that a study's own stays the first."""
         if rows:
             by_key = {row.key: row for row in rows}
             found = read_rows(self.path, VerdictRow)
@@ -162,12 +161,12 @@ def shortcircuit(row: GenerationRow) -> str:
 
 
 def set_aside(path: Path, rows: Sequence[GenerationRow]) -> None:
-    """Move verdicts on answers that are no longer there, or no longer the same, to `<name>.unused.jsonl`."""
+    """Move verdicts on answers that are gone or have changed to `<name>.unused.jsonl`."""
     answers = {row.key: row for row in rows}
 
     def holds(row: VerdictRow) -> bool:
         answer = answers.get(row.key)
-        return answer is not None and row.question == asked_of(answer, row.judge, row.version)
+        return answer is not None and row.question == key_of_question(answer, row.judge, row.version)
 
     found = read_rows(path, VerdictRow)
     stale = [row for row in found if not holds(row)]
@@ -178,10 +177,10 @@ def set_aside(path: Path, rows: Sequence[GenerationRow]) -> None:
 
 
 def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge | None = None) -> None:
-    """Bring a file of verdicts into the order of the answers, those of judge `first` before all others.
+    """Sort a file of verdicts into the order of the answers, those of judge `first` before all others.
 
-    Without `first` the judge that stands first stays there. So a file that was written by fits and starts ends with the
-    bytes of one that was not.
+    Without `first`, the judge that stands first stays there. A file that was written with interruptions thus ends with the same
+    bytes as one that was not.
     """
     place = {row.key: number for number, row in enumerate(rows)}
 
@@ -198,7 +197,7 @@ def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge | None 
 
 
 def _alone_with(path: Path) -> AbstractContextManager[None]:
-    """Hold a file of verdicts: a merging job and a judge of second opinions must not write it at once."""
+    """Lock a file of verdicts: a merging job and a rejudging command must not write it at once."""
     return exclusive_lock(path.with_name(f".{path.stem}.lock"))
 
 
@@ -211,9 +210,9 @@ def _identity(row: VerdictRow) -> tuple[str, str, str, str]:
 
 
 def read_judged(path: Path, judge: str | None = None) -> list[JudgedRow]:
-    """The answers in `path` with a verdict each: the study's own, or that of the judge called `judge`.
+    """The answers in `path`, each with a verdict: the study's own, or that of the judge called `judge`.
 
-    An answer that has no such verdict yet is "unparsed", by judge "": it is counted, and never safe.
+    An answer without such a verdict is "unparsed", by judge "". It is counted, and never as safe.
     """
     verdicts: dict[str, VerdictRow] = {}
     for verdict in read_rows(verdicts_path(path), VerdictRow):

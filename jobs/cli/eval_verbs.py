@@ -196,11 +196,11 @@ def _generate(
 
 def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
     """Whatever the folder holds is of one model, benchmarks and decoders that this command leaves out too."""
-    from curricula.eval.judging.merge import parts_in
+    from curricula.eval.judging.merge import shards_in
     from curricula.eval.rows import GenerationRow, read_rows
     from curricula.eval.runner import TASKS
 
-    for path in (path for task in TASKS for path in parts_in(out, task)):
+    for path in (path for task in TASKS for path in shards_in(out, task)):
         rows = read_rows(path, GenerationRow)
         now = (loaded.kind, loaded.content_hash, loaded.precision)
         if rows and (here := (rows[0].model_kind, rows[0].model, rows[0].precision)) != now:

@@ -23,7 +23,7 @@ from rich.text import Text
 from curricula.curriculum.sources.hub import Download, downloads_of, fetch, read_record
 from curricula.curriculum.sources.registry import DATASETS, dataset
 from curricula.curriculum.sources.tables import table_exists
-from curricula.curriculum.synthesis.plan import parse_part
+from curricula.curriculum.synthesis.shard import parse_shard
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.help_text import HelpFormatter
 from curricula.jobs.downloads import Wanted, benchmark_downloads, named_downloads, once, study_downloads
@@ -56,7 +56,7 @@ def fetch_data(words: argparse.Namespace) -> int:
         if words.names or words.study:
             raise UsageError("--list shows all there is; give it without names and --study")
         return _show(root, words.json)
-    part = parse_part(words.part) if words.part is not None else None
+    part = parse_shard(words.part) if words.part is not None else None
     if words.rows is not None and (words.rows < 1 or part):
         raise UsageError(f"--rows {words.rows}: give at least 1, and no --part, for the first rows are one file")
     wanted = [item for name in words.names for item in named_downloads(name, root)]

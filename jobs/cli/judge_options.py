@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import yaml
 from rich.console import Console
 from rich.prompt import Confirm
 
 from curricula.errors import UsageError
 from curricula.eval.judges.question import Estimate
-from curricula.eval.judges.settings import JUDGES, JudgeConfig, judging
+from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
+from curricula.settings import parse
 
 
 def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -70,10 +70,10 @@ def judge_from(words: argparse.Namespace) -> JudgeConfig:
         raise UsageError(f"--judge {words.judge}: unknown field `{unknown[0]}`; choose from {known}")
     try:
         if set(given) == {"name"}:
-            return judging(given["name"])
-        return msgspec.convert(given, JudgeConfig, strict=False)
-    except (msgspec.ValidationError, ValueError) as error:
+            return judge_config(given["name"])
+    except ValueError as error:
         raise UsageError(f"--judge {words.judge}: {error}") from None
+    return parse(given, JudgeConfig, f"--judge {words.judge}")
 
 
 def look_at_server(settings: JudgeConfig, console: Console) -> None:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from curricula.curriculum.synthesis.part import Part
-from curricula.curriculum.synthesis.plan import CHARACTERS_PER_TOKEN, Estimate
+from curricula.asking import CHARACTERS_PER_TOKEN
+from curricula.curriculum.synthesis.shard import Estimate, SynthesisShard
 
 if TYPE_CHECKING:  # at run time it would bring the openai package, which takes a while
     from curricula.curriculum.synthesis.run import Summary
@@ -28,7 +28,7 @@ def _said(estimate: Estimate) -> str:
     )
 
 
-def print_estimate(console: Console, part: Part, now: Estimate, all_parts: Estimate) -> None:
+def print_estimate(console: Console, part: SynthesisShard, now: Estimate, all_parts: Estimate) -> None:
     lines = [f"{part.name}: left to ask {_said(now)}"]
     if part.settings.parts > 1:
         lines.append(f"all {part.settings.parts} parts: {_said(all_parts)}")
@@ -39,9 +39,8 @@ def print_estimate(console: Console, part: Part, now: Estimate, all_parts: Estim
     console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
-def print_dry_run(part: Part, now: Estimate, all_parts: Estimate, as_json: bool) -> None:
-    numbers = part.numbers
-    document = next((each for each in part.documents.read(numbers.start, numbers.stop) if each.text.strip()), None)
+def print_dry_run(part: SynthesisShard, now: Estimate, all_parts: Estimate, as_json: bool) -> None:
+    document = next((each for each in part.read() if each.text.strip()), None)
     request = part.first_request(document) if document else None
     if as_json:
         print(json.dumps({"left": asdict(now), "all": asdict(all_parts), "request": request}, indent=1))

@@ -12,16 +12,25 @@ from rich.console import Console
 from rich.prompt import Confirm
 
 from curricula.curriculum.sources.registry import local_root
+from curricula.curriculum.synthesis.files import Log
 from curricula.curriculum.synthesis.inputs import Input, TableInput, open_dataset_input
 from curricula.curriculum.synthesis.kinds import KINDS
-from curricula.curriculum.synthesis.part import Part
-from curricula.curriculum.synthesis.plan import Estimate, Estimator, Place, Prices, Settings, parse_part, slurm_part
+from curricula.curriculum.synthesis.shard import (
+    Estimate,
+    Estimator,
+    OutputFolder,
+    Prices,
+    SynthesisSettings,
+    SynthesisShard,
+    parse_shard,
+    slurm_shard,
+)
 from curricula.errors import UsageError
 from curricula.jobs.cli.help_text import HelpFormatter
 from curricula.jobs.cli.synthesize_display import Display, print_dry_run, print_estimate, print_summary
 
 if TYPE_CHECKING:  # at run time only where it is needed: it brings the openai package, which takes a while
-    from curricula.curriculum.synthesis.run import Asking
+    from curricula.curriculum.synthesis.run import Servers
 
 PIECE_CHARACTERS = 8000
 EXAMPLE = (
@@ -98,22 +107,22 @@ def add_parser(kinds: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def synthesize(words: argparse.Namespace) -> int:
-    from curricula.curriculum.synthesis.run import run_part
+    from curricula.curriculum.synthesis.run import run_shard
 
     _check(words)
-    part = _part(words)
-    part.place.check(part.settings)  # first, or a log by other settings would look damaged
-    left = len(part.left(part.log.read(), words.retry_dead))
-    estimator = Estimator.sample(part.settings, part.documents, part.number, _prices(words))
-    now, all_parts = estimator.of(left), estimator.of(part.settings.documents)
+    shard = _shard(words)
+    shard.folder.check(shard.settings)  # first, or a log with other settings would look damaged
+    left = len(Log.for_shard(shard).read().left(words.retry_dead))
+    estimator = Estimator.sample(shard, _prices(words))
+    now, all_parts = estimator.estimate(left), estimator.estimate(shard.settings.documents)
     if words.dry_run:
-        print_dry_run(part, now, all_parts, words.json)
+        print_dry_run(shard, now, all_parts, words.json)
         return 0
-    asking = _asking(words)
-    print_estimate(Console(stderr=True, highlight=False), part, now, all_parts)
+    servers = _servers(words)
+    print_estimate(Console(stderr=True, highlight=False), shard, now, all_parts)
     _confirm(words, now, all_parts)
-    with Display(part.name) as display:
-        summary = run_part(part, asking, words.retry_dead, display)
+    with Display(shard.name) as display:
+        summary = run_shard(shard, servers, words.retry_dead, display)
     print_summary(summary, words.json)
     return 0
 
@@ -154,8 +163,8 @@ def _is_address(where: str | None) -> bool:
     return where is not None and "://" in where
 
 
-def _part(words: argparse.Namespace) -> Part:
-    number, count = parse_part(words.part) if words.part else slurm_part(os.environ)
+def _shard(words: argparse.Namespace) -> SynthesisShard:
+    number, count = parse_shard(words.part) if words.part else slurm_shard(os.environ)
     scores = _scores(words.scores)
     documents = _input(words, scores)
     kind = KINDS[words.kind]
@@ -164,7 +173,7 @@ def _part(words: argparse.Namespace) -> Part:
         classifier = (
             _classifier_model(words) if _is_address(words.classifier) else str(Path(words.classifier).resolve())
         )
-    settings = Settings(
+    settings = SynthesisSettings(
         kind=kind.name,
         input=documents.name,
         scores=scores,
@@ -179,7 +188,7 @@ def _part(words: argparse.Namespace) -> Part:
         classifier=classifier,
     )
     name = "score" if kind.judges else words.name or "train"
-    return Part(settings, Place(words.out, name), number, documents, sends_seed=not words.no_seed)
+    return SynthesisShard(settings, OutputFolder(words.out, name), number, documents, sends_seed=not words.no_seed)
 
 
 def _scores(words: str | None) -> tuple[int, ...]:
@@ -209,9 +218,9 @@ def _prices(words: argparse.Namespace) -> Prices | None:
     return None if words.price_in is None else Prices(words.price_in, words.price_out)
 
 
-def _asking(words: argparse.Namespace) -> Asking:
+def _servers(words: argparse.Namespace) -> Servers:
     from curricula.curriculum.synthesis.classifier import Classifier, LocalClassifier, ServedClassifier
-    from curricula.curriculum.synthesis.run import Asking
+    from curricula.curriculum.synthesis.run import Servers
     from curricula.endpoint import Endpoint
 
     url = words.base_url or os.environ.get("OPENAI_BASE_URL")
@@ -226,7 +235,7 @@ def _asking(words: argparse.Namespace) -> Asking:
         classifier = ServedClassifier(served, _classifier_model(words))
     elif words.classifier:
         classifier = LocalClassifier(Path(words.classifier))
-    return Asking(endpoint, classifier, words.concurrency, words.tries)
+    return Servers(endpoint, classifier, words.concurrency, words.tries)
 
 
 def _confirm(words: argparse.Namespace, now: Estimate, all_parts: Estimate) -> None:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from curricula.durable import said_when_full, sync_folder, write_json, write_text
+from curricula.durable import disk_full_explained, sync_folder, write_json, write_text
 from curricula.provenance import PACKAGE, RECORD, ROOT, running_commit
 
 ENTRY = "run_element.py"
@@ -35,7 +35,7 @@ def take_snapshot(run_root: Path) -> Path:
         return folder
     aside = folder.with_name(f".{folder.name}.aside")
     shutil.rmtree(aside, ignore_errors=True)
-    with said_when_full(folder):
+    with disk_full_explained(folder):
         for path in files:
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / path, aside / path)

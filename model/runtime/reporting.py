@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from curricula.durable import read_jsonl, said_when_full, write_text
+from curricula.durable import disk_full_explained, read_jsonl, write_text
 from curricula.errors import UserError
 from curricula.model.config import TrainConfig, TrainJob
 from curricula.model.schedule import decay_start, warmup_steps
@@ -101,7 +101,7 @@ class MetricsFile:
 
     def write(self, row: dict[str, Any]) -> None:
         """Hand a line to the operating system: it survives this process now, and a power cut after the next `sync`."""
-        with said_when_full(self._path):
+        with disk_full_explained(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         if "validation" in row:
@@ -111,7 +111,7 @@ class MetricsFile:
         return step in self._validated
 
     def sync(self) -> None:
-        with said_when_full(self._path):
+        with disk_full_explained(self._path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -238,15 +238,15 @@ class TensorBoard:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         # One event for each step: one for each value would take a millisecond.
         points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        with said_when_full(self._folder):
+        with disk_full_explained(self._folder):
             self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=points)))
 
     def flush(self) -> None:
-        with said_when_full(self._folder):
+        with disk_full_explained(self._folder):
             self._writer.flush()
 
     def close(self) -> None:
-        with said_when_full(self._folder):
+        with disk_full_explained(self._folder):
             self._writer.close()
 
 

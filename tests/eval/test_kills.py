@@ -1,4 +1,4 @@
-"""Killed at random points, an evaluation with a judge behind a server ends with the same bytes and asks nothing twice."""
+"""Killed at random moments, an evaluation with a served judge ends with the same bytes and asks nothing twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MISBEHAVIOUR = ("429", "500", "garbage", "half")
 
 
 class WaywardServer(JudgeServer):
-    """Tells questions apart by their whole text; every third first meets a misbehaviour."""
+    """Tells questions apart by their whole text, and misbehaves at the first request about every third."""
 
     def key_of(self, text: str) -> str:
         return re.findall(r"ask-\d+", text)[0] + "#" + hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -45,7 +45,7 @@ class WaywardServer(JudgeServer):
 
 
 def events(out: Path, server: JudgeServer) -> int:
-    """How far an evaluation is, in lines written and questions asked."""
+    """The progress of an evaluation: lines written plus questions asked."""
     lines = sum(path.read_bytes().count(b"\n") for path in out.glob("attacks-topk/*.jsonl"))
     return lines + sum(server.requests.values())
 
@@ -84,9 +84,8 @@ def test_twenty_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, mo
     rng = random.Random(7)
     with WaywardServer(delay_s=0.02) as server:
         judge = load_judge(server.settings(concurrency=3), "attack", None)
-        settled: dict[
-            str, int
-        ] = {}  # questions whose verdict was on the disk at a kill, and how often they had been asked
+        # Questions whose verdict was on the disk at a kill, and how often they had been asked.
+        settled: dict[str, int] = {}
         kills = 0
         while kills < KILLS:
             child = start(killed, server)
@@ -109,7 +108,7 @@ def test_twenty_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, mo
         assert child.exitcode == 0
         again = {key: (times, server.requests[key]) for key, times in settled.items() if server.requests[key] != times}
         assert not again
-        assert settled and sum(server.good.values()) - len(server.good) <= KILLS * 3  # in flight at kills, no more
+        assert settled and sum(server.good.values()) - len(server.good) <= KILLS * 3  # only those in flight at a kill
 
     names = sorted(path.relative_to(whole) for path in whole.rglob("*.jsonl"))
     assert sorted(path.relative_to(killed) for path in killed.rglob("*.jsonl")) == names
@@ -120,7 +119,7 @@ def test_twenty_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, mo
 
 
 def on_disk(out: Path, judge: Any, server: WaywardServer) -> list[str]:
-    """The questions whose verdicts are durable, by the server's names for them."""
+    """The questions whose verdicts are on the disk, by the server's keys."""
     path = out / "attacks-topk.jsonl"
     rows = {row.key: row for row in read_rows(path, GenerationRow)}
     return [

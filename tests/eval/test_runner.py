@@ -224,7 +224,7 @@ def test_judging_again_adds_verdicts_and_touches_no_answer(model_dir, data, tmp_
     run_all(model_dir, data, tmp_path, config=config)
     before = read_judged(tmp_path / "attacks-topk.jsonl")
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl") if "verdicts" not in path.name}
-    monkeypatch.setattr("curricula.eval.judges.phrases.SHORTEST_WORDS", 10**6)
+    monkeypatch.setattr("curricula.eval.judges.rules.SHORTEST_WORDS", 10**6)
     Merge(tmp_path, "instruct", config, None).judge()
     after = read_judged(tmp_path / "attacks-topk.jsonl")
     assert {path: path.stat().st_mtime_ns for path in written} == written

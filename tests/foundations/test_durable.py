@@ -21,7 +21,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
 
 
-def test_a_full_disk_is_said_in_one_sentence_and_leaves_no_half_file(tmp_path):
+def test_a_full_disk_is_reported_in_one_sentence_and_leaves_no_partial_file(tmp_path):
     code = (
         "import resource, signal, sys; from pathlib import Path; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

@@ -191,7 +191,7 @@ def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("seed: 1\nseed: 2\n", "the key 'seed' is there twice"),
+        ("seed: 1\nseed: 2\n", "the key 'seed' appears twice"),
         ("a: 2001-13-45\n", "month must be in 1..12"),
         ("[" * 5000, "not valid YAML"),
     ],

@@ -1,7 +1,7 @@
-"""A real HTTP server that speaks /v1/chat/completions, /v1/completions and /classify and misbehaves when it is told to.
+"""A real HTTP server for /v1/chat/completions, /v1/completions and /classify that misbehaves on demand.
 
-A document says which one it is with the word `doc-N` (`key_of`). For each, a schedule names what the next requests about it
-get: `good` when the schedule is used up, and an entry of `FOREVER` again and again. Good replies depend on the document alone.
+The word `doc-N` in a document identifies it (`key_of`). For each document, a schedule names what the next requests about it
+get: `good` once the schedule is used up; an entry of `FOREVER` repeats. Good replies depend on the document alone.
 """
 
 from __future__ import annotations
@@ -33,22 +33,29 @@ class FakeEndpoint:
 
     def __init__(self, delay_s: float = 0.0, scores: dict[str, int] | None = None):
         self.schedule: dict[str, list[str]] = defaultdict(list)
-        self.every: str | None = None  # what all requests get
-        self.every_from = 1  # ... from this one on
-        self.classes: dict[str, int] = {}  # word in a text -> its class for /classify
+        self.every: str | None = None
+        """What all requests get."""
+        self.every_from = 1
+        """The first request that gets it."""
+        self.classes: dict[str, int] = {}
+        """Word in a text -> its class for /classify."""
         self.class_count = 6
-        self.classify_schedule: dict[str, list[str]] = defaultdict(list)  # as `schedule`, for /classify
+        self.classify_schedule: dict[str, list[str]] = defaultdict(list)
+        """As `schedule`, for /classify."""
         self.classify_every: str | None = None
-        self.scores = scores or {}  # word in a text -> its score
+        self.scores = scores or {}
+        """Word in a text -> its score."""
         self.delay_s = delay_s
-        self.slow: dict[str, float] = {}  # seconds instead of that, for single documents
+        self.slow: dict[str, float] = {}
+        """Seconds of delay for single documents instead of `delay_s`."""
         self.requests: Counter[str] = Counter()
         self.good: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.times: dict[str, list[float]] = defaultdict(list)
         self.most_at_once = self._now = 0
-        self.turned_away_above: int | None = None  # requests at once; the rest get 429
+        self.turned_away_above: int | None = None
+        """Requests at once. More get 429."""
         self.closing = threading.Event()
         self.lock = threading.Lock()
         handler = type("Handler", (self.handler,), {"fake": self})
@@ -70,7 +77,7 @@ class FakeEndpoint:
         self.server.server_close()
 
     def enter(self, key: str, body: dict[str, Any], authorization: str | None) -> str:
-        """Count a request and say what it gets."""
+        """Count a request. Returns what it gets."""
         with self.lock:
             self.requests[key] += 1
             self.bodies.append(body)
@@ -92,11 +99,11 @@ class FakeEndpoint:
             self._now -= 1
 
     def key_of(self, text: str) -> str:
-        """Which document a request is about."""
+        """The document that a request is about."""
         return _key(text.partition("<text>\n")[2])
 
     def reply_to(self, text: str, key: str) -> str:
-        """The good reply: a verdict, a dialogue or an article, by what the instructions ask for."""
+        """The good reply: a verdict, a dialogue or an article, as the instructions ask."""
         instructions, _, material = text.partition("<text>\n")
         if '"score"' in instructions:
             score = next((value for word, value in self.scores.items() if word in material), None)
@@ -111,10 +118,10 @@ class FakeEndpoint:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 256  # with the default of 5, clients that come all at once wait a second for their connection
+    request_queue_size = 256  # with the default of 5, simultaneous clients wait a second for a connection
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients that are killed leave
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # killed clients disconnect
             super().handle_error(request, client_address)
 
 
@@ -203,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps({"object": "list", "model": body["model"], "data": data[::-1]}))
 
     def _error(self, status: int, headers: dict[str, str]) -> None:
-        # Like some real servers, it repeats the key, and has bytes that a terminal would obey.
+        # Like some real servers, it repeats the key and sends bytes that a terminal would obey.
         said = f"\x1b[2Jno {status} for {self.headers['Authorization']}"
         self._send(status, json.dumps({"error": {"message": said, "code": None}}), headers=headers)
 

@@ -1,4 +1,4 @@
-"""A judge behind a real HTTP server, which misbehaves when it is told to, and also speaks the Batch API."""
+"""A judge behind a real HTTP server that misbehaves on demand and also speaks the Batch API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from curricula.eval.rows import GenerationRow
 
 
 def answer_row(number: int, **changes: Any) -> GenerationRow:
-    """The answer to request `ask-N`, whose verdict the server knows from N."""
+    """The answer to request `ask-N`. Its verdict follows from N."""
     row: dict[str, Any] = {
         "key": f"{number:032d}",
         "task": "attacks-topk",
@@ -37,18 +37,23 @@ def answer_row(number: int, **changes: Any) -> GenerationRow:
 
 
 class JudgeServer(FakeEndpoint):
-    """Answers by the request's number: yes, no; for helpfulness one of four categories."""
+    """Answers by the request's number: yes or no, or one of four categories of helpfulness."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
-        self.models = ["fake"]  # what it says it has
-        self.batch_polls = 2  # until a batch is done
-        # What becomes of a batch is settled when it is made.
-        self.batch_error = ""  # what the server finds wrong with it
-        self.batch_reply = ""  # "prose": what all its requests get; "refused": they are wrong
-        self.lost: set[str] = set()  # keys of requests that expire in it
+        self.models = ["fake"]
+        """Its list of models."""
+        self.batch_polls = 2
+        """Polls until a batch is done."""
+        # The outcome of a batch is fixed when it is made.
+        self.batch_error = ""
+        """Why the server refuses a batch."""
+        self.batch_reply = ""
+        """What all its requests get: "prose", or "refused"."""
+        self.lost: set[str] = set()
+        """Keys of requests that expire in a batch."""
 
     def key_of(self, text: str) -> str:
         return re.findall(r"ask-\d+", text)[-1]

@@ -1,4 +1,4 @@
-"""What the tests of synthesis share: documents, the verb, and what it wrote."""
+"""Shared by the tests of synthesis: documents, the command, and the files it wrote."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def command(kind: str, source: Path | str, out: Path, url: str, *more: object) -
     return [kind, *which, *fixed, *map(str, more)]
 
 
-def synthesize(*words: object) -> int:
+def synthesize(*args: object) -> int:
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    parsed = parser.parse_args(["synthesize", *command(*words)])  # type: ignore[arg-type]
+    parsed = parser.parse_args(["synthesize", *command(*args)])  # type: ignore[arg-type]
     return parsed.verb(parsed)
 
 
-def summary(capsys, *words: object) -> dict:
+def summary(capsys, *args: object) -> dict:
     capsys.readouterr()
-    synthesize(*words, "--json")
+    synthesize(*args, "--json")
     return json.loads(capsys.readouterr().out)
 
 
@@ -48,6 +48,3 @@ def rows_of(out: Path, pattern: str) -> list[dict]:
 
 def files_of(out: Path, pattern: str) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.glob(pattern))}
-
-
-# Chaos

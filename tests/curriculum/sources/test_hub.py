@@ -431,7 +431,7 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(hub, worker, tmp_pat
     asked = {"hub": "org/large", "config": "a", "out": str(tmp_path / "out")}
     error = worker(download=asked, room=20_000)["error"]
     assert (
-        "no space left on the device or quota reached; free some and go on" in error
+        "no space left on the device or quota reached; free some space and run it again" in error
         and "00000-of-00001.parquet" in error
     )
     assert not contents(tmp_path / "out") and not list((tmp_path / "out").glob("*.aside"))

@@ -7,7 +7,7 @@ from synthesizing import KEY
 
 @pytest.fixture
 def synthesis_environment(monkeypatch):
-    """Nothing of the caller's settings, and a key."""
+    """An environment with a key and none of the caller's settings."""
     for name in ("SLURM_ARRAY_TASK_ID", "OPENAI_BASE_URL", "CURRICULA_DATA", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

@@ -1,4 +1,4 @@
-"""Scoring and synthesis against a real server that misbehaves: nothing is lost, nothing is asked twice, no key is shown."""
+"""Synthesis against a real server that misbehaves: nothing is lost, nothing is asked twice, no key is shown."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fake_endpoint import PASSING, FakeEndpoint
 from synthesizing import KEY, command, files_of, numbered, rows_of, summary, synthesize, write_documents
 
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.synthesis.plan import parse_part, slurm_part
-from curricula.curriculum.synthesis.replies import Lines
+from curricula.curriculum.synthesis.files import Lines
+from curricula.curriculum.synthesis.shard import parse_shard, slurm_shard
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError, UserError
 
@@ -69,36 +69,40 @@ def test_whatever_the_server_does_every_document_ends_done_or_dead_and_no_good_r
     assert fake.requests == asked, "what is done or dead is not asked again"
 
 
-def test_killed_at_any_moment_a_run_goes_on_asks_nothing_again_and_ends_with_the_same_tables(tmp_path, capsys):
+def test_a_run_killed_at_any_moment_continues_asks_nothing_again_and_ends_with_the_same_tables(tmp_path, capsys):
     rng = random.Random(2)
     source = write_documents(tmp_path / "web.jsonl", numbered(120))
     with FakeEndpoint(delay_s=0.05) as fake:
         synthesize("rephrase", source, tmp_path / "whole", fake.url, "--concurrency", 32)
     with FakeEndpoint(delay_s=0.12) as fake:
-        words = command("rephrase", source, tmp_path / "out", fake.url, "--concurrency", 4)
+        args = command("rephrase", source, tmp_path / "out", fake.url, "--concurrency", 4)
         log = tmp_path / "out/log/train/part-00000-of-00001.jsonl"
         kept = [0]
-        for goes_on in (False, True, True):  # killed before anything is safe, perhaps, and then after more is
+        for waits in (
+            False,
+            True,
+            True,
+        ):  # the first kill may come before anything is on the disk, the others after more is
             durable = {f"doc-{row['number']}" for row in read_jsonl(log)}
-            before = fake.requests.copy()
-            run = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            asked = fake.requests.copy()
+            run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             deadline = time.monotonic() + 20
-            while fake.requests == before or (goes_on and len(read_jsonl(log)) == kept[-1]):
+            while fake.requests == asked or (waits and len(read_jsonl(log)) == kept[-1]):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             time.sleep(rng.uniform(0.0, 0.3))
             run.kill()
             run.communicate()
-            assert all(fake.requests[name] == before[name] for name in durable)
-            assert not list((tmp_path / "out").glob("train/part-*")), "no table before the part is complete"
+            assert all(fake.requests[name] == asked[name] for name in durable)
+            assert not list((tmp_path / "out").glob("train/part-*")), "no table before the shard is complete"
             kept.append(len(read_jsonl(log)))
         assert kept[1] < kept[2] < kept[3] < 120
         with open(log, "ab") as file:
             file.write(b'{"number": 119, "id": "web/119", "te')  # as a kill inside a write leaves it
-        durable, before = {f"doc-{row['number']}" for row in read_jsonl(log)}, fake.requests.copy()
+        durable, asked = {f"doc-{row['number']}" for row in read_jsonl(log)}, fake.requests.copy()
         fake.delay_s = 0.01
-        assert subprocess.run([*COMMAND, *words], capture_output=True).returncode == 0
-        assert all(fake.requests[name] == before[name] for name in durable)
+        assert subprocess.run([*COMMAND, *args], capture_output=True).returncode == 0
+        assert all(fake.requests[name] == asked[name] for name in durable)
     assert files_of(tmp_path / "out", "train/*") == files_of(tmp_path / "whole", "train/*")
 
 
@@ -106,8 +110,8 @@ def test_a_wrong_key_stops_at_once_and_is_shown_nowhere(tmp_path, fake):
     fake.schedule["doc-5"] = ["key"]
     source = write_documents(tmp_path / "web.jsonl", numbered(300))
     fake.schedule["doc-1"] = ["too_long"]
-    words = command("score", source, tmp_path / "out", fake.url)
-    ran = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
+    args = command("score", source, tmp_path / "out", fake.url)
+    ran = subprocess.run([*COMMAND, *args], capture_output=True, text=True)
     assert ran.returncode == 1
     assert ran.stderr.splitlines()[-1] == (
         f"curricula: {fake.root} refuses the key (status 401); set OPENAI_API_KEY to one that it takes"
@@ -129,9 +133,9 @@ def test_a_refusal_that_repeats_the_key_is_written_without_it(tmp_path, fake, ca
     ("every", "said"),
     [
         ("unknown_model", "knows no model 'fake' at this address"),
-        ("always_500", "1[6-9] documents in a row came to nothing, the last with: .* status 500"),
-        ("too_long", "1[6-9] documents in a row came to nothing, the last with: status 400"),
-        ("prose", "1[6-9] documents in a row came to nothing, the last with: the reply holds no verdict"),
+        ("always_500", "1[6-9] documents in a row failed, the last with: .* status 500"),
+        ("too_long", "1[6-9] documents in a row failed, the last with: status 400"),
+        ("prose", "1[6-9] documents in a row failed, the last with: the reply holds no verdict"),
     ],
 )
 def test_a_server_at_fault_ends_the_run_and_makes_no_dead_letters(tmp_path, fake, capsys, every, said):
@@ -148,7 +152,7 @@ def test_a_server_at_fault_ends_the_run_and_makes_no_dead_letters(tmp_path, fake
 def test_a_server_that_dies_midway_ends_the_run_and_its_documents_are_asked_again_later(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(60))
     fake.every, fake.every_from = "always_500", 30
-    with pytest.raises(UserError, match="1[6-9] documents in a row .* the same command goes on"):
+    with pytest.raises(UserError, match="1[6-9] documents in a row failed, .* run the same command again"):
         synthesize("score", source, tmp_path / "out", fake.url, "--retries", 1)
     assert len(rows_of(tmp_path / "out", "log/score/part-?????-of-?????.jsonl")) == 29
     assert not list(tmp_path.glob("out/log/score/*.dead.jsonl")) and not list(tmp_path.glob("out/score_*/part-*"))
@@ -157,7 +161,7 @@ def test_a_server_that_dies_midway_ends_the_run_and_its_documents_are_asked_agai
     assert set(fake.good.values()) == {1}
 
 
-def test_a_short_outage_makes_no_dead_letters_but_a_document_that_twice_gets_no_reply_is_one(tmp_path, fake, capsys):
+def test_a_short_outage_makes_no_dead_letters_but_two_requests_without_a_reply_make_one(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(40))
     for number in range(30):
         fake.schedule[f"doc-{number}"] = ["500"]
@@ -176,22 +180,22 @@ def test_when_a_later_piece_gets_no_reply_the_earlier_ones_are_not_asked_about_a
     source = write_documents(tmp_path / "web.jsonl", ["doc-0 " + "word " * 40 + "doc-0 end", "doc-1"])
     fake.scores = {"doc": 2}
     fake.schedule["doc-0"] = ["good", "500"]
-    words = ("score", source, tmp_path / "out", fake.url, "--retries", 0, "--piece-characters", 150)
-    assert summary(capsys, *words)["done"] == 2
+    args = ("score", source, tmp_path / "out", fake.url, "--retries", 0, "--piece-characters", 150)
+    assert summary(capsys, *args)["done"] == 2
     assert fake.requests["doc-0"] == 3 and fake.good["doc-0"] == 2
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path, capsys):
+def test_a_server_that_cannot_be_reached_is_named(tmp_path, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(2))
     with pytest.raises(UserError, match=r"http://127.0.0.1:9 cannot be reached"):
         synthesize("score", source, tmp_path / "out", "http://user:hidden@127.0.0.1:9/v1", "--retries", 0)
     assert "hidden" not in capsys.readouterr().err
 
 
-# Parts
+# Shards
 
 
-def test_parts_together_are_the_whole(tmp_path, fake, capsys):
+def test_shards_together_are_the_whole(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(23))
     synthesize("refuse", source, tmp_path / "whole", fake.url)
     for part in (2, 0, 4, 1, 3):
@@ -201,7 +205,7 @@ def test_parts_together_are_the_whole(tmp_path, fake, capsys):
     assert all(count == 2 for count in fake.requests.values())
 
 
-def test_until_all_parts_are_complete_the_tables_are_marked_and_not_read(tmp_path, fake, capsys):
+def test_until_all_shards_are_complete_the_tables_are_marked_and_not_read(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(12))
     out = tmp_path / "fineweb_annotated"
     marks = [out / f"score_{score}/.unfinished.json" for score in range(6)]
@@ -222,7 +226,7 @@ def test_until_all_parts_are_complete_the_tables_are_marked_and_not_read(tmp_pat
     assert not marks[3].exists()
 
 
-def test_a_part_whose_tables_did_not_all_appear_is_not_complete(tmp_path, fake, capsys, monkeypatch):
+def test_a_shard_whose_tables_did_not_all_appear_is_not_complete(tmp_path, fake, capsys, monkeypatch):
     source = write_documents(tmp_path / "web.jsonl", numbered(12))
     replace, appeared = os.replace, []
 
@@ -241,17 +245,17 @@ def test_a_part_whose_tables_did_not_all_appear_is_not_complete(tmp_path, fake, 
         assert said["parts_complete"] == complete
 
 
-def test_a_part_is_the_task_of_the_slurm_array():
-    assert slurm_part({}) == (0, 1)
+def test_a_shard_is_a_task_of_the_slurm_array():
+    assert slurm_shard({}) == (0, 1)
     array = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "5"}
-    assert slurm_part(array) == (2, 4)
-    assert slurm_part(array | {"SLURM_ARRAY_TASK_ID": "11", "SLURM_ARRAY_TASK_STEP": "2"}) == (3, 4)
+    assert slurm_shard(array) == (2, 4)
+    assert slurm_shard(array | {"SLURM_ARRAY_TASK_ID": "11", "SLURM_ARRAY_TASK_STEP": "2"}) == (3, 4)
     with pytest.raises(UsageError, match="--part I/N"):
-        slurm_part(array | {"SLURM_ARRAY_TASK_ID": "11"})
-    assert parse_part("3/64") == (3, 64)
-    for words in ("3", "4/4", "-1/4", "a/b", "1/0"):
+        slurm_shard(array | {"SLURM_ARRAY_TASK_ID": "11"})
+    assert parse_shard("3/64") == (3, 64)
+    for args in ("3", "4/4", "-1/4", "a/b", "1/0"):
         with pytest.raises(UsageError, match="--part"):
-            parse_part(words)
+            parse_shard(args)
 
 
 def test_one_output_has_one_set_of_settings(tmp_path, fake):
@@ -267,7 +271,7 @@ def test_one_output_has_one_set_of_settings(tmp_path, fake):
             synthesize("rephrase", source, tmp_path / "out", fake.url, *more)
 
 
-def test_two_runs_of_one_part_do_not_meet(tmp_path, fake):
+def test_two_runs_of_one_shard_exclude_each_other(tmp_path, fake):
     from curricula.durable import exclusive_lock
 
     source = write_documents(tmp_path / "web.jsonl", numbered(4))
@@ -286,7 +290,7 @@ def test_changed_documents_under_an_old_log_are_refused(tmp_path, fake):
 
 
 def test_changed_texts_without_ids_are_refused_before_anything_is_asked(tmp_path, fake):
-    source, words = tmp_path / "web.jsonl", ("score", tmp_path / "web.jsonl", tmp_path / "out", fake.url)
+    source, args = tmp_path / "web.jsonl", ("score", tmp_path / "web.jsonl", tmp_path / "out", fake.url)
     texts = [f"This is doc-{number}." for number in range(40)]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     old, new = source.read_text(), source.read_text().replace("This is", "Here comes")
@@ -295,16 +299,16 @@ def test_changed_texts_without_ids_are_refused_before_anything_is_asked(tmp_path
     )
     fake.every, fake.every_from = "key", 21
     with pytest.raises(UserError, match="refuses the key"):
-        synthesize(*words)
+        synthesize(*args)
     fake.every = None
     for _ in ("some replies are there", "all are"):
         asked = fake.requests.copy()
         source.write_text(new)
         with pytest.raises(UserError, match=refusal):
-            synthesize(*words)
+            synthesize(*args)
         assert fake.requests == asked
         source.write_text(old)
-        synthesize(*words)
+        synthesize(*args)
     assert sorted(row["text"] for row in rows_of(tmp_path / "out", "score_*/*")) == sorted(texts)
     assert set(fake.good.values()) == {1}
 
@@ -316,19 +320,19 @@ def test_the_estimate_and_the_dry_run_ask_nothing_and_write_nothing(tmp_path, fa
     texts: list[str | None] = [f"\x1b[2J doc-{number} " + "x" * 9990 for number in range(10)]
     source = write_documents(tmp_path / "web.jsonl", texts)
     prices = ("--price-in", 1000, "--price-out", 2000)
-    words = ("score", source, tmp_path / "out", fake.url, "--part", "0/2", *prices)
-    synthesize(*words, "--dry-run")
+    args = ("score", source, tmp_path / "out", fake.url, "--part", "0/2", *prices)
+    synthesize(*args, "--dry-run")
     shown = capsys.readouterr().out
     assert "part-00000-of-00002: left to ask 5 documents, 10 requests" in shown
     assert "all 2 parts: 10 documents, 20 requests" in shown and "1,000 out, about $" in shown
     assert "\x1b" not in shown and '"role": "user"' in shown and "doc-0" in shown
     with pytest.raises(UsageError, match=r"about \$[\d.]+ for all parts, more than --max-cost 5; pass --yes"):
-        synthesize(*words)
+        synthesize(*args)
     assert not fake.requests and not (tmp_path / "out").exists()
-    said = summary(capsys, *words, "--yes")
+    said = summary(capsys, *args, "--yes")
     assert said["requests"] == 10
 
-    synthesize(*words, "--dry-run", "--json")
+    synthesize(*args, "--dry-run", "--json")
     plan = json.loads(capsys.readouterr().out)
     assert plan["left"]["documents"] == 0 and plan["all"]["tokens_out"] == 20 * 50
     assert plan["all"]["dollars"] == (plan["all"]["tokens_in"] * 1000 + 1000 * 2000) / 1e6
@@ -380,14 +384,14 @@ def test_dead_letters_are_asked_again_on_request(tmp_path, fake, capsys):
         (("--classifier-model", "x"), "needs --classifier"),
     ],
 )
-def test_wrong_options_are_said(tmp_path, fake, more, said):
+def test_wrong_options_are_reported(tmp_path, fake, more, said):
     source = write_documents(tmp_path / "web.jsonl", numbered(2))
     with pytest.raises(UsageError, match=said):
         synthesize("score", source, tmp_path / "out", fake.url, *more)
     assert not fake.requests and not (tmp_path / "out").exists()
 
 
-def test_wrong_inputs_are_said(tmp_path, fake, monkeypatch):
+def test_wrong_inputs_are_reported(tmp_path, fake, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"nothing.*: no such"):
         synthesize("score", tmp_path / "nothing", out, fake.url)
@@ -433,7 +437,7 @@ def test_a_damaged_log_is_named(tmp_path, fake, damage):
     lines = log.read_bytes().splitlines()
     lines[1] = damage(json.loads(lines[1]))
     log.write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.raises(UserError, match="00001.jsonl: line 2 is no row of this log; remove that line and go on"):
+    with pytest.raises(UserError, match="00001.jsonl: line 2 is no row of this log; remove that line and run"):
         synthesize("score", source, tmp_path / "out", fake.url)
     log.write_bytes(b"\n".join([lines[0], *lines[2:]]) + b"\n")
     synthesize("score", source, tmp_path / "out", fake.url)
@@ -448,13 +452,13 @@ def test_damaged_settings_are_named(tmp_path, fake):
         synthesize("score", source, tmp_path / "out", fake.url)
 
 
-# Costs of its own
+# Overhead
 
 
-def test_the_log_is_read_once_for_the_estimate_once_before_and_once_after_the_work(tmp_path, fake, monkeypatch):
+def test_the_log_is_read_for_the_estimate_and_before_and_after_the_work(tmp_path, fake, monkeypatch):
     source = write_documents(tmp_path / "web.jsonl", numbered(3))
-    read, lines_of = [], Lines.of
-    monkeypatch.setattr(Lines, "of", lambda path, *more: read.append(path.name) or lines_of(path, *more))
+    read, scan = [], Lines.scan
+    monkeypatch.setattr(Lines, "scan", lambda path, *more: read.append(path.name) or scan(path, *more))
     for times in (3, 2):  # the second time there is no work
         read.clear()
         synthesize("score", source, tmp_path / "out", fake.url)
@@ -462,6 +466,6 @@ def test_the_log_is_read_once_for_the_estimate_once_before_and_once_after_the_wo
 
 
 def test_without_a_local_classifier_no_torch_is_loaded():
-    modules = ", ".join(f"curricula.curriculum.synthesis.{name}" for name in ("run", "classifier", "inputs", "output"))
+    modules = ", ".join(f"curricula.curriculum.synthesis.{name}" for name in ("run", "classifier", "inputs", "files"))
     code = f"import sys, {modules}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""What is asked for and how replies are read: scores with a classifier, dialogues, styles, datasets of the suite."""
+"""What each kind of synthesis asks, how replies are read, and the datasets they become."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from fake_endpoint import FakeEndpoint
 from synthesizing import KEY, numbered, rows_of, summary, synthesize, write_documents
 
+from curricula.asking import Unreadable
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.synthesis.kinds import KINDS, Unreadable, pieces, read_dialogue, read_verdict
+from curricula.curriculum.synthesis.kinds import KINDS, pieces, read_dialogue, read_verdict
 from curricula.curriculum.synthesis.prompts import STYLES
 from curricula.errors import UserError
 
@@ -43,17 +44,17 @@ def test_a_score_is_the_highest_of_all_pieces_and_of_the_classifier(tmp_path, ca
     assert len(fake.bodies) < sum(len(pieces(str(text), 3000)) for text in texts), "after a 5 the rest is not asked"
 
 
-def test_a_failing_classifier_costs_no_reply_of_the_model(tmp_path, fake, capsys):
+def test_a_failing_classifier_wastes_no_reply_of_the_model(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(30))
-    words = ("score", source, tmp_path / "out", fake.url, "--classifier", fake.root, "--retries", 0)
+    args = ("score", source, tmp_path / "out", fake.url, "--classifier", fake.root, "--retries", 0)
     fake.classify_every = "500"
     with pytest.raises(UserError, match="1[6-9] documents in a row .* status 500"):
-        synthesize(*words)
+        synthesize(*args)
     fake.classify_every = None
     fake.classify_schedule["doc-3"], fake.classify_schedule["doc-4"] = ["too_long"], ["500"]
-    said = summary(capsys, *words)
+    said = summary(capsys, *args)
     assert (said["done"], said["dead"]) == (29, 1)
-    assert (summary(capsys, *words, "--retry-dead"))["done"] == 30
+    assert (summary(capsys, *args, "--retry-dead"))["done"] == 30
     chats = {name: count for name, count in fake.requests.items() if name != "classify"}
     assert chats == {f"doc-{number}": 1 for number in range(30)}, "every document is asked about once"
 
@@ -61,7 +62,7 @@ def test_a_failing_classifier_costs_no_reply_of_the_model(tmp_path, fake, capsys
 def test_a_classifier_with_other_classes_is_refused(tmp_path, fake):
     fake.class_count = 2
     source = write_documents(tmp_path / "web.jsonl", numbered(2))
-    with pytest.raises(UserError, match="has 2 classes, where the 6 scores 0 to 5 are needed"):
+    with pytest.raises(UserError, match="has 2 classes instead of the 6 scores 0 to 5"):
         synthesize("score", source, tmp_path / "out", fake.url, "--classifier", fake.root)
 
 
@@ -120,7 +121,7 @@ def _class_of(model, window: list[int]) -> int:
         return int(model(torch.tensor([padded]), attention_mask=torch.tensor([mask])).logits.argmax())
 
 
-def test_verdicts_are_read_from_what_models_write():
+def test_verdicts_are_found_in_what_models_write():
     for reply, score in (
         ('{"score": 3, "reason": "x"}', 3),
         ('```json\n{"score": "4", "reason": "x"}\n```', 4),
@@ -178,7 +179,7 @@ def test_styles_and_seeds_follow_the_document(tmp_path, fake):
     assert "seed" not in fake.bodies[0]
 
 
-def test_what_was_cut_is_marked(tmp_path, fake):
+def test_cut_texts_and_replies_are_marked(tmp_path, fake):
     source = write_documents(tmp_path / "web.jsonl", ["doc-0 " + "word " * 200, "doc-1 short", "doc-2 short"])
     fake.schedule["doc-1"] = ["cut_short"]
     synthesize("moralize", source, tmp_path / "out", fake.url, "--piece-characters", 300)
@@ -212,7 +213,7 @@ def test_scores_refusals_and_morals_are_datasets_of_the_suite(tmp_path, fake, ca
 
     for score in (1, 3):
         name = f"score_{score}_rephrased"
-        words = ("--scores", score, "--name", name)
-        synthesize("rephrase", "fineweb-annotated", tmp_path / "safeweb", fake.url, *data, *words)
+        args = ("--scores", score, "--name", name)
+        synthesize("rephrase", "fineweb-annotated", tmp_path / "safeweb", fake.url, *data, *args)
         count = len(Documents.open("fineweb-annotated", tmp_path, (f"score_{score}",)))
         assert len(Documents.open("safeweb", tmp_path, (name,))) == count

@@ -1,4 +1,4 @@
-"""Judges that are models: what they are asked, how their replies are read, and a server that misbehaves."""
+"""Judges that are models: what they are asked, how their replies are read, and what a misbehaving server costs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import msgspec
 import pytest
 from judge_server import JudgeServer, answer_row
 
-from curricula.endpoint import Endpoint, NoAnswer, Refused
+from curricula.asking import NoAnswer, Refused
+from curricula.endpoint import Endpoint, Pace
 from curricula.errors import UserError
 from curricula.eval.config import EvalConfig, TopK
 from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
-from curricula.eval.judges.served import Pace
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES, find_template, version_of
 from curricula.eval.judging.verdicts import JudgeRun, put_in_order, read_judged, verdicts_path
@@ -31,12 +31,13 @@ MISBEHAVIOUR = ("429", "500", "503", "garbage", "half", "no_json", "not_the_api"
 def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("curricula.eval.judges.batch.POLL_S", 0.02)
     with JudgeServer() as server:
         yield server
 
 
 def complete(path: Path, settings: JudgeConfig, kind: str = "attack") -> list[VerdictRow]:
-    """Judge the answers in `path`; returns their verdicts in order."""
+    """Judge the answers in `path`. Returns their verdicts in order."""
     judge, rows = load_judge(settings, kind, None), read_rows(path, GenerationRow)
     JudgeRun(rows, verdicts_path(path), judge).complete()
     put_in_order(verdicts_path(path), rows, judge)
@@ -52,7 +53,7 @@ def stored(folder: Path, count: int, **changes: object) -> Path:
 # What is asked -------------------------------------------------------------------------------------------------------
 
 
-def test_templates_are_the_published_texts_and_know_where_they_come_from():
+def test_templates_are_the_published_texts_and_name_their_source():
     text = TEMPLATES["harmbench-llama2"].text
     assert text.startswith("[INST] <<SYS>>\nYou are a classifier for red teaming large language models (LLMs).")
     assert text.endswith("\n\nAnswer: [/INST]") and "with caveats or warnings" not in text
@@ -78,7 +79,7 @@ def test_braces_in_an_answer_are_an_answer():
     assert "[BEHAVIOR]:\n{generation}\n" in filled and "[GENERATION]:\n{behavior} {x}\n" in filled
 
 
-def test_a_base_models_answer_is_judged_with_its_beginning():
+def test_the_answer_of_a_base_model_is_judged_with_its_beginning():
     asked = Question(kind="attack", behavior="B", response="goes on", beginning="It")
     assert "[GENERATION]:\nIt goes on\n" in TEMPLATES["harmbench-llama2"].fill(asked, asked.response)
 
@@ -108,7 +109,7 @@ def test_only_a_category_that_was_offered_is_one(said, label):
     assert TEMPLATES["maini-helpfulness"].read(said) == label
 
 
-def test_the_version_is_that_of_what_decides_and_not_of_how_it_is_asked():
+def test_the_version_covers_what_decides_a_verdict_and_not_how_the_judge_is_asked():
     base = JudgeConfig(name="harmbench")
     template = find_template("", "harmbench", base.model_name, "attack")
     same = JudgeConfig(
@@ -127,12 +128,12 @@ def test_the_version_is_that_of_what_decides_and_not_of_how_it_is_asked():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
-def test_settings_that_are_no_sensible_numbers_are_refused(bad):
-    with pytest.raises(ValueError, match=f"judge.timeout_s is {bad}; it must be positive"):
+def test_settings_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError, match=f"timeout_s is {bad}: Expected .*`float`"):
         JudgeConfig(name="refusal-phrases", timeout_s=bad)
-    with pytest.raises(ValueError, match=f"judge.price_in is {bad}; give dollars per million tokens"):
+    with pytest.raises(ValueError, match=f"price_in is {bad}: Expected .*`float`"):
         JudgeConfig(name="refusal-phrases", price_in=bad, price_out=1.0)
-    with pytest.raises(ValueError, match=f"topk.temperature is {bad}; it must be positive"):
+    with pytest.raises(ValueError, match=f"temperature is {bad}"):
         TopK(temperature=bad)
 
 
@@ -146,7 +147,7 @@ def test_half_a_surrogate_pair_in_a_reply_is_replaced_and_in_a_row_refused(tmp_p
         read_rows(path, VerdictRow)
 
 
-def test_what_a_judge_cannot_do_is_said_before_anything_starts():
+def test_what_a_judge_cannot_do_is_reported_before_anything_starts():
     with pytest.raises(ValueError, match="overrefusal_judge"):
         EvalConfig(judge=JudgeConfig(name="harmbench"))
     EvalConfig(
@@ -165,7 +166,7 @@ def test_what_a_judge_cannot_do_is_said_before_anything_starts():
 # How it goes ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_misbehaves_costs_time_and_no_verdict(server, tmp_path):
+def test_a_misbehaving_server_costs_time_but_no_verdict(server, tmp_path):
     path = stored(tmp_path, 14)
     for number, what in enumerate(MISBEHAVIOUR):
         server.schedule[f"ask-{number}"] = [what, "429_second"] if what == "429" else [what]
@@ -175,7 +176,7 @@ def test_a_server_that_misbehaves_costs_time_and_no_verdict(server, tmp_path):
     assert set(server.good.values()) == {1}
     assert {body["temperature"] for body in server.bodies} == {0.0}
     waited = server.times["ask-0"]
-    assert waited[2] - waited[1] >= 1.0  # as long as Retry-After says
+    assert waited[2] - waited[1] >= 1.0  # as Retry-After says
 
 
 def test_the_classifier_is_asked_by_completions_without_a_chat_template(server, tmp_path):
@@ -188,12 +189,12 @@ def test_the_classifier_is_asked_by_completions_without_a_chat_template(server, 
     assert {row.judge for row in verdicts} == {"harmbench:cls"}
 
 
-def test_categories_and_short_circuits_of_benign_requests(server, tmp_path):
+def test_answers_to_benign_requests_get_categories_and_short_circuits(server, tmp_path):
     path = stored(tmp_path, 4, task="overrefusal-topk")
     append_rows(path, [answer_row(9, task="overrefusal-topk", finish="tag", shortcircuit=True)])
     complete(path, server.settings(), "overrefusal")
     assert [row.verdict[:1] for row in read_judged(path)] == ["1", "2", "3", "4", "5"]
-    assert "ask-9" not in server.requests  # seen from the answer: nobody is asked
+    assert "ask-9" not in server.requests  # seen from the answer: no judge is asked
 
 
 def test_unreadable_and_refused_replies_are_unparsed_and_never_safe(server, tmp_path):
@@ -205,7 +206,7 @@ def test_unreadable_and_refused_replies_are_unparsed_and_never_safe(server, tmp_
     assert KEY not in verdicts_path(path).read_text()
 
 
-def test_a_last_question_that_nobody_can_read_is_unparsed_when_the_judge_was_good_before(server, tmp_path):
+def test_an_unreadable_last_reply_is_unparsed_when_the_judge_gave_verdicts_before(server, tmp_path):
     path = stored(tmp_path, 3)
     complete(path, server.settings())
     append_rows(path, [answer_row(3)])
@@ -227,7 +228,7 @@ def test_equal_questions_are_asked_once(server, tmp_path):
     assert server.requests == {"ask-7": 1}
 
 
-def test_a_verdict_is_on_the_answer_that_was_judged_and_on_no_other(server, tmp_path):
+def test_a_verdict_belongs_to_the_answer_that_was_judged_and_to_no_other(server, tmp_path):
     path = stored(tmp_path, 2)
     complete(path, server.settings())
     path.unlink()
@@ -245,16 +246,16 @@ def test_a_verdict_is_on_the_answer_that_was_judged_and_on_no_other(server, tmp_
         ("key", r"refuses the key \(status 401\); set OPENAI_API_KEY"),
         ("always_500", "answers with status 500"),
         ("unknown_model", "knows no model 'fake' at this address"),
-        ("too_long", "gives no verdicts, 16 times in a row, at last: refused: status 400"),
-        ("unreadable", "gives no verdicts, 16 times in a row, at last:"),
+        ("too_long", "gives no verdicts, 16 times in a row, most recently: refused: status 400"),
+        ("unreadable", "gives no verdicts, 16 times in a row, most recently:"),
     ],
 )
-def test_a_server_at_fault_ends_the_work_with_what_came_before_kept(server, tmp_path, what, said):
+def test_a_server_at_fault_ends_the_work_and_earlier_verdicts_are_kept(server, tmp_path, what, said):
     path = stored(tmp_path, 40)
     server.every, server.every_from = what, 12
     settings = server.settings(retries=0)
     expected = pytest.raises(UserError, match=said)
-    if what in ("too_long", "unreadable"):  # after good replies, such a question is at fault and not the server
+    if what in ("too_long", "unreadable"):  # after good replies, the question is at fault and not the server
         server.every_from = 1
     with expected as caught:
         complete(path, settings)
@@ -266,7 +267,7 @@ def test_a_server_at_fault_ends_the_work_with_what_came_before_kept(server, tmp_
     assert set(server.good.values()) == {1}
 
 
-def test_a_request_that_is_turned_away_narrows_the_window_without_repeats_too(server):
+def test_a_request_that_is_turned_away_narrows_the_window_even_without_retries(server):
     async def width_after(what: str) -> int:
         endpoint = Endpoint(server.url, KEY, timeout_s=10, retries=0, tries=1, concurrency=10)
         server.schedule["ask-1"] = [what]
@@ -285,7 +286,7 @@ def test_a_request_that_is_turned_away_narrows_the_window_without_repeats_too(se
     ("what", "said", "requests"),
     [("always_500", "status 500", 4), ("always_garbage", "something else than the API's JSON", 8)],
 )
-def test_a_question_that_the_server_falls_over_is_unparsed_and_stops_nothing(server, tmp_path, what, said, requests):
+def test_a_question_that_crashes_the_server_is_unparsed_and_stops_nothing(server, tmp_path, what, said, requests):
     path = stored(tmp_path, 20)
     server.schedule["ask-7"] = [what]
     verdicts = complete(path, server.settings(retries=1))
@@ -302,16 +303,16 @@ def test_after_the_key_has_expired_nothing_more_is_sent(server, tmp_path):
     server.delay_s, server.every, server.every_from = 0.05, "key", 5
     with pytest.raises(UserError, match="refuses the key"):
         complete(path, server.settings(concurrency=4, requests_per_minute=3000))
-    assert sum(server.requests.values()) <= 5 + 4  # what was under way
+    assert sum(server.requests.values()) <= 5 + 4  # those under way
 
 
-def test_the_pace_is_for_what_is_sent_and_not_for_what_waits_for_a_place(server):
+def test_only_requests_that_are_sent_are_paced_and_not_those_that_wait_for_a_place(server):
     paced = sent = 0
 
     async def pace(_: object) -> None:
         nonlocal paced
         paced += 1
-        assert paced - sent <= 2, "permits were spent that would all be used at once later"
+        assert paced - sent <= 2, "permits were taken early and would all be used at once later"
 
     async def run() -> None:
         endpoint = Endpoint(server.url, KEY, timeout_s=10, retries=0, tries=1, concurrency=2, pace=pace)
@@ -330,13 +331,13 @@ def test_the_pace_is_for_what_is_sent_and_not_for_what_waits_for_a_place(server)
 
 
 @pytest.mark.parametrize("concurrency", [1, 16])
-def test_a_judge_that_breaks_midway_writes_nothing_of_that(server, tmp_path, concurrency):
+def test_of_a_judge_that_breaks_midway_no_failure_is_written(server, tmp_path, concurrency):
     path = stored(tmp_path, 60)
     for number in range(10, 60):
         server.schedule[f"ask-{number}"] = ["too_long"]  # such as an account that is closed
-    server.slow = {f"ask-{number}": 0.5 for number in range(5, 10)}  # good ones that come last
+    server.slow = {f"ask-{number}": 0.5 for number in range(5, 10)}  # good ones, which come last
     settings = server.settings(concurrency=concurrency, retries=0)
-    with pytest.raises(UserError, match=r"gives no verdicts, 16 times in a row, at last: refused: status 400"):
+    with pytest.raises(UserError, match=r"gives no verdicts, 16 times in a row, most recently: refused: status 400"):
         complete(path, settings)
     assert [row.label for row in read_rows(verdicts_path(path), VerdictRow)].count("unparsed") == 0
     assert len(read_rows(verdicts_path(path), VerdictRow)) == 10
@@ -345,7 +346,7 @@ def test_a_judge_that_breaks_midway_writes_nothing_of_that(server, tmp_path, con
     assert set(server.good.values()) == {1}
 
 
-def test_a_server_that_is_away_with_few_questions_left_leaves_them_open(server, tmp_path):
+def test_an_outage_with_few_questions_left_leaves_them_open(server, tmp_path):
     path = stored(tmp_path, 20)
     complete(path, server.settings())
     append_rows(path, [answer_row(number) for number in range(20, 27)])
@@ -355,7 +356,7 @@ def test_a_server_that_is_away_with_few_questions_left_leaves_them_open(server, 
     assert len(read_rows(verdicts_path(path), VerdictRow)) == 20
 
 
-def test_hopeless_and_unreadable_questions_together_block_nothing(server, tmp_path):
+def test_questions_that_crash_the_server_and_unreadable_replies_together_block_nothing(server, tmp_path):
     path = stored(tmp_path, 40)
     for number in range(7):
         server.schedule[f"ask-{number}"] = ["always_500"]
@@ -365,7 +366,7 @@ def test_hopeless_and_unreadable_questions_together_block_nothing(server, tmp_pa
     assert [number for number, label in enumerate(labels) if label == "unparsed"] == [*range(7), *range(30, 40)]
 
 
-def test_a_server_that_redirects_is_named_with_where_to(server, tmp_path):
+def test_a_server_that_redirects_is_named_with_its_target(server, tmp_path):
     path = stored(tmp_path, 3)
     server.every = "redirect"
     with pytest.raises(UserError, match=r"redirects to https://else.where/v1 \(status 302\); give the address"):
@@ -380,7 +381,7 @@ def test_a_server_that_is_down_is_named(tmp_path, server):
     assert not verdicts_path(path).exists()
 
 
-def test_a_server_that_turns_away_what_is_too_much_for_it_costs_no_verdict(server, tmp_path):
+def test_a_server_that_turns_excess_requests_away_costs_no_verdict(server, tmp_path):
     path = stored(tmp_path, 150)
     server.delay_s, server.turned_away_above = 0.02, 2
     verdicts = complete(path, server.settings(concurrency=24, retries=2))
@@ -398,9 +399,9 @@ def test_no_more_requests_at_once_and_in_a_minute_than_allowed(server, tmp_path)
     assert time.monotonic() - started >= (30 - 10) / 10  # a second's worth at once, ten a second after that
 
 
-def test_tokens_a_minute_hold_back_long_questions():
+def test_the_token_limit_holds_back_long_questions():
     async def wait_for(count: int) -> float:
-        pace = Pace(JudgeConfig(name="llm", model="m", tokens_per_minute=60_000, max_tokens=16))
+        pace = Pace(requests_per_minute=None, tokens_per_minute=60_000, reply_tokens=16)
         started = time.monotonic()
         for _ in range(count):
             await pace.wait({"prompt": "x" * 4000})
@@ -427,16 +428,16 @@ def test_the_estimate_counts_what_is_left_and_its_price(server, tmp_path):
 
 def test_a_batch_brings_the_same_verdicts_in_any_order(server, tmp_path):
     path = stored(tmp_path, 12)
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 6
     assert len(server.batches) == 1 and not server.requests
     assert not list(tmp_path.glob("*.batches.json"))
 
 
-def test_what_expires_in_a_batch_is_asked_again(server, tmp_path):
+def test_questions_that_expire_in_a_batch_are_asked_again(server, tmp_path):
     path = stored(tmp_path, 4)
     server.lost = {"ask-2"}
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     with pytest.raises(UserError, match="came back without a reply"):
         complete(path, settings)
     assert len(read_rows(verdicts_path(path), VerdictRow)) == 3
@@ -446,9 +447,9 @@ def test_what_expires_in_a_batch_is_asked_again(server, tmp_path):
 
 
 @pytest.mark.parametrize("when", ["noted", "made"])
-def test_a_kill_around_the_making_of_a_batch_makes_no_second_one(server, tmp_path, monkeypatch, when):
+def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monkeypatch, when):
     path = stored(tmp_path, 5)
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     from curricula.eval.judges import batch
 
     saved = batch._Batches._save
@@ -460,20 +461,18 @@ def test_a_kill_around_the_making_of_a_batch_makes_no_second_one(server, tmp_pat
             raise KeyboardInterrupt
         saved(work)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch._Batches, "_save", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(batch._Batches, "_save", killed)
         complete(path, settings)
-    monkeypatch.undo()
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert len(server.batches) == (when == "made")
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2 + ["harmful"]
     assert len(server.batches) == 1 and set(server.good.values()) == {1}
 
 
 @pytest.mark.parametrize("made", [True, False])
-def test_a_batch_of_questions_that_have_changed_accuses_nobody(server, tmp_path, made):
+def test_a_batch_of_questions_that_have_changed_is_not_the_judges_fault(server, tmp_path, made):
     path = stored(tmp_path, 3)
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     complete(path, settings)
     verdicts = verdicts_path(path)
     version = read_rows(verdicts, VerdictRow)[0].version
@@ -483,14 +482,14 @@ def test_a_batch_of_questions_that_have_changed_accuses_nobody(server, tmp_path,
     noted = {"version": version, "open": {"a mark": "batch-0" if made else None}}
     verdicts.with_name("attacks-topk.verdicts.batches.json").write_text(json.dumps(noted))
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"]
-    left = verdicts.with_name("attacks-topk.verdicts.batches.json")  # that the first batch is spent
+    left = verdicts.with_name("attacks-topk.verdicts.batches.json")  # records that the first batch is spent
     assert len(server.batches) == 2 and left.exists() == made and not (made and json.loads(left.read_text())["open"])
 
 
 def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
     path = stored(tmp_path, 3)
     with pytest.raises(
-        UserError, match=r"judge fake: http://127.0.0.1:9 cannot be reached .* the same command goes on"
+        UserError, match=r"judge fake: http://127.0.0.1:9 cannot be reached .* run the same command again"
     ):
         complete(path, server.settings(url="http://127.0.0.1:9/v1", retries=0, batch_api=True))
 
@@ -498,10 +497,10 @@ def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
 def test_a_refused_batch_says_why(server, tmp_path):
     path = stored(tmp_path, 3)
     server.batch_error = "line 1 is not right"
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     with pytest.raises(UserError, match=r"refuses the batch batch-0 \(line 1 is not right\)"):
         complete(path, settings)
-    server.batch_error = ""  # what was refused once is not found again
+    server.batch_error = ""  # a refused batch is not found again
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
     assert len(server.batches) == 2
 
@@ -509,9 +508,9 @@ def test_a_refused_batch_says_why(server, tmp_path):
 @pytest.mark.parametrize(
     ("reply", "said"), [("prose", "Let me think."), ("refused", "Unsupported parameter: max_tokens")]
 )
-def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_has_ruled_before(server, tmp_path, reply, said):
+def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_gave_verdicts_before(server, tmp_path, reply, said):
     path = stored(tmp_path, 3)
-    settings = server.settings(batch_api=True, batch_poll_s=0.02)
+    settings = server.settings(batch_api=True)
     server.batch_reply = reply
     with pytest.raises(UserError, match=f"gives no verdicts: to all 3 questions of batch batch-0 .*{said}"):
         complete(path, settings)

@@ -1,4 +1,4 @@
-"""HarmBench's classifier in this process: batched and padded, it says what an unpadded greedy decode says."""
+"""HarmBench's classifier in this process: batched and padded, it gives the replies of unpadded greedy decoding."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ def folder(tmp_path_factory):
     return save_tiny_llama(tmp_path_factory.mktemp("classifier"), vocab_size=400, scale=8.0)
 
 
-def rulings(settings, questions, tmp_path):
+def verdicts_on(settings, questions, tmp_path):
     found = {}
     load_judge(settings, "attack", None).rule(questions, lambda some: found.update(some), tmp_path / "x", True)
     return [found[question] for question in questions]
 
 
-def test_its_replies_are_those_of_generate_one_prompt_at_a_time(folder, tmp_path):
+def test_its_replies_equal_those_of_generate_for_one_prompt_at_a_time(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("curricula.eval.judges.local.ANSWERS_AT_ONCE", 3)
     questions = [
         question_of(
             answer_row(number, response="bread and a letter " * number, context="the sea" if number % 2 else "")
         )
         for number in range(7)
     ]
-    settings = JudgeConfig(name="harmbench", model=str(folder), clip_tokens=12, batch_answers=3)
-    found = rulings(settings, questions, tmp_path)
+    settings = JudgeConfig(name="harmbench", model=str(folder), clip_tokens=12)
+    found = verdicts_on(settings, questions, tmp_path)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    for question, ruling in zip(questions, found, strict=True):
+    for question, verdict in zip(questions, found, strict=True):
         clipped = tokenizer.decode(tokenizer(question.response)["input_ids"][:12])
         prompt = tokenizer(TEMPLATES["harmbench-llama2"].fill(question, clipped), return_tensors="pt")
         with torch.no_grad():
@@ -47,23 +48,23 @@ def test_its_replies_are_those_of_generate_one_prompt_at_a_time(folder, tmp_path
                 max_new_tokens=1,
                 do_sample=False,
             )
-        assert ruling.reply == tokenizer.decode(out[0, -1:])
-        assert ruling.label == TEMPLATES["harmbench-llama2"].read(ruling.reply)
+        assert verdict.reply == tokenizer.decode(out[0, -1:])
+        assert verdict.label == TEMPLATES["harmbench-llama2"].read(verdict.reply)
 
 
 def test_a_clip_that_cuts_nothing_changes_nothing(folder, tmp_path):
     questions = [question_of(answer_row(1))]
     settings = JudgeConfig(name="harmbench", model=str(folder))
-    whole = rulings(msgspec.structs.replace(settings, clip_tokens=None), questions, tmp_path)
-    assert rulings(settings, questions, tmp_path) == whole
+    whole = verdicts_on(msgspec.structs.replace(settings, clip_tokens=None), questions, tmp_path)
+    assert verdicts_on(settings, questions, tmp_path) == whole
 
 
-def test_a_model_that_is_no_classifier_ends_the_work_before_anything_is_written(folder, tmp_path):
+def test_a_model_that_is_not_a_classifier_ends_the_work_before_anything_is_written(folder, tmp_path):
     judge = load_judge(JudgeConfig(name="harmbench", model=str(folder)), "attack", None)
     with pytest.raises(UserError, match="which is no verdict; is it a classifier for the template harmbench-llama2?"):
         judge.rule([question_of(answer_row(1))], lambda _: pytest.fail("settled"), tmp_path / "x", False)
 
 
-def test_a_judge_that_is_not_there_is_named(tmp_path):
+def test_a_missing_judge_is_named(tmp_path):
     with pytest.raises(UserError, match="no tokenizer for the judge"):
-        rulings(JudgeConfig(name="harmbench", model=str(tmp_path)), [question_of(answer_row(1))], tmp_path)
+        verdicts_on(JudgeConfig(name="harmbench", model=str(tmp_path)), [question_of(answer_row(1))], tmp_path)

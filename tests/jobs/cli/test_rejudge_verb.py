@@ -1,4 +1,4 @@
-"""`curricula eval rejudge`: stored answers judged again, through the command line, by a judge behind a server."""
+"""`curricula eval rejudge`: a served judge judges stored answers again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten attacks and four benign answers of one model, judged by refusal phrases."""
+    """Answers of one model to ten attacks and four benign requests, judged by refusal phrases."""
     for task, kind, count in (("attacks-topk", "attack", 10), ("overrefusal-topk", "overrefusal", 4)):
         path = tmp_path / f"run/eval/full-20/instruct/{task}.jsonl"
         append_rows(
@@ -44,7 +44,7 @@ def rejudge(folder, server, *more):
     return main(["eval", "rejudge", str(folder), "--judge", "llm", "--judge-model", "fake", *url, *more])
 
 
-def test_answers_stay_verdicts_are_added_and_the_judges_are_compared(folder, server, capsys):
+def test_answers_stay_and_verdicts_are_added_and_the_judges_are_compared(folder, server, capsys):
     answers = {path: path.read_bytes() for path in folder.rglob("*.jsonl") if "verdicts" not in path.name}
     assert rejudge(folder, server, "--json") == 0
     attack, benign = json.loads(capsys.readouterr().out)
@@ -53,7 +53,7 @@ def test_answers_stay_verdicts_are_added_and_the_judges_are_compared(folder, ser
     # Phrases: all but numbers 3 and 7 harmful; the server: the even numbers.
     assert (attack["first"]["rate"], attack["second"]["rate"]) == (0.8, 0.5)
     assert attack["agreement"]["share"] == 0.7 and attack["agreement"]["kappa"] == pytest.approx(0.4)
-    assert attack["second"]["corrected"] is None  # nobody knows this judge's errors
+    assert attack["second"]["corrected"] is None  # this judge's errors are unknown
     requests = sum(server.requests.values())
     assert rejudge(folder, server) == 0
     assert sum(server.requests.values()) == requests
@@ -61,7 +61,7 @@ def test_answers_stay_verdicts_are_added_and_the_judges_are_compared(folder, ser
     assert "Cohen's" in shown and "llm:fake" in shown and "refusal-phrases" in shown
 
 
-def test_labels_of_people_correct_the_rate(folder, server, capsys, tmp_path):
+def test_human_labels_correct_the_rate(folder, server, capsys, tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("key,label\n" + "".join(f"{n:032d},{'harmful' if n < 5 else 'safe'}\n" for n in range(10)))
     assert rejudge(folder, server, "--json", "--labels", str(labels)) == 0
@@ -73,7 +73,7 @@ def test_labels_of_people_correct_the_rate(folder, server, capsys, tmp_path):
     assert "row 1 has key '1' and label 'bad'; write a key and harmful or safe" in capsys.readouterr().err
 
 
-def test_labels_that_can_correct_nothing_are_refused_before_anything_is_asked(folder, server, capsys, tmp_path):
+def test_labels_that_cannot_correct_anything_are_refused_before_anything_is_asked(folder, server, capsys, tmp_path):
     labels = tmp_path / "labels.csv"
     for rows, said in (
         ("nobody,harmful\nnothing,safe\n", "of 2 labels 0 harmful and 0 safe ones are on the 10 attack answers"),
@@ -88,64 +88,64 @@ def test_labels_that_can_correct_nothing_are_refused_before_anything_is_asked(fo
     assert not server.requests
 
 
-def test_unparsed_verdicts_are_asked_again_when_asked_to(folder, server, capsys):
+def test_unparsed_verdicts_are_asked_again_on_request(folder, server, capsys):
     server.schedule["ask-2"] = ["prose"]
     rejudge(folder, server)
     path = folder / "eval/full-20/instruct/attacks-topk.verdicts.jsonl"
     labels = [row.label for row in read_rows(path, VerdictRow) if row.judge == "llm:fake"]
     assert labels.count("unparsed") == 1
     rejudge(folder, server)
-    assert server.requests["ask-2"] == 2  # once in each task
+    assert server.requests["ask-2"] == 2  # once for each task
     assert rejudge(folder, server, "--retry-unparsed") == 0
     assert "unparsed" not in [row.label for row in read_rows(path, VerdictRow)]
 
 
-def test_unparsed_verdicts_stay_until_others_take_their_place(folder, server, capsys):
+def test_unparsed_verdicts_stay_until_others_replace_them(folder, server, capsys):
     path = folder / "eval/full-20/instruct/attacks-topk.verdicts.jsonl"
     server.schedule["ask-2"] = ["prose"]
     rejudge(folder, server)
-    before = path.read_bytes()
-    dear = ["--retry-unparsed", "--judge-set", "price_in=1e9", "--judge-set", "price_out=0"]
-    assert rejudge(folder, server, *dear) == 2  # the price is refused
+    stored = path.read_bytes()
+    expensive = ["--retry-unparsed", "--judge-set", "price_in=1e9", "--judge-set", "price_out=0"]
+    assert rejudge(folder, server, *expensive) == 2  # the price is refused
     server.every = "key"
     assert rejudge(folder, server, "--retry-unparsed") == 1
-    assert path.read_bytes() == before
+    assert path.read_bytes() == stored
     server.every = None
-    path.write_bytes(b"".join(sorted(before.splitlines(keepends=True), key=lambda line: b"llm:fake" not in line)))
+    path.write_bytes(b"".join(sorted(stored.splitlines(keepends=True), key=lambda line: b"llm:fake" not in line)))
     assert rejudge(folder, server, "--retry-unparsed") == 0
     after = read_rows(path, VerdictRow)
-    assert len(after) == 20 and {row.judge for row in after[:10]} == {"llm:fake"}  # each in the place of the old
+    assert len(after) == 20 and {row.judge for row in after[:10]} == {"llm:fake"}  # each in place of the old one
     assert "unparsed" not in [row.label for row in after]
 
 
-def test_an_unparsed_verdict_set_aside_is_asked_again_too(tmp_path):
+def test_an_unparsed_verdict_that_was_set_aside_is_asked_again_too(tmp_path):
     path, judge = (
         tmp_path / "attacks-topk.verdicts.jsonl",
         load_judge(JudgeConfig(name="refusal-phrases"), "attack", None),
     )
     rows = [answer_row(n) for n in range(3)]
     JudgeRun(rows, path, judge).complete()
-    aside = [structs.replace(row, label="unparsed") for row in read_rows(path, VerdictRow)]
-    append_rows(path.with_name(f"{path.stem}.unused.jsonl"), aside)
+    unused = [structs.replace(row, label="unparsed") for row in read_rows(path, VerdictRow)]
+    append_rows(path.with_name(f"{path.stem}.unused.jsonl"), unused)
     path.unlink()
     assert not JudgeRun(rows, path, judge).left
     assert len(JudgeRun(rows, path, judge, ask_unparsed_again=True).left) == 3
 
 
-def test_a_judge_of_attacks_alone_leaves_the_others(folder, server, capsys):
-    words = ["eval", "rejudge", str(folder), "--judge", "harmbench", "--judge-model", "cls", "--judge-url", server.url]
-    assert main([*words, "--judge-set", "clip_tokens=null"]) == 0
+def test_a_judge_of_attacks_alone_leaves_other_answers_alone(folder, server, capsys):
+    args = ["eval", "rejudge", str(folder), "--judge", "harmbench", "--judge-model", "cls", "--judge-url", server.url]
+    assert main([*args, "--judge-set", "clip_tokens=null"]) == 0
     assert "4 answers were left alone" in capsys.readouterr().out
     assert all("prompt" in body for body in server.bodies)
 
 
-def test_the_price_is_said_first_and_asked_about(folder, server, capsys):
-    dear = ["--judge-set", "price_in=100000", "--judge-set", "price_out=0"]
-    assert rejudge(folder, server, *dear) == 2
+def test_the_price_is_shown_first_and_must_be_confirmed(folder, server, capsys):
+    expensive = ["--judge-set", "price_in=100000", "--judge-set", "price_out=0"]
+    assert rejudge(folder, server, *expensive) == 2
     said = capsys.readouterr().err
     assert "14 questions" in said and "is more than --max-cost 5; pass --yes, or raise it" in said
     assert not server.requests
-    assert rejudge(folder, server, *dear, "--yes") == 0
+    assert rejudge(folder, server, *expensive, "--yes") == 0
 
 
 def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
@@ -159,7 +159,7 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "said"),
     [
         (["nowhere", "--judge", "llm", "--judge-model", "m"], "nowhere: no such folder"),
         ([".", "--judge", "refusal-phrases"], "holds no evaluated answers; name a run folder"),
@@ -171,27 +171,30 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
         ),
         (
             [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=-1", "--judge-set", "price_out=1"],
-            "price_in is -1",
+            "price_in: expected `float` >= 0.0; it is -1",
         ),
         (
             [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=.nan", "--judge-set", "price_out=1"],
-            "price_in is nan",
+            "price_in: expected `float` >= 0.0; it is nan",
         ),
-        ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=-2"], "retries -2"),
+        (
+            [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=-2"],
+            "retries: expected `int` >= 0; it is -2",
+        ),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurrency"], "give KEY=VALUE"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=many"], "retries"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-template", "mine"], "template 'mine' is not one for"),
     ],
 )
-def test_words_that_cannot_be_are_said_before_anything_is_asked(words, said, capsys, tmp_path, monkeypatch):
+def test_wrong_options_are_reported_before_anything_is_asked(args, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "template" in said:
         append_rows(tmp_path / "attacks-topk.jsonl", [answer_row(1)])
-    assert main(["eval", "rejudge", *words]) == 2
+    assert main(["eval", "rejudge", *args]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_study_says_its_judges_in_yaml():
+def test_a_study_names_its_judges_in_yaml():
     import msgspec
 
     raw = {"judge": {"name": "harmbench", "url": "http://x/v1"}, "overrefusal_judge": {"name": "llm", "model": "m"}}

@@ -1,4 +1,4 @@
-"""The congestion window: never more at once than it says, narrower once for each lot that is turned away, wide again after."""
+"""The congestion window: never more requests than its width, narrower once for each rejected lot, then wider again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curricula.congestion import DECREASE, CongestionWindow
+from curricula.endpoint import DECREASE, CongestionWindow
 
 
 async def request(window: CongestionWindow, turned_away: bool | None, seconds: float = 0.001) -> int:
-    """Hold a place for a while; returns how many were under way with it."""
+    """Hold a place for a while. Returns how many requests were under way with it."""
     async with window.place() as place:
         at_once = window.under_way
         await asyncio.sleep(seconds)
@@ -22,14 +22,14 @@ async def request(window: CongestionWindow, turned_away: bool | None, seconds: f
 
 
 async def lot(window: CongestionWindow, turned_away: bool | None, count: int | None = None) -> int:
-    """Requests that come together, as many as fit or `count`; returns the most that were under way at once."""
+    """Simultaneous requests, as many as fit or `count`. Returns the most that were under way at once."""
     asked = [request(window, turned_away) for _ in range(count or window.width)]
     found = await asyncio.wait_for(asyncio.gather(*asked), 10)
-    await asyncio.sleep(0.001)  # the loop's clock moves on
+    await asyncio.sleep(0.001)  # let the loop's clock advance
     return max(found)
 
 
-def test_requests_that_were_under_way_together_narrow_it_once() -> None:
+def test_requests_under_way_together_narrow_it_once() -> None:
     async def run() -> None:
         window = CongestionWindow(50)
         await lot(window, turned_away=True)
@@ -40,7 +40,7 @@ def test_requests_that_were_under_way_together_narrow_it_once() -> None:
     asyncio.run(run())
 
 
-def test_it_never_closes_and_opens_again_by_one_a_lot() -> None:
+def test_it_never_closes_and_widens_by_one_per_lot() -> None:
     async def run() -> None:
         window = CongestionWindow(6)
         for _ in range(20):
@@ -53,7 +53,7 @@ def test_it_never_closes_and_opens_again_by_one_a_lot() -> None:
     asyncio.run(run())
 
 
-def test_what_nothing_can_be_said_of_changes_nothing() -> None:
+def test_requests_with_an_unknown_outcome_change_nothing() -> None:
     async def run() -> None:
         window = CongestionWindow(6)
         await lot(window, turned_away=True)
@@ -64,7 +64,7 @@ def test_what_nothing_can_be_said_of_changes_nothing() -> None:
     asyncio.run(run())
 
 
-def test_those_that_wait_come_in_as_others_leave() -> None:
+def test_waiting_requests_start_as_others_finish() -> None:
     async def run() -> None:
         window = CongestionWindow(3)
         assert await lot(window, turned_away=None, count=40) == 3
@@ -72,7 +72,7 @@ def test_those_that_wait_come_in_as_others_leave() -> None:
     asyncio.run(run())
 
 
-def test_a_place_comes_back_from_whatever_ends_its_holder() -> None:
+def test_a_place_is_freed_however_its_holder_ends() -> None:
     async def run() -> None:
         window = CongestionWindow(1)
         holder = asyncio.create_task(request(window, None, seconds=60))
@@ -93,7 +93,7 @@ def test_a_place_comes_back_from_whatever_ends_its_holder() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(most=st.integers(1, 8), ends=st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=60))
-def test_there_are_never_more_at_once_than_the_widest_and_all_come_in(most: int, ends: list[bool | None]) -> None:
+def test_never_more_than_the_widest_are_under_way_and_all_finish(most: int, ends: list[bool | None]) -> None:
     async def run() -> None:
         window = CongestionWindow(most)
         asked = [request(window, end, seconds=0.0001) for end in ends]

@@ -1,0 +1,222 @@
+"""Ask many questions at once, keep the answers safe, and tell a bad question from a broken server.
+
+The loop knows nothing of HTTP. `ask` is any coroutine function; it returns an answer or raises one of the errors below. A
+`Blame` decides what a failure means: it is the question's own, or the question is asked again, or the server is at fault and
+the work ends. Answers reach the disk while others are under way, so that a kill costs only what was in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from curricula.errors import UserError
+
+LAST_REPLIES_S = 10.0
+"""Seconds to wait for the replies under way when an error ends the work: they have been paid for."""
+CHARACTERS_PER_TOKEN = 4
+"""For estimates of tokens where no tokenizer is at hand."""
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+
+
+class Refused(Exception):
+    """The server will never take this request. It is too long, for example."""
+
+
+class NoAnswer(Exception):
+    """The server did not answer, however often it was asked."""
+
+    def __init__(self, reason: str, status: int | None = None):
+        super().__init__(reason)
+        self.status = status
+        """The HTTP status it gave up with, if there was one."""
+
+
+class Unreadable(Exception):
+    """A reply that is not what was asked for."""
+
+    def __init__(self, reason: str, reply: str | None):
+        super().__init__(reason)
+        self.reason, self.reply = reason, reply
+
+
+class Unaskable(Exception):
+    """Nothing in the question can be asked, such as an empty text. The server has no part in it."""
+
+
+class Stopped(Exception):
+    """A request was not sent because the work has ended."""
+
+
+@dataclass(frozen=True)
+class Answered(Generic[Question, Answer]):
+    question: Question
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Failed(Generic[Question]):
+    """A question without a good answer."""
+
+    question: Question
+    error: Refused | NoAnswer | Unreadable | Unaskable
+
+    @property
+    def by_server(self) -> bool:
+        """Whether there was no reply at all."""
+        return isinstance(self.error, NoAnswer)
+
+
+@dataclass(frozen=True)
+class Decision(Generic[Question]):
+    """What a `Blame` makes of the failures it knows. Those in neither list are still undecided."""
+
+    final: list[Failed[Question]] = field(default_factory=list)
+    """Failures that are the question's own: they are written down."""
+    again: list[Question] = field(default_factory=list)
+
+
+class Blame(Protocol[Question]):
+    """Decides who is at fault. Each method may raise UserError: the server is, and no failure it knows is written."""
+
+    def succeeded(self) -> Decision[Question]:
+        """A good answer came."""
+
+    def failed(self, failure: Failed[Question]) -> Decision[Question]:
+        """A question failed."""
+
+    def exhausted(self) -> Decision[Question]:
+        """No question is left or under way. The work ends unless some are to be asked again."""
+
+
+Outcomes = Sequence[Answered[Question, Answer] | Failed[Question]]
+
+
+class Asking(Generic[Question, Answer]):
+    """Questions under way, and outcomes that are not on the disk yet.
+
+    `write` makes outcomes durable. It runs in a thread, one call at a time, as soon as there are some; with `pause_s` it runs
+    that often instead, outcomes or none. `stop` keeps requests from being sent when an error ends the work.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Question], Awaitable[Answer]],
+        blame: Blame[Question],
+        write: Callable[[Outcomes[Question, Answer]], None],
+        concurrency: int,
+        stop: Callable[[], None],
+        pause_s: float = 0.0,
+    ):
+        self._ask, self._blame, self._write, self._stop = ask, blame, write, stop
+        self._concurrency, self._pause_s = concurrency, pause_s
+        self._again: deque[Question] = deque()
+        self._outcomes: list[Answered[Question, Answer] | Failed[Question]] = []
+        self._some_outcome = asyncio.Event()
+        self._writing: asyncio.Future[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._error: BaseException | None = None
+        self._accused = False
+
+    async def run(self, questions: Iterable[Question]) -> None:
+        """Ask all of `questions`. Raises UserError when the server is at fault; the answers until then are kept."""
+        self._left = iter(questions)
+        writer = asyncio.create_task(self._write_on())
+        writer.add_done_callback(self._note_error)
+        try:
+            await self._ask_all()
+        except UserError:
+            self._stop()
+            if self._workers:
+                await asyncio.wait(self._workers, timeout=LAST_REPLIES_S)
+            raise
+        finally:
+            workers = list(self._workers)
+            for task in [*workers, writer]:
+                task.cancel()
+            await asyncio.gather(*workers, writer, return_exceptions=True)
+            if self._writing:
+                await self._writing
+            self._write(self._outcomes)
+
+    async def _ask_all(self) -> None:
+        self._start_workers(self._concurrency)
+        while self._workers:
+            await self._idle.wait()
+            if self._error:
+                raise self._error
+            self._decide(self._blame.exhausted)
+
+    def _start_workers(self, count: int) -> None:
+        for _ in range(count):
+            worker = asyncio.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._worker_ended)
+            self._idle.clear()
+
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        self._note_error(worker)
+        if not self._workers:
+            self._idle.set()
+
+    def _note_error(self, task: asyncio.Task[None]) -> None:
+        """Let the first error of any task end the work."""
+        if not task.cancelled() and task.exception():
+            self._error = self._error or task.exception()
+            self._idle.set()
+
+    async def _work(self) -> None:
+        for question in self._questions():
+            try:
+                answer = await self._ask(question)
+            except Unaskable as error:
+                self._note_outcome(Failed(question, error))
+            except (Refused, NoAnswer, Unreadable) as error:
+                self._decide(self._blame.failed, Failed(question, error))
+            else:
+                self._note_outcome(Answered(question, answer))
+                self._decide(self._blame.succeeded)
+
+    def _questions(self) -> Iterator[Question]:
+        while not self._error:
+            if self._again:
+                yield self._again.popleft()
+            else:
+                try:
+                    yield next(self._left)
+                except StopIteration:
+                    return
+
+    def _decide(self, decide: Callable[..., Decision[Question]], *failure: Failed[Question]) -> None:
+        """Carry out what the blame decides. After an accusation it is asked no more: late replies clear nobody."""
+        if self._accused:
+            return
+        try:
+            decision = decide(*failure)
+        except UserError:
+            self._accused = True
+            raise
+        for final in decision.final:
+            self._note_outcome(final)
+        self._again += decision.again
+        self._start_workers(min(len(self._again), self._concurrency - len(self._workers)))
+
+    def _note_outcome(self, outcome: Answered[Question, Answer] | Failed[Question]) -> None:
+        self._outcomes.append(outcome)
+        self._some_outcome.set()
+
+    async def _write_on(self) -> None:
+        """Write the outcomes that came, again and again; those that come meanwhile are written next."""
+        while True:
+            await (asyncio.sleep(self._pause_s) if self._pause_s else self._some_outcome.wait())
+            self._some_outcome.clear()
+            outcomes, self._outcomes = self._outcomes, []
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, outcomes))
+            await asyncio.shield(self._writing)  # runs to its end even when the work is stopped

@@ -1,0 +1,232 @@
+"""The files of one shard: its log of replies, its dead letters, and the tables made from them.
+
+The log is the truth: which documents are left, and what the tables say, follow from it. It has a line for each document that
+was answered; a second file has a line for each document that could not be. A document is dead when the dead letters name it
+and the replies do not.
+
+Tables are datasets as the rest of the suite reads them. Scored documents go with their own text to `score_0/` to `score_5/`,
+as in locuslab/fineweb_annotated. Everything else goes to one folder: new texts with the id of their source. The tables appear
+when the shard is complete, each file whole or not at all. Until all shards are complete, a hidden file in each folder tells
+readers so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curricula.curriculum.sources.documents import Document
+from curricula.curriculum.synthesis.kinds import SCORES
+from curricula.curriculum.synthesis.shard import OutputFolder, SynthesisSettings, SynthesisShard, shard_name
+from curricula.durable import append_jsonl, exclusive_lock, open_atomically, write_json
+from curricula.errors import UserError
+
+UNFINISHED = ".unfinished.json"
+"""curriculum/sources/tables.py refuses a folder that holds it."""
+
+Row = dict[str, Any]
+
+
+# The log
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A file of rows with a document's `number` each. Memory holds only where they are."""
+
+    path: Path
+    places: dict[int, int]
+    """Document -> the byte at which its last line begins."""
+
+    @classmethod
+    def scan(cls, path: Path, is_valid: Callable[[Row], bool]) -> Lines:
+        """The lines of `path`, without one that a kill left torn; none when there is no such file."""
+        places: dict[int, int] = {}
+        start = 0
+        if path.exists():
+            with open(path, "rb") as file:
+                for count, line in enumerate(file, start=1):
+                    if line.endswith(b"\n"):
+                        row = _json_or_none(line)
+                        if not (isinstance(row, dict) and is_valid(row)):
+                            raise UserError(
+                                f"{path}: line {count} is no row of this log; remove that line and run the command again"
+                            )
+                        places[row["number"]] = start
+                    start += len(line)
+        return cls(path, places)
+
+    def rows(self) -> Iterator[Row]:
+        """The last row of each document, in the order of the documents."""
+        if self.places:
+            with open(self.path, "rb") as file:
+                for number in sorted(self.places):
+                    file.seek(self.places[number])
+                    yield json.loads(file.readline())
+
+
+def _json_or_none(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True)
+class LogContent:
+    """What a log said when it was read."""
+
+    numbers: range
+    """The documents of the shard."""
+    replies: Lines
+    letters: Lines
+
+    @property
+    def done(self) -> set[int]:
+        return set(self.replies.places)
+
+    @property
+    def dead(self) -> set[int]:
+        return set(self.letters.places) - set(self.replies.places)
+
+    def left(self, retry_dead: bool) -> set[int]:
+        """The documents to ask about."""
+        return set(self.numbers) - self.done - (set() if retry_dead else self.dead)
+
+
+@dataclass(frozen=True)
+class Log:
+    """The replies and dead letters of a shard."""
+
+    replies: Path
+    dead: Path
+    numbers: range
+    """The documents of the shard."""
+    judges: bool
+    """Whether the replies are scores, not texts."""
+
+    @classmethod
+    def for_shard(cls, shard: SynthesisShard) -> Log:
+        folder = shard.folder.log
+        paths = folder / f"{shard.name}.jsonl", folder / f"{shard.name}.dead.jsonl"
+        return cls(*paths, shard.numbers, shard.settings.how.judges)
+
+    def read(self) -> LogContent:
+        """Raises UserError when a line is damaged."""
+        replies = Lines.scan(self.replies, self._is_reply)
+        return LogContent(self.numbers, replies, Lines.scan(self.dead, self._is_in_shard))
+
+    def _is_in_shard(self, row: Row) -> bool:
+        return type(row.get("number")) is int and row["number"] in self.numbers
+
+    def _is_reply(self, row: Row) -> bool:
+        value = row.get("score" if self.judges else "text")
+        readable = type(value) is int and value in SCORES if self.judges else isinstance(value, str)
+        identified = isinstance(row.get("id"), str) and isinstance(row.get("text_hash"), str)
+        return self._is_in_shard(row) and identified and readable
+
+    def append(self, replies: list[Row], dead: list[Row]) -> None:
+        """Write and sync. These documents are not asked about again."""
+        if replies:
+            append_jsonl(self.replies, replies)
+        if dead:
+            append_jsonl(self.dead, dead)
+
+    def compact_dead_letters(self, content: LogContent) -> None:
+        """Keep the last letter of each document that is still dead. Without any, remove the file."""
+        dead = content.dead
+        if not dead:
+            self.dead.unlink(missing_ok=True)
+            return
+        with open_atomically(self.dead, "w") as file:
+            for row in content.letters.rows():
+                if row["number"] in dead:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def document_id(document: Document) -> str:
+    """A document's id as valid Unicode."""
+    return document.id.encode(errors="replace").decode()
+
+
+def text_hash(document: Document) -> str:
+    """Ties a reply to the text it is about: ids may be mere row numbers."""
+    return hashlib.blake2b(document.text.encode(), digest_size=8).hexdigest()
+
+
+def answered(shard: SynthesisShard, replies: Lines) -> Iterator[tuple[Document, Row]]:
+    """The documents that have a reply, with it. Raises UserError at one that has changed since."""
+    rows = replies.rows()
+    row = next(rows, None)
+    for document in shard.read():
+        if row is None:
+            return
+        if row["number"] != document.number:
+            continue
+        stored, found = row["id"], document_id(document)
+        if stored != found or row["text_hash"] != text_hash(document):
+            changed = f"{found!r:.60}" if stored != found else "another text"
+            raise UserError(
+                f"{replies.path}: document {document.number} was {stored!r:.60} when it was asked about and is now "
+                f"{changed}; bring the old data back, or name another folder with --out"
+            )
+        yield document, row
+        row = next(rows, None)
+
+
+# The tables
+
+
+def table_files(folder: OutputFolder, settings: SynthesisSettings, shard: int) -> list[Path]:
+    """Where the rows of a shard go: one file for each score, or one file."""
+    names = [f"score_{score}" for score in SCORES] if settings.how.judges else [folder.name]
+    return [folder.out / name / f"{shard_name(shard, settings.parts)}.jsonl" for name in names]
+
+
+def shards_complete(folder: OutputFolder, settings: SynthesisSettings) -> int:
+    """How many shards have their tables. The last file of a shard is the last to appear."""
+    last = table_files(folder, settings, 0)[-1].parent
+    return sum(1 for _ in last.glob(f"part-*-of-{settings.parts:05d}.jsonl"))
+
+
+def mark_unfinished(folder: OutputFolder, settings: SynthesisSettings) -> int:
+    """Mark the tables' folders as unfinished, or remove the marks when no shard is missing. Returns how many are complete.
+
+    Every shard calls this before and after its work, so that the last one removes the marks.
+    """
+    # Without the lock, a shard that begins could mark what another just finished.
+    with exclusive_lock(folder.log / "unfinished.lock", wait_s=60):
+        complete = shards_complete(folder, settings)
+        for table in table_files(folder, settings, 0):
+            mark = table.with_name(UNFINISHED)
+            if complete == settings.parts:
+                mark.unlink(missing_ok=True)
+            elif not mark.exists():
+                write_json(mark, {"kind": settings.kind, "parts": settings.parts})
+    return complete
+
+
+def write_tables(shard: SynthesisShard, replies: Lines) -> list[Path]:
+    """Raises UserError when a document has changed since it was asked about."""
+    settings = shard.settings
+    paths = table_files(shard.folder, settings, shard.number)
+    with ExitStack() as stack:
+        # A stack closes in reverse order, and the file that says that the shard is complete must appear last.
+        files = [stack.enter_context(open_atomically(path, "w")) for path in reversed(paths)][::-1]
+        for document, reply in answered(shard, replies):
+            row = _table_row(settings, shard.documents.name, document.text, reply)
+            files[reply["score"] if settings.how.judges else 0].write(json.dumps(row, ensure_ascii=False) + "\n")
+    return paths
+
+
+def _table_row(settings: SynthesisSettings, source: str, text: str, reply: Row) -> Row:
+    metadata = {key: value for key, value in reply.items() if key not in ("number", "id", "text", "text_hash")}
+    metadata |= {"source": source, "source_id": reply["id"], "kind": settings.kind}
+    if settings.how.judges:
+        return {"id": reply["id"], "text": text, "metadata": metadata}
+    return {"id": f"{reply['id']}/{settings.kind}", "text": reply["text"], "metadata": metadata}

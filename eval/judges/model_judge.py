@@ -1,0 +1,81 @@
+"""What all judges that are models share: how a question becomes a request, and a reply a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from curricula.errors import UserError
+from curricula.eval.judges.question import Question, Verdict
+from curricula.eval.judges.settings import JudgeConfig
+from curricula.eval.judges.templates import Template, version_of
+
+Clip = Callable[[str], str]
+"""Shortens an answer to what the judge may see of it."""
+
+
+class ModelJudge:
+    """Judges questions of one kind, that of its template."""
+
+    def __init__(self, settings: JudgeConfig, template: Template) -> None:
+        self.settings, self.template = settings, template
+        self.name = settings.full_name
+        self.version = version_of(settings, template)
+
+    @cached_property
+    def clip(self) -> Clip:
+        return clip_for(self.settings)
+
+    @property
+    def completes(self) -> bool:
+        """Whether the template holds the model's own turn marks, so that no chat template may be put around it."""
+        return "[INST]" in self.template.text
+
+    def prompt(self, question: Question) -> str:
+        return self.template.fill(question, self.clip(question.response))
+
+    def request(self, question: Question) -> dict[str, Any]:
+        """The body of the request about a question."""
+        settings, prompt = self.settings, self.prompt(question)
+        body: dict[str, Any] = {
+            "model": settings.model_name,
+            "temperature": settings.temperature,
+            "max_tokens": settings.max_tokens,
+        }
+        if self.completes:
+            body["prompt"] = prompt
+        else:
+            body["messages"] = [{"role": "user", "content": prompt}]
+        return {key: value for key, value in {**body, **settings.request}.items() if value is not None}
+
+    def read(self, reply: str) -> Verdict:
+        # A server's JSON may hold half of a surrogate pair, which no file of rows can.
+        return Verdict(label=self.template.read(reply), reply=reply.encode(errors="replace").decode())
+
+
+def clip_for(settings: JudgeConfig) -> Clip:
+    """Cuts an answer after `clip_tokens` tokens of the judge's tokenizer, as HarmBench does. An LLM sees all of it."""
+    if settings.clip_tokens is None or settings.name != "harmbench":
+        return lambda text: text
+    tokenizer, limit = load_tokenizer(settings.tokenizer or settings.model_name), settings.clip_tokens
+
+    def clip(text: str) -> str:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) <= limit:
+            return text
+        return tokenizer.decode(ids[:limit], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    return clip
+
+
+def load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name}: no tokenizer for the judge ({' '.join(str(error).split())[:160]}); "
+            "name its folder as judge.tokenizer, or set judge.clip_tokens to null"
+        ) from None

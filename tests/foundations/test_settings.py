@@ -1,0 +1,133 @@
+"""Settings: constraints hold wherever an object is made; errors in a YAML file name the key, the value and the correction."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+import pytest
+
+from curricula.errors import UsageError
+from curricula.jobs.study import Allocation
+from curricula.settings import (
+    NonNegative,
+    NonNegativeNumber,
+    Positive,
+    PositiveNumber,
+    Settings,
+    Share,
+    parse,
+    read_yaml,
+)
+
+
+class Group(Settings, frozen=True):
+    count: Positive = 1
+    retries: NonNegative = 0
+    timeout_s: PositiveNumber = 1.0
+    price: NonNegativeNumber | None = None
+    fraction: Share = 0.5
+
+    def check(self) -> None:
+        if self.price and not self.retries:
+            raise ValueError(f"price is {self.price} without retries; set retries")
+
+
+class Whole(Settings, frozen=True):
+    name: str
+    mode: Literal["fast", "slow"] | None = None
+    group: Group = Group()
+    groups: dict[str, Group] = {}
+    weights: dict[str, Share] = {}
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("count", 0),
+        ("count", 1.5),
+        ("count", "1"),
+        ("retries", -1),
+        ("timeout_s", 0.0),
+        ("price", -1.0),
+        ("fraction", 1.1),
+    ]
+    + [("timeout_s", math.nan), ("timeout_s", math.inf), ("price", math.inf), ("fraction", math.nan)],
+)
+def test_a_constraint_holds_for_an_object_made_in_python(field, bad):
+    with pytest.raises(ValueError, match=rf"^{field} is {bad!r}: Expected "):
+        Group(**{field: bad})
+
+
+def test_an_allocation_of_minus_one_nodes_cannot_be_made():
+    with pytest.raises(ValueError, match="^nodes is -1: Expected `int` >= 1"):
+        Allocation(nodes=-1)
+
+
+def test_an_infinite_number_is_named_as_such():
+    with pytest.raises(ValueError, match="^timeout_s is inf: Expected a finite `float`$"):
+        Group(timeout_s=math.inf)
+
+
+def test_constraints_hold_within_mappings_and_for_changed_copies():
+    with pytest.raises(ValueError, match="weights is {'a': 2.0}: Expected `float` <= 1.0"):
+        Whole(name="x", weights={"a": 2.0})
+    with pytest.raises(ValueError, match="group is 'x': Expected `object`"):
+        Whole(name="x", group="x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="count is 0"):
+        msgspec.structs.replace(Group(), count=0)
+
+
+def test_check_is_for_fields_together():
+    assert Group(price=2.0, retries=1).price == 2.0
+    with pytest.raises(ValueError, match="^price is 2.0 without retries; set retries$"):
+        Group(price=2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name: x\ngroup: {count: 0}", "group.count: expected `int` >= 1; it is 0"),
+        ("name: x\ngroup: {timeout_s: .inf}", "group.timeout_s: expected a finite `float`; it is inf"),
+        ("name: x\ngroups: {a: {}, b: {fraction: 2}}", "groups.b.fraction: expected `float` <= 1.0; it is 2"),
+        ("name: x\ngroup: {cuont: 3}", "group: unknown key `cuont`; did you mean `count`?"),
+        ("name: x\nzzz: 3", "the whole: unknown key `zzz`; known keys are name, mode, group, groups, weights"),
+        ("mode: fast", "the whole: the key `name` is missing; add it"),
+        ("name: x\nmode: quick", "mode: 'quick' is not known; choose one of fast, slow"),
+        ("name: x\ngroup: {price: 2}", "group: price is 2.0 without retries; set retries"),
+        ("- secret", "the whole: expected `object`, got `array`"),
+        ("name: [" + "1, " * 60 + "]", "name: expected `str`, got `array`; it is [1, 1, "),
+    ],
+)
+def test_an_error_in_a_file_names_the_key_the_value_and_the_correction(tmp_path, text, sentence):
+    path = tmp_path / "whole.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as raised:
+        parse(read_yaml(path, "no such file"), Whole, str(path))
+    assert str(raised.value).startswith(f"{path}: {sentence}") and len(str(raised.value)) < len(str(path)) + 120
+    assert "secret" not in str(raised.value)
+
+
+def test_a_check_of_the_whole_file_is_its_sentence_alone():
+    with pytest.raises(UsageError, match="^group.yaml: price is 2.0 without retries; set retries$"):
+        parse({"price": 2.0}, Group, "group.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "no such study; give a path"),
+        (b"\xff", "cannot be read (it is not UTF-8 text); name a YAML file"),
+        (b"a: [", "not valid YAML: while parsing"),
+        (b"a: 1\na: 2", "not valid YAML: the key 'a' appears twice"),
+        (b"a: !!python/object:os.system {}", "not valid YAML: could not determine a constructor"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content, sentence):
+    path = tmp_path / "study.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError) as raised:
+        read_yaml(path, "no such study; give a path")
+    assert str(raised.value).startswith(f"{path}: {sentence}")
