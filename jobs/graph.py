@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of, percent
-from curricula.eval.config import MODEL_KINDS, ModelKind, Part, parts_for
+from curricula.eval import MODEL_KINDS, EvalTask, ModelKind
 from curricula.jobs.downloads import Stage, study_downloads
 from curricula.jobs.study import Study
 
@@ -38,7 +38,7 @@ class Element:
     segment: str = ""
     arm: str = ""
     kind: ModelKind = "base"
-    part: Part | None = None  # of the evaluation of the arm's model
+    eval_task: EvalTask | None = None  # of the evaluation of the arm's model
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def build_graph(study: Study) -> list[Job]:
         measured = []
         for kind, model in zip(MODEL_KINDS, (base, f"instruct-{name}", f"benign-{name}")):
             elements = tuple(
-                Element(f"{arm.name}/{part.name}", arm=arm.name, kind=kind, part=part)
+                Element(f"{arm.name}/{task.name}", arm=arm.name, kind=kind, eval_task=task)
                 for arm in arms
-                for part in parts_for(kind, study.evaluation)
+                for task in study.evaluation.eval_tasks(kind)
             )
             if elements:
                 measured.append(Job(f"evaluate-{kind}-{name}", "evaluate", elements, (Edge(model), *needed)))

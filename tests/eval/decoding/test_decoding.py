@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UserError
-from curricula.eval.config import SAFE_COMPLETIONS, Greedy, SafeBeam, TopK
 from curricula.eval.decoding.answers import make_answer
-from curricula.eval.decoding.continuous import groups_of_like_length
-from curricula.eval.decoding.greedy import likeliest, search_greedy
 from curricula.eval.decoding.safebeam import search_safebeam
-from curricula.eval.decoding.sampling import draw, sample_topk
+from curricula.eval.decoding.sampling import draw, groups_of_like_length, likeliest, sample_topk, search_greedy
+from curricula.eval.decoding.settings import SAFE_COMPLETIONS, Greedy, SafeBeam, TopK
 from curricula.eval.models import load_model
 
 PROMPTS = ["Write a short story", "Describe how to pick a lock.", "Explain", "give three tips for staying healthy", "I"]

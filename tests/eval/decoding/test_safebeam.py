@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tiny_llama import SPECIALS, save_tiny_llama
 
 from curricula.errors import UserError
-from curricula.eval.config import SAFE_COMPLETIONS, SafeBeam
 from curricula.eval.decoding.answers import make_answer
 from curricula.eval.decoding.safebeam import Search, best_first, cut, search_safebeam, search_tokens
+from curricula.eval.decoding.settings import SAFE_COMPLETIONS, SafeBeam
 from curricula.eval.models import load_model
 
 PROMPTS = [

@@ -9,9 +9,9 @@ import pytest
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UserError
-from curricula.eval.config import TopK
 from curricula.eval.decoding import vllm_backend
 from curricula.eval.decoding.sampling import sample_topk
+from curricula.eval.decoding.settings import TopK
 from curricula.eval.models import load_model
 
 CONFIG = TopK(samples=2, max_new_tokens=40, backend="vllm", stop_at_tag=True)

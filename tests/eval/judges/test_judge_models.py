@@ -14,7 +14,8 @@ from judge_server import JudgeServer, answer_row
 
 from curricula.endpoint import Endpoint, NoAnswer, Refused
 from curricula.errors import UserError
-from curricula.eval.config import EvalConfig, TopK
+from curricula.eval.config import EvalConfig
+from curricula.eval.decoding.settings import TopK
 from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.served import Pace
@@ -132,7 +133,7 @@ def test_settings_that_are_no_sensible_numbers_are_refused(bad):
         JudgeConfig(name="refusal-phrases", timeout_s=bad)
     with pytest.raises(ValueError, match=f"judge.price_in is {bad}; give dollars per million tokens"):
         JudgeConfig(name="refusal-phrases", price_in=bad, price_out=1.0)
-    with pytest.raises(ValueError, match=f"topk.temperature is {bad}; it must be positive"):
+    with pytest.raises(ValueError, match=f"temperature is {bad}: Expected `float`"):
         TopK(temperature=bad)
 
 

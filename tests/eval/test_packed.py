@@ -8,10 +8,11 @@ import torch
 from tiny_llama import save_tiny_llama
 
 from curricula.eval.attacks.gcg import Attack
-from curricula.eval.config import Gcg, TopK
-from curricula.eval.decoding.packed import SMALLEST, PackedLinear, pack_linears
+from curricula.eval.config import Gcg
 from curricula.eval.decoding.sampling import sample_topk
+from curricula.eval.decoding.settings import TopK
 from curricula.eval.models import load_model, read_checkpoint
+from curricula.eval.packed import SMALLEST, PackedLinear, pack_linears
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 
