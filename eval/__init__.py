@@ -1,10 +1,9 @@
 """What a model does: answers to benchmarks under decoders, attacks, probes, judges' verdicts, statistics and the report.
 
-from curricula.eval import EvalConfig
-from curricula.eval.runner import run_element       # imports torch
+    for eval_task in EvalConfig().eval_tasks("instruct"):
+        run_element(eval_task, "models/full-20/instruct", "instruct", EvalConfig(), data_root=None, out=out, seed=0)
 
-for task in EvalConfig().eval_tasks("instruct"):
-    run_element(task, "runs/demo/models/full-20/instruct", "instruct", EvalConfig(), ...)
+`run_element` is in `curricula.eval.runner`, which imports torch; the names below import nothing heavy.
 """
 
 from curricula.eval.config import EvalConfig as EvalConfig

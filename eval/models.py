@@ -217,12 +217,12 @@ def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model and tokenizer of a checkpoint folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder and not a .gguf file; name a Hugging Face checkpoint folder")
-    for name, mend in (
+    for name, hint in (
         ("config.json", "is it a Hugging Face checkpoint?"),
         ("tokenizer.json", "copy the tokenizer there"),
     ):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name}; {mend}")
+            raise UserError(f"{folder}: no {name}; {hint}")
     if not weight_files(folder):
         raise UserError(f"{folder}: no *.safetensors or pytorch_model*.bin; has the export finished?")
     try:

@@ -1,7 +1,7 @@
 """One element of an evaluation: a task on one benchmark, or on a shard of it, carried out on one model.
 
-    task = EvalTask(TASKS["attacks-topk"], "harmbench")
-    run_element(task, model_dir, "instruct", EvalConfig(), data_root=None, out=out, seed=0)
+    eval_task = EvalTask(TASKS["attacks-topk"], "harmbench")
+    run_element(eval_task, model_dir, "instruct", EvalConfig(), data_root=None, out=out, seed=0)
 
 writes `<out>/attacks-topk/harmbench.jsonl` (see eval/rows.py). Killed at any instant and run again, it resumes after the
 last finished batch and ends with the same bytes. Run again with another model or decoder, it generates what is missing.
@@ -40,7 +40,7 @@ from curricula.progress import Progress, silent
 
 
 def run_element(
-    task: EvalTask,
+    eval_task: EvalTask,
     model: Path | str | LoadedModel,
     model_kind: ModelKind,
     config: EvalConfig,
@@ -51,34 +51,35 @@ def run_element(
     progress: Progress = silent,
     device: str | None = None,
 ) -> list[GenerationRow] | list[ProbeRow]:
-    """Carry out `task` and return its rows in order.
+    """Carry out `eval_task` and return its rows in order.
 
     `model` is a folder, a name, or a model that is already loaded; `data_root` holds the benchmark files (None: the
     Hugging Face hub). Raises UserError or UsageError for what the user can correct: folder, tokenizer, dataset, task.
     """
-    if config.leaves_out(task.task):
-        kind = task.task.kind
-        raise UsageError(f"task {task.task.name!r} is asked for, but evaluation.{kind} is null; give it settings")
-    prompts = task_prompts(task, model_kind, config, data_root)
+    task, path = eval_task.task, eval_task.path(out)
+    if config.leaves_out(task):
+        raise UsageError(f"task {task.name!r} is asked for, but evaluation.{task.kind} is null; give it settings")
+    prompts = task_prompts(eval_task, model_kind, config, data_root)
     loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision)
-    path = task.path(out)
-    if config.probes and task.task.kind == "probes":
+    if config.probes and task.kind == "probes":
         return probe_rows(loaded, config.probes, data_root, path, seed, progress)
     if not prompts:  # more shards than prompts
         write_rows(path, cast("list[GenerationRow]", []))
         return []
-    if config.gcg and task.task.kind == "gcg":
+    if config.gcg and task.kind == "gcg":
         prompts = attacked_prompts(loaded, prompts, config.gcg, path, seed, progress)
-    return generate_rows(loaded, prompts, task.task, config, path, seed, progress)
+    return generate_rows(loaded, prompts, task, config, path, seed, progress)
 
 
-def task_prompts(task: EvalTask, model_kind: ModelKind, config: EvalConfig, data_root: Path | None) -> list[Prompt]:
-    """The prompts of `task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
-    if not task.benchmark:
+def task_prompts(
+    eval_task: EvalTask, model_kind: ModelKind, config: EvalConfig, data_root: Path | None
+) -> list[Prompt]:
+    """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
+    if not eval_task.benchmark:
         return []
-    _, limit = config.prompts_of(task.task, model_kind)
-    prompts = load_prompts(task.benchmark, data_root, limit=limit, with_copyright=config.harmbench_copyright)
-    start, stop = (shard * len(prompts) // task.shards for shard in (task.shard, task.shard + 1))
+    _, limit = config.prompts_of(eval_task.task, model_kind)
+    prompts = load_prompts(eval_task.benchmark, data_root, limit=limit, with_copyright=config.harmbench_copyright)
+    start, stop = (shard * len(prompts) // eval_task.shards for shard in (eval_task.shard, eval_task.shard + 1))
     return prompts[start:stop]
 
 

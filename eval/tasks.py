@@ -1,6 +1,6 @@
 """The tasks of an evaluation: one table of what can be measured on a model, and the piece of a task that one job does.
 
-A task's name stands in studies (`evaluation.tasks`), in job labels and in the model's folder. To add a task, add a row to
+A task's name appears in studies (`evaluation.tasks`), in job labels and in the model's folder. To add a task, add a row to
 the table; a new kind of measurement also needs its settings in `eval/config.py` and its work in a file of its own, which
 `eval/runner.py` calls. Names are looked up here and never taken apart.
 """
@@ -37,9 +37,9 @@ class Task:
     rows: type[GenerationRow] | type[ProbeRow] = GenerationRow
     """What the task writes."""
     prefix: str = ""
-    """What stands before the decoder's name in rows."""
+    """Precedes the decoder's name in rows."""
     title: str = ""
-    """What stands before the decoder's name in the report."""
+    """Precedes the decoder's title in the report."""
 
     def labelled_decoders(self) -> list[tuple[str, Decoder]]:
         """Each decoder with its name in rows, such as "topk" or "gcg+topk"."""

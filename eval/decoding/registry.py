@@ -31,7 +31,7 @@ class Decoder:
     short: str
     """Name in the middle of a heading."""
     version: int
-    """Version of the algorithm, part of every row's key: raise it when answers change, and they are generated anew."""
+    """Version of the algorithm, part of every row's key: raise it when answers change, so that they are generated again."""
     answer: Callable[[LoadedModel, Sequence[Sequence[int]], Draws, Any], list[Answer]]
     """answer(loaded, prompts as token ids, draws, settings) -> all answers, those to one prompt together."""
 

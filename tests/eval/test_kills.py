@@ -29,7 +29,7 @@ MISBEHAVIOUR = ("429", "500", "garbage", "half")
 
 
 class WaywardServer(JudgeServer):
-    """Tells questions apart by their whole text; every third first meets a misbehaviour."""
+    """Tells questions apart by their whole text; the first attempt at every third one fails."""
 
     def key_of(self, text: str) -> str:
         return re.findall(r"ask-\d+", text)[0] + "#" + hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -46,7 +46,7 @@ class WaywardServer(JudgeServer):
 
 
 def events(out: Path, server: JudgeServer) -> int:
-    """How far an evaluation is, in lines written and questions asked."""
+    """Progress of an evaluation: lines written and questions asked."""
     lines = sum(path.read_bytes().count(b"\n") for path in out.glob("attacks-topk/*.jsonl"))
     return lines + sum(server.requests.values())
 

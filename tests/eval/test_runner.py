@@ -98,7 +98,7 @@ def test_each_task_ends_in_one_file_of_rows_with_a_verdict_each(model_dir, data,
     assert [row.prompt for row in attacked] == [row["behavior"] + row["suffix"] for row in suffixes]
 
 
-def test_an_element_tells_how_far_it_is(model_dir, data, tmp_path):
+def test_an_element_reports_its_progress(model_dir, data, tmp_path):
     for task in (ATTACKS, PROBES):
         reports: list[tuple[int, int]] = []
         rows = run(
@@ -112,7 +112,7 @@ def test_an_element_tells_how_far_it_is(model_dir, data, tmp_path):
     assert all(row.auc > 0.9 for row in rows if row.layer == "first")
 
 
-def test_shards_together_are_the_whole_in_its_order(model_dir, data, tmp_path):
+def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     config = msgspec.structs.replace(CONFIG, shards={"attacks-topk": 3, "attacks-safebeam": 9})
     tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk", "attacks-safebeam"))
@@ -127,7 +127,7 @@ def test_shards_together_are_the_whole_in_its_order(model_dir, data, tmp_path):
         assert ids[0] == ids[1]
 
 
-def test_a_part_that_is_not_there_is_missing_and_merged_in_when_it_comes(model_dir, data, tmp_path):
+def test_a_missing_part_is_merged_once_it_is_written(model_dir, data, tmp_path):
     config = msgspec.structs.replace(CONFIG, tasks=msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",)))
     first, second = config.eval_tasks("instruct")
     run(first, model_dir, data, tmp_path, config=config)
@@ -152,7 +152,7 @@ def test_a_part_that_is_not_there_is_missing_and_merged_in_when_it_comes(model_d
     assert is_merged(tmp_path, "instruct", config)
 
 
-def test_a_line_that_is_no_row_is_to_be_removed_and_nothing_else(tmp_path):
+def test_the_error_for_a_line_that_is_no_row_says_to_remove_that_line(tmp_path):
     path = tmp_path / "attacks-topk.verdicts.jsonl"
     path.write_text("5\n")
     with pytest.raises(UserError, match="line 1 is not a VerdictRow .*; remove the line and run the job again"):
@@ -166,7 +166,7 @@ def test_a_greedy_task_gives_one_answer_to_each_prompt(model_dir, data, tmp_path
     assert rows == run(greedy, model_dir, data, tmp_path)
 
 
-def test_a_base_model_continues_the_stand_in_beginnings(model_dir, data, tmp_path):
+def test_a_base_model_continues_the_beginnings_that_replace_missing_ones(model_dir, data, tmp_path):
     rows = run(EvalTask(TASKS["attacks-topk"], "jb_completions"), model_dir, data, tmp_path, kind="base")
     assert {row.benchmark for row in rows} == {"advbench_completions"}
     assert rows[0].prompt == "Here is a lock"
@@ -218,7 +218,7 @@ def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_di
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_batch_that_was_cut_in_two_is_made_again_as_a_whole(model_dir, data, tmp_path):
+def test_a_batch_that_was_cut_in_two_is_generated_again_whole(model_dir, data, tmp_path):
     path = ATTACKS.path(tmp_path)
     run(ATTACKS, model_dir, data, tmp_path)
     whole = path.read_bytes()
@@ -253,7 +253,7 @@ def test_rows_of_an_earlier_model_are_set_aside_and_not_mixed_in(model_dir, data
     assert read_rows(out / "attacks-topk/advbench.unused.jsonl", GenerationRow) == first
 
 
-def test_what_the_user_got_wrong_is_said(model_dir, data, tmp_path):
+def test_user_errors_name_the_setting(model_dir, data, tmp_path):
     with pytest.raises(UsageError, match="'attack' is not known; choose one of attacks-topk"):
         find_task("attack")
     with pytest.raises(UsageError, match="evaluation.gcg is null"):
@@ -262,7 +262,7 @@ def test_what_the_user_got_wrong_is_said(model_dir, data, tmp_path):
         run(PROBES, model_dir, data, tmp_path, config=EvalConfig())
 
 
-def test_tasks_follow_the_kind_of_model():
+def test_tasks_depend_on_the_kind_of_model():
     assert [task.name for task in EvalConfig().tasks_of("base")] == ["attacks-topk", "attacks-safebeam", "probes"]
     assert TASKS["gcg"] in EvalConfig().tasks_of("instruct")
     assert TASKS["gcg"] not in EvalConfig(gcg=None).tasks_of("instruct")

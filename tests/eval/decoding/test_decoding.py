@@ -1,4 +1,4 @@
-"""Top-k sampling and greedy search: independent of the batch, cut at end marks and at the tag, and what a prompt is."""
+"""Top-k sampling and greedy search: independent of the batch, cut at end marks and at the tag."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sample(loaded, texts, config=CONFIG):
 
 @pytest.fixture(scope="module")
 def exact(folder):
-    """In float64, where what else is in the batch rounds nothing away that a draw could see."""
+    """In float64, where rounding that depends on the batch is too small to change a draw."""
     return dataclasses.replace(load_model(folder, "base", "cpu", "float64"), end_ids=(0, 2, *range(30, 60)))
 
 
