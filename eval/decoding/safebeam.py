@@ -73,7 +73,7 @@ class Search:
         self.trees = BeamTrees(loaded, lines, beams, config.candidates, lookahead)
         self.ends = torch.tensor(loaded.end_ids, dtype=torch.long, device=self.device)
         self.stops = loaded.tag_spellings if config.stop_at_tag else ()
-        self.at = [-1] * lines  # the prompt of each line; -1: none
+        self.active = [-1] * lines  # the prompt of each line; -1: none
         self.steps = [0] * lines  # generated tokens of each; -1: the prompt's last token comes next
 
         def full(*shape: int, value: float, dtype: torch.dtype) -> torch.Tensor:
@@ -88,7 +88,7 @@ class Search:
 
     @torch.inference_mode()
     def run(self) -> list[tuple[list[int], float]]:
-        while self.queue or any(prompt >= 0 for prompt in self.at):
+        while self.queue or any(prompt >= 0 for prompt in self.active):
             self.admit()
             self.step()
             self.collect()
@@ -96,20 +96,20 @@ class Search:
 
     def admit(self) -> None:
         """Put waiting prompts into free lines, or drop free lines when none waits."""
-        free = [line for line, prompt in enumerate(self.at) if prompt < 0]
+        free = [line for line, prompt in enumerate(self.active) if prompt < 0]
         if free and self.queue:
             filled = free[: len(self.queue)]
             taken = [self.queue.popleft() for _ in filled]
             self.trees.admit(filled, [self.prompts[prompt] for prompt in taken])
             for line, prompt in zip(filled, taken):
-                self.at[line], self.steps[line] = prompt, -1
+                self.active[line], self.steps[line] = prompt, -1
             self.score[filled], self.ended[filled], self.p_tag[filled] = -torch.inf, False, 0
             self.score[filled, 0] = 0
         elif free:
-            kept = [line for line, prompt in enumerate(self.at) if prompt >= 0]
+            kept = [line for line, prompt in enumerate(self.active) if prompt >= 0]
             lines = torch.tensor(kept, device=self.device)
             self.trees.select(lines)
-            self.at, self.steps = [self.at[line] for line in kept], [self.steps[line] for line in kept]
+            self.active, self.steps = [self.active[line] for line in kept], [self.steps[line] for line in kept]
             for name in ("score", "ended", "p_tag", "logits", "history"):
                 setattr(self, name, getattr(self, name)[lines])
 
@@ -122,7 +122,7 @@ class Search:
         if entering:
             score[entering], parent[entering] = -torch.inf, 0
             score[entering, 0] = 0
-            last = [self.prompts[self.at[line]][-1] for line in entering]
+            last = [self.prompts[self.active[line]][-1] for line in entering]
             token[entering, 0] = torch.tensor(last, device=self.device)
         was_ended = self.ended.gather(1, parent)
         history = take(self.history, parent)
@@ -163,12 +163,12 @@ class Search:
             finished |= self.ended[:, 0]
         done = []
         for line, stopped in enumerate(finished.tolist()):
-            prompt, step = self.at[line], self.steps[line]
+            prompt, step = self.active[line], self.steps[line]
             if prompt >= 0 and (stopped or step == self.limits[prompt]):
                 best = int(self.score[line].argmax())
                 ids = self.history[line, best, :step].tolist()
                 self.results[prompt] = (cut(self.loaded, ids, self.stops), float(self.score[line, best]))
-                self.at[line] = -1
+                self.active[line] = -1
                 done.append(line)
         if done:
             self.trees.retire(torch.tensor(done, device=self.device))

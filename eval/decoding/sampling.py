@@ -131,32 +131,32 @@ def _generate(
     """Fill in the answers to the prompts of one group."""
     queue, rows, device = deque(group), decoding.cache.rows, loaded.device
     # For each row: the number of its answer (-1: none), the tokens in its cache, and the token that goes in next.
-    at, length, token = np.full(rows, -1), np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
+    active, length, token = np.full(rows, -1), np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
     while True:
-        free = np.flatnonzero(at < 0)
-        if queue and len(free) * REFILL_SHARE >= len(at):
+        free = np.flatnonzero(active < 0)
+        if queue and len(free) * REFILL_SHARE >= len(active):
             taken = [queue.popleft() for _ in range(min(len(free), len(queue)))]
             filled = free[: len(taken)]
             decoding.admit(filled.tolist(), [prompts[i] for i in taken])
-            at[filled] = taken
+            active[filled] = taken
             length[filled] = [len(prompts[i]) - 1 for i in taken]
             token[filled] = [prompts[i][-1] for i in taken]
-        elif not queue and len(free) * 4 >= len(at):  # drop rows once enough are free to be worth the copy
-            kept = np.flatnonzero(at >= 0)
+        elif not queue and len(free) * 4 >= len(active):  # drop rows once enough are free to be worth the copy
+            kept = np.flatnonzero(active >= 0)
             if not len(kept):
                 return
             decoding.cache.select(torch.from_numpy(kept).to(device))
-            at, length, token = at[kept], length[kept], token[kept]
-        length[at < 0] = token[at < 0] = 0
+            active, length, token = active[kept], length[kept], token[kept]
+        length[active < 0] = token[active < 0] = 0
         where = torch.from_numpy(length).to(device)[:, None]
         mask = torch.arange(int(length.max()) + 1, device=device) <= where
         logits = decoding.forward(torch.from_numpy(token).to(device)[:, None], where, where, mask[:, None])[:, 0]
-        steps = np.array([len(answers[i]) if i >= 0 else 0 for i in at])
-        chosen = choose(logits, torch.from_numpy(at.clip(0)).to(device), torch.from_numpy(steps).to(device))
+        steps = np.array([len(answers[i]) if i >= 0 else 0 for i in active])
+        chosen = choose(logits, torch.from_numpy(active.clip(0)).to(device), torch.from_numpy(steps).to(device))
         token = chosen.cpu().numpy().copy()
         length += 1
-        for row in np.flatnonzero(at >= 0).tolist():
-            answer = answers[at[row]]
+        for row in np.flatnonzero(active >= 0).tolist():
+            answer = answers[active[row]]
             answer.append(int(token[row]))
-            if stop(answer) or len(answer) == limits[at[row]]:
-                at[row] = -1
+            if stop(answer) or len(answer) == limits[active[row]]:
+                active[row] = -1

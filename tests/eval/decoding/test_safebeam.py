@@ -69,10 +69,10 @@ def beams_after_each_step(loaded, prompts, config):
     search = Search(loaded, prompts, config)
     seen = [[] for _ in prompts]
     with torch.inference_mode():
-        while search.queue or any(prompt >= 0 for prompt in search.at):
+        while search.queue or any(prompt >= 0 for prompt in search.active):
             search.admit()
             search.step()
-            for line, (prompt, step) in enumerate(zip(search.at, search.steps)):
+            for line, (prompt, step) in enumerate(zip(search.active, search.steps)):
                 if prompt >= 0 and step > 0:
                     texts = [cut(loaded, ids[:step], search.stops) for ids in search.history[line].tolist()]
                     scores = search.score[line].tolist()
