@@ -1,8 +1,8 @@
-"""The benchmarks by name: where each lies locally and on the hub, under which licence, and how its rows become prompts.
+"""The benchmarks by name: their files and hub tables, their licences, and how their rows become prompts.
 
-A root folder (a fictional world, or the folder that $CURRICULA_DATA names) is read if it is given, else the Hugging
-Face hub. Files are the publishers' own, and the hub's copies have the same columns under other names; where the hub
-has more splits in one table, only the rows of ours are taken. Nothing here knows models or judges.
+Prompts are read from a root folder (a fictional world, or the folder that $CURRICULA_DATA names) if there is one, else
+from the Hugging Face hub. Files are the publishers' own; the hub's copies have the same columns under other names. Where
+a hub table holds several splits, only the rows of ours are taken. Knows neither models nor judges.
 """
 
 from __future__ import annotations
@@ -19,42 +19,56 @@ from curricula.errors import UsageError, UserError
 from curricula.eval.duplicates import cluster_of, is_left_out
 from curricula.randomness import key_seed
 
-LONGEST_PROMPT = 200_000  # characters; HarmBench's longest has 4,000
+LONGEST_PROMPT = 200_000
+"""Characters; HarmBench's longest prompt has 4,000."""
 Use = Literal["attack", "completion", "overrefusal"]
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """One request to a model."""
 
-    id: str  # unique within the benchmark
+    id: str
+    """Unique within the benchmark."""
     benchmark: str
-    text: str  # what the model is given, before any chat template
-    behavior: str  # what the judge is asked about
-    context: str = ""  # HarmBench: the text that a contextual behaviour refers to (also within `text`)
+    text: str
+    """What the model is given, before any chat template."""
+    behavior: str
+    """What the judge is asked about."""
+    context: str = ""
+    """The text that a contextual behaviour of HarmBench refers to; also within `text`."""
     category: str = ""
-    copyright: bool = False  # HarmBench: asks for copyrighted text, which no classifier can judge
-    cluster: str = ""  # near-duplicate requests of all benchmarks have the same (eval/duplicates.py)
+    copyright: bool = False
+    """Whether a HarmBench prompt asks for copyrighted text, which no classifier can judge."""
+    cluster: str = ""
+    """Near-duplicate requests of all benchmarks have the same cluster (eval/duplicates.py)."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where one benchmark lies and how to read a row: `columns` names, for each part, the columns it may stand in."""
+    """Where to find one benchmark and how to read its rows."""
 
-    use: Use  # harmful requests, harmful beginnings for base models, or harmless requests
-    file: str  # relative to the root folder
-    hub: str | None  # None: not on the hub
+    use: Use
+    """Harmful requests, harmful beginnings for base models, or harmless requests."""
+    file: str
+    """Relative to the root folder."""
+    hub: str | None
+    """Repository on the hub; None if it is not there."""
     licence: str
-    rows: int  # of the published split, before any are left out
+    rows: int
+    """Rows of the published split, before any are left out."""
     columns: dict[str, tuple[str, ...]]
-    make: Callable[[dict[str, str]], dict[str, Any]] = lambda parts: {}  # parts of a row -> fields of its prompt
+    """For each part of a prompt the columns that may hold it."""
+    make: Callable[[dict[str, str]], dict[str, Any]] = lambda parts: {}
+    """Turns the parts of a row into fields of its prompt."""
     hub_configs: tuple[str | None, ...] = (None,)
     hub_split: str = "train"
-    hub_revision: str | None = None  # None: none was published that could be pinned; the newest is read
+    hub_revision: str | None = None
+    """None if the publisher has no revision to pin; the newest is read."""
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
     optional: frozenset[str] = frozenset({"id", "category", "context", "tags"})
 
     def stem(self, root: Path) -> Path:
-        """The table of this benchmark in a data folder, in whatever format it is there."""
+        """This benchmark's table in a data folder, without the suffix of its format."""
         return (root / self.file).with_suffix("")
 
 
@@ -63,7 +77,7 @@ def plain(parts: dict[str, str]) -> dict[str, Any]:
 
 
 def harmbench(parts: dict[str, str]) -> dict[str, Any]:
-    # The published pipeline puts the context first and a rule between it and the request.
+    # The published pipeline puts the context first, then a rule, then the request.
     text = f"{parts['context']}\n\n---\n\n{parts['text']}" if parts["context"] else parts["text"]
     return {
         **plain(parts),
@@ -74,7 +88,7 @@ def harmbench(parts: dict[str, str]) -> dict[str, Any]:
 
 
 def completion(parts: dict[str, str]) -> dict[str, Any]:
-    # A trailing space would be a token of its own and push the first word off its usual tokenisation.
+    # A trailing space would be its own token and change how the first word is tokenised.
     return {"text": parts["text"].rstrip(), "behavior": parts["behavior"], "category": parts["category"]}
 
 
@@ -192,7 +206,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 def load_prompts(
     name: str, root: Path | None, *, limit: int | None = None, with_copyright: bool = False
 ) -> list[Prompt]:
-    """Prompts of a benchmark in file order; raises UserError naming file and column when they cannot be had.
+    """Prompts of a benchmark in file order; raises UserError naming file and column if they cannot be read.
 
     `limit` takes a sample that depends on the prompts' ids alone: the same for every model, and part of any larger one.
     `jb_completions` falls back to `advbench_completions` under a root folder that lacks its file.
@@ -205,7 +219,7 @@ def load_prompts(
     prompts: list[Prompt] = []
     for number, row in enumerate(rows):
         place = f"{where}: row {number + 1}"
-        if None in row:  # what Python's csv does with fields that the header has no name for
+        if None in row:  # where Python's csv puts fields that the header does not name
             raise UserError(f"{place} has more fields than the header; put texts with commas in quotation marks")
         parts = {part: column(row, part, entry, place) for part in sorted({*entry.columns, *entry.optional})}
         if not entry.keep(row) or is_left_out(name, parts["text"], parts["context"]):
@@ -232,7 +246,7 @@ def find(name: str) -> Benchmark:
 
 
 def column(row: dict[str, Any], part: str, entry: Benchmark, where: str) -> str:
-    """The value of the first column of `row` that may hold `part`; "" for an absent optional part."""
+    """The value of the first of the part's columns that `row` has; "" for a missing optional part."""
     names = entry.columns.get(part, ())
     for candidate in names:
         if row.get(candidate) is not None:
@@ -241,7 +255,7 @@ def column(row: dict[str, Any], part: str, entry: Benchmark, where: str) -> str:
         return ""
     if any(name in row for name in names):
         raise UserError(
-            f"{where} has nothing in column {' or '.join(map(repr, names))}; mend the row or fetch it again"
+            f"{where} has nothing in column {' or '.join(map(repr, names))}; correct the row or fetch it again"
         )
     raise UserError(
         f"{where} has no column {' or '.join(map(repr, names))}, only {sorted(map(str, row))}; fetch it again"
@@ -249,9 +263,11 @@ def column(row: dict[str, Any], part: str, entry: Benchmark, where: str) -> str:
 
 
 def text_of(value: Any, name: str, where: str) -> str:
-    """A cell as text; raises UserError for what no prompt can be."""
+    """A cell as text; raises UserError for what cannot be a prompt."""
     if not isinstance(value, (str, int, float)):
-        raise UserError(f"{where}: column {name!r} holds a {type(value).__name__}, where text is needed; mend the row")
+        raise UserError(
+            f"{where}: column {name!r} holds a {type(value).__name__}, where text is needed; correct the row"
+        )
     text = str(value)
     if len(text) > LONGEST_PROMPT:
         raise UserError(
@@ -277,6 +293,6 @@ def hub_rows(name: str, entry: Benchmark) -> list[dict[str, Any]]:
                 f"benchmark {name}: {entry.hub} cannot be read from the Hugging Face hub ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:160]}); put {entry.file} into a folder and name it in CURRICULA_DATA"
             ) from error
-        # A config of copyright rows says in its name what the file says in a column.
+        # The hub marks copyright rows by the name of their config, the file in a column.
         rows += [{**row, **({"tags": "hash_check"} if config == "copyright" else {})} for row in part]
     return rows

@@ -1,17 +1,18 @@
 """Near-duplicates among the public benchmarks: which prompts ask for the same thing.
 
-The sets were made from each other and by template: HarmBench shares requests with TDC and JailbreakBench word for word,
-and a fifth of AdvBench are variations of each other. Pooled rates must not count one request as several draws, so each
-prompt has a cluster, and statistics resample clusters.
+    python -m curricula.eval.duplicates DATA    # rebuild published.json from the published files in DATA
+
+The sets were made from each other and from templates: HarmBench shares requests with TDC and JailbreakBench word for
+word, and a fifth of AdvBench are variations of each other. Pooled rates must not count one request as several draws, so
+each prompt has a cluster, and statistics resample clusters.
 
 Rule: two requests are near-duplicates if their sets of word 3-grams (lower case, letters and digits only; a request of
-fewer words is one gram) have a Jaccard similarity of at least 0.4; clusters are what such pairs connect, over all sets
-together. AdvBench's 520 requests then make 389 clusters, the largest of 76 requests of the form "Write a ... that ...".
+fewer words is one gram) have a Jaccard similarity of at least 0.4. Clusters are the connected components of such pairs,
+over all sets together. AdvBench's 520 requests make 389 clusters, the largest of 76 requests of the form "Write a ...
+that ...".
 
-The clusters of the published files are in `published.json`, as hashes: so a prompt's cluster does not depend on which
-benchmarks a run reads, or from where. A prompt that is not among them is in a cluster with its exact repetitions.
-
-    python -m curricula.eval.duplicates DATA    # make published.json anew from the published files in DATA
+The clusters of the published files are in `published.json`, as hashes, so a prompt's cluster does not depend on which
+benchmarks a run reads, or from where. A prompt that is not among them shares a cluster with its exact repetitions.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ PUBLISHED = Path(__file__).with_name("published.json")
 
 
 class Published(msgspec.Struct, frozen=True):
-    """What is known of the published files, by `request_hash`."""
+    """Clusters and left-out splits of the published files, by `request_hash`."""
 
-    clusters: dict[str, str]  # request -> cluster, for clusters of more than one request
-    left_out: dict[str, list[str]]  # benchmark -> requests of its validation or development split
+    clusters: dict[str, str]
+    """Request -> cluster, for clusters of more than one request."""
+    left_out: dict[str, list[str]]
+    """Benchmark -> requests of its validation or development split."""
 
 
 @lru_cache(maxsize=1)
@@ -46,7 +49,7 @@ def published() -> Published:
 
 
 def cluster_of(request: str) -> str:
-    """The cluster of a request, 12 hex digits: near-duplicates among the public benchmarks have the same one."""
+    """The cluster of a request, 12 hex digits; near-duplicates among the public benchmarks share one."""
     own = request_hash(request)
     return published().clusters.get(own, own)
 
@@ -61,7 +64,7 @@ def normalised(text: str) -> str:
 
 
 def request_hash(text: str) -> str:
-    plain = normalised(text) or text  # a request in another script is its own
+    plain = normalised(text) or text  # a request in another script has no such letters
     return hashlib.sha256(plain.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
@@ -71,7 +74,7 @@ def grams(text: str) -> frozenset[tuple[str, ...]]:
 
 
 def find_clusters(requests: Sequence[str]) -> list[int]:
-    """For each request the place of the first of its cluster."""
+    """For each request the place of its cluster's first."""
     import numpy as np
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -94,7 +97,7 @@ def find_clusters(requests: Sequence[str]) -> list[int]:
 
 
 def published_requests(data: Path) -> list[str]:
-    """The requests of all published harmful sets, all splits, in the layout of a data folder."""
+    """The requests of all published harmful sets, all splits, from a data folder."""
     with open(data / "harmbench/harmbench_behaviors_text_all.csv", newline="", encoding="utf-8") as file:
         requests = [row["Behavior"] for row in csv.DictReader(file)]
     for name, column in (("advbench/harmful_behaviors.csv", "goal"), ("jailbreakbench/harmful-behaviors.csv", "Goal")):

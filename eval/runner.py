@@ -1,51 +1,46 @@
-"""One element of an evaluation: one part of it (a task on a benchmark, or a shard of one) on one model.
+"""One element of an evaluation: a task on one benchmark, or on a shard of it, carried out on one model.
 
-run_element(Part("attacks-topk", "harmbench"), model_dir, "instruct", config, data_root=None, out=..., seed=0)
+    eval_task = EvalTask(TASKS["attacks-topk"], "harmbench")
+    run_element(eval_task, model_dir, "instruct", EvalConfig(), data_root=None, out=out, seed=0)
 
-writes `<out>/attacks-topk/harmbench.jsonl` (see eval/rows.py). Killed at any instant and run again it goes on after the
-last finished batch and ends with the same bytes. Run again with another model or decoder it generates what is missing.
-Nothing is judged here: that is done for all parts of a model together (`eval/judging/merge.py`).
+writes `<out>/attacks-topk/harmbench.jsonl` (see eval/rows.py). Killed at any instant and run again, it resumes after the
+last finished batch and ends with the same bytes. Run again with another model or decoder, it generates what is missing.
+Nothing is judged here: judging happens for all tasks of a model together (`eval/judging/merge.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
-from curricula.errors import UsageError
-from curricula.eval import probes
-from curricula.eval.attacks import gcg
+from curricula.errors import UsageError, UserError
+from curricula.eval.attacks.gcg import attacked_prompts
 from curricula.eval.benchmarks import Prompt, load_prompts
-from curricula.eval.config import EvalConfig, Gcg, ModelKind, Part, Probes
-from curricula.eval.generations import Generation, run_generations
+from curricula.eval.config import EvalConfig
+from curricula.eval.decoding.answers import room_after
+from curricula.eval.decoding.registry import NEUTRAL, Decoder
 from curricula.eval.models import LoadedModel, load_model
+from curricula.eval.probes import probe_rows
 from curricula.eval.rows import (
     GenerationRow,
+    ModelKind,
     ProbeRow,
-    SuffixRow,
     append_rows,
     finished_batches,
     in_order,
     row_key,
     write_rows,
 )
+from curricula.eval.tasks import EvalTask, Task
 from curricula.progress import Progress, silent
-
-TASKS = (
-    "attacks-topk",
-    "attacks-safebeam",
-    "attacks-greedy",
-    "overrefusal-topk",
-    "overrefusal-safebeam",
-    "gcg",
-    "probes",
-)
 
 
 def run_element(
-    part: Part,
+    eval_task: EvalTask,
     model: Path | str | LoadedModel,
     model_kind: ModelKind,
     config: EvalConfig,
@@ -56,137 +51,152 @@ def run_element(
     progress: Progress = silent,
     device: str | None = None,
 ) -> list[GenerationRow] | list[ProbeRow]:
-    """Carry out `part` and return its rows in order.
+    """Carry out `eval_task` and return its rows in order.
 
-    `model` is a folder, a name, or what was loaded from one; `data_root` holds the benchmark files (None: the Hugging Face
-    hub).
-    Raises UserError or UsageError for what the user can mend: folder, tokenizer, dataset, task.
+    `model` is a folder, a name, or a model that is already loaded; `data_root` holds the benchmark files (None: the
+    Hugging Face hub). Raises UserError or UsageError for what the user can correct: folder, tokenizer, dataset, task.
     """
-    if part.task not in TASKS:
-        raise UsageError(f"evaluation task {part.task!r} is not known; choose one of {', '.join(TASKS)}")
-    if part.task in ("gcg", "probes"):
-        required(getattr(config, part.task), part.task)
-    prompts = part_prompts(part, config, data_root) if part.task != "probes" else []
-
+    task, path = eval_task.task, eval_task.path(out)
+    if config.leaves_out(task):
+        raise UsageError(f"task {task.name!r} is asked for, but evaluation.{task.kind} is null; give it settings")
+    prompts = task_prompts(eval_task, model_kind, config, data_root)
     loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision)
-    if part.task == "probes":
-        return run_probe_task(loaded, cast(Probes, config.probes), data_root, out, seed, progress)
-    path = part.path(out)
+    if config.probes and task.kind == "probes":
+        return probe_rows(loaded, config.probes, data_root, path, seed, progress)
     if not prompts:  # more shards than prompts
         write_rows(path, cast("list[GenerationRow]", []))
         return []
-    if part.task == "gcg":
-        suffixes = path.with_name(f"{path.stem}.suffixes.jsonl")
-        generations = gcg_generations(loaded, prompts, config, suffixes, seed, progress)
-    else:
-        generations = [Generation(loaded, config, part.task, part.task.partition("-")[2], prompts, seed)]
-    return run_generations(generations, path, progress)
+    if config.gcg and task.kind == "gcg":
+        prompts = attacked_prompts(loaded, prompts, config.gcg, path, seed, progress)
+    return generate_rows(loaded, prompts, task, config, path, seed, progress)
 
 
-def required(settings: Any, name: str) -> Any:
-    if settings is None:
-        raise UsageError(f"task {name!r} is asked for, but evaluation.{name} is null; give it settings")
-    return settings
+def task_prompts(
+    eval_task: EvalTask, model_kind: ModelKind, config: EvalConfig, data_root: Path | None
+) -> list[Prompt]:
+    """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
+    if not eval_task.benchmark:
+        return []
+    _, limit = config.prompts_of(eval_task.task, model_kind)
+    prompts = load_prompts(eval_task.benchmark, data_root, limit=limit, with_copyright=config.harmbench_copyright)
+    start, stop = (shard * len(prompts) // eval_task.shards for shard in (eval_task.shard, eval_task.shard + 1))
+    return prompts[start:stop]
 
 
-def part_prompts(part: Part, config: EvalConfig, data_root: Path | None) -> list[Prompt]:
-    """The prompts of a part: shards are runs of a benchmark's prompts, so that together they keep its order."""
-    if part.task == "gcg":
-        limit = config.gcg.prompts if config.gcg else None
-    elif part.task.startswith("overrefusal"):
-        limit = config.overrefusal_prompts
-    else:
-        limit = config.prompts_per_benchmark
-    prompts = load_prompts(part.benchmark, data_root, limit=limit, with_copyright=config.harmbench_copyright)
-    bounds = [shard * len(prompts) // part.shards for shard in (part.shard, part.shard + 1)]
-    return prompts[bounds[0] : bounds[1]]
+def check_lengths(loaded: LoadedModel, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError, naming benchmark and prompt, for a prompt that is empty or fills the model's context."""
+    for prompt in prompts:
+        try:
+            room_after(loaded, loaded.prompt_ids(prompt.text), 1)
+        except UserError as error:
+            raise UserError(f"{prompt.benchmark}, prompt {prompt.id}: {error}") from None
 
 
-def gcg_generations(
-    loaded: LoadedModel, prompts: list[Prompt], config: EvalConfig, path: Path, seed: int, progress: Progress
-) -> list[Generation]:
-    """Find the suffixes that `path` lacks, a prompt at a time, and return the decoding of the attacked prompts."""
-    attack = cast(Gcg, config.gcg)
-    settings = msgspec.to_builtins(attack)
-    for field in ("benchmark", "prompts", "batch_candidates"):
-        settings.pop(field)
-    keys = [
-        row_key(
-            task="gcg",
-            prompt_id=prompt.id,
-            benchmark=prompt.benchmark,
-            prompt=prompt.text,
-            model=loaded.content_hash,
-            precision=loaded.precision,
-            version=gcg.VERSION,
-            settings=settings,
-            seed=seed,
-        )
-        for prompt in prompts
+def generate_rows(
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    task: Task,
+    config: EvalConfig,
+    path: Path,
+    seed: int,
+    progress: Progress = silent,
+) -> list[GenerationRow]:
+    """Answer `prompts` with each decoder of `task`, a batch at a time into `path`; returns all rows."""
+    check_lengths(loaded, prompts)
+    generations = [
+        Generation(loaded, task.name, label, decoder, getattr(config, decoder.name), prompts, seed)
+        for label, decoder in task.labelled_decoders()
     ]
-    done = finished_batches(path, SuffixRow, [[key] for key in keys])
-    for number, (prompt, key) in enumerate(zip(prompts, keys)):
-        if key in done:
-            continue
-
-        def on_step(step: int, loss: float, before: int = number) -> None:
-            progress(before * attack.steps + step, len(prompts) * attack.steps, loss=round(loss, 4))
-
-        save = gcg.Save(path.with_suffix(".step.json"), key)
-        result = gcg.optimise_suffix(loaded, prompt.text, attack, (seed, prompt.benchmark, prompt.id), on_step, save)
-        row = SuffixRow(
-            key=key,
-            model=loaded.content_hash,
-            benchmark=prompt.benchmark,
-            prompt_id=prompt.id,
-            behavior=prompt.behavior,
-            suffix=result.suffix,
-            loss=result.loss,
-            initial_loss=result.initial_loss,
-            losses=result.losses,
-            idle_steps=result.idle_steps,
-            seed=seed,
-        )
-        append_rows(path, [row])
-        save.forget()
-    found = in_order(path, SuffixRow, [[key] for key in keys])
-    attacked = [msgspec.structs.replace(prompt, text=prompt.text + row.suffix) for prompt, row in zip(prompts, found)]
-    return [Generation(loaded, config, "gcg", f"gcg+{decoder}", attacked, seed) for decoder in ("topk", "safebeam")]
+    work = [(generation, batch) for generation in generations for batch in generation.batches()]
+    keys = [generation.keys(batch) for generation, batch in work]
+    total = sum(map(len, keys))
+    done = finished_batches(path, GenerationRow, keys)
+    finished = len(done)
+    progress(finished, total)
+    for (generation, batch), batch_keys in zip(work, keys):
+        if batch_keys[0] not in done:
+            append_rows(path, generation.rows(batch))
+            finished += len(batch_keys)
+            progress(finished, total, benchmark=batch[0].benchmark)
+    return in_order(path, GenerationRow, keys)
 
 
-def run_probe_task(
-    loaded: LoadedModel, config: Probes, data_root: Path | None, out: Path, seed: int, progress: Progress
-) -> list[ProbeRow]:
-    """Fit and test all probes, unless `<out>/probes.jsonl` already holds them; they are written together."""
-    path = out / "probes.jsonl"
-    train, test = (probes.load_texts(data_root, split, config) for split in ("train", "test"))
-    total = len(config.layers) * config.seeds
-    texts = row_key(train=train.texts, test=test.texts, labels=[train.unsafe.tolist(), test.unsafe.tolist()])
-    settings = msgspec.to_builtins(config)
-    settings.pop("batch_texts")
-    keys = [
-        row_key(
-            task="probes",
-            model=loaded.content_hash,
-            precision=loaded.precision,
-            texts=texts,
-            version=probes.VERSION,
-            settings=settings,
-            seed=seed,
-            layer=layer,
-            draw=draw,
-        )
-        for draw in range(config.seeds)
-        for layer in config.layers
-    ]
-    if not finished_batches(path, ProbeRow, [keys]):
-        results = probes.run_probes(loaded, train, test, config, seed)
-        append_rows(
-            path,
-            [
-                ProbeRow(key=key, model=loaded.content_hash, model_kind=loaded.kind, **msgspec.structs.asdict(result))
-                for key, result in zip(keys, results)
-            ],
-        )
-    progress(total, total)
-    return in_order(path, ProbeRow, [keys])
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """Answers of one model to a list of prompts with one decoder, in batches fixed by the order of the prompts."""
+
+    loaded: LoadedModel
+    task: str
+    label: str
+    """The decoder's name in rows."""
+    decoder: Decoder
+    settings: Any
+    """The decoder's settings, the field of EvalConfig with its name."""
+    prompts: list[Prompt]
+    seed: int
+
+    @property
+    def samples(self) -> int:
+        return getattr(self.settings, "samples", 1)
+
+    def batches(self) -> Iterator[list[Prompt]]:
+        size = self.settings.batch_prompts
+        for start in range(0, len(self.prompts), size):
+            yield self.prompts[start : start + size]
+
+    def keys(self, prompts: Sequence[Prompt]) -> list[str]:
+        settings = msgspec.to_builtins(self.settings)
+        for field in NEUTRAL:
+            settings.pop(field, None)
+        return [
+            row_key(
+                task=self.task,
+                prompt_id=prompt.id,
+                benchmark=prompt.benchmark,
+                prompt=prompt.text,
+                model=self.loaded.content_hash,
+                model_kind=self.loaded.kind,
+                precision=self.loaded.precision,
+                decoder=self.label,
+                version=self.decoder.version,
+                settings=settings,
+                seed=self.seed,
+                sample=sample,
+            )
+            for prompt in prompts
+            for sample in range(self.samples)
+        ]
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[GenerationRow]:
+        """Generate the answers to one batch, all samples of a prompt together."""
+        ids = [self.loaded.prompt_ids(prompt.text) for prompt in prompts]
+        draws = [(self.seed, prompt.benchmark, prompt.id) for prompt in prompts]
+        answers = self.decoder.answer(self.loaded, ids, draws, self.settings)
+        rows = []
+        for place, (key, answer) in enumerate(zip(self.keys(prompts), answers)):
+            prompt, sample = prompts[place // self.samples], place % self.samples
+            rows.append(
+                GenerationRow(
+                    key=key,
+                    task=self.task,
+                    model=self.loaded.content_hash,
+                    model_kind=self.loaded.kind,
+                    precision=self.loaded.precision,
+                    benchmark=prompt.benchmark,
+                    prompt_id=prompt.id,
+                    category=prompt.category,
+                    behavior=prompt.behavior,
+                    prompt=prompt.text,
+                    decoder=self.label,
+                    sample=sample,
+                    seed=self.seed,
+                    context=prompt.context,
+                    cluster=prompt.cluster,
+                    response=answer.text,
+                    completion=answer.completion,
+                    tokens=answer.tokens,
+                    finish=answer.finish,
+                    shortcircuit=answer.shortcircuit,
+                )
+            )
+        return rows

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of, percent
-from curricula.eval.config import MODEL_KINDS, ModelKind, parts_for
+from curricula.eval import MODEL_KINDS, ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Plan
 from curricula.jobs.slurm.profile import Profile
@@ -108,9 +108,9 @@ class _Planner:
         measured: dict[ModelKind, str] = {}
         for kind in MODEL_KINDS:
             elements = [
-                Element(f"{arm.name}/{part.name}", arm=arm.name, kind=kind, part=part)
+                Element(f"{arm.name}/{task.name}", arm=arm.name, kind=kind, eval_task=task)
                 for arm in arms
-                for part in parts_for(kind, self.study.evaluation)
+                for task in self.study.evaluation.eval_tasks(kind)
             ]
             if elements:
                 measured[kind] = self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made_by[kind]), *needs)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from curricula.curriculum.plan import Arm, Segment
 from curricula.errors import UsageError
-from curricula.eval.config import ModelKind, Part
+from curricula.eval import EvalTask, ModelKind
 from curricula.jobs.slurm.profile import Request
 from curricula.jobs.study import Study
 
@@ -47,7 +47,7 @@ class Element:
     segment: str = ""
     arm: str = ""
     kind: ModelKind = "base"
-    part: Part | None = None
+    eval_task: EvalTask | None = None
     """The evaluation task, where the stage evaluates."""
     gpu_hours: float = 0.0
     """Pretraining by its FLOPs at the utilisation that the study expects; all else by its time limit, an upper bound."""

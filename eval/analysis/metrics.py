@@ -20,8 +20,7 @@ import numpy as np
 from curricula.eval.analysis.accuracy import Accuracy, Corrected, corrected, published
 from curricula.eval.analysis.statistics import cluster_of, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, StudyRows
-from curricula.eval.config import MODEL_KINDS
-from curricula.eval.rows import OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
+from curricula.eval.rows import MODEL_KINDS, OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
 
 ALL = "all"
 """The benchmark name of the average over benchmarks, each with the same weight."""

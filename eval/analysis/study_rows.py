@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from curricula.eval.config import MODEL_KINDS
 from curricula.eval.judging.verdicts import read_judged
-from curricula.eval.rows import JudgedRow, ProbeRow, read_rows
+from curricula.eval.rows import MODEL_KINDS, JudgedRow, ProbeRow, read_rows
+from curricula.eval.tasks import judged_tasks
 
-ATTACK_TASKS = ("attacks-topk", "attacks-safebeam", "attacks-greedy", "gcg")
-OVERREFUSAL_TASKS = ("overrefusal-topk", "overrefusal-safebeam")
+ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))
+OVERREFUSAL_TASKS = tuple(task.name for task in judged_tasks("overrefusal"))
 
 
 @dataclass(frozen=True)

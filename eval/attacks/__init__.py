@@ -1,1 +1,1 @@
-"""TODO-INIT."""
+"""Attacks that optimise a prompt against a model: GCG (`gcg.py`)."""

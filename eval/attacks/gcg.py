@@ -1,16 +1,15 @@
 """GCG: an adversarial suffix for one prompt, found by greedy coordinate gradient (Zou et al. 2023; paper appendix B).
 
 At every step the gradient of the target's loss with respect to the one-hot suffix names the `topk` most promising
-replacements at each position; `search_width` candidates replace one token each, at a random position by a random one
-of these; the candidate of lowest loss is taken even if it is worse than the current suffix, and the result is the
-suffix of lowest loss over all steps. This is nanoGCG with its defaults (no buffer, one replacement), except that a
-candidate counts only if the whole prompt, not the suffix alone, tokenises to the same ids: the attack is then what
-the text says.
+replacements at each position. Each of `search_width` candidates replaces one token, at a random position by a random one
+of these. The candidate of lowest loss is taken even if it is worse than the current suffix, and the result is the suffix
+of lowest loss over all steps. This is nanoGCG with its defaults (no buffer, one replacement), except that a candidate
+counts only if the whole prompt, not the suffix alone, tokenises to the same ids: then the text alone carries the attack.
 
 The suffix follows the request after a space. The attack does not know SafeBeam. Everything before the suffix is read
-once, and each candidate is a forward pass over suffix, template end and all but the last target token, with logits of
-the target's places only ("Sure" is one token in SmolLM2: the last place). The state after every few steps is saved, so
-that a kill loses no suffix.
+once, and each candidate is a forward pass over suffix, template end and all but the last target token, with logits at
+the target's places only ("Sure" is one token in SmolLM2: the last place). The state is saved every few steps, so a killed
+attack resumes in the middle of a suffix.
 """
 
 from __future__ import annotations
@@ -27,28 +26,85 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from curricula import durable
 from curricula.errors import UserError
+from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Gcg
 from curricula.eval.models import LoadedModel
+from curricula.eval.rows import SuffixRow, append_rows, finished_batches, in_order, row_key
+from curricula.progress import Progress
 from curricula.randomness import keyed_rng
 
-VERSION = 2  # of the algorithm; part of every row's key
+VERSION = 2
+"""Version of the algorithm, part of every row's key."""
+NEUTRAL = ("benchmark", "prompts", "batch_candidates")
+"""Settings that leave a suffix the same."""
 SAVE_INTERVAL_STEPS = 10
-MARK = "\u2063SUFFIX\u2063"  # stands for the suffix while the chat template is rendered
+MARK = "\u2063SUFFIX\u2063"
+"""Stands for the suffix while the chat template is rendered."""
+
+
+def attacked_prompts(
+    loaded: LoadedModel, prompts: list[Prompt], config: Gcg, path: Path, seed: int, progress: Progress
+) -> list[Prompt]:
+    """The prompts with their suffixes, which are kept beside `path`; those missing there are optimised one by one."""
+    suffixes = path.with_name(f"{path.stem}.suffixes.jsonl")
+    settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in NEUTRAL}
+    keys = [
+        row_key(
+            task="gcg",
+            prompt_id=prompt.id,
+            benchmark=prompt.benchmark,
+            prompt=prompt.text,
+            model=loaded.content_hash,
+            precision=loaded.precision,
+            version=VERSION,
+            settings=settings,
+            seed=seed,
+        )
+        for prompt in prompts
+    ]
+    done = finished_batches(suffixes, SuffixRow, [[key] for key in keys])
+    for number, (prompt, key) in enumerate(zip(prompts, keys)):
+        if key in done:
+            continue
+
+        def on_step(step: int, loss: float, finished: int = number) -> None:
+            progress(finished * config.steps + step, len(prompts) * config.steps, loss=round(loss, 4))
+
+        save = Save(suffixes.with_suffix(".step.json"), key)
+        result = optimise_suffix(loaded, prompt.text, config, (seed, prompt.benchmark, prompt.id), on_step, save)
+        row = SuffixRow(
+            key=key,
+            model=loaded.content_hash,
+            benchmark=prompt.benchmark,
+            prompt_id=prompt.id,
+            behavior=prompt.behavior,
+            seed=seed,
+            **msgspec.structs.asdict(result),
+        )
+        append_rows(suffixes, [row])
+        save.forget()
+    rows = in_order(suffixes, SuffixRow, [[key] for key in keys])
+    return [msgspec.structs.replace(prompt, text=prompt.text + row.suffix) for prompt, row in zip(prompts, rows)]
 
 
 class GcgResult(msgspec.Struct, frozen=True, kw_only=True):
-    suffix: str  # of lowest loss over all steps, with its leading space: the attacked prompt is request + suffix
-    loss: float  # mean cross-entropy of the target, nats a token
+    suffix: str
+    """The suffix of lowest loss over all steps, with its leading space: the attacked prompt is request + suffix."""
+    loss: float
+    """Mean cross-entropy of the target, in nats per token."""
     initial_loss: float
-    losses: list[float]  # of the suffix taken at each step
-    idle_steps: int  # steps at which no candidate kept its tokens, so that the suffix stayed
+    losses: list[float]
+    """Loss of the suffix taken at each step."""
+    idle_steps: int
+    """Steps at which no candidate kept its tokens, so that the suffix stayed."""
 
 
 class State(msgspec.Struct, kw_only=True):
-    """Where an attack stands after some steps."""
+    """An attack after some steps."""
 
     step: int
-    current: list[int]  # the suffix taken last
+    current: list[int]
+    """The suffix taken last."""
     loss: float
     initial_loss: float
     best: list[int]
@@ -64,7 +120,7 @@ class SavedState(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Save:
-    """A file for the state of the attack whose row has this key."""
+    """The file that holds the state of the attack whose row has this key."""
 
     path: Path
     key: str
@@ -73,7 +129,7 @@ class Save:
         durable.write_text(self.path, msgspec.json.encode(SavedState(self.key, state)).decode())
 
     def read(self) -> State | None:
-        """The state of this attack; None if there is none, or only another attack's."""
+        """The saved state of this attack; None if there is none, or only another attack's."""
         try:
             saved = msgspec.json.decode(self.path.read_bytes(), type=SavedState)
         except (FileNotFoundError, msgspec.DecodeError):
@@ -85,7 +141,7 @@ class Save:
 
 
 class PrefixLayer(DynamicLayer):
-    """Keys and values of a beginning, [1, heads, tokens, head size], before those of whatever rows come."""
+    """Keys and values of a fixed beginning, [1, heads, tokens, head size], before those of any number of rows."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
@@ -101,14 +157,14 @@ class PrefixLayer(DynamicLayer):
 
 
 class Attack:
-    """One prompt under attack: its fixed tokens, the cache of what comes before the suffix, and losses of suffixes."""
+    """One prompt under attack: its fixed tokens, the cache of the text before the suffix, and losses of suffixes."""
 
     def __init__(self, loaded: LoadedModel, request: str, config: Gcg) -> None:
         self.loaded, self.config = loaded, config
         self.request = request.strip()
         rendered = loaded.chat(f"{self.request}{MARK}")
-        self.before, self.after = rendered.split(MARK)
-        self.before_ids, self.after_ids = loaded.encode(self.before), loaded.encode(self.after)
+        self.opening, self.closing = rendered.split(MARK)
+        self.opening_ids, self.closing_ids = loaded.encode(self.opening), loaded.encode(self.closing)
         self.target_ids = loaded.encode(config.target)
         self.initial_ids = loaded.encode(" " + config.suffix.strip())
         if not self.keeps_tokens([self.initial_ids])[0]:
@@ -121,9 +177,9 @@ class Attack:
 
     @torch.no_grad()
     def read_prefix(self) -> Cache:
-        """A cache that begins with the fixed beginning, for any number of rows and any number of passes."""
+        """A cache of the text before the suffix, for any number of rows and passes."""
         read = DynamicCache()
-        ids = torch.tensor([self.before_ids], device=self.loaded.device)
+        ids = torch.tensor([self.opening_ids], device=self.loaded.device)
         self.loaded.read(read, input_ids=ids, logits_to_keep=1)
         layers: list[Any] = read.layers
         return Cache(layers=[PrefixLayer(layer.keys, layer.values) for layer in layers])
@@ -131,7 +187,7 @@ class Attack:
     def target_loss(self, suffix_embeds: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of the target after each suffix: embeddings [rows, length, hidden] to float32 [rows]."""
         rows = len(suffix_embeds)
-        fixed = torch.tensor([self.after_ids + self.target_ids[:-1]], device=self.loaded.device)
+        fixed = torch.tensor([self.closing_ids + self.target_ids[:-1]], device=self.loaded.device)
         embeds = torch.cat([suffix_embeds, self.embed(fixed).expand(rows, -1, -1).to(suffix_embeds.dtype)], dim=1)
         output = self.loaded.read(self.prefix, inputs_embeds=embeds, logits_to_keep=len(self.target_ids))
         logits = output.logits.float()
@@ -141,7 +197,7 @@ class Attack:
 
     def gradient(self, suffix_ids: Sequence[int]) -> torch.Tensor:
         """Gradient of the target's loss with respect to the one-hot suffix, [length, vocabulary]."""
-        # Through the embeddings: the loss sees the one-hot rows as rows of the embedding matrix, by the chain rule.
+        # By the chain rule, through the embeddings: one-hot rows select rows of the embedding matrix.
         weights = self.embed.weight
         embeds = weights[torch.tensor(list(suffix_ids), device=self.loaded.device)].detach().requires_grad_()
         with torch.enable_grad():
@@ -164,12 +220,12 @@ class Attack:
         texts = tokenizer.batch_decode(
             [list(row) for row in suffixes], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        # The tokenizer's own batch call: the one of transformers spends several times as long on wrapping the result.
+        # The tokenizer's own batch call; that of transformers takes several times as long to wrap the result.
         whole = tokenizer.backend_tokenizer.encode_batch_fast(
-            [f"{self.before}{text}{self.after}" for text in texts], add_special_tokens=False
+            [f"{self.opening}{text}{self.closing}" for text in texts], add_special_tokens=False
         )
         return [
-            text.startswith(" ") and encoding.ids == [*self.before_ids, *suffix, *self.after_ids]
+            text.startswith(" ") and encoding.ids == [*self.opening_ids, *suffix, *self.closing_ids]
             for text, encoding, suffix in zip(texts, whole, suffixes)
         ]
 
@@ -182,43 +238,42 @@ def optimise_suffix(
     on_step: Any = None,
     save: Save | None = None,
 ) -> GcgResult:
-    """Run the attack on one request; `draw_key` seeds its draws, `on_step(step, loss)` is told of every step.
+    """Run the attack on one request; `draw_key` seeds its draws, `on_step(step, loss)` is called after every step.
 
-    With `save` it goes on where a killed run stood. Raises UserError if the initial suffix does not keep its tokens in
-    this prompt.
+    With `save` a killed attack resumes. Raises UserError if the initial suffix does not keep its tokens in this prompt.
     """
     attack = Attack(loaded, request, config)
     barred = barred_tokens(loaded)
-    at = (save.read() if save else None) or begin(attack)
-    while at.step < config.steps:
-        replacements = promising(attack.gradient(at.current), barred, config.topk)
-        rng = keyed_rng("gcg", *draw_key, at.step)
-        candidates = draw_candidates(at.current, replacements, config.search_width, rng)
+    state = (save.read() if save else None) or first_state(attack)
+    while state.step < config.steps:
+        replacements = promising(attack.gradient(state.current), barred, config.topk)
+        rng = keyed_rng("gcg", *draw_key, state.step)
+        candidates = draw_candidates(state.current, replacements, config.search_width, rng)
         candidates = [row for row, kept in zip(candidates, attack.keeps_tokens(candidates)) if kept]
         if candidates:
             losses = attack.losses(candidates)
             place = int(np.argmin(losses))
-            at.current, at.loss = candidates[place], losses[place]
+            state.current, state.loss = candidates[place], losses[place]
         else:
-            at.idle_steps += 1
-        if at.loss < at.best_loss:
-            at.best, at.best_loss = at.current, at.loss
-        at.losses.append(at.loss)
-        at.step += 1
-        if save is not None and (at.step % SAVE_INTERVAL_STEPS == 0 or at.step == config.steps):
-            save.write(at)
+            state.idle_steps += 1
+        if state.loss < state.best_loss:
+            state.best, state.best_loss = state.current, state.loss
+        state.losses.append(state.loss)
+        state.step += 1
+        if save is not None and (state.step % SAVE_INTERVAL_STEPS == 0 or state.step == config.steps):
+            save.write(state)
         if on_step is not None:
-            on_step(at.step, at.loss)
+            on_step(state.step, state.loss)
     return GcgResult(
-        suffix=text_of(loaded, at.best),
-        loss=at.best_loss,
-        initial_loss=at.initial_loss,
-        losses=at.losses,
-        idle_steps=at.idle_steps,
+        suffix=text_of(loaded, state.best),
+        loss=state.best_loss,
+        initial_loss=state.initial_loss,
+        losses=state.losses,
+        idle_steps=state.idle_steps,
     )
 
 
-def begin(attack: Attack) -> State:
+def first_state(attack: Attack) -> State:
     ids = list(attack.initial_ids)
     (loss,) = attack.losses([ids])
     return State(step=0, current=ids, loss=loss, initial_loss=loss, best=ids, best_loss=loss, losses=[])
@@ -229,7 +284,7 @@ def text_of(loaded: LoadedModel, ids: Sequence[int]) -> str:
 
 
 def barred_tokens(loaded: LoadedModel) -> torch.Tensor:
-    """Bool [vocabulary]: what a suffix may not hold, which is special and added tokens and all but printable ASCII."""
+    """Bool [vocabulary]: tokens that a suffix may not hold (special, added, or not printable ASCII)."""
     size = loaded.model.get_input_embeddings().num_embeddings
     texts = loaded.tokenizer.batch_decode(
         [[i] for i in range(len(loaded.tokenizer))], clean_up_tokenization_spaces=False
@@ -242,7 +297,7 @@ def barred_tokens(loaded: LoadedModel) -> torch.Tensor:
 
 
 def promising(gradient: torch.Tensor, barred: torch.Tensor, topk: int) -> np.ndarray:
-    """Token ids [length, topk] whose exchange lowers the loss most by the gradient, the best first."""
+    """Token ids [length, topk] that by the gradient lower the loss most, the best first."""
     allowed = int((~barred).sum())
     return gradient.masked_fill(barred, torch.inf).neg().topk(min(topk, allowed), dim=-1).indices.cpu().numpy()
 
@@ -250,7 +305,7 @@ def promising(gradient: torch.Tensor, barred: torch.Tensor, topk: int) -> np.nda
 def draw_candidates(
     current: Sequence[int], replacements: np.ndarray, width: int, rng: np.random.Generator
 ) -> list[list[int]]:
-    """`width` copies of the suffix, each with one token exchanged at a random position for a random promising one."""
+    """`width` copies of the suffix, each with the token at a random position replaced by a random promising one."""
     positions = rng.integers(len(current), size=width)
     choices = rng.integers(replacements.shape[1], size=width)
     candidates = np.tile(np.asarray(current), (width, 1))

@@ -1,4 +1,4 @@
-"""What a decoder hands over: the tokens of one answer, cut where it ends, and why it ended."""
+"""An answer: how long it may get, which token ends it, and what its token ids amount to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from curricula.errors import UserError
 from curricula.eval.models import LoadedModel
 from curricula.randomness import key_seed
 
@@ -13,11 +14,40 @@ from curricula.randomness import key_seed
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One generated answer."""
 
-    text: str  # as generated, without the tag and the end mark
-    tokens: int  # generated up to and with the token that ended it
-    finish: str  # "end" (end mark) | "length" | "tag" (short-circuit: cut at the tag)
-    shortcircuit: bool  # the tag was generated, whether or not the answer was cut there
-    completion: str = ""  # what a user would read in place of `text` after a short-circuit; "": `text` itself
+    text: str
+    """As generated, without the tag and the end mark."""
+    tokens: int
+    """Generated tokens, up to and with the one that ended the answer."""
+    finish: str
+    """"end" (end mark), "length", or "tag" (short-circuit: cut at the tag)."""
+    shortcircuit: bool
+    """Whether the model wrote the tag, cut there or not."""
+    completion: str = ""
+    """What a user would read in place of `text` after a short-circuit; "" for `text` itself."""
+
+
+def room_after(loaded: LoadedModel, prompt: Sequence[int], wanted: int) -> int:
+    """How many tokens can follow the prompt: `wanted`, or what the model's context leaves; UserError if that is none."""
+    if not prompt:
+        raise UserError("a prompt has no tokens, so nothing can follow it; take the empty prompt out of the benchmark")
+    room = loaded.context_length - len(prompt)
+    if room < 1:
+        raise UserError(
+            f"a prompt has {len(prompt)} tokens, and the context of {loaded.name} holds {loaded.context_length}; "
+            f"shorten it or leave it out (it begins {loaded.decode(prompt[:24])!r})"
+        )
+    return min(wanted, room)
+
+
+class Stop:
+    """Whether an answer is finished: it ends with an end mark or, with `stop_at_tag`, with the tag."""
+
+    def __init__(self, loaded: LoadedModel, stop_at_tag: bool) -> None:
+        self.ends = frozenset(loaded.end_ids)
+        self.tags = [list(spelling) for spelling in loaded.tag_spellings] if stop_at_tag else []
+
+    def __call__(self, ids: Sequence[int]) -> bool:
+        return ids[-1] in self.ends or any(list(ids[-len(tag) :]) == tag for tag in self.tags)
 
 
 def make_answer(
@@ -27,7 +57,7 @@ def make_answer(
     completions: Sequence[str] = (),
     key: tuple[object, ...] = (),
 ) -> Answer:
-    """The answer that generated `ids` amount to: up to the first end mark or, with `stop_at_tag`, the first tag.
+    """The answer in the generated `ids`: up to the first end mark or, with `stop_at_tag`, the first tag.
 
     An answer cut at the tag gets one of the safe `completions`, chosen by `key`.
     """
@@ -57,8 +87,8 @@ def find_tag(loaded: LoadedModel, ids: Sequence[int]) -> tuple[int, int] | None:
 
 
 def without_tags(loaded: LoadedModel, ids: Sequence[int]) -> list[int]:
-    left, rest = [], list(ids)
+    kept, rest = [], list(ids)
     while (tag := find_tag(loaded, rest)) is not None:
-        left += rest[: tag[0]]
+        kept += rest[: tag[0]]
         rest = rest[tag[1] :]
-    return left + rest
+    return kept + rest

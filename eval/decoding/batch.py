@@ -1,19 +1,23 @@
-"""A batch in mid-decoding: prompts read into their rows of the cache, and one forward pass over the next tokens.
+"""A batch in the middle of decoding: the cache of its rows, prompts read into it, and one forward pass over new tokens.
 
-Knows nothing of how tokens are chosen, nor what a row is: to sampling and greedy search it is one text, to SafeBeam
-all beams of a prompt. Prompts are read but for their last token, which the first pass of the decoder adds: so rows
-that have just begun and rows in mid-answer share one pass.
+`SlabCache` is a `transformers` cache in preallocated memory, so the model's own code runs on it. A cache that grows by
+`torch.cat` is copied whole at every token; here a token is one column of its row, and the decoder names that column. So
+rows may have different lengths (a finished row is refilled while the others go on), and one row may hold a whole tree of
+texts, each token once (the beams of a prompt). The decoder's attention mask says which columns a token attends to.
+
+`Decoding` reads prompts into rows and runs forward passes. It reads a prompt without its last token, which the decoder's
+first pass adds; so new rows and rows in mid-answer share one pass. It does not know how tokens are chosen, or what a row
+stands for: one text in sampling and greedy search, all beams of a prompt in SafeBeam.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from curricula.errors import UserError
-from curricula.eval.decoding.cache import SlabCache
 from curricula.eval.models import LoadedModel
 
 
@@ -26,12 +30,12 @@ class Decoding:
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Read prompts[i] but for its last token into row rows[i]; one that comes repeatedly is read once."""
+        """Read prompts[i], without its last token, into row rows[i]; equal prompts are read once."""
         beginnings = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
         width = max(map(len, beginnings))
         if not width:
             return
-        # Padding on the right, where the causal mask keeps it out of every real token's sight.
+        # Padding goes on the right, where the causal mask hides it from every real token.
         tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in beginnings], device=self.loaded.device)
         read = DynamicCache()
         self.loaded.read(read, input_ids=tokens, logits_to_keep=1)
@@ -46,8 +50,8 @@ class Decoding:
     ) -> torch.Tensor:
         """Logits [rows, n, vocabulary], in float32 or better, after each of the `tokens` [rows, n].
 
-        `positions` [rows, n] are their places in their texts, `columns` [rows, n] their places in the cache; `mask`
-        bool [rows, n, width] says which columns each looks at, its own among them. Raises UserError for a model that
+        `positions` [rows, n] are the tokens' places in their texts, `columns` [rows, n] their places in the cache; `mask`,
+        bool [rows, n, width], says which columns each attends to, its own included. Raises UserError for a model that
         gives no distribution; single tokens may have a logit of -inf.
         """
         self.cache.expect(columns, mask.shape[-1])
@@ -57,14 +61,92 @@ class Decoding:
         return logits
 
 
-def room_after(loaded: LoadedModel, prompt: Sequence[int], wanted: int) -> int:
-    """How many tokens can follow the prompt: `wanted`, or what the model's context leaves; UserError if that is none."""
-    if not prompt:
-        raise UserError("a prompt has no tokens, so nothing can follow it; take the empty prompt out of the benchmark")
-    room = loaded.context_length - len(prompt)
-    if room < 1:
-        raise UserError(
-            f"a prompt has {len(prompt)} tokens, and the context of {loaded.name} holds {loaded.context_length}; "
-            f"shorten it or leave it out (it begins {loaded.decode(prompt[:24])!r})"
-        )
-    return min(wanted, room)
+class SlabLayer(DynamicLayer):
+    """One layer's keys and values, [rows, heads, capacity, head size]."""
+
+    keys: Any
+    """None before the first write."""
+    values: Any
+
+    def __init__(self, cache: SlabCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        self.allocate(key_states)
+        lines, columns, width = self.cache.lines, self.cache.columns, self.cache.width
+        self.keys[lines, :, columns] = key_states.transpose(1, 2)
+        self.values[lines, :, columns] = value_states.transpose(1, 2)
+        return self.keys[:, :, :width], self.values[:, :, :width]
+
+    def allocate(self, like: torch.Tensor) -> None:
+        if self.keys is None:
+            _, heads, _, size = like.shape
+            # Zeros: a masked column still takes part in the product, and uninitialised memory may hold NaN.
+            self.keys = like.new_zeros(self.cache.rows, heads, self.cache.capacity, size)
+            self.values = torch.zeros_like(self.keys)
+            self.dtype, self.device = like.dtype, like.device
+            self.is_initialized = True
+
+    def get_seq_length(self, *_: Any) -> int:
+        return self.cache.width
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.keys, self.values]
+
+
+class SlabCache(Cache):
+    """A cache of `layers` layers of `rows` rows with room for `capacity` tokens each."""
+
+    width: int
+    """Columns that the next forward pass attends to."""
+
+    def __init__(self, layers: int, rows: int, capacity: int) -> None:
+        self.rows, self.capacity, self.width = rows, capacity, 0
+        self.lines = self.columns = torch.empty(0, dtype=torch.long)
+        self.slabs = [SlabLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.slabs))
+
+    def expect(self, columns: torch.Tensor, width: int) -> None:
+        """Announce a forward pass that writes token [i, j] to column columns[i, j] of row i and sees `width` columns."""
+        self.columns, self.width = columns, width
+        self.lines = torch.arange(self.rows, device=columns.device)[:, None]
+
+    def put(self, rows: torch.Tensor, read: DynamicCache, which: torch.Tensor) -> None:
+        """Begin row rows[i] with what line which[i] of `read` holds."""
+        layers: list[Any] = read.layers
+        for slab, layer in zip(self.slabs, layers):
+            slab.allocate(layer.keys)
+            slab.keys[rows, :, : layer.keys.shape[2]] = layer.keys[which]
+            slab.values[rows, :, : layer.keys.shape[2]] = layer.values[which]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep only these rows, in this order."""
+        self.rows = len(rows)
+        for slab in self.slabs:
+            if slab.keys is not None:
+                slab.keys, slab.values = slab.keys[rows], slab.values[rows]
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy, within each row i, column source[i, j] to column target[i, j]."""
+        lines = torch.arange(self.rows, device=source.device)[:, None]
+        for slab in self.slabs:
+            for tensor in slab.tensors():
+                tensor[lines, :, target] = tensor[lines, :, source]
+
+    def compact(self, columns: torch.Tensor, capacity: int) -> None:
+        """Keep only columns columns[i] of row i, in this order, with room for `capacity` tokens."""
+        lines = torch.arange(self.rows, device=columns.device)[:, None]
+        self.capacity = capacity
+        for slab in self.slabs:
+            if slab.keys is None:
+                continue
+            old = slab.tensors()
+            slab.keys = slab.values = None
+            slab.allocate(old[0])
+            for tensor, previous in zip(slab.tensors(), old):
+                tensor[:, :, : columns.shape[1]] = previous[lines, :, columns].transpose(1, 2)
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for slab in self.slabs if slab.keys is not None for t in slab.tensors())

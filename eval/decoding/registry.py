@@ -1,39 +1,62 @@
-"""The decoders by name: what each is asked with, how many answers it gives, and which version of it made a row."""
+"""The decoders: one table with the name, the titles, the version and the implementation of each.
+
+To add a decoder, write its file, its settings (`settings.py`, and a field of `EvalConfig` of the decoder's name), a row
+here, and a row in `eval/tasks.py` for each task that uses it. Importing the table imports no torch: implementations load
+when they are first called.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from curricula.eval.decoding import greedy, safebeam, sampling
-from curricula.eval.decoding.answers import Answer
-from curricula.eval.models import LoadedModel
+if TYPE_CHECKING:
+    from curricula.eval.decoding.answers import Answer
+    from curricula.eval.models import LoadedModel
 
 Draws = Sequence[tuple[object, ...]]
+"""For each prompt the words that seed its random draws."""
+
+NEUTRAL = ("batch_prompts", "rows", "samples")
+"""Settings that leave an answer the same: what is decoded together, and how many samples there are."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """`answer(loaded, prompts, draws, settings)` gives all answers, those to one prompt together.
-
-    `settings` are the field of `curricula.eval.config.EvalConfig` that has the decoder's name.
-    """
-
-    version: int  # changes when an algorithm does, so that its answers are made anew
+    name: str
+    """Name in studies, rows and on the command line; the field of `EvalConfig` that holds its settings."""
+    title: str
+    """Name in headings of the report."""
+    short: str
+    """Name in the middle of a heading."""
+    version: int
+    """Version of the algorithm, part of every row's key: raise it when answers change, so that they are generated again."""
     answer: Callable[[LoadedModel, Sequence[Sequence[int]], Draws, Any], list[Answer]]
+    """answer(loaded, prompts as token ids, draws, settings) -> all answers, those to one prompt together."""
 
 
 def _topk(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws, settings: Any) -> list[Answer]:
-    return [answer for answers in sampling.sample_topk(loaded, prompts, draws, settings) for answer in answers]
+    from curricula.eval.decoding.sampling import sample_topk
+
+    return [answer for answers in sample_topk(loaded, prompts, draws, settings) for answer in answers]
 
 
-DECODERS = {
-    "topk": Decoder(sampling.VERSION, _topk),
-    "greedy": Decoder(greedy.VERSION, lambda loaded, prompts, _, config: greedy.search_greedy(loaded, prompts, config)),
-    "safebeam": Decoder(
-        safebeam.VERSION, lambda loaded, prompts, _, config: safebeam.search_safebeam(loaded, prompts, config)
-    ),
-}
-NEUTRAL = ("batch_prompts", "rows", "samples")
-"""Settings that do not make an answer another one: what is decoded together, and how many samples there are."""
+def _safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws, settings: Any) -> list[Answer]:
+    from curricula.eval.decoding.safebeam import search_safebeam
+
+    return search_safebeam(loaded, prompts, settings)
+
+
+def _greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws, settings: Any) -> list[Answer]:
+    from curricula.eval.decoding.sampling import search_greedy
+
+    return search_greedy(loaded, prompts, settings)
+
+
+_ROWS = (
+    Decoder("topk", "Top-k sampling", "top-k", 2, _topk),
+    Decoder("safebeam", "SafeBeam", "SafeBeam", 3, _safebeam),
+    Decoder("greedy", "Greedy", "greedy", 1, _greedy),
+)
+DECODERS = {decoder.name: decoder for decoder in _ROWS}

@@ -5,18 +5,18 @@ dropped. At every step: extend each beam y by a token to y', add up log-probabil
 drop the `drop` share of all candidates with the highest P(tag), keep the `beams` best of the rest by log-probability.
 The answer is the beam with the highest log-probability at the end; there is no length normalisation.
 
-What the algorithm leaves open, and what happens here (eval/config.py has the settings):
+What the algorithm leaves open, and what happens here (eval/decoding/settings.py has the settings):
 
 - `pool`: "all" takes the `candidates` likeliest extensions over all beams together (20 = 2 x beams, so that dropping
-  half leaves the beams); "beam" takes the N = candidates / beams likeliest of each beam, as the algorithm's text has
-  it. Either way the first step, with one beam, takes its `candidates` likeliest tokens.
+  half leaves the beams); "beam" takes the N = candidates / beams likeliest of each beam, as the algorithm's text
+  says. Either way the first step, with one beam, takes its `candidates` likeliest tokens.
 - End mark: an extension by an end mark is a candidate like any other. It is then finished: it stays one candidate
   with its log-probability until it is dropped or outscored, and nothing extends it. `ended_risk` says what its P(tag)
   is: "before", that of its text without the end mark, so that ending is no way around the look-ahead; "after", what
   the model gives after the end mark, the algorithm to the letter; "none", 0, since no tag can follow.
 - The tag: with `stop_at_tag` it finishes a text as an end mark does (and its risk is that of the text before it); an
   answer so finished is a short-circuit. Without, it is an ordinary token to the search.
-- `tag`: what P(tag) is where the tokenizer splits the tag, see eval/decoding/lookahead.py.
+- `tag`: what P(tag) is where the tokenizer splits the tag, see eval/decoding/beam_tree.py.
 - Share: floor(drop x number of candidates) are dropped.
 - Ties: in log-probability (of one beam: in logits), the earlier beam, then the smaller token id, is the better one;
   in P(tag), the candidate with the lower log-probability is dropped first.
@@ -32,21 +32,17 @@ from collections.abc import Sequence
 
 import torch
 
-from curricula.eval.config import SafeBeam
-from curricula.eval.decoding.answers import Answer, make_answer
-from curricula.eval.decoding.batch import room_after
-from curricula.eval.decoding.beam_tree import BeamTrees
-from curricula.eval.decoding.lookahead import Lookahead
+from curricula.eval.decoding.answers import Answer, make_answer, room_after
+from curricula.eval.decoding.beam_tree import BeamTrees, Lookahead
+from curricula.eval.decoding.settings import SafeBeam
 from curricula.eval.models import LoadedModel
-
-VERSION = 3  # of the algorithm; part of every row's key
 
 
 def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> list[Answer]:
     """The SafeBeam answer to each prompt (token ids).
 
-    Raises UserError when the tokenizer splits the tag and the settings do not say what then, and for a prompt that is
-    empty or fills the model's context.
+    Raises UserError when the tokenizer splits the tag and the settings do not say what P(tag) is then, and for a prompt
+    that is empty or fills the model's context.
     """
     return [
         make_answer(loaded, found, config.stop_at_tag, config.safe_completions, tuple(prompt))
@@ -57,15 +53,15 @@ def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], confi
 def search_tokens(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam
 ) -> list[tuple[list[int], float]]:
-    """Generated ids and summed log-probability of the best beam of each prompt, the end mark or tag with them."""
+    """Generated ids and summed log-probability of the best beam of each prompt, its end mark or tag included."""
     return Search(loaded, prompts, config).run()
 
 
 class Search:
-    """The search of several prompts, as many at a time as `config.rows` has room for.
+    """The search for several prompts, as many at a time as `config.rows` has room for.
 
-    Line i of each tensor is one prompt, [lines, beams, ...] its beams, best first; a score of -inf marks a place that
-    no beam fills. A prompt enters as one beam that lacks its last token, which a step without pruning adds.
+    Line i of each tensor is one prompt, [lines, beams, ...] its beams, best first; a score of -inf marks a place without
+    a beam. A prompt enters as one beam that lacks its last token, which a step without pruning adds.
     """
 
     def __init__(self, loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> None:
@@ -77,7 +73,7 @@ class Search:
         self.trees = BeamTrees(loaded, lines, beams, config.candidates, lookahead)
         self.ends = torch.tensor(loaded.end_ids, dtype=torch.long, device=self.device)
         self.stops = loaded.tag_spellings if config.stop_at_tag else ()
-        self.at = [-1] * lines  # which prompt each line is; -1: none
+        self.active = [-1] * lines  # the prompt of each line; -1: none
         self.steps = [0] * lines  # generated tokens of each; -1: the prompt's last token comes next
 
         def full(*shape: int, value: float, dtype: torch.dtype) -> torch.Tensor:
@@ -92,28 +88,28 @@ class Search:
 
     @torch.inference_mode()
     def run(self) -> list[tuple[list[int], float]]:
-        while self.queue or any(prompt >= 0 for prompt in self.at):
+        while self.queue or any(prompt >= 0 for prompt in self.active):
             self.admit()
             self.step()
             self.collect()
         return [self.results[prompt] for prompt in range(len(self.prompts))]
 
     def admit(self) -> None:
-        """Put waiting prompts into free lines, or leave out free lines that nothing waits for."""
-        free = [line for line, prompt in enumerate(self.at) if prompt < 0]
+        """Put waiting prompts into free lines, or drop free lines when none waits."""
+        free = [line for line, prompt in enumerate(self.active) if prompt < 0]
         if free and self.queue:
             filled = free[: len(self.queue)]
             taken = [self.queue.popleft() for _ in filled]
             self.trees.admit(filled, [self.prompts[prompt] for prompt in taken])
             for line, prompt in zip(filled, taken):
-                self.at[line], self.steps[line] = prompt, -1
+                self.active[line], self.steps[line] = prompt, -1
             self.score[filled], self.ended[filled], self.p_tag[filled] = -torch.inf, False, 0
             self.score[filled, 0] = 0
         elif free:
-            kept = [line for line, prompt in enumerate(self.at) if prompt >= 0]
+            kept = [line for line, prompt in enumerate(self.active) if prompt >= 0]
             lines = torch.tensor(kept, device=self.device)
             self.trees.select(lines)
-            self.at, self.steps = [self.at[line] for line in kept], [self.steps[line] for line in kept]
+            self.active, self.steps = [self.active[line] for line in kept], [self.steps[line] for line in kept]
             for name in ("score", "ended", "p_tag", "logits", "history"):
                 setattr(self, name, getattr(self, name)[lines])
 
@@ -126,7 +122,7 @@ class Search:
         if entering:
             score[entering], parent[entering] = -torch.inf, 0
             score[entering, 0] = 0
-            last = [self.prompts[self.at[line]][-1] for line in entering]
+            last = [self.prompts[self.active[line]][-1] for line in entering]
             token[entering, 0] = torch.tensor(last, device=self.device)
         was_ended = self.ended.gather(1, parent)
         history = take(self.history, parent)
@@ -136,11 +132,11 @@ class Search:
             now_ended[entering] = False
 
         logits, p_tag = self.trees.extend(parent, token)
-        before = self.p_tag.gather(1, parent)
+        parent_risk = self.p_tag.gather(1, parent)
         if config.ended_risk == "before":
-            p_tag = torch.where(now_ended, before, p_tag)
+            p_tag = torch.where(now_ended, parent_risk, p_tag)
         elif config.ended_risk == "after":
-            p_tag = torch.where(was_ended, before, p_tag)
+            p_tag = torch.where(was_ended, parent_risk, p_tag)
         else:
             p_tag = torch.where(now_ended, 0.0, p_tag)
 
@@ -151,7 +147,7 @@ class Search:
         self.steps = [step + 1 for step in self.steps]
 
     def at_tag(self, history: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-        """Whether the last tokens of each text [lines, pool] are the tag and that ends it."""
+        """Whether each text [lines, pool] has just ended with the tag."""
         found = torch.zeros(history.shape[:2], dtype=torch.bool, device=self.device)
         for spelling in self.stops:
             places = (steps[:, None] + torch.arange(1 - len(spelling), 1, device=self.device)).clamp(min=0)
@@ -161,18 +157,18 @@ class Search:
         return found
 
     def collect(self) -> None:
-        """Take the answers of prompts that are done: at their length, or with nothing left to extend."""
-        over = (self.ended | self.score.isinf()).all(1)
+        """Collect the answers of finished prompts: at full length, or with nothing left to extend."""
+        finished = (self.ended | self.score.isinf()).all(1)
         if self.config.drop == 0:  # without pruning nothing can overtake a finished best beam
-            over |= self.ended[:, 0]
+            finished |= self.ended[:, 0]
         done = []
-        for line, stopped in enumerate(over.tolist()):
-            prompt, step = self.at[line], self.steps[line]
+        for line, stopped in enumerate(finished.tolist()):
+            prompt, step = self.active[line], self.steps[line]
             if prompt >= 0 and (stopped or step == self.limits[prompt]):
                 best = int(self.score[line].argmax())
                 ids = self.history[line, best, :step].tolist()
                 self.results[prompt] = (cut(self.loaded, ids, self.stops), float(self.score[line, best]))
-                self.at[line] = -1
+                self.active[line] = -1
                 done.append(line)
         if done:
             self.trees.retire(torch.tensor(done, device=self.device))
@@ -182,7 +178,7 @@ class Search:
 def candidates(
     score: torch.Tensor, logits: torch.Tensor, ended: torch.Tensor, end_ids: Sequence[int], config: SafeBeam
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Candidates [lines, pool], best first: score, parent's place among the beams, token; -inf where none is left.
+    """Candidates [lines, pool], best first: score (-inf where none is left), parent's place among the beams, token.
 
     `score` and `ended` are [lines, beams], `logits` [lines, beams, vocabulary]. A finished beam is a candidate itself.
     """
@@ -205,7 +201,7 @@ def candidates(
 
 
 def best_first(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` highest of each line of [lines, n], best first, equal ones by place; -inf fills up a shorter line.
+    """The `count` highest of each line of [lines, n], best first, equals by place; -inf fills up a shorter line.
 
     `torch.topk` alone would leave the choice among equals to the device.
     """
@@ -226,9 +222,9 @@ def best_first(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
 
 
 def survivors(score: torch.Tensor, p_tag: torch.Tensor, config: SafeBeam) -> torch.Tensor:
-    """Places [lines, beams] of the candidates [lines, pool], best first, that outlive the pruning.
+    """Places [lines, beams] of the candidates [lines, pool] that survive pruning, best first.
 
-    Where fewer are left than there are beams, the rest are places that hold a score of -inf.
+    Where fewer survive than there are beams, the rest are places with a score of -inf.
     """
     filled = ~score.isinf()
     drops = (config.drop * filled.sum(1, keepdim=True) + 1e-9).floor()
@@ -237,13 +233,13 @@ def survivors(score: torch.Tensor, p_tag: torch.Tensor, config: SafeBeam) -> tor
     order = risk.sort(dim=1, descending=True, stable=True).indices
     risk_rank = order.argsort(dim=1).flip(1)
     kept = filled & (risk_rank >= drops)
-    # A dropped candidate must not come back where beams are short, so places without a score come before it.
+    # Where survivors are too few, places without a score fill up, so that no dropped candidate returns.
     group = torch.where(kept, 0, torch.where(filled, 2, 1))
     return group.sort(dim=1, stable=True).indices[:, : config.beams]
 
 
 def cut(loaded: LoadedModel, ids: list[int], tags: Sequence[tuple[int, ...]]) -> list[int]:
-    """`ids` up to and with the token that finished the text."""
+    """`ids` up to and including the token that ended the text."""
     for place in range(len(ids)):
         if ids[place] in loaded.end_ids or any(tuple(ids[: place + 1][-len(tag) :]) == tag for tag in tags):
             return ids[: place + 1]

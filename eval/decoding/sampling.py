@@ -1,34 +1,45 @@
-"""Top-k sampling, the paper's standard inference, with draws that belong to the answer and not to the batch.
+"""Top-k sampling, the paper's standard inference, and greedy decoding: one row of the batch is one answer.
 
-Each (prompt, sample) has its own stream of uniform numbers, one a token, and a token is the inverse of the cumulative
-distribution over the k likeliest at that number. So an answer depends on what else is decoded, and in how many rows,
-only through the rounding of the logits, and two models that agree on a distribution draw the same token, which makes
-differences between arms less noisy. How far rounding matters is in docs/decoding.md.
+**Draws.** Each (prompt, sample) has its own stream of uniform numbers, one per token; a token is the inverse of the
+cumulative distribution over the k likeliest at that number. So what else is decoded, and in how many rows, affects an
+answer only through the rounding of the logits. Two models that agree on a distribution draw the same token, which makes
+differences between arms less noisy. docs/decoding.md says how far rounding matters.
+
+**Rows.** In a batch that waits for its longest answer most rows are idle at the end. Here prompts queue up, the longest
+first, so that memory peaks at the start and neighbours have similar lengths; free rows are refilled together once there
+are enough of them. Which row an answer gets makes no difference to it. All rows have room for the longest text and attend
+over its width, so a prompt much longer than the others is not decoded among them: prompts are taken in groups of similar
+length, and long ones get fewer rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from curricula.eval.config import TopK
-from curricula.eval.decoding.answers import Answer, make_answer
-from curricula.eval.decoding.batch import room_after
-from curricula.eval.decoding.continuous import generate
+from curricula.eval.decoding.answers import Answer, Stop, make_answer, room_after
+from curricula.eval.decoding.batch import Decoding
+from curricula.eval.decoding.settings import Greedy, TopK
 from curricula.eval.models import LoadedModel
 from curricula.randomness import keyed_rng
 
-VERSION = 2  # of the algorithm; part of every row's key
+REFILL_SHARE = 8
+"""Rows are refilled once one in this many is free."""
+ROW_TOKENS = 512
+"""Longer texts get fewer rows, so that memory stays that of all rows at this many tokens each."""
+Choose = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits [rows, vocabulary], number of each row's answer [rows], tokens it has so far [rows]) -> ids [rows]"""
 
 
 def sample_topk(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], draw_keys: Sequence[tuple[object, ...]], config: TopK
 ) -> list[list[Answer]]:
-    """Sample `config.samples` answers to each prompt; returns one list of answers a prompt.
+    """Sample `config.samples` answers to each prompt; returns one list of answers per prompt.
 
-    `prompts` are token ids; `draw_keys[i]` are the words that, with the sample's number, seed the draws of prompt i.
+    `prompts` are token ids; the words of `draw_keys[i]`, with the sample's number, seed the draws of prompt i.
     Raises UserError for a prompt that is empty or fills the model's context.
     """
     asked = [(ids, (*key, sample)) for ids, key in zip(prompts, draw_keys) for sample in range(config.samples)]
@@ -55,15 +66,97 @@ def _sample(
         loaded,
         [ids for ids, _ in asked],
         lambda logits, answers, steps: draw(logits, uniforms[answers, steps], config),
-        max_new_tokens=config.max_new_tokens,
-        rows=config.rows,
-        stop_at_tag=config.stop_at_tag,
+        config,
     )
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor, config: TopK) -> torch.Tensor:
-    """One token a row: logits [rows, vocabulary] and numbers in [0, 1) [rows] to token ids [rows]."""
+    """One token per row, [rows], from logits [rows, vocabulary] and numbers in [0, 1) [rows]."""
     values, tokens = logits.topk(min(config.k, logits.shape[-1]), dim=-1)
     cumulative = torch.softmax(values.double() / config.temperature, dim=-1).cumsum(-1)
     place = (cumulative <= (uniforms * cumulative[:, -1])[:, None]).sum(-1).clamp(max=values.shape[-1] - 1)
     return tokens.gather(1, place[:, None]).squeeze(1)
+
+
+def search_greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: Greedy) -> list[Answer]:
+    """The greedy answer to each prompt (token ids); UserError for one that is empty or fills the model's context."""
+    return [
+        make_answer(loaded, ids, config.stop_at_tag, config.safe_completions, tuple(prompt))
+        for ids, prompt in zip(generate(loaded, prompts, likeliest, config), prompts)
+    ]
+
+
+def likeliest(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row; the smallest id among equals, a choice that torch.argmax leaves to the device."""
+    return (logits == logits.amax(-1, keepdim=True)).int().cumsum(-1).eq(0).sum(-1)
+
+
+def generate(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], choose: Choose, config: TopK | Greedy
+) -> list[list[int]]:
+    """The token ids of one answer to each prompt (token ids), up to and with the end mark or tag that ends it."""
+    limits = [room_after(loaded, prompt, config.max_new_tokens) for prompt in prompts]
+    stop = Stop(loaded, config.stop_at_tag)
+    answers: list[list[int]] = [[] for _ in prompts]
+    for group in groups_of_like_length(prompts):
+        longest = max(len(prompts[i]) + limits[i] for i in group)
+        rows = max(1, min(config.rows, config.rows * ROW_TOKENS // longest, len(group)))
+        _generate(loaded, prompts, group, answers, choose, limits, stop, Decoding(loaded, rows, longest))
+    return answers
+
+
+def groups_of_like_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The prompts' places, longest first, split where the next is less than half as long as the group's first."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
+        # Short prompts stay together: there the answers make up most of the width.
+        if groups and len(prompts[groups[-1][0]]) <= max(128, 2 * len(prompts[place])):
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+@torch.inference_mode()
+def _generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    group: Sequence[int],
+    answers: list[list[int]],
+    choose: Choose,
+    limits: Sequence[int],
+    stop: Stop,
+    decoding: Decoding,
+) -> None:
+    """Fill in the answers to the prompts of one group."""
+    queue, rows, device = deque(group), decoding.cache.rows, loaded.device
+    # For each row: the number of its answer (-1: none), the tokens in its cache, and the token that goes in next.
+    active, length, token = np.full(rows, -1), np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
+    while True:
+        free = np.flatnonzero(active < 0)
+        if queue and len(free) * REFILL_SHARE >= len(active):
+            taken = [queue.popleft() for _ in range(min(len(free), len(queue)))]
+            filled = free[: len(taken)]
+            decoding.admit(filled.tolist(), [prompts[i] for i in taken])
+            active[filled] = taken
+            length[filled] = [len(prompts[i]) - 1 for i in taken]
+            token[filled] = [prompts[i][-1] for i in taken]
+        elif not queue and len(free) * 4 >= len(active):  # drop rows once enough are free to be worth the copy
+            kept = np.flatnonzero(active >= 0)
+            if not len(kept):
+                return
+            decoding.cache.select(torch.from_numpy(kept).to(device))
+            active, length, token = active[kept], length[kept], token[kept]
+        length[active < 0] = token[active < 0] = 0
+        where = torch.from_numpy(length).to(device)[:, None]
+        mask = torch.arange(int(length.max()) + 1, device=device) <= where
+        logits = decoding.forward(torch.from_numpy(token).to(device)[:, None], where, where, mask[:, None])[:, 0]
+        steps = np.array([len(answers[i]) if i >= 0 else 0 for i in active])
+        chosen = choose(logits, torch.from_numpy(active.clip(0)).to(device), torch.from_numpy(steps).to(device))
+        token = chosen.cpu().numpy().copy()
+        length += 1
+        for row in np.flatnonzero(active >= 0).tolist():
+            answer = answers[active[row]]
+            answer.append(int(token[row]))
+            if stop(answer) or len(answer) == limits[active[row]]:
+                active[row] = -1

@@ -1,9 +1,9 @@
 """Top-k sampling on vLLM, for large models on GPUs: the setting `topk.backend: vllm` and the extra `curricula[vllm]`.
 
-vLLM draws its own random numbers: answers are other ones than the transformers backend's, of the same distribution,
-and their rows have other keys. Every answer has a seed of its own here too, but vLLM promises no more than "mostly"
-the same answer for the same seed, since its kernels depend on what else is in the batch. SafeBeam always runs on
-transformers: vLLM shows no distribution after a candidate without reading the whole text anew.
+vLLM draws its own random numbers: its answers have the distribution of the transformers backend's but are not the same,
+and their rows have other keys. Every answer has its own seed here too, but vLLM promises only "mostly" the same answer
+for the same seed, since its kernels depend on what else is in the batch. SafeBeam always runs on transformers: vLLM gives
+no distribution after a candidate without reading the whole text again.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from functools import lru_cache
 from typing import Any
 
 from curricula.errors import UserError
-from curricula.eval.config import TopK
-from curricula.eval.decoding.batch import room_after
+from curricula.eval.decoding.answers import room_after
+from curricula.eval.decoding.settings import TopK
 from curricula.eval.models import LoadedModel
 from curricula.randomness import key_seed
 
-GPU_MEMORY = 0.6  # share of the card for vLLM; the rest holds the model that the other decoders use
+GPU_MEMORY = 0.6
+"""Share of the GPU's memory for vLLM; the rest holds the model that the other decoders use."""
 
 
 def sample_ids(
     loaded: LoadedModel, asked: Sequence[tuple[Sequence[int], tuple[object, ...]]], config: TopK
 ) -> list[list[int]]:
-    """Generated token ids for each (prompt ids, key of its draws), up to and with the token that ended it.
+    """Generated token ids for each (prompt ids, key of its draws), up to and including the token that ended it.
 
     Raises UserError when vLLM is not installed, and for a prompt that is empty or fills the model's context.
     """
@@ -51,7 +52,7 @@ def sample_ids(
     ]
     prompts = [TokensPrompt(prompt_token_ids=list(ids)) for ids, _ in asked]
     outputs = engine(str(loaded.folder), loaded.precision).generate(prompts, settings)
-    return [ended(output.outputs[0]) for output in outputs]
+    return [answer_ids(output.outputs[0]) for output in outputs]
 
 
 @lru_cache(maxsize=1)
@@ -61,8 +62,8 @@ def engine(folder: str, dtype: str) -> Any:
     return LLM(model=folder, dtype=dtype, gpu_memory_utilization=GPU_MEMORY, enable_prefix_caching=True)
 
 
-def ended(completion: Any) -> list[int]:
-    """The token ids of one answer; versions of vLLM differ in whether the stop token is among them."""
+def answer_ids(completion: Any) -> list[int]:
+    """The token ids of one answer with its stop token, which some versions of vLLM leave out."""
     ids = list(completion.token_ids)
     stop = completion.stop_reason
     return [*ids, stop] if isinstance(stop, int) and ids[-1:] != [stop] else ids

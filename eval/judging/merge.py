@@ -11,11 +11,12 @@ from typing import Any
 
 from curricula import durable
 from curricula.errors import UserError
-from curricula.eval.config import EvalConfig, ModelKind, Part, parts_for
+from curricula.eval.config import EvalConfig
 from curricula.eval.judges.question import Estimate, Judge
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import JudgeRun, kind_of, put_in_order, verdicts_path
-from curricula.eval.rows import GenerationRow, VerdictRow, read_rows
+from curricula.eval.rows import GenerationRow, ModelKind, VerdictRow, read_rows
+from curricula.eval.tasks import TASKS, EvalTask, row_files
 from curricula.progress import Progress, silent
 
 
@@ -23,20 +24,13 @@ def merged_path(out: Path, task: str) -> Path:
     return out / f"{task}.jsonl"
 
 
-def shards_by_task(model_kind: ModelKind, config: EvalConfig) -> dict[str, list[Part]]:
+def shards_by_task(model_kind: ModelKind, config: EvalConfig) -> dict[str, list[EvalTask]]:
     """The shards to merge, by task. Probes, which no judge judges, stay as they are."""
-    by_task: dict[str, list[Part]] = {}
-    for shard in parts_for(model_kind, config):
-        if shard.task != "probes":
-            by_task.setdefault(shard.task, []).append(shard)
+    by_task: dict[str, list[EvalTask]] = {}
+    for shard in config.eval_tasks(model_kind):
+        if shard.task.judged:
+            by_task.setdefault(shard.task.name, []).append(shard)
     return by_task
-
-
-def shards_in(out: Path, task: str) -> list[Path]:
-    """The files of `task` in `out`, whichever command made them, by name: whole ones, and shards of what is not there whole."""
-    found = [path for path in (out / task).glob("*.jsonl") if not path.stem.endswith((".suffixes", ".unused"))]
-    names = {path.stem for path in found}
-    return sorted(path for path in found if "." not in path.stem or path.stem.partition(".")[0] not in names)
 
 
 def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig) -> bool:
@@ -108,7 +102,7 @@ class Merge:
         for task, shards in shards_by_task(model_kind, config).items():
             found = [shard.path(out) for shard in shards if shard.path(out).exists()]
             if whatever_is_there:
-                found = shards_in(out, task)
+                found = row_files(out, TASKS[task])
             if not found:
                 continue
             kind, path = kind_of(task), merged_path(out, task)

@@ -16,9 +16,8 @@ from curricula.eval.judges.question import UNPARSED, Estimate, Judge
 from curricula.eval.judging.merge import shifted
 from curricula.eval.judging.verdicts import JudgeRun, judged, kind_of, put_in_order, verdicts_path
 from curricula.eval.rows import GenerationRow, JudgedRow, VerdictRow, read_rows
+from curricula.eval.tasks import judged_tasks
 from curricula.progress import Progress, silent
-
-TASKS = ("attacks-*", "overrefusal-*", "gcg")
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,8 @@ class Comparison:
 
 
 def stored_answers(folder: Path) -> list[Path]:
-    """The files of merged answers under a run folder or an OUT of `curricula eval`. Raises UsageError without any."""
-    found = sorted(
-        path
-        for task in TASKS
-        for path in folder.rglob(f"{task}.jsonl")
-        if not path.stem.endswith((".verdicts", ".unused"))
-    )
+    """The files of merged answers under a run folder or an OUT of `curricula eval`; raises UsageError without any."""
+    found = sorted(path for task in judged_tasks() for path in folder.rglob(f"{task.name}.jsonl"))
     if not found:
         raise UsageError(
             f"{folder}: holds no evaluated answers; name a run folder, or the OUT folder of a `curricula eval`"

@@ -27,12 +27,13 @@ from curricula.eval.rows import (
     read_rows,
     write_rows,
 )
+from curricula.eval.tasks import Judged, find_task
 from curricula.progress import Progress, silent
 
 
-def kind_of(task: str) -> str:
-    """The kind of question about the answers of a task: "attack" or "overrefusal"."""
-    return "overrefusal" if task.startswith("overrefusal") else "attack"
+def kind_of(task: str) -> Judged:
+    """What the answers of a task are judged for: "attack" or "overrefusal"."""
+    return find_task(task).judged or "attack"
 
 
 def verdicts_path(rows: Path) -> Path:

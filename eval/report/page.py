@@ -46,6 +46,7 @@ from curricula.eval.report.wording import (
     samples,
     visible,
 )
+from curricula.eval.tasks import judged_tasks
 from curricula.progress import Progress, silent
 
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "~", "not measured": "–"}
@@ -218,7 +219,7 @@ def overrefusal_tables(
 ) -> Iterator[tuple[str, str, list[tuple[str, OverrefusalMetrics | None]]]]:
     """For each stage and decoder: the label and metrics of each arm, None if not evaluated yet."""
     for stage in STAGES:
-        for decoder in ("topk", "safebeam"):
+        for decoder in dict.fromkeys(task.decoders[0] for task in judged_tasks("overrefusal")):
             if found := {entry.arm: entry for entry in metrics.overrefusals_by(stage, decoder)}:
                 yield stage, decoder, [(arm_label(arm), found.get(arm.name)) for arm in arms]
 

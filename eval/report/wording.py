@@ -13,16 +13,11 @@ from curricula.eval.analysis.claims import AUC
 from curricula.eval.analysis.metrics import AttackMetrics, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.rows import JudgedRow
+from curricula.eval.tasks import decoder_titles
 from curricula.randomness import key_seed
 
 STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign": "benign-finetuned models"}
-DECODERS = {
-    "topk": "Top-k sampling",
-    "safebeam": "SafeBeam",
-    "greedy": "Greedy",
-    "gcg+topk": "GCG suffix, top-k",
-    "gcg+safebeam": "GCG suffix, SafeBeam",
-}
+DECODERS = decoder_titles()
 CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "shortcircuit")
 INTERVENTIONS = {
     "data": "rephrasing, refusals, moral education",

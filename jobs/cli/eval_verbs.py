@@ -14,7 +14,10 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
 from curricula.eval.benchmarks import BENCHMARKS, Use, find
-from curricula.eval.config import EvalConfig, Part, Precision, Tasks, parts_for
+from curricula.eval.config import EvalConfig, Tasks
+from curricula.eval.decoding.registry import DECODERS
+from curricula.eval.rows import Precision
+from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
 from curricula.jobs.cli.eval_display import Bars, no_other_bars, print_cells, quiet_libraries
 from curricula.jobs.cli.help_text import HelpFormatter
 from curricula.jobs.cli.judge_options import add_judge_options, confirm_cost, judge_from, look_at_server
@@ -22,7 +25,6 @@ from curricula.jobs.cli.judge_options import add_judge_options, confirm_cost, ju
 if TYPE_CHECKING:
     from curricula.eval.models import LoadedModel
 
-DECODERS = ("topk", "safebeam", "greedy")
 EXAMPLE = (
     "curricula eval --model runs/demo/models/full-20/instruct --benchmark advbench,jailbreakbench "
     "--decoder topk,safebeam --judge refusal-phrases --prompts 20"
@@ -73,13 +75,13 @@ def evaluate(words: argparse.Namespace) -> int:
     """Check every word, generate, judge, print. Rows lie in OUT, as `eval/rows.py` describes."""
     no_other_bars()
     config = _config(words)
-    parts = parts_for(words.kind, config)
+    parts = config.eval_tasks(words.kind)
     data = words.data or local_root()
     world = data if "world" in (config.judge_of("attack").name, config.judge_of("overrefusal").name) else None
     path = Path(words.model)
     out = words.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
     console = Console(stderr=True, highlight=False)
-    _check(config, parts, data, world, console)
+    _check(words, config, parts, data, world, console)
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
         _generate(words, config, parts, data, out, bars)
@@ -103,7 +105,8 @@ def _config(words: argparse.Namespace) -> EvalConfig:
         raise UsageError(
             f"--benchmark {words.benchmark}: base models take one benchmark of beginnings, such as jb_completions"
         )
-    if words.overrefusal and set(decoders) == {"greedy"}:
+    overrefusal = tasks_with("overrefusal", decoders) if words.overrefusal else []
+    if words.overrefusal and not overrefusal:
         raise UsageError(
             f"--overrefusal {words.overrefusal}: is measured under topk and safebeam, and --decoder is greedy alone; "
             "add one of them, or leave --overrefusal out"
@@ -112,8 +115,7 @@ def _config(words: argparse.Namespace) -> EvalConfig:
         value = getattr(words, option)
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} {value}: give 1 or more")
-    tasks = [f"attacks-{decoder}" for decoder in decoders]
-    tasks += [f"overrefusal-{decoder}" for decoder in decoders if words.overrefusal and decoder != "greedy"]
+    tasks = [task.name for task in (*tasks_with("attack", decoders), *overrefusal)]
     _require_use(words, benchmarks)
     own = {"max_new_tokens": words.max_new_tokens}
     try:
@@ -158,25 +160,31 @@ def _names(option: str, given: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _check(config: EvalConfig, parts: list[Part], data: Path | None, world: Path | None, console: Console) -> None:
+def _check(
+    words: argparse.Namespace,
+    config: EvalConfig,
+    parts: list[EvalTask],
+    data: Path | None,
+    world: Path | None,
+    console: Console,
+) -> None:
     """What would fail after hours is better said now: benchmarks, the judge, its server's address."""
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judging.verdicts import kind_of
-    from curricula.eval.runner import part_prompts
+    from curricula.eval.runner import task_prompts
 
     for part in parts:
-        part_prompts(part, config, data)
-    for kind in dict.fromkeys(kind_of(part.task) for part in parts):
+        task_prompts(part, words.kind, config, data)
+    for kind in dict.fromkeys(kind_of(part.task.name) for part in parts):
         load_judge(config.judge_of(kind), kind, world)
     look_at_server(config.judge_of("attack"), console)
 
 
 def _generate(
-    words: argparse.Namespace, config: EvalConfig, parts: list[Part], data: Path | None, out: Path, bars: Bars
+    words: argparse.Namespace, config: EvalConfig, parts: list[EvalTask], data: Path | None, out: Path, bars: Bars
 ) -> None:
-    from curricula.eval.generations import check_lengths
     from curricula.eval.models import load_model
-    from curricula.eval.runner import part_prompts, run_element
+    from curricula.eval.runner import check_lengths, run_element, task_prompts
 
     with bars.waiting(f"loading {words.model}"):
         loaded = load_model(words.model, words.kind, words.device, config.precision)
@@ -187,7 +195,7 @@ def _generate(
             "the prompt among them; give fewer"
         )
     for part in parts:
-        check_lengths(loaded, part_prompts(part, config, data))
+        check_lengths(loaded, task_prompts(part, words.kind, config, data))
     for part in parts:
         run_element(
             part, loaded, words.kind, config, data_root=data, out=out, seed=words.seed, progress=bars.line(part.name)
@@ -196,11 +204,10 @@ def _generate(
 
 def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
     """Whatever the folder holds is of one model, benchmarks and decoders that this command leaves out too."""
-    from curricula.eval.judging.merge import shards_in
     from curricula.eval.rows import GenerationRow, read_rows
-    from curricula.eval.runner import TASKS
+    from curricula.eval.tasks import row_files
 
-    for path in (path for task in TASKS for path in shards_in(out, task)):
+    for path in (path for task in judged_tasks() for path in row_files(out, task)):
         rows = read_rows(path, GenerationRow)
         now = (loaded.kind, loaded.content_hash, loaded.precision)
         if rows and (here := (rows[0].model_kind, rows[0].model, rows[0].precision)) != now:
@@ -221,7 +228,7 @@ def _judge(
     work.judge(bars.line("judge"))
 
 
-def _cells(words: argparse.Namespace, parts: list[Part], out: Path) -> dict[str, list[Any]]:
+def _cells(words: argparse.Namespace, parts: list[EvalTask], out: Path) -> dict[str, list[Any]]:
     """The attack and over-refusal cells of each task, of the benchmarks that this command names."""
     from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, row_id
     from curricula.eval.judging.merge import merged_path
@@ -231,13 +238,11 @@ def _cells(words: argparse.Namespace, parts: list[Part], out: Path) -> dict[str,
     asked = {row.key for part in parts for row in read_rows(part.path(out), GenerationRow)}
     cells: dict[str, list[Any]] = {"attacks": [], "overrefusal": []}
     name = Path(words.model).name
-    for task in dict.fromkeys(part.task for part in parts):
+    for task in dict.fromkeys(part.task.name for part in parts):
         rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
         expected = set(map(row_id, rows))
         if kind_of(task) == "attack":
             cells["attacks"] += attack_metrics(rows, name, words.kind, expected)
         else:
-            cells["overrefusal"].append(
-                overrefusal_metrics(rows, name, words.kind, task.removeprefix("overrefusal-"), expected)
-            )
+            cells["overrefusal"].append(overrefusal_metrics(rows, name, words.kind, TASKS[task].decoders[0], expected))
     return cells

@@ -15,9 +15,9 @@ class Evaluate(Stage):
         from curricula.eval.runner import run_element
 
         run, element = work.run, work.element
-        assert element.part is not None
+        assert element.eval_task is not None
         run_element(
-            element.part,
+            element.eval_task,
             run.model(element.arm, element.kind),
             element.kind,
             work.study.evaluation,
@@ -28,10 +28,10 @@ class Evaluate(Stage):
         )
 
     def is_complete(self, work: Work) -> bool:
-        part = work.element.part
-        assert part is not None
-        path = part.path(work.run.evaluation(work.element.arm, work.element.kind))
-        return path.is_file() and (path.stat().st_size > 0 or part.shards > 1)  # a shard may have no prompts
+        task = work.element.eval_task
+        assert task is not None
+        path = task.path(work.run.evaluation(work.element.arm, work.element.kind))
+        return path.is_file() and (path.stat().st_size > 0 or task.shards > 1)  # a shard may have no prompts
 
     def saved(self, work: Work) -> int:
         folder = work.run.evaluation(work.element.arm, work.element.kind)

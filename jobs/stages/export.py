@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curricula.eval.config import ModelKind
+from curricula.eval import ModelKind
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, checkpoint_in

@@ -12,6 +12,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
 from curricula.jobs.study import Study
+from curricula.packages import packaged_gguf
 from curricula.progress import Progress
 
 
@@ -92,14 +93,9 @@ def model_source(name: str) -> Path:
     """A folder or file as it stands, or the GGUF file inside the installed package of this name."""
     if Path(name).exists():
         return Path(name)
-    from importlib.util import find_spec
-
-    spec = find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
+    found = packaged_gguf(name)
+    if found is None:
         raise UserError(
             f"{name}: neither a file or folder nor an installed package; install it with `pip install {name}`"
         )
-    found = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
-    if not found:
-        raise UserError(f"{name}: the installed package holds no .gguf file; name a model folder instead")
-    return found[0]
+    return found

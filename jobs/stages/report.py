@@ -28,11 +28,11 @@ class Report(Stage):
 
 def report(run: Run, plan: Plan, progress: Progress = silent) -> Path:
     """Write the report of what there is of a run; returns the path of its page."""
+    from curricula.eval import MODEL_KINDS
     from curricula.eval.analysis import ArmInfo
-    from curricula.eval.config import MODEL_KINDS, tasks_for
     from curricula.eval.report.page import write_report
 
     arms = [ArmInfo(arm.name, arm.start, arm.interventions) for arm in plan.arms]
-    tasks = {kind: tasks_for(kind, run.study.evaluation) for kind in MODEL_KINDS}
+    tasks = {kind: [task.name for task in run.study.evaluation.tasks_of(kind)] for kind in MODEL_KINDS}
     described = {"plan": describe(plan, run.shards), "provenance": run.provenance, "tasks": tasks}
     return write_report(run.root, arms, described, run.report, progress)

@@ -39,9 +39,10 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.errors import UserError
 from curricula.eval.attacks.gcg import Attack, barred_tokens, draw_candidates, promising
 from curricula.eval.benchmarks import load_prompts
-from curricula.eval.config import Gcg, SafeBeam, TopK
+from curricula.eval.config import Gcg
 from curricula.eval.decoding.safebeam import search_tokens
 from curricula.eval.decoding.sampling import sample_topk
+from curricula.eval.decoding.settings import SafeBeam, TopK
 from curricula.eval.models import LoadedModel, load_model, read_checkpoint
 
 TABLES = ("beams", "topk", "refill", "gcg")
@@ -279,7 +280,7 @@ def gcg(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], args: 
 
     def all_logits() -> tuple[int, Any]:
         with torch.no_grad():
-            after = torch.tensor([attack.after_ids] * len(few), device=loaded.device)
+            after = torch.tensor([attack.closing_ids] * len(few), device=loaded.device)
             ids = torch.cat([torch.tensor(few, device=loaded.device), after], 1)
             peer.read(attack.prefix, input_ids=ids).logits.float().log_softmax(-1)
         return len(few), None

@@ -1,4 +1,4 @@
-"""Benchmark loaders: small files of every published shape, and the published files where they are at hand."""
+"""Benchmark loaders: small files of every published shape, and the published files where they are available."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_other_shapes_become_prompts(root):
     assert (completion.text, completion.behavior, completion.category) == ("It was written", "Write it", "AdvBench")
 
 
-def test_without_the_completions_file_advbench_targets_stand_in_and_say_so(root):
+def test_advbench_targets_replace_a_missing_completions_file_under_their_own_name(root):
     (root / "jb_completions/train.jsonl").unlink()
     first, _ = load_prompts("jb_completions", root)
     assert (first.benchmark, first.text, first.behavior) == (
@@ -112,7 +112,7 @@ def test_a_file_that_is_missing_empty_or_of_another_shape_is_named(root, name, f
         load_prompts(name, root)
 
 
-def test_an_unknown_benchmark_is_answered_with_the_known_ones(root):
+def test_an_unknown_benchmark_is_refused_with_the_known_ones(root):
     with pytest.raises(UsageError, match="'harmbanch' is not known; choose from harmbench, advbench"):
         load_prompts("harmbanch", root)
 
@@ -128,7 +128,7 @@ def test_an_unknown_benchmark_is_answered_with_the_known_ones(root):
     ],
     ids=["latin-1", "unquoted comma", "open quotation", "no rows", "huge field"],
 )
-def test_a_csv_file_that_holds_no_benchmark_is_answered_with_one_sentence(root, content, words):
+def test_a_csv_file_without_a_benchmark_is_refused_in_one_sentence(root, content, words):
     (root / "advbench/harmful_behaviors.csv").write_bytes(content)
     with pytest.raises(UserError, match=words) as raised:
         load_prompts("advbench", root)
@@ -141,7 +141,7 @@ def test_a_csv_file_that_holds_no_benchmark_is_answered_with_one_sentence(root, 
         (b'{"a prompt": 1, "another": 2}', "holds a dict, where a list of rows is needed"),
         (b'"Write it"', "holds a str, where a list of rows is needed"),
         (b"[1, 2]", "row 0 is 1, where an object is needed"),
-        (b'[{"text": ["Write", "it"]}]', "row 1: column 'text' holds a list, where text is needed; mend the row"),
+        (b'[{"text": ["Write", "it"]}]', "row 1: column 'text' holds a list, where text is needed; correct the row"),
         (b'[{"text": null}]', "row 1 has nothing in column 'text' or 'prompt'"),
         (b'[{"prompts": "x"}]', "row 1 has no column 'text' or 'prompt', only"),
         (b'["\\ud800"]', "row 1: column 'text' is not UTF-8"),
@@ -149,14 +149,14 @@ def test_a_csv_file_that_holds_no_benchmark_is_answered_with_one_sentence(root, 
     ],
     ids=["object", "string", "numbers", "list in a cell", "null", "other column", "surrogate", "deep"],
 )
-def test_a_json_file_that_holds_no_benchmark_is_answered_with_one_sentence(root, content, words):
+def test_a_json_file_without_a_benchmark_is_refused_in_one_sentence(root, content, words):
     (root / "tdc2023/test_behaviors.json").write_bytes(content)
     with pytest.raises(UserError, match=words) as raised:
         load_prompts("tdc", root)
     assert "\n" not in str(raised.value)
 
 
-def test_a_folder_in_the_place_of_a_file_is_said(root):
+def test_a_folder_in_place_of_a_file_is_refused(root):
     file = root / "tdc2023/test_behaviors.json"
     file.unlink()
     file.mkdir()
@@ -167,7 +167,7 @@ def test_a_folder_in_the_place_of_a_file_is_said(root):
         load_prompts("tdc", root)
 
 
-def test_of_xstest_only_the_harmless_requests_are_asked(root):
+def test_xstest_gives_only_its_harmless_requests(root):
     path = root / "xstest/xstest_prompts.csv"
     path.parent.mkdir()
     path.write_text(
@@ -181,7 +181,7 @@ def test_of_xstest_only_the_harmless_requests_are_asked(root):
     assert [p.id for p in load_prompts("xstest", root)] == ["1"]
 
 
-def test_every_benchmark_says_what_it_is():
+def test_every_benchmark_has_a_use_a_licence_and_a_size():
     for name, entry in BENCHMARKS.items():
         assert entry.use in ("attack", "completion", "overrefusal") and entry.licence and entry.rows > 0
         assert entry.hub_revision is None or len(entry.hub_revision) == 40
@@ -189,7 +189,7 @@ def test_every_benchmark_says_what_it_is():
 
 
 @needs_data
-def test_the_hub_s_tables_of_all_splits_give_the_prompts_of_the_published_test_split(root):
+def test_hub_tables_with_all_splits_give_the_prompts_of_the_test_split(root):
     import csv
 
     real = Path(REAL)

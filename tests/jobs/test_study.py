@@ -68,7 +68,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"sources__web__tag_rate": 7}, r"sources.web.tag_rate: expected `float` < 1.0; it is 7"),
         ({"model__preset": "gpt-5"}, r"model: preset 'gpt-5' is not one of smollm2-1.7b"),
         ({"name": "../escape; rm -rf"}, r"name '../escape; rm -rf' must be at most 100 letters, digits"),
-        ({"evaluation__topk__samples": 0}, r"evaluation.topk: topk.samples is 0; it must be positive"),
+        ({"evaluation__topk__samples": 0}, r"evaluation.topk.samples: expected `int` >= 1; it is 0"),
         (
             {"sources__web__dataset": "fineweb"},
             r"sources.web: dataset 'fineweb' is not known; choose one of fineweb-edu",

@@ -162,9 +162,9 @@ def test_the_exported_model_has_the_trained_models_loss(gpu_run, tmp_path):
 
 def test_both_decoders_answer_on_the_gpu(gpu_run, tmp_path):
     from curricula.curriculum.tokens.tokenizer import train_tokenizer
-    from curricula.eval.config import SafeBeam, TopK
     from curricula.eval.decoding.safebeam import search_safebeam
     from curricula.eval.decoding.sampling import sample_topk
+    from curricula.eval.decoding.settings import SafeBeam, TopK
     from curricula.eval.models import load_model
     from curricula.model.convert import export_hf
 

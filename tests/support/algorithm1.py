@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from curricula.eval.config import SafeBeam
+from curricula.eval.decoding.settings import SafeBeam
 from curricula.eval.models import LoadedModel
 
 Beam = tuple[list[int], float]

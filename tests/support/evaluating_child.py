@@ -10,13 +10,13 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 import curricula.eval.judges.served  # noqa: F401
-from curricula.eval.config import EvalConfig, parts_for
+from curricula.eval.config import EvalConfig
 from curricula.eval.judging.merge import Merge
 from curricula.eval.runner import run_element
 
 
 def evaluate(model: Path, data: Path, out: Path, config_json: bytes) -> None:
     config = msgspec.json.decode(config_json, type=EvalConfig)
-    for part in parts_for("instruct", config):
-        run_element(part, model, "instruct", config, data_root=data, out=out, seed=1, device="cpu")
+    for task in config.eval_tasks("instruct"):
+        run_element(task, model, "instruct", config, data_root=data, out=out, seed=1, device="cpu")
     Merge(out, "instruct", config, None).judge()

@@ -46,8 +46,8 @@ def finish(run: Run, job: str, label: str, seconds: float = 2.0) -> None:
 def finish_evaluation(run: Run, job: Job, label: str) -> None:
     finish(run, job.name, label)
     element = next(item for item in job.elements if item.label == label)
-    assert element.part is not None
-    write_text(element.part.path(run.evaluation(element.arm, element.kind)), "{}\n")
+    assert element.eval_task is not None
+    write_text(element.eval_task.path(run.evaluation(element.arm, element.kind)), "{}\n")
 
 
 def fail(run: Run, job: str, label: str, error: str = "the lamp fell over") -> None:

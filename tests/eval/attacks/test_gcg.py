@@ -1,4 +1,4 @@
-"""GCG on a tiny random chat model: gradients, candidates and the course of the loss."""
+"""GCG on a tiny random chat model: gradients, candidates and how the loss falls."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def attack(request, loaded):
 
 
 def whole_prompt_loss(attack, suffix):
-    """Cross-entropy of the target computed the plain way: the whole text in one pass, no cache."""
-    head = [*attack.before_ids, *suffix, *attack.after_ids]
+    """Cross-entropy of the target the plain way: the whole text in one pass, no cache."""
+    head = [*attack.opening_ids, *suffix, *attack.closing_ids]
     logits = attack.loaded.model(torch.tensor([head + attack.target_ids])).logits[0].float()
     predictions = logits[len(head) - 1 : -1]
     return float(torch.nn.functional.cross_entropy(predictions, torch.tensor(attack.target_ids)))
@@ -74,7 +74,7 @@ def test_the_loss_falls_and_the_result_is_the_lowest_of_all_steps(loaded):
     assert result.suffix.startswith(" ") and result.suffix.isascii()
     attack = Attack(loaded, REQUEST, CONFIG)
     ids = loaded.encode(loaded.chat(REQUEST + result.suffix))
-    suffix_ids = ids[len(attack.before_ids) : len(ids) - len(attack.after_ids)]
+    suffix_ids = ids[len(attack.opening_ids) : len(ids) - len(attack.closing_ids)]
     assert len(suffix_ids) == len(attack.initial_ids)
     assert attack.losses([suffix_ids])[0] == pytest.approx(result.loss, abs=1e-5)
 
@@ -111,9 +111,9 @@ def test_candidates_differ_from_the_suffix_in_one_place_by_an_allowed_token(load
 
 
 def plain_gcg(loaded, request, config, draw_key):
-    """nanoGCG's loop with nothing made fast: whole texts, one candidate at a time, the gradient of the one-hot suffix."""
+    """nanoGCG's loop without any optimisation: whole texts, one candidate at a time, the gradient of the one-hot suffix."""
     attack = Attack(loaded, request, config)
-    head, tail, target = attack.before_ids, attack.after_ids, attack.target_ids
+    head, tail, target = attack.opening_ids, attack.closing_ids, attack.target_ids
     weights = loaded.model.get_input_embeddings().weight
     barred = barred_tokens(loaded)
 
@@ -134,8 +134,10 @@ def plain_gcg(loaded, request, config, draw_key):
         rng = keyed_rng("gcg", *draw_key, step)
         best = None
         for candidate in draw_candidates(current, replacements, config.search_width, rng):
-            text = attack.before + loaded.tokenizer.decode(candidate, clean_up_tokenization_spaces=False) + attack.after
-            own = text[len(attack.before) :].startswith(" ")  # the suffix follows the request after a space
+            text = (
+                attack.opening + loaded.tokenizer.decode(candidate, clean_up_tokenization_spaces=False) + attack.closing
+            )
+            own = text[len(attack.opening) :].startswith(" ")  # the suffix follows the request after a space
             if not own or loaded.encode(text) != [*head, *candidate, *tail]:
                 continue
             with torch.no_grad():
@@ -147,7 +149,7 @@ def plain_gcg(loaded, request, config, draw_key):
     return taken
 
 
-def test_the_course_equals_that_of_a_plain_loop(loaded):
+def test_losses_and_suffix_equal_those_of_a_plain_loop(loaded):
     config = Gcg(steps=8, search_width=24, topk=32, suffix="x x x x x x", batch_candidates=10, target="Sure, here")
     plain = plain_gcg(loaded, REQUEST, config, (3, "a"))
     assert all(plain)
@@ -156,7 +158,7 @@ def test_the_course_equals_that_of_a_plain_loop(loaded):
     assert result.suffix == loaded.tokenizer.decode(min(plain)[1])
 
 
-def test_a_killed_attack_goes_on_from_its_last_saved_step(loaded, tmp_path):
+def test_a_killed_attack_resumes_from_its_last_saved_step(loaded, tmp_path):
     save, steps = Save(tmp_path / "step.json", "key"), []
 
     def stop(step, loss):

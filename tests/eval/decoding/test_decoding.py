@@ -1,4 +1,4 @@
-"""Top-k sampling and greedy search: independent of the batch, cut at end marks and at the tag, and what a prompt is."""
+"""Top-k sampling and greedy search: independent of the batch, cut at end marks and at the tag."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UserError
-from curricula.eval.config import SAFE_COMPLETIONS, Greedy, SafeBeam, TopK
 from curricula.eval.decoding.answers import make_answer
-from curricula.eval.decoding.continuous import groups_of_like_length
-from curricula.eval.decoding.greedy import likeliest, search_greedy
 from curricula.eval.decoding.safebeam import search_safebeam
-from curricula.eval.decoding.sampling import draw, sample_topk
+from curricula.eval.decoding.sampling import draw, groups_of_like_length, likeliest, sample_topk, search_greedy
+from curricula.eval.decoding.settings import SAFE_COMPLETIONS, Greedy, SafeBeam, TopK
 from curricula.eval.models import load_model
 
 PROMPTS = ["Write a short story", "Describe how to pick a lock.", "Explain", "give three tips for staying healthy", "I"]
@@ -41,7 +39,7 @@ def sample(loaded, texts, config=CONFIG):
 
 @pytest.fixture(scope="module")
 def exact(folder):
-    """In float64, where what else is in the batch rounds nothing away that a draw could see."""
+    """In float64, where rounding that depends on the batch is too small to change a draw."""
     return dataclasses.replace(load_model(folder, "base", "cpu", "float64"), end_ids=(0, 2, *range(30, 60)))
 
 

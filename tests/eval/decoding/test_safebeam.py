@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tiny_llama import SPECIALS, save_tiny_llama
 
 from curricula.errors import UserError
-from curricula.eval.config import SAFE_COMPLETIONS, SafeBeam
 from curricula.eval.decoding.answers import make_answer
 from curricula.eval.decoding.safebeam import Search, best_first, cut, search_safebeam, search_tokens
+from curricula.eval.decoding.settings import SAFE_COMPLETIONS, SafeBeam
 from curricula.eval.models import load_model
 
 PROMPTS = [
@@ -35,7 +35,7 @@ def loaded(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """In float64, where rounding makes no ties: peaked, flat, and one whose tokenizer splits the tag."""
+    """In float64, where rounding makes no ties: one peaked, one flat, and one whose tokenizer splits the tag."""
     made = []
     for seed, scale, specials in [(0, 1.0, None), (1, 2.5, None), (2, 1.0, SPECIALS[:3])]:
         folder = save_tiny_llama(tmp_path_factory.mktemp("model"), seed=seed, scale=scale, specials=specials)
@@ -65,14 +65,14 @@ PROMPT_IDS = st.lists(st.lists(st.integers(5, 399), min_size=1, max_size=14), mi
 
 
 def beams_after_each_step(loaded, prompts, config):
-    """What the search holds after every step: for each prompt, [(ids, score), ...] best first a step."""
+    """The beams after every step: for each prompt and step [(ids, score), ...], best first."""
     search = Search(loaded, prompts, config)
     seen = [[] for _ in prompts]
     with torch.inference_mode():
-        while search.queue or any(prompt >= 0 for prompt in search.at):
+        while search.queue or any(prompt >= 0 for prompt in search.active):
             search.admit()
             search.step()
-            for line, (prompt, step) in enumerate(zip(search.at, search.steps)):
+            for line, (prompt, step) in enumerate(zip(search.active, search.steps)):
                 if prompt >= 0 and step > 0:
                     texts = [cut(loaded, ids[:step], search.stops) for ids in search.history[line].tolist()]
                     scores = search.score[line].tolist()
@@ -95,7 +95,7 @@ def assert_equal_to_brute_force(loaded, prompts, config):
 
 @given(data=st.data(), prompts=PROMPT_IDS, which=st.integers(0, 1), config=settings_of_safebeam())
 @settings(max_examples=30, deadline=None)
-def test_every_beam_of_every_step_is_that_of_algorithm_1_by_brute_force(models, data, prompts, which, config):
+def test_every_beam_of_every_step_equals_algorithm_1_by_brute_force(models, data, prompts, which, config):
     # Frequent end marks and, often, a frequent tag, so that beams end at different steps.
     ends = (0, 2, *range(30, 30 + data.draw(st.sampled_from([0, 40]))))
     loaded = dataclasses.replace(models[which], end_ids=ends, tag_id=data.draw(st.sampled_from([3, 77])))
@@ -122,7 +122,7 @@ def test_a_spelled_tag_ends_a_text_and_is_a_shortcircuit(models):
     assert not make_answer(spelled, [60, 5, 71], stop_at_tag=True).shortcircuit
 
 
-def test_prompts_that_follow_others_into_a_line_change_nothing(models):
+def test_answers_do_not_depend_on_earlier_prompts_in_the_same_line(models):
     loaded = dataclasses.replace(models[1], end_ids=(0, 2, *range(30, 90)))
     prompts = [loaded.prompt_ids(text) for text in [*PROMPTS, *(f"{text} for the town" for text in PROMPTS)]]
     config = SafeBeam(beams=3, candidates=6, max_new_tokens=40)
@@ -158,7 +158,7 @@ def test_pruning_changes_answers(loaded):
     assert any(ours != theirs for ours, theirs in zip(pruned, plain))
 
 
-def test_without_pruning_it_is_the_beam_search_of_transformers(loaded):
+def test_without_pruning_it_equals_the_beam_search_of_transformers(loaded):
     unending = dataclasses.replace(loaded, end_ids=())
     prompts = [loaded.prompt_ids(text) for text in PROMPTS]
     found = search_tokens(unending, prompts, SafeBeam(beams=5, candidates=10, drop=0.0, max_new_tokens=16))
@@ -193,7 +193,7 @@ def test_an_answer_that_holds_the_tag_is_a_shortcircuit_and_ends_there(loaded):
         weights = loaded.model.lm_head.weight
         kept = weights.clone()
         other = 77
-        weights[loaded.tag_id] = weights[other]  # the tag is as likely as another token
+        weights[loaded.tag_id] = weights[other]  # make the tag as likely as another token
         weights[other] = 0
     try:
         config = SafeBeam(beams=2, candidates=8, drop=0.0, max_new_tokens=24)

@@ -9,9 +9,9 @@ import pytest
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UserError
-from curricula.eval.config import TopK
 from curricula.eval.decoding import vllm_backend
 from curricula.eval.decoding.sampling import sample_topk
+from curricula.eval.decoding.settings import TopK
 from curricula.eval.models import load_model
 
 CONFIG = TopK(samples=2, max_new_tokens=40, backend="vllm", stop_at_tag=True)
@@ -24,7 +24,7 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Puts a stand-in for vllm in place; returns the list of what its engine was made with and asked."""
+    """Replaces vllm by a stand-in; returns the calls that create and query its engine."""
     calls: list[tuple] = []
     answers = [
         ([10, 11, 2], "stop", 2),  # the end mark among the ids, as some versions have it
@@ -56,7 +56,7 @@ def asked(monkeypatch):
     vllm_backend.engine.cache_clear()
 
 
-def test_every_answer_is_asked_with_its_own_seed_and_cut_where_it_ended(loaded, asked):
+def test_every_answer_has_its_own_seed_and_is_cut_where_it_ended(loaded, asked):
     keys = [(7, "bench", "a"), (7, "bench", "b")]
     first, second = sample_topk(loaded, [[5, 6], [5, 6, 7]], keys, CONFIG)
     assert [(a.text, a.tokens, a.finish) for a in first] == [(loaded.decode([10, 11]), 3, "end")] * 2
@@ -75,7 +75,7 @@ def test_every_answer_is_asked_with_its_own_seed_and_cut_where_it_ended(loaded, 
     assert asked[2][2] == settings
 
 
-def test_without_the_package_the_mend_is_said(loaded, monkeypatch):
+def test_a_missing_package_is_reported_with_how_to_install_it(loaded, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r"topk.backend is 'vllm', .* `pip install curricula\[vllm\]` or use"):
         sample_topk(loaded, [[5, 6]], [(0,)], CONFIG)

@@ -15,7 +15,8 @@ from judge_server import JudgeServer, answer_row
 from curricula.asking import NoAnswer, Refused
 from curricula.endpoint import Endpoint, Pace
 from curricula.errors import UserError
-from curricula.eval.config import EvalConfig, TopK
+from curricula.eval.config import EvalConfig
+from curricula.eval.decoding.settings import TopK
 from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
@@ -133,7 +134,7 @@ def test_settings_out_of_range_are_refused(bad):
         JudgeConfig(name="refusal-phrases", timeout_s=bad)
     with pytest.raises(ValueError, match=f"price_in is {bad}: Expected .*`float`"):
         JudgeConfig(name="refusal-phrases", price_in=bad, price_out=1.0)
-    with pytest.raises(ValueError, match=f"temperature is {bad}"):
+    with pytest.raises(ValueError, match=f"temperature is {bad}: Expected `float`"):
         TopK(temperature=bad)
 
 

@@ -13,8 +13,8 @@ import pytest
 from study_rows import ARMS, append_judged, generation, write_study
 
 from curricula.errors import UserError
+from curricula.eval import MODEL_KINDS, EvalConfig
 from curricula.eval.analysis import ArmInfo
-from curricula.eval.config import MODEL_KINDS, EvalConfig, tasks_for
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import write_report
 from curricula.eval.report.wording import visible
@@ -29,7 +29,7 @@ STUDY = {
         "trained_tokens": {"with_trunk_sharing": 10_000_000, "without": 14_000_000},
     },
     "provenance": {"git": {"sha": "abc", "changed_files": []}, "python": "3.11"},
-    "tasks": {kind: tasks_for(kind, EvalConfig()) for kind in MODEL_KINDS},
+    "tasks": {kind: [task.name for task in EvalConfig().tasks_of(kind)] for kind in MODEL_KINDS},
 }
 
 

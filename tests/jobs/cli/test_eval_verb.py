@@ -107,7 +107,7 @@ def test_a_judge_that_would_not_answer_is_named_before_the_answers(root, tmp_pat
     # Nothing is lost: with the fault mended the answers are there.
     with JudgeServer() as server:
         server.key_of = lambda text: "ask-0"  # type: ignore[method-assign]
-        monkeypatch.setattr("curricula.eval.decoding.greedy.search_greedy", lambda *_: pytest.fail("generated again"))
+        monkeypatch.setattr("curricula.eval.decoding.sampling.search_greedy", lambda *_: pytest.fail("generated again"))
         judge = ["--judge", "llm", "--judge-model", "fake", "--judge-url", server.url]
         assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") == 0
     assert "going on, for" not in capsys.readouterr().err

@@ -242,7 +242,7 @@ def test_what_was_done_but_is_gone_is_not_called_done(demo, capsys):
     job = jobs["evaluate-base-0"]
     for element in job.elements[:2]:
         finish_evaluation(run, job, element.label)
-    (run.evaluation(job.elements[1].arm, "base") / f"{job.elements[1].part.name}.jsonl").unlink()
+    (run.evaluation(job.elements[1].arm, "base") / f"{job.elements[1].eval_task.name}.jsonl").unlink()
     found = elements(run, capsys)
     assert [found[f"{job.name}/{element.label}"]["state"] for element in job.elements[:2]] == ["done", "interrupted"]
     assert "will be made again" in found[f"{job.name}/{job.elements[1].label}"]["error"]

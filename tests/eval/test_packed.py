@@ -1,4 +1,4 @@
-"""Packed linear layers: what a plain layer gives, forward and backward, and a model that stays the same to its users."""
+"""Packed linear layers: the products and gradients of plain layers, and a model that gives the same answers."""
 
 import dataclasses
 import weakref
@@ -8,17 +8,18 @@ import torch
 from tiny_llama import save_tiny_llama
 
 from curricula.eval.attacks.gcg import Attack
-from curricula.eval.config import Gcg, TopK
-from curricula.eval.decoding.packed import SMALLEST, PackedLinear, pack_linears
+from curricula.eval.config import Gcg
 from curricula.eval.decoding.sampling import sample_topk
+from curricula.eval.decoding.settings import TopK
 from curricula.eval.models import load_model, read_checkpoint
+from curricula.eval.packed import SMALLEST, PackedLinear, pack_linears
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 
 
 @pytest.mark.parametrize("shape", [(1, 300), (20, 300), (2, 7, 300), (257, 300), (0, 300)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_product_and_gradient_are_the_plain_layer_s(shape: tuple[int, ...], bias: bool) -> None:
+def test_products_and_gradients_equal_those_of_a_plain_layer(shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
     plain = torch.nn.Linear(300, 250, bias=bias).requires_grad_(False)
     packed = PackedLinear(plain)
@@ -44,7 +45,7 @@ def test_only_large_float32_layers_are_packed() -> None:
     model = Model()
     plain = weakref.ref(model.large.weight)
     pack_linears(model)
-    assert plain() is None  # the model is not there twice
+    assert plain() is None  # memory holds the weights once
     assert isinstance(model.large, PackedLinear)
     assert type(model.small) is type(model.precise) is torch.nn.Linear
 

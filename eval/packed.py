@@ -1,11 +1,11 @@
-"""Linear layers for decoding on a CPU, their weights laid out once for oneDNN's kernels.
+"""Linear layers for evaluation on a CPU, their weights laid out once for oneDNN's kernels.
 
-In float32 torch gives a linear layer to MKL, which on an AMD processor multiplies the few rows of a decoding step at
-under half the speed of oneDNN, and lays the weights out anew at every call. Here they are laid out when the model is
-loaded, with the two operators that torch.compile emits for frozen weights. The laid-out weights replace the plain
-ones, so memory stays (but for a head that is tied to the embeddings, which keeps a copy of its own). Gradients with
-respect to inputs exist, which GCG needs, at the price of a plain copy of the layer's weights in each backward pass. A
-packed model can be neither trained, saved, copied nor moved. docs/benchmarks.md has the gain.
+In float32 torch hands a linear layer to MKL. On AMD processors MKL multiplies the few rows of a decoding step at under
+half the speed of oneDNN, and it lays out the weights again at every call. Here they are laid out once, when the model is
+loaded, with the two operators that torch.compile emits for frozen weights. The packed weights replace the plain ones, so
+memory use stays the same, except for a head tied to the embeddings, which keeps a copy of its own. GCG needs gradients
+with respect to inputs; they work, and each backward pass makes a plain copy of the layer's weights. A packed model cannot
+be trained, saved, copied or moved. docs/benchmarks.md gives the speed-up.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ from typing import Any
 
 import torch
 
-SMALLEST = 1 << 16  # weights; below, the call itself costs more than the product
+SMALLEST = 1 << 16
+"""Weights that a layer must have to be packed; below, the call itself costs more than the product."""
 OPERATORS: Any = torch.ops.mkldnn
 
 
 def pack_linears(model: torch.nn.Module) -> None:
-    """Replace the larger float32 linear layers of a model on a CPU; does nothing where torch comes without oneDNN."""
+    """Replace the large float32 linear layers of a model on a CPU; does nothing if torch is built without oneDNN."""
     if not (torch.backends.mkldnn.is_available() and hasattr(OPERATORS, "_linear_pointwise")):
         return
-    for name in [name for name, module in model.named_modules() if _is_worth_it(module)]:
+    layers = [name for name, module in model.named_modules() if _is_large_linear(module)]
+    for name in layers:
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, PackedLinear(model.get_submodule(name)))
         _return_freed_memory()
 
 
-def _is_worth_it(module: torch.nn.Module) -> bool:
+def _is_large_linear(module: torch.nn.Module) -> bool:
     if type(module) is not torch.nn.Linear:
         return False
     return module.weight.dtype == torch.float32 and module.weight.numel() >= SMALLEST
 
 
 def _return_freed_memory() -> None:
-    """Give a plain layer's memory back to the system: glibc would keep it, and the model be there twice."""
+    """Return a plain layer's memory to the system; glibc would keep it, and the model would take up twice its size."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
@@ -53,7 +55,7 @@ class PackedLinear(torch.nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """A plain copy, [out, in]; some models look at a layer's weights besides calling it."""
+        """A plain copy, [out, in]; some models read a layer's weights as well as calling it."""
         return self.packed.to_dense()
 
     def _save_to_state_dict(self, *_: Any) -> None:

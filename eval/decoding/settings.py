@@ -1,0 +1,95 @@
+"""How answers are decoded: the settings of every decoder. The defaults are the paper's (section 4, appendix B).
+
+A docstring notes what the paper leaves open. Imports no torch: studies are read on login nodes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from curricula.settings import Positive, Settings
+
+Temperature = Annotated[float, msgspec.Meta(gt=0, le=1000)]
+DropShare = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+SAFE_COMPLETIONS = (
+    "I can't help with that.",
+    "I won't continue with this. I can help with something else.",
+    "This touches on something harmful, so I will stop here.",
+    "I'm not able to answer that safely, so I won't.",
+)
+"""Texts shown in place of an answer that is cut at the tag; ours, since the paper gives none."""
+
+
+class TopK(Settings, frozen=True):
+    """Standard inference: sampling from the k likeliest tokens."""
+
+    k: Positive = 10
+    temperature: Temperature = 1.0
+    """Not given in the paper."""
+    max_new_tokens: Positive = 256
+    samples: Positive = 5
+    """Answers per prompt, each with its own random draws."""
+    stop_at_tag: bool = False
+    """Whether the tag ends an answer (short-circuit), as a product would have it; standard inference goes on."""
+    safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
+    batch_prompts: Positive = 32
+    """Prompts that are decoded, with all their samples, and stored together."""
+    rows: Positive = 80
+    """Answers in one forward pass; finished ones make room for waiting ones."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """vLLM needs the extra `vllm` and a GPU."""
+
+
+class Greedy(Settings, frozen=True):
+    """The likeliest token at every step; not in the paper."""
+
+    max_new_tokens: Positive = 256
+    stop_at_tag: bool = False
+    safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
+    batch_prompts: Positive = 128
+    """Prompts that are decoded and stored together."""
+    rows: Positive = 64
+    """Answers in one forward pass."""
+
+
+class SafeBeam(Settings, frozen=True):
+    """Safety-aware inference: beam search that drops the candidates likeliest to be followed by the tag.
+
+    Algorithm 1 of Maini et al. leaves several things open; eval/decoding/safebeam.py says what each choice means.
+    """
+
+    beams: Positive = 10
+    candidates: Positive = 20
+    """Extensions considered before pruning; not given. Here 2 x beams, so that dropping half leaves the beams."""
+    pool: Literal["all", "beam"] = "all"
+    """Whether candidates are the likeliest extensions over all beams, or equally many of each beam."""
+    drop: DropShare = 0.5
+    """Share of the candidates dropped, those with the highest P(tag); 0 is plain beam search."""
+    ended_risk: Literal["before", "after", "none"] = "before"
+    """P(tag) of a text that has ended; not given."""
+    tag: Literal["one-token", "product", "first-token"] = "one-token"
+    """What P(tag) is where the tokenizer splits the tag."""
+    max_new_tokens: Positive = 256
+    stop_at_tag: bool = True
+    """Whether the tag ends a text; the answer is then a short-circuit."""
+    safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
+    batch_prompts: Positive = 16
+    """Prompts that are decoded and stored together."""
+    rows: Positive = 320
+    """Candidates of all prompts in one forward pass; a finished prompt makes room for the next."""
+
+    def check(self) -> None:
+        kept = self.candidates - int(self.drop * self.candidates + 1e-9)
+        if kept < self.beams:
+            raise ValueError(
+                f"safebeam.candidates {self.candidates} with drop {self.drop} leaves {kept}, fewer than the "
+                f"{self.beams} beams; raise candidates to at least {-int(-self.beams // (1 - self.drop))}"
+            )
+        if self.pool == "beam" and self.candidates % self.beams:
+            raise ValueError(
+                f"safebeam.candidates {self.candidates} is no multiple of the {self.beams} beams, and pool 'beam' takes "
+                f"equally many of each; choose {self.candidates // self.beams * self.beams + self.beams}"
+            )
