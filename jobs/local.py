@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -45,10 +46,12 @@ class Outcome:
     skipped: list[Key] = field(default_factory=list)
 
 
-def run_graph(run: Run, jobs: list[Job], watcher: Watcher, workers: int | None = None) -> Outcome:
-    """Run all elements that are not done yet, `workers` at a time (the study's number by default).
+def run_graph(
+    run: Run, jobs: list[Job], watcher: Watcher, workers: int | None = None, chosen: Collection[Key] | None = None
+) -> Outcome:
+    """Run the `chosen` elements, or all, that are not done yet, `workers` at a time (the study's number by default).
 
-    Returns when nothing more can start.
+    Returns when nothing more can start. Elements that are neither done nor chosen are not waited for.
     """
     workers = workers or run.study.resources.workers
     outcome = Outcome()
@@ -56,9 +59,11 @@ def run_graph(run: Run, jobs: list[Job], watcher: Watcher, workers: int | None =
     needs = element_needs(jobs)
     done = done_elements(run, jobs)
     for key in needs:
-        if key not in done:
+        if key not in done and (chosen is None or key in chosen):
             (run.element(*key) / "done.json").unlink(missing_ok=True)
             waiting.append(key)
+    coming = done.union(waiting)
+    needs = {key: [need for need in needs[key] if need[0] in coming] for key in needs}
     outcome.done += done
     if not waiting:
         return outcome

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from curricula.errors import UsageError
 from curricula.jobs.graph import Job
+from curricula.jobs.selection import Chosen
 from curricula.jobs.slurm.queue import Key
-from curricula.jobs.slurm.scope import Chosen
 from curricula.jobs.slurm.submissions import Task
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from curricula.jobs.graph import Job
+from curricula.jobs.selection import Chosen
 from curricula.jobs.slurm.profile import Profile
-from curricula.jobs.slurm.scope import Chosen
 from curricula.jobs.study import Study
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curricula.jobs.graph import Job
+from curricula.jobs.selection import Chosen
 from curricula.jobs.slurm.arrays import arrays_of, dependency
 from curricula.jobs.slurm.executor import ElementExecutor
 from curricula.jobs.slurm.profile import Profile, Request
 from curricula.jobs.slurm.queue import Key
-from curricula.jobs.slurm.scope import Chosen
 from curricula.jobs.slurm.script import body, sbatch_options
 from curricula.jobs.slurm.snapshot import code_files, snapshot_folder
 from curricula.jobs.slurm.submissions import Task

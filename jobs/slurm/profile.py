@@ -20,7 +20,7 @@ import yaml
 from curricula.durable import write_text
 from curricula.errors import UsageError
 from curricula.jobs.graph import LIGHT_STAGES, Job
-from curricula.jobs.monitor.secret_names import SECRET
+from curricula.jobs.monitor.notifications import SECRET
 from curricula.jobs.preflight.preflight import Preflight
 from curricula.jobs.run import Run
 from curricula.jobs.study import Study

@@ -78,12 +78,11 @@ def submitit_states(folder: str, tasks: list[str], path: str) -> machine.Task:
 
 
 def slow_folder(root: str, readers: int) -> machine.Task:
-    from curricula.jobs.graph import build_graph
     from curricula.jobs.monitor import state
     from curricula.jobs.run import Run
 
     run = Run(Path(root))
-    jobs = build_graph(run.study)
+    assert run.jobs  # built before the clock starts
     true_open = io.open
 
     def slow_open(*words: Any, **more: Any) -> Any:
@@ -94,7 +93,7 @@ def slow_folder(root: str, readers: int) -> machine.Task:
     try:
         with patch("io.open", slow_open), patch("builtins.open", slow_open), patch.object(state, "READERS", readers):
             began, cpu = time.perf_counter(), cpu_seconds()
-            state.run_status(run, jobs)
+            state.run_status(run)
             return {"seconds": time.perf_counter() - began, "cpu": cpu_seconds() - cpu}
     finally:
         run.submissions.with_suffix(".away").rename(run.submissions)
@@ -172,7 +171,7 @@ def slurm_start(root: str, profile: str) -> machine.Task:
         ]
         cpu = cpu_seconds()
         try:
-            curricula(*words, "--only", "pretrain", "--arms", "safe-100", "--yes")
+            curricula(*words, "--stage", "pretrain", "--arm", "safe-100", "--yes")
             first = submissions(run)[0]
             element, metrics = run.element(first.job, first.labels[0]), run.branch(first.labels[0]) / "metrics.jsonl"
             deadline = time.monotonic() + PATIENCE_S

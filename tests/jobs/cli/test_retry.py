@@ -1,14 +1,13 @@
 """What runs again after a failure: what ended badly and what waits for it, never more; by `retry` and by resubmit.sh."""
 
-import json
 import subprocess
 
 import pytest
-from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, new_run, report_progress, submitted
+from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, new_run, submitted
 
 from curricula.jobs.cli.main import main
 from curricula.jobs.graph import build_graph
-from curricula.jobs.local import element_needs
+from curricula.jobs.local import Outcome, element_needs
 from curricula.jobs.monitor.state import ElementStatus
 from curricula.jobs.preflight.nodes import BadNode, record_bad_nodes
 from curricula.jobs.recovery import to_run_again
@@ -102,8 +101,8 @@ def test_only_the_failures_of_an_arm_or_stage_are_retried(graph):
 
 
 def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, capsys, monkeypatch):
-    for module in ("element", "state"):
-        monkeypatch.setattr(f"jobs.{module}.is_intact", lambda *_: True)
+    for module in ("element", "monitor.state"):
+        monkeypatch.setattr(f"curricula.jobs.{module}.is_intact", lambda *_: True)
     run, jobs = demo
     tasks = latest_tasks(submissions(run))
     made = ["prepare", "tokenize", *(name for name in jobs if name.startswith("pretrain"))]
@@ -119,10 +118,9 @@ def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, ca
             else:
                 rows.append((task.job_id, str(task.number), "PENDING", "Dependency", "", 0))
     slurm.queue(*rows)
-    queued = "".join(f"{row[0]:24}{row[1]:24}{row[2]:24}{row[3]:96}/x\n" for row in rows if row[2] == "PENDING")
-    listing = (slurm.folder / "squeue.out").read_text()  # status and submission ask in two ways
-    for_submission = f'[[ " $* " != *" --me "* ]] || {{ printf %b {json.dumps(queued)}; exit 0; }}'
-    slurm.answer("squeue", listing, script=for_submission)
+    listing = (slurm.folder / "squeue.out").read_text()
+    without_ended = f'[[ " $* " != *" --me "* ]] || {{ grep PENDING "{slurm.folder}/squeue.out"; exit 0; }}'
+    slurm.answer("squeue", listing, script=without_ended)
     record_bad_nodes(run, [BadNode(node="n7", reason="x", time=4e9)])
     assert main(["retry", str(run.root)]) == 0
     new = latest_tasks(submissions(run))
@@ -158,11 +156,25 @@ def test_nothing_to_retry_is_said(tmp_path, capsys):
     assert "nothing has failed" in capsys.readouterr().out
 
 
-def test_on_this_machine_a_stage_cannot_be_chosen(tmp_path, capsys):
-    run, _ = new_run(tmp_path / "run")
-    report_progress(run, "prepare", "prepare", age_s=1000)
-    assert main(["retry", str(run.root), "--stage", "prepare"]) == 2
-    assert "here all that is open goes on" in capsys.readouterr().err
+def test_on_this_machine_only_what_is_selected_runs_again(tmp_path, monkeypatch):
+    run, jobs = new_run(tmp_path / "run")
+    for name, job in jobs.items():
+        for element in job.elements:
+            finish(run, name, element.label)
+    for label in ("data-20", "full-20"):
+        fail(run, "pretrain-20", label)
+        (run.element("pretrain-20", label) / "done.json").unlink()
+    started = []
+
+    def run_graph(run, jobs, watcher, workers, chosen):
+        started.extend(chosen)
+        return Outcome(done=list(chosen))
+
+    monkeypatch.setattr("curricula.jobs.element.is_intact", lambda *_: True)
+    monkeypatch.setattr("curricula.jobs.monitor.state.is_intact", lambda *_: True)
+    monkeypatch.setattr("curricula.jobs.cli.local.run_graph", run_graph)
+    assert main(["retry", str(run.root), "--arm", "data-20"]) == 0
+    assert started == [("pretrain-20", "data-20")]
 
 
 def test_a_profile_is_kept_in_the_run_as_it_was(tmp_path):
