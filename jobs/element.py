@@ -19,9 +19,8 @@ from curricula.durable import exclusive_lock, write_json
 from curricula.errors import UsageError, UserError
 from curricula.jobs.completion import is_done
 from curricula.jobs.graph import plan_study
-from curricula.jobs.monitor.announce import announced
 from curricula.jobs.monitor.logs import note
-from curricula.jobs.monitor.notify import notify
+from curricula.jobs.monitor.notifications import announced, notify
 from curricula.jobs.monitor.progress import ProgressFile
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Profile, kept_profile

@@ -54,7 +54,7 @@ class _Planner:
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         request = STAGES[stage].request(self.study, self.profile)
         priced = (replace(one, gpu_hours=STAGES[stage].gpu_hours(self.study, one, request)) for one in elements)
-        self.jobs.append(Job(name, stage, tuple(priced), needs, request))
+        self.jobs.append(Job(name, stage, tuple(priced), needs, request, STAGES[stage].names(elements[0])))
         return name
 
     def _add_downloads(self, name: str, purpose: Purpose) -> list[str]:

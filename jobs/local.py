@@ -52,7 +52,7 @@ def run_plan(
 ) -> Outcome:
     """Run the `chosen` elements (all by default) that are not done yet, `workers` at a time (by default the study's number).
 
-    Returns when nothing more can start.
+    Returns when nothing more can start. Elements that are neither done nor chosen are not waited for.
     """
     workers = workers or run.study.resources.workers
     outcome = Outcome()
@@ -66,13 +66,15 @@ def run_plan(
         else:
             (run.element(*key) / "done.json").unlink(missing_ok=True)
             waiting.append(key)
+    coming = done.union(waiting)
+    needs = {key: [need for need in plan.needs[key] if need[0] in coming] for key in waiting}
     if not waiting:
         return outcome
     context = _forkserver(workers, preload=any(STAGES[plan.by_name[job].stage].needs_torch for job, _ in waiting))
     running: dict[Key, ForkServerProcess] = {}
     try:
         while waiting or running:
-            _start_ready(run, context, workers, waiting, running, plan.needs, outcome, done)
+            _start_ready(run, context, workers, waiting, running, needs, outcome, done)
             if not running:
                 outcome.skipped += waiting
                 break

@@ -63,13 +63,16 @@ class Job:
     needs: tuple[Edge, ...] = ()
     request: Request = Request()
 
+    stage_names: tuple[str, ...] = ()
+    """What people may call its stage: its name, and the kind of model where the stage makes one kind at a time."""
+
     @cached_property
     def labels(self) -> tuple[str, ...]:
         return tuple(element.label for element in self.elements)
 
-    @property
-    def keys(self) -> list[Key]:
-        return [(self.name, label) for label in self.labels]
+
+def keys_of(chosen: Chosen) -> list[Key]:
+    return [(job, label) for job, labels in chosen.items() for label in labels]
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,46 @@
-"""The command line: `curricula VERB ...`. Parses words, calls the verb, turns errors into one sentence and an exit code.
+"""The command line: `curricula VERB ...`. Parses the arguments, calls the verb, reports an error in one sentence.
 
-Exit codes: 0 well, 1 something outside is wrong or a job failed, 2 the command or the study is wrong, 130 interrupted.
+Exit codes: 0 success, 1 something outside is wrong or a job failed, 2 the command or the study is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from curricula.errors import UserError
-from curricula.jobs.cli.help_text import HelpFormatter
+from curricula.jobs import selection
+from curricula.jobs.cli.options import HelpFormatter, Verb, add_json_flag, add_verb
 from curricula.terminal import printable
 
 STUDY = "jobs/studies/demo.yaml"
+PAPER = "jobs/studies/paper.yaml"
+PROFILE = "env/profiles/h100-4x8.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    words = build_parser(arguments).parse_args(arguments)
+    parser = build_parser(arguments)
+    args = parser.parse_args(arguments)
+    if args.version:
+        from curricula import __version__
+
+        print(f"curricula {__version__}")
+        return 0
+    if args.verb is None:
+        parser.print_help()
+        return 0
     try:
-        return words.verb(words)
+        return args.verb(args)
     except UserError as error:
         print(f"curricula: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:  # the errors that verbs foresee are UserErrors; this one at least names its file
+    except (
+        OSError
+    ) as error:  # verbs turn the errors they foresee into UserErrors; for the others name at least the file
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
@@ -38,159 +51,220 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("curricula: interrupted; the same command goes on from here", file=sys.stderr)
+        print("curricula: interrupted; the same command continues from here", file=sys.stderr)
         return 130
 
 
-def build_parser(arguments: Sequence[str] = ("data",)) -> argparse.ArgumentParser:
-    """The parser for `arguments`; what `data` and `eval` take, which brings much with it, only where it is asked for."""
+def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser for `arguments`. The options of `data` and `eval` import much, so only those commands get them."""
     parser = argparse.ArgumentParser(
         prog="curricula",
         description="When should safety enter pretraining? Plan, run and evaluate the study, end to end.",
-        epilog=f"A study from start to end on this machine:\n  curricula plan {STUDY}\n"
+        epilog=f"a study from start to end on this machine:\n  curricula plan {STUDY}\n"
         f"  curricula submit {STUDY} --cluster local\n  curricula report runs/demo",
         formatter_class=HelpFormatter,
     )
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    _study_verbs(verbs)
-    data = _add(
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(verb=None)
+    verbs = parser.add_subparsers(metavar="VERB")
+    _add_study_verbs(verbs)
+    _add_run_verbs(verbs)
+    data = add_verb(
         verbs,
         "data",
         "make, tokenise and inspect pretraining data",
-        f"curricula data fetch --list\n  curricula data tokenize {STUDY}\n"
-        "  curricula data inspect runs/demo/data/shards/unsafe-tagged",
+        "curricula data fetch --list",
+        f"curricula data tokenize {STUDY}",
+        "curricula data inspect runs/demo/data/shards/unsafe-tagged",
     )
     if "data" in arguments[:1]:
-        _data_verbs(data.add_subparsers(metavar="WHAT", required=True))
-    _model_verbs(verbs)
+        _add_data_verbs(data.add_subparsers(metavar="WHAT", required=True))
+    _add_model_verbs(verbs)
     if "eval" in arguments[:1]:
-        from curricula.jobs.cli.eval_verbs import add_parser as add_eval
+        from curricula.jobs.cli.eval import add_parser as add_eval
+        from curricula.jobs.cli.rejudge import add_parser as add_rejudge
 
-        add_eval(verbs)
+        add_rejudge(add_eval(verbs).add_subparsers(metavar="rejudge", title="judging again"))
     else:
         verbs.add_parser("eval", help="measure attack success and over-refusal of any Hugging Face checkpoint")
     return parser
 
 
-def _add(
-    verbs: argparse._SubParsersAction, name: str, what: str, example: str, verb: Callable | None = None
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(
-        name,
-        help=what,
-        description=what[0].upper() + what[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=HelpFormatter,
-    )
-    if verb:
-        parser.set_defaults(verb=verb)
-    return parser
-
-
-class _Verbs:
-    """The functions of a module, which is imported when one is called: help and mistakes come at once."""
-
-    def __init__(self, module: str):
-        self.module = module
-
-    def __getattr__(self, name: str) -> Callable[[argparse.Namespace], int]:
-        return lambda words: getattr(importlib.import_module(self.module), name)(words)
-
-
-def _json_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
-
-
-def _study_verbs(verbs: argparse._SubParsersAction) -> None:
-    from curricula.jobs.cli.cancel_verb import add_parser as add_cancel
-    from curricula.jobs.cli.logs_verb import add_parser as add_logs
-    from curricula.jobs.cli.retry_verb import add_parser as add_retry
-    from curricula.jobs.cli.status_verb import add_parser as add_status
-    from curricula.jobs.slurm.options import add_options as add_slurm_options
-
-    do = _Verbs("curricula.jobs.cli.study_verbs")
-
-    plan = _add(
-        verbs, "plan", "show what a study will do: arms, tokens, jobs, GPU-hours", f"curricula plan {STUDY}", do.plan
+def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
+    """The verbs that take a study file."""
+    plan = add_verb(
+        verbs,
+        "plan",
+        "show what a study will do: arms, tokens, jobs, GPU-hours",
+        f"curricula plan {STUDY}",
+        call=Verb("study", "plan"),
     )
     plan.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     plan.add_argument("--run", type=Path, help="take source sizes from this run folder (default: runs/NAME)")
-    _json_flag(plan)
+    add_json_flag(plan)
 
-    submit = _add(
+    submit = add_verb(
         verbs,
         "submit",
-        "run a study, or go on with one that was interrupted; finished elements are not redone",
-        f"curricula submit {STUDY} --cluster local\n"
-        "  curricula submit jobs/studies/paper.yaml --cluster slurm --profile env/profiles/h100-4x8.yaml --dry-run",
-        do.submit,
+        "run a study, or continue one that was interrupted",
+        f"curricula submit {STUDY} --cluster local",
+        f"curricula submit {PAPER} --cluster slurm --profile {PROFILE} --dry-run",
+        f"curricula submit {PAPER} --cluster slurm --profile {PROFILE} --stage pretrain --arm full-20",
+        call=Verb("study", "submit"),
+        details="Finished elements are not run again. --arm takes along what the arm shares with others: the data, and the "
+        "pretraining up to where it branches off. What needs an element that is neither done nor chosen is refused.",
     )
     submit.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     submit.add_argument(
         "--cluster", choices=["local", "slurm"], default="local", help="local: processes on this machine (default)"
     )
     submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME, or the profile's)")
-    add_slurm_options(submit)
+    selection.add_options(submit, default="all that are not done")
+    slurm = submit.add_argument_group("on a Slurm cluster")
+    slurm.add_argument("--profile", metavar="P", type=Path, help=f"the site's profile, such as {PROFILE}")
+    slurm.add_argument("--dry-run", action="store_true", help="show jobs and sbatch scripts; submit and write nothing")
+    slurm.add_argument("--yes", action="store_true", help="do not ask, however many GPU-hours it takes")
 
-    render = _add(
+    render = add_verb(
         verbs,
         "render",
         "write the study's jobs as plain sbatch scripts, with a script that submits them",
-        "curricula render jobs/studies/paper.yaml /scratch/paper/scripts --profile env/profiles/h100-4x8.yaml",
-        do.render,
+        f"curricula render {PAPER} /scratch/paper/scripts --profile {PROFILE}",
+        call=Verb("study", "render"),
     )
     render.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     render.add_argument("out", type=Path, metavar="OUT", help="the folder for the scripts")
-    render.add_argument("--profile", type=Path, required=True, metavar="P", help="the site's profile, of env/profiles/")
+    render.add_argument(
+        "--profile", type=Path, required=True, metavar="P", help="the site's profile, see env/profiles/"
+    )
     render.add_argument(
         "--run", type=Path, help="the run folder, on a disk that all nodes see (default: the profile's)"
     )
 
-    for add_parser in (add_status, add_logs, add_retry, add_cancel):
-        add_parser(verbs)
 
-    report = _add(
-        verbs, "report", "build the page with figures and tables from a run", "curricula report runs/demo", do.report
+def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
+    """The verbs that take a run folder."""
+    status = add_verb(
+        verbs,
+        "status",
+        "show how far a run is: states, steps, loss, speed, time left, errors",
+        "curricula status runs/demo",
+        "curricula status /scratch/paper --arm full-20 --watch",
+        "curricula status runs/demo --json | jq '.[] | select(.state == \"failed\")'",
+        call=Verb("status", "show_status"),
+        details="Reads the run folder and, for a run on Slurm, calls squeue once. `beat` is the time since an element last "
+        "reported its progress.",
+    )
+    status.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
+    selection.add_options(status)
+    status.add_argument("--watch", action="store_true", help="keep showing it until all is done, or Ctrl-C")
+    status.add_argument(
+        "--interval", type=float, metavar="S", help="seconds between two looks (default: 2, with Slurm 15)"
+    )
+    status.add_argument("--json", action="store_true", help="print JSON for scripts: a list of elements")
+
+    logs = add_verb(
+        verbs,
+        "logs",
+        "print or follow the logs of elements, the first error first",
+        "curricula logs runs/demo",
+        "curricula logs runs/demo pretrain-20 full-20 -f",
+        "curricula logs runs/demo --arm full-20 --grep 'loss|error'",
+        "curricula logs runs/demo pretrain-0 full-0 --rank all",
+        call=Verb("logs", "show_logs"),
+        details="The earliest error among all processes comes before the lines. By default only elements that failed or are "
+        "running are shown.",
+        usage="curricula logs RUN [JOB [ELEMENT]] [options]",
+    )
+    logs.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    logs.add_argument("job", metavar="JOB", nargs="?", help="a job, as `curricula status` names it")
+    logs.add_argument("element", metavar="ELEMENT", nargs="?", help="one element of it; by default all")
+    selection.add_options(logs, default="those that failed or are running")
+    logs.add_argument("--rank", default="0", metavar="N", help="the process to read, or all (default: 0)")
+    logs.add_argument("--grep", metavar="RE", help="only lines that match this regular expression")
+    logs.add_argument(
+        "-n", "--lines", type=int, metavar="N", help="only the last N lines (default: all, or 20 of each of several)"
+    )
+    logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
+
+    retry = add_verb(
+        verbs,
+        "retry",
+        "run again what failed or was cancelled, and what waits for it",
+        "curricula retry runs/demo",
+        "curricula retry /scratch/paper --stage evaluate --dry-run",
+        call=Verb("retry", "retry"),
+        details="Training continues from its last checkpoint, evaluation after its last row. A run on Slurm is submitted there "
+        "again, with the same profile; any other run continues on this machine.",
+    )
+    retry.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    selection.add_options(retry, default="all that failed, were cancelled or were lost")
+    retry.add_argument("--profile", type=Path, metavar="P", help="another cluster profile than that of the submission")
+    retry.add_argument("--dry-run", action="store_true", help="only print what would run again")
+
+    cancel = add_verb(
+        verbs,
+        "cancel",
+        "cancel what a run has in Slurm's queue, or a part of it",
+        "curricula cancel /scratch/paper",
+        "curricula cancel /scratch/paper --stage evaluate --arm full-20 --yes",
+        call=Verb("cancel", "cancel"),
+        details="What is finished stays. Training that runs is killed; `curricula retry` submits it again, and it continues "
+        "from its last checkpoint.",
+    )
+    cancel.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    selection.add_options(cancel)
+    cancel.add_argument("--yes", action="store_true", help="do not ask")
+
+    report = add_verb(
+        verbs,
+        "report",
+        "build the page with figures and tables from a run",
+        "curricula report runs/demo",
+        call=Verb("results", "report"),
     )
     report.add_argument("run", type=Path, metavar="RUN", help="a run folder; unfinished ones show what is missing")
 
 
-def _data_verbs(kinds: argparse._SubParsersAction) -> None:
-    from curricula.jobs.cli.fetch_verb import add_parser as add_fetch
-    from curricula.jobs.cli.synthesize_verb import add_parser as add_synthesize
+def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
+    from curricula.jobs.cli.fetch import add_parser as add_fetch
+    from curricula.jobs.cli.synthesize import add_parser as add_synthesize
 
-    do = _Verbs("curricula.jobs.cli.data_verbs")
-    world = _add(
-        kinds, "world", "write the fictional world's datasets to a folder", "curricula data world /tmp/world", do.world
+    world = add_verb(
+        verbs,
+        "world",
+        "write the fictional world's datasets to a folder",
+        "curricula data world /tmp/world",
+        call=Verb("data", "world"),
     )
     world.add_argument("out", type=Path, metavar="OUT", help="a folder; CURRICULA_DATA can then name it")
     world.add_argument("--seed", type=int, default=0, help="another seed, another world (default: %(default)s)")
 
-    add_fetch(kinds)
-    add_synthesize(kinds)
+    add_fetch(verbs)
+    add_synthesize(verbs)
 
-    tokenize = _add(
-        kinds,
+    tokenize = add_verb(
+        verbs,
         "tokenize",
         "tokenise a study's sources into its run folder",
         f"curricula data tokenize {STUDY}",
-        do.tokenize,
+        call=Verb("data", "tokenize"),
     )
     tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     tokenize.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
     tokenize.add_argument(
         "--source",
         action="append",
-        help="only this source; may be given again (the others' datasets must still be there)",
+        help="only this source; can be repeated (the others' datasets must still be there)",
     )
     tokenize.add_argument("--workers", type=int, help="shards at a time (default: the study's resources.workers)")
 
-    inspect = _add(
-        kinds,
+    inspect = add_verb(
+        verbs,
         "inspect",
         "show counts, lengths, tag rate and a document or sample of a shard",
-        "curricula data inspect runs/demo/data/shards/unsafe-tagged/00000 --sample 3 --sequence-length 128",
-        do.inspect,
+        "curricula data inspect runs/demo/data/shards/unsafe-tagged/00000 --sample 3",
+        call=Verb("data", "inspect"),
     )
     inspect.add_argument(
         "prefix",
@@ -198,23 +272,24 @@ def _data_verbs(kinds: argparse._SubParsersAction) -> None:
         metavar="SHARD",
         help="a shard, without .bin or .idx, or a source's folder (its first shard)",
     )
-    inspect.add_argument("--tokenizer", type=Path, help="default: the tokenizer of the run the shard lies in")
+    inspect.add_argument("--tokenizer", type=Path, help="default: the tokenizer of the run that holds the shard")
     shown = inspect.add_mutually_exclusive_group()
     shown.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
     shown.add_argument("--sample", type=int, metavar="K", help="decode this sample of the shard, as training cuts it")
-    inspect.add_argument("--sequence-length", type=int, default=2048, help="tokens of a sample (default: 2048)")
+    inspect.add_argument(
+        "--sequence-length", type=int, default=2048, metavar="TOKENS", help="of a sample (default: %(default)s)"
+    )
     inspect.add_argument("--verify", action="store_true", help="compare the tokens with the manifest's hash")
-    _json_flag(inspect)
+    add_json_flag(inspect)
 
 
-def _model_verbs(verbs: argparse._SubParsersAction) -> None:
-    do = _Verbs("curricula.jobs.cli.model_verbs")
-    export = _add(
+def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
+    export = add_verb(
         verbs,
         "export",
         "convert a Megatron checkpoint to a Hugging Face folder",
         "curricula export runs/demo/pretrain/full-20/checkpoints out/ --tokenizer runs/demo/data/tokenizer",
-        do.export,
+        call=Verb("results", "export"),
     )
     export.add_argument(
         "checkpoint", type=Path, metavar="CKPT", help="a step folder, or a checkpoints folder (its latest)"
@@ -222,12 +297,12 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     export.add_argument("out", type=Path, metavar="OUT", help="the Hugging Face folder to make")
     export.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder to put beside the weights")
 
-    load = _add(
+    load = add_verb(
         verbs,
         "import",
         "convert a Hugging Face folder or a GGUF file to a Megatron checkpoint",
         "curricula import models/SmolLM2-135M out/checkpoints",
-        do.import_,
+        call=Verb("results", "import_checkpoint"),
     )
     load.add_argument(
         "source", metavar="HF", help="a Hugging Face Llama folder, a .gguf file, or a package that holds one"

@@ -1,4 +1,4 @@
-"""What each element of a run has come to: what the run folder says, and what Slurm says where the run was submitted to it.
+"""The state of each element of a run, from the run folder and, where the run was submitted to it, from Slurm.
 
 The folder is the truth about what is finished and what failed; Slurm knows what is queued, where it runs and what it killed.
 """
@@ -10,31 +10,33 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeGuard
 
 from curricula.errors import UserError
-from curricula.jobs.graph import Element, Job
-from curricula.jobs.marks import read_done, read_failure
+from curricula.jobs.completion import is_complete, read_done, read_failure
 from curricula.jobs.monitor.logs import find_logs, first_error
 from curricula.jobs.monitor.progress import Reading, read_progress
+from curricula.jobs.plan import Element, Job, Key, Plan
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.squeue import Query, TaskState
+from curricula.jobs.slurm.commands import TaskState, sacct, squeue
 from curricula.jobs.slurm.submissions import Task, latest_tasks, submissions
-from curricula.jobs.stages.stages import is_intact
+from curricula.jobs.stages import Work
 
 State = Literal["done", "running", "pending", "failed", "cancelled", "interrupted", "waiting"]
 ENDED_BADLY: tuple[State, ...] = ("failed", "cancelled", "interrupted")
 
 FRESH_S = 120.0
-"""A heartbeat younger than this is a live process's, where nothing else can tell."""
+"""A younger heartbeat means a live process, where nothing else can tell."""
 LOGS_READ = 5
-"""Elements that were killed without a word whose logs are looked into for the last error."""
+"""How many logs are searched for the last error of an element that was killed without leaving one."""
 READERS = 16
-"""Threads that read the folder: a cluster's file system takes its time for each file, but not for many at once."""
+"""Threads that read the folder: a cluster's file system is slow for each file, but not for many at once."""
+SLURM_PATIENCE_S = 10.0
+"""How long Slurm may take to answer before the status does without."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,18 @@ class ElementStatus:
     reason: str = ""
     """Slurm's word for why it waits or how it ended."""
     task: str = ""
-    """Slurm's name of it, such as 123_4; empty when it was never submitted."""
+    """Slurm's name for it, such as 123_4; empty if it was never submitted."""
     nodes: str = ""
     restarts: int = 0
-    """How often Slurm put it back into the queue."""
+    """How often Slurm requeued it."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
     elements: list[ElementStatus]
+    """In the graph's order."""
     problem: str = ""
-    """One line that says why Slurm's part is missing; empty when it is not."""
+    """One line that says why Slurm's part is missing; empty if it is not."""
 
 
 @dataclass(frozen=True)
@@ -68,33 +71,44 @@ class _Facts:
     """What an element's folder tells."""
 
     seconds: float | None = None
+    """Not None when it is done."""
     error: str = ""
     is_held: bool = False
+    """Whether a live process holds its lock."""
     interrupted: str | None = None
-    """Not None when it began once and has to go on; what there is to say of that, if anything."""
+    """Not None if it began and has to continue; the reason, if there is one to tell."""
     progress: Reading | None = None
 
 
-def run_status(run: Run, jobs: Sequence[Job]) -> RunStatus:
-    """The status of every element, in the graph's order. Slurm is asked while the folder is read."""
+def run_status(run: Run, plan: Plan) -> RunStatus:
+    """The status of every element. Slurm is asked while the folder is read."""
+    works = [Work(run, plan, job, element) for job, element in plan.elements()]
     tasks = latest_tasks(submissions(run))
-    query = Query(task.job_id for task in tasks.values()) if tasks else None
-    elements = [(job, element) for job in jobs for element in job.elements]
-    facts = list(_read_all(run, elements))
-    told: dict[Task, TaskState] = {}
+    job_ids = [task.job_id for task in tasks.values()]
+    with ThreadPoolExecutor(1) as slurm:
+        listing = slurm.submit(squeue, job_ids, SLURM_PATIENCE_S) if tasks else None
+        facts = _read_all(run.root, works)
+    queue: Mapping[Task, TaskState] = {}
     problem = ""
-    if query:
-        open_ = [fact.seconds is None and not fact.error for fact in facts]
-        keys = [(job.name, element.label) for job, element in elements]
-        answer = query.answer(tasks[key] for key, is_open in zip(keys, open_) if is_open and key in tasks)
-        told, problem = answer.tasks, answer.problem
+    if listing:
+        try:
+            queue = listing.result()
+        except UserError as error:
+            problem = f"{error}; only what the run folder tells is shown"
+        else:
+            unfinished = [key for key, fact in facts.items() if fact.seconds is None and not fact.error]
+            if any(key in tasks and tasks[key] not in queue for key in unfinished):
+                queue = {**sacct(job_ids, SLURM_PATIENCE_S), **queue}
     found = []
     logs_to_read = LOGS_READ
-    for (job, element), fact in zip(elements, facts):
-        task = tasks.get((job.name, element.label))
-        known = told.get(task) if task else None
-        status = _merged(job, element, fact, task, known, asked=bool(query) and not problem)
-        if task and status.state == "failed" and not fact.error and logs_to_read:  # it could not say why
+    for work in works:
+        job, element = work.job, work.element
+        key = (job.name, element.label)
+        fact, task = facts[key], tasks.get(key)
+        status = _merged(
+            job, element, fact, task, queue.get(task) if task else None, asked=bool(listing) and not problem
+        )
+        if task and status.state == "failed" and not fact.error and logs_to_read:  # it left no error of its own
             logs_to_read -= 1
             logged = first_error(find_logs(run, job.name, element.label, [task]))
             status = replace(status, error=f"{status.error}; {logged.message}") if logged else status
@@ -102,32 +116,29 @@ def run_status(run: Run, jobs: Sequence[Job]) -> RunStatus:
     return RunStatus(found, problem)
 
 
-def _read_all(run: Run, elements: list[tuple[Job, Element]]) -> Iterator[_Facts]:
-    folders = _names(run.root / "jobs")
-    present = {name: _names(run.root / "jobs" / name) for name in folders}
-    chunk = max(1, len(elements) // (4 * READERS))
+def _read_all(root: Path, works: list[Work]) -> dict[Key, _Facts]:
+    present = {name: _names(root / "jobs" / name) for name in _names(root / "jobs")}
+    chunk = max(1, len(works) // (4 * READERS))
 
-    def read(part: list[tuple[Job, Element]]) -> list[_Facts]:
-        facts = []
-        for job, element in part:
-            folder = run.element(job.name, element.label)
-            facts.append(_read(run, job, element, folder) if folder.name in present.get(job.name, ()) else _Facts())
-        return facts
+    def read(some: list[Work]) -> list[_Facts]:
+        return [_read(work) if work.folder.name in present.get(work.job.name, ()) else _Facts() for work in some]
 
-    parts = [elements[start : start + chunk] for start in range(0, len(elements), chunk)]
+    chunks = [works[start : start + chunk] for start in range(0, len(works), chunk)]
+    keys = [(work.job.name, work.element.label) for work in works]
     with ThreadPoolExecutor(READERS) as pool:
-        yield from itertools.chain.from_iterable(pool.map(read, parts))
+        return dict(zip(keys, itertools.chain.from_iterable(pool.map(read, chunks))))
 
 
-def _read(run: Run, job: Job, element: Element, folder: Path) -> _Facts:
+def _read(work: Work) -> _Facts:
+    folder = work.folder
     names = _names(folder)
     progress = read_progress(folder / "progress.json") if "progress.json" in names else None
     interrupted = "" if "progress.json" in names else None
     if interrupted is not None and progress is None:
-        interrupted = f"{folder / 'progress.json'}: not an element's progress; it is written anew when the element runs"
+        interrupted = f"{folder / 'progress.json'}: not an element's progress; it is rewritten when the element runs"
     try:
         done = read_done(folder) if "done.json" in names else None
-        if done and is_intact(run, job, element):
+        if done and is_complete(work):
             return _Facts(seconds=done.seconds, progress=progress)
         if done:
             interrupted = "was done, but what it made is no longer there: it will be made again"
@@ -136,8 +147,8 @@ def _read(run: Run, job: Job, element: Element, folder: Path) -> _Facts:
         failure = read_failure(folder) if "failed.json" in names else None
     except UserError as error:
         return _Facts(error=str(error), progress=progress)
-    said = (failure.error or "failed without a word") if failure else ""
-    return _Facts(error=said, interrupted=interrupted, progress=progress)
+    error_text = (failure.error or "failed without a message") if failure else ""
+    return _Facts(error=error_text, interrupted=interrupted, progress=progress)
 
 
 def _names(folder: Path) -> set[str]:
@@ -148,7 +159,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a live process has the element's lock, as far as this machine can see."""
+    """Whether a live process holds the element's lock, as far as this machine can see."""
     try:
         with open(lock) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -160,25 +171,25 @@ def _is_held(lock: Path) -> bool:
 
 
 def _merged(
-    job: Job, element: Element, fact: _Facts, task: Task | None, told: TaskState | None, asked: bool
+    job: Job, element: Element, fact: _Facts, task: Task | None, known: TaskState | None, asked: bool
 ) -> ElementStatus:
-    """`told` is what Slurm says, if it was `asked` and knows the task."""
+    """`known` is what Slurm knows of the element's task, if Slurm was `asked` and knows it at all."""
     state: State
-    reason = told.reason if told else ""
+    reason = known.reason if known else ""
     error = fact.error
     if fact.seconds is not None:
         state, reason = "done", ""
-    elif fact.is_held or (told and told.is_running):
+    elif fact.is_held or (known and known.is_running):
         state, reason, error = "running", "", ""
-    elif told and told.is_waiting:
+    elif known and known.is_waiting:
         state, error = "pending", ""
     elif error:
         state = "failed"
-    elif told and told.state == "CANCELLED":
+    elif known and known.state == "CANCELLED":
         state = "cancelled"
-    elif told:
-        state, error = "failed", _how_it_ended(told)
-        reason = told.state
+    elif known:
+        state, error = "failed", _ending(known)
+        reason = known.state
     elif task and not asked:  # Slurm cannot be asked
         state = "running" if _beats(fact.progress) else "pending" if fact.interrupted is None else "interrupted"
     elif task:
@@ -198,8 +209,8 @@ def _merged(
         error=error,
         reason=reason,
         task=str(task) if task else "",
-        nodes=(told.nodes if told else "") or (progress.host if progress and state == "running" else ""),
-        restarts=max(told.restarts if told else 0, progress.restarts if progress else 0),
+        nodes=(known.nodes if known else "") or (progress.host if progress and state == "running" else ""),
+        restarts=max(known.restarts if known else 0, progress.restarts if progress else 0),
     )
 
 
@@ -207,16 +218,16 @@ def _beats(progress: Reading | None) -> TypeGuard[Reading]:
     return progress is not None and time.time() - progress.updated < FRESH_S
 
 
-def _how_it_ended(told: TaskState) -> str:
-    words = {
-        "COMPLETED": "its job ended well, but the element left no mark that it is done",
+def _ending(known: TaskState) -> str:
+    endings = {
+        "COMPLETED": "its job ended with success, but the element left no mark that it is done",
         "TIMEOUT": "reached its time limit",
         "OUT_OF_MEMORY": "ran out of memory: ask for more, or lower the batch",
-        "NODE_FAIL": f"node {told.nodes or '(unknown)'} failed",
-        "PREEMPTED": "was preempted and not put back into the queue",
+        "NODE_FAIL": f"node {known.nodes or '(unknown)'} failed",
+        "PREEMPTED": "was preempted and not requeued",
         "DEADLINE": "reached its deadline",
-        "BOOT_FAIL": f"node {told.nodes or '(unknown)'} did not start",
+        "BOOT_FAIL": f"node {known.nodes or '(unknown)'} did not start",
     }
-    said = words.get(told.state, f"Slurm says {told.state}")
-    how = f" ({told.reason})" if told.reason.startswith(("exit", "signal")) else ""
-    return said + how
+    ending = endings.get(known.state, f"Slurm says {known.state}")
+    how = f" ({known.reason})" if known.reason.startswith(("exit", "signal")) else ""
+    return ending + how

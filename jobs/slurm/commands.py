@@ -1,19 +1,206 @@
-"""Slurm's commands that change something: cancelling tasks, a job's comment, the nodes it avoids."""
+"""Slurm's commands, and what they print as typed values: squeue, sacct, scancel, scontrol, sbatch --test-only.
+
+Each function runs its command once and waits for it. What Slurm knows of one run is in `queue.py`.
+"""
 
 from __future__ import annotations
 
+import itertools
+import re
+import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import tenacity
 
 from curricula.errors import UserError
 from curricula.jobs.slurm.submissions import Task
 from curricula.terminal import one_line
 
 PATIENCE_S = 60.0
+"""How long a command may take."""
+RESTART_PATIENCE_S = 300.0
+"""How long a restarting controller is waited for."""
+COLUMNS = {
+    "ArrayJobID": 24,
+    "ArrayTaskID": 24,
+    "State": 24,
+    "RestartCnt": 12,
+    "Reason": 96,
+    "NodeList": 256,
+    "STDOUT": 4096,
+}
+"""The columns that squeue is asked for, and their widths in characters."""
+RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+AWAY = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Connection refused|Connection timed out|"
+    r"Slurm backup controller|Slurmctld.*(down|not running)|Transport endpoint|Slurm temporarily unable",
+    re.IGNORECASE,
+)
+REASONS = {
+    "Priority": "other jobs are ahead in the queue",
+    "Resources": "waits for free nodes",
+    "Dependency": "waits for jobs it needs",
+    "DependencyNeverSatisfied": "a job it needs failed or was cancelled: fix that, then `curricula retry`",
+    "JobArrayTaskLimit": "the array's limit of simultaneous tasks",
+    "BeginTime": "was requeued and starts again soon",
+    "JobHeldUser": "held: `scontrol release` releases it",
+    "JobHeldAdmin": "held by an administrator",
+    "JobHoldMaxRequeue": "requeued too often: `scontrol release` lets it continue",
+    "launch failed requeued held": "its node could not start it: `scontrol release` lets it start elsewhere",
+    "ReqNodeNotAvail": "nodes it asks for are down, drained or reserved",
+    "PartitionTimeLimit": "asks for more time than the partition allows",
+    "PartitionNodeLimit": "asks for more nodes than the partition allows",
+    "BadConstraints": "no node can satisfy its request",
+    "QOSMaxJobsPerUserLimit": "your limit of running jobs is reached",
+    "AssocGrpGRES": "your account's limit of GPUs is reached",
+}
+"""Slurm's reasons for waiting, explained."""
+
+
+class ControllerAway(UserError):
+    """Slurm's controller does not answer at the moment."""
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """What Slurm reports about one array task."""
+
+    state: str
+    """Slurm's own word, without its additions."""
+    reason: str = ""
+    """Why it waits, or how it ended: exit code or signal."""
+    nodes: str = ""
+    restarts: int = 0
+    output: str = ""
+    """The path of its log, which tells runs apart; only squeue knows it."""
+
+    @property
+    def is_running(self) -> bool:
+        return self.state in RUNNING
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in WAITING
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it waits for a job that has already failed."""
+        return self.state == "PENDING" and self.reason == "DependencyNeverSatisfied"
+
+
+def require_slurm() -> None:
+    """Raise UserError where Slurm is not installed."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "sbatch is not on this machine's PATH; give the command on a login node, or use --cluster local"
+        )
+
+
+def is_away(message: str) -> bool:
+    """Whether a command's error message means that the controller does not answer."""
+    return AWAY.search(message) is not None
+
+
+def patiently(say: Callable[[str], object] | None = None) -> tenacity.Retrying:
+    """Retry while the controller is away, for up to RESTART_PATIENCE_S; then raise ControllerAway."""
+
+    def announce(state: tenacity.RetryCallState) -> None:
+        if state.attempt_number == 1 and say is not None:
+            say("Slurm's controller does not answer; waiting for it …")
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(ControllerAway),
+        stop=tenacity.stop_after_delay(RESTART_PATIENCE_S),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
+        before_sleep=announce,
+        reraise=True,
+    )
+
+
+def call(*command: str, text: str | None = None, patience_s: float | None = None) -> str:
+    """What the command prints, given `text` on its standard input.
+
+    Raises ControllerAway when it gets no answer from Slurm, UserError when it cannot run or fails otherwise.
+    """
+    name = command[0]
+    patience_s = PATIENCE_S if patience_s is None else patience_s
+    try:
+        done = subprocess.run(command, input=text or "", capture_output=True, text=True, timeout=patience_s)
+    except FileNotFoundError:
+        raise UserError(f"{name}: not on this machine's PATH") from None
+    except subprocess.TimeoutExpired:
+        raise ControllerAway(f"{name}: no answer within {patience_s:g} s") from None
+    if done.returncode:
+        problem = one_line(done.stderr) or f"exit code {done.returncode}"
+        raise (ControllerAway if is_away(problem) else UserError)(f"{name}: {problem}")
+    return done.stdout
+
+
+def squeue(job_ids: Iterable[str] | None = None, patience_s: float | None = None) -> dict[Task, TaskState]:
+    """The array tasks in Slurm's queue: of these arrays, ended ones too, or else all of this user's."""
+    layout = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
+    which = ["--me"] if job_ids is None else ["--states=all", f"--jobs={','.join(dict.fromkeys(job_ids))}"]
+    try:
+        listing = call("squeue", "--array", "--noheader", *which, f"--Format={layout}", patience_s=patience_s)
+    except UserError as error:
+        if job_ids is not None and "Invalid job id specified" in str(error):  # all of them ended a while ago
+            return {}
+        raise
+    return dict(row for line in listing.splitlines() if (row := _squeue_row(line)))
+
+
+def _squeue_row(line: str) -> tuple[Task, TaskState] | None:
+    """None for a job that is not an array, and so not the suite's."""
+    ends = list(itertools.accumulate(COLUMNS.values()))
+    job_id, number, state, restarts, reason, nodes, output = (line[a:b].strip() for a, b in zip([0, *ends], ends))
+    if not (job_id.isdecimal() and number.isdecimal()):
+        return None
+    return Task(job_id, int(number)), TaskState(
+        state=state,
+        reason="" if reason == "None" else reason,
+        nodes=nodes,
+        restarts=int(restarts) if restarts.isdecimal() else 0,
+        output=output,
+    )
+
+
+def sacct(job_ids: Iterable[str], patience_s: float | None = None) -> dict[Task, TaskState]:
+    """The tasks of these arrays in Slurm's accounting; none where a cluster has no accounting."""
+    try:
+        listing = call(
+            "sacct", "--allocations", "--array", "--noheader", "--parsable2", f"--jobs={','.join(dict.fromkeys(job_ids))}",
+            "--format=JobID,State,ExitCode,NodeList", patience_s=patience_s,
+        )  # fmt: skip
+    except UserError:
+        return {}
+    return dict(row for line in listing.splitlines() if (row := _sacct_row(line)))
+
+
+def _sacct_row(line: str) -> tuple[Task, TaskState] | None:
+    """None for tasks that were never started one by one, such as `102_[0-5]`."""
+    name, state, code, nodes = (line.split("|") + ["", "", ""])[:4]
+    job_id, _, number = name.partition("_")
+    if number and not number.isdecimal():
+        return None
+    exit_code, _, signal = code.partition(":")
+    reason = f"exit code {exit_code}" if exit_code not in ("", "0") else ""
+    if signal not in ("", "0"):
+        reason = f"signal {signal}"
+    word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
+    return Task(job_id, int(number or 0)), TaskState(word, reason, "" if nodes == "None assigned" else nodes)
+
+
+def explained(reason: str) -> str:
+    """Slurm's reason together with its meaning, where that is known."""
+    meaning = REASONS.get(reason) or next((text for name, text in REASONS.items() if reason.startswith(name)), "")
+    return f"{reason} ({meaning})" if meaning else reason
 
 
 def scancel(tasks: Iterable[Task]) -> None:
-    """Cancel exactly these array tasks, with one word for each array; raises UserError with what scancel says against it."""
+    """Cancel exactly these array tasks, in one call."""
     numbers: dict[str, list[int]] = {}
     for task in tasks:
         numbers.setdefault(task.job_id, []).append(task.number)
@@ -21,25 +208,41 @@ def scancel(tasks: Iterable[Task]) -> None:
         call("scancel", *(f"{job_id}_[{_ranges(of_job)}]" for job_id, of_job in numbers.items()))
 
 
-def call(*words: str) -> str:
-    """What the command prints; raises UserError when it cannot be run, takes too long or fails."""
+def batch_script(job_id: str) -> str:
+    """The script of a job as Slurm holds it; empty for one that has just ended. Raises ControllerAway without an answer."""
     try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S)
-    except FileNotFoundError:
-        raise UserError(f"{words[0]}: not on this machine's PATH; go where Slurm's commands are") from None
+        return call("scontrol", "write", "batch_script", job_id, "-")
+    except ControllerAway:
+        raise
+    except UserError:
+        return ""
+
+
+def set_comment(task: str, comment: str, patience_s: float) -> None:
+    """Set the comment of a job or array task, which `squeue --format=%k` shows."""
+    call("scontrol", "update", f"JobId={task}", f"Comment={comment}", patience_s=patience_s)
+
+
+def host_names(node_list: str) -> list[str]:
+    """The nodes of a list such as `gpu[003-006]`, in its order."""
+    return call("scontrol", "show", "hostnames", node_list).split()
+
+
+def tested(script: str) -> str:
+    """Slurm's answer to `sbatch --test-only`, which ignores dependencies: when and where it would start, or why never."""
+    independent = "\n".join(line for line in script.splitlines() if not line.startswith("#SBATCH --dependency"))
+    command = ["sbatch", "--test-only", "--output=/dev/null"]
+    try:
+        done = subprocess.run(command, input=independent, capture_output=True, text=True, timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
-        raise UserError(
-            f"{words[0]}: no answer within {PATIENCE_S:.0f} s; look at `scontrol ping` and repeat"
-        ) from None
-    if done.returncode:
-        raise UserError(f"{words[0]}: {one_line(done.stderr) or f'exit code {done.returncode}'}; mend that and repeat")
-    return done.stdout
+        return f"no answer within {PATIENCE_S:.0f} s"
+    return " ".join((done.stderr or done.stdout).replace("sbatch: ", "").split())
 
 
 def own_task(environment: Mapping[str, str]) -> str | None:
-    """Slurm's name of the task this process belongs to, or None outside of Slurm.
+    """Slurm's name for the task this process belongs to; None outside Slurm.
 
-    Not SLURM_JOB_ID alone: one task of an array has the array's own number, which would name them all.
+    SLURM_JOB_ID alone is not enough: one task of each array has the array's own number, which would name them all.
     """
     array, number = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{number}" if array and number else environment.get("SLURM_JOB_ID")

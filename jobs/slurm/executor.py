@@ -13,7 +13,7 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from curricula.errors import UserError
-from curricula.jobs.slurm.queue import ControllerAway, is_away
+from curricula.jobs.slurm.commands import ControllerAway, is_away
 from curricula.jobs.slurm.script import Options
 
 

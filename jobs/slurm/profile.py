@@ -20,12 +20,18 @@ import yaml
 
 from curricula.durable import write_text
 from curricula.errors import UsageError
-from curricula.jobs.monitor.secret_names import SECRET
 from curricula.provenance import PACKAGE
 from curricula.settings import Positive, PositiveNumber, Settings, parse, read_yaml
 
 # One line of printable text: such words go into scripts, quoted, where a line break could end a comment.
 OneLine = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
+
+
+SECRET = re.compile(
+    r"TOKEN(?!IZERS_PARALLELISM)|SECRET|PASS|(?<!^OLD)(?<!^)PWD|CREDENTIAL|AUTH|(^|_)(API)?KEY", re.IGNORECASE
+)
+"""Names of variables that look like a secret's; neither a script nor the notify command gets them. Not among them are the
+folders PWD and OLDPWD, the switch TOKENIZERS_PARALLELISM and the fabric's NCCL_IB_PKEY."""
 
 
 class StageOptions(Settings, frozen=True):

@@ -16,8 +16,9 @@ from curricula.jobs.plan import Chosen, Key, Plan
 from curricula.jobs.preflight.nodes import exclusion
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
+from curricula.jobs.slurm.commands import patiently, require_slurm, squeue
 from curricula.jobs.slurm.profile import Profile, keep_profile
-from curricula.jobs.slurm.queue import cancel_hopeless, live_elements, patiently, queued_tasks, recover, require_slurm
+from curricula.jobs.slurm.queue import cancel_hopeless, live_elements, recover
 from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
 from curricula.jobs.slurm.snapshot import code_files, snapshot_folder, take_snapshot
@@ -47,11 +48,11 @@ def standing(run: Run, plan: Plan, say: Say) -> Standing:
     require_slurm()
     for attempt in patiently(say):
         with attempt:
-            queued = queued_tasks()
-    for found in recover(run, queued):
+            queue = squeue()
+    for found in recover(run, queue):
         say(f"{found.job}: array {found.job_id} was submitted by an interrupted command; recorded")
-    cancel_hopeless(run, queued)
-    live = live_elements(run, queued)
+    cancel_hopeless(run, queue)
+    live = live_elements(run, queue)
     return Standing({key for key in done_elements(run, plan) if key not in live}, live)
 
 
@@ -144,7 +145,7 @@ def _submit(run: Run, executor: object, array: Array, text: str, say: Say) -> Su
     for attempt in patiently(say):
         with attempt:
             if attempt.retry_state.attempt_number > 1:
-                for found in recover(run, queued_tasks()):
+                for found in recover(run, squeue()):
                     if found.job == array.job.name and found.labels == array.labels:
                         return found
             job_id = executor.submit_body(text)  # type: ignore[attr-defined]

@@ -55,6 +55,10 @@ class Stage(ABC):
     ends_study: ClassVar[bool] = False
     """Whether the study is finished when its element is."""
 
+    def names(self, element: Element) -> tuple[str, ...]:
+        """What people may call the stage of a job with elements like this one."""
+        return (self.name,)
+
     @abstractmethod
     def run(self, work: Work, progress: Progress) -> None:
         """Do the work of one element, going on where its outputs end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, checkpoint_in, saved_steps
 from curricula.jobs.stages.export import export_model
@@ -14,6 +15,9 @@ from curricula.progress import Progress
 
 class Tune(Stage):
     name, section, trains, unit = "tune", "tuning", True, "steps"
+
+    def names(self, element: Element) -> tuple[str, ...]:
+        return (self.name, element.kind)
 
     def run(self, work: Work, progress: Progress) -> None:
         """All processes train; the first one exports."""

@@ -83,7 +83,7 @@ def slow_folder(root: str, readers: int) -> machine.Task:
     from curricula.jobs.run import Run
 
     run = Run(Path(root))
-    jobs = plan_study(run.study).jobs
+    plan = plan_study(run.study)  # before the clock starts
     true_open = io.open
 
     def slow_open(*words: Any, **more: Any) -> Any:
@@ -94,7 +94,7 @@ def slow_folder(root: str, readers: int) -> machine.Task:
     try:
         with patch("io.open", slow_open), patch("builtins.open", slow_open), patch.object(state, "READERS", readers):
             began, cpu = time.perf_counter(), cpu_seconds()
-            state.run_status(run, jobs)
+            state.run_status(run, plan)
             return {"seconds": time.perf_counter() - began, "cpu": cpu_seconds() - cpu}
     finally:
         run.submissions.with_suffix(".away").rename(run.submissions)
@@ -111,16 +111,15 @@ def start(root: str, began: float) -> machine.Task:
         parts[part], last = now - last, now
 
     lap("the interpreter and this program")
-    from curricula.jobs.element import find_element
     from curricula.jobs.graph import plan_study
     from curricula.jobs.run import Run
-    from curricula.jobs.stages import STAGES
+    from curricula.jobs.stages import STAGES, Work
 
     lap("imports of jobs and curriculum")
     run = Run(Path(root))
-    trunk = next(job for job in plan_study(run.study).jobs if job.stage == "pretrain")
-    job, element = find_element(run, trunk.name, trunk.elements[0].label)
-    lap("study and graph")
+    plan = plan_study(run.study)
+    work = next(Work(run, plan, job, element) for job, element in plan.elements() if element.segment)
+    lap("study and plan")
     import torch  # noqa: F401
 
     lap("import of torch")
@@ -172,7 +171,7 @@ def slurm_start(root: str, profile: str) -> machine.Task:
         ]
         cpu = cpu_seconds()
         try:
-            curricula(*words, "--only", "pretrain", "--arms", "safe-100", "--yes")
+            curricula(*words, "--stage", "pretrain", "--arm", "safe-100", "--yes")
             first = submissions(run)[0]
             element, metrics = run.element(first.job, first.labels[0]), run.branch(first.labels[0]) / "metrics.jsonl"
             deadline = time.monotonic() + PATIENCE_S
@@ -276,15 +275,15 @@ def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
 
 def trainable_run(folder: Path) -> str:
     """A run whose trunk can be trained: the data of a very small study."""
-    from test_local_run import small_study
+    from small_studies import small_study
 
     from curricula.jobs.element import run_element
-    from curricula.jobs.graph import data_jobs
+    from curricula.jobs.graph import plan_study
     from curricula.jobs.run import Run
     from curricula.jobs.study import load_study
 
     run = Run.create(folder / "trainable", load_study(small_study(folder)))
-    for job in data_jobs(run.study):
+    for job in plan_study(run.study).jobs_up_to(["tokenize"]):
         for element in job.elements:
             run_element(run.root, job.name, element.label)
     return str(run.root)

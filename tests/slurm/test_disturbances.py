@@ -32,7 +32,7 @@ def begin(lab, place, name: str) -> Path:
     study, profile, prepared = place
     run = prepared.parent / name
     shutil.copytree(prepared, run)
-    studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
+    studies.submit(lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
     return run
 
 
@@ -120,7 +120,7 @@ def test_two_ranks_that_get_nowhere_give_up_with_their_code_and_not_that_of_the_
     run = folder / "run"
     shutil.copytree(prepared, run)
     (run / "pretrain/trunk/metrics.jsonl").mkdir(parents=True)  # an error that no start mends, though nobody foresaw it
-    studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
+    studies.submit(lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
     first = studies.TRUNK.replace("12", str(STEPS // 2))
     numbers = [studies.task_of(run, name, "trunk").partition("_")[0] for name in (first, LAST)]
 

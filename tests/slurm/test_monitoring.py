@@ -40,7 +40,7 @@ def in_the_lab(lab, monkeypatch):
 
 def states(run: Path) -> dict[str, ElementStatus]:
     opened = Run.open(run)
-    status = run_status(opened, plan_study(opened.study).jobs)
+    status = run_status(opened, plan_study(opened.study))
     assert status.problem == ""
     return {f"{item.job}/{item.label}": item for item in status.elements}
 
@@ -60,7 +60,7 @@ def test_a_failure_is_shown_retried_and_what_waits_for_it_too(lab, place):
     record = run / "pretrain" / "trunk" / "metrics.jsonl"
     record.parent.mkdir(parents=True)
     record.write_text("no JSON\n")
-    studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
+    studies.submit(lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
     failed = until(run, f"{TRUNK}/trunk", "failed")
     assert "metrics.jsonl: line 1 is not JSON" in failed.error and failed.task
     until(run, f"{LAST}/trunk", "cancelled")
@@ -84,7 +84,7 @@ def test_cancel_takes_exactly_what_it_names_and_resubmit_needs_only_bash(own_lab
     profile = studies.write_profile(run.parent, stages={"pretraining": {"nodes": 1, "gpus_per_node": 1}})
     words = "--parsable --account=research --partition=high --nodes=4 --exclusive --time=10 --output=/dev/null"
     hold = own_lab.run("sbatch", *words.split(), "--wrap=sleep 600").split()[0]
-    studies.submit(own_lab, study, profile, run, "--only", "pretrain")
+    studies.submit(own_lab, study, profile, run, "--stage", "pretrain")
     for job in (TRUNK, LAST):
         reason = until(run, f"{job}/trunk", "pending").reason
         assert reason.startswith(("Priority", "Resources", "Dependency", "Nodes required for job are")) or not reason
@@ -123,7 +123,7 @@ def test_a_node_that_fails_the_preflight_is_named_and_avoided(lab, place):
         notify=f"tee -a '{told}'",
         lead_time_s=10,
     )
-    studies.submit(lab, study, profile, run, "--only", TRUNK)
+    studies.submit(lab, study, profile, run, "--job", TRUNK)
     task = studies.task_of(run, TRUNK, "trunk")
     studies.wait_until(
         lambda: (run / "slurm" / "bad-nodes.jsonl").exists(), "a bad node", 300, lambda: studies.logs(run)

@@ -109,12 +109,12 @@ def test_a_submission_that_is_killed_anywhere_is_completed_by_the_same_command(l
 
 def test_a_job_that_was_taken_but_not_recorded_is_found_by_its_script(lab, place):
     study, profile, run = place
-    studies.submit(lab, study, profile, run, "--only", "prepare")
+    studies.submit(lab, study, profile, run, "--stage", "prepare")
     (made,) = submissions(Run(run))
     (run / "slurm" / "submissions.jsonl").unlink()  # as it is just after sbatch returned
     again = lab.run(run / "resubmit.sh", check=False)
     assert f"still in the queue: array {made.job_id};" in again
-    said = studies.submit(lab, study, profile, run, "--only", "prepare")
+    said = studies.submit(lab, study, profile, run, "--stage", "prepare")
     assert "interrupted command; recorded" in said and "nothing to submit" in said
     assert [one.job_id for one in submissions(Run(run))] == [made.job_id] == list(queue(lab, run))
 
@@ -136,7 +136,7 @@ def test_plain_scripts_that_were_killed_between_sbatch_and_record_are_gone_on_wi
     assert set(queue(lab, out)) == {one.job_id for one in made}
     other = run.parent / "other"  # rendered to the same place: what was submitted from there before is not its own
     studies.curricula(lab, "render", study, out, "--profile", profile, "--run", other)
-    assert "interrupted" not in studies.submit(lab, study, profile, other, "--only", "prepare")
+    assert "interrupted" not in studies.submit(lab, study, profile, other, "--stage", "prepare")
     (one,) = submissions(Run(other))
     lab.run("scancel", one.job_id)
     assert one.job_id not in {one.job_id for one in made}
@@ -166,7 +166,7 @@ def test_accounting_that_is_away_holds_nothing_up(own_lab, tmp_path):
 def test_arrays_are_cut_at_the_longest_that_slurm_takes_and_keep_step(lab, place):
     study, _, run = place
     profile = studies.write_profile(study.parent, stages={"all": HELD}, max_array_size=4)
-    studies.submit(lab, study, profile, run, "--only", "tokenize,prepare")
+    studies.submit(lab, study, profile, run, "--stage", "tokenize,prepare")
     parts = [one for one in submissions(Run(run)) if one.job == "tokenize"]
     assert [len(one.labels) for one in parts] == [4, 4, 4, 2]
     (job,) = [job for job in plan_study(load_study(study)).jobs if job.name == "tokenize"]
@@ -176,7 +176,7 @@ def test_arrays_are_cut_at_the_longest_that_slurm_takes_and_keep_step(lab, place
 def test_a_job_that_gets_nowhere_gives_up_and_what_waits_for_it_is_cancelled(lab, place):
     study, _, run = place
     profile = studies.write_profile(study.parent, stages={"data": HELD}, restarts_without_progress=2)
-    studies.submit(lab, study, profile, run, "--only", "prepare,tokenize")
+    studies.submit(lab, study, profile, run, "--stage", "prepare,tokenize")
     (run / "world").write_text("in the way of the data")  # an error that no start mends, though nobody foresaw it
     numbers = {one.job: one.job_id for one in submissions(Run(run))}
     lab.run("scontrol", "release", numbers["prepare"])
@@ -194,7 +194,7 @@ def test_a_job_that_gets_nowhere_gives_up_and_what_waits_for_it_is_cancelled(lab
 def test_work_that_cannot_even_begin_is_not_put_back_for_ever(lab, place):
     study, _, run = place
     profile = studies.write_profile(study.parent, python="/no/such/python", restarts_without_progress=1)
-    studies.submit(lab, study, profile, run, "--only", "prepare")
+    studies.submit(lab, study, profile, run, "--stage", "prepare")
     mark = run / "jobs/prepare/prepare/failed.json"
     studies.wait_until(mark.exists, "the job to give up", 300, lambda: studies.logs(run))
     assert "never began" in json.loads(mark.read_text())["error"]
@@ -244,7 +244,7 @@ def test_no_name_breaks_or_is_executed(lab, place, folder, variable):
     profile = studies.write_profile(
         base, environment={"NAMED": variable, "MASTER_ADDR": "127.0.0.1"}, python=str(stand_in)
     )
-    said = studies.submit(lab, study, profile, target, "--only", "prepare", check=False)
+    said = studies.submit(lab, study, profile, target, "--stage", "prepare", check=False)
     if not list(base.rglob("submissions.jsonl")):  # refused in one sentence, before anything was made
         assert said.startswith("curricula: ") and "Traceback" not in said, said
         assert not target.exists() or not (target / "slurm" / "submissions.jsonl").exists()

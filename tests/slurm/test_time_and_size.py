@@ -17,7 +17,7 @@ from curricula.jobs.slurm.submissions import submissions
 def undisturbed(lab, folder: Path, study: Path, prepared: Path, profile: Path, last: str) -> list[str]:
     run = folder / "undisturbed"
     shutil.copytree(prepared, run)
-    studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
+    studies.submit(lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
     studies.wait_until(
         lambda: studies.is_done(run, last, "trunk"), "the undisturbed run", 600, lambda: studies.logs(run)
     )
@@ -35,7 +35,7 @@ def test_a_run_of_many_time_limits_goes_on_from_slice_to_slice(lab, tmp_path):
     run, whole = tmp_path / "sliced", tmp_path / "whole"
     for root, its_profile in ((run, profile), (whole, studies.write_profile(tmp_path / "whole-profile"))):
         shutil.copytree(prepared, root)
-        studies.submit(lab, study, its_profile, root, "--only", "pretrain", "--arms", "safe-100")
+        studies.submit(lab, study, its_profile, root, "--stage", "pretrain", "--arm", "safe-100")
     job = "pretrain-trunk-100"
     number = studies.task_of(run, job, "trunk")
 
@@ -59,7 +59,7 @@ def test_a_rank_that_hangs_is_ended_in_time_and_the_job_goes_on(lab, tmp_path):
     profile = studies.write_profile(tmp_path, stages=stages, lead_time_s=10)
     run, last = tmp_path / "hung", "pretrain-trunk-60"
     shutil.copytree(prepared, run)
-    studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
+    studies.submit(lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
     studies.wait_until(lambda: studies.saved_step(run, "trunk") and len(ranks_of(run)) == 2, "training", 300)
     os.kill(ranks_of(run)[-1], signal.SIGSTOP)
     number = studies.task_of(run, "pretrain-trunk-30", "trunk")
@@ -81,7 +81,7 @@ def test_the_papers_shape_of_four_nodes_of_eight(lab, tmp_path):
     profile = studies.write_profile(tmp_path, stages={"pretraining": {"nodes": 4, "gpus_per_node": 8}})
     run = tmp_path / "full"
     shutil.copytree(prepared, run)
-    studies.submit(lab, study, profile, run, "--only", "pretrain", "--arms", "safe-100")
+    studies.submit(lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
     studies.wait_until(
         lambda: studies.is_done(run, "pretrain-trunk-4", "trunk"), "32 ranks", 1500, lambda: studies.logs(run)
     )

@@ -16,7 +16,7 @@ from curricula.durable import write_json, write_text
 from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Job
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.squeue import COLUMNS
+from curricula.jobs.slurm.commands import COLUMNS
 from curricula.jobs.slurm.submissions import Submission, record
 from curricula.jobs.study import load_study
 
@@ -99,5 +99,6 @@ class FakeSlurm:
 
 
 def squeue_line(job_id: str, index: str, state: str, reason: str = "None", nodes: str = "", restarts: int = 0) -> str:
-    values = {"ArrayJobID": job_id, "ArrayTaskID": index, "State": state, "RestartCnt": restarts, "Reason": reason}
-    return "".join(f"{values[name]!s:<{size}}" for name, size in COLUMNS) + f"{nodes:<256}"
+    values = {"ArrayJobID": job_id, "ArrayTaskID": index, "State": state, "RestartCnt": restarts, "Reason": reason,
+              "NodeList": nodes, "STDOUT": "/somewhere/log.out"}  # fmt: skip
+    return "".join(f"{values[name]!s:<{width}}" for name, width in COLUMNS.items())

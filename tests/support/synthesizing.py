@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from curricula.durable import read_jsonl
-from curricula.jobs.cli.synthesize_verb import add_parser
+from curricula.jobs.cli.synthesize import add_parser
 
 KEY = "sk-secret-4711"
 

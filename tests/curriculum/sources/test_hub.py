@@ -59,7 +59,7 @@ def one(ask):
 
 def verb(words):
     import argparse
-    from curricula.jobs.cli.fetch_verb import add_parser
+    from curricula.jobs.cli.fetch import add_parser
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     out, err = io.StringIO(), io.StringIO()

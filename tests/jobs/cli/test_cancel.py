@@ -81,4 +81,4 @@ def test_nothing_in_the_queue_is_no_error_and_a_local_run_says_how_it_ends(demo,
     assert main(["cancel", str(demo[0].root), "--yes"]) == 0
     assert "nothing of this is in Slurm's queue" in capsys.readouterr().out
     assert main(["cancel", str(new_run(tmp_path / "local")[0].root), "--yes"]) == 1
-    assert "ends with Ctrl-C" in capsys.readouterr().err
+    assert "with Ctrl-C where it runs" in capsys.readouterr().err

@@ -1,19 +1,18 @@
 """What runs again after a failure: what ended badly and what waits for it, never more; by `retry` and by resubmit.sh."""
 
-import json
 import subprocess
 
 import pytest
-from curricula.jobs.slurm.resubmit import write_resubmit
-from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, new_run, report_progress, submitted
+from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, new_run, submitted
 
 from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
-from curricula.jobs.local import element_needs
+from curricula.jobs.local import Outcome
 from curricula.jobs.monitor.state import ElementStatus
 from curricula.jobs.preflight.nodes import BadNode, record_bad_nodes
 from curricula.jobs.recovery import to_run_again
-from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, profile_of
+from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, kept_profile
+from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.submissions import Task, latest_tasks, submissions
 from curricula.jobs.study import load_study
 
@@ -31,30 +30,29 @@ def slurm(tmp_path, monkeypatch):
 def demo(tmp_path, slurm):
     """A whole study in the queue, trained up to 20%."""
     run, jobs = new_run(tmp_path / "run")
-    keep_profile(run, Profile())
+    keep_profile(run.profile, Profile())
     for number, job in enumerate(jobs.values()):
         submitted(run, job.name, str(100 + number), [element.label for element in job.elements])
     return run, jobs
 
 
-def statuses(jobs, states, default="done"):
+def statuses(plan, states, default="done"):
     return [
         ElementStatus(
             job.name, job.stage, element.label, states.get(f"{job.name}/{element.label}", default), task="1_0"
         )
-        for job in jobs
-        for element in job.elements
+        for job, element in plan.elements()
     ]
 
 
 @pytest.fixture(scope="module")
-def graph():
-    return plan_study(load_study(STUDIES / "demo.yaml")).jobs
+def plan():
+    return plan_study(load_study(STUDIES / "demo.yaml"))
 
 
-def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(graph):
-    again = to_run_again(graph, statuses(graph, {"instruct-20/full-20": "failed"}, default="pending"))
-    needs = element_needs(graph)
+def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(plan):
+    again = to_run_again(plan, statuses(plan, {"instruct-20/full-20": "failed"}, default="pending"))
+    needs = plan.needs
     assert again[0] == ("instruct-20", "full-20") and ("instruct-20", "data-20") not in again
     assert (
         ("merge-20", "full-20/instruct") in again
@@ -66,44 +64,44 @@ def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(graph):
         assert any(need in again for need, _ in needs[key])
 
 
-def test_every_element_after_a_failure_runs_again_or_runs_still(graph):
-    for job in graph:
+def test_every_element_after_a_failure_runs_again_or_runs_still(plan):
+    for job in plan.jobs:
         for element in job.elements[:1]:
             again = set(
-                to_run_again(graph, statuses(graph, {f"{job.name}/{element.label}": "cancelled"}, default="pending"))
+                to_run_again(plan, statuses(plan, {f"{job.name}/{element.label}": "cancelled"}, default="pending"))
             )
-            for key, needs in element_needs(graph).items():
+            for key, needs in plan.needs.items():
                 assert (key in again) == (key == (job.name, element.label) or any(need in again for need, _ in needs))
 
 
-def test_a_report_that_was_written_without_what_failed_is_written_again(graph):
+def test_a_report_that_was_written_without_what_failed_is_written_again(plan):
     states = {"evaluate-base-20/full-20/probes": "failed"}
     merges = [("merge-20", f"{arm}-20/{kind}") for kind in ("base", "instruct", "benign") for arm in ("data", "full")]
-    assert to_run_again(graph, statuses(graph, states)) == [
+    assert to_run_again(plan, statuses(plan, states)) == [
         ("evaluate-base-20", "full-20/probes"),
         *merges,
         ("report", "report"),
     ]
 
 
-def test_what_runs_is_left_alone_and_so_is_what_was_never_submitted(graph):
-    elements = statuses(graph, {"prepare/prepare": "failed", "tokenize/web/00000": "running"}, default="waiting")
+def test_what_runs_is_left_alone_and_so_is_what_was_never_submitted(plan):
+    elements = statuses(plan, {"prepare/prepare": "failed", "tokenize/web/00000": "running"}, default="waiting")
     bare = [ElementStatus(**{**vars(item), "task": "" if item.stage == "evaluate" else "1_0"}) for item in elements]
-    again = to_run_again(graph, bare)
+    again = to_run_again(plan, bare)
     assert ("prepare", "prepare") in again and ("tokenize", "web/00000") not in again
     assert not any(job.startswith("evaluate") for job, _ in again)
 
 
-def test_only_the_failures_of_an_arm_or_stage_are_retried(graph):
+def test_only_the_failures_of_an_arm_or_stage_are_retried(plan):
     states = {"pretrain-20/full-20": "failed", "pretrain-20/data-20": "failed"}
-    again = to_run_again(graph, statuses(graph, states, "pending"), {("pretrain-20", "data-20")})
+    again = to_run_again(plan, statuses(plan, states, "pending"), {("pretrain-20", "data-20")})
     assert ("pretrain-20", "data-20") in again and ("pretrain-20", "full-20") not in again
     assert ("instruct-20", "data-20") in again and ("instruct-20", "full-20") not in again
 
 
 def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, capsys, monkeypatch):
-    for module in ("element", "state"):
-        monkeypatch.setattr(f"jobs.{module}.is_intact", lambda *_: True)
+    for module in ("completion", "monitor.state"):
+        monkeypatch.setattr(f"curricula.jobs.{module}.is_complete", lambda *_: True)
     run, jobs = demo
     tasks = latest_tasks(submissions(run))
     made = ["prepare", "tokenize", *(name for name in jobs if name.startswith("pretrain"))]
@@ -119,10 +117,9 @@ def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, ca
             else:
                 rows.append((task.job_id, str(task.number), "PENDING", "Dependency", "", 0))
     slurm.queue(*rows)
-    queued = "".join(f"{row[0]:24}{row[1]:24}{row[2]:24}{row[3]:96}/x\n" for row in rows if row[2] == "PENDING")
-    listing = (slurm.folder / "squeue.out").read_text()  # status and submission ask in two ways
-    for_submission = f'[[ " $* " != *" --me "* ]] || {{ printf %b {json.dumps(queued)}; exit 0; }}'
-    slurm.answer("squeue", listing, script=for_submission)
+    listing = (slurm.folder / "squeue.out").read_text()
+    without_ended = f'[[ " $* " != *" --me "* ]] || {{ grep PENDING "{slurm.folder}/squeue.out"; exit 0; }}'
+    slurm.answer("squeue", listing, script=without_ended)
     record_bad_nodes(run, [BadNode(node="n7", reason="x", time=4e9)])
     assert main(["retry", str(run.root)]) == 0
     new = latest_tasks(submissions(run))
@@ -158,11 +155,25 @@ def test_nothing_to_retry_is_said(tmp_path, capsys):
     assert "nothing has failed" in capsys.readouterr().out
 
 
-def test_on_this_machine_a_stage_cannot_be_chosen(tmp_path, capsys):
-    run, _ = new_run(tmp_path / "run")
-    report_progress(run, "prepare", "prepare", age_s=1000)
-    assert main(["retry", str(run.root), "--stage", "prepare"]) == 2
-    assert "here all that is open goes on" in capsys.readouterr().err
+def test_on_this_machine_only_what_is_selected_runs_again(tmp_path, monkeypatch):
+    run, jobs = new_run(tmp_path / "run")
+    for name, job in jobs.items():
+        for element in job.elements:
+            finish(run, name, element.label)
+    for label in ("data-20", "full-20"):
+        fail(run, "pretrain-20", label)
+        (run.element("pretrain-20", label) / "done.json").unlink()
+    started = []
+
+    def run_plan(run, plan, watcher, workers, chosen):
+        started.extend(chosen)
+        return Outcome(done=list(chosen))
+
+    for module in ("completion", "monitor.state"):
+        monkeypatch.setattr(f"curricula.jobs.{module}.is_complete", lambda *_: True)
+    monkeypatch.setattr("curricula.jobs.cli.local.run_plan", run_plan)
+    assert main(["retry", str(run.root), "--arm", "data-20"]) == 0
+    assert started == [("pretrain-20", "data-20")]
 
 
 def test_a_profile_is_kept_in_the_run_as_it_was(tmp_path):
@@ -170,8 +181,8 @@ def test_a_profile_is_kept_in_the_run_as_it_was(tmp_path):
     profile = Profile(
         stages=Stages(all=StageOptions(partition="gpu", exclude="n3")), setup=("module load x",), notify="mail -s x me"
     )
-    keep_profile(run, profile)
-    assert profile_of(run) == profile
+    keep_profile(run.profile, profile)
+    assert kept_profile(run.profile) == profile
 
 
 def queue_lines(logs):
@@ -181,7 +192,8 @@ def queue_lines(logs):
 
 def resubmit(run, slurm, *words):
     slurm.answer("sbatch", script=SBATCH)
-    write_resubmit(run, Profile(stages=Stages(all=StageOptions(throttle=4))))
+    profile = Profile(stages=Stages(all=StageOptions(throttle=4)))
+    write_resubmit(run, plan_study(run.study, profile), profile)
     return subprocess.run([run.root / "resubmit.sh", *words], capture_output=True, text=True)
 
 

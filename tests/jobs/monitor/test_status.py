@@ -149,7 +149,7 @@ def test_without_slurm_the_folder_is_shown_and_one_line_says_so(demo, slurm, cap
         monkeypatch.setenv("PATH", str(slurm.folder))
     else:
         slurm.answer("squeue", script="exec sleep 60")
-        monkeypatch.setattr("curricula.jobs.slurm.squeue.PATIENCE_S", 0.3)
+        monkeypatch.setattr("curricula.jobs.monitor.state.SLURM_PATIENCE_S", 0.3)
     shown = table(run, capsys)
     (said,) = [line for line in shown.splitlines() if line.startswith("squeue")]
     assert {"down": "Unable to contact", "absent": "not on this machine's PATH", "hangs": "no answer"}[how] in said

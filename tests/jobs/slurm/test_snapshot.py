@@ -20,3 +20,18 @@ def test_a_snapshot_knows_its_commit_even_within_another_repository(tmp_path):
     assert running_commit(copy) == f"abc-dirty-{copy.name}"
     (copy / "commit.json").unlink()
     assert running_commit(copy) == ""  # never that of the repository around it
+
+
+def test_a_snapshot_is_the_code_and_is_what_runs(tmp_path):
+    folder = take_snapshot(tmp_path)
+    assert take_snapshot(tmp_path) == folder and [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
+    # Told from the checkout by a change in it, and run from a folder that has a package of the same name.
+    (folder / "curricula" / "jobs" / "element.py").write_text(
+        "def main(words):\n    print('of the snapshot', *words)\n    return 0\n"
+    )
+    (tmp_path / "curricula").mkdir()
+    (tmp_path / "curricula" / "__init__.py").write_text("raise SystemExit('of the working folder')\n")
+    ran = subprocess.run(
+        [sys.executable, folder / "run_element.py", "R", "J", "E"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ran.stdout == "of the snapshot R J E\n", ran.stderr

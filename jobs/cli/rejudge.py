@@ -15,27 +15,34 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
 from curricula.eval.judges.settings import JudgeConfig
-from curricula.jobs.cli.eval_display import Bars, interval, new_table, no_other_bars, percent, quiet_libraries
-from curricula.jobs.cli.help_text import HelpFormatter
-from curricula.jobs.cli.judge_options import add_judge_options, confirm_cost, judge_from, look_at_server
-
-EXAMPLE = (
-    "curricula eval rejudge runs/demo --judge harmbench --judge-url http://node7:8000/v1\n"
-    "  curricula eval rejudge evaluations/instruct --judge llm --judge-model gpt-6-luna --judge-url https://api.openai.com/v1"
+from curricula.jobs.cli.eval import (
+    Bars,
+    add_judge_options,
+    confirm_cost,
+    interval,
+    judge_from,
+    new_table,
+    no_other_bars,
+    percent,
+    quiet_libraries,
+    warn_of_server,
 )
+from curricula.jobs.cli.options import add_json_flag, add_verb
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser(
+    parser = add_verb(
+        verbs,
         "rejudge",
-        help="judge stored answers with another judge",
-        description="Judge stored answers with another judge. Answers are not generated anew and not rewritten; verdicts are "
-        "added beside them, and what this judge has judged already is not asked again. Prints how the two judges agree "
-        "(Cohen's kappa) and, where the judge's errors are known, a corrected rate (Rogan and Gladen).",
-        epilog=f"examples:\n  {EXAMPLE}",
-        formatter_class=HelpFormatter,
+        "judge stored answers with another judge",
+        "curricula eval rejudge runs/demo --judge harmbench --judge-url http://node7:8000/v1",
+        "curricula eval rejudge evaluations/instruct --judge llm --judge-model gpt-6-luna "
+        "--judge-url https://api.openai.com/v1",
+        call=rejudge,
+        details="Answers are neither generated anew nor rewritten; verdicts are added beside them, and this judge is not asked "
+        "twice. Prints how the two judges agree (Cohen's kappa) and, where the judge's errors are known, a corrected rate "
+        "(Rogan and Gladen).",
     )
-    parser.set_defaults(verb=rejudge)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or the OUT of `curricula eval`")
     parser.add_argument("--by-model", action="store_true", help="a row for each model, not for all together")
     parser.add_argument(
@@ -45,48 +52,48 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="people's labels (columns key, label: harmful or safe) to correct by",
     )
     parser.add_argument("--world", type=Path, help="the fictional world's folder (default: FOLDER/world)")
-    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+    add_json_flag(parser)
     add_judge_options(parser, required=True)
 
 
-def rejudge(words: argparse.Namespace) -> int:
+def rejudge(args: argparse.Namespace) -> int:
     from curricula.eval.judging.rejudge import Rejudging, read_labels, stored_answers
 
-    if not words.folder.is_dir():
-        raise UsageError(f"{words.folder}: no such folder; name a run folder, or the OUT folder of a `curricula eval`")
+    if not args.folder.is_dir():
+        raise UsageError(f"{args.folder}: no such folder; name a run folder, or the OUT folder of a `curricula eval`")
     no_other_bars()
-    settings = judge_from(words)
-    paths = stored_answers(words.folder)
-    labels = read_labels(words.labels) if words.labels else {}
-    judges = _judges(words, settings)
+    settings = judge_from(args)
+    paths = stored_answers(args.folder)
+    labels = read_labels(args.labels) if args.labels else {}
+    judges = _judges(args, settings)
     console = Console(stderr=True, highlight=False)
-    look_at_server(settings, console)
-    with exclusive_lock(words.folder / "rejudge.lock"), Bars(console) as bars:
+    warn_of_server(settings, console)
+    with exclusive_lock(args.folder / "rejudge.lock"), Bars(console) as bars:
         if settings.on_this_machine:
             quiet_libraries()
-        work = Rejudging(paths, judges, words.retry_unparsed)
-        if words.labels:
-            work.require_labels(labels, words.labels)
-        confirm_cost(words, work.estimates(), console)
+        work = Rejudging(paths, judges, args.retry_unparsed)
+        if args.labels:
+            work.require_labels(labels, args.labels)
+        confirm_cost(args, work.estimates(), console)
         work.judge(bars.line(f"judge {settings.name}"))
-    found = work.comparisons(words.by_model, labels)
-    if words.json:
+    found = work.comparisons(args.by_model, labels)
+    if args.json:
         print(json.dumps([asdict(one) for one in found], indent=1))
         return 0
     _print(found, Console(highlight=False))
     if work.left_alone:
         print(
-            f"{work.left_alone:,} answers were left alone: judge {settings.name} has no words for answers of their kind."
+            f"{work.left_alone:,} answers were left alone: judge {settings.name} has no args for answers of their kind."
         )
     return 0
 
 
-def _judges(words: argparse.Namespace, settings: JudgeConfig) -> dict:
+def _judges(args: argparse.Namespace, settings: JudgeConfig) -> dict:
     """The judge of attacks and that of over-refusal; None for one that the judge cannot be."""
     from curricula.eval.judges.registry import load_judge
 
-    world = words.world or next(
-        (root for root in (words.folder / "world", local_root()) if root and (root / "world.json").exists()), None
+    world = args.world or next(
+        (root for root in (args.folder / "world", local_root()) if root and (root / "world.json").exists()), None
     )
     judges: dict = {}
     refused: UsageError | None = None
@@ -108,7 +115,7 @@ def _print(found: list, console: Console) -> None:
     table = new_table(
         "Rates by each judge, in percent of the answers with a verdict",
         *("answers of", "judge", *spans, "verdicts", "un-\nparsed"),
-        words=2,
+        left=2,
     )
     for one in found:
         where = one.where

@@ -1,7 +1,7 @@
-"""The verb `curricula data fetch`: the public datasets and benchmarks of a study into a data folder.
+"""The verb `curricula data fetch`: download the public datasets and benchmarks of a study to a data folder.
 
-What has been brought already costs no request, what the user put there is left alone, and one dataset that cannot be had does
-not keep the others back. Standard output is one line for the shell, or JSON; all else goes to standard error.
+What was downloaded before costs no request, the user's own files are left alone, and a dataset that cannot be downloaded does
+not hold back the others. Standard output is one line for the shell, or JSON; everything else goes to standard error.
 """
 
 from __future__ import annotations
@@ -25,72 +25,73 @@ from curricula.curriculum.sources.registry import DATASETS, dataset
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.synthesis.shard import parse_shard
 from curricula.errors import UsageError, UserError
-from curricula.jobs.cli.help_text import HelpFormatter
+from curricula.jobs.cli.options import add_json_flag, add_verb
 from curricula.jobs.downloads import Wanted, benchmark_downloads, named_downloads, once, study_downloads
 from curricula.jobs.study import load_study
 
 
-def add_parser(kinds: argparse._SubParsersAction) -> None:
-    parser = kinds.add_parser(
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = add_verb(
+        verbs,
         "fetch",
-        help="bring public datasets from the Hugging Face hub to a data folder",
-        description="Bring public datasets and benchmarks from the Hugging Face hub to a data folder, as Parquet. The same "
-        "command goes on after an interruption. Gated ones need HF_TOKEN.",
-        epilog="examples:\n  curricula data fetch --list\n  curricula data fetch safeweb gsm8k advbench --out /scratch/data\n"
-        "  curricula data fetch --study jobs/studies/paper.yaml --part $SLURM_ARRAY_TASK_ID/16",
-        formatter_class=HelpFormatter,
+        "bring public datasets from the Hugging Face hub to a data folder",
+        "curricula data fetch --list",
+        "curricula data fetch safeweb gsm8k advbench --out /scratch/data",
+        "curricula data fetch --study jobs/studies/paper.yaml --part $SLURM_ARRAY_TASK_ID/16",
+        call=fetch_data,
+        details="Datasets and benchmarks are stored as Parquet. The same command continues after an interruption. Gated "
+        "datasets need HF_TOKEN.",
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="a dataset or benchmark, as --list shows them")
-    parser.add_argument("--study", type=Path, help="all that this study file needs")
+    parser.add_argument("--study", type=Path, help="everything that this study file needs")
     parser.add_argument("--out", type=Path, help="the data folder (default: CURRICULA_DATA, else data)")
     parser.add_argument("--rows", type=int, metavar="N", help="only the first N rows of each dataset, to try things")
-    parser.add_argument("--part", metavar="I/N", help="only every N-th file, from the I-th on (from 0): for array jobs")
-    parser.add_argument("--list", action="store_true", help="show what there is, and what is in the data folder")
-    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
-    parser.set_defaults(verb=fetch_data)
+    parser.add_argument("--part", metavar="I/N", help="only every Nth file, from the Ith on (from 0): for array jobs")
+    parser.add_argument("--list", action="store_true", help="show what is known, and what is in the data folder")
+    add_json_flag(parser)
 
 
-def fetch_data(words: argparse.Namespace) -> int:
-    root: Path = words.out or Path(os.environ.get("CURRICULA_DATA") or "data")
-    if words.list:
-        if words.names or words.study:
-            raise UsageError("--list shows all there is; give it without names and --study")
-        return _show(root, words.json)
-    part = parse_shard(words.part) if words.part is not None else None
-    if words.rows is not None and (words.rows < 1 or part):
-        raise UsageError(f"--rows {words.rows}: give at least 1, and no --part, for the first rows are one file")
-    wanted = [item for name in words.names for item in named_downloads(name, root)]
-    if words.study:
-        study = load_study(words.study)
+def fetch_data(args: argparse.Namespace) -> int:
+    root: Path = args.out or Path(os.environ.get("CURRICULA_DATA") or "data")
+    if args.list:
+        if args.names or args.study:
+            raise UsageError("--list shows everything; give it without names and --study")
+        return _show(root, args.json)
+    part = parse_shard(args.part) if args.part is not None else None
+    if args.rows is not None and (args.rows < 1 or part):
+        raise UsageError(f"--rows {args.rows}: give at least 1, and no --part: the first rows are in one file")
+    wanted = [item for name in args.names for item in named_downloads(name, root)]
+    if args.study:
+        study = load_study(args.study)
         if study.world:
             raise UsageError(
-                f"{words.study}: the study has a world, which makes all its data; there is nothing to fetch"
+                f"{args.study}: the study has a world, which makes all its data; there is nothing to fetch"
             )
         wanted += study_downloads(study, root)
     if not wanted:
-        raise UsageError("nothing is named to fetch; name a dataset, or --study, and see --list for what there is")
+        raise UsageError("nothing is named to fetch; name a dataset, or --study; --list shows what is known")
     console = Console(stderr=True, highlight=False, markup=False)
-    brought: list[dict[str, Any]] = []
+    fetched: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     columns = TextColumn("{task.description}"), BarColumn(), _Rows(), TimeRemainingColumn()
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         for item in once(wanted):
             try:
-                record = _bring(item, words.rows or item.rows, part, bar)
+                record = _fetch(item, args.rows or item.rows, part, bar)
             except UserError as error:
                 console.print(f"curricula: {item.label}: {error}", style="red", soft_wrap=True)
                 failed[item.label] = str(error)
                 continue
-            console.print(f"{item.label}: {_said(record)}", soft_wrap=True)
-            brought.append({"name": item.label, "folder": str(item.download.out), **record})
-    if words.json:
-        print(json.dumps({"data": str(root.resolve()), "fetched": brought, "failed": failed}, indent=1))
-    elif brought:
+            console.print(f"{item.label}: {_summary(record)}", soft_wrap=True)
+            fetched.append({"name": item.label, "folder": str(item.download.out), **record})
+    if args.json:
+        print(json.dumps({"data": str(root.resolve()), "fetched": fetched, "failed": failed}, indent=1))
+    elif fetched:
         print(f"export CURRICULA_DATA={shlex.quote(str(root.resolve()))}")
     return 1 if failed else 0
 
 
-def _bring(item: Wanted, rows: int | None, part: tuple[int, int] | None, bar: Bar) -> dict[str, Any]:
+def _fetch(item: Wanted, rows: int | None, part: tuple[int, int] | None, bar: Bar) -> dict[str, Any]:
     if _state(item.download) == _OWN:
         return {"kept": True}
     task = bar.add_task(item.label, total=None)
@@ -104,9 +105,9 @@ def _bring(item: Wanted, rows: int | None, part: tuple[int, int] | None, bar: Ba
         bar.remove_task(task)
 
 
-def _said(record: dict[str, Any]) -> str:
+def _summary(record: dict[str, Any]) -> str:
     if record.get("kept"):
-        return "there already, not from here; left as it is"
+        return "own files; left as they are"
     there = f"{record['rows']:,} rows in {len(record['rows_of'])} files, commit {record['revision'][:7]}, {record['licence']}"
     return (
         there if record["complete"] else f"{there}; {record['files'] - len(record['rows_of'])} files are still missing"
@@ -114,7 +115,7 @@ def _said(record: dict[str, Any]) -> str:
 
 
 class _Rows(ProgressColumn):
-    """Rows so far, of how many if that is known, and how fast they come."""
+    """Rows so far, the total if it is known, and the speed."""
 
     def render(self, task: Task) -> Text:
         total = "" if task.total is None else f"/{task.total:,.0f}"
@@ -126,7 +127,7 @@ _OWN = "own files"
 
 
 def _state(download: Download) -> str:
-    """What the data folder has of a download."""
+    """What the data folder holds of a download; empty for nothing."""
     if download.finished.exists():
         limit = read_record(download.finished)["limit"]
         return "fetched" if limit is None else f"first {limit:,} rows"

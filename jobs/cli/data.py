@@ -1,4 +1,4 @@
-"""The verbs about data that the suite makes itself: world, tokenize, inspect."""
+"""The verbs `curricula data world`, `tokenize` and `inspect`: a fictional world, a study's shards, and what a shard holds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +17,53 @@ from rich.text import Text
 
 from curricula.curriculum.tokens.shards import MEND, Shard, read_manifest, source_shards
 from curricula.errors import UsageError, UserError
-from curricula.jobs.run import Run
+from curricula.jobs.cli.local import run_elements, run_root
+from curricula.jobs.graph import plan_study
 from curricula.jobs.study import load_study
 from curricula.terminal import printable
 
-PIECE = 1 << 24  # tokens looked at at once
-SHOWN = 4096  # tokens of a document that are printed at most
+PIECE = 1 << 24
+"""Tokens held in memory at a time: a shard may be larger than memory."""
+SHOWN = 4096
+"""Tokens of a document that are printed at most."""
 
 
-def world(words: argparse.Namespace) -> int:
+def world(args: argparse.Namespace) -> int:
     from curricula.curriculum.world.datasets import write_world
     from curricula.curriculum.world.fiction import WorldConfig
 
-    if words.out.is_dir() and any(words.out.iterdir()) and not (words.out / "world.json").exists():
-        raise UsageError(f"{words.out}: is not empty and holds no fictional world; name a new folder")
-    write_world(words.out, WorldConfig(seed=words.seed))
-    print(f"The fictional world's datasets are in {words.out}; use them with CURRICULA_DATA={words.out}")
+    if args.out.is_dir() and any(args.out.iterdir()) and not (args.out / "world.json").exists():
+        raise UsageError(f"{args.out}: is not empty and holds no fictional world; name a new folder")
+    write_world(args.out, WorldConfig(seed=args.seed))
+    print(f"The fictional world's datasets are in {args.out}; use them with CURRICULA_DATA={args.out}")
     return 0
 
 
-def tokenize(words: argparse.Namespace) -> int:
-    """The data part of the study's graph, through the same launcher: what it finishes, `submit` finds done."""
-    from curricula.jobs.cli.display import Display
-    from curricula.jobs.cli.study_verbs import failures, run_root
-    from curricula.jobs.graph import data_jobs
-    from curricula.jobs.local import run_graph
-
-    study = load_study(words.study)
-    for name in words.source or ():
+def tokenize(args: argparse.Namespace) -> int:
+    """Run the data part of the study's graph as `submit` does, which then finds it done."""
+    study = load_study(args.study)
+    for name in args.source or ():
         if name not in study.sources:
             raise UsageError(f"--source {name}: the study has no such source; it has {', '.join(study.sources)}")
-    if words.workers is not None and words.workers < 1:
-        raise UsageError(f"--workers {words.workers}: give at least 1")
-    jobs = data_jobs(study)
-    if words.source:
-        chosen = tuple(element for element in jobs[-1].elements if element.source in words.source)
-        jobs[-1] = replace(jobs[-1], elements=chosen)
-    root = run_root(study, words.run)
-    with Run.locked(root):
-        run = Run.create(root, study)
-        with Display(run, jobs, Console(stderr=True, highlight=False, markup=False)) as display:
-            outcome = run_graph(run, jobs, display, words.workers)
-    failures(run, outcome)
+    if args.workers is not None and args.workers < 1:
+        raise UsageError(f"--workers {args.workers}: give at least 1")
+    plan = plan_study(study)
+    chosen = [
+        (job.name, element.label)
+        for job in plan.jobs_up_to(["tokenize"])
+        for element in job.elements
+        if not args.source or element.source in ("", *args.source)
+    ]
+    console = Console(stderr=True, highlight=False, markup=False)
+    run, _ = run_elements(run_root(study, args.run), plan, console, chosen, args.workers)
     print(f"Shards are in {run.shards}")
     return 0
 
 
-def inspect(words: argparse.Namespace) -> int:
+def inspect(args: argparse.Namespace) -> int:
     from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 
-    prefix: Path = words.prefix
+    prefix: Path = args.prefix
     if prefix.is_dir():  # a source: its first shard
         prefix = source_shards(prefix)[0]
     elif prefix.suffix in (".bin", ".idx", ".json"):
@@ -75,25 +71,23 @@ def inspect(words: argparse.Namespace) -> int:
     shard = Shard.open(prefix)
     shard.check()
     lengths = shard.lengths
-    folder = words.tokenizer or _tokenizer_near(prefix)
+    folder = args.tokenizer or _tokenizer_near(prefix)
     tokenizer = load_tokenizer(folder)
     manifest = read_manifest(prefix) if prefix.with_name(prefix.name + ".json").exists() else None
     if manifest and manifest["tokenizer"] != tokenizer_hash(tokenizer):
         raise UserError(
-            f"{folder}: is not the tokenizer that {prefix} was made with, and would show other text; name that one in "
+            f"{folder}: is not the tokenizer that {prefix} was made with, and would show other text; name the right one with "
             "--tokenizer"
         )
     if manifest and manifest["tokens"] != shard.length:
-        raise UserError(
-            f"{shard.bin_path}: {shard.length} tokens, where its manifest says {manifest['tokens']}; {MEND}"
-        )
-    ids = _chosen_tokens(words, prefix, shard)
+        raise UserError(f"{shard.bin_path}: {shard.length} tokens, but its manifest says {manifest['tokens']}; {MEND}")
+    ids = _chosen_tokens(args, prefix, shard)
     end, tag = special_ids(tokenizer)
     tags, least, most = _counted(shard, tag)
     if least < 0 or most >= tokenizer.get_vocab_size():
         raise UserError(
-            f"{prefix}.bin: holds id {least if least < 0 else most}, where the tokenizer has {tokenizer.get_vocab_size()} "
-            "entries; name the tokenizer it was made with in --tokenizer, or tokenise again"
+            f"{prefix}.bin: holds id {least if least < 0 else most}, but the tokenizer has {tokenizer.get_vocab_size()} "
+            "entries; name the tokenizer it was made with, by --tokenizer, or tokenise again"
         )
     counts, edges = np.histogram(np.log10(np.maximum(1, lengths)), bins=np.arange(0, 8.5, 0.5))
     filled = np.flatnonzero(counts)
@@ -109,14 +103,14 @@ def inspect(words: argparse.Namespace) -> int:
         ],
         "tags": tags,
         "tag_rate": tags / max(1, len(shard.tokens)),
-        "shown": f"document {words.document or 0}" if words.sample is None else f"sample {words.sample}",
+        "shown": f"document {args.document or 0}" if args.sample is None else f"sample {args.sample}",
         "text": tokenizer.decode(ids.tolist(), skip_special_tokens=False),
     }
     if manifest:
         facts["manifest"] = manifest
-    if words.verify:
+    if args.verify:
         facts["verified"] = _verify(prefix, shard, facts)
-    if words.json:
+    if args.json:
         print(json.dumps(facts, indent=1))
     else:
         text = _highlighted(ids[:SHOWN], tokenizer, {tag: "bold black on yellow", end: "dim"})
@@ -127,7 +121,7 @@ def inspect(words: argparse.Namespace) -> int:
 
 
 def _counted(shard: Any, tag: int) -> tuple[int, int, int]:
-    """How many tags a shard has, and its least and greatest id; in pieces, for shards may be larger than memory."""
+    """The number of tags in a shard, and its least and greatest id."""
     tags, least, most = 0, 0, 0
     for start in range(0, len(shard.tokens), PIECE):
         piece = shard.tokens[start : start + PIECE]
@@ -136,20 +130,20 @@ def _counted(shard: Any, tag: int) -> tuple[int, int, int]:
     return tags, least, most
 
 
-def _chosen_tokens(words: argparse.Namespace, prefix: Path, shard: Any) -> np.ndarray:
-    """The tokens of the document or of the sample that was asked for."""
-    if words.sample is not None:
-        length = words.sequence_length
+def _chosen_tokens(args: argparse.Namespace, prefix: Path, shard: Any) -> np.ndarray:
+    """The tokens of the requested document or sample."""
+    if args.sample is not None:
+        length = args.sequence_length
         if length < 1:
             raise UsageError(f"--sequence-length {length}: give at least 1")
         samples = max(0, (len(shard.tokens) - 1) // length)
-        if not 0 <= words.sample < samples:
+        if not 0 <= args.sample < samples:
             raise UsageError(
-                f"--sample {words.sample}: {prefix} has {samples} samples of {length} tokens, counted from 0; "
+                f"--sample {args.sample}: {prefix} has {samples} samples of {length} tokens, counted from 0; "
                 "choose one of them or another --sequence-length"
             )
-        return shard.tokens[words.sample * length : (words.sample + 1) * length + 1]
-    number = words.document or 0
+        return shard.tokens[args.sample * length : (args.sample + 1) * length + 1]
+    number = args.document or 0
     if not 0 <= number < max(1, len(shard.lengths)):
         raise UsageError(f"--document {number}: {prefix} has documents 0 to {len(shard.lengths) - 1}")
     if not len(shard.lengths):
@@ -159,19 +153,19 @@ def _chosen_tokens(words: argparse.Namespace, prefix: Path, shard: Any) -> np.nd
 
 
 def _verify(prefix: Path, shard: Any, facts: dict[str, Any]) -> bool:
-    """Whether the tokens are those that the manifest was written for; raises UserError when they are not."""
+    """True if the tokens match the manifest; raises UserError if they do not."""
     if "manifest" not in facts:
         raise UserError(f"{prefix}.json: no such file; without a manifest there is nothing to verify against")
     digest = hashlib.sha256()
     for start in range(0, len(shard.tokens), PIECE):
         digest.update(shard.tokens[start : start + PIECE].tobytes())
     if digest.hexdigest() != facts["manifest"]["sha256"]:
-        raise UserError(f"{prefix}.bin: its tokens are not those its manifest was written for; {MEND}")
+        raise UserError(f"{prefix}.bin: its tokens do not match its manifest; {MEND}")
     return True
 
 
 def _highlighted(ids: np.ndarray, tokenizer: Any, styles: dict[int, str]) -> Text:
-    """The text of `ids` with these tokens in their styles; what a text merely quotes is not highlighted."""
+    """The text of `ids`, with these tokens in their styles. A tag that the text merely spells out is not highlighted."""
     shown = Text()
     ends = np.flatnonzero(np.isin(ids, list(styles)))
     for piece in np.split(ids, np.sort(np.concatenate([ends, ends + 1]))):
@@ -187,7 +181,7 @@ def _print_facts(facts: dict[str, Any], shown: Text) -> None:
     )
     console.print(f"tags: {facts['tags']:,}, {facts['tag_rate']:.2%} of the tokens")
     if facts.get("verified"):
-        console.print("verified: the tokens are those of the manifest")
+        console.print("verified: the tokens match the manifest")
     table = Table(title="Tokens per document", title_justify="left", box=None)
     table.add_column("tokens", justify="right")
     table.add_column("documents", justify="right")
@@ -201,7 +195,7 @@ def _print_facts(facts: dict[str, Any], shown: Text) -> None:
 
 
 def _tokenizer_near(prefix: Path) -> Path:
-    """The tokenizer of the run folder that the shard lies in: <run>/data/shards/<source>/<shard>."""
+    """The tokenizer of the run folder that holds the shard: <run>/data/shards/<source>/<shard>."""
     folder = prefix.resolve().parent.parent.parent / "tokenizer"
     if not folder.is_dir():
         raise UsageError(f"{prefix}: no tokenizer at {folder}; name one with --tokenizer")

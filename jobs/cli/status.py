@@ -1,31 +1,46 @@
-"""The status of a run as a person reads it: a row for each job, rows of their own for elements that run or went wrong."""
+"""The verb `curricula status`: how far a run is, as JSON or as a table.
+
+The table has a row for each job, and rows of their own for elements that run or went wrong.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from curricula.jobs.graph import Job
+from curricula.errors import UsageError
+from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.progress import number
-from curricula.jobs.monitor.state import ENDED_BADLY, ElementStatus, RunStatus, State
+from curricula.jobs.monitor.state import ENDED_BADLY, ElementStatus, RunStatus, State, run_status
+from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.squeue import explained
+from curricula.jobs.selection import Selection, select
+from curricula.jobs.slurm.commands import explained
 from curricula.terminal import age, clock, count, one_line
 
-SAID: tuple[State, ...] = ("running", "pending", *ENDED_BADLY)
-"""States worth a word beside what is done."""
-SHOWN: tuple[State, ...] = ("running", *ENDED_BADLY)
+LOOK_EVERY_S = 2.0
+ASK_SLURM_EVERY_S = 15.0
+"""Administrators watch who calls squeue often."""
+COUNTED: tuple[State, ...] = ("running", "pending", *ENDED_BADLY)
+"""States counted beside what is done."""
+WITH_ROWS: tuple[State, ...] = ("running", *ENDED_BADLY)
 """States of the elements that get rows of their own."""
 ROWS_EACH, MANY_ROWS = 8, 200
-"""Elements of one job and state that get a row, and rows after which none do; the others are counted."""
+"""How many elements of one job and state get a row, and after how many rows none do; the others are counted."""
 ERRORS_SHOWN = 10
 LABEL_WIDTH, STATE_WIDTH = 26, 22
 """Longer labels and states take a second line."""
@@ -36,6 +51,52 @@ STYLES: dict[State, str] = {
     "done": "green", "running": "cyan", "pending": "", "failed": "bold red", "cancelled": "magenta",
     "interrupted": "yellow", "waiting": "dim",
 }  # fmt: skip
+
+
+def show_status(args: argparse.Namespace) -> int:
+    if args.interval is not None and not args.interval > 0:
+        raise UsageError(f"--interval {args.interval}: give a number of seconds above 0")
+    run, selection = Run.open(args.run or newest_run()), Selection.of(args)
+    plan = plan_study(run.study)
+    chosen = set(keys_of(select(plan, selection)))
+    console = Console(highlight=False, markup=False)
+
+    def look() -> RunStatus:
+        status = run_status(run, plan)
+        return replace(status, elements=[item for item in status.elements if (item.job, item.label) in chosen])
+
+    if args.json:
+        status = look()
+        print(msgspec.json.format(msgspec.json.encode(status.elements), indent=1).decode())
+        if status.problem:
+            print(f"curricula: {status.problem}", file=sys.stderr)
+    elif not args.watch:
+        console.print(status_view(run, look(), console))
+    elif not console.is_terminal:
+        raise UsageError("--watch: standard output is no terminal; leave it out, or use --json")
+    else:
+        interval_s = args.interval or (ASK_SLURM_EVERY_S if run.submissions.exists() else LOOK_EVERY_S)
+        _watch(run, look, console, interval_s)
+    return 0
+
+
+def _watch(run: Run, look: Callable[[], RunStatus], console: Console, interval_s: float) -> None:
+    """Show the status until everything is done, or until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        while True:
+            status = look()
+            live.update(status_view(run, status, console, compact=True), refresh=True)
+            if all(element.state == "done" for element in status.elements):
+                return
+            time.sleep(interval_s)
+
+
+def newest_run() -> Path:
+    """The run folder under runs/ whose study was frozen last; raises UsageError if there is none."""
+    runs = sorted(Path("runs").glob("*/study.yaml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise UsageError("runs/: no run here; name a run folder, or make one with `curricula submit STUDY`")
+    return runs[-1].parent
 
 
 class _Row(NamedTuple):
@@ -91,18 +152,16 @@ COLUMNS = (
     _Column("requeued", lambda element: f"{element.restarts}x" if element.restarts else ""),
     _Column("nodes", lambda element: one_line(element.nodes), right=False),
 )
-LEAVE_FIRST = ("tokens", "nodes", "requeued", "tok/s", "MFU", "beat", "loss")
-"""Columns that a narrow terminal does without, in this order."""
+DROPPED_FIRST = ("tokens", "nodes", "requeued", "tok/s", "MFU", "beat", "loss")
+"""Columns that a narrow terminal drops, in this order."""
 
 
-def status_view(
-    run: Run, jobs: Sequence[Job], status: RunStatus, console: Console, compact: bool = False
-) -> RenderableType:
-    """Everything there is to see. `compact` gives finished and waiting jobs one row together."""
+def status_view(run: Run, status: RunStatus, console: Console, compact: bool = False) -> RenderableType:
+    """The whole status. `compact` gives finished and waiting jobs one row together."""
     parts: list[RenderableType] = [_headline(run, status)]
     if status.problem:
         parts.append(Text(one_line(status.problem), "yellow"))
-    parts.append(_table(list(_rows(jobs, status, compact)), console))
+    parts.append(_table(_rows(status, compact), console))
     parts += _footnotes(run, status)
     return Group(*parts)
 
@@ -110,16 +169,16 @@ def status_view(
 def _headline(run: Run, status: RunStatus) -> Text:
     counts = Counter(element.state for element in status.elements)
     line = Text.assemble((one_line(str(run.root)), "bold"), f": {counts['done']} of {len(status.elements)} done")
-    for state in (*SAID, "waiting"):
+    for state in (*COUNTED, "waiting"):
         if counts[state]:
             line.append(", ").append(f"{counts[state]} {state}", STYLES[state])
     return line
 
 
-def _rows(jobs: Sequence[Job], status: RunStatus, compact: bool) -> list[_Row]:
-    by_job: dict[str, list[ElementStatus]] = {job.name: [] for job in jobs}
+def _rows(status: RunStatus, compact: bool) -> list[_Row]:
+    by_job: dict[str, list[ElementStatus]] = {}
     for element in status.elements:
-        by_job[element.job].append(element)
+        by_job.setdefault(element.job, []).append(element)
     rows: list[_Row] = []
     quiet = Counter[str]()
     for name, elements in by_job.items():
@@ -131,7 +190,7 @@ def _rows(jobs: Sequence[Job], status: RunStatus, compact: bool) -> list[_Row]:
         rows.append(_Row(Text(name), _summary(states), took=clock(seconds) if states["done"] else ""))
         if len(rows) > MANY_ROWS:
             continue
-        for state in SHOWN:
+        for state in WITH_ROWS:
             of_state = [element for element in elements if element.state == state]
             for element in of_state[:ROWS_EACH]:
                 rows.append(_Row(Text(f"  {one_line(element.label)}"), Text(state, STYLES[state]), element))
@@ -148,24 +207,24 @@ def _summary(states: Counter[State]) -> Text:
     if states["done"] == total:
         return Text(f"{total}/{total} done", STYLES["done"])
     text = Text(f"{states['done']}/{total}")
-    for state in SAID:
+    for state in COUNTED:
         if states[state]:
             text.append(", ").append(f"{states[state]} {state}", STYLES[state])
     return text
 
 
 def _table(rows: list[_Row], console: Console) -> Table:
-    """The widest table that fits; columns in which nothing stands are left out."""
+    """The widest table that fits; empty columns are left out."""
     cells = {column: [_cell(column, row) for row in rows] for column in COLUMNS}
     cells = {column: of_column for column, of_column in cells.items() if any(of_column)}
     job_width = max((row.job.cell_len for row in rows if row.element is None), default=0)
     label_width = max(job_width, min(LABEL_WIDTH, max((row.job.cell_len for row in rows), default=0)))
     state_width = min(STATE_WIDTH, max((row.state.cell_len for row in rows), default=0))
     widths = {column: max(cell_len(column.heading), *(cell.cell_len for cell in cells[column])) for column in cells}
-    for leaving in LEAVE_FIRST:
+    for dropped in DROPPED_FIRST:
         if label_width + state_width + sum(widths.values()) + GAP * (1 + len(widths)) <= console.width:
             break
-        widths = {column: width for column, width in widths.items() if column.heading != leaving}
+        widths = {column: width for column, width in widths.items() if column.heading != dropped}
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     table.add_column("job", overflow="fold", min_width=job_width, max_width=label_width)
     table.add_column("state", max_width=state_width)

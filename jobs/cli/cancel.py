@@ -1,0 +1,52 @@
+"""The verb `curricula cancel`: take a run, or exactly the selected part of it, out of Slurm's queue."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+
+from curricula.errors import UserError
+from curricula.jobs.graph import plan_study
+from curricula.jobs.plan import keys_of
+from curricula.jobs.run import Run
+from curricula.jobs.selection import Selection, select
+from curricula.jobs.slurm.commands import scancel, squeue
+from curricula.jobs.slurm.queue import elements_by_task
+
+
+def cancel(args: argparse.Namespace) -> int:
+    run = Run.open(args.run)
+    chosen = set(keys_of(select(plan_study(run.study), Selection.of(args))))
+    elements = elements_by_task(run)
+    if not elements:
+        raise UserError(
+            f"{run.root}: nothing of it was submitted to Slurm; end a run on this machine with Ctrl-C where it runs"
+        )
+    try:
+        queue = squeue(task.job_id for task in elements)
+    except UserError as error:
+        raise UserError(f"{error}; nothing was cancelled") from None
+    live = [
+        task
+        for task, key in elements.items()
+        if key in chosen and task in queue and (queue[task].is_running or queue[task].is_waiting)
+    ]
+    if not live:
+        print(f"{run.root}: nothing of this is in Slurm's queue")
+        return 0
+    states = Counter("running" if queue[task].is_running else "pending" for task in live)
+    what = " and ".join(f"{number} {state}" for state, number in states.items())
+    if not args.yes and not _confirmed(f"Cancel {what} of {run.root}?"):
+        print("nothing was cancelled")
+        return 1
+    scancel(live)
+    print(f"cancelled {what}; `curricula retry {run.root}` submits them again, with what needs them")
+    return 0
+
+
+def _confirmed(question: str) -> bool:
+    """A person's answer; raises UserError if there is nobody to ask."""
+    if not sys.stdin.isatty():
+        raise UserError(f"{question} Standard input is no terminal: give --yes")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

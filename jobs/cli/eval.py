@@ -1,0 +1,497 @@
+"""The verb `curricula eval`: answers of one model to benchmarks under decoders, judged, as a table with intervals.
+
+`rejudge.py` shares the options of the judge and the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import msgspec
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Lines
+from rich.prompt import Confirm
+from rich.table import Table
+from rich.text import Text
+
+from curricula.curriculum.sources.registry import local_root
+from curricula.durable import exclusive_lock
+from curricula.errors import UsageError
+from curricula.eval.benchmarks import BENCHMARKS, Use, find
+from curricula.eval.config import EvalConfig, Tasks
+from curricula.eval.decoding.registry import DECODERS
+from curricula.eval.judges.question import Estimate
+from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
+from curricula.eval.rows import Precision
+from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
+from curricula.jobs.cli.options import add_json_flag, add_verb
+from curricula.progress import Progress
+from curricula.settings import parse
+
+if TYPE_CHECKING:
+    from curricula.eval.models import LoadedModel
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = add_verb(
+        verbs,
+        "eval",
+        "measure attack success and over-refusal of any Hugging Face checkpoint",
+        "curricula eval --model runs/demo/models/full-20/instruct --benchmark advbench,jailbreakbench "
+        "--decoder topk,safebeam --judge refusal-phrases --prompts 20",
+        "curricula eval rejudge FOLDER --judge NAME",
+        call=evaluate,
+        details="The same command continues after an interruption: no answer is generated twice and no judge is asked twice. "
+        "`rejudge` judges stored answers with another judge.",
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", help="a Hugging Face folder or name, a .gguf file, or a package that holds one"
+    )
+    parser.add_argument(
+        "--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text"
+    )
+    parser.add_argument("--benchmark", default="harmbench,advbench,jailbreakbench,tdc", help="names, by commas")
+    parser.add_argument("--decoder", default=",".join(DECODERS), help="by commas (default: %(default)s)")
+    parser.add_argument(
+        "--overrefusal", metavar="BENCHMARK", help="benign requests to measure over-refusal on too, such as alpaca"
+    )
+    parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
+    parser.add_argument("--prompts", type=int, help="no more than this many prompts of each benchmark")
+    parser.add_argument("--samples", type=int, help="answers to each prompt under top-k (default: 5)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
+    parser.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, help="where rows are kept, and resumed from (default: evaluations/MODEL PATH)"
+    )
+    add_json_flag(parser)
+    add_judge_options(parser, required=False)
+    return parser
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Check every word, generate, judge, print. Rows lie in OUT, as `eval/rows.py` describes."""
+    no_other_bars()
+    config = _config(args)
+    tasks = config.eval_tasks(args.kind)
+    data = args.data or local_root()
+    world = data if "world" in (config.judge_of("attack").name, config.judge_of("overrefusal").name) else None
+    path = Path(args.model)
+    out = args.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
+    console = Console(stderr=True, highlight=False)
+    _check(args, config, tasks, data, world, console)
+    with exclusive_lock(out / "lock"), Bars(console) as bars:
+        quiet_libraries()
+        _generate(args, config, tasks, data, out, bars)
+        _judge(args, config, out, world, console, bars)
+    metrics = _metrics(args, tasks, out)
+    if args.json:
+        print(json.dumps({kind: msgspec.to_builtins(found) for kind, found in metrics.items()}, indent=1))
+        return 0
+    print_metrics(metrics, Console(highlight=False))
+    print(f"Rows: {out}")
+    return 0
+
+
+def _config(args: argparse.Namespace) -> EvalConfig:
+    if not args.model:
+        raise UsageError("--model: name the model to evaluate, such as runs/demo/models/full-20/instruct")
+    decoders, benchmarks = _names("--decoder", args.decoder), _names("--benchmark", args.benchmark)
+    if unknown := sorted(set(decoders) - set(DECODERS)):
+        raise UsageError(f"--decoder {','.join(unknown)}: not known; choose from {', '.join(DECODERS)}")
+    if args.kind == "base" and len(benchmarks) > 1:
+        raise UsageError(
+            f"--benchmark {args.benchmark}: base models take one benchmark of beginnings, such as jb_completions"
+        )
+    overrefusal = tasks_with("overrefusal", decoders) if args.overrefusal else []
+    if args.overrefusal and not overrefusal:
+        raise UsageError(
+            f"--overrefusal {args.overrefusal}: is measured under topk and safebeam, and --decoder is greedy alone; "
+            "add one of them, or leave --overrefusal out"
+        )
+    for option in ("prompts", "samples", "max_new_tokens"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise UsageError(f"--{option.replace('_', '-')} {value}: give 1 or more")
+    tasks = [task.name for task in (*tasks_with("attack", decoders), *overrefusal)]
+    _require_use(args, benchmarks)
+    own = {"max_new_tokens": args.max_new_tokens}
+    try:
+        return msgspec.convert(
+            {
+                "benchmarks": benchmarks,
+                "base_benchmark": benchmarks[0],
+                "overrefusal_benchmark": args.overrefusal or "alpaca",
+                "judge": judge_from(args),
+                "precision": args.precision,
+                "prompts_per_benchmark": args.prompts,
+                "overrefusal_prompts": args.prompts or 300,
+                "topk": own if args.samples is None else {**own, "samples": args.samples},
+                "safebeam": own,
+                "greedy": own,
+                "gcg": None,
+                "probes": None,
+                "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=())) | {args.kind: tasks},
+            },
+            EvalConfig,
+        )
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UsageError(f"eval: {error}") from None
+
+
+def _require_use(args: argparse.Namespace, benchmarks: list[str]) -> None:
+    """A benchmark of harmless requests has no attack success, and beginnings are for base models."""
+    wanted: list[tuple[str, str, Use]] = [
+        ("--benchmark", name, "completion" if args.kind == "base" else "attack") for name in benchmarks
+    ]
+    wanted += [("--overrefusal", args.overrefusal, "overrefusal")] if args.overrefusal else []
+    for option, name, use in wanted:
+        if find(name).use != use:
+            fitting = ", ".join(known for known, entry in BENCHMARKS.items() if entry.use == use)
+            raise UsageError(f"{option} {name}: is for {find(name).use}, and this is for {use}; choose from {fitting}")
+
+
+def _names(option: str, given: str) -> list[str]:
+    names = [name.strip() for name in given.split(",")]
+    if not all(names):
+        raise UsageError(f"{option} {given!r}: holds an empty name; give names by commas")
+    return list(dict.fromkeys(names))
+
+
+def _check(
+    args: argparse.Namespace,
+    config: EvalConfig,
+    tasks: list[EvalTask],
+    data: Path | None,
+    world: Path | None,
+    console: Console,
+) -> None:
+    """Refuse now what would fail after hours: benchmarks, the judge, its server's address."""
+    from curricula.eval.judges.registry import load_judge
+    from curricula.eval.judging.verdicts import kind_of
+    from curricula.eval.runner import task_prompts
+
+    for task in tasks:
+        task_prompts(task, args.kind, config, data)
+    for kind in dict.fromkeys(kind_of(task.task.name) for task in tasks):
+        load_judge(config.judge_of(kind), kind, world)
+    warn_of_server(config.judge_of("attack"), console)
+
+
+def _generate(
+    args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], data: Path | None, out: Path, bars: Bars
+) -> None:
+    from curricula.eval.models import load_model
+    from curricula.eval.runner import check_lengths, run_element, task_prompts
+
+    with bars.waiting(f"loading {args.model}"):
+        loaded = load_model(args.model, args.kind, args.device, config.precision)
+    _refuse_another_model(out, loaded)
+    if args.max_new_tokens >= loaded.context_length:
+        raise UsageError(
+            f"--max-new-tokens {args.max_new_tokens}: the context of {args.model} holds {loaded.context_length} tokens, "
+            "the prompt among them; give fewer"
+        )
+    for task in tasks:
+        check_lengths(loaded, task_prompts(task, args.kind, config, data))
+    for task in tasks:
+        run_element(
+            task, loaded, args.kind, config, data_root=data, out=out, seed=args.seed, progress=bars.line(task.name)
+        )
+
+
+def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
+    """Whatever the folder holds is of one model, benchmarks and decoders that this command leaves out too."""
+    from curricula.eval.rows import GenerationRow, read_rows
+    from curricula.eval.tasks import row_files
+
+    for path in (path for task in judged_tasks() for path in row_files(out, task)):
+        rows = read_rows(path, GenerationRow)
+        now = (loaded.kind, loaded.content_hash, loaded.precision)
+        if rows and (here := (rows[0].model_kind, rows[0].model, rows[0].precision)) != now:
+            shown = ["{} {:.12} in {}".format(*each) for each in (here, now)]
+            raise UsageError(
+                f"{out}: holds the answers of another model ({shown[0]}, this one is {shown[1]}); name another folder "
+                "with --out"
+            )
+
+
+def _judge(
+    args: argparse.Namespace, config: EvalConfig, out: Path, world: Path | None, console: Console, bars: Bars
+) -> None:
+    from curricula.eval.judging.merge import Merge
+
+    work = Merge(out, args.kind, config, world, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
+    confirm_cost(args, work.estimates(), console)
+    work.judge(bars.line("judge"))
+
+
+def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict[str, list[Any]]:
+    """Attack success and over-refusal under each task, on the benchmarks that this command names."""
+    from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, row_id
+    from curricula.eval.judging.merge import merged_path
+    from curricula.eval.judging.verdicts import kind_of, read_judged
+    from curricula.eval.rows import GenerationRow, read_rows
+
+    asked = {row.key for task in tasks for row in read_rows(task.path(out), GenerationRow)}
+    metrics: dict[str, list[Any]] = {"attacks": [], "overrefusal": []}
+    name = Path(args.model).name
+    for task in dict.fromkeys(task.task.name for task in tasks):
+        rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
+        expected = set(map(row_id, rows))
+        if kind_of(task) == "attack":
+            metrics["attacks"] += attack_metrics(rows, name, args.kind, expected)
+        else:
+            decoder = TASKS[task].decoders[0]
+            metrics["overrefusal"].append(overrefusal_metrics(rows, name, args.kind, decoder, expected))
+    return metrics
+
+
+def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
+    group = parser.add_argument_group("the judge", "The key of a server is read from OPENAI_API_KEY alone.")
+    group.add_argument(
+        "--judge",
+        required=required,
+        default=None if required else "refusal-phrases",
+        metavar="NAME",
+        help=f"{', '.join(JUDGES)}, or a YAML file of settings" + ("" if required else " (default: %(default)s)"),
+    )
+    group.add_argument(
+        "--judge-model", metavar="MODEL", help="a folder, a Hugging Face name, or its name on the server"
+    )
+    group.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible server, such as http://node7:8000/v1")
+    group.add_argument("--judge-template", metavar="NAME", help="how it is asked (default: the model's or task's own)")
+    group.add_argument(
+        "--judge-set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, such as requests_per_minute=600, batch_api=true or price_in=0.15; may be given again",
+    )
+    group.add_argument(
+        "--retry-unparsed", action="store_true", help="ask again where this judge's reply was no verdict"
+    )
+    group.add_argument(
+        "--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
+    )
+    group.add_argument("--yes", action="store_true", help="spend whatever the estimate says")
+
+
+def judge_from(args: argparse.Namespace) -> JudgeConfig:
+    """The judge that the args describe; raises UsageError naming the option, its value and the mend."""
+    given: dict[str, Any] = {"name": args.judge}
+    if args.judge not in JUDGES and Path(args.judge).is_file():
+        given = _from_file(Path(args.judge))
+    for option in ("model", "url", "template"):
+        value = getattr(args, f"judge_{option}")
+        if value is not None:
+            given[option] = value
+    for pair in args.judge_set:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise UsageError(f"--judge-set {pair}: give KEY=VALUE, such as concurrency=64")
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"--judge-set {pair}: the value is not YAML; put it into quotes") from None
+    try:
+        if set(given) == {"name"}:
+            return judge_config(given["name"])
+    except ValueError as error:
+        raise UsageError(f"--judge {args.judge}: {error}") from None
+    return parse(given, JudgeConfig, f"--judge {args.judge}")
+
+
+def warn_of_server(settings: JudgeConfig, console: Console) -> None:
+    """Say when the judge's server would not answer now; raises UsageError when it has no address.
+
+    That it is not there yet is no error: it may come before it is asked.
+    """
+    if settings.name == "llm" or settings.url:
+        from curricula.eval.judges.served import doubt
+
+        if why := doubt(settings):
+            console.print(
+                f"judge: {why}; going on, for it may be there when it is asked",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--judge {path}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"--judge {path}: holds no settings; write name: and model: there")
+    return value
+
+
+def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None], console: Console) -> None:
+    """Say what the judge will be asked, and ask before more than --max-cost is spent; raises UsageError on a no."""
+    asked = [estimate for estimate in estimates if estimate is not None and estimate.questions]
+    if not asked:
+        return
+    tokens_in, tokens_out = sum(one.tokens_in for one in asked), sum(one.tokens_out for one in asked)
+    prices = [one.dollars for one in asked]
+    dollars = None if None in prices else sum(price for price in prices if price is not None)
+    cost = "prices not given (--judge-set price_in=...)" if dollars is None else f"about ${dollars:,.2f}"
+    questions = sum(one.questions for one in asked)
+    console.print(
+        f"The judge will be asked {questions:,} question{'s' if questions > 1 else ''}: about {tokens_in:,} tokens in and at "
+        f"most {tokens_out:,} out, {cost}.",
+        soft_wrap=True,
+    )
+    if args.yes or dollars is None or dollars <= args.max_cost:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"about ${dollars:,.2f} is more than --max-cost {args.max_cost:g}; pass --yes, or raise it")
+    if not Confirm.ask("Go on?", default=False, console=console):
+        raise UsageError("nothing was asked and nothing spent; --prompts makes it less")
+
+
+class Bars:
+    """A bar for each task, on a terminal; elsewhere a line at the start, at the end and at most once a minute."""
+
+    def __init__(self, console: Console, line_interval_s: float = 60.0) -> None:
+        self.console, self.line_interval_s = console, line_interval_s
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._lines = Lines(*columns, console=console, disable=not console.is_terminal)
+
+    def __enter__(self) -> Bars:
+        self._lines.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lines.stop()
+
+    def line(self, name: str) -> Progress:
+        """A new bar, as the progress that draws it."""
+        task = self._lines.add_task(name, total=None)
+        ended, next_line = False, 0.0
+
+        def report(done: int, total: int, **_: Any) -> None:
+            nonlocal ended, next_line
+            self._lines.update(task, completed=done, total=total)
+            now = time.monotonic()
+            if self.console.is_terminal or ended or (done < total and now < next_line):
+                return
+            ended, next_line = done == total, now + self.line_interval_s
+            self.console.print(Text(f"{name}: {done:,} of {total:,}"))
+
+        return report
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """A bar without an end that goes when the block ends."""
+        task = self._lines.add_task(what, total=None)
+        try:
+            yield
+        finally:
+            self._lines.remove_task(task)
+
+
+def no_other_bars() -> None:
+    """Keep libraries from drawing bars into ours; tqdm reads this when it is imported."""
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+def quiet_libraries() -> None:
+    """Keep transformers from its own bars, and from warnings about what is as it should be."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, without the sign: the tables say that in their titles."""
+    return "–" if value is None else f"{value * 100:.1f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{low * 100:.1f}–{high * 100:.1f}"
+
+
+def new_table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are text, and the others numbers."""
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
+    return table
+
+
+def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> None:
+    if metrics["attacks"]:
+        console.print(_attacks(metrics["attacks"]))
+    if metrics["overrefusal"]:
+        console.print(_overrefusals(metrics["overrefusal"]))
+    if any(entry.judges.startswith("refusal-phrases") for entry in metrics["attacks"]):
+        console.print(
+            "Refusal phrases overstate attack success: on HarmBench's labelled answers such a test reads 13 points high.",
+            style="dim",
+        )
+
+
+def _attacks(metrics: Sequence[Any]) -> Table:
+    judges = ", ".join(sorted({entry.judges for entry in metrics}))
+    samples, corrected = max(entry.samples for entry in metrics), any(entry.corrected is not None for entry in metrics)
+    columns = ["decoder", "benchmark", "n", "ASR@1", "95%\ninterval"]
+    columns += ["std over\nsamples", f"ASR@{samples}", "flips"] if samples > 1 else []
+    columns += ["corrected", "95%\ninterval"] if corrected else []
+    table = new_table(
+        f"Attack success rate in percent, n prompts. Judge and version: {judges}",
+        *columns,
+        "un-\nparsed",
+        "mis-\nsing",
+        left=2,
+    )
+    for entry in metrics:
+        name = "all, mean" if entry.benchmark == "all" else entry.benchmark
+        row = [entry.decoder, name, str(entry.prompts), percent(entry.rate), interval(entry.low, entry.high)]
+        row += [percent(entry.std), percent(entry.any_of), percent(entry.flip_share)] if samples > 1 else []
+        row += [percent(entry.corrected), interval(entry.corrected_low, entry.corrected_high)] if corrected else []
+        table.add_row(*row, str(entry.unparsed), str(entry.missing))
+    return table
+
+
+def _overrefusals(metrics: Sequence[Any]) -> Table:
+    judges = ", ".join(sorted({entry.judges for entry in metrics}))
+    names = ["help-\nful", "un-\nhelpful", "partly\nrefused", "re-\nfused", "short-\ncircuit"]
+    table = new_table(
+        f"Answers to benign requests in percent, n prompts. Judge and version: {judges}",
+        *("decoder", "n", "over-\nrefusal", "95%\ninterval", *names, "un-\nparsed"),
+    )
+    for entry in metrics:
+        shares = [percent(share) for share in entry.shares.values()] or ["–"] * len(names)
+        rate = [percent(entry.rate), interval(entry.low, entry.high)]
+        table.add_row(entry.decoder, str(entry.prompts), *rate, *shares, str(entry.unparsed))
+    return table

@@ -1,0 +1,147 @@
+"""A study, or a part of it, on this machine: run while a person watches.
+
+On a terminal a live table shows what runs; elsewhere each finished element gets a line.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from curricula.errors import UserError
+from curricula.jobs.completion import Failure, done_elements, read_done, read_failure
+from curricula.jobs.local import run_plan
+from curricula.jobs.monitor.progress import Reading, number, read_progress
+from curricula.jobs.plan import Chosen, Key, Plan, keys_of
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.arrays import check_needs
+from curricula.jobs.study import Study
+from curricula.terminal import clock, count, one_line
+
+FULL_BYTES = 1 << 16
+"""With less free space than this an element cannot write why it failed."""
+
+
+def run_root(study: Study, given: Path | None) -> Path:
+    return given or Path("runs") / study.name
+
+
+def run_here(root: Path, plan: Plan, chosen: Chosen | None = None) -> None:
+    """Run the `chosen` elements of a plan, or all, that are not done yet in the run folder `root`; print the outcome."""
+    console = Console(highlight=False, markup=False)
+    if chosen is not None:
+        check_needs(plan.jobs, chosen, done_elements(Run(root), plan) if root.exists() else (), ())
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
+    run, done = run_elements(root, plan, console, None if chosen is None else keys_of(chosen))
+    which = "all" if chosen is None else "the chosen"
+    console.print(f"{run.root}: {which} {len(done)} elements done, {clock(time.monotonic() - started)} in this call.")
+    if (run.report / "index.html").exists():
+        console.print(f"Report: {(run.report / 'index.html').resolve()}", soft_wrap=True)
+
+
+def run_elements(
+    root: Path, plan: Plan, console: Console, chosen: Collection[Key] | None = None, workers: int | None = None
+) -> tuple[Run, set[Key]]:
+    """Run the `chosen` elements, or all, that are not done yet; returns those that are done now.
+
+    Raises UserError when elements failed.
+    """
+    with Run.locked(root):
+        run = Run.create(root, plan.study)
+        with Display(run, plan, console, chosen) as display:
+            outcome = run_plan(run, plan, display, workers, chosen)
+    if outcome.failed:
+        names = ", ".join("/".join(key) for key in outcome.failed)
+        raise UserError(
+            f"{run.root}: {len(outcome.failed)} elements failed ({names}), and {len(outcome.skipped)} that need them were not "
+            f"started; see `curricula logs {run.root} {outcome.failed[0][0]}`, fix it and give the same command again"
+        )
+    return run, set(outcome.done)
+
+
+class Display:
+    """A `curricula.jobs.local.Watcher` that counts the `chosen` elements, or all; use it as a context manager."""
+
+    def __init__(self, run: Run, plan: Plan, console: Console, chosen: Collection[Key] | None = None):
+        self.run, self.console = run, console
+        self.stage_of = {job.name: job.stage for job in plan.jobs}
+        counted = [key for key in plan.needs if chosen is None or key in chosen]
+        self.total = dict.fromkeys([self.stage_of[name] for name, _ in counted], 0)
+        for name, _ in counted:
+            self.total[self.stage_of[name]] += 1
+        self.done = dict.fromkeys(self.total, 0)
+        for name, _ in done_elements(run, plan).intersection(counted):
+            self.done[self.stage_of[name]] += 1
+        self.running: list[Key] = []
+        self.started = time.monotonic()
+        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def update(self, running: list[Key], finished: Key | None = None) -> None:
+        self.running = running
+        if finished is None:
+            return
+        folder = self.run.element(*finished)
+        counter = f"{sum(self.done.values()) + 1}/{sum(self.total.values())}"
+        try:
+            done, failure = read_done(folder), read_failure(folder)
+        except UserError as error:
+            done, failure = None, Failure(str(error))
+        if done:
+            self.done[self.stage_of[finished[0]]] += 1
+            text, style = f"done in {done.seconds:.1f} s", "green"
+        elif failure:
+            counter, text, style = "", f"failed: {one_line(failure.error)}", "bold red"
+        else:
+            why = "the disk is full" if shutil.disk_usage(folder).free < FULL_BYTES else f"see {folder / 'log.txt'}"
+            counter, text, style = "", f"ended without finishing; {why}", "bold red"
+        reading = read_progress(folder / "progress.json")
+        loss = number(reading.figures, "loss") if reading else None
+        reached = f", loss {loss:.3f}" if loss is not None else ""
+        line = Text.assemble(f"{counter:>7}  {finished[0]}/{finished[1]} ", (text, style), reached)
+        self.console.print(line, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        stages = Text("  ").join(
+            Text(f"{stage} {self.done[stage]}/{total}", "green" if self.done[stage] == total else "")
+            for stage, total in self.total.items()
+        )
+        table = Table.grid(padding=(0, 2))
+        for key in self.running:
+            reading = read_progress(self.run.element(*key) / "progress.json")
+            table.add_row(Text("/".join(key)), *progress_cells(reading))
+        elapsed = Text(f"{clock(time.monotonic() - self.started)} elapsed", "dim")
+        return Group(stages, table, elapsed)
+
+
+def progress_cells(reading: Reading | None) -> tuple[RenderableType, ...]:
+    """An element's bar, counts, loss, speed and time left."""
+    if reading is None:
+        return (ProgressBar(total=1, completed=0, width=24), "starting", "", "", "")
+    loss, speed = number(reading.figures, "loss"), number(reading.figures, "tokens_per_second")
+    return (
+        ProgressBar(total=max(1, reading.total), completed=reading.done, width=24),
+        f"{reading.done:,}/{reading.total:,}",
+        "" if loss is None else f"loss {loss:.3f}",
+        "" if speed is None else f"{count(speed)} tok/s",
+        "" if reading.left_s is None else f"{clock(reading.left_s)} left",
+    )

@@ -1,0 +1,171 @@
+"""The verb `curricula logs`: the logs of elements, found and merged, with the first error before all else."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from curricula.errors import UsageError
+from curricula.jobs.graph import plan_study
+from curricula.jobs.monitor.logs import FirstError, LogFile, clean, find_logs, first_error, merged
+from curricula.jobs.monitor.state import ENDED_BADLY, run_status
+from curricula.jobs.plan import Key, keys_of
+from curricula.jobs.run import Run
+from curricula.jobs.selection import Selection, select
+from curricula.jobs.slurm.queue import elements_by_task
+from curricula.jobs.slurm.submissions import Task
+
+LOOK_EVERY_S = 0.5
+FIND_EVERY_S = 5.0
+"""How often to look for new files while following."""
+LINES = 20
+"""Lines shown of each log when several elements are asked for."""
+
+
+class _Log(NamedTuple):
+    prefix: str
+    file: LogFile
+
+
+def show_logs(args: argparse.Namespace) -> int:
+    rank, pattern = _rank(args.rank), _pattern(args.grep)
+    if args.lines is not None and args.lines < 1:
+        raise UsageError(f"--lines {args.lines}: give at least 1")
+    run = Run.open(args.run)
+    chosen = _chosen(run, args)
+    if not chosen:
+        print("(nothing has failed and nothing is running; name a JOB, or --stage or --arm)")
+        return 0
+    tasks: dict[Key, list[Task]] = defaultdict(list)
+    for task, key in elements_by_task(run).items():
+        tasks[key].append(task)
+
+    def find() -> list[_Log]:
+        found = []
+        for job, label in chosen:
+            name = "" if len(chosen) == 1 else f"{label}: " if args.job else f"{job}/{label}: "
+            found += [_Log(name, log) for log in find_logs(run, job, label, tasks[job, label])]
+        return found
+
+    logs = find()
+    for name in dict.fromkeys(log.prefix for log in logs):  # all ranks: any of them may have been the first to fail
+        error = first_error(log.file for log in logs if log.prefix == name)
+        if error:
+            _print_error(name, error)
+    shown = [log for log in logs if rank in (None, log.file.rank)]
+    if not shown:
+        ranks = sorted({log.file.rank for log in logs})
+        print(
+            f"(no log of rank {rank}; there are ranks {ranks})"
+            if ranks
+            else "(no log yet: nothing of this has started)"
+        )
+    ends = {log.file.path: _whole_lines(log.file.path) for log in shown}
+    last = args.lines or (LINES if args.follow or len(chosen) > 1 else None)
+    _print_logs(shown, pattern, last, show_rank=rank is None)
+    if args.follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            _follow(find, ends, rank, pattern)
+    return 0
+
+
+def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:
+    """The selected elements; by default those that failed or are running."""
+    selection = Selection.of(args)
+    if args.job:
+        selection = replace(selection, jobs=(*selection.jobs, args.job))
+    plan = plan_study(run.study)
+    chosen = keys_of(select(plan, selection))
+    if args.element:
+        labels = [label for job, label in chosen if job == args.job]
+        if args.element not in labels:
+            raise UsageError(
+                f"element of {args.job} {args.element!r} is not in this study; choose one of {', '.join(labels)}"
+            )
+        return [(args.job, args.element)]
+    if selection:
+        return chosen
+    states = {(element.job, element.label): element.state for element in run_status(run, plan).elements}
+    return [key for key in chosen if states[key] in (*ENDED_BADLY, "running")]
+
+
+def _rank(text: str) -> int | None:
+    """The rank to show; None for all."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--rank {text}: give a number from 0 on, or all")
+    return int(text)
+
+
+def _pattern(expression: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if expression is None else re.compile(expression)
+    except re.error as error:
+        raise UsageError(f"--grep {expression!r}: not a regular expression ({error})") from None
+
+
+def _whole_lines(path: Path) -> int:
+    """The byte at which the log's last whole line ends."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        start = max(0, size - 65536)
+        file.seek(start)
+        newline = file.read(size - start).rfind(b"\n")
+    return start + newline + 1 if newline >= 0 else size
+
+
+def _print_error(prefix: str, error: FirstError) -> None:
+    when = f" at {error.time}" if error.time else ""
+    print(f"=== {prefix}first error: rank {error.rank}{when}, {error.path}")
+    for line in error.lines:
+        print(f"    {line}")
+    print()
+
+
+def _print_logs(logs: list[_Log], pattern: re.Pattern[str] | None, last: int | None, show_rank: bool) -> None:
+    """The lines of one element after those of another; the lines of one element's processes in order of time."""
+    for prefix in dict.fromkeys(log.prefix for log in logs):
+        lines = (
+            _shown(prefix, file.rank if show_rank else None, line.text)
+            for file, line in merged(log.file for log in logs if log.prefix == prefix)
+            if pattern is None or pattern.search(line.text)
+        )
+        for line in lines if last is None else deque(lines, maxlen=last):
+            print(line)
+    sys.stdout.flush()
+
+
+def _follow(
+    find: Callable[[], list[_Log]], ends: dict[Path, int], rank: int | None, pattern: re.Pattern[str] | None
+) -> None:
+    """Print what is added to the logs after byte `ends`, and new logs from their beginning, until interrupted."""
+    logs, found_at = find(), time.monotonic()
+    while True:
+        for prefix, file in logs:
+            if rank not in (None, file.rank):
+                continue
+            with contextlib.suppress(FileNotFoundError), open(file.path, "rb") as stream:
+                stream.seek(ends.get(file.path, 0))
+                for raw in stream:
+                    if not raw.endswith(b"\n"):  # still being written
+                        break
+                    ends[file.path] = ends.get(file.path, 0) + len(raw)
+                    text = clean(raw)
+                    if pattern is None or pattern.search(text):
+                        print(_shown(prefix, file.rank if rank is None else None, text), flush=True)
+        time.sleep(LOOK_EVERY_S)
+        if time.monotonic() - found_at > FIND_EVERY_S:
+            logs, found_at = find(), time.monotonic()
+
+
+def _shown(prefix: str, rank: int | None, text: str) -> str:
+    return f"{prefix}{text}" if rank is None else f"{prefix}[{rank}] {text}"

@@ -1,0 +1,34 @@
+"""The verbs about what a run made: report, and the models it exports or imports."""
+
+from __future__ import annotations
+
+import argparse
+
+from curricula.jobs.graph import plan_study
+from curricula.jobs.run import Run, provenance
+from curricula.jobs.stages.base import checkpoint_in
+from curricula.jobs.stages.prepare import model_source
+from curricula.jobs.stages.report import report as write_report
+
+
+def report(args: argparse.Namespace) -> int:
+    run = Run.open(args.run)
+    path = write_report(run, plan_study(run.study))
+    print(f"Report: {path.resolve()}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from curricula.model.convert import export_hf
+
+    folder = args.checkpoint
+    export_hf(checkpoint_in(folder) if (folder / "latest").exists() else folder, args.out, args.tokenizer, provenance())
+    print(f"Hugging Face model: {args.out}")
+    return 0
+
+
+def import_checkpoint(args: argparse.Namespace) -> int:
+    from curricula.model.convert import import_hf
+
+    print(f"Megatron checkpoint: {import_hf(model_source(args.source), args.out)}")
+    return 0

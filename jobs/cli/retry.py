@@ -1,0 +1,59 @@
+"""The verb `curricula retry`: run again what failed, was cancelled or was lost, and what waits for it. Nothing else."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from curricula.jobs.cli.local import run_here
+from curricula.jobs.graph import plan_study
+from curricula.jobs.monitor.state import run_status
+from curricula.jobs.plan import Chosen, Key, keys_of
+from curricula.jobs.recovery import to_run_again
+from curricula.jobs.run import Run
+from curricula.jobs.selection import Selection, select
+
+
+def retry(args: argparse.Namespace) -> int:
+    run, selection = Run.open(args.run), Selection.of(args)
+    plan = plan_study(run.study)
+    again = to_run_again(plan, run_status(run, plan).elements, set(keys_of(select(plan, selection))))
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not again:
+        console.print(f"{run.root}: nothing has failed or was cancelled")
+    elif args.dry_run:
+        for job, label in again:
+            console.print(f"{job}/{label}")
+        console.print(f"{len(again)} elements would run again")
+    elif run.submissions.exists():
+        _submit(run, again, args.profile, console)
+    else:
+        run_here(run.root, plan, _by_job(again) if selection else None)
+    return 0
+
+
+def _submit(run: Run, again: Sequence[Key], profile: Path | None, console: Console) -> None:
+    from curricula.jobs.slurm.commands import scancel
+    from curricula.jobs.slurm.profile import kept_profile, load_profile
+    from curricula.jobs.slurm.submit import Standing, standing, submit_plan
+
+    used = load_profile(profile) if profile else kept_profile(run.profile)
+    plan = plan_study(run.study, used)
+    with Run.locked(run.root):
+        now = standing(run, plan, console.print)
+        scancel(now.live[key] for key in again if key in now.live)  # they wait for what ended badly
+        now = Standing(now.done - set(again), {key: task for key, task in now.live.items() if key not in again})
+        for key in again:
+            (run.element(*key) / "failed.json").unlink(missing_ok=True)
+        made = submit_plan(run, plan, _by_job(again), used, now, console.print)
+    console.print(f"{len(again)} elements in {len(made)} arrays. Watch them with `curricula status {run.root}`.")
+
+
+def _by_job(keys: Sequence[Key]) -> Chosen:
+    chosen: dict[str, tuple[str, ...]] = {}
+    for job, label in keys:
+        chosen[job] = (*chosen.get(job, ()), label)
+    return chosen

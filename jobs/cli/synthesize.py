@@ -1,0 +1,332 @@
+"""The verb `curricula data synthesize`: score web text, or write rephrasings, refusals and moral education from it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.prompt import Confirm
+from rich.text import Text
+
+from curricula.asking import CHARACTERS_PER_TOKEN
+from curricula.curriculum.sources.registry import local_root
+from curricula.curriculum.synthesis.files import Log
+from curricula.curriculum.synthesis.inputs import Input, TableInput, open_dataset_input
+from curricula.curriculum.synthesis.kinds import KINDS
+from curricula.curriculum.synthesis.shard import (
+    Estimate,
+    Estimator,
+    OutputFolder,
+    Prices,
+    SynthesisSettings,
+    SynthesisShard,
+    parse_shard,
+    slurm_shard,
+)
+from curricula.errors import UsageError
+from curricula.jobs.cli.options import add_json_flag, add_verb
+
+if TYPE_CHECKING:  # it imports the openai package, which takes a while
+    from curricula.curriculum.synthesis.run import Servers, Summary
+
+PIECE_CHARACTERS = 8000
+LINE_EVERY_S = 60.0
+"""Between progress lines where there is no terminal."""
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = add_verb(
+        verbs,
+        "synthesize",
+        "score web text for safety, or make safe rephrasings, refusals and moral education from it",
+        "curricula data synthesize score --dataset fineweb-edu --out /scratch/scored --base-url http://node7:8000/v1 "
+        "--model Qwen/Qwen2.5-7B-Instruct",
+        call=synthesize,
+        details="Any server that speaks OpenAI's API will do. The same command continues after an interruption and asks "
+        "nothing twice. The key is read from OPENAI_API_KEY alone.",
+    )
+    parser.add_argument("kind", choices=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+
+    source = parser.add_argument_group("what is read")
+    which = source.add_mutually_exclusive_group(required=True)
+    which.add_argument("--dataset", metavar="NAME", help="a dataset by its short name, such as fineweb-annotated")
+    which.add_argument(
+        "--input", type=Path, metavar="STEM", help="any table (a file or folder) with columns id and text"
+    )
+    source.add_argument("--data", type=Path, metavar="ROOT", help="the data folder (default: CURRICULA_DATA)")
+    source.add_argument("--scores", metavar="N,...", help="only these scores of the dataset, such as 4,5")
+    source.add_argument("--limit", type=int, metavar="N", help="no more than the first N documents")
+
+    output = parser.add_argument_group("what is written")
+    output.add_argument("--out", type=Path, required=True, help="a folder, the same for all parts")
+    output.add_argument("--name", help="the table's folder in OUT (default: train; scores go to score_0 to score_5)")
+    output.add_argument(
+        "--part", metavar="I/N", help="part I (from 0) of N (default: this task of the Slurm array, else 0/1)"
+    )
+    output.add_argument("--retry-dead", action="store_true", help="ask again about dead letters")
+    add_json_flag(parser)
+
+    server = parser.add_argument_group("what is asked")
+    server.add_argument("--base-url", metavar="URL", help="the server's address (default: OPENAI_BASE_URL)")
+    server.add_argument("--model", required=True, help="the model's name on the server")
+    server.add_argument("--temperature", type=float, help="default: 0 for scores, else 0.7")
+    server.add_argument("--max-tokens", type=int, help="of a reply (default: 256 for scores, 2048 or 4096 else)")
+    server.add_argument("--seed", type=int, default=0, help="another seed, other styles and replies (default: 0)")
+    server.add_argument("--no-seed", action="store_true", help="for servers that refuse requests with a seed")
+    server.add_argument(
+        "--piece-characters",
+        type=int,
+        default=PIECE_CHARACTERS,
+        metavar="N",
+        help="longer documents are scored in pieces; of others only the first piece is used (default: %(default)s)",
+    )
+    server.add_argument("--classifier", metavar="WHERE", help="a second judge of scores: a folder, or a vLLM address")
+    server.add_argument(
+        "--classifier-model", metavar="NAME", help="its name on that server (default: the published classifier)"
+    )
+
+    pace = parser.add_argument_group("how")
+    pace.add_argument("--concurrency", type=int, default=64, help="requests at once (default: %(default)s)")
+    pace.add_argument("--timeout", type=float, default=300.0, help="seconds for a reply (default: %(default)g)")
+    pace.add_argument("--retries", type=int, default=8, help="of a request that got no reply (default: %(default)s)")
+    pace.add_argument("--tries", type=int, default=4, help="for a readable reply (default: %(default)s)")
+    pace.add_argument("--dry-run", action="store_true", help="print the estimate and one request, ask nothing")
+    pace.add_argument("--price-in", type=float, metavar="DOLLARS", help="per million tokens read")
+    pace.add_argument("--price-out", type=float, metavar="DOLLARS", help="per million tokens written")
+    pace.add_argument(
+        "--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
+    )
+    pace.add_argument("--yes", action="store_true", help="spend whatever the estimate says")
+    return parser
+
+
+def synthesize(args: argparse.Namespace) -> int:
+    from curricula.curriculum.synthesis.run import run_shard
+
+    _check(args)
+    shard = _shard(args)
+    shard.folder.check(shard.settings)  # first, or a log by other settings would look damaged
+    left = len(Log.for_shard(shard).read().left(args.retry_dead))
+    estimator = Estimator.sample(shard, _prices(args))
+    now, all_parts = estimator.estimate(left), estimator.estimate(shard.settings.documents)
+    if args.dry_run:
+        print_dry_run(shard, now, all_parts, args.json)
+        return 0
+    servers = _servers(args)
+    print_estimate(Console(stderr=True, highlight=False), shard, now, all_parts)
+    _confirm(args, now, all_parts)
+    with Display(shard.name) as display:
+        summary = run_shard(shard, servers, args.retry_dead, display)
+    print_summary(summary, args.json)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    judges = KINDS[args.kind].judges
+    for option, value, lowest, highest in (
+        ("--limit", args.limit, 1, None),
+        ("--concurrency", args.concurrency, 1, 1000),
+        ("--tries", args.tries, 1, 100),
+        ("--retries", args.retries, 0, 1000),
+        ("--timeout", args.timeout, 0.001, 86400),
+        ("--max-tokens", args.max_tokens, 1, None),
+        ("--temperature", args.temperature, 0, 2),
+        ("--piece-characters", args.piece_characters, 100, None),
+        ("--price-in", args.price_in, 0, None),
+        ("--price-out", args.price_out, 0, None),
+        ("--max-cost", args.max_cost, 0, None),
+    ):
+        if value is not None and not (lowest <= value and (highest is None or value <= highest)):
+            upper = "or more" if highest is None else f"to {highest}"
+            raise UsageError(f"{option} {value}: give {lowest} {upper}")
+    if (args.price_in is None) != (args.price_out is None):
+        raise UsageError("--price-in and --price-out: give both, or neither")
+    if args.classifier and not judges:
+        raise UsageError(f"--classifier {args.classifier}: only for the kind score, not {args.kind}")
+    if args.classifier_model and not _is_address(args.classifier):
+        raise UsageError(f"--classifier-model {args.classifier_model}: needs --classifier with a server's address")
+    if args.name is not None and judges:
+        raise UsageError(f"--name {args.name}: scores go to score_0 to score_5; leave it out")
+    if args.name is not None and (Path(args.name).name != args.name or args.name in ("", ".", "..", "log")):
+        raise UsageError(f"--name {args.name!r}: not the name of a folder in OUT; give one such as train")
+    if args.scores and not args.dataset:
+        raise UsageError(f"--scores {args.scores}: chooses parts of a --dataset; leave it out")
+
+
+def _is_address(where: str | None) -> bool:
+    return where is not None and "://" in where
+
+
+def _shard(args: argparse.Namespace) -> SynthesisShard:
+    number, count = parse_shard(args.part) if args.part else slurm_shard(os.environ)
+    scores = _scores(args.scores)
+    documents = _input(args, scores)
+    kind = KINDS[args.kind]
+    classifier = ""
+    if args.classifier:
+        classifier = _classifier_model(args) if _is_address(args.classifier) else str(Path(args.classifier).resolve())
+    settings = SynthesisSettings(
+        kind=kind.name,
+        input=documents.name,
+        scores=scores,
+        documents=len(documents),
+        parts=count,
+        model=args.model,
+        prompt=kind.prompt.version,
+        temperature=kind.temperature if args.temperature is None else args.temperature,
+        max_tokens=args.max_tokens or kind.max_tokens,
+        piece_characters=args.piece_characters,
+        seed=args.seed,
+        classifier=classifier,
+    )
+    name = "score" if kind.judges else args.name or "train"
+    return SynthesisShard(settings, OutputFolder(args.out, name), number, documents, sends_seed=not args.no_seed)
+
+
+def _scores(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    if not all(score.isdecimal() for score in text.split(",")):
+        raise UsageError(f"--scores {text}: give scores separated by commas, such as 4,5")
+    return tuple(sorted({int(score) for score in text.split(",")}))
+
+
+def _input(args: argparse.Namespace, scores: tuple[int, ...]) -> Input:
+    if args.input:
+        return TableInput.open(args.input, args.limit)
+    root = args.data or local_root()
+    if root is None:
+        raise UsageError(f"--dataset {args.dataset}: name its data folder with --data, or set CURRICULA_DATA")
+    return open_dataset_input(args.dataset, root, scores, args.limit)
+
+
+def _classifier_model(args: argparse.Namespace) -> str:
+    from curricula.curriculum.synthesis.classifier import PUBLISHED
+
+    return args.classifier_model or PUBLISHED
+
+
+def _prices(args: argparse.Namespace) -> Prices | None:
+    return None if args.price_in is None else Prices(args.price_in, args.price_out)
+
+
+def _servers(args: argparse.Namespace) -> Servers:
+    from curricula.curriculum.synthesis.classifier import Classifier, LocalClassifier, ServedClassifier
+    from curricula.curriculum.synthesis.run import Servers
+    from curricula.endpoint import Endpoint
+
+    url = args.base_url or os.environ.get("OPENAI_BASE_URL")
+    if not url:
+        raise UsageError("--base-url: name the server, such as http://node7:8000/v1, or set OPENAI_BASE_URL")
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    endpoint = Endpoint(url, key, args.timeout, args.retries, args.tries, args.concurrency)
+    classifier: Classifier | None = None
+    if _is_address(args.classifier):
+        address = args.classifier.rstrip("/").removesuffix("/classify")
+        served = Endpoint(address, "", args.timeout, args.retries, args.tries, args.concurrency)
+        classifier = ServedClassifier(served, _classifier_model(args))
+    elif args.classifier:
+        classifier = LocalClassifier(Path(args.classifier))
+    return Servers(endpoint, classifier, args.concurrency, args.tries)
+
+
+def _confirm(args: argparse.Namespace, now: Estimate, all_parts: Estimate) -> None:
+    """Ask about the cost of all parts together: the tasks of an array cannot ask."""
+    if args.yes or not now.documents or all_parts.dollars is None or all_parts.dollars <= args.max_cost:
+        return
+    cost = f"about ${all_parts.dollars:,.2f} for all parts, more than --max-cost {args.max_cost:g}"
+    if not sys.stdin.isatty():
+        raise UsageError(f"{cost}; pass --yes to spend it, or raise --max-cost")
+    if not Confirm.ask(f"This costs {cost}. Go on?", default=False, console=Console(stderr=True)):
+        raise UsageError("nothing was asked and nothing spent; --limit and --scores make it less")
+
+
+def _described(estimate: Estimate) -> str:
+    cost = "" if estimate.dollars is None else f", about ${estimate.dollars:,.2f}"
+    return (
+        f"{estimate.documents:,} documents, {estimate.requests:,} requests, about {estimate.tokens_in:,} tokens in "
+        f"and {estimate.tokens_out:,} out{cost}"
+    )
+
+
+def print_estimate(console: Console, shard: SynthesisShard, now: Estimate, all_parts: Estimate) -> None:
+    lines = [f"{shard.name}: left to ask {_described(now)}"]
+    if shard.settings.parts > 1:
+        lines.append(f"all {shard.settings.parts} parts: {_described(all_parts)}")
+    lines.append(
+        f"(from the first documents of the part: {CHARACTERS_PER_TOKEN} characters a token in, "
+        f"{min(shard.settings.how.expected_tokens, shard.settings.max_tokens):,} tokens a reply)"
+    )
+    console.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+def print_dry_run(shard: SynthesisShard, now: Estimate, all_parts: Estimate, as_json: bool) -> None:
+    document = next((each for each in shard.read() if each.text.strip()), None)
+    request = shard.first_request(document) if document else None
+    if as_json:
+        print(json.dumps({"left": asdict(now), "all": asdict(all_parts), "request": request}, indent=1))
+        return
+    print_estimate(Console(highlight=False), shard, now, all_parts)
+    print(json.dumps(request, indent=1))  # in ASCII: a document may hold what a terminal obeys
+
+
+def print_summary(summary: Summary, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(summary), indent=1))
+        return
+    lines = [
+        f"part {summary.part} of {summary.parts}: {summary.done:,} of {summary.documents:,} documents done, "
+        f"{summary.dead:,} dead; {summary.parts_complete} of {summary.parts} parts have their tables",
+        f"asked about {summary.asked:,} now: {summary.requests:,} requests, {summary.retries:,} retries, "
+        f"{summary.tokens_in:,} tokens in, {summary.tokens_out:,} out",
+        *summary.tables,
+    ]
+    if summary.dead_letters:
+        lines.append(f"dead letters: {summary.dead_letters} (asked again with --retry-dead)")
+    Console(highlight=False).print(Text("\n".join(lines)), soft_wrap=True)
+
+
+class Display:
+    """How far a part is, on stderr: a live line on a terminal, else a line a minute. A `curricula.progress.Progress`."""
+
+    def __init__(self, name: str):
+        self.console = Console(stderr=True, highlight=False)
+        self.line = Progress(
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.line.add_task(name, total=None, figures="")
+        self.name, self.started = name, time.monotonic()
+        self._next_line = self.started + LINE_EVERY_S
+
+    def __enter__(self) -> Display:
+        self.line.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.line.stop()
+
+    def __call__(self, done: int, total: int, **figures: Any) -> None:
+        now = time.monotonic()
+        seconds = max(now - self.started, 1e-9)
+        figures_text = (
+            f"{done / seconds:,.1f} docs/s, {figures['tokens'] / seconds:,.0f} tokens/s, "
+            f"{figures['retries']:,} retries, {figures['dead']:,} dead"
+        )
+        self.line.update(self.task, completed=done, total=total, figures=figures_text)
+        if not self.console.is_terminal and now >= self._next_line:
+            self._next_line = now + LINE_EVERY_S
+            left = f", {(total - done) / (done / seconds) / 60:,.0f} min left" if done else ""
+            self.console.print(Text(f"{self.name}: {done:,}/{total:,}, {figures_text}{left}"), soft_wrap=True)

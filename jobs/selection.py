@@ -1,0 +1,127 @@
+"""Which elements of a study a command acts on: the flags that every verb shares, and the elements that they select.
+
+Imports no other part of the jobs until it selects, so that a command's help appears at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from curricula.errors import UsageError
+
+if TYPE_CHECKING:
+    from curricula.jobs.plan import Chosen, Element, Job, Key, Plan
+
+
+@dataclass(frozen=True)
+class Selection:
+    """An element is selected if everything that is given holds for it; true if anything is given."""
+
+    stages: tuple[str, ...] = ()
+    """Stages of the plan, or kinds of tuned models (instruct, benign)."""
+    jobs: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
+    start: str | None = None
+    """The stage or job to start from; jobs before it are left out."""
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Selection:
+        return cls(args.stages, args.jobs, args.arms, args.start)
+
+    def __bool__(self) -> bool:
+        return self != Selection()
+
+    def __str__(self) -> str:
+        named = [("stage", self.stages), ("job", self.jobs), ("arm", self.arms)]
+        parts = [f"{name} {', '.join(values)}" for name, values in named if values]
+        start = [f"from {self.start} on"] if self.start else []
+        return " ".join(([f"of {' and '.join(parts)}"] if parts else []) + start)
+
+
+def add_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
+    group = parser.add_argument_group(f"which elements (default: {default})")
+    group.add_argument(
+        "--stage", dest="stages", metavar="S,...", type=_names, default=(),
+        help="of these stages: prepare, tokenize, pretrain, export, tune (or instruct, benign), evaluate, ...",
+    )  # fmt: skip
+    group.add_argument(
+        "--job", dest="jobs", metavar="J,...", type=_names, default=(),
+        help="of these jobs, as `curricula status` names them",
+    )  # fmt: skip
+    group.add_argument(
+        "--arm", dest="arms", metavar="A,...", type=_names, default=(),
+        help="of these arms, such as full-20; trunk is the shared start of pretraining",
+    )  # fmt: skip
+    group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="from this stage or job onwards")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Refuses an empty list: it would select everything, which an empty variable in a script hardly means."""
+    names = tuple(name for name in text.split(",") if name)
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give names, or leave the option out for all")
+    return names
+
+
+def select(plan: Plan, selection: Selection, with_needs: bool = False) -> Chosen:
+    """The elements of the plan for which all of the selection holds.
+
+    `with_needs` takes along what the selected arms share: the trunk segments they branch from, and elements that belong to
+    no arm, such as the data. Raises UsageError for a name that is not in the study, and when nothing is left.
+    """
+    names, stages = [job.name for job in plan.jobs], [name for job in plan.jobs for name in job.stage_names]
+    _check("stage", selection.stages, stages)
+    _check("job", selection.jobs, names)
+    _check("arm", selection.arms, [arm_of(element) for _, element in plan.elements()])
+    _check("stage or job", [selection.start] if selection.start else [], stages, names)
+    first = next((place for place, job in enumerate(plan.jobs) if _is_named(job, selection.start)), 0)
+    training = _training_of(plan, selection.arms) if with_needs else set()
+
+    def is_for_arms(job: Job, element: Element) -> bool:
+        if not selection.arms or arm_of(element) in selection.arms:
+            return True
+        return with_needs and (not arm_of(element) or (job.name, element.label) in training)
+
+    chosen: dict[str, tuple[str, ...]] = {}
+    for job in plan.jobs[first:]:
+        if selection.jobs and job.name not in selection.jobs:
+            continue
+        if selection.stages and not any(_is_named(job, stage) for stage in selection.stages):
+            continue
+        labels = tuple(element.label for element in job.elements if is_for_arms(job, element))
+        if labels:
+            chosen[job.name] = labels
+    if not chosen:
+        raise UsageError(f"no element is {selection} at once; leave one of them out")
+    return chosen
+
+
+def arm_of(element: Element) -> str:
+    """The arm an element works for, or "trunk"; empty for what all arms share, such as the data."""
+    return element.arm or (element.label if element.segment else "")
+
+
+def _is_named(job: Job, name: str | None) -> bool:
+    return name in (job.name, *job.stage_names)
+
+
+def _training_of(plan: Plan, arms: Sequence[str]) -> set[Key]:
+    """The pretraining from which the models of `arms` come: their own branches, and the trunk up to these."""
+    training = {(job.name, element.label) for job, element in plan.elements() if element.segment}
+    todo = [(job.name, element.label) for job, element in plan.elements() if arm_of(element) in arms]
+    found = training.intersection(todo)
+    while todo:
+        new = {need for need, _ in plan.needs[todo.pop()] if need in training} - found
+        found |= new
+        todo += new
+    return found
+
+
+def _check(what: str, given: Sequence[str], *known: Sequence[str]) -> None:
+    names = [name for name in dict.fromkeys(name for group in known for name in group) if name]
+    for name in given:
+        if name not in names:
+            raise UsageError(f"{what} {name!r} is not in this study; choose one of {', '.join(names)}")

@@ -1,0 +1,135 @@
+"""Progress in the log and in a job comment, and the notify command: readable, rare, without secrets, harmless to the job."""
+
+import json
+import re
+import sys
+import time
+
+import pytest
+from run_folders import FakeSlurm, new_run
+
+from curricula.durable import write_text
+from curricula.errors import UserError
+from curricula.jobs import element
+from curricula.jobs.monitor import notifications
+from curricula.jobs.monitor.notifications import announced, line, notify
+from curricula.jobs.slurm.commands import own_task
+from curricula.jobs.slurm.profile import Profile, keep_profile
+from curricula.progress import silent
+
+TELL = "import json, os, sys; json.dump([sys.stdin.read(), dict(os.environ), sys.argv[1:]], open(sys.argv[1], 'w'))"
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    monkeypatch.setattr(notifications, "FIRST_AFTER_S", 0.0)
+    return FakeSlurm(tmp_path / "bin", monkeypatch)
+
+
+def wait_for_calls(slurm, number):
+    deadline = time.monotonic() + 60
+    while len(slurm.calls("scontrol")) < number and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return slurm.calls("scontrol")
+
+
+def test_a_comment_says_how_far_how_well_and_how_long():
+    assert line(1200, 5000, 12_000.0, {"loss": 2.34567, "tokens_per_second": 1.234e6, "phase": 1}) == (
+        "1200/5000 24% loss 2.346 1.23M tok/s 3:20:00 left"
+    )
+    assert line(3, 0, None, {"loss": "high"}) == "3/0 300%"
+
+
+def test_an_array_task_is_named_by_array_and_number():
+    assert own_task({"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}) == "70_3"
+    assert own_task({"SLURM_JOB_ID": "70"}) == "70" and own_task({}) is None
+
+
+def test_log_and_comment_are_told_once_in_a_while_at_most(slurm, capsys):
+    progress = announced(silent, {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3"})
+    for done in range(1, 200):
+        progress(done, 200, loss=1.0)
+    (call,) = wait_for_calls(slurm, 1)
+    assert call[:2] == ["update", "JobId=69_3"] and call[2].startswith("Comment=1/200 0% loss 1.000")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} 1/200 0% loss 1\.000", said)
+
+
+@pytest.mark.parametrize("how", ["fails", "absent", "hangs"])
+def test_whatever_scontrol_does_the_work_goes_on(slurm, monkeypatch, how):
+    if how == "fails":
+        slurm.answer("scontrol", error="Access denied", code=1)
+    elif how == "absent":
+        slurm.remove("scontrol")
+        monkeypatch.setenv("PATH", str(slurm.folder))
+    else:
+        slurm.answer("scontrol", script="exec sleep 60")
+    told = []
+    progress = announced(lambda done, total, **figures: told.append(done), {"SLURM_JOB_ID": "70"})
+    began = time.monotonic()
+    progress(1, 2)
+    progress(2, 2)
+    assert told == [1, 2] and time.monotonic() - began < 30
+
+
+def test_outside_of_slurm_only_the_log_is_told(slurm, capsys):
+    announced(silent, {})(5, 9)
+    assert "5/9 55%" in capsys.readouterr().err and slurm.calls("scontrol") == []
+
+
+def test_what_is_over_at_once_leaves_no_lines(capsys):
+    progress = announced(silent, {})
+    for done in range(9):
+        progress(done, 9)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def told(tmp_path):
+    (tmp_path / "tell me.py").write_text(TELL)
+    return (
+        tmp_path / "told it's.json",
+        f"{sys.executable} '{tmp_path}/tell me.py' \"{tmp_path}/told it's.json\" '$(touch pwned)'",
+    )
+
+
+def test_the_command_is_told_by_line_and_environment_without_a_shell_or_secrets(told, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hunter2")
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
+    notify(told[1], "failed", tmp_path / "run", "pretrain-0/full-0", "loss nan\nat \x1b[31mstep 3; $(id)")
+    line, environment, words = json.loads(told[0].read_text())
+    assert line == "run: pretrain-0/full-0 failed: loss nan at \ufffd[31mstep 3; $(id)\n"
+    assert words[1:] == ["$(touch pwned)"]
+    assert {name: environment[f"CURRICULA_{name}"] for name in ("EVENT", "RUN", "ELEMENT")} == {
+        "EVENT": "failed", "RUN": str(tmp_path / "run"), "ELEMENT": "pretrain-0/full-0",
+    }  # fmt: skip
+    assert "hunter2" not in json.dumps(environment)
+
+
+@pytest.mark.parametrize(
+    "command", ["/no/such/command", "false", "sh -c 'sleep 60'", "unclosed 'quote", "sh -c 'echo sorry >&2; exit 3'"]
+)
+def test_a_command_that_fails_is_noted_and_no_more(command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(notifications, "NOTIFY_PATIENCE_S", 0.5)
+    notify(command, "done", tmp_path, "report/report", "")
+    assert "the notification failed: " in capsys.readouterr().err
+
+
+def test_an_element_that_fails_and_the_report_are_told(told, tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    keep_profile(run.profile, Profile(notify=told[1]))
+
+    def stage(run, job, item, progress):
+        if job.name == "prepare":
+            raise UserError("the lamp fell over")
+
+    monkeypatch.setattr(element, "STAGES", {"prepare": stage, "report": stage, "tokenize": stage})
+    with pytest.raises(UserError):
+        element.run_element(run.root, "prepare", "prepare")
+    assert "prepare/prepare failed: the lamp fell over" in json.loads(told[0].read_text())[0]
+    write_text(run.report / "index.html", "x")
+    element.run_element(run.root, "report", "report")
+    assert json.loads(told[0].read_text())[1]["CURRICULA_EVENT"] == "done"
+    told[0].unlink()
+    element.run_element(run.root, "tokenize", "web/00000")
+    assert not told[0].exists()  # of each of two thousand elements nobody wants to hear

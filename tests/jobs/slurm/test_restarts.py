@@ -1,0 +1,55 @@
+"""An element that is restarted again and again without progress gives up."""
+
+import json
+
+import pytest
+from paths import STUDIES
+
+from curricula.jobs.graph import plan_study
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.restarts import GaveUp, check_restarts
+from curricula.jobs.stages import Work
+from curricula.jobs.study import load_study
+
+PLAN = plan_study(load_study(STUDIES / "demo.yaml"))
+
+
+def start(run: Run, restarts: int, job_id: str = "5", limit: str = "3") -> None:
+    job, element = PLAN.find("pretrain-trunk-100", "trunk")
+    environment = {
+        "CURRICULA_RESTARTS_WITHOUT_PROGRESS": limit,
+        "SLURM_ARRAY_JOB_ID": job_id,
+        "SLURM_ARRAY_TASK_ID": "0",
+        "SLURM_RESTART_COUNT": str(restarts),
+    }
+    (run.element(job.name, "trunk")).mkdir(parents=True, exist_ok=True)
+    check_restarts(Work(run, PLAN, job, element), environment)
+
+
+def save(run: Run, step: int) -> None:
+    checkpoints = run.branch("trunk") / "checkpoints"
+    (checkpoints / f"step_{step:08d}").mkdir(parents=True)
+    (checkpoints / "latest").write_text(f"step_{step:08d}\n")
+
+
+def test_an_element_gives_up_after_restarts_that_saved_nothing_new(tmp_path):
+    run = Run(tmp_path)
+    for restarts in (0, 1, 2):
+        start(run, restarts)
+    save(run, 10)
+    for restarts in (3, 4, 5):
+        start(run, restarts)
+    mark = run.element("pretrain-trunk-100", "trunk") / "failed-before.json"
+    mark.write_text(json.dumps({"error": "CUDA error: out of luck"}))
+    with pytest.raises(
+        GaveUp, match="restarted 3 times without progress .still at 10 saved steps.*out of luck"
+    ) as error:
+        start(run, 6)
+    assert error.value.exit_code == 93
+    start(run, 0, job_id="6")  # submitted anew
+
+
+def test_restarts_are_not_counted_outside_of_slurm(tmp_path):
+    job = PLAN.jobs[0]
+    check_restarts(Work(Run(tmp_path), PLAN, job, job.elements[0]), {"SLURM_RESTART_COUNT": "99"})
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,71 @@
+"""Which elements a command acts on: --stage, --job, --arm and --from."""
+
+import argparse
+
+import pytest
+from paths import STUDIES
+
+from curricula.errors import UsageError
+from curricula.jobs.graph import plan_study
+from curricula.jobs.selection import Selection, add_options, select
+from curricula.jobs.study import load_study
+
+PLAN = plan_study(load_study(STUDIES / "demo.yaml"))
+
+
+def given(*arguments: str) -> Selection:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return Selection.of(parser.parse_args(arguments))
+
+
+def test_everything_is_selected_by_default():
+    assert not given()
+    assert select(PLAN, given()) == {job.name: tuple(element.label for element in job.elements) for job in PLAN.jobs}
+
+
+def test_an_arm_takes_along_the_trunk_it_branches_from_and_the_data():
+    chosen = select(PLAN, given("--arm", "full-60"), with_needs=True)
+    trained = {name: labels for name, labels in chosen.items() if name.startswith("pretrain")}
+    assert trained == {"pretrain-trunk-100": ("trunk",), "pretrain-trunk-300": ("trunk",), "pretrain-60": ("full-60",)}
+    assert chosen["instruct-60"] == ("full-60",) and "instruct-20" not in chosen and "tokenize" in chosen
+    assert all(label.startswith("full-60/") for label in chosen["evaluate-base-60"])
+
+
+def test_an_arm_that_the_trunk_itself_trains_takes_all_of_the_trunk():
+    chosen = select(PLAN, given("--stage", "pretrain", "--arm", "safe-100"), with_needs=True)
+    assert chosen == {job.name: ("trunk",) for job in PLAN.jobs if job.name.startswith("pretrain-trunk-")}
+
+
+def test_an_arm_alone_is_what_bears_its_name():
+    assert set(select(PLAN, given("--arm", "full-60"))["pretrain-60"]) == {"full-60"}
+    assert {name[:14] for name in select(PLAN, given("--arm", "trunk"))} == {"pretrain-trunk"}
+
+
+def test_stages_kinds_and_jobs_can_be_named():
+    assert set(select(PLAN, given("--stage", "benign"))) == {"benign-0", "benign-20", "benign-60", "benign-100"}
+    assert set(select(PLAN, given("--job", "export-base-20,report"))) == {"export-base-20", "report"}
+    assert list(select(PLAN, given("--from", "evaluate")))[0] == "evaluate-base-0"
+    assert list(select(PLAN, given("--stage", "evaluate", "--job", "evaluate-base-0"))) == ["evaluate-base-0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "tuning"], "stage 'tuning' is not in this study; choose one of prepare"),
+        (["--job", "tuning"], "job 'tuning' is not in this study; choose one of prepare"),
+        (["--from", "x"], "stage or job 'x' is not in this study; choose one of prepare"),
+        (["--arm", "full-30"], "arm 'full-30' is not in this study; choose one of trunk, data-0"),
+        (["--stage", "prepare", "--from", "report"], "no element is of stage prepare from report on at once"),
+    ],
+)
+def test_a_name_that_selects_nothing_is_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        select(PLAN, given(*arguments))
+
+
+@pytest.mark.parametrize("arguments", [["--stage", ""], ["--job", ","], ["--arm", ","]])
+def test_an_empty_list_is_not_taken_for_everything(arguments, capsys):
+    with pytest.raises(SystemExit):
+        given(*arguments)
+    assert "names nothing" in capsys.readouterr().err
