@@ -81,7 +81,7 @@ def evaluate(words: argparse.Namespace) -> int:
     path = Path(words.model)
     out = words.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
     console = Console(stderr=True, highlight=False)
-    _check(words, config, parts, data, world, console)
+    _check(config, parts, data, world, console)
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
         _generate(words, config, parts, data, out, bars)
@@ -160,21 +160,14 @@ def _names(option: str, given: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _check(
-    words: argparse.Namespace,
-    config: EvalConfig,
-    parts: list[EvalTask],
-    data: Path | None,
-    world: Path | None,
-    console: Console,
-) -> None:
+def _check(config: EvalConfig, parts: list[EvalTask], data: Path | None, world: Path | None, console: Console) -> None:
     """What would fail after hours is better said now: benchmarks, the judge, its server's address."""
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judging.verdicts import kind_of
     from curricula.eval.runner import task_prompts
 
     for part in parts:
-        task_prompts(part, words.kind, config, data)
+        task_prompts(part, config, data)
     for kind in dict.fromkeys(kind_of(part.task.name) for part in parts):
         load_judge(config.judge_of(kind), kind, world)
     look_at_server(config.judge_of("attack"), console)
@@ -195,7 +188,7 @@ def _generate(
             "the prompt among them; give fewer"
         )
     for part in parts:
-        check_lengths(loaded, task_prompts(part, words.kind, config, data))
+        check_lengths(loaded, task_prompts(part, config, data))
     for part in parts:
         run_element(
             part, loaded, words.kind, config, data_root=data, out=out, seed=words.seed, progress=bars.line(part.name)
