@@ -145,8 +145,10 @@ class EvalConfig(Settings, frozen=True):
         found: list[EvalTask] = []
         for task in self.tasks_of(model_kind):
             count = self.shards.get(task.name, 1)
-            benchmarks, _ = self.prompts_of(task, model_kind)
-            found += [EvalTask(task, name, shard, count) for name in benchmarks or ("",) for shard in range(count)]
+            benchmarks, limit = self.prompts_of(task, model_kind)
+            found += [
+                EvalTask(task, name, limit, shard, count) for name in benchmarks or ("",) for shard in range(count)
+            ]
         return found
 
     def prompts_of(self, task: Task, model_kind: ModelKind) -> tuple[tuple[str, ...], int | None]:

@@ -59,7 +59,7 @@ def run_element(
     task, path = eval_task.task, eval_task.path(out)
     if config.leaves_out(task):
         raise UsageError(f"task {task.name!r} is asked for, but evaluation.{task.kind} is null; give it settings")
-    prompts = task_prompts(eval_task, model_kind, config, data_root)
+    prompts = task_prompts(eval_task, config, data_root)
     loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision)
     if config.probes and task.kind == "probes":
         return probe_rows(loaded, config.probes, data_root, path, seed, progress)
@@ -71,14 +71,12 @@ def run_element(
     return generate_rows(loaded, prompts, task, config, path, seed, progress)
 
 
-def task_prompts(
-    eval_task: EvalTask, model_kind: ModelKind, config: EvalConfig, data_root: Path | None
-) -> list[Prompt]:
+def task_prompts(eval_task: EvalTask, config: EvalConfig, data_root: Path | None) -> list[Prompt]:
     """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
     if not eval_task.benchmark:
         return []
-    _, limit = config.prompts_of(eval_task.task, model_kind)
-    prompts = load_prompts(eval_task.benchmark, data_root, limit=limit, with_copyright=config.harmbench_copyright)
+    copyrighted = config.harmbench_copyright
+    prompts = load_prompts(eval_task.benchmark, data_root, limit=eval_task.limit, with_copyright=copyrighted)
     start, stop = (shard * len(prompts) // eval_task.shards for shard in (eval_task.shard, eval_task.shard + 1))
     return prompts[start:stop]
 

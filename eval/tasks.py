@@ -29,7 +29,7 @@ class Task:
     name: str
     """As studies, job labels and folders have it."""
     kind: Kind
-    """What is measured. It decides on the benchmarks and the number of prompts (`EvalConfig.prompts_of`)."""
+    """What is measured. It decides on the benchmarks and how many prompts of each (`EvalConfig.prompts_of`)."""
     decoders: tuple[str, ...] = ()
     """The decoders that answer, of `eval/decoding/registry.py`."""
     judged: Judged | None = None
@@ -95,6 +95,8 @@ class EvalTask:
     task: Task
     benchmark: str = ""
     """"" for probes, which have texts of their own."""
+    limit: int | None = None
+    """At most this many prompts of the benchmark, over all its shards; None takes all."""
     shard: int = 0
     shards: int = 1
 

@@ -184,7 +184,7 @@ def _check(
     from curricula.eval.runner import task_prompts
 
     for task in tasks:
-        task_prompts(task, args.kind, config, data)
+        task_prompts(task, config, data)
     for kind in dict.fromkeys(kind_of(task.task.name) for task in tasks):
         load_judge(config.judge_of(kind), kind, world)
     warn_of_server(config.judge_of("attack"), console)
@@ -205,7 +205,7 @@ def _generate(
             "the prompt among them; give fewer"
         )
     for task in tasks:
-        check_lengths(loaded, task_prompts(task, args.kind, config, data))
+        check_lengths(loaded, task_prompts(task, config, data))
     for task in tasks:
         run_element(
             task, loaded, args.kind, config, data_root=data, out=out, seed=args.seed, progress=bars.line(task.name)

@@ -147,7 +147,7 @@ def start(root: str, began: float) -> machine.Task:
 
     engine.started, engine.Trainer._read = started, read  # type: ignore[method-assign]
     with contextlib.suppress(FirstStep):
-        STAGES["pretrain"](run, job, element, progress)
+        STAGES["pretrain"].run(work, progress)
     return {"parts": parts, "seconds": time.time() - began, "cpu": cpu_seconds()}
 
 

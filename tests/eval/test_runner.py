@@ -62,7 +62,7 @@ def data(tmp_path_factory):
 
 
 ATTACKS = EvalTask(TASKS["attacks-topk"], "advbench")
-GCG = EvalTask(TASKS["gcg"], "jailbreakbench")
+GCG = EvalTask(TASKS["gcg"], "jailbreakbench", limit=3)
 PROBES = EvalTask(TASKS["probes"])
 
 
@@ -177,12 +177,13 @@ import sys, msgspec
 from pathlib import Path
 from curricula.eval import TASKS, EvalConfig, EvalTask
 from curricula.eval.runner import run_element
-task, benchmark, model_dir, data, out, config = sys.argv[1:]
+task, benchmark, limit, model_dir, data, out, config = sys.argv[1:]
 def slow(done, total, **figures):
     import time; time.sleep(0.15)
 config = msgspec.json.decode(config, type=EvalConfig)
-run_element(EvalTask(TASKS[task], benchmark), Path(model_dir), "instruct", config, data_root=Path(data), out=Path(out),
-            seed=1, device="cpu", progress=slow)
+eval_task = EvalTask(TASKS[task], benchmark, msgspec.json.decode(limit))
+run_element(eval_task, Path(model_dir), "instruct", config, data_root=Path(data), out=Path(out), seed=1, device="cpu",
+            progress=slow)
 """
 
 
@@ -191,14 +192,8 @@ def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_di
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(task, model_dir, data, whole)
     watched = killed / ("gcg/jailbreakbench.suffixes.jsonl" if task is GCG else f"{task.name}.jsonl")
-    arguments = [
-        task.task.name,
-        task.benchmark,
-        str(model_dir),
-        str(data),
-        str(killed),
-        msgspec.json.encode(CONFIG).decode(),
-    ]
+    limit, config = (msgspec.json.encode(value).decode() for value in (task.limit, CONFIG))
+    arguments = [task.task.name, task.benchmark, limit, str(model_dir), str(data), str(killed), config]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
     deadline = time.monotonic() + 60
