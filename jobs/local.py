@@ -67,7 +67,8 @@ def run_graph(
     outcome.done += done
     if not waiting:
         return outcome
-    context = _forkserver(workers, preload=any(job.stage not in LIGHT_STAGES for job in jobs))
+    to_start = {name for name, _ in waiting}
+    context = _forkserver(workers, preload=any(job.stage not in LIGHT_STAGES for job in jobs if job.name in to_start))
     running: dict[Key, ForkServerProcess] = {}
     try:
         while waiting or running:

@@ -46,8 +46,8 @@ def run_study(root: Path, study: Study, chosen: Chosen | None = None) -> None:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
     run, done = run_jobs(root, study, jobs, console, None if chosen is None else keys_of(chosen))
-    which = "all" if chosen is None else "the chosen"
-    console.print(f"{run.root}: {which} {len(done)} elements done, {clock(time.monotonic() - started)} in this call.")
+    count_done = f"all {len(done)}" if chosen is None else f"{len(done)} chosen"
+    console.print(f"{run.root}: {count_done} elements done, {clock(time.monotonic() - started)} in this call.")
     if (run.report / "index.html").exists():
         console.print(f"Report: {(run.report / 'index.html').resolve()}", soft_wrap=True)
 

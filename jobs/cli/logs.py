@@ -55,7 +55,7 @@ def show_logs(args: argparse.Namespace) -> int:
         return found
 
     logs = find()
-    for name in dict.fromkeys(log.prefix for log in logs):  # all ranks: any of them may have been the first to fail
+    for name in dict.fromkeys(log.prefix for log in logs):  # all ranks: any of them may have failed first
         error = first_error(log.file for log in logs if log.prefix == name)
         if error:
             _print_error(name, error)

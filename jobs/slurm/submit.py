@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from curricula.jobs.graph import Job
 from curricula.jobs.local import done_elements
-from curricula.jobs.preflight.nodes import exclusion
+from curricula.jobs.preflight.bad_nodes import exclusion
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Chosen
 from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency

@@ -18,7 +18,7 @@ from curricula.durable import exclusive_lock, read_jsonl
 DEMO = STUDIES / "demo.yaml"
 
 
-def submit(study: Path, run: Path, **environment: str) -> subprocess.Popen:
+def submit(study: Path, run: Path, *options: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [
             sys.executable,
@@ -30,6 +30,7 @@ def submit(study: Path, run: Path, **environment: str) -> subprocess.Popen:
             "local",
             "--run",
             str(run),
+            *options,
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -101,6 +102,13 @@ def test_a_second_call_redoes_nothing_and_takes_seconds(whole):
     output = finished(submit(whole / "study.yaml", whole))
     assert "elements done" in output and time.monotonic() - started < 10
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_only_what_is_selected_runs(tmp_path):
+    run = tmp_path / "run"
+    output = finished(submit(small_study(tmp_path), run, "--stage", "prepare"))
+    assert "1 chosen elements done" in " ".join(output.split())
+    assert [folder.name for folder in (run / "jobs").iterdir()] == ["prepare"]
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_numbers(whole, tmp_path):

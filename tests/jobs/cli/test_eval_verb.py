@@ -102,7 +102,7 @@ def test_a_judge_that_would_not_answer_is_named_before_the_answers(root, tmp_pat
         judge = ["--judge", "llm", "--judge-model", name, "--judge-url", url, "--judge-set", "retries=0"]
         assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") != 0
     shown = " ".join(capsys.readouterr().err.split())
-    assert said in shown and "going on, for it may be there" in shown and "sk-secret" not in shown
+    assert said in shown and "continuing, for it may be there" in shown and "sk-secret" not in shown
     assert shown.index("going on, for") < shown.index("attacks-greedy/tdc")
     # Nothing is lost: with the fault mended the answers are there.
     with JudgeServer() as server:

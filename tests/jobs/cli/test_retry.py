@@ -9,7 +9,7 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.graph import build_graph
 from curricula.jobs.local import Outcome, element_needs
 from curricula.jobs.monitor.state import ElementStatus
-from curricula.jobs.preflight.nodes import BadNode, record_bad_nodes
+from curricula.jobs.preflight.bad_nodes import BadNode, record_bad_nodes
 from curricula.jobs.recovery import to_run_again
 from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, profile_of
 from curricula.jobs.slurm.resubmit import write_resubmit

@@ -16,7 +16,9 @@ from run_folders import (
 )
 
 from curricula.durable import exclusive_lock, write_text
+from curricula.jobs.cli.local import progress_cells
 from curricula.jobs.cli.main import main
+from curricula.jobs.monitor.progress import read_progress
 from curricula.terminal import clock, count
 
 
@@ -189,6 +191,26 @@ def test_the_table_fits_its_terminal_and_never_cuts_a_job_or_label(demo, slurm, 
     assert label in re.sub(r"(?m)^((?:  )?\S+)( .*)?\n(\S{1,12}) *$", r"\1\3", shown)  # whole, or folded
     assert "172k/286k" in shown and "2.345" in shown
     assert ("h100-[006-009]" in shown, "41%" in shown, "600B" in shown) == (width > 120, width > 80, width > 120)
+
+
+def test_tokenising_shows_its_speed_as_training_does(demo, capsys):
+    run, jobs = demo
+    label = jobs["tokenize"].elements[0].label
+    for job, element, speed in (("tokenize", label, 2.5e5), ("pretrain-0", "full-0", 1.2e6)):
+        report_progress(run, job, element, tokens_per_second=speed, loss=2.0)
+        with exclusive_lock(run.element(job, element) / "lock"):
+            shown = table(run, capsys)
+        assert "tok/s" in shown and count(speed) in shown
+        reading = read_progress(run.element(job, element) / "progress.json")
+        assert f"{count(speed)} tok/s" in progress_cells(reading) and "loss 2.000" in progress_cells(reading)
+
+
+def test_only_the_selected_elements_are_shown(demo, capsys):
+    run, _ = demo
+    finish(run, "pretrain-0", "full-0")
+    assert main(["status", str(run.root), "--job", "pretrain-0", "--json"]) == 0
+    assert [item["label"] for item in json.loads(capsys.readouterr().out)] == ["data-0", "full-0"]
+    assert "1 of 2 done" in table(run, capsys, "--job", "pretrain-0")
 
 
 def test_reasons_for_waiting_are_explained_and_errors_named(demo, slurm, capsys):
