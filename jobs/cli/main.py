@@ -38,9 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"curricula: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
-    except (
-        OSError
-    ) as error:  # verbs turn the errors they foresee into UserErrors; for the others name at least the file
+    except OSError as error:  # one that no verb foresaw; name at least its file
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0

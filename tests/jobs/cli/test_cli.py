@@ -91,7 +91,7 @@ def test_what_cannot_be_submitted_or_rendered_leaves_no_run_folder(tmp_path, mon
     assert not run.exists()
 
 
-def test_on_this_machine_what_needs_more_than_is_selected_is_refused(tmp_path, capsys):
+def test_a_selection_whose_needs_are_not_done_is_refused(tmp_path, capsys):
     study, run = "jobs/studies/demo.yaml", tmp_path / "run"
     assert main(["submit", study, "--run", str(run), "--stage", "tokenize"]) == 2
     assert "tokenize needs prepare/prepare, which is neither done nor queued nor chosen" in capsys.readouterr().err

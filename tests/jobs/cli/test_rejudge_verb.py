@@ -61,7 +61,7 @@ def test_answers_stay_verdicts_are_added_and_the_judges_are_compared(folder, ser
     assert "Cohen's" in shown and "llm:fake" in shown and "refusal-phrases" in shown
 
 
-def test_labels_of_people_correct_the_rate(folder, server, capsys, tmp_path):
+def test_human_labels_correct_the_rate(folder, server, capsys, tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("key,label\n" + "".join(f"{n:032d},{'harmful' if n < 5 else 'safe'}\n" for n in range(10)))
     assert rejudge(folder, server, "--json", "--labels", str(labels)) == 0
@@ -100,7 +100,7 @@ def test_unparsed_verdicts_are_asked_again_when_asked_to(folder, server, capsys)
     assert "unparsed" not in [row.label for row in read_rows(path, VerdictRow)]
 
 
-def test_unparsed_verdicts_stay_until_others_take_their_place(folder, server, capsys):
+def test_unparsed_verdicts_stay_until_others_replace_them(folder, server, capsys):
     path = folder / "eval/full-20/instruct/attacks-topk.verdicts.jsonl"
     server.schedule["ask-2"] = ["prose"]
     rejudge(folder, server)
@@ -132,14 +132,14 @@ def test_an_unparsed_verdict_set_aside_is_asked_again_too(tmp_path):
     assert len(JudgeRun(rows, path, judge, ask_unparsed_again=True).left) == 3
 
 
-def test_a_judge_of_attacks_alone_leaves_the_others(folder, server, capsys):
+def test_a_judge_of_attacks_alone_leaves_other_answers_alone(folder, server, capsys):
     words = ["eval", "rejudge", str(folder), "--judge", "harmbench", "--judge-model", "cls", "--judge-url", server.url]
     assert main([*words, "--judge-set", "clip_tokens=null"]) == 0
     assert "4 answers were left alone" in capsys.readouterr().out
     assert all("prompt" in body for body in server.bodies)
 
 
-def test_the_price_is_said_first_and_asked_about(folder, server, capsys):
+def test_the_price_is_shown_first_and_confirmed(folder, server, capsys):
     dear = ["--judge-set", "price_in=100000", "--judge-set", "price_out=0"]
     assert rejudge(folder, server, *dear) == 2
     said = capsys.readouterr().err
@@ -183,7 +183,7 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-template", "mine"], "template 'mine' is not one for"),
     ],
 )
-def test_words_that_cannot_be_are_said_before_anything_is_asked(words, said, capsys, tmp_path, monkeypatch):
+def test_wrong_options_are_refused_before_anything_is_asked(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "template" in said:
         append_rows(tmp_path / "attacks-topk.jsonl", [answer_row(1)])
@@ -191,7 +191,7 @@ def test_words_that_cannot_be_are_said_before_anything_is_asked(words, said, cap
     assert said in capsys.readouterr().err
 
 
-def test_a_study_says_its_judges_in_yaml():
+def test_a_study_names_its_judges_in_yaml():
     import msgspec
 
     raw = {"judge": {"name": "harmbench", "url": "http://x/v1"}, "overrefusal_judge": {"name": "llm", "model": "m"}}

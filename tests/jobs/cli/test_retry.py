@@ -1,4 +1,4 @@
-"""What runs again after a failure: what ended badly and what waits for it, never more; by `retry` and by resubmit.sh."""
+"""What runs again after a failure: what ended badly and what waits for it, no more; by `retry` and by resubmit.sh."""
 
 import subprocess
 
@@ -65,7 +65,7 @@ def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(graph):
         assert any(need in again for need, _ in needs[key])
 
 
-def test_every_element_after_a_failure_runs_again_or_runs_still(graph):
+def test_every_element_after_a_failure_runs_again(graph):
     for job in graph:
         for element in job.elements[:1]:
             again = set(
@@ -85,7 +85,7 @@ def test_a_report_that_was_written_without_what_failed_is_written_again(graph):
     ]
 
 
-def test_what_runs_is_left_alone_and_so_is_what_was_never_submitted(graph):
+def test_running_elements_are_left_alone_and_so_are_those_never_submitted(graph):
     elements = statuses(graph, {"prepare/prepare": "failed", "tokenize/web/00000": "running"}, default="waiting")
     bare = [ElementStatus(**{**vars(item), "task": "" if item.stage == "evaluate" else "1_0"}) for item in elements]
     again = to_run_again(graph, bare)
@@ -150,7 +150,7 @@ def test_dry_run_names_what_would_run_again_and_submits_nothing(demo, slurm, cap
     assert slurm.calls("sbatch") == []
 
 
-def test_nothing_to_retry_is_said(tmp_path, capsys):
+def test_nothing_to_retry_is_reported(tmp_path, capsys):
     run, _ = new_run(tmp_path / "run")
     assert main(["retry", str(run.root)]) == 0
     assert "nothing has failed" in capsys.readouterr().out
@@ -197,7 +197,7 @@ def resubmit(run, slurm, *words):
     return subprocess.run([run.root / "resubmit.sh", *words], capture_output=True, text=True)
 
 
-def test_resubmit_hands_over_what_is_open_with_its_dependencies_and_records_it(demo, slurm):
+def test_resubmit_submits_and_records_what_is_open_with_its_dependencies(demo, slurm):
     run, jobs = demo
     evaluation = jobs["evaluate-base-20"]
     for name, job in jobs.items():
