@@ -1,4 +1,4 @@
-"""`curricula status`: the run folder and Slurm together, as a table and as JSON; with Slurm, without it, and while it is down."""
+"""`curricula status`: the run folder and Slurm together, as a table and as JSON; also without Slurm and while it is down."""
 
 import json
 import re
