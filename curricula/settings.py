@@ -108,7 +108,7 @@ class _Explainer:
         """The message with the key as the user wrote it, the value found there, and the nearest known key."""
         text, _, path = _readable(message).partition(" - at `$")
         keys = self._keys(path.rstrip("`"), message)
-        place = ".".join(keys) or f"the {self.kind.__name__.lower()}"
+        place = ".".join(keys) or f"the {self.kind.__name__.removesuffix('Config').lower()}"
         unknown = re.search(r"unknown field `(.*)`", text)
         if unknown:
             near = difflib.get_close_matches(unknown[1], self._known_keys(keys), n=1)

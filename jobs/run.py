@@ -11,7 +11,7 @@ runs/<study>/
   eval/<arm>/{base,instruct,benign}/      answers and verdicts, as eval/rows.py describes
   jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
   slurm/submissions.jsonl     what was submitted to Slurm (jobs/slurm/submissions.py)
-  slurm/bad-nodes.jsonl       nodes that failed a check (jobs/preflight/nodes.py)
+  slurm/bad-nodes.jsonl       nodes that failed a check (jobs/preflight/bad_nodes.py)
   report/
 """
 

@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
     group = parser.add_argument_group(f"which elements (default: {default})")
     group.add_argument(
         "--stage", dest="stages", metavar="S,...", type=_names, default=(),
-        help="of these stages: prepare, tokenize, pretrain, export, tune (or instruct, benign), evaluate, ...",
+        help="of these stages: fetch, prepare, tokenize, pretrain, export, tune (or instruct, benign), evaluate, merge, report",
     )  # fmt: skip
     group.add_argument(
         "--job", dest="jobs", metavar="J,...", type=_names, default=(),

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from curricula.curriculum.config import VALIDATION
+from curricula.curriculum.permutation import permute
 from curricula.curriculum.stream.batches import Rows
 from curricula.curriculum.stream.blend import BLOCK, Blend, Phase, integer_weights
-from curricula.curriculum.stream.permutation import permute
 from curricula.curriculum.tokens.shards import MEND, TokenStream, content_hash, read_manifest, source_shards
 from curricula.errors import UserError
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from curricula.curriculum.permutation import permute
 from curricula.curriculum.sources.conversations import HARMFUL, Conversation, read_conversations
 from curricula.curriculum.stream.batches import Rows
 from curricula.curriculum.stream.blend import BLOCK, Blend, Phase
-from curricula.curriculum.stream.permutation import permute
 from curricula.curriculum.tokens.chat import encode_chat, render_chat
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from curricula.curriculum.tokens.transforms import insert_tags

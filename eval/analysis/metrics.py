@@ -140,7 +140,8 @@ class StudyMetrics:
     probes: list[ProbeMetrics]
 
     def attacks_by(self, stage: str, *decoders: str) -> list[AttackMetrics]:
-        return [metrics for metrics in self.attacks if metrics.stage == stage and metrics.decoder in decoders]
+        wanted = {(stage, decoder) for decoder in decoders}
+        return [metrics for metrics in self.attacks if (metrics.stage, metrics.decoder) in wanted]
 
     def overrefusals_by(self, stage: str, decoder: str) -> list[OverrefusalMetrics]:
         return [metrics for metrics in self.overrefusals if (metrics.stage, metrics.decoder) == (stage, decoder)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,10 +164,10 @@ class ProbeFigure(Figure):
     def draw(self, metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Canvas:
         canvas, panels = two_panels("Base models", "Instruction-tuned models")
         shown = self.shown(metrics)
-        drawn = [
-            draw_probes(panel, [entry for entry in shown if entry.stage == stage], arms)
-            for panel, stage in zip(panels, ("base", "instruct"))
-        ]
+        by_stage: dict[str, list[ProbeMetrics]] = defaultdict(list)
+        for entry in shown:
+            by_stage[entry.stage].append(entry)
+        drawn = [draw_probes(panel, by_stage[stage], arms) for panel, stage in zip(panels, ("base", "instruct"))]
         extents = finish_panels(canvas, panels, drawn, arms)
         panels[0].set(ylabel="test AUC", ylim=(min([0.5, *(extent.y0 for extent in extents)]) - 0.02, 1.02))
         return canvas

@@ -12,7 +12,7 @@ from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import scancel, squeue
-from curricula.jobs.slurm.queue import elements_by_task
+from curricula.jobs.slurm.submissions import elements_by_task
 
 
 def cancel(args: argparse.Namespace) -> int:

@@ -48,8 +48,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         verbs,
         "eval",
         "measure attack success and over-refusal of any Hugging Face checkpoint",
-        "curricula eval --model runs/demo/models/full-20/instruct --benchmark advbench,jailbreakbench "
-        "--decoder topk,safebeam --judge refusal-phrases --prompts 20",
+        "curricula eval --model runs/demo/models/full-20/instruct \\\n"
+        "      --benchmark advbench,jailbreakbench --decoder topk,safebeam \\\n      --judge refusal-phrases --prompts 20",
         "curricula eval rejudge FOLDER --judge NAME",
         call=evaluate,
         details="The same command continues after an interruption: no answer is generated twice and no judge is asked twice. "
@@ -61,20 +61,34 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         "--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text"
     )
-    parser.add_argument("--benchmark", default="harmbench,advbench,jailbreakbench,tdc", help="names, by commas")
-    parser.add_argument("--decoder", default=",".join(DECODERS), help="by commas (default: %(default)s)")
     parser.add_argument(
-        "--overrefusal", metavar="BENCHMARK", help="benign requests to measure over-refusal on too, such as alpaca"
+        "--benchmark",
+        default="harmbench,advbench,jailbreakbench,tdc",
+        metavar="B,...",
+        help="names, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--decoder",
+        default=",".join(DECODERS),
+        metavar="D,...",
+        help="names, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--overrefusal", metavar="BENCHMARK", help="also measure over-refusal, on these benign requests, such as alpaca"
     )
     parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
-    parser.add_argument("--prompts", type=int, help="no more than this many prompts of each benchmark")
-    parser.add_argument("--samples", type=int, help="answers to each prompt under top-k (default: 5)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--prompts", type=int, metavar="N", help="no more than this many prompts of each benchmark")
+    parser.add_argument("--samples", type=int, metavar="N", help="answers to each prompt under top-k (default: 5)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="tokens of an answer (default: %(default)s)"
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
     parser.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 on a GPU, float32 on a CPU")
-    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--out", type=Path, help="where rows are kept, and resumed from (default: evaluations/MODEL PATH)"
+        "--out",
+        type=Path,
+        help="the folder of the rows, which the same command resumes from (default: evaluations/MODEL PATH)",
     )
     add_json_flag(parser)
     add_judge_options(parser, required=False)
@@ -82,7 +96,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Check every word, generate, judge, print. Rows lie in OUT, as `eval/rows.py` describes."""
+    """Check the arguments, generate, judge, print. Rows are in OUT, as `eval/rows.py` describes."""
     no_other_bars()
     config = _config(args)
     tasks = config.eval_tasks(args.kind)
@@ -152,7 +166,7 @@ def _config(args: argparse.Namespace) -> EvalConfig:
 
 
 def _require_use(args: argparse.Namespace, benchmarks: list[str]) -> None:
-    """A benchmark of harmless requests has no attack success, and beginnings are for base models."""
+    """Refuse a benchmark of the wrong use: benign requests have no attack success, and completions are for base models."""
     wanted: list[tuple[str, str, Use]] = [
         ("--benchmark", name, "completion" if args.kind == "base" else "attack") for name in benchmarks
     ]
@@ -166,7 +180,7 @@ def _require_use(args: argparse.Namespace, benchmarks: list[str]) -> None:
 def _names(option: str, given: str) -> list[str]:
     names = [name.strip() for name in given.split(",")]
     if not all(names):
-        raise UsageError(f"{option} {given!r}: holds an empty name; give names by commas")
+        raise UsageError(f"{option} {given!r}: holds an empty name; separate names by one comma")
     return list(dict.fromkeys(names))
 
 
@@ -272,25 +286,27 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
         "--judge-model", metavar="MODEL", help="a folder, a Hugging Face name, or its name on the server"
     )
     group.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible server, such as http://node7:8000/v1")
-    group.add_argument("--judge-template", metavar="NAME", help="how it is asked (default: the model's or task's own)")
+    group.add_argument(
+        "--judge-template", metavar="NAME", help="its prompt template (default: the model's or task's own)"
+    )
     group.add_argument(
         "--judge-set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting, such as requests_per_minute=600, batch_api=true or price_in=0.15; may be given again",
+        help="any setting, such as requests_per_minute=600, batch_api=true or price_in=0.15; can be repeated",
     )
     group.add_argument(
-        "--retry-unparsed", action="store_true", help="ask again where this judge's reply was no verdict"
+        "--retry-unparsed", action="store_true", help="ask again where this judge's reply held no verdict"
     )
     group.add_argument(
         "--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
     )
-    group.add_argument("--yes", action="store_true", help="spend whatever the estimate says")
+    group.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
 
 
 def judge_from(args: argparse.Namespace) -> JudgeConfig:
-    """The judge that the args describe; raises UsageError naming the option, its value and the mend."""
+    """The judge that the options describe; raises UsageError for a wrong option."""
     given: dict[str, Any] = {"name": args.judge}
     if args.judge not in JUDGES and Path(args.judge).is_file():
         given = _from_file(Path(args.judge))
@@ -315,16 +331,16 @@ def judge_from(args: argparse.Namespace) -> JudgeConfig:
 
 
 def warn_of_server(settings: JudgeConfig, console: Console) -> None:
-    """Say when the judge's server would not answer now; raises UsageError when it has no address.
+    """Warn if the judge's server would not answer now; raises UsageError if it has no address.
 
-    That it is not there yet is no error: it may come before it is asked.
+    A server that is not up yet is no error: it may be by the time it is asked.
     """
     if settings.name == "llm" or settings.url:
         from curricula.eval.judges.served import doubt
 
         if why := doubt(settings):
             console.print(
-                f"judge: {why}; going on, for it may be there when it is asked",
+                f"judge: {why}; continuing, for it may be there when it is asked",
                 style="yellow",
                 markup=False,
                 soft_wrap=True,
@@ -342,7 +358,7 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 
 def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None], console: Console) -> None:
-    """Say what the judge will be asked, and ask before more than --max-cost is spent; raises UsageError on a no."""
+    """Print what the judge will be asked, and ask before more than --max-cost is spent; raises UsageError on a no."""
     asked = [estimate for estimate in estimates if estimate is not None and estimate.questions]
     if not asked:
         return
@@ -365,7 +381,7 @@ def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None],
 
 
 class Bars:
-    """A bar for each task, on a terminal; elsewhere a line at the start, at the end and at most once a minute."""
+    """A bar for each part of the work, on a terminal; elsewhere a line at its start, at its end and every minute."""
 
     def __init__(self, console: Console, line_interval_s: float = 60.0) -> None:
         self.console, self.line_interval_s = console, line_interval_s
@@ -386,7 +402,7 @@ class Bars:
         self._lines.stop()
 
     def line(self, name: str) -> Progress:
-        """A new bar, as the progress that draws it."""
+        """A `Progress` that draws a new bar."""
         task = self._lines.add_task(name, total=None)
         ended, next_line = False, 0.0
 
@@ -403,7 +419,7 @@ class Bars:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """A bar without an end that goes when the block ends."""
+        """A bar without a length, which disappears when the block ends."""
         task = self._lines.add_task(what, total=None)
         try:
             yield
@@ -412,12 +428,12 @@ class Bars:
 
 
 def no_other_bars() -> None:
-    """Keep libraries from drawing bars into ours; tqdm reads this when it is imported."""
+    """Keep libraries from drawing bars over ours; tqdm reads this when it is imported."""
     os.environ["TQDM_DISABLE"] = "1"
 
 
 def quiet_libraries() -> None:
-    """Keep transformers from its own bars, and from warnings about what is as it should be."""
+    """Turn off transformers' own bars, and warnings that mean nothing here."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -426,7 +442,7 @@ def quiet_libraries() -> None:
 
 
 def percent(value: float | None) -> str:
-    """A share in percent, without the sign: the tables say that in their titles."""
+    """A share in percent, without the sign, which the tables have in their titles."""
     return "–" if value is None else f"{value * 100:.1f}"
 
 

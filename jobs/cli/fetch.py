@@ -37,7 +37,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "bring public datasets from the Hugging Face hub to a data folder",
         "curricula data fetch --list",
         "curricula data fetch safeweb gsm8k advbench --out /scratch/data",
-        "curricula data fetch --study jobs/studies/paper.yaml --part $SLURM_ARRAY_TASK_ID/16",
+        "curricula data fetch --study jobs/studies/paper.yaml \\\n      --part $SLURM_ARRAY_TASK_ID/16",
         call=fetch_data,
         details="Datasets and benchmarks are stored as Parquet. The same command continues after an interruption. Gated "
         "datasets need HF_TOKEN.",

@@ -20,8 +20,8 @@ from curricula.jobs.monitor.state import ENDED_BADLY, run_status
 from curricula.jobs.plan import Key, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
-from curricula.jobs.slurm.queue import elements_by_task
-from curricula.jobs.slurm.submissions import Task
+from curricula.jobs.slurm.commands import Task
+from curricula.jobs.slurm.submissions import elements_by_task
 
 LOOK_EVERY_S = 0.5
 FIND_EVERY_S = 5.0
@@ -56,7 +56,7 @@ def show_logs(args: argparse.Namespace) -> int:
         return found
 
     logs = find()
-    for name in dict.fromkeys(log.prefix for log in logs):  # all ranks: any of them may have been the first to fail
+    for name in dict.fromkeys(log.prefix for log in logs):  # all ranks: any of them may have failed first
         error = first_error(log.file for log in logs if log.prefix == name)
         if error:
             _print_error(name, error)

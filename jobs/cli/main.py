@@ -38,9 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"curricula: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
-    except (
-        OSError
-    ) as error:  # verbs turn the errors they foresee into UserErrors; for the others name at least the file
+    except OSError as error:  # one that no verb foresaw; name at least its file
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
@@ -108,8 +106,8 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         "submit",
         "run a study, or continue one that was interrupted",
         f"curricula submit {STUDY} --cluster local",
-        f"curricula submit {PAPER} --cluster slurm --profile {PROFILE} --dry-run",
-        f"curricula submit {PAPER} --cluster slurm --profile {PROFILE} --stage pretrain --arm full-20",
+        f"curricula submit {PAPER} --cluster slurm \\\n      --profile {PROFILE} --dry-run",
+        f"curricula submit {PAPER} --cluster slurm \\\n      --profile {PROFILE} --stage pretrain --arm full-20",
         call=Verb("study", "submit"),
         details="Finished elements are not run again. --arm takes along what the arm shares with others: the data, and the "
         "pretraining up to where it branches off. What needs an element that is neither done nor chosen is refused.",
@@ -129,7 +127,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         verbs,
         "render",
         "write the study's jobs as plain sbatch scripts, with a script that submits them",
-        f"curricula render {PAPER} /scratch/paper/scripts --profile {PROFILE}",
+        f"curricula render {PAPER} /scratch/paper/scripts \\\n      --profile {PROFILE}",
         call=Verb("study", "render"),
     )
     render.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
@@ -288,7 +286,7 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
         verbs,
         "export",
         "convert a Megatron checkpoint to a Hugging Face folder",
-        "curricula export runs/demo/pretrain/full-20/checkpoints out/ --tokenizer runs/demo/data/tokenizer",
+        "curricula export runs/demo/pretrain/full-20/checkpoints out/ \\\n      --tokenizer runs/demo/data/tokenizer",
         call=Verb("results", "export"),
     )
     export.add_argument(

@@ -1,4 +1,4 @@
-"""The verb `curricula eval rejudge`: stored answers judged by another judge; agreement, and what its errors do to a rate."""
+"""The verb `curricula eval rejudge`: stored answers under another judge, their agreement, and corrected rates."""
 
 from __future__ import annotations
 
@@ -35,16 +35,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         verbs,
         "rejudge",
         "judge stored answers with another judge",
-        "curricula eval rejudge runs/demo --judge harmbench --judge-url http://node7:8000/v1",
-        "curricula eval rejudge evaluations/instruct --judge llm --judge-model gpt-6-luna "
-        "--judge-url https://api.openai.com/v1",
+        "curricula eval rejudge runs/demo --judge harmbench \\\n      --judge-url http://node7:8000/v1",
+        "curricula eval rejudge evaluations/instruct --judge llm \\\n      --judge-model gpt-6-luna --judge-url https://api.openai.com/v1",
         call=rejudge,
         details="Answers are neither generated anew nor rewritten; verdicts are added beside them, and this judge is not asked "
         "twice. Prints how the two judges agree (Cohen's kappa) and, where the judge's errors are known, a corrected rate "
         "(Rogan and Gladen).",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or the OUT of `curricula eval`")
-    parser.add_argument("--by-model", action="store_true", help="a row for each model, not for all together")
+    parser.add_argument("--by-model", action="store_true", help="a row for each model instead of one for all")
     parser.add_argument(
         "--labels",
         type=Path,
@@ -89,7 +88,7 @@ def rejudge(args: argparse.Namespace) -> int:
 
 
 def _judges(args: argparse.Namespace, settings: JudgeConfig) -> dict:
-    """The judge of attacks and that of over-refusal; None for one that the judge cannot be."""
+    """The judge as a judge of attacks and of over-refusal; None for what it cannot judge."""
     from curricula.eval.judges.registry import load_judge
 
     world = args.world or next(
@@ -130,10 +129,10 @@ def _print(found: list, console: Console) -> None:
     agreed = new_table("Agreement", "answers of", "verdicts\nof both", "agree", "Cohen's\nkappa", "95%\ninterval")
     for one in found:
         if one.agreement:
-            of = one.agreement
-            kappa = "–" if of.kappa is None else f"{of.kappa:.2f}"
-            span = "–" if of.low is None else f"{of.low:.2f} to {of.high:.2f}"
-            agreed.add_row(Text(one.where), f"{of.answers:,}", percent(of.share), kappa, span)
+            agreement = one.agreement
+            kappa = "–" if agreement.kappa is None else f"{agreement.kappa:.2f}"
+            span = "–" if agreement.low is None else f"{agreement.low:.2f} to {agreement.high:.2f}"
+            agreed.add_row(Text(one.where), f"{agreement.answers:,}", percent(agreement.share), kappa, span)
     if agreed.row_count:
         console.print(agreed)
     for source in sorted({one.accuracy.source for one in found if one.accuracy}):

@@ -6,9 +6,9 @@ import argparse
 
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, provenance
-from curricula.jobs.stages.base import checkpoint_in
 from curricula.jobs.stages.prepare import model_source
 from curricula.jobs.stages.report import report as write_report
+from curricula.model.checkpoints import require_checkpoint
 
 
 def report(args: argparse.Namespace) -> int:
@@ -22,7 +22,9 @@ def export(args: argparse.Namespace) -> int:
     from curricula.model.convert import export_hf
 
     folder = args.checkpoint
-    export_hf(checkpoint_in(folder) if (folder / "latest").exists() else folder, args.out, args.tokenizer, provenance())
+    export_hf(
+        require_checkpoint(folder) if (folder / "latest").exists() else folder, args.out, args.tokenizer, provenance()
+    )
     print(f"Hugging Face model: {args.out}")
     return 0
 

@@ -47,15 +47,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         verbs,
         "synthesize",
         "score web text for safety, or make safe rephrasings, refusals and moral education from it",
-        "curricula data synthesize score --dataset fineweb-edu --out /scratch/scored --base-url http://node7:8000/v1 "
-        "--model Qwen/Qwen2.5-7B-Instruct",
+        "curricula data synthesize score --dataset fineweb-edu --out /scratch/scored \\\n"
+        "      --base-url http://node7:8000/v1 --model Qwen/Qwen2.5-7B-Instruct",
         call=synthesize,
         details="Any server that speaks OpenAI's API will do. The same command continues after an interruption and asks "
         "nothing twice. The key is read from OPENAI_API_KEY alone.",
     )
     parser.add_argument("kind", choices=list(KINDS), metavar="KIND", help=", ".join(KINDS))
 
-    source = parser.add_argument_group("what is read")
+    source = parser.add_argument_group("input")
     which = source.add_mutually_exclusive_group(required=True)
     which.add_argument("--dataset", metavar="NAME", help="a dataset by its short name, such as fineweb-annotated")
     which.add_argument(
@@ -65,7 +65,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     source.add_argument("--scores", metavar="N,...", help="only these scores of the dataset, such as 4,5")
     source.add_argument("--limit", type=int, metavar="N", help="no more than the first N documents")
 
-    output = parser.add_argument_group("what is written")
+    output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, required=True, help="a folder, the same for all parts")
     output.add_argument("--name", help="the table's folder in OUT (default: train; scores go to score_0 to score_5)")
     output.add_argument(
@@ -74,37 +74,53 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     output.add_argument("--retry-dead", action="store_true", help="ask again about dead letters")
     add_json_flag(parser)
 
-    server = parser.add_argument_group("what is asked")
+    server = parser.add_argument_group("the server and its replies")
     server.add_argument("--base-url", metavar="URL", help="the server's address (default: OPENAI_BASE_URL)")
     server.add_argument("--model", required=True, help="the model's name on the server")
-    server.add_argument("--temperature", type=float, help="default: 0 for scores, else 0.7")
-    server.add_argument("--max-tokens", type=int, help="of a reply (default: 256 for scores, 2048 or 4096 else)")
-    server.add_argument("--seed", type=int, default=0, help="another seed, other styles and replies (default: 0)")
+    server.add_argument("--temperature", type=float, metavar="T", help="default: 0 for scores, else 0.7")
+    server.add_argument(
+        "--max-tokens", type=int, metavar="N", help="tokens of a reply (default: 256 for scores, else 2048 or 4096)"
+    )
+    server.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another seed, other styles and replies (default: 0)"
+    )
     server.add_argument("--no-seed", action="store_true", help="for servers that refuse requests with a seed")
     server.add_argument(
         "--piece-characters",
         type=int,
         default=PIECE_CHARACTERS,
         metavar="N",
-        help="longer documents are scored in pieces; of others only the first piece is used (default: %(default)s)",
+        help="characters: score longer documents in pieces; the other kinds use only the first piece (default: %(default)s)",
     )
     server.add_argument("--classifier", metavar="WHERE", help="a second judge of scores: a folder, or a vLLM address")
     server.add_argument(
         "--classifier-model", metavar="NAME", help="its name on that server (default: the published classifier)"
     )
 
-    pace = parser.add_argument_group("how")
-    pace.add_argument("--concurrency", type=int, default=64, help="requests at once (default: %(default)s)")
-    pace.add_argument("--timeout", type=float, default=300.0, help="seconds for a reply (default: %(default)g)")
-    pace.add_argument("--retries", type=int, default=8, help="of a request that got no reply (default: %(default)s)")
-    pace.add_argument("--tries", type=int, default=4, help="for a readable reply (default: %(default)s)")
-    pace.add_argument("--dry-run", action="store_true", help="print the estimate and one request, ask nothing")
+    pace = parser.add_argument_group("pace and cost")
+    pace.add_argument(
+        "--concurrency", type=int, default=64, metavar="N", help="requests at once (default: %(default)s)"
+    )
+    pace.add_argument(
+        "--timeout", type=float, default=300.0, metavar="S", help="seconds to wait for a reply (default: %(default)g)"
+    )
+    pace.add_argument(
+        "--retries",
+        type=int,
+        default=8,
+        metavar="N",
+        help="retries of a request without a reply (default: %(default)s)",
+    )
+    pace.add_argument(
+        "--tries", type=int, default=4, metavar="N", help="attempts at a readable reply (default: %(default)s)"
+    )
+    pace.add_argument("--dry-run", action="store_true", help="print the estimate and one request; send nothing")
     pace.add_argument("--price-in", type=float, metavar="DOLLARS", help="per million tokens read")
     pace.add_argument("--price-out", type=float, metavar="DOLLARS", help="per million tokens written")
     pace.add_argument(
         "--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
     )
-    pace.add_argument("--yes", action="store_true", help="spend whatever the estimate says")
+    pace.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
     return parser
 
 
@@ -239,7 +255,7 @@ def _servers(args: argparse.Namespace) -> Servers:
 
 
 def _confirm(args: argparse.Namespace, now: Estimate, all_parts: Estimate) -> None:
-    """Ask about the cost of all parts together: the tasks of an array cannot ask."""
+    """Ask about the cost of all parts together: an array's tasks cannot ask."""
     if args.yes or not now.documents or all_parts.dollars is None or all_parts.dollars <= args.max_cost:
         return
     cost = f"about ${all_parts.dollars:,.2f} for all parts, more than --max-cost {args.max_cost:g}"
@@ -295,7 +311,7 @@ def print_summary(summary: Summary, as_json: bool) -> None:
 
 
 class Display:
-    """How far a part is, on stderr: a live line on a terminal, else a line a minute. A `curricula.progress.Progress`."""
+    """The progress of a part, on stderr: a live line on a terminal, else a line a minute. A `curricula.progress.Progress`."""
 
     def __init__(self, name: str):
         self.console = Console(stderr=True, highlight=False)
@@ -321,12 +337,12 @@ class Display:
     def __call__(self, done: int, total: int, **figures: Any) -> None:
         now = time.monotonic()
         seconds = max(now - self.started, 1e-9)
-        figures_text = (
+        rates = (
             f"{done / seconds:,.1f} docs/s, {figures['tokens'] / seconds:,.0f} tokens/s, "
             f"{figures['retries']:,} retries, {figures['dead']:,} dead"
         )
-        self.line.update(self.task, completed=done, total=total, figures=figures_text)
+        self.line.update(self.task, completed=done, total=total, figures=rates)
         if not self.console.is_terminal and now >= self._next_line:
             self._next_line = now + LINE_EVERY_S
             left = f", {(total - done) / (done / seconds) / 60:,.0f} min left" if done else ""
-            self.console.print(Text(f"{self.name}: {done:,}/{total:,}, {figures_text}{left}"), soft_wrap=True)
+            self.console.print(Text(f"{self.name}: {done:,}/{total:,}, {rates}{left}"), soft_wrap=True)

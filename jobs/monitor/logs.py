@@ -1,7 +1,7 @@
-"""The logs of an element's processes: where they lie, their lines in order of time, and the error that came first.
+"""The logs of an element's processes: where they are, their lines in order of time, and the error that came first.
 
 On one machine an element has one log, RUN/jobs/JOB/ELEMENT/log.txt. Under Slurm each task has files of its own below RUN/slurm,
-named by array, index and rank. A log is appended to when its element starts again: each start leaves a line `--- TIME ...`.
+named by array, index and rank. An element that starts again appends to its log: each start begins with a line `--- TIME ...`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.submissions import Task
+from curricula.jobs.slurm.commands import Task
 from curricula.terminal import printable
 
 ERROR_TAIL_BYTES = 4 << 20
-"""Errors are looked for in this much of a log's end."""
+"""The part of a log's end that is searched for errors."""
 LONGEST_BLOCK = 200
 """Lines of a traceback that are kept."""
 
@@ -39,21 +39,21 @@ _FALLOUT = re.compile(
     r"Connection (?:closed|reset|refused)|Broken pipe|watchdog|collective operation|STEP .* CANCELLED|[Tt]erminated|"
     r"killed by SIG|Exited with exit code|monitoredBarrier|resource_tracker"
 )
-"""What the other processes say once one of them is gone."""
+"""What the other processes report once one of them is gone."""
 
 
 class LogLine(NamedTuple):
     time: str
-    """The last time stamp seen so far in its file; they sort as text."""
+    """The last time stamp so far in its file; time stamps sort as text."""
     text: str
-    """Without line end and without what a terminal would obey."""
+    """Without its line end and without control characters."""
 
 
 @dataclass(frozen=True)
 class LogFile:
     path: Path
     rank: int
-    """The process it is of; 0 where all of them share one file."""
+    """The process that wrote it; 0 where all share one file."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class FirstError:
 
     @property
     def message(self) -> str:
-        """Its last line: what a traceback ends with."""
+        """Its last line, with which a traceback ends."""
         return self.lines[-1]
 
 
 def note(text: str) -> None:
-    """Add a line with the time to this process's log: what follows, such as a traceback, has happened then."""
-    with contextlib.suppress(OSError):  # a full disk is said by the work itself, if at all
+    """Add a line with the time to this process's log; what follows, such as a traceback, happened at that time."""
+    with contextlib.suppress(OSError):  # the work itself reports a full disk
         print(f"--- {datetime.now().isoformat(' ', 'milliseconds')} {text}", file=sys.stderr, flush=True)
 
 
@@ -103,18 +103,18 @@ def read_lines(path: Path, start: int = 0) -> Iterator[LogLine]:
 
 
 def clean(raw: bytes) -> str:
-    """One line as it may be shown: what a bar overwrote, colours and everything a terminal would obey are gone."""
+    """One line as it can be shown: without what a bar overwrote, colours and control characters."""
     text = raw.decode(errors="replace").rstrip("\r\n").rsplit("\r", 1)[-1]
     return printable(_CSI.sub("", text))
 
 
 def merged(logs: Iterable[LogFile]) -> Iterator[tuple[LogFile, LogLine]]:
-    """The lines of all logs in the order of their time stamps; each log's own order is kept."""
+    """The lines of all logs by time stamp; each log keeps its own order."""
 
     def numbered(log: LogFile) -> Iterator[tuple[str, int, LogFile, LogLine]]:
         latest = ""
         for line in read_lines(log.path):
-            latest = max(latest, line.time)  # of a clock that was set back
+            latest = max(latest, line.time)  # the clock may have been set back
             yield latest, log.rank, log, line
 
     for _, _, log, line in heapq.merge(*map(numbered, logs), key=lambda item: item[:2]):
@@ -154,7 +154,7 @@ def _errors(log: LogFile) -> Iterator[FirstError]:
 
 
 def _traceback_end(lines: list[LogLine], start: int) -> int:
-    """Just after the message of the traceback at `start`: of the last of a chain of causes."""
+    """The line after the message of the traceback at `start`; of a chain of causes, after the last."""
     prefix = len(lines[start].text) - len(_TRACEBACK)  # such as "[rank3]: "
     end = start + 1
     while end < len(lines):

@@ -1,6 +1,6 @@
-"""How far an element is: a small file that the element rewrites and that status, display and people read.
+"""An element's progress: a small file that the element rewrites, and that `status` and the live display read.
 
-Its `updated` is the element's heartbeat: it stands still when the element hangs.
+Its `updated` is the element's heartbeat: it stops when the element hangs.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 
 import msgspec
 
-FRESH_S = 0.25  # rewrite no more often than this
+REWRITE_EVERY_S = 0.25
 
 
 class ProgressFile:
-    """A `Progress` that keeps progress.json of an element up to date. Not synced: after a crash it is history anyway."""
+    """A `Progress` that keeps an element's progress.json up to date. Not synced: after a crash it is out of date anyway."""
 
     def __init__(self, path: Path, environment: Mapping[str, str] = os.environ):
         self.path = path
         self._constant = {"started": time.time(), "host": socket.gethostname()}
         if environment.get("SLURM_RESTART_COUNT", "").isdecimal():
             self._constant["restarts"] = int(environment["SLURM_RESTART_COUNT"])
-        self._first: tuple[float, int] | None = None  # when this process reported first, and how much was done then
+        self._first: tuple[float, int] | None = None  # time and `done` of this process's first report
         self._next = 0.0
 
     def __call__(self, done: int, total: int, **figures: Any) -> None:
@@ -37,11 +37,11 @@ class ProgressFile:
             self._first = (now, done)
         if now < self._next and done < total:
             return
-        self._next = now + FRESH_S
-        since, before = self._first
-        left_s = (now - since) / (done - before) * (total - done) if done > before else None
+        self._next = now + REWRITE_EVERY_S
+        first_at, first_done = self._first
+        left_s = (now - first_at) / (done - first_done) * (total - done) if done > first_done else None
         value = {"done": done, "total": total, "left_s": left_s, "updated": now, **self._constant, **figures}
-        with contextlib.suppress(OSError):  # a full disk must not end the work that only says how far it is
+        with contextlib.suppress(OSError):  # a full disk must not end the work over its progress report
             aside = self.path.with_suffix(".aside")
             aside.write_text(json.dumps(value))
             os.replace(aside, self.path)
@@ -54,10 +54,14 @@ class Reading:
     done: int
     total: int
     left_s: float | None
+    """Seconds left at the pace so far."""
     updated: float
+    """Unix time."""
     host: str
     restarts: int
+    """How often Slurm had requeued it."""
     figures: dict[str, Any]
+    """What else the element reported, such as loss."""
 
 
 class _Content(msgspec.Struct):
@@ -74,7 +78,7 @@ _OWN = frozenset(_Content.__struct_fields__)
 
 
 def read_progress(path: Path) -> Reading | None:
-    """The element's last progress, or None when it has written none, or something has been written over it."""
+    """The element's last progress; None if it has written none, or if the file holds something else."""
     try:
         value = json.loads(path.read_bytes())  # not msgspec: a loss may be NaN
         own = msgspec.convert(value, _Content)
@@ -85,6 +89,6 @@ def read_progress(path: Path) -> Reading | None:
 
 
 def number(figures: Mapping[str, Any], name: str) -> float | None:
-    """A figure of that name, if it is a number."""
+    """The figure of that name, if it is a number."""
     value = figures.get(name)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

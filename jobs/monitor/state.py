@@ -22,8 +22,8 @@ from curricula.jobs.monitor.logs import find_logs, first_error
 from curricula.jobs.monitor.progress import Reading, read_progress
 from curricula.jobs.plan import Element, Job, Key, Plan
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.commands import TaskState, sacct, squeue
-from curricula.jobs.slurm.submissions import Task, latest_tasks, submissions
+from curricula.jobs.slurm.commands import Task, TaskState, sacct, squeue
+from curricula.jobs.slurm.submissions import latest_tasks, submissions
 from curricula.jobs.stages import Work
 
 State = Literal["done", "running", "pending", "failed", "cancelled", "interrupted", "waiting"]

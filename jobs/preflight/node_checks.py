@@ -1,7 +1,7 @@
-"""What one node must have before a job of many processes begins: healthy GPUs, free disk, its data and checkpoints in reach.
+"""The checks of one node: healthy GPUs, free disk space, readable data and checkpoints, a writable run folder.
 
-Each check returns sentences about what is wrong; an empty list is good. GPUs are asked through nvidia-smi, which every driver
-brings; where there is none, as on a CPU, they are not checked.
+Each check returns a sentence for each problem. GPUs are checked with nvidia-smi, which comes with every driver; where there is
+none, as on a CPU, they are not checked.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ QUERY = (
 )  # fmt: skip
 SMI_PATIENCE_S = 60.0
 USED_SHARE = 0.05
-"""A GPU with more of its memory in use before the job begins still serves somebody else."""
+"""A GPU with a larger share of its memory in use before the job begins still runs another program."""
 
 
 def gpu_problems(expected: int, ours: str | None = None) -> list[str]:
-    """What is wrong with this node's GPUs. `ours`: Slurm's list of the job's, where it may see the others' too."""
+    """Problems of this node's GPUs. `ours`: Slurm's list of the job's GPUs, for nodes that show a job the other GPUs too."""
     if shutil.which("nvidia-smi") is None:
         return []
-    words = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SMI_PATIENCE_S)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SMI_PATIENCE_S)
     except subprocess.TimeoutExpired:
         return [f"nvidia-smi gave no answer within {SMI_PATIENCE_S:.0f} s"]
     if done.returncode:
@@ -63,7 +63,7 @@ def _gpu(gpu: Mapping[str, str]) -> Iterable[str]:
 
 
 def _number(text: str) -> float | None:
-    """None for what nvidia-smi writes where there is nothing, such as "[N/A]"."""
+    """None for a missing value, which nvidia-smi writes as "[N/A]"."""
     try:
         return float(text)
     except ValueError:
@@ -71,18 +71,18 @@ def _number(text: str) -> float | None:
 
 
 def disk_problems(folders: Iterable[Path], min_free_gb: float) -> list[str]:
-    """Folders whose disk has too little space; those that do not exist are the reach checks' to report."""
+    """Folders whose disk has too little space; `reach_problems` reports those that do not exist."""
     found = []
     for folder in folders:
         if folder.is_dir():
             free_gb = shutil.disk_usage(folder).free / 1e9
             if free_gb < min_free_gb:
-                found.append(f"{folder}: {free_gb:.1f} GB are free, and {min_free_gb:g} GB are wanted")
+                found.append(f"{folder}: {free_gb:.1f} GB are free, but {min_free_gb:g} GB are required")
     return found
 
 
 def reach_problems(run_root: Path, needed: Iterable[Path]) -> list[str]:
-    """Files that cannot be read from this node, and a run folder that cannot be written to."""
+    """Files that this node cannot read, and a run folder that it cannot write to."""
     found = []
     for path in needed:
         try:
@@ -100,7 +100,7 @@ def reach_problems(run_root: Path, needed: Iterable[Path]) -> list[str]:
 
 
 def within(patience_s: float, what: str, check: Callable[[], list[str]]) -> list[str]:
-    """What `check` finds, or that it does not end: a file system that hangs would hang the job."""
+    """The problems that `check` finds, or that it did not end in time: a file system that hangs would hang the job."""
     found: list[list[str]] = []
 
     def work() -> None:

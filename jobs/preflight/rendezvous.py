@@ -1,6 +1,6 @@
-"""Where the processes of a job leave word for each other before they can communicate in earnest: a store that rank 0 serves.
+"""How the processes of a job exchange values before they open a process group: through a store that rank 0 serves.
 
-Unlike a collective, it tells who is missing.
+Unlike a collective, it tells which processes are missing.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from curricula.model.runtime.distributed import Ranks
 
 GOODBYE_S = 20.0
-"""How long rank 0 stays for the others to hear it: when it ends, the store does."""
-Word = TypeVar("Word")
+"""How long rank 0 waits for the others to read its last value: when it ends, the store does."""
+Value = TypeVar("Value")
 
 
 class Rendezvous:
-    """Words by name, as JSON. Raises PeerLost when the store cannot be opened or reached within `patience_s`: another start,
-    with another port or without that node, may do better."""
+    """Values by name, as JSON. Raises PeerLost when the store cannot be opened or reached within `patience_s`: another start,
+    with another port or without that node, may succeed."""
 
     def __init__(self, ranks: Ranks, patience_s: float):
         from torch.distributed import TCPStore
 
         assert ranks.master is not None  # there are several processes
         host, _, port = ranks.master.rpartition(":")
-        place = f"{host}:{int(port) + 1}"  # the next port: the training's own store comes later
+        address = f"{host}:{int(port) + 1}"  # the next port: the training's own store comes later
         self.rank, self.size, self.patience_s = ranks.rank, ranks.size, patience_s
         patience = datetime.timedelta(seconds=patience_s)
         try:
@@ -43,49 +43,50 @@ class Rendezvous:
         except RuntimeError as error:
             what = "opened" if ranks.rank == 0 else "reached"
             raise PeerLost(
-                f"{place}: the processes' meeting place cannot be {what} ({str(error).splitlines()[0]})"
+                f"{address}: the store of the preflight cannot be {what} ({str(error).splitlines()[0]})"
             ) from None
 
-    def say(self, name: str, word: object) -> None:
-        self.store.set(name, msgspec.json.encode(word).decode())
+    def put(self, name: str, value: object) -> None:
+        self.store.set(name, msgspec.json.encode(value).decode())
 
-    def said(self, name: str, kind: type[Word]) -> Word:
-        """A word that is known to be there."""
+    def get(self, name: str, kind: type[Value]) -> Value:
+        """The value of this name; waits for it."""
         return msgspec.json.decode(self.store.get(name), type=kind)
 
-    def of_all(self, name: str, kind: type[Word]) -> dict[int, Word]:
-        """What each rank says under `name`; without those that are silent for `patience_s`."""
-        silent = self._silent(name, self.patience_s)
-        return {rank: self.said(f"{name}/{rank}", kind) for rank in range(self.size) if rank not in silent}
+    def put_own(self, name: str, value: object) -> None:
+        """This rank's value of a name that each rank has."""
+        self.put(f"{name}/{self.rank}", value)
 
-    def say_own(self, name: str, word: object) -> None:
-        self.say(f"{name}/{self.rank}", word)
+    def gather(self, name: str, kind: type[Value]) -> dict[int, Value]:
+        """Every rank's own value; without the ranks that put none within `patience_s`."""
+        missing = self._missing(name, self.patience_s)
+        return {rank: self.get(f"{name}/{rank}", kind) for rank in range(self.size) if rank not in missing}
 
-    def announced(self, name: str, kind: type[Word], word: Word | None) -> Word:
-        """What rank 0 announces as `word`, the same in every process; rank 0 stays until all have heard it.
+    def broadcast(self, name: str, kind: type[Value], value: Value | None) -> Value:
+        """Rank 0's `value`, in every process; rank 0 stays until all have read it.
 
-        Raises PeerLost when rank 0 ended before.
+        Raises PeerLost when rank 0 ended before it put one.
         """
         if self.rank == 0:
-            assert word is not None
-            self.say(name, word)
-            self.say_own(f"{name} heard", True)
-            self._silent(f"{name} heard", GOODBYE_S)
-            return word
+            assert value is not None
+            self.put(name, value)
+            self.put_own(f"{name} received", True)
+            self._missing(f"{name} received", GOODBYE_S)
+            return value
         try:
             self.store.wait([name], datetime.timedelta(seconds=2 * self.patience_s))
-            heard = self.said(name, kind)
-            self.say_own(f"{name} heard", True)
+            received = self.get(name, kind)
+            self.put_own(f"{name} received", True)
         except RuntimeError:  # torch's DistError among them
-            raise PeerLost("the first process is gone without a word; see the log of rank 0") from None
-        return heard
+            raise PeerLost("the first process ended without a verdict; see the log of rank 0") from None
+        return received
 
-    def _silent(self, name: str, patience_s: float) -> Sequence[int]:
-        """The ranks that have not said `name` in time."""
+    def _missing(self, name: str, patience_s: float) -> Sequence[int]:
+        """The ranks that have not put their own value of this name in time."""
         deadline = time.monotonic() + patience_s
-        silent = list(range(self.size))
+        missing = list(range(self.size))
         while True:
-            silent = [rank for rank in silent if not self.store.check([f"{name}/{rank}"])]
-            if not silent or time.monotonic() > deadline:
-                return silent
+            missing = [rank for rank in missing if not self.store.check([f"{name}/{rank}"])]
+            if not missing or time.monotonic() > deadline:
+                return missing
             time.sleep(0.01)

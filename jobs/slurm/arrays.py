@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from curricula.errors import UsageError
 from curricula.jobs.plan import Chosen, Job, Key
-from curricula.jobs.slurm.submissions import Task
+from curricula.jobs.slurm.commands import Task
 
 
 @dataclass(frozen=True)

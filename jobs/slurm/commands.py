@@ -11,11 +11,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import tenacity
 
 from curricula.errors import UserError
-from curricula.jobs.slurm.submissions import Task
 from curricula.terminal import one_line
 
 PATIENCE_S = 60.0
@@ -62,6 +62,16 @@ REASONS = {
 
 class ControllerAway(UserError):
     """Slurm's controller does not answer at the moment."""
+
+
+class Task(NamedTuple):
+    """One array task: what Slurm calls `job_id`_`index`."""
+
+    job_id: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.job_id}_{self.number}"
 
 
 @dataclass(frozen=True)

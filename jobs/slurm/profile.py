@@ -21,7 +21,7 @@ import yaml
 from curricula.durable import write_text
 from curricula.errors import UsageError
 from curricula.provenance import PACKAGE
-from curricula.settings import Positive, PositiveNumber, Settings, parse, read_yaml
+from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, parse, read_yaml
 
 # One line of printable text: such words go into scripts, quoted, where a line break could end a comment.
 OneLine = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
@@ -107,18 +107,16 @@ class Container(Settings, frozen=True):
 
 
 class Preflight(Settings, frozen=True):
-    """What a node must fulfil. Bandwidths are those of NCCL's tests: `busbw`, in GB/s."""
+    """What nodes must fulfil. Bandwidths are `busbw` of NCCL's tests, in GB/s."""
 
     min_bandwidth_gb_s: PositiveNumber | None = None
-    """Of an all-reduce over all processes; with none it is measured and told only."""
-    message_mb: PositiveNumber | None = None
-    """Size of that all-reduce; by default 256 on GPUs, 4 on CPUs."""
+    """The floor of an all-reduce over all processes; without one the bandwidth is only measured and logged."""
     max_skew_s: PositiveNumber = 5.0
-    """How far a node's clock may be from that of the first."""
-    min_free_gb: Annotated[float, msgspec.Meta(ge=0)] = 1.0
-    """Of the run folder's disk and the node's temporary folder."""
+    """How far a node's clock may be from the median of all."""
+    min_free_gb: NonNegativeNumber = 1.0
+    """Free space on the run folder's disk and in the node's temporary folder."""
     patience_s: PositiveNumber = 300.0
-    """How long all processes may take to come up: containers and cold file systems are slow."""
+    """How long all processes may take to start: containers and cold file systems are slow."""
 
 
 class Profile(Settings, frozen=True):

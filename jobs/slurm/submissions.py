@@ -1,17 +1,26 @@
-"""What was handed to Slurm: RUN/slurm/submissions.jsonl, one line for each sbatch, in the order they were given.
+"""What a run has at Slurm: the record of its submissions, and which of them Slurm still has.
 
-Array task i of a submission runs the element labels[i]. An element that was submitted again belongs to its latest line.
+RUN/slurm/submissions.jsonl has one line for each sbatch, in order. Array task i of a submission runs the element labels[i]; an
+element that was submitted again belongs to its latest line.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import contextlib
+import time
+from collections.abc import Mapping
 
 import msgspec
 
 from curricula.durable import append_jsonl
 from curricula.errors import UserError
+from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
+from curricula.jobs.slurm.commands import Task, TaskState, batch_script, scancel
+from curricula.jobs.slurm.script import contents_in
+
+Queue = Mapping[Task, TaskState]
+"""This user's array tasks in Slurm's queue, as `commands.squeue()` lists them."""
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,16 +34,6 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """The element that each array task runs."""
     submitted: float
     """Unix time."""
-
-
-class Task(NamedTuple):
-    """One array task: what Slurm calls `job_id`_`index`."""
-
-    job_id: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.job_id}_{self.number}"
 
 
 def record(run: Run, submission: Submission) -> None:
@@ -70,3 +69,48 @@ def latest_tasks(submitted: list[Submission]) -> dict[tuple[str, str], Task]:
         for submission in submitted
         for index, label in enumerate(submission.labels)
     }
+
+
+def recover(run: Run, queue: Queue) -> list[Submission]:
+    """Record jobs of this run that Slurm accepted from a submission that was killed before it could record them.
+
+    An array is left alone if it would hide a task that is recorded and alive: somebody submitted part of it by hand.
+    """
+    known = {submission.job_id for submission in submissions(run)}
+    folder = f"{run.slurm.resolve()}/"
+    numbers: dict[str, set[int]] = {}
+    for task, state in queue.items():
+        if task.job_id not in known and state.output.startswith(folder):
+            numbers.setdefault(task.job_id, set()).add(task.number)
+    alive, found = live_elements(run, queue), []
+    for job_id in sorted(numbers, key=int):
+        contents = contents_in(batch_script(job_id))
+        if contents is None:  # another program's, or a job that has just ended
+            continue
+        elsewhere = {label for number, label in enumerate(contents.labels) if number not in numbers[job_id]}
+        if not any((contents.job, label) in alive for label in elsewhere):
+            found.append(Submission(job=contents.job, job_id=job_id, labels=contents.labels, submitted=time.time()))
+            record(run, found[-1])
+    return found
+
+
+def elements_by_task(run: Run) -> dict[Task, Key]:
+    """The element of every array task that was ever submitted, in the order of submission."""
+    return {
+        Task(submission.job_id, number): (submission.job, label)
+        for submission in submissions(run)
+        for number, label in enumerate(submission.labels)
+    }
+
+
+def live_elements(run: Run, queue: Queue) -> dict[Key, Task]:
+    """The elements that Slurm runs or will still run, with their array tasks."""
+    alive = {task for task, state in queue.items() if not state.is_hopeless}
+    return {key: task for key, task in latest_tasks(submissions(run)).items() if task in alive}
+
+
+def cancel_hopeless(run: Run, queue: Queue) -> None:
+    """Cancel tasks that wait for a failed job: an element that is submitted again must not be in the queue twice."""
+    ours = set(latest_tasks(submissions(run)).values())
+    with contextlib.suppress(UserError):  # some may have left the queue meanwhile
+        scancel(task for task, state in queue.items() if state.is_hopeless and task in ours)

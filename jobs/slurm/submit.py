@@ -6,23 +6,27 @@ lasts is the record in RUN/slurm; nothing stays behind on the login node.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import submitit
+from submitit.core.utils import UncompletedJobError
+
+from curricula.errors import UserError
 from curricula.jobs.completion import done_elements
 from curricula.jobs.plan import Chosen, Key, Plan
-from curricula.jobs.preflight.nodes import exclusion
+from curricula.jobs.preflight.bad_nodes import exclusion
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
-from curricula.jobs.slurm.commands import patiently, require_slurm, squeue
+from curricula.jobs.slurm.commands import ControllerAway, Task, is_away, patiently, require_slurm, squeue
 from curricula.jobs.slurm.profile import Profile, keep_profile
-from curricula.jobs.slurm.queue import cancel_hopeless, live_elements, recover
 from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
 from curricula.jobs.slurm.snapshot import code_files, snapshot_folder, take_snapshot
-from curricula.jobs.slurm.submissions import Submission, Task, record, submissions
+from curricula.jobs.slurm.submissions import Submission, cancel_hopeless, live_elements, record, recover, submissions
 
 Say = Callable[[str], None]
 
@@ -62,8 +66,6 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     Raises UsageError, before anything is submitted, when an element needs what is neither done nor queued nor chosen; UserError
     when Slurm refuses a job. What was submitted until then stays, and giving the same again goes on.
     """
-    from curricula.jobs.slurm.executor import ElementExecutor
-
     check_needs(plan.jobs, chosen, now.done, now.live)
     root = check_root(run.root)
     run.slurm.mkdir(parents=True, exist_ok=True)
@@ -99,8 +101,6 @@ class Preview:
 
 def preview(plan: Plan, chosen: Chosen, profile: Profile, root: Path) -> list[Preview]:
     """Every array of a first submission of `chosen`; writes nothing."""
-    from curricula.jobs.slurm.executor import ElementExecutor
-
     executor = ElementExecutor(root / "slurm")
     code = snapshot_folder(root, code_files())
     numbering = _Numbering({}, {})
@@ -140,7 +140,7 @@ def _options(plan: Plan, array: Array, profile: Profile, numbering: _Numbering) 
     return {**options, "dependency": waits} if waits else options
 
 
-def _submit(run: Run, executor: object, array: Array, text: str, say: Say) -> Submission:
+def _submit(run: Run, executor: ElementExecutor, array: Array, text: str, say: Say) -> Submission:
     """One sbatch and its record. Where it stays open whether Slurm took the job, the queue is asked before trying again."""
     for attempt in patiently(say):
         with attempt:
@@ -148,9 +148,73 @@ def _submit(run: Run, executor: object, array: Array, text: str, say: Say) -> Su
                 for found in recover(run, squeue()):
                     if found.job == array.job.name and found.labels == array.labels:
                         return found
-            job_id = executor.submit_body(text)  # type: ignore[attr-defined]
+            job_id = executor.submit_body(text)
             submission = Submission(job=array.job.name, job_id=job_id, labels=array.labels, submitted=time.time())
             record(run, submission)
             say(f"{array.job.name}: array {job_id} of {len(array.labels)}")
             return submission
     raise AssertionError("unreachable: the last attempt raises")
+
+
+class ElementExecutor(submitit.SlurmExecutor):
+    """Submits one job array at a time. Scripts and logs lie in its folder, RUN/slurm."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self._job = ""
+
+    @classmethod
+    def name(cls) -> str:
+        return "slurm"
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2  # whether Slurm is there is asked before, in words
+
+    def prepare(self, job: str, count: int, options: Options, throttle: int | None) -> None:
+        """Say how many elements of which job the next array has, and which options of sbatch it takes."""
+        self._job = job
+        named = {name: value for name, value in options.items() if name.replace("-", "_") in self._valid_parameters()}
+        self.parameters = {
+            **{name.replace("-", "_"): value for name, value in named.items()},
+            "additional_parameters": {name: value for name, value in options.items() if name not in named},
+            "map_count": count,
+            "array_parallelism": throttle or count,
+            "stderr_to_stdout": True,
+            "use_srun": False,  # the body calls it
+            "wckey": None,
+        }
+
+    def text(self, body: str) -> str:
+        """The sbatch file."""
+        return self._make_submission_file_text(body, "")
+
+    def submit_body(self, body: str) -> str:
+        """Hand the prepared array to sbatch; returns its number.
+
+        Raises ControllerAway when Slurm could not be reached, where it stays open whether it has the job, and UserError with
+        sbatch's words when it was refused.
+        """
+        try:
+            return self._submit_command(body).job_id
+        except UncompletedJobError as error:
+            said = _last_words(str(error.__cause__ or error))
+            if is_away(said):
+                raise ControllerAway(said) from None
+            raise UserError(f"sbatch refused job {self._job}: {said}; mend the profile or the study") from None
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        submission_file_path.chmod(0o700)
+        # A command that was itself given inside a Slurm job must not hand that job's variables on.
+        inside = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
+        return [
+            "env",
+            *(word for name in inside for word in ("--unset", name)),
+            *super()._make_submission_command(submission_file_path),
+        ]
+
+
+def _last_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line for line in lines if "sbatch: error" in line] or lines[-1:]
+    return "; ".join(line.replace("sbatch: error: ", "") for line in said)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from curricula.errors import UserError
 from curricula.jobs.plan import Element, Job, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Profile, Request, plain_request
@@ -89,16 +88,6 @@ class Stage(ABC):
     def request(self, study: Study, profile: Profile | None) -> Request:
         ask = self.ask(study)
         return profile.request(self.name, self.section, ask) if profile else plain_request(self.section, ask)
-
-
-def checkpoint_in(folder: Path) -> Path:
-    """The newest whole checkpoint in a folder of checkpoints; raises UserError when there is none."""
-    from curricula.model.checkpoints import latest_checkpoint
-
-    found = latest_checkpoint(folder)
-    if found is None:
-        raise UserError(f"{folder}: no checkpoint here; has the job that trains it finished?")
-    return found
 
 
 def saved_steps(branch: Path) -> int:

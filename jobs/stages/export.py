@@ -5,8 +5,9 @@ from __future__ import annotations
 from curricula.eval import ModelKind
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
-from curricula.jobs.stages.base import Stage, Work, checkpoint_in
+from curricula.jobs.stages.base import Stage, Work
 from curricula.jobs.study import Study
+from curricula.model.checkpoints import require_checkpoint
 from curricula.progress import Progress
 
 
@@ -36,4 +37,6 @@ def export_model(run: Run, arm_name: str, kind: ModelKind, progress: Progress) -
         # A path of this machine means nothing elsewhere.
         **{key: value for key, value in run.provenance.items() if key != "data_folder"},
     }
-    export_hf(checkpoint_in(trained / "checkpoints"), run.model(arm.name, kind), run.tokenizer, provenance, progress)
+    export_hf(
+        require_checkpoint(trained / "checkpoints"), run.model(arm.name, kind), run.tokenizer, provenance, progress
+    )

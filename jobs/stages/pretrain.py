@@ -8,9 +8,10 @@ from curricula.curriculum.plan import Segment
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
-from curricula.jobs.stages.base import Stage, Work, checkpoint_in, saved_steps
+from curricula.jobs.stages.base import Stage, Work, saved_steps
 from curricula.jobs.study import Study
 from curricula.model import TrainJob
+from curricula.model.checkpoints import require_checkpoint
 from curricula.progress import Progress
 
 
@@ -91,7 +92,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
             stop_step=segment.stop,
             keep_steps=tuple(other.stop for other in plan.segments.values() if other.branch == segment.branch),
             init_from=_last_checkpoint(run, parent) if parent else None,
-            init_weights=checkpoint_in(run.initial_checkpoint) if study.model.weights else None,
+            init_weights=require_checkpoint(run.initial_checkpoint) if study.model.weights else None,
         ),
         batches,
         progress,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
-from curricula.jobs.stages.base import Stage, Work, checkpoint_in, saved_steps
+from curricula.jobs.stages.base import Stage, Work, saved_steps
 from curricula.jobs.stages.export import export_model
 from curricula.jobs.study import Study
 from curricula.model import TrainJob
+from curricula.model.checkpoints import require_checkpoint
 from curricula.progress import Progress
 
 
@@ -72,7 +73,7 @@ def tune(work: Work, progress: Progress) -> None:
             tracking=study.tracking,
             seed=study.seed,
             packed=tuning.packing,
-            init_weights=checkpoint_in(_source(work) / "checkpoints"),
+            init_weights=require_checkpoint(_source(work) / "checkpoints"),
         ),
         batches,
         progress,

@@ -92,6 +92,14 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
     return folder
 
 
+def require_checkpoint(checkpoints: Path) -> Path:
+    """The newest whole checkpoint in a folder of checkpoints. Raises UserError if there is none."""
+    found = latest_checkpoint(checkpoints)
+    if found is None:
+        raise UserError(f"{checkpoints}: no checkpoint here; has the job that trains it finished?")
+    return found
+
+
 def checkpoints_to_resume(checkpoints: Path) -> list[Path]:
     """The checkpoints from which training may continue, best first: the latest, then older ones."""
     name = _pointer(checkpoints)

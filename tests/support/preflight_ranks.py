@@ -25,7 +25,7 @@ def preflights(
     absent: tuple[int, ...] = (), skew_s: dict[int, float] | None = None, slow: tuple[str, ...] = (),
     blind: tuple[str, ...] = (), path: str = "",
 ) -> list[tuple]:  # fmt: skip
-    """What comes of it in each process: ("fit",), ("unfit", nodes, sentence) or ("error", sentence)."""
+    """The outcome in each process: ("fit",), ("unfit", nodes, sentence) or ("error", sentence)."""
     answers = CONTEXT.Queue()
     children = []
     for rank, node in enumerate(nodes):
@@ -38,7 +38,7 @@ def preflights(
             "SLURM_GPUS_ON_NODE": "2",
             "SLURM_JOB_ID": "70",
         }
-        told = (
+        arguments = (
             root,
             job,
             label,
@@ -50,7 +50,7 @@ def preflights(
             node in blind,
             path,
         )
-        children.append(CONTEXT.Process(target=_rank, args=(answers, *told)))
+        children.append(CONTEXT.Process(target=_rank, args=(answers, *arguments)))
         children[-1].start()
     outcomes = dict(answers.get(timeout=120) for _ in children)
     for child in children:
@@ -71,8 +71,8 @@ def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_sl
     true_time, true_reduce = time.time, dist.all_reduce
 
     def slow_reduce(tensor, *rest, **more):
-        if is_slow and tensor.numel() > 1:  # a gloo barrier is none of these
-            time.sleep(0.2)
+        if is_slow and tensor.numel() > 1:  # a gloo barrier has one element
+            time.sleep(0.4)
         return true_reduce(tensor, *rest, **more)
 
     sight = (

@@ -39,7 +39,7 @@ def _frozen(study: str) -> dict[str, bytes]:
 
 
 def finish(run: Run, job: str, label: str, seconds: float = 2.0) -> None:
-    """Mark the element done; what it would have made is its caller's to write where that is looked at."""
+    """Mark the element done; a caller whose test looks at the element's results writes them itself."""
     write_json(run.element(job, label) / "done.json", {"started": 1.0, "seconds": seconds})
 
 
@@ -66,7 +66,7 @@ def submitted(run: Run, job: str, job_id: str, labels: Iterable[str]) -> None:
 
 
 class FakeSlurm:
-    """Commands on the PATH that answer with given text and keep what they were called with."""
+    """Commands on the PATH that answer with given text and record their arguments."""
 
     def __init__(self, folder: Path, monkeypatch) -> None:
         self.folder = folder
@@ -86,7 +86,7 @@ class FakeSlurm:
         path.chmod(0o755)
 
     def queue(self, *rows: tuple[str, str, str, str, str, int]) -> None:
-        """What squeue lists: (array, index, state, reason, nodes, restarts) each."""
+        """The rows that squeue lists: (array, index, state, reason, nodes, restarts)."""
         self.answer("squeue", "".join(f"{squeue_line(*row)}\n" for row in rows))
 
     def calls(self, command: str) -> list[list[str]]:

@@ -481,7 +481,7 @@ def test_the_verb_fetches_what_it_can_and_reports_the_rest(hub, worker, tmp_path
     assert ran["code"] == 1
     assert ran["out"] == f"export CURRICULA_DATA={root}\n"
     assert "gsm8k: 1 rows in 1 files, commit " in ran["err"]
-    assert ran["err"].count("there already, not from here; left as it is") == 1
+    assert ran["err"].count("own files; left as they are") == 1
     assert "curricula: tdc: dataset walledai/TDC23-RedTeaming: not on the Hugging Face hub" in ran["err"]
     rows = list(Table.open(root / "harmbench/harmbench_behaviors_text_test").rows())
     assert [(row["prompt"], row.get("tags")) for row in rows] == [
@@ -507,7 +507,7 @@ def test_the_users_own_table_of_all_parts_is_left_alone_and_read(hub, worker, tm
     (tmp_path / "gsm8k/train.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
     asked = len(hub.requests)
     ran = worker(words=["fetch", "gsm8k", "--out", str(tmp_path)])
-    assert ran["code"] == 0 and "there already, not from here; left as it is" in ran["err"]
+    assert ran["code"] == 0 and "own files; left as they are" in ran["err"]
     assert len(hub.requests) == asked and [path.name for path in (tmp_path / "gsm8k").iterdir()] == ["train.jsonl"]
     known = json.loads(worker(words=["fetch", "--list", "--json", "--out", str(tmp_path)])["out"])["known"]
     assert {row["name"]: row["state"] for row in known}["gsm8k"] == "own files"
@@ -527,7 +527,9 @@ def test_the_verb_knows_what_a_study_needs(hub, worker, tmp_path):
 
 
 def test_what_a_study_needs_is_sorted_by_stage(tmp_path):
-    stages = {item.label: item.stage for item in study_downloads(load_study(Path("jobs/studies/paper.yaml")), tmp_path)}
+    stages = {
+        item.label: item.purpose for item in study_downloads(load_study(Path("jobs/studies/paper.yaml")), tmp_path)
+    }
     for name in ("fineweb-edu", "safeweb/score_1_rephrased", "ultrachat", "wildguardmix", "gsm8k"):
         assert stages[name] == "data"
     for name in ("harmbench/copyright", "jb_completions", "alpaca"):
@@ -535,5 +537,5 @@ def test_what_a_study_needs_is_sorted_by_stage(tmp_path):
     [data] = named_downloads("ultrachat", tmp_path)
     [benchmark] = named_downloads("alpaca", tmp_path)
     same = replace(benchmark, download=data.download)
-    assert [item.stage for item in once([data, same])] == [item.stage for item in once([same, data])] == ["data"]
-    assert [item.stage for item in once([benchmark, benchmark])] == ["evaluation"]
+    assert [item.purpose for item in once([data, same])] == [item.purpose for item in once([same, data])] == ["data"]
+    assert [item.purpose for item in once([benchmark, benchmark])] == ["evaluation"]

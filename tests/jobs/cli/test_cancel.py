@@ -32,7 +32,7 @@ def demo(tmp_path, slurm):
     return run, of_arm
 
 
-def test_a_whole_study_is_cancelled_in_one_call_without_what_is_over(demo, slurm, capsys):
+def test_a_whole_study_is_cancelled_in_one_call_except_what_has_ended(demo, slurm, capsys):
     run, _ = demo
     assert main(["cancel", str(run.root), "--yes"]) == 0
     assert slurm.calls("scancel") == [["8_[0-5]", "9_[0]"]]
@@ -58,25 +58,25 @@ def test_a_person_is_asked_and_may_say_no(demo, slurm, monkeypatch, capsys):
     assert slurm.calls("scancel") == [["9_[0]"]]
 
 
-def test_without_a_terminal_it_takes_a_yes(demo, slurm, monkeypatch, capsys):
+def test_without_a_terminal_it_needs_yes(demo, slurm, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["cancel", str(demo[0].root)]) == 1
     assert "give --yes" in capsys.readouterr().err and slurm.calls("scancel") == []
 
 
-def test_what_cannot_be_asked_is_not_cancelled(demo, slurm, capsys):
+def test_nothing_is_cancelled_while_squeue_fails(demo, slurm, capsys):
     slurm.answer("squeue", error="Unable to contact slurm controller", code=1)
     assert main(["cancel", str(demo[0].root), "--yes"]) == 1
     assert "Unable to contact slurm controller; nothing was cancelled" in capsys.readouterr().err
 
 
-def test_what_scancel_says_is_passed_on(demo, slurm, capsys):
+def test_an_error_of_scancel_is_passed_on(demo, slurm, capsys):
     slurm.answer("scancel", error="scancel: error: Access denied", code=1)
     assert main(["cancel", str(demo[0].root), "--yes"]) == 1
     assert "Access denied" in capsys.readouterr().err
 
 
-def test_nothing_in_the_queue_is_no_error_and_a_local_run_says_how_it_ends(demo, slurm, tmp_path, capsys):
+def test_an_empty_queue_is_no_error_and_a_local_run_explains_how_to_end_it(demo, slurm, tmp_path, capsys):
     slurm.queue()
     assert main(["cancel", str(demo[0].root), "--yes"]) == 0
     assert "nothing of this is in Slurm's queue" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What an evaluation says while it runs where nobody sees bars."""
+"""The progress of an evaluation where there is no terminal for bars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from curricula.jobs.cli.eval import Bars
     ("interval_s", "lines"),
     [(1e9, ["topk: 0 of 1,200", "topk: 1,200 of 1,200"]), (0, [f"topk: {n} of 1,200" for n in (0, 600, "1,200")])],
 )
-def test_without_a_terminal_a_long_part_says_where_it_is(interval_s, lines):
+def test_without_a_terminal_a_long_part_reports_its_progress(interval_s, lines):
     shown = io.StringIO()
     with Bars(Console(file=shown, force_terminal=False), interval_s) as bars:
         report = bars.line("topk")

@@ -1,4 +1,4 @@
-"""`curricula eval` as a user gives it: a table with intervals, the same command goes on, mistakes are said first."""
+"""`curricula eval` as a user calls it: a table with intervals, resuming, mistakes reported before any work."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_a_judge_that_would_not_answer_is_named_before_the_answers(root, tmp_pat
         judge = ["--judge", "llm", "--judge-model", name, "--judge-url", url, "--judge-set", "retries=0"]
         assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") != 0
     shown = " ".join(capsys.readouterr().err.split())
-    assert said in shown and "going on, for it may be there" in shown and "sk-secret" not in shown
-    assert shown.index("going on, for") < shown.index("attacks-greedy/tdc")
+    assert said in shown and "continuing, for it may be there" in shown and "sk-secret" not in shown
+    assert shown.index("continuing, for") < shown.index("attacks-greedy/tdc")
     # Nothing is lost: with the fault mended the answers are there.
     with JudgeServer() as server:
         server.key_of = lambda text: "ask-0"  # type: ignore[method-assign]
@@ -166,7 +166,7 @@ def test_benchmarks_evaluated_one_after_another_are_all_kept(root, tmp_path, cap
         (["--judge", "harmbench", "--overrefusal", "alpaca"], "name another as evaluation.overrefusal_judge"),
     ],
 )
-def test_words_that_cannot_be_are_said_before_the_model_is_loaded(root, tmp_path, capsys, monkeypatch, more, said):
+def test_wrong_options_are_refused_before_the_model_is_loaded(root, tmp_path, capsys, monkeypatch, more, said):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setattr("curricula.eval.models.load_model", lambda *_: pytest.fail("loaded"))
     assert evaluate(root, tmp_path / "out", *more) == 2

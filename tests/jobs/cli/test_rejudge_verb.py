@@ -167,7 +167,7 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
         ([".", "--judge", "llm"], "judge llm needs a model"),
         (
             [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurency=3"],
-            "unknown field `concurency`; choose from name",
+            "the judge: unknown key `concurency`; did you mean `concurrency`?",
         ),
         (
             [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=-1", "--judge-set", "price_out=1"],

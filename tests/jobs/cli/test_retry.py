@@ -1,4 +1,4 @@
-"""What runs again after a failure: what ended badly and what waits for it, never more; by `retry` and by resubmit.sh."""
+"""What runs again after a failure: what ended badly and what waits for it, no more; by `retry` and by resubmit.sh."""
 
 import subprocess
 
@@ -9,11 +9,12 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.local import Outcome
 from curricula.jobs.monitor.state import ElementStatus
-from curricula.jobs.preflight.nodes import BadNode, record_bad_nodes
+from curricula.jobs.preflight.bad_nodes import BadNode, record_bad_nodes
 from curricula.jobs.recovery import to_run_again
+from curricula.jobs.slurm.commands import Task
 from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, kept_profile
 from curricula.jobs.slurm.render import write_resubmit
-from curricula.jobs.slurm.submissions import Task, latest_tasks, submissions
+from curricula.jobs.slurm.submissions import latest_tasks, submissions
 from curricula.jobs.study import load_study
 
 SBATCH = 'n=$(cat "$0.count" 2>/dev/null || echo 900); echo $((n + 1)) > "$0.count"; echo "$n"; exit 0'
@@ -149,7 +150,7 @@ def test_dry_run_names_what_would_run_again_and_submits_nothing(demo, slurm, cap
     assert slurm.calls("sbatch") == []
 
 
-def test_nothing_to_retry_is_said(tmp_path, capsys):
+def test_nothing_to_retry_is_reported(tmp_path, capsys):
     run, _ = new_run(tmp_path / "run")
     assert main(["retry", str(run.root)]) == 0
     assert "nothing has failed" in capsys.readouterr().out
@@ -197,7 +198,7 @@ def resubmit(run, slurm, *words):
     return subprocess.run([run.root / "resubmit.sh", *words], capture_output=True, text=True)
 
 
-def test_resubmit_hands_over_what_is_open_with_its_dependencies_and_records_it(demo, slurm):
+def test_resubmit_submits_and_records_what_is_open_with_its_dependencies(demo, slurm):
     run, jobs = demo
     evaluation = jobs["evaluate-base-20"]
     for name, job in jobs.items():

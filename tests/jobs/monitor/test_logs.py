@@ -1,4 +1,4 @@
-"""`curricula logs`: the right files, in order of time, the error that came first, and nothing that a terminal would obey."""
+"""`curricula logs`: the right files, in order of time, the error that came first, and no control characters."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from run_folders import fail, new_run, report_progress, submitted
 from curricula.durable import write_text
 from curricula.jobs.cli.main import main
 from curricula.jobs.monitor.logs import LogFile, clean, find_logs, first_error, merged
-from curricula.jobs.slurm.submissions import Task
+from curricula.jobs.slurm.commands import Task
 
 TRACEBACK = """Traceback (most recent call last):
   File "train.py", line 3, in <module>
@@ -77,7 +77,7 @@ def test_when_all_is_fallout_the_earliest_fallout_is_shown(tmp_path):
     assert first_error(LogFile(tmp_path / str(rank), rank) for rank in range(2)).rank == 1
 
 
-def test_errors_of_an_earlier_start_are_history(tmp_path):
+def test_errors_of_an_earlier_start_are_ignored(tmp_path):
     start = "--- 2026-01-01 11:59:00.000 pretrain-0/full-0, rank 0 on n1, process 5\n"
     write_text(tmp_path / "log", start + TRACEBACK + start + "all is well\n")
     assert first_error([LogFile(tmp_path / "log", 0)]) is None
@@ -93,7 +93,7 @@ def test_errors_of_an_earlier_start_are_history(tmp_path):
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
     ],
 )
-def test_errors_that_are_no_tracebacks_count_too(tmp_path, line):
+def test_errors_without_a_traceback_count_too(tmp_path, line):
     write_text(tmp_path / "log", f"step 1\n{line}\nstep 2\n")
     assert first_error([LogFile(tmp_path / "log", 0)]).lines == (line,)
 

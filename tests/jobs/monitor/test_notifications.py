@@ -33,7 +33,7 @@ def wait_for_calls(slurm, number):
     return slurm.calls("scontrol")
 
 
-def test_a_comment_says_how_far_how_well_and_how_long():
+def test_a_comment_shows_progress_loss_speed_and_time_left():
     assert line(1200, 5000, 12_000.0, {"loss": 2.34567, "tokens_per_second": 1.234e6, "phase": 1}) == (
         "1200/5000 24% loss 2.346 1.23M tok/s 3:20:00 left"
     )
@@ -45,7 +45,7 @@ def test_an_array_task_is_named_by_array_and_number():
     assert own_task({"SLURM_JOB_ID": "70"}) == "70" and own_task({}) is None
 
 
-def test_log_and_comment_are_told_once_in_a_while_at_most(slurm, capsys):
+def test_log_and_comment_are_throttled(slurm, capsys):
     progress = announced(silent, {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3"})
     for done in range(1, 200):
         progress(done, 200, loss=1.0)
@@ -56,7 +56,7 @@ def test_log_and_comment_are_told_once_in_a_while_at_most(slurm, capsys):
 
 
 @pytest.mark.parametrize("how", ["fails", "absent", "hangs"])
-def test_whatever_scontrol_does_the_work_goes_on(slurm, monkeypatch, how):
+def test_the_work_continues_whatever_scontrol_does(slurm, monkeypatch, how):
     if how == "fails":
         slurm.answer("scontrol", error="Access denied", code=1)
     elif how == "absent":
@@ -72,12 +72,12 @@ def test_whatever_scontrol_does_the_work_goes_on(slurm, monkeypatch, how):
     assert told == [1, 2] and time.monotonic() - began < 30
 
 
-def test_outside_of_slurm_only_the_log_is_told(slurm, capsys):
+def test_outside_slurm_only_the_log_gets_progress(slurm, capsys):
     announced(silent, {})(5, 9)
     assert "5/9 55%" in capsys.readouterr().err and slurm.calls("scontrol") == []
 
 
-def test_what_is_over_at_once_leaves_no_lines(capsys):
+def test_a_short_element_leaves_no_lines(capsys):
     progress = announced(silent, {})
     for done in range(9):
         progress(done, 9)
@@ -93,7 +93,7 @@ def told(tmp_path):
     )
 
 
-def test_the_command_is_told_by_line_and_environment_without_a_shell_or_secrets(told, tmp_path, monkeypatch):
+def test_the_notify_command_gets_a_line_and_an_environment_without_secrets_and_no_shell(told, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hunter2")
     monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
     notify(told[1], "failed", tmp_path / "run", "pretrain-0/full-0", "loss nan\nat \x1b[31mstep 3; $(id)")
@@ -109,13 +109,13 @@ def test_the_command_is_told_by_line_and_environment_without_a_shell_or_secrets(
 @pytest.mark.parametrize(
     "command", ["/no/such/command", "false", "sh -c 'sleep 60'", "unclosed 'quote", "sh -c 'echo sorry >&2; exit 3'"]
 )
-def test_a_command_that_fails_is_noted_and_no_more(command, monkeypatch, capsys, tmp_path):
+def test_a_notify_command_that_fails_is_only_noted(command, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(notifications, "NOTIFY_PATIENCE_S", 0.5)
     notify(command, "done", tmp_path, "report/report", "")
     assert "the notification failed: " in capsys.readouterr().err
 
 
-def test_an_element_that_fails_and_the_report_are_told(told, tmp_path, monkeypatch):
+def test_a_failed_element_and_the_report_are_notified(told, tmp_path, monkeypatch):
     run, _ = new_run(tmp_path / "run")
     keep_profile(run.profile, Profile(notify=told[1]))
 

@@ -1,4 +1,4 @@
-"""`curricula status`: what the run folder and Slurm say together, in a table and as JSON; with Slurm, without, and down."""
+"""`curricula status`: the run folder and Slurm together, as a table and as JSON; also without Slurm and while it is down."""
 
 import json
 import re
@@ -16,7 +16,9 @@ from run_folders import (
 )
 
 from curricula.durable import exclusive_lock, write_text
+from curricula.jobs.cli.local import progress_cells
 from curricula.jobs.cli.main import main
+from curricula.jobs.monitor.progress import read_progress
 from curricula.terminal import clock, count
 
 
@@ -41,7 +43,7 @@ def table(run, capsys, *words) -> str:
     return capsys.readouterr().out
 
 
-def test_the_folder_alone_tells_what_is_done_running_failed_and_interrupted(demo, capsys):
+def test_the_folder_alone_shows_what_is_done_running_failed_and_interrupted(demo, capsys):
     run, jobs = demo
     finish(run, "pretrain-0", "full-0", seconds=5)
     fail(run, "pretrain-0", "data-0", "the disk is full")
@@ -59,7 +61,7 @@ def test_the_folder_alone_tells_what_is_done_running_failed_and_interrupted(demo
     assert found["pretrain-20/full-20"]["progress"]["done"] == 30
 
 
-def test_slurm_tells_what_is_queued_running_and_what_it_killed(demo, slurm, capsys):
+def test_slurm_shows_what_is_queued_running_and_what_it_killed(demo, slurm, capsys):
     run, jobs = demo
     labels = [element.label for element in jobs["evaluate-instruct-0"].elements]
     submitted(run, "evaluate-instruct-0", "70", labels)
@@ -83,7 +85,7 @@ def test_slurm_tells_what_is_queued_running_and_what_it_killed(demo, slurm, caps
     assert found["prepare/prepare"]["state"] == "waiting" and found["prepare/prepare"]["task"] == ""
 
 
-def test_what_was_killed_without_a_word_is_explained_by_its_log(demo, slurm, capsys):
+def test_an_element_that_was_killed_is_explained_by_its_log(demo, slurm, capsys):
     run, _ = demo
     submitted(run, "pretrain-0", "70", ["full-0"])
     slurm.queue(("70", "0", "FAILED", "NonZeroExitCode", "n1", 0))
@@ -92,7 +94,7 @@ def test_what_was_killed_without_a_word_is_explained_by_its_log(demo, slurm, cap
     assert error == "Slurm says FAILED; Fatal Python error: Segmentation fault"
 
 
-def test_what_runs_on_another_machine_is_told_by_its_heartbeat(demo, capsys):
+def test_an_element_on_another_machine_is_recognised_by_its_heartbeat(demo, capsys):
     run, _ = demo
     report_progress(run, "pretrain-0", "full-0", age_s=3)  # on n1, whose locks cannot be seen here
     report_progress(run, "pretrain-0", "data-0", age_s=3, host=socket.gethostname())
@@ -113,7 +115,7 @@ def test_one_squeue_and_one_sacct_for_a_whole_study(demo, slurm, capsys):
     assert found["report/report"]["state"] == "interrupted" and "no longer knows" in found["report/report"]["error"]
 
 
-def test_accounting_is_not_asked_when_squeue_and_the_folder_tell_all(demo, slurm, capsys):
+def test_accounting_is_not_asked_when_squeue_and_the_folder_suffice(demo, slurm, capsys):
     run, jobs = demo
     submitted(run, "pretrain-0", "7", ["full-0", "data-0"])
     submitted(run, "pretrain-20", "8", ["full-20"])
@@ -159,7 +161,7 @@ def test_without_slurm_the_folder_is_shown_and_one_line_says_so(demo, slurm, cap
     assert states["pretrain-20/data-20"] == "interrupted"
 
 
-def test_jobs_that_slurm_forgot_are_no_problem_of_squeue(demo, slurm, capsys):
+def test_jobs_that_slurm_forgot_are_no_problem(demo, slurm, capsys):
     run, _ = demo
     submitted(run, "pretrain-0", "7", ["full-0"])
     finish(run, "pretrain-0", "full-0")
@@ -191,6 +193,26 @@ def test_the_table_fits_its_terminal_and_never_cuts_a_job_or_label(demo, slurm, 
     assert ("h100-[006-009]" in shown, "41%" in shown, "600B" in shown) == (width > 120, width > 80, width > 120)
 
 
+def test_tokenising_shows_its_speed_as_training_does(demo, capsys):
+    run, jobs = demo
+    label = jobs["tokenize"].elements[0].label
+    for job, element, speed in (("tokenize", label, 2.5e5), ("pretrain-0", "full-0", 1.2e6)):
+        report_progress(run, job, element, tokens_per_second=speed, loss=2.0)
+        with exclusive_lock(run.element(job, element) / "lock"):
+            shown = table(run, capsys)
+        assert "tok/s" in shown and count(speed) in shown
+        reading = read_progress(run.element(job, element) / "progress.json")
+        assert f"{count(speed)} tok/s" in progress_cells(reading) and "loss 2.000" in progress_cells(reading)
+
+
+def test_only_the_selected_elements_are_shown(demo, capsys):
+    run, _ = demo
+    finish(run, "pretrain-0", "full-0")
+    assert main(["status", str(run.root), "--job", "pretrain-0", "--json"]) == 0
+    assert [item["label"] for item in json.loads(capsys.readouterr().out)] == ["data-0", "full-0"]
+    assert "1 of 2 done" in table(run, capsys, "--job", "pretrain-0")
+
+
 def test_reasons_for_waiting_are_explained_and_errors_named(demo, slurm, capsys):
     run, _ = demo
     submitted(run, "pretrain-20", "5", ["full-20", "data-20"])
@@ -204,7 +226,7 @@ def test_reasons_for_waiting_are_explained_and_errors_named(demo, slurm, capsys)
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"done": "x", "seconds": [], "error": 3}', b"{", b"\xed\xa0\x80"])
 @pytest.mark.parametrize("name", ["done.json", "failed.json", "progress.json"])
-def test_a_damaged_mark_is_named_and_nothing_else_suffers(demo, capsys, name, content):
+def test_a_damaged_mark_is_named_and_affects_nothing_else(demo, capsys, name, content):
     run, _ = demo
     folder = run.element("pretrain-0", "full-0")
     folder.mkdir(parents=True)
@@ -220,7 +242,7 @@ def test_a_damaged_mark_is_named_and_nothing_else_suffers(demo, capsys, name, co
     table(run, capsys)
 
 
-def test_figures_that_are_no_numbers_do_no_harm(demo, capsys):
+def test_figures_that_are_not_numbers_are_harmless(demo, capsys):
     run, _ = demo
     report_progress(
         run,
@@ -237,7 +259,7 @@ def test_figures_that_are_no_numbers_do_no_harm(demo, capsys):
         assert "nan" in table(run, capsys)
 
 
-def test_what_was_done_but_is_gone_is_not_called_done(demo, capsys):
+def test_an_element_whose_results_are_gone_is_not_done(demo, capsys):
     run, jobs = demo
     job = jobs["evaluate-base-0"]
     for element in job.elements[:2]:
@@ -260,7 +282,7 @@ def test_watch_needs_a_terminal(demo, capsys):
     assert "--watch: standard output is no terminal" in capsys.readouterr().err
 
 
-def test_times_and_counts_in_few_letters():
+def test_times_and_counts_are_short():
     assert [clock(s) for s in (0, 59.6, 3600, 90_000, float("inf"), float("nan"))] == [
         "0:00",
         "1:00",

@@ -5,7 +5,7 @@ import pytest
 from curricula.errors import UsageError
 from curricula.jobs.plan import Edge, Element, Job
 from curricula.jobs.slurm.arrays import arrays_of, check_needs, dependency
-from curricula.jobs.slurm.submissions import Task
+from curricula.jobs.slurm.commands import Task
 
 
 def job(name: str, count: int, *needs: Edge, stage: str = "export") -> Job:

@@ -130,7 +130,14 @@ def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, mo
     secrets.chmod(0o600)
     from curricula.jobs.slurm.script import body
 
-    text = body(first("prepare"), ["prepare"], PAPER, load_profile(path), tmp_path / "run", tmp_path / "code")
+    text = body(
+        first("prepare", load_profile(path)),
+        ["prepare"],
+        PAPER,
+        load_profile(path),
+        tmp_path / "run",
+        tmp_path / "code",
+    )
     assert "hf_very_secret" not in text and f"set -a && . {secrets} && set +a" in text
     secrets.unlink()
     with pytest.raises(UsageError, match="which cannot be read"):

@@ -4,7 +4,8 @@ import pytest
 
 from curricula.errors import UserError
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.submissions import Submission, Task, latest_tasks, record, submissions
+from curricula.jobs.slurm.commands import Task
+from curricula.jobs.slurm.submissions import Submission, latest_tasks, record, submissions
 
 
 def submission(job="evaluate", job_id="12", labels=("a/x", "b/x")):

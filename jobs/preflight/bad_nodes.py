@@ -1,4 +1,7 @@
-"""Nodes that failed a check: RUN/slurm/bad-nodes.jsonl, one line each time. Jobs of the run that start again avoid them."""
+"""The record of nodes that failed a check, RUN/slurm/bad-nodes.jsonl: one line for each failure.
+
+Jobs of the run avoid these nodes when they start again.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from curricula.errors import UserError
 from curricula.jobs.run import Run
 
 REMEMBERED_S = 7 * 86400.0
-"""After a week a node may have been mended."""
+"""After a week a node may have been repaired."""
 
 
 class BadNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,17 +24,17 @@ class BadNode(msgspec.Struct, frozen=True, kw_only=True):
     time: float
     """Unix time."""
     task: str = ""
-    """The array task that found it."""
+    """The array task that found the problem."""
 
 
 def record_bad_nodes(run: Run, found: Iterable[BadNode]) -> None:
-    """Append them, and leave the names where the batch script reads them when it puts the job back into the queue."""
+    """Append them, and write the names to RUN/slurm/exclude, which the batch script reads when it requeues the job."""
     append_jsonl(run.bad_nodes, map(msgspec.to_builtins, found))
     write_text(run.slurm / "exclude", exclusion(run))
 
 
 def bad_nodes(run: Run) -> list[BadNode]:
-    """What failed within the last week, oldest first; raises UserError that names the file when it holds something else."""
+    """The failures of the last week, oldest first; raises UserError if the file holds something else."""
     try:
         found = msgspec.convert(read_jsonl(run.bad_nodes), list[BadNode])
     except msgspec.ValidationError as error:
@@ -41,5 +44,5 @@ def bad_nodes(run: Run) -> list[BadNode]:
 
 
 def exclusion(run: Run) -> str:
-    """The nodes to avoid as sbatch's --exclude and scontrol's ExcNodeList take them; empty when there are none."""
+    """The nodes to avoid, as sbatch's --exclude and scontrol's ExcNodeList take them; empty if there are none."""
     return ",".join(sorted({bad.node for bad in bad_nodes(run)}))
