@@ -44,8 +44,9 @@ def run_here(root: Path, plan: Plan, chosen: Chosen | None = None) -> None:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
     run, done = run_elements(root, plan, console, None if chosen is None else keys_of(chosen))
-    which = "all" if chosen is None else "the chosen"
-    console.print(f"{run.root}: {which} {len(done)} elements done, {clock(time.monotonic() - started)} in this call.")
+    count_done = f"all {len(done)}" if chosen is None else f"{len(done)} chosen"
+    took = clock(time.monotonic() - started)
+    console.print(f"{run.root}: {count_done} elements done, {took} in this call.", soft_wrap=True)
     if (run.report / "index.html").exists():
         console.print(f"Report: {(run.report / 'index.html').resolve()}", soft_wrap=True)
 

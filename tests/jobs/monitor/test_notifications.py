@@ -15,6 +15,7 @@ from curricula.jobs.monitor import notifications
 from curricula.jobs.monitor.notifications import announced, line, notify
 from curricula.jobs.slurm.commands import own_task
 from curricula.jobs.slurm.profile import Profile, keep_profile
+from curricula.jobs.stages import STAGES
 from curricula.progress import silent
 
 TELL = "import json, os, sys; json.dump([sys.stdin.read(), dict(os.environ), sys.argv[1:]], open(sys.argv[1], 'w'))"
@@ -119,11 +120,12 @@ def test_a_failed_element_and_the_report_are_notified(told, tmp_path, monkeypatc
     run, _ = new_run(tmp_path / "run")
     keep_profile(run.profile, Profile(notify=told[1]))
 
-    def stage(run, job, item, progress):
-        if job.name == "prepare":
-            raise UserError("the lamp fell over")
+    def fall_over(*_):
+        raise UserError("the lamp fell over")
 
-    monkeypatch.setattr(element, "STAGES", {"prepare": stage, "report": stage, "tokenize": stage})
+    monkeypatch.setattr(STAGES["prepare"], "run", fall_over)
+    for name in ("report", "tokenize"):
+        monkeypatch.setattr(STAGES[name], "run", lambda *_: None)
     with pytest.raises(UserError):
         element.run_element(run.root, "prepare", "prepare")
     assert "prepare/prepare failed: the lamp fell over" in json.loads(told[0].read_text())[0]
