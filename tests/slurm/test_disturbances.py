@@ -14,7 +14,7 @@ import pytest
 import slurm_studies as studies
 from paths import LAB_SCRIPTS
 
-STEPS = 60
+STEPS = 48
 LAST = f"pretrain-trunk-{STEPS}"
 
 
@@ -78,15 +78,16 @@ def kill_a_rank(lab, run: Path, task: str) -> None:
     os.kill(ranks_of(run)[-1], signal.SIGKILL)
 
 
-DISTURBANCES = [preempt, requeue, ask_to_save, lose_a_node, kill_a_rank]
+DISTURBANCES = [preempt, ask_to_save, lose_a_node, kill_a_rank]
 
 
-def test_a_disturbed_run_ends_like_an_undisturbed_one(lab, place):
-    undisturbed, run = begin(lab, place, "undisturbed"), begin(lab, place, "disturbed")
+@pytest.mark.parametrize("disturbances", [DISTURBANCES, pytest.param([requeue, *DISTURBANCES], marks=pytest.mark.slow)])
+def test_a_disturbed_run_ends_like_an_undisturbed_one(lab, place, disturbances):
+    undisturbed, run = (begin(lab, place, f"{name}-by-{len(disturbances)}") for name in ("undisturbed", "disturbed"))
     job = studies.TRUNK.replace("12", str(STEPS // 2))
     number = {name: studies.task_of(run, name, "trunk") for name in (job, LAST)}
     current = job
-    for disturb in DISTURBANCES:
+    for disturb in disturbances:
         # With something saved since the last start, for else the job would rightly be taken for one that gets nowhere.
         before = studies.saved_step(run, "trunk")
 

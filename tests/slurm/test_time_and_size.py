@@ -93,9 +93,9 @@ def test_the_papers_shape_of_four_nodes_of_eight(lab, tmp_path):
 
 def test_plain_scripts_do_the_same_as_submit(lab, tmp_path):
     """Both ways to Slurm, and equal losses."""
-    study, profile = studies.write_study(tmp_path), studies.write_profile(tmp_path)
+    study, profile = studies.write_study(tmp_path, steps=8), studies.write_profile(tmp_path)
     prepared = studies.prepared(lab, tmp_path, study)
-    plain, last = tmp_path / "plain", "pretrain-trunk-24"
+    plain, last = tmp_path / "plain", "pretrain-trunk-8"
     shutil.copytree(prepared, plain)
     studies.curricula(lab, "render", study, tmp_path / "scripts", "--profile", profile, "--run", plain)
     environment = {**lab.environment, "PATH": os.environ["PATH"]}

@@ -31,6 +31,7 @@ pytestmark = [
 def test_real_weights_go_from_import_to_judged_answers_with_a_switch_on_the_way(tmp_path):
     raw = yaml.safe_load(STUDY.read_text())
     raw["sources"] = {name: {**source, "documents": 300} for name, source in raw["sources"].items()}
+    raw["curriculum"]["starts"] = [0.5]
     raw["model"]["sequence_length"] = 64
     raw["pretraining"].update(budget_tokens=4 * 2 * 64, global_batch=2, micro_batch=2, save_interval_steps=100)
     for stage in ("instruct", "benign"):
@@ -39,7 +40,7 @@ def test_real_weights_go_from_import_to_judged_answers_with_a_switch_on_the_way(
         prompts_per_benchmark=1,
         topk={"samples": 1, "max_new_tokens": 4},
         safebeam={"beams": 2, "candidates": 4, "max_new_tokens": 4},
-        tasks={"base": ["attacks-topk"], "instruct": ["attacks-topk"], "benign": ["attacks-safebeam"]},
+        tasks={"base": [], "instruct": ["attacks-topk"], "benign": ["attacks-safebeam"]},
     )
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw))
     run = tmp_path / "run"
@@ -51,12 +52,12 @@ def test_real_weights_go_from_import_to_judged_answers_with_a_switch_on_the_way(
 
     trunk = [row for row in read_jsonl(run / "pretrain/trunk/metrics.jsonl") if "loss" in row]
     branch = [row for row in read_jsonl(run / "pretrain/data-50/metrics.jsonl") if "loss" in row]
-    assert [row["step"] for row in trunk] == [1, 2, 3, 4] and [row["step"] for row in branch] == [3, 4]
+    assert [row["step"] for row in trunk] == [1, 2] and [row["step"] for row in branch] == [3, 4]
     assert {row["phase"] for row in trunk} == {0} and {row["phase"] for row in branch} == {1}
     assert trunk[0]["loss"] < 4.0  # the imported weights know English; fresh ones would begin at ln(49152) = 10.8
     model = read_info(latest_checkpoint(run / "pretrain/trunk/checkpoints")).model
     assert (model.heads, model.kv_heads, model.parameters()) == (9, 3, 134_515_008)
-    for arm in ("data-50", "safe-100"):
-        rows = read_judged(run / "eval" / arm / "benign" / "attacks-safebeam.jsonl")
+    for kind, task in (("instruct", "attacks-topk"), ("benign", "attacks-safebeam")):
+        rows = read_judged(run / "eval/data-50" / kind / f"{task}.jsonl")
         assert {row.benchmark for row in rows} == {"advbench", "jailbreakbench"}
         assert {row.verdict for row in rows} <= {"harmful", "safe", "refusal"}
