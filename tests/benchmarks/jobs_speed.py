@@ -263,7 +263,7 @@ def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
             if state in ("done", "running"):
                 report_progress(run, job.name, element.label, loss=2.0, tokens_per_second=1e6)
             if state == "done":
-                finish_evaluation(run, job, element.label) if job.stage == "evaluate" else finish(
+                finish_evaluation(run, job, element.label) if job.name.startswith("evaluate") else finish(
                     run, job.name, element.label
                 )
             elif state == "failed":

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def running(lab, run: Path, stage: str) -> list[tuple[str, str]]:
     """Array tasks of the run's jobs of a stage that run now, with their first node."""
     tasks = latest_tasks(submissions(Run(run)))
-    of_stage = {job.name for job in plan_study(Run(run).study).jobs if job.stage == stage}
+    of_stage = {job.name for job in plan_study(Run(run).study).jobs if stage in job.stage_names}
     ours = {str(task) for (job, _), task in tasks.items() if job in of_stage}
     lines = lab.run("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%F_%K %B").splitlines()
     return [(task, node) for task, node in map(str.split, lines) if task in ours]
