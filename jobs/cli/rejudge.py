@@ -81,9 +81,7 @@ def rejudge(args: argparse.Namespace) -> int:
         return 0
     _print(found, Console(highlight=False))
     if work.left_alone:
-        print(
-            f"{work.left_alone:,} answers were left alone: judge {settings.name} has no args for answers of their kind."
-        )
+        print(f"{work.left_alone:,} answers were left alone: judge {settings.name} cannot judge answers of their kind.")
     return 0
 
 

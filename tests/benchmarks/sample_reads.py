@@ -8,8 +8,8 @@ of 2,048 tokens, micro-batches of 8, in the order of training. All files are rea
 cache: look-up and copying are measured, not the disk; but not for d. Rows of the same letter are alike:
 
 a   one process without torch's loader: `PretrainingBatches.rows` in micro-batches, and `BlendedDataset.__getitem__` by sample
-b   batches of tensors in the training process: `loading.load` without workers, and torch's DataLoader over Megatron's
-    dataset with its default collation
+b   batches of tensors in the training process: `loading.read_micro_batches` without workers, and torch's DataLoader over
+    Megatron's dataset with its default collation
 c   the same with 2 workers
 d   as a, the first 32 samples when no token is in the page cache, as where the data are larger than memory; and how much was
     read from the disk for each sample, which has 4 kB (the system's read-ahead decides; this needs a disk, not a tmpfs)
