@@ -18,7 +18,7 @@ from curricula.jobs.selection import Selection, select
 
 
 def retry(args: argparse.Namespace) -> int:
-    run, selection = Run.open(args.run), Selection.of(args)
+    run, selection = Run.open(args.run), Selection.from_args(args)
     plan = plan_study(run.study)
     again = to_run_again(plan, run_status(run, plan).elements, set(keys_of(select(plan, selection))))
     console = Console(highlight=False, markup=False, soft_wrap=True)

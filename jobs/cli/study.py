@@ -52,7 +52,7 @@ def submit(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile) if args.profile else None
     if not study.world:
         local_root()  # refuse a wrong CURRICULA_DATA before anything starts
-    plan, selection = plan_study(study, profile), Selection.of(args)
+    plan, selection = plan_study(study, profile), Selection.from_args(args)
     chosen = select(plan, selection, with_needs=True)
     if profile is None:
         run_here(run_root(study, args.run), plan, chosen if selection else None)

@@ -66,7 +66,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     Raises UsageError, before anything is submitted, when an element needs what is neither done nor queued nor chosen; UserError
     when Slurm refuses a job. What was submitted until then stays, and giving the same again goes on.
     """
-    check_needs(plan.jobs, chosen, now.done, now.live)
+    check_needs(plan, chosen, now.done, now.live)
     root = check_root(run.root)
     run.slurm.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(root)
@@ -131,12 +131,12 @@ class _Numbering:
 def _arrays(plan: Plan, chosen: Chosen, profile: Profile, numbering: _Numbering) -> Iterator[Array]:
     """The arrays of `chosen` in the plan's order; those of a job are made once its predecessors have their numbers."""
     for job in plan.jobs:
-        yield from arrays_of(plan.jobs, job, chosen.get(job.name, ()), numbering.tasks, profile.max_array_size)
+        yield from arrays_of(plan, job, chosen.get(job.name, ()), numbering.tasks, profile.max_array_size)
 
 
 def _options(plan: Plan, array: Array, profile: Profile, numbering: _Numbering) -> Options:
     options = sbatch_options(array.job, plan.study, profile)
-    waits = dependency(plan.jobs, array, numbering.tasks, numbering.sizes)
+    waits = dependency(plan, array, numbering.tasks, numbering.sizes)
     return {**options, "dependency": waits} if waits else options
 
 
