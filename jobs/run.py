@@ -66,9 +66,9 @@ class Run:
             if changed:
                 raise UserError(f"{root}/study.yaml: holds another study: {changed}; name another folder with --run")
             if data_folder and run.data_folder != data_folder:
-                began = f"with CURRICULA_DATA={run.data_folder}" if run.data_folder else "without CURRICULA_DATA"
+                then = f"with CURRICULA_DATA={run.data_folder}" if run.data_folder else "without CURRICULA_DATA"
                 raise UserError(
-                    f"CURRICULA_DATA={data_folder}: {root} was begun {began}; go on so, or name another folder with --run"
+                    f"CURRICULA_DATA={data_folder}: {root} was begun {then}; keep it so, or name another folder with --run"
                 )
             return run
         with _making(root):
