@@ -128,6 +128,12 @@ class EvalConfig(Settings, frozen=True):
         return judge_config(self.judge if own is None else own)
 
     @property
+    def benchmark_names(self) -> list[str]:
+        """Every benchmark that a task may read."""
+        gcg = [self.gcg.benchmark] if self.gcg else []
+        return [*self.benchmarks, self.base_benchmark, self.overrefusal_benchmark, *gcg]
+
+    @property
     def judged_on_gpu(self) -> bool:
         """Whether a judge is a model that the merging job loads itself."""
         return any(self.judge_of(kind).on_this_machine for kind in JUDGED)

@@ -1,7 +1,6 @@
-"""What is done: the marks of elements (done.json and failed.json) and whether what they stand for is still there.
+"""Which elements are done: their marks (done.json and failed.json), and whether their outputs are still there.
 
-Marks are written whole, but people and other tools can touch them too. Anything else that is found there is an error that
-names the file.
+Marks are written whole, but people and other tools can change them. A file that holds anything else is an error that names it.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def read_failure(folder: Path) -> Failure | None:
 
 
 def _read(path: Path, kind: type[Mark]) -> Mark | None:
-    """The mark in `path`, or None without one; raises UserError when it is something else."""
+    """The mark in `path`, or None without one; raises UserError when the file holds anything else."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
@@ -56,19 +55,19 @@ def _read(path: Path, kind: type[Mark]) -> Mark | None:
 
 
 def is_complete(work: Work) -> bool:
-    """Whether what the element made is still there."""
+    """Whether the element's outputs are still there."""
     return STAGES[work.job.stage].is_complete(work)
 
 
 def is_done(work: Work) -> bool:
-    """Whether the element's mark is there and so is what it stands for."""
+    """Whether the element is marked as done and its outputs are still there."""
     return (work.folder / "done.json").exists() and is_complete(work)
 
 
 def done_elements(run: Run, plan: Plan) -> set[Key]:
-    """The elements that need not be run.
+    """The elements that need not run again.
 
-    An element that was done before something it needs was done anew is not among them, such as a report on a failed run.
+    A done element that needs one that is not done has to run again, such as a report on a run with failures.
     """
     done: set[Key] = set()
     for job, element in plan.elements():

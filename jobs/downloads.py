@@ -1,4 +1,4 @@
-"""What there is to download: the datasets of the registry and the benchmarks, by name or for a whole study."""
+"""The downloads of a dataset, a benchmark or a whole study."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ Purpose = Literal["data", "evaluation"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """One download, with a label of its own, what first needs it, and how many rows are enough (None: all)."""
+    """One download that a study or a user asks for."""
 
     label: str
+    """Unique among the downloads of a study."""
     download: Download
     purpose: Purpose
+    """What needs it first."""
     rows: int | None = None
+    """How many rows are enough; None for all."""
 
 
 def named_downloads(name: str, root: Path) -> list[Wanted]:
-    """The downloads of a dataset or of a benchmark; raises UsageError when there is none of this name."""
+    """The downloads of a dataset or a benchmark; raises UsageError when neither has this name."""
     if name in DATASETS:
         return _labelled(name, downloads_of(name, root), "data")
     if name in BENCHMARKS:
@@ -39,7 +42,7 @@ def named_downloads(name: str, root: Path) -> list[Wanted]:
 
 
 def benchmark_downloads(name: str, root: Path) -> list[Download]:
-    """Into the folder beside the publishers' own file: one download for each configuration, in their order."""
+    """One download for each configuration on the hub, in their order, into the folder beside the publishers' own file."""
     entry = find(name)
     if entry.hub is None:
         raise UserError(f"benchmark {name} is not on the Hugging Face hub; put its file at {root / entry.file}")
@@ -65,7 +68,7 @@ def benchmark_downloads(name: str, root: Path) -> list[Download]:
 
 
 def study_downloads(study: Study, root: Path) -> list[Wanted]:
-    """All that a study reads: sources with their parts and no more than their documents, tuning sets, benchmarks."""
+    """Everything that a study reads: its sources, with their parts and limits of documents, its tuning sets and benchmarks."""
     found = []
     for source in study.sources.values():
         downloads = downloads_of(source.dataset, root, source.parts)
@@ -74,16 +77,14 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     pools = [pool for tuning in tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
     for pool in pools:
         found += named_downloads(POOLS[pool][0], root)
-    asked = study.evaluation
-    benchmarks = [*asked.benchmarks, asked.base_benchmark, asked.overrefusal_benchmark]
-    for name in [*benchmarks, *([asked.gcg.benchmark] if asked.gcg else [])]:
+    for name in study.evaluation.benchmark_names:
         if BENCHMARKS[name].hub is not None:
             found += _labelled(name, benchmark_downloads(name, root), "evaluation")
     return once(found)
 
 
 def once(wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Each download once, under its first label, with the rows that are enough for all who want it, for the earliest stage."""
+    """Each download once, under its first label, with enough rows for every use and the purpose that comes first."""
     first: dict[tuple[Path, str], Wanted] = {}
     for item in wanted:
         earlier = first.setdefault((item.download.out, item.download.prefix), item)

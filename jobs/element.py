@@ -1,9 +1,9 @@
-"""Run one element of a study's graph in this process; every launcher ends here.
+"""Run one element of a study's plan in this process; every launcher ends here.
 
     python -m curricula.jobs.element runs/demo pretrain-20 full-20
 
-An element is done when its done.json is there, which is written last, after everything the element made is durable. Running a
-done element again does nothing; running an interrupted one goes on where its outputs end.
+An element is done when its done.json is there, which is written last, after all its outputs are durable. Running a done element
+again does nothing; an interrupted one resumes where its outputs end.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from curricula.model.runtime import Interrupted
 from curricula.progress import silent
 
 FINAL = (UserError.exit_code, UsageError.exit_code, GaveUp.exit_code)
-"""Exit codes of what starting again cannot mend. All others lead to another start, from the last checkpoint."""
-DEAD_HOLDER_S = 15.0  # how long a predecessor may take to notice that its launcher died
+"""Exit codes of errors that another start cannot cure. All others lead to another start, from the last checkpoint."""
+DEAD_HOLDER_S = 15.0
+"""How long an earlier process of the element may take to notice that its launcher died."""
 
 
 def run_element(root: Path, job_name: str, label: str) -> None:
-    """Do the work of one element and mark it done; raises whatever stopped it, after noting it in failed.json."""
+    """Do the work of one element and mark it as done; any error is written to failed.json before it is raised."""
     _log_to_stderr()
     run = Run.open(root)
     plan = plan_study(run.study)
     work = Work(run, plan, *plan.find(job_name, label))
     stage, folder = STAGES[work.job.stage], work.folder
-    if not _is_first_process():  # the first marks the element; the others only do their share
+    if not _is_first_process():  # only the first marks the element
         _share(work)
         return
     with exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S):
@@ -68,8 +69,8 @@ def run_element(root: Path, job_name: str, label: str) -> None:
 
 
 def _share(work: Work) -> None:
-    """The part of the processes beside the first. They report only what nobody else can know: that a restart will not help."""
-    if is_done(work):  # the first will not begin either
+    """Work of the processes other than the first. They report only an error that a restart would meet again."""
+    if is_done(work):  # the first does nothing either
         return
     try:
         _check_nodes(work, _profile(work.run))
@@ -81,12 +82,12 @@ def _share(work: Work) -> None:
 
 
 def _profile(run: Run) -> Profile:
-    """The cluster's profile; the defaults where the run was not submitted to one."""
+    """The cluster's profile; the defaults for a run that was never submitted to a cluster."""
     return kept_profile(run.profile) if run.profile.exists() else Profile()
 
 
 def _check_nodes(work: Work, profile: Profile) -> None:
-    """The preflight, where several processes train together."""
+    """Run the preflight where several processes train together."""
     processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
     stage = STAGES[work.job.stage]
     if processes > 1 and stage.trains:
@@ -97,8 +98,8 @@ def _check_nodes(work: Work, profile: Profile) -> None:
 
 
 def _note_failure(folder: Path, error: Exception) -> None:
-    """Leave failed.json; `final` says that the same would happen again, so that the batch script does not requeue it but ends
-    with `exit_code`. Of many processes srun tells the highest code only, which is that of those it ended."""
+    """Write failed.json. Where `final`, the batch script does not requeue the job but ends with `exit_code`: srun returns the
+    highest code of all processes, which is that of those it ended."""
     code = error.exit_code if isinstance(error, UserError) else 1
     failed = {"error": _sentence(error), "time": time.time(), "final": _is_final(error), "exit_code": code}
     write_json(folder / "failed.json", failed)
@@ -113,7 +114,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _log_to_stderr() -> None:
-    """Send this package's information and other packages' warnings to the element's log."""
+    """Log this package's messages from INFO on, and other packages' from WARNING on."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("curricula").setLevel(logging.INFO)
 

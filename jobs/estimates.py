@@ -20,7 +20,7 @@ from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
 
 
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
-    """The plan and its costs as plain values. Where `shards`, the run's shard folder, is filled, its exact sizes are used."""
+    """The plan and its costs as plain values. `shards` is the run's shard folder; where it is complete, its sizes are used."""
     study, segments, arms = plan.study, plan.segments.values(), plan.arms
     config, budget = study.model.resolve(), study.budget
     sizes = {name: _source_tokens(name, study, shards) for name in study.sources}
@@ -76,9 +76,9 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]
     phases = arm.blend_phases(budget)
     blend = Blend(phases)
     counts = blend.counts(blend.total)
-    described, start, before = [], 0, dict.fromkeys(blend.sources, 0)
+    described, start, counts_before = [], 0, dict.fromkeys(blend.sources, 0)
     for phase in phases:
-        now = blend.counts(phase.until)
+        counts_after = blend.counts(phase.until)
         total = sum(phase.mix.values())
         step = phase.until // budget.global_batch
         described.append(
@@ -87,10 +87,12 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]
                 "stop_step": step,
                 "tokens": (step - start) * budget.step_tokens,
                 "mix": {name: weight / total for name, weight in phase.mix.items() if weight},
-                "samples": {name: now[name] - before[name] for name, weight in phase.mix.items() if weight},
+                "samples": {
+                    name: counts_after[name] - counts_before[name] for name, weight in phase.mix.items() if weight
+                },
             }
         )
-        start, before = step, now
+        start, counts_before = step, counts_after
     sources = {}
     for name, samples in counts.items():
         tokens, size = samples * budget.sequence_length, sizes[name]
@@ -110,7 +112,7 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]
 
 
 def _warnings(arms: list[dict[str, Any]], study: Study) -> list[str]:
-    """What a reader should know before starting: sources read too often, and memory that is not there."""
+    """Problems to know of before the start: sources that are read too often, and too little GPU memory."""
     found = []
     for name, source in study.sources.items():
         epochs = {arm["name"]: arm["sources"][name]["epochs"] for arm in arms if name in arm["sources"]}
@@ -131,7 +133,7 @@ def _warnings(arms: list[dict[str, Any]], study: Study) -> list[str]:
 
 
 def _source_tokens(name: str, study: Study, shards: Path | None) -> int | None:
-    """Tokens of a source: counted in its manifests, else as published, else unknown."""
+    """Tokens of a source: counted in its manifests, else as published; None if unknown."""
     source = study.sources[name]
     manifests = [shards / name / shard for shard in source.shard_names if shard != VALIDATION] if shards else []
     if manifests and all(path.with_name(path.name + ".json").exists() for path in manifests):
@@ -153,7 +155,7 @@ def _described_hours(plan: Plan) -> dict[str, float]:
 
 
 def _gpu_memory(study: Study) -> dict[str, Any]:
-    """What pretraining takes of each GPU, in GiB, and what would make it fit if it does not."""
+    """The memory that pretraining needs on each GPU, in GiB, and changes that would make it fit if it does not."""
     resources, model = study.resources, study.model.resolve()
     data_parallel = max(1, resources.pretraining.gpus // resources.tensor_parallel)
     layout = layout_of(

@@ -1,4 +1,4 @@
-"""From a study to its plan: which jobs there are, what each waits for and what it asks of the cluster.
+"""From a study to its plan: its jobs, what each waits for and what it asks of the cluster.
 
 Arms that start together share their jobs, so that an early arm's models do not wait for a late arm's pretraining. The element
 that tunes a model also exports it. A base model is exported by an element of its own, which needs one process where pretraining
@@ -21,7 +21,7 @@ from curricula.jobs.study import Study
 
 
 def plan_study(study: Study, profile: Profile | None = None) -> Plan:
-    """The plan of `study`, with the requests that `profile` makes of it; by default those of the study alone.
+    """The plan of `study`; `profile`, where there is one, adapts what each job asks for to the cluster.
 
     Raises UsageError when the profile gives a stage less time than its jobs need to save.
     """
@@ -37,7 +37,7 @@ class _Planner:
         study, segments = self.study, self.study.segments
         self._add_data()
         self._add_pretraining(segments)
-        # Apart, so that a licence that is missing for a benchmark does not hold back the training.
+        # A job of its own, so that a missing licence for a benchmark does not hold back the training.
         benchmarks = self._add_downloads("fetch-benchmarks", "evaluation")
         evaluated = [self._add_models(arms, segments) for arms in self._groups()]
         merges = [merge for group in evaluated for merge in self._add_evaluations(*group, tuple(map(Edge, benchmarks)))]
@@ -58,13 +58,13 @@ class _Planner:
         return name
 
     def _add_downloads(self, name: str, purpose: Purpose) -> list[str]:
-        """The job that downloads the datasets for `purpose`, if there are any."""
+        """Add the job that downloads the datasets for `purpose`; returns its name, or nothing without downloads."""
         wanted = [] if self.study.world else study_downloads(self.study, Path())
         elements = [Element(item.label) for item in wanted if item.purpose == purpose]
         return [self._add(name, "fetch", elements)] if elements else []
 
     def _add_data(self) -> None:
-        """Datasets and tokenizer, then each shard of each source on its own."""
+        """Datasets and tokenizer, then one element for each shard of each source."""
         shards = [
             Element(f"{name}/{shard}", source=name, shard=shard)
             for name, source in self.study.sources.items()
@@ -75,7 +75,7 @@ class _Planner:
         self._add("tokenize", "tokenize", shards, Edge("prepare"))
 
     def _add_pretraining(self, segments: tuple[Segment, ...]) -> None:
-        """A job for each segment of the trunk, and one for all arms that leave it at the same step."""
+        """A job for each segment of the trunk, and one for each group of arms that leave it at the same step."""
         self._job_of_segment: dict[str, str] = {}
         for segment in segments:
             if segment.branch == TRUNK:
@@ -86,14 +86,14 @@ class _Planner:
                 self._pretrain(f"pretrain-{percent(arms[0].start)}", branches)
 
     def _pretrain(self, name: str, segments: list[Segment]) -> None:
-        """The job of `segments`, which all begin at the end of the same one."""
+        """Add the job of `segments`, which all have the same parent."""
         parent = segments[0].parent
         needs = Edge(self._job_of_segment[parent]) if parent else Edge("tokenize")
         self._add(name, "pretrain", [Element(s.branch, segment=s.name) for s in segments], needs)
         self._job_of_segment.update({segment.name: name for segment in segments})
 
     def _add_models(self, arms: list[Arm], segments: tuple[Segment, ...]) -> tuple[list[Arm], dict[ModelKind, str]]:
-        """Export and tuning of the models of `arms`; returns the job that makes each kind of model."""
+        """Add the export and tuning of the models of `arms`; returns the job that makes each kind of model."""
         name = percent(arms[0].start)
         last = next(segment for segment in reversed(segments) if segment.branch == branch_of(arms[0]))
         trained = Edge(self._job_of_segment[last.name], "aftercorr")
@@ -103,7 +103,7 @@ class _Planner:
         return arms, {"base": base, "instruct": instruct, "benign": benign}
 
     def _add_evaluations(self, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]) -> list[str]:
-        """What is measured of the models of `arms`; returns the job that merges it."""
+        """Add the evaluation of the models of `arms`; returns the job that merges its rows, if anything is evaluated."""
         name = percent(arms[0].start)
         measured: dict[ModelKind, str] = {}
         for kind in MODEL_KINDS:
@@ -116,7 +116,7 @@ class _Planner:
                 measured[kind] = self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made_by[kind]), *needs)
         if not measured:
             return []
-        # What failed is missing from the rows, and the report says so; it does not hold back the rest.
+        # A failed evaluation does not hold back the others: the report says what is missing.
         after = [Edge(job, "afterany") for job in measured.values()]
         return [self._add(f"merge-{name}", "merge", _models(arms, list(measured)), *after)]
 

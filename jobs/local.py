@@ -1,8 +1,8 @@
 """Run a plan on this machine: each element in a process of its own, in dependency order, a few at a time.
 
 Elements are forked from a server that has already imported torch and Megatron-core (multiprocessing's forkserver with a
-preload), since those imports cost more than most elements of a small study. They run the same `run_element` as on a cluster.
-When this process dies, by Ctrl-C or kill -9, its elements end too; the next call goes on from what they left.
+preload), since those imports take longer than most elements of a small study. They run the same `run_element` as on a cluster.
+When this process dies, by Ctrl-C or kill -9, its elements end too; the next call resumes from what they left.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -29,22 +29,24 @@ from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES
 from curricula.model.runtime import Interrupted
 
-TERM_GRACE_S = 20.0  # how long elements may take to save after an interrupt
+TERM_GRACE_S = 20.0
+"""How long elements may take to save after an interrupt."""
 
 
 class Watcher(Protocol):
-    """What the launcher tells while it runs; called a few times a second and at each change."""
+    """Is told what runs: a few times a second, and whenever an element ends."""
 
     def update(self, running: list[Key], finished: Key | None = None) -> None: ...
 
 
 @dataclass
 class Outcome:
-    """Which elements ended how; `skipped` were not started because something they need failed."""
+    """How the elements ended."""
 
     done: list[Key] = field(default_factory=list)
     failed: list[Key] = field(default_factory=list)
     skipped: list[Key] = field(default_factory=list)
+    """Not started, because something they need failed."""
 
 
 def run_plan(
@@ -54,68 +56,72 @@ def run_plan(
 
     Returns when nothing more can start. Elements that are neither done nor chosen are not waited for.
     """
-    workers = workers or run.study.resources.workers
-    outcome = Outcome()
-    waiting: list[Key] = []
-    done = done_elements(run, plan)
-    for key in plan.needs:
-        if chosen is not None and key not in chosen:
-            continue
-        if key in done:
-            outcome.done.append(key)
-        else:
+    local_run = _LocalRun(run, plan, workers or run.study.resources.workers, chosen)
+    if local_run.waiting:
+        local_run.finish(watcher)
+    return local_run.outcome
+
+
+class _LocalRun:
+    """The elements of one call of `run_plan`: those that wait, that run and that have ended."""
+
+    def __init__(self, run: Run, plan: Plan, workers: int, chosen: Collection[Key] | None):
+        self.run, self.workers = run, workers
+        selected = [key for key in plan.needs if chosen is None or key in chosen]
+        self.done = done_elements(run, plan)
+        """Also elements that were not chosen."""
+        self.outcome = Outcome(done=[key for key in selected if key in self.done])
+        self.waiting = [key for key in selected if key not in self.done]
+        for key in self.waiting:
             (run.element(*key) / "done.json").unlink(missing_ok=True)
-            waiting.append(key)
-    coming = done.union(waiting)
-    needs = {key: [need for need in plan.needs[key] if need[0] in coming] for key in waiting}
-    if not waiting:
-        return outcome
-    context = _forkserver(workers, preload=any(STAGES[plan.by_name[job].stage].needs_torch for job, _ in waiting))
-    running: dict[Key, ForkServerProcess] = {}
-    try:
-        while waiting or running:
-            _start_ready(run, context, workers, waiting, running, needs, outcome, done)
-            if not running:
-                outcome.skipped += waiting
-                break
-            wait([process.sentinel for process in running.values()], timeout=0.2)
-            for key in [key for key, process in running.items() if process.exitcode is not None]:
-                process = running.pop(key)
-                if process.exitcode != 0:
-                    _note_death(run.element(*key), process.exitcode or 0)
-                (outcome.done if process.exitcode == 0 else outcome.failed).append(key)
-                watcher.update(list(running), key)
-            watcher.update(list(running))
-    finally:
-        _stop(list(running.values()))
-    return outcome
+        awaited = self.done.union(self.waiting)
+        self.needs = {key: [need for need in plan.needs[key] if need[0] in awaited] for key in self.waiting}
+        self.running: dict[Key, ForkServerProcess] = {}
+        self.needs_torch = any(STAGES[plan.by_name[job].stage].needs_torch for job, _ in self.waiting)
 
+    def finish(self, watcher: Watcher) -> None:
+        """Run what waits until nothing more can start; on an error or interrupt, end what runs."""
+        context = _forkserver(self.workers, preload=self.needs_torch)
+        try:
+            while self.waiting or self.running:
+                self._start_ready(context)
+                if not self.running:
+                    self.outcome.skipped += self.waiting
+                    break
+                wait([process.sentinel for process in self.running.values()], timeout=0.2)
+                for key in [key for key, process in self.running.items() if process.exitcode is not None]:
+                    self._note_end(key)
+                    watcher.update(list(self.running), key)
+                watcher.update(list(self.running))
+        finally:
+            _stop(list(self.running.values()))
 
-def _start_ready(
-    run: Run,
-    context: multiprocessing.context.ForkServerContext,
-    workers: int,
-    waiting: list[Key],
-    running: dict[Key, ForkServerProcess],
-    needs: Mapping[Key, list[tuple[Key, bool]]],
-    outcome: Outcome,
-    done_before: set[Key],
-) -> None:
-    """Start waiting elements whose needs are met, in graph order, while there are free workers."""
-    done = done_before | set(outcome.done)
-    ended = {*done, *outcome.failed, *outcome.skipped}
-    for key in list(waiting):
-        if any(must_be_ok and other in ended and other not in done for other, must_be_ok in needs[key]):
-            waiting.remove(key)
-            outcome.skipped.append(key)
-            ended.add(key)
-            continue
-        if len(running) < workers and all(other in (done if must_be_ok else ended) for other, must_be_ok in needs[key]):
-            waiting.remove(key)
-            folder = run.element(*key)
-            folder.mkdir(parents=True, exist_ok=True)
-            running[key] = context.Process(target=_element_process, args=(run.root, *key), name="/".join(key))
-            running[key].start()
+    def _start_ready(self, context: multiprocessing.context.ForkServerContext) -> None:
+        """Start waiting elements whose needs are met, in the plan's order, while workers are free."""
+        ended = {*self.done, *self.outcome.failed, *self.outcome.skipped}
+        for key in list(self.waiting):
+            needs = self.needs[key]
+            if any(must_be_ok and other in ended and other not in self.done for other, must_be_ok in needs):
+                self.waiting.remove(key)
+                self.outcome.skipped.append(key)
+                ended.add(key)
+                continue
+            is_free = len(self.running) < self.workers
+            if is_free and all(other in (self.done if must_be_ok else ended) for other, must_be_ok in needs):
+                self.waiting.remove(key)
+                self.run.element(*key).mkdir(parents=True, exist_ok=True)
+                process = context.Process(target=_element_process, args=(self.run.root, *key), name="/".join(key))
+                self.running[key] = process
+                process.start()
+
+    def _note_end(self, key: Key) -> None:
+        exit_code = self.running.pop(key).exitcode or 0
+        if exit_code == 0:
+            self.done.add(key)
+            self.outcome.done.append(key)
+        else:
+            _note_death(self.run.element(*key), exit_code)
+            self.outcome.failed.append(key)
 
 
 def _forkserver(workers: int, preload: bool) -> multiprocessing.context.ForkServerContext:
@@ -130,7 +136,7 @@ def _forkserver(workers: int, preload: bool) -> multiprocessing.context.ForkServ
 
 
 def _element_process(root: Path, job: str, label: str) -> None:
-    """The forked process: its own log, no terminal signals, ends with the launcher."""
+    """Run an element in a forked process, with a log of its own, without signals of the terminal, until the launcher ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher sends SIGTERM
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -152,7 +158,7 @@ def _element_process(root: Path, job: str, label: str) -> None:
 
 
 def _end_with_launcher() -> None:
-    """End this process at once when the launcher is gone; the fork server lives on while any of its children does."""
+    """End this process at once when the launcher is gone: the fork server lives on while any of its children does."""
     launcher = multiprocessing.parent_process()
     assert launcher is not None
     launcher.join()
@@ -160,14 +166,14 @@ def _end_with_launcher() -> None:
 
 
 def _note_death(folder: Path, exit_code: int) -> None:
-    """A killed process could not say so itself."""
+    """Add to the log that the element was killed, which it could not do itself."""
     if exit_code < 0:
         with open(folder / "log.txt", "a") as log:
             log.write(f"--- killed by {signal.Signals(-exit_code).name}\n")
 
 
 def _stop(processes: list[ForkServerProcess]) -> None:
-    """Ask elements to save and end; kill those that do not."""
+    """Ask elements to save and end; kill those that take too long."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + TERM_GRACE_S

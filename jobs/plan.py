@@ -22,57 +22,52 @@ EdgeKind = Literal["afterok", "aftercorr", "afterany"]
 Key = tuple[str, str]
 """An element by the name of its job and its label."""
 Chosen = Mapping[str, tuple[str, ...]]
-"""Some elements of a plan: names of jobs -> labels, both in the plan's order."""
+"""Some elements of a plan: the labels of each job, by its name, both in the plan's order."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A dependency on another job, in Slurm's words.
-
-    `afterok` waits for all elements of that job to succeed, `aftercorr` for the element of the same index, `afterany` for all
-    to end, whether they succeed or fail.
-    """
+    """A dependency on another job."""
 
     job: str
     kind: EdgeKind = "afterok"
+    """As Slurm names it: `afterok` waits for all elements of that job to succeed, `aftercorr` for the element of the same
+    index, `afterany` for all to end, whether they succeed or fail."""
 
 
 @dataclass(frozen=True)
 class Element:
-    """One unit of work. Which fields are set depends on the stage; `label` is unique within the job."""
+    """One unit of work. Which fields are set depends on the stage."""
 
     label: str
+    """Unique within the job."""
     source: str = ""
     shard: str = ""
     segment: str = ""
     arm: str = ""
     kind: ModelKind = "base"
     eval_task: EvalTask | None = None
-    """The evaluation task, where the stage evaluates."""
+    """What an element of the stage `evaluate` measures."""
     gpu_hours: float = 0.0
-    """Pretraining by its FLOPs at the utilisation that the study expects; all else by its time limit, an upper bound."""
+    """Estimated from its FLOPs for pretraining; for all else the time limit, an upper bound."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """An array: all elements do the same stage (jobs/stages/) and ask the cluster for the same."""
+    """An array of elements of one stage, which all ask the cluster for the same."""
 
     name: str
     stage: str
+    """A name in `jobs.stages.STAGES`."""
     elements: tuple[Element, ...]
     needs: tuple[Edge, ...] = ()
     request: Request = Request()
-
     stage_names: tuple[str, ...] = ()
-    """What people may call its stage: its name, and the kind of model where the stage makes one kind at a time."""
+    """The names by which a command can select its stage: `stage` and, where the job makes one kind of model, that kind."""
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
         return tuple(element.label for element in self.elements)
-
-
-def keys_of(chosen: Chosen) -> list[Key]:
-    return [(job, label) for job, labels in chosen.items() for label in labels]
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ class Plan:
 
     @cached_property
     def needs(self) -> Mapping[Key, list[tuple[Key, bool]]]:
-        """For each element, in the plan's order, the elements it waits for, each with whether that one must have succeeded."""
+        """For each element, in the plan's order, the elements it waits for, and whether each of these must succeed."""
         return {
             (job.name, label): [
                 ((edge.job, other), edge.kind != "afterany")
@@ -103,7 +98,7 @@ class Plan:
         }
 
     def find(self, job_name: str, label: str) -> tuple[Job, Element]:
-        """Raises UsageError that names the jobs or elements there are."""
+        """The element with its job; raises UsageError that names the known ones when there is none."""
         if job_name not in self.by_name:
             raise UsageError(f"job {job_name!r} is not in this study; its jobs are {', '.join(self.by_name)}")
         job = self.by_name[job_name]
@@ -134,3 +129,15 @@ class Plan:
                 wanted.add(name)
                 todo += [edge.job for edge in self.by_name[name].needs]
         return tuple(job for job in self.jobs if job.name in wanted)
+
+
+def keys_of(chosen: Chosen) -> list[Key]:
+    return [(job, label) for job, labels in chosen.items() for label in labels]
+
+
+def chosen_of(keys: Iterable[Key]) -> Chosen:
+    """The inverse of `keys_of`."""
+    chosen: dict[str, tuple[str, ...]] = {}
+    for job, label in keys:
+        chosen[job] = (*chosen.get(job, ()), label)
+    return chosen

@@ -1,4 +1,4 @@
-"""Imported once by the process that elements are forked from on one machine, so that each starts in milliseconds."""
+"""What the process that local elements are forked from imports once, so that each element starts in milliseconds."""
 
 import megatron.core  # noqa: F401
 import scipy.stats  # noqa: F401

@@ -1,4 +1,4 @@
-"""What has to run again after a failure: the elements that ended badly and all that needs them."""
+"""What has to run again after a failure: the elements that ended badly, and those that need them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from curricula.jobs.plan import Key, Plan
 
 
 def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collection[Key] | None = None) -> list[Key]:
-    """In the plan's order, the elements that ended badly (of `chosen` only, if given) and those after them.
+    """In the plan's order, the elements that ended badly (only those in `chosen`, if given) and those that need them.
 
-    What is running is left alone. An element that is done is among them only if it saw the failure, such as a report that was
-    written without what failed. Of a run on Slurm only elements that were submitted before are among them.
+    Running elements are left alone. Done ones run again only if they ran in spite of the failure, as a report does. Of a run
+    on Slurm, only elements that were submitted before run again.
     """
     on_slurm = any(element.task for element in elements)
     outside = {(element.job, element.label) for element in elements if on_slurm and not element.task}

@@ -1,4 +1,4 @@
-"""The run folder: the whole truth about a study that has been submitted, and the only place its parts meet.
+"""The run folder: everything about a submitted study. Its elements exchange data through this folder alone.
 
 runs/<study>/
   study.yaml  run.json        the study as submitted, all defaults written out; versions and git SHA
@@ -52,13 +52,13 @@ class Run:
     @staticmethod
     @contextlib.contextmanager
     def locked(root: Path) -> Iterator[None]:
-        """Hold the run folder `root`, which need not exist yet; raises UserError when a live run has it."""
+        """Lock the run folder `root`, which need not exist yet; raises UserError while another process holds it."""
         with _making(root), exclusive_lock(root / "lock"):
             yield
 
     @classmethod
     def create(cls, root: Path, study: Study) -> Run:
-        """Freeze `study` in `root`, or go on with the equal study that is already there."""
+        """Freeze `study` in `root`, or open the run that is there. Raises UserError if that run's study is another."""
         run = cls(root)
         data_folder = None if study.world else local_root()
         if (root / "study.yaml").exists():
@@ -66,9 +66,9 @@ class Run:
             if changed:
                 raise UserError(f"{root}/study.yaml: holds another study: {changed}; name another folder with --run")
             if data_folder and run.data_folder != data_folder:
-                began = f"with CURRICULA_DATA={run.data_folder}" if run.data_folder else "without CURRICULA_DATA"
+                then = f"with CURRICULA_DATA={run.data_folder}" if run.data_folder else "without CURRICULA_DATA"
                 raise UserError(
-                    f"CURRICULA_DATA={data_folder}: {root} was begun {began}; go on so, or name another folder with --run"
+                    f"CURRICULA_DATA={data_folder}: {root} was begun {then}; keep it so, or name another folder with --run"
                 )
             return run
         with _making(root):
@@ -87,12 +87,12 @@ class Run:
 
     @property
     def data_root(self) -> Path:
-        """The folder datasets are read from: the run's world, or the user's data folder, or what the run itself fetched."""
+        """The folder that datasets are read from: the run's world, the user's data folder, or what the run fetched itself."""
         return self.world if self.study.world else self.data_folder or self.root / "data" / "fetched"
 
     @property
     def data_folder(self) -> Path | None:
-        """What CURRICULA_DATA named when the run began: for all its elements, wherever they run."""
+        """The folder that CURRICULA_DATA named when the run was made, for all its elements, wherever they run."""
         folder = self.provenance.get("data_folder")
         return Path(folder) if folder else None
 
@@ -130,7 +130,7 @@ class Run:
 
     @property
     def slurm(self) -> Path:
-        """What belongs to Slurm: the record of submissions, logs of tasks, nodes that failed."""
+        """The record of submissions, the logs of tasks, the nodes that failed."""
         return self.root / "slurm"
 
     @property
@@ -139,7 +139,7 @@ class Run:
 
     @property
     def profile(self) -> Path:
-        """The cluster profile by which the run was submitted."""
+        """The cluster profile of the latest submission."""
         return self.slurm / "profile.yaml"
 
     @property
@@ -156,7 +156,7 @@ class Run:
 
 @contextlib.contextmanager
 def _making(root: Path) -> Iterator[None]:
-    """Make the folder `root`; what the system refuses is said in one sentence."""
+    """Make the folder `root`; raises UserError where the system refuses it, then or within the block."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         yield
@@ -167,7 +167,7 @@ def _making(root: Path) -> Iterator[None]:
 
 
 def provenance() -> dict[str, Any]:
-    """What made this run: package versions, Python, machine, and the commit of the code where it is a checkout."""
+    """What a run is made with: versions of packages and Python, the machine, and the commit of the code."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -185,7 +185,7 @@ def _git() -> dict[str, Any]:
 
 
 def _first_difference(old: Any, new: Any, place: str = "") -> str:
-    """The first key in which two plain values differ, with both values; empty when they are equal."""
+    """The first key at which two plain values differ, with both values; empty when they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             found = _first_difference(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """An element is selected if everything that is given holds for it; true if anything is given."""
+    """Conditions on elements, all of which must hold; an empty one selects every element and is false."""
 
     stages: tuple[str, ...] = ()
     """Stages of the plan, or kinds of tuned models (instruct, benign)."""
@@ -28,7 +28,7 @@ class Selection:
     """The stage or job to start from; jobs before it are left out."""
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Selection:
+    def from_args(cls, args: argparse.Namespace) -> Selection:
         return cls(args.stages, args.jobs, args.arms, args.start)
 
     def __bool__(self) -> bool:
@@ -67,10 +67,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def select(plan: Plan, selection: Selection, with_needs: bool = False) -> Chosen:
-    """The elements of the plan for which all of the selection holds.
+    """The selected elements of the plan.
 
-    `with_needs` takes along what the selected arms share: the trunk segments they branch from, and elements that belong to
-    no arm, such as the data. Raises UsageError for a name that is not in the study, and when nothing is left.
+    `with_needs` adds what the selected arms share: the trunk segments they branch from, and elements that belong to no arm,
+    such as the data. Raises UsageError for a name that is not in the study, and when nothing is left.
     """
     names, stages = [job.name for job in plan.jobs], [name for job in plan.jobs for name in job.stage_names]
     _check("stage", selection.stages, stages)

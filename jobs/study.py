@@ -1,6 +1,6 @@
-"""The study file: one YAML document that says everything a study is, read into immutable structs.
+"""The study file: one YAML document that describes a whole study, read into immutable structs.
 
-Nothing here imports torch: reading and planning a study works on a login node.
+Nothing here imports torch, so that a login node can read and plan a study.
 """
 
 from __future__ import annotations
@@ -28,23 +28,26 @@ from curricula.model import (
     TrainConfig,
 )
 from curricula.provenance import PACKAGE
-from curricula.settings import Positive, PositiveNumber, Settings, parse, read_yaml
+from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, parse, read_yaml
 
 STUDIES = PACKAGE / "jobs" / "studies"
 EXAMPLES = ("demo", "paper", "smollm2-135m")
 """Studies that come with the suite."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""A name that can be part of a path, a job's name and an option."""
 
 
 class Model(Settings, frozen=True):
-    """A preset of model/config.py, with what the study changes in it."""
+    """A preset of model/config.py, with the study's changes to it."""
 
     preset: str
+    """A name in `PRESETS`."""
     tied: bool | None = None
     vocabulary: Positive | None = None
     sequence_length: Positive | None = None
     rope_base: float | None = None
-    weights: str | None = None  # pretrained weights to continue from: a Hugging Face folder, or a package with a GGUF
+    weights: str | None = None
+    """Pretrained weights to continue from: a Hugging Face folder, a GGUF file, or a package that holds one."""
 
     def check(self) -> None:
         if self.preset not in PRESETS:
@@ -57,9 +60,10 @@ class Model(Settings, frozen=True):
 
 
 class Pretraining(TrainConfig, frozen=True, kw_only=True):
-    """How much is pretrained on, and how."""
+    """How each arm is pretrained."""
 
     budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)]
+    """Tokens that each arm reads, rounded to whole steps."""
     global_batch: Positive
     """Sequences in one optimizer step."""
     micro_batch: Positive
@@ -87,11 +91,12 @@ class Finetuning(Settings, frozen=True):
 
 
 class Allocation(Settings, frozen=True):
-    """What one element of a stage asks of the cluster, and for how long at most."""
+    """What one element of a stage asks of the cluster."""
 
     nodes: Positive = 1
     gpus_per_node: Positive = 1
     hours: PositiveNumber = 1.0
+    """The time limit, over all restarts."""
 
     @property
     def gpus(self) -> int:
@@ -99,19 +104,26 @@ class Allocation(Settings, frozen=True):
 
 
 class Resources(ExecutionConfig, frozen=True, kw_only=True):
-    """Sizes of the jobs on a cluster. On one machine (`--cluster local`) `workers` elements run at a time."""
+    """What the jobs ask of a cluster, and how many elements run at a time on one machine."""
 
     pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
     tuning: Allocation = Allocation(gpus_per_node=4, hours=4)
     evaluation: Allocation = Allocation(hours=1)
-    data_hours: PositiveNumber = 24  # for each element that fetches, prepares, tokenises, exports or reports
-    data_cpus: Positive = 8  # for each of those that fetch, prepare or tokenise: tokenising uses them all
-    expected_mfu: PositiveNumber = 0.40  # share of the peak that the estimate counts on
-    gpu_memory_gib: PositiveNumber = 79.0  # of one GPU (H100 80GB), for the estimate of memory
+    data_hours: PositiveNumber = 24
+    """The time limit of each element that fetches, prepares, tokenises, exports or reports."""
+    data_cpus: Positive = 8
+    """CPUs of each element that fetches, prepares or tokenises; tokenising uses them all."""
+    expected_mfu: PositiveNumber = 0.40
+    """Share of the GPUs' peak that the estimate of pretraining's GPU-hours assumes."""
+    gpu_memory_gib: PositiveNumber = 79.0
+    """Memory of one GPU (H100 80GB), for the estimate of memory."""
     workers: Positive = 2
+    """Elements that run at a time with `--cluster local`."""
 
 
 class Study(Settings, frozen=True, dict=True):
+    """A whole study: what is read, trained and measured, and with which resources."""
+
     name: str
     tokenizer: Tokenizer
     sources: dict[str, Source]
@@ -121,16 +133,27 @@ class Study(Settings, frozen=True, dict=True):
     tuning: Finetuning
     evaluation: EvalConfig = EvalConfig()
     resources: Resources = Resources()
-    world: WorldConfig | None = None  # make a fictional world of data first, and read every dataset from it
+    world: WorldConfig | None = None
+    """Make a fictional world of data first, and read every dataset from it."""
     tracking: TrackingConfig = TrackingConfig()
     seed: int = 42
-    validation_documents: Annotated[int, msgspec.Meta(ge=0)] = 64  # of each source, held out of training
+    validation_documents: NonNegative = 64
+    """Documents of each source that are held out of training."""
 
     def check(self) -> None:
+        self._check_names()
+        self._check_sources()
+        self._check_batches()
+        self._check_tuning()
+        self._check_arms()
+        self._check_evaluation()
+        _ = self.segments  # raises where a start leaves an arm no step
+
+    def _check_names(self) -> None:
         for what, name in [("name", self.name), *(("source", name) for name in self.sources)]:
             if not PLAIN_NAME.fullmatch(name):
                 raise ValueError(
-                    f"{what} {name!r} must be at most 100 letters, digits, '.', '_' and '-', beginning with one of the former"
+                    f"{what} {name!r} must be at most 100 letters, digits, '.', '_' and '-', beginning with a letter or digit"
                 )
         for name in self.curriculum.interventions:
             if not PLAIN_NAME.fullmatch(name) or name in ("safe", "none"):
@@ -138,6 +161,8 @@ class Study(Settings, frozen=True, dict=True):
         for name in self.curriculum.arms:
             if not PLAIN_NAME.fullmatch(name) or name in (TRUNK, "none"):
                 raise ValueError(f"arm {name!r} must be a plain word other than 'trunk' and 'none'")
+
+    def _check_sources(self) -> None:
         mixes = [(f"mix {where!r}", mix) for where, mix in self.curriculum.mixes().items()]
         for arm, phases in self.curriculum.arms.items():
             mixes += [(f"arm {arm!r}", self.curriculum.mix(phase)) for phase in phases]
@@ -145,27 +170,34 @@ class Study(Settings, frozen=True, dict=True):
             for source in mix:
                 if source not in self.sources:
                     raise ValueError(f"the {where} names source {source!r}, which sources does not define")
+
+    def _check_batches(self) -> None:
+        pretraining = self.pretraining
         if self.budget.steps < 1:
             raise ValueError(
-                f"budget_tokens {self.pretraining.budget_tokens} is less than one step of {self.budget.step_tokens} tokens"
+                f"budget_tokens {pretraining.budget_tokens} is less than one step of {self.budget.step_tokens} tokens"
             )
-        if self.pretraining.global_batch % self.pretraining.micro_batch:
+        if pretraining.global_batch % pretraining.micro_batch:
             raise ValueError(
-                f"global_batch {self.pretraining.global_batch} is not a multiple of micro_batch {self.pretraining.micro_batch}"
+                f"global_batch {pretraining.global_batch} is not a multiple of micro_batch {pretraining.micro_batch}"
             )
+
+    def _check_tuning(self) -> None:
+        engine = self.resources.engine
+        sets = [*self.curriculum.interventions, *self.curriculum.arms]
         for stage, tuning in (("instruct", self.tuning.instruct), ("benign", self.tuning.benign)):
-            engine = self.resources.engine
             if tuning.packing and (engine.backend == "te" or engine.fp8):
                 raise ValueError(
                     f"tuning.{stage}.packing is on, and resources.engine asks for Transformer Engine, whose attention does not "
                     "keep packed conversations apart; leave one of them out"
                 )
             for name in tuning.tagged_harmful:
-                if name not in {**self.curriculum.interventions, **self.curriculum.arms}:
-                    known = ", ".join([*self.curriculum.interventions, *self.curriculum.arms])
+                if name not in sets:
                     raise ValueError(
-                        f"tuning.{stage}.tagged_harmful names set {name!r}, where interventions has {known}"
+                        f"tuning.{stage}.tagged_harmful names set {name!r}, where interventions has {', '.join(sets)}"
                     )
+
+    def _check_arms(self) -> None:
         names = [arm.name for arm in self.arms]
         for name in names:
             if names.count(name) > 1:
@@ -173,23 +205,20 @@ class Study(Settings, frozen=True, dict=True):
                     f"two of curriculum's starts and arms give the arm name {name}; write fewer digits or rename"
                 )
         steps: dict[str, int] = {}
-        for one in self.arms:
-            one.blend_phases(self.budget)
-            step = self.budget.step_at(one.start)
-            if steps.setdefault(percent(one.start), step) != step:
+        for arm in self.arms:
+            arm.blend_phases(self.budget)  # raises where a phase is too short for a step
+            step = self.budget.step_at(arm.start)
+            if steps.setdefault(percent(arm.start), step) != step:
                 raise ValueError(
-                    f"arm {one.name} starts too near to another for jobs named by percent; move it or join them"
+                    f"arm {arm.name} starts too near to another for jobs named by percent; move it or join them"
                 )
-        self._check_evaluation()
-        _ = self.segments  # raises where a start leaves an arm no step
 
     def _check_evaluation(self) -> None:
-        asked = self.evaluation
-        names = [*asked.benchmarks, asked.base_benchmark, asked.overrefusal_benchmark]
-        for name in [*names, *([asked.gcg.benchmark] if asked.gcg else [])]:
+        evaluation = self.evaluation
+        for name in evaluation.benchmark_names:
             if name not in BENCHMARKS:
                 raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
-        if "world" in (asked.judge_of("attack").name, asked.judge_of("overrefusal").name) and not self.world:
+        if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
 
     @property
@@ -210,9 +239,9 @@ class Study(Settings, frozen=True, dict=True):
 
 
 def load_study(path: Path) -> Study:
-    """Read and validate a study file, or one that comes with the suite by its name, such as `paper`.
+    """Read and check a study file. A study that comes with the suite can be named without a path, such as `paper`.
 
-    Raises UsageError that names the file, the key, its value and what to write.
+    Raises UsageError that names the file, the key, its value and what to write instead.
     """
     if not path.exists() and str(path) in EXAMPLES:
         path = STUDIES / f"{path}.yaml"

@@ -17,7 +17,7 @@ from curricula.jobs.slurm.submissions import elements_by_task
 
 def cancel(args: argparse.Namespace) -> int:
     run = Run.open(args.run)
-    chosen = set(keys_of(select(plan_study(run.study), Selection.of(args))))
+    chosen = set(keys_of(select(plan_study(run.study), Selection.from_args(args))))
     elements = elements_by_task(run)
     if not elements:
         raise UserError(

@@ -40,7 +40,7 @@ def world(args: argparse.Namespace) -> int:
 
 
 def tokenize(args: argparse.Namespace) -> int:
-    """Run the data part of the study's graph as `submit` does, which then finds it done."""
+    """Run the study's jobs up to tokenising, as `submit` does, which then finds them done."""
     study = load_study(args.study)
     for name in args.source or ():
         if name not in study.sources:

@@ -40,7 +40,7 @@ def run_here(root: Path, plan: Plan, chosen: Chosen | None = None) -> None:
     """Run the `chosen` elements of a plan, or all, that are not done yet in the run folder `root`; print the outcome."""
     console = Console(highlight=False, markup=False)
     if chosen is not None:
-        check_needs(plan.jobs, chosen, done_elements(Run(root), plan) if root.exists() else (), ())
+        check_needs(plan, chosen, done_elements(Run(root), plan) if root.exists() else (), ())
     started = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
     run, done = run_elements(root, plan, console, None if chosen is None else keys_of(chosen))

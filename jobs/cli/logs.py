@@ -79,7 +79,7 @@ def show_logs(args: argparse.Namespace) -> int:
 
 def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:
     """The selected elements; by default those that failed or are running."""
-    selection = Selection.of(args)
+    selection = Selection.from_args(args)
     if args.job:
         selection = replace(selection, jobs=(*selection.jobs, args.job))
     plan = plan_study(run.study)

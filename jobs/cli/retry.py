@@ -11,14 +11,14 @@ from rich.console import Console
 from curricula.jobs.cli.local import run_here
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
-from curricula.jobs.plan import Chosen, Key, keys_of
+from curricula.jobs.plan import Key, chosen_of, keys_of
 from curricula.jobs.recovery import to_run_again
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
 
 
 def retry(args: argparse.Namespace) -> int:
-    run, selection = Run.open(args.run), Selection.of(args)
+    run, selection = Run.open(args.run), Selection.from_args(args)
     plan = plan_study(run.study)
     again = to_run_again(plan, run_status(run, plan).elements, set(keys_of(select(plan, selection))))
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -31,7 +31,7 @@ def retry(args: argparse.Namespace) -> int:
     elif run.submissions.exists():
         _submit(run, again, args.profile, console)
     else:
-        run_here(run.root, plan, _by_job(again) if selection else None)
+        run_here(run.root, plan, chosen_of(again) if selection else None)
     return 0
 
 
@@ -48,12 +48,5 @@ def _submit(run: Run, again: Sequence[Key], profile: Path | None, console: Conso
         now = Standing(now.done - set(again), {key: task for key, task in now.live.items() if key not in again})
         for key in again:
             (run.element(*key) / "failed.json").unlink(missing_ok=True)
-        made = submit_plan(run, plan, _by_job(again), used, now, console.print)
+        made = submit_plan(run, plan, chosen_of(again), used, now, console.print)
     console.print(f"{len(again)} elements in {len(made)} arrays. Watch them with `curricula status {run.root}`.")
-
-
-def _by_job(keys: Sequence[Key]) -> Chosen:
-    chosen: dict[str, tuple[str, ...]] = {}
-    for job, label in keys:
-        chosen[job] = (*chosen.get(job, ()), label)
-    return chosen

@@ -56,7 +56,7 @@ STYLES: dict[State, str] = {
 def show_status(args: argparse.Namespace) -> int:
     if args.interval is not None and not args.interval > 0:
         raise UsageError(f"--interval {args.interval}: give a number of seconds above 0")
-    run, selection = Run.open(args.run or newest_run()), Selection.of(args)
+    run, selection = Run.open(args.run or newest_run()), Selection.from_args(args)
     plan = plan_study(run.study)
     chosen = set(keys_of(select(plan, selection)))
     console = Console(highlight=False, markup=False)

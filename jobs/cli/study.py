@@ -52,7 +52,7 @@ def submit(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile) if args.profile else None
     if not study.world:
         local_root()  # refuse a wrong CURRICULA_DATA before anything starts
-    plan, selection = plan_study(study, profile), Selection.of(args)
+    plan, selection = plan_study(study, profile), Selection.from_args(args)
     chosen = select(plan, selection, with_needs=True)
     if profile is None:
         run_here(run_root(study, args.run), plan, chosen if selection else None)
@@ -107,7 +107,7 @@ def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool, console: C
 
 
 def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, console: Console) -> None:
-    """Print every sbatch script, Slurm's answer to it where Slurm is installed, and the graph; writes nothing."""
+    """Print every sbatch script, Slurm's answer to it where Slurm is installed, and a table of the arrays; writes nothing."""
     from curricula.jobs.slurm.commands import tested
     from curricula.jobs.slurm.submit import preview
 
@@ -142,7 +142,7 @@ def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, con
 
 
 def render(args: argparse.Namespace) -> int:
-    from curricula.jobs.slurm.render import render as render_scripts
+    from curricula.jobs.slurm.render import render as write_scripts
     from curricula.jobs.slurm.render import write_resubmit
     from curricula.jobs.slurm.submissions import submissions
 
@@ -152,7 +152,7 @@ def render(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)  # first: if it cannot be made, no run folder must remain
     with Run.locked(root):
         run = Run.create(root, study)
-        scripts = render_scripts(run, plan, profile, args.out)
+        scripts = write_scripts(run, plan, profile, args.out)
         if not submissions(run):  # else its jobs keep the profile that they were submitted with
             keep_profile(run.profile, profile)
             write_resubmit(run, plan, profile)

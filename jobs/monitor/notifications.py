@@ -1,4 +1,4 @@
-"""Tells people about an element who do not read its folder.
+"""Tells people how an element fares without their reading its folder.
 
 `announced` publishes progress to the element's log and to the comment of its Slurm job, which `squeue --format=%k` shows.
 `notify` calls the command that the cluster profile names as `notify` when an element failed or the study is done. The command
@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from curricula.errors import UserError
 from curricula.jobs.monitor.logs import note
-from curricula.jobs.monitor.progress import number
+from curricula.jobs.monitor.progress import TimeLeft, number
 from curricula.jobs.slurm.commands import own_task, set_comment
 from curricula.jobs.slurm.profile import SECRET
 from curricula.progress import Progress
@@ -59,17 +59,15 @@ class _Throttled:
     def __init__(self, every_s: float, publish: Callable[[str], None]):
         self.every_s, self.publish = every_s, publish
         self._next = time.monotonic() + FIRST_AFTER_S
-        self._first: tuple[float, int] | None = None
+        self._time_left = TimeLeft()
 
     def __call__(self, done: int, total: int, **figures: Any) -> None:
         now = time.monotonic()
-        self._first = self._first or (now, done)
+        left_s = self._time_left(now, done, total)
         if now < self._next:
             return
         self._next = now + self.every_s
-        first_at, first_done = self._first
-        left_s = (now - first_at) / (done - first_done) * (total - done) if done > first_done else None
-        self.publish(line(done, total, left_s, figures))
+        self.publish(progress_line(done, total, left_s, figures))
 
 
 class JobComment:
@@ -89,7 +87,7 @@ class JobComment:
             set_comment(self.task, text, COMMENT_PATIENCE_S)
 
 
-def line(done: int, total: int, left_s: float | None, figures: Mapping[str, Any]) -> str:
+def progress_line(done: int, total: int, left_s: float | None, figures: Mapping[str, Any]) -> str:
     """One short line, such as `1200/5000 24% loss 2.345 1.2M tok/s 3:20:00 left`."""
     parts = [f"{done}/{total}", f"{100 * done // max(1, total)}%"]
     loss, speed = number(figures, "loss"), number(figures, "tokens_per_second")

@@ -20,6 +20,19 @@ import msgspec
 REWRITE_EVERY_S = 0.25
 
 
+class TimeLeft:
+    """Estimates the seconds left from the pace since its first call."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, now_s: float, done: int, total: int) -> float | None:
+        """None while nothing has been done since the first call."""
+        self._first = self._first or (now_s, done)
+        first_s, first_done = self._first
+        return (now_s - first_s) / (done - first_done) * (total - done) if done > first_done else None
+
+
 class ProgressFile:
     """A `Progress` that keeps an element's progress.json up to date. Not synced: after a crash it is out of date anyway."""
 
@@ -28,18 +41,15 @@ class ProgressFile:
         self._constant = {"started": time.time(), "host": socket.gethostname()}
         if environment.get("SLURM_RESTART_COUNT", "").isdecimal():
             self._constant["restarts"] = int(environment["SLURM_RESTART_COUNT"])
-        self._first: tuple[float, int] | None = None  # time and `done` of this process's first report
+        self._time_left = TimeLeft()
         self._next = 0.0
 
     def __call__(self, done: int, total: int, **figures: Any) -> None:
         now = time.time()
-        if self._first is None:
-            self._first = (now, done)
+        left_s = self._time_left(now, done, total)
         if now < self._next and done < total:
             return
         self._next = now + REWRITE_EVERY_S
-        first_at, first_done = self._first
-        left_s = (now - first_at) / (done - first_done) * (total - done) if done > first_done else None
         value = {"done": done, "total": total, "left_s": left_s, "updated": now, **self._constant, **figures}
         with contextlib.suppress(OSError):  # a full disk must not end the work over its progress report
             aside = self.path.with_suffix(".aside")

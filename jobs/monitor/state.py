@@ -61,14 +61,14 @@ class ElementStatus:
 @dataclass(frozen=True)
 class RunStatus:
     elements: list[ElementStatus]
-    """In the graph's order."""
+    """In the plan's order."""
     problem: str = ""
     """One line that says why Slurm's part is missing; empty if it is not."""
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What an element's folder tells."""
+    """What an element's folder says."""
 
     seconds: float | None = None
     """Not None when it is done."""

@@ -1,13 +1,13 @@
-"""From chosen elements to job arrays: which elements go together, and what each array waits for, in Slurm's words."""
+"""From chosen elements to job arrays: which elements go together, and Slurm's dependency for each array."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from curricula.errors import UsageError
-from curricula.jobs.plan import Chosen, Job, Key
+from curricula.jobs.plan import Chosen, Job, Key, Plan, keys_of
 from curricula.jobs.slurm.commands import Task
 
 
@@ -19,79 +19,67 @@ class Array:
     labels: tuple[str, ...]
 
 
-def check_needs(jobs: Sequence[Job], chosen: Chosen, done: Collection[Key], live: Collection[Key]) -> None:
-    """Raise UsageError when a chosen element needs one that is not done and that nobody will run."""
-    for job in jobs:
-        for key in _needed(jobs, job, chosen.get(job.name, ())):
-            if key not in done and key not in live and key[1] not in chosen.get(key[0], ()):
+def check_needs(plan: Plan, chosen: Chosen, done: Collection[Key], live: Collection[Key]) -> None:
+    """Raise UsageError when a chosen element needs one that is neither done nor `live` (queued or running) nor chosen."""
+    available = {*done, *live, *keys_of(chosen)}
+    for job, label in keys_of(chosen):
+        for need, must_be_ok in plan.needs[job, label]:
+            if must_be_ok and need not in available:
                 raise UsageError(
-                    f"{job.name} needs {key[0]}/{key[1]}, which is neither done nor queued nor chosen; "
-                    f"begin earlier, with --from {key[0]}"
+                    f"{job} needs {need[0]}/{need[1]}, which is neither done nor queued nor chosen; "
+                    f"begin earlier, with --from {need[0]}"
                 )
 
 
-def _needed(jobs: Sequence[Job], job: Job, labels: Collection[str]) -> Iterator[Key]:
-    """The elements that must have ended well before `labels` of the job can."""
-    by_name = {one.name: one for one in jobs}
-    places = [place for place, element in enumerate(job.elements) if element.label in labels]
-    for edge in job.needs if places else ():
-        others = by_name[edge.job].elements
-        if edge.kind != "afterany":
-            for other in others if edge.kind == "afterok" else (others[place] for place in places):
-                yield edge.job, other.label
-
-
 def arrays_of(
-    jobs: Sequence[Job], job: Job, labels: Sequence[str], tasks: Mapping[Key, Task], longest: int
+    plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, Task], max_array_size: int
 ) -> list[Array]:
-    """The job's elements in arrays of at most `longest`.
+    """The job's elements in arrays of at most `max_array_size`.
 
-    Elements whose counterparts (aftercorr) are in different arrays, or of which some have none left to wait for, are kept
-    apart, so that each waits for its own. `tasks`: the array tasks of elements that are queued or running.
+    Elements that wait for their counterparts (aftercorr) in different arrays are kept apart, and so are those that have
+    nothing left to wait for. `tasks`: the array tasks of elements that are queued or running.
     """
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for label in labels:
-        found = _counterparts(jobs, job, label, tasks)
+        found = _counterparts(plan, job, label, tasks)
         groups[tuple(task.job_id for task in found if task)].append(label)
     return [
-        Array(job, tuple(group[start : start + longest]))
+        Array(job, tuple(group[start : start + max_array_size]))
         for group in groups.values()
-        for start in range(0, len(group), longest)
+        for start in range(0, len(group), max_array_size)
     ]
 
 
-def _counterparts(jobs: Sequence[Job], job: Job, label: str, tasks: Mapping[Key, Task]) -> list[Task | None]:
+def _counterparts(plan: Plan, job: Job, label: str, tasks: Mapping[Key, Task]) -> list[Task | None]:
     """For each aftercorr edge the array task of the element that `label` waits for, if it is queued or running."""
-    corresponding = [edge.job for edge in job.needs if edge.kind == "aftercorr"]
-    if not corresponding:
+    edges = [edge for edge in job.needs if edge.kind == "aftercorr"]
+    if not edges:
         return []
-    by_name = {one.name: one for one in jobs}
-    place = [element.label for element in job.elements].index(label)
-    return [tasks.get((name, by_name[name].elements[place].label)) for name in corresponding]
+    place = job.labels.index(label)
+    return [tasks.get((edge.job, plan.by_name[edge.job].labels[place])) for edge in edges]
 
 
-def dependency(jobs: Sequence[Job], array: Array, tasks: Mapping[Key, Task], sizes: Mapping[str, int]) -> str:
-    """What sbatch takes as --dependency; empty when there is nothing to wait for. `sizes`: how many tasks each array has."""
-    by_name = {one.name: one for one in jobs}
-    places = {element.label: place for place, element in enumerate(array.job.elements)}
-    words = []
+def dependency(plan: Plan, array: Array, tasks: Mapping[Key, Task], sizes: Mapping[str, int]) -> str:
+    """The value of sbatch's --dependency; empty when there is nothing to wait for. `sizes`: how many tasks each array has."""
+    places = {label: place for place, label in enumerate(array.job.labels)}
+    clauses = []
     for edge in array.job.needs:
-        others = [element.label for element in by_name[edge.job].elements]
+        others = plan.by_name[edge.job].labels
         if edge.kind == "aftercorr":
             counterparts = [tasks.get((edge.job, others[places[label]])) for label in array.labels]
             found = [task for task in counterparts if task is not None]
             if not found:
                 continue
             if found == [Task(found[0].job_id, number) for number in range(len(array.labels))]:
-                words.append(f"aftercorr:{found[0].job_id}")
+                clauses.append(f"aftercorr:{found[0].job_id}")
             else:  # not in step with the other array: all wait for all
-                words.append(f"afterok:{_ids(found, sizes)}")
+                clauses.append(f"afterok:{_ids(found, sizes)}")
         elif found := [tasks[edge.job, label] for label in others if (edge.job, label) in tasks]:
             if edge.kind == "afterany":  # tasks that have ended do no harm
-                words.append(":".join(["afterany", *dict.fromkeys(task.job_id for task in found)]))
+                clauses.append(":".join(["afterany", *dict.fromkeys(task.job_id for task in found)]))
             else:
-                words.append(f"afterok:{_ids(found, sizes)}")
-    return ",".join(dict.fromkeys(words))
+                clauses.append(f"afterok:{_ids(found, sizes)}")
+    return ",".join(dict.fromkeys(clauses))
 
 
 def _ids(found: Sequence[Task], sizes: Mapping[str, int]) -> str:
@@ -99,7 +87,7 @@ def _ids(found: Sequence[Task], sizes: Mapping[str, int]) -> str:
     numbers: dict[str, set[int]] = defaultdict(set)
     for task in found:
         numbers[task.job_id].add(task.number)
-    words = []
-    for job_id, which in numbers.items():
-        words += [job_id] if len(which) == sizes[job_id] else [f"{job_id}_{number}" for number in sorted(which)]
-    return ":".join(words)
+    ids = []
+    for job_id, of_job in numbers.items():
+        ids += [job_id] if len(of_job) == sizes[job_id] else [f"{job_id}_{number}" for number in sorted(of_job)]
+    return ":".join(ids)

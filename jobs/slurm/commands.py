@@ -1,6 +1,6 @@
 """Slurm's commands, and what they print as typed values: squeue, sacct, scancel, scontrol, sbatch --test-only.
 
-Each function runs its command once and waits for it. What Slurm knows of one run is in `queue.py`.
+Each function runs its command once and waits for it. What Slurm has of one run is in `submissions.py`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ COLUMNS = {
 """The columns that squeue is asked for, and their widths in characters."""
 RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+"""Slurm's states of jobs that have nodes, and of jobs that wait for some."""
 AWAY = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Connection refused|Connection timed out|"
     r"Slurm backup controller|Slurmctld.*(down|not running)|Transport endpoint|Slurm temporarily unable",
     re.IGNORECASE,
 )
+"""Messages of Slurm's commands when the controller does not answer."""
 REASONS = {
     "Priority": "other jobs are ahead in the queue",
     "Resources": "waits for free nodes",
@@ -65,7 +67,7 @@ class ControllerAway(UserError):
 
 
 class Task(NamedTuple):
-    """One array task: what Slurm calls `job_id`_`index`."""
+    """One array task, which Slurm names `job_id`_`number`."""
 
     job_id: str
     number: int
@@ -239,7 +241,7 @@ def host_names(node_list: str) -> list[str]:
 
 
 def tested(script: str) -> str:
-    """Slurm's answer to `sbatch --test-only`, which ignores dependencies: when and where it would start, or why never."""
+    """Slurm's answer to `sbatch --test-only` without dependencies: when and where the job would start, or why never."""
     independent = "\n".join(line for line in script.splitlines() if not line.startswith("#SBATCH --dependency"))
     command = ["sbatch", "--test-only", "--output=/dev/null"]
     try:

@@ -1,7 +1,7 @@
-"""A cluster profile: what a site wants to be told, so that the same study runs on any. Profiles are in env/profiles/.
+"""A cluster profile: how one site runs jobs, so that the same study runs on any. Profiles are in env/profiles/.
 
-A profile says how jobs are asked for (partition, account, nodes, time) and what surrounds the work on the nodes (modules, a
-container, the fabric's environment). What is computed is the study's alone.
+A profile says what to ask Slurm for (partition, account, nodes, time) and what surrounds the work on the nodes (modules, a
+container, the fabric's environment). What is computed depends on the study alone.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ from curricula.errors import UsageError
 from curricula.provenance import PACKAGE
 from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, parse, read_yaml
 
-# One line of printable text: such words go into scripts, quoted, where a line break could end a comment.
 OneLine = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
-
-
+"""One line of printable text. It is quoted in scripts, where a line break could still end a comment."""
 SECRET = re.compile(
     r"TOKEN(?!IZERS_PARALLELISM)|SECRET|PASS|(?<!^OLD)(?<!^)PWD|CREDENTIAL|AUTH|(^|_)(API)?KEY", re.IGNORECASE
 )
-"""Names of variables that look like a secret's; neither a script nor the notify command gets them. Not among them are the
+"""Names of variables that look like a secret's; neither scripts nor the notify command get them. The expression spares the
 folders PWD and OLDPWD, the switch TOKENIZERS_PARALLELISM and the fabric's NCCL_IB_PKEY."""
 
 
 class StageOptions(Settings, frozen=True):
-    """What jobs of a stage ask for. What is absent is taken from the stage `all`, sizes and hours from the study."""
+    """What jobs of a stage ask for. Absent options come from the stage `all`; absent sizes and hours then from the study."""
 
     partition: OneLine | None = None
     account: OneLine | None = None
@@ -47,13 +45,13 @@ class StageOptions(Settings, frozen=True):
     nodes: Positive | None = None
     gpus_per_node: Annotated[int, msgspec.Meta(ge=0)] | None = None
     gpu_type: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]+\Z")] | None = None
-    """Where the site wants the kind of GPU named: h100 gives --gpus-per-node=h100:8."""
+    """The kind of GPU, if the site wants it named: h100 gives --gpus-per-node=h100:8."""
     cpus_per_task: Positive | None = None
     memory_gb: PositiveNumber | None = None
-    """Of each node."""
+    """Memory of each node."""
     exclusive: bool | None = None
     hours: PositiveNumber | None = None
-    """The longest a job may run at a time; what takes longer is requeued and goes on from its last checkpoint."""
+    """The longest that a job may run at a time; longer work is requeued and continues from its last checkpoint."""
     throttle: Positive | None = None
     """How many elements of an array run at a time."""
     options: dict[str, str | int | bool] = {}
@@ -72,18 +70,23 @@ class StageOptions(Settings, frozen=True):
 
 MANAGED = ("array", "chdir", "dependency", "error", "export", "job-name", "open-mode", "output", "parsable", "requeue",
            "no-requeue", "signal", "test-only", "wait", "wrap", "ntasks", "ntasks-per-node")  # fmt: skip
+"""Options of sbatch that the suite sets itself."""
 
 
 class Stages(Settings, frozen=True):
-    """`all`, and what differs from it: data is fetching, preparing and tokenising; tuning both finetuning stages with the
-    export of their models; export that of base models; evaluation also the merging and judging of answers."""
+    """The options of each group of stages."""
 
     all: StageOptions = StageOptions()
+    """What the others do not say."""
     data: StageOptions = StageOptions()
+    """Fetching, preparing and tokenising."""
     pretraining: StageOptions = StageOptions()
     tuning: StageOptions = StageOptions()
+    """Both finetuning stages, with the export of their models."""
     export: StageOptions = StageOptions()
+    """The export of base models."""
     evaluation: StageOptions = StageOptions()
+    """Evaluating, and merging and judging the answers."""
     report: StageOptions = StageOptions()
 
 
@@ -96,9 +99,9 @@ class Container(Settings, frozen=True):
     mounts: tuple[OneLine, ...] = ()
     """Folders, or "outside:inside", besides the run folder and the data folder."""
     python: OneLine = "python3"
-    """In the image."""
+    """The interpreter in the image."""
     options: tuple[OneLine, ...] = ()
-    """More words for `apptainer exec` or for srun."""
+    """More options of `apptainer exec` or, with pyxis, of srun."""
 
     def check(self) -> None:
         for mount in self.mounts:
@@ -107,16 +110,17 @@ class Container(Settings, frozen=True):
 
 
 class Preflight(Settings, frozen=True):
-    """What nodes must fulfil. Bandwidths are `busbw` of NCCL's tests, in GB/s."""
+    """What nodes must fulfil."""
 
     min_bandwidth_gb_s: PositiveNumber | None = None
-    """The floor of an all-reduce over all processes; without one the bandwidth is only measured and logged."""
+    """The least bandwidth of an all-reduce over all processes (`busbw` of NCCL's tests); by default it is only measured and
+    logged."""
     max_skew_s: PositiveNumber = 5.0
     """How far a node's clock may be from the median of all."""
     min_free_gb: NonNegativeNumber = 1.0
-    """Free space on the run folder's disk and in the node's temporary folder."""
+    """The least free space on the run folder's disk and in the node's temporary folder."""
     patience_s: PositiveNumber = 300.0
-    """How long all processes may take to start: containers and cold file systems are slow."""
+    """How long all processes may take to start; containers and cold file systems are slow."""
 
 
 class Profile(Settings, frozen=True):
@@ -124,13 +128,13 @@ class Profile(Settings, frozen=True):
 
     description: OneLine | None = None
     runs: OneLine | None = None
-    """Folder for run folders, on a disk that all nodes see; ~ and $NAME are filled in. Default: runs."""
+    """The folder of run folders, on a disk that all nodes see; ~ and $NAME are expanded. Default: runs."""
     stages: Stages = Stages()
     setup: tuple[OneLine, ...] = ()
-    """Lines of bash before the work, such as "module load cuda/12.8". They are run as they stand."""
+    """Lines of bash to run before the work, unquoted, such as "module load cuda/12.8"."""
     environment: dict[str, OneLine | int] = {}
     secrets_file: OneLine | None = None
-    """A file of NAME=value lines that only you can read (chmod 600), given to the work as environment."""
+    """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment."""
     python: OneLine | None = None
     """The interpreter on the nodes. Default: the one that runs `curricula submit`."""
     container: Container | None = None
@@ -138,21 +142,21 @@ class Profile(Settings, frozen=True):
     max_array_size: Positive = 1001
     """`scontrol show config` says MaxArraySize; longer arrays are split."""
     lead_time_s: Annotated[int, msgspec.Meta(ge=10, le=3600)] = 120
-    """How long before its time limit a job is told to save: more than a step and a save take."""
+    """How long before its time limit a job is told to save; give it more than a step and a save take."""
     restarts_without_progress: Positive = 5
-    """A job that was requeued this often without saving anything new gives up, and what waits for it is cancelled."""
+    """A job that was requeued this often without saving anything new gives up, and jobs that wait for it are cancelled."""
     gpu_hours_limit: PositiveNumber = 100
     """`curricula submit` asks before it submits more than this."""
     preflight: Preflight = Preflight()
-    """What the nodes of a job of many processes must fulfil before it begins."""
+    """What the nodes of a job of several processes must fulfil before it begins."""
     notify: OneLine | None = None
-    """A command that is told when an element fails and when the report is done: see docs/monitoring.md."""
+    """A command to run when an element fails and when the report is done: see docs/monitoring.md."""
 
     def check(self) -> None:
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(
-                    f"environment names {name!r}, which is no name of a variable; use letters, digits and '_'"
+                    f"environment names {name!r}, which cannot name a variable; use letters, digits and '_'"
                 )
             if SECRET.search(name):
                 raise ValueError(
@@ -160,7 +164,7 @@ class Profile(Settings, frozen=True):
                 )
 
     def options(self, section: str) -> StageOptions:
-        """What the site says of a section of `stages`, with `all` filled in."""
+        """The options of a section of `stages`, completed from `all`."""
         general = self.stages.all
         own: StageOptions = getattr(self.stages, section)
         values: dict[str, Any] = {}
@@ -170,9 +174,9 @@ class Profile(Settings, frozen=True):
         return StageOptions(**values)
 
     def request(self, stage: str, section: str, ask: Ask) -> Request:
-        """What each element of a stage gets: the profile's sizes and hours, else those that the study asks for.
+        """What each element of a stage requests: the profile's sizes and hours, else the study's.
 
-        Raises UsageError when that time is over before a job could save.
+        Raises UsageError when a job's time would be over before it could save.
         """
         request = _request(section, ask, self.options(section))
         longest = min(ask.hours, request.options.hours or ask.hours)
@@ -204,12 +208,12 @@ class Ask:
     nodes: int = 1
     gpus_per_node: int = 0
     hours: float = 1.0
-    """In all, over as many jobs as a profile's limits make of it."""
+    """The time limit, over all restarts."""
     cpus_per_task: int | None = None
     one_task_per_gpu: bool = False
     """Whether each GPU has a process of its own, as in training."""
     takes_gpus: bool = True
-    """Whether GPUs that the profile gives the section are of use to the stage."""
+    """Whether the stage can use GPUs that the profile gives to its section."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,13 +224,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     gpus_per_node: int = 0
     cpus_per_task: int | None = None
     minutes: int = 60
-    """The longest at a time."""
+    """The longest that a job may run at a time."""
     total_hours: float = 1.0
-    """The longest in all, requeued as often as that takes."""
+    """The longest over all restarts."""
     section: str = ""
-    """The key of the profile's `stages` that it comes from."""
+    """The key of the profile's `stages` that the options come from."""
     options: StageOptions = StageOptions()
-    """Partition, account and whatever else the site wants."""
+    """Partition, account and the site's other options."""
 
     @property
     def gpus(self) -> int:
@@ -250,14 +254,17 @@ def _request(section: str, ask: Ask, options: StageOptions) -> Request:
 
 
 def plain_request(section: str, ask: Ask) -> Request:
-    """The request on a cluster of which nothing is known."""
+    """The request without a cluster profile."""
     return _request(section, ask, StageOptions())
 
 
 def load_profile(path: Path) -> Profile:
-    """Read and validate a profile; raises UsageError that names the file, the key, its value and what to write."""
+    """Read and check a profile, by its path or the short name of one in env/profiles/.
+
+    Raises UsageError that names the file, the key, its value and what to write instead.
+    """
     if not path.exists() and path.parent == Path() and not path.suffix:
-        path = PACKAGE / "profiles" / f"{path}.yaml"  # by its short name
+        path = PACKAGE / "profiles" / f"{path}.yaml"
     profile = parse(
         read_yaml(path, "no such profile; copy one of env/profiles/ and change its marked lines"), Profile, str(path)
     )
@@ -267,12 +274,12 @@ def load_profile(path: Path) -> Profile:
 
 
 def keep_profile(path: Path, profile: Profile) -> None:
-    """Write the profile into a run folder: for the jobs, and for submitting again."""
+    """Write the profile into a run folder, for its jobs and later submissions."""
     write_text(path, yaml.safe_dump(msgspec.to_builtins(profile), sort_keys=False))
 
 
 def kept_profile(path: Path) -> Profile:
-    """The profile by which a run was last submitted; raises UsageError without one, or when it is damaged."""
+    """The profile of a run's latest submission; raises UsageError when there is none or it is damaged."""
     return parse(read_yaml(path, "the run was submitted without it; name one with --profile"), Profile, str(path))
 
 

@@ -1,8 +1,8 @@
-"""The job graph as plain sbatch scripts and one script that submits them with their dependencies.
+"""The plan as plain sbatch scripts, and one script that submits them with their dependencies.
 
-For those who want to read, change and submit with bash and Slurm alone: `curricula render STUDY OUT --profile P`, then
-`OUT/submit_all.sh`. The scripts ask for the same and do the same as those of `curricula submit --cluster slurm`, and what they
-submit is recorded in the same place, so that `status`, `logs`, `retry` and `cancel` work on it too.
+For users who want to read, change and submit the jobs with bash and Slurm alone: `curricula render STUDY OUT --profile P`, then
+`OUT/submit_all.sh`. The scripts request and do the same as those of `curricula submit --cluster slurm`. They record what they
+submit in the same place, so `status`, `logs`, `retry` and `cancel` work on it too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curricula.durable import open_atomically
-from curricula.jobs.plan import Edge, Job, Plan
+from curricula.jobs.plan import Edge, EdgeKind, Job, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.script import LOG, Options, array_option, body, check_root, sbatch_options, templates
@@ -31,14 +31,22 @@ class Script:
     job: Job
     labels: tuple[str, ...]
     variable: str
-    """The shell variable that holds its number once it is submitted."""
+    """The shell variable for the array's number at Slurm."""
     waits: str
-    """Its --dependency, with the variables of the arrays it waits for."""
+    """The value of --dependency, with the variables of the arrays that it waits for."""
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Arrays that a script in resubmit.sh waits for."""
+
+    kind: EdgeKind
+    variables: tuple[str, ...]
 
 
 def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
-    """Write a script for each array of `run`'s study, and submit_all.sh; returns their paths, that one last."""
-    scripts = render_scripts(run, plan, profile, out)
+    """Write a script for each array of the plan, and submit_all.sh; returns their paths, that one last."""
+    scripts = _write_scripts(run, plan, profile, out)
     submit_all = templates().get_template("submit_all.sh.j2").render(
         study=run.study.name,
         scripts=scripts,
@@ -49,8 +57,8 @@ def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
     return [*(out / script.file for script in scripts), out / SUBMIT_ALL]
 
 
-def render_scripts(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Script]:
-    """Write a script for each array of `run`'s study."""
+def _write_scripts(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Script]:
+    """Write a script for each array of the plan."""
     study, root = run.study, check_root(run.root)
     code = take_snapshot(root)
     scripts = _scripts(plan.jobs, profile.max_array_size)
@@ -98,9 +106,9 @@ def _directive(name: str, value: str | int | bool) -> str:
 
 
 def record_format(script: Script) -> str:
-    """The line of submissions.jsonl as a format of printf: number and time are filled in when it is submitted."""
-    line = json.dumps({"job": script.job.name, "job_id": "@ID@", "labels": script.labels, "submitted": "@TIME@"})
-    escaped = line.replace("\\", "\\\\").replace("%", "%%")
+    """The script's record in submissions.jsonl as a format of printf, which fills in number and time of the submission."""
+    record = json.dumps({"job": script.job.name, "job_id": "@ID@", "labels": script.labels, "submitted": "@TIME@"})
+    escaped = record.replace("\\", "\\\\").replace("%", "%%")
     return escaped.replace("@ID@", "%s").replace('"@TIME@"', "%s") + "\\n"
 
 
@@ -110,21 +118,13 @@ def write_script(path: Path, text: str) -> None:
     path.chmod(0o700)
 
 
-@dataclass(frozen=True)
-class Waits:
-    """Arrays that a script waits for, and how."""
-
-    kind: str
-    variables: tuple[str, ...]
-
-
 def write_resubmit(run: Run, plan: Plan, profile: Profile) -> Path:
-    """Write RUN/resubmit.sh, which submits again all of a run that is not done, with bash and Slurm alone.
+    """Write RUN/resubmit.sh, which submits again whatever is not done, with bash and Slurm alone.
 
-    The sbatch scripts that it hands to Slurm go to RUN/slurm/scripts.
+    Its sbatch scripts go to RUN/slurm/scripts.
     """
     folder = run.slurm / "scripts"
-    scripts = render_scripts(run, plan, profile, folder)
+    scripts = _write_scripts(run, plan, profile, folder)
     needs = {job.name: job.needs for job in plan.jobs}
     of_job: dict[str, tuple[str, ...]] = {}
     for script in scripts:

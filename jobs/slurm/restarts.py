@@ -1,6 +1,6 @@
-"""How often an element was put back into the queue without getting on: a job that never will must not come back for ever.
+"""Stops an element that is requeued again and again without progress.
 
-Slurm counts restarts; beside the element lies what it had saved, and Slurm's count, when it last had something new.
+Slurm counts restarts. The element's restarts.json holds that count, and how much was saved, when the saved work last grew.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ from curricula.errors import UserError
 from curricula.jobs.stages import STAGES, Work
 
 LIMIT = "CURRICULA_RESTARTS_WITHOUT_PROGRESS"
+"""The variable in which the batch script hands on the profile's `restarts_without_progress`."""
 
 
 class GaveUp(UserError):
     """The element was restarted too often without progress."""
 
     exit_code = 93
-    """As NVIDIA's resiliency extension has it: do not start this job again."""
+    """NVIDIA's resiliency extension uses 93 in the same sense: do not start this job again."""
 
 
 class Standstill(msgspec.Struct, frozen=True):
-    """What restarts.json holds."""
+    """What restarts.json holds: the state when the saved work last grew."""
 
     saved: int
-    """How much the element had saved when that last grew: steps of the latest checkpoint, or bytes of rows."""
+    """How much was saved: steps of the latest checkpoint, or bytes of rows."""
     restarts: int
-    """Slurm's count of restarts then."""
+    """Slurm's count of restarts."""
     task: str
     """The array task whose count that is."""
 
 
 def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> None:
-    """Note this start; raises GaveUp when the last ones saved nothing new, as many as the environment allows.
+    """Record this start; raises GaveUp when as many starts as the environment allows have saved nothing new.
 
-    Does nothing outside of Slurm.
+    Does nothing outside Slurm.
     """
     limit, job_id = environment.get(LIMIT), environment.get("SLURM_ARRAY_JOB_ID")
     if not limit or not job_id:
@@ -50,19 +51,19 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
         restarts=int(environment.get("SLURM_RESTART_COUNT", "0")),
         task=f"{job_id}_{environment.get('SLURM_ARRAY_TASK_ID', '0')}",
     )
-    before = _read(path)
-    if before is None or before.task != now.task or now.saved > before.saved:
+    grown = _read(path)
+    if grown is None or grown.task != now.task or now.saved > grown.saved:
         write_json(path, msgspec.to_builtins(now))
-    elif now.restarts - before.restarts >= int(limit):
+    elif now.restarts - grown.restarts >= int(limit):
         raise GaveUp(
-            f"{work.name}: restarted {now.restarts - before.restarts} times without progress (still at "
-            f"{now.saved} saved {stage.unit}), so it is not started again and what waits for it is cancelled; mend the cause "
+            f"{work.name}: restarted {now.restarts - grown.restarts} times without progress (still at "
+            f"{now.saved} saved {stage.unit}), so it is not started again and what waits for it is cancelled; fix the cause "
             f"and submit again. The last error: {_last_error(path.parent)}"
         )
 
 
 def _last_error(folder: Path) -> str:
-    """What the start before this one ended with; the batch script puts it aside."""
+    """The error of the previous start, which the batch script sets aside."""
     try:
         return str(read_json(folder / "failed-before.json")["error"])
     except (UserError, KeyError, TypeError):
@@ -70,7 +71,7 @@ def _last_error(folder: Path) -> str:
 
 
 def _read(path: Path) -> Standstill | None:
-    """What the file holds; None where there is none, or where someone else wrote it: counting then begins anew."""
+    """What the file holds; None without a file, or when it holds something else: counting then starts over."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Standstill)
     except (FileNotFoundError, msgspec.DecodeError):

@@ -1,7 +1,7 @@
-"""What a job array is to Slurm: the options of sbatch, and the body of the batch script.
+"""The batch script of a job array: the options of sbatch, and the body.
 
-Both ways to Slurm end here: `curricula submit`, through submitit, and `curricula render`, which writes plain scripts. Whatever
-a user can name is quoted before it reaches the shell, and checked before it reaches an #SBATCH line.
+Both `curricula submit`, through submitit, and `curricula render`, which writes plain scripts, use it. Whatever a user can name
+is quoted before it reaches the shell, and checked before it reaches an #SBATCH line.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 TEMPLATES = PACKAGE / "sbatch_templates"
 RESERVE_S = 20
-"""How long before its time limit a job is requeued at the latest."""
+"""A job is requeued at least this long before its time limit."""
 CONTENTS = "# runs "
-"""Begins the line of a script that says what it runs: the job and its elements, as JSON."""
+"""Begins the line of a script that says what it runs: a `Contents` as JSON."""
 LOG = "%A_%a_%t_log.out"
-"""A task's log in RUN/slurm: array, index and rank. The script's own is that of rank 0."""
+"""A task's log in RUN/slurm: array, index and rank. The script's own output goes to that of rank 0."""
 
 Options = dict[str, str | int | bool]
 
@@ -51,16 +51,16 @@ def check_root(root: Path) -> Path:
 
 
 def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
-    """The job's options of sbatch by their long names, without those that differ from submission to submission."""
+    """The job's options of sbatch by their long names, except those that differ from submission to submission."""
     request, asked = job.request, job.request.options
     options: Options = {
         "job-name": f"{study.name}/{job.name}",
         "nodes": request.nodes,
         "ntasks-per-node": request.tasks_per_node,
         "time": request.minutes,
-        "requeue": True,  # after preemption and the loss of a node, under the same number
+        "requeue": True,  # under the same number, after preemption and the loss of a node
         "open-mode": "append",
-        "kill-on-invalid-dep": "yes",  # what waits for a failed job is cancelled, rather than pending for ever
+        "kill-on-invalid-dep": "yes",  # otherwise jobs that wait for a failed one would wait for ever
         "signal": f"USR2@{profile.lead_time_s}",
     }
     if request.gpus_per_node:
@@ -84,7 +84,7 @@ def array_option(count: int, throttle: int | None) -> str:
 
 
 def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: Path, code: Path) -> str:
-    """The batch script without its #SBATCH lines. `root`: the run folder, absolute. `code`: the snapshot that it runs."""
+    """The batch script without its #SBATCH lines. `root` is the absolute run folder, `code` the snapshot to run."""
     command = [profile.interpreter(), str(code / ENTRY)]
     srun_words = list(profile.srun_options)
     container = profile.container
@@ -122,7 +122,7 @@ def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: 
 
 
 class Contents(msgspec.Struct, frozen=True):
-    """What a batch script runs: array task i the element labels[i]. By it a job is found that nobody came to record."""
+    """What a batch script runs: array task i runs the element labels[i]. It identifies a job that was never recorded."""
 
     job: str
     labels: tuple[str, ...]
@@ -142,9 +142,9 @@ def contents_in(script: str) -> Contents | None:
 
 
 def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
-    """Folders that must be seen inside the container, each under its own name."""
+    """Folders that the container mounts, each under its own name, and the profile's own mounts."""
     assert profile.container is not None
-    data = None if study.world else os.environ.get("CURRICULA_DATA")  # Run.create holds it fast for the run
+    data = None if study.world else os.environ.get("CURRICULA_DATA")  # the same for the whole run: see Run.create
     folders = [str(root), *([str(Path(data).resolve())] if data else [])]
     return [*(f"{folder}:{folder}" for folder in folders), *(os.path.expandvars(it) for it in profile.container.mounts)]
 

@@ -1,7 +1,6 @@
-"""The code as it was when jobs were submitted: RUN/code/DIGEST/, which they run, however the checkout changes meanwhile.
+"""Snapshots of the code, RUN/code/DIGEST/: jobs run the code that they were submitted with, however the checkout changes.
 
-A snapshot is named by its content: submitting again with the same code makes none, with mended code another. Jobs that are
-queued keep the one they were submitted with.
+A snapshot is named by its content: another submission makes a new one only if the code has changed.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def take_snapshot(run_root: Path) -> Path:
 
 
 def snapshot_folder(run_root: Path, files: Sequence[Path]) -> Path:
-    """Where a snapshot of `files`, as they are now, lies or will lie."""
+    """The folder of a snapshot of `files` as they are now, taken or not."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path}\0{(ROOT / path).stat().st_size}\0".encode())

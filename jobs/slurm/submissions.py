@@ -1,7 +1,7 @@
-"""What a run has at Slurm: the record of its submissions, and which of them Slurm still has.
+"""A run's submissions to Slurm: their record, and which of them Slurm still has.
 
-RUN/slurm/submissions.jsonl has one line for each sbatch, in order. Array task i of a submission runs the element labels[i]; an
-element that was submitted again belongs to its latest line.
+RUN/slurm/submissions.jsonl has one line for each sbatch, in order. Array task i of a submission runs the element labels[i]. For
+an element that was submitted again, the latest line counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """One job array, as sbatch accepted it."""
 
     job: str
-    """Its name in the study's graph."""
+    """Its name in the study's plan."""
     job_id: str
     """Slurm's number of the array."""
     labels: tuple[str, ...]
@@ -37,14 +37,14 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record(run: Run, submission: Submission) -> None:
-    """Append the line and sync it: after this a crash cannot make the job be forgotten."""
+    """Append the submission and sync the file: from then on no crash can lose it."""
     append_jsonl(run.submissions, [msgspec.to_builtins(submission)])
 
 
 def submissions(run: Run) -> list[Submission]:
-    """All that was submitted, oldest first. A last line that a kill cut short is left out.
+    """All submissions, oldest first, without a last line that a kill cut short.
 
-    Raises UserError that names the file and line when a whole line is something else.
+    Raises UserError that names the file and line when a whole line is anything else.
     """
     try:
         lines = run.submissions.read_bytes().split(b"\n")[:-1]
@@ -62,8 +62,8 @@ def submissions(run: Run) -> list[Submission]:
     return found
 
 
-def latest_tasks(submitted: list[Submission]) -> dict[tuple[str, str], Task]:
-    """For each (job, element label) that was ever submitted, the array task that counts."""
+def latest_tasks(submitted: list[Submission]) -> dict[Key, Task]:
+    """The latest array task of every element that was ever submitted."""
     return {
         (submission.job, label): Task(submission.job_id, index)
         for submission in submitted
@@ -74,7 +74,7 @@ def latest_tasks(submitted: list[Submission]) -> dict[tuple[str, str], Task]:
 def recover(run: Run, queue: Queue) -> list[Submission]:
     """Record jobs of this run that Slurm accepted from a submission that was killed before it could record them.
 
-    An array is left alone if it would hide a task that is recorded and alive: somebody submitted part of it by hand.
+    An array is left alone if recording it would hide a live task that is on record: someone submitted part of it by hand.
     """
     known = {submission.job_id for submission in submissions(run)}
     folder = f"{run.slurm.resolve()}/"

@@ -1,7 +1,7 @@
-"""Submits a plan, or any part of it, to Slurm: one sbatch for each array, with the dependencies of the plan.
+"""Submits a plan, or any part of it, to Slurm: one sbatch for each array, with the plan's dependencies.
 
-A submission that was interrupted is completed by giving it again: what Slurm already has is found and left alone. All that
-lasts is the record in RUN/slurm; nothing stays behind on the login node.
+The same command completes a submission that was interrupted: it finds the arrays that Slurm already has and leaves them alone.
+Only the record in RUN/slurm remains; no process stays behind on the login node.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Standing:
-    """What has become of a run's elements before a submission."""
+    """The elements of a run that a submission need not submit."""
 
     done: set[Key]
     live: dict[Key, Task]
+    """Queued or running."""
 
     def open(self, chosen: Chosen) -> Chosen:
-        """The `chosen` elements that are neither done nor in the queue."""
+        """The `chosen` elements that are neither done nor live."""
         left = {
             job: tuple(label for label in labels if (job, label) not in self.done and (job, label) not in self.live)
             for job, labels in chosen.items()
@@ -48,7 +49,7 @@ class Standing:
 
 
 def standing(run: Run, plan: Plan, say: Say) -> Standing:
-    """Ask the run folder what is done and Slurm what it has, recording what a killed submission left unrecorded."""
+    """Ask the run folder what is done and Slurm what is live, and record what a killed submission left unrecorded."""
     require_slurm()
     for attempt in patiently(say):
         with attempt:
@@ -61,12 +62,12 @@ def standing(run: Run, plan: Plan, say: Say) -> Standing:
 
 
 def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Standing, say: Say) -> list[Submission]:
-    """Submit the `chosen` elements, of which none may be done or queued, each after what it needs; returns what was recorded.
+    """Submit the `chosen` elements, none of them done or live, each after those it needs; returns the new submissions.
 
-    Raises UsageError, before anything is submitted, when an element needs what is neither done nor queued nor chosen; UserError
-    when Slurm refuses a job. What was submitted until then stays, and giving the same again goes on.
+    Raises UsageError, before anything is submitted, when an element needs one that is neither done nor live nor chosen.
+    Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues.
     """
-    check_needs(plan.jobs, chosen, now.done, now.live)
+    check_needs(plan, chosen, now.done, now.live)
     root = check_root(run.root)
     run.slurm.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(root)
@@ -77,7 +78,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
     numbering = _Numbering(dict(now.live), sizes)
     for array in _arrays(plan, chosen, profile, numbering):
-        for label in array.labels:  # a mark of what is to be made anew would end its element at once
+        for label in array.labels:  # with the old mark the element would end at once
             (run.element(array.job.name, label) / "done.json").unlink(missing_ok=True)
         options = _options(plan, array, profile, numbering)
         if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
@@ -95,7 +96,7 @@ class Preview:
     job: str
     array: Array
     waits: str
-    """The dependency, with names of jobs for the numbers they will get."""
+    """The dependency, with the names of arrays in place of their numbers."""
     script: str
 
 
@@ -106,8 +107,8 @@ def preview(plan: Plan, chosen: Chosen, profile: Profile, root: Path) -> list[Pr
     numbering = _Numbering({}, {})
     found: list[Preview] = []
     for array in _arrays(plan, chosen, profile, numbering):
-        before = sum(one.array.job == array.job for one in found)
-        name = array.job.name if len(array.labels) == len(chosen[array.job.name]) else f"{array.job.name}/{before}"
+        number = sum(one.array.job == array.job for one in found)
+        name = array.job.name if len(array.labels) == len(chosen[array.job.name]) else f"{array.job.name}/{number}"
         options = _options(plan, array, profile, numbering)
         executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
         script = executor.text(body(array.job, array.labels, plan.study, profile, root, code))
@@ -129,19 +130,19 @@ class _Numbering:
 
 
 def _arrays(plan: Plan, chosen: Chosen, profile: Profile, numbering: _Numbering) -> Iterator[Array]:
-    """The arrays of `chosen` in the plan's order; those of a job are made once its predecessors have their numbers."""
+    """The arrays of `chosen` in the plan's order. Those of a job are computed after its predecessors are submitted."""
     for job in plan.jobs:
-        yield from arrays_of(plan.jobs, job, chosen.get(job.name, ()), numbering.tasks, profile.max_array_size)
+        yield from arrays_of(plan, job, chosen.get(job.name, ()), numbering.tasks, profile.max_array_size)
 
 
 def _options(plan: Plan, array: Array, profile: Profile, numbering: _Numbering) -> Options:
     options = sbatch_options(array.job, plan.study, profile)
-    waits = dependency(plan.jobs, array, numbering.tasks, numbering.sizes)
+    waits = dependency(plan, array, numbering.tasks, numbering.sizes)
     return {**options, "dependency": waits} if waits else options
 
 
 def _submit(run: Run, executor: ElementExecutor, array: Array, text: str, say: Say) -> Submission:
-    """One sbatch and its record. Where it stays open whether Slurm took the job, the queue is asked before trying again."""
+    """Call sbatch and record the array. If it is unknown whether Slurm took it, look for it in the queue before a retry."""
     for attempt in patiently(say):
         with attempt:
             if attempt.retry_state.attempt_number > 1:
@@ -157,7 +158,7 @@ def _submit(run: Run, executor: ElementExecutor, array: Array, text: str, say: S
 
 
 class ElementExecutor(submitit.SlurmExecutor):
-    """Submits one job array at a time. Scripts and logs lie in its folder, RUN/slurm."""
+    """Submits one job array at a time. Scripts and logs go to its folder, RUN/slurm."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -169,10 +170,10 @@ class ElementExecutor(submitit.SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
-        return 2  # whether Slurm is there is asked before, in words
+        return 2  # submitit asks how well this executor fits; `require_slurm` has checked that Slurm is installed
 
     def prepare(self, job: str, count: int, options: Options, throttle: int | None) -> None:
-        """Say how many elements of which job the next array has, and which options of sbatch it takes."""
+        """Set the job, the number of elements and the options of the next array."""
         self._job = job
         named = {name: value for name, value in options.items() if name.replace("-", "_") in self._valid_parameters()}
         self.parameters = {
@@ -192,8 +193,8 @@ class ElementExecutor(submitit.SlurmExecutor):
     def submit_body(self, body: str) -> str:
         """Hand the prepared array to sbatch; returns its number.
 
-        Raises ControllerAway when Slurm could not be reached, where it stays open whether it has the job, and UserError with
-        sbatch's words when it was refused.
+        Raises ControllerAway when Slurm did not answer, so that it may have the job or not, and UserError with sbatch's own
+        words when it refused the job.
         """
         try:
             return self._submit_command(body).job_id
@@ -201,7 +202,7 @@ class ElementExecutor(submitit.SlurmExecutor):
             said = _last_words(str(error.__cause__ or error))
             if is_away(said):
                 raise ControllerAway(said) from None
-            raise UserError(f"sbatch refused job {self._job}: {said}; mend the profile or the study") from None
+            raise UserError(f"sbatch refused job {self._job}: {said}; correct the profile or the study") from None
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         submission_file_path.chmod(0o700)

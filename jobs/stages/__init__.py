@@ -1,4 +1,4 @@
-"""The stages of a study, one file each. A new stage is its file, a line here, and its place among the jobs in jobs/graph.py."""
+"""The stages of a study, one file each. A new stage needs a file, a line here, and its jobs in `jobs/graph.py`."""
 
 from curricula.jobs.stages.base import Stage as Stage
 from curricula.jobs.stages.base import Work as Work

@@ -1,4 +1,4 @@
-"""What the rest of the suite asks of a stage."""
+"""The interface of a stage, and the element that it works on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Work:
 
     @property
     def folder(self) -> Path:
-        """Where the element's log, progress and marks lie."""
+        """The folder of the element's log, progress and marks."""
         return self.run.element(self.job.name, self.element.label)
 
     @property
@@ -40,49 +40,50 @@ class Work:
 class Stage(ABC):
     """One kind of work: what it does, when it is complete, what it reads and saves, and what it asks of a cluster.
 
-    Modules of stages import heavy packages inside `run`, so that planning stays light.
+    Stages import heavy packages inside their methods, so that planning stays quick.
     """
 
     name: ClassVar[str]
     section: ClassVar[str]
-    """The key of a profile's `stages` that holds the options of its jobs."""
+    """The key of a profile's `stages` with the options of its jobs."""
     trains: ClassVar[bool] = False
-    """Whether all processes of an element work together, one for each GPU."""
+    """Whether an element is one process for each GPU, all of which work together."""
     needs_torch: ClassVar[bool] = True
+    """Whether its elements import torch, which the local launcher then does once for all."""
     unit: ClassVar[str] = "bytes of results"
     """What `saved` counts."""
     ends_study: ClassVar[bool] = False
-    """Whether the study is finished when its element is."""
+    """Whether the study is done when its element is."""
 
     def names(self, element: Element) -> tuple[str, ...]:
-        """What people may call the stage of a job with elements like this one."""
+        """The names by which a command can select a job of such elements."""
         return (self.name,)
 
     @abstractmethod
     def run(self, work: Work, progress: Progress) -> None:
-        """Do the work of one element, going on where its outputs end."""
+        """Do the work of one element, resuming where its outputs end."""
 
     @abstractmethod
     def ask(self, study: Study) -> Ask:
         """What `study` asks of the cluster for each element."""
 
     def is_complete(self, work: Work) -> bool:
-        """Whether what a done element made is still there: what was deleted or cut short is made again.
+        """Whether a done element's outputs are still there; if not, they are made again.
 
         True by default: models and checkpoints may be moved away without being trained again.
         """
         return True
 
     def inputs(self, work: Work) -> list[Path]:
-        """A file of everything that the element reads, which each of its nodes must be able to see."""
+        """Files that each of the element's nodes must be able to read: one of each dataset or folder that it uses."""
         return []
 
     def saved(self, work: Work) -> int:
-        """How much of an element's work would outlive its process, in `unit`; 0 where it is all or nothing."""
+        """How much of the element's work would survive a kill now, in `unit`; 0 where it is all or nothing."""
         return 0
 
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
-        """At most: by the time limit."""
+        """An upper bound, by the time limit."""
         return request.gpus * request.total_hours
 
     def request(self, study: Study, profile: Profile | None) -> Request:

@@ -1,4 +1,4 @@
-"""Fetch: bring one dataset from the Hugging Face hub into the run folder."""
+"""Fetch: download one dataset from the Hugging Face hub into the run folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Fetch(Stage):
     name, section, needs_torch = "fetch", "data", False
 
     def run(self, work: Work, progress: Progress) -> None:
-        if not work.run.data_folder:  # else the user has brought the data
+        if not work.run.data_folder:  # otherwise the user provides the data
             wanted = _wanted(work)
             fetch(wanted.download, progress, wanted.rows)
 

@@ -1,4 +1,4 @@
-"""Merge: put the parts of a model's evaluation together and judge them."""
+"""Merge: join the parts of a model's evaluation and have the answers judged."""
 
 from __future__ import annotations
 

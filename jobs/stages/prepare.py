@@ -1,4 +1,4 @@
-"""Prepare: what everything else reads: the fictional world, the tokenizer, imported weights."""
+"""Prepare: make what all other stages read: the fictional world, the tokenizer, imported weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prepare(Stage):
 
 
 def prepare(run: Run) -> None:
-    """Make what is missing of the world, the tokenizer and the initial checkpoint.
+    """Make what the study needs and the run still lacks: world, tokenizer, initial checkpoint.
 
     Raises UserError, before hours of work, when a dataset that the study reads is missing or incomplete.
     """
@@ -90,7 +90,7 @@ def _make_tokenizer(run: Run) -> None:
 
 
 def model_source(name: str) -> Path:
-    """A folder or file as it stands, or the GGUF file inside the installed package of this name."""
+    """The folder or file of this name, or the GGUF file inside the installed package of this name."""
     if Path(name).exists():
         return Path(name)
     found = packaged_gguf(name)

@@ -22,20 +22,20 @@ class Pretrain(Stage):
         pretrain(work.run, work.plan, work.plan.segments[work.element.segment], progress)
 
     def is_complete(self, work: Work) -> bool:
-        """Whether the segment's last checkpoint is there, or nothing begins from it any more."""
+        """Whether the segment's last checkpoint is there, or no later segment still needs it."""
         segment = work.plan.segments[work.element.segment]
         if _last_checkpoint(work.run, segment).is_dir():
             return True
         for job, element in work.plan.elements():
             if element.segment and work.plan.segments[element.segment].parent == segment.name:
                 branch = work.run.branch(work.plan.segments[element.segment].branch)
-                begun = any((branch / "checkpoints").glob("step_*"))
-                if not begun and not (work.run.element(job.name, element.label) / "done.json").exists():
+                has_checkpoint = any((branch / "checkpoints").glob("step_*"))
+                if not has_checkpoint and not (work.run.element(job.name, element.label) / "done.json").exists():
                     return False
         return True
 
     def inputs(self, work: Work) -> list[Path]:
-        """The tokenizer, the first shard of each source, and the checkpoint that the segment goes on from."""
+        """The tokenizer, the first shard of each source, and the checkpoint that the segment continues from."""
         from curricula.model.checkpoints.folder import INFO_FILE, latest_checkpoint
 
         run, segment = work.run, work.plan.segments[work.element.segment]
@@ -56,7 +56,7 @@ class Pretrain(Stage):
         return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
 
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
-        """By the FLOPs of the segment, at the utilisation that the study expects."""
+        """From the FLOPs of the segment, at the utilisation that the study expects."""
         segment = next(segment for segment in study.segments if segment.name == element.segment)
         resources = study.resources
         tokens = (segment.stop - segment.start) * study.budget.step_tokens
@@ -107,7 +107,7 @@ def _last_checkpoint(run: Run, segment: Segment) -> Path:
 
 
 def _validation(run: Run) -> dict:
-    """Held-out batches of each source that has enough held-out text for one."""
+    """The validation batches of each source with enough held-out text for one."""
     from curricula.curriculum.stream.pretraining import ValidationBatches
     from curricula.curriculum.tokens.shards import source_shards
 

@@ -27,7 +27,7 @@ class Report(Stage):
 
 
 def report(run: Run, plan: Plan, progress: Progress = silent) -> Path:
-    """Write the report of what there is of a run; returns the path of its page."""
+    """Write the report of a run, finished or not; returns the path of its page."""
     from curricula.eval import MODEL_KINDS
     from curricula.eval.analysis import ArmInfo
     from curricula.eval.report.page import write_report

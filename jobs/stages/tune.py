@@ -81,7 +81,7 @@ def tune(work: Work, progress: Progress) -> None:
 
 
 def _source(work: Work) -> Path:
-    """The training run whose model is tuned."""
+    """The folder of the training run whose model is tuned."""
     run, element = work.run, work.element
     if element.kind == "instruct":
         return run.base_branch(work.study.arm(element.arm))

@@ -16,7 +16,7 @@ PLAN = plan_study(load_study(STUDIES / "demo.yaml"))
 def given(*arguments: str) -> Selection:
     parser = argparse.ArgumentParser()
     add_options(parser)
-    return Selection.of(parser.parse_args(arguments))
+    return Selection.from_args(parser.parse_args(arguments))
 
 
 def test_everything_is_selected_by_default():

@@ -1,4 +1,4 @@
-"""A study small enough to be run again and again on the lab, and what its runs come to."""
+"""A study small enough to run again and again on the lab, and what its runs leave behind."""
 
 import json
 import subprocess
@@ -9,42 +9,25 @@ from pathlib import Path
 
 import yaml
 from paths import ROOT
+from small_studies import DEMO as DEMO
+from small_studies import smaller_demo
 
 from curricula.durable import read_jsonl
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.submissions import latest_tasks, submissions
 
-DEMO = ROOT / "jobs" / "studies" / "demo.yaml"
 PROFILE = ROOT / "env" / "profiles" / "slurm-lab.yaml"
-SCRIPTS = ROOT / "env" / "slurm-lab"
 TRUNK = "pretrain-trunk-12"
-BRANCH = "pretrain-50"
 
 
 def write_study(folder: Path, name: str = "demo", steps: int = 24, batch: int = 4, **pretraining) -> Path:
-    """The demo with less of everything: one arm that leaves the trunk half-way, and the trunk's own."""
-    raw = yaml.safe_load(DEMO.read_text())
+    """Write the smaller demo, with `pretraining` for its settings of that name."""
+    raw = smaller_demo()
     raw["name"] = name
-    raw["world"].update(
-        web_documents=600, stories=150, math_problems=150, unsafe_documents=60, chats=100, wildguard_rows=60,
-        wildjailbreak_rows=60, gsm8k_train=60, gsm8k_test=20, prompts_per_benchmark=3, alpaca_prompts=4, probes_per_score=10,
-        validation_documents=20,
-    )  # fmt: skip
-    raw["validation_documents"] = 10
-    raw["curriculum"]["starts"] = [0.5, 1]
-    del raw["curriculum"]["interventions"]["data"]
     raw["pretraining"].update(
         budget_tokens=steps * batch * 128, global_batch=batch, micro_batch=2, save_interval_steps=2
     )
     raw["pretraining"].update(pretraining)
-    for stage in ("instruct", "benign"):
-        raw["tuning"][stage].update(conversations=24, global_batch=4, micro_batch=4)
-    raw["evaluation"].update(
-        topk={"samples": 2, "max_new_tokens": 8},
-        safebeam={"beams": 2, "candidates": 4, "max_new_tokens": 8},
-        gcg={"steps": 2, "search_width": 8, "topk": 8, "suffix": "x x", "prompts": 1},
-        probes={"train_per_class": 20, "seeds": 2},
-    )
     path = folder / "study.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(raw))
@@ -78,15 +61,15 @@ def prepared(lab, folder: Path, study: Path) -> Path:
     return run
 
 
-def curricula(lab, *words: object, check: bool = True) -> str:
+def curricula(lab, *args: object, check: bool = True) -> str:
     return lab.run(
-        sys.executable, "-m", "curricula.jobs.cli.main", *words, check=check, stdin=subprocess.DEVNULL, cwd=ROOT
+        sys.executable, "-m", "curricula.jobs.cli.main", *args, check=check, stdin=subprocess.DEVNULL, cwd=ROOT
     )
 
 
-def submit(lab, study: Path, profile: Path, run: Path, *words: object, check: bool = True) -> str:
+def submit(lab, study: Path, profile: Path, run: Path, *args: object, check: bool = True) -> str:
     return curricula(
-        lab, "submit", study, "--cluster", "slurm", "--profile", profile, "--run", run, "--yes", *words, check=check
+        lab, "submit", study, "--cluster", "slurm", "--profile", profile, "--run", run, "--yes", *args, check=check
     )
 
 
@@ -114,21 +97,22 @@ def is_done(run: Path, job: str, label: str) -> bool:
     return (Run(run).element(job, label) / "done.json").exists()
 
 
-def step_of(run: Path, line: str) -> int:
-    """The step that a line last wrote to its metrics."""
-    path = run / "pretrain" / line / "metrics.jsonl"
+def step_of(run: Path, branch: str) -> int:
+    """The last step in the metrics of a branch."""
+    path = run / "pretrain" / branch / "metrics.jsonl"
     return max((row["step"] for row in read_jsonl(path)), default=0)
 
 
-def saved_step(run: Path, line: str) -> int:
-    pointer = run / "pretrain" / line / "checkpoints" / "latest"
+def saved_step(run: Path, branch: str) -> int:
+    pointer = run / "pretrain" / branch / "checkpoints" / "latest"
     return int(pointer.read_text().strip().rpartition("_")[2]) if pointer.exists() else 0
 
 
-def metrics(run: Path, line: str) -> list[str]:
+def metrics(run: Path, branch: str) -> list[str]:
     """What training computed and read at each step, without how long it took."""
     rows = [
-        {k: v for k, v in row.items() if k != "timing"} for row in read_jsonl(run / "pretrain" / line / "metrics.jsonl")
+        {k: v for k, v in row.items() if k != "timing"}
+        for row in read_jsonl(run / "pretrain" / branch / "metrics.jsonl")
     ]
     return [json.dumps(row, sort_keys=True) for row in rows]
 

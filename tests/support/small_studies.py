@@ -10,7 +10,7 @@ from paths import STUDIES
 DEMO = STUDIES / "demo.yaml"
 
 
-def small_study(folder: Path, **changes) -> Path:
+def smaller_demo() -> dict:
     """The demo with less of everything: one delayed arm, its trunk and every stage."""
     raw = yaml.safe_load(DEMO.read_text())
     raw["world"].update(
@@ -21,7 +21,6 @@ def small_study(folder: Path, **changes) -> Path:
     raw["validation_documents"] = 10
     raw["curriculum"]["starts"] = [0.5, 1]
     del raw["curriculum"]["interventions"]["data"]
-    raw["pretraining"].update(budget_tokens=24 * 4 * 128, global_batch=4, micro_batch=4, save_interval_steps=5)
     for stage in ("instruct", "benign"):
         raw["tuning"][stage].update(conversations=24, global_batch=4, micro_batch=4)
     raw["evaluation"].update(
@@ -30,6 +29,13 @@ def small_study(folder: Path, **changes) -> Path:
         gcg={"steps": 2, "search_width": 8, "topk": 8, "suffix": "x x", "prompts": 1},
         probes={"train_per_class": 20, "seeds": 2},
     )
+    return raw
+
+
+def small_study(folder: Path, **changes) -> Path:
+    """Write the smaller demo with `changes` at its top level."""
+    raw = smaller_demo()
+    raw["pretraining"].update(budget_tokens=24 * 4 * 128, global_batch=4, micro_batch=4, save_interval_steps=5)
     raw.update(changes)
     if raw["world"] is None:
         raw["evaluation"]["judge"] = "refusal-phrases"

@@ -12,7 +12,7 @@ from curricula.durable import write_text
 from curricula.errors import UserError
 from curricula.jobs import element
 from curricula.jobs.monitor import notifications
-from curricula.jobs.monitor.notifications import announced, line, notify
+from curricula.jobs.monitor.notifications import announced, notify, progress_line
 from curricula.jobs.slurm.commands import own_task
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.stages import STAGES
@@ -35,10 +35,10 @@ def wait_for_calls(slurm, number):
 
 
 def test_a_comment_shows_progress_loss_speed_and_time_left():
-    assert line(1200, 5000, 12_000.0, {"loss": 2.34567, "tokens_per_second": 1.234e6, "phase": 1}) == (
+    assert progress_line(1200, 5000, 12_000.0, {"loss": 2.34567, "tokens_per_second": 1.234e6, "phase": 1}) == (
         "1200/5000 24% loss 2.346 1.23M tok/s 3:20:00 left"
     )
-    assert line(3, 0, None, {"loss": "high"}) == "3/0 300%"
+    assert progress_line(3, 0, None, {"loss": "high"}) == "3/0 300%"
 
 
 def test_an_array_task_is_named_by_array_and_number():

@@ -1,11 +1,13 @@
 """From chosen elements to arrays and Slurm's dependencies, without a Slurm."""
 
 import pytest
+from paths import STUDIES
 
 from curricula.errors import UsageError
-from curricula.jobs.plan import Edge, Element, Job
+from curricula.jobs.plan import Edge, Element, Job, Plan
 from curricula.jobs.slurm.arrays import arrays_of, check_needs, dependency
 from curricula.jobs.slurm.commands import Task
+from curricula.jobs.study import load_study
 
 
 def job(name: str, count: int, *needs: Edge, stage: str = "export") -> Job:
@@ -15,18 +17,18 @@ def job(name: str, count: int, *needs: Edge, stage: str = "export") -> Job:
 PREPARE, TRAIN = job("prepare", 1), job("train", 4, Edge("prepare"))
 EXPORT = job("export", 4, Edge("train", "aftercorr"))
 REPORT = job("report", 1, Edge("export", "afterany"))
-JOBS = [PREPARE, TRAIN, EXPORT, REPORT]
-ALL = {one.name: tuple(element.label for element in one.elements) for one in JOBS}
+PLAN = Plan(load_study(STUDIES / "demo.yaml"), arms=(), segments={}, jobs=(PREPARE, TRAIN, EXPORT, REPORT))
+ALL = {one.name: one.labels for one in PLAN.jobs}
 
 
 def submit(chosen, live=None, longest=100):
-    """What `submit_graph` does, with numbers 100, 101, ... from Slurm: (job, labels, dependency) of each array."""
+    """What `submit_plan` does, with numbers 100, 101, ... from Slurm: (job, labels, dependency) of each array."""
     tasks = dict(live or {})
     sizes = {task.job_id: 4 for task in tasks.values()}
     made = []
-    for one in JOBS:
-        for array in arrays_of(JOBS, one, chosen.get(one.name, ()), tasks, longest):
-            waits = dependency(JOBS, array, tasks, sizes)
+    for one in PLAN.jobs:
+        for array in arrays_of(PLAN, one, chosen.get(one.name, ()), tasks, longest):
+            waits = dependency(PLAN, array, tasks, sizes)
             number = str(100 + len(made))
             made.append((one.name, array.labels, waits))
             sizes[number] = len(array.labels)
@@ -34,7 +36,7 @@ def submit(chosen, live=None, longest=100):
     return made
 
 
-def test_the_graph_as_a_whole():
+def test_the_plan_as_a_whole():
     assert submit(ALL) == [
         ("prepare", ("e0",), ""),
         ("train", ("e0", "e1", "e2", "e3"), "afterok:100"),
@@ -77,7 +79,7 @@ def test_a_need_that_nobody_will_meet_is_said_before_anything_is_submitted():
     with pytest.raises(
         UsageError, match="export needs train/e0, which is neither done nor queued nor chosen.*--from train"
     ):
-        check_needs(JOBS, {"export": ("e0",)}, done=set(), live=set())
-    check_needs(JOBS, {"export": ("e0",)}, done={("train", "e0")}, live=set())
-    check_needs(JOBS, {"export": ("e0",)}, done=set(), live={("train", "e0")})
-    check_needs(JOBS, {"report": ("e0",)}, done=set(), live=set())  # afterany needs nothing
+        check_needs(PLAN, {"export": ("e0",)}, done=set(), live=set())
+    check_needs(PLAN, {"export": ("e0",)}, done={("train", "e0")}, live=set())
+    check_needs(PLAN, {"export": ("e0",)}, done=set(), live={("train", "e0")})
+    check_needs(PLAN, {"report": ("e0",)}, done=set(), live=set())  # afterany needs nothing

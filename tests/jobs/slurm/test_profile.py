@@ -92,7 +92,7 @@ def parse(**raw) -> Profile:
                 "APIKEY",
             )
         ),
-        ({"environment": {"A-B": "x"}}, "'A-B', which is no name of a variable"),
+        ({"environment": {"A-B": "x"}}, "'A-B', which cannot name a variable"),
         ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),
         ({"lead_time_s": 1}, "lead_time_s: expected `int` >= 10; it is 1"),
         ({"container": {"kind": "docker", "image": "x"}}, "'docker' is not known; choose one of apptainer, pyxis"),

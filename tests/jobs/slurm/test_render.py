@@ -116,7 +116,7 @@ def test_a_script_runs_its_element_and_marks_it_done(rendered, tmp_path):
         (75, "RUNNING", False, True),  # it saved and made room
         (1, "RUNNING", False, True),  # nobody knows why: from the last checkpoint again
         (137, "RUNNING", False, True),  # a rank was killed
-        (1, "RUNNING", True, False),  # starting again cannot mend it
+        (1, "RUNNING", True, False),  # another start cannot cure it
         (93, "RUNNING", True, False),  # it was started again too often
         (143, "RUNNING", True, False),  # likewise; the code is that of a rank that srun ended
         (75, "COMPLETING", False, False),  # cancelled or preempted meanwhile

@@ -144,7 +144,8 @@ def test_a_run_goes_on_with_the_data_it_began_with(study, world, tmp_path):
     ran = curricula(*words, "web", CURRICULA_DATA=str(tmp_path / "other"))
     assert ran.returncode == 1
     assert (
-        f"CURRICULA_DATA={tmp_path}/other: {tmp_path}/run was begun with CURRICULA_DATA={world}; go on so" in ran.stderr
+        f"CURRICULA_DATA={tmp_path}/other: {tmp_path}/run was begun with CURRICULA_DATA={world}; keep it so"
+        in ran.stderr
     )
 
 
