@@ -31,6 +31,7 @@ pytestmark = [
 def test_real_weights_go_from_import_to_judged_answers_with_a_switch_on_the_way(tmp_path):
     raw = yaml.safe_load(STUDY.read_text())
     raw["sources"] = {name: {**source, "documents": 300} for name, source in raw["sources"].items()}
+    raw["validation_documents"] = 4
     raw["curriculum"]["starts"] = [0.5]
     raw["model"]["sequence_length"] = 64
     raw["pretraining"].update(budget_tokens=4 * 2 * 64, global_batch=2, micro_batch=2, save_interval_steps=100)
