@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> int:
     path = Path(args.model)
     out = args.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
     console = Console(stderr=True, highlight=False)
-    _check(args, config, tasks, data, world, console)
+    _check(config, tasks, data, world, console)
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
         _generate(args, config, tasks, data, out, bars)
@@ -185,7 +185,6 @@ def _names(option: str, given: str) -> list[str]:
 
 
 def _check(
-    args: argparse.Namespace,
     config: EvalConfig,
     tasks: list[EvalTask],
     data: Path | None,
