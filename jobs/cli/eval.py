@@ -375,7 +375,7 @@ def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None],
         return
     if not sys.stdin.isatty():
         raise UsageError(f"about ${dollars:,.2f} is more than --max-cost {args.max_cost:g}; pass --yes, or raise it")
-    if not Confirm.ask("Go on?", default=False, console=console):
+    if not Confirm.ask("Continue?", default=False, console=console):
         raise UsageError("nothing was asked and nothing spent; --prompts makes it less")
 
 

@@ -271,7 +271,7 @@ def _confirm(args: argparse.Namespace, now: Estimate, all_parts: Estimate) -> No
     cost = f"about ${all_parts.dollars:,.2f} for all parts, more than --max-cost {args.max_cost:g}"
     if not sys.stdin.isatty():
         raise UsageError(f"{cost}; pass --yes to spend it, or raise --max-cost")
-    if not Confirm.ask(f"This costs {cost}. Go on?", default=False, console=Console(stderr=True)):
+    if not Confirm.ask(f"This costs {cost}. Continue?", default=False, console=Console(stderr=True)):
         raise UsageError("nothing was asked and nothing spent; --limit and --scores make it less")
 
 
