@@ -38,7 +38,7 @@ def cancel(args: argparse.Namespace) -> int:
     states = Counter("running" if queue[task].is_running else "pending" for task in live)
     what = " and ".join(f"{number} {state}" for state, number in states.items())
     question = f"Cancel {what} of {run.root}?"
-    unattended = UserError(f"{question} Standard input is no terminal: give --yes")
+    unattended = UserError(f"{question} Standard input is not a terminal: give --yes")
     if not args.yes and not is_confirmed(question, unattended):
         print("nothing was cancelled")
         return 1

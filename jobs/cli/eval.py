@@ -332,14 +332,14 @@ def judge_from(args: argparse.Namespace) -> JudgeConfig:
 def warn_of_server(settings: JudgeConfig, console: Console) -> None:
     """Warn if the judge's server would not answer now; raises UsageError if it has no address.
 
-    A server that is not up yet is no error: it may be by the time it is asked.
+    A server that is not up yet is not an error: it may be up by the time it is asked.
     """
     if settings.name == "llm" or settings.url:
         from curricula.eval.judges.served import doubt
 
         if why := doubt(settings):
             console.print(
-                f"judge: {why}; continuing, for it may be there when it is asked",
+                f"judge: {why}; continuing, for it may be up by the time it is asked",
                 style="yellow",
                 markup=False,
                 soft_wrap=True,

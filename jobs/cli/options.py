@@ -63,7 +63,7 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def is_confirmed(question: str, unattended: UserError) -> bool:
-    """Whether the user answers yes; raises `unattended` if standard input is no terminal."""
+    """Whether the user answers yes; raises `unattended` if standard input is not a terminal."""
     if not sys.stdin.isatty():
         raise unattended
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
