@@ -42,7 +42,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
     plan = plan_study(run.study)
     work = Work(run, plan, *plan.find(job_name, label))
     stage, folder = STAGES[work.job.stage], work.folder
-    if not _is_first_process():  # only the first marks the element
+    if _rank() != 0:  # only the first process marks the element
         _share(work)
         return
     with exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S):
@@ -119,26 +119,27 @@ def _log_to_stderr() -> None:
     logging.getLogger("curricula").setLevel(logging.INFO)
 
 
-def _is_first_process() -> bool:
-    """Whether this is the only or the first of the processes that torchrun or srun started for one element."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+def _rank() -> int:
+    """This process's place among those that torchrun or srun started for one element; 0 for a single one."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def main(arguments: list[str]) -> int:
+    """Run the element and return the exit code; errors go to standard error."""
     if len(arguments) != 3:
         print(__doc__, file=sys.stderr)
         return 2
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-    note(f"{arguments[1]}/{arguments[2]}, rank {rank} on {socket.gethostname()}, process {os.getpid()}")
+    root, job_name, label = arguments
+    note(f"{job_name}/{label}, rank {_rank()} on {socket.gethostname()}, process {os.getpid()}")
     try:
-        run_element(Path(arguments[0]), arguments[1], arguments[2])
+        run_element(Path(root), job_name, label)
     except UserError as error:
         note("failed")
         print(f"curricula: {error}", file=sys.stderr)
         return error.exit_code
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        return stop.exit_code if _is_first_process() else 0  # srun ends the others when one leaves with an error
+        return stop.exit_code if _rank() == 0 else 0  # srun ends the others when one leaves with an error
     except Exception:
         note("failed")
         raise

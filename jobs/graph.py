@@ -1,8 +1,8 @@
 """From a study to its plan: its jobs, what each waits for and what it asks of the cluster.
 
 Arms that start together share their jobs, so that an early arm's models do not wait for a late arm's pretraining. The element
-that tunes a model also exports it. A base model is exported by an element of its own, which needs one process where pretraining
-has many.
+that tunes a model also exports it. Base models are exported by separate elements, which need one process where
+pretraining needs many.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Planner:
         study, segments = self.study, self.study.segments
         self._add_data()
         self._add_pretraining(segments)
-        # A job of its own, so that a missing licence for a benchmark does not hold back the training.
+        # A separate job, so that a missing licence for a benchmark does not hold back the training.
         benchmarks = self._add_downloads("fetch-benchmarks", "evaluation")
         evaluated = [self._add_models(arms, segments) for arms in self._groups()]
         merges = [merge for group in evaluated for merge in self._add_evaluations(*group, tuple(map(Edge, benchmarks)))]

@@ -1,8 +1,8 @@
 """Run a plan on this machine: each element in a process of its own, in dependency order, a few at a time.
 
 Elements are forked from a server that has already imported torch and Megatron-core (multiprocessing's forkserver with a
-preload), since those imports take longer than most elements of a small study. They run the same `run_element` as on a cluster.
-When this process dies, by Ctrl-C or kill -9, its elements end too; the next call resumes from what they left.
+preload), since those imports take longer than most elements of a small study. Each runs jobs/element.py, as on a cluster. When
+this process dies, by Ctrl-C or kill -9, its elements end too; the next call resumes from what they left.
 """
 
 from __future__ import annotations
@@ -20,14 +20,11 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
 
-from curricula.errors import UserError
 from curricula.jobs.completion import done_elements
-from curricula.jobs.element import run_element
-from curricula.jobs.monitor.logs import note
+from curricula.jobs.element import main
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES
-from curricula.model.runtime import Interrupted
 
 TERM_GRACE_S = 20.0
 """How long elements may take to save after an interrupt."""
@@ -142,19 +139,7 @@ def _element_process(root: Path, job: str, label: str) -> None:
     log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    note(f"{job}/{label}, process {os.getpid()}")
-    try:
-        run_element(root, job, label)
-    except UserError as error:
-        note("failed")
-        print(f"curricula: {error}", flush=True)
-        sys.exit(1)
-    except Interrupted as stop:
-        print(stop, flush=True)
-        sys.exit(os.EX_TEMPFAIL)
-    except Exception:
-        note("failed")
-        raise
+    sys.exit(main([str(root), job, label]))
 
 
 def _end_with_launcher() -> None:

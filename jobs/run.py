@@ -73,7 +73,9 @@ class Run:
             return run
         with _making(root):
             root.chmod(0o700)  # evaluations hold generated harmful text
-        write_json(root / "run.json", {**provenance(), "data_folder": str(data_folder) if data_folder else None})
+        write_json(
+            root / "run.json", {**current_provenance(), "data_folder": str(data_folder) if data_folder else None}
+        )
         write_text(root / "study.yaml", study_yaml(study))
         return run
 
@@ -83,6 +85,7 @@ class Run:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
+        """What the run was made with."""
         return read_json(self.root / "run.json")
 
     @property
@@ -166,7 +169,7 @@ def _making(root: Path) -> Iterator[None]:
         raise
 
 
-def provenance() -> dict[str, Any]:
+def current_provenance() -> dict[str, Any]:
     """What a run is made with: versions of packages and Python, the machine, and the commit of the code."""
     versions = {}
     for name in PACKAGES:

@@ -6,8 +6,8 @@ import pytest
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that stays free until the test's processes take it: none that the system gives to outgoing connections, and, most
-    likely, not another test's."""
+    """A port that stays free until the test's processes take it: the system does not give it to outgoing connections, and
+    another test hardly draws it."""
     while True:
         port = random.SystemRandom().randrange(12_000, 15_000)  # jobs' own begin above
         with socket.socket() as listener:

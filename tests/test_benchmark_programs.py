@@ -1,4 +1,4 @@
-"""The benchmarks in small: a program that nobody runs for a while must not have stopped working meanwhile."""
+"""Each benchmark program at a small size, so that one that is rarely run does not stop working unnoticed."""
 
 from __future__ import annotations
 

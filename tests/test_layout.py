@@ -1,4 +1,4 @@
-"""The structure that the documentation promises: imports point down and never in a circle, and no folder is a drawer."""
+"""The structure that the documentation promises: imports point down and form no circle, and no folder has too many modules."""
 
 import ast
 from collections import Counter
@@ -65,7 +65,7 @@ def test_no_folder_holds_more_than_fifteen_modules():
     assert not crowded
 
 
-def test_what_a_stage_does_is_said_in_its_own_file():
+def test_no_module_outside_the_stages_compares_their_names():
     asked = [
         f"{name}:{node.lineno}"
         for name, path in FILES.items()

@@ -1,4 +1,4 @@
-"""The wheel, installed outside the checkout: it brings all it needs and no importable name but `curricula`."""
+"""The wheel, installed outside the checkout: it contains all it needs and no importable name but `curricula`."""
 
 import os
 import shutil

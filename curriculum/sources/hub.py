@@ -427,8 +427,8 @@ def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -
         kind = type(error).__name__
         if file:
             return f"the connection broke off in {file} ({kind}); run the same command again, finished files are kept"
-        mend = "run this where there is a network, or set HF_ENDPOINT to a mirror"
-        return f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {mend}"
+        advice = "run this where there is a network, or set HF_ENDPOINT to a mirror"
+        return f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {advice}"
     if status is not None:
         return f"the hub answers {status}; try again later"
     if caused_by(pyarrow.ArrowException):

@@ -55,7 +55,7 @@ class Lines:
                         row = _json_or_none(line)
                         if not (isinstance(row, dict) and is_valid(row)):
                             raise UserError(
-                                f"{path}: line {count} is no row of this log; remove that line and run the command again"
+                                f"{path}: line {count} is not a row of this log; remove that line and run the command again"
                             )
                         places[row["number"]] = start
                     start += len(line)

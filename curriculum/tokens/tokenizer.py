@@ -93,8 +93,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(f"{path}: not a tokenizer ({error}); make or fetch it again") from error
     for special in SPECIALS:
         if tokenizer.token_to_id(special) is None:
-            mend = "reserve an entry for it" if special == TAG else "the suite needs SmolLM2's special entries"
-            raise UserError(f"{path}: no entry {special}; {mend}")
+            advice = "reserve an entry for it" if special == TAG else "the suite needs SmolLM2's special entries"
+            raise UserError(f"{path}: no entry {special}; {advice}")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

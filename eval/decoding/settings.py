@@ -90,6 +90,6 @@ class SafeBeam(Settings, frozen=True):
             )
         if self.pool == "beam" and self.candidates % self.beams:
             raise ValueError(
-                f"safebeam.candidates {self.candidates} is no multiple of the {self.beams} beams, and pool 'beam' takes "
+                f"safebeam.candidates {self.candidates} is not a multiple of the {self.beams} beams, and pool 'beam' takes "
                 f"equally many of each; choose {self.candidates // self.beams * self.beams + self.beams}"
             )

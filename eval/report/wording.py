@@ -68,7 +68,7 @@ def judge_names(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
 
 
 def samples(study: StudyRows) -> Iterator[tuple[str, JudgedRow, list[tuple[str, str, JudgedRow]]]]:
-    """For each stage one request, picked by hash and not by hand, and every arm's answers: (arm, decoder, row)."""
+    """For each stage one request, picked by its hash, and every arm's answers: (arm, decoder, row)."""
     for stage in STAGES:
         answers = [
             (arm_label(arm), DECODERS[row.decoder], row)

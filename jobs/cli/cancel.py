@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 
 from curricula.errors import UserError
+from curricula.jobs.cli.options import is_confirmed
 from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run
@@ -37,16 +37,11 @@ def cancel(args: argparse.Namespace) -> int:
         return 0
     states = Counter("running" if queue[task].is_running else "pending" for task in live)
     what = " and ".join(f"{number} {state}" for state, number in states.items())
-    if not args.yes and not _confirmed(f"Cancel {what} of {run.root}?"):
+    question = f"Cancel {what} of {run.root}?"
+    unattended = UserError(f"{question} Standard input is not a terminal: give --yes")
+    if not args.yes and not is_confirmed(question, unattended):
         print("nothing was cancelled")
         return 1
     scancel(live)
     print(f"cancelled {what}; `curricula retry {run.root}` submits them again, with what needs them")
     return 0
-
-
-def _confirmed(question: str) -> bool:
-    """A person's answer; raises UserError if there is nobody to ask."""
-    if not sys.stdin.isatty():
-        raise UserError(f"{question} Standard input is no terminal: give --yes")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""The verbs `curricula data world`, `tokenize` and `inspect`: a fictional world, a study's shards, and what a shard holds."""
+"""The verbs `curricula data world`, `tokenize` and `inspect`: make a fictional world or a study's shards, and show a shard."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _counted(shard: Any, tag: int) -> tuple[int, int, int]:
+def _counted(shard: Shard, tag: int) -> tuple[int, int, int]:
     """The number of tags in a shard, and its least and greatest id."""
     tags, least, most = 0, 0, 0
     for start in range(0, len(shard.tokens), PIECE):
@@ -130,7 +130,7 @@ def _counted(shard: Any, tag: int) -> tuple[int, int, int]:
     return tags, least, most
 
 
-def _chosen_tokens(args: argparse.Namespace, prefix: Path, shard: Any) -> np.ndarray:
+def _chosen_tokens(args: argparse.Namespace, prefix: Path, shard: Shard) -> np.ndarray:
     """The tokens of the requested document or sample."""
     if args.sample is not None:
         length = args.sequence_length
@@ -152,7 +152,7 @@ def _chosen_tokens(args: argparse.Namespace, prefix: Path, shard: Any) -> np.nda
     return shard.tokens[first : first + int(shard.lengths[number])]
 
 
-def _verify(prefix: Path, shard: Any, facts: dict[str, Any]) -> bool:
+def _verify(prefix: Path, shard: Shard, facts: dict[str, Any]) -> bool:
     """True if the tokens match the manifest; raises UserError if they do not."""
     if "manifest" not in facts:
         raise UserError(f"{prefix}.json: no such file; without a manifest there is nothing to verify against")

@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> int:
     path = Path(args.model)
     out = args.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
     console = Console(stderr=True, highlight=False)
-    _check(args, config, tasks, data, world, console)
+    _check(config, tasks, data, world, console)
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
         _generate(args, config, tasks, data, out, bars)
@@ -185,7 +185,6 @@ def _names(option: str, given: str) -> list[str]:
 
 
 def _check(
-    args: argparse.Namespace,
     config: EvalConfig,
     tasks: list[EvalTask],
     data: Path | None,
@@ -333,14 +332,14 @@ def judge_from(args: argparse.Namespace) -> JudgeConfig:
 def warn_of_server(settings: JudgeConfig, console: Console) -> None:
     """Warn if the judge's server would not answer now; raises UsageError if it has no address.
 
-    A server that is not up yet is no error: it may be by the time it is asked.
+    A server that is not up yet is not an error: it may be up by the time it is asked.
     """
     if settings.name == "llm" or settings.url:
         from curricula.eval.judges.served import doubt
 
         if why := doubt(settings):
             console.print(
-                f"judge: {why}; continuing, for it may be there when it is asked",
+                f"judge: {why}; continuing, for it may be up by the time it is asked",
                 style="yellow",
                 markup=False,
                 soft_wrap=True,
@@ -376,7 +375,7 @@ def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None],
         return
     if not sys.stdin.isatty():
         raise UsageError(f"about ${dollars:,.2f} is more than --max-cost {args.max_cost:g}; pass --yes, or raise it")
-    if not Confirm.ask("Go on?", default=False, console=console):
+    if not Confirm.ask("Continue?", default=False, console=console):
         raise UsageError("nothing was asked and nothing spent; --prompts makes it less")
 
 

@@ -142,6 +142,21 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
 
 def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     """The verbs that take a run folder."""
+    _add_status(verbs)
+    _add_logs(verbs)
+    _add_retry(verbs)
+    _add_cancel(verbs)
+    report = add_verb(
+        verbs,
+        "report",
+        "build the page with figures and tables from a run",
+        "curricula report runs/demo",
+        call=Verb("results", "report"),
+    )
+    report.add_argument("run", type=Path, metavar="RUN", help="a run folder; unfinished ones show what is missing")
+
+
+def _add_status(verbs: argparse._SubParsersAction) -> None:
     status = add_verb(
         verbs,
         "status",
@@ -161,6 +176,8 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     status.add_argument("--json", action="store_true", help="print JSON for scripts: a list of elements")
 
+
+def _add_logs(verbs: argparse._SubParsersAction) -> None:
     logs = add_verb(
         verbs,
         "logs",
@@ -185,6 +202,8 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
 
+
+def _add_retry(verbs: argparse._SubParsersAction) -> None:
     retry = add_verb(
         verbs,
         "retry",
@@ -200,6 +219,8 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     retry.add_argument("--profile", type=Path, metavar="P", help="another cluster profile than that of the submission")
     retry.add_argument("--dry-run", action="store_true", help="only print what would run again")
 
+
+def _add_cancel(verbs: argparse._SubParsersAction) -> None:
     cancel = add_verb(
         verbs,
         "cancel",
@@ -213,15 +234,6 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     cancel.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     selection.add_options(cancel)
     cancel.add_argument("--yes", action="store_true", help="do not ask")
-
-    report = add_verb(
-        verbs,
-        "report",
-        "build the page with figures and tables from a run",
-        "curricula report runs/demo",
-        call=Verb("results", "report"),
-    )
-    report.add_argument("run", type=Path, metavar="RUN", help="a run folder; unfinished ones show what is missing")
 
 
 def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:

@@ -1,11 +1,14 @@
-"""How a verb is described to the parser: the layout of its help, and the function that is imported when it is called."""
+"""Shared by the verbs: how a verb is described to the parser and imported when it is called, and a question to the user."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from curricula.errors import UserError
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -57,3 +60,10 @@ def add_verb(
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+
+def is_confirmed(question: str, unattended: UserError) -> bool:
+    """Whether the user answers yes; raises `unattended` if standard input is not a terminal."""
+    if not sys.stdin.isatty():
+        raise unattended
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

@@ -1,11 +1,11 @@
-"""The verbs about what a run made: report, and the models it exports or imports."""
+"""The verbs report, export and import: the page of a run, and models to and from Hugging Face folders."""
 
 from __future__ import annotations
 
 import argparse
 
 from curricula.jobs.graph import plan_study
-from curricula.jobs.run import Run, provenance
+from curricula.jobs.run import Run, current_provenance
 from curricula.jobs.stages.prepare import model_source
 from curricula.jobs.stages.report import report as write_report
 from curricula.model.checkpoints import require_checkpoint
@@ -23,7 +23,10 @@ def export(args: argparse.Namespace) -> int:
 
     folder = args.checkpoint
     export_hf(
-        require_checkpoint(folder) if (folder / "latest").exists() else folder, args.out, args.tokenizer, provenance()
+        require_checkpoint(folder) if (folder / "latest").exists() else folder,
+        args.out,
+        args.tokenizer,
+        current_provenance(),
     )
     print(f"Hugging Face model: {args.out}")
     return 0

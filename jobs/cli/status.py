@@ -1,6 +1,6 @@
 """The verb `curricula status`: how far a run is, as JSON or as a table.
 
-The table has a row for each job, and rows of their own for elements that run or went wrong.
+The table has a row for each job, and one for each element that runs or went wrong.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ASK_SLURM_EVERY_S = 15.0
 COUNTED: tuple[State, ...] = ("running", "pending", *ENDED_BADLY)
 """States counted beside what is done."""
 WITH_ROWS: tuple[State, ...] = ("running", *ENDED_BADLY)
-"""States of the elements that get rows of their own."""
+"""States of the elements that get a row each."""
 ROWS_EACH, MANY_ROWS = 8, 200
 """How many elements of one job and state get a row, and after how many rows none do; the others are counted."""
 ERRORS_SHOWN = 10
@@ -73,7 +73,7 @@ def show_status(args: argparse.Namespace) -> int:
     elif not args.watch:
         console.print(status_view(run, look(), console))
     elif not console.is_terminal:
-        raise UsageError("--watch: standard output is no terminal; leave it out, or use --json")
+        raise UsageError("--watch: standard output is not a terminal; leave it out, or use --json")
     else:
         interval_s = args.interval or (ASK_SLURM_EVERY_S if run.submissions.exists() else LOOK_EVERY_S)
         _watch(run, look, console, interval_s)

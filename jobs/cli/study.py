@@ -6,7 +6,6 @@ import argparse
 import json
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from curricula.curriculum.plan import Segment, intervention_share
 from curricula.curriculum.sources.registry import local_root
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here, run_root
+from curricula.jobs.cli.options import is_confirmed
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Chosen, Plan
@@ -97,12 +97,11 @@ def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool, console: C
     console.print(f"Up to {hours:,.0f} GPU-hours (the profile asks above {profile.gpu_hours_limit:g}).")
     if hours <= profile.gpu_hours_limit or yes:
         return
-    if not sys.stdin.isatty():
-        raise UserError(
-            f"{hours:,.0f} GPU-hours are more than the profile's gpu_hours_limit of {profile.gpu_hours_limit:g}; "
-            "give --yes, or select less with --stage, --job or --arm"
-        )
-    if input("Submit them? [y/N] ").strip().lower() not in ("y", "yes"):
+    unattended = UserError(
+        f"{hours:,.0f} GPU-hours are more than the profile's gpu_hours_limit of {profile.gpu_hours_limit:g}; "
+        "give --yes, or select less with --stage, --job or --arm"
+    )
+    if not is_confirmed("Submit them?", unattended):
         raise UserError("nothing was submitted")
 
 

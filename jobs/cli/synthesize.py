@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # it imports the openai package, which takes a while
     from curricula.curriculum.synthesis.run import Servers, Summary
 
 PIECE_CHARACTERS = 8000
+"""The longest piece of a document that one request holds, by default."""
 LINE_EVERY_S = 60.0
 """Between progress lines where there is no terminal."""
 
@@ -54,7 +55,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "nothing twice. The key is read from OPENAI_API_KEY alone.",
     )
     parser.add_argument("kind", choices=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    _add_files(parser)
+    _add_server(parser)
+    _add_pace(parser)
+    return parser
 
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("input")
     which = source.add_mutually_exclusive_group(required=True)
     which.add_argument("--dataset", metavar="NAME", help="a dataset by its short name, such as fineweb-annotated")
@@ -74,6 +81,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     output.add_argument("--retry-dead", action="store_true", help="ask again about dead letters")
     add_json_flag(parser)
 
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("the server and its replies")
     server.add_argument("--base-url", metavar="URL", help="the server's address (default: OPENAI_BASE_URL)")
     server.add_argument("--model", required=True, help="the model's name on the server")
@@ -97,6 +106,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--classifier-model", metavar="NAME", help="its name on that server (default: the published classifier)"
     )
 
+
+def _add_pace(parser: argparse.ArgumentParser) -> None:
     pace = parser.add_argument_group("pace and cost")
     pace.add_argument(
         "--concurrency", type=int, default=64, metavar="N", help="requests at once (default: %(default)s)"
@@ -121,7 +132,6 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
     )
     pace.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
-    return parser
 
 
 def synthesize(args: argparse.Namespace) -> int:
@@ -261,7 +271,7 @@ def _confirm(args: argparse.Namespace, now: Estimate, all_parts: Estimate) -> No
     cost = f"about ${all_parts.dollars:,.2f} for all parts, more than --max-cost {args.max_cost:g}"
     if not sys.stdin.isatty():
         raise UsageError(f"{cost}; pass --yes to spend it, or raise --max-cost")
-    if not Confirm.ask(f"This costs {cost}. Go on?", default=False, console=Console(stderr=True)):
+    if not Confirm.ask(f"This costs {cost}. Continue?", default=False, console=Console(stderr=True)):
         raise UsageError("nothing was asked and nothing spent; --limit and --scores make it less")
 
 

@@ -108,7 +108,7 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         status = _merged(
             job, element, fact, task, queue.get(task) if task else None, asked=bool(listing) and not problem
         )
-        if task and status.state == "failed" and not fact.error and logs_to_read:  # it left no error of its own
+        if task and status.state == "failed" and not fact.error and logs_to_read:  # it left no error message
             logs_to_read -= 1
             logged = first_error(find_logs(run, job.name, element.label, [task]))
             status = replace(status, error=f"{status.error}; {logged.message}") if logged else status

@@ -56,7 +56,7 @@ def submissions(run: Run) -> list[Submission]:
             found.append(msgspec.json.decode(line, type=Submission))
         except msgspec.DecodeError as error:
             raise UserError(
-                f"{run.submissions}: line {number} is no submission ({error}); remove the line, and `scancel` its job "
+                f"{run.submissions}: line {number} is not a submission ({error}); remove the line, and `scancel` its job "
                 "if Slurm still has it"
             ) from None
     return found

@@ -36,7 +36,8 @@ import numpy as np
 
 SEQUENCE, GLOBAL_BATCH, MICRO_BATCH, SOURCES, SHARDS, TOKENS = 2048, 1024, 8, 10, 100, 600_000_000_000
 SWITCH = 0.2
-NEEDED = 120  # bytes of memory and of disk that Megatron needs for a sample, with a margin
+NEEDED = 120
+"""Bytes of memory and of disk that Megatron needs for a sample, with a margin."""
 UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 

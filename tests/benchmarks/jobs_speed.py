@@ -1,21 +1,22 @@
-"""How long one waits for the tools around the jobs: the command line, `status` of a large study, the start of training.
+"""Waiting times around the jobs: the command line, `status` of a large study, the start of training.
 
     python tests/benchmarks/jobs_speed.py
     python tests/benchmarks/jobs_speed.py --elements 5000 --json jobs.json
     SLURM_CONF=... python tests/benchmarks/jobs_speed.py --profile env/profiles/slurm-lab.yaml
 
-Every measurement is a process of its own. Rows:
+Each measurement is a process of its own. Rows:
 
-import   `import jobs.cli` with the parser of all verbs but `data`; and `curricula status --help` from start to end. Beside them
-         `import submitit`, the library that others submit with.
-status   `curricula status` and `--json` from start to end, for a run folder of about --elements elements in all states, all
-         submitted; squeue is a stand-in that answers at once with a line for each. Beside it what submitit needs to tell
+import   Import `curricula.jobs.cli.main` and build the parser of all verbs but `data`; run `curricula status --help`. For
+         comparison `import submitit`, the usual library for submitting to Slurm.
+status   Run `curricula status`, also with `--json`, on a run folder of about --elements elements in all states, all submitted.
+         squeue is a stand-in that answers at once with a line for each. For comparison, the time that submitit takes to learn
          the states of as many tasks from one answer of sacct, a stand-in too: a SlurmJob for each, and `job.state` of all,
-         with submitit imported already. That reads no progress, no errors and no results.
-slow     the folder alone, when every file takes 1 ms to open, as on a busy parallel file system: by one thread and by all.
-start    from the start of the process to the end of the first step of training a tiny model on this CPU, part by part.
-         Beside it torchrun, from its start to the first line of the script that it launches: what is saved by having none.
-job      with --profile, on the Slurm that is there: the same from sbatch's answer on, with what the queue and srun add.
+         without the import of submitit. That reads no progress, no errors and no results.
+slow     Read the folder alone when each file takes 1 ms to open, as on a busy parallel file system: with one thread and with
+         all.
+start    From the start of the process to the end of the first training step of a tiny model on this CPU, part by part. For
+         comparison torchrun, from its start to the first line of the script that it launches: the suite needs no launcher.
+job      With --profile, on an existing Slurm: the same from sbatch's answer on, which adds the queue and srun.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ import machine
 
 sys.path += [str(machine.ROOT / "tests" / "support")]
 OPEN_S = 0.001
-PATIENCE_S = 600  # for a job to come through the queue
+PATIENCE_S = 600
+"""How long a job may take to get through the queue."""
 STATES = ("done", "done", "done", "done", "running", "running", "pending", "pending", "failed", "cancelled")
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process and of the children that have ended: what is left of a busy machine's influence."""
+    """Processor time of this process and its ended children, which other work on the machine hardly affects."""
     return sum(os.times()[:4])
 
 
@@ -57,7 +59,7 @@ def imports(what: str) -> machine.Task:
 
 
 def command(words: list[str], path: str) -> machine.Task:
-    """A `curricula` command from its start to its end."""
+    """Times a `curricula` command from start to end."""
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "COLUMNS": "120"}
     began, cpu = time.perf_counter(), cpu_seconds()
     done = subprocess.run(
@@ -101,7 +103,7 @@ def slow_folder(root: str, readers: int) -> machine.Task:
 
 
 def start(root: str, began: float) -> machine.Task:
-    """Seconds of each part until the first step of the trunk is done."""
+    """Seconds of each part up to the end of the trunk's first step."""
     parts: dict[str, float] = {}
     last = began
 
@@ -152,7 +154,7 @@ def start(root: str, began: float) -> machine.Task:
 
 
 def slurm_start(root: str, profile: str) -> machine.Task:
-    """Seconds of each part from sbatch's answer to the first step of the trunk, of a job that `curricula submit` made."""
+    """Seconds of each part from sbatch's answer to the trunk's first step, in a job of `curricula submit`."""
     from curricula.jobs.run import Run
     from curricula.jobs.slurm.submissions import submissions
 
@@ -220,7 +222,7 @@ MEASURES = {
 
 
 def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
-    """A run folder of about that many elements, stand-ins for squeue and sacct, and the tasks' names."""
+    """A run folder of about `elements` elements, stand-ins for squeue and sacct, and the tasks' names."""
     import yaml
     from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, report_progress, squeue_line, submitted
 
@@ -274,7 +276,7 @@ def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
 
 
 def trainable_run(folder: Path) -> str:
-    """A run whose trunk can be trained: the data of a very small study."""
+    """A run whose trunk can train, with the data of a very small study."""
     from small_studies import small_study
 
     from curricula.jobs.element import run_element

@@ -1,16 +1,16 @@
-"""How much of a server's rate limit the judge pipeline uses, beside the loop that most evaluation scripts have.
+"""How much of a server's rate limit the judge pipeline uses, compared with the plain loop of most evaluation scripts.
 
     python tests/benchmarks/judge_pipeline.py --limits 20,100,300
 
-A server of this program's own (asyncio, another process) answers after --latency seconds, lets so many requests a second
-through as its limit says (a token bucket of one second) and answers 429 with Retry-After to all others.
+The program's own server (asyncio, in another process) answers after --latency seconds. It accepts as many requests per second
+as its limit allows (a token bucket of one second) and answers all others with 429 and Retry-After.
 
-- ours, paced: the pipeline with `requests_per_minute` set to the limit; verdicts are on the disk, each synced
-- ours, unpaced: the same without it, so that only the 429s hold it back
-- plain loop: `AsyncOpenAI` with a semaphore, its own two retries, an exception is a lost verdict, nothing is written
+- ours, paced: the pipeline with `requests_per_minute` set to the limit; verdicts are written to disk and synced
+- ours, unpaced: the same without that setting, so that only the 429s slow it down
+- plain loop: `AsyncOpenAI` with a semaphore and its own two retries; an exception loses the verdict, and nothing is written
 
-Utilisation is verdicts a second over the limit. Included: everything from the first request to the last verdict on the disk.
-Not included: imports. All three read the same replies in the same way.
+Utilisation is verdicts per second over the limit, from the first request to the last verdict on disk, without imports. All
+three read the same replies in the same way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ REPLY = {
 
 
 class Bucket:
-    """Lets `limit` requests a second through, at most a second's worth at once."""
+    """Admits `limit` requests per second, and at most one second's worth at once."""
 
     def __init__(self, limit: float) -> None:
         self.limit, self.level, self.last, self.refused = limit, limit, time.monotonic(), 0
@@ -56,7 +56,7 @@ class Bucket:
 
 
 def serve(pipe: Connection, limit: float, latency_s: float) -> None:
-    """The server, until the pipe says stop; sends its port first, and the number of refusals last."""
+    """Run the server until the pipe says stop; sends its port first, and the number of refusals last."""
     bucket, body = Bucket(limit), json.dumps(REPLY).encode()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -90,7 +90,7 @@ def serve(pipe: Connection, limit: float, latency_s: float) -> None:
 
 
 def ask(who: str, limit: float, seconds: float, latency_s: float, concurrency: int, folder: str) -> machine.Task:
-    """Judge as many answers as the limit allows in `seconds`; returns how long that took and what became of them."""
+    """Judge as many answers as the limit allows in `seconds`; returns how long that took and what the verdicts were."""
     ours, theirs = get_context("spawn").Pipe()
     server = get_context("spawn").Process(target=serve, args=(theirs, limit, latency_s), daemon=True)
     server.start()
@@ -100,7 +100,7 @@ def ask(who: str, limit: float, seconds: float, latency_s: float, concurrency: i
     ours.send("stop")
     refused = ours.recv()
     server.join()
-    # A second's worth may pass at once at the beginning: the least time is that of the rest.
+    # One second's worth passes at once at the beginning, so the least time is that of the rest.
     least_s = (count - limit) / limit
     return {"seconds": taken_s, "verdicts": verdicts, "asked": count, "refused": refused, "least_s": least_s}
 

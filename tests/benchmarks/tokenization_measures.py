@@ -20,7 +20,7 @@ DATASET, END, SEED = "fineweb-edu", "<|endoftext|>", 1234
 
 
 class Stopwatch:
-    """Seconds, and those that this process and the ones it waited for spent on a processor."""
+    """Elapsed seconds, and the processor time of this process and of those that it waited for."""
 
     def __init__(self) -> None:
         self._began, self._cpu = time.perf_counter(), sum(os.times()[:4])

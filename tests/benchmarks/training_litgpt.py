@@ -1,7 +1,7 @@
 """The peer's side of the training benchmark: LitGPT, trained as by its `pretrain` command, on the same weights and batches.
 
     bf16-true    parameters, gradients and moments in bfloat16
-    bf16-mixed   all of them in float32, computing under autocast: what the study's published model cards state
+    bf16-mixed   all of them in float32, with computation under autocast: as the published model cards of the paper state
 
 Needs torch, litgpt and safetensors; not this suite.
 """

@@ -1,11 +1,13 @@
+"""The plan of the paper's study: its jobs, their elements and dependencies."""
+
 from paths import STUDIES
 
 from curricula.jobs.graph import plan_study
 from curricula.jobs.study import load_study
 
 
-def graph():
-    return {job.name: job for job in plan_study(load_study(STUDIES / "paper.yaml")).jobs}
+def jobs_by_name():
+    return dict(plan_study(load_study(STUDIES / "paper.yaml")).by_name)
 
 
 def test_every_job_comes_after_what_it_needs():
@@ -16,14 +18,14 @@ def test_every_job_comes_after_what_it_needs():
 
 
 def test_branches_wait_for_the_trunk_to_reach_their_start_and_no_longer():
-    jobs = graph()
+    jobs = jobs_by_name()
     assert [edge.job for edge in jobs["pretrain-0"].needs] == ["tokenize"]
     assert [edge.job for edge in jobs["pretrain-20"].needs] == ["pretrain-trunk-57220"]
     assert [edge.job for edge in jobs["pretrain-60"].needs] == ["pretrain-trunk-171661"]
 
 
 def test_each_arm_goes_from_pretraining_to_the_benign_model_element_by_element():
-    jobs = graph()
+    jobs = jobs_by_name()
     follows = {"export-base-20": "pretrain-20", "instruct-20": "pretrain-20", "benign-20": "instruct-20"}
     for after, before in follows.items():
         (edge,) = jobs[after].needs
@@ -33,16 +35,16 @@ def test_each_arm_goes_from_pretraining_to_the_benign_model_element_by_element()
 
 
 def test_the_safe_only_arm_is_the_trunk_itself():
-    (edge,) = graph()["export-base-100"].needs
+    (edge,) = jobs_by_name()["export-base-100"].needs
     assert edge.job == "pretrain-trunk-286102"
 
 
 def test_the_papers_study_is_fewer_than_forty_job_arrays():
-    assert len(graph()) < 40
+    assert len(jobs_by_name()) < 40
 
 
 def test_the_report_comes_even_when_an_evaluation_failed():
-    assert {edge.kind for edge in graph()["report"].needs} == {"afterany"}
+    assert {edge.kind for edge in jobs_by_name()["report"].needs} == {"afterany"}
 
 
 def test_labels_are_unique_within_a_job_and_names_within_a_study():
@@ -59,8 +61,7 @@ def test_edges_are_of_the_kinds_that_slurm_knows():
 
 
 def test_an_evaluation_is_an_element_for_each_part_and_one_that_merges_each_model():
-    study = load_study(STUDIES / "paper.yaml")
-    jobs = {job.name: job for job in plan_study(study).jobs}
+    jobs = jobs_by_name()
     labels = [element.label for element in jobs["evaluate-instruct-20"].elements]
     assert "full-20/attacks-topk/harmbench" in labels and "full-20/overrefusal-safebeam/alpaca" in labels
     assert [label for label in labels if "full-20/gcg" in label] == [

@@ -128,7 +128,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
     ],
 )
-def test_a_mistake_is_answered_with_its_key_its_value_and_the_mend(changes, said):
+def test_an_error_names_the_key_its_value_and_the_correction(changes, said):
     with pytest.raises(UsageError, match=said) as caught:
         parse_study(demo(**changes), "study.yaml")
     assert str(caught.value).startswith("study.yaml: ") and "\n" not in str(caught.value)
@@ -196,7 +196,7 @@ def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
         ("[" * 5000, "not valid YAML"),
     ],
 )
-def test_what_the_parser_chokes_on_is_said_in_a_sentence(tmp_path, text, said):
+def test_what_the_parser_rejects_is_reported_in_a_sentence(tmp_path, text, said):
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(UsageError, match="s.yaml: not valid YAML") as caught:
         load_study(tmp_path / "s.yaml")
@@ -227,7 +227,7 @@ def test_planning_imports_no_torch_and_takes_less_than_a_second_of_processor_tim
     assert [s["stop_step"] for s in plan["segments"] if s["branch"] == "trunk"] == [57_220, 171_661, 286_102]
 
 
-def test_a_micro_batch_that_does_not_fit_the_gpu_is_said_in_the_plan():
+def test_the_plan_warns_of_a_micro_batch_that_does_not_fit_the_gpu():
     raw = yaml.safe_load((STUDIES / "paper.yaml").read_text())
     assert not any("GPU" in warning for warning in described(parse_study(raw, "study.yaml"))["warnings"])
     raw["pretraining"]["micro_batch"] = 64  # of which a GPU's share of the global batch is half

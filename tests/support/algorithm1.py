@@ -1,4 +1,4 @@
-"""Algorithm 1 of Maini et al. by the book, for comparison: plain Python, every distribution from the whole text."""
+"""Algorithm 1 of Maini et al. to the letter, for comparison: plain Python, every distribution from the whole text."""
 
 from __future__ import annotations
 

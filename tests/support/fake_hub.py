@@ -1,4 +1,4 @@
-"""A Hugging Face hub for one test: a real HTTP server on 127.0.0.1 that speaks what `datasets` and `HfApi` ask of the real one.
+"""A Hugging Face hub for one test: a real HTTP server on 127.0.0.1 that answers the requests of `datasets` and `HfApi`.
 
     with FakeHub() as hub:
         commit = hub.commit("org/name", {"README.md": b"...", "data/0.parquet": b"..."})
@@ -28,7 +28,8 @@ Files = dict[str, bytes]
 @dataclass
 class Repository:
     gated: bool = False
-    commits: dict[str, Files] = field(default_factory=dict)  # by full hash, oldest first
+    commits: dict[str, Files] = field(default_factory=dict)
+    """By full hash, oldest first."""
 
     def resolve(self, revision: str) -> str | None:
         if revision == "main":
@@ -44,9 +45,12 @@ class FakeHub:
         self.repositories: dict[str, Repository] = {}
         self.known: set[str] = set()
         self.accepted: set[str] = set()
-        self.requests: list[str] = []  # "METHOD path"
-        self.drops = 0  # how many of the next transfers of data break off half way
-        self.stall_at = ""  # a transfer of a path that ends so waits while this stands
+        self.requests: list[str] = []
+        """As "METHOD path"."""
+        self.drops = 0
+        """How many of the next transfers of data break off half way."""
+        self.stall_at = ""
+        """A transfer of a path with this ending waits until it is changed."""
         self.stalled = threading.Event()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -119,7 +123,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             found = api or data
             repository = hub.repositories.get(found[1]) if found else None
             if found is None or repository is None:
-                # The real hub does not tell strangers what there is.
+                # The real hub does not tell strangers which repositories exist.
                 return (
                     self.refuse(404, "RepoNotFound", "Repository not found")
                     if token

@@ -437,7 +437,7 @@ def test_a_damaged_log_is_named(tmp_path, fake, damage):
     lines = log.read_bytes().splitlines()
     lines[1] = damage(json.loads(lines[1]))
     log.write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.raises(UserError, match="00001.jsonl: line 2 is no row of this log; remove that line and run"):
+    with pytest.raises(UserError, match="00001.jsonl: line 2 is not a row of this log; remove that line and run"):
         synthesize("score", source, tmp_path / "out", fake.url)
     log.write_bytes(b"\n".join([lines[0], *lines[2:]]) + b"\n")
     synthesize("score", source, tmp_path / "out", fake.url)

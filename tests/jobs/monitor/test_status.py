@@ -274,12 +274,12 @@ def test_a_damaged_record_of_submissions_is_one_sentence(demo, capsys):
     run, _ = demo
     write_text(run.submissions, "nonsense\n")
     assert main(["status", str(run.root)]) == 1
-    assert "submissions.jsonl: line 1 is no submission" in capsys.readouterr().err
+    assert "submissions.jsonl: line 1 is not a submission" in capsys.readouterr().err
 
 
 def test_watch_needs_a_terminal(demo, capsys):
     assert main(["status", str(demo[0].root), "--watch"]) == 2
-    assert "--watch: standard output is no terminal" in capsys.readouterr().err
+    assert "--watch: standard output is not a terminal" in capsys.readouterr().err
 
 
 def test_times_and_counts_are_short():

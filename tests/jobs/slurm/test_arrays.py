@@ -75,7 +75,7 @@ def test_elements_out_of_step_with_a_queued_array_wait_for_its_tasks():
     assert submit({"export": ("e2", "e3")}, live) == [("export", ("e2", "e3"), "afterok:7_2:7_3")]
 
 
-def test_a_need_that_nobody_will_meet_is_said_before_anything_is_submitted():
+def test_an_unmet_need_is_refused_before_anything_is_submitted():
     with pytest.raises(
         UsageError, match="export needs train/e0, which is neither done nor queued nor chosen.*--from train"
     ):

@@ -1,4 +1,4 @@
-"""Profiles: those that come with the suite, what they make of a study, and what is said about wrong ones."""
+"""Profiles: those that come with the suite, how they change a study's requests, and the errors for wrong ones."""
 
 import re
 from pathlib import Path
@@ -99,7 +99,7 @@ def parse(**raw) -> Profile:
         ({"container": {"kind": "pyxis", "image": "x", "mounts": ["a,b"]}}, "comma"),
     ],
 )
-def test_a_wrong_profile_is_said_in_a_sentence(raw, said):
+def test_a_wrong_profile_is_explained_in_a_sentence(raw, said):
     with pytest.raises(UsageError, match=re.escape(said) if ".*" not in said else said):
         parse(**raw)
 

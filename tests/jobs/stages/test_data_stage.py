@@ -1,4 +1,4 @@
-"""The data part of a study's graph: from the hub, or a folder, to shards, in real processes."""
+"""The data jobs of a study: from the hub, or a folder, to shards, in real processes."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def test_a_study_fetches_what_it_reads_and_tokenises_it_as_if_it_had_been_there(
     assert {name: fetched[name] for name in bins} == {name: there[name] for name in bins}
 
 
-def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(study, tmp_path):
+def test_a_hub_that_cannot_be_reached_is_reported_in_a_sentence(study, tmp_path):
     ran = curricula(
         "data", "tokenize", study, "--run", tmp_path / "run", CURRICULA_DATA="", HF_ENDPOINT="http://127.0.0.1:9"
     )
