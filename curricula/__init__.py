@@ -5,9 +5,16 @@ the model reads, and when), `curricula.model` (training), `curricula.eval` (what
 when all this runs). Each package says in its docstring what to import from it.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-try:
-    __version__ = version("safety-curricula")
-except PackageNotFoundError:  # a copy of the code that is not installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> str:
+    """`__version__` of the installed distribution, looked up when it is asked for: that takes longer than most imports."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("safety-curricula")
+    except PackageNotFoundError:  # a copy of the code that is not installed
+        return "0+unknown"
