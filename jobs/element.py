@@ -3,7 +3,7 @@
     python -m curricula.jobs.element runs/demo pretrain-20 full-20
 
 An element is done when its done.json is there, which is written last, after all its outputs are durable. Running a done element
-again does nothing; an interrupted one resumes where its outputs end.
+again does nothing unless something it read has been made again since; an interrupted one resumes where its outputs end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from curricula.durable import exclusive_lock, write_json
 from curricula.errors import UsageError, UserError
-from curricula.jobs.completion import is_done
+from curricula.jobs.completion import is_done, marks_read
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.monitor.notifications import announced, notify
@@ -50,7 +50,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
             return
         (folder / "done.json").unlink(missing_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
-        started = time.time()
+        started, read = time.time(), marks_read(work)
         profile = Profile()
         try:
             check_restarts(work)
@@ -63,7 +63,8 @@ def run_element(root: Path, job_name: str, label: str) -> None:
             _note_failure(folder, error)
             notify(profile.notify, "failed", root, work.name, _sentence(error))
             raise
-        write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
+        seconds = round(time.time() - started, 3)
+        write_json(folder / "done.json", {"started": started, "seconds": seconds, "read": read})
         if stage.ends_study:
             notify(profile.notify, "done", root, work.name, "")
 
