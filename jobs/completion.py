@@ -8,6 +8,7 @@ Marks are written whole, but people and other tools can change them. A file that
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,12 @@ class Failure(msgspec.Struct, frozen=True):
     error: str
     time: float = 0.0
     """Unix time."""
+    final: bool = False
+    """Whether another start cannot cure it."""
+    task: str = ""
+    """Slurm's name for the task that failed; empty outside Slurm."""
+    restarts: int = 0
+    """How often Slurm had requeued that task."""
 
 
 Mark = TypeVar("Mark", Done, Failure)
@@ -53,6 +60,16 @@ def read_done(folder: Path) -> Done | None:
 
 def read_failure(folder: Path) -> Failure | None:
     return _read(folder / "failed.json", Failure)
+
+
+def last_failure(folder: Path, task: str) -> Failure | None:
+    """How the latest start of a Slurm task failed that is to start again, or has: the batch script sets the failure aside."""
+    for name in ("failed.json", "failed-before.json"):
+        with contextlib.suppress(UserError):
+            failure = _read(folder / name, Failure)
+            if failure:
+                return failure if failure.task == task and not failure.final else None
+    return None
 
 
 def _read(path: Path, kind: type[Mark]) -> Mark | None:

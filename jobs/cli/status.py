@@ -259,6 +259,15 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
         more = f" and {len(elements) - 1} more" if len(elements) > 1 else ""
         name = one_line(f"{job}/{elements[0].label}{more}")
         notes.append(Text.assemble((f"{name}: ", STYLES[elements[0].state]), one_line(error)))
+    looping = [element for element in status.elements if element.last_failure]
+    for element in looping[:ERRORS_SHOWN]:
+        name = one_line(f"{element.job}/{element.label}")
+        text = f"restarted {element.restarts}x, last failure: {one_line(element.last_failure)}"
+        notes.append(Text.assemble((f"{name}: ", "yellow"), text))
+    if len(looping) > ERRORS_SHOWN:
+        notes.append(
+            Text(f"and {len(looping) - ERRORS_SHOWN} more that failed and start again; --json shows all", "dim")
+        )
     if len(wrong) > ERRORS_SHOWN:
         notes.append(Text(f"and {len(wrong) - ERRORS_SHOWN} other errors; --json shows all", "dim"))
     if any(element.state in ENDED_BADLY for element in status.elements):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeGuard
 
 from curricula.errors import UserError
-from curricula.jobs.completion import READERS, Done, is_complete, made_again, read_done, read_failure
+from curricula.jobs.completion import READERS, Done, is_complete, last_failure, made_again, read_done, read_failure
 from curricula.jobs.monitor.logs import find_logs, first_error
 from curricula.jobs.monitor.progress import Reading, read_progress
 from curricula.jobs.plan import Element, Job, Key, Plan
@@ -56,6 +56,8 @@ class ElementStatus:
     nodes: str = ""
     restarts: int = 0
     """How often Slurm requeued it."""
+    last_failure: str = ""
+    """How its latest start failed, if it runs again or waits to."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class _Facts:
     interrupted: str | None = None
     """Not None if it began and has to continue; the reason, if there is one to tell."""
     progress: Reading | None = None
+    has_failed: bool = False
+    """Whether it, or an earlier start of it, left the mark of a failure."""
 
 
 def run_status(run: Run, plan: Plan) -> RunStatus:
@@ -106,8 +110,11 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         job, element = work.job, work.element
         key = (job.name, element.label)
         fact, task = facts[key], tasks.get(key)
+        restarted = last_failure(work.folder, str(task)) if task and fact.has_failed and not fact.done else None
         known = queue.get(task) if task else None
         status = _merged(job, element, fact, stale.get(key, ""), task, known, asked=bool(listing) and not problem)
+        if restarted and status.state in ("running", "pending"):
+            status = replace(status, last_failure=restarted.error, restarts=max(status.restarts, restarted.restarts))
         if task and status.state == "failed" and not fact.error and logs_to_read:  # it left no error of its own
             logs_to_read -= 1
             logged = first_error(find_logs(run, job.name, element.label, [task]))
@@ -132,6 +139,7 @@ def _read_all(root: Path, works: list[Work]) -> dict[Key, _Facts]:
 def _read(work: Work) -> _Facts:
     folder = work.folder
     names = _names(folder)
+    has_failed = not names.isdisjoint(("failed.json", "failed-before.json"))
     progress = read_progress(folder / "progress.json") if "progress.json" in names else None
     interrupted = "" if "progress.json" in names else None
     if interrupted is not None and progress is None:
@@ -143,12 +151,12 @@ def _read(work: Work) -> _Facts:
         if done:
             interrupted = "was done, but what it made is no longer there: it will be made again"
         if "lock" in names and _is_held(folder / "lock"):
-            return _Facts(is_held=True, progress=progress)
+            return _Facts(is_held=True, progress=progress, has_failed=has_failed)
         failure = read_failure(folder) if "failed.json" in names else None
     except UserError as error:
         return _Facts(error=str(error), progress=progress)
     error_text = (failure.error or "failed without a message") if failure else ""
-    return _Facts(error=error_text, interrupted=interrupted, progress=progress)
+    return _Facts(error=error_text, interrupted=interrupted, progress=progress, has_failed=has_failed)
 
 
 def _names(folder: Path) -> set[str]:

@@ -13,6 +13,7 @@ import msgspec
 
 from curricula.durable import read_json, write_json
 from curricula.errors import UserError
+from curricula.jobs.slurm.commands import restart_count
 from curricula.jobs.stages import STAGES, Work
 
 LIMIT = "CURRICULA_RESTARTS_WITHOUT_PROGRESS"
@@ -48,7 +49,7 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
     path, stage = work.folder / "restarts.json", STAGES[work.job.stage]
     now = Standstill(
         saved=stage.saved(work),
-        restarts=int(environment.get("SLURM_RESTART_COUNT", "0")),
+        restarts=restart_count(environment),
         task=f"{job_id}_{environment.get('SLURM_ARRAY_TASK_ID', '0')}",
     )
     grown = _read(path)
