@@ -72,7 +72,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     run.slurm.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(root)
     keep_profile(run.profile, profile)
-    write_resubmit(run, plan, profile)
+    write_resubmit(run, plan, profile, chosen)
     executor = ElementExecutor(root / "slurm")
     made = []
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
