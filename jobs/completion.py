@@ -1,10 +1,16 @@
-"""Which elements are done: their marks (done.json and failed.json), and whether their outputs are still there.
+"""Which elements are done: their marks (done.json and failed.json), whether their outputs are still there and up to date.
+
+An element's done.json names the marks of the elements it needs as they were when it began. If one of these has been made
+again since, the element is stale and must run again. Marks are compared by identity, not by time: clocks of nodes differ.
 
 Marks are written whole, but people and other tools can change them. A file that holds anything else is an error that names it.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +21,9 @@ from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES, Work
 
+READERS = 16
+"""Threads that read the folder: a cluster's file system is slow for each file, but not for many at once."""
+
 
 class Done(msgspec.Struct, frozen=True):
     """The element is finished."""
@@ -22,7 +31,10 @@ class Done(msgspec.Struct, frozen=True):
     seconds: float
     """How long its last process took."""
     started: float = 0.0
-    """Unix time."""
+    """When that process started, in Unix time. It identifies the mark: an element that is made again has another."""
+    read: dict[str, float] | None = None
+    """`started` of each needed element that was done when that process began, by JOB/LABEL. None in marks of earlier versions,
+    which recorded none."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -31,6 +43,12 @@ class Failure(msgspec.Struct, frozen=True):
     error: str
     time: float = 0.0
     """Unix time."""
+    final: bool = False
+    """Whether another start cannot cure it."""
+    task: str = ""
+    """Slurm's name for the task that failed; empty outside Slurm."""
+    restarts: int = 0
+    """How often Slurm had requeued that task."""
 
 
 Mark = TypeVar("Mark", Done, Failure)
@@ -42,6 +60,16 @@ def read_done(folder: Path) -> Done | None:
 
 def read_failure(folder: Path) -> Failure | None:
     return _read(folder / "failed.json", Failure)
+
+
+def last_failure(folder: Path, task: str) -> Failure | None:
+    """How the latest start of a Slurm task failed that is to start again, or has: the batch script sets the failure aside."""
+    for name in ("failed.json", "failed-before.json"):
+        with contextlib.suppress(UserError):
+            failure = _read(folder / name, Failure)
+            if failure:
+                return failure if failure.task == task and not failure.final else None
+    return None
 
 
 def _read(path: Path, kind: type[Mark]) -> Mark | None:
@@ -60,18 +88,61 @@ def is_complete(work: Work) -> bool:
 
 
 def is_done(work: Work) -> bool:
-    """Whether the element is marked as done and its outputs are still there."""
-    return (work.folder / "done.json").exists() and is_complete(work)
+    """Whether the element is marked as done, its outputs are still there, and none of what it read has been made again."""
+    mark = _whole_mark(work.folder)
+    if mark is None or not is_complete(work):
+        return False
+    return made_again(work.plan, _key(work), mark, _marks_needed(work)) is None
+
+
+def marks_read(work: Work) -> dict[str, float]:
+    """What the element's `Done.read` will say if the element begins now."""
+    return {"/".join(need): mark.started for need, mark in _marks_needed(work).items() if mark}
+
+
+def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None]) -> Key | None:
+    """The first needed element that has been made since the element with `mark` began; `marks` are those of all it needs."""
+    for need, _ in plan.needs[key]:
+        now = marks.get(need)
+        if now is None:
+            continue
+        if mark.read is None:
+            if now.read is not None:  # made by a later version, so after it
+                return need
+        elif mark.read.get("/".join(need)) != now.started:
+            return need
+    return None
 
 
 def done_elements(run: Run, plan: Plan) -> set[Key]:
     """The elements that need not run again.
 
-    A done element that needs one that is not done has to run again, such as a report on a run with failures.
+    A done element runs again if what it read has been made again since it began, or if it needs an element that is not done,
+    such as a report on a run with failures.
     """
+    works = [Work(run, plan, job, element) for job, element in plan.elements()]
+    with ThreadPoolExecutor(READERS) as pool:
+        marks = dict(zip(map(_key, works), pool.map(lambda work: _whole_mark(work.folder), works)))
+        complete = dict(zip(marks, pool.map(lambda work: marks[_key(work)] is not None and is_complete(work), works)))
     done: set[Key] = set()
-    for job, element in plan.elements():
-        key = (job.name, element.label)
-        if is_done(Work(run, plan, job, element)) and all(other in done for other, _ in plan.needs[key]):
+    for key, mark in marks.items():
+        is_current = mark is not None and complete[key] and made_again(plan, key, mark, marks) is None
+        if is_current and all(other in done for other, _ in plan.needs[key]):
             done.add(key)
     return done
+
+
+def _key(work: Work) -> Key:
+    return work.job.name, work.element.label
+
+
+def _marks_needed(work: Work) -> dict[Key, Done | None]:
+    return {need: _whole_mark(work.run.element(*need)) for need, _ in work.plan.needs[_key(work)]}
+
+
+def _whole_mark(folder: Path) -> Done | None:
+    """The element's mark of being done; a damaged one counts as none, so that the element runs again and replaces it."""
+    try:
+        return read_done(folder)
+    except UserError:
+        return None

@@ -3,7 +3,7 @@
     python -m curricula.jobs.element runs/demo pretrain-20 full-20
 
 An element is done when its done.json is there, which is written last, after all its outputs are durable. Running a done element
-again does nothing; an interrupted one resumes where its outputs end.
+again does nothing unless something it read has been made again since; an interrupted one resumes where its outputs end.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from curricula.durable import exclusive_lock, write_json
 from curricula.errors import UsageError, UserError
-from curricula.jobs.completion import is_done
+from curricula.jobs.completion import Failure, is_done, marks_read
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.monitor.notifications import announced, notify
 from curricula.jobs.monitor.progress import ProgressFile
 from curricula.jobs.run import Run
+from curricula.jobs.slurm.commands import own_task, restart_count
 from curricula.jobs.slurm.profile import Profile, kept_profile
 from curricula.jobs.slurm.restarts import GaveUp, check_restarts
 from curricula.jobs.stages import STAGES, Work
@@ -50,20 +53,22 @@ def run_element(root: Path, job_name: str, label: str) -> None:
             return
         (folder / "done.json").unlink(missing_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
-        started = time.time()
+        started, read = time.time(), marks_read(work)
         profile = Profile()
         try:
-            check_restarts(work)
             profile = _profile(run)
+            check_restarts(work)
             _check_nodes(work, profile)
             stage.run(work, announced(ProgressFile(folder / "progress.json")))
         except Interrupted:
             raise
         except Exception as error:
             _note_failure(folder, error)
-            notify(profile.notify, "failed", root, work.name, _sentence(error))
+            if _is_final(error) or own_task(os.environ) is None:  # otherwise Slurm starts it again
+                notify(profile.notify, "failed", root, work.name, _sentence(error))
             raise
-        write_json(folder / "done.json", {"started": started, "seconds": round(time.time() - started, 3)})
+        seconds = round(time.time() - started, 3)
+        write_json(folder / "done.json", {"started": started, "seconds": seconds, "read": read})
         if stage.ends_study:
             notify(profile.notify, "done", root, work.name, "")
 
@@ -101,8 +106,10 @@ def _note_failure(folder: Path, error: Exception) -> None:
     """Write failed.json. Where `final`, the batch script does not requeue the job but ends with `exit_code`: srun returns the
     highest code of all processes, which is that of those it ended."""
     code = error.exit_code if isinstance(error, UserError) else 1
-    failed = {"error": _sentence(error), "time": time.time(), "final": _is_final(error), "exit_code": code}
-    write_json(folder / "failed.json", failed)
+    failure = Failure(
+        _sentence(error), time.time(), _is_final(error), own_task(os.environ) or "", restart_count(os.environ)
+    )
+    write_json(folder / "failed.json", {**msgspec.to_builtins(failure), "exit_code": code})
 
 
 def _sentence(error: Exception) -> str:

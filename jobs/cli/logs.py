@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from curricula.errors import UsageError
+from curricula.jobs.completion import last_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import FirstError, LogFile, clean, find_logs, first_error, merged
 from curricula.jobs.monitor.state import ENDED_BADLY, run_status
@@ -22,6 +23,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import Task
 from curricula.jobs.slurm.submissions import elements_by_task
+from curricula.terminal import one_line
 
 LOOK_EVERY_S = 0.5
 FIND_EVERY_S = 5.0
@@ -60,6 +62,12 @@ def show_logs(args: argparse.Namespace) -> int:
         error = first_error(log.file for log in logs if log.prefix == name)
         if error:
             _print_error(name, error)
+    for job, label in chosen:
+        folder, ran = run.element(job, label), tasks[job, label]
+        failure = last_failure(folder, str(ran[-1])) if ran and not (folder / "done.json").exists() else None
+        if failure:
+            times = f"failed after {failure.restarts} restarts and starts again"
+            print(f"=== {job}/{label}: {times}; last failure: {one_line(failure.error)}\n")
     shown = [log for log in logs if rank in (None, log.file.rank)]
     if not shown:
         ranks = sorted({log.file.rank for log in logs})
@@ -78,7 +86,7 @@ def show_logs(args: argparse.Namespace) -> int:
 
 
 def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:
-    """The selected elements; by default those that failed or are running."""
+    """The selected elements; by default those that failed, are running or start again after a failure."""
     selection = Selection.from_args(args)
     if args.job:
         selection = replace(selection, jobs=(*selection.jobs, args.job))
@@ -93,8 +101,8 @@ def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:
         return [(args.job, args.element)]
     if selection:
         return chosen
-    states = {(element.job, element.label): element.state for element in run_status(run, plan).elements}
-    return [key for key in chosen if states[key] in (*ENDED_BADLY, "running")]
+    status = {(element.job, element.label): element for element in run_status(run, plan).elements}
+    return [key for key in chosen if status[key].state in (*ENDED_BADLY, "running") or status[key].last_failure]
 
 
 def _rank(text: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The verb `curricula retry`: run again what failed, was cancelled or was lost, and what waits for it. Nothing else."""
+"""The verb `curricula retry`: run again what failed, was cancelled, was lost or is stale, and what needs it. Nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curricula.jobs.cli.local import run_here
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
 from curricula.jobs.plan import Key, chosen_of, keys_of
-from curricula.jobs.recovery import to_run_again
+from curricula.jobs.recovery import overtaken, to_run_again
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
 
@@ -20,10 +20,11 @@ from curricula.jobs.selection import Selection, select
 def retry(args: argparse.Namespace) -> int:
     run, selection = Run.open(args.run), Selection.from_args(args)
     plan = plan_study(run.study)
-    again = to_run_again(plan, run_status(run, plan).elements, set(keys_of(select(plan, selection))))
+    elements = run_status(run, plan).elements
+    again = to_run_again(plan, elements, set(keys_of(select(plan, selection))))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not again:
-        console.print(f"{run.root}: nothing has failed or was cancelled")
+        console.print(f"{run.root}: nothing has failed, was cancelled or is stale")
     elif args.dry_run:
         for job, label in again:
             console.print(f"{job}/{label}")
@@ -32,6 +33,8 @@ def retry(args: argparse.Namespace) -> int:
         _submit(run, again, args.profile, console)
     else:
         run_here(run.root, plan, chosen_of(again) if selection else None)
+    for job, label in overtaken(plan, elements, set(again)):
+        console.print(f"{job}/{label} runs without the new results; when it has ended, give the same command again")
     return 0
 
 

@@ -25,7 +25,7 @@ from rich.text import Text
 from curricula.errors import UsageError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.progress import number
-from curricula.jobs.monitor.state import ENDED_BADLY, ElementStatus, RunStatus, State, run_status
+from curricula.jobs.monitor.state import ENDED_BADLY, TO_REPEAT, ElementStatus, RunStatus, State, run_status
 from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
@@ -35,10 +35,10 @@ from curricula.terminal import age, clock, count, one_line
 LOOK_EVERY_S = 2.0
 ASK_SLURM_EVERY_S = 15.0
 """Administrators watch who calls squeue often."""
-COUNTED: tuple[State, ...] = ("running", "pending", *ENDED_BADLY)
+COUNTED: tuple[State, ...] = ("running", "pending", *TO_REPEAT)
 """States counted beside what is done."""
-WITH_ROWS: tuple[State, ...] = ("running", *ENDED_BADLY)
-"""States of the elements that get a row each."""
+WITH_ROWS: tuple[State, ...] = ("running", *TO_REPEAT)
+"""States of the elements that get rows of their own."""
 ROWS_EACH, MANY_ROWS = 8, 200
 """How many elements of one job and state get a row, and after how many rows none do; the others are counted."""
 ERRORS_SHOWN = 10
@@ -49,7 +49,7 @@ LATE_S = 300.0
 """A heartbeat older than this is coloured: its element may hang."""
 STYLES: dict[State, str] = {
     "done": "green", "running": "cyan", "pending": "", "failed": "bold red", "cancelled": "magenta",
-    "interrupted": "yellow", "waiting": "dim",
+    "interrupted": "yellow", "stale": "yellow", "waiting": "dim",
 }  # fmt: skip
 
 
@@ -253,12 +253,21 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
         notes.append(Text(f"{times} pending: {explained(one_line(reason))}"))
     wrong: dict[tuple[str, str], list[ElementStatus]] = {}
     for element in status.elements:
-        if element.error:
-            wrong.setdefault((element.job, element.error), []).append(element)
+        if text := element.reason if element.state == "stale" else element.error:
+            wrong.setdefault((element.job, text), []).append(element)
     for (job, error), elements in list(wrong.items())[:ERRORS_SHOWN]:
         more = f" and {len(elements) - 1} more" if len(elements) > 1 else ""
         name = one_line(f"{job}/{elements[0].label}{more}")
         notes.append(Text.assemble((f"{name}: ", STYLES[elements[0].state]), one_line(error)))
+    looping = [element for element in status.elements if element.last_failure]
+    for element in looping[:ERRORS_SHOWN]:
+        name = one_line(f"{element.job}/{element.label}")
+        text = f"restarted {element.restarts}x, last failure: {one_line(element.last_failure)}"
+        notes.append(Text.assemble((f"{name}: ", "yellow"), text))
+    if len(looping) > ERRORS_SHOWN:
+        notes.append(
+            Text(f"and {len(looping) - ERRORS_SHOWN} more that failed and start again; --json shows all", "dim")
+        )
     if len(wrong) > ERRORS_SHOWN:
         notes.append(Text(f"and {len(wrong) - ERRORS_SHOWN} other errors; --json shows all", "dim"))
     if any(element.state in ENDED_BADLY for element in status.elements):
@@ -269,4 +278,6 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
                 "dim",
             )
         )
+    elif any(element.state == "stale" for element in status.elements):
+        notes.append(Text(f"`curricula retry {run.root}` makes what is stale again", "dim"))
     return [Text(""), *notes] if notes else []

@@ -1,9 +1,9 @@
 """Tells people how an element fares without their reading its folder.
 
 `announced` publishes progress to the element's log and to the comment of its Slurm job, which `squeue --format=%k` shows.
-`notify` calls the command that the cluster profile names as `notify` when an element failed or the study is done. The command
-runs without a shell. It reads one line on its standard input and finds CURRICULA_EVENT (failed or done), CURRICULA_RUN and
-CURRICULA_ELEMENT in its environment, which holds no variable whose name looks like a secret's. Nothing that goes wrong here
+`notify` calls the command that the cluster profile names as `notify` when an element failed for good or the study is done. The
+command runs without a shell. It reads one line on its standard input and finds CURRICULA_EVENT (failed or done), CURRICULA_RUN
+and CURRICULA_ELEMENT in its environment, which holds no variable whose name looks like a secret's. Nothing that goes wrong here
 disturbs the work.
 """
 

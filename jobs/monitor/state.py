@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeGuard
 
 from curricula.errors import UserError
-from curricula.jobs.completion import is_complete, read_done, read_failure
+from curricula.jobs.completion import READERS, Done, is_complete, last_failure, made_again, read_done, read_failure
 from curricula.jobs.monitor.logs import find_logs, first_error
 from curricula.jobs.monitor.progress import Reading, read_progress
 from curricula.jobs.plan import Element, Job, Key, Plan
@@ -26,15 +26,15 @@ from curricula.jobs.slurm.commands import Task, TaskState, sacct, squeue
 from curricula.jobs.slurm.submissions import latest_tasks, submissions
 from curricula.jobs.stages import Work
 
-State = Literal["done", "running", "pending", "failed", "cancelled", "interrupted", "waiting"]
+State = Literal["done", "running", "pending", "failed", "cancelled", "interrupted", "stale", "waiting"]
 ENDED_BADLY: tuple[State, ...] = ("failed", "cancelled", "interrupted")
+TO_REPEAT: tuple[State, ...] = (*ENDED_BADLY, "stale")
+"""States of elements that `curricula retry` runs again."""
 
 FRESH_S = 120.0
 """A younger heartbeat means a live process, where nothing else can tell."""
 LOGS_READ = 5
 """How many logs are searched for the last error of an element that was killed without leaving one."""
-READERS = 16
-"""Threads that read the folder: a cluster's file system is slow for each file, but not for many at once."""
 SLURM_PATIENCE_S = 10.0
 """How long Slurm may take to answer before the status does without."""
 
@@ -50,12 +50,14 @@ class ElementStatus:
     """How long it took, when it is done."""
     error: str = ""
     reason: str = ""
-    """Slurm's word for why it waits or how it ended."""
+    """Slurm's word for why it waits or how it ended; of a stale element, what was made again."""
     task: str = ""
     """Slurm's name for it, such as 123_4; empty if it was never submitted."""
     nodes: str = ""
     restarts: int = 0
     """How often Slurm requeued it."""
+    last_failure: str = ""
+    """How its latest start failed, if it runs again or waits to."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,16 @@ class RunStatus:
 class _Facts:
     """What an element's folder says."""
 
-    seconds: float | None = None
-    """Not None when it is done."""
+    done: Done | None = None
+    """Its mark, when it is done."""
     error: str = ""
     is_held: bool = False
     """Whether a live process holds its lock."""
     interrupted: str | None = None
     """Not None if it began and has to continue; the reason, if there is one to tell."""
     progress: Reading | None = None
+    has_failed: bool = False
+    """Whether it, or an earlier start of it, left the mark of a failure."""
 
 
 def run_status(run: Run, plan: Plan) -> RunStatus:
@@ -96,19 +100,22 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         except UserError as error:
             problem = f"{error}; only what the run folder tells is shown"
         else:
-            unfinished = [key for key, fact in facts.items() if fact.seconds is None and not fact.error]
+            unfinished = [key for key, fact in facts.items() if not fact.done and not fact.error]
             if any(key in tasks and tasks[key] not in queue for key in unfinished):
                 queue = {**sacct(job_ids, SLURM_PATIENCE_S), **queue}
+    stale = _stale(plan, facts)
     found = []
     logs_to_read = LOGS_READ
     for work in works:
         job, element = work.job, work.element
         key = (job.name, element.label)
         fact, task = facts[key], tasks.get(key)
-        status = _merged(
-            job, element, fact, task, queue.get(task) if task else None, asked=bool(listing) and not problem
-        )
-        if task and status.state == "failed" and not fact.error and logs_to_read:  # it left no error message
+        restarted = last_failure(work.folder, str(task)) if task and fact.has_failed and not fact.done else None
+        known = queue.get(task) if task else None
+        status = _merged(job, element, fact, stale.get(key, ""), task, known, asked=bool(listing) and not problem)
+        if restarted and status.state in ("running", "pending"):
+            status = replace(status, last_failure=restarted.error, restarts=max(status.restarts, restarted.restarts))
+        if task and status.state == "failed" and not fact.error and logs_to_read:  # it left no error of its own
             logs_to_read -= 1
             logged = first_error(find_logs(run, job.name, element.label, [task]))
             status = replace(status, error=f"{status.error}; {logged.message}") if logged else status
@@ -132,6 +139,7 @@ def _read_all(root: Path, works: list[Work]) -> dict[Key, _Facts]:
 def _read(work: Work) -> _Facts:
     folder = work.folder
     names = _names(folder)
+    has_failed = not names.isdisjoint(("failed.json", "failed-before.json"))
     progress = read_progress(folder / "progress.json") if "progress.json" in names else None
     interrupted = "" if "progress.json" in names else None
     if interrupted is not None and progress is None:
@@ -139,16 +147,16 @@ def _read(work: Work) -> _Facts:
     try:
         done = read_done(folder) if "done.json" in names else None
         if done and is_complete(work):
-            return _Facts(seconds=done.seconds, progress=progress)
+            return _Facts(done=done, progress=progress)
         if done:
             interrupted = "was done, but what it made is no longer there: it will be made again"
         if "lock" in names and _is_held(folder / "lock"):
-            return _Facts(is_held=True, progress=progress)
+            return _Facts(is_held=True, progress=progress, has_failed=has_failed)
         failure = read_failure(folder) if "failed.json" in names else None
     except UserError as error:
         return _Facts(error=str(error), progress=progress)
     error_text = (failure.error or "failed without a message") if failure else ""
-    return _Facts(error=error_text, interrupted=interrupted, progress=progress)
+    return _Facts(error=error_text, interrupted=interrupted, progress=progress, has_failed=has_failed)
 
 
 def _names(folder: Path) -> set[str]:
@@ -170,19 +178,36 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
+def _stale(plan: Plan, facts: Mapping[Key, _Facts]) -> dict[Key, str]:
+    """Why elements that are done must run again, by element."""
+    marks = {key: fact.done for key, fact in facts.items()}
+    found: dict[Key, str] = {}
+    for key, mark in marks.items():
+        if mark is None:
+            continue
+        if again := made_again(plan, key, mark, marks):
+            found[key] = f"{'/'.join(again)}, which it reads, has been made since it began"
+        elif old := next((need for need, _ in plan.needs[key] if need in found), None):
+            found[key] = f"{'/'.join(old)}, which it reads, is stale"
+    return found
+
+
 def _merged(
-    job: Job, element: Element, fact: _Facts, task: Task | None, known: TaskState | None, asked: bool
+    job: Job, element: Element, fact: _Facts, stale: str, task: Task | None, known: TaskState | None, asked: bool
 ) -> ElementStatus:
-    """`known` is what Slurm knows of the element's task, if Slurm was `asked` and knows it at all."""
+    """`stale` is why a done element must run again, if it must. `known` is what Slurm knows of the element's task, if Slurm was
+    `asked` and knows it at all."""
     state: State
     reason = known.reason if known else ""
     error = fact.error
-    if fact.seconds is not None:
+    if fact.done and not stale:
         state, reason = "done", ""
     elif fact.is_held or (known and known.is_running):
         state, reason, error = "running", "", ""
     elif known and known.is_waiting:
         state, error = "pending", ""
+    elif stale:
+        state, reason, error = "stale", stale, ""
     elif error:
         state = "failed"
     elif known and known.state == "CANCELLED":
@@ -205,7 +230,7 @@ def _merged(
         label=element.label,
         state=state,
         progress=progress,
-        seconds=fact.seconds,
+        seconds=fact.done.seconds if fact.done else None,
         error=error,
         reason=reason,
         task=str(task) if task else "",

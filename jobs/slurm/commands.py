@@ -260,6 +260,12 @@ def own_task(environment: Mapping[str, str]) -> str | None:
     return f"{array}_{number}" if array and number else environment.get("SLURM_JOB_ID")
 
 
+def restart_count(environment: Mapping[str, str]) -> int:
+    """How often Slurm has requeued this job; 0 outside Slurm."""
+    text = environment.get("SLURM_RESTART_COUNT", "")
+    return int(text) if text.isdecimal() else 0
+
+
 def _ranges(numbers: Iterable[int]) -> str:
     """Numbers as Slurm writes them: 0-3,7."""
     parts: list[list[int]] = []

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curricula.durable import open_atomically
-from curricula.jobs.plan import Edge, EdgeKind, Job, Plan
+from curricula.jobs.plan import Chosen, Edge, EdgeKind, Job, Plan, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.script import LOG, Options, array_option, body, check_root, sbatch_options, templates
 from curricula.jobs.slurm.snapshot import take_snapshot
+from curricula.jobs.slurm.submissions import latest_tasks, submissions
 
 SUBMIT_ALL = "submit_all.sh"
 
@@ -32,8 +33,6 @@ class Script:
     labels: tuple[str, ...]
     variable: str
     """The shell variable for the array's number at Slurm."""
-    waits: str
-    """The value of --dependency, with the variables of the arrays that it waits for."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,11 @@ class Waits:
 
 def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
     """Write a script for each array of the plan, and submit_all.sh; returns their paths, that one last."""
-    scripts = _write_scripts(run, plan, profile, out)
+    scripts = _write_scripts(run, plan.jobs, profile, out)
     submit_all = templates().get_template("submit_all.sh.j2").render(
         study=run.study.name,
         scripts=scripts,
+        waits=_dependencies(scripts),
         slurm=str(run.root.resolve() / "slurm"),
         records={script.file: record_format(script) for script in scripts},
     )  # fmt: skip
@@ -57,11 +57,11 @@ def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
     return [*(out / script.file for script in scripts), out / SUBMIT_ALL]
 
 
-def _write_scripts(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Script]:
-    """Write a script for each array of the plan."""
+def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -> list[Script]:
+    """Write a script for each array of the jobs."""
     study, root = run.study, check_root(run.root)
     code = take_snapshot(root)
-    scripts = _scripts(plan.jobs, profile.max_array_size)
+    scripts = _scripts(jobs, profile.max_array_size)
     for script in scripts:
         options: Options = {
             **sbatch_options(script.job, study, profile),
@@ -80,20 +80,28 @@ def _write_scripts(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Sc
 
 def _scripts(jobs: Sequence[Job], longest: int) -> list[Script]:
     scripts: list[Script] = []
-    of_job: dict[str, list[Script]] = {}
     for job in jobs:
         pieces = [job.labels[start : start + longest] for start in range(0, len(job.labels), longest)]
         for piece, labels in enumerate(pieces):
-            waits = ",".join(_dependency(edge, piece, len(pieces), of_job) for edge in job.needs)
             number = len(scripts)
             name = job.name if len(pieces) == 1 else f"{job.name}-part{piece}"
-            script = Script(f"{number:02d}-{name}.sbatch", job, labels, f"job_{number:02d}", waits)
-            scripts.append(script)
-            of_job.setdefault(job.name, []).append(script)
+            scripts.append(Script(f"{number:02d}-{name}.sbatch", job, labels, f"job_{number:02d}"))
     return scripts
 
 
-def _dependency(edge: Edge, piece: int, pieces: int, of_job: dict[str, list[Script]]) -> str:
+def _dependencies(scripts: Sequence[Script]) -> dict[str, str]:
+    """For the file of each script of a whole plan the value of --dependency, with the variables of the arrays it waits for."""
+    of_job: dict[str, list[Script]] = {}
+    for script in scripts:
+        of_job.setdefault(script.job.name, []).append(script)
+    return {
+        script.file: ",".join(_dependency(edge, piece, len(pieces), of_job) for edge in script.job.needs)
+        for pieces in of_job.values()
+        for piece, script in enumerate(pieces)
+    }
+
+
+def _dependency(edge: Edge, piece: int, pieces: int, of_job: Mapping[str, Sequence[Script]]) -> str:
     others = of_job[edge.job]
     if edge.kind == "aftercorr":  # both have the same elements, so they are cut at the same places
         assert len(others) == pieces
@@ -118,20 +126,20 @@ def write_script(path: Path, text: str) -> None:
     path.chmod(0o700)
 
 
-def write_resubmit(run: Run, plan: Plan, profile: Profile) -> Path:
-    """Write RUN/resubmit.sh, which submits again whatever is not done, with bash and Slurm alone.
+def write_resubmit(run: Run, plan: Plan, profile: Profile, chosen: Chosen | None = None) -> Path:
+    """Write RUN/resubmit.sh, which submits again what is not done, with bash and Slurm alone.
 
-    Its sbatch scripts go to RUN/slurm/scripts.
+    Of a run of which a part was submitted, it submits that part: all that is on record, and the elements `chosen` now. Without
+    `chosen`, all. Its sbatch scripts go to RUN/slurm/scripts.
     """
     folder = run.slurm / "scripts"
-    scripts = _write_scripts(run, plan, profile, folder)
-    needs = {job.name: job.needs for job in plan.jobs}
+    scripts = _write_scripts(run, _part(run, plan, chosen), profile, folder)
     of_job: dict[str, tuple[str, ...]] = {}
     for script in scripts:
         of_job[script.job.name] = (*of_job.get(script.job.name, ()), script.variable)
 
     def edges(script: Script) -> list[Waits]:
-        return [Waits(edge.kind, of_job[edge.job]) for edge in needs[script.job.name]]
+        return [Waits(edge.kind, of_job[edge.job]) for edge in script.job.needs if edge.job in of_job]
 
     text = templates().get_template("resubmit.sh.j2").render(
         study=run.study.name,
@@ -140,7 +148,21 @@ def write_resubmit(run: Run, plan: Plan, profile: Profile) -> Path:
     )  # fmt: skip
     path = run.root / "resubmit.sh"
     write_script(path, text)
+    for old in set(folder.glob("*.sbatch")) - {folder / script.file for script in scripts}:
+        old.unlink()
     return path
+
+
+def _part(run: Run, plan: Plan, chosen: Chosen | None) -> list[Job]:
+    """The plan's jobs with only those elements that were submitted or are `chosen`; all jobs without `chosen`."""
+    if chosen is None:
+        return list(plan.jobs)
+    wanted = {*latest_tasks(submissions(run)), *keys_of(chosen)}
+    parts = (
+        replace(job, elements=tuple(element for element in job.elements if (job.name, element.label) in wanted))
+        for job in plan.jobs
+    )
+    return [job for job in parts if job.elements]
 
 
 def _elements(run: Run, script: Script) -> list[str]:

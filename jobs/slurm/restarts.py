@@ -1,6 +1,8 @@
-"""Stops an element that is requeued again and again without progress.
+"""Stops an element that ends again and again without progress.
 
-Slurm counts restarts. The element's restarts.json holds that count, and how much was saved, when the saved work last grew.
+The batch script counts the starts that ended by the element's own doing, such as an error or the time limit: a line each in
+the element's `own-ends`. Starts that Slurm took away (preemption, a lost node, a requeue) are not counted. The element's
+restarts.json holds how much was saved when the saved work last grew; the count begins anew with it.
 """
 
 from __future__ import annotations
@@ -31,14 +33,12 @@ class Standstill(msgspec.Struct, frozen=True):
 
     saved: int
     """How much was saved: steps of the latest checkpoint, or bytes of rows."""
-    restarts: int
-    """Slurm's count of restarts."""
     task: str
-    """The array task whose count that is."""
+    """The array task that ran then."""
 
 
 def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> None:
-    """Record this start; raises GaveUp when as many starts as the environment allows have saved nothing new.
+    """Record this start; raises GaveUp when as many starts as the environment allows ended by themselves and saved nothing new.
 
     Does nothing outside Slurm.
     """
@@ -48,15 +48,18 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
     path, stage = work.folder / "restarts.json", STAGES[work.job.stage]
     now = Standstill(
         saved=stage.saved(work),
-        restarts=int(environment.get("SLURM_RESTART_COUNT", "0")),
         task=f"{job_id}_{environment.get('SLURM_ARRAY_TASK_ID', '0')}",
     )
+    ends = work.folder / "own-ends"
     grown = _read(path)
     if grown is None or grown.task != now.task or now.saved > grown.saved:
+        ends.unlink(missing_ok=True)
         write_json(path, msgspec.to_builtins(now))
-    elif now.restarts - grown.restarts >= int(limit):
+        return
+    count = len(ends.read_bytes().splitlines()) if ends.exists() else 0
+    if count >= int(limit):
         raise GaveUp(
-            f"{work.name}: restarted {now.restarts - grown.restarts} times without progress (still at "
+            f"{work.name}: restarted {count} times without progress (still at "
             f"{now.saved} saved {stage.unit}), so it is not started again and what waits for it is cancelled; fix the cause "
             f"and submit again. The last error: {_last_error(path.parent)}"
         )

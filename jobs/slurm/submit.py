@@ -72,7 +72,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     run.slurm.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(root)
     keep_profile(run.profile, profile)
-    write_resubmit(run, plan, profile)
+    write_resubmit(run, plan, profile, chosen)
     executor = ElementExecutor(root / "slurm")
     made = []
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
@@ -199,7 +199,7 @@ class ElementExecutor(submitit.SlurmExecutor):
         try:
             return self._submit_command(body).job_id
         except UncompletedJobError as error:
-            said = _last_words(str(error.__cause__ or error))
+            said = _last_words(str(error))  # what sbatch wrote to its standard error
             if is_away(said):
                 raise ControllerAway(said) from None
             raise UserError(f"sbatch refused job {self._job}: {said}; correct the profile or the study") from None

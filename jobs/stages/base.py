@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from curricula.errors import UserError
 from curricula.jobs.plan import Element, Job, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Profile, Request, plain_request
@@ -97,6 +99,19 @@ def saved_steps(branch: Path) -> int:
 
     latest = latest_checkpoint(branch / "checkpoints")
     return int(latest.name.rpartition("_")[2]) if latest else 0
+
+
+def checkpoint_to_resume(branch: Path) -> Path | None:
+    """The checkpoint from which a training run would go on, None without one: the newest whole one, by names and sizes of its
+    files. If none is whole, the newest."""
+    from curricula.model.checkpoints.folder import checkpoints_to_resume, read_info
+
+    candidates = checkpoints_to_resume(branch / "checkpoints")
+    for folder in candidates:
+        with contextlib.suppress(UserError, OSError):
+            read_info(folder)
+            return folder
+    return next(iter(candidates), None)
 
 
 def are_filled(*paths: Path) -> bool:

@@ -8,7 +8,7 @@ from curricula.curriculum.plan import Segment
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
-from curricula.jobs.stages.base import Stage, Work, saved_steps
+from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
 from curricula.jobs.study import Study
 from curricula.model import TrainJob
 from curricula.model.checkpoints import require_checkpoint
@@ -36,14 +36,14 @@ class Pretrain(Stage):
 
     def inputs(self, work: Work) -> list[Path]:
         """The tokenizer, the first shard of each source, and the checkpoint that the segment continues from."""
-        from curricula.model.checkpoints.folder import INFO_FILE, latest_checkpoint
+        from curricula.model.checkpoints.folder import INFO_FILE
 
         run, segment = work.run, work.plan.segments[work.element.segment]
         phases = segment.arm.blend_phases(work.study.budget)
         sources = {name for phase in phases for name, weight in phase.mix.items() if weight}
         files = [run.tokenizer / "tokenizer.json"]
         files += [run.shards / name / f"00000{suffix}" for name in sorted(sources) for suffix in (".idx", ".bin")]
-        start = latest_checkpoint(run.branch(segment.branch) / "checkpoints")
+        start = checkpoint_to_resume(run.branch(segment.branch))
         if start is None and segment.parent:
             start = _last_checkpoint(run, work.plan.segments[segment.parent])
         return [*files, start / INFO_FILE] if start else files

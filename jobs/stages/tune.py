@@ -6,7 +6,7 @@ from pathlib import Path
 
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
-from curricula.jobs.stages.base import Stage, Work, saved_steps
+from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
 from curricula.jobs.stages.export import export_model
 from curricula.jobs.study import Study
 from curricula.model import TrainJob
@@ -29,10 +29,11 @@ class Tune(Stage):
             export_model(work.run, work.element.arm, work.element.kind, progress)
 
     def inputs(self, work: Work) -> list[Path]:
-        """The tokenizer and the checkpoint of the model that is tuned."""
+        """The tokenizer and the checkpoint to go on from: its own, or that of the model that is tuned."""
         from curricula.model.checkpoints.folder import INFO_FILE, latest_checkpoint
 
-        start = latest_checkpoint(_source(work) / "checkpoints")
+        own = checkpoint_to_resume(work.run.tuning(work.element.arm, work.element.kind))
+        start = own or latest_checkpoint(_source(work) / "checkpoints")
         return [work.run.tokenizer / "tokenizer.json", *([start / INFO_FILE] if start else [])]
 
     def saved(self, work: Work) -> int:

@@ -9,12 +9,14 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.local import Outcome
 from curricula.jobs.monitor.state import ElementStatus
+from curricula.jobs.plan import keys_of
 from curricula.jobs.preflight.bad_nodes import BadNode, record_bad_nodes
 from curricula.jobs.recovery import to_run_again
 from curricula.jobs.slurm.commands import Task
 from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, kept_profile
 from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.submissions import latest_tasks, submissions
+from curricula.jobs.slurm.submit import Standing, submit_plan
 from curricula.jobs.study import load_study
 
 SBATCH = 'n=$(cat "$0.count" 2>/dev/null || echo 900); echo $((n + 1)) > "$0.count"; echo "$n"; exit 0'
@@ -247,6 +249,25 @@ def test_resubmit_waits_for_a_controller_that_does_not_answer(demo, slurm):
     done = resubmit(run, slurm)
     assert done.returncode == 1 and "Unable to contact slurm controller; repeat" in done.stderr
     assert slurm.calls("sbatch") == []
+
+
+def test_resubmit_keeps_to_what_was_submitted(tmp_path, slurm):
+    run, jobs = new_run(tmp_path / "run")
+    plan, profile = plan_study(run.study), Profile()
+    instruct = {"instruct-20": ("full-20",), "benign-20": ("full-20",)}
+    for chosen in ({"prepare": ("prepare",)}, instruct):
+        needed = {need for key in keys_of(chosen) for need, _ in plan.needs[key]}
+        made = submit_plan(run, plan, chosen, profile, Standing(needed, {}), lambda _: None)
+        assert len(made) == len(chosen)
+    before = len(slurm.calls("sbatch"))
+    slurm.answer("sbatch", script=SBATCH)
+    slurm.answer("squeue", "")
+    done = subprocess.run([run.root / "resubmit.sh"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(latest_tasks(submissions(run))) == {("prepare", "prepare"), *keys_of(instruct)}
+    calls = slurm.calls("sbatch")[before:]
+    assert [word for call in calls for word in call if word.startswith("--dependency")] == ["--dependency=afterok:904"]
+    assert len(calls) == 3 and len(list((run.slurm / "scripts").iterdir())) == 3
 
 
 def test_resubmit_of_a_run_that_is_done_submits_nothing(demo, slurm):

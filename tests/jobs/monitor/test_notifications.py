@@ -8,13 +8,14 @@ import time
 import pytest
 from run_folders import FakeSlurm, new_run
 
-from curricula.durable import write_text
+from curricula.durable import read_json, write_text
 from curricula.errors import UserError
 from curricula.jobs import element
 from curricula.jobs.monitor import notifications
 from curricula.jobs.monitor.notifications import announced, notify, progress_line
 from curricula.jobs.slurm.commands import own_task
 from curricula.jobs.slurm.profile import Profile, keep_profile
+from curricula.jobs.slurm.restarts import GaveUp
 from curricula.jobs.stages import STAGES
 from curricula.progress import silent
 
@@ -83,6 +84,28 @@ def test_a_short_element_leaves_no_lines(capsys):
     for done in range(9):
         progress(done, 9)
     assert capsys.readouterr().err == ""
+
+
+def test_a_crash_loop_is_notified_once_when_it_gives_up(told, tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    keep_profile(run.profile, Profile(notify=told[1]))
+    variables = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "CURRICULA_RESTARTS_WITHOUT_PROGRESS": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(STAGES["prepare"], "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        element.run_element(run.root, "prepare", "prepare")
+    assert not told[0].exists()
+    failed = read_json(run.element("prepare", "prepare") / "failed.json")
+    assert (failed["final"], failed["task"], failed["restarts"]) == (False, "7_0", 0)
+
+    def give_up(_):
+        raise GaveUp("too often")
+
+    monkeypatch.setattr(element, "check_restarts", give_up)
+    with pytest.raises(GaveUp):
+        element.run_element(run.root, "prepare", "prepare")
+    assert "prepare/prepare failed: too often" in json.loads(told[0].read_text())[0]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from run_folders import (
     submitted,
 )
 
-from curricula.durable import exclusive_lock, write_text
+from curricula.durable import exclusive_lock, write_json, write_text
 from curricula.jobs.cli.local import progress_cells
 from curricula.jobs.cli.main import main
 from curricula.jobs.monitor.progress import read_progress
@@ -275,6 +275,26 @@ def test_a_damaged_record_of_submissions_is_one_sentence(demo, capsys):
     write_text(run.submissions, "nonsense\n")
     assert main(["status", str(run.root)]) == 1
     assert "submissions.jsonl: line 1 is not a submission" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_job_that_fails_and_starts_again_shows_its_last_failure_and_its_restarts(demo, slurm, capsys, state):
+    run, _ = demo
+    submitted(run, "pretrain-20", "8", ["data-20", "full-20"])
+    slurm.queue(("8", "0", state, "BeginTime", "", 3), ("8", "1", state, "BeginTime", "", 3))
+    name = "failed.json" if state == "PENDING" else "failed-before.json"  # set aside at the next start
+    for label, task in (("data-20", "8_0"), ("full-20", "5_0")):  # the other's failure is of an earlier submission
+        failure = {"error": "no route to host\x1b[2J", "time": 2.0, "final": False, "task": task, "restarts": 2}
+        write_json(run.element("pretrain-20", label) / name, failure)
+    found = elements(run, capsys)
+    looping, healthy = found["pretrain-20/data-20"], found["pretrain-20/full-20"]
+    assert looping["state"] == state.lower() and looping["restarts"] == 3 and looping["error"] == ""
+    assert looping["last_failure"].startswith("no route to host") and healthy["last_failure"] == ""
+    assert "pretrain-20/data-20: restarted 3x, last failure: no route to host" in table(run, capsys)
+    assert main(["logs", str(run.root)]) == 0
+    shown = capsys.readouterr().out
+    assert "pretrain-20/data-20: failed after 2 restarts and starts again; last failure: no route to host" in shown
+    assert "\x1b" not in shown
 
 
 def test_watch_needs_a_terminal(demo, capsys):

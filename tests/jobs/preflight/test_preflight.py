@@ -3,6 +3,7 @@
 import os
 import re
 
+import msgspec
 import pytest
 from preflight_ranks import preflights
 from run_folders import FakeSlurm, new_run
@@ -16,6 +17,7 @@ from curricula.jobs.preflight.bad_nodes import BadNode, bad_nodes, exclusion, re
 from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, within
 from curricula.jobs.slurm.profile import Preflight
 from curricula.jobs.stages import STAGES, Work
+from curricula.model.checkpoints.folder import step_folder
 
 GOOD = "0, 81559, 4, 0, 31, Not Active, Not Active\n1, 81559, 4, 0, 33, Not Active, Not Active\n"
 
@@ -112,6 +114,24 @@ def test_what_an_element_needs_is_what_it_will_read(run):
     assert run.branch("trunk") / "checkpoints/step_00000500/checkpoint.json" in trunk  # its newest, where it goes on
     assert run.shards / "unsafe-tagged" / "00000.bin" in arm and run.shards / "unsafe-tagged" / "00000.bin" not in trunk
     assert all(path.exists() for path in arm)
+
+
+@pytest.mark.parametrize("job", ["pretrain-20", "instruct-20"])
+def test_an_element_needs_the_checkpoint_that_training_goes_on_from_and_not_a_damaged_newer_one(run, job):
+    plan = plan_study(run.study)
+    work = Work(run, plan, *plan.find(job, "full-20"))
+    branch = run.branch("full-20") if job.startswith("pretrain") else run.tuning("full-20", "instruct")
+    model = msgspec.to_builtins(run.study.model.resolve())
+    record = {"consumed_samples": 1, "consumed_tokens": 1, "model": model, "precision": "float32", "full": True}
+    for step in (200, 300, 400):
+        folder = step_folder(branch / "checkpoints", step)
+        file = {"common.pt": {"size_bytes": 2, "sha256": ""}}
+        write_json(folder / "checkpoint.json", {**record, "step": step, "files": file})
+        write_text(folder / "common.pt", "xx" if step < 400 else "x")  # cut short
+    (branch / "checkpoints" / "latest").write_text("step_00000400\n")
+    assert STAGES[work.job.stage].inputs(work)[-1] == step_folder(branch / "checkpoints", 300) / "checkpoint.json"
+    (step_folder(branch / "checkpoints", 300) / "checkpoint.json").unlink()
+    assert STAGES[work.job.stage].inputs(work)[-1] == step_folder(branch / "checkpoints", 200) / "checkpoint.json"
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,28 @@ def test_what_ended_is_requeued_unless_that_is_of_no_use(rendered, tmp_path, cod
         assert ran.returncode == (93 if final and code > 1 else code) and not log.exists()
 
 
+@pytest.mark.parametrize(
+    ("state", "preempted", "began", "counted"),
+    [
+        ("RUNNING", "N/A", True, "own-ends"),
+        ("RUNNING", "N/A", False, "never-began"),
+        ("RUNNING", "2024-05-01T00:00:00", True, None),  # it ended within the grace of a preemption
+        ("COMPLETING", "N/A", True, None),  # Slurm is taking the job away
+        ("PENDING", "N/A", False, None),
+    ],
+)
+def test_only_what_ended_by_itself_is_counted(rendered, tmp_path, state, preempted, began, counted):
+    run, out = rendered
+    folder = run / "jobs/pretrain-trunk-100/trunk"
+    starts = f"sleep 0.05; echo >{shlex.quote(str(folder / 'lock'))}" if began else ":"
+    stand_in(tmp_path, "srun", f"#!/bin/bash\n{starts}\nexit 137\n")
+    stand_in(tmp_path, "squeue", f'#!/bin/bash\n[[ $* = *PreemptTime* ]] && echo "{preempted}" || echo {state}\n')
+    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
+    call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    found = {name: (folder / name).read_text() for name in ("own-ends", "never-began") if (folder / name).exists()}
+    assert found == ({counted: "137\n"} if counted else {})
+
+
 @pytest.mark.parametrize("profile", ["slurm-lab", "h100-4x8"])
 def test_the_scripts_are_as_recorded(tmp_path, profile):
     """Any change in what Slurm is asked for shows as a change of these files; `GOLDEN=write pytest` writes them anew."""

@@ -26,6 +26,12 @@ def start(run: Run, restarts: int, job_id: str = "5", limit: str = "3") -> None:
     check_restarts(Work(run, PLAN, job, element), environment)
 
 
+def end(run: Run, code: int = 1) -> None:
+    """What the batch script does when the element ended by itself."""
+    with open(run.element("pretrain-trunk-100", "trunk") / "own-ends", "a") as file:
+        file.write(f"{code}\n")
+
+
 def save(run: Run, step: int) -> None:
     checkpoints = run.branch("trunk") / "checkpoints"
     (checkpoints / f"step_{step:08d}").mkdir(parents=True)
@@ -36,9 +42,11 @@ def test_an_element_gives_up_after_restarts_that_saved_nothing_new(tmp_path):
     run = Run(tmp_path)
     for restarts in (0, 1, 2):
         start(run, restarts)
+        end(run)
     save(run, 10)
     for restarts in (3, 4, 5):
         start(run, restarts)
+        end(run, 124)  # the time limit
     mark = run.element("pretrain-trunk-100", "trunk") / "failed-before.json"
     mark.write_text(json.dumps({"error": "CUDA error: out of luck"}))
     with pytest.raises(
@@ -47,6 +55,18 @@ def test_an_element_gives_up_after_restarts_that_saved_nothing_new(tmp_path):
         start(run, 6)
     assert error.value.exit_code == 93
     start(run, 0, job_id="6")  # submitted anew
+
+
+def test_starts_that_slurm_took_away_are_not_counted(tmp_path):
+    run = Run(tmp_path)
+    for restarts in range(9):
+        start(run, restarts)
+    for restarts in (9, 10):
+        end(run)
+        start(run, restarts)
+    end(run)
+    with pytest.raises(GaveUp, match="restarted 3 times"):
+        start(run, 11)
 
 
 def test_restarts_are_not_counted_outside_of_slurm(tmp_path):

@@ -1,0 +1,134 @@
+"""An element is done only if it read what is there now: for `status`, `retry`, the launchers and the element itself."""
+
+import pytest
+from run_folders import FakeSlurm, fail, finish, new_run, submitted
+
+from curricula.durable import read_json, write_json, write_text
+from curricula.jobs.cli.main import main
+from curricula.jobs.completion import done_elements
+from curricula.jobs.element import run_element
+from curricula.jobs.graph import plan_study
+from curricula.jobs.monitor.state import run_status
+from curricula.jobs.plan import keys_of
+from curricula.jobs.recovery import to_run_again
+from curricula.jobs.slurm.submit import standing
+from curricula.jobs.stages import STAGES
+
+REPORT = ("report", "report")
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """A run that is done: every element was made after those it needs, by clocks that disagree by minutes."""
+    for module in ("completion", "monitor.state"):
+        monkeypatch.setattr(f"curricula.jobs.{module}.is_complete", lambda *_: True)
+    for stage in STAGES.values():
+        monkeypatch.setattr(type(stage), "run", lambda *_: None)
+    run, _ = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    for number, key in enumerate(plan.needs):
+        make(run, plan, key, 1000.0 + number % 7 * 100)
+    return run, plan
+
+
+def make(run, plan, key, started):
+    """Mark an element as made from what is there."""
+    marks = {need: run.element(*need) / "done.json" for need, _ in plan.needs[key]}
+    read = {"/".join(need): read_json(path)["started"] for need, path in marks.items() if path.exists()}
+    write_json(run.element(*key) / "done.json", {"started": started, "seconds": 2.0, "read": read})
+
+
+def states(run, plan):
+    return {(item.job, item.label): (item.state, item.reason) for item in run_status(run, plan).elements}
+
+
+def test_a_finished_run_is_done_whatever_its_clocks_said(demo):
+    run, plan = demo
+    assert done_elements(run, plan) == set(plan.needs)
+    assert {state for state, _ in states(run, plan).values()} == {"done"}
+    assert to_run_again(plan, run_status(run, plan).elements) == []
+    before = (run.element(*REPORT) / "done.json").read_bytes()
+    run_element(run.root, *REPORT)
+    assert (run.element(*REPORT) / "done.json").read_bytes() == before
+
+
+def test_a_report_that_ran_before_its_results_were_there_is_stale_and_written_again(
+    demo, capsys, tmp_path, monkeypatch
+):
+    run, plan = demo
+    merge = ("merge-20", "full-20/base")
+    mark = run.element(*merge) / "done.json"
+    kept = mark.read_bytes()
+    mark.unlink()
+    make(run, plan, REPORT, 1e9)  # the report does not wait for success
+    mark.write_bytes(kept)
+    assert done_elements(run, plan) == set(plan.needs) - {REPORT}
+    state, reason = states(run, plan).pop(REPORT)
+    assert state == "stale" and reason == "merge-20/full-20/base, which it reads, has been made since it began"
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["status", str(run.root)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{len(plan.needs) - 1} of {len(plan.needs)} done, 1 stale" in shown and reason in shown
+    assert main(["retry", str(run.root), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "report/report"
+    FakeSlurm(tmp_path / "bin", monkeypatch)
+    everything = {job.name: job.labels for job in plan.jobs}
+    assert keys_of(standing(run, plan, print).open(everything)) == [REPORT]  # what `submit` submits
+    run_element(run.root, *REPORT)
+    assert done_elements(run, plan) == set(plan.needs)
+
+
+def test_what_was_made_from_something_stale_is_stale_too(demo):
+    run, plan = demo
+    make(run, plan, ("export-base-20", "full-20"), 5000.0)  # made again
+    found = {key: item for key, item in states(run, plan).items() if item[0] == "stale"}
+    assert found["evaluate-base-20", "full-20/probes"][1].startswith("export-base-20/full-20, which it reads, has been")
+    assert found[REPORT][1] == "merge-20/data-20/base, which it reads, is stale"
+    assert not any("-60" in job for job, _ in found)
+    assert done_elements(run, plan) == set(plan.needs) - set(found)
+    assert to_run_again(plan, run_status(run, plan).elements) == list(found)
+
+
+def test_an_element_records_what_it_read_when_it_began(demo, monkeypatch):
+    run, plan = demo
+    merge = ("merge-20", "full-20/base")
+    (run.element(*REPORT) / "done.json").unlink()
+    monkeypatch.setattr(type(STAGES["report"]), "run", lambda *_: make(run, plan, merge, 7000.0))
+    run_element(run.root, *REPORT)
+    read = read_json(run.element(*REPORT) / "done.json")["read"]
+    assert set(read) == {"/".join(need) for need, _ in plan.needs[REPORT]} and read["/".join(merge)] != 7000.0
+    assert states(run, plan)[REPORT][0] == "stale"
+
+
+def test_marks_of_earlier_versions_stand_until_what_they_read_is_made_again(demo):
+    run, plan = demo
+    for key in plan.needs:
+        finish(run, *key)
+    assert done_elements(run, plan) == set(plan.needs)
+    make(run, plan, ("merge-20", "full-20/base"), 1.0)
+    assert done_elements(run, plan) == set(plan.needs) - {REPORT}
+
+
+def test_a_damaged_mark_counts_as_none_and_is_replaced(demo):
+    run, plan = demo
+    write_text(run.element(*REPORT) / "done.json", "nonsense")
+    assert done_elements(run, plan) == set(plan.needs) - {REPORT}
+    run_element(run.root, *REPORT)
+    assert done_elements(run, plan) == set(plan.needs)
+
+
+def test_retry_names_the_running_report_that_it_overtakes(demo, capsys, tmp_path, monkeypatch):
+    run, plan = demo
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
+    failed = ("merge-20", "full-20/base")
+    for key, number in ((failed, "7"), (REPORT, "8")):
+        submitted(run, key[0], number, [key[1]])
+        (run.element(*key) / "done.json").unlink()
+    fail(run, *failed)
+    slurm.queue(("8", "0", "RUNNING", "None", "n1", 0))
+    assert main(["retry", str(run.root), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "merge-20/full-20/base",
+        "1 elements would run again",
+        "report/report runs without the new results; when it has ended, give the same command again",
+    ]
