@@ -94,11 +94,13 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
 
 def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> dict[str, Any]:
     """What determines a source's tokens. A manifest with other values describes another shard."""
+    several = documents.is_limited and len(documents.counts) > 1
     return {
         "source": work.name,
         "dataset": work.source.dataset,
         "parts": list(work.source.parts),
         "source_documents": len(documents),
+        **({"documents_of_parts": documents.counts} if several else {}),
         "source_files": documents.table.identity,
         "tag_rate": work.source.tag_rate,
         "named_speakers": work.source.names_speakers,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shard_folders import tokenize_source
 
 from curricula.curriculum.config import Source
+from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.tokens.shards import Shard, read_manifest, source_shards
 from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
@@ -281,3 +282,54 @@ def test_taking_the_tags_out_gives_the_tokens_back(tokens, rate, key):
     tagged = insert_tags(np.array(tokens, np.int64), 3, rate, key)
     assert tagged[tagged != 3].tolist() == tokens
     assert not len(tagged) or tagged[0] != 3
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory, root):
+    """Three parts of 700, 500 and 300 documents, whose ids begin with their scores."""
+    data = tmp_path_factory.mktemp("scores")
+    for score, count in ((3, 700), (4, 500), (5, 300)):
+        rows = [{"id": f"{score}-{n}", "text": f"lamp {score} {n}"} for n in range(count)]
+        write_rows(data, f"fineweb_annotated/score_{score}", rows)
+    return data
+
+
+def test_a_limit_keeps_the_proportions_of_the_parts(scores):
+    for limit, expected in ((600, (280, 200, 120)), (7, (3, 2, 2)), (1500, (700, 500, 300)), (9999, (700, 500, 300))):
+        documents = Documents.open("fineweb-unsafe", scores, (), limit)
+        ids = [document.id for document in documents.read()]
+        counts = Counter(name[0] for name in ids)
+        assert tuple(counts[score] for score in "345") == expected and len(documents) == len(ids) == sum(expected)
+        assert ids == [f"{score}-{n}" for score, count in zip("345", expected) for n in range(count)]
+        numbers = list(range(0, len(ids), 2))
+        assert [item.id for item in documents.select(numbers)] == ids[::2]
+        assert [item.number for item in documents.select(numbers)] == numbers
+        cuts = [0, len(ids) // 3, len(ids) // 2, len(ids)]
+        pieces = [item for start, stop in zip(cuts, cuts[1:]) for item in documents.read(start, stop)]
+        assert [item.id for item in pieces] == ids and [item.number for item in pieces] == list(range(len(ids)))
+
+
+def test_one_part_is_read_from_its_beginning(scores):
+    documents = Documents.open("fineweb-unsafe", scores, ("score_4",), 60)
+    assert [item.id for item in documents.read()] == [f"4-{n}" for n in range(60)]
+
+
+def test_parts_that_were_fetched_up_to_some_row_count_as_what_the_hub_has(tmp_path):
+    for score, hub in ((3, 7000), (4, 2000), (5, 1000)):
+        write_rows(tmp_path, f"fineweb_annotated/score_{score}/0", [{"id": f"{score}", "text": "x"}] * 100)
+        record = dict(hub="h", config=None, split="train", asked=None, columns=[], constants={}, limit=100, revision="r",
+                      licence="", files=1, rows=100, rows_of={}, complete=True, upstream_rows=hub)  # fmt: skip
+        (tmp_path / f"fineweb_annotated/score_{score}/.fetched.json").write_text(json.dumps(record))
+    assert Documents.open("fineweb-unsafe", tmp_path, (), 100).counts == [70, 20, 10]
+
+
+def test_shards_that_were_made_of_the_first_part_alone_are_refused(root, scores, tmp_path):
+    work = web(root, tmp_path, scores, dataset="fineweb-unsafe", documents=600)
+    tokenize_source(work)
+    path = tmp_path / "web/00000.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["documents_of_parts"] == [280, 200, 120]
+    del manifest["documents_of_parts"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was made with documents_of_parts None, now it is"):
+        tokenize_shard(work, "00000")
