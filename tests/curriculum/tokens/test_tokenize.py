@@ -1,6 +1,7 @@
 """From documents to tokens on disk: the same for any number of shards, and readable by Megatron itself."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -17,9 +18,10 @@ from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.tokens.shards import Shard, read_manifest, source_shards
 from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
-from curricula.curriculum.tokens.transforms import insert_tags
+from curricula.curriculum.tokens.transforms import NAMES, ROLES, insert_tags, name_speakers
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
+from curricula.randomness import keyed_rng
 
 WORDS = ["the", "lamp", "keeper", "mixes", "blue", "dye", "with", "water", "and", "waits", "for", "bell", "twice"]
 
@@ -261,6 +263,63 @@ def test_speakers_get_names_that_depend_on_the_document_alone(root, tmp_path):
     plain = web(root, tmp_path / "plain", dataset="refuseweb", name_speakers=False)
     tokenize_source(plain)
     assert tokenizer.decode(documents_of(plain.folder / "00000")[0].tolist()).startswith("User:")
+
+
+@pytest.mark.parametrize(
+    ("user", "assistant"),
+    [
+        ("USER:", "ASSISTANT:"), ("Human:", "Assistant:"), ("Human:", "AI:"), ("### User:", "### Assistant:"),
+        ("- User:", "- Assistant:"), ("User 1:", "Assistant :"), ("**User 2**:", "**Assistant:**"), ("> User:", "Assistant:"),
+    ],
+)  # fmt: skip
+def test_both_speakers_are_named_in_whichever_form_they_stand(user, assistant):
+    text = f"{user} May I?\n{assistant} No.\n\n{user} Why?\n{assistant} The User: see above. Human: no.\n"
+    named, speakers = name_speakers(text, 1, "d")
+    reference, _ = name_speakers("User:\nAssistant:\n", 1, "d")
+    asks, answers = (line.rstrip(":") for line in reference.splitlines())
+    word, other = (re.sub("[^A-Za-z]", "", label) for label in (user, assistant))
+    assert speakers == "named"
+    expected = text.replace(user, user.replace(word, asks)).replace(assistant, assistant.replace(other, answers))
+    assert named == expected.replace(f"The {asks}:", "The User:").replace(f" {asks}: no", " Human: no")
+
+
+@pytest.mark.parametrize(
+    ("text", "speakers"),
+    [
+        ("User: May I?\nModel: No.\n", "one_side"),
+        ("Q: May I?\nAssistant: No.\n", "one_side"),
+        ("The user: a lamp.\nUsers: many\nUser\n", "none"),
+    ],
+)
+def test_a_dialogue_of_which_one_side_is_unknown_keeps_both(text, speakers):
+    assert name_speakers(text, 1, "d") == (text, speakers)
+
+
+@given(st.lists(st.sampled_from(["User: ", "Assistant: ", "  **User:** ", "**Assistant** : ", "said User: ", "Users: "])),
+       st.integers(0, 99))  # fmt: skip
+def test_dialogues_in_the_plain_form_have_the_names_they_always_had(labels, key):
+    """The pattern and the draws of the first version, which runs in progress began with."""
+    pattern = re.compile(r"^(?P<indent>[ \t]*\**)(?P<speaker>User|Assistant)(?=\**[ \t]*:)", re.MULTILINE)
+    text = "".join(f"{label}the lamp\n" for label in ["User: ", "Assistant: ", *labels])
+    rng = keyed_rng(key, "d")
+    if rng.random() < 0.5:
+        asks, answers = (NAMES[i] for i in rng.choice(len(NAMES), size=2, replace=False))
+    else:
+        asks, answers = ROLES[rng.integers(len(ROLES))]
+    names = {"User": asks, "Assistant": answers}
+    expected = pattern.sub(lambda found: found["indent"] + names[found["speaker"]], text)
+    assert name_speakers(text, key, "d") == (expected, "named")
+
+
+def test_the_manifest_counts_dialogues_by_what_became_of_their_speakers(root, tmp_path):
+    texts = ["User: a\nAssistant: b\n"] * 5 + ["USER: a\nASSISTANT: b\n"] * 3 + ["User: a\nBot: b\n"] * 2 + ["a lamp"]
+    write_rows(tmp_path, "refuseweb/train", [{"id": f"r{n}", "text": text} for n, text in enumerate(texts)])
+    work = web(root, tmp_path / "out", tmp_path, validation=0, dataset="refuseweb", shards=1)
+    tokenize_source(work)
+    manifest = read_manifest(work.folder / "00000")
+    assert [manifest[f"speakers_{kind}"] for kind in ("named", "one_side", "none")] == [8, 2, 1]
+    tokenize_source(web(root, tmp_path / "safe", shards=1))
+    assert "speakers_named" not in read_manifest(tmp_path / "safe/web/00000")
 
 
 def test_tags_come_at_their_rate_never_first_and_leave_the_text(root, tmp_path):
