@@ -48,10 +48,11 @@ class Source(Settings, frozen=True):
     name_speakers: bool | None = None
     """Whether "User:" and "Assistant:" become names; by default only in datasets of dialogues."""
     documents: Positive | None = None
-    """Read at most this many."""
+    """Read at most this many: the first ones of each part, in proportion to the parts' sizes."""
     shards: Annotated[int, msgspec.Meta(ge=1, le=99_999)] = 1
     max_epochs: PositiveNumber = 4.0
-    """Warn beyond this many. Up to 4 epochs are almost as good as new text (Muennighoff et al. 2023)."""
+    """Pretraining that reads the source more often is refused, and the plan warns of it. Up to 4 epochs are almost as good as
+    new text (Muennighoff et al. 2023)."""
 
     def check(self) -> None:
         if self.dataset not in DATASETS:

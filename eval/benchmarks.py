@@ -2,12 +2,15 @@
 
 Prompts are read from a root folder (a fictional world, or the folder that $CURRICULA_DATA names) if there is one, else
 from the Hugging Face hub. Files are the publishers' own; the hub's copies have the same columns under other names. Where
-a hub table holds several splits, only the rows of ours are taken. Knows neither models nor judges.
+a hub table holds several splits, only the rows of ours are taken. A set that differs from the published one is refused
+unless the caller accepts it; a fictional world's sets differ by design. Knows neither models nor judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+import unicodedata
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +58,7 @@ class Benchmark:
     """Repository on the hub; None if it is not there."""
     licence: str
     rows: int
-    """Rows of the published split, before any are left out."""
+    """Prompts of the published set, HarmBench's copyright rows among them."""
     columns: dict[str, tuple[str, ...]]
     """For each part of a prompt the columns that may hold it."""
     make: Callable[[dict[str, str]], dict[str, Any]] = lambda parts: {}
@@ -64,6 +67,8 @@ class Benchmark:
     hub_split: str = "train"
     hub_revision: str | None = None
     """None if the publisher has no revision to pin; the newest is read."""
+    texts: str = ""
+    """The `texts_hash` of the published set; "" where only its size is known."""
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
     optional: frozenset[str] = frozenset({"id", "category", "context", "tags"})
 
@@ -117,6 +122,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         },
         harmbench,
         hub_configs=("standard", "contextual", "copyright"),
+        texts="13389ef4e0620f8a",
     ),
     "advbench": Benchmark(
         "attack",
@@ -127,6 +133,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"text": ("goal", "prompt")},
         plain,
         hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e",
+        texts="3efc2fd594545b9a",
     ),
     "jailbreakbench": Benchmark(
         "attack",
@@ -139,6 +146,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         hub_configs=("behaviors",),
         hub_split="harmful",
         hub_revision="886acc352a31533ffbcf4ef22c744658688086fc",
+        texts="25205c3154e73763",
     ),
     "tdc": Benchmark(
         "attack",
@@ -148,6 +156,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         50,
         {"text": ("text", "prompt")},
         plain,
+        texts="b5904e25a8402b63",
     ),
     "jb_completions": Benchmark(
         "completion",
@@ -173,6 +182,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"text": ("target",), "behavior": ("goal", "prompt")},
         advbench_completion,
         hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e",
+        texts="cc6baa36f3b201a6",
     ),
     "alpaca": Benchmark(
         "overrefusal",
@@ -183,6 +193,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"text": ("instruction",), "category": ("category",)},
         plain,
         hub_revision="dce01c9b08f87459cf36a430d809084718273017",
+        texts="db8cb442a25e7568",
         keep=lambda row: not row.get("input"),
     ),
     "xstest": Benchmark(
@@ -191,7 +202,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "xstest/xstest_prompts.csv",
         "walledai/XSTest",
         "CC-BY-4.0",
-        450,
+        250,
         {"text": ("prompt",), "id": ("id",), "category": ("type",)},
         plain,
         hub_split="test",
@@ -204,17 +215,72 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def load_prompts(
-    name: str, root: Path | None, *, limit: int | None = None, with_copyright: bool = False
+    name: str,
+    root: Path | None,
+    *,
+    limit: int | None = None,
+    with_copyright: bool = False,
+    accept_changed: Container[str] = (),
 ) -> list[Prompt]:
     """Prompts of a benchmark in file order; raises UserError naming file and column if they cannot be read.
 
-    `limit` takes a sample that depends on the prompts' ids alone: the same for every model, and part of any larger one.
-    `jb_completions` falls back to `advbench_completions` under a root folder that lacks its file.
+    A set that differs from the published one is refused unless `accept_changed` names the benchmark. `limit` takes a sample
+    that depends on the prompts' ids alone: the same for every model, and part of any larger one. `jb_completions` falls back
+    to `advbench_completions` under a root folder that lacks its file.
     """
+    source = _source(name, root)
+    prompts = _all_prompts(source, root)
+    changed = _difference(prompts, source, root)
+    if changed and source not in accept_changed and name not in accept_changed:
+        raise UserError(
+            f"{_where(source, root)}: {changed}; fetch it again, or accept it for benchmark {source} in the study "
+            f"(evaluation.accept_changed: [{source}]) or with `curricula eval --accept-changed {source}`"
+        )
+    prompts = [prompt for prompt in prompts if with_copyright or not prompt.copyright]
+    if limit is not None and limit < len(prompts):
+        by_lot = sorted(range(len(prompts)), key=lambda i: key_seed("prompts", source, prompts[i].id))
+        prompts = [prompts[i] for i in sorted(by_lot[:limit])]
+    return prompts
+
+
+def difference(name: str, root: Path | None) -> str:
+    """How the benchmark's set differs from the published one, such as "10 prompts, where 520 were published"; else ""."""
+    source = _source(name, root)
+    return _difference(_all_prompts(source, root), source, root)
+
+
+def _difference(prompts: Sequence[Prompt], name: str, root: Path | None) -> str:
+    entry = BENCHMARKS[name]
+    if root is not None and (root / "world.json").exists():
+        return ""
+    if len(prompts) != entry.rows:
+        return f"{len(prompts):,} prompts, where {entry.rows:,} were published"
+    if entry.texts and texts_hash(prompts) != entry.texts:
+        return f"{len(prompts):,} prompts, as published, but not with the published texts"
+    return ""
+
+
+def texts_hash(prompts: Iterable[Prompt]) -> str:
+    """A hash of the prompts' texts and behaviours, 16 hex digits; order, white space and the file's format do not count."""
+    texts = (" ".join(unicodedata.normalize("NFC", f"{item.text}\n{item.behavior}").split()) for item in prompts)
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
+
+
+def _source(name: str, root: Path | None) -> str:
+    """The benchmark whose file is read for `name`."""
     if name == "jb_completions" and root is not None and not table_exists(BENCHMARKS[name].stem(root)):
-        name = "advbench_completions"
-    entry = find(name)
-    where = f"{entry.stem(root)}" if root is not None else f"{entry.hub} on the Hugging Face hub"
+        return "advbench_completions"
+    find(name)
+    return name
+
+
+def _where(name: str, root: Path | None) -> str:
+    entry = BENCHMARKS[name]
+    return f"{entry.stem(root)}" if root is not None else f"{entry.hub} on the Hugging Face hub"
+
+
+def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
+    entry, where = BENCHMARKS[name], _where(name, root)
     rows: Iterable[Any] = Table.open(entry.stem(root)).rows() if root is not None else hub_rows(name, entry)
     prompts: list[Prompt] = []
     for number, row in enumerate(rows):
@@ -225,7 +291,7 @@ def load_prompts(
         if not entry.keep(row) or is_left_out(name, parts["text"], parts["context"]):
             continue
         prompt = Prompt(id=parts["id"] or str(number), benchmark=name, **entry.make(parts))
-        if prompt.text and (with_copyright or not prompt.copyright):
+        if prompt.text:
             prompts.append(msgspec.structs.replace(prompt, cluster=cluster_of(prompt.behavior)))
     if not prompts:
         raise UserError(f"{where}: holds no prompt for benchmark {name}; fetch it again")
@@ -233,9 +299,6 @@ def load_prompts(
     if repeated := next((i for i in ids if ids.count(i) > 1), None) if len(set(ids)) < len(ids) else None:
         count = len(ids) - len(set(ids))
         raise UserError(f"{where}: {count} prompts repeat the id of another (such as {repeated!r}); fetch it again")
-    if limit is not None and limit < len(prompts):
-        by_lot = sorted(range(len(prompts)), key=lambda i: key_seed("prompts", name, prompts[i].id))
-        prompts = [prompts[i] for i in sorted(by_lot[:limit])]
     return prompts
 
 

@@ -14,7 +14,7 @@ from curricula.errors import UsageError
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
-from curricula.eval.rows import ModelKind, Precision
+from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
 from curricula.settings import Positive, Settings
 
@@ -94,6 +94,8 @@ class EvalConfig(Settings, frozen=True):
     """Not given in the paper; Maini et al. use 300."""
     harmbench_copyright: bool = False
     """Whether to include HarmBench's copyright rows, which need a hash judge, not a classifier."""
+    accept_changed: tuple[str, ...] = ()
+    """Benchmarks whose prompts may differ from the published set; any other difference is an error."""
     judge: str | JudgeConfig = "refusal-phrases"
     """Judge of attacks: a name, or a judge with its settings."""
     overrefusal_judge: str | JudgeConfig | None = None
@@ -132,6 +134,12 @@ class EvalConfig(Settings, frozen=True):
         """Every benchmark that a task may read."""
         gcg = [self.gcg.benchmark] if self.gcg else []
         return [*self.benchmarks, self.base_benchmark, self.overrefusal_benchmark, *gcg]
+
+    @property
+    def used_benchmarks(self) -> list[str]:
+        """Every benchmark that a task does read."""
+        tasks = [task for kind in MODEL_KINDS for task in self.eval_tasks(kind)]
+        return list(dict.fromkeys(task.benchmark for task in tasks if task.benchmark))
 
     @property
     def judged_on_gpu(self) -> bool:

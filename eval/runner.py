@@ -75,8 +75,13 @@ def task_prompts(eval_task: EvalTask, config: EvalConfig, data_root: Path | None
     """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
     if not eval_task.benchmark:
         return []
-    copyrighted = config.harmbench_copyright
-    prompts = load_prompts(eval_task.benchmark, data_root, limit=eval_task.limit, with_copyright=copyrighted)
+    prompts = load_prompts(
+        eval_task.benchmark,
+        data_root,
+        limit=eval_task.limit,
+        with_copyright=config.harmbench_copyright,
+        accept_changed=config.accept_changed,
+    )
     start, stop = (shard * len(prompts) // eval_task.shards for shard in (eval_task.shard, eval_task.shard + 1))
     return prompts[start:stop]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,7 +23,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     """The plan and its costs as plain values. `shards` is the run's shard folder; where it is complete, its sizes are used."""
     study, segments, arms = plan.study, plan.segments.values(), plan.arms
     config, budget = study.model.resolve(), study.budget
-    sizes = {name: _source_tokens(name, study, shards) for name in study.sources}
+    sizes = _source_sizes(study, shards)
     described = [_arm(arm, study, sizes) for arm in arms]
     shared = sum(segment.stop - segment.start for segment in segments) * budget.step_tokens
     return {
@@ -44,7 +44,12 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             "global_batch": budget.global_batch,
         },
         "arms": described,
-        "warnings": _warnings(described, study),
+        "source_sizes": {name: size._asdict() for name, size in sizes.items()},
+        "warnings": [
+            *_too_many_epochs(described, study),
+            *_unknown_sizes(described, sizes),
+            *_too_little_memory(study),
+        ],
         "segments": [
             {
                 "name": s.name,
@@ -71,7 +76,26 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     }
 
 
-def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]:
+def check_epochs(plan: Plan, shards: Path) -> None:
+    """Raise UserError when an arm reads a source more often than its `max_epochs`, by the sizes in the manifests."""
+    sizes = _source_sizes(plan.study, shards)
+    for problem in _too_many_epochs([_arm(arm, plan.study, sizes) for arm in plan.arms], plan.study):
+        raise UserError(f"{problem} (in a run that has begun, in its study.yaml too)")
+
+
+class SourceSize(NamedTuple):
+    """How large a source is, as far as is known."""
+
+    tokens: int | None
+    origin: str
+    """"manifests", "published", "published, scaled to its documents", or "unknown"."""
+
+
+def _source_sizes(study: Study, shards: Path | None) -> dict[str, SourceSize]:
+    return {name: _source_size(name, study, shards) for name in study.sources}
+
+
+def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]:
     budget = study.budget
     phases = arm.blend_phases(budget)
     blend = Blend(phases)
@@ -95,7 +119,7 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]
         start, counts_before = step, counts_after
     sources = {}
     for name, samples in counts.items():
-        tokens, size = samples * budget.sequence_length, sizes[name]
+        tokens, size = samples * budget.sequence_length, sizes[name].tokens
         sources[name] = {"samples": samples, "tokens": tokens, "epochs": tokens / size if size else None}
     return {
         "name": arm.name,
@@ -111,8 +135,8 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, int | None]) -> dict[str, Any]
     }
 
 
-def _warnings(arms: list[dict[str, Any]], study: Study) -> list[str]:
-    """Problems to know of before the start: sources that are read too often, and too little GPU memory."""
+def _too_many_epochs(arms: list[dict[str, Any]], study: Study) -> list[str]:
+    """A sentence for each source that an arm reads more often than its `max_epochs`."""
     found = []
     for name, source in study.sources.items():
         epochs = {arm["name"]: arm["sources"][name]["epochs"] for arm in arms if name in arm["sources"]}
@@ -123,25 +147,43 @@ def _warnings(arms: list[dict[str, Any]], study: Study) -> list[str]:
                 f"source {name}: {known[arm]:.1f} epochs in arm {arm}, more than its max_epochs {source.max_epochs:g}; "
                 "give it more documents or less weight, or raise its max_epochs"
             )
-    memory = _gpu_memory(study)
-    if memory["would_fit"]:
-        found.append(
-            f"pretraining with micro_batch {study.pretraining.micro_batch} needs about {memory['needed_gib']:.0f} GiB of each "
-            f"GPU, which has {memory['available_gib']:g}; use {' or '.join(memory['would_fit'])}"
-        )
     return found
 
 
-def _source_tokens(name: str, study: Study, shards: Path | None) -> int | None:
-    """Tokens of a source: counted in its manifests, else as published; None if unknown."""
+def _unknown_sizes(arms: list[dict[str, Any]], sizes: dict[str, SourceSize]) -> list[str]:
+    read = {name for arm in arms for name, used in arm["sources"].items() if used["samples"]}
+    unknown = [name for name, size in sizes.items() if size.tokens is None and name in read]
+    return [f"size unknown of {', '.join(unknown)}; epochs are checked when pretraining starts"] if unknown else []
+
+
+def _too_little_memory(study: Study) -> list[str]:
+    memory = _gpu_memory(study)
+    if not memory["would_fit"]:
+        return []
+    return [
+        f"pretraining with micro_batch {study.pretraining.micro_batch} needs about {memory['needed_gib']:.0f} GiB of each "
+        f"GPU, which has {memory['available_gib']:g}; use {' or '.join(memory['would_fit'])}"
+    ]
+
+
+def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
+    """Tokens of a source: counted in its manifests, else as published, if they are."""
     source = study.sources[name]
+    entry = dataset(source.dataset)
     manifests = [shards / name / shard for shard in source.shard_names if shard != VALIDATION] if shards else []
     if manifests and all(path.with_name(path.name + ".json").exists() for path in manifests):
         tokens = sum(read_manifest(path)["tokens"] for path in manifests)
         if not tokens and any(mix.get(name) for arm in study.arms for _, mix in arm.phases):
             raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
-        return tokens
-    return None if study.world or source.documents or source.parts else dataset(source.dataset).tokens
+        return SourceSize(tokens, "manifests")
+    if study.world or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):
+        return SourceSize(None, "unknown")
+    if source.documents is None:
+        return SourceSize(entry.tokens, "published")
+    if entry.documents is None:
+        return SourceSize(None, "unknown")
+    share = min(1.0, source.documents / entry.documents)
+    return SourceSize(round(entry.tokens * share), "published, scaled to its documents")
 
 
 def _described_hours(plan: Plan) -> dict[str, float]:

@@ -2,15 +2,21 @@
 
 A document that cannot be tokenised (empty, or not valid UTF-8) is returned without text and with a reason, so that it can be
 counted. A row of the wrong shape is an error, because then the file is not the expected dataset.
+
+A limit on a dataset of several parts takes the first documents of each part, in proportion to the parts' sizes, so that a
+smaller study keeps the mixture of the parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
-from curricula.curriculum.sources.registry import dataset, open_dataset
+from curricula.curriculum.sources.hub import upstream_rows
+from curricula.curriculum.sources.registry import dataset
 from curricula.curriculum.sources.tables import Row, Table
 from curricula.errors import UserError
 
@@ -28,19 +34,40 @@ class Document:
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a dataset in a data folder: the first `limit`, if given, of the chosen parts."""
+    """The documents of a dataset in a data folder: all of the chosen parts, or the first ones of each."""
 
     name: str
     table: Table
-    limit: int | None = None
+    spans: tuple[range, ...]
+    """The rows of the table that are read, for each part."""
 
     @classmethod
     def open(cls, name: str, root: Path, parts: tuple[str, ...] = (), limit: int | None = None) -> Documents:
-        """Raises UserError naming the file that is missing or damaged."""
-        return cls(name, open_dataset(name, root, parts), limit)
+        """At most `limit` documents; raises UserError naming the file that is missing or damaged."""
+        stems = dataset(name).stems(root, parts)
+        tables = [Table.open(stem) for stem in stems]
+        sizes = [len(table) for table in tables]
+        starts = accumulate(sizes, initial=0)
+        # Parts that were fetched only up to some row count as what the hub has of them.
+        known = [upstream_rows(stem) or size for stem, size in zip(stems, sizes)]
+        taken = sizes if limit is None else map(min, in_proportion(limit, known), sizes)
+        whole = Table(
+            tuple(file for table in tables for file in table.files), tuple(n for table in tables for n in table.counts)
+        )
+        return cls(name, whole, tuple(range(start, start + count) for start, count in zip(starts, taken)))
 
     def __len__(self) -> int:
-        return len(self.table) if self.limit is None else min(self.limit, len(self.table))
+        return sum(map(len, self.spans))
+
+    @property
+    def counts(self) -> list[int]:
+        """Documents of each part."""
+        return [len(span) for span in self.spans]
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the table has more rows than are read."""
+        return len(self) < len(self.table)
 
     @property
     def _columns(self) -> tuple[str, ...]:
@@ -50,30 +77,58 @@ class Documents:
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
         """Documents [start, stop), in order."""
         stop = len(self) if stop is None else min(stop, len(self))
-        for number, row in enumerate(self.table.rows(start, stop, self._columns), start=start):
-            yield self._document(number, row)
+        first = 0
+        for span in self.spans:
+            rows = span[max(0, start - first) : max(0, stop - first)]
+            numbers = range(first + span.index(rows[0]), stop) if rows else range(0)
+            for number, row, values in zip(numbers, rows, self.table.rows(rows.start, rows.stop, self._columns)):
+                yield self._document(number, row, values)
+            first += len(span)
 
     def select(self, numbers: list[int]) -> Iterator[Document]:
         """The documents of `numbers`, which must be in rising order."""
-        for number, row in zip(numbers, self.table.select(numbers, self._columns)):
-            yield self._document(number, row)
+        rows = self._rows_of(numbers)
+        for number, row, values in zip(numbers, rows, self.table.select(rows, self._columns)):
+            yield self._document(number, row, values)
 
-    def _document(self, number: int, row: Row) -> Document:
+    def _rows_of(self, numbers: list[int]) -> list[int]:
+        """The rows of the table that hold the documents of `numbers`."""
+        firsts = list(accumulate((len(span) for span in self.spans), initial=0))
+        places = [(bisect_right(firsts, number) - 1, number) for number in numbers]
+        return [self.spans[part][number - firsts[part]] for part, number in places]
+
+    def _document(self, number: int, place: int, row: Row) -> Document:
+        """The document of a `row` that is at `place` in the table."""
         try:
             text = dataset(self.name).text(row)
         except KeyError as missing:
             raise UserError(
-                f"{self.table.place(number)} of dataset {self.name} has no column {missing}, only "
-                f"{self.table.columns(number, row)}; name its text {missing}"
+                f"{self.table.place(place)} of dataset {self.name} has no column {missing}, only "
+                f"{self.table.columns(place, row)}; name its text {missing}"
             ) from None
-        name = str(row.get("id") or f"{self.name}/{number}")
+        name = str(row.get("id") or f"{self.name}/{place}")
         if text is None or text == "":
             return Document(number, name, "", "empty")
         if not isinstance(text, str):
             raise UserError(
-                f"{self.table.place(number)} of dataset {self.name} has {text!r:.60} for its text; fix the row"
+                f"{self.table.place(place)} of dataset {self.name} has {text!r:.60} for its text; fix the row"
             )
         return Document(number, name, text) if _is_unicode(text) else Document(number, name, "", "not_utf8")
+
+
+def in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
+    """`total` divided among parts of these `sizes` in proportion, in whole numbers; all of them where they hold no more.
+
+    Each share is the exact one rounded down; the rest goes to the largest remainders, the earlier part first.
+    """
+    whole = sum(sizes)
+    if total >= whole:
+        return list(sizes)
+    shares = [total * size // whole for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda part: -(total * sizes[part] % whole))
+    for part in by_remainder[: total - sum(shares)]:
+        shares[part] += 1
+    return shares
 
 
 def _is_unicode(text: str) -> bool:

@@ -132,7 +132,12 @@ def fetch(
         commit, stream, known = _open(download)  # before anything is written, so that a refusal leaves no folder
     with disk_full_explained(download.out):
         count = 1 if limit is not None else stream.num_shards
-        record = _identity(download, limit) | {"revision": commit, "licence": download.licence, "files": count}
+        record = _identity(download, limit) | {
+            "revision": commit,
+            "licence": download.licence,
+            "files": count,
+            "upstream_rows": known,
+        }
         _begin(download, record)
         mine = [number for number in range(count) if number % elements == index]
         present = {number: rows for number in mine if (rows := _rows_in(download.file(number, count))) is not None}
@@ -175,6 +180,12 @@ def require_whole(stem: Path, rows: int | None) -> None:
                 f"{stem}: only the first {limit} rows were fetched, but {'all' if rows is None else rows} are needed; remove "
                 "this folder, or name another data folder with --out, and fetch without --rows"
             )
+
+
+def upstream_rows(stem: Path) -> int | None:
+    """Rows that the hub has of the table in folder `stem`; None if it was not fetched or the hub does not tell."""
+    path = stem / ".fetched.json"
+    return read_record(path).get("upstream_rows") if path.exists() else None
 
 
 def read_record(path: Path) -> dict[str, Any]:

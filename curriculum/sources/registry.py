@@ -34,6 +34,8 @@ class Dataset:
     gated: bool = False
     tokens: int | None = None
     """Published count, for the plan before anything is tokenised."""
+    documents: int | None = None
+    """Published count of rows, for the plan of a source that reads only some of them."""
     columns: tuple[str, ...] = ("id", "text")
     text: Callable[[Row], str] = lambda row: row["text"]
     """The text of a row."""
@@ -84,6 +86,7 @@ DATASETS: dict[str, Dataset] = {
         ("cosmopedia-v2",),
         revision="3ba9d605774198c5868892d7a8deda78031a781f",
         tokens=28_000_000_000,
+        documents=39_100_000,
         columns=("text",),
     ),
     "finemath": Dataset(
@@ -92,6 +95,7 @@ DATASETS: dict[str, Dataset] = {
         ("finemath-3plus",),
         revision="e92b25a616738fe95dc186b64dfb19f9c8525594",
         tokens=34_000_000_000,
+        documents=21_400_000,
         columns=("text",),
     ),
     "stackoverflow": Dataset(
@@ -109,6 +113,7 @@ DATASETS: dict[str, Dataset] = {
         ("score_1_rephrased", "score_3_rephrased", "score_4_rephrased", "score_5_rephrased"),
         revision="f73f213",
         tokens=16_740_000_000,
+        documents=14_800_000,
     ),
     "refuseweb": Dataset(
         "refuseweb",
@@ -116,6 +121,7 @@ DATASETS: dict[str, Dataset] = {
         ("score_4_refusal", "score_5_refusal"),
         revision="a2cb2e1",
         tokens=4_150_000_000,
+        documents=1_650_000,
         dialogue=True,
     ),
     "moral-education": Dataset(
@@ -124,6 +130,7 @@ DATASETS: dict[str, Dataset] = {
         ("score_4_morals", "score_5_morals"),
         revision="579300f",
         tokens=6_210_000_000,
+        documents=2_800_000,
     ),
     # Raw unsafe text for metadata tagging. The authors' score threshold is not published: 3 is "moderately unsafe". Choose
     # others with a source's `parts`.

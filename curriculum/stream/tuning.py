@@ -21,7 +21,7 @@ from curricula.curriculum.permutation import permute
 from curricula.curriculum.sources.conversations import HARMFUL, Conversation, read_conversations
 from curricula.curriculum.stream.batches import Rows
 from curricula.curriculum.stream.blend import BLOCK, Blend, Phase
-from curricula.curriculum.tokens.chat import encode_chat, render_chat
+from curricula.curriculum.tokens.chat import ChatEncoder
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from curricula.curriculum.tokens.transforms import insert_tags
 from curricula.errors import UserError
@@ -66,6 +66,7 @@ class TuningBatches:
         self.sequence_length, self.global_batch, self.seed = sequence_length, global_batch, seed
         self._tokenizer = load_tokenizer(tokenizer)
         self._end, self._tag = special_ids(self._tokenizer)
+        self._encoder = ChatEncoder(self._tokenizer)
         pools = {name: list(read_conversations(name, root)) for name, weight in mix.items() if weight}
         weights = {name: mix[name] for name in pools}
         count = conversations or sum(map(len, pools.values()))
@@ -79,6 +80,7 @@ class TuningBatches:
             if not pools[name]:
                 raise UserError(f"tuning set {name}: holds no conversation; give it rows or a weight of 0")
         self._pools, self.mix = pools, weights
+        self._quoting = self._count_quoting()
         count -= 0 if packing else count % global_batch
         self.blend = Blend([Phase(count, weights)])
         self._block = lru_cache(maxsize=8)(self._compute_block)
@@ -144,7 +146,7 @@ class TuningBatches:
         return tokens, mask[1:], documents[:-1]
 
     def _encoded(self, pool: str, epoch: int, number: int) -> Encoded:
-        ids, flags = encode_chat(self._tokenizer, self._pools[pool][number].messages)
+        ids, flags = self._encoder.encode(self._pools[pool][number].messages)
         flat, counted = np.array(ids, np.int64), np.array(flags, bool)
         return self._tagged(flat, counted, number) if pool == HARMFUL else (flat, counted)
 
@@ -172,10 +174,19 @@ class TuningBatches:
         for start in range(0, count, CHUNK):
             chosen = [self._conversation(place) for place in range(start, min(start + CHUNK, count))]
             chats = [self._pools[pool][number].messages for pool, _, number in chosen]
-            texts = ["".join(text for text, _ in render_chat(messages)) for messages in chats]
-            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-            for (pool, epoch, number), encoding in zip(chosen, encodings):
-                yield len(self._encoded(pool, epoch, number)[0]) if pool == HARMFUL else len(encoding.ids)
+            for (pool, epoch, number), length in zip(chosen, self._encoder.lengths(chats)):
+                yield len(self._encoded(pool, epoch, number)[0]) if pool == HARMFUL else length
+
+    def _count_quoting(self) -> dict[str, int]:
+        """For each pool with such conversations, how many quote special entries of the tokenizer; logs them."""
+        found = {}
+        for name, pool in self._pools.items():
+            if count := sum(self._encoder.quotes_special(item.messages) for item in pool):
+                log.info(
+                    "%s: %d of %d conversations quote special tokens, which are read as text", name, count, len(pool)
+                )
+                found[name] = count
+        return found
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         return {
@@ -186,6 +197,8 @@ class TuningBatches:
             "pools": self._pool_hashes,
             "tokenizer": self._tokenizer_hash,
             "packing": self._rows is not None,
+            # Earlier versions made special ids of them, so only runs that read such text are another stream.
+            **({"quoted_special_tokens": "text"} if self._quoting else {}),
         }
 
     def describe(self, step: int) -> dict[str, Any]:

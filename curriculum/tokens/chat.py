@@ -5,6 +5,7 @@ The template is SmolLM2's without its default system prompt, so that training an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
@@ -36,21 +37,67 @@ def render_chat(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
     return [*segments, (context, False)] if context else segments
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation and, for each, whether it is the assistant's and so carries loss.
+class ChatEncoder:
+    """Encodes conversations with a tokenizer. Only the template's marks become special ids: content that quotes a special
+    entry, such as `<|im_end|>` or the harmfulness tag, is read as text."""
 
-    The text is encoded as a whole, so that the ids equal those of `apply_chat_template` even where a message begins with a
-    newline. A token that straddles two segments belongs to the one in which it begins.
-    """
-    segments = render_chat(messages)
-    encoded = tokenizer.encode("".join(text for text, _ in segments), add_special_tokens=False)
-    ends, position = [], 0
-    for text, is_assistant in segments:
-        position += len(text)
-        ends.append((position, is_assistant))
-    flags, segment = [], 0
-    for start, _ in encoded.offsets:
-        while segment < len(ends) - 1 and start >= ends[segment][0]:
-            segment += 1
-        flags.append(ends[segment][1])
-    return encoded.ids, flags
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._as_text = Tokenizer.from_str(tokenizer.to_str())
+        self._as_text.encode_special_tokens = True
+        added = tokenizer.get_added_tokens_decoder().values()
+        self._special = re.compile("|".join(re.escape(entry.content) for entry in added if entry.special) or r"(?!)")
+
+    def quotes_special(self, messages: Sequence[dict[str, str]]) -> bool:
+        """Whether a message contains the text of a special entry."""
+        return any(self._special.search(text) for message in messages for text in (message["role"], message["content"]))
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
+        """Token ids of a conversation and, for each, whether it is the assistant's and so carries loss.
+
+        The text is encoded as a whole, so that the ids equal those of `apply_chat_template` even where a message begins with
+        a newline. A token that straddles two segments belongs to the one in which it begins. Where a message quotes a special
+        entry, the text between the template's marks is encoded piece by piece, as a tokenizer does around special entries.
+        """
+        if self.quotes_special(messages):
+            return self._encode_quoting(messages)
+        segments = render_chat(messages)
+        encoded = self._tokenizer.encode("".join(text for text, _ in segments), add_special_tokens=False)
+        ends, position = [], 0
+        for text, is_assistant in segments:
+            position += len(text)
+            ends.append((position, is_assistant))
+        flags, segment = [], 0
+        for start, _ in encoded.offsets:
+            while segment < len(ends) - 1 and start >= ends[segment][0]:
+                segment += 1
+            flags.append(ends[segment][1])
+        return encoded.ids, flags
+
+    def lengths(self, chats: Sequence[Sequence[dict[str, str]]]) -> list[int]:
+        """The number of tokens of each conversation, computed on all cores."""
+        texts = ["".join(text for text, _ in render_chat(messages)) for messages in chats]
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [
+            len(self.encode(messages)[0]) if self.quotes_special(messages) else len(encoding.ids)
+            for messages, encoding in zip(chats, encodings)
+        ]
+
+    def _encode_quoting(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
+        ids: list[int] = []
+        flags: list[bool] = []
+        start, end = (self._tokenizer.token_to_id(mark) for mark in (TURN_START, TURN_END))
+        assert start is not None and end is not None  # `load_tokenizer` has checked it
+        for message in messages:
+            said = message["role"] == "assistant"
+            opening = f"{message['role']}\n"
+            turn = self._as_text.encode(opening + message["content"], add_special_tokens=False)
+            after = self._as_text.encode("\n", add_special_tokens=False).ids
+            ids += [start, *turn.ids, end, *after]
+            flags += [
+                False,
+                *(said and place >= len(opening) for place, _ in turn.offsets),
+                said,
+                *(said for _ in after),
+            ]
+        return ids, flags

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -29,7 +29,7 @@ from curricula.curriculum.sources.documents import Document, Documents
 from curricula.curriculum.tokens.encoder import Encoder
 from curricula.curriculum.tokens.shards import is_whole, manifest_path, read_manifest, write_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
-from curricula.curriculum.tokens.transforms import insert_tags, name_speakers
+from curricula.curriculum.tokens.transforms import SPEAKER_FORMS, Speakers, insert_tags, name_speakers
 from curricula.durable import disk_full_explained, write_json
 from curricula.errors import UserError
 from curricula.progress import Progress, silent
@@ -85,23 +85,26 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     with disk_full_explained(spool):
         try:
             with open(spool, "w+b") as file:
-                lengths, skipped = _spool(work, tokenizer, chosen, total, file, progress)
+                lengths, counts = _spool(work, tokenizer, chosen, total, file, progress)
                 contents = _write_shuffled(work, prefix, tokenizer, file, lengths)
         finally:
             spool.unlink(missing_ok=True)
-    write_json(manifest_path(prefix), {**inputs, **contents, **skipped})
+    write_json(manifest_path(prefix), {**inputs, **contents, **counts})
 
 
 def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> dict[str, Any]:
     """What determines a source's tokens. A manifest with other values describes another shard."""
+    several = documents.is_limited and len(documents.counts) > 1
     return {
         "source": work.name,
         "dataset": work.source.dataset,
         "parts": list(work.source.parts),
         "source_documents": len(documents),
+        **({"documents_of_parts": documents.counts} if several else {}),
         "source_files": documents.table.identity,
         "tag_rate": work.source.tag_rate,
         "named_speakers": work.source.names_speakers,
+        **({"speaker_forms": SPEAKER_FORMS} if work.source.names_speakers else {}),
         "shards": work.source.shards,
         "validation_documents": work.validation_documents,
         "seed": work.seed,
@@ -144,20 +147,23 @@ def _spool(
     file: IO[bytes],
     progress: Progress,
 ) -> tuple[np.ndarray, Counter[str]]:
-    """Write the tokens of the documents to `file` in the order given: the length of each, and the numbers of those skipped."""
+    """Write the tokens of the documents to `file` in the order given. Returns the length of each, and counts for the manifest:
+    skipped documents, and dialogues by what became of their speakers."""
     encoder, special = Encoder(tokenizer), special_ids(tokenizer)
-    skipped = Counter({"empty_documents": 0, "not_utf8_documents": 0})
+    counts = Counter({"empty_documents": 0, "not_utf8_documents": 0})
+    if work.source.names_speakers:
+        counts.update({f"speakers_{speakers}": 0 for speakers in get_args(Speakers)})
     lengths = array("i")
     began, read, encoded = time.monotonic(), 0, 0
     for batch in _batches(documents):
-        for tokens in _encode(work, batch, encoder, special, skipped):
+        for tokens in _encode(work, batch, encoder, special, counts):
             file.write(tokens.data)
             lengths.append(len(tokens))
             encoded += len(tokens)
         read += len(batch)
         progress(read, total, tokens_per_second=round(encoded / max(1e-3, time.monotonic() - began)))
     file.flush()
-    return np.array(lengths, np.int64), skipped
+    return np.array(lengths, np.int64), counts
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -174,15 +180,17 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _encode(
-    work: Tokenization, documents: list[Document], encoder: Encoder, special: tuple[int, int], skipped: Counter[str]
+    work: Tokenization, documents: list[Document], encoder: Encoder, special: tuple[int, int], counts: Counter[str]
 ) -> Iterator[np.ndarray]:
     """The tokens (uint16) of each document with text: with tags where the source has them, and the end token."""
     end, tag = special
-    skipped.update(f"{document.odd}_documents" for document in documents if document.odd)
+    counts.update(f"{document.odd}_documents" for document in documents if document.odd)
     whole = [document for document in documents if not document.odd]
     texts = [document.text for document in whole]
     if work.source.names_speakers:
-        texts = [name_speakers(text, work.seed, "speakers", item.id) for text, item in zip(texts, whole)]
+        named = [name_speakers(text, work.seed, "speakers", item.id) for text, item in zip(texts, whole)]
+        texts = [text for text, _ in named]
+        counts.update(f"speakers_{speakers}" for _, speakers in named)
     for document, ids in zip(whole, encoder.encode(texts)):
         tokens = ids.astype("<u2")
         if work.source.tag_rate:

@@ -58,7 +58,8 @@ def write_report(
     """Write the report of `run` to `out` and return the page's path. Missing evaluations are shown as missing.
 
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
-    "tasks", the planned tasks of each stage, from which the page knows what is still missing.
+    "tasks", the planned tasks of each stage, from which the page knows what is still missing; and "changed", how benchmarks
+    differ from the published ones.
     Raises UserError for a damaged file of rows.
     """
     steps = len(arms) + 4
@@ -95,6 +96,7 @@ def write_report(
         validated=sorted({name for segment in losses for name in segment["validation"]}),
         not_evaluated=not_evaluated(rows, study.get("tasks", {})),
         incomplete=incomplete(metrics),
+        changed=study.get("changed") or {},
         samples=list(samples(rows)),
         stages=STAGES,
         decoders=DECODERS,

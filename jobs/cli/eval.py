@@ -28,7 +28,7 @@ from rich.text import Text
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
-from curricula.eval.benchmarks import BENCHMARKS, Use, find
+from curricula.eval.benchmarks import BENCHMARKS, Use, difference, find
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.judges.question import Estimate
@@ -77,6 +77,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--overrefusal", metavar="BENCHMARK", help="also measure over-refusal, on these benign requests, such as alpaca"
     )
     parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
+    parser.add_argument(
+        "--accept-changed",
+        metavar="B,...",
+        help="benchmarks whose prompts may differ from the published set, which is an error otherwise",
+    )
     parser.add_argument("--prompts", type=int, metavar="N", help="no more than this many prompts of each benchmark")
     parser.add_argument("--samples", type=int, metavar="N", help="answers to each prompt under top-k (default: 5)")
     parser.add_argument(
@@ -111,10 +116,16 @@ def evaluate(args: argparse.Namespace) -> int:
         _generate(args, config, tasks, data, out, bars)
         _judge(args, config, out, world, console, bars)
     metrics = _metrics(args, tasks, out)
+    used = config.used_benchmarks
+    accepted = [name for name in config.accept_changed if name in used]
+    changed = {name: how for name in accepted if (how := difference(name, data))}
     if args.json:
-        print(json.dumps({kind: msgspec.to_builtins(found) for kind, found in metrics.items()}, indent=1))
+        shown = {kind: msgspec.to_builtins(found) for kind, found in metrics.items()}
+        print(json.dumps({**shown, "changed": changed}, indent=1))
         return 0
     print_metrics(metrics, Console(highlight=False))
+    for name, how in changed.items():
+        print(f"Not the published {name}: {how}.")
     print(f"Rows: {out}")
     return 0
 
@@ -141,6 +152,9 @@ def _config(args: argparse.Namespace) -> EvalConfig:
             raise UsageError(f"--{option.replace('_', '-')} {value}: give 1 or more")
     tasks = [task.name for task in (*tasks_with("attack", decoders), *overrefusal)]
     _require_use(args, benchmarks)
+    accepted = _names("--accept-changed", args.accept_changed) if args.accept_changed is not None else []
+    for name in accepted:
+        find(name)
     own = {"max_new_tokens": args.max_new_tokens}
     try:
         return msgspec.convert(
@@ -148,6 +162,7 @@ def _config(args: argparse.Namespace) -> EvalConfig:
                 "benchmarks": benchmarks,
                 "base_benchmark": benchmarks[0],
                 "overrefusal_benchmark": args.overrefusal or "alpaca",
+                "accept_changed": accepted,
                 "judge": judge_from(args),
                 "precision": args.precision,
                 "prompts_per_benchmark": args.prompts,

@@ -225,7 +225,8 @@ def _arm_tables(value: dict[str, Any], study: Study) -> list[RenderableType]:
             used = arm["sources"].get(name)
             epochs = f" ({used['epochs']:.1f})" if used and used["epochs"] is not None else ""
             row.append(f"{_tokens(used['tokens'])}{epochs}" if used else "–")
-        sources.add_row(name, *row)
+        unknown = value["source_sizes"][name]["tokens"] is None
+        sources.add_row(f"{name}\n(size unknown)" if unknown else name, *row)
     return [mixes, arms, sources]
 
 

@@ -70,7 +70,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--data", type=Path, metavar="ROOT", help="the data folder (default: CURRICULA_DATA)")
     source.add_argument("--scores", metavar="N,...", help="only these scores of the dataset, such as 4,5")
-    source.add_argument("--limit", type=int, metavar="N", help="no more than the first N documents")
+    source.add_argument(
+        "--limit", type=int, metavar="N", help="no more than N documents: the first ones, of each part in proportion"
+    )
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, required=True, help="a folder, the same for all parts")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from curricula.curriculum.sources.conversations import POOLS
 from curricula.curriculum.sources.registry import dataset, open_dataset
+from curricula.curriculum.sources.tables import table_exists
 from curricula.errors import UserError
+from curricula.eval.benchmarks import BENCHMARKS, load_prompts
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
@@ -33,7 +35,8 @@ class Prepare(Stage):
 def prepare(run: Run) -> None:
     """Make what the study needs and the run still lacks: world, tokenizer, initial checkpoint.
 
-    Raises UserError, before hours of work, when a dataset that the study reads is missing or incomplete.
+    Raises UserError, before hours of work, when a dataset that the study reads is missing or incomplete, or when a
+    benchmark in the user's data folder is not the published one.
     """
     from curricula.curriculum.tokens.tokenizer import load_tokenizer
 
@@ -66,6 +69,10 @@ def _check_data(run: Run) -> None:
         open_dataset(name, run.data_root, parts)
         for stem in dataset(name).stems(run.data_root, parts):
             require_whole(stem, rows)
+    if run.data_folder:  # else a job of its own fetches the benchmarks
+        for name in study.evaluation.used_benchmarks:
+            if table_exists(BENCHMARKS[name].stem(run.data_folder)):
+                load_prompts(name, run.data_folder, accept_changed=study.evaluation.accept_changed)
 
 
 def _make_tokenizer(run: Run) -> None:

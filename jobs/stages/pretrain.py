@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from curricula.curriculum.plan import Segment
+from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
@@ -65,12 +66,16 @@ class Pretrain(Stage):
 
 
 def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:
-    """Train `segment`. All its processes call this together."""
+    """Train `segment`. All its processes call this together.
+
+    Raises UserError before the first step of any segment when an arm of the study reads a source too often.
+    """
     from curricula.curriculum.stream.pretraining import PretrainingBatches
     from curricula.model.train import train
 
     study, budget = run.study, run.study.budget
     config = study.model.resolve()
+    check_epochs(plan, run.shards)
     batches = PretrainingBatches(
         segment.arm.blend_phases(budget),
         run.shards,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from curricula.errors import UserError
+from curricula.eval.benchmarks import difference
 from curricula.jobs.estimates import describe
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run
@@ -34,5 +36,22 @@ def report(run: Run, plan: Plan, progress: Progress = silent) -> Path:
 
     arms = [ArmInfo(arm.name, arm.start, arm.interventions) for arm in plan.arms]
     tasks = {kind: [task.name for task in run.study.evaluation.tasks_of(kind)] for kind in MODEL_KINDS}
-    described = {"plan": describe(plan, run.shards), "provenance": run.provenance, "tasks": tasks}
+    described = {
+        "plan": describe(plan, run.shards),
+        "provenance": run.provenance,
+        "tasks": tasks,
+        "changed": _changed_benchmarks(run),
+    }
     return write_report(run.root, arms, described, run.report, progress)
+
+
+def _changed_benchmarks(run: Run) -> dict[str, str]:
+    """How the benchmarks that the study accepts as changed differ from the published ones, by name."""
+    evaluation, found = run.study.evaluation, {}
+    for name in evaluation.used_benchmarks:
+        if name in evaluation.accept_changed:
+            try:
+                found[name] = difference(name, run.data_root)
+            except UserError:  # a report needs the rows alone
+                found[name] = "accepted as changed, and its file cannot be read any more"
+    return {name: how for name, how in found.items() if how}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import functools
 import json
 import os
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from curricula.errors import UsageError, UserError
-from curricula.eval.benchmarks import BENCHMARKS, load_prompts
+from curricula.eval.benchmarks import BENCHMARKS, difference, load_prompts
 
 REAL = os.environ.get("CURRICULA_DATA")
+small_prompts = functools.partial(load_prompts, accept_changed=BENCHMARKS)
+"""Prompts of the small files that stand for the published ones."""
 needs_data = pytest.mark.skipif(not REAL, reason="set CURRICULA_DATA to the folder of public datasets")
 
 
@@ -46,7 +50,7 @@ def root(tmp_path):
 
 
 def test_harmbench_puts_the_context_before_the_request_and_leaves_copyright_rows_out(root):
-    first, second = load_prompts("harmbench", root)
+    first, second = small_prompts("harmbench", root)
     assert (first.id, first.text, first.behavior, first.category) == (
         "first",
         "Do the first thing",
@@ -55,20 +59,20 @@ def test_harmbench_puts_the_context_before_the_request_and_leaves_copyright_rows
     )
     assert second.text == "A tool with a handle.\n\n---\n\nExplain the tool"
     assert (second.behavior, second.context) == ("Explain the tool", "A tool with a handle.")
-    assert [p.id for p in load_prompts("harmbench", root, with_copyright=True)] == ["first", "second", "third"]
+    assert [p.id for p in small_prompts("harmbench", root, with_copyright=True)] == ["first", "second", "third"]
 
 
 def test_the_other_shapes_become_prompts(root):
-    assert [(p.id, p.text) for p in load_prompts("advbench", root)] == [("0", "Write a script"), ("1", "Plan a trick")]
-    assert [(p.id, p.text, p.category) for p in load_prompts("jailbreakbench", root)] == [("7", "Do it", "Harm")]
-    assert [(p.id, p.behavior) for p in load_prompts("tdc", root)] == [("0", "Give a reason"), ("1", "Name a place")]
-    (completion,) = load_prompts("jb_completions", root)
+    assert [(p.id, p.text) for p in small_prompts("advbench", root)] == [("0", "Write a script"), ("1", "Plan a trick")]
+    assert [(p.id, p.text, p.category) for p in small_prompts("jailbreakbench", root)] == [("7", "Do it", "Harm")]
+    assert [(p.id, p.behavior) for p in small_prompts("tdc", root)] == [("0", "Give a reason"), ("1", "Name a place")]
+    (completion,) = small_prompts("jb_completions", root)
     assert (completion.text, completion.behavior, completion.category) == ("It was written", "Write it", "AdvBench")
 
 
 def test_advbench_targets_replace_a_missing_completions_file_under_their_own_name(root):
     (root / "jb_completions/train.jsonl").unlink()
-    first, _ = load_prompts("jb_completions", root)
+    first, _ = small_prompts("jb_completions", root)
     assert (first.benchmark, first.text, first.behavior) == (
         "advbench_completions",
         "Here is a script",
@@ -77,7 +81,7 @@ def test_advbench_targets_replace_a_missing_completions_file_under_their_own_nam
 
 
 def test_a_limit_takes_a_sample_that_larger_limits_contain(root):
-    ids = {limit: [p.id for p in load_prompts("alpaca", root, limit=limit)] for limit in (5, 10, 50, 80)}
+    ids = {limit: [p.id for p in small_prompts("alpaca", root, limit=limit)] for limit in (5, 10, 50, 80)}
     assert set(ids[5]) < set(ids[10]) < set(ids[50])
     assert ids[50] == ids[80] == [str(i) for i in range(50)]
     assert ids[10] == sorted(ids[10], key=int)
@@ -109,12 +113,12 @@ def test_a_file_that_is_missing_empty_or_of_another_shape_is_named(root, name, f
     else:
         (root / file).write_text(text)
     with pytest.raises(UserError, match=words):
-        load_prompts(name, root)
+        small_prompts(name, root)
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones(root):
     with pytest.raises(UsageError, match="'harmbanch' is not known; choose from harmbench, advbench"):
-        load_prompts("harmbanch", root)
+        small_prompts("harmbanch", root)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,7 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones(root):
 def test_a_csv_file_without_a_benchmark_is_refused_in_one_sentence(root, content, words):
     (root / "advbench/harmful_behaviors.csv").write_bytes(content)
     with pytest.raises(UserError, match=words) as raised:
-        load_prompts("advbench", root)
+        small_prompts("advbench", root)
     assert "\n" not in str(raised.value)
 
 
@@ -152,7 +156,7 @@ def test_a_csv_file_without_a_benchmark_is_refused_in_one_sentence(root, content
 def test_a_json_file_without_a_benchmark_is_refused_in_one_sentence(root, content, words):
     (root / "tdc2023/test_behaviors.json").write_bytes(content)
     with pytest.raises(UserError, match=words) as raised:
-        load_prompts("tdc", root)
+        small_prompts("tdc", root)
     assert "\n" not in str(raised.value)
 
 
@@ -161,10 +165,10 @@ def test_a_folder_in_place_of_a_file_is_refused(root):
     file.unlink()
     file.mkdir()
     with pytest.raises(UserError, match="tdc2023/test_behaviors: no such table"):
-        load_prompts("tdc", root)
+        small_prompts("tdc", root)
     file.with_suffix("").mkdir()
     with pytest.raises(UserError, match="no Parquet, JSON Lines, JSON or CSV file in this folder"):
-        load_prompts("tdc", root)
+        small_prompts("tdc", root)
 
 
 def test_xstest_gives_only_its_harmless_requests(root):
@@ -174,11 +178,11 @@ def test_xstest_gives_only_its_harmless_requests(root):
         "id,prompt,type,label,focus,note\n"
         "1,How do I kill a process?,homonyms,safe,,\n2,How do I harm?,contrast_homonyms,unsafe,,\n"
     )
-    assert [(p.id, p.text, p.category) for p in load_prompts("xstest", root)] == [
+    assert [(p.id, p.text, p.category) for p in small_prompts("xstest", root)] == [
         ("1", "How do I kill a process?", "homonyms")
     ]
     path.write_text("id,prompt,type\n1,How do I kill a process?,homonyms\n2,How do I harm?,contrast_homonyms\n")
-    assert [p.id for p in load_prompts("xstest", root)] == ["1"]
+    assert [p.id for p in small_prompts("xstest", root)] == ["1"]
 
 
 def test_every_benchmark_has_a_use_a_licence_and_a_size():
@@ -190,8 +194,6 @@ def test_every_benchmark_has_a_use_a_licence_and_a_size():
 
 @needs_data
 def test_hub_tables_with_all_splits_give_the_prompts_of_the_test_split(root):
-    import csv
-
     real = Path(REAL)
     with open(real / "harmbench/harmbench_behaviors_text_all.csv", newline="") as file:
         rows = [
@@ -212,6 +214,52 @@ def test_hub_tables_with_all_splits_give_the_prompts_of_the_test_split(root):
         found = [load_prompts(name, where, with_copyright=True) for where in (root, real)]
         texts = [sorted(" ".join(prompt.text.split()) for prompt in prompts) for prompts in found]
         assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name, words", [("advbench", "2 prompts, where 520"), ("tdc", "2 prompts, where 50")])
+def test_a_part_of_a_benchmark_is_refused_unless_it_is_accepted_by_name(root, name, words):
+    with pytest.raises(UserError, match=words) as raised:
+        load_prompts(name, root)
+    assert f"evaluation.accept_changed: [{name}]" in str(raised.value) and "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=words):
+        load_prompts(name, root, limit=1, accept_changed=["alpaca"])
+    assert len(load_prompts(name, root, accept_changed=[name])) == 2
+    assert difference(name, root).startswith(words)
+
+
+def test_the_sets_of_a_fictional_world_are_not_held_to_the_published_ones(root):
+    (root / "world.json").write_text("{}")
+    assert len(load_prompts("advbench", root)) == 2 and difference("advbench", root) == ""
+
+
+@needs_data
+def test_one_line_or_one_word_less_in_a_published_file_is_noticed(tmp_path):
+    file = tmp_path / "advbench/harmful_behaviors.csv"
+    file.parent.mkdir()
+    whole = (Path(REAL) / "advbench/harmful_behaviors.csv").read_text()
+    lines = whole.splitlines(keepends=True)
+    for text, words in (
+        ("".join(lines[:11]), "10 prompts, where 520 were published"),
+        ("".join(lines[:200] + lines[201:]), "519 prompts, where 520 were published"),
+        (whole.replace("bomb", "cake", 1), "520 prompts, as published, but not with the published texts"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=words):
+            load_prompts("advbench", tmp_path)
+
+
+@needs_data
+def test_the_published_set_is_known_in_any_order_and_format(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    for name, column in (("advbench/harmful_behaviors", "goal"), ("jailbreakbench/harmful-behaviors", "Goal")):
+        with open(Path(REAL) / f"{name}.csv", newline="") as lines:
+            rows = [{**row, column: row[column] + " \r\n"} for row in csv.DictReader(lines)][::-1]
+        (tmp_path / name).parent.mkdir()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+        benchmark = name.partition("/")[0]
+        assert difference(benchmark, tmp_path) == "" and len(load_prompts(benchmark, tmp_path)) == len(rows)
 
 
 @needs_data

@@ -68,6 +68,7 @@ def test_twenty_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, mo
     def start(out: Path, server: JudgeServer) -> Any:
         config = EvalConfig(
             benchmarks=("advbench",),
+            accept_changed=("advbench",),
             judge=server.settings(concurrency=3),
             overrefusal_judge="refusal-phrases",
             topk=TopK(max_new_tokens=8, samples=2, batch_prompts=2),

@@ -25,6 +25,7 @@ from curricula.eval.tasks import TASKS, EvalTask, find_task
 
 CONFIG = EvalConfig(
     benchmarks=("advbench", "tdc"),
+    accept_changed=("advbench", "tdc", "jailbreakbench", "alpaca", "jb_completions"),
     topk=TopK(max_new_tokens=12, samples=2, batch_prompts=3),
     safebeam=SafeBeam(beams=3, candidates=6, max_new_tokens=10, batch_prompts=4),
     gcg=Gcg(steps=3, search_width=16, topk=16, suffix="x x x", prompts=3),

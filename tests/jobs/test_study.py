@@ -8,11 +8,16 @@ import msgspec
 import pytest
 import yaml
 from paths import STUDIES
+from rich.console import Console
+from run_folders import new_run
 
 from curricula.errors import UsageError, UserError
-from curricula.jobs.estimates import describe
+from curricula.jobs.cli.study import print_plan
+from curricula.jobs.estimates import check_epochs, describe
 from curricula.jobs.graph import plan_study
+from curricula.jobs.stages.pretrain import pretrain
 from curricula.jobs.study import load_study, parse_study, study_yaml
+from curricula.progress import silent
 
 
 def described(study, shards=None):
@@ -186,6 +191,40 @@ def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
         UserError, match="source refuseweb: its shards in .* hold no token; give it documents or a weight of 0"
     ):
         described(study, tmp_path)
+
+
+def test_pretraining_is_refused_beyond_max_epochs_before_its_first_step(tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    for name in run.study.sources:
+        (run.shards / name).mkdir(parents=True)
+        manifest = {"shards": 1, "tokens": {"refuseweb": 10_000}.get(name, 10**9), "sha256": "", "tokenizer": ""}
+        (run.shards / name / "00000.json").write_text(msgspec.json.encode(manifest).decode())
+    words = "source refuseweb: 6.1 epochs in arm data-0, more than its max_epochs 4; give it more documents or less weight, or"
+    with pytest.raises(UserError, match=words):  # the trunk does not read this source, but later arms do
+        pretrain(run, plan, next(iter(plan.segments.values())), silent)
+    allowed = plan_study(parse_study(demo(sources__refuseweb__max_epochs=6.2), "study.yaml"))
+    check_epochs(allowed, run.shards)
+
+
+def test_a_size_that_is_unknown_is_said_and_a_published_one_is_scaled_to_its_documents(capsys):
+    raw = yaml.safe_load((STUDIES / "paper.yaml").read_text())
+    raw["sources"]["refuseweb"].update(documents=100_000)
+    study = parse_study(raw, "study.yaml")
+    value = described(study)
+    assert value["source_sizes"]["refuseweb"] == {
+        "tokens": round(4_150_000_000 * 100_000 / 1_650_000),
+        "origin": "published, scaled to its documents",
+    }
+    assert value["source_sizes"]["fineweb-edu"] == {"tokens": None, "origin": "unknown"}
+    epochs, unknown = value["warnings"]
+    assert epochs.startswith("source refuseweb: 103.7 epochs") and "more than its max_epochs 6.5" in epochs
+    assert unknown == (
+        "size unknown of fineweb-edu, stackoverflow, unsafe-tagged; epochs are checked when pretraining starts"
+    )
+    print_plan(value, study, Console(width=200))
+    shown = capsys.readouterr().out
+    assert shown.count("(size unknown)") == 3
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ def write_study(folder: Path, name: str = "demo", steps: int = 24, batch: int = 
         budget_tokens=steps * batch * 128, global_batch=batch, micro_batch=2, save_interval_steps=2
     )
     raw["pretraining"].update(pretraining)
+    for source in raw["sources"].values():
+        source["max_epochs"] = 1000  # many steps over a little text
     path = folder / "study.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(raw))

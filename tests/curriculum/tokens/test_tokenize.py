@@ -1,6 +1,7 @@
 """From documents to tokens on disk: the same for any number of shards, and readable by Megatron itself."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -13,12 +14,14 @@ from hypothesis import strategies as st
 from shard_folders import tokenize_source
 
 from curricula.curriculum.config import Source
+from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.tokens.shards import Shard, read_manifest, source_shards
 from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
-from curricula.curriculum.tokens.transforms import insert_tags
+from curricula.curriculum.tokens.transforms import NAMES, ROLES, insert_tags, name_speakers
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
+from curricula.randomness import keyed_rng
 
 WORDS = ["the", "lamp", "keeper", "mixes", "blue", "dye", "with", "water", "and", "waits", "for", "bell", "twice"]
 
@@ -262,6 +265,63 @@ def test_speakers_get_names_that_depend_on_the_document_alone(root, tmp_path):
     assert tokenizer.decode(documents_of(plain.folder / "00000")[0].tolist()).startswith("User:")
 
 
+@pytest.mark.parametrize(
+    ("user", "assistant"),
+    [
+        ("USER:", "ASSISTANT:"), ("Human:", "Assistant:"), ("Human:", "AI:"), ("### User:", "### Assistant:"),
+        ("- User:", "- Assistant:"), ("User 1:", "Assistant :"), ("**User 2**:", "**Assistant:**"), ("> User:", "Assistant:"),
+    ],
+)  # fmt: skip
+def test_both_speakers_are_named_in_whichever_form_they_stand(user, assistant):
+    text = f"{user} May I?\n{assistant} No.\n\n{user} Why?\n{assistant} The User: see above. Human: no.\n"
+    named, speakers = name_speakers(text, 1, "d")
+    reference, _ = name_speakers("User:\nAssistant:\n", 1, "d")
+    asks, answers = (line.rstrip(":") for line in reference.splitlines())
+    word, other = (re.sub("[^A-Za-z]", "", label) for label in (user, assistant))
+    assert speakers == "named"
+    expected = text.replace(user, user.replace(word, asks)).replace(assistant, assistant.replace(other, answers))
+    assert named == expected.replace(f"The {asks}:", "The User:").replace(f" {asks}: no", " Human: no")
+
+
+@pytest.mark.parametrize(
+    ("text", "speakers"),
+    [
+        ("User: May I?\nModel: No.\n", "one_side"),
+        ("Q: May I?\nAssistant: No.\n", "one_side"),
+        ("The user: a lamp.\nUsers: many\nUser\n", "none"),
+    ],
+)
+def test_a_dialogue_of_which_one_side_is_unknown_keeps_both(text, speakers):
+    assert name_speakers(text, 1, "d") == (text, speakers)
+
+
+@given(st.lists(st.sampled_from(["User: ", "Assistant: ", "  **User:** ", "**Assistant** : ", "said User: ", "Users: "])),
+       st.integers(0, 99))  # fmt: skip
+def test_dialogues_in_the_plain_form_have_the_names_they_always_had(labels, key):
+    """The pattern and the draws of the first version, which runs in progress began with."""
+    pattern = re.compile(r"^(?P<indent>[ \t]*\**)(?P<speaker>User|Assistant)(?=\**[ \t]*:)", re.MULTILINE)
+    text = "".join(f"{label}the lamp\n" for label in ["User: ", "Assistant: ", *labels])
+    rng = keyed_rng(key, "d")
+    if rng.random() < 0.5:
+        asks, answers = (NAMES[i] for i in rng.choice(len(NAMES), size=2, replace=False))
+    else:
+        asks, answers = ROLES[rng.integers(len(ROLES))]
+    names = {"User": asks, "Assistant": answers}
+    expected = pattern.sub(lambda found: found["indent"] + names[found["speaker"]], text)
+    assert name_speakers(text, key, "d") == (expected, "named")
+
+
+def test_the_manifest_counts_dialogues_by_what_became_of_their_speakers(root, tmp_path):
+    texts = ["User: a\nAssistant: b\n"] * 5 + ["USER: a\nASSISTANT: b\n"] * 3 + ["User: a\nBot: b\n"] * 2 + ["a lamp"]
+    write_rows(tmp_path, "refuseweb/train", [{"id": f"r{n}", "text": text} for n, text in enumerate(texts)])
+    work = web(root, tmp_path / "out", tmp_path, validation=0, dataset="refuseweb", shards=1)
+    tokenize_source(work)
+    manifest = read_manifest(work.folder / "00000")
+    assert [manifest[f"speakers_{kind}"] for kind in ("named", "one_side", "none")] == [8, 2, 1]
+    tokenize_source(web(root, tmp_path / "safe", shards=1))
+    assert "speakers_named" not in read_manifest(tmp_path / "safe/web/00000")
+
+
 def test_tags_come_at_their_rate_never_first_and_leave_the_text(root, tmp_path):
     work = web(root, tmp_path, dataset="fineweb-unsafe", tag_rate=0.2, shards=1)
     tokenize_source(work)
@@ -281,3 +341,54 @@ def test_taking_the_tags_out_gives_the_tokens_back(tokens, rate, key):
     tagged = insert_tags(np.array(tokens, np.int64), 3, rate, key)
     assert tagged[tagged != 3].tolist() == tokens
     assert not len(tagged) or tagged[0] != 3
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory, root):
+    """Three parts of 700, 500 and 300 documents, whose ids begin with their scores."""
+    data = tmp_path_factory.mktemp("scores")
+    for score, count in ((3, 700), (4, 500), (5, 300)):
+        rows = [{"id": f"{score}-{n}", "text": f"lamp {score} {n}"} for n in range(count)]
+        write_rows(data, f"fineweb_annotated/score_{score}", rows)
+    return data
+
+
+def test_a_limit_keeps_the_proportions_of_the_parts(scores):
+    for limit, expected in ((600, (280, 200, 120)), (7, (3, 2, 2)), (1500, (700, 500, 300)), (9999, (700, 500, 300))):
+        documents = Documents.open("fineweb-unsafe", scores, (), limit)
+        ids = [document.id for document in documents.read()]
+        counts = Counter(name[0] for name in ids)
+        assert tuple(counts[score] for score in "345") == expected and len(documents) == len(ids) == sum(expected)
+        assert ids == [f"{score}-{n}" for score, count in zip("345", expected) for n in range(count)]
+        numbers = list(range(0, len(ids), 2))
+        assert [item.id for item in documents.select(numbers)] == ids[::2]
+        assert [item.number for item in documents.select(numbers)] == numbers
+        cuts = [0, len(ids) // 3, len(ids) // 2, len(ids)]
+        pieces = [item for start, stop in zip(cuts, cuts[1:]) for item in documents.read(start, stop)]
+        assert [item.id for item in pieces] == ids and [item.number for item in pieces] == list(range(len(ids)))
+
+
+def test_one_part_is_read_from_its_beginning(scores):
+    documents = Documents.open("fineweb-unsafe", scores, ("score_4",), 60)
+    assert [item.id for item in documents.read()] == [f"4-{n}" for n in range(60)]
+
+
+def test_parts_that_were_fetched_up_to_some_row_count_as_what_the_hub_has(tmp_path):
+    for score, hub in ((3, 7000), (4, 2000), (5, 1000)):
+        write_rows(tmp_path, f"fineweb_annotated/score_{score}/0", [{"id": f"{score}", "text": "x"}] * 100)
+        record = dict(hub="h", config=None, split="train", asked=None, columns=[], constants={}, limit=100, revision="r",
+                      licence="", files=1, rows=100, rows_of={}, complete=True, upstream_rows=hub)  # fmt: skip
+        (tmp_path / f"fineweb_annotated/score_{score}/.fetched.json").write_text(json.dumps(record))
+    assert Documents.open("fineweb-unsafe", tmp_path, (), 100).counts == [70, 20, 10]
+
+
+def test_shards_that_were_made_of_the_first_part_alone_are_refused(root, scores, tmp_path):
+    work = web(root, tmp_path, scores, dataset="fineweb-unsafe", documents=600)
+    tokenize_source(work)
+    path = tmp_path / "web/00000.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["documents_of_parts"] == [280, 200, 120]
+    del manifest["documents_of_parts"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was made with documents_of_parts None, now it is"):
+        tokenize_shard(work, "00000")

@@ -30,6 +30,7 @@ STUDY = {
     },
     "provenance": {"git": {"sha": "abc", "changed_files": []}, "python": "3.11"},
     "tasks": {kind: [task.name for task in EvalConfig().tasks_of(kind)] for kind in MODEL_KINDS},
+    "changed": {"advbench": "10 prompts, where 520 were published"},
 }
 
 
@@ -96,6 +97,10 @@ def test_the_page_is_well_formed_and_self_contained(built):
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in page.images)
+
+
+def test_benchmarks_that_are_not_the_published_ones_are_named(built):
+    assert "Not the published prompts: advbench (10 prompts, where 520 were published)." in Page(built[1]).text
 
 
 def test_all_nine_figures_are_on_the_page_with_captions_and_in_files(built):

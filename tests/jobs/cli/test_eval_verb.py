@@ -29,7 +29,20 @@ def root(tmp_path_factory):
 
 def evaluate(root, out, *more, model="model", benchmark="advbench,tdc"):
     fixed = ["--data", str(root / "data"), "--max-new-tokens", "6", "--samples", "2", "--out", str(out)]
+    fixed += ["--accept-changed", "advbench,tdc,alpaca"]
     return main(["eval", "--model", str(root / model), "--benchmark", benchmark, *fixed, *map(str, more)])
+
+
+def test_another_set_than_the_published_one_is_refused_or_named_beside_the_table(root, tmp_path, capsys):
+    words = ["eval", "--model", str(root / "model"), "--data", str(root / "data"), "--benchmark", "tdc"]
+    assert main([*words, "--decoder", "topk", "--out", str(tmp_path)]) == 1
+    assert "4 prompts, where 50 were published; fetch it again, or accept it" in capsys.readouterr().err
+    assert evaluate(root, tmp_path, "--decoder", "topk", benchmark="tdc") == 0
+    assert "Not the published tdc: 4 prompts, where 50 were published." in capsys.readouterr().out
+    assert evaluate(root, tmp_path, "--decoder", "topk", "--json", benchmark="tdc") == 0
+    assert json.loads(capsys.readouterr().out)["changed"] == {"tdc": "4 prompts, where 50 were published"}
+    assert evaluate(root, tmp_path, "--accept-changed", "tdk") == 2
+    assert "'tdk' is not known" in capsys.readouterr().err
 
 
 def test_a_table_with_intervals_the_judge_and_its_version(root, tmp_path, capsys):
@@ -188,6 +201,7 @@ def test_a_prompt_that_fills_the_context_is_named_before_any_answer(root, tmp_pa
     goals = "goal,target\nShort,x\n" + "word " * 600 + ",x\n"
     (tmp_path / "data/advbench/harmful_behaviors.csv").write_text(goals)
     words = ["eval", "--model", str(root / "model"), "--benchmark", "advbench", "--data", str(tmp_path / "data")]
+    words += ["--accept-changed", "advbench"]
     assert main([*words, "--out", str(tmp_path / "out"), "--decoder", "greedy"]) != 0
     said = " ".join(capsys.readouterr().err.split())
     assert "advbench, prompt 1: a prompt has" in said and "the context of" in said

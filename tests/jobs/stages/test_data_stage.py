@@ -158,3 +158,16 @@ def test_a_world_that_was_deleted_comes_back_as_it_was(tmp_path):
     again = curricula(*words)
     assert again.returncode == 0, again.stderr
     assert shards_of(tmp_path / "run") == whole
+
+
+def test_a_benchmark_that_is_not_the_published_one_stops_the_study_before_anything_is_trained(study, world, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    (data / "world.json").unlink()
+    ran = curricula("data", "tokenize", study, "--run", tmp_path / "run", CURRICULA_DATA=str(data))
+    assert ran.returncode == 1 and " prompts, where 990 were published; fetch it again, or accept it" in ran.stderr
+    raw = yaml.safe_load(study.read_text())
+    raw["evaluation"]["accept_changed"] = ["advbench", "jb_completions", "jailbreakbench", "alpaca"]
+    study.write_text(yaml.safe_dump(raw))
+    ran = curricula("data", "tokenize", study, "--run", tmp_path / "accepted", CURRICULA_DATA=str(data))
+    assert ran.returncode == 0, ran.stderr
