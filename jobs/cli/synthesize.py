@@ -102,7 +102,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--concurrency", type=int, default=64, metavar="N", help="requests at once (default: %(default)s)"
     )
     pace.add_argument(
-        "--timeout", type=float, default=300.0, metavar="S", help="seconds to wait for a reply (default: %(default)g)"
+        "--timeout", type=float, default=300.0, metavar="S", help="seconds for a whole reply (default: %(default)g)"
     )
     pace.add_argument(
         "--retries",
