@@ -27,6 +27,7 @@ import tenacity
 from aiolimiter import AsyncLimiter
 
 from curricula.asking import CHARACTERS_PER_TOKEN, NoAnswer, Refused, Stopped
+from curricula.bounded_client import BoundedClient, Unbounded
 from curricula.errors import UsageError, UserError
 
 RAW_RESPONSE = {"X-Stainless-Raw-Response": "true"}
@@ -69,8 +70,9 @@ def retrying(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying:
 class Endpoint:
     """One server, and a count of what it was asked. Close it when done.
 
-    `concurrency` requests are under way at once, or fewer when the server turns some away. `pace` is awaited with the body of
-    each request before it is sent; the client's own repeats are not paced.
+    A whole reply may take `timeout_s` and hold `MOST_REPLY_BYTES` (`bounded_client`). `concurrency` requests are under way at
+    once, or fewer when the server turns some away. `pace` is awaited with the body of each request before it is sent; the
+    client's own repeats are not paced.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Endpoint:
             api_key=key or NO_KEY,
             timeout=timeout_s,
             max_retries=retries,
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+            http_client=BoundedClient(),
         )
         self.window, self._pace, self._stopped = CongestionWindow(concurrency), pace, False
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
@@ -144,6 +146,8 @@ class Endpoint:
                 async for each in self._client.with_options(max_retries=0, timeout=PROBE_TIMEOUT_S).models.list()
             ]
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, Unbounded):
+                return f"{self.host} {self.shown(str(error.__cause__))}"
             return f"{self.host} cannot be reached ({self.shown(str(error.__cause__ or '') or str(error))})"
         except openai.APIStatusError as error:  # a server need not have a list
             return str(self._meaning(error, model)) if error.status_code == 401 else ""
@@ -194,6 +198,8 @@ class Endpoint:
         if isinstance(error, openai.APITimeoutError):
             return NoAnswer(f"{self.host} does not answer in time, asked {self._limit + 1} times")
         if isinstance(error, openai.APIConnectionError):
+            if isinstance(error.__cause__, Unbounded):
+                return NoAnswer(f"{self.host} {self.shown(str(error.__cause__))}, asked {self._limit + 1} times")
             cause = self.shown(str(error.__cause__ or error))
             return NoAnswer(f"{self.host} cannot be reached ({cause}), asked {self._limit + 1} times")
         return NoAnswer(f"{self.host} answers with something else than the API's JSON")

@@ -21,6 +21,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import msgspec
 import yaml
 
+from curricula.core_yaml import MOST_CHARACTERS, load_yaml
 from curricula.errors import UsageError
 
 SHOWN_CHARACTERS = 60
@@ -66,12 +67,13 @@ def _field_types(kind: type[Settings]) -> dict[str, Any]:
 def read_yaml(path: Path, missing: str) -> Any:
     """The plain value in a YAML file. Raises UsageError that names the file, with the words `missing` when there is none."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        with open(path, encoding="utf-8") as file:
+            return load_yaml(file.read(MOST_CHARACTERS + 1))
     except FileNotFoundError:
         raise UsageError(f"{path}: {missing}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({_reason(error)}); name a YAML file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -85,17 +87,6 @@ def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a repeated key is an error: the plain loader would silently take the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        repeated = next((key for key in keys if keys.count(key) > 1), None)
-        if repeated is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} appears twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 class _Explainer:
@@ -148,9 +139,7 @@ class _Explainer:
 
     def _fails_alone(self, keys: list[str], key: str, message: str) -> bool:
         """Whether the mapping at `keys`, reduced to the entry `key`, gives the same message."""
-        reduced = msgspec.json.decode(msgspec.json.encode(self.raw))
-        holder = _value(keys[:-1], reduced)
-        holder[keys[-1]] = {key: _value(keys, self.raw)[key]}
+        reduced = _replaced(self.raw, keys, {key: _value(keys, self.raw)[key]})
         try:
             msgspec.convert(reduced, self.kind, strict=False)
         except msgspec.ValidationError as error:
@@ -186,6 +175,16 @@ def _value(keys: list[str], raw: Any) -> Any:
         except (KeyError, IndexError, TypeError, ValueError):
             return None
     return raw
+
+
+def _replaced(raw: Any, keys: list[str], value: Any) -> Any:
+    """A copy of `raw` with `value` at `keys`."""
+    if not keys:
+        return value
+    first, *rest = keys
+    if isinstance(raw, list):
+        return [_replaced(part, rest, value) if place == int(first) else part for place, part in enumerate(raw)]
+    return {**raw, first: _replaced(raw[first], rest, value)}
 
 
 def _struct(info: Any) -> Any:

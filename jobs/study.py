@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import yaml
 
+from curricula.core_yaml import dump_yaml
 from curricula.curriculum.config import Curriculum, Source, Tokenizer, Tuning
 from curricula.curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, percent, segments_of
 from curricula.curriculum.world.fiction import WorldConfig
@@ -255,4 +255,4 @@ def parse_study(raw: Any, where: str) -> Study:
 
 def study_yaml(study: Study) -> str:
     """The study with all defaults written out, as YAML that `load_study` reads back to an equal study."""
-    return yaml.safe_dump(msgspec.to_builtins(study), sort_keys=False, width=120)
+    return dump_yaml(msgspec.to_builtins(study), width=120)

@@ -47,7 +47,7 @@ class JudgeConfig(Settings, frozen=True):
     tokens_per_minute: Positive | None = None
     """null: as many as the server allows."""
     timeout_s: PositiveNumber = 120.0
-    """Without a byte from the server."""
+    """Seconds for a whole reply."""
     retries: NonNegative = 8
     """Of a request without a reply, with growing waits, or as long as Retry-After says."""
     patience: Positive = 16

@@ -25,6 +25,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
 
+from curricula.core_yaml import load_yaml
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
@@ -333,7 +334,7 @@ def judge_from(args: argparse.Namespace) -> JudgeConfig:
         if not sign:
             raise UsageError(f"--judge-set {pair}: give KEY=VALUE, such as concurrency=64")
         try:
-            given[key] = yaml.safe_load(value)
+            given[key] = load_yaml(value)
         except yaml.YAMLError:
             raise UsageError(f"--judge-set {pair}: the value is not YAML; put it into quotes") from None
     try:
@@ -363,7 +364,7 @@ def warn_of_server(settings: JudgeConfig, console: Console) -> None:
 
 def _from_file(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"--judge {path}: not a YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(value, dict):

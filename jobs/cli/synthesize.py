@@ -115,7 +115,7 @@ def _add_pace(parser: argparse.ArgumentParser) -> None:
         "--concurrency", type=int, default=64, metavar="N", help="requests at once (default: %(default)s)"
     )
     pace.add_argument(
-        "--timeout", type=float, default=300.0, metavar="S", help="seconds to wait for a reply (default: %(default)g)"
+        "--timeout", type=float, default=300.0, metavar="S", help="seconds for a whole reply (default: %(default)g)"
     )
     pace.add_argument(
         "--retries",

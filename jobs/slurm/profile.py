@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 
+from curricula.core_yaml import dump_yaml
 from curricula.durable import write_text
 from curricula.errors import UsageError
 from curricula.provenance import PACKAGE
@@ -275,7 +275,7 @@ def load_profile(path: Path) -> Profile:
 
 def keep_profile(path: Path, profile: Profile) -> None:
     """Write the profile into a run folder, for its jobs and later submissions."""
-    write_text(path, yaml.safe_dump(msgspec.to_builtins(profile), sort_keys=False))
+    write_text(path, dump_yaml(msgspec.to_builtins(profile)))
 
 
 def kept_profile(path: Path) -> Profile:

@@ -1,6 +1,7 @@
-"""Checkpoints: their folder (`folder`), saving and loading them (`checkpoint`), and writing in the background (`writer`).
+"""Checkpoints: their folder (`folder`), saving and loading them (`checkpoint`), reading their pickles as data (`pickles`), and
+writing in the background (`writer`).
 
-The names below need no torch; `checkpoint` and `writer` do.
+The names below need no torch; the other modules do.
 """
 
 from curricula.model.checkpoints.folder import CheckpointInfo as CheckpointInfo

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import pickle
 import platform
 import shutil
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from curricula.model.checkpoints.folder import (
     set_aside,
     step_folder,
 )
+from curricula.model.checkpoints.pickles import check_layer_states, forbidden_name, read_as_data
 from curricula.model.checkpoints.writer import BackgroundSave, writing_failure
 from curricula.model.megatron import (
     AsyncRequest,
@@ -50,7 +52,14 @@ log = logging.getLogger(__name__)
 
 LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 """Optimizer state in the shape of the parameters: any number of processes can read what another number wrote."""
-UNREADABLE = (CheckpointingException, torch_checkpoint.CheckpointException, EOFError, KeyError, RuntimeError)
+UNREADABLE = (
+    CheckpointingException,
+    torch_checkpoint.CheckpointException,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
 """What the readers of Megatron-core and torch raise for damaged files."""
 
 
@@ -222,8 +231,8 @@ def load(
     """Fill `network` and, unless None, `optimizer` from the checkpoint `folder`; returns what it holds.
 
     Without `optimizer` only weights are read, from checkpoints of either kind. With it, torch's random generators are set
-    too, if the tensor-parallel size is the same. All bytes are checked first unless `is_checked`. Raises UserError when a
-    file is missing, truncated or damaged, or when the checkpoint lacks the optimizer's state.
+    too, if the tensor-parallel size is the same. All bytes are checked first unless `is_checked`. Nothing in the checkpoint
+    is run. Raises UserError when a file is missing, truncated or damaged, or when the checkpoint lacks the optimizer's state.
     """
     if not is_checked and (problem := _problem(folder, parallel)):
         raise UserError(problem)
@@ -231,7 +240,7 @@ def load(
     if optimizer is not None and not info.full:
         raise UserError(f"{folder}: holds weights only, so training cannot continue from it; use it as init_weights")
     generators = optimizer is not None and info.tensor_parallel == parallel.tensor_parallel
-    with parallel.cuda_names():
+    with parallel.cuda_names(), read_as_data(folder):
         state = _sharded_state(network, optimizer, is_loading=True, generators=generators)
         strategy = None
         if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange
@@ -240,8 +249,11 @@ def load(
         try:
             loaded = dist_checkpointing.load(state, str(folder), sharded_strategy=strategy)
         except UNREADABLE as error:
+            if refusal := forbidden_name(error):
+                raise refusal from None
             reason = str(error).strip().splitlines()[-1][:200]
             raise UserError(f"{folder}: cannot be read ({reason}); delete it and use an earlier one") from error
+        check_layer_states(folder, loaded["model"])
         network.load_state_dict(loaded["model"])
         if optimizer is not None:
             _load_optimizer(optimizer, loaded["optimizer"])

@@ -121,7 +121,7 @@ def test_a_check_of_the_whole_file_is_its_sentence_alone():
         (b"\xff", "cannot be read (it is not UTF-8 text); name a YAML file"),
         (b"a: [", "not valid YAML: while parsing"),
         (b"a: 1\na: 2", "not valid YAML: the key 'a' appears twice"),
-        (b"a: !!python/object:os.system {}", "not valid YAML: could not determine a constructor"),
+        (b"a: !!python/object:os.system {}", "not valid YAML: !!python/object:os.system is not a type of YAML"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content, sentence):

@@ -231,7 +231,7 @@ def test_a_size_that_is_unknown_is_said_and_a_published_one_is_scaled_to_its_doc
     ("text", "said"),
     [
         ("seed: 1\nseed: 2\n", "the key 'seed' appears twice"),
-        ("a: 2001-13-45\n", "month must be in 1..12"),
+        ("a: !!int x\n", "'x' is not of the type !!int"),
         ("[" * 5000, "not valid YAML"),
     ],
 )

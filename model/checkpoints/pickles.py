@@ -1,0 +1,196 @@
+"""Reads the pickles of a checkpoint as data.
+
+A pickle is a program: read without restrictions, it calls any function that it names. The hashes in checkpoint.json do not
+help, for whoever writes the pickle writes them too. A checkpoint holds four kinds:
+
+.metadata                 torch reads it with pickle.load
+common.pt                 Megatron-core reads it with torch.load
+objects in *.distcp       torch reads them with torch.load, and turns its restrictions off
+FP8 states, as tensors    Transformer Engine reads them with pickle.loads
+
+Here each may name only what such a checkpoint needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+from unittest import mock
+
+import torch
+from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, filesystem
+
+from curricula.errors import UserError
+
+METADATA_NAMES = {
+    "torch.Size",
+    "torch.serialization._get_layout",
+    *(
+        f"torch.distributed.checkpoint.metadata.{name}"
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+}
+"""What .metadata may name, beside torch's data types and a path."""
+FP8_NAMES = {
+    "builtins.bytes",
+    "collections.OrderedDict",
+    "megatron.core.extensions.transformer_engine.TEDelayedScaling",
+    "torch.Size",
+    "torch._utils._rebuild_tensor_v2",
+    *(
+        f"transformer_engine.common.recipe.{name}"
+        for name in (
+            "DelayedScaling",
+            "Float8BlockScaling",
+            "Float8CurrentScaling",
+            "Format",
+            "MMParams",
+            "MXFP8BlockScaling",
+            "NVFP4BlockScaling",
+            "QParams",
+            "_FormatHelper",
+        )
+    ),
+}
+"""What the FP8 state of a layer may name, beside torch's data types."""
+REFUSED_BY_TORCH = re.compile(r"GLOBAL (\S+)")
+"""Finds the name in torch's message about a pickle that is more than data."""
+
+
+class ForbiddenName(UserError):
+    """A pickle names something that is no data."""
+
+
+@contextlib.contextmanager
+def read_as_data(folder: Path) -> Iterator[None]:
+    """Within the block, torch and Megatron-core read the checkpoint `folder` as data. Raises UserError when it is more.
+
+    They may wrap that error; `forbidden_name` finds it.
+    """
+    file_read: str | os.PathLike[str] = folder
+    """The file that torch reads objects from."""
+    load_unrestricted, load_object = torch.load, DefaultLoadPlanner.load_bytes
+
+    def load(file: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return load_unrestricted(file, *args, **{**options, "weights_only": True})
+        except pickle.UnpicklingError as error:
+            named = REFUSED_BY_TORCH.search(str(error))
+            if named is None:
+                raise
+            raise _refusal(file if isinstance(file, str | os.PathLike) else file_read, named[1]) from None
+
+    def load_bytes(planner: Any, item: Any, value: io.BytesIO) -> None:
+        nonlocal file_read
+        file_read = folder / planner.metadata.storage_data[item.storage_index].relative_path
+        load_object(planner, item, value)
+
+    def load_metadata(file: IO[bytes]) -> Any:
+        return _Unpickler(file, folder / ".metadata", METADATA_NAMES).load()
+
+    _check_metadata(folder)
+    with (
+        mock.patch.object(filesystem, "pickle", SimpleNamespace(load=load_metadata, dump=pickle.dump)),
+        mock.patch.object(DefaultLoadPlanner, "load_bytes", load_bytes),
+        mock.patch.object(torch, "load", load),
+    ):
+        yield
+
+
+def _check_metadata(folder: Path) -> None:
+    """Raise UserError when .metadata cannot be read as data, or names a file outside the checkpoint."""
+    path = folder / ".metadata"
+    try:
+        with open(path, "rb") as file:
+            stored = _Unpickler(file, path, METADATA_NAMES).load().storage_data
+        outside = [
+            info.relative_path for info in stored.values() if Path(info.relative_path).name != info.relative_path
+        ]
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read ({reason:.200}); delete {folder.name} and use an earlier one"
+        ) from None
+    if outside:
+        raise UserError(f"{path}: names the file {outside[0]!r:.200}, which is outside the checkpoint; do not use it")
+
+
+def check_layer_states(folder: Path, model_state: Mapping[str, Any]) -> None:
+    """Raise UserError when the FP8 state of a layer, as read from `folder`, is more than data."""
+    for name, state in model_state.items():
+        if name.endswith("_extra_state"):
+            for part in state if isinstance(state, list) else [state]:
+                if isinstance(part, torch.Tensor) and part.numel():
+                    content = io.BytesIO(part.detach().cpu().numpy().tobytes())
+                    try:
+                        _Unpickler(content, folder / name, FP8_NAMES).load()
+                    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError) as error:
+                        raise UserError(
+                            f"{folder}: {name} cannot be read ({error!s:.200}); use an earlier one"
+                        ) from None
+
+
+class _Unpickler(pickle.Unpickler):
+    """Refuses every name but `allowed` ones, before anything is done with it."""
+
+    def __init__(self, file: IO[bytes], path: Path, allowed: Set[str]) -> None:
+        super().__init__(file)
+        self._path, self._allowed = path, allowed
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full in ("pathlib.PosixPath", "pathlib._local.PosixPath"):  # Python 3.13 calls it by the second name
+            return _joined
+        if full == "torch.storage._load_from_bytes" and self._allowed is FP8_NAMES:
+            return self._load_tensor
+        if full in self._allowed or (module == "torch" and isinstance(vars(torch).get(name), torch.dtype)):
+            return super().find_class(module, name)
+        raise _refusal(self._path, full)
+
+    def _load_tensor(self, content: bytes) -> Any:
+        """Stands for torch's own function, which reads without restrictions."""
+        try:
+            return torch.load(io.BytesIO(content), weights_only=True)
+        except pickle.UnpicklingError as error:
+            named = REFUSED_BY_TORCH.search(str(error))
+            raise _refusal(self._path, named[1] if named else "something unknown") from None
+
+
+def _joined(*parts: str) -> str:
+    return os.path.join(*parts)
+
+
+def _refusal(path: str | os.PathLike[str], name: str) -> ForbiddenName:
+    return ForbiddenName(
+        f"{os.fspath(path)}: names {name[:200]}, which no checkpoint needs and which may run code; "
+        "nothing was run: use a checkpoint whose origin you know"
+    )
+
+
+def forbidden_name(error: BaseException) -> ForbiddenName | None:
+    """The ForbiddenName that `error` was raised for on any process, however torch wrapped it."""
+    if isinstance(error, ForbiddenName):
+        return error
+    causes = [error.__cause__ or error.__context__]
+    if isinstance(error, CheckpointException):
+        causes += [failure[0] for failure in error.failures.values()]
+    return next((found for cause in causes if cause is not None and (found := forbidden_name(cause))), None)

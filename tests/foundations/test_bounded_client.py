@@ -1,0 +1,142 @@
+"""Replies that never end, in time or in size."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import resource
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from curricula import bounded_client
+from curricula.asking import NoAnswer
+from curricula.endpoint import Endpoint
+
+Answering = Callable[[BaseHTTPRequestHandler], None]
+GOOD = json.dumps({"choices": [{"message": {"role": "assistant", "content": "well"}}]}).encode()
+
+
+@contextmanager
+def server(answer: Answering) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            try:
+                answer(self)
+            except OSError:  # the client has left
+                self.close_connection = True
+
+        do_GET = do_POST
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}/v1"
+        running.shutdown()
+
+
+def ask(url: str, timeout_s: float = 20.0) -> str:
+    async def chat() -> str:
+        endpoint = Endpoint(url, "", timeout_s, retries=1, tries=1, concurrency=1)
+        try:
+            return (await endpoint.chat({"model": "m", "messages": []})).text
+        finally:
+            await endpoint.close()
+
+    return asyncio.run(chat())
+
+
+def dripping(handler: BaseHTTPRequestHandler) -> None:
+    """A byte every tenth of a second, for longer than anyone waits."""
+    handler.end_headers()
+    for _ in range(200):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.1)
+
+
+def huge(handler: BaseHTTPRequestHandler) -> None:
+    handler.end_headers()
+    for _ in range(200):
+        handler.wfile.write(b" " * 2**20)
+
+
+def bomb(handler: BaseHTTPRequestHandler) -> None:
+    """200 MB of blanks, as 200 kB."""
+    handler.send_header("Content-Encoding", "gzip")
+    handler.end_headers()
+    handler.wfile.write(gzip.compress(b" " * 200 * 2**20, 9))
+
+
+def other_compression(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_header("Content-Encoding", "br")
+    handler.end_headers()
+    handler.wfile.write(b"x")
+
+
+def test_a_reply_has_a_deadline_as_a_whole() -> None:
+    start = time.monotonic()
+    with server(dripping) as url, pytest.raises(NoAnswer, match="does not answer in time, asked 2 times"):
+        ask(url, timeout_s=0.6)
+    assert time.monotonic() - start < 8
+
+
+@pytest.mark.parametrize("answer", [huge, bomb])
+def test_a_reply_of_any_size_takes_little_memory(answer: Answering) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with server(answer) as url, pytest.raises(NoAnswer, match="sends more than 16 MiB in one reply, asked 2 times"):
+        ask(url)
+    if answer is huge:  # the bomb is made in this process
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 120, "MiB"
+
+
+def test_a_compression_that_was_not_asked_for_is_named() -> None:
+    with server(other_compression) as url, pytest.raises(NoAnswer, match="compresses its replies with 'br'"):
+        ask(url)
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_compressed_replies_are_read(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    asked_for: list[str] = []
+
+    def compressed(handler: BaseHTTPRequestHandler) -> None:
+        asked_for.append(handler.headers["Accept-Encoding"])
+        body = compress(GOOD)
+        handler.send_header("Content-Encoding", encoding)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    with server(compressed) as url:
+        assert ask(url) == "well"
+    assert asked_for == ["gzip, deflate"]
+
+
+def test_a_batch_file_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_client, "MOST_REPLY_BYTES", 10)
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.end_headers()
+        handler.wfile.write(b"x" * 1000)
+
+    async def fetch(url: str) -> bytes:
+        endpoint = Endpoint(url, "", 5, retries=0, tries=1, concurrency=1)
+        try:
+            return (await endpoint.call(lambda client: client.files.content("f"), "m")).content
+        finally:
+            await endpoint.close()
+
+    with server(answer) as url:
+        assert asyncio.run(fetch(url)) == b"x" * 1000
