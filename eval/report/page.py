@@ -59,7 +59,7 @@ def write_report(
 
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
     "tasks", the planned tasks of each stage, from which the page knows what is still missing.
-    Raises UserError for a damaged file of rows.
+    Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
     rows = read_study_rows(run, arms, lambda count: progress(count, steps))
@@ -95,6 +95,7 @@ def write_report(
         validated=sorted({name for segment in losses for name in segment["validation"]}),
         not_evaluated=not_evaluated(rows, study.get("tasks", {})),
         incomplete=incomplete(metrics),
+        changed=sum(row.changed for answers in rows.generations.values() for row in answers),
         samples=list(samples(rows)),
         stages=STAGES,
         decoders=DECODERS,
