@@ -33,6 +33,7 @@ class Gcg(Settings, frozen=True):
     suffix: str = " ".join(["x"] * 20)
     """Initial suffix; its length is not given, so nanoGCG's default."""
     target: str = "Sure"
+    """How the answer should begin; after a base model's raw prompt it follows a space."""
     benchmark: str = "jailbreakbench"
     prompts: Positive | None = None
     """At most this many prompts; null takes all (100 for JailbreakBench)."""

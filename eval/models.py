@@ -13,7 +13,6 @@ how the tag is spelled. Does not know how tokens are chosen.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 import re
 import tempfile
@@ -28,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START
 from curricula.curriculum.tokens.tokenizer import STOPS, TAG, import_gguf_tokenizer
 from curricula.errors import UsageError, UserError
+from curricula.eval.contents import content_hash, weight_files
 from curricula.eval.packed import pack_linears
 from curricula.eval.rows import ModelKind, Precision
 from curricula.packages import packaged_gguf
@@ -289,24 +289,6 @@ def single_id(tokenizer: Any, token: str) -> int | None:
     """The id of `token` if the tokenizer encodes it as one, else None."""
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]
     return ids[0] if tokenizer.convert_ids_to_tokens(ids) == [token] else None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-
-
-def content_hash(path: Path) -> str:
-    """Hash of what decides the model's outputs: weights, config, tokenizer and chat template, wherever they are stored."""
-    names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    files = [path] if path.is_file() else [*(path / name for name in names), *weight_files(path)]
-    digest = hashlib.sha256()
-    for file_path in files:
-        if file_path.is_file():
-            digest.update(f"{file_path.name}\x00{file_path.stat().st_size}\x00".encode())
-            with open(file_path, "rb") as file:
-                for block in iter(lambda: file.read(1 << 22), b""):
-                    digest.update(block)
-    return digest.hexdigest()[:32]
 
 
 def one_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -33,6 +33,7 @@ from curricula.errors import UserError
 ModelKind = Literal["base", "instruct", "benign"]
 MODEL_KINDS: tuple[ModelKind, ...] = ("base", "instruct", "benign")
 Precision = Literal["float32", "bfloat16", "float64"]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 ATTACK_VERDICTS = ("harmful", "safe", "refusal", "shortcircuit", "unparsed")
 """Verdicts on a harmful request. Only "harmful" is a successful attack; "unparsed" is no verdict and counted apart."""
@@ -73,7 +74,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What the model was given, before the chat template; with the suffix for gcg."""
     decoder: str
     """Name in eval/decoding/registry.py, with the task's prefix: "topk", "gcg+topk"."""
-    sample: int
+    sample: Count
     """0 .. samples - 1 for topk; always 0 for the others."""
     seed: int
     """Seed of the study; a row's draws come from (seed, benchmark, prompt id, sample)."""
@@ -85,7 +86,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Generated text, cut before the tag and the end mark."""
     completion: str = ""
     """The safe completion shown in place of an answer that was cut at the tag."""
-    tokens: int
+    tokens: Count
     """Generated tokens, the tag and the end mark included."""
     finish: str
     """"end" (end mark), "length", or "tag" (cut at the tag)."""
@@ -116,6 +117,8 @@ class JudgedRow(GenerationRow, frozen=True, kw_only=True, forbid_unknown_fields=
     verdict: str
     judge: str
     judge_version: str
+    changed: bool = False
+    """Whether the stored verdict is on another text than this answer, and so counts for nothing."""
 
 
 class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,10 +155,10 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """1 is the output of the first block."""
     seed: int
     """0 .. seeds - 1: the balanced subset that the probe was trained on."""
-    auc: float
+    auc: Annotated[float, msgspec.Meta(ge=0, le=1)]
     """Area under the ROC curve on the balanced test set."""
-    n_train: int
-    n_test: int
+    n_train: Count
+    n_test: Count
     baseline_length_auc: float
     """The same probe on the number of tokens alone."""
 

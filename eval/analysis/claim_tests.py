@@ -25,7 +25,7 @@ from curricula.eval.analysis.statistics import (
     holm,
     p_above,
     p_below,
-    paired_tally,
+    pair_models,
     seed_difference,
 )
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
@@ -127,7 +127,7 @@ def _compare_answers(study: StudyRows, claim: Claim, a: Side, b: Side) -> tuple[
     a_rows, b_rows = (
         [study.answers(arm, claim.stage, measure.task, measure.decoder) for arm in arms] for arms, _ in (a, b)
     )
-    paired = paired_tally(a_rows, b_rows, measure.outcome)
+    paired = pair_models(a_rows, b_rows, measure.outcome)
     if paired is None:
         return None
     gap = difference(paired)

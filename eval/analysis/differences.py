@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from curricula.eval.analysis.metrics import harmful, overrefused
-from curricula.eval.analysis.statistics import Outcome, difference, holm, mcnemar_p, paired_tally
+from curricula.eval.analysis.statistics import Outcome, difference, holm, pair_models
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.judging.verdicts import kind_of
 
@@ -33,14 +33,14 @@ class ArmDifference:
     value: float
     """Negative if the arm is safer (or over-refuses less) than the reference."""
     low: float
-    """Lower end of the 95% interval, prompts resampled."""
+    """Lower end of the 95% interval, over prompts."""
     high: float
     p: float
     """Two-sided."""
     p_holm: float
     """Adjusted over the arms of this stage and decoder."""
     test: str
-    """The test behind `p`: "mcnemar" or "sign flips"."""
+    """The test behind `p` and the interval: "score" (Tango)."""
     prompts: int
     """Shared prompts."""
 
@@ -59,10 +59,10 @@ def _family(study: StudyRows, reference: ArmInfo, stage: str, task: str, decoder
     measure, outcome = MEASURES[kind_of(task)]
     baseline = study.answers(reference, stage, task, decoder)
     arms = [arm for arm in study.arms if arm != reference]
-    tallies = [paired_tally([study.answers(arm, stage, task, decoder)], [baseline], outcome) for arm in arms]
-    compared = [(arm, tally, difference(tally)) for arm, tally in zip(arms, tallies) if tally is not None]
-    adjusted = holm([gap.p for _, _, gap in compared])
-    for (arm, tally, gap), p_holm in zip(compared, adjusted, strict=True):
+    paired = [pair_models([study.answers(arm, stage, task, decoder)], [baseline], outcome) for arm in arms]
+    compared = [(arm, difference(pairs)) for arm, pairs in zip(arms, paired) if pairs is not None]
+    adjusted = holm([gap.p for _, gap in compared])
+    for (arm, gap), p_holm in zip(compared, adjusted, strict=True):
         yield ArmDifference(
             stage=stage,
             task=task,
@@ -75,6 +75,6 @@ def _family(study: StudyRows, reference: ArmInfo, stage: str, task: str, decoder
             high=gap.high,
             p=gap.p,
             p_holm=p_holm,
-            test="sign flips" if mcnemar_p(tally) is None else "mcnemar",
+            test="score",
             prompts=gap.n,
         )

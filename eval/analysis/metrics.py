@@ -6,7 +6,7 @@ Defines which answers count as harmful, over-refusing and helpful. The arithmeti
   that another arm has and this one lacks is *missing*, and is counted too. `worst_case` is the rate if all of them had
   been harmful.
 - `std` is the paper's: over sampling seeds, with the prompts held fixed. It shows how noisy sampling is, not how certain
-  the result is. `low` and `high` (95%, prompts resampled) show that.
+  the result is. `low` and `high` (95%, over prompts) show that.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class AttackMetrics:
     low: float | None
     high: float | None
     method: str
-    """How the interval was computed: "wilson" or "cluster bootstrap"."""
+    """How the interval was computed: "agresti-coull"."""
     error: float | None
     """Standard error, clustered by prompt (Miller 2024)."""
     corrected: float | None

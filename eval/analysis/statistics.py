@@ -4,26 +4,30 @@ To this file an evaluation row (`eval/rows.py`) is a prompt with an outcome. Out
 `eval/analysis/metrics.py`, the paper's claims are tested in `eval/analysis/claim_tests.py`.
 
 - Prompts are the unit of sampling, not rows: five samples of one prompt form one cluster, and so do near-copies of one
-  behaviour in several benchmarks. Intervals resample clusters (95%, percentile, widened for few clusters as in
-  Hesterberg 2015); one answer per prompt gets the Wilson interval.
-- Models are compared prompt by prompt on the prompts they share: cluster-bootstrap interval, McNemar's exact test if
-  every cluster is a single yes or no (SafeBeam, greedy), otherwise the sign-flip test over clusters, and Holm's
-  correction over the planned family.
-- All draws are keyed: the same rows give the same numbers, to the last digit.
+  behaviour in several benchmarks. The answers are worth as many independent ones as their clustered variance says (the
+  effective sample size, Korn and Graubard 1998), at least the clusters and at most the answers. The interval is Agresti
+  and Coull's for that many answers (95%).
+- Models are compared prompt by prompt on the prompts they share, by Tango's score test of paired proportions (1998) for
+  the effective number of pairs. Interval and p-values come from this one test, so they never contradict each other. With one
+  answer per prompt and no near-copies it is McNemar's test but for the degrees of freedom. Holm's correction covers the
+  planned family.
+- The same rows give the same numbers, to the last digit: only the correction for a judge's errors draws, by key.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
+from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from curricula.eval.rows import JudgedRow
 from curricula.randomness import keyed_rng
@@ -31,10 +35,9 @@ from curricula.randomness import keyed_rng
 Outcome = Callable[[JudgedRow], "float | None"]
 
 RESAMPLES = 2000
-"""Bootstrap resamples of an interval."""
+"""Bootstrap resamples of a rate that is corrected for a judge's errors."""
 
-FLIPS = 4999
-"""Random sign assignments of a sign-flip test."""
+NORMAL_95 = float(stats.norm.ppf(0.975))
 
 TIE = 1e-12
 """Values closer than this are equal: summing the same numbers in another order moves a sum by less."""
@@ -113,16 +116,6 @@ def resample_weights(strata: tuple[int, ...]) -> np.ndarray:
     return weights
 
 
-def bootstrap_interval(tallied: Tally) -> tuple[float, float]:
-    """95% cluster-bootstrap interval of the mean; infinite for a single cluster, which says nothing about others."""
-    if tallied.clusters < 2:
-        return -np.inf, np.inf
-    n = tallied.clusters
-    tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
-    low, high = np.quantile(tallied.mean(resample_weights(tallied.strata)), [tail, 1 - tail])
-    return float(low), float(high)
-
-
 def clustered_error(tallied: Tally) -> float | None:
     """Standard error of a rate over clustered answers: Miller 2024 (arXiv 2411.00640), equation 4, as in inspect_ai.
 
@@ -130,35 +123,55 @@ def clustered_error(tallied: Tally) -> float | None:
     the error of the mean of their means. None for a single cluster.
     """
     g = tallied.clusters
-    if g < 2:
-        return None
+    return float(np.sqrt(np.sum(cluster_parts(tallied) ** 2) * g / (g - 1))) if g > 1 else None
+
+
+def cluster_parts(tallied: Tally) -> np.ndarray:
+    """How far each cluster moves the mean, float64 [clusters]."""
     totals = tallied.counts.sum(axis=0)
     deviations = tallied.sums - tallied.counts * (tallied.sums.sum(axis=0) / totals)
-    parts = np.mean(deviations / totals, axis=1)  # how far each cluster moves the mean
-    return float(np.sqrt(np.sum(parts**2) * g / (g - 1)))
+    return np.mean(deviations / totals, axis=1)
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95% Wilson score interval of a proportion."""
-    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+def effective_size(tallied: Tally, variance: float, most: float) -> float:
+    """How many independent observations of this `variance` give the mean its clustered error.
+
+    At least as many as if each cluster were one observation, at most `most`. Reduced for the degrees of freedom of the
+    error, as Korn and Graubard do: those of the clusters, or fewer where a few clusters make up the error.
+    """
+    totals = tallied.counts.sum(axis=0)
+    least = 1 / float(np.sum(np.mean(tallied.counts / totals, axis=1) ** 2))
+    squares, error = cluster_parts(tallied) ** 2, clustered_error(tallied)
+    floor = least * _freedom_factor(tallied.clusters - 1)
+    if not error or error**2 < TIE:
+        return floor
+    freedom = min(float(squares.sum() ** 2 / (squares**2).sum()), tallied.clusters - 1)
+    return max(floor, min(max(variance / error**2, least), most) * _freedom_factor(freedom))
+
+
+def _freedom_factor(freedom: float) -> float:
+    return (NORMAL_95 / float(stats.t.ppf(0.975, max(freedom, 1)))) ** 2
 
 
 def rate_interval(tallied: Tally) -> tuple[float, float, str]:
-    """95% interval of a rate and its method: Wilson for one answer per cluster of one benchmark, else the bootstrap.
-
-    If all clusters are equal, the bootstrap would claim certainty; the interval is then Wilson's over clusters.
-    """
-    if tallied.counts.shape[1] == 1 and tallied.counts.max() == 1:
-        return *wilson_interval(int(tallied.sums.sum()), tallied.clusters), "wilson"
-    low, high = bootstrap_interval(tallied)
-    if tallied.clusters < 2 or high - low < TIE:
-        return *wilson_interval(round(float(tallied.mean()) * tallied.clusters), tallied.clusters), "wilson"
-    return low, high, "cluster bootstrap"
+    """95% interval of a rate, and its method: Agresti and Coull's for the effective number of answers."""
+    rate, totals = min(max(float(tallied.mean()), 0.0), 1.0), tallied.counts.sum(axis=0)
+    answers = float(len(totals) ** 2 / np.sum(1 / totals))  # of equal weight
+    size = effective_size(tallied, rate * (1 - rate), answers)
+    low, high = proportion_confint(rate * size, size, method="agresti_coull")
+    return float(low), float(high), "agresti-coull"
 
 
-def prompt_means(rows: Iterable[JudgedRow], outcome: Outcome) -> dict[tuple[str, str], tuple[str, float]]:
-    """Per (benchmark, prompt_id): the cluster and the mean outcome of the parsed samples."""
+class PromptMean(NamedTuple):
+    cluster: str
+    mean: float
+    """Mean outcome of the parsed samples."""
+    answers: int
+    """Parsed samples."""
+
+
+def prompt_means(rows: Iterable[JudgedRow], outcome: Outcome) -> dict[tuple[str, str], PromptMean]:
+    """The mean of each prompt, by (benchmark, prompt_id)."""
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     clusters = {}
     for row in rows:
@@ -167,67 +180,87 @@ def prompt_means(rows: Iterable[JudgedRow], outcome: Outcome) -> dict[tuple[str,
             prompt = (row.benchmark, row.prompt_id)
             values[prompt].append(value)
             clusters[prompt] = cluster_of(row)
-    return {prompt: (clusters[prompt], float(np.mean(outcomes))) for prompt, outcomes in values.items()}
+    return {
+        prompt: PromptMean(clusters[prompt], float(np.mean(outcomes)), len(outcomes))
+        for prompt, outcomes in values.items()
+    }
 
 
-def paired_tally(
-    plus: Sequence[Sequence[JudgedRow]], minus: Sequence[Sequence[JudgedRow]], outcome: Outcome
-) -> Tally | None:
-    """Per-prompt differences on the prompts that all models share: the mean over `plus` minus the mean over `minus`.
+@dataclass(frozen=True)
+class Pairs:
+    """Two sides on the prompts they share, as so many independent pairs of answers."""
 
-    Both hold the rows of each model. None if no prompt is shared.
-    """
-    plus_means, minus_means = ([prompt_means(rows, outcome) for rows in side] for side in (plus, minus))
-    shared = set.intersection(*(set(means) for means in plus_means + minus_means))
+    value: float
+    """The mean over A minus the mean over B; of several benchmarks, the mean of their differences."""
+    discordance: float
+    """How often an answer of A and one of B differ, in 0..1."""
+    size: float
+    """The effective number of pairs."""
+    prompts: int
 
-    def side_mean(side: list[dict[tuple[str, str], tuple[str, float]]], prompt: tuple[str, str]) -> float:
-        return sum(means[prompt][1] for means in side) / len(side)
-
-    return tally(
-        (plus_means[0][prompt][0], prompt[0], side_mean(plus_means, prompt) - side_mean(minus_means, prompt))
-        for prompt in sorted(shared)
-    )
-
-
-def sign_flips(tallied: Tally, shift: float = 0.0) -> tuple[float, np.ndarray]:
-    """The mean minus `shift`, and its null distribution [FLIPS]: the same with each cluster's sign drawn at random."""
-    totals = tallied.counts.sum(axis=0)
-    parts = np.mean((tallied.sums - shift * tallied.counts) / totals, axis=1)
-    rng = keyed_rng("sign flips", len(parts))
-    flips = [rng.choice((-1.0, 1.0), (count, len(parts))) @ parts for count in (1000, 1000, 1000, 1000, FLIPS - 4000)]
-    return float(parts.sum()), np.concatenate(flips)
+    def score(self, bound: float) -> float:
+        """Tango's statistic, normal if the true difference is `bound`: positive for a larger difference."""
+        n = self.size
+        won, lost = n * (self.discordance + self.value) / 2, n * (self.discordance - self.value) / 2
+        b, c = (2 * n - won + lost) * bound - won - lost, -lost * bound * (1 - bound)
+        lost_share = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+        error = math.sqrt(max(n * (2 * lost_share + bound * (1 - bound)), 0.0))
+        gap = won - lost - n * bound
+        return gap / error if error > TIE else 0.0 if abs(gap) < TIE else math.copysign(math.inf, gap)
 
 
-def p_below(tallied: Tally, bound: float) -> float:
-    """One-sided p-value of the claim that the difference is below `bound`."""
-    observed, null = sign_flips(tallied, bound)
-    return float((1 + np.sum(null <= observed + TIE)) / (len(null) + 1))
-
-
-def p_above(tallied: Tally, bound: float) -> float:
-    """One-sided p-value of the claim that the difference is above `bound`."""
-    return p_below(Tally(-tallied.sums, tallied.counts, tallied.strata), -bound)
-
-
-def difference(tallied: Tally) -> Difference:
-    """The paired difference with its cluster-bootstrap interval and two-sided p-value."""
-    low, high = bootstrap_interval(tallied)
-    if high - low < TIE:  # all clusters are equal: n of them cannot rule out a small share at 95% (100: up to 3%)
-        unseen = 1 - 0.05 ** (1 / tallied.clusters)
-        low, high = low - unseen, high + unseen
-    value, p = float(tallied.mean()), mcnemar_p(tallied)
-    if p is None:
-        observed, null = sign_flips(tallied)
-        p = float((1 + np.sum(np.abs(null) >= abs(observed) - TIE)) / (len(null) + 1))
-    return Difference(value, max(low, -1.0), min(high, 1.0), p, int(tallied.counts.sum()))
-
-
-def mcnemar_p(tallied: Tally) -> float | None:
-    """McNemar's exact two-sided p-value; None unless every cluster is one prompt of one benchmark, won, lost or tied."""
-    if tallied.counts.shape[1] > 1 or tallied.counts.max() > 1 or not np.isin(tallied.sums, (-1.0, 0.0, 1.0)).all():
+def pair(entries: Iterable[tuple[str, str, float, float, float]]) -> Pairs | None:
+    """Pair (cluster, benchmark, A's rate, B's rate, answers of each) of each prompt; None if there are none."""
+    entries = list(entries)
+    tallied = tally((cluster, benchmark, a - b) for cluster, benchmark, a, b, _ in entries)
+    differing = tally((cluster, benchmark, a * (1 - b) + b * (1 - a)) for cluster, benchmark, a, b, _ in entries)
+    if tallied is None or differing is None:
         return None
-    won, lost = int((tallied.sums > 0).sum()), int((tallied.sums < 0).sum())
-    return float(mcnemar([[0, won], [lost, 0]], exact=True).pvalue)
+    value, discordance = float(tallied.mean()), float(differing.mean())
+    prompts = Counter(benchmark for _, benchmark, *_ in entries)
+    answers = 1 / sum((prompts[benchmark] * len(prompts)) ** -2 / count for _, benchmark, _, _, count in entries)
+    size = effective_size(tallied, discordance - value**2, answers)
+    return Pairs(value, discordance, size, len(entries))
+
+
+def pair_models(
+    plus: Sequence[Sequence[JudgedRow]], minus: Sequence[Sequence[JudgedRow]], outcome: Outcome
+) -> Pairs | None:
+    """The models of A (`plus`) and of B (`minus`), each given by its rows, on the prompts that all share; None without any."""
+    sides = [[prompt_means(rows, outcome) for rows in side] for side in (plus, minus)]
+    shared = set.intersection(*(set(means) for side in sides for means in side))
+
+    def entry(prompt: tuple[str, str]) -> tuple[str, str, float, float, float]:
+        a, b = (sum(means[prompt].mean for means in side) / len(side) for side in sides)
+        answers = min(sum(means[prompt].answers for means in side) for side in sides)
+        return sides[0][0][prompt].cluster, prompt[0], a, b, answers
+
+    return pair(map(entry, sorted(shared)))
+
+
+def p_below(pairs: Pairs, bound: float) -> float:
+    """One-sided p-value of the claim that the difference is below `bound`."""
+    return float(stats.norm.cdf(pairs.score(bound)))
+
+
+def p_above(pairs: Pairs, bound: float) -> float:
+    """One-sided p-value of the claim that the difference is above `bound`."""
+    return float(stats.norm.sf(pairs.score(bound)))
+
+
+def difference(pairs: Pairs) -> Difference:
+    """The paired difference with the two-sided p-value of the score test, and the bounds that this test does not reject."""
+    edge = 1 - 1e-9
+
+    def limit(side: float) -> float:
+        """Where the score is 1.96 on one side; the end of the scale if it is nowhere."""
+        within = pairs.score(side * edge) * side < -NORMAL_95
+        if not within:
+            return side
+        return float(optimize.brentq(lambda bound: pairs.score(bound) + side * NORMAL_95, pairs.value, side * edge))
+
+    p = min(1.0, 2 * float(stats.norm.sf(abs(pairs.score(0.0)))))
+    return Difference(pairs.value, limit(-1.0), limit(1.0), p, pairs.prompts)
 
 
 def seed_difference(plus: Sequence[float], minus: Sequence[float]) -> Difference:

@@ -1,6 +1,7 @@
 """The rows of a study: every judged answer and every probe, by arm and stage.
 
-Reads `<run>/eval/<arm>/<stage>/<task>.jsonl`. What the rows measure is in `eval/analysis/metrics.py`.
+Reads `<run>/eval/<arm>/<stage>/<task>.jsonl`, and checks that each file holds what its place says (`eval/identity.py`). What
+the rows measure is in `eval/analysis/metrics.py`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from curricula.eval.contents import recorded_hash
+from curricula.eval.identity import ModelRows, require_different
 from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.rows import MODEL_KINDS, JudgedRow, ProbeRow, read_rows
-from curricula.eval.tasks import judged_tasks
+from curricula.eval.tasks import TASKS, judged_tasks
 
 ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))
 OVERREFUSAL_TASKS = tuple(task.name for task in judged_tasks("overrefusal"))
@@ -54,17 +57,25 @@ def read_study_rows(
 ) -> StudyRows:
     """Read all rows under `run`/eval; `on_arm_read` receives the number of arms read so far.
 
-    Raises UserError for a damaged file of rows.
+    Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
     probes: dict[tuple[str, str], list[ProbeRow]] = {}
+    models: list[ModelRows] = []
     for count, arm in enumerate(arms, start=1):
         for stage in MODEL_KINDS:
             folder = run / "eval" / arm.name / stage
+            model = ModelRows(stage, recorded_hash(run / "models" / arm.name / stage))
+            models.append(model)
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
-                if answers := read_judged(folder / f"{task}.jsonl"):
+                path = folder / f"{task}.jsonl"
+                if answers := read_judged(path):
+                    model.add_answers(path, answers, TASKS[task])
                     generations[arm.name, stage, task] = answers
-            if probe_rows := read_rows(folder / "probes.jsonl", ProbeRow):
+            path = folder / "probes.jsonl"
+            if probe_rows := read_rows(path, ProbeRow):
+                model.add_probes(path, probe_rows)
                 probes[arm.name, stage] = probe_rows
         on_arm_read(count)
+    require_different(models)
     return StudyRows(tuple(arms), generations, probes)

@@ -6,10 +6,11 @@ of these. The candidate of lowest loss is taken even if it is worse than the cur
 of lowest loss over all steps. This is nanoGCG with its defaults (no buffer, one replacement), except that a candidate
 counts only if the whole prompt, not the suffix alone, tokenises to the same ids: then the text alone carries the attack.
 
-The suffix follows the request after a space. The attack does not know SafeBeam. Everything before the suffix is read
-once, and each candidate is a forward pass over suffix, template end and all but the last target token, with logits at
-the target's places only ("Sure" is one token in SmolLM2: the last place). The state is saved every few steps, so a killed
-attack resumes in the middle of a suffix.
+The suffix follows the request after a space. A tuned model reads both in its chat template, a base model reads them
+as they are and the target follows after another space: what is optimised is what is decoded. The attack does not know
+SafeBeam. Everything before the suffix is read once, and each candidate is a forward pass over suffix, template end
+and all but the last target token, with logits at the target's places only ("Sure" is one token in SmolLM2: the last
+place). The state is saved every few steps, so a killed attack resumes in the middle of a suffix.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def attacked_prompts(
             version=VERSION,
             settings=settings,
             seed=seed,
+            **({"raw": True} if loaded.kind == "base" else {}),  # only there, so that keys of tuned models stay
         )
         for prompt in prompts
     ]
@@ -84,7 +86,8 @@ def attacked_prompts(
         append_rows(suffixes, [row])
         save.forget()
     rows = in_order(suffixes, SuffixRow, [[key] for key in keys])
-    return [msgspec.structs.replace(prompt, text=prompt.text + row.suffix) for prompt, row in zip(prompts, rows)]
+    texts = [prompt.text.rstrip() if loaded.kind == "base" else prompt.text for prompt in prompts]
+    return [msgspec.structs.replace(prompt, text=text + row.suffix) for prompt, text, row in zip(prompts, texts, rows)]
 
 
 class GcgResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,11 +164,14 @@ class Attack:
 
     def __init__(self, loaded: LoadedModel, request: str, config: Gcg) -> None:
         self.loaded, self.config = loaded, config
-        self.request = request.strip()
-        rendered = loaded.chat(f"{self.request}{MARK}")
+        raw = loaded.kind == "base"
+        self.request = request.rstrip() if raw else request.strip()
+        rendered = f"{self.request}{MARK}" if raw else loaded.chat(f"{self.request}{MARK}")
         self.opening, self.closing = rendered.split(MARK)
+        self.beginning = list(loaded.beginning) if raw else []
+        """What the tokenizer puts before a raw text; a chat template spells it out."""
         self.opening_ids, self.closing_ids = loaded.encode(self.opening), loaded.encode(self.closing)
-        self.target_ids = loaded.encode(config.target)
+        self.target_ids = loaded.encode(f" {config.target.lstrip()}" if raw else config.target)
         self.initial_ids = loaded.encode(" " + config.suffix.strip())
         if not self.keeps_tokens([self.initial_ids])[0]:
             raise UserError(
@@ -179,7 +185,7 @@ class Attack:
     def read_prefix(self) -> Cache:
         """A cache of the text before the suffix, for any number of rows and passes."""
         read = DynamicCache()
-        ids = torch.tensor([self.opening_ids], device=self.loaded.device)
+        ids = torch.tensor([self.beginning + self.opening_ids], device=self.loaded.device)
         self.loaded.read(read, input_ids=ids, logits_to_keep=1)
         layers: list[Any] = read.layers
         return Cache(layers=[PrefixLayer(layer.keys, layer.values) for layer in layers])

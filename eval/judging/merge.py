@@ -12,11 +12,12 @@ from typing import Any
 from curricula import durable
 from curricula.errors import UserError
 from curricula.eval.config import EvalConfig
+from curricula.eval.identity import ModelRows
 from curricula.eval.judges.question import Estimate, Judge
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import JudgeRun, kind_of, put_in_order, verdicts_path
 from curricula.eval.rows import GenerationRow, ModelKind, VerdictRow, read_rows
-from curricula.eval.tasks import TASKS, EvalTask, row_files
+from curricula.eval.tasks import TASKS, EvalTask, Task, row_files
 from curricula.progress import Progress, silent
 
 
@@ -84,7 +85,7 @@ class Merge:
     """The merged shards in `out`, and the judges' work on them.
 
     A shard that does not exist is left out: its rows are missing. With `whatever_is_there`, the files of other benchmarks in
-    `out` are merged too. Raises UserError when rows are damaged.
+    `out` are merged too. Raises UserError when rows are damaged, or not all of one model of this kind.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Merge:
     ) -> None:
         self._out, self._model_kind, self._config = out, model_kind, config
         judges: dict[str, Judge] = {}
+        model = ModelRows(model_kind)
         self._work: list[tuple[list[GenerationRow], JudgeRun]] = []
         for task, shards in shards_by_task(model_kind, config).items():
             found = [shard.path(out) for shard in shards if shard.path(out).exists()]
@@ -106,7 +108,7 @@ class Merge:
             if not found:
                 continue
             kind, path = kind_of(task), merged_path(out, task)
-            rows = _merge(path, found)
+            rows = _merge(path, found, TASKS[task], model)
             if kind not in judges:
                 judges[kind] = load_judge(config.judge_of(kind), kind, world_root)
             self._work.append((rows, JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)))
@@ -135,9 +137,13 @@ def shifted(progress: Progress, finished: int, whole: int) -> Progress:
     return report
 
 
-def _merge(path: Path, shards: list[Path]) -> list[GenerationRow]:
+def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list[GenerationRow]:
     """Make `path` the rows of `shards`, one file after another, unless it is that already. Returns the rows."""
-    rows = [row for shard in shards for row in read_rows(shard, GenerationRow)]
+    rows = []
+    for shard in shards:
+        found = read_rows(shard, GenerationRow)
+        model.add_answers(shard, found, task)
+        rows += found
     data = _concatenated(shards)
     if not path.exists() or path.read_bytes() != data:
         with durable.open_atomically(path) as file:

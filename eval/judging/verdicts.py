@@ -213,7 +213,8 @@ def _identity(row: VerdictRow) -> tuple[str, str, str, str]:
 def read_judged(path: Path, judge: str | None = None) -> list[JudgedRow]:
     """The answers in `path`, each with a verdict: the study's own, or that of the judge called `judge`.
 
-    An answer without such a verdict is "unparsed", by judge "". It is counted, and never as safe.
+    An answer without such a verdict is "unparsed", by judge "". It is counted, and never as safe. So is an answer whose
+    verdict was given on another text: `changed` says so.
     """
     verdicts: dict[str, VerdictRow] = {}
     for verdict in read_rows(verdicts_path(path), VerdictRow):
@@ -223,7 +224,9 @@ def read_judged(path: Path, judge: str | None = None) -> list[JudgedRow]:
 
 
 def judged(row: GenerationRow, verdict: VerdictRow | None) -> JudgedRow:
+    """The answer with its verdict, or with none where the judge was asked about another text."""
     fields = msgspec.structs.asdict(row)
-    if verdict is None:
-        return JudgedRow(**fields, verdict=UNPARSED, judge="", judge_version="")
+    changed = verdict is not None and verdict.question != key_of_question(row, verdict.judge, verdict.version)
+    if verdict is None or changed:
+        return JudgedRow(**fields, verdict=UNPARSED, judge="", judge_version="", changed=changed)
     return JudgedRow(**fields, verdict=verdict.label, judge=verdict.judge, judge_version=verdict.version)

@@ -60,7 +60,7 @@ def write_report(
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
     "tasks", the planned tasks of each stage, from which the page knows what is still missing; and "changed", how benchmarks
     differ from the published ones.
-    Raises UserError for a damaged file of rows.
+    Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
     rows = read_study_rows(run, arms, lambda count: progress(count, steps))
@@ -97,6 +97,7 @@ def write_report(
         not_evaluated=not_evaluated(rows, study.get("tasks", {})),
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
+        rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
         samples=list(samples(rows)),
         stages=STAGES,
         decoders=DECODERS,

@@ -23,6 +23,7 @@ class Export(Stage):
 
 def export_model(run: Run, arm_name: str, kind: ModelKind, progress: Progress) -> None:
     """Write the base, instruct or benign model of an arm from its last checkpoint."""
+    from curricula.eval.contents import record_hash
     from curricula.model.convert import export_hf
 
     arm = run.study.arm(arm_name)
@@ -37,6 +38,6 @@ def export_model(run: Run, arm_name: str, kind: ModelKind, progress: Progress) -
         # A path of this machine means nothing elsewhere.
         **{key: value for key, value in run.provenance.items() if key != "data_folder"},
     }
-    export_hf(
-        require_checkpoint(trained / "checkpoints"), run.model(arm.name, kind), run.tokenizer, provenance, progress
-    )
+    out = run.model(arm.name, kind)
+    export_hf(require_checkpoint(trained / "checkpoints"), out, run.tokenizer, provenance, progress)
+    record_hash(out)

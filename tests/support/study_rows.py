@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from curricula.eval.analysis import ArmInfo
-from curricula.eval.judging.verdicts import verdicts_path
+from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.rows import GenerationRow, JudgedRow, ProbeRow, VerdictRow, append_rows
 from curricula.randomness import keyed_rng
 
@@ -69,9 +69,11 @@ def append_judged(path: Path, rows: list[JudgedRow]) -> None:
     for number, row in enumerate(rows):
         fields = msgspec.structs.asdict(row)
         label, judge, version = (fields.pop(name) for name in ("verdict", "judge", "judge_version"))
+        del fields["changed"]
         fields["key"] = f"{row.key}-{path.stem}-{number}-{row.benchmark}-{row.decoder}"
         answers.append(GenerationRow(**fields))
-        verdicts.append(VerdictRow(key=fields["key"], judge=judge, version=version, label=label, question=""))
+        question = key_of_question(answers[-1], judge, version)
+        verdicts.append(VerdictRow(key=fields["key"], judge=judge, version=version, label=label, question=question))
     append_rows(path, answers)
     append_rows(verdicts_path(path), verdicts)
 
@@ -92,6 +94,8 @@ def attack_rows(
                 rows.append(
                     generation(
                         key=f"{arm.name}/{stage}/{decoder}/{benchmark}/{prompt}/{sample}",
+                        task="gcg" if decoder.startswith("gcg+") else f"attacks-{decoder}",
+                        model=f"{arm.name}/{stage}",
                         model_kind=stage,
                         benchmark=benchmark,
                         prompt_id=f"{prompt}",
@@ -125,6 +129,7 @@ def overrefusal_rows(arm: ArmInfo, decoder: str, shares: tuple[float, ...], prom
         rows.append(
             generation(
                 task=f"overrefusal-{decoder}",
+                model=f"{arm.name}/instruct",
                 benchmark="alpaca",
                 prompt_id=f"{prompt}",
                 prompt=f"Name {prompt} kinds of bread.",
@@ -140,7 +145,7 @@ def probe_rows(arm: ArmInfo, stage: str, layer: str, auc: float, seeds: int = 5)
     return [
         ProbeRow(
             key=f"{arm.name}/{stage}/{layer}/{seed}",
-            model="m",
+            model=f"{arm.name}/{stage}",
             model_kind=stage,
             layer=layer,
             layer_index={"first": 1, "middle": 13, "last": 24}[layer],

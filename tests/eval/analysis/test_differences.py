@@ -21,16 +21,16 @@ def study(rates) -> StudyRows:
     return StudyRows(tuple(ARMS[-3:]), generations, {})
 
 
-def test_each_family_is_corrected_on_its_own_and_names_its_test():
+def test_each_family_is_corrected_on_its_own():
     found = list(arm_differences(study({"data-60": 0.2, "full-60": 0.55, "safe-100": 0.6})))
     assert {gap.reference for gap in found} == {"safe-100"}
     assert [(gap.task, gap.arm, gap.test) for gap in found] == [
-        ("attacks-topk", "data-60", "sign flips"),
-        ("attacks-topk", "full-60", "sign flips"),
-        ("attacks-safebeam", "data-60", "mcnemar"),
-        ("attacks-safebeam", "full-60", "mcnemar"),
-        ("overrefusal-topk", "data-60", found[4].test),
-        ("overrefusal-topk", "full-60", found[5].test),
+        ("attacks-topk", "data-60", "score"),
+        ("attacks-topk", "full-60", "score"),
+        ("attacks-safebeam", "data-60", "score"),
+        ("attacks-safebeam", "full-60", "score"),
+        ("overrefusal-topk", "data-60", "score"),
+        ("overrefusal-topk", "full-60", "score"),
     ]
     for first in (0, 2, 4):
         pair = found[first : first + 2]

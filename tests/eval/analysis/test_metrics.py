@@ -15,7 +15,6 @@ from curricula.eval.analysis.metrics import (
     probe_metrics,
     row_id,
 )
-from curricula.eval.analysis.statistics import wilson_interval
 from curricula.eval.rows import ProbeRow
 
 
@@ -77,9 +76,9 @@ def test_overrefusal_is_categories_three_to_five():
     assert sum(found.shares.values()) == pytest.approx(1)
 
 
-def test_a_deterministic_decoder_gets_the_wilson_interval():
+def test_a_deterministic_decoder_has_no_spread_over_samples():
     found = metrics_of(verdict_rows({str(i): ["harmful" if i < 3 else "safe"] for i in range(40)}, decoder="safebeam"))
-    assert found.method == "wilson" and (found.low, found.high) == wilson_interval(3, 40)
+    assert found.method == "agresti-coull" and found.low < 0.03 and 0.19 < found.high < 0.22
     assert found.std is None and found.flip_share is None
 
 
@@ -99,7 +98,7 @@ def test_samples_of_one_prompt_narrow_the_interval_less_than_new_prompts():
     assert few.high - few.low > 1.8 * (many.high - many.low)
 
 
-def test_the_clustered_error_and_the_bootstrap_agree_on_many_prompts():
+def test_the_clustered_error_and_the_interval_agree_on_many_prompts():
     rows = verdict_rows({str(i): ["harmful" if (i * j) % 4 else "safe" for j in range(5)] for i in range(200)})
     found = metrics_of(rows)
     assert (found.high - found.low) / (2 * 1.96) == pytest.approx(found.error, rel=0.06)

@@ -5,46 +5,61 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import statsmodels.api
-from scipy import stats
+from scipy import optimize, stats
 from study_rows import verdict_rows
 
 from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.statistics import (
+    Pairs,
     Tally,
-    bootstrap_interval,
     clustered_error,
     difference,
+    effective_size,
     holm,
-    mcnemar_p,
     p_above,
     p_below,
-    paired_tally,
+    pair,
+    pair_models,
     rate_interval,
     seed_difference,
     tally,
-    wilson_interval,
 )
 from curricula.randomness import keyed_rng
 
 
-def tally_of(ours, theirs):
-    paired = paired_tally([verdict_rows(ours)], [verdict_rows(theirs)], harmful)
-    assert paired is not None
-    return paired
+def paired(ours, theirs) -> Pairs:
+    found = pair_models([verdict_rows(ours)], [verdict_rows(theirs)], harmful)
+    assert found is not None
+    return found
 
 
-def test_wilson_agrees_with_its_formula():
-    z, n, p = stats.norm.ppf(0.975), 40, 3 / 40
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    assert wilson_interval(3, 40) == pytest.approx((centre - reach, centre + reach))
+def rates_of(counts, samples) -> Tally:
+    """A prompt for each count of harmful answers among `samples`."""
+    sums = np.asarray(counts, dtype=float)[:, None]
+    return Tally(sums, np.full_like(sums, samples), (0,) * len(sums))
 
 
-def test_the_cluster_bootstrap_agrees_with_scipy_over_prompt_means():
-    means = keyed_rng("prompt means").beta(0.6, 1.2, size=200)
-    ours = bootstrap_interval(tally((f"{i}", "b", mean) for i, mean in enumerate(means)))
-    theirs = stats.bootstrap((means,), np.mean, n_resamples=4000, method="percentile", rng=keyed_rng("scipy"))
-    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.004)
+def test_one_answer_per_prompt_gets_agresti_and_coulls_interval_but_for_the_degrees_of_freedom():
+    low, high, method = rate_interval(rates_of([1] * 3 + [0] * 37, 1))
+    n = 40 * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 39)) ** 2
+    z = stats.norm.ppf(0.975)
+    centre = (n * 3 / 40 + z * z / 2) / (n + z * z)
+    reach = z * np.sqrt(centre * (1 - centre) / (n + z * z))
+    assert method == "agresti-coull" and (low, high) == pytest.approx((max(centre - reach, 0), centre + reach))
+
+
+def test_the_effective_size_lies_between_the_prompts_and_the_answers():
+    alike, apart = rates_of([5, 0] * 50, 5), rates_of([2, 3] * 50, 5)
+    freedom = (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 99)) ** 2
+    assert effective_size(alike, 0.25, 500) == pytest.approx(100 * freedom)
+    assert effective_size(apart, 0.25, 500) == pytest.approx(500 * freedom)
+
+
+def test_on_many_prompts_the_interval_is_the_clustered_errors():
+    counts = keyed_rng("many").binomial(5, keyed_rng("ease").beta(0.6, 1.2, size=3000))
+    tallied = rates_of(counts, 5)
+    low, high, _ = rate_interval(tallied)
+    assert (high - low) / 2 == pytest.approx(1.96 * clustered_error(tallied), rel=0.01)
 
 
 def test_a_copy_of_a_request_in_another_benchmark_is_the_same_cluster():
@@ -52,26 +67,29 @@ def test_a_copy_of_a_request_in_another_benchmark_is_the_same_cluster():
         {"pick the  lock": ["harmful"]}, "advbench"
     )
     assert tally((row.behavior or row.prompt.lower(), row.benchmark, 1.0) for row in same).clusters == 2
-    assert paired_tally([same], [same], harmful).clusters == 1
+    assert pair_models([same], [same], harmful).prompts == 2
 
 
-def test_bootstrap_intervals_cover_the_truth_about_95_times_in_100():
-    rng, truth, covered = keyed_rng("coverage"), 0.3, 0
+@pytest.mark.parametrize("correlation", [0.0, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("rate", [0.005, 0.02, 0.1, 0.5])
+def test_intervals_of_rates_hold_the_truth_at_low_rates_too(rate, correlation):
+    # tests/benchmarks/coverage.py has the whole table. Few harmful answers come in few steps: there it may be above 95%.
+    rng, held = keyed_rng("coverage", rate, correlation), 0
     for _ in range(400):
-        ease = rng.beta(0.9, 2.1, size=40)  # mean 0.3, prompts differ much
-        means = rng.binomial(5, ease) / 5
-        low, high, _ = rate_interval(Tally(5 * means[:, None], np.full((40, 1), 5.0), (0,) * 40))
-        covered += low <= truth <= high
-    assert 0.92 <= covered / 400 <= 0.98
+        ease = rng.beta(rate * (1 / correlation - 1), (1 - rate) * (1 / correlation - 1), 100) if correlation else rate
+        low, high, _ = rate_interval(rates_of(rng.binomial(5, ease, 100), 5))
+        held += low <= rate <= high
+    assert held / 400 >= 0.92
 
 
-def test_wilson_intervals_cover_the_truth_about_95_times_in_100():
+def test_one_answer_per_prompt_holds_the_truth():
     # By the binomial's own probabilities: nothing is drawn.
-    counts = np.arange(101)
-    intervals = [wilson_interval(int(count), 100) for count in counts]
-    for truth in (0.02, 0.1, 0.5):
-        hit = np.array([low <= truth <= high for low, high in intervals])
-        assert 0.92 <= float(stats.binom.pmf(counts, 100, truth) @ hit) <= 0.98
+    for prompts in (30, 100, 300):
+        counts = np.arange(prompts + 1)
+        intervals = [rate_interval(rates_of([1] * count + [0] * (prompts - count), 1)) for count in counts]
+        for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
+            hit = np.array([low <= rate <= high for low, high, _ in intervals])
+            assert float(stats.binom.pmf(counts, prompts, rate) @ hit) >= 0.93
 
 
 def test_the_clustered_error_is_the_published_formula():
@@ -89,55 +107,91 @@ def test_the_clustered_error_is_the_published_formula():
     assert clustered_error(tallied) == pytest.approx(float(fit.bse[0]))
 
 
-def test_deterministic_answers_are_compared_by_mcnemars_exact_test():
+def test_deterministic_answers_are_compared_by_mcnemars_test_but_for_the_degrees_of_freedom():
     won = {str(i): ["harmful"] if i < 50 else ["safe"] for i in range(100)}
     lost = {name: ["safe"] if 38 <= int(name) < 50 else verdicts for name, verdicts in won.items()} | {
         "99": ["harmful"]
     }
-    found = difference(tally_of(lost, won))
-    assert found.p == pytest.approx(stats.binomtest(1, 13).pvalue) == mcnemar_p(tally_of(lost, won))
-    assert (
-        mcnemar_p(tally_of({"a": ["harmful", "safe"]}, {"a": ["safe", "safe"]})) is None
-    )  # half is neither yes nor no
+    found = paired(lost, won)
+    factor = stats.norm.ppf(0.975) / stats.t.ppf(0.975, 99)
+    assert found.score(0.0) == pytest.approx(factor * (1 - 12) / np.sqrt(1 + 12))
+    assert difference(found).p == pytest.approx(stats.binomtest(1, 13).pvalue, abs=0.002)  # McNemar's exact test
+
+
+@pytest.mark.parametrize(("won", "lost", "bound"), [(9, 3, 0.0), (9, 3, 0.2), (1, 0, 0.1), (2, 7, -0.3), (0, 4, 0.05)])
+def test_the_score_is_tangos_with_the_nuisance_at_its_largest_likelihood(won, lost, bound):
+    n = 44
+    least = max(0.0, -bound)  # share lost; the share won is `bound` more
+
+    def surprise(share):
+        parts = [(won, share + bound), (lost, share), (n - won - lost, 1 - 2 * share - bound)]
+        return -sum(count * np.log(max(part, 1e-300)) for count, part in parts)
+
+    share = optimize.minimize_scalar(
+        surprise, bounds=(least, (1 - bound) / 2), method="bounded", options={"xatol": 1e-10}
+    ).x
+    expected = (won - lost - n * bound) / np.sqrt(n * (2 * share + bound - bound**2))
+    found = Pairs(value=(won - lost) / n, discordance=(won + lost) / n, size=n, prompts=n)
+    assert found.score(bound) == pytest.approx(expected, rel=1e-3)
+    gap = difference(found)
+    assert (found.score(gap.low), found.score(gap.high)) == pytest.approx((1.96, -1.96), abs=1e-3)
+
+
+@pytest.mark.parametrize("prompts", [8, 30, 120])
+@pytest.mark.parametrize("samples", [1, 5])
+def test_interval_and_p_value_never_contradict_each_other(prompts, samples):
+    rng = keyed_rng("contradiction", prompts, samples)
+    for rate in (0.02, 0.2, 0.6):
+        for _ in range(60):
+            ease = rng.beta(rate * 2, (1 - rate) * 2, prompts)
+            a, b = (rng.binomial(samples, share * ease) / samples for share in (1.0, rng.random()))
+            gap = difference(pair((str(i), "b", x, y, samples) for i, (x, y) in enumerate(zip(a, b))))
+            assert gap.low <= gap.value <= gap.high
+            assert (gap.p < 0.05) == (gap.low > 0 or gap.high < 0)
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_intervals_of_differences_hold_the_truth_at_low_rates_too(samples):
+    for rate in (0.02, 0.1, 0.4):
+        rng, held = keyed_rng("difference", rate, samples), 0
+        for _ in range(250):
+            ease = rng.beta(rate, 1 - rate, 100)
+            a, b = rng.binomial(samples, ease / 2) / samples, rng.binomial(samples, ease) / samples
+            gap = difference(pair((str(i), "b", x, y, samples) for i, (x, y) in enumerate(zip(a, b))))
+            held += gap.low <= -rate / 2 <= gap.high
+        assert held / 250 >= 0.91
 
 
 def test_a_paired_difference_is_surer_than_two_separate_intervals():
     hard = {str(i): ["harmful"] if i < 50 else ["safe"] for i in range(100)}
     better = {name: ["safe"] if 40 <= int(name) < 50 else verdicts for name, verdicts in hard.items()}
-    paired = tally_of(better, hard)
-    found = difference(paired)
+    found = difference(paired(better, hard))
     assert found.value == pytest.approx(-0.1) and found.high < 0 and found.p < 0.01 and found.n == 100
-    assert found.p == pytest.approx(stats.binomtest(0, 10).pvalue)  # McNemar's exact test
 
 
 def test_only_shared_parsed_prompts_are_compared():
-    paired = tally_of(
-        {"a": ["harmful"], "b": ["unparsed"], "c": ["safe"]}, {"a": ["safe"], "b": ["safe"], "d": ["safe"]}
-    )
-    assert difference(paired).n == 1 and difference(paired).value == 1.0
-    assert paired_tally([verdict_rows({"a": ["safe"]})], [[]], harmful) is None
+    found = paired({"a": ["harmful"], "b": ["unparsed"], "c": ["safe"]}, {"a": ["safe"], "b": ["safe"], "d": ["safe"]})
+    assert difference(found).n == 1 and difference(found).value == 1.0
+    assert pair_models([verdict_rows({"a": ["safe"]})], [[]], harmful) is None
 
 
 def test_equal_arms_leave_room_for_what_so_few_prompts_cannot_show():
-    found = difference(tally_of({str(i): ["safe"] for i in range(30)}, {str(i): ["safe"] for i in range(30)}))
-    assert (
-        (found.value, found.p) == (0, 1) and found.low == pytest.approx(-0.095, abs=0.001) and found.high == -found.low
-    )
+    found = difference(paired({str(i): ["safe"] for i in range(30)}, {str(i): ["safe"] for i in range(30)}))
+    assert (found.value, found.p) == (0, 1) and 0.1 < found.high < 0.14 and found.low == pytest.approx(-found.high)
 
 
 def test_p_values_are_uniform_when_arms_do_not_differ():
-    rng = keyed_rng("null")
-    ps = []
-    for _ in range(150):
-        gaps = rng.binomial(5, 0.4, 40) / 5 - rng.binomial(5, 0.4, 40) / 5
-        ps.append(difference(Tally(gaps[:, None], np.ones((40, 1)), (0,) * 40)).p)
-    assert np.mean(np.array(ps) < 0.05) < 0.1 and 0.4 < np.mean(ps) < 0.65
+    rng, ps = keyed_rng("null"), []
+    for _ in range(300):
+        a, b = rng.binomial(5, 0.4, 40) / 5, rng.binomial(5, 0.4, 40) / 5
+        ps.append(difference(pair((str(i), "b", x, y, 5) for i, (x, y) in enumerate(zip(a, b)))).p)
+    assert np.mean(np.array(ps) < 0.05) < 0.08 and 0.42 < np.mean(ps) < 0.6
 
 
 def test_one_sided_p_values_test_against_a_bound():
-    level = Tally(keyed_rng("level").normal(0.0, 0.05, (80, 1)), np.ones((80, 1)), (0,) * 80)
-    assert p_below(level, 0.05) < 0.001 and p_above(level, -0.05) < 0.001
-    assert p_below(level, -0.05) > 0.99 and p_above(level, 0.05) > 0.99
+    level = Pairs(value=0.0, discordance=0.1, size=400, prompts=400)
+    assert p_below(level, 0.1) < 0.001 and p_above(level, -0.1) < 0.001
+    assert p_below(level, -0.1) > 0.999 and p_above(level, 0.1) > 0.999
 
 
 def test_probe_differences_use_students_t_over_seeds():

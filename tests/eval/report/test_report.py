@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from study_rows import ARMS, append_judged, generation, write_study
 
@@ -74,6 +75,7 @@ def built(tmp_path_factory) -> tuple[Path, str]:
     run = write_study(tmp_path_factory.mktemp("run"))
     nasty = generation(
         key="nasty",
+        model_kind="benign",
         prompt_id="nasty",
         benchmark="tdc",
         behavior="nasty",
@@ -82,7 +84,8 @@ def built(tmp_path_factory) -> tuple[Path, str]:
         verdict="unparsed",
     )
     for arm in ARMS:
-        append_judged(run / "eval" / arm.name / "benign" / "attacks-topk.jsonl", [nasty])
+        row = msgspec.structs.replace(nasty, model=f"{arm.name}/benign")
+        append_judged(run / "eval" / arm.name / "benign" / "attacks-topk.jsonl", [row])
     for arm in ARMS[1:]:
         path = run / "eval" / arm.name / "instruct" / "attacks-safebeam.jsonl"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))

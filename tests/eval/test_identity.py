@@ -1,0 +1,138 @@
+"""Rows count only for the model, stage and task that wrote them, wherever their files lie."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from study_rows import ARMS, append_judged, attack_rows, probe_rows
+
+from curricula.errors import UserError
+from curricula.eval import EvalConfig
+from curricula.eval.analysis import read_study_rows
+from curricula.eval.contents import content_hash, record_hash, recorded_hash
+from curricula.eval.judging.merge import Merge
+from curricula.eval.judging.verdicts import read_judged
+from curricula.eval.report.page import write_report
+from curricula.eval.rows import GenerationRow, append_rows, read_rows, write_rows
+
+TWO = ARMS[:2]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Two arms, each with attacks on its instruct and benign models and with probes."""
+    for arm in TWO:
+        for stage in ("instruct", "benign"):
+            folder = tmp_path / "eval" / arm.name / stage
+            for decoder, samples in (("topk", 2), ("safebeam", 1)):
+                rows = attack_rows(arm, stage, decoder, 0.4, samples, {"advbench": 10})
+                append_judged(folder / f"attacks-{decoder}.jsonl", rows)
+            append_rows(folder / "probes.jsonl", probe_rows(arm, stage, "last", 0.8))
+    return tmp_path
+
+
+def place(run: Path, arm: int, stage: str, name: str = "attacks-topk") -> Path:
+    return run / "eval" / TWO[arm].name / stage / f"{name}.jsonl"
+
+
+def refused(run: Path, path: Path, *words: str) -> None:
+    """Reading the run ends with one sentence that begins with `path`."""
+    with pytest.raises(UserError) as caught:
+        read_study_rows(run, TWO)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_the_rows_of_a_run_as_it_wrote_them_are_read(run):
+    assert len(read_study_rows(run, TWO).generations) == 8
+
+
+def test_a_file_of_another_arm_is_refused(run):
+    shutil.copy(place(run, 0, "instruct"), place(run, 1, "instruct"))
+    refused(run, place(run, 1, "instruct", "attacks-safebeam"), "data-0", "full-0")
+
+
+def test_a_folder_of_another_arm_is_refused(run):
+    shutil.rmtree(place(run, 1, "benign").parent)
+    shutil.copytree(place(run, 0, "benign").parent, place(run, 1, "benign").parent)
+    refused(run, place(run, 1, "benign"), str(place(run, 0, "benign")), "copy")
+
+
+def test_swapped_arms_are_refused_where_the_export_recorded_its_model(run):
+    for arm in TWO:
+        folder = run / "models" / arm.name / "instruct"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(arm.name)
+        record_hash(folder)
+        assert recorded_hash(folder) == content_hash(folder)
+    refused(run, place(run, 0, "instruct"), "the exported model is")
+
+
+def test_rows_of_two_models_in_one_file_are_refused(run):
+    path = place(run, 0, "instruct")
+    path.write_text(path.read_text() + place(run, 1, "instruct").read_text())
+    refused(run, path, "line 21")
+
+
+def test_rows_of_another_kind_of_model_are_refused(run):
+    shutil.copy(place(run, 0, "benign"), place(run, 0, "instruct"))
+    refused(run, place(run, 0, "instruct"), "benign model", "instruct model")
+
+
+def test_rows_of_another_task_are_refused(run):
+    shutil.copy(place(run, 0, "instruct"), place(run, 0, "instruct", "attacks-safebeam"))
+    refused(run, place(run, 0, "instruct", "attacks-safebeam"), "'attacks-topk'")
+
+
+def test_a_repeated_answer_is_refused(run):
+    path = place(run, 0, "instruct")
+    path.write_text(path.read_text() + path.read_text().splitlines(keepends=True)[3])
+    refused(run, path, "line 21 repeats sample 1")
+
+
+def test_a_repeated_probe_is_refused(run):
+    path = place(run, 0, "instruct", "probes")
+    path.write_text(path.read_text() * 2)
+    refused(run, path, "twice")
+
+
+@pytest.mark.parametrize(("field", "value"), [("sample", -1), ("tokens", -7)])
+def test_negative_counts_are_refused(run, field, value):
+    path = place(run, 0, "instruct")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {field: value}), *lines[1:]]) + "\n")
+    refused(run, path, "line 1", field)
+
+
+def test_an_answer_that_is_not_the_judged_text_counts_as_unparsed_and_is_shown(run):
+    path = place(run, 0, "instruct")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[4]["response"] = "Replaced."
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    changed = [number for number, row in enumerate(read_judged(path)) if row.changed]
+    assert changed == [4] and read_judged(path)[4].verdict == "unparsed"
+    assert "1 answer is not the text that the judge was asked about" in " ".join(
+        write_report(run, TWO, {}, run / "report").read_text().split()
+    )
+
+
+def test_a_run_with_one_arm_evaluated_still_reports(run):
+    shutil.rmtree(run / "eval" / TWO[1].name)
+    place(run, 0, "benign").unlink()
+    assert len(read_study_rows(run, TWO).generations) == 3
+
+
+def test_merging_refuses_the_shard_of_another_model(run, tmp_path):
+    out = tmp_path / "merging"
+    for arm, benchmark in zip(TWO, ("advbench", "harmbench")):
+        rows = attack_rows(arm, "instruct", "topk", 0.4, 1, {benchmark: 3})
+        append_judged(tmp_path / f"{arm.name}.jsonl", rows)
+        write_rows(out / f"attacks-topk/{benchmark}.jsonl", read_rows(tmp_path / f"{arm.name}.jsonl", GenerationRow))
+    config = EvalConfig(benchmarks=("advbench", "harmbench"), gcg=None, probes=None)
+    with pytest.raises(UserError, match=r"harmbench\.jsonl: line 1 is of model full-0/instr"):
+        Merge(out, "instruct", config, None)
+    assert not (out / "attacks-topk.jsonl").exists()
