@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_endpoint import PASSING, FakeEndpoint
+from permissions import open_to_others
 from synthesizing import KEY, command, files_of, numbered, rows_of, summary, synthesize, write_documents
 
 from curricula.curriculum.sources.documents import Documents
@@ -183,6 +184,13 @@ def test_when_a_later_piece_gets_no_reply_the_earlier_ones_are_not_asked_about_a
     args = ("score", source, tmp_path / "out", fake.url, "--retries", 0, "--piece-characters", 150)
     assert summary(capsys, *args)["done"] == 2
     assert fake.requests["doc-0"] == 3 and fake.good["doc-0"] == 2
+
+
+def test_what_is_written_is_for_the_owner_alone(tmp_path, fake):
+    fake.schedule["doc-1"] = ["too_long"]
+    source = write_documents(tmp_path / "web.jsonl", numbered(3))
+    synthesize("score", source, tmp_path / "new/out", fake.url)
+    assert open_to_others(tmp_path / "new") == []
 
 
 def test_a_server_that_cannot_be_reached_is_named(tmp_path, capsys):
