@@ -2,6 +2,9 @@
 
 A whole file is written under another name, synced and renamed. Rows are appended in one write, and a torn last line is ignored
 when they are read.
+
+Files and folders made here are for their owner alone (0600 and 0700), for many hold generated harmful text. Those that exist
+keep their permissions.
 """
 
 from __future__ import annotations
@@ -35,10 +38,25 @@ def disk_full_explained(path: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(path: Path, shared: bool = False) -> None:
+    """Make `path` and the parents that it lacks, for the owner alone, or, if `shared`, with the permissions of the umask."""
+    mode = 0o777 if shared else 0o700
+    try:
+        path.mkdir(mode, exist_ok=True)
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        make_folder(path.parent, shared)
+        path.mkdir(mode, exist_ok=True)
+
+
 @contextlib.contextmanager
-def open_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Yield a file that appears as `path` only when the block succeeds. An error leaves nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Iterator[IO[Any]]:
+    """Yield a file that appears as `path` only when the block succeeds. An error leaves nothing behind.
+
+    `shared` is about its folder, as in `make_folder`.
+    """
+    make_folder(path.parent, shared)
     temporary = path.with_name(f".{path.name}.aside")  # always the same name, so that kills do not fill the disk
     with disk_full_explained(path):
         try:
@@ -54,7 +72,7 @@ def open_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def _private(path: str, flags: int) -> int:
-    """Open with access for the owner alone: runs hold generated harmful text."""
+    """Open with access for the owner alone, if it is a new file."""
     return os.open(path, flags, 0o600)
 
 
@@ -92,8 +110,8 @@ def read_json(path: Path) -> Any:
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows in one write and sync them, after cutting off a line that an earlier kill left torn."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_full_explained(path), open(path, "a+b") as file:
+    make_folder(path.parent)
+    with disk_full_explained(path), open(path, "a+b", opener=_private) as file:
         drop_torn_tail(file)
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         file.flush()
@@ -133,10 +151,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold `path` as a lock until the block or the process ends. Raises UserError while a live process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Iterator[None]:
+    """Hold `path` as a lock until the block or the process ends. Raises UserError while a live process has it.
+
+    With `shared`, the file and its folder get the permissions of the umask.
+    """
+    make_folder(path.parent, shared)
+    with open(path, "a+", opener=None if shared else _private) as file:
         deadline = time.monotonic() + wait_s
         while True:
             try:

@@ -29,7 +29,7 @@ import msgspec
 
 from curricula.curriculum.plan import Arm, branch_of
 from curricula.curriculum.sources.registry import local_root
-from curricula.durable import NO_SPACE, exclusive_lock, read_json, write_json, write_text
+from curricula.durable import NO_SPACE, exclusive_lock, make_folder, read_json, write_json, write_text
 from curricula.errors import UsageError, UserError
 from curricula.jobs.study import Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
@@ -72,11 +72,8 @@ class Run:
                 )
             return run
         with _making(root):
-            root.chmod(0o700)  # evaluations hold generated harmful text
-        write_json(
-            root / "run.json", {**current_provenance(), "data_folder": str(data_folder) if data_folder else None}
-        )
-        write_text(root / "study.yaml", study_yaml(study))
+            write_json(root / "run.json", {**current_provenance(), "data_folder": str(data_folder) if data_folder else None})
+            write_text(root / "study.yaml", study_yaml(study))
         return run
 
     @cached_property
@@ -161,7 +158,7 @@ class Run:
 def _making(root: Path) -> Iterator[None]:
     """Make the folder `root`; raises UserError where the system refuses it, then or within the block."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         yield
     except OSError as error:
         if error.errno not in NO_SPACE and Path(str(error.filename)) in (root, *root.parents, root / "lock"):

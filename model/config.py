@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, Share
+from curricula.settings import NonNegative, NonNegativeNumber, Positive, PositiveNumber, Settings, Share
 
 Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
@@ -27,11 +27,11 @@ class ModelConfig(Settings, frozen=True):
     ffn: Positive
     vocabulary: Positive = 49152
     sequence_length: Positive = 2048
-    rope_base: float = 10000.0
-    rms_norm_eps: float = 1e-5
+    rope_base: PositiveNumber = 10000.0
+    rms_norm_eps: PositiveNumber = 1e-5
     tied: bool = True
     """Whether the output projection is the embedding matrix."""
-    init_std: float = 0.02
+    init_std: NonNegativeNumber = 0.02
     """Standard deviation of the initial weights; divided by sqrt(2 layers) for projections into the residual stream."""
 
     def check(self) -> None:

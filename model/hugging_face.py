@@ -7,6 +7,8 @@ file.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from curricula.model.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 """For a model in several files: which file holds which tensor."""
+PLAIN_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
@@ -29,7 +33,7 @@ def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelC
     """
     config, weights = _read_gguf(source) if source.suffix == ".gguf" else _read_folder(source)
     model = model_config(source, config, weights, sequence_length)
-    for name, shape in tensor_shapes(model).items():
+    for name, shape in _shapes(model):  # one by one: config.json may claim any number of layers
         if name not in weights:
             raise UserError(f"{source}: lacks the tensor {name}; fetch the model again")
         found = tuple(weights[name].shape)
@@ -37,18 +41,31 @@ def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelC
             raise UserError(
                 f"{source}: the tensor {name} has the shape {found}, where config.json makes it {shape}; fetch the model again"
             )
+        if not weights[name].is_floating_point():
+            raise UserError(
+                f"{source}: the tensor {name} holds {weights[name].dtype}, not numbers; import an unquantised model"
+            )
+        if not torch.isfinite(weights[name]).all():
+            raise UserError(f"{source}: the tensor {name} holds NaN or infinity; fetch the model again")
+    beyond = next((name for name in weights if (layer := LAYER.match(name)) and int(layer[1]) >= model.layers), None)
+    if beyond is not None:
+        raise UserError(
+            f"{source}: holds the tensor {beyond}, where config.json has {model.layers} layers; fetch the model again"
+        )
     return model, weights
 
 
 def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of a Llama model's tensors, by Hugging Face's names."""
+    return dict(_shapes(model))
+
+
+def _shapes(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, kv = model.hidden, model.kv_heads * model.head_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (model.vocabulary, hidden),
-        "model.norm.weight": (hidden,),
-    }
+    yield "model.embed_tokens.weight", (model.vocabulary, hidden)
+    yield "model.norm.weight", (hidden,)
     if not model.tied:
-        shapes["lm_head.weight"] = (model.vocabulary, hidden)
+        yield "lm_head.weight", (model.vocabulary, hidden)
     for layer in range(model.layers):
         for name, shape in {
             "input_layernorm": (hidden,),
@@ -61,8 +78,7 @@ def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
             "mlp.up_proj": (model.ffn, hidden),
             "mlp.down_proj": (hidden, model.ffn),
         }.items():
-            shapes[f"model.layers.{layer}.{name}.weight"] = shape
-    return shapes
+            yield f"model.layers.{layer}.{name}.weight", shape
 
 
 def hugging_face_config(info: CheckpointInfo) -> dict[str, Any]:
@@ -99,6 +115,7 @@ def model_config(
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise UserError(f"{source}: config.json cannot be used (its RoPE entry is {rope!r}); fetch the model again")
+    rope_base = rope.get("rope_theta", config.get("rope_theta"))
     unsupported = [
         f"{key} is {value!r}"
         for key, value, plain in (
@@ -112,16 +129,17 @@ def model_config(
     ]
     if unsupported:
         raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
+    kv_heads = "num_attention_heads" if config.get("num_key_value_heads") is None else "num_key_value_heads"
     try:
         return ModelConfig(
-            layers=int(config["num_hidden_layers"]),
-            hidden=int(config["hidden_size"]),
-            heads=int(config["num_attention_heads"]),
-            kv_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
-            ffn=int(config["intermediate_size"]),
+            layers=_size(config, "num_hidden_layers"),
+            hidden=_size(config, "hidden_size"),
+            heads=_size(config, "num_attention_heads"),
+            kv_heads=_size(config, kv_heads),
+            ffn=_size(config, "intermediate_size"),
             vocabulary=weights["model.embed_tokens.weight"].shape[0],
-            sequence_length=sequence_length or int(config["max_position_embeddings"]),
-            rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+            sequence_length=sequence_length or _size(config, "max_position_embeddings"),
+            rope_base=10000.0 if rope_base is None else float(rope_base),
             rms_norm_eps=_rounded(config["rms_norm_eps"]),
             tied="lm_head.weight" not in weights,
             init_std=float(config.get("initializer_range", 0.02)),
@@ -129,8 +147,15 @@ def model_config(
     except KeyError as missing:
         where = "the weights lack" if "weight" in str(missing) else "config.json lacks"
         raise UserError(f"{source}: {where} {missing}; fetch the model again") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{source}: config.json cannot be used ({error}); fetch the model again") from None
+
+
+def _size(config: dict[str, Any], key: str) -> int:
+    value = config[key]
+    if type(value) is not int:
+        raise TypeError(f"{key} is {value!r:.40}")
+    return value
 
 
 def _rounded(eps: Any) -> float:
@@ -166,7 +191,7 @@ def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); fetch the model again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no JSON object; fetch the model again")

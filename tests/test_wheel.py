@@ -1,6 +1,7 @@
 """The wheel, installed outside the checkout: it contains all it needs and no importable name but `curricula`."""
 
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from paths import ROOT
+
+from curricula.eval.judges.templates import TEMPLATES
 
 WORKING_FOLDERS = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__")
 
@@ -56,3 +59,12 @@ def test_only_the_package_itself_can_be_imported(bin_folder, tmp_path):
 
 def test_the_version_is_the_distributions(bin_folder, tmp_path):
     assert run(bin_folder / "curricula", "--version", cwd=tmp_path).split()[0] == "curricula"
+
+
+def test_the_licence_and_the_sources_of_the_judge_templates_are_in_it(bin_folder):
+    (records,) = bin_folder.parent.glob("lib/python*/site-packages/safety_curricula-*.dist-info")
+    found = {path.name: path.read_text(encoding="utf-8") for path in records.rglob("*") if path.is_file()}
+    assert "Apache License\n                           Version 2.0" in found["LICENSE"]
+    assert "END OF TERMS AND CONDITIONS" in found["LICENSE"]
+    assert [name for name in TEMPLATES if not re.search(rf"\b{name}\b", found["NOTICE"])] == []
+    assert "Permission is hereby granted, free of charge" in found["NOTICE"]

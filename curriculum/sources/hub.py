@@ -153,7 +153,7 @@ def fetch(
 
             # Each file has its own lock, for fetches that divide the files differently.
             lock = file.with_name(f".{file.name}.lock")
-            with exclusive_lock(lock, wait_s=_FILE_S):
+            with exclusive_lock(lock, wait_s=_FILE_S, shared=True):
                 rows = _rows_in(file)  # another fetch may have written it meanwhile
                 if rows is None:
                     with _explained(download.hub, download.revision, file.name):
@@ -208,7 +208,7 @@ def _write_record(path: Path, record: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _open_shared(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """`open_atomically` for a file with the permissions of the umask: unlike a run folder, a data folder is often shared."""
-    with open_atomically(path, mode) as file:
+    with open_atomically(path, mode, shared=True) as file:
         os.fchmod(file.fileno(), _usual_permissions())
         yield file
 
@@ -356,7 +356,7 @@ def _refuse_difference(
 
 def _begin(download: Download, record: dict[str, Any]) -> None:
     """Record which commit the folder's files come from; raises UserError when they come from another."""
-    with exclusive_lock(download.out / f".{download.prefix}fetch.lock", wait_s=_BEGIN_S):
+    with exclusive_lock(download.out / f".{download.prefix}fetch.lock", wait_s=_BEGIN_S, shared=True):
         for path in (download.finished, download.begun):
             if path.exists():
                 _refuse_difference(path, read_record(path), record, ("revision",))
@@ -373,7 +373,7 @@ def _finish(download: Download, record: dict[str, Any], seconds: float) -> dict[
     record = record | {"rows": sum(rows_of.values()), "rows_of": rows_of, "complete": len(rows_of) == len(files)}
     if record["complete"]:
         record |= {"seconds": round(seconds, 1), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        with exclusive_lock(download.out / f".{download.prefix}fetch.lock", wait_s=_BEGIN_S):
+        with exclusive_lock(download.out / f".{download.prefix}fetch.lock", wait_s=_BEGIN_S, shared=True):
             _write_record(download.finished, record)
             download.begun.unlink(missing_ok=True)
     return record

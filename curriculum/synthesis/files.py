@@ -2,7 +2,8 @@
 
 The log is the truth: which documents are left, and what the tables say, follow from it. It has a line for each document that
 was answered; a second file has a line for each document that could not be. A document is dead when the dead letters name it
-and the replies do not.
+and the replies do not. Documents that are asked about in several pieces have a third file, with a line for each piece that was
+answered before the last; it goes when no document needs it any more.
 
 Tables are datasets as the rest of the suite reads them. Scored documents go with their own text to `score_0/` to `score_5/`,
 as in locuslab/fineweb_annotated. Everything else goes to one folder: new texts with the id of their source. The tables appear
@@ -23,7 +24,7 @@ from typing import Any
 from curricula.curriculum.sources.documents import Document
 from curricula.curriculum.synthesis.kinds import SCORES
 from curricula.curriculum.synthesis.shard import OutputFolder, SynthesisSettings, SynthesisShard, shard_name
-from curricula.durable import append_jsonl, exclusive_lock, open_atomically, write_json
+from curricula.durable import append_jsonl, exclusive_lock, open_atomically, read_jsonl, write_json
 from curricula.errors import UserError
 
 UNFINISHED = ".unfinished.json"
@@ -105,6 +106,7 @@ class Log:
 
     replies: Path
     dead: Path
+    pieces: Path
     numbers: range
     """The documents of the shard."""
     judges: bool
@@ -113,8 +115,8 @@ class Log:
     @classmethod
     def for_shard(cls, shard: SynthesisShard) -> Log:
         folder = shard.folder.log
-        paths = folder / f"{shard.name}.jsonl", folder / f"{shard.name}.dead.jsonl"
-        return cls(*paths, shard.numbers, shard.settings.how.judges)
+        replies, dead, pieces = (folder / f"{shard.name}{kind}.jsonl" for kind in ("", ".dead", ".pieces"))
+        return cls(replies, dead, pieces, shard.numbers, shard.settings.how.judges)
 
     def read(self) -> LogContent:
         """Raises UserError when a line is damaged."""
@@ -130,17 +132,40 @@ class Log:
         identified = isinstance(row.get("id"), str) and isinstance(row.get("text_hash"), str)
         return self._is_in_shard(row) and identified and readable
 
-    def append(self, replies: list[Row], dead: list[Row]) -> None:
-        """Write and sync. These documents are not asked about again."""
+    def read_pieces(self, left: set[int]) -> dict[tuple[int, str], list[Row]]:
+        """By number and text hash of the documents that are `left`, the verdicts on their first pieces.
+
+        Raises UserError when a line is damaged.
+        """
+        found: dict[tuple[int, str], list[Row]] = {}
+        for count, row in enumerate(read_jsonl(self.pieces), start=1):
+            verdict = row.get("verdict") if isinstance(row, dict) else None
+            if not (
+                isinstance(verdict, dict) and verdict.get("score") in SCORES and isinstance(row.get("text_hash"), str)
+            ):
+                raise UserError(
+                    f"{self.pieces}: line {count} is no row of this log; remove that line and run the command again"
+                )
+            if row.get("number") in left:
+                verdicts = found.setdefault((row["number"], row["text_hash"]), [])
+                if row.get("piece") == len(verdicts):
+                    verdicts.append(verdict)
+        return found
+
+    def append(self, replies: list[Row], dead: list[Row], pieces: list[Row]) -> None:
+        """Write and sync. These documents and pieces are not asked about again."""
+        if pieces:
+            append_jsonl(self.pieces, pieces)
         if replies:
             append_jsonl(self.replies, replies)
         if dead:
             append_jsonl(self.dead, dead)
 
-    def compact_dead_letters(self, content: LogContent) -> None:
-        """Keep the last letter of each document that is still dead. Without any, remove the file."""
+    def compact(self, content: LogContent) -> None:
+        """Keep the last letter of each document that is still dead. Without any, remove the letters and the pieces."""
         dead = content.dead
         if not dead:
+            self.pieces.unlink(missing_ok=True)
             self.dead.unlink(missing_ok=True)
             return
         with open_atomically(self.dead, "w") as file:

@@ -1,13 +1,14 @@
 """Complete one shard of a synthesis: ask about every document without a reply, log what comes, make the tables at the end.
 
-A reply is safe on the disk half a second after it came. A document that fails becomes a dead letter; one that got no reply at
-all does so only when that happens twice. When the server is at fault, the run ends with the documents as they were, and the
-same command continues later.
+A reply is safe on the disk half a second after it came, also one about a piece of a document. A document that fails becomes a
+dead letter; one that got no reply at all does so only when that happens twice. When the server is at fault, the run ends with
+the documents as they were, and the same command continues later.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 
 from curricula.asking import Answered, Asking, Decision, Failed, Outcomes, Unaskable, Unreadable
@@ -89,7 +90,7 @@ def run_shard(
         asyncio.run(_Run(shard, log, servers, len(left), progress).ask_about(left, bool(content.done)))
         if left:
             content = log.read()
-        log.compact_dead_letters(content)
+        log.compact(content)
         tables = write_tables(shard, content.replies)
         complete = mark_unfinished(shard.folder, shard.settings)
     endpoint = servers.endpoint
@@ -173,11 +174,14 @@ class _Run:
     def __init__(self, shard: SynthesisShard, log: Log, servers: Servers, total: int, progress: Progress):
         self._shard, self._log, self._servers, self._progress = shard, log, servers, progress
         self._total, self._settled, self._dead = total, 0, 0
-        self._verdicts: dict[int, list[Row]] = {}
-        """Verdicts on the first pieces of documents whose other pieces are still to be asked about."""
+        self._verdicts: dict[tuple[int, str], list[Row]] = {}
+        """By number and text hash, verdicts on the first pieces of documents whose other pieces are still to be asked about."""
+        self._new_pieces: deque[Row] = deque()
+        """Verdicts on pieces that are not on the disk yet."""
 
     async def ask_about(self, left: set[int], proven: bool) -> None:
         servers = self._servers
+        self._verdicts = self._log.read_pieces(left)
         blame = DocumentBlame(max(PATIENCE, servers.concurrency), proven)
         asking: Asking[Document, Row] = Asking(
             self._ask, blame, self._write, servers.concurrency, servers.endpoint.stop, PAUSE_S
@@ -199,11 +203,15 @@ class _Run:
             return reply | ({"style": style} if style else {}) | ({"source_cut": True} if len(cut) > 1 else {})
         # The classifier is cheap and goes first: when it fails, no reply that was paid for is lost.
         classified = max(await classifier.scores(cut)) if classifier else None
-        verdicts = self._verdicts.setdefault(document.number, [])
-        for place in range(len(verdicts), len(cut)):
-            if not verdicts or verdicts[-1]["score"] < HIGHEST:  # nothing is higher: the rest need not be asked
-                verdicts.append(await self._ask_piece(document, cut[place], place))
-        highest = max(self._verdicts.pop(document.number), key=lambda verdict: verdict["score"])
+        key = document.number, text_hash(document)
+        verdicts = self._verdicts.setdefault(key, [])
+        while len(verdicts) < len(cut) and not _is_settled(verdicts):
+            place = len(verdicts)
+            verdicts.append(await self._ask_piece(document, cut[place], place))
+            if len(verdicts) < len(cut) and not _is_settled(verdicts):
+                piece = {"number": document.number, "text_hash": key[1], "piece": place, "verdict": dict(verdicts[-1])}
+                self._new_pieces.append(piece)
+        highest = max(self._verdicts.pop(key), key=lambda verdict: verdict["score"])
         if classified is not None:
             highest |= {"model_score": highest["score"], "classifier_score": classified}
             highest["score"] = max(highest["score"], classified)
@@ -222,7 +230,8 @@ class _Run:
     def _write(self, outcomes: Outcomes[Document, Row]) -> None:
         replies = [self._row(each.question, each.answer) for each in outcomes if isinstance(each, Answered)]
         dead = [self._row(each.question, self._reason(each)) for each in outcomes if isinstance(each, Failed)]
-        self._log.append(replies, dead)
+        pieces = [self._new_pieces.popleft() for _ in range(len(self._new_pieces))]
+        self._log.append(replies, dead, pieces)
         self._settled, self._dead = self._settled + len(outcomes), self._dead + len(dead)
         endpoint = self._servers.endpoint
         tokens = endpoint.tokens_in + endpoint.tokens_out
@@ -243,3 +252,8 @@ class _Run:
         reply = failure.error.reply if isinstance(failure.error, Unreadable) else None
         shown = None if reply is None else self._servers.endpoint.without_key(reply)
         return {"reason": str(failure.error), "reply": shown}
+
+
+def _is_settled(verdicts: list[Row]) -> bool:
+    """Whether nothing higher can come, so that further pieces need not be asked about."""
+    return bool(verdicts) and verdicts[-1]["score"] == HIGHEST

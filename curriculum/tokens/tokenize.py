@@ -12,6 +12,7 @@ never made again.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from array import array
 from collections import Counter
@@ -81,14 +82,11 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
         )
     chosen, total = _chosen_documents(work, shard, documents)
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    spool = prefix.with_name(f".{shard}.spool")
-    with disk_full_explained(spool):
-        try:
-            with open(spool, "w+b") as file:
-                lengths, counts = _spool(work, tokenizer, chosen, total, file, progress)
-                contents = _write_shuffled(work, prefix, tokenizer, file, lengths)
-        finally:
-            spool.unlink(missing_ok=True)
+    prefix.with_name(f".{shard}.spool").unlink(missing_ok=True)  # earlier versions left one after a kill
+    # A file without a name: however this process ends, the system removes it.
+    with disk_full_explained(prefix), tempfile.TemporaryFile(dir=prefix.parent) as file:
+        lengths, counts = _spool(work, tokenizer, chosen, total, file, progress)
+        contents = _write_shuffled(work, prefix, tokenizer, file, lengths)
     write_json(manifest_path(prefix), {**inputs, **contents, **counts})
 
 

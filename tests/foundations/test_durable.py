@@ -1,13 +1,23 @@
 """Files that must survive a kill or a full disk."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from curricula.durable import append_jsonl, exclusive_lock, open_atomically, read_json, read_jsonl, write_json
+from curricula.durable import (
+    append_jsonl,
+    exclusive_lock,
+    make_folder,
+    open_atomically,
+    read_json,
+    read_jsonl,
+    write_json,
+)
 from curricula.errors import UserError
 
 
@@ -71,3 +81,44 @@ def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):
     holder.wait()
     with exclusive_lock(tmp_path / "lock"):
         pass
+
+
+@pytest.fixture
+def usual_umask():
+    old = os.umask(0o022)
+    yield
+    os.umask(old)
+
+
+def permissions(path: Path) -> str:
+    return f"{path.stat().st_mode & 0o777:o}"
+
+
+def test_what_is_made_is_for_the_owner_alone_and_what_was_there_keeps_its_permissions(tmp_path, usual_umask):
+    tmp_path.chmod(0o755)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/rows.jsonl").touch()
+    for folder in (tmp_path / "there", tmp_path / "a/b/c"):
+        append_jsonl(folder / "rows.jsonl", [{"n": 1}])
+        write_json(folder / "value.json", 1)
+        with exclusive_lock(folder / "lock"):
+            pass
+    assert {permissions(path) for path in (tmp_path / "a").rglob("*") if path.is_file()} == {"600"}
+    assert {permissions(tmp_path / name) for name in ("a", "a/b", "a/b/c")} == {"700"}
+    assert (permissions(tmp_path), permissions(tmp_path / "there")) == ("755", "755")
+    assert permissions(tmp_path / "there/rows.jsonl") == "644"
+    assert permissions(tmp_path / "there/value.json") == "600"
+
+
+def test_a_shared_folder_and_its_lock_have_the_permissions_of_the_umask(tmp_path, usual_umask):
+    with exclusive_lock(tmp_path / "shared/data/lock", shared=True):
+        pass
+    found = [permissions(tmp_path / name) for name in ("shared", "shared/data", "shared/data/lock")]
+    assert found == ["755", "755", "644"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file/below", Path("/proc/nowhere/below")):
+        with pytest.raises(OSError):
+            make_folder(path)

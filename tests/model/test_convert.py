@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_batches import SMALL, RandomBatches, train_job
+from safetensors.torch import load_file, save_file
 
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, train_tokenizer
 from curricula.durable import read_jsonl
@@ -88,8 +90,6 @@ def test_the_loss_counts_masked_tokens_as_plain_cross_entropy_does(tmp_path, tok
 
 
 def test_weights_trained_in_bfloat16_are_exported_as_they_are(tmp_path, tokenizer):
-    from safetensors.torch import load_file
-
     with started() as parallel:
         network = build_network(SMALL, parallel)
         initialize(network, SMALL, seed=0)
@@ -188,6 +188,12 @@ def change(path: Path, **entries) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
+def spoil(hf: Path, value: float) -> None:
+    weights = load_file(hf / "model.safetensors")
+    weights["model.norm.weight"][3] = value
+    save_file(weights, hf / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -208,6 +214,24 @@ def change(path: Path, **entries) -> None:
             lambda hf: change(hf / "config.json", intermediate_size=63),
             r"gate_proj.weight has the shape \(64, 32\), where",
         ),
+        (lambda hf: change(hf / "config.json", num_hidden_layers=10**12), r"lacks the tensor model.layers.2.input"),
+        (
+            lambda hf: change(hf / "config.json", num_hidden_layers=1),
+            r"tensor model.layers.1.*config.json has 1 layers",
+        ),
+        (lambda hf: change(hf / "config.json", num_hidden_layers=2.5), r"cannot be used .num_hidden_layers is 2.5"),
+        (
+            lambda hf: change(hf / "config.json", rope_theta=0),
+            r"cannot be used .rope_base is 0.0: Expected `float` > 0",
+        ),
+        (lambda hf: change(hf / "config.json", rope_theta=-1.0), r"cannot be used .rope_base is -1.0"),
+        (lambda hf: change(hf / "config.json", rope_theta=math.nan), r"cannot be used .rope_base is nan"),
+        (lambda hf: change(hf / "config.json", rope_theta=math.inf), r"cannot be used .rope_base is inf"),
+        (lambda hf: change(hf / "config.json", rope_theta=10**400), r"config.json cannot be used"),
+        (lambda hf: change(hf / "config.json", rms_norm_eps=math.nan), r"cannot be used .rms_norm_eps is nan"),
+        (lambda hf: (hf / "config.json").write_text("[" * 100_000), r"config.json: cannot be read"),
+        (lambda hf: spoil(hf, math.nan), r"tensor model.norm.weight holds NaN or infinity"),
+        (lambda hf: spoil(hf, -math.inf), r"tensor model.norm.weight holds NaN or infinity"),
         (
             lambda hf: change(hf / "config.json", attention_bias=True),
             r"not a plain Llama model .attention_bias is True",

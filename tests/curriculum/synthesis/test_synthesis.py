@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_endpoint import PASSING, FakeEndpoint
+from permissions import open_to_others
 from synthesizing import KEY, command, files_of, numbered, rows_of, summary, synthesize, write_documents
 
 from curricula.curriculum.sources.documents import Documents
@@ -183,6 +184,44 @@ def test_when_a_later_piece_gets_no_reply_the_earlier_ones_are_not_asked_about_a
     args = ("score", source, tmp_path / "out", fake.url, "--retries", 0, "--piece-characters", 150)
     assert summary(capsys, *args)["done"] == 2
     assert fake.requests["doc-0"] == 3 and fake.good["doc-0"] == 2
+
+
+def test_a_kill_between_the_pieces_of_a_document_asks_about_none_again(tmp_path, capsys):
+    page = " ".join(f"word-{number}" for number in range(60))
+    texts = [f"This is doc-{number}. " + " ".join(f"doc-{number} {page}" for _ in range(8)) for number in range(3)]
+    source = write_documents(tmp_path / "web.jsonl", texts)
+    more = ["--piece-characters", 500, "--concurrency", 3]
+    with FakeEndpoint(scores={"word": 1}) as fake:
+        whole = summary(capsys, "score", source, tmp_path / "whole", fake.url, *more)
+        fewest = whole["requests"]
+        assert fewest > 20 and not list((tmp_path / "whole").glob("log/*/*.pieces.jsonl"))
+    pieces = tmp_path / "out/log/score/part-00000-of-00001.pieces.jsonl"
+    with FakeEndpoint(scores={"word": 1}, delay_s=0.3) as fake:
+        args = command("score", source, tmp_path / "out", fake.url, *more)
+        in_vain = 0
+        for _ in range(2):
+            before = len(read_jsonl(pieces))
+            run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            deadline = time.monotonic() + 30
+            while len(read_jsonl(pieces)) == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            run.kill()
+            run.communicate()
+            in_vain += 3 * 3  # for each document under way: what half a second and one request may hold
+        fake.delay_s = 0.0
+        assert subprocess.run([*COMMAND, *args], capture_output=True).returncode == 0
+        assert fewest <= sum(fake.requests.values()) <= fewest + in_vain
+    rows = rows_of(tmp_path / "out", "score_1/*.jsonl")
+    assert rows == rows_of(tmp_path / "whole", "score_1/*.jsonl") and len(rows) == 3
+    assert not pieces.exists()
+
+
+def test_what_is_written_is_for_the_owner_alone(tmp_path, fake):
+    fake.schedule["doc-1"] = ["too_long"]
+    source = write_documents(tmp_path / "web.jsonl", numbered(3))
+    synthesize("score", source, tmp_path / "new/out", fake.url)
+    assert open_to_others(tmp_path / "new") == []
 
 
 def test_a_server_that_cannot_be_reached_is_named(tmp_path, capsys):

@@ -2,6 +2,9 @@
 
 import json
 import re
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from dataclasses import replace
 
@@ -15,6 +18,7 @@ from shard_folders import tokenize_source
 
 from curricula.curriculum.config import Source
 from curricula.curriculum.sources.documents import Documents
+from curricula.curriculum.tokens import tokenize
 from curricula.curriculum.tokens.shards import Shard, read_manifest, source_shards
 from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
@@ -128,6 +132,15 @@ def test_a_finished_shard_is_kept_and_an_unfinished_one_is_made_again(root, tmp_
     assert first.stat().st_mtime_ns == before
     assert second.read_bytes() == content
     assert sorted(path.suffix for path in (tmp_path / "web").iterdir()) == [".bin"] * 4 + [".idx"] * 4 + [".json"] * 4
+
+
+@pytest.mark.parametrize("shard", ["validation", "00001"])
+def test_a_kill_while_documents_are_tokenised_leaves_nothing(root, tmp_path, monkeypatch, shard):
+    monkeypatch.setattr(tokenize, "_write_shuffled", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    child = multiprocessing.get_context("fork").Process(target=tokenize_shard, args=(web(root, tmp_path), shard))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and list((tmp_path / "web").iterdir()) == []
 
 
 def test_a_source_with_a_shard_missing_is_not_read(root, tmp_path):

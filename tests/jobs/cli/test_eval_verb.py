@@ -6,6 +6,7 @@ import json
 
 import pytest
 from judge_server import JudgeServer
+from permissions import open_to_others
 from tiny_llama import save_tiny_llama
 
 from curricula.jobs.cli.main import main
@@ -69,6 +70,7 @@ def test_a_table_with_intervals_the_judge_and_its_version(root, tmp_path, capsys
         "overrefusal-safebeam/alpaca",
         "judge",
     ]  # and no library's bars or warnings between them
+    assert open_to_others(tmp_path / "out") == []
 
 
 def test_the_same_command_generates_and_asks_nothing_again(root, tmp_path, capsys, monkeypatch):
