@@ -53,7 +53,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One answer of the model to one prompt."""
 
     key: str
-    """Hash of prompt id and text, model, precision, decoder, seed and sample."""
+    """Hash of prompt id and text, model, precision, decoder and its settings, seed and sample."""
     task: str
     """Name in eval/tasks.py."""
     model: str

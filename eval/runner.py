@@ -22,7 +22,7 @@ from curricula.eval.attacks.gcg import attacked_prompts
 from curricula.eval.benchmarks import Prompt, load_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
-from curricula.eval.decoding.registry import NEUTRAL, Decoder
+from curricula.eval.decoding.registry import EXACT, NEUTRAL, Decoder
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.probes import probe_rows
 from curricula.eval.rows import (
@@ -149,8 +149,9 @@ class Generation:
 
     def keys(self, prompts: Sequence[Prompt]) -> list[str]:
         settings = msgspec.to_builtins(self.settings)
-        for field in NEUTRAL:
-            settings.pop(field, None)
+        if self.loaded.precision in EXACT:
+            for field in NEUTRAL:
+                settings.pop(field, None)
         return [
             row_key(
                 task=self.task,

@@ -72,7 +72,9 @@ class Run:
                 )
             return run
         with _making(root):
-            write_json(root / "run.json", {**current_provenance(), "data_folder": str(data_folder) if data_folder else None})
+            write_json(
+                root / "run.json", {**current_provenance(), "data_folder": str(data_folder) if data_folder else None}
+            )
             write_text(root / "study.yaml", study_yaml(study))
         return run
 

@@ -19,7 +19,10 @@ Draws = Sequence[tuple[object, ...]]
 """For each prompt the words that seed its random draws."""
 
 NEUTRAL = ("batch_prompts", "rows", "samples")
-"""Settings that leave an answer the same: what is decoded together, and how many samples there are."""
+"""Settings of what is decoded together. They leave an answer the same in EXACT precisions, and can change it in others."""
+
+EXACT = ("float32", "float64")
+"""Precisions in which an answer does not depend on what is decoded beside it."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,19 @@ from curricula.settings import NonNegative, NonNegativeNumber, Positive, Positiv
 
 JudgeName = Literal["refusal-phrases", "world", "harmbench", "llm"]
 JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
+CAVEATS = {
+    "refusal-phrases": (
+        "Refusal phrases are a baseline: on HarmBench's labelled answers a test of this kind (AdvBench's phrases) has "
+        "sensitivity .79 and specificity .59 and reads attack success 13 points high; this list has not been measured there."
+    )
+}
+"""What must be said beside every number of a judge, by its name."""
 HARMBENCH = "cais/HarmBench-Llama-2-13b-cls"
+
+
+def caveats(judges: str) -> str:
+    """What must be said beside numbers of `judges`, names with versions; "" for judges that need no word."""
+    return " ".join(words for name, words in CAVEATS.items() if name in judges)
 
 
 class JudgeConfig(Settings, frozen=True):

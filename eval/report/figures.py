@@ -126,7 +126,7 @@ class AttackFigure(Figure):
     def caption(self, metrics: StudyMetrics) -> str:
         shown = metrics.attacks_by(self.stage, *self.decoders)
         sentences = [
-            "Top-k band: standard deviation over sampling seeds, as in the paper.",
+            "Top-k band: standard deviation over sampling seeds, not training seeds, as in the paper.",
             "Whiskers in both panels: 95% interval over prompts.",
         ]
         if any(entry.benchmark == ALL for entry in shown):

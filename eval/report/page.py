@@ -30,6 +30,7 @@ from curricula.eval.analysis.claim_tests import ClaimTest, run_claim_tests
 from curricula.eval.analysis.differences import ArmDifference, arm_differences
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
+from curricula.eval.judges.settings import caveats
 from curricula.eval.report.figures import FIGURES, draw_figures
 from curricula.eval.report.wording import (
     CATEGORIES,
@@ -39,6 +40,7 @@ from curricula.eval.report.wording import (
     arm_label,
     facts,
     flattened,
+    judge_names,
     number,
     p_value,
     percent,
@@ -98,6 +100,7 @@ def write_report(
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
+        caveats=caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
         samples=list(samples(rows)),
         stages=STAGES,
         decoders=DECODERS,

@@ -12,6 +12,7 @@ from typing import Any
 from curricula.eval.analysis.claims import AUC
 from curricula.eval.analysis.metrics import AttackMetrics, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
+from curricula.eval.judges.settings import caveats
 from curricula.eval.rows import JudgedRow
 from curricula.eval.tasks import decoder_titles
 from curricula.randomness import key_seed
@@ -59,7 +60,8 @@ def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> st
     """How many prompts and which judge are behind a figure: "120 prompts per model. Judge: world 1a2b."."""
     prompts = sorted({metrics.prompts for metrics in shown})
     count = f"{prompts[0]:,}" if len(prompts) == 1 else f"{prompts[0]:,} to {prompts[-1]:,}"
-    return f"{count} prompts per model. Judge: {judge_names(shown)}."
+    judges = judge_names(shown)
+    return f"{count} prompts per model. Judge: {judges}. {caveats(judges)}".rstrip()
 
 
 def judge_names(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:

@@ -33,7 +33,7 @@ from curricula.eval.benchmarks import BENCHMARKS, Use, difference, find
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.judges.question import Estimate
-from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
+from curricula.eval.judges.settings import JUDGES, JudgeConfig, caveats, judge_config
 from curricula.eval.rows import Precision
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
 from curricula.jobs.cli.options import add_json_flag, add_verb
@@ -485,11 +485,8 @@ def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> Non
         console.print(_attacks(metrics["attacks"]))
     if metrics["overrefusal"]:
         console.print(_overrefusals(metrics["overrefusal"]))
-    if any(entry.judges.startswith("refusal-phrases") for entry in metrics["attacks"]):
-        console.print(
-            "Refusal phrases overstate attack success: on HarmBench's labelled answers such a test reads 13 points high.",
-            style="dim",
-        )
+    if words := caveats(" ".join(entry.judges for found in metrics.values() for entry in found)):
+        console.print(words, style="dim", soft_wrap=True)
 
 
 def _attacks(metrics: Sequence[Any]) -> Table:

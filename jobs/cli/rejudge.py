@@ -14,7 +14,7 @@ from rich.text import Text
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
-from curricula.eval.judges.settings import JudgeConfig
+from curricula.eval.judges.settings import JudgeConfig, caveats
 from curricula.jobs.cli.eval import (
     Bars,
     add_judge_options,
@@ -133,6 +133,8 @@ def _print(found: list, console: Console) -> None:
             agreed.add_row(Text(one.where), f"{agreement.answers:,}", percent(agreement.share), kappa, span)
     if agreed.row_count:
         console.print(agreed)
+    if words := caveats(" ".join(letters.keys())):
+        console.print(words, style="dim", soft_wrap=True)
     for source in sorted({one.accuracy.source for one in found if one.accuracy}):
         console.print(
             f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.",

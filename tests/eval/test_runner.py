@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,12 +16,15 @@ from paths import ROOT
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UsageError, UserError
+from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import EvalConfig, Gcg, Probes
+from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.decoding.settings import SafeBeam, TopK
 from curricula.eval.judging.merge import Merge, is_merged
 from curricula.eval.judging.verdicts import read_judged
+from curricula.eval.models import load_model
 from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
-from curricula.eval.runner import run_element
+from curricula.eval.runner import Generation, run_element
 from curricula.eval.tasks import TASKS, EvalTask, find_task
 
 CONFIG = EvalConfig(
@@ -177,7 +181,7 @@ CHILD = """
 import sys, msgspec
 from pathlib import Path
 from curricula.eval import TASKS, EvalConfig, EvalTask
-from curricula.eval.runner import run_element
+from curricula.eval.runner import Generation, run_element
 task, benchmark, limit, model_dir, data, out, config = sys.argv[1:]
 def slow(done, total, **figures):
     import time; time.sleep(0.15)
@@ -263,3 +267,25 @@ def test_tasks_depend_on_the_kind_of_model():
     assert TASKS["gcg"] in EvalConfig().tasks_of("instruct")
     assert TASKS["gcg"] not in EvalConfig(gcg=None).tasks_of("instruct")
     assert EvalConfig().tasks_of("benign")[-1].name == "overrefusal-safebeam"
+
+
+@pytest.mark.parametrize(("precision", "same"), [("float32", True), ("float64", True), ("bfloat16", False)])
+def test_what_is_decoded_together_is_part_of_a_key_where_it_changes_answers(model_dir, precision, same):
+    loaded = load_model(model_dir, "instruct", "cpu", precision)
+    prompts = [Prompt(id="1", benchmark="tdc", text="Explain the sea", behavior="Explain the sea")]
+
+    def keys(**changes):
+        return Generation(
+            loaded, "attacks-topk", "topk", DECODERS["topk"], TopK(samples=1, **changes), prompts, 0
+        ).keys(prompts)
+
+    assert (keys(rows=4) == keys(rows=80)) == same
+    assert (keys(batch_prompts=1) == keys(batch_prompts=32)) == same
+    assert keys(k=5) != keys(k=10)
+
+
+def test_answers_in_float32_keep_the_keys_that_they_have_always_had(model_dir):
+    loaded = dataclasses.replace(load_model(model_dir, "instruct", "cpu"), content_hash="m")
+    prompts = [Prompt(id="1", benchmark="tdc", text="Explain the sea", behavior="Explain the sea")]
+    generation = Generation(loaded, "attacks-topk", "topk", DECODERS["topk"], TopK(samples=1), prompts, 0)
+    assert generation.keys(prompts) == ["4a8518820212e5060e86ed9ded2d3f94"]

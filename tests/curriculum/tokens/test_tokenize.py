@@ -1,9 +1,9 @@
 """From documents to tokens on disk: the same for any number of shards, and readable by Megatron itself."""
 
 import json
-import re
 import multiprocessing
 import os
+import re
 import signal
 from collections import Counter
 from dataclasses import replace

@@ -93,6 +93,12 @@ def built(tmp_path_factory) -> tuple[Path, str]:
     return run, write_report(run, ARMS, STUDY, run / "report").read_text()
 
 
+def test_a_spread_over_sampling_seeds_is_not_taken_for_one_over_training_seeds(built):
+    text = Page(built[1]).text
+    assert "std over sampling seeds" in text and "not over training seeds" in text
+    assert "std over seeds" not in text
+
+
 def test_the_page_is_well_formed_and_self_contained(built):
     page = Page(built[1])
     assert built[1].startswith("<!DOCTYPE html>")
