@@ -145,6 +145,8 @@ def test_no_element_outlives_a_launcher_that_was_killed(tmp_path):
     study, run = small_study(tmp_path), tmp_path / "run"
     raw = yaml.safe_load(study.read_text())
     raw["pretraining"]["budget_tokens"] *= 100  # the element would go on for minutes
+    for source in raw["sources"].values():
+        source["max_epochs"] = 1000
     study.write_text(yaml.safe_dump(raw))
     process = submit(study, run)
     wait_for(lambda: len(read_jsonl(run / "pretrain/trunk/metrics.jsonl")) >= 2, "training to begin")

@@ -78,10 +78,10 @@ def kill_a_rank(lab, run: Path, task: str) -> None:
     os.kill(ranks_of(run)[-1], signal.SIGKILL)
 
 
-DISTURBANCES = [preempt, ask_to_save, lose_a_node, kill_a_rank]
+DISTURBANCES = [preempt, ask_to_save, lose_a_node, kill_a_rank, requeue]
 
 
-@pytest.mark.parametrize("disturbances", [DISTURBANCES, pytest.param([requeue, *DISTURBANCES], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("disturbances", [[preempt, lose_a_node], pytest.param(DISTURBANCES, marks=pytest.mark.slow)])
 def test_a_disturbed_run_ends_like_an_undisturbed_one(lab, place, disturbances):
     undisturbed, run = (begin(lab, place, f"{name}-by-{len(disturbances)}") for name in ("undisturbed", "disturbed"))
     job = studies.TRUNK.replace("12", str(STEPS // 2))

@@ -228,7 +228,7 @@ HOSTILE = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(folder=HOSTILE, variable=HOSTILE)
 def test_no_name_breaks_or_is_executed(lab, place, folder, variable):
     """Real sbatch, real bash: what runs is the element, with the words exactly as they were named, or nothing at all."""

@@ -91,6 +91,7 @@ def test_the_papers_shape_of_four_nodes_of_eight(lab, tmp_path):
     assert len(list((run / "slurm").glob(f"{studies.task_of(run, 'pretrain-trunk-4', 'trunk')}_*_log.out"))) == 32
 
 
+@pytest.mark.slow
 def test_plain_scripts_do_the_same_as_submit(lab, tmp_path):
     """Both ways to Slurm, and equal losses."""
     study, profile = studies.write_study(tmp_path, steps=8), studies.write_profile(tmp_path)
