@@ -28,13 +28,14 @@ pytestmark = [
 ]
 
 
-def test_real_weights_go_from_import_to_judged_answers_with_a_switch_on_the_way(tmp_path):
+def shrunk(folder: Path, start: float = 0.5, steps: int = 4) -> Path:
+    """The study cut down to a few steps of pretraining, which switch at `start` of the budget, and a few prompts."""
     raw = yaml.safe_load(STUDY.read_text())
     raw["sources"] = {name: {**source, "documents": 300} for name, source in raw["sources"].items()}
     raw["validation_documents"] = 4
-    raw["curriculum"]["starts"] = [0.5]
+    raw["curriculum"]["starts"] = [start]
     raw["model"]["sequence_length"] = 64
-    raw["pretraining"].update(budget_tokens=4 * 2 * 64, global_batch=2, micro_batch=2, save_interval_steps=100)
+    raw["pretraining"].update(budget_tokens=steps * 2 * 64, global_batch=2, micro_batch=2, save_interval_steps=100)
     for stage in ("instruct", "benign"):
         raw["tuning"][stage].update(conversations=4, global_batch=4, micro_batch=4)
     raw["evaluation"].update(
@@ -43,21 +44,43 @@ def test_real_weights_go_from_import_to_judged_answers_with_a_switch_on_the_way(
         safebeam={"beams": 2, "candidates": 4, "max_new_tokens": 4},
         tasks={"base": [], "instruct": ["attacks-topk"], "benign": ["attacks-safebeam"]},
     )
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw))
-    run = tmp_path / "run"
-    words = [sys.executable, "-m", "curricula.jobs.cli.main", "submit", str(tmp_path / "study.yaml"), "--run", str(run)]
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def submit(study: Path, *options: str) -> Path:
+    """The run folder of the study, done on this machine."""
+    run = study.parent / "run"
+    args = [sys.executable, "-m", "curricula.jobs.cli.main", "submit", str(study), "--run", str(run), *options]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=1500, env={**os.environ, "OMP_NUM_THREADS": "2"}
+        args, capture_output=True, text=True, timeout=1500, env={**os.environ, "OMP_NUM_THREADS": "2"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return run
 
-    trunk = [row for row in read_jsonl(run / "pretrain/trunk/metrics.jsonl") if "loss" in row]
-    branch = [row for row in read_jsonl(run / "pretrain/data-50/metrics.jsonl") if "loss" in row]
-    assert [row["step"] for row in trunk] == [1, 2] and [row["step"] for row in branch] == [3, 4]
-    assert {row["phase"] for row in trunk} == {0} and {row["phase"] for row in branch} == {1}
-    assert trunk[0]["loss"] < 4.0  # the imported weights know English; fresh ones would begin at ln(49152) = 10.8
+
+def losses(run: Path, segment: str) -> list[dict]:
+    return [row for row in read_jsonl(run / f"pretrain/{segment}/metrics.jsonl") if "loss" in row]
+
+
+def check_imported(run: Path) -> None:
+    assert losses(run, "trunk")[0]["loss"] < 4.0  # fresh weights would begin at ln(49152) = 10.8
     model = read_info(latest_checkpoint(run / "pretrain/trunk/checkpoints")).model
     assert (model.heads, model.kv_heads, model.parameters()) == (9, 3, 134_515_008)
+
+
+def test_real_weights_know_english_when_their_pretraining_goes_on(tmp_path):
+    check_imported(submit(shrunk(tmp_path, start=1, steps=1), "--stage", "fetch,prepare,tokenize,pretrain"))
+
+
+@pytest.mark.slow
+def test_real_weights_go_from_import_to_judged_answers_with_a_switch_on_the_way(tmp_path):
+    run = submit(shrunk(tmp_path))
+    check_imported(run)
+    trunk, branch = losses(run, "trunk"), losses(run, "data-50")
+    assert [row["step"] for row in trunk] == [1, 2] and [row["step"] for row in branch] == [3, 4]
+    assert {row["phase"] for row in trunk} == {0} and {row["phase"] for row in branch} == {1}
     for kind, task in (("instruct", "attacks-topk"), ("benign", "attacks-safebeam")):
         rows = read_judged(run / "eval/data-50" / kind / f"{task}.jsonl")
         assert {row.benchmark for row in rows} == {"advbench", "jailbreakbench"}
