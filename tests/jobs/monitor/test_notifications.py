@@ -119,7 +119,9 @@ def told(tmp_path):
 
 def test_the_notify_command_gets_a_line_and_an_environment_without_secrets_and_no_shell(told, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hunter2")
-    monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
+    for name in ("OPENAI_API_KEY", "GH_PAT", "DATABASE_URL"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2@proxy")
     notify(told[1], "failed", tmp_path / "run", "pretrain-0/full-0", "loss nan\nat \x1b[31mstep 3; $(id)")
     line, environment, words = json.loads(told[0].read_text())
     assert line == "run: pretrain-0/full-0 failed: loss nan at \ufffd[31mstep 3; $(id)\n"
