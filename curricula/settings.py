@@ -23,6 +23,7 @@ import yaml
 
 from curricula.core_yaml import MOST_CHARACTERS, load_yaml
 from curricula.errors import UsageError
+from curricula.secrets import SECRET, without_userinfo
 
 SHOWN_CHARACTERS = 60
 """Of a value, in an error message."""
@@ -122,7 +123,9 @@ class _Explainer:
 
     def _shown(self, keys: list[str]) -> str:
         """The value at `keys`, shortened to fit into a message."""
-        text = repr(_value(keys, self.raw))
+        if any(key.isupper() and SECRET.search(key) for key in keys):  # a variable within `environment`
+            return "hidden"
+        text = without_userinfo(repr(_value(keys, self.raw)))
         return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
 
     def _keys(self, path: str, message: str) -> list[str]:

@@ -1,8 +1,24 @@
-"""How text, times and counts look on a terminal."""
+"""How text, times and counts look on a terminal, and what never reaches one."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from curricula.secrets import without_userinfo
+
+LONGEST = 500
+"""Characters of a failure's text in a line of its own."""
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\x1b(?!\\[[0-9;?]*[A-Za-z])"
+)
+"""What this package never sends to a terminal: controls, marks that reverse the order of letters, and escape sequences other
+than those for colours and the cursor, which `rich` sends."""
 
 
 def printable(text: str) -> str:
@@ -10,9 +26,40 @@ def printable(text: str) -> str:
     return "".join(char if char in "\n\t" or char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def one_line(text: str) -> str:
-    """`text` on one line, with its control characters replaced."""
-    return printable(" ".join(text.split()))
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """`text` on one line and cut, with its control characters and the passwords of URLs replaced."""
+    line = printable(without_userinfo(" ".join(text.split())))
+    return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def json_text(value: Any) -> str:
+    """`value` as JSON in ASCII, with DEL escaped too: a terminal obeys no character of it."""
+    return json.dumps(value, indent=1).replace("\x7f", "\\u007f")
+
+
+class _Guarded:
+    """A text stream that replaces what a terminal would obey and the passwords of URLs."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(_OBEYED.sub("\N{REPLACEMENT CHARACTER}", without_userinfo(text)))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def guarded_output() -> Iterator[None]:
+    """Guard standard output and standard error, whoever writes: texts of servers, models and datasets may hold anything."""
+    with contextlib.redirect_stdout(_Guarded(sys.stdout)), contextlib.redirect_stderr(_Guarded(sys.stderr)):
+        yield
 
 
 def clock(seconds: float) -> str:

@@ -26,6 +26,8 @@ class Tokenizer(Settings, frozen=True):
     """A Hugging Face tokenizer on disk."""
     hub: str | None = None
     """A Hugging Face tokenizer by name."""
+    revision: str | None = None
+    """The commit of `hub`. Without one the newest is read, which the plan warns of and `data/tokenizer/source.json` records."""
     gguf: str | None = None
     """A GGUF file that holds the tokenizer, or the installed package that holds the file."""
     reserve: str = "<empty_output>"
@@ -34,6 +36,8 @@ class Tokenizer(Settings, frozen=True):
     def check(self) -> None:
         if sum(value is not None for value in (self.train, self.folder, self.hub, self.gguf)) != 1:
             raise ValueError("name exactly one of train, folder, hub and gguf")
+        if self.revision is not None and self.hub is None:
+            raise ValueError(f"revision is {self.revision!r}, which only a tokenizer of `hub` has; leave it out")
 
 
 class Source(Settings, frozen=True):

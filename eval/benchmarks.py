@@ -9,6 +9,7 @@ unless the caller accepts it; a fictional world's sets differ by design. Knows n
 from __future__ import annotations
 
 import hashlib
+import logging
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from curricula.curriculum.sources.tables import Table, table_exists
 from curricula.errors import UsageError, UserError
 from curricula.eval.duplicates import cluster_of, is_left_out
 from curricula.randomness import key_seed
+
+log = logging.getLogger(__name__)
 
 LONGEST_PROMPT = 200_000
 """Characters; HarmBench's longest prompt has 4,000."""
@@ -66,7 +69,7 @@ class Benchmark:
     hub_configs: tuple[str | None, ...] = (None,)
     hub_split: str = "train"
     hub_revision: str | None = None
-    """None if the publisher has no revision to pin; the newest is read."""
+    """None where no commit is known; the newest is then read, and the log says which. `texts` pins the content all the same."""
     texts: str = ""
     """The `texts_hash` of the published set; "" where only its size is known."""
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
@@ -344,13 +347,28 @@ def text_of(value: Any, name: str, where: str) -> str:
     return text
 
 
+def newest_commit(name: str, hub: str) -> str | None:
+    """The commit that is read where none is pinned, for the log too; None where the hub does not say, as offline."""
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().dataset_info(hub, timeout=30).sha
+    except Exception:  # offline, the client raises its transport's own errors
+        commit = None
+    log.warning(
+        "benchmark %s: no commit of %s is pinned; reading %s", name, hub, commit or "what is in the hub's cache"
+    )
+    return commit
+
+
 def hub_rows(name: str, entry: Benchmark) -> list[dict[str, Any]]:
     import datasets
 
     rows: list[dict[str, Any]] = []
+    revision = entry.hub_revision or newest_commit(name, str(entry.hub))
     for config in entry.hub_configs:
         try:
-            part = datasets.load_dataset(entry.hub, config, split=entry.hub_split, revision=entry.hub_revision)
+            part = datasets.load_dataset(entry.hub, config, split=entry.hub_split, revision=revision)
         except (OSError, ValueError, ConnectionError) as error:
             raise UserError(
                 f"benchmark {name}: {entry.hub} cannot be read from the Hugging Face hub ({type(error).__name__}: "

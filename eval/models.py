@@ -24,14 +24,17 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START
+from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START, PlainText
 from curricula.curriculum.tokens.tokenizer import STOPS, TAG, import_gguf_tokenizer
 from curricula.errors import UsageError, UserError
+from curricula.eval.chat_template import check_template, render
 from curricula.eval.contents import content_hash, weight_files
 from curricula.eval.packed import pack_linears
 from curricula.eval.rows import ModelKind, Precision
 from curricula.packages import packaged_gguf
 
+MARK = "\u2063TEXT\u2063"
+"""Stands for a text where a chat template is cut around it."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -109,8 +112,35 @@ class LoadedModel:
         return (start,) if start is not None and whole[:1] == [start] and bare[:1] != [start] else ()
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a prompt: `text` itself for a base model, the rendered chat turn for a tuned one."""
-        return [*self.beginning, *self.encode(text)] if self.kind == "base" else self.encode(self.chat(text))
+        """Token ids of a prompt: `text` itself for a base model, the rendered chat turn for a tuned one.
+
+        Special entries come from the tokenizer and the template alone: those that `text` quotes are read as text.
+        """
+        if self.kind == "base":
+            return [*self.beginning, *self.encode_turn("", text, "")]
+        if not self.plain_text.quotes(text):
+            return self.encode(self.chat(text))
+        opening, closing = self.chat(MARK).split(MARK)
+        rendered = self.chat(text)
+        if not (rendered.startswith(opening) and rendered.endswith(closing)):
+            raise UserError(
+                f"{self.name}: its chat template does more than put marks around a text; evaluate it as 'base'"
+            )
+        return self.encode_turn(opening, rendered[len(opening) : len(rendered) - len(closing)], closing)
+
+    def encode_turn(self, opening: str, text: str, closing: str) -> list[int]:
+        """The three parts as one text, in which special entries are read within `opening` and `closing` alone."""
+        if not self.plain_text.quotes(text):
+            return self.encode(f"{opening}{text}{closing}")
+        marks = self.plain_text.special
+        start = max((mark.end() for mark in marks.finditer(opening)), default=0)
+        end = mark.start() if (mark := marks.search(closing)) else len(closing)
+        between = self.plain_text.encode(f"{opening[start:]}{text}{closing[:end]}").ids
+        return [*self.encode(opening[:start]), *between, *self.encode(closing[end:])]
+
+    @cached_property
+    def plain_text(self) -> PlainText:
+        return PlainText(self.tokenizer.backend_tokenizer)
 
     def chat(self, text: str) -> str:
         """`text` as the user's turn and the opening of the assistant's, in ChatML if the tokenizer has no template."""
@@ -120,10 +150,7 @@ class LoadedModel:
                 f"{self.name}: the tokenizer has no chat_template, which a model of kind '{self.kind}' needs, and no "
                 f"{TURN_START} for ChatML; add a chat_template to tokenizer_config.json or evaluate it as 'base'"
             )
-        turn = [{"role": "user", "content": text}]
-        return self.tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True, chat_template=template or CHAT_TEMPLATE
-        )
+        return render(self.tokenizer, template or CHAT_TEMPLATE, text, self.name)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -146,6 +173,8 @@ def load_model(
     path = locate(source)
     model, tokenizer = read_checkpoint(path, dtype)
     check_fit(source, model, tokenizer)
+    if kind != "base" and getattr(tokenizer, "chat_template", None):
+        check_template(tokenizer, tokenizer.chat_template, str(source))
     model = model.to(where).eval().requires_grad_(False)
     if where.type == "cpu":
         pack_linears(model)

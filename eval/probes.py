@@ -128,7 +128,7 @@ def last_token_states(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hidden states of last tokens, float32 [len(indices), texts, hidden], and lengths of the texts in tokens [texts]."""
     limit = min(config.max_tokens, loaded.context_length)
-    encoded = [loaded.encode(text)[:limit] or list(loaded.end_ids[:1]) for text in texts]
+    encoded = [loaded.encode_turn("", text, "")[:limit] or list(loaded.end_ids[:1]) for text in texts]
     states = np.empty((len(indices), len(texts), loaded.model.config.hidden_size), dtype=np.float32)
     by_length = sorted(range(len(texts)), key=lambda i: (len(encoded[i]), i))
     for start in range(0, len(texts), BATCH_TEXTS):

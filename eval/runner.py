@@ -11,6 +11,7 @@ Nothing is judged here: judging happens for all tasks of a model together (`eval
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +38,8 @@ from curricula.eval.rows import (
 )
 from curricula.eval.tasks import EvalTask, Task
 from curricula.progress import Progress, silent
+
+log = logging.getLogger(__name__)
 
 
 def run_element(
@@ -106,6 +109,9 @@ def generate_rows(
 ) -> list[GenerationRow]:
     """Answer `prompts` with each decoder of `task`, a batch at a time into `path`; returns all rows."""
     check_lengths(loaded, prompts)
+    quoted = [count for prompt in prompts if (count := loaded.plain_text.quotes(prompt.text))]
+    if quoted:
+        log.info("%s: %d prompts quote %d control tokens, which are read as text", task.name, len(quoted), sum(quoted))
     generations = [
         Generation(loaded, task.name, label, decoder, getattr(config, decoder.name), prompts, seed)
         for label, decoder in task.labelled_decoders()

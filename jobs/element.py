@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,8 @@ from curricula.jobs.slurm.restarts import GaveUp, check_restarts
 from curricula.jobs.stages import STAGES, Work
 from curricula.model.runtime import Interrupted
 from curricula.progress import silent
+from curricula.secrets import without_userinfo
+from curricula.terminal import guarded_output
 
 FINAL = (UserError.exit_code, UsageError.exit_code, GaveUp.exit_code)
 """Exit codes of errors that another start cannot cure. All others lead to another start, from the last checkpoint."""
@@ -113,7 +116,7 @@ def _note_failure(folder: Path, error: Exception) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return without_userinfo(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
 
 def _is_final(error: Exception) -> bool:
@@ -138,8 +141,13 @@ def main(arguments: list[str]) -> int:
         return 2
     root, job_name, label = arguments
     note(f"{job_name}/{label}, rank {_rank()} on {socket.gethostname()}, process {os.getpid()}")
+    with guarded_output():  # to the log
+        return _exit_code(Path(root), job_name, label)
+
+
+def _exit_code(root: Path, job_name: str, label: str) -> int:
     try:
-        run_element(Path(root), job_name, label)
+        run_element(root, job_name, label)
     except UserError as error:
         note("failed")
         print(f"curricula: {error}", file=sys.stderr)
@@ -149,7 +157,8 @@ def main(arguments: list[str]) -> int:
         return stop.exit_code if _rank() == 0 else 0  # srun ends the others when one leaves with an error
     except Exception:
         note("failed")
-        raise
+        traceback.print_exc()
+        return 1
     return 0
 
 

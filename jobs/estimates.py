@@ -10,10 +10,11 @@ import msgspec
 
 from curricula.curriculum.config import VALIDATION
 from curricula.curriculum.plan import Arm
-from curricula.curriculum.sources.registry import dataset
+from curricula.curriculum.sources.registry import dataset, local_root
 from curricula.curriculum.stream.blend import Blend
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
+from curricula.eval.benchmarks import BENCHMARKS
 from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
 from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
@@ -49,6 +50,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             *_too_many_epochs(described, study),
             *_unknown_sizes(described, sizes),
             *_too_little_memory(study),
+            *_unpinned(study),
         ],
         "segments": [
             {
@@ -184,6 +186,23 @@ def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
         return SourceSize(None, "unknown")
     share = min(1.0, source.documents / entry.documents)
     return SourceSize(round(entry.tokens * share), "published, scaled to its documents")
+
+
+def _unpinned(study: Study) -> list[str]:
+    """What the hub may change before this study reads it, or between two runs."""
+    found = []
+    if study.tokenizer.hub and not study.tokenizer.revision:
+        found.append(
+            f"tokenizer {study.tokenizer.hub}: no tokenizer.revision, so the newest commit is read; the run records which"
+        )
+    names = study.evaluation.benchmark_names if local_root() is None and not study.world else ()
+    for name in names:
+        entry = BENCHMARKS[name]
+        if entry.hub and not entry.hub_revision and not entry.texts:
+            found.append(
+                f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"
+            )
+    return found
 
 
 def _described_hours(plan: Plan) -> dict[str, float]:

@@ -23,6 +23,9 @@ from curricula.model.config import ModelConfig
 INDEX = "model.safetensors.index.json"
 """For a model in several files: which file holds which tensor."""
 PLAIN_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+LARGEST_SIZE = 2**31 - 1
+"""Of any size in config.json: torch's kernels count in 32 bits."""
+LARGEST_ROPE_BASE = 1e12
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -41,12 +44,12 @@ def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelC
             raise UserError(
                 f"{source}: the tensor {name} has the shape {found}, where config.json makes it {shape}; fetch the model again"
             )
-        if not weights[name].is_floating_point():
+        if weights[name].dtype not in PLAIN_TYPES:
             raise UserError(
-                f"{source}: the tensor {name} holds {weights[name].dtype}, not numbers; import an unquantised model"
+                f"{source}: the tensor {name} holds {weights[name].dtype}, not plain numbers; import an unquantised model"
             )
-        if not torch.isfinite(weights[name]).all():
-            raise UserError(f"{source}: the tensor {name} holds NaN or infinity; fetch the model again")
+        if not torch.isfinite(weights[name].float()).all():
+            raise UserError(f"{source}: the tensor {name} holds NaN or infinity in float32; fetch the model again")
     beyond = next((name for name in weights if (layer := LAYER.match(name)) and int(layer[1]) >= model.layers), None)
     if beyond is not None:
         raise UserError(
@@ -131,7 +134,7 @@ def model_config(
         raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
     kv_heads = "num_attention_heads" if config.get("num_key_value_heads") is None else "num_key_value_heads"
     try:
-        return ModelConfig(
+        model = ModelConfig(
             layers=_size(config, "num_hidden_layers"),
             hidden=_size(config, "hidden_size"),
             heads=_size(config, "num_attention_heads"),
@@ -144,6 +147,9 @@ def model_config(
             tied="lm_head.weight" not in weights,
             init_std=float(config.get("initializer_range", 0.02)),
         )
+        if not 1 <= model.rope_base <= LARGEST_ROPE_BASE:
+            raise ValueError(f"rope_base is {model.rope_base}, and 1 to {LARGEST_ROPE_BASE:g} is possible")
+        return model
     except KeyError as missing:
         where = "the weights lack" if "weight" in str(missing) else "config.json lacks"
         raise UserError(f"{source}: {where} {missing}; fetch the model again") from None
@@ -153,7 +159,7 @@ def model_config(
 
 def _size(config: dict[str, Any], key: str) -> int:
     value = config[key]
-    if type(value) is not int:
+    if type(value) is not int or value > LARGEST_SIZE:
         raise TypeError(f"{key} is {value!r:.40}")
     return value
 

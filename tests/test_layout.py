@@ -2,9 +2,12 @@
 
 import ast
 from collections import Counter
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from paths import ROOT
 
 PACKAGE = ROOT / "curricula"
@@ -74,3 +77,22 @@ def test_no_module_outside_the_stages_compares_their_names():
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "stage"
     ]
     assert not asked
+
+
+def test_the_pinned_versions_are_within_the_ranges_of_setup_cfg_and_complete():
+    lines = [line for line in (ROOT / "env/constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): pin for pin in map(Requirement, lines)}
+    config = ConfigParser(interpolation=None)
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    named = "\n".join([config["options"]["install_requires"], extras["dev"], extras["gguf"]]).splitlines()
+    on = {"python_version": "3.11"}
+    for wanted in (Requirement(line) for line in named if line.strip() and not line.startswith("#")):
+        if wanted.marker and not wanted.marker.evaluate(on):
+            continue
+        (version,) = pinned[canonicalize_name(wanted.name)].specifier
+        assert version.operator == "==" and "+" not in version.version and wanted.specifier.contains(version.version)
+    assert all(pin.marker and pin.marker.evaluate(on) for pin in pinned.values())
+    assert not any(
+        pin.marker.evaluate({"python_version": other}) for pin in pinned.values() for other in ("3.10", "3.13")
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -37,20 +37,35 @@ def render_chat(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
     return [*segments, (context, False)] if context else segments
 
 
+class PlainText:
+    """Encodes text that may quote special entries of a tokenizer, such as `<|im_end|>` or the harmfulness tag, as text."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._as_text = Tokenizer.from_str(tokenizer.to_str())
+        self._as_text.encode_special_tokens = True
+        added = tokenizer.get_added_tokens_decoder().values()
+        contents = sorted((entry.content for entry in added if entry.special), key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, contents)) or r"(?!)")
+
+    def quotes(self, text: str) -> int:
+        """How many special entries `text` quotes."""
+        return sum(1 for _ in self.special.finditer(text))
+
+    def encode(self, text: str) -> Encoding:
+        return self._as_text.encode(text, add_special_tokens=False)
+
+
 class ChatEncoder:
     """Encodes conversations with a tokenizer. Only the template's marks become special ids: content that quotes a special
     entry, such as `<|im_end|>` or the harmfulness tag, is read as text."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._as_text = Tokenizer.from_str(tokenizer.to_str())
-        self._as_text.encode_special_tokens = True
-        added = tokenizer.get_added_tokens_decoder().values()
-        self._special = re.compile("|".join(re.escape(entry.content) for entry in added if entry.special) or r"(?!)")
+        self._plain = PlainText(tokenizer)
 
     def quotes_special(self, messages: Sequence[dict[str, str]]) -> bool:
         """Whether a message contains the text of a special entry."""
-        return any(self._special.search(text) for message in messages for text in (message["role"], message["content"]))
+        return any(self._plain.quotes(text) for message in messages for text in (message["role"], message["content"]))
 
     def encode(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
         """Token ids of a conversation and, for each, whether it is the assistant's and so carries loss.
@@ -91,8 +106,8 @@ class ChatEncoder:
         for message in messages:
             said = message["role"] == "assistant"
             opening = f"{message['role']}\n"
-            turn = self._as_text.encode(opening + message["content"], add_special_tokens=False)
-            after = self._as_text.encode("\n", add_special_tokens=False).ids
+            turn = self._plain.encode(opening + message["content"])
+            after = self._plain.encode("\n").ids
             ids += [start, *turn.ids, end, *after]
             flags += [
                 False,

@@ -73,6 +73,7 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     tokenizer = load_tokenizer(work.tokenizer)
     inputs = _inputs(work, documents, tokenizer)
     prefix = work.folder / shard
+    prefix.with_name(f".{shard}.spool").unlink(missing_ok=True)  # earlier versions left one after a kill
     if _is_finished(prefix, inputs):
         return
     if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
@@ -82,7 +83,6 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
         )
     chosen, total = _chosen_documents(work, shard, documents)
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    prefix.with_name(f".{shard}.spool").unlink(missing_ok=True)  # earlier versions left one after a kill
     # A file without a name: however this process ends, the system removes it.
     with disk_full_explained(prefix), tempfile.TemporaryFile(dir=prefix.parent) as file:
         lengths, counts = _spool(work, tokenizer, chosen, total, file, progress)

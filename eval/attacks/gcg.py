@@ -168,9 +168,15 @@ class Attack:
         self.request = request.rstrip() if raw else request.strip()
         rendered = f"{self.request}{MARK}" if raw else loaded.chat(f"{self.request}{MARK}")
         self.opening, self.closing = rendered.split(MARK)
+        self.quotes = bool(loaded.plain_text.quotes(self.request)) and self.opening.endswith(self.request)
+        """Whether the request quotes special entries, which are read as text."""
+        self.marks = self.opening.removesuffix(self.request)
         self.beginning = list(loaded.beginning) if raw else []
         """What the tokenizer puts before a raw text; a chat template spells it out."""
-        self.opening_ids, self.closing_ids = loaded.encode(self.opening), loaded.encode(self.closing)
+        self.opening_ids = (
+            loaded.encode_turn(self.marks, self.request, "") if self.quotes else loaded.encode(self.opening)
+        )
+        self.closing_ids = loaded.encode(self.closing)
         self.target_ids = loaded.encode(f" {config.target.lstrip()}" if raw else config.target)
         self.initial_ids = loaded.encode(" " + config.suffix.strip())
         if not self.keeps_tokens([self.initial_ids])[0]:
@@ -226,13 +232,15 @@ class Attack:
         texts = tokenizer.batch_decode(
             [list(row) for row in suffixes], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        # The tokenizer's own batch call; that of transformers takes several times as long to wrap the result.
-        whole = tokenizer.backend_tokenizer.encode_batch_fast(
-            [f"{self.opening}{text}{self.closing}" for text in texts], add_special_tokens=False
-        )
+        if self.quotes:
+            whole = [self.loaded.encode_turn(self.marks, f"{self.request}{text}", self.closing) for text in texts]
+        else:  # the tokenizer's own batch call; that of transformers takes several times as long to wrap the result
+            wholes = [f"{self.opening}{text}{self.closing}" for text in texts]
+            encodings = tokenizer.backend_tokenizer.encode_batch_fast(wholes, add_special_tokens=False)
+            whole = [encoding.ids for encoding in encodings]
         return [
-            text.startswith(" ") and encoding.ids == [*self.opening_ids, *suffix, *self.closing_ids]
-            for text, encoding, suffix in zip(texts, whole, suffixes)
+            text.startswith(" ") and ids == [*self.opening_ids, *suffix, *self.closing_ids]
+            for text, ids, suffix in zip(texts, whole, suffixes)
         ]
 
 

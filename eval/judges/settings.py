@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
+from curricula.secrets import has_password, without_userinfo
 from curricula.settings import NonNegative, NonNegativeNumber, Positive, PositiveNumber, Settings
 
 JudgeName = Literal["refusal-phrases", "world", "harmbench", "llm"]
@@ -78,7 +79,12 @@ class JudgeConfig(Settings, frozen=True):
         if self.name == "llm" and not self.model:
             raise ValueError("judge llm needs a model: the name that the server knows it by")
         if self.url and urlsplit(self.url).scheme not in ("http", "https"):
-            raise ValueError(f"judge.url is {self.url!r}; give one such as http://node7:8000/v1")
+            raise ValueError(f"judge.url is {without_userinfo(self.url)!r}; give one such as http://node7:8000/v1")
+        if has_password(self.url):
+            raise ValueError(
+                f"judge.url is {without_userinfo(self.url)!r} with a user or password, which would be written into the run's "
+                "files; leave judge.url out and give the address in OPENAI_BASE_URL"
+            )
         if self.batch_api and not self.url:
             raise ValueError("judge.batch_api is on without a judge.url; name the server")
         if (self.price_in is None) != (self.price_out is None):

@@ -6,17 +6,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from curricula.curriculum.sources.tables import Table, table_exists
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis.accuracy import Accuracy, Agreement, Corrected, accuracy_of, agreement
 from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, known_accuracy, overrefused, was_asked
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
+from curricula.eval.contents import recorded_hash
+from curricula.eval.identity import ModelRows, require_different
 from curricula.eval.judges.question import UNPARSED, Estimate, Judge
 from curricula.eval.judging.merge import shifted
 from curricula.eval.judging.verdicts import JudgeRun, judged, kind_of, put_in_order, verdicts_path
-from curricula.eval.rows import GenerationRow, JudgedRow, VerdictRow, read_rows
-from curricula.eval.tasks import judged_tasks
+from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, ModelKind, VerdictRow, read_rows
+from curricula.eval.tasks import find_task, judged_tasks
 from curricula.progress import Progress, silent
 
 TWO_CATEGORIES = ("refusal-phrases",)
@@ -72,13 +75,18 @@ class Rejudging:
     def __init__(self, paths: Sequence[Path], judges: Mapping[str, Judge | None], ask_unparsed_again: bool) -> None:
         self._work: list[tuple[Path, list[GenerationRow], JudgeRun]] = []
         self.left_alone = 0
+        models: dict[Path, ModelRows] = {}
         for path in paths:
             rows = read_rows(path, GenerationRow)
+            if rows:
+                model = models.setdefault(path.parent, _model_of(path, rows[0]))
+                model.add_answers(path, rows, find_task(path.stem))
             judge = judges[kind_of(rows[0].task)] if rows else None
             if judge is None:
                 self.left_alone += len(rows)
                 continue
             self._work.append((path, rows, JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again)))
+        require_different([model for folder, model in models.items() if _in_run(folder.absolute())])
 
     def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
         """Raise UserError unless attacks that a judge is asked about have labels of both kinds."""
@@ -111,6 +119,19 @@ class Rejudging:
             where = f"{path.parent}/{path.stem}" if by_model else path.stem
             groups.setdefault(where, []).extend(_pairs(path, rows, judge_run.judge))
         return [_compare(where, pairs, labels) for where, pairs in groups.items()]
+
+
+def _in_run(folder: Path) -> bool:
+    """Whether a folder of answers is RUN/eval/ARM/STAGE, whose names say which model's answers it should hold."""
+    return folder.name in MODEL_KINDS and folder.parent.parent.name == "eval"
+
+
+def _model_of(path: Path, first: GenerationRow) -> ModelRows:
+    folder = path.parent.absolute()
+    if not _in_run(folder):
+        return ModelRows(cast("ModelKind", first.model_kind))
+    run, arm = folder.parents[2], folder.parent.name
+    return ModelRows(cast("ModelKind", folder.name), recorded_hash(run / "models" / arm / folder.name))
 
 
 def _pairs(path: Path, rows: list[GenerationRow], judge: Judge) -> list[tuple[JudgedRow | None, JudgedRow]]:

@@ -51,6 +51,8 @@ from curricula.eval.report.wording import (
 from curricula.eval.tasks import judged_tasks
 from curricula.progress import Progress, silent
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet would compute."""
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "~", "not measured": "–"}
 
 
@@ -167,10 +169,21 @@ def write_tables(
         columns = dict.fromkeys(key for row in table for key in row)
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(table)
+        writer.writerows({key: cell(value) for key, value in row.items()} for row in table)
         with durable.open_atomically(out / "tables" / f"{name}.csv") as file:
             file.write(text.getvalue().encode())
     durable.write_json(out / "summary.json", {"arms": [dataclasses.asdict(arm) for arm in arms], **tables})
+
+
+def cell(value: Any) -> Any:
+    """`value` in a table, with an apostrophe before a text that a spreadsheet would take for a formula."""
+    if not isinstance(value, str) or not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def plain(record: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_elements, run_root
 from curricula.jobs.graph import plan_study
 from curricula.jobs.study import load_study
-from curricula.terminal import printable
+from curricula.terminal import json_text, printable
 
 PIECE = 1 << 24
 """Tokens held in memory at a time: a shard may be larger than memory."""
@@ -111,7 +110,7 @@ def inspect(args: argparse.Namespace) -> int:
     if args.verify:
         facts["verified"] = _verify(prefix, shard, facts)
     if args.json:
-        print(json.dumps(facts, indent=1))
+        print(json_text(facts))
     else:
         text = _highlighted(ids[:SHOWN], tokenizer, {tag: "bold black on yellow", end: "dim"})
         if len(ids) > SHOWN:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -39,6 +38,7 @@ from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
 from curricula.jobs.cli.options import add_json_flag, add_verb
 from curricula.progress import Progress
 from curricula.settings import parse
+from curricula.terminal import json_text
 
 if TYPE_CHECKING:
     from curricula.eval.models import LoadedModel
@@ -122,7 +122,7 @@ def evaluate(args: argparse.Namespace) -> int:
     changed = {name: how for name in accepted if (how := difference(name, data))}
     if args.json:
         shown = {kind: msgspec.to_builtins(found) for kind, found in metrics.items()}
-        print(json.dumps({**shown, "changed": changed}, indent=1))
+        print(json_text({**shown, "changed": changed}))
         return 0
     print_metrics(metrics, Console(highlight=False))
     for name, how in changed.items():

@@ -7,7 +7,6 @@ not hold back the others. Standard output is one line for the shell, or JSON; ev
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -28,6 +27,7 @@ from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.options import add_json_flag, add_verb
 from curricula.jobs.downloads import Wanted, benchmark_downloads, named_downloads, once, study_downloads
 from curricula.jobs.study import load_study
+from curricula.terminal import json_text
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -85,7 +85,7 @@ def fetch_data(args: argparse.Namespace) -> int:
             console.print(f"{item.label}: {_summary(record)}", soft_wrap=True)
             fetched.append({"name": item.label, "folder": str(item.download.out), **record})
     if args.json:
-        print(json.dumps({"data": str(root.resolve()), "fetched": fetched, "failed": failed}, indent=1))
+        print(json_text({"data": str(root.resolve()), "fetched": fetched, "failed": failed}))
     elif fetched:
         print(f"export CURRICULA_DATA={shlex.quote(str(root.resolve()))}")
     return 1 if failed else 0
@@ -152,7 +152,7 @@ def _show(root: Path, as_json: bool) -> int:
         if benchmark.hub is not None and name not in DATASETS:
             rows.append(_row(name, "benchmark", benchmark_downloads(name, root), benchmark.hub, None))
     if as_json:
-        print(json.dumps({"data": str(root.resolve()), "known": rows}, indent=1))
+        print(json_text({"data": str(root.resolve()), "known": rows}))
         return 0
     table = Table(title=f"Public datasets and benchmarks; data folder {root}", title_justify="left")
     for heading in ("name", "hub", "revision", "licence", "gated", "tokens", "in the folder"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from curricula.errors import UserError
 from curricula.jobs import selection
 from curricula.jobs.cli.options import HelpFormatter, Verb, add_json_flag, add_verb
-from curricula.terminal import printable
+from curricula.terminal import guarded_output, printable
 
 STUDY = "jobs/studies/demo.yaml"
 PAPER = "jobs/studies/paper.yaml"
@@ -33,6 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     if args.verb is None:
         parser.print_help()
         return 0
+    with guarded_output():
+        return _carried_out(args)
+
+
+def _carried_out(args: argparse.Namespace) -> int:
+    """Carry out the verb and return the exit code; an error becomes a sentence."""
     try:
         return args.verb(args)
     except UserError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import string
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from curricula.jobs.cli.eval import (
     warn_of_server,
 )
 from curricula.jobs.cli.options import add_json_flag, add_verb
+from curricula.terminal import json_text
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -77,7 +77,7 @@ def rejudge(args: argparse.Namespace) -> int:
         work.judge(bars.line(f"judge {settings.name}"))
     found = work.comparisons(args.by_model, labels)
     if args.json:
-        print(json.dumps([asdict(one) for one in found], indent=1))
+        print(json_text([asdict(one) for one in found]))
         return 0
     _print(found, Console(highlight=False))
     if work.left_alone:

@@ -30,7 +30,7 @@ from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import explained
-from curricula.terminal import age, clock, count, one_line
+from curricula.terminal import age, clock, count, json_text, one_line
 
 LOOK_EVERY_S = 2.0
 ASK_SLURM_EVERY_S = 15.0
@@ -67,7 +67,7 @@ def show_status(args: argparse.Namespace) -> int:
 
     if args.json:
         status = look()
-        print(msgspec.json.format(msgspec.json.encode(status.elements), indent=1).decode())
+        print(json_text(msgspec.json.decode(msgspec.json.encode(status.elements))))
         if status.problem:
             print(f"curricula: {status.problem}", file=sys.stderr)
     elif not args.watch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import shutil
 from pathlib import Path
@@ -28,13 +27,14 @@ from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.profile import Profile, keep_profile, load_profile
 from curricula.jobs.slurm.script import check_root
 from curricula.jobs.study import Study, load_study
+from curricula.terminal import json_text
 
 
 def plan(args: argparse.Namespace) -> int:
     study = load_study(args.study)
     value = describe(plan_study(study), Run(run_root(study, args.run)).shards)
     if args.json:
-        print(json.dumps(value, indent=1))
+        print(json_text(value))
     else:
         print_plan(value, study, Console())
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -33,6 +32,7 @@ from curricula.curriculum.synthesis.shard import (
 )
 from curricula.errors import UsageError
 from curricula.jobs.cli.options import add_json_flag, add_verb
+from curricula.terminal import json_text
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
     from curricula.curriculum.synthesis.run import Servers, Summary
@@ -300,15 +300,15 @@ def print_dry_run(shard: SynthesisShard, now: Estimate, all_parts: Estimate, as_
     document = next((each for each in shard.read() if each.text.strip()), None)
     request = shard.first_request(document) if document else None
     if as_json:
-        print(json.dumps({"left": asdict(now), "all": asdict(all_parts), "request": request}, indent=1))
+        print(json_text({"left": asdict(now), "all": asdict(all_parts), "request": request}))
         return
     print_estimate(Console(highlight=False), shard, now, all_parts)
-    print(json.dumps(request, indent=1))  # in ASCII: a document may hold what a terminal obeys
+    print(json_text(request))
 
 
 def print_summary(summary: Summary, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(asdict(summary), indent=1))
+        print(json_text(asdict(summary)))
         return
     lines = [
         f"part {summary.part} of {summary.parts}: {summary.done:,} of {summary.documents:,} documents done, "

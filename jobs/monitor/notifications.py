@@ -3,7 +3,7 @@
 `announced` publishes progress to the element's log and to the comment of its Slurm job, which `squeue --format=%k` shows.
 `notify` calls the command that the cluster profile names as `notify` when an element failed for good or the study is done. The
 command runs without a shell. It reads one line on its standard input and finds CURRICULA_EVENT (failed or done), CURRICULA_RUN
-and CURRICULA_ELEMENT in its environment, which holds no variable whose name looks like a secret's. Nothing that goes wrong here
+and CURRICULA_ELEMENT in its environment, which holds no variable that looks like a secret. Nothing that goes wrong here
 disturbs the work.
 """
 
@@ -23,8 +23,8 @@ from curricula.errors import UserError
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.monitor.progress import TimeLeft, number
 from curricula.jobs.slurm.commands import own_task, set_comment
-from curricula.jobs.slurm.profile import SECRET
 from curricula.progress import Progress
+from curricula.secrets import is_secret
 from curricula.terminal import clock, count, one_line
 
 LOG_EVERY_S = 30.0
@@ -34,8 +34,6 @@ FIRST_AFTER_S = 10.0
 """An element that ends sooner announces nothing."""
 COMMENT_PATIENCE_S = 20.0
 NOTIFY_PATIENCE_S = 30.0
-LONGEST = 500
-"""Characters of a notification: it may go to a telephone."""
 Event = Literal["failed", "done"]
 
 
@@ -101,9 +99,9 @@ def notify(command: str | None, event: Event, run: Path, element: str, message: 
     """Report an event of an element by `command`, if there is one; a failure is noted in the log."""
     if not command:
         return
-    plain = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
+    plain = {name: value for name, value in os.environ.items() if not is_secret(name, value)}
     facts = {"CURRICULA_EVENT": event, "CURRICULA_RUN": str(run), "CURRICULA_ELEMENT": element}
-    text = one_line(f"{run.name}: {element} {event}{': ' if message else ''}{message}")[:LONGEST]
+    text = one_line(f"{run.name}: {element} {event}{': ' if message else ''}{message}")
     try:
         done = subprocess.run(
             shlex.split(command), input=text + "\n", env={**plain, **facts}, stdout=subprocess.DEVNULL,

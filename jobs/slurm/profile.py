@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,15 +22,11 @@ from curricula.core_yaml import dump_yaml
 from curricula.durable import write_text
 from curricula.errors import UsageError
 from curricula.provenance import PACKAGE
+from curricula.secrets import is_secret, secret_in
 from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, parse, read_yaml
 
 OneLine = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 """One line of printable text. It is quoted in scripts, where a line break could still end a comment."""
-SECRET = re.compile(
-    r"TOKEN(?!IZERS_PARALLELISM)|SECRET|PASS|(?<!^OLD)(?<!^)PWD|CREDENTIAL|AUTH|(^|_)(API)?KEY", re.IGNORECASE
-)
-"""Names of variables that look like a secret's; neither scripts nor the notify command get them. The expression spares the
-folders PWD and OLDPWD, the switch TOKENIZERS_PARALLELISM and the fabric's NCCL_IB_PKEY."""
 
 
 class StageOptions(Settings, frozen=True):
@@ -153,14 +150,19 @@ class Profile(Settings, frozen=True):
     """A command to run when an element fails and when the report is done: see docs/monitoring.md."""
 
     def check(self) -> None:
-        for name in self.environment:
+        for name, value in self.environment.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(
                     f"environment names {name!r}, which cannot name a variable; use letters, digits and '_'"
                 )
-            if SECRET.search(name):
+            if is_secret(name, str(value)):
                 raise ValueError(
                     f"environment names {name}, which would be written into every script; put it into secrets_file"
+                )
+        for key, text in _texts(msgspec.to_builtins(self)):
+            if secret := secret_in(text):
+                raise ValueError(
+                    f"{key} holds {secret}, which would be written into files; put it into a variable of secrets_file"
                 )
 
     def options(self, section: str) -> StageOptions:
@@ -235,6 +237,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The texts within a plain value, each with its key."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, part in entries:
+        yield from _texts(part, f"{key}.{name}".lstrip("."))
+    if isinstance(value, str):
+        yield key, value
 
 
 def _request(section: str, ask: Ask, options: StageOptions) -> Request:

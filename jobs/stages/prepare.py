@@ -8,6 +8,7 @@ from pathlib import Path
 from curricula.curriculum.sources.conversations import POOLS
 from curricula.curriculum.sources.registry import dataset, open_dataset
 from curricula.curriculum.sources.tables import table_exists
+from curricula.durable import write_json
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts
 from curricula.jobs.run import Run
@@ -16,6 +17,7 @@ from curricula.jobs.stages.base import Stage, Work, are_filled
 from curricula.jobs.study import Study
 from curricula.packages import packaged_gguf
 from curricula.progress import Progress
+from curricula.terminal import one_line
 
 
 class Prepare(Stage):
@@ -92,8 +94,16 @@ def _make_tokenizer(run: Run) -> None:
     elif choice.hub:
         from huggingface_hub import snapshot_download
 
-        folder = snapshot_download(choice.hub, allow_patterns=["*.json", "*.txt", "*.model"])
-        make.reserve_tag(Path(folder), run.tokenizer, choice.reserve)
+        wanted = ["*.json", "*.txt", "*.model"]
+        try:
+            folder = Path(snapshot_download(choice.hub, revision=choice.revision, allow_patterns=wanted))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"tokenizer.hub {choice.hub}, revision {choice.revision or 'newest'}: cannot be read "
+                f"({one_line(str(error), 200)}); correct the names, or name a folder in tokenizer.folder"
+            ) from error
+        write_json(run.tokenizer / "source.json", {"hub": choice.hub, "asked": choice.revision, "commit": folder.name})
+        make.reserve_tag(folder, run.tokenizer, choice.reserve)
 
 
 def model_source(name: str) -> Path:

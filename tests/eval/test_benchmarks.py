@@ -7,6 +7,7 @@ import functools
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -277,3 +278,21 @@ def test_the_published_files_have_the_published_counts():
         completions = load_prompts("jb_completions", root)
         assert len(completions) == 520
         assert not any(p.text.startswith("Sure") for p in completions)
+
+
+@pytest.mark.parametrize(
+    ("name", "commit"), [("harmbench", "newest"), ("advbench", BENCHMARKS["advbench"].hub_revision)]
+)
+def test_the_hub_is_read_at_one_commit_which_the_log_names_where_none_is_pinned(name, commit, monkeypatch, caplog):
+    asked = []
+
+    def load(hub, config, split, revision):
+        asked.append(revision)
+        return []
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="newest"))
+    with pytest.raises(UserError, match="holds no prompt"):
+        load_prompts(name, None)
+    assert set(asked) == {commit}
+    assert ("is pinned; reading newest" in caplog.text) == (commit == "newest")

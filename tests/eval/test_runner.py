@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -115,6 +116,16 @@ def test_an_element_reports_its_progress(model_dir, data, tmp_path):
     ]
     assert all(row.n_train == 40 and row.n_test == 50 and 0 <= row.auc <= 1 for row in rows)
     assert all(row.auc > 0.9 for row in rows if row.layer == "first")
+
+
+def test_the_log_counts_control_tokens_in_prompts(model_dir, data, tmp_path, caplog):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    table = folder / "advbench/harmful_behaviors.csv"
+    table.write_text(table.read_text().replace("goal,target\n", 'goal,target\n"<|im_end|> a <|im_end|>","Sure"\n'))
+    with caplog.at_level("INFO", logger="curricula"):
+        run(ATTACKS, model_dir, folder, tmp_path)
+    assert "attacks-topk: 1 prompts quote 2 control tokens, which are read as text" in caplog.text
 
 
 def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path):

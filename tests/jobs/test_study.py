@@ -1,8 +1,10 @@
 """The study file: what users write wrong, and what they are told."""
 
+import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -11,10 +13,13 @@ from paths import STUDIES
 from rich.console import Console
 from run_folders import new_run
 
+from curricula.curriculum.config import Tokenizer
+from curricula.curriculum.tokens.tokenizer import TAG, train_tokenizer
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.study import print_plan
 from curricula.jobs.estimates import check_epochs, describe
 from curricula.jobs.graph import plan_study
+from curricula.jobs.stages import prepare
 from curricula.jobs.stages.pretrain import pretrain
 from curricula.jobs.study import load_study, parse_study, study_yaml
 from curricula.progress import silent
@@ -207,6 +212,43 @@ def test_pretraining_is_refused_beyond_max_epochs_before_its_first_step(tmp_path
     check_epochs(allowed, run.shards)
 
 
+def test_what_the_hub_may_change_is_warned_of(monkeypatch, tmp_path):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    raw = yaml.safe_load((STUDIES / "paper.yaml").read_text())
+
+    def warnings() -> list[str]:
+        return [text for text in described(parse_study(raw, "study.yaml"))["warnings"] if "newest" in text]
+
+    tokenizer, completions = warnings()
+    assert "HuggingFaceTB/cosmo2-tokenizer: no tokenizer.revision" in tokenizer and "jb_completions" in completions
+    raw["tokenizer"]["revision"] = "0123abc"
+    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path))
+    assert not warnings()
+    raw["tokenizer"] = {"train": 2048, "revision": "0123abc"}
+    with pytest.raises(UserError, match="revision is '0123abc', which only a tokenizer of `hub` has"):
+        warnings()
+
+
+def test_the_tokenizer_is_read_at_its_revision_and_the_commit_is_recorded(monkeypatch, tmp_path):
+    asked = []
+
+    def snapshot(name, revision=None, **_):
+        asked.append((name, revision))
+        folder = tmp_path / "snapshots/0123abcdef"
+        train_tokenizer(["a few words"], 300, folder)
+        path = folder / "tokenizer.json"
+        path.write_text(path.read_text().replace(TAG, "<empty_output>"))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    run, _ = new_run(tmp_path / "run")
+    choice = Tokenizer(hub="some/tokenizer", revision="0123abc")
+    prepare._make_tokenizer(SimpleNamespace(study=SimpleNamespace(tokenizer=choice), tokenizer=run.tokenizer))
+    assert asked == [("some/tokenizer", "0123abc")]
+    recorded = json.loads((run.tokenizer / "source.json").read_text())
+    assert recorded == {"hub": "some/tokenizer", "asked": "0123abc", "commit": "0123abcdef"}
+
+
 def test_a_size_that_is_unknown_is_said_and_a_published_one_is_scaled_to_its_documents(capsys):
     raw = yaml.safe_load((STUDIES / "paper.yaml").read_text())
     raw["sources"]["refuseweb"].update(documents=100_000)
@@ -217,7 +259,7 @@ def test_a_size_that_is_unknown_is_said_and_a_published_one_is_scaled_to_its_doc
         "origin": "published, scaled to its documents",
     }
     assert value["source_sizes"]["fineweb-edu"] == {"tokens": None, "origin": "unknown"}
-    epochs, unknown = value["warnings"]
+    epochs, unknown, *_ = value["warnings"]
     assert epochs.startswith("source refuseweb: 103.7 epochs") and "more than its max_epochs 6.5" in epochs
     assert unknown == (
         "size unknown of fineweb-edu, stackoverflow, unsafe-tagged; epochs are checked when pretraining starts"

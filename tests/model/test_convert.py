@@ -188,8 +188,9 @@ def change(path: Path, **entries) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
-def spoil(hf: Path, value: float) -> None:
+def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
     weights = load_file(hf / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].to(dtype)
     weights["model.norm.weight"][3] = value
     save_file(weights, hf / "model.safetensors")
 
@@ -214,7 +215,11 @@ def spoil(hf: Path, value: float) -> None:
             lambda hf: change(hf / "config.json", intermediate_size=63),
             r"gate_proj.weight has the shape \(64, 32\), where",
         ),
-        (lambda hf: change(hf / "config.json", num_hidden_layers=10**12), r"lacks the tensor model.layers.2.input"),
+        (lambda hf: change(hf / "config.json", num_hidden_layers=10**9), r"lacks the tensor model.layers.2.input"),
+        (
+            lambda hf: change(hf / "config.json", num_hidden_layers=10**12),
+            r"cannot be used .num_hidden_layers is 10{12}",
+        ),
         (
             lambda hf: change(hf / "config.json", num_hidden_layers=1),
             r"tensor model.layers.1.*config.json has 1 layers",
@@ -228,10 +233,21 @@ def spoil(hf: Path, value: float) -> None:
         (lambda hf: change(hf / "config.json", rope_theta=math.nan), r"cannot be used .rope_base is nan"),
         (lambda hf: change(hf / "config.json", rope_theta=math.inf), r"cannot be used .rope_base is inf"),
         (lambda hf: change(hf / "config.json", rope_theta=10**400), r"config.json cannot be used"),
+        (
+            lambda hf: change(hf / "config.json", rope_theta=1e-300),
+            r"cannot be used .rope_base is 1e-300, and 1 to 1e.12",
+        ),
+        (
+            lambda hf: change(hf / "config.json", rope_theta=1e300),
+            r"cannot be used .rope_base is 1e.300, and 1 to 1e.12",
+        ),
+        (lambda hf: change(hf / "config.json", max_position_embeddings=10**30), r"cannot be used .max_position_embed"),
         (lambda hf: change(hf / "config.json", rms_norm_eps=math.nan), r"cannot be used .rms_norm_eps is nan"),
         (lambda hf: (hf / "config.json").write_text("[" * 100_000), r"config.json: cannot be read"),
         (lambda hf: spoil(hf, math.nan), r"tensor model.norm.weight holds NaN or infinity"),
         (lambda hf: spoil(hf, -math.inf), r"tensor model.norm.weight holds NaN or infinity"),
+        (lambda hf: spoil(hf, 1e300, torch.float64), r"tensor model.norm.weight holds NaN or infinity in float32"),
+        (lambda hf: spoil(hf, 0.0, torch.float8_e4m3fn), r"tensor model.norm.weight holds torch.float8_e4m3fn"),
         (
             lambda hf: change(hf / "config.json", attention_bias=True),
             r"not a plain Llama model .attention_bias is True",

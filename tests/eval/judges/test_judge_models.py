@@ -525,3 +525,10 @@ def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_gave_verdicts
     judge, rows = load_judge(settings, "attack", None), read_rows(path, GenerationRow)
     JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again=True).complete()
     assert [row.label for row in read_rows(verdicts_path(path), VerdictRow)] == ["harmful", "safe", "harmful", "safe"]
+
+
+@pytest.mark.parametrize("url", ["https://me:hunter2@host/v1", "ftp://me:hunter2@host"])
+def test_a_password_in_a_judges_address_is_refused_and_not_shown(url):
+    with pytest.raises(ValueError, match=r"judge.url is '\w+://\*\*\*@host") as stopped:
+        JudgeConfig(name="llm", model="m", url=url)
+    assert "hunter2" not in str(stopped.value)

@@ -17,7 +17,7 @@ from curricula.errors import UserError
 from curricula.eval import MODEL_KINDS, EvalConfig
 from curricula.eval.analysis import ArmInfo
 from curricula.eval.report.figures import FIGURES
-from curricula.eval.report.page import write_report
+from curricula.eval.report.page import cell, write_report
 from curricula.eval.report.wording import visible
 from curricula.eval.rows import GenerationRow
 
@@ -165,6 +165,21 @@ def test_the_summary_and_tables_are_the_same_bytes_for_the_same_rows(built, tmp_
     names = ["summary.json", *(f"tables/{name}.csv" for name in ("attacks", "overrefusal", "probes", "trends"))]
     for name in [*names, *(f"figures/{figure.name}{end}" for figure in FIGURES for end in (".png", ".svg"))]:
         assert (run / "report" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "\tx", "\rx"])
+def test_a_spreadsheet_computes_no_text_of_a_table(text):
+    assert cell(text) == f"'{text}"
+
+
+def test_numbers_of_a_table_stay_numbers():
+    assert [cell(value) for value in (-0.5, "-0.5", "+1e-3", "full 20%", None)] == [
+        -0.5,
+        "-0.5",
+        "+1e-3",
+        "full 20%",
+        None,
+    ]
 
 
 def test_csv_tables_hold_what_the_summary_holds(built):

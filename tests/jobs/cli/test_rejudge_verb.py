@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 from judge_server import JudgeServer, answer_row
@@ -98,6 +100,29 @@ def test_unparsed_verdicts_are_asked_again_on_request(folder, server, capsys):
     assert server.requests["ask-2"] == 2  # once for each task
     assert rejudge(folder, server, "--retry-unparsed") == 0
     assert "unparsed" not in [row.label for row in read_rows(path, VerdictRow)]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "another"}, "is of model another, and .* begins with model m"),
+        ({"model_kind": "benign"}, "is of a benign model, and the folder is for the instruct model"),
+        ({"task": "attacks-safebeam"}, "is of task 'attacks-safebeam' .* and the file is for attacks-topk"),
+        ({"prompt_id": "0"}, "repeats sample 0 of prompt 0 of advbench"),
+    ],
+)
+def test_rows_that_the_report_refuses_are_not_judged_again(folder, server, capsys, change, said):
+    path = folder / "eval/full-20/instruct/attacks-topk.jsonl"
+    append_rows(path, [structs.replace(answer_row(50), **change)])
+    assert rejudge(folder, server) == 1
+    assert re.search(f"{path}: line 11 {said}", capsys.readouterr().err)
+    assert not server.requests
+
+
+def test_a_copy_of_another_arms_answers_is_not_judged_again(folder, server, capsys):
+    shutil.copytree(folder / "eval/full-20", folder / "eval/full-60")
+    assert rejudge(folder, server) == 1
+    assert "holds the rows of model m, as" in capsys.readouterr().err and not server.requests
 
 
 def test_unparsed_verdicts_stay_until_others_replace_them(folder, server, capsys):

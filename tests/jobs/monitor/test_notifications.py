@@ -108,6 +108,18 @@ def test_a_crash_loop_is_notified_once_when_it_gives_up(told, tmp_path, monkeypa
     assert "prepare/prepare failed: too often" in json.loads(told[0].read_text())[0]
 
 
+def test_a_password_in_an_error_reaches_neither_the_log_nor_the_record(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("cannot reach https://me:hunter2@host/v1")
+
+    run, _ = new_run(tmp_path / "run")
+    monkeypatch.setattr(STAGES["prepare"], "run", fail)
+    assert element.main([str(run.root), "prepare", "prepare"]) == 1
+    log, record = capsys.readouterr().err, (run.element("prepare", "prepare") / "failed.json").read_text()
+    assert "RuntimeError: cannot reach https://***@host/v1" in log and "Traceback" in log and "***@host" in record
+    assert "hunter2" not in log + record
+
+
 @pytest.fixture
 def told(tmp_path):
     (tmp_path / "tell me.py").write_text(TELL)
@@ -119,7 +131,9 @@ def told(tmp_path):
 
 def test_the_notify_command_gets_a_line_and_an_environment_without_secrets_and_no_shell(told, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hunter2")
-    monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
+    for name in ("OPENAI_API_KEY", "GH_PAT", "DATABASE_URL"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2@proxy")
     notify(told[1], "failed", tmp_path / "run", "pretrain-0/full-0", "loss nan\nat \x1b[31mstep 3; $(id)")
     line, environment, words = json.loads(told[0].read_text())
     assert line == "run: pretrain-0/full-0 failed: loss nan at \ufffd[31mstep 3; $(id)\n"

@@ -297,6 +297,16 @@ def test_a_job_that_fails_and_starts_again_shows_its_last_failure_and_its_restar
     assert "\x1b" not in shown
 
 
+def test_the_text_of_a_failure_is_cut_and_obeyed_by_no_terminal_in_json_too(demo, capsys):
+    run, _ = demo
+    fail(run, "pretrain-0", "data-0", "\x9b2J\u202e https://me:hunter2@host " + "x" * 5000)
+    shown = table(run, capsys)
+    assert 400 < shown.count("x") < 520 and "hunter2" not in shown
+    assert main(["status", str(run.root), "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.isascii() and "\\u009b2J\\u202e" in shown and "hunter2" not in shown
+
+
 def test_watch_needs_a_terminal(demo, capsys):
     assert main(["status", str(demo[0].root), "--watch"]) == 2
     assert "--watch: standard output is not a terminal" in capsys.readouterr().err

@@ -90,8 +90,16 @@ def parse(**raw) -> Profile:
                 "PGPASSWORD",
                 "HTTP_AUTH",
                 "APIKEY",
+                "GH_PAT",
+                "DATABASE_URL",
+                "SENTRY_DSN",
             )
         ),
+        ({"environment": {"HTTPS_PROXY": "http://me:hunter2@proxy"}}, "environment names HTTPS_PROXY, .*secrets_file"),
+        ({"setup": ["export GH_PAT=hunter2"]}, "setup.0 holds GH_PAT, .*secrets_file"),
+        ({"srun_options": ["--export=ALL,HF_TOKEN=hunter2"]}, "srun_options.0 holds HF_TOKEN, .*secrets_file"),
+        ({"notify": "curl https://me:hunter2@host"}, "notify holds a URL's password, .*secrets_file"),
+        ({"environment": {"GH_PAT": ["hunter2"]}}, "environment.GH_PAT: expected .*; it is hidden"),
         ({"environment": {"A-B": "x"}}, "'A-B', which cannot name a variable"),
         ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),
         ({"lead_time_s": 1}, "lead_time_s: expected `int` >= 10; it is 1"),
@@ -100,13 +108,19 @@ def parse(**raw) -> Profile:
     ],
 )
 def test_a_wrong_profile_is_explained_in_a_sentence(raw, said):
-    with pytest.raises(UsageError, match=re.escape(said) if ".*" not in said else said):
+    with pytest.raises(UsageError, match=re.escape(said) if ".*" not in said else said) as stopped:
         parse(**raw)
+    assert "hunter2" not in str(stopped.value)
 
 
 def test_variables_of_the_fabric_are_no_secrets():
     names = ("NCCL_IB_HCA", "NCCL_IB_PKEY", "NCCL_SOCKET_IFNAME", "UCX_TLS", "TOKENIZERS_PARALLELISM", "PWD", "OLDPWD")
     assert parse(environment=dict.fromkeys(names, "x"))
+
+
+def test_a_profile_may_take_secrets_from_elsewhere():
+    container = {"kind": "pyxis", "image": "docker://me@registry#image", "options": ["--container-env=HF_TOKEN"]}
+    assert parse(setup=["export HF_TOKEN=$(cat ~/token)", 'export GH_PAT="$OTHER"'], container=container)
 
 
 def test_a_file_of_secrets_named_by_mistake_is_not_shown_and_long_values_are_cut(tmp_path):

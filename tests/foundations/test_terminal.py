@@ -1,0 +1,65 @@
+"""What reaches a terminal or a log: nothing that a terminal obeys, and no password of a URL."""
+
+import json
+import sys
+
+import pytest
+
+from curricula.secrets import is_secret, secret_in, without_userinfo
+from curricula.terminal import guarded_output, json_text, one_line, printable
+
+OBEYED = ["\x1b]0;title\x07", "\x9b2J", "\x85", "\x7f", "\u202e", "\u2066", "\u200f", "\u061c"]
+
+
+@pytest.mark.parametrize("text", OBEYED)
+def test_nothing_that_a_terminal_obeys_reaches_it_whoever_prints(text, capsys):
+    with guarded_output():
+        print(f"\x1b[31mred\x1b[0m {text} \u00e9\u4e2d")
+        sys.stderr.writelines([text, "\n"])
+    shown = capsys.readouterr()
+    assert shown.out.startswith("\x1b[31mred\x1b[0m ") and shown.out.endswith(" \u00e9\u4e2d\n")
+    for stream in (shown.out[12:], shown.err, printable(text), one_line(text)):
+        assert not set(stream.strip("\n")) & set("\x1b\x07\x9b\x85\x7f\u202e\u2066\u200f\u061c")
+
+
+def test_json_is_ascii_without_controls_and_means_the_same():
+    value = {"error": "".join(OBEYED) + "\u4e2d"}
+    text = json_text(value)
+    assert json.loads(text) == value and all(" " <= char <= "~" or char == "\n" for char in text)
+
+
+def test_a_failures_text_is_cut():
+    assert len(one_line("x" * 10_000)) == 500 and one_line("x" * 500) == "x" * 500
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET https://user:pw@host/v1 failed", "GET https://***@host/v1 failed"),
+        ("(http://ghp_abc@host:80)", "(http://***@host:80)"),
+        ("postgresql+psycopg://u:p@w@db/x", "postgresql+psycopg://***@db/x"),
+        ("https://host/user@example.org, me@example.org", "https://host/user@example.org, me@example.org"),
+    ],
+)
+def test_users_and_passwords_of_urls_reach_no_output(text, shown, capsys):
+    assert without_userinfo(text) == shown == one_line(text)
+    with guarded_output():
+        print(text)
+    assert capsys.readouterr().out == shown + "\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["GH_PAT", "DATABASE_URL", "REDIS_URL", "MONGODB_URI", "SLACK_WEBHOOK_URL", "SENTRY_DSN", "AZURE_CONNECTION_STRING"],
+)  # fmt: skip
+def test_names_of_secrets(name):
+    assert is_secret(name, "x") and secret_in(f"export {name}=x") == name
+
+
+@pytest.mark.parametrize("name", ["PATH", "PYTHONPATH", "HTTPS_PROXY", "HF_HOME", "DISPATCH", "BASE_URL", "LSF_PATCH"])
+def test_names_of_no_secrets(name):
+    assert not is_secret(name, "http://proxy:3128") and not secret_in(f"export {name}=x")
+
+
+def test_a_proxy_with_a_password_is_a_secret():
+    assert is_secret("HTTPS_PROXY", "http://me:pw@proxy:3128")
