@@ -87,7 +87,8 @@ class TaskState:
     nodes: str = ""
     restarts: int = 0
     output: str = ""
-    """The path of its log, which tells runs apart; only squeue knows it."""
+    """The path of its log in squeue, the command that submitted it in sacct. Both name a folder of its run: Slurm may give a
+    number again when its controller has lost its state."""
 
     @property
     def is_running(self) -> bool:
@@ -184,7 +185,7 @@ def sacct(job_ids: Iterable[str], patience_s: float | None = None) -> dict[Task,
     try:
         listing = call(
             "sacct", "--allocations", "--array", "--noheader", "--parsable2", f"--jobs={','.join(dict.fromkeys(job_ids))}",
-            "--format=JobID,State,ExitCode,NodeList", patience_s=patience_s,
+            "--format=JobID,State,ExitCode,NodeList,SubmitLine", patience_s=patience_s,
         )  # fmt: skip
     except UserError:
         return {}
@@ -193,7 +194,7 @@ def sacct(job_ids: Iterable[str], patience_s: float | None = None) -> dict[Task,
 
 def _sacct_row(line: str) -> tuple[Task, TaskState] | None:
     """None for tasks that were never started one by one, such as `102_[0-5]`."""
-    name, state, code, nodes = (line.split("|") + ["", "", ""])[:4]
+    name, state, code, nodes, command = (line.split("|", 4) + [""] * 4)[:5]
     job_id, _, number = name.partition("_")
     if number and not number.isdecimal():
         return None
@@ -202,7 +203,8 @@ def _sacct_row(line: str) -> tuple[Task, TaskState] | None:
     if signal not in ("", "0"):
         reason = f"signal {signal}"
     word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
-    return Task(job_id, int(number or 0)), TaskState(word, reason, "" if nodes == "None assigned" else nodes)
+    place = "" if nodes == "None assigned" else nodes
+    return Task(job_id, int(number or 0)), TaskState(word, reason, place, output=command)
 
 
 def explained(reason: str) -> str:

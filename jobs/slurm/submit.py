@@ -36,8 +36,8 @@ class Standing:
     """The elements of a run that a submission need not submit."""
 
     done: set[Key]
-    live: dict[Key, Task]
-    """Queued or running."""
+    live: dict[Key, tuple[Task, ...]]
+    """Queued or running, with their tasks: several where jobs continue one another."""
 
     def open(self, chosen: Chosen) -> Chosen:
         """The `chosen` elements that are neither done nor live."""
@@ -76,7 +76,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     executor = ElementExecutor(root / "slurm")
     made = []
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
-    numbering = _Numbering(dict(now.live), sizes)
+    numbering = _Numbering({key: tasks[-1] for key, tasks in now.live.items()}, sizes)
     for array in _arrays(plan, chosen, profile, numbering):
         for label in array.labels:  # with the old mark the element would end at once
             (run.element(array.job.name, label) / "done.json").unlink(missing_ok=True)

@@ -1,14 +1,15 @@
 """What `submit` makes of sbatch's answers: it waits for a controller that is away, and repeats Slurm's reason for a refusal."""
 
 import pytest
-from run_folders import FakeSlurm, new_run
+from run_folders import FakeSlurm, new_run, squeue_line, submitted
 
 from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
-from curricula.jobs.slurm.commands import ControllerAway
+from curricula.jobs.slurm.commands import ControllerAway, Task
 from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.script import contents_line
 from curricula.jobs.slurm.submissions import submissions
-from curricula.jobs.slurm.submit import ElementExecutor, Standing, submit_plan
+from curricula.jobs.slurm.submit import ElementExecutor, Standing, standing, submit_plan
 
 AWAY = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
 REFUSED = (
@@ -59,3 +60,21 @@ def test_a_controller_that_is_away_is_no_refusal(slurm, tmp_path):
     slurm.answer("sbatch", error=AWAY, code=1)
     with pytest.raises(ControllerAway, match="Unable to contact slurm controller"):
         executor(tmp_path / "jobs").submit_body("true")
+
+
+def test_numbers_that_slurm_gave_again_are_told_apart(slurm, tmp_path):
+    """A strange job of a recorded number does not hold an element up; one of this run is what its script says."""
+    run, _ = new_run(tmp_path / "run")
+    submitted(run, "prepare", "1", ["prepare"])
+    submitted(run, "pretrain-trunk-100", "2", ["trunk"])
+    submitted(run, "report", "3", ["report"])
+    outputs = {"1": "/others/slurm/log", "2": slurm.output, "3": slurm.output}
+    slurm.answer("squeue", "".join(squeue_line(n, "0", "PENDING", output=out) + "\n" for n, out in outputs.items()))
+    tokenize = contents_line("tokenize", ["web/0"])  # its record was prevented by a kill
+    slurm.answer(
+        "scontrol", script=f"[[ $* = *' 2 '* ]] && echo '{tokenize}' || echo '{contents_line('report', ['report'])}'"
+    )
+    said: list[str] = []
+    now = standing(run, plan_study(run.study), said.append)
+    assert now.live == {("report", "report"): (Task("3", 0),), ("tokenize", "web/0"): (Task("2", 0),)}
+    assert [one.job for one in submissions(run)][3:] == ["tokenize"] and len(said) == 1
