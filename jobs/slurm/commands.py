@@ -6,6 +6,7 @@ Each function runs its command once and waits for it. What Slurm has of one run 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import tenacity
 
 from curricula.errors import UserError
+from curricula.jobs.slurm.environment import cleaned
 from curricula.terminal import one_line
 
 PATIENCE_S = 60.0
@@ -141,7 +143,9 @@ def call(*command: str, text: str | None = None, patience_s: float | None = None
     name = command[0]
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
-        done = subprocess.run(command, input=text or "", capture_output=True, text=True, timeout=patience_s)
+        done = subprocess.run(
+            command, input=text or "", env=cleaned(os.environ), capture_output=True, text=True, timeout=patience_s
+        )
     except FileNotFoundError:
         raise UserError(f"{name}: not on this machine's PATH") from None
     except subprocess.TimeoutExpired:
@@ -245,9 +249,11 @@ def host_names(node_list: str) -> list[str]:
 def tested(script: str) -> str:
     """Slurm's answer to `sbatch --test-only` without dependencies: when and where the job would start, or why never."""
     independent = "\n".join(line for line in script.splitlines() if not line.startswith("#SBATCH --dependency"))
-    command = ["sbatch", "--test-only", "--output=/dev/null"]
+    command, environment = ["sbatch", "--test-only", "--output=/dev/null"], cleaned(os.environ)
     try:
-        done = subprocess.run(command, input=independent, capture_output=True, text=True, timeout=PATIENCE_S)
+        done = subprocess.run(
+            command, input=independent, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+        )
     except subprocess.TimeoutExpired:
         return f"no answer within {PATIENCE_S:.0f} s"
     return " ".join((done.stderr or done.stdout).replace("sbatch: ", "").split())

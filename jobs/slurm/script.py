@@ -20,6 +20,7 @@ import msgspec
 
 from curricula.errors import UsageError
 from curricula.jobs.plan import Job
+from curricula.jobs.slurm.environment import IGNORED, KEPT, RANKS
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.snapshot import ENTRY
 from curricula.jobs.study import Study
@@ -59,6 +60,7 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
         "ntasks-per-node": request.tasks_per_node,
         "time": request.minutes,
         "requeue": True,  # under the same number, after preemption and the loss of a node
+        "export": "ALL",
         "open-mode": "append",
         "kill-on-invalid-dep": "yes",  # otherwise jobs that wait for a failed one would wait for ever
         "signal": f"USR2@{profile.lead_time_s}",
@@ -162,4 +164,5 @@ def templates() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["quote"] = shlex.quote
+    environment.globals.update(ranks=" ".join(RANKS), ignored=IGNORED, kept="|".join(KEPT))
     return environment

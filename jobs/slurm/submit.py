@@ -22,6 +22,7 @@ from curricula.jobs.preflight.bad_nodes import exclusion
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
 from curricula.jobs.slurm.commands import ControllerAway, Task, is_away, patiently, require_slurm, squeue
+from curricula.jobs.slurm.environment import ignored, ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
@@ -68,6 +69,8 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues.
     """
     check_needs(plan, chosen, now.done, now.live)
+    if explained := ignored_explained(os.environ):
+        say(explained)
     root = check_root(run.root)
     run.slurm.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(root)
@@ -206,11 +209,9 @@ class ElementExecutor(submitit.SlurmExecutor):
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         submission_file_path.chmod(0o700)
-        # A command that was itself given inside a Slurm job must not hand that job's variables on.
-        inside = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
         return [
             "env",
-            *(word for name in inside for word in ("--unset", name)),
+            *(word for name in ignored(os.environ) for word in ("--unset", name)),
             *super()._make_submission_command(submission_file_path),
         ]
 

@@ -11,6 +11,17 @@ if [ -s "$slurm/submissions.jsonl" ]; then
     exit 2
 fi
 
+# Variables of this shell that Slurm's commands would take for options, which override those in the scripts, or jobs for a rank's.
+# Inside an allocation SLURM_ variables describe that allocation.
+ignored= inside=${SLURM_JOB_ID-}
+for name in $(compgen -e); do
+    if [[ $name =~ ^((SBATCH|SRUN|SLURM|SALLOC|SQUEUE|SACCT|SCANCEL|SCONTROL)_.*|TORCHELASTIC_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|NODE_RANK|MASTER_ADDR|MASTER_PORT)$ && ! $name =~ ^(SLURM_CONF|SLURM_JWT|SLURM_SACK_KEY|SLURM_SACK_JWKS)$ ]]; then
+        unset "$name"
+        [[ $inside && $name = SLURM_* ]] || ignored+=" $name"
+    fi
+done
+[ -z "$ignored" ] || echo "Ignored variables of this shell:$ignored. The scripts decide." >&2
+
 # The arrays of this run that Slurm has, recorded or not: a call killed just after sbatch could not record its job. They are
 # recognised by their logs, which go to the run folder.
 queued() {
