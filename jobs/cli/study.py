@@ -87,7 +87,7 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
         if not is_new:
             _confirm(plan, still, profile, yes, console)
         made = submit_plan(run, plan, still, profile, now, console.print)
-    count = sum(len(submission.labels) for submission in made)
+    count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
     console.print(
         f"{count} elements in {len(made)} arrays. Watch them with `curricula status {root}` or `squeue --me`."
     )

@@ -236,6 +236,38 @@ def batch_script(job_id: str) -> str:
         return ""
 
 
+def why_not_requeued(job_id: str) -> str:
+    """Why Slurm will not requeue a job that it has just accepted; empty if it will, or does not say.
+
+    A site's submit plugin may forbid it for all jobs, a partition or QOS may cancel the jobs that it preempts.
+    """
+    try:
+        job = _fields(call("scontrol", "--oneliner", "show", "job", job_id))
+        if job.get("Requeue") == "0":
+            return "Slurm accepted it with Requeue=0"
+        kind = re.search(r"^PreemptType *= *(\S+)", call("scontrol", "show", "config"), re.MULTILINE)
+        if kind and kind[1] == "preempt/partition_prio":
+            for name in job.get("Partition", "").split(","):
+                if "CANCEL" in _fields(call("scontrol", "--oneliner", "show", "partition", name)).get(
+                    "PreemptMode", ""
+                ):
+                    return f"partition {name} cancels the jobs that it preempts"
+        elif kind and kind[1] == "preempt/qos" and (qos := job.get("QOS")):
+            words = ("--noheader", "--parsable2", "show", "qos", qos, "format=PreemptMode")
+            if "cancel" in call("sacctmgr", *words).lower():
+                return f"QOS {qos} cancels the jobs that it preempts"
+    except ControllerAway:
+        raise
+    except UserError:  # the job has ended already, or there is no accounting
+        pass
+    return ""
+
+
+def _fields(shown: str) -> dict[str, str]:
+    """The values in the first line of what `scontrol --oneliner show` prints."""
+    return dict(re.findall(r"(\w+)=(\S+)", shown.partition("\n")[0]))
+
+
 def set_comment(task: str, comment: str, patience_s: float) -> None:
     """Set the comment of a job or array task, which `squeue --format=%k` shows."""
     call("scontrol", "update", f"JobId={task}", f"Comment={comment}", patience_s=patience_s)

@@ -6,6 +6,7 @@ Only the record in RUN/slurm remains; no process stays behind on the login node.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,15 @@ from curricula.jobs.plan import Chosen, Key, Plan
 from curricula.jobs.preflight.bad_nodes import exclusion
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
-from curricula.jobs.slurm.commands import ControllerAway, Task, is_away, patiently, require_slurm, squeue
+from curricula.jobs.slurm.commands import (
+    ControllerAway,
+    Task,
+    is_away,
+    patiently,
+    require_slurm,
+    squeue,
+    why_not_requeued,
+)
 from curricula.jobs.slurm.environment import ignored, ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.render import write_resubmit
@@ -81,14 +90,44 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
     numbering = _Numbering({key: tasks[-1] for key, tasks in now.live.items()}, sizes)
     for array in _arrays(plan, chosen, profile, numbering):
-        for label in array.labels:  # with the old mark the element would end at once
-            (run.element(array.job.name, label) / "done.json").unlink(missing_ok=True)
+        for label in array.labels:  # with the old marks the element would end at once
+            for mark in ("done.json", "failed.json"):
+                (run.element(array.job.name, label) / mark).unlink(missing_ok=True)
         options = _options(plan, array, profile, numbering)
         if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
             options["exclude"] = avoided
-        executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
-        made.append(_submit(run, executor, array, body(array.job, array.labels, plan.study, profile, root, code), say))
+
+        def submit(options: Options, continues: str = "", array: Array = array) -> Submission:
+            executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
+            text = body(array.job, array.labels, plan.study, profile, root, code, continues)
+            return _submit(run, executor, array, text, say)
+
+        made += _chain(array, options, profile, submit, say)
         numbering.add(array, made[-1].job_id)
+    return made
+
+
+def _chain(
+    array: Array, options: Options, profile: Profile, submit: Callable[..., Submission], say: Say
+) -> list[Submission]:
+    """Submit an array and, where Slurm will not requeue it, arrays that continue it, each after the end of the one before.
+
+    They also wait for all that the first waits for: it ends, too, when Slurm cancels it because something it needs failed. What
+    needs the array waits for the last.
+    """
+    made = [submit(options)]
+    for attempt in patiently(say):
+        with attempt:
+            reason = why_not_requeued(made[0].job_id)
+    if not reason:
+        return made
+    request = array.job.request
+    needed = math.ceil(request.total_hours * 60 / request.minutes)
+    count = needed if profile.continuations is None else profile.continuations
+    say(f"{array.job.name}: {reason}, so {count} more arrays continue it where it ends early")
+    for _ in range(count):
+        waits = [str(options.get("dependency", "")), f"afterany:{made[-1].job_id}"]
+        made.append(submit({**options, "dependency": ",".join(filter(None, waits))}, made[0].job_id))
     return made
 
 
