@@ -16,6 +16,7 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import UncompletedJobError
 
+from curricula.durable import write_text
 from curricula.errors import UserError
 from curricula.jobs.completion import done_elements
 from curricula.jobs.plan import Chosen, Key, Plan
@@ -102,13 +103,13 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
             text = body(array.job, array.labels, plan.study, profile, root, code, continues)
             return _submit(run, executor, array, text, say)
 
-        made += _chain(array, options, profile, submit, say)
+        made += _chain(run, array, options, profile, submit, say)
         numbering.add(array, made[-1].job_id)
     return made
 
 
 def _chain(
-    array: Array, options: Options, profile: Profile, submit: Callable[..., Submission], say: Say
+    run: Run, array: Array, options: Options, profile: Profile, submit: Callable[..., Submission], say: Say
 ) -> list[Submission]:
     """Submit an array and, where Slurm will not requeue it, arrays that continue it, each after the end of the one before.
 
@@ -116,6 +117,8 @@ def _chain(
     needs the array waits for the last.
     """
     made = [submit(options)]
+    followers = run.slurm / f"{made[0].job_id}.continued"  # read by the batch scripts
+    followers.unlink(missing_ok=True)
     for attempt in patiently(say):
         with attempt:
             reason = why_not_requeued(made[0].job_id)
@@ -128,6 +131,7 @@ def _chain(
     for _ in range(count):
         waits = [str(options.get("dependency", "")), f"afterany:{made[-1].job_id}"]
         made.append(submit({**options, "dependency": ",".join(filter(None, waits))}, made[0].job_id))
+        write_text(followers, "".join(f"{one.job_id}\n" for one in made[1:]))
     return made
 
 

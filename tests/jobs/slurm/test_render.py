@@ -13,7 +13,7 @@ import yaml
 from paths import ROOT
 from run_folders import finish, new_run
 
-from curricula.durable import write_json
+from curricula.durable import write_json, write_text
 from curricula.jobs.cli.main import main
 from curricula.jobs.completion import read_failure
 from curricula.jobs.graph import plan_study
@@ -176,17 +176,20 @@ def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_p
     text = body(job, ["data-0", "full-0"], run.study, Profile(), run.root, tmp_path, continues="7")
     (tmp_path / "bin").mkdir()
     stand_in(tmp_path, "srun", f"#!/bin/bash\necho $CURRICULA_CONTINUES >>{tmp_path}/started\n")
-    stand_in(tmp_path, "scontrol", "#!/bin/bash\n")
+    stand_in(tmp_path, "scontrol", f'#!/bin/bash\n[[ $* != *TimeLimit* ]] || echo "$2 $3" >>"{tmp_path}/limits"\n')
     stand_in(tmp_path, "script", f"#!/bin/bash\n{text}")
 
     def end(number: int) -> int:
         return call(tmp_path, "script", SLURM_ARRAY_TASK_ID=str(number), SLURM_ARRAY_JOB_ID="8").returncode
 
+    write_text(run.slurm / "7.continued", "8\n9\n")
     finish(run, job.name, "data-0")
     write_json(run.element(job.name, "full-0") / "failed.json", {"error": "x", "final": True, "exit_code": 93})
     assert (end(0), end(1)) == (0, 93) and not (tmp_path / "started").exists()
     write_json(run.element(job.name, "full-0") / "failed.json", {"error": "x", "final": False})
+    (tmp_path / "limits").unlink()
     assert end(1) == 0 and (tmp_path / "started").read_text() == "7\n"
+    assert (tmp_path / "limits").read_text() == "JobId=9_1 TimeLimit=1\n"
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
         [], ["afterany:1"], ["afterany:2"],
         ["afterok:3"], ["afterok:3,afterany:4"], ["afterok:3,afterany:5"],
     ]  # fmt: skip
+    assert (run.slurm / "4.continued").read_text() == "5\n6\n"
     texts = [(tmp_path / f"{number}.script").read_text() for number in range(6)]
     assert ["CURRICULA_CONTINUES=4" in text for text in texts] == [False] * 4 + [True] * 2
     listed = [(n, "RUNNING" if n == 4 else "PENDING") for n in range(4, 7)]
