@@ -24,6 +24,7 @@ from curricula.jobs.completion import done_elements
 from curricula.jobs.element import main
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
+from curricula.jobs.slurm.environment import RANKS
 from curricula.jobs.stages import STAGES
 
 TERM_GRACE_S = 20.0
@@ -125,6 +126,8 @@ def _forkserver(workers: int, preload: bool) -> multiprocessing.context.ForkServ
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of the tokenizer
+    for name in RANKS:  # of another job
+        os.environ.pop(name, None)
     # Looking for a GPU while preloading must not initialise CUDA, which does not survive a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")

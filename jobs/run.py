@@ -11,6 +11,7 @@ runs/<study>/
   eval/<arm>/{base,instruct,benign}/      answers and verdicts, as eval/rows.py describes
   jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
   slurm/submissions.jsonl     what was submitted to Slurm (jobs/slurm/submissions.py)
+  slurm/<array>.continued     the arrays that continue it where Slurm does not requeue (jobs/slurm/submit.py)
   slurm/bad-nodes.jsonl       nodes that failed a check (jobs/preflight/bad_nodes.py)
   report/
 """

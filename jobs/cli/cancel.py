@@ -12,26 +12,28 @@ from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import scancel, squeue
-from curricula.jobs.slurm.submissions import elements_by_task
+from curricula.jobs.slurm.submissions import known_tasks, submissions, unrecorded
 
 
 def cancel(args: argparse.Namespace) -> int:
     run = Run.open(args.run)
     chosen = set(keys_of(select(plan_study(run.study), Selection.from_args(args))))
-    elements = elements_by_task(run)
-    if not elements:
+    if not run.slurm.exists():
         raise UserError(
             f"{run.root}: nothing of it was submitted to Slurm; end a run on this machine with Ctrl-C where it runs"
         )
     try:
-        queue = squeue(task.job_id for task in elements)
+        queue = squeue()
+        on_record = [*submissions(run), *unrecorded(run, queue)]
     except UserError as error:
         raise UserError(f"{error}; nothing was cancelled") from None
-    live = [
+    known = known_tasks(run, on_record, queue)
+    live = sorted(
         task
-        for task, key in elements.items()
-        if key in chosen and task in queue and (queue[task].is_running or queue[task].is_waiting)
-    ]
+        for key, tasks in known.items()
+        for task, state in tasks.items()
+        if key in chosen and (state.is_running or state.is_waiting)
+    )
     if not live:
         print(f"{run.root}: nothing of this is in Slurm's queue")
         return 0

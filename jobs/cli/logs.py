@@ -22,7 +22,7 @@ from curricula.jobs.plan import Key, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import Task
-from curricula.jobs.slurm.submissions import elements_by_task
+from curricula.jobs.slurm.submissions import elements_by_task, submissions
 from curricula.terminal import one_line
 
 LOOK_EVERY_S = 0.5
@@ -47,7 +47,7 @@ def show_logs(args: argparse.Namespace) -> int:
         print("(nothing has failed and nothing is running; name a JOB, or --stage or --arm)")
         return 0
     tasks: dict[Key, list[Task]] = defaultdict(list)
-    for task, key in elements_by_task(run).items():
+    for task, key in elements_by_task(submissions(run)).items():
         tasks[key].append(task)
 
     def find() -> list[_Log]:

@@ -47,8 +47,8 @@ def _submit(run: Run, again: Sequence[Key], profile: Path | None, console: Conso
     plan = plan_study(run.study, used)
     with Run.locked(run.root):
         now = standing(run, plan, console.print)
-        scancel(now.live[key] for key in again if key in now.live)  # they wait for what ended badly
-        now = Standing(now.done - set(again), {key: task for key, task in now.live.items() if key not in again})
+        scancel(task for key in again for task in now.live.get(key, ()))  # they wait for what ended badly
+        now = Standing(now.done - set(again), {key: tasks for key, tasks in now.live.items() if key not in again})
         for key in again:
             (run.element(*key) / "failed.json").unlink(missing_ok=True)
         made = submit_plan(run, plan, chosen_of(again), used, now, console.print)

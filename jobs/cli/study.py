@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -24,6 +25,7 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Chosen, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
+from curricula.jobs.slurm.environment import ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile, load_profile
 from curricula.jobs.slurm.script import check_root
 from curricula.jobs.study import Study, load_study
@@ -85,7 +87,7 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
         if not is_new:
             _confirm(plan, still, profile, yes, console)
         made = submit_plan(run, plan, still, profile, now, console.print)
-    count = sum(len(submission.labels) for submission in made)
+    count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
     console.print(
         f"{count} elements in {len(made)} arrays. Watch them with `curricula status {root}` or `squeue --me`."
     )
@@ -110,6 +112,8 @@ def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, con
     from curricula.jobs.slurm.commands import tested
     from curricula.jobs.slurm.submit import preview
 
+    if explained := ignored_explained(os.environ):
+        console.print(explained)
     previews = preview(plan, chosen, profile, root)
     has_slurm = shutil.which("sbatch") is not None
     for one in previews:

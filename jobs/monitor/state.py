@@ -23,7 +23,7 @@ from curricula.jobs.monitor.progress import Reading, read_progress
 from curricula.jobs.plan import Element, Job, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import Task, TaskState, sacct, squeue
-from curricula.jobs.slurm.submissions import latest_tasks, submissions
+from curricula.jobs.slurm.submissions import known_tasks, latest_tasks, submissions
 from curricula.jobs.stages import Work
 
 State = Literal["done", "running", "pending", "failed", "cancelled", "interrupted", "stale", "waiting"]
@@ -87,12 +87,13 @@ class _Facts:
 def run_status(run: Run, plan: Plan) -> RunStatus:
     """The status of every element. Slurm is asked while the folder is read."""
     works = [Work(run, plan, job, element) for job, element in plan.elements()]
-    tasks = latest_tasks(submissions(run))
-    job_ids = [task.job_id for task in tasks.values()]
+    submitted = submissions(run)
+    tasks = latest_tasks(submitted)
+    job_ids = [submission.job_id for submission in submitted]
     with ThreadPoolExecutor(1) as slurm:
         listing = slurm.submit(squeue, job_ids, SLURM_PATIENCE_S) if tasks else None
         facts = _read_all(run.root, works)
-    queue: Mapping[Task, TaskState] = {}
+    known_of: Mapping[Key, Mapping[Task, TaskState]] = {}
     problem = ""
     if listing:
         try:
@@ -100,18 +101,19 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         except UserError as error:
             problem = f"{error}; only what the run folder tells is shown"
         else:
+            known_of = known_tasks(run, submitted, queue)
             unfinished = [key for key, fact in facts.items() if not fact.done and not fact.error]
-            if any(key in tasks and tasks[key] not in queue for key in unfinished):
-                queue = {**sacct(job_ids, SLURM_PATIENCE_S), **queue}
+            if any(key in tasks and tasks[key] not in known_of.get(key, ()) for key in unfinished):
+                in_accounting = known_tasks(run, submitted, sacct(job_ids, SLURM_PATIENCE_S))
+                known_of = {key: {**in_accounting.get(key, {}), **known_of.get(key, {})} for key in tasks}
     stale = _stale(plan, facts)
     found = []
     logs_to_read = LOGS_READ
     for work in works:
         job, element = work.job, work.element
         key = (job.name, element.label)
-        fact, task = facts[key], tasks.get(key)
+        fact, (task, known) = facts[key], _telling(tasks.get(key), known_of.get(key, {}))
         restarted = last_failure(work.folder, str(task)) if task and fact.has_failed and not fact.done else None
-        known = queue.get(task) if task else None
         status = _merged(job, element, fact, stale.get(key, ""), task, known, asked=bool(listing) and not problem)
         if restarted and status.state in ("running", "pending"):
             status = replace(status, last_failure=restarted.error, restarts=max(status.restarts, restarted.restarts))
@@ -121,6 +123,16 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
             status = replace(status, error=f"{status.error}; {logged.message}") if logged else status
         found.append(status)
     return RunStatus(found, problem)
+
+
+def _telling(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task | None, TaskState | None]:
+    """The task of an element that tells its state, and what Slurm says of it: one that runs, else the next that will, else the
+    latest. There may be several where jobs continue one another."""
+    for is_so in (lambda state: state.is_running, lambda state: state.is_waiting):
+        for task, state in known.items():
+            if is_so(state):
+                return task, state
+    return latest, known.get(latest) if latest else None
 
 
 def _read_all(root: Path, works: list[Work]) -> dict[Key, _Facts]:

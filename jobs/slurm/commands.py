@@ -6,6 +6,7 @@ Each function runs its command once and waits for it. What Slurm has of one run 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import tenacity
 
 from curricula.errors import UserError
+from curricula.jobs.slurm.environment import cleaned
 from curricula.terminal import one_line
 
 PATIENCE_S = 60.0
@@ -87,7 +89,8 @@ class TaskState:
     nodes: str = ""
     restarts: int = 0
     output: str = ""
-    """The path of its log, which tells runs apart; only squeue knows it."""
+    """The path of its log in squeue, the command that submitted it in sacct. Both name a folder of its run: Slurm may give a
+    number again when its controller has lost its state."""
 
     @property
     def is_running(self) -> bool:
@@ -140,7 +143,9 @@ def call(*command: str, text: str | None = None, patience_s: float | None = None
     name = command[0]
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
-        done = subprocess.run(command, input=text or "", capture_output=True, text=True, timeout=patience_s)
+        done = subprocess.run(
+            command, input=text or "", env=cleaned(os.environ), capture_output=True, text=True, timeout=patience_s
+        )
     except FileNotFoundError:
         raise UserError(f"{name}: not on this machine's PATH") from None
     except subprocess.TimeoutExpired:
@@ -184,7 +189,7 @@ def sacct(job_ids: Iterable[str], patience_s: float | None = None) -> dict[Task,
     try:
         listing = call(
             "sacct", "--allocations", "--array", "--noheader", "--parsable2", f"--jobs={','.join(dict.fromkeys(job_ids))}",
-            "--format=JobID,State,ExitCode,NodeList", patience_s=patience_s,
+            "--format=JobID,State,ExitCode,NodeList,SubmitLine", patience_s=patience_s,
         )  # fmt: skip
     except UserError:
         return {}
@@ -193,7 +198,7 @@ def sacct(job_ids: Iterable[str], patience_s: float | None = None) -> dict[Task,
 
 def _sacct_row(line: str) -> tuple[Task, TaskState] | None:
     """None for tasks that were never started one by one, such as `102_[0-5]`."""
-    name, state, code, nodes = (line.split("|") + ["", "", ""])[:4]
+    name, state, code, nodes, command = (line.split("|", 4) + [""] * 4)[:5]
     job_id, _, number = name.partition("_")
     if number and not number.isdecimal():
         return None
@@ -202,7 +207,8 @@ def _sacct_row(line: str) -> tuple[Task, TaskState] | None:
     if signal not in ("", "0"):
         reason = f"signal {signal}"
     word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
-    return Task(job_id, int(number or 0)), TaskState(word, reason, "" if nodes == "None assigned" else nodes)
+    place = "" if nodes == "None assigned" else nodes
+    return Task(job_id, int(number or 0)), TaskState(word, reason, place, output=command)
 
 
 def explained(reason: str) -> str:
@@ -230,6 +236,38 @@ def batch_script(job_id: str) -> str:
         return ""
 
 
+def why_not_requeued(job_id: str) -> str:
+    """Why Slurm will not requeue a job that it has just accepted; empty if it will, or does not say.
+
+    A site's submit plugin may forbid it for all jobs, a partition or QOS may cancel the jobs that it preempts.
+    """
+    try:
+        job = _fields(call("scontrol", "--oneliner", "show", "job", job_id))
+        if job.get("Requeue") == "0":
+            return "Slurm accepted it with Requeue=0"
+        kind = re.search(r"^PreemptType *= *(\S+)", call("scontrol", "show", "config"), re.MULTILINE)
+        if kind and kind[1] == "preempt/partition_prio":
+            for name in job.get("Partition", "").split(","):
+                if "CANCEL" in _fields(call("scontrol", "--oneliner", "show", "partition", name)).get(
+                    "PreemptMode", ""
+                ):
+                    return f"partition {name} cancels the jobs that it preempts"
+        elif kind and kind[1] == "preempt/qos" and (qos := job.get("QOS")):
+            words = ("--noheader", "--parsable2", "show", "qos", qos, "format=PreemptMode")
+            if "cancel" in call("sacctmgr", *words).lower():
+                return f"QOS {qos} cancels the jobs that it preempts"
+    except ControllerAway:
+        raise
+    except UserError:  # the job has ended already, or there is no accounting
+        pass
+    return ""
+
+
+def _fields(shown: str) -> dict[str, str]:
+    """The values in the first line of what `scontrol --oneliner show` prints."""
+    return dict(re.findall(r"(\w+)=(\S+)", shown.partition("\n")[0]))
+
+
 def set_comment(task: str, comment: str, patience_s: float) -> None:
     """Set the comment of a job or array task, which `squeue --format=%k` shows."""
     call("scontrol", "update", f"JobId={task}", f"Comment={comment}", patience_s=patience_s)
@@ -243,9 +281,11 @@ def host_names(node_list: str) -> list[str]:
 def tested(script: str) -> str:
     """Slurm's answer to `sbatch --test-only` without dependencies: when and where the job would start, or why never."""
     independent = "\n".join(line for line in script.splitlines() if not line.startswith("#SBATCH --dependency"))
-    command = ["sbatch", "--test-only", "--output=/dev/null"]
+    command, environment = ["sbatch", "--test-only", "--output=/dev/null"], cleaned(os.environ)
     try:
-        done = subprocess.run(command, input=independent, capture_output=True, text=True, timeout=PATIENCE_S)
+        done = subprocess.run(
+            command, input=independent, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+        )
     except subprocess.TimeoutExpired:
         return f"no answer within {PATIENCE_S:.0f} s"
     return " ".join((done.stderr or done.stdout).replace("sbatch: ", "").split())

@@ -138,6 +138,8 @@ class Profile(Settings, frozen=True):
     srun_options: tuple[OneLine, ...] = ()
     max_array_size: Positive = 1001
     """`scontrol show config` says MaxArraySize; longer arrays are split."""
+    continuations: Annotated[int, msgspec.Meta(ge=0, le=200)] | None = None
+    """How many arrays continue one that Slurm will not requeue, one after the other. Default: as many as its hours need."""
     lead_time_s: Annotated[int, msgspec.Meta(ge=10, le=3600)] = 120
     """How long before its time limit a job is told to save; give it more than a step and a save take."""
     restarts_without_progress: Positive = 5

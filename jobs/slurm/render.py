@@ -22,6 +22,8 @@ from curricula.jobs.slurm.snapshot import take_snapshot
 from curricula.jobs.slurm.submissions import latest_tasks, submissions
 
 SUBMIT_ALL = "submit_all.sh"
+OUTPUT = LOG.replace("%t", "0")
+"""The log of a batch script. The command line names it too, by which `sacct` knows whose job it is."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
         scripts=scripts,
         waits=_dependencies(scripts),
         slurm=str(run.root.resolve() / "slurm"),
+        log=OUTPUT,
         records={script.file: record_format(script) for script in scripts},
     )  # fmt: skip
     write_script(out / SUBMIT_ALL, submit_all)
@@ -66,7 +69,7 @@ def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -
         options: Options = {
             **sbatch_options(script.job, study, profile),
             "array": array_option(len(script.labels), script.job.request.options.throttle),
-            "output": str(root / "slurm" / LOG.replace("%t", "0")),
+            "output": str(root / "slurm" / OUTPUT),
         }
         text = templates().get_template("array.sbatch.j2").render(
             job=script.job,

@@ -20,6 +20,9 @@ from curricula.jobs.stages import STAGES, Work
 LIMIT = "CURRICULA_RESTARTS_WITHOUT_PROGRESS"
 """The variable in which the batch script hands on the profile's `restarts_without_progress`."""
 
+CONTINUES = "CURRICULA_CONTINUES"
+"""The variable in which the batch script hands on the number of the first of several arrays that continue one another."""
+
 
 class GaveUp(UserError):
     """The element was restarted too often without progress."""
@@ -34,7 +37,7 @@ class Standstill(msgspec.Struct, frozen=True):
     saved: int
     """How much was saved: steps of the latest checkpoint, or bytes of rows."""
     task: str
-    """The array task that ran then."""
+    """The array task that ran then; of arrays that continue one another, the first one's."""
 
 
 def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> None:
@@ -42,7 +45,7 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
 
     Does nothing outside Slurm.
     """
-    limit, job_id = environment.get(LIMIT), environment.get("SLURM_ARRAY_JOB_ID")
+    limit, job_id = environment.get(LIMIT), environment.get(CONTINUES, environment.get("SLURM_ARRAY_JOB_ID"))
     if not limit or not job_id:
         return
     path, stage = work.folder / "restarts.json", STAGES[work.job.stage]

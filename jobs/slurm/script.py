@@ -20,6 +20,8 @@ import msgspec
 
 from curricula.errors import UsageError
 from curricula.jobs.plan import Job
+from curricula.jobs.slurm.commands import AWAY
+from curricula.jobs.slurm.environment import IGNORED, KEPT, RANKS
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.snapshot import ENTRY
 from curricula.jobs.study import Study
@@ -59,6 +61,7 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
         "ntasks-per-node": request.tasks_per_node,
         "time": request.minutes,
         "requeue": True,  # under the same number, after preemption and the loss of a node
+        "export": "ALL",
         "open-mode": "append",
         "kill-on-invalid-dep": "yes",  # otherwise jobs that wait for a failed one would wait for ever
         "signal": f"USR2@{profile.lead_time_s}",
@@ -83,8 +86,11 @@ def array_option(count: int, throttle: int | None) -> str:
     return f"0-{count - 1}" + (f"%{throttle}" if throttle else "")
 
 
-def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: Path, code: Path) -> str:
-    """The batch script without its #SBATCH lines. `root` is the absolute run folder, `code` the snapshot to run."""
+def body(
+    job: Job, labels: Sequence[str], study: Study, profile: Profile, root: Path, code: Path, continues: str = ""
+) -> str:
+    """The batch script without its #SBATCH lines. `root` is the absolute run folder, `code` the snapshot to run, `continues`
+    the number of the array whose elements it continues, if there is one."""
     command = [profile.interpreter(), str(code / ENTRY)]
     srun_words = list(profile.srun_options)
     container = profile.container
@@ -117,6 +123,8 @@ def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: 
             task_log=str(root / "slurm" / LOG),
             srun_words=srun_words,
             command=command,
+            continues=continues,
+            away=AWAY.pattern,
         )
     )
 
@@ -162,4 +170,5 @@ def templates() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["quote"] = shlex.quote
+    environment.globals.update(ranks=" ".join(RANKS), ignored=IGNORED, kept="|".join(KEPT))
     return environment

@@ -1,7 +1,10 @@
 """A run's submissions to Slurm: their record, and which of them Slurm still has.
 
-RUN/slurm/submissions.jsonl has one line for each sbatch, in order. Array task i of a submission runs the element labels[i]. For
-an element that was submitted again, the latest line counts.
+RUN/slurm/submissions.jsonl has one line for each sbatch, in order. Array task i of a submission runs the element labels[i]. An
+element may have several tasks: it was submitted again, or later ones continue the first where Slurm does not requeue.
+
+Numbers are not enough to find a job: a controller that lost its state gives them again, to anyone's jobs. So a job counts as
+this run's only if its output, or the command that submitted it, names RUN/slurm. Of two lines with a number the later counts.
 """
 
 from __future__ import annotations
@@ -71,46 +74,73 @@ def latest_tasks(submitted: list[Submission]) -> dict[Key, Task]:
     }
 
 
-def recover(run: Run, queue: Queue) -> list[Submission]:
-    """Record jobs of this run that Slurm accepted from a submission that was killed before it could record them.
+def unrecorded(run: Run, queue: Queue) -> list[Submission]:
+    """Jobs of this run that Slurm accepted from a submission that was killed before it could record them.
 
     An array is left alone if recording it would hide a live task that is on record: someone submitted part of it by hand.
     """
-    known = {submission.job_id for submission in submissions(run)}
-    folder = f"{run.slurm.resolve()}/"
+    on_record = submissions(run)
+    known = {submission.job_id: submission for submission in on_record}
     numbers: dict[str, set[int]] = {}
     for task, state in queue.items():
-        if task.job_id not in known and state.output.startswith(folder):
+        if is_of(run, state):
             numbers.setdefault(task.job_id, set()).add(task.number)
     alive, found = live_elements(run, queue), []
     for job_id in sorted(numbers, key=int):
         contents = contents_in(batch_script(job_id))
         if contents is None:  # another program's, or a job that has just ended
             continue
+        old = known.get(job_id)
+        if old and (old.job, old.labels) == (contents.job, contents.labels):
+            continue
         elsewhere = {label for number, label in enumerate(contents.labels) if number not in numbers[job_id]}
-        if not any((contents.job, label) in alive for label in elsewhere):
+        if not any(task.job_id != job_id for label in elsewhere for task in alive.get((contents.job, label), ())):
             found.append(Submission(job=contents.job, job_id=job_id, labels=contents.labels, submitted=time.time()))
-            record(run, found[-1])
     return found
 
 
-def elements_by_task(run: Run) -> dict[Task, Key]:
+def recover(run: Run, queue: Queue) -> list[Submission]:
+    """Record the `unrecorded` jobs."""
+    found = unrecorded(run, queue)
+    for submission in found:
+        record(run, submission)
+    return found
+
+
+def is_of(run: Run, state: TaskState) -> bool:
+    """Whether a job of a recorded number is this run's."""
+    return f"{run.slurm.resolve()}/" in state.output
+
+
+def elements_by_task(submitted: list[Submission]) -> dict[Task, Key]:
     """The element of every array task that was ever submitted, in the order of submission."""
+    latest = {submission.job_id: submission for submission in submitted}
     return {
         Task(submission.job_id, number): (submission.job, label)
-        for submission in submissions(run)
+        for submission in submitted
+        if latest[submission.job_id] is submission
         for number, label in enumerate(submission.labels)
     }
 
 
-def live_elements(run: Run, queue: Queue) -> dict[Key, Task]:
-    """The elements that Slurm runs or will still run, with their array tasks."""
-    alive = {task for task, state in queue.items() if not state.is_hopeless}
-    return {key: task for key, task in latest_tasks(submissions(run)).items() if task in alive}
+def known_tasks(run: Run, submitted: list[Submission], queue: Queue) -> dict[Key, dict[Task, TaskState]]:
+    """The tasks of each element that Slurm knows, in the order of submission."""
+    found: dict[Key, dict[Task, TaskState]] = {}
+    for task, key in elements_by_task(submitted).items():
+        if task in queue and is_of(run, queue[task]):
+            found.setdefault(key, {})[task] = queue[task]
+    return found
+
+
+def live_elements(run: Run, queue: Queue) -> dict[Key, tuple[Task, ...]]:
+    """The elements that Slurm runs or will still run, with their array tasks, the last to start at the end."""
+    known = known_tasks(run, submissions(run), queue)
+    alive = {key: tuple(task for task, state in tasks.items() if not state.is_hopeless) for key, tasks in known.items()}
+    return {key: tasks for key, tasks in alive.items() if tasks}
 
 
 def cancel_hopeless(run: Run, queue: Queue) -> None:
     """Cancel tasks that wait for a failed job: an element that is submitted again must not be in the queue twice."""
-    ours = set(latest_tasks(submissions(run)).values())
+    known = known_tasks(run, submissions(run), queue)
     with contextlib.suppress(UserError):  # some may have left the queue meanwhile
-        scancel(task for task, state in queue.items() if state.is_hopeless and task in ours)
+        scancel(task for tasks in known.values() for task, state in tasks.items() if state.is_hopeless)

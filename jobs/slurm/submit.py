@@ -6,6 +6,7 @@ Only the record in RUN/slurm remains; no process stays behind on the login node.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,23 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import UncompletedJobError
 
+from curricula.durable import write_text
 from curricula.errors import UserError
 from curricula.jobs.completion import done_elements
 from curricula.jobs.plan import Chosen, Key, Plan
 from curricula.jobs.preflight.bad_nodes import exclusion
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
-from curricula.jobs.slurm.commands import ControllerAway, Task, is_away, patiently, require_slurm, squeue
+from curricula.jobs.slurm.commands import (
+    ControllerAway,
+    Task,
+    is_away,
+    patiently,
+    require_slurm,
+    squeue,
+    why_not_requeued,
+)
+from curricula.jobs.slurm.environment import ignored, ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
@@ -36,8 +47,8 @@ class Standing:
     """The elements of a run that a submission need not submit."""
 
     done: set[Key]
-    live: dict[Key, Task]
-    """Queued or running."""
+    live: dict[Key, tuple[Task, ...]]
+    """Queued or running, with their tasks: several where jobs continue one another."""
 
     def open(self, chosen: Chosen) -> Chosen:
         """The `chosen` elements that are neither done nor live."""
@@ -68,6 +79,8 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues.
     """
     check_needs(plan, chosen, now.done, now.live)
+    if explained := ignored_explained(os.environ):
+        say(explained)
     root = check_root(run.root)
     run.slurm.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(root)
@@ -76,16 +89,49 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     executor = ElementExecutor(root / "slurm")
     made = []
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
-    numbering = _Numbering(dict(now.live), sizes)
+    numbering = _Numbering({key: tasks[-1] for key, tasks in now.live.items()}, sizes)
     for array in _arrays(plan, chosen, profile, numbering):
-        for label in array.labels:  # with the old mark the element would end at once
-            (run.element(array.job.name, label) / "done.json").unlink(missing_ok=True)
+        for label in array.labels:  # with the old marks the element would end at once
+            for mark in ("done.json", "failed.json"):
+                (run.element(array.job.name, label) / mark).unlink(missing_ok=True)
         options = _options(plan, array, profile, numbering)
         if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
             options["exclude"] = avoided
-        executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
-        made.append(_submit(run, executor, array, body(array.job, array.labels, plan.study, profile, root, code), say))
+
+        def submit(options: Options, continues: str = "", array: Array = array) -> Submission:
+            executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
+            text = body(array.job, array.labels, plan.study, profile, root, code, continues)
+            return _submit(run, executor, array, text, say)
+
+        made += _chain(run, array, options, profile, submit, say)
         numbering.add(array, made[-1].job_id)
+    return made
+
+
+def _chain(
+    run: Run, array: Array, options: Options, profile: Profile, submit: Callable[..., Submission], say: Say
+) -> list[Submission]:
+    """Submit an array and, where Slurm will not requeue it, arrays that continue it, each after the end of the one before.
+
+    They also wait for all that the first waits for: it ends, too, when Slurm cancels it because something it needs failed. What
+    needs the array waits for the last.
+    """
+    made = [submit(options)]
+    followers = run.slurm / f"{made[0].job_id}.continued"  # read by the batch scripts
+    followers.unlink(missing_ok=True)
+    for attempt in patiently(say):
+        with attempt:
+            reason = why_not_requeued(made[0].job_id)
+    if not reason:
+        return made
+    request = array.job.request
+    needed = math.ceil(request.total_hours * 60 / request.minutes)
+    count = needed if profile.continuations is None else profile.continuations
+    say(f"{array.job.name}: {reason}, so {count} more arrays continue it where it ends early")
+    for _ in range(count):
+        waits = [str(options.get("dependency", "")), f"afterany:{made[-1].job_id}"]
+        made.append(submit({**options, "dependency": ",".join(filter(None, waits))}, made[0].job_id))
+        write_text(followers, "".join(f"{one.job_id}\n" for one in made[1:]))
     return made
 
 
@@ -206,11 +252,9 @@ class ElementExecutor(submitit.SlurmExecutor):
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         submission_file_path.chmod(0o700)
-        # A command that was itself given inside a Slurm job must not hand that job's variables on.
-        inside = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
         return [
             "env",
-            *(word for name in inside for word in ("--unset", name)),
+            *(word for name in ignored(os.environ) for word in ("--unset", name)),
             *super()._make_submission_command(submission_file_path),
         ]
 

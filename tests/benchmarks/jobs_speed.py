@@ -260,7 +260,7 @@ def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
                 "failed": "FAILED",
                 "cancelled": "CANCELLED",
             }
-            queue.append(squeue_line(str(1000 + number), str(index), words[state], "None", "n1"))
+            queue.append(squeue_line(str(1000 + number), str(index), words[state], "None", "n1", output=slurm.output))
             account.append(f"{task}|{task}|{words[state]}|n1")
             if state in ("done", "running"):
                 report_progress(run, job.name, element.label, loss=2.0, tokens_per_second=1e6)

@@ -57,9 +57,9 @@ def wait_for(condition, what: str, timeout_s: float = 240.0) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, although the shell holds the variables of another job's rank."""
     folder = tmp_path_factory.mktemp("whole")
-    finished(submit(small_study(folder), folder / "run"))
+    finished(submit(small_study(folder), folder / "run", RANK="3", WORLD_SIZE="8"))
     return folder / "run"
 
 

@@ -14,6 +14,9 @@ import pytest
 import slurm_studies as studies
 from paths import LAB_SCRIPTS
 
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.submissions import submissions
+
 STEPS = 48
 LAST = f"pretrain-trunk-{STEPS}"
 
@@ -111,6 +114,40 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(lab, place, disturbances):
             lab.up()
     assert finish(lab, run) == finish(lab, undisturbed)
     assert {name: studies.task_of(run, name, "trunk") for name in number} == number
+
+
+def test_where_preempted_jobs_are_cancelled_the_next_array_continues(own_lab, tmp_path):
+    study = studies.write_study(tmp_path, steps=STEPS, batch=32, micro_batch=16)
+    profile = studies.write_profile(tmp_path, continuations=1)
+    run = studies.prepared(own_lab, tmp_path, study)
+    own_lab.run("scontrol", "update", "PartitionName=batch", "PreemptMode=CANCEL")
+    said = studies.submit(own_lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
+    assert "partition batch cancels the jobs that it preempts, so 1 more arrays" in said
+    first = submissions(Run(run))[0]
+    studies.wait_until(lambda: studies.saved_step(run, "trunk") > 0, "a checkpoint", 300, lambda: studies.logs(run))
+    assert own_lab.preempt(f"{first.job_id}_0"), own_lab.state()
+    assert studies.show(own_lab, f"{first.job_id}_0")["JobState"] == "PREEMPTED"
+    finish(own_lab, run)
+    assert studies.show(own_lab, f"{first.job_id}_0")["Restarts"] == "0"
+
+
+def test_a_job_that_must_not_be_requeued_ends_and_is_resumed_by_a_retry(lab, place):
+    study, _, prepared = place
+    folder, run = prepared.parent / "refused", prepared.parent / "not-requeued"
+    shutil.copytree(prepared, run)
+    words = ("--stage", "pretrain", "--arm", "safe-100")
+    held = studies.write_profile(folder, stages={"all": {"options": {"hold": True}}})
+    studies.submit(lab, study, held, run, *words)
+    for submission in submissions(Run(run)):
+        lab.run("scontrol", "update", f"JobId={submission.job_id}", "Requeue=0")
+        lab.run("scontrol", "release", submission.job_id)
+    task = f"{submissions(Run(run))[0].job_id}_0"
+    studies.wait_until(lambda: studies.saved_step(run, "trunk") > 0, "a checkpoint", 300, lambda: studies.logs(run))
+    lab.run("scancel", "--signal=USR2", task)
+    studies.wait_until(lambda: studies.show(lab, task)["JobState"] == "FAILED", "the job to end", 60)
+    assert "Slurm did not requeue its job" in studies.curricula(lab, "status", run, "--json")
+    studies.curricula(lab, "retry", run, "--profile", studies.write_profile(folder))
+    finish(lab, run)
 
 
 def test_two_ranks_that_get_nowhere_give_up_with_their_code_and_not_that_of_the_kill(lab, place):

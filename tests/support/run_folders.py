@@ -70,6 +70,8 @@ class FakeSlurm:
 
     def __init__(self, folder: Path, monkeypatch) -> None:
         self.folder = folder
+        self.output = folder.parent / "run" / "slurm" / "%A_%a_0_log.out"
+        """Where jobs in the queue write: in the folder of the run they belong to."""
         folder.mkdir()
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
         for name in ("squeue", "sacct", "scontrol", "scancel", "sbatch"):
@@ -87,7 +89,7 @@ class FakeSlurm:
 
     def queue(self, *rows: tuple[str, str, str, str, str, int]) -> None:
         """The rows that squeue lists: (array, index, state, reason, nodes, restarts)."""
-        self.answer("squeue", "".join(f"{squeue_line(*row)}\n" for row in rows))
+        self.answer("squeue", "".join(f"{squeue_line(*row, output=self.output)}\n" for row in rows))
 
     def calls(self, command: str) -> list[list[str]]:
         path = self.folder / f"{command}.calls"
@@ -98,7 +100,9 @@ class FakeSlurm:
             (self.folder / command).unlink()
 
 
-def squeue_line(job_id: str, index: str, state: str, reason: str = "None", nodes: str = "", restarts: int = 0) -> str:
+def squeue_line(
+    job_id: str, index: str, state: str, reason: str = "None", nodes: str = "", restarts: int = 0, output: object = ""
+) -> str:
     values = {"ArrayJobID": job_id, "ArrayTaskID": index, "State": state, "RestartCnt": restarts, "Reason": reason,
-              "NodeList": nodes, "STDOUT": "/somewhere/log.out"}  # fmt: skip
+              "NodeList": nodes, "STDOUT": output}  # fmt: skip
     return "".join(f"{values[name]!s:<{width}}" for name, width in COLUMNS.items())

@@ -12,6 +12,7 @@ from run_folders import (
     finish_evaluation,
     new_run,
     report_progress,
+    squeue_line,
     submitted,
 )
 
@@ -106,7 +107,11 @@ def test_one_squeue_and_one_sacct_for_a_whole_study(demo, slurm, capsys):
     run, jobs = demo
     for number, job in enumerate(jobs.values()):
         submitted(run, job.name, str(100 + number), [element.label for element in job.elements])
-    slurm.answer("sacct", "100_0|CANCELLED by 0|0:0|None assigned\n101_3|TIMEOUT|0:15|n3\n102_[0-5]|PENDING|0:0|\n")
+    script = f"sbatch {run.slurm}/x.sh"
+    slurm.answer(
+        "sacct",
+        f"100_0|CANCELLED by 0|0:0|None assigned|{script}\n101_3|TIMEOUT|0:15|n3|{script}\n102_[0-5]|PENDING|0:0||{script}\n",
+    )
     found = elements(run, capsys)
     assert len(slurm.calls("squeue")) == 1 and len(slurm.calls("sacct")) == 1
     assert found["prepare/prepare"]["state"] == "cancelled"
@@ -124,6 +129,25 @@ def test_accounting_is_not_asked_when_squeue_and_the_folder_suffice(demo, slurm,
     slurm.queue(("8", "0", "PENDING", "Dependency", "", 0))
     elements(run, capsys)
     assert slurm.calls("sacct") == []
+
+
+def test_a_number_that_slurm_gave_again_to_a_strange_job_tells_nothing(demo, slurm, capsys):
+    """A controller that lost its state counts from the beginning."""
+    run, _ = demo
+    submitted(run, "pretrain-0", "7", ["full-0", "data-0"])
+    submitted(run, "pretrain-20", "8", ["full-20"])
+    submitted(run, "pretrain-20", "9", ["data-20"])
+    submitted(run, "pretrain-0", "9", ["data-0"])
+    lines = [
+        squeue_line("7", "0", "RUNNING", output="/of/others/log"),
+        squeue_line("9", "0", "RUNNING", output=slurm.output),
+    ]
+    slurm.answer("squeue", "".join(f"{line}\n" for line in lines))
+    slurm.answer("sacct", "8_0|CANCELLED by 7|0:0|n1|sbatch /of/others/slurm/x.sh\n")
+    found = elements(run, capsys)
+    assert found["pretrain-0/full-0"]["state"] == found["pretrain-20/full-20"]["state"] == "interrupted"
+    assert "no longer knows task 8_0" in found["pretrain-20/full-20"]["error"]
+    assert found["pretrain-0/data-0"]["state"] == "running" and found["pretrain-20/data-20"]["state"] == "interrupted"
 
 
 def test_an_element_submitted_again_is_judged_by_its_latest_task(demo, slurm, capsys):

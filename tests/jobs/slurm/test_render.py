@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 from paths import ROOT
+from run_folders import finish, new_run
 
+from curricula.durable import write_json, write_text
 from curricula.jobs.cli.main import main
+from curricula.jobs.completion import read_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
+from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.script import body
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.study import load_study
 
@@ -33,7 +38,7 @@ while [[ $1 = --* ]]; do shift; done
 exec "$@"
 """
 SCONTROL = """#!/bin/bash
-[ "$1" = update ] || {{ echo "$@" >>'{record}'; kill $PPID; }}
+[ "$1" = update ] || {{ echo "$@" >>'{record}'; kill $SCRIPT_PID; }}
 """
 SQUEUE = "#!/bin/bash\necho {state}\n"
 
@@ -67,7 +72,7 @@ def stand_in(tmp_path: Path, name: str, text: str) -> None:
 def call(tmp_path, *words, **environment):
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     return subprocess.run(
-        list(map(str, words)),
+        ["bash", "-c", 'export SCRIPT_PID=$$; exec "$@"', "-", *map(str, words)],
         cwd=tmp_path,
         env={**os.environ, "PATH": path, **environment},
         capture_output=True,
@@ -136,6 +141,55 @@ def test_what_ended_is_requeued_unless_that_is_of_no_use(rendered, tmp_path, cod
         assert log.read_text() == "requeue 7_0\n"
     else:
         assert ran.returncode == (93 if final and code > 1 else code) and not log.exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "calls"),
+    [
+        ("Requested operation is presently disabled for job 7", 3),  # as with Requeue=0
+        ("Access/permission denied", 3),
+        ("Unable to contact slurm controller (connect failure)", 60),  # it may come back
+    ],
+)
+def test_a_refused_requeue_ends_the_job_at_once_and_says_how_to_go_on(rendered, tmp_path, told, calls):
+    """Otherwise the job would hold its nodes for nothing."""
+    run, out = rendered
+    stand_in(tmp_path, "srun", "#!/bin/bash\nexit 75\n")
+    log = tmp_path / "requeues"
+    stand_in(
+        tmp_path, "scontrol", f'#!/bin/bash\n[ $1 = update ] || {{ echo >>"{log}"; echo "{told}" >&2; exit 1; }}\n'
+    )
+    stand_in(tmp_path, "sleep", "#!/bin/bash\n")
+    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
+    began = run / "jobs/pretrain-trunk-100/trunk"
+    began.mkdir(parents=True)
+    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    assert ran.returncode == 75 and len(log.read_text().splitlines()) == calls
+    failure = read_failure(began)
+    assert (failure is None) == (calls == 60)
+    assert failure is None or (told in failure.error and "retry" in failure.error and not failure.final)
+
+
+def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_path):
+    run, jobs = new_run(tmp_path / "run")
+    job = jobs["pretrain-0"]
+    text = body(job, ["data-0", "full-0"], run.study, Profile(), run.root, tmp_path, continues="7")
+    (tmp_path / "bin").mkdir()
+    stand_in(tmp_path, "srun", f"#!/bin/bash\necho $CURRICULA_CONTINUES >>{tmp_path}/started\n")
+    stand_in(tmp_path, "scontrol", f'#!/bin/bash\n[[ $* != *TimeLimit* ]] || echo "$2 $3" >>"{tmp_path}/limits"\n')
+    stand_in(tmp_path, "script", f"#!/bin/bash\n{text}")
+
+    def end(number: int) -> int:
+        return call(tmp_path, "script", SLURM_ARRAY_TASK_ID=str(number), SLURM_ARRAY_JOB_ID="8").returncode
+
+    write_text(run.slurm / "7.continued", "8\n9\n")
+    finish(run, job.name, "data-0")
+    write_json(run.element(job.name, "full-0") / "failed.json", {"error": "x", "final": True, "exit_code": 93})
+    assert (end(0), end(1)) == (0, 93) and not (tmp_path / "started").exists()
+    write_json(run.element(job.name, "full-0") / "failed.json", {"error": "x", "final": False})
+    (tmp_path / "limits").unlink()
+    assert end(1) == 0 and (tmp_path / "started").read_text() == "7\n"
+    assert (tmp_path / "limits").read_text() == "JobId=9_1 TimeLimit=1\n"
 
 
 @pytest.mark.parametrize(

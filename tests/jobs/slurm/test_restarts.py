@@ -14,13 +14,14 @@ from curricula.jobs.study import load_study
 PLAN = plan_study(load_study(STUDIES / "demo.yaml"))
 
 
-def start(run: Run, restarts: int, job_id: str = "5", limit: str = "3") -> None:
+def start(run: Run, restarts: int, job_id: str = "5", limit: str = "3", continues: str = "") -> None:
     job, element = PLAN.find("pretrain-trunk-100", "trunk")
     environment = {
         "CURRICULA_RESTARTS_WITHOUT_PROGRESS": limit,
         "SLURM_ARRAY_JOB_ID": job_id,
         "SLURM_ARRAY_TASK_ID": "0",
         "SLURM_RESTART_COUNT": str(restarts),
+        **({"CURRICULA_CONTINUES": continues} if continues else {}),
     }
     (run.element(job.name, "trunk")).mkdir(parents=True, exist_ok=True)
     check_restarts(Work(run, PLAN, job, element), environment)
@@ -67,6 +68,17 @@ def test_starts_that_slurm_took_away_are_not_counted(tmp_path):
     end(run)
     with pytest.raises(GaveUp, match="restarted 3 times"):
         start(run, 11)
+
+
+def test_starts_of_arrays_that_continue_one_another_count_together(tmp_path):
+    run = Run(tmp_path)
+    start(run, 0, job_id="5")
+    for job_id in ("6", "7", "8"):
+        end(run)
+        if job_id != "8":
+            start(run, 0, job_id, continues="5")
+    with pytest.raises(GaveUp, match="restarted 3 times"):
+        start(run, 0, "8", continues="5")
 
 
 def test_restarts_are_not_counted_outside_of_slurm(tmp_path):
