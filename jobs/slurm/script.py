@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from curricula.durable import team
 from curricula.errors import UsageError
+from curricula.fencing import Superseded
 from curricula.jobs.plan import Job
 from curricula.jobs.slurm.profile import Profile
-from curricula.jobs.slurm.snapshot import ENTRY
+from curricula.jobs.slurm.snapshot import ENTRY, Snapshot
 from curricula.jobs.study import Study
-from curricula.provenance import PACKAGE
+from curricula.provenance import PACKAGE, RECORD
 
 if TYPE_CHECKING:
     import jinja2
@@ -83,9 +85,9 @@ def array_option(count: int, throttle: int | None) -> str:
     return f"0-{count - 1}" + (f"%{throttle}" if throttle else "")
 
 
-def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: Path, code: Path) -> str:
+def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: Path, code: Snapshot) -> str:
     """The batch script without its #SBATCH lines. `root` is the absolute run folder, `code` the snapshot to run."""
-    command = [profile.interpreter(), str(code / ENTRY)]
+    command = [profile.interpreter(), str(code.folder / ENTRY)]
     srun_words = list(profile.srun_options)
     container = profile.container
     if container and container.kind == "pyxis":
@@ -109,7 +111,11 @@ def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: 
             profile=profile,
             request=job.request,
             secrets_file=os.path.expanduser(profile.secrets_file or ""),
-            code=str(code),
+            code=str(code.folder),
+            seal=code.seal,
+            record=RECORD,
+            superseded=Superseded.exit_code,
+            team=team(),
             run=str(root),
             exclude_file=str(root / "slurm" / "exclude"),
             excluded=f"{job.request.options.exclude}," if job.request.options.exclude else "",
