@@ -3,8 +3,9 @@
 A whole file is written under another name, synced and renamed. Rows are appended in one write, and a torn last line is ignored
 when they are read.
 
-Files and folders made here are for their owner alone (0600 and 0700), for many hold generated harmful text. Those that exist
-keep their permissions.
+Files and folders made here are for their owner alone (0600 and 0700), for many hold generated harmful text; where
+CURRICULA_GROUP names a Unix group, for that group too (0660 and 2770). Those that exist keep their permissions. docs/trust.md
+says whose folders are trusted.
 """
 
 from __future__ import annotations
@@ -12,14 +13,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import grp
 import json
+import logging
 import os
+import pwd
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from curricula.errors import StorageError, UserError
+from curricula import fencing
+from curricula.errors import StorageError, UsageError, UserError
+
+log = logging.getLogger(__name__)
+
+TEAM = "CURRICULA_GROUP"
+"""Environment variable with the name or number of the Unix group whose members share run folders."""
+NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ESTALE, errno.EOPNOTSUPP)
+"""The file system, or its lock server, knows no flock."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Full disk, exhausted quota, file size limit."""
@@ -38,16 +52,80 @@ def disk_full_explained(path: Path) -> Iterator[None]:
         raise
 
 
+def team() -> int | None:
+    """The number of the group that CURRICULA_GROUP names, None without it. Raises UsageError unless the user is a member."""
+    name = os.environ.get(TEAM)
+    return _group(name) if name else None
+
+
+@functools.cache
+def _group(name: str) -> int:
+    try:
+        group = int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise UsageError(f"{TEAM}={name}: there is no such group here; `id` lists yours") from None
+    if os.geteuid() and group not in (os.getegid(), *os.getgroups()):
+        raise UsageError(f"{TEAM}={name}: you are not a member of this group; `id` lists yours")
+    return group
+
+
+def require_ours(folder: Path) -> None:
+    """Raise UserError if anyone but the user, root and the team could have changed what is in `folder`."""
+    found, group = folder.stat(), team()
+    is_shared = group is not None and found.st_gid == group
+    if not is_shared and found.st_uid not in (os.geteuid(), 0):
+        raise UserError(
+            f"{folder}: belongs to {_user(found.st_uid)}, and what is in it would run with your rights; name another "
+            f"folder, or share it as a group and set {TEAM} (docs/trust.md)"
+        )
+    if found.st_mode & 0o002 or (found.st_mode & 0o020 and not is_shared and not _is_private(found.st_gid)):
+        raise UserError(
+            f"{folder}: others than its owner may write there (mode {found.st_mode & 0o7777:o}), and what is in it would run "
+            f"with your rights; `chmod go-w {folder}`, or share it as a group and set {TEAM} (docs/trust.md)"
+        )
+
+
+def _is_private(group: int) -> bool:
+    """Whether it is the user's own group, which many systems give to each user, and has no other member."""
+    try:
+        found, user = grp.getgrgid(group), pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return group == user.pw_gid and found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name}
+
+
+def _user(number: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"user {number}"
+
+
 def make_folder(path: Path, shared: bool = False) -> None:
-    """Make `path` and the parents that it lacks, for the owner alone, or, if `shared`, with the permissions of the umask."""
+    """Make `path` and the parents that it lacks, for the owner (and the team), or, if `shared`, as the umask says."""
     mode = 0o777 if shared else 0o700
     try:
-        path.mkdir(mode, exist_ok=True)
+        is_new = _make(path, mode)
     except FileNotFoundError:
         if path.parent == path:
             raise
         make_folder(path.parent, shared)
-        path.mkdir(mode, exist_ok=True)
+        is_new = _make(path, mode)
+    group = None if shared else team()
+    if is_new and group is not None:
+        os.chown(path, -1, group)
+        path.chmod(0o2770)
+
+
+def _make(folder: Path, mode: int) -> bool:
+    """Make the folder unless it exists; returns whether it is new."""
+    try:
+        folder.mkdir(mode)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -58,12 +136,15 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Itera
     """
     make_folder(path.parent, shared)
     temporary = path.with_name(f".{path.name}.aside")  # always the same name, so that kills do not fill the disk
+    fencing.check_fences()
     with disk_full_explained(path):
         try:
-            with open(temporary, mode, opener=_private) as file:
+            _clear(temporary)
+            with open(temporary, mode, opener=_private_no_link) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            fencing.check_fences()
             os.replace(temporary, path)
             sync_folder(path.parent)
         except BaseException:
@@ -72,8 +153,30 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Itera
 
 
 def _private(path: str, flags: int) -> int:
-    """Open with access for the owner alone, if it is a new file."""
+    """Open with access for the owner alone (and the team), if it is a new file."""
+    group = team()
+    if group is not None and flags & os.O_CREAT:
+        try:
+            descriptor = os.open(path, flags | os.O_EXCL, 0o600)
+        except FileExistsError:
+            pass
+        else:
+            os.fchown(descriptor, -1, group)
+            os.fchmod(descriptor, 0o660)
+            return descriptor
     return os.open(path, flags, 0o600)
+
+
+def _private_no_link(path: str, flags: int) -> int:
+    return _private(path, flags | os.O_NOFOLLOW)
+
+
+def _clear(path: Path) -> None:
+    """Delete what is there if writing to it would write to another file."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -111,6 +214,7 @@ def read_json(path: Path) -> Any:
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows in one write and sync them, after cutting off a line that an earlier kill left torn."""
     make_folder(path.parent)
+    fencing.check_fences()
     with disk_full_explained(path), open(path, "a+b", opener=_private) as file:
         drop_torn_tail(file)
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
@@ -154,24 +258,66 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Iterator[None]:
     """Hold `path` as a lock until the block or the process ends. Raises UserError while a live process has it.
 
-    With `shared`, the file and its folder get the permissions of the umask.
+    Where the file system knows no flock, a lease takes its place (`fencing.leased`). With `shared`, the file and its folder get
+    the permissions of the umask.
     """
     make_folder(path.parent, shared)
-    with open(path, "a+", opener=None if shared else _private) as file:
+    with _opened_lock(path, shared) as file:
         deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not (is_locked := _flock(file, fcntl.LOCK_EX)):
+            if is_locked is None:
                 break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    file.seek(0)
-                    holder = file.read().strip() or "unknown"
-                    raise UserError(
-                        f"{path.parent}: in use by a live run (process {holder}); wait for it, stop it, or name another folder"
-                    ) from None
-                time.sleep(0.05)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                raise fencing.in_use(path, file.read().strip() or "unknown")
+            time.sleep(0.05)
+        if is_locked is None:
+            log.info("%s: %s has no flock; a lease takes its place", path, fencing.file_system_of(path))
+        # A node without flock may have left leases here: then they count for all.
+        needs_lease = is_locked is None or fencing.has_leases(path)
+        with fencing.leased(path, wait_s) if needs_lease else contextlib.nullcontext():
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a live process holds the lock, as far as this machine can see; None where it cannot. Writes nothing."""
+    try:
+        with open(path) as file:
+            is_free = _flock(file, fcntl.LOCK_SH)
+        return is_free is False or ((is_free is None or fencing.has_leases(path)) and fencing.is_leased(path))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _opened_lock(path: Path, shared: bool) -> Iterator[IO[Any]]:
+    try:
+        file = open(path, "a+", opener=_shared if shared else _private_no_link)  # noqa: SIM115 (closed below)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path}: is a symbolic link, which a lock never is; delete it") from None
+    with file:
+        yield file
+
+
+def _shared(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _flock(file: IO[Any], kind: int) -> bool | None:
+    """Whether the lock could be taken; None where the file system knows none."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in NO_FLOCK:
+            return None
+        raise
+    return True

@@ -35,6 +35,8 @@ class Done(msgspec.Struct, frozen=True):
     read: dict[str, float] | None = None
     """`started` of each needed element that was done when that process began, by JOB/LABEL. None in marks of earlier versions,
     which recorded none."""
+    generation: int = 0
+    """Which start of the element it was (`curricula.fencing`); 0 in marks of earlier versions."""
 
 
 class Failure(msgspec.Struct, frozen=True):

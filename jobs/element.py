@@ -18,9 +18,11 @@ from pathlib import Path
 
 import msgspec
 
+from curricula import fencing
 from curricula.durable import exclusive_lock, write_json
 from curricula.errors import UsageError, UserError
-from curricula.jobs.completion import Failure, is_done, marks_read
+from curricula.fencing import Superseded
+from curricula.jobs.completion import Done, Failure, is_done, marks_read
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.monitor.notifications import announced, notify
@@ -45,35 +47,42 @@ def run_element(root: Path, job_name: str, label: str) -> None:
     """Do the work of one element and mark it as done; any error is written to failed.json before it is raised."""
     _log_to_stderr()
     run = Run.open(root)
+    run.admit()
     plan = plan_study(run.study)
     work = Work(run, plan, *plan.find(job_name, label))
-    stage, folder = STAGES[work.job.stage], work.folder
     if _rank() != 0:  # only the first process marks the element
         _share(work)
         return
-    with exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S):
-        if is_done(work):
-            return
-        (folder / "done.json").unlink(missing_ok=True)
-        (folder / "failed.json").unlink(missing_ok=True)
-        started, read = time.time(), marks_read(work)
-        profile = Profile()
-        try:
-            profile = _profile(run)
-            check_restarts(work)
-            _check_nodes(work, profile)
-            stage.run(work, announced(ProgressFile(folder / "progress.json")))
-        except Interrupted:
-            raise
-        except Exception as error:
-            _note_failure(folder, error)
-            if _is_final(error) or own_task(os.environ) is None:  # otherwise Slurm starts it again
-                notify(profile.notify, "failed", root, work.name, _sentence(error))
-            raise
-        seconds = round(time.time() - started, 3)
-        write_json(folder / "done.json", {"started": started, "seconds": seconds, "read": read})
-        if stage.ends_study:
-            notify(profile.notify, "done", root, work.name, "")
+    lock = work.folder / "lock"
+    with exclusive_lock(lock, wait_s=DEAD_HOLDER_S):
+        if not is_done(work):
+            with fencing.generation(lock) as taken:
+                _run_first(work, taken.number)
+
+
+def _run_first(work: Work, generation: int) -> None:
+    stage, folder = STAGES[work.job.stage], work.folder
+    (folder / "done.json").unlink(missing_ok=True)
+    (folder / "failed.json").unlink(missing_ok=True)
+    started, read = time.time(), marks_read(work)
+    profile = Profile()
+    try:
+        profile = _profile(work.run)
+        check_restarts(work)
+        _check_nodes(work, profile)
+        stage.run(work, announced(ProgressFile(folder / "progress.json")))
+    except (Interrupted, Superseded):
+        raise
+    except Exception as error:
+        _note_failure(folder, error)
+        if _is_final(error) or own_task(os.environ) is None:  # otherwise Slurm starts it again
+            notify(profile.notify, "failed", work.run.root, work.name, _sentence(error))
+        raise
+    seconds = round(time.time() - started, 3)
+    mark = Done(seconds=seconds, started=started, read=read, generation=generation)
+    write_json(folder / "done.json", msgspec.to_builtins(mark))
+    if stage.ends_study:
+        notify(profile.notify, "done", work.run.root, work.name, "")
 
 
 def _share(work: Work) -> None:

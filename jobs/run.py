@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterator
 from functools import cached_property
@@ -30,7 +31,16 @@ import msgspec
 
 from curricula.curriculum.plan import Arm, branch_of
 from curricula.curriculum.sources.registry import local_root
-from curricula.durable import NO_SPACE, exclusive_lock, make_folder, read_json, write_json, write_text
+from curricula.durable import (
+    NO_SPACE,
+    exclusive_lock,
+    make_folder,
+    read_json,
+    require_ours,
+    team,
+    write_json,
+    write_text,
+)
 from curricula.errors import UsageError, UserError
 from curricula.jobs.study import Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
@@ -53,9 +63,23 @@ class Run:
     @staticmethod
     @contextlib.contextmanager
     def locked(root: Path) -> Iterator[None]:
-        """Lock the run folder `root`, which need not exist yet; raises UserError while another process holds it."""
-        with _making(root), exclusive_lock(root / "lock"):
-            yield
+        """Lock the run folder `root`, which need not exist yet; raises UserError while another process holds it, and where
+        `admit` does."""
+        with _making(root):
+            Run(root).admit()
+            with exclusive_lock(root / "lock"):
+                yield
+
+    def admit(self) -> None:
+        """Raise UserError where someone else could have changed what this run's jobs are and run.
+
+        A run that a team shares stays open to it: with what this process makes from now on.
+        """
+        for folder in (self.root, self.slurm, self.root / "code", *(self.root / "code").glob("*")):
+            if folder.is_dir():
+                require_ours(folder)
+        if team() is not None:
+            os.umask(0o007)
 
     @classmethod
     def create(cls, root: Path, study: Study) -> Run:

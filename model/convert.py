@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from curricula.curriculum.tokens.tokenizer import STOPS, load_tokenizer
 from curricula.durable import sync_folder
 from curricula.errors import UserError
+from curricula.fencing import check_fences
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder
 from curricula.model.config import ModelConfig
@@ -180,6 +181,7 @@ def _replace(aside: Path, out: Path) -> None:
     for path in aside.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+    check_fences()
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():

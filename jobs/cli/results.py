@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from curricula.durable import require_ours
+from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, current_provenance
 from curricula.jobs.stages.prepare import model_source
@@ -13,7 +16,12 @@ from curricula.model.checkpoints import require_checkpoint
 
 def report(args: argparse.Namespace) -> int:
     run = Run.open(args.run)
-    path = write_report(run, plan_study(run.study))
+    out = run.report
+    try:
+        require_ours(run.root)
+    except UserError:  # a colleague's: write nothing there
+        out = Path("reports") / run.root.resolve().name
+    path = write_report(run, plan_study(run.study), out=out)
     print(f"Report: {path.resolve()}")
     return 0
 

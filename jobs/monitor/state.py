@@ -5,7 +5,6 @@ The folder is the truth about what is finished and what failed; Slurm knows what
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import socket
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeGuard
 
+from curricula.durable import is_held
 from curricula.errors import UserError
 from curricula.jobs.completion import READERS, Done, is_complete, last_failure, made_again, read_done, read_failure
 from curricula.jobs.monitor.logs import find_logs, first_error
@@ -162,7 +162,8 @@ def _read(work: Work) -> _Facts:
             return _Facts(done=done, progress=progress)
         if done:
             interrupted = "was done, but what it made is no longer there: it will be made again"
-        if "lock" in names and _is_held(folder / "lock"):
+        held = is_held(folder / "lock") if "lock" in names else False
+        if held or (held is None and _beats(progress)):
             return _Facts(is_held=True, progress=progress, has_failed=has_failed)
         failure = read_failure(folder) if "failed.json" in names else None
     except UserError as error:
@@ -176,18 +177,6 @@ def _names(folder: Path) -> set[str]:
         return set(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return set()
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a live process holds the element's lock, as far as this machine can see."""
-    try:
-        with open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _stale(plan: Plan, facts: Mapping[Key, _Facts]) -> dict[Key, str]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from curricula.durable import open_atomically
+from curricula.durable import open_atomically, team
 from curricula.jobs.plan import Chosen, Edge, EdgeKind, Job, Plan, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Profile
@@ -126,7 +126,7 @@ def record_format(script: Script) -> str:
 def write_script(path: Path, text: str) -> None:
     with open_atomically(path, "w") as file:
         file.write(text)
-    path.chmod(0o700)
+    path.chmod(0o700 if team() is None else 0o770)
 
 
 def write_resubmit(run: Run, plan: Plan, profile: Profile, chosen: Chosen | None = None) -> Path:

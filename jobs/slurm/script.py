@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from curricula.durable import team
 from curricula.errors import UsageError
+from curricula.fencing import Superseded
 from curricula.jobs.plan import Job
 from curricula.jobs.slurm.commands import AWAY
 from curricula.jobs.slurm.environment import IGNORED, KEPT, RANKS
 from curricula.jobs.slurm.profile import Profile
-from curricula.jobs.slurm.snapshot import ENTRY
+from curricula.jobs.slurm.snapshot import ENTRY, Snapshot
 from curricula.jobs.study import Study
-from curricula.provenance import PACKAGE
+from curricula.provenance import PACKAGE, RECORD
 
 if TYPE_CHECKING:
     import jinja2
@@ -87,11 +89,11 @@ def array_option(count: int, throttle: int | None) -> str:
 
 
 def body(
-    job: Job, labels: Sequence[str], study: Study, profile: Profile, root: Path, code: Path, continues: str = ""
+    job: Job, labels: Sequence[str], study: Study, profile: Profile, root: Path, code: Snapshot, continues: str = ""
 ) -> str:
     """The batch script without its #SBATCH lines. `root` is the absolute run folder, `code` the snapshot to run, `continues`
     the number of the array whose elements it continues, if there is one."""
-    command = [profile.interpreter(), str(code / ENTRY)]
+    command = [profile.interpreter(), str(code.folder / ENTRY)]
     srun_words = list(profile.srun_options)
     container = profile.container
     if container and container.kind == "pyxis":
@@ -115,7 +117,11 @@ def body(
             profile=profile,
             request=job.request,
             secrets_file=os.path.expanduser(profile.secrets_file or ""),
-            code=str(code),
+            code=str(code.folder),
+            seal=code.seal,
+            record=RECORD,
+            superseded=Superseded.exit_code,
+            team=team(),
             run=str(root),
             exclude_file=str(root / "slurm" / "exclude"),
             excluded=f"{job.request.options.exclude}," if job.request.options.exclude else "",

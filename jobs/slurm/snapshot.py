@@ -1,6 +1,8 @@
 """Snapshots of the code, RUN/code/DIGEST/: jobs run the code that they were submitted with, however the checkout changes.
 
-A snapshot is named by its content: another submission makes a new one only if the code has changed.
+A snapshot is named by its content: another submission makes a new one only if the code has changed. Its seal, a hash of every
+file in it, goes into the batch scripts. Slurm keeps those itself, so a job runs no code but that of the submission even if
+somebody has changed the run folder since.
 """
 
 from __future__ import annotations
@@ -8,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from curricula.durable import disk_full_explained, sync_folder, write_json, write_text
+from curricula.durable import disk_full_explained, make_folder, sync_folder, write_json
+from curricula.errors import UserError
 from curricula.provenance import PACKAGE, RECORD, ROOT, running_commit
 
 ENTRY = "run_element.py"
@@ -26,19 +30,31 @@ if __name__ == "__main__":
 '''
 
 
-def take_snapshot(run_root: Path) -> Path:
-    """Copy the code into the run folder unless it is there already; returns the snapshot's folder."""
-    files = code_files()
-    folder = snapshot_folder(run_root, files)
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot of the code as it is now, taken or not."""
+
+    folder: Path
+    seal: str
+    """SHA-256 of the lines that sha256sum prints for its files in the order of their names, except for RECORD."""
+
+
+def take_snapshot(run_root: Path) -> Snapshot:
+    """Copy the code into the run folder unless it is there already. Raises UserError if it is there and was changed."""
+    contents = _contents()
+    snapshot = _snapshot(run_root, contents)
+    folder = snapshot.folder
     if folder.exists():
-        return folder
+        if _seal(_read(folder, folder)) != snapshot.seal:
+            raise UserError(f"{folder}: this copy of the code was changed; delete it and give the same command again")
+        return snapshot
     aside = folder.with_name(f".{folder.name}.aside")
     shutil.rmtree(aside, ignore_errors=True)
     with disk_full_explained(folder):
-        for path in files:
-            (aside / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / path, aside / path)
-        write_text(aside / ENTRY, ENTRY_TEXT)
+        make_folder(folder.parent)
+        for path, content in contents.items():
+            make_folder((aside / path).parent)
+            (aside / path).write_bytes(content)
         commit = running_commit()
         write_json(
             aside / RECORD,
@@ -46,22 +62,37 @@ def take_snapshot(run_root: Path) -> Path:
         )
         os.rename(aside, folder)
         sync_folder(folder.parent)
-    return folder
+    return snapshot
 
 
-def snapshot_folder(run_root: Path, files: Sequence[Path]) -> Path:
-    """The folder of a snapshot of `files` as they are now, taken or not."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path}\0{(ROOT / path).stat().st_size}\0".encode())
-        digest.update((ROOT / path).read_bytes())
-    return run_root / "code" / digest.hexdigest()[:12]
+def planned_snapshot(run_root: Path) -> Snapshot:
+    """The snapshot that `take_snapshot` would take."""
+    return _snapshot(run_root, _contents())
 
 
-def code_files() -> list[Path]:
-    """The files of the package, relative to the folder that holds it. In a checkout its parts are links, which are followed."""
+def _contents() -> dict[Path, bytes]:
+    """The files of a snapshot. Those of the package are relative to the folder that holds it; links in it are followed."""
+    return {**_read(PACKAGE, ROOT), Path(ENTRY): ENTRY_TEXT.encode()}
+
+
+def _read(folder: Path, base: Path) -> dict[Path, bytes]:
     found = []
-    for folder, names, files in os.walk(PACKAGE, followlinks=True):
+    for place, names, files in os.walk(folder, followlinks=True):
         names[:] = [name for name in names if name != "__pycache__"]
-        found += [Path(folder, name).relative_to(ROOT) for name in files]
-    return sorted(found)
+        found += [Path(place, name) for name in files]
+    return {path.relative_to(base): path.read_bytes() for path in sorted(found)}
+
+
+def _snapshot(run_root: Path, contents: Mapping[Path, bytes]) -> Snapshot:
+    digest = hashlib.sha256()
+    for path, content in contents.items():
+        if path != Path(ENTRY):
+            digest.update(f"{path}\0{len(content)}\0".encode())
+            digest.update(content)
+    return Snapshot(run_root / "code" / digest.hexdigest()[:12], _seal(contents))
+
+
+def _seal(contents: Mapping[Path, bytes]) -> str:
+    lines = {f"./{path}".encode(): hashlib.sha256(content).hexdigest() for path, content in contents.items()}
+    lines.pop(f"./{RECORD}".encode(), None)  # another commit may have the same code
+    return hashlib.sha256(b"".join(lines[name].encode() + b"  " + name + b"\n" for name in sorted(lines))).hexdigest()

@@ -16,7 +16,7 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import UncompletedJobError
 
-from curricula.durable import write_text
+from curricula.durable import make_folder, write_text
 from curricula.errors import UserError
 from curricula.jobs.completion import done_elements
 from curricula.jobs.plan import Chosen, Key, Plan
@@ -36,7 +36,7 @@ from curricula.jobs.slurm.environment import ignored, ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
-from curricula.jobs.slurm.snapshot import code_files, snapshot_folder, take_snapshot
+from curricula.jobs.slurm.snapshot import planned_snapshot, take_snapshot
 from curricula.jobs.slurm.submissions import Submission, cancel_hopeless, live_elements, record, recover, submissions
 
 Say = Callable[[str], None]
@@ -82,7 +82,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     if explained := ignored_explained(os.environ):
         say(explained)
     root = check_root(run.root)
-    run.slurm.mkdir(parents=True, exist_ok=True)
+    make_folder(run.slurm)
     code = take_snapshot(root)
     keep_profile(run.profile, profile)
     write_resubmit(run, plan, profile, chosen)
@@ -149,7 +149,7 @@ class Preview:
 def preview(plan: Plan, chosen: Chosen, profile: Profile, root: Path) -> list[Preview]:
     """Every array of a first submission of `chosen`; writes nothing."""
     executor = ElementExecutor(root / "slurm")
-    code = snapshot_folder(root, code_files())
+    code = planned_snapshot(root)
     numbering = _Numbering({}, {})
     found: list[Preview] = []
     for array in _arrays(plan, chosen, profile, numbering):

@@ -28,8 +28,8 @@ class Report(Stage):
         return Ask(hours=study.resources.data_hours)
 
 
-def report(run: Run, plan: Plan, progress: Progress = silent) -> Path:
-    """Write the report of a run, finished or not; returns the path of its page."""
+def report(run: Run, plan: Plan, progress: Progress = silent, out: Path | None = None) -> Path:
+    """Write the report of a run, finished or not, to `out` (by default RUN/report); returns the path of its page."""
     from curricula.eval import MODEL_KINDS
     from curricula.eval.analysis import ArmInfo
     from curricula.eval.report.page import write_report
@@ -42,7 +42,7 @@ def report(run: Run, plan: Plan, progress: Progress = silent) -> Path:
         "tasks": tasks,
         "changed": _changed_benchmarks(run),
     }
-    return write_report(run.root, arms, described, run.report, progress)
+    return write_report(run.root, arms, described, out or run.report, progress)
 
 
 def _changed_benchmarks(run: Run) -> dict[str, str]:

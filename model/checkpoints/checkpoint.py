@@ -12,7 +12,6 @@ import logging
 import pickle
 import platform
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +20,7 @@ import torch
 import torch.distributed.checkpoint as torch_checkpoint
 from torch.distributed.checkpoint.utils import _DistWrapper as Group
 
+from curricula import fencing
 from curricula.errors import StorageError, UserError
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
@@ -86,7 +86,7 @@ class Saver:
         self.finish()
         self._folder, self._info, self._aside = folder, info, folder.with_name(f".{folder.name}.aside")
         with self._unwritable_reported():
-            self._on_main("begin", lambda: _make_empty(self._aside))
+            self._aside = self._group.broadcast("begin", lambda: _make_empty(self._aside))
             with self._parallel.cuda_names():
                 self._request = dist_checkpointing.save(
                     _sharded_state(self._network, self._optimizer, is_loading=False, generators=True),
@@ -120,16 +120,12 @@ class Saver:
             for finalize in request.finalize_fns:
                 finalize()
             written = self._strategy.write.files
-            self._on_main("publish", lambda: publish(self._aside, self._folder, self._info, written))
+            self._group.broadcast("publish", lambda: publish(self._aside, self._folder, self._info, written))
 
     def abandon(self) -> None:
         """Drop the save that was started, if any, without telling the other processes."""
         if self._request is not None:
             self._strategy.write.abandon()
-
-    def _on_main(self, what: str, action: Callable[[], None]) -> None:
-        """Run `action` on the main process; if it fails, all processes raise."""
-        self._group.broadcast(what, action)
 
     @contextlib.contextmanager
     def _unwritable_reported(self) -> Any:
@@ -138,6 +134,10 @@ class Saver:
         except (Exception, torch_checkpoint.CheckpointException) as error:  # the latter is a bare BaseException
             if self._parallel.is_main:
                 shutil.rmtree(self._aside, ignore_errors=True)
+            failures = getattr(error, "failures", {}).values()
+            superseded = next((failure[0] for failure in failures if isinstance(failure[0], fencing.Superseded)), None)
+            if superseded:
+                raise superseded from None
             reason = writing_failure(error)
             if reason is None:
                 raise
@@ -147,9 +147,14 @@ class Saver:
             ) from error
 
 
-def _make_empty(folder: Path) -> None:
+def _make_empty(folder: Path) -> Path:
+    """An empty folder of this generation's own: an earlier one may wake up while it writes."""
+    fencing.check_fences()
+    if number := fencing.current_generation():
+        folder = folder.with_name(f"{folder.name}-{number}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    return folder
 
 
 def save(folder: Path, network: GPTModel, optimizer: Any | None, info: CheckpointInfo, parallel: Parallel) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from curricula import fencing
 from curricula.durable import read_json, sync_folder, write_json, write_text
 from curricula.errors import UserError
 from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig
@@ -67,6 +68,8 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Of Python, torch, Megatron-core and this code (a git commit)."""
     tensor_parallel: int = 1
     """Tensor-parallel size that wrote it. Only the states of random generators depend on it."""
+    generation: int = 0
+    """Which start of the element saved it (`curricula.fencing`); 0 outside a study."""
     files: dict[str, StoredFile] = {}
     """Every other file of the folder, by name."""
 
@@ -172,7 +175,8 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[st
     """Make the finished files of `aside` the checkpoint `folder` and point `latest` at it, each in one atomic step.
 
     `latest` never moves back here: a checkpoint from before the latest only appears beside it. `written` holds the files
-    whose hashes are already known. Raises UserError, and leaves `latest` alone, when the folder is not what was written.
+    whose hashes are already known. Raises UserError, and leaves `latest` alone, when the folder is not what was written, and
+    Superseded when another process trains this run now.
     """
     files = dict(written)
     for path in sorted(aside.iterdir()):
@@ -183,8 +187,10 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[st
             files[path.name] = stored_file(path)
     if not {".metadata", "metadata.json"} <= files.keys():
         raise UserError(f"{aside}: incomplete, it has no metadata; earlier checkpoints are kept, so run it again")
-    write_json(aside / INFO_FILE, msgspec.to_builtins(msgspec.structs.replace(info, files=files)))
+    info = msgspec.structs.replace(info, files=files, generation=fencing.current_generation())
+    write_json(aside / INFO_FILE, msgspec.to_builtins(info))
     read_info(aside)  # checks that every file has arrived as it was written, also from other machines
+    fencing.check_fences()
     if folder.exists():  # left from before a restart at an earlier step
         remove(folder)
     os.rename(aside, folder)

@@ -23,6 +23,7 @@ import msgspec
 
 from curricula.durable import disk_full_explained, read_jsonl, write_text
 from curricula.errors import UserError
+from curricula.fencing import check_fences
 from curricula.model.config import TrainConfig, TrainJob
 from curricula.model.schedule import decay_start, warmup_steps
 
@@ -101,6 +102,7 @@ class MetricsFile:
 
     def write(self, row: dict[str, Any]) -> None:
         """Hand a line to the operating system: it survives this process now, and a power cut after the next `sync`."""
+        check_fences()
         with disk_full_explained(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()

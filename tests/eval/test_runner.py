@@ -27,6 +27,7 @@ from curricula.eval.models import load_model
 from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
 from curricula.eval.runner import Generation, run_element
 from curricula.eval.tasks import TASKS, EvalTask, find_task
+from curricula.fencing import Superseded, generation
 
 CONFIG = EvalConfig(
     benchmarks=("advbench", "tdc"),
@@ -81,6 +82,23 @@ def run_all(model_dir, data, out, *, kind="instruct", config=CONFIG):
     for task in config.eval_tasks(kind):
         run(task, model_dir, data, out, kind=kind, config=config)
     Merge(out, kind, config, None).judge()
+
+
+def test_an_element_that_another_process_took_over_adds_no_rows(model_dir, data, tmp_path):
+    """As when two nodes' locks do not see each other, and the first wakes up after the second has begun."""
+    (tmp_path / "lock").touch()
+    written = []
+
+    def take_over(done, total, **figures):
+        if done:
+            written.append(ATTACKS.path(tmp_path).read_bytes())
+            code = "import sys; from pathlib import Path; from curricula.fencing import generation\n"
+            code += "with generation(Path(sys.argv[1])): pass"
+            subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], check=True)
+
+    with pytest.raises(Superseded), generation(tmp_path / "lock"):
+        run(ATTACKS, model_dir, data, tmp_path, progress=take_over)
+    assert written == [ATTACKS.path(tmp_path).read_bytes()]
 
 
 def test_each_task_ends_in_one_file_of_rows_with_a_verdict_each(model_dir, data, tmp_path):

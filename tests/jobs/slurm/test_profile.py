@@ -12,6 +12,7 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Job
 from curricula.jobs.slurm.profile import Profile, load_profile
 from curricula.jobs.slurm.script import sbatch_options
+from curricula.jobs.slurm.snapshot import Snapshot
 from curricula.jobs.study import load_study
 
 PROFILES = sorted((ROOT / "env" / "profiles").glob("*.yaml"))
@@ -150,7 +151,7 @@ def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, mo
         PAPER,
         load_profile(path),
         tmp_path / "run",
-        tmp_path / "code",
+        Snapshot(tmp_path / "code", "0" * 64),
     )
     assert "hf_very_secret" not in text and f"set -a && . {secrets} && set +a" in text
     secrets.unlink()

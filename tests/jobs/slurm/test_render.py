@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.script import body
+from curricula.jobs.slurm.snapshot import take_snapshot
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.study import load_study
 
@@ -173,7 +175,7 @@ def test_a_refused_requeue_ends_the_job_at_once_and_says_how_to_go_on(rendered, 
 def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_path):
     run, jobs = new_run(tmp_path / "run")
     job = jobs["pretrain-0"]
-    text = body(job, ["data-0", "full-0"], run.study, Profile(), run.root, tmp_path, continues="7")
+    text = body(job, ["data-0", "full-0"], run.study, Profile(), run.root, take_snapshot(run.root), continues="7")
     (tmp_path / "bin").mkdir()
     stand_in(tmp_path, "srun", f"#!/bin/bash\necho $CURRICULA_CONTINUES >>{tmp_path}/started\n")
     stand_in(tmp_path, "scontrol", f'#!/bin/bash\n[[ $* != *TimeLimit* ]] || echo "$2 $3" >>"{tmp_path}/limits"\n')
@@ -214,6 +216,75 @@ def test_only_what_ended_by_itself_is_counted(rendered, tmp_path, state, preempt
     assert found == ({counted: "137\n"} if counted else {})
 
 
+@pytest.mark.parametrize("change", ["edit", "add", "link", "link a folder", "owner"])
+def test_a_job_runs_no_code_but_that_of_its_submission(rendered, tmp_path, change):
+    run, out = rendered
+    code = next((run / "code").iterdir())
+    (code / "curricula/__pycache__").mkdir()  # Python's own
+    (code / "curricula/__pycache__/settings.cpython-311.pyc").touch()
+    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
+    stand_in(tmp_path, "srun", f"#!/bin/bash\ntouch {tmp_path}/ran\n")
+    environment = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_JOB_ID": "7"}
+    ran = call(tmp_path, script, **environment)
+    assert ran.returncode == 0 and (tmp_path / "ran").exists(), ran.stderr
+    (tmp_path / "ran").unlink()
+    if change == "edit":
+        (code / "curricula/settings.py").write_text("print('not the code')\n")
+    elif change == "add":
+        (code / "torch.py").touch()
+    elif change == "link":
+        (code / "yaml.py").symlink_to("/dev/null")
+    elif change == "link a folder":
+        stand_in(tmp_path, "sleep", "#!/bin/bash\n")
+        (code / "yaml").symlink_to("/tmp")
+    elif os.geteuid():
+        pytest.skip("only root can give files away")
+    else:
+        os.chown(code / "curricula/__pycache__/settings.cpython-311.pyc", 64003, -1)
+    shutil.rmtree(run / "jobs")
+    ran = call(tmp_path, script, **environment)
+    assert ran.returncode == 1 and not (tmp_path / "ran").exists() and not (run / "jobs").exists()
+    said = (
+        "belongs to another user now" if change == "owner" else f"curricula: {code}: is not the code that was submitted"
+    )
+    assert said in ran.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
+def test_a_job_touches_nothing_in_a_folder_that_has_become_another_users(rendered, tmp_path):
+    run, out = rendered
+    os.chown(run, 64003, -1)
+    ran = call(
+        tmp_path,
+        next(out.glob("*-pretrain-trunk-100.sbatch")),
+        SLURM_ARRAY_TASK_ID="0",
+        SLURM_ARRAY_JOB_ID="7",
+    )
+    assert ran.returncode == 1 and f"{run}/: belongs to another user now" in ran.stderr
+    assert not (run / "jobs").exists()
+
+
+def test_an_element_that_another_job_has_taken_over_is_not_requeued(rendered, tmp_path):
+    _, out = rendered
+    stand_in(tmp_path, "srun", "#!/bin/bash\nexit 250\n")
+    ran = call(
+        tmp_path,
+        next(out.glob("*-pretrain-trunk-100.sbatch")),
+        SLURM_ARRAY_TASK_ID="0",
+        SLURM_ARRAY_JOB_ID="7",
+    )
+    assert ran.returncode == 250 and not (tmp_path / "scontrol.log").exists()
+
+
+def test_a_snapshot_that_was_changed_is_not_submitted_again(rendered, tmp_path, capsys):
+    run, out = rendered
+    code = next((run / "code").iterdir())
+    (code / "run_element.py").write_text("print('not the code')\n")
+    words = ["render", tmp_path / "study.yaml", out, "--profile", "slurm-lab", "--run", run]
+    assert main(list(map(str, words))) == 1
+    assert f"{code}: this copy of the code was changed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("profile", ["slurm-lab", "h100-4x8"])
 def test_the_scripts_are_as_recorded(tmp_path, profile):
     """Any change in what Slurm is asked for shows as a change of these files; `GOLDEN=write pytest` writes them anew."""
@@ -221,9 +292,8 @@ def test_the_scripts_are_as_recorded(tmp_path, profile):
     render(DEMO, run, out, profile)
     for name in ("submit_all.sh", "02-pretrain-trunk-100.sbatch", "05-pretrain-0.sbatch"):
         text = (out / name).read_text()
-        text = re.sub(r"code/[0-9a-f]{12}", "code/SNAPSHOT", text.replace(str(run), "/RUN")).replace(
-            sys.executable, "/PYTHON"
-        )
+        text = re.sub(r"code/[0-9a-f]{12}", "code/SNAPSHOT", text.replace(str(run), "/RUN"))
+        text = re.sub(r"[0-9a-f]{64}", "SEAL", text.replace(sys.executable, "/PYTHON"))
         golden = GOLDEN / profile / name
         if os.environ.get("GOLDEN") == "write":
             golden.parent.mkdir(parents=True, exist_ok=True)

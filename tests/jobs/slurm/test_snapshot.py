@@ -10,7 +10,7 @@ from curricula.provenance import running_commit
 
 def test_a_snapshot_knows_its_commit_even_within_another_repository(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    copy = take_snapshot(tmp_path / "run")
+    copy = take_snapshot(tmp_path / "run").folder
     record, here = read_json(copy / "commit.json"), running_commit()
     assert here.startswith(record["commit"]) and record["digest"] == copy.name
     asked = "from curricula.provenance import running_commit; print(running_commit())"
@@ -23,8 +23,10 @@ def test_a_snapshot_knows_its_commit_even_within_another_repository(tmp_path):
 
 
 def test_a_snapshot_is_the_code_and_is_what_runs(tmp_path):
-    folder = take_snapshot(tmp_path)
-    assert take_snapshot(tmp_path) == folder and [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
+    folder = take_snapshot(tmp_path).folder
+    assert take_snapshot(tmp_path).folder == folder and [path.name for path in (tmp_path / "code").iterdir()] == [
+        folder.name
+    ]
     # Told from the checkout by a change in it, and run from a folder that has a package of the same name.
     (folder / "curricula" / "jobs" / "element.py").write_text(
         "def main(words):\n    print('of the snapshot', *words)\n    return 0\n"

@@ -5,6 +5,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,10 +16,16 @@ import torch
 from random_batches import SMALL, RandomBatches, train_job
 
 from curricula.errors import StorageError, UserError
+from curricula.fencing import Superseded, generation
 from curricula.model.checkpoints import folder, writer
 from curricula.model.checkpoints.folder import differences, latest_checkpoint, read_info
 from curricula.model.runtime.reporting import read_metrics
 from curricula.model.train import train
+
+TAKE_OVER = """
+import sys; from pathlib import Path; from curricula.fencing import generation
+with generation(Path(sys.argv[1])): pass
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +188,49 @@ def test_training_continues_while_a_checkpoint_is_written_and_latest_waits_for_i
     monkeypatch.undo()
     train(train_job(tmp_path / "branch", init_from=tmp_path / "checkpoints/step_00000003"), RandomBatches())
     assert numbers(tmp_path / "branch") == numbers(tmp_path)[3:]
+
+
+def test_a_run_that_another_process_took_over_saves_nothing_more(tmp_path):
+    """As when two nodes' locks do not see each other, and the first wakes up after the second has begun."""
+    lock = tmp_path / "lock"
+    lock.touch()
+
+    taken = []
+
+    def take_over_once_saved(done, total, **figures):
+        if not taken and latest_checkpoint(tmp_path / "checkpoints"):
+            taken.append(done)
+            subprocess.run([sys.executable, "-c", TAKE_OVER, str(lock)], check=True)
+        elif done > 5:
+            time.sleep(0.2)  # the save is written in the background
+
+    job = train_job(tmp_path, save_interval_steps=5)
+    with pytest.raises(Superseded), generation(lock):
+        train(job, RandomBatches(), take_over_once_saved)
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000005"
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, taken[0] + 1))
+    assert read_info(tmp_path / "checkpoints/step_00000005").generation == 1
+    with generation(lock):
+        train(job, RandomBatches())
+    assert read_info(latest_checkpoint(tmp_path / "checkpoints")).generation == 3
+
+
+def test_an_older_writer_neither_publishes_its_save_nor_touches_that_of_the_newer(tmp_path):
+    lock, job = tmp_path / "lock", train_job(tmp_path / "run", stop_step=2, save_interval_steps=1)
+    lock.touch()
+    aside = tmp_path / "run/checkpoints/.step_00000002.aside-2"
+
+    def take_over_while_saving(*_):
+        subprocess.run([sys.executable, "-c", TAKE_OVER, str(lock)], check=True)
+        aside.mkdir(parents=True)
+        (aside / "__0_0.distcp").write_text("of the newer")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Superseded), generation(lock):
+        patch.setattr("curricula.model.train.Trainer._finish_save", lambda trainer: (
+            take_over_while_saving(), trainer.saver.finish()))  # fmt: skip
+        train(job, RandomBatches())
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [aside.name]
+    assert (aside / "__0_0.distcp").read_text() == "of the newer"
 
 
 def test_random_generators_continue_where_they_were(tmp_path):

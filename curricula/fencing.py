@@ -1,0 +1,267 @@
+"""Who may write where flock cannot tell: leases and generations.
+
+On some file systems flock fails (Lustre mounted without `-o flock`, some NFS), on others each node has locks of its own
+(`-o localflock`). Creating a file with O_EXCL works on all of them. So both mechanisms here are numbered files beside a lock,
+NAME.KIND-1, NAME.KIND-2 and so on: of those who try to make the next one, one succeeds. It then deletes the earlier ones.
+
+A lease (`leased`) stands in for flock. Its holder touches the file every BEAT_S seconds. Another takes over only from a holder
+that is provably gone: one that released the lease, a process of this machine that has ended, or one whose file nobody has
+touched for STALE_S seconds by the observer's own clock.
+
+A generation (`generation`) fences off an earlier writer that wakes up after another took over, as two nodes with locks of
+their own make possible. `check_fences` comes before everything durable is published; it raises Superseded in a process whose
+generation is not the newest. The check and the write that follows are not one step: a process that sleeps exactly between
+them is not caught.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from curricula.errors import UserError
+
+BEAT_S = 5.0
+STALE_S = 60.0
+POLL_S = 0.05
+RELEASED = b"released"
+"""Overwrites the beginning of a lease: the file itself must stay, so that numbers never repeat."""
+
+
+class Superseded(UserError):
+    """Another process has begun the same work since; it has the say now."""
+
+    exit_code = 250
+    """Above the codes of signals: srun returns the highest of all ranks, and the batch script must not requeue this one."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The right to publish until another process takes the next generation."""
+
+    file: Path
+    number: int
+    token: bytes
+
+    def check(self) -> None:
+        """Raise Superseded unless this is the newest. An NFS client asks its server anew when a file is opened."""
+        try:
+            if self.file.read_bytes() == self.token:
+                return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
+        raise Superseded(
+            f"{self.file.parent}: another process has begun the same work since (this one has generation {self.number}), so "
+            "this one stops and leaves the results to it"
+        )
+
+
+_held: list[Generation] = []
+"""The generations of this process: everything it publishes needs all of them."""
+
+
+@contextlib.contextmanager
+def generation(lock: Path) -> Iterator[Generation]:
+    """Take the next generation of the work that `lock` guards; all earlier ones are fenced off from here on."""
+    token = secrets.token_hex(8).encode()
+    while (made := _make_next(lock, "generation", token)) is None:
+        pass
+    number, descriptor = made
+    os.close(descriptor)
+    _held.append(taken := Generation(_file(lock, "generation", number), number, token))
+    try:
+        yield taken
+    finally:
+        _held.remove(taken)
+
+
+def check_fences() -> None:
+    """Raise Superseded if another process has taken over work of this one."""
+    for held in _held:
+        held.check()
+
+
+def current_generation() -> int:
+    """The generation that this process works in; 0 outside any."""
+    return _held[-1].number if _held else 0
+
+
+@contextlib.contextmanager
+def leased(lock: Path, wait_s: float) -> Iterator[None]:
+    """Hold a lease on `lock` until the block ends. Raises UserError while a live process holds it.
+
+    A holder on another machine proves that it lives by touching its file, so the answer may take BEAT_S longer than `wait_s`,
+    and STALE_S after a holder died there.
+    """
+    descriptor = _take_lease(lock, time.monotonic() + wait_s)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_S):
+            with contextlib.suppress(OSError):  # the next beat may succeed
+                os.utime(descriptor)
+
+    beating = threading.Thread(target=beat, daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
+        with contextlib.suppress(OSError):  # the holder's end shows all the same
+            os.pwrite(descriptor, RELEASED, 0)
+        os.close(descriptor)
+
+
+def has_leases(lock: Path) -> bool:
+    return bool(_numbers(lock, "lease"))
+
+
+def is_leased(lock: Path) -> bool:
+    """Whether a live process holds a lease on `lock`, at a glance: of another machine's, whether it was touched lately."""
+    number = max(_numbers(lock, "lease"), default=0)
+    try:
+        holder = _Holder.read(_file(lock, "lease", number))
+    except FileNotFoundError:
+        return False
+    return time.time() - holder.touched_ns / 1e9 < STALE_S if holder.lives is None else holder.lives
+
+
+def _take_lease(lock: Path, deadline: float) -> int:
+    """A descriptor of the lease's file."""
+    seen: tuple[int, int] | None = None
+    seen_at, beats = 0.0, False
+    while True:
+        number = max(_numbers(lock, "lease"), default=0)
+        holder = None
+        if number:
+            try:
+                holder = _Holder.read(_file(lock, "lease", number))
+            except FileNotFoundError:  # another has just taken over
+                continue
+        if holder and holder.lives is None and (number, holder.touched_ns) != seen:
+            beats = seen is not None
+            seen, seen_at = (number, holder.touched_ns), time.monotonic()
+        is_stale = seen is not None and time.monotonic() - seen_at >= STALE_S
+        if holder is None or holder.lives is False or (holder.lives is None and is_stale):
+            if made := _make_next(lock, "lease", json.dumps(_this_process()).encode(), after=number):
+                return made[1]
+            continue
+        if time.monotonic() >= deadline and (holder.lives or beats):
+            raise in_use(lock, holder.name)
+        time.sleep(POLL_S)
+
+
+def in_use(lock: Path, holder: str) -> UserError:
+    return UserError(
+        f"{lock.parent}: in use by a live run (process {holder}); wait for it, stop it, or name another folder"
+    )
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """What a lease tells of its holder."""
+
+    name: str
+    lives: bool | None
+    """None where only its beats can tell: on another machine, or in another container."""
+    touched_ns: int
+
+    @classmethod
+    def read(cls, file: Path) -> _Holder:
+        with open(file, "rb", opener=_no_link) as opened:
+            data, touched_ns = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
+        if data.startswith(RELEASED):
+            return cls("", False, touched_ns)
+        try:
+            said = json.loads(data)
+            name, place, pid, started = f"{said['pid']} on {said['host']}", said["place"], said["pid"], said["started"]
+        except (ValueError, KeyError, TypeError):  # just made, or its maker was killed before it wrote this
+            return cls("unknown", None, touched_ns)
+        if not place or place != _this_process()["place"]:
+            return cls(name, None, touched_ns)
+        return cls(name, started is not None and _start_of(pid) == started, touched_ns)
+
+
+def _this_process() -> dict[str, str | int | None]:
+    """Who holds a lease. `place`: the boot of the machine and the space of process numbers; "" where it is unknown."""
+    place = ""
+    with contextlib.suppress(OSError):
+        place = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "started": _start_of(pid), "place": place}
+
+
+def _start_of(pid: int) -> int | None:
+    """When a process of this machine started, in ticks since the boot; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _file(lock: Path, kind: str, number: int) -> Path:
+    return lock.with_name(f"{lock.name}.{kind}-{number}")
+
+
+def _numbers(lock: Path, kind: str) -> list[int]:
+    prefix = f"{lock.name}.{kind}-"
+    names = (name.removeprefix(prefix) for name in os.listdir(lock.parent) if name.startswith(prefix))
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def _make_next(lock: Path, kind: str, content: bytes, after: int | None = None) -> tuple[int, int] | None:
+    """Make the file after number `after` (by default after the newest) and delete the earlier ones.
+
+    Returns its number and a descriptor, or None if another process was first. It has the permissions of the lock.
+    """
+    numbers = _numbers(lock, kind)
+    number = (max(numbers, default=0) if after is None else after) + 1
+    file = _file(lock, kind, number)
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        return None
+    try:
+        os.fchmod(descriptor, lock.stat().st_mode & 0o666)
+        os.write(descriptor, content)
+        os.fsync(descriptor)
+        numbers = _numbers(lock, kind)
+        if max(numbers) > number:  # two were faster, and the second deleted the file of the first
+            file.unlink()
+            os.close(descriptor)
+            return None
+    except OSError:  # the file stays: a number must not be taken twice
+        os.close(descriptor)
+        raise
+    for old in numbers:
+        if old < number:
+            _file(lock, kind, old).unlink(missing_ok=True)
+    return number, descriptor
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
+
+
+def file_system_of(path: Path) -> str:
+    """The kind of file system that holds `path` and where it is mounted, for messages: "lustre at /scratch"."""
+    best, kind = "", ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            _, place, found, *_ = line.split(" ")
+            place = place.encode().decode("unicode_escape")
+            if len(place) >= len(best) and path.resolve().is_relative_to(place):
+                best, kind = place, found
+    return f"{kind} at {best}" if kind else "unknown"

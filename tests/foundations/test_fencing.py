@@ -1,0 +1,201 @@
+"""Locks on file systems without flock, and writers that wake up after another process took over their work."""
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from curricula import fencing
+from curricula.durable import append_jsonl, exclusive_lock, is_held, read_json, read_jsonl, write_json
+from curricula.errors import UserError
+
+HOLD = """
+import errno, fcntl, sys, time
+from pathlib import Path
+from curricula.durable import exclusive_lock
+def flock(*_): raise OSError(errno.ENOSYS, "Function not implemented")
+fcntl.flock = flock
+with exclusive_lock(Path(sys.argv[1])): print("held", flush=True); time.sleep(60)
+"""
+TAKE_OVER = """
+import sys; from pathlib import Path; from curricula.fencing import generation
+with generation(Path(sys.argv[1])): pass
+"""
+
+
+@pytest.fixture(params=["ENOSYS", "ENOLCK", "ESTALE", "EOPNOTSUPP"])
+def without_flock(request, monkeypatch):
+    refuse_flock(monkeypatch, getattr(errno, request.param))
+
+
+def refuse_flock(monkeypatch, number: int = errno.ENOSYS) -> None:
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_a_file_system_without_flock_has_locks_all_the_same(tmp_path, without_flock):
+    lock = tmp_path / "lock"
+    for _ in range(3):
+        with exclusive_lock(lock):
+            assert is_held(lock)
+            before = sorted(tmp_path.iterdir())
+            with (
+                pytest.raises(UserError, match=rf"{tmp_path}: in use by a live run \(process {os.getpid()} on \S+\)"),
+                exclusive_lock(lock),
+            ):
+                pass
+            assert sorted(tmp_path.iterdir()) == before
+        assert is_held(lock) is False
+    assert len(list(tmp_path.iterdir())) == 2  # the lock, and the latest lease
+
+
+def test_a_lease_of_a_killed_process_of_this_machine_is_taken_over_at_once(tmp_path, monkeypatch):
+    refuse_flock(monkeypatch)
+    lock = tmp_path / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"process {holder.pid} on"), exclusive_lock(lock):
+        pass
+    holder.kill()
+    holder.wait()
+    assert is_held(lock) is False
+    began = time.monotonic()
+    with exclusive_lock(lock):
+        assert time.monotonic() - began < fencing.BEAT_S
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A lease whose holder is on another machine."""
+    refuse_flock(monkeypatch)
+    monkeypatch.setattr(fencing, "STALE_S", 0.6)
+    lease = tmp_path / "lock.lease-3"
+    lease.write_text(json.dumps({"host": "n7", "pid": os.getpid(), "started": 5, "place": "another machine"}))
+    return lease
+
+
+def test_a_lease_of_another_machine_holds_while_its_holder_touches_it(tmp_path, elsewhere):
+    ended = threading.Event()
+
+    def beat():
+        while not ended.wait(0.1):
+            os.utime(elsewhere, ns=(1, time.monotonic_ns()))  # of a clock that is wrong by decades
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        with pytest.raises(UserError, match=f"process {os.getpid()} on n7"), exclusive_lock(tmp_path / "lock", 1.5):
+            pass
+    finally:
+        ended.set()
+        beating.join()
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_lease_of_another_machine_is_taken_over_only_after_it_was_seen_untouched_for_long(
+    tmp_path, elsewhere, content
+):
+    if content is not None:
+        elsewhere.write_text(content)  # its maker was killed before it could write
+    os.utime(elsewhere, (1, 1))  # old by this machine's clock, which proves nothing
+    began = time.monotonic()
+    with exclusive_lock(tmp_path / "lock"):
+        assert time.monotonic() - began > 0.6
+    assert not elsewhere.exists()
+
+
+def test_a_node_with_flock_honours_the_lease_of_one_without(tmp_path, monkeypatch):
+    lock = tmp_path / "lock"
+    with monkeypatch.context() as patch:
+        refuse_flock(patch)
+        held = exclusive_lock(lock)
+        held.__enter__()
+    with pytest.raises(UserError, match="in use"), exclusive_lock(lock):
+        pass
+    held.__exit__(None, None, None)
+    with exclusive_lock(lock):
+        pass
+
+
+def test_of_many_that_want_a_lease_one_has_it_at_a_time(tmp_path, monkeypatch):
+    refuse_flock(monkeypatch)
+    count = tmp_path / "count"
+    count.write_text("0")
+
+    def work():
+        for _ in range(5):
+            with exclusive_lock(tmp_path / "lock", wait_s=60):
+                value = int(count.read_text())
+                time.sleep(0.001)
+                count.write_text(str(value + 1))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count.read_text() == "30"
+
+
+def test_asking_who_holds_a_lock_writes_nothing_and_never_fails(tmp_path, without_flock):
+    assert is_held(tmp_path / "lock") is False and not list(tmp_path.iterdir())
+    (tmp_path / "lock").mkdir()
+    assert is_held(tmp_path / "lock") is None
+
+
+def test_a_writer_that_was_overtaken_publishes_nothing_more(tmp_path):
+    lock = tmp_path / "lock"
+    lock.touch()
+    with fencing.generation(lock) as taken:
+        write_json(tmp_path / "value.json", "older")
+        append_jsonl(tmp_path / "rows.jsonl", [{"n": 1}])
+        subprocess.run([sys.executable, "-c", TAKE_OVER, str(lock)], check=True)
+        for write in (
+            lambda: write_json(tmp_path / "value.json", "late"),
+            lambda: append_jsonl(tmp_path / "rows.jsonl", [{"n": 2}]),
+        ):
+            with pytest.raises(fencing.Superseded, match=rf"{tmp_path}: another process .* \(.* generation 1\)"):
+                write()
+    assert (taken.number, read_json(tmp_path / "value.json")) == (1, "older")
+    assert read_jsonl(tmp_path / "rows.jsonl") == [{"n": 1}]
+    write_json(tmp_path / "value.json", "free again")  # outside any generation
+    with fencing.generation(lock) as newest:
+        assert newest.number == fencing.current_generation() == 3
+        write_json(tmp_path / "value.json", "newest")
+
+
+def test_a_generation_whose_folder_was_made_again_is_not_taken_for_the_new_one(tmp_path):
+    lock = tmp_path / "lock"
+    lock.touch()
+    with fencing.generation(lock):
+        (tmp_path / "lock.generation-1").unlink()
+        subprocess.run([sys.executable, "-c", TAKE_OVER, str(lock)], check=True)
+        assert (tmp_path / "lock.generation-1").exists()
+        with pytest.raises(fencing.Superseded):
+            fencing.check_fences()
+
+
+def test_a_number_that_two_others_have_passed_is_not_taken(tmp_path, monkeypatch):
+    """Between looking and making, one made number 1 and another number 2, which deleted it."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    look, looked = fencing._numbers, []
+
+    def look_and_be_overtaken(*words):
+        found = look(*words)
+        if not looked:
+            looked.append(found)
+            (tmp_path / "lock.generation-2").touch()
+        return found
+
+    monkeypatch.setattr(fencing, "_numbers", look_and_be_overtaken)
+    with fencing.generation(lock) as taken:
+        assert taken.number == 3
