@@ -131,10 +131,11 @@ class Profile(Settings, frozen=True):
     """The folder of run folders, on a disk that all nodes see; ~ and $NAME are expanded. Default: runs."""
     stages: Stages = Stages()
     setup: tuple[OneLine, ...] = ()
-    """Lines of bash to run before the work, unquoted, such as "module load cuda/12.8"."""
+    """Lines of bash to run before the work, such as "module load cuda/12.8". One that fails ends the job."""
     environment: dict[str, OneLine | int] = {}
     secrets_file: OneLine | None = None
-    """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment."""
+    """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment. A value is all that
+    follows the `=`, as it stands, without quotes around the whole."""
     python: OneLine | None = None
     """The interpreter on the nodes. Default: the one that runs `curricula submit`."""
     container: Container | None = None
@@ -269,7 +270,9 @@ def load_profile(path: Path) -> Profile:
         read_yaml(path, "no such profile; copy one of env/profiles/ and change its marked lines"), Profile, str(path)
     )
     if profile.secrets_file:
-        _check_secrets(path, Path(os.path.expanduser(profile.secrets_file)))
+        secrets = Path(os.path.expanduser(profile.secrets_file)).absolute()  # it is read from other folders, too
+        _check_secrets(path, secrets)
+        profile = msgspec.structs.replace(profile, secrets_file=str(secrets))
     return profile
 
 
@@ -286,7 +289,13 @@ def kept_profile(path: Path) -> Profile:
 def _check_secrets(profile: Path, secrets: Path) -> None:
     try:
         mode = stat.S_IMODE(secrets.stat().st_mode)
+        lines = secrets.read_bytes().splitlines()
     except OSError as error:
         raise UsageError(f"{profile}: secrets_file is {secrets}, which cannot be read ({error.strerror})") from None
     if mode & 0o077:
         raise UsageError(f"{secrets}: others may read it (mode {mode:o}); protect it with `chmod 600 {secrets}`")
+    for number, line in enumerate(lines, start=1):
+        if not re.match(rb"\s*(#|$)|(export +)?[A-Za-z_][A-Za-z0-9_]*=", line):
+            raise UsageError(
+                f"{secrets}: line {number} is not NAME=value; write each value on one line, comments with '#'"
+            )

@@ -138,7 +138,14 @@ def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, mo
         tmp_path / "run",
         tmp_path / "code",
     )
-    assert "hf_very_secret" not in text and f"set -a && . {secrets} && set +a" in text
+    assert "hf_very_secret" not in text and f"read_secrets {secrets}\n" in text
+    monkeypatch.chdir(tmp_path)
+    path.write_text(yaml.safe_dump({"secrets_file": "secrets"}))
+    assert load_profile(path).secrets_file == str(secrets)  # jobs and `retry` begin in other folders
+    secrets.write_text("# mine\nHF_TOKEN=hf_very_secret\nhf_very_secret\n")
+    with pytest.raises(UsageError, match="line 3 is not NAME=value") as said:
+        load_profile(path)
+    assert "hf_very_secret" not in str(said.value)
     secrets.unlink()
     with pytest.raises(UsageError, match="which cannot be read"):
         load_profile(path)

@@ -13,6 +13,7 @@ import yaml
 from paths import ROOT
 
 from curricula.jobs.cli.main import main
+from curricula.jobs.completion import read_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.submissions import submissions
@@ -54,8 +55,8 @@ def rendered(tmp_path):
     return run, out
 
 
-def render(study: Path, run: Path, out: Path, profile: str = "slurm-lab") -> None:
-    words = ["render", study, out, "--profile", ROOT / "env" / "profiles" / f"{profile}.yaml", "--run", run]
+def render(study: Path, run: Path, out: Path, profile: str | Path = "slurm-lab") -> None:
+    words = ["render", study, out, "--profile", profile, "--run", run]
     assert main(list(map(str, words))) == 0
 
 
@@ -158,6 +159,55 @@ def test_only_what_ended_by_itself_is_counted(rendered, tmp_path, state, preempt
     call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
     found = {name: (folder / name).read_text() for name in ("own-ends", "never-began") if (folder / name).exists()}
     assert found == ({counted: "137\n"} if counted else {})
+
+
+def prepared_with(tmp_path: Path, **profile) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of the element `prepare`, whose script ran with a stand-in for srun that prints its environment."""
+    path = tmp_path / "profile.yaml"
+    path.write_text(yaml.safe_dump(profile))
+    render(DEMO, tmp_path / "run", tmp_path / "scripts", path)
+    (tmp_path / "bin").mkdir()
+    stand_in(tmp_path, "srun", "#!/bin/bash\nenv -0\n")
+    stand_in(tmp_path, "scontrol", SCONTROL.format(record=tmp_path / "scontrol.log"))
+    script = tmp_path / "scripts" / "00-prepare.sbatch"
+    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    return tmp_path / "run/jobs/prepare/prepare", ran
+
+
+def test_a_setup_line_that_fails_ends_the_job_and_is_named(tmp_path):
+    line = """module() { [ "$2" != 'no"such\\' ]; }; module load 'no"such\\'"""
+    folder, ran = prepared_with(tmp_path, setup=["export FIRST='a b' # remark", line, "touch went-on"])
+    assert ran.returncode == 1 and ran.stdout == "" and not (tmp_path / "went-on").exists()
+    failure = read_failure(folder)
+    assert (
+        failure and failure.final and failure.error.endswith(f": {line}") and "failed with code 1 on" in failure.error
+    )
+    assert failure.error in ran.stderr and not (tmp_path / "scontrol.log").exists()
+
+
+def test_setup_lines_work_in_the_scripts_own_shell(tmp_path):
+    setup = ["export FIRST='a b' # remark", "source ./activate", "false || true"]
+    (tmp_path / "activate").write_text("false\ndeclare -x SECOND=$FIRST\n")
+    _, ran = prepared_with(tmp_path, setup=setup)
+    assert ran.returncode == 0 and {"FIRST=a b", "SECOND=a b"} <= set(ran.stdout.split("\0")), ran.stderr
+
+
+def test_secrets_reach_the_work_as_they_stand(tmp_path):
+    secrets = tmp_path / HOSTILE / "my secrets & keys"
+    secrets.parent.mkdir()
+    values = {
+        "TOKEN": "a b&c;d $(touch pwned) `x` \\ 'q",
+        "URL": "https://u:p@h/?a=1&b=2#c",
+        "QUOTED": "x  y",
+        "LAST": "",
+    }
+    text = f'# mine\n\nexport TOKEN={values["TOKEN"]}\nURL={values["URL"]}\r\nQUOTED="x  y"\nLAST='
+    secrets.write_bytes(text.encode())
+    secrets.chmod(0o600)
+    _, ran = prepared_with(tmp_path, secrets_file=str(secrets))
+    assert ran.returncode == 0, ran.stderr
+    assert {f"{name}={value}" for name, value in values.items()} <= set(ran.stdout.split("\0"))
+    assert not list(tmp_path.rglob("pwned"))
 
 
 @pytest.mark.parametrize("profile", ["slurm-lab", "h100-4x8"])
