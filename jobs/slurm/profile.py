@@ -46,6 +46,8 @@ class StageOptions(Settings, frozen=True):
     gpus_per_node: Annotated[int, msgspec.Meta(ge=0)] | None = None
     gpu_type: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]+\Z")] | None = None
     """The kind of GPU, if the site wants it named: h100 gives --gpus-per-node=h100:8."""
+    gpu_option: Literal["gpus-per-node", "gres"] | None = None
+    """How GPUs are asked for; sites that know only --gres=gpu:h100:8 want gres. Default: gpus-per-node."""
     cpus_per_task: Positive | None = None
     memory_gb: PositiveNumber | None = None
     """Memory of each node."""
@@ -62,14 +64,20 @@ class StageOptions(Settings, frozen=True):
             if not re.fullmatch(r"[a-z][a-z-]*", name) or name in MANAGED:
                 raise ValueError(
                     f"options names {name!r}; give long options of sbatch without dashes, and none of {', '.join(MANAGED)}, "
-                    "which the suite sets"
+                    "which the suite sets, some of them from keys of their own"
                 )
             if re.search(r"[\x00-\x1f\x7f]", str(value)):
                 raise ValueError(f"options.{name} is {value!r}; write it on one line")
+            if name == "gres" and re.search(r"(^|,)(gres/)?gpu\b", str(value)):
+                raise ValueError(
+                    f"options.gres asks for {value!r}, and gpus_per_node for GPUs again; keep gpus_per_node and gpu_type, "
+                    "with gpu_option: gres"
+                )
 
 
 MANAGED = ("array", "chdir", "dependency", "error", "export", "job-name", "open-mode", "output", "parsable", "requeue",
-           "no-requeue", "signal", "test-only", "wait", "wrap", "ntasks", "ntasks-per-node")  # fmt: skip
+           "no-requeue", "signal", "test-only", "wait", "wrap", "ntasks", "ntasks-per-node", "nodes", "time", "clusters",
+           "gpus", "gpus-per-node", "gpus-per-task")  # fmt: skip
 """Options of sbatch that the suite sets itself."""
 
 

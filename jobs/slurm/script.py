@@ -63,10 +63,13 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
         "kill-on-invalid-dep": "yes",  # otherwise jobs that wait for a failed one would wait for ever
         "signal": f"USR2@{profile.lead_time_s}",
     }
+    extra = dict(asked.options)
     if request.gpus_per_node:
-        options["gpus-per-node"] = (
-            f"{asked.gpu_type}:{request.gpus_per_node}" if asked.gpu_type else request.gpus_per_node
-        )
+        gpus = f"{asked.gpu_type}:{request.gpus_per_node}" if asked.gpu_type else str(request.gpus_per_node)
+        if asked.gpu_option == "gres":
+            extra["gres"] = ",".join(filter(None, (f"gpu:{gpus}", str(extra.get("gres") or ""))))
+        else:
+            options["gpus-per-node"] = gpus
     if request.cpus_per_task:
         options["cpus-per-task"] = request.cpus_per_task
     if asked.memory_gb:
@@ -76,7 +79,7 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     for name in ("partition", "account", "qos", "constraint", "reservation", "exclude"):
         if getattr(asked, name):
             options[name] = getattr(asked, name)
-    return {**options, **{name: value for name, value in asked.options.items() if value is not False}}
+    return {**options, **{name: value for name, value in extra.items() if value is not False}}
 
 
 def array_option(count: int, throttle: int | None) -> str:

@@ -66,6 +66,28 @@ def test_options_that_the_suite_has_no_word_for_are_handed_on():
     assert sbatch_options(first("export", profile), PAPER, profile)["licenses"] == "fs"
 
 
+def test_gpus_are_asked_for_in_the_sites_own_way_and_by_their_kind():
+    stages = {
+        "all": {"gpu_option": "gres", "options": {"gres": "lscratch:100"}},
+        "pretraining": {"gpu_type": "h100"},
+        "evaluation": {"constraint": "a40|l40s", "gpus_per_node": 1, "options": {"gres": False}},
+        "export": {"gpu_option": "gpus-per-node", "gpu_type": "a100", "gpus_per_node": 2},
+    }
+    profile = parse(stages=stages)
+    asked = {
+        stage: sbatch_options(first(stage, profile), PAPER, profile)
+        for stage in ("prepare", "pretrain", "evaluate", "export")
+    }
+    assert {stage: options.get("gres") for stage, options in asked.items()} == {
+        "prepare": "lscratch:100",
+        "pretrain": "gpu:h100:8,lscratch:100",
+        "evaluate": "gpu:1",
+        "export": "lscratch:100",
+    }
+    assert {stage for stage, options in asked.items() if "gpus-per-node" in options} == {"export"}
+    assert asked["export"]["gpus-per-node"] == "a100:2" and asked["evaluate"]["constraint"] == "a40|l40s"
+
+
 def parse(**raw) -> Profile:
     from curricula.settings import parse as parse_settings
 
@@ -79,6 +101,11 @@ def parse(**raw) -> Profile:
         ({"stages": {"all": {"partion": "x"}}}, "stages.all: unknown key `partion`; did you mean `partition`?"),
         ({"stages": {"all": {"partition": "a\n#SBATCH --wrap=x"}}}, "stages.all.partition: expected `str` matching"),
         ({"stages": {"all": {"options": {"wrap": "x"}}}}, "options names 'wrap'.*which the suite sets"),
+        (
+            {"stages": {"all": {"options": {"gres": "gpu:h100:8"}}}},
+            "keep gpus_per_node and gpu_type, with gpu_option: gres",
+        ),
+        ({"stages": {"all": {"options": {"time": "1-0"}}}}, "options names 'time'.*which the suite sets"),
         ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it into secrets_file"),
         *(
             ({"environment": {name: "x"}}, f"environment names {name}, .*put it into secrets_file")
