@@ -36,6 +36,20 @@ CONTENTS = "# runs "
 LOG = "%A_%a_%t_log.out"
 """A task's log in RUN/slurm: array, index and rank. The script's own output goes to that of rank 0."""
 
+SHORT = {
+    "pretrain-trunk-": "t",
+    "pretrain-": "pre-",
+    "export-base-": "xb-",
+    "instruct-": "sft-",
+    "benign-": "ben-",
+    "evaluate-base-": "evb-",
+    "evaluate-instruct-": "evi-",
+    "evaluate-benign-": "evg-",
+    "merge-": "mrg-",
+    "fetch-benchmarks": "fetch-b",
+}
+"""Beginnings of jobs' names, and what Slurm gets instead: squeue shows eight columns of a name."""
+
 Options = dict[str, str | int | bool]
 
 
@@ -50,11 +64,17 @@ def check_root(root: Path) -> Path:
     return root
 
 
+def short_name(job: str) -> str:
+    """The job's name for Slurm's listings; those of a study differ in their first eight characters."""
+    long = next((long for long in SHORT if job.startswith(long)), "")
+    return SHORT.get(long, "") + job.removeprefix(long)
+
+
 def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     """The job's options of sbatch by their long names, except those that differ from submission to submission."""
     request, asked = job.request, job.request.options
     options: Options = {
-        "job-name": f"{study.name}/{job.name}",
+        "job-name": f"{short_name(job.name)}@{study.name}",
         "nodes": request.nodes,
         "ntasks-per-node": request.tasks_per_node,
         "time": request.minutes,
@@ -107,6 +127,7 @@ def body(job: Job, labels: Sequence[str], study: Study, profile: Profile, root: 
             contents=contents_line(job.name, labels),
             study=study.name,
             job=job,
+            short_name=short_name(job.name),
             labels=labels,
             elements=str(root / "jobs" / job.name),
             profile=profile,

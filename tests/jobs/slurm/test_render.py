@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from paths import ROOT
+from paths import ROOT, STUDIES
 
 from curricula.jobs.cli.main import main
 from curricula.jobs.completion import read_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
+from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.script import sbatch_options
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.study import load_study
 
@@ -225,6 +227,13 @@ def test_the_scripts_are_as_recorded(tmp_path, profile):
             golden.parent.mkdir(parents=True, exist_ok=True)
             golden.write_text(text)
         assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("study", ["demo", "paper", "smollm2-135m"])
+def test_names_of_jobs_differ_in_the_columns_that_squeue_shows(study):
+    plan, profile = plan_study(load_study(STUDIES / f"{study}.yaml")), Profile()
+    names = [str(sbatch_options(job, plan.study, profile)["job-name"]) for job in plan.jobs]
+    assert len({name[:8] for name in names}) == len(names) and all(name.endswith(f"@{study}") for name in names)
 
 
 def test_an_image_is_wrapped_around_the_work_alone(tmp_path):
