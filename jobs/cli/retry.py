@@ -52,4 +52,5 @@ def _submit(run: Run, again: Sequence[Key], profile: Path | None, console: Conso
         for key in again:
             (run.element(*key) / "failed.json").unlink(missing_ok=True)
         made = submit_plan(run, plan, chosen_of(again), used, now, console.print)
-    console.print(f"{len(again)} elements in {len(made)} arrays. Watch them with `curricula status {run.root}`.")
+    count = sum(len(submission.labels) for submission in made)
+    console.print(f"{count} elements in {len(made)} arrays. Watch them with `curricula status {run.root}`.")

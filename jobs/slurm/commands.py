@@ -66,6 +66,10 @@ class ControllerAway(UserError):
     """Slurm's controller does not answer at the moment."""
 
 
+class QueueFull(UserError):
+    """Slurm takes no more jobs from this user until some of those that it has have ended."""
+
+
 class Task(NamedTuple):
     """One array task, which Slurm names `job_id`_`number`."""
 
@@ -114,6 +118,15 @@ def require_slurm() -> None:
 def is_away(message: str) -> bool:
     """Whether a command's error message means that the controller does not answer."""
     return AWAY.search(message) is not None
+
+
+def is_full(message: str) -> bool:
+    """Whether sbatch's error message means that the user's limit of submitted jobs is reached.
+
+    Slurm names the limit in a line of its own (QOSMaxSubmitJobPerUserLimit); old versions have one text for all limits.
+    """
+    named = re.search(r"\b(QOS|Assoc|Max)[A-Z]\w+", message)
+    return "SubmitJob" in named[0] if named else "job submit limit" in message
 
 
 def patiently(say: Callable[[str], object] | None = None) -> tenacity.Retrying:

@@ -6,6 +6,7 @@ Only the record in RUN/slurm remains; no process stays behind on the login node.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,16 +16,27 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import UncompletedJobError
 
+from curricula.durable import write_text
 from curricula.errors import UserError
 from curricula.jobs.completion import done_elements
-from curricula.jobs.plan import Chosen, Key, Plan
+from curricula.jobs.plan import Chosen, Key, Plan, keys_of
 from curricula.jobs.preflight.bad_nodes import exclusion
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
-from curricula.jobs.slurm.commands import ControllerAway, Task, is_away, patiently, require_slurm, squeue
+from curricula.jobs.slurm.commands import (
+    ControllerAway,
+    QueueFull,
+    Task,
+    is_away,
+    is_full,
+    patiently,
+    require_slurm,
+    squeue,
+)
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
+from curricula.jobs.slurm.site import within_array_limit
 from curricula.jobs.slurm.snapshot import code_files, snapshot_folder, take_snapshot
 from curricula.jobs.slurm.submissions import Submission, cancel_hopeless, live_elements, record, recover, submissions
 
@@ -64,6 +76,9 @@ def standing(run: Run, plan: Plan, say: Say) -> Standing:
 def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Standing, say: Say) -> list[Submission]:
     """Submit the `chosen` elements, none of them done or live, each after those it needs; returns the new submissions.
 
+    Where the user's limit of submitted jobs is reached, what fits is submitted, in the plan's order, and the same command
+    submits the rest later.
+
     Raises UsageError, before anything is submitted, when an element needs one that is neither done nor live nor chosen.
     Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues.
     """
@@ -72,21 +87,60 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     run.slurm.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(root)
     keep_profile(run.profile, profile)
+    profile = within_array_limit(profile)
     write_resubmit(run, plan, profile, chosen)
     executor = ElementExecutor(root / "slurm")
-    made = []
+    made: list[Submission] = []
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
     numbering = _Numbering(dict(now.live), sizes)
-    for array in _arrays(plan, chosen, profile, numbering):
-        for label in array.labels:  # with the old mark the element would end at once
-            (run.element(array.job.name, label) / "done.json").unlink(missing_ok=True)
+
+    def submit(array: Array) -> None:
         options = _options(plan, array, profile, numbering)
         if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
             options["exclude"] = avoided
         executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
-        made.append(_submit(run, executor, array, body(array.job, array.labels, plan.study, profile, root, code), say))
+        with _unmarked(run, array):
+            text = body(array.job, array.labels, plan.study, profile, root, code)
+            made.append(_submit(run, executor, array, text, say))
         numbering.add(array, made[-1].job_id)
+
+    for array in _arrays(plan, chosen, profile, numbering):
+        if full := _submit_what_fits(array, submit):
+            if not made:
+                raise full
+            left = len(keys_of(chosen)) - sum(len(one.labels) for one in made)
+            say(f"{full}; {left} elements are not submitted yet: give the same command again when some jobs have ended")
+            break
     return made
+
+
+def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFull | None:
+    """Submit the array, or as long a beginning of it as Slurm takes, halving it; returns Slurm's refusal of the rest."""
+    count, refusal = len(array.labels), None
+    while count:
+        try:
+            submit(Array(array.job, array.labels[:count]))
+            break
+        except QueueFull as error:
+            count, refusal = count // 2, error
+    return refusal
+
+
+@contextlib.contextmanager
+def _unmarked(run: Run, array: Array) -> Iterator[None]:
+    """Remove the marks of elements that are made again, with which they would end at once; a refused array gets them back."""
+    paths = [run.element(array.job.name, label) / "done.json" for label in array.labels]
+    marks = {path: path.read_text() for path in paths if path.exists()}
+    for path in marks:
+        path.unlink()
+    try:
+        yield
+    except ControllerAway:  # Slurm may have taken it
+        raise
+    except UserError:
+        for path, text in marks.items():
+            write_text(path, text)
+        raise
 
 
 @dataclass(frozen=True)
@@ -102,6 +156,7 @@ class Preview:
 
 def preview(plan: Plan, chosen: Chosen, profile: Profile, root: Path) -> list[Preview]:
     """Every array of a first submission of `chosen`; writes nothing."""
+    profile = within_array_limit(profile)
     executor = ElementExecutor(root / "slurm")
     code = snapshot_folder(root, code_files())
     numbering = _Numbering({}, {})
@@ -194,7 +249,7 @@ class ElementExecutor(submitit.SlurmExecutor):
         """Hand the prepared array to sbatch; returns its number.
 
         Raises ControllerAway when Slurm did not answer, so that it may have the job or not, and UserError with sbatch's own
-        words when it refused the job.
+        words when it refused the job: QueueFull where it would take it later.
         """
         try:
             return self._submit_command(body).job_id
@@ -202,6 +257,8 @@ class ElementExecutor(submitit.SlurmExecutor):
             said = _last_words(str(error))  # what sbatch wrote to its standard error
             if is_away(said):
                 raise ControllerAway(said) from None
+            if is_full(said):
+                raise QueueFull(f"Slurm takes no more of your jobs now ({said})") from None
             raise UserError(f"sbatch refused job {self._job}: {said}; correct the profile or the study") from None
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:

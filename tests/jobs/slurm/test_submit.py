@@ -1,12 +1,14 @@
 """What `submit` makes of sbatch's answers: it waits for a controller that is away, and repeats Slurm's reason for a refusal."""
 
 import pytest
-from run_folders import FakeSlurm, new_run
+from run_folders import FakeSlurm, finish, new_run
 
 from curricula.errors import UserError
+from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
-from curricula.jobs.slurm.commands import ControllerAway
-from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.commands import ControllerAway, QueueFull, is_full
+from curricula.jobs.slurm.profile import Profile, Request, StageOptions
+from curricula.jobs.slurm.site import partition_minutes, too_long, within_array_limit
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.slurm.submit import ElementExecutor, Standing, submit_plan
 
@@ -59,3 +61,103 @@ def test_a_controller_that_is_away_is_no_refusal(slurm, tmp_path):
     slurm.answer("sbatch", error=AWAY, code=1)
     with pytest.raises(ControllerAway, match="Unable to contact slurm controller"):
         executor(tmp_path / "jobs").submit_body("true")
+
+
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+LIMITED = """file="${{@: -1}}"; number=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$file"); had=$(cat "{count}")
+if [ $((had + number + 1)) -gt {limit} ]; then
+    echo "sbatch: error: {reason}" >&2
+    echo "sbatch: error: Batch job submission failed: {policy}" >&2
+    exit 1
+fi
+echo $((had + number + 1)) >"{count}"; echo "Submitted batch job $((1000 + had))"; exit 0"""
+"""sbatch of a user who may have so many elements in the queue; the count file says how many there are."""
+
+
+@pytest.mark.parametrize("reason", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit", "x"])
+def test_a_submission_over_the_users_limit_goes_in_waves(slurm, tmp_path, reason):
+    run, jobs = new_run(tmp_path / "run")
+    plan, said = plan_study(run.study), []
+    chosen = {job.name: job.labels for job in plan.jobs}
+    count = tmp_path / "count"
+    slurm.answer("sbatch", script=LIMITED.format(count=count, limit=4, reason=reason, policy=POLICY))
+    waves, sent = [], []
+    while len(sent) < sum(map(len, chosen.values())):
+        count.write_text("0")
+        now = Standing({(one.job, label) for one in submissions(run) for label in one.labels}, {})  # all of them ended
+        said.clear()
+        made = submit_plan(run, plan, now.open(chosen), Profile(), now, said.append)
+        sent += [(one.job, label) for one in made for label in one.labels]
+        waves.append(sum(len(one.labels) for one in made))
+        assert waves[-1] <= 4 and [(one.job, label) for one in submissions(run) for label in one.labels] == sent
+        left = sum(map(len, chosen.values())) - len(sent)
+        assert not left or f"{left} elements are not submitted yet: give the same command again" in said[-1]
+    assert sent == [(job, label) for job, labels in chosen.items() for label in labels] and len(waves) > 1
+
+
+def test_a_refused_array_keeps_the_marks_of_what_is_done(slurm, tmp_path):
+    run, jobs = new_run(tmp_path / "run")
+    plan, count = plan_study(run.study), tmp_path / "count"
+    job = next(job for job in plan.jobs if len(job.labels) > 2)
+    for label in job.labels:
+        finish(run, job.name, label)
+    count.write_text("0")
+    slurm.answer("sbatch", script=LIMITED.format(count=count, limit=1, reason="AssocGrpSubmitJobsLimit", policy=POLICY))
+    done = {(one.name, label) for one in plan.jobs for label in one.labels}
+    submit_plan(run, plan, {job.name: job.labels}, Profile(), Standing(done, {}), print)
+    marks = [(run.element(job.name, label) / "done.json").exists() for label in job.labels]
+    assert marks == [False] + [True] * (len(marks) - 1)
+    with pytest.raises(QueueFull, match="Slurm takes no more of your jobs now .AssocGrpSubmitJobsLimit; Batch"):
+        submit_plan(run, plan, {job.name: job.labels[1:]}, Profile(), Standing(done, {}), print)
+
+
+def test_a_limit_that_waiting_does_not_lift_is_a_refusal():
+    assert is_full(POLICY) and is_full(f"MaxSubmitJobsPerAccount; {POLICY}")
+    assert not is_full(f"QOSMaxWallDurationPerJobLimit; {POLICY}")
+
+
+def test_arrays_are_no_longer_than_slurm_takes(slurm):
+    slurm.answer("scontrol", "Configuration data\nMaxArraySize            = 64\nMaxDBDMsgs = 20\n")
+    assert within_array_limit(Profile()).max_array_size == 64
+    assert within_array_limit(Profile(max_array_size=10)).max_array_size == 10
+    slurm.answer("scontrol", error="no such", code=1)
+    assert within_array_limit(Profile()) == Profile()
+
+
+PARTITIONS = """PartitionName=cpu AllowGroups=ALL Default=YES MaxNodes=UNLIMITED MaxTime=12:00:00 State=UP
+PartitionName=gpu Default=NO MaxTime=2-00:00:00 State=UP
+PartitionName=long Default=NO MaxTime=UNLIMITED State=UP
+"""
+
+
+@pytest.mark.parametrize(
+    ("partition", "minutes", "said"),
+    [
+        (None, 12 * 60, ""),
+        (
+            None,
+            13 * 60,
+            "it asks for 13 h, and the default partition allows 12 h, so it will not start; set stages.all.hours",
+        ),
+        ("gpu", 49 * 60, "and partition gpu allows 48 h"),
+        ("cpu,gpu", 48 * 60, ""),
+        ("gpu,long", 999 * 60, ""),
+        ("unknown", 999 * 60, ""),
+    ],
+)
+def test_jobs_longer_than_their_partition_allows_are_named(slurm, partition, minutes, said):
+    slurm.answer("scontrol", PARTITIONS)
+    request = Request(minutes=minutes, section="all", options=StageOptions(partition=partition))
+    told = too_long(request, partition_minutes())
+    assert said in told and bool(told) == bool(said)
+
+
+def test_a_dry_run_names_the_jobs_that_will_not_start(slurm, tmp_path, capsys):
+    slurm.answer("scontrol", PARTITIONS)
+    profile = tmp_path / "p.yaml"
+    profile.write_text("stages: {all: {partition: gpu, hours: 1}, data: {partition: cpu, hours: 13}}")
+    words = ["submit", "demo", "--cluster", "slurm", "--profile", profile, "--run", tmp_path / "run", "--dry-run"]
+    assert main(list(map(str, words))) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "will not start" in line]
+    why = "it asks for 13 h, and partition cpu allows 12 h, so it will not start; set stages.data.hours to at most 12"
+    assert told == [f"prepare: {why}", f"tokenize: {why}"] and not (tmp_path / "run").exists()
