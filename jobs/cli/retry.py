@@ -46,7 +46,7 @@ def _submit(run: Run, again: Sequence[Key], profile: Path | None, console: Conso
     used = load_profile(profile) if profile else kept_profile(run.profile)
     plan = plan_study(run.study, used)
     with Run.locked(run.root):
-        now = standing(run, plan, console.print)
+        now = standing(run, plan, used, console.print)
         scancel(now.live[key] for key in again if key in now.live)  # they wait for what ended badly
         now = Standing(now.done - set(again), {key: task for key, task in now.live.items() if key not in again})
         for key in again:

@@ -76,7 +76,7 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
         _confirm(plan, chosen, profile, yes, console)
     with Run.locked(root):
         run = Run.create(root, plan.study)
-        now = standing(run, plan, console.print)
+        now = standing(run, plan, profile, console.print)
         still = now.open(chosen)
         if not still:
             queued = sum((job, label) in now.live for job, labels in chosen.items() for label in labels)
@@ -107,10 +107,11 @@ def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool, console: C
 
 def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, console: Console) -> None:
     """Print every sbatch script, Slurm's answer to it where Slurm is installed, and a table of the arrays; writes nothing."""
-    from curricula.jobs.slurm.commands import tested
+    from curricula.jobs.slurm.commands import on_cluster, tested
     from curricula.jobs.slurm.site import partition_minutes, too_long
     from curricula.jobs.slurm.submit import preview
 
+    on_cluster(profile.cluster)
     previews = preview(plan, chosen, profile, root)
     has_slurm = shutil.which("sbatch") is not None
     limits = partition_minutes() if has_slurm else {}

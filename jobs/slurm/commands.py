@@ -62,6 +62,15 @@ REASONS = {
 """Slurm's reasons for waiting, explained."""
 
 
+_cluster: str | None = None
+
+
+def on_cluster(name: str | None) -> None:
+    """Direct this process's commands to the cluster of that name; None means the machine's own."""
+    global _cluster
+    _cluster = name
+
+
 class ControllerAway(UserError):
     """Slurm's controller does not answer at the moment."""
 
@@ -151,6 +160,8 @@ def call(*command: str, text: str | None = None, patience_s: float | None = None
     Raises ControllerAway when it gets no answer from Slurm, UserError when it cannot run or fails otherwise.
     """
     name = command[0]
+    if _cluster:
+        command = (name, f"--clusters={_cluster}", *command[1:])
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         done = subprocess.run(command, input=text or "", capture_output=True, text=True, timeout=patience_s)

@@ -23,6 +23,10 @@ from curricula.errors import UsageError
 from curricula.provenance import PACKAGE
 from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, parse, read_yaml
 
+RESERVE_S = 20
+"""A job is requeued at least this long before its time limit."""
+LEAST_LEAD_S = RESERVE_S + 5
+"""The least warning of the time limit: Slurm counts to it, and what still runs `RESERVE_S` before the limit is ended."""
 OneLine = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 """One line of printable text. It is quoted in scripts, where a line break could still end a comment."""
 SECRET = re.compile(
@@ -137,6 +141,8 @@ class Profile(Settings, frozen=True):
     description: OneLine | None = None
     runs: OneLine | None = None
     """The folder of run folders, on a disk that all nodes see; ~ and $NAME are expanded. Default: runs."""
+    cluster: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*\Z")] | None = None
+    """The cluster that jobs go to (-M), where a login node serves several. Default: the login node's own."""
     stages: Stages = Stages()
     setup: tuple[OneLine, ...] = ()
     """Lines of bash to run before the work, such as "module load cuda/12.8". One that fails ends the job."""
@@ -150,7 +156,7 @@ class Profile(Settings, frozen=True):
     srun_options: tuple[OneLine, ...] = ()
     max_array_size: Positive = 1001
     """`scontrol show config` says MaxArraySize; longer arrays are split."""
-    lead_time_s: Annotated[int, msgspec.Meta(ge=10, le=3600)] = 120
+    lead_time_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 120
     """How long before its time limit a job is told to save; give it more than a step and a save take."""
     restarts_without_progress: Positive = 5
     """A job that was requeued this often without saving anything new gives up, and jobs that wait for it are cancelled."""
@@ -162,6 +168,11 @@ class Profile(Settings, frozen=True):
     """A command to run when an element fails and when the report is done: see docs/monitoring.md."""
 
     def check(self) -> None:
+        if self.lead_time_s < LEAST_LEAD_S:
+            raise ValueError(
+                f"lead_time_s is {self.lead_time_s}, but what runs {RESERVE_S} s before the time limit is ended, so that "
+                f"nothing would be saved; the smallest that works is {LEAST_LEAD_S}"
+            )
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(
@@ -292,6 +303,15 @@ def keep_profile(path: Path, profile: Profile) -> None:
 def kept_profile(path: Path) -> Profile:
     """The profile of a run's latest submission; raises UsageError when there is none or it is damaged."""
     return parse(read_yaml(path, "the run was submitted without it; name one with --profile"), Profile, str(path))
+
+
+def kept_cluster(path: Path) -> str | None:
+    """The cluster of a run's latest submission, even where the rest of the profile is no longer valid."""
+    try:
+        raw = read_yaml(path, "")
+    except UsageError:
+        return None
+    return raw.get("cluster") if isinstance(raw, dict) else None
 
 
 def _check_secrets(profile: Path, secrets: Path) -> None:

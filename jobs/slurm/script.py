@@ -20,7 +20,7 @@ import msgspec
 
 from curricula.errors import UsageError
 from curricula.jobs.plan import Job
-from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.profile import RESERVE_S, Profile
 from curricula.jobs.slurm.snapshot import ENTRY
 from curricula.jobs.study import Study
 from curricula.provenance import PACKAGE
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import jinja2
 
 TEMPLATES = PACKAGE / "sbatch_templates"
-RESERVE_S = 20
-"""A job is requeued at least this long before its time limit."""
 CONTENTS = "# runs "
 """Begins the line of a script that says what it runs: a `Contents` as JSON."""
 LOG = "%A_%a_%t_log.out"
@@ -83,6 +81,8 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
         "kill-on-invalid-dep": "yes",  # otherwise jobs that wait for a failed one would wait for ever
         "signal": f"USR2@{profile.lead_time_s}",
     }
+    if profile.cluster:
+        options["clusters"] = profile.cluster
     extra = dict(asked.options)
     if request.gpus_per_node:
         gpus = f"{asked.gpu_type}:{request.gpus_per_node}" if asked.gpu_type else str(request.gpus_per_node)

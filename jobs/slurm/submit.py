@@ -17,7 +17,7 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from curricula.durable import write_text
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 from curricula.jobs.completion import done_elements
 from curricula.jobs.plan import Chosen, Key, Plan, keys_of
 from curricula.jobs.preflight.bad_nodes import exclusion
@@ -29,11 +29,12 @@ from curricula.jobs.slurm.commands import (
     Task,
     is_away,
     is_full,
+    on_cluster,
     patiently,
     require_slurm,
     squeue,
 )
-from curricula.jobs.slurm.profile import Profile, keep_profile
+from curricula.jobs.slurm.profile import Profile, keep_profile, kept_cluster
 from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
 from curricula.jobs.slurm.site import within_array_limit
@@ -60,9 +61,19 @@ class Standing:
         return {job: labels for job, labels in left.items() if labels}
 
 
-def standing(run: Run, plan: Plan, say: Say) -> Standing:
-    """Ask the run folder what is done and Slurm what is live, and record what a killed submission left unrecorded."""
+def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
+    """Ask the run folder what is done and Slurm what is live, and record what a killed submission left unrecorded.
+
+    Raises UsageError where the run's jobs are on another cluster than the profile's.
+    """
     require_slurm()
+    earlier = kept_cluster(run.profile)
+    if submissions(run) and earlier != profile.cluster:
+        raise UsageError(
+            f"{run.root}: its jobs are on {_named(earlier)}, and the profile names {_named(profile.cluster)}; "
+            "keep the cluster, or give another run folder with --run"
+        )
+    on_cluster(profile.cluster)
     for attempt in patiently(say):
         with attempt:
             queue = squeue()
@@ -71,6 +82,10 @@ def standing(run: Run, plan: Plan, say: Say) -> Standing:
     cancel_hopeless(run, queue)
     live = live_elements(run, queue)
     return Standing({key for key in done_elements(run, plan) if key not in live}, live)
+
+
+def _named(cluster: str | None) -> str:
+    return f"cluster {cluster}" if cluster else "the login node's own cluster"
 
 
 def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Standing, say: Say) -> list[Submission]:

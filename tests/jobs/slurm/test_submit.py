@@ -3,14 +3,15 @@
 import pytest
 from run_folders import FakeSlurm, finish, new_run
 
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
+from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.commands import ControllerAway, QueueFull, is_full
 from curricula.jobs.slurm.profile import Profile, Request, StageOptions
 from curricula.jobs.slurm.site import partition_minutes, too_long, within_array_limit
 from curricula.jobs.slurm.submissions import submissions
-from curricula.jobs.slurm.submit import ElementExecutor, Standing, submit_plan
+from curricula.jobs.slurm.submit import ElementExecutor, Standing, standing, submit_plan
 
 AWAY = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
 REFUSED = (
@@ -161,3 +162,21 @@ def test_a_dry_run_names_the_jobs_that_will_not_start(slurm, tmp_path, capsys):
     told = [line for line in capsys.readouterr().out.splitlines() if "will not start" in line]
     why = "it asks for 13 h, and partition cpu allows 12 h, so it will not start; set stages.data.hours to at most 12"
     assert told == [f"prepare: {why}", f"tokenize: {why}"] and not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_to_the_profiles_cluster_and_stays_there(slurm, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "_cluster", None)
+    run, jobs = new_run(tmp_path / "run")
+    plan, profile = plan_study(run.study), Profile(cluster="blue")
+    slurm.answer("sbatch", "Submitted batch job 7 on cluster blue\n")
+    now = standing(run, plan, profile, print)
+    submit_plan(run, plan, {"prepare": jobs["prepare"].labels}, profile, now, print)
+    assert [one.job_id for one in submissions(run)] == ["7"]
+    script = run.slurm / "7_submission.sh"
+    assert "#SBATCH --clusters=blue\n" in script.read_text()
+    asked = [call[0] for name in ("squeue", "scontrol") for call in slurm.calls(name)]
+    assert asked and set(asked) == {"--clusters=blue"}
+    resubmit = (run.root / "resubmit.sh").read_text()
+    assert "squeue --clusters=blue --me" in resubmit and "scancel --clusters=blue" in resubmit
+    with pytest.raises(UsageError, match="its jobs are on cluster blue, and the profile names the login node's own"):
+        standing(run, plan, Profile(), print)
