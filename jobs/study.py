@@ -143,6 +143,7 @@ class Study(Settings, frozen=True, dict=True):
     def check(self) -> None:
         self._check_names()
         self._check_sources()
+        self._check_vocabulary()
         self._check_batches()
         self._check_tuning()
         self._check_arms()
@@ -170,6 +171,14 @@ class Study(Settings, frozen=True, dict=True):
             for source in mix:
                 if source not in self.sources:
                     raise ValueError(f"the {where} names source {source!r}, which sources does not define")
+
+    def _check_vocabulary(self) -> None:
+        trained, expected = self.tokenizer.train, self.model.resolve().vocabulary
+        if trained is not None and trained != expected:
+            raise ValueError(
+                f"tokenizer.train makes {trained} entries, where the model has a vocabulary of {expected}; set tokenizer.train "
+                f"to {expected}, or model.vocabulary to {trained}"
+            )
 
     def _check_batches(self) -> None:
         pretraining = self.pretraining

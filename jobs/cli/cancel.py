@@ -11,7 +11,8 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
-from curricula.jobs.slurm.commands import scancel, squeue
+from curricula.jobs.slurm.commands import on_cluster, scancel, squeue
+from curricula.jobs.slurm.profile import kept_cluster
 from curricula.jobs.slurm.submissions import known_tasks, submissions, unrecorded
 
 
@@ -22,6 +23,7 @@ def cancel(args: argparse.Namespace) -> int:
         raise UserError(
             f"{run.root}: nothing of it was submitted to Slurm; end a run on this machine with Ctrl-C where it runs"
         )
+    on_cluster(kept_cluster(run.profile))
     try:
         queue = squeue()
         on_record = [*submissions(run), *unrecorded(run, queue)]

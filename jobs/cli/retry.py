@@ -46,10 +46,11 @@ def _submit(run: Run, again: Sequence[Key], profile: Path | None, console: Conso
     used = load_profile(profile) if profile else kept_profile(run.profile)
     plan = plan_study(run.study, used)
     with Run.locked(run.root):
-        now = standing(run, plan, console.print)
+        now = standing(run, plan, used, console.print)
         scancel(task for key in again for task in now.live.get(key, ()))  # they wait for what ended badly
         now = Standing(now.done - set(again), {key: tasks for key, tasks in now.live.items() if key not in again})
         for key in again:
             (run.element(*key) / "failed.json").unlink(missing_ok=True)
         made = submit_plan(run, plan, chosen_of(again), used, now, console.print)
-    console.print(f"{len(again)} elements in {len(made)} arrays. Watch them with `curricula status {run.root}`.")
+    count = sum(len(submission.labels) for submission in made)
+    console.print(f"{count} elements in {len(made)} arrays. Watch them with `curricula status {run.root}`.")

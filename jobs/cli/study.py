@@ -78,7 +78,7 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
         _confirm(plan, chosen, profile, yes, console)
     with Run.locked(root):
         run = Run.create(root, plan.study)
-        now = standing(run, plan, console.print)
+        now = standing(run, plan, profile, console.print)
         still = now.open(chosen)
         if not still:
             queued = sum((job, label) in now.live for job, labels in chosen.items() for label in labels)
@@ -109,13 +109,16 @@ def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool, console: C
 
 def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, console: Console) -> None:
     """Print every sbatch script, Slurm's answer to it where Slurm is installed, and a table of the arrays; writes nothing."""
-    from curricula.jobs.slurm.commands import tested
+    from curricula.jobs.slurm.commands import on_cluster, tested
+    from curricula.jobs.slurm.site import partition_minutes, too_long
     from curricula.jobs.slurm.submit import preview
 
     if explained := ignored_explained(os.environ):
         console.print(explained)
+    on_cluster(profile.cluster)
     previews = preview(plan, chosen, profile, root)
     has_slurm = shutil.which("sbatch") is not None
+    limits = partition_minutes() if has_slurm else {}
     for one in previews:
         console.rule(f"{one.job}: {len(one.array.labels)} elements", characters="─", align="left")
         console.print(one.script)
@@ -136,6 +139,9 @@ def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, con
         table.add_row(one.job, str(len(one.array.labels)), str(request.nodes), str(request.gpus),
                       f"{request.minutes // 60}:{request.minutes % 60:02d}", waits)  # fmt: skip
     console.print(table, soft_wrap=False)
+    for one in previews:
+        if why := too_long(one.array.job.request, limits):
+            console.print(f"\n{one.job}: {why}")
     hours = sum(plan.gpu_hours(chosen).values())
     console.print(
         f"\n{len(previews)} sbatch calls; up to {hours:,.0f} GPU-hours. Run folder: {root}. Nothing was submitted."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ from curricula.jobs.monitor.logs import find_logs, first_error
 from curricula.jobs.monitor.progress import Reading, read_progress
 from curricula.jobs.plan import Element, Job, Key, Plan
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.commands import Task, TaskState, sacct, squeue
+from curricula.jobs.slurm.commands import Task, TaskState, on_cluster, sacct, squeue
+from curricula.jobs.slurm.profile import kept_cluster
 from curricula.jobs.slurm.submissions import known_tasks, latest_tasks, submissions
 from curricula.jobs.stages import Work
 
@@ -90,6 +92,7 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
     submitted = submissions(run)
     tasks = latest_tasks(submitted)
     job_ids = [submission.job_id for submission in submitted]
+    on_cluster(kept_cluster(run.profile) if tasks else None)
     with ThreadPoolExecutor(1) as slurm:
         listing = slurm.submit(squeue, job_ids, SLURM_PATIENCE_S) if tasks else None
         facts = _read_all(run.root, works)
@@ -254,6 +257,8 @@ def _ending(known: TaskState) -> str:
         "DEADLINE": "reached its deadline",
         "BOOT_FAIL": f"node {known.nodes or '(unknown)'} did not start",
     }
+    if known.state == "FAILED" and re.match(r"signal 9$|RaisedSignal:9\b", known.reason):
+        return "its batch script was killed (signal 9), so it was not requeued"
     ending = endings.get(known.state, f"Slurm says {known.state}")
     how = f" ({known.reason})" if known.reason.startswith(("exit", "signal")) else ""
     return ending + how

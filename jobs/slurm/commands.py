@@ -64,8 +64,21 @@ REASONS = {
 """Slurm's reasons for waiting, explained."""
 
 
+_cluster: str | None = None
+
+
+def on_cluster(name: str | None) -> None:
+    """Direct this process's commands to the cluster of that name; None means the machine's own."""
+    global _cluster
+    _cluster = name
+
+
 class ControllerAway(UserError):
     """Slurm's controller does not answer at the moment."""
+
+
+class QueueFull(UserError):
+    """Slurm takes no more jobs from this user until some of those that it has have ended."""
 
 
 class Task(NamedTuple):
@@ -119,6 +132,15 @@ def is_away(message: str) -> bool:
     return AWAY.search(message) is not None
 
 
+def is_full(message: str) -> bool:
+    """Whether sbatch's error message means that the user's limit of submitted jobs is reached.
+
+    Slurm names the limit in a line of its own (QOSMaxSubmitJobPerUserLimit); old versions have one text for all limits.
+    """
+    named = re.search(r"\b(QOS|Assoc|Max)[A-Z]\w+", message)
+    return "SubmitJob" in named[0] if named else "job submit limit" in message
+
+
 def patiently(say: Callable[[str], object] | None = None) -> tenacity.Retrying:
     """Retry while the controller is away, for up to RESTART_PATIENCE_S; then raise ControllerAway."""
 
@@ -141,6 +163,8 @@ def call(*command: str, text: str | None = None, patience_s: float | None = None
     Raises ControllerAway when it gets no answer from Slurm, UserError when it cannot run or fails otherwise.
     """
     name = command[0]
+    if _cluster:
+        command = (name, f"--clusters={_cluster}", *command[1:])
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         done = subprocess.run(

@@ -25,6 +25,10 @@ from curricula.provenance import PACKAGE
 from curricula.secrets import is_secret, secret_in
 from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, parse, read_yaml
 
+RESERVE_S = 20
+"""A job is requeued at least this long before its time limit."""
+LEAST_LEAD_S = RESERVE_S + 5
+"""The least warning of the time limit: Slurm counts to it, and what still runs `RESERVE_S` before the limit is ended."""
 OneLine = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 """One line of printable text. It is quoted in scripts, where a line break could still end a comment."""
 
@@ -43,6 +47,8 @@ class StageOptions(Settings, frozen=True):
     gpus_per_node: Annotated[int, msgspec.Meta(ge=0)] | None = None
     gpu_type: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]+\Z")] | None = None
     """The kind of GPU, if the site wants it named: h100 gives --gpus-per-node=h100:8."""
+    gpu_option: Literal["gpus-per-node", "gres"] | None = None
+    """How GPUs are asked for; sites that know only --gres=gpu:h100:8 want gres. Default: gpus-per-node."""
     cpus_per_task: Positive | None = None
     memory_gb: PositiveNumber | None = None
     """Memory of each node."""
@@ -59,14 +65,20 @@ class StageOptions(Settings, frozen=True):
             if not re.fullmatch(r"[a-z][a-z-]*", name) or name in MANAGED:
                 raise ValueError(
                     f"options names {name!r}; give long options of sbatch without dashes, and none of {', '.join(MANAGED)}, "
-                    "which the suite sets"
+                    "which the suite sets, some of them from keys of their own"
                 )
             if re.search(r"[\x00-\x1f\x7f]", str(value)):
                 raise ValueError(f"options.{name} is {value!r}; write it on one line")
+            if name == "gres" and re.search(r"(^|,)(gres/)?gpu\b", str(value)):
+                raise ValueError(
+                    f"options.gres asks for {value!r}, and gpus_per_node for GPUs again; keep gpus_per_node and gpu_type, "
+                    "with gpu_option: gres"
+                )
 
 
 MANAGED = ("array", "chdir", "dependency", "error", "export", "job-name", "open-mode", "output", "parsable", "requeue",
-           "no-requeue", "signal", "test-only", "wait", "wrap", "ntasks", "ntasks-per-node")  # fmt: skip
+           "no-requeue", "signal", "test-only", "wait", "wrap", "ntasks", "ntasks-per-node", "nodes", "time", "clusters",
+           "gpus", "gpus-per-node", "gpus-per-task")  # fmt: skip
 """Options of sbatch that the suite sets itself."""
 
 
@@ -126,12 +138,15 @@ class Profile(Settings, frozen=True):
     description: OneLine | None = None
     runs: OneLine | None = None
     """The folder of run folders, on a disk that all nodes see; ~ and $NAME are expanded. Default: runs."""
+    cluster: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*\Z")] | None = None
+    """The cluster that jobs go to (-M), where a login node serves several. Default: the login node's own."""
     stages: Stages = Stages()
     setup: tuple[OneLine, ...] = ()
-    """Lines of bash to run before the work, unquoted, such as "module load cuda/12.8"."""
+    """Lines of bash to run before the work, such as "module load cuda/12.8". One that fails ends the job."""
     environment: dict[str, OneLine | int] = {}
     secrets_file: OneLine | None = None
-    """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment."""
+    """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment. A value is all that
+    follows the `=`, as it stands, without quotes around the whole."""
     python: OneLine | None = None
     """The interpreter on the nodes. Default: the one that runs `curricula submit`."""
     container: Container | None = None
@@ -140,7 +155,7 @@ class Profile(Settings, frozen=True):
     """`scontrol show config` says MaxArraySize; longer arrays are split."""
     continuations: Annotated[int, msgspec.Meta(ge=0, le=200)] | None = None
     """How many arrays continue one that Slurm will not requeue, one after the other. Default: as many as its hours need."""
-    lead_time_s: Annotated[int, msgspec.Meta(ge=10, le=3600)] = 120
+    lead_time_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 120
     """How long before its time limit a job is told to save; give it more than a step and a save take."""
     restarts_without_progress: Positive = 5
     """A job that was requeued this often without saving anything new gives up, and jobs that wait for it are cancelled."""
@@ -152,6 +167,11 @@ class Profile(Settings, frozen=True):
     """A command to run when an element fails and when the report is done: see docs/monitoring.md."""
 
     def check(self) -> None:
+        if self.lead_time_s < LEAST_LEAD_S:
+            raise ValueError(
+                f"lead_time_s is {self.lead_time_s}, but what runs {RESERVE_S} s before the time limit is ended, so that "
+                f"nothing would be saved; the smallest that works is {LEAST_LEAD_S}"
+            )
         for name, value in self.environment.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(
@@ -282,7 +302,9 @@ def load_profile(path: Path) -> Profile:
         read_yaml(path, "no such profile; copy one of env/profiles/ and change its marked lines"), Profile, str(path)
     )
     if profile.secrets_file:
-        _check_secrets(path, Path(os.path.expanduser(profile.secrets_file)))
+        secrets = Path(os.path.expanduser(profile.secrets_file)).absolute()  # it is read from other folders, too
+        _check_secrets(path, secrets)
+        profile = msgspec.structs.replace(profile, secrets_file=str(secrets))
     return profile
 
 
@@ -296,10 +318,25 @@ def kept_profile(path: Path) -> Profile:
     return parse(read_yaml(path, "the run was submitted without it; name one with --profile"), Profile, str(path))
 
 
+def kept_cluster(path: Path) -> str | None:
+    """The cluster of a run's latest submission, even where the rest of the profile is no longer valid."""
+    try:
+        raw = read_yaml(path, "")
+    except UsageError:
+        return None
+    return raw.get("cluster") if isinstance(raw, dict) else None
+
+
 def _check_secrets(profile: Path, secrets: Path) -> None:
     try:
         mode = stat.S_IMODE(secrets.stat().st_mode)
+        lines = secrets.read_bytes().splitlines()
     except OSError as error:
         raise UsageError(f"{profile}: secrets_file is {secrets}, which cannot be read ({error.strerror})") from None
     if mode & 0o077:
         raise UsageError(f"{secrets}: others may read it (mode {mode:o}); protect it with `chmod 600 {secrets}`")
+    for number, line in enumerate(lines, start=1):
+        if not re.match(rb"\s*(#|$)|(export +)?[A-Za-z_][A-Za-z0-9_]*=", line):
+            raise UsageError(
+                f"{secrets}: line {number} is not NAME=value; write each value on one line, comments with '#'"
+            )

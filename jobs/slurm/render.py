@@ -52,6 +52,7 @@ def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
         study=run.study.name,
         scripts=scripts,
         waits=_dependencies(scripts),
+        cluster=profile.cluster,
         slurm=str(run.root.resolve() / "slurm"),
         log=OUTPUT,
         records={script.file: record_format(script) for script in scripts},
@@ -146,6 +147,7 @@ def write_resubmit(run: Run, plan: Plan, profile: Profile, chosen: Chosen | None
 
     text = templates().get_template("resubmit.sh.j2").render(
         study=run.study.name,
+        cluster=profile.cluster,
         root=str(run.root.resolve()),
         scripts=[(script, edges(script), _elements(run, script), record_format(script)) for script in scripts],
     )  # fmt: skip

@@ -24,7 +24,7 @@ from curricula.fencing import Superseded
 from curricula.jobs.plan import Job
 from curricula.jobs.slurm.commands import AWAY
 from curricula.jobs.slurm.environment import IGNORED, KEPT, RANKS
-from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.profile import RESERVE_S, Profile
 from curricula.jobs.slurm.snapshot import ENTRY, Snapshot
 from curricula.jobs.study import Study
 from curricula.provenance import PACKAGE, RECORD
@@ -33,12 +33,24 @@ if TYPE_CHECKING:
     import jinja2
 
 TEMPLATES = PACKAGE / "sbatch_templates"
-RESERVE_S = 20
-"""A job is requeued at least this long before its time limit."""
 CONTENTS = "# runs "
 """Begins the line of a script that says what it runs: a `Contents` as JSON."""
 LOG = "%A_%a_%t_log.out"
 """A task's log in RUN/slurm: array, index and rank. The script's own output goes to that of rank 0."""
+
+SHORT = {
+    "pretrain-trunk-": "t",
+    "pretrain-": "pre-",
+    "export-base-": "xb-",
+    "instruct-": "sft-",
+    "benign-": "ben-",
+    "evaluate-base-": "evb-",
+    "evaluate-instruct-": "evi-",
+    "evaluate-benign-": "evg-",
+    "merge-": "mrg-",
+    "fetch-benchmarks": "fetch-b",
+}
+"""Beginnings of jobs' names, and what Slurm gets instead: squeue shows eight columns of a name."""
 
 Options = dict[str, str | int | bool]
 
@@ -54,11 +66,17 @@ def check_root(root: Path) -> Path:
     return root
 
 
+def short_name(job: str) -> str:
+    """The job's name for Slurm's listings; those of a study differ in their first eight characters."""
+    long = next((long for long in SHORT if job.startswith(long)), "")
+    return SHORT.get(long, "") + job.removeprefix(long)
+
+
 def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     """The job's options of sbatch by their long names, except those that differ from submission to submission."""
     request, asked = job.request, job.request.options
     options: Options = {
-        "job-name": f"{study.name}/{job.name}",
+        "job-name": f"{short_name(job.name)}@{study.name}",
         "nodes": request.nodes,
         "ntasks-per-node": request.tasks_per_node,
         "time": request.minutes,
@@ -68,10 +86,15 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
         "kill-on-invalid-dep": "yes",  # otherwise jobs that wait for a failed one would wait for ever
         "signal": f"USR2@{profile.lead_time_s}",
     }
+    if profile.cluster:
+        options["clusters"] = profile.cluster
+    extra = dict(asked.options)
     if request.gpus_per_node:
-        options["gpus-per-node"] = (
-            f"{asked.gpu_type}:{request.gpus_per_node}" if asked.gpu_type else request.gpus_per_node
-        )
+        gpus = f"{asked.gpu_type}:{request.gpus_per_node}" if asked.gpu_type else str(request.gpus_per_node)
+        if asked.gpu_option == "gres":
+            extra["gres"] = ",".join(filter(None, (f"gpu:{gpus}", str(extra.get("gres") or ""))))
+        else:
+            options["gpus-per-node"] = gpus
     if request.cpus_per_task:
         options["cpus-per-task"] = request.cpus_per_task
     if asked.memory_gb:
@@ -81,7 +104,7 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     for name in ("partition", "account", "qos", "constraint", "reservation", "exclude"):
         if getattr(asked, name):
             options[name] = getattr(asked, name)
-    return {**options, **{name: value for name, value in asked.options.items() if value is not False}}
+    return {**options, **{name: value for name, value in extra.items() if value is not False}}
 
 
 def array_option(count: int, throttle: int | None) -> str:
@@ -112,6 +135,7 @@ def body(
             contents=contents_line(job.name, labels),
             study=study.name,
             job=job,
+            short_name=short_name(job.name),
             labels=labels,
             elements=str(root / "jobs" / job.name),
             profile=profile,

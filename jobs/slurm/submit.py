@@ -6,6 +6,7 @@ Only the record in RUN/slurm remains; no process stays behind on the login node.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -17,25 +18,29 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from curricula.durable import make_folder, write_text
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 from curricula.jobs.completion import done_elements
-from curricula.jobs.plan import Chosen, Key, Plan
+from curricula.jobs.plan import Chosen, Key, Plan, keys_of
 from curricula.jobs.preflight.bad_nodes import exclusion
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
 from curricula.jobs.slurm.commands import (
     ControllerAway,
+    QueueFull,
     Task,
     is_away,
+    is_full,
+    on_cluster,
     patiently,
     require_slurm,
     squeue,
     why_not_requeued,
 )
 from curricula.jobs.slurm.environment import ignored, ignored_explained
-from curricula.jobs.slurm.profile import Profile, keep_profile
+from curricula.jobs.slurm.profile import Profile, keep_profile, kept_cluster
 from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
+from curricula.jobs.slurm.site import within_array_limit
 from curricula.jobs.slurm.snapshot import planned_snapshot, take_snapshot
 from curricula.jobs.slurm.submissions import Submission, cancel_hopeless, live_elements, record, recover, submissions
 
@@ -59,9 +64,19 @@ class Standing:
         return {job: labels for job, labels in left.items() if labels}
 
 
-def standing(run: Run, plan: Plan, say: Say) -> Standing:
-    """Ask the run folder what is done and Slurm what is live, and record what a killed submission left unrecorded."""
+def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
+    """Ask the run folder what is done and Slurm what is live, and record what a killed submission left unrecorded.
+
+    Raises UsageError where the run's jobs are on another cluster than the profile's.
+    """
     require_slurm()
+    earlier = kept_cluster(run.profile)
+    if submissions(run) and earlier != profile.cluster:
+        raise UsageError(
+            f"{run.root}: its jobs are on {_named(earlier)}, and the profile names {_named(profile.cluster)}; "
+            "keep the cluster, or give another run folder with --run"
+        )
+    on_cluster(profile.cluster)
     for attempt in patiently(say):
         with attempt:
             queue = squeue()
@@ -72,8 +87,15 @@ def standing(run: Run, plan: Plan, say: Say) -> Standing:
     return Standing({key for key in done_elements(run, plan) if key not in live}, live)
 
 
+def _named(cluster: str | None) -> str:
+    return f"cluster {cluster}" if cluster else "the login node's own cluster"
+
+
 def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Standing, say: Say) -> list[Submission]:
     """Submit the `chosen` elements, none of them done or live, each after those it needs; returns the new submissions.
+
+    Where the user's limit of submitted jobs is reached, what fits is submitted, in the plan's order, and the same command
+    submits the rest later.
 
     Raises UsageError, before anything is submitted, when an element needs one that is neither done nor live nor chosen.
     Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues.
@@ -85,43 +107,58 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     make_folder(run.slurm)
     code = take_snapshot(root)
     keep_profile(run.profile, profile)
+    profile = within_array_limit(profile)
     write_resubmit(run, plan, profile, chosen)
     executor = ElementExecutor(root / "slurm")
-    made = []
+    made: list[Submission] = []
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
     numbering = _Numbering({key: tasks[-1] for key, tasks in now.live.items()}, sizes)
-    for array in _arrays(plan, chosen, profile, numbering):
-        for label in array.labels:  # with the old marks the element would end at once
-            for mark in ("done.json", "failed.json"):
-                (run.element(array.job.name, label) / mark).unlink(missing_ok=True)
+
+    def submit(array: Array) -> None:
         options = _options(plan, array, profile, numbering)
         if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
             options["exclude"] = avoided
 
-        def submit(options: Options, continues: str = "", array: Array = array) -> Submission:
+        def send(options: Options, continues: str = "") -> Submission:
             executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
             text = body(array.job, array.labels, plan.study, profile, root, code, continues)
             return _submit(run, executor, array, text, say)
 
-        made += _chain(run, array, options, profile, submit, say)
+        with _unmarked(run, array):
+            made.append(send(options))
+        made.extend(_continuations(run, array, made[-1], options, profile, send, say))
         numbering.add(array, made[-1].job_id)
+
+    for array in _arrays(plan, chosen, profile, numbering):
+        if full := _submit_what_fits(array, submit):
+            if not made:
+                raise full
+            left = len(set(keys_of(chosen)) - {(one.job, label) for one in made for label in one.labels})
+            say(f"{full}; {left} elements are not submitted yet: give the same command again when some jobs have ended")
+            break
     return made
 
 
-def _chain(
-    run: Run, array: Array, options: Options, profile: Profile, submit: Callable[..., Submission], say: Say
+def _continuations(
+    run: Run,
+    array: Array,
+    first: Submission,
+    options: Options,
+    profile: Profile,
+    send: Callable[..., Submission],
+    say: Say,
 ) -> list[Submission]:
-    """Submit an array and, where Slurm will not requeue it, arrays that continue it, each after the end of the one before.
+    """If Slurm will not requeue the array, submit arrays that continue it, each after the end of the one before.
 
     They also wait for all that the first waits for: it ends, too, when Slurm cancels it because something it needs failed. What
     needs the array waits for the last.
     """
-    made = [submit(options)]
-    followers = run.slurm / f"{made[0].job_id}.continued"  # read by the batch scripts
+    made: list[Submission] = []
+    followers = run.slurm / f"{first.job_id}.continued"  # read by the batch scripts
     followers.unlink(missing_ok=True)
     for attempt in patiently(say):
         with attempt:
-            reason = why_not_requeued(made[0].job_id)
+            reason = why_not_requeued(first.job_id)
     if not reason:
         return made
     request = array.job.request
@@ -129,10 +166,44 @@ def _chain(
     count = needed if profile.continuations is None else profile.continuations
     say(f"{array.job.name}: {reason}, so {count} more arrays continue it where it ends early")
     for _ in range(count):
-        waits = [str(options.get("dependency", "")), f"afterany:{made[-1].job_id}"]
-        made.append(submit({**options, "dependency": ",".join(filter(None, waits))}, made[0].job_id))
-        write_text(followers, "".join(f"{one.job_id}\n" for one in made[1:]))
+        waits = [str(options.get("dependency", "")), f"afterany:{(made or [first])[-1].job_id}"]
+        try:
+            made.append(send({**options, "dependency": ",".join(filter(None, waits))}, first.job_id))
+        except QueueFull as full:
+            say(f"{full}; {len(made)} of these {count} are submitted")
+            break
+        write_text(followers, "".join(f"{one.job_id}\n" for one in made))
     return made
+
+
+def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFull | None:
+    """Submit the array, or as long a beginning of it as Slurm takes, halving it; returns Slurm's refusal of the rest."""
+    count, refusal = len(array.labels), None
+    while count:
+        try:
+            submit(Array(array.job, array.labels[:count]))
+            break
+        except QueueFull as error:
+            count, refusal = count // 2, error
+    return refusal
+
+
+@contextlib.contextmanager
+def _unmarked(run: Run, array: Array) -> Iterator[None]:
+    """Remove the marks of elements that are made again, with which they would end at once; a refused array gets them back."""
+    folders = [run.element(array.job.name, label) for label in array.labels]
+    paths = [folder / mark for folder in folders for mark in ("done.json", "failed.json")]
+    marks = {path: path.read_text() for path in paths if path.exists()}
+    for path in marks:
+        path.unlink()
+    try:
+        yield
+    except ControllerAway:  # Slurm may have taken it
+        raise
+    except UserError:
+        for path, text in marks.items():
+            write_text(path, text)
+        raise
 
 
 @dataclass(frozen=True)
@@ -148,6 +219,7 @@ class Preview:
 
 def preview(plan: Plan, chosen: Chosen, profile: Profile, root: Path) -> list[Preview]:
     """Every array of a first submission of `chosen`; writes nothing."""
+    profile = within_array_limit(profile)
     executor = ElementExecutor(root / "slurm")
     code = planned_snapshot(root)
     numbering = _Numbering({}, {})
@@ -240,7 +312,7 @@ class ElementExecutor(submitit.SlurmExecutor):
         """Hand the prepared array to sbatch; returns its number.
 
         Raises ControllerAway when Slurm did not answer, so that it may have the job or not, and UserError with sbatch's own
-        words when it refused the job.
+        words when it refused the job: QueueFull where it would take it later.
         """
         try:
             return self._submit_command(body).job_id
@@ -248,6 +320,8 @@ class ElementExecutor(submitit.SlurmExecutor):
             said = _last_words(str(error))  # what sbatch wrote to its standard error
             if is_away(said):
                 raise ControllerAway(said) from None
+            if is_full(said):
+                raise QueueFull(f"Slurm takes no more of your jobs now ({said})") from None
             raise UserError(f"sbatch refused job {self._job}: {said}; correct the profile or the study") from None
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
 from curricula.jobs.plan import keys_of
 from curricula.jobs.recovery import to_run_again
+from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.submit import standing
 from curricula.jobs.stages import STAGES
 
@@ -73,7 +74,7 @@ def test_a_report_that_ran_before_its_results_were_there_is_stale_and_written_ag
     assert capsys.readouterr().out.splitlines()[0] == "report/report"
     FakeSlurm(tmp_path / "bin", monkeypatch)
     everything = {job.name: job.labels for job in plan.jobs}
-    assert keys_of(standing(run, plan, print).open(everything)) == [REPORT]  # what `submit` submits
+    assert keys_of(standing(run, plan, Profile(), print).open(everything)) == [REPORT]  # what `submit` submits
     run_element(run.root, *REPORT)
     assert done_elements(run, plan) == set(plan.needs)
 

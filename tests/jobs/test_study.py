@@ -54,6 +54,10 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
     ("changes", "said"),
     [
         (
+            {"tokenizer__train": 4096},
+            r"tokenizer.train makes 4096 entries, where the model has a vocabulary of 2048; set tokenizer.train to 2048, or",
+        ),
+        (
             {"resources__engine": {"backend": "gpu"}},
             r"resources.engine.backend: 'gpu' is not known; choose one of auto, cpu, te, torch",
         ),

@@ -26,7 +26,7 @@ def place(lab, tmp_path_factory):
     """A study of slow steps with two ranks on two nodes, and a run folder that holds its data."""
     folder = tmp_path_factory.mktemp("disturbances")
     study = studies.write_study(folder, steps=STEPS, batch=32, micro_batch=16)
-    profile = studies.write_profile(folder, stages={"pretraining": {"nodes": 2, "gpus_per_node": 1}}, lead_time_s=10)
+    profile = studies.write_profile(folder, stages={"pretraining": {"nodes": 2, "gpus_per_node": 1}}, lead_time_s=25)
     return study, profile, studies.prepared(lab, folder, study)
 
 

@@ -121,7 +121,7 @@ def test_a_node_that_fails_the_preflight_is_named_and_avoided(lab, place):
         stages={"pretraining": {"nodes": 2, "gpus_per_node": 1, "options": {"nodelist": "n2"}}},
         setup=[f"export PATH={tools}:$PATH"],
         notify=f"tee -a '{told}'",
-        lead_time_s=10,
+        lead_time_s=25,
     )
     studies.submit(lab, study, profile, run, "--job", TRUNK)
     task = studies.task_of(run, TRUNK, "trunk")

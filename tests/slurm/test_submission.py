@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
+from curricula.jobs.slurm.script import short_name
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.study import load_study
 
@@ -60,7 +61,7 @@ def test_the_whole_graph_is_submitted_with_its_dependencies_and_only_once(lab, p
     numbers = {one.job: one.job_id for one in made}
     have = queue(lab, run)
     assert {job_id: name for job_id, (name, _) in have.items()} == {
-        numbers[job.name]: f"demo/{job.name}" for job in jobs
+        numbers[job.name]: f"{short_name(job.name)}@demo" for job in jobs
     }
     for job in jobs:
         _, waits = have[numbers[job.name]]

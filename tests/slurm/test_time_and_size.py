@@ -56,7 +56,7 @@ def test_a_rank_that_hangs_is_ended_in_time_and_the_job_goes_on(lab, tmp_path):
     study = studies.write_study(tmp_path, steps=60, batch=32, micro_batch=16)
     prepared = studies.prepared(lab, tmp_path, study)
     stages = {"pretraining": {"nodes": 2, "gpus_per_node": 1, "partition": "short", "hours": 1 / 60}}
-    profile = studies.write_profile(tmp_path, stages=stages, lead_time_s=10)
+    profile = studies.write_profile(tmp_path, stages=stages, lead_time_s=25)
     run, last = tmp_path / "hung", "pretrain-trunk-60"
     shutil.copytree(prepared, run)
     studies.submit(lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")

@@ -6,6 +6,8 @@ import pytest
 from run_folders import FakeSlurm, finish, new_run, squeue_line, submitted
 
 from curricula.jobs.cli.main import main
+from curricula.jobs.slurm import commands
+from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.script import contents_line
 
 
@@ -100,3 +102,13 @@ def test_an_empty_queue_is_no_error_and_a_local_run_explains_how_to_end_it(demo,
     assert "nothing of this is in Slurm's queue" in capsys.readouterr().out
     assert main(["cancel", str(new_run(tmp_path / "local")[0].root), "--yes"]) == 1
     assert "with Ctrl-C where it runs" in capsys.readouterr().err
+
+
+def test_the_cluster_of_the_run_is_asked(demo, slurm, monkeypatch):
+    run, _ = demo
+    monkeypatch.setattr(commands, "_cluster", None)
+    keep_profile(run.profile, Profile(cluster="blue"))
+    assert main(["status", str(run.root)]) == 0
+    assert main(["cancel", str(run.root), "--yes"]) == 0
+    calls = [call for name in ("squeue", "sacct", "scancel") for call in slurm.calls(name)]
+    assert len(calls) > 2 and {call[0] for call in calls} == {"--clusters=blue"}

@@ -1,5 +1,6 @@
 """What runs again after a failure: what ended badly and what waits for it, no more; by `retry` and by resubmit.sh."""
 
+import json
 import subprocess
 
 import pytest
@@ -279,3 +280,29 @@ def test_resubmit_of_a_run_that_is_done_submits_nothing(demo, slurm):
     done = resubmit(run, slurm)
     assert (done.returncode, done.stdout, slurm.calls("sbatch")) == (0, "", [])
     assert (run.element("report", "report") / "done.json").exists()
+
+
+@pytest.mark.parametrize("accounting", [False, True])
+def test_a_killed_batch_script_counts_as_a_failure_and_is_retried_with_what_needs_it(
+    tmp_path, slurm, capsys, accounting
+):
+    """kill -9 by an administrator or for memory: nothing is left to requeue the job, and Slurm cancels its dependants."""
+    run, jobs = new_run(tmp_path / "run")
+    keep_profile(run.profile, Profile())
+    submitted(run, "prepare", "7", ["prepare"])
+    submitted(run, "tokenize", "8", jobs["tokenize"].labels[:1])
+    (run.element("prepare", "prepare")).mkdir(parents=True)
+    (run.element("prepare", "prepare") / "began").touch()
+    if accounting:
+        script = f"sbatch {run.slurm}/x.sh"
+        slurm.answer("sacct", f"7_0|FAILED|0:9|n1|{script}\n8_0|CANCELLED|0:0||{script}\n")
+    else:
+        slurm.queue(
+            ("7", "0", "FAILED", "RaisedSignal:9(Killed)", "n1", 0), ("8", "0", "CANCELLED", "Dependency", "", 0)
+        )
+    assert main(["status", str(run.root), "--json"]) == 0
+    shown = {f"{row['job']}/{row['label']}": row for row in json.loads(capsys.readouterr().out)}
+    assert shown["prepare/prepare"]["state"] == "failed" and "script was killed" in shown["prepare/prepare"]["error"]
+    assert shown[f"tokenize/{jobs['tokenize'].labels[0]}"]["state"] == "cancelled"
+    assert main(["retry", str(run.root)]) == 0
+    assert [one.job for one in submissions(run)][2:] == ["prepare", "tokenize"]

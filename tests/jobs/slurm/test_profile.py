@@ -67,6 +67,28 @@ def test_options_that_the_suite_has_no_word_for_are_handed_on():
     assert sbatch_options(first("export", profile), PAPER, profile)["licenses"] == "fs"
 
 
+def test_gpus_are_asked_for_in_the_sites_own_way_and_by_their_kind():
+    stages = {
+        "all": {"gpu_option": "gres", "options": {"gres": "lscratch:100"}},
+        "pretraining": {"gpu_type": "h100"},
+        "evaluation": {"constraint": "a40|l40s", "gpus_per_node": 1, "options": {"gres": False}},
+        "export": {"gpu_option": "gpus-per-node", "gpu_type": "a100", "gpus_per_node": 2},
+    }
+    profile = parse(stages=stages)
+    asked = {
+        stage: sbatch_options(first(stage, profile), PAPER, profile)
+        for stage in ("prepare", "pretrain", "evaluate", "export")
+    }
+    assert {stage: options.get("gres") for stage, options in asked.items()} == {
+        "prepare": "lscratch:100",
+        "pretrain": "gpu:h100:8,lscratch:100",
+        "evaluate": "gpu:1",
+        "export": "lscratch:100",
+    }
+    assert {stage for stage, options in asked.items() if "gpus-per-node" in options} == {"export"}
+    assert asked["export"]["gpus-per-node"] == "a100:2" and asked["evaluate"]["constraint"] == "a40|l40s"
+
+
 def parse(**raw) -> Profile:
     from curricula.settings import parse as parse_settings
 
@@ -80,6 +102,11 @@ def parse(**raw) -> Profile:
         ({"stages": {"all": {"partion": "x"}}}, "stages.all: unknown key `partion`; did you mean `partition`?"),
         ({"stages": {"all": {"partition": "a\n#SBATCH --wrap=x"}}}, "stages.all.partition: expected `str` matching"),
         ({"stages": {"all": {"options": {"wrap": "x"}}}}, "options names 'wrap'.*which the suite sets"),
+        (
+            {"stages": {"all": {"options": {"gres": "gpu:h100:8"}}}},
+            "keep gpus_per_node and gpu_type, with gpu_option: gres",
+        ),
+        ({"stages": {"all": {"options": {"time": "1-0"}}}}, "options names 'time'.*which the suite sets"),
         ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it into secrets_file"),
         *(
             ({"environment": {name: "x"}}, f"environment names {name}, .*put it into secrets_file")
@@ -103,7 +130,10 @@ def parse(**raw) -> Profile:
         ({"environment": {"GH_PAT": ["hunter2"]}}, "environment.GH_PAT: expected .*; it is hidden"),
         ({"environment": {"A-B": "x"}}, "'A-B', which cannot name a variable"),
         ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),
-        ({"lead_time_s": 1}, "lead_time_s: expected `int` >= 10; it is 1"),
+        ({"lead_time_s": 0}, "lead_time_s: expected `int` >= 1; it is 0"),
+        ({"lead_time_s": 10}, "lead_time_s is 10,.*the smallest that works is 25"),
+        ({"lead_time_s": 20}, "lead_time_s is 20,.*the smallest that works is 25"),
+        ({"cluster": "a,b"}, "cluster: expected `str` matching"),
         ({"container": {"kind": "docker", "image": "x"}}, "'docker' is not known; choose one of apptainer, pyxis"),
         ({"container": {"kind": "pyxis", "image": "x", "mounts": ["a,b"]}}, "comma"),
     ],
@@ -153,7 +183,14 @@ def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, mo
         tmp_path / "run",
         Snapshot(tmp_path / "code", "0" * 64),
     )
-    assert "hf_very_secret" not in text and f"set -a && . {secrets} && set +a" in text
+    assert "hf_very_secret" not in text and f"read_secrets {secrets}\n" in text
+    monkeypatch.chdir(tmp_path)
+    path.write_text(yaml.safe_dump({"secrets_file": "secrets"}))
+    assert load_profile(path).secrets_file == str(secrets)  # jobs and `retry` begin in other folders
+    secrets.write_text("# mine\nHF_TOKEN=hf_very_secret\nhf_very_secret\n")
+    with pytest.raises(UsageError, match="line 3 is not NAME=value") as said:
+        load_profile(path)
+    assert "hf_very_secret" not in str(said.value)
     secrets.unlink()
     with pytest.raises(UsageError, match="which cannot be read"):
         load_profile(path)

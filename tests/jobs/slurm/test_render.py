@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from paths import ROOT
+from paths import ROOT, STUDIES
 from run_folders import finish, new_run
 
 from curricula.durable import write_json, write_text
@@ -20,7 +20,7 @@ from curricula.jobs.completion import read_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Profile
-from curricula.jobs.slurm.script import body
+from curricula.jobs.slurm.script import body, sbatch_options
 from curricula.jobs.slurm.snapshot import take_snapshot
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.study import load_study
@@ -61,8 +61,8 @@ def rendered(tmp_path):
     return run, out
 
 
-def render(study: Path, run: Path, out: Path, profile: str = "slurm-lab") -> None:
-    words = ["render", study, out, "--profile", ROOT / "env" / "profiles" / f"{profile}.yaml", "--run", run]
+def render(study: Path, run: Path, out: Path, profile: str | Path = "slurm-lab") -> None:
+    words = ["render", study, out, "--profile", profile, "--run", run]
     assert main(list(map(str, words))) == 0
 
 
@@ -285,6 +285,55 @@ def test_a_snapshot_that_was_changed_is_not_submitted_again(rendered, tmp_path, 
     assert f"{code}: this copy of the code was changed" in capsys.readouterr().err
 
 
+def prepared_with(tmp_path: Path, **profile) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of the element `prepare`, whose script ran with a stand-in for srun that prints its environment."""
+    path = tmp_path / "profile.yaml"
+    path.write_text(yaml.safe_dump(profile))
+    render(DEMO, tmp_path / "run", tmp_path / "scripts", path)
+    (tmp_path / "bin").mkdir()
+    stand_in(tmp_path, "srun", "#!/bin/bash\nenv -0\n")
+    stand_in(tmp_path, "scontrol", SCONTROL.format(record=tmp_path / "scontrol.log"))
+    script = tmp_path / "scripts" / "00-prepare.sbatch"
+    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    return tmp_path / "run/jobs/prepare/prepare", ran
+
+
+def test_a_setup_line_that_fails_ends_the_job_and_is_named(tmp_path):
+    line = """module() { [ "$2" != 'no"such\\' ]; }; module load 'no"such\\'"""
+    folder, ran = prepared_with(tmp_path, setup=["export FIRST='a b' # remark", line, "touch went-on"])
+    assert ran.returncode == 1 and ran.stdout == "" and not (tmp_path / "went-on").exists()
+    failure = read_failure(folder)
+    assert (
+        failure and failure.final and failure.error.endswith(f": {line}") and "failed with code 1 on" in failure.error
+    )
+    assert failure.error in ran.stderr and not (tmp_path / "scontrol.log").exists()
+
+
+def test_setup_lines_work_in_the_scripts_own_shell(tmp_path):
+    setup = ["export FIRST='a b' # remark", "source ./activate", "false || true"]
+    (tmp_path / "activate").write_text("false\ndeclare -x SECOND=$FIRST\n")
+    _, ran = prepared_with(tmp_path, setup=setup)
+    assert ran.returncode == 0 and {"FIRST=a b", "SECOND=a b"} <= set(ran.stdout.split("\0")), ran.stderr
+
+
+def test_secrets_reach_the_work_as_they_stand(tmp_path):
+    secrets = tmp_path / HOSTILE / "my secrets & keys"
+    secrets.parent.mkdir()
+    values = {
+        "TOKEN": "a b&c;d $(touch pwned) `x` \\ 'q",
+        "URL": "https://u:p@h/?a=1&b=2#c",
+        "QUOTED": "x  y",
+        "LAST": "",
+    }
+    text = f'# mine\n\nexport TOKEN={values["TOKEN"]}\nURL={values["URL"]}\r\nQUOTED="x  y"\nLAST='
+    secrets.write_bytes(text.encode())
+    secrets.chmod(0o600)
+    _, ran = prepared_with(tmp_path, secrets_file=str(secrets))
+    assert ran.returncode == 0, ran.stderr
+    assert {f"{name}={value}" for name, value in values.items()} <= set(ran.stdout.split("\0"))
+    assert not list(tmp_path.rglob("pwned"))
+
+
 @pytest.mark.parametrize("profile", ["slurm-lab", "h100-4x8"])
 def test_the_scripts_are_as_recorded(tmp_path, profile):
     """Any change in what Slurm is asked for shows as a change of these files; `GOLDEN=write pytest` writes them anew."""
@@ -299,6 +348,13 @@ def test_the_scripts_are_as_recorded(tmp_path, profile):
             golden.parent.mkdir(parents=True, exist_ok=True)
             golden.write_text(text)
         assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("study", ["demo", "paper", "smollm2-135m"])
+def test_names_of_jobs_differ_in_the_columns_that_squeue_shows(study):
+    plan, profile = plan_study(load_study(STUDIES / f"{study}.yaml")), Profile()
+    names = [str(sbatch_options(job, plan.study, profile)["job-name"]) for job in plan.jobs]
+    assert len({name[:8] for name in names}) == len(names) and all(name.endswith(f"@{study}") for name in names)
 
 
 def test_an_image_is_wrapped_around_the_work_alone(tmp_path):

@@ -4,14 +4,17 @@ import math
 import re
 
 import pytest
-from run_folders import FakeSlurm, fail, new_run, squeue_line, submitted
+from run_folders import FakeSlurm, fail, finish, new_run, squeue_line, submitted
 
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
+from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
-from curricula.jobs.slurm.commands import ControllerAway, Task
-from curricula.jobs.slurm.profile import Profile, StageOptions, Stages
+from curricula.jobs.slurm import commands
+from curricula.jobs.slurm.commands import ControllerAway, QueueFull, Task, is_full
+from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages
 from curricula.jobs.slurm.script import contents_line
+from curricula.jobs.slurm.site import partition_minutes, too_long, within_array_limit
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.slurm.submit import ElementExecutor, Standing, standing, submit_plan
 
@@ -66,6 +69,124 @@ def test_a_controller_that_is_away_is_no_refusal(slurm, tmp_path):
         executor(tmp_path / "jobs").submit_body("true")
 
 
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+LIMITED = """file="${{@: -1}}"; number=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$file"); had=$(cat "{count}")
+if [ $((had + number + 1)) -gt {limit} ]; then
+    echo "sbatch: error: {reason}" >&2
+    echo "sbatch: error: Batch job submission failed: {policy}" >&2
+    exit 1
+fi
+echo $((had + number + 1)) >"{count}"; echo "Submitted batch job $((1000 + had))"; exit 0"""
+"""sbatch of a user who may have so many elements in the queue; the count file says how many there are."""
+
+
+@pytest.mark.parametrize("reason", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit", "x"])
+def test_a_submission_over_the_users_limit_goes_in_waves(slurm, tmp_path, reason):
+    run, jobs = new_run(tmp_path / "run")
+    plan, said = plan_study(run.study), []
+    chosen = {job.name: job.labels for job in plan.jobs}
+    count = tmp_path / "count"
+    slurm.answer("sbatch", script=LIMITED.format(count=count, limit=4, reason=reason, policy=POLICY))
+    waves, sent = [], []
+    while len(sent) < sum(map(len, chosen.values())):
+        count.write_text("0")
+        now = Standing({(one.job, label) for one in submissions(run) for label in one.labels}, {})  # all of them ended
+        said.clear()
+        made = submit_plan(run, plan, now.open(chosen), Profile(), now, said.append)
+        sent += [(one.job, label) for one in made for label in one.labels]
+        waves.append(sum(len(one.labels) for one in made))
+        assert waves[-1] <= 4 and [(one.job, label) for one in submissions(run) for label in one.labels] == sent
+        left = sum(map(len, chosen.values())) - len(sent)
+        assert not left or f"{left} elements are not submitted yet: give the same command again" in said[-1]
+    assert sent == [(job, label) for job, labels in chosen.items() for label in labels] and len(waves) > 1
+
+
+def test_a_refused_array_keeps_the_marks_of_what_is_done(slurm, tmp_path):
+    run, jobs = new_run(tmp_path / "run")
+    plan, count = plan_study(run.study), tmp_path / "count"
+    job = next(job for job in plan.jobs if len(job.labels) > 2)
+    for label in job.labels:
+        finish(run, job.name, label)
+    count.write_text("0")
+    slurm.answer("sbatch", script=LIMITED.format(count=count, limit=1, reason="AssocGrpSubmitJobsLimit", policy=POLICY))
+    done = {(one.name, label) for one in plan.jobs for label in one.labels}
+    submit_plan(run, plan, {job.name: job.labels}, Profile(), Standing(done, {}), print)
+    marks = [(run.element(job.name, label) / "done.json").exists() for label in job.labels]
+    assert marks == [False] + [True] * (len(marks) - 1)
+    with pytest.raises(QueueFull, match="Slurm takes no more of your jobs now .AssocGrpSubmitJobsLimit; Batch"):
+        submit_plan(run, plan, {job.name: job.labels[1:]}, Profile(), Standing(done, {}), print)
+
+
+def test_a_limit_that_waiting_does_not_lift_is_a_refusal():
+    assert is_full(POLICY) and is_full(f"MaxSubmitJobsPerAccount; {POLICY}")
+    assert not is_full(f"QOSMaxWallDurationPerJobLimit; {POLICY}")
+
+
+def test_arrays_are_no_longer_than_slurm_takes(slurm):
+    slurm.answer("scontrol", "Configuration data\nMaxArraySize            = 64\nMaxDBDMsgs = 20\n")
+    assert within_array_limit(Profile()).max_array_size == 64
+    assert within_array_limit(Profile(max_array_size=10)).max_array_size == 10
+    slurm.answer("scontrol", error="no such", code=1)
+    assert within_array_limit(Profile()) == Profile()
+
+
+PARTITIONS = """PartitionName=cpu AllowGroups=ALL Default=YES MaxNodes=UNLIMITED MaxTime=12:00:00 State=UP
+PartitionName=gpu Default=NO MaxTime=2-00:00:00 State=UP
+PartitionName=long Default=NO MaxTime=UNLIMITED State=UP
+"""
+
+
+@pytest.mark.parametrize(
+    ("partition", "minutes", "said"),
+    [
+        (None, 12 * 60, ""),
+        (
+            None,
+            13 * 60,
+            "it asks for 13 h, and the default partition allows 12 h, so it will not start; set stages.all.hours",
+        ),
+        ("gpu", 49 * 60, "and partition gpu allows 48 h"),
+        ("cpu,gpu", 48 * 60, ""),
+        ("gpu,long", 999 * 60, ""),
+        ("unknown", 999 * 60, ""),
+    ],
+)
+def test_jobs_longer_than_their_partition_allows_are_named(slurm, partition, minutes, said):
+    slurm.answer("scontrol", PARTITIONS)
+    request = Request(minutes=minutes, section="all", options=StageOptions(partition=partition))
+    told = too_long(request, partition_minutes())
+    assert said in told and bool(told) == bool(said)
+
+
+def test_a_dry_run_names_the_jobs_that_will_not_start(slurm, tmp_path, capsys):
+    slurm.answer("scontrol", PARTITIONS)
+    profile = tmp_path / "p.yaml"
+    profile.write_text("stages: {all: {partition: gpu, hours: 1}, data: {partition: cpu, hours: 13}}")
+    words = ["submit", "demo", "--cluster", "slurm", "--profile", profile, "--run", tmp_path / "run", "--dry-run"]
+    assert main(list(map(str, words))) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "will not start" in line]
+    why = "it asks for 13 h, and partition cpu allows 12 h, so it will not start; set stages.data.hours to at most 12"
+    assert told == [f"prepare: {why}", f"tokenize: {why}"] and not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_to_the_profiles_cluster_and_stays_there(slurm, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "_cluster", None)
+    run, jobs = new_run(tmp_path / "run")
+    plan, profile = plan_study(run.study), Profile(cluster="blue")
+    slurm.answer("sbatch", "Submitted batch job 7 on cluster blue\n")
+    now = standing(run, plan, profile, print)
+    submit_plan(run, plan, {"prepare": jobs["prepare"].labels}, profile, now, print)
+    assert [one.job_id for one in submissions(run)] == ["7"]
+    script = run.slurm / "7_submission.sh"
+    assert "#SBATCH --clusters=blue\n" in script.read_text()
+    asked = [call[0] for name in ("squeue", "scontrol") for call in slurm.calls(name)]
+    assert asked and set(asked) == {"--clusters=blue"}
+    resubmit = (run.root / "resubmit.sh").read_text()
+    assert "squeue --clusters=blue --me" in resubmit and "scancel --clusters=blue" in resubmit
+    with pytest.raises(UsageError, match="its jobs are on cluster blue, and the profile names the login node's own"):
+        standing(run, plan, Profile(), print)
+
+
 def test_numbers_that_slurm_gave_again_are_told_apart(slurm, tmp_path):
     """A strange job of a recorded number does not hold an element up; one of this run is what its script says."""
     run, _ = new_run(tmp_path / "run")
@@ -79,7 +200,7 @@ def test_numbers_that_slurm_gave_again_are_told_apart(slurm, tmp_path):
         "scontrol", script=f"[[ $* = *' 2 '* ]] && echo '{tokenize}' || echo '{contents_line('report', ['report'])}'"
     )
     said: list[str] = []
-    now = standing(run, plan_study(run.study), said.append)
+    now = standing(run, plan_study(run.study), Profile(), said.append)
     assert now.live == {("report", "report"): (Task("3", 0),), ("tokenize", "web/0"): (Task("2", 0),)}
     assert [one.job for one in submissions(run)][3:] == ["tokenize"] and len(said) == 1
 
@@ -133,7 +254,9 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
     listed = [(n, "RUNNING" if n == 4 else "PENDING") for n in range(4, 7)]
     slurm.answer("squeue", "".join(squeue_line(str(n), "0", state, output=slurm.output) + "\n" for n, state in listed))
     label = plan.by_name["tokenize"].labels[0]
-    assert standing(run, plan, said.append).live == {("tokenize", label): (Task("4", 0), Task("5", 0), Task("6", 0))}
+    assert standing(run, plan, profile, said.append).live == {
+        ("tokenize", label): (Task("4", 0), Task("5", 0), Task("6", 0))
+    }
     (status,) = [one for one in run_status(run, plan).elements if (one.job, one.label) == ("tokenize", label)]
     assert (status.state, status.task) == ("running", "4_0")
 
