@@ -41,15 +41,8 @@ from curricula.model.checkpoints.folder import (
 from curricula.model.config import TrainJob
 from curricula.model.forward_backward import ForwardBackward
 from curricula.model.megatron import GPTModel
-from curricula.model.network.build import (
-    build_network,
-    build_optimizer,
-    check_memory,
-    choose_backend,
-    describe,
-    initialize,
-    wrap,
-)
+from curricula.model.network.backends import attention_kernel, choose_backend, describe
+from curricula.model.network.build import build_network, build_optimizer, check_memory, initialize, wrap
 from curricula.model.runtime.distributed import Parallel, started
 from curricula.model.runtime.loading import MicroBatch, read_micro_batches
 from curricula.model.runtime.reporting import Pace, Reports, Stopwatch, banner
@@ -163,7 +156,10 @@ class Trainer:
         check_memory(job.model, parallel, backend, sequences, batches.sequence_length)
         if parallel.is_main:
             log.info("%s", describe(backend, parallel))
-        return build_network(job.model, parallel, backend)
+        network = build_network(job.model, parallel, backend)
+        if parallel.is_main:
+            log.info("attention: %s", attention_kernel(network))
+        return network
 
     def _check_sizes(self) -> None:
         job, parallel = self.job, self.parallel
