@@ -175,6 +175,8 @@ class TrainJob:
     """Checkpoint of another run to branch from, with its whole state: optimizer, step, position in the data."""
     init_weights: Path | None = None
     """Checkpoint whose weights were or are step 0. A branch names its trunk's, since they are part of its past."""
+    compiled: Path | None = None
+    """Folder that keeps compiled code, so that a restart does not compile again; by default a temporary one."""
     packed: bool = False
     """Whether rows hold several documents that must not see each other."""
 

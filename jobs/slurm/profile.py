@@ -48,7 +48,7 @@ class StageOptions(Settings, frozen=True):
     """The kind of GPU, if the site wants it named: h100 gives --gpus-per-node=h100:8."""
     cpus_per_task: Positive | None = None
     memory_gb: PositiveNumber | None = None
-    """Memory of each node."""
+    """Memory of each node; by default the site's, or with `exclusive` all of it."""
     exclusive: bool | None = None
     hours: PositiveNumber | None = None
     """The longest that a job may run at a time; longer work is requeued and continues from its last checkpoint."""
