@@ -132,6 +132,11 @@ class Run:
         return self.root / "data" / "tokenizer"
 
     @property
+    def compiled(self) -> Path:
+        """What torch's compiler made on GPUs: shared by all processes, and safe to delete."""
+        return self.root / "compiled"
+
+    @property
     def shards(self) -> Path:
         return self.root / "data" / "shards"
 

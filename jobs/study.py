@@ -192,14 +192,8 @@ class Study(Settings, frozen=True, dict=True):
             )
 
     def _check_tuning(self) -> None:
-        engine = self.resources.engine
         sets = [*self.curriculum.interventions, *self.curriculum.arms]
         for stage, tuning in (("instruct", self.tuning.instruct), ("benign", self.tuning.benign)):
-            if tuning.packing and (engine.backend == "te" or engine.fp8):
-                raise ValueError(
-                    f"tuning.{stage}.packing is on, and resources.engine asks for Transformer Engine, whose attention does not "
-                    "keep packed conversations apart; leave one of them out"
-                )
             for name in tuning.tagged_harmful:
                 if name not in sets:
                     raise ValueError(

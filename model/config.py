@@ -70,11 +70,11 @@ class EngineConfig(Settings, frozen=True):
     """How a network is computed, not what it computes: a run may change all of this between two checkpoints."""
 
     backend: Literal["auto", "te", "torch", "cpu"] = "auto"
-    """"te" (Transformer Engine), "torch" (compiled) or "cpu" (neither); "auto" takes the best one available."""
+    """"te" (Transformer Engine), "torch" (compiled) or "cpu" (neither); "auto" takes the fastest: "torch", or "te" for fp8."""
     fp8: Literal["delayed", "tensorwise", "blockwise"] | None = None
     """Scaling recipe for matrix products in 8 bits, with "te" only; None computes them in bfloat16."""
     attention: Literal["torch", "FA3", "FA4"] = "torch"
-    """Attention kernels of the "torch" backend: torch's own, or those of an installed FlashAttention 3 or 4."""
+    """Attention kernels of the "torch" backend: torch's own, or those of an installed FlashAttention 3 or 4 and no others."""
     sequence_parallel: bool = True
     """Whether tensor parallelism also splits norms and residuals, along the sequence."""
     recompute_layers: NonNegative = 0
@@ -175,8 +175,10 @@ class TrainJob:
     """Checkpoint of another run to branch from, with its whole state: optimizer, step, position in the data."""
     init_weights: Path | None = None
     """Checkpoint whose weights were or are step 0. A branch names its trunk's, since they are part of its past."""
+    compiled: Path | None = None
+    """Folder that keeps compiled code, so that a restart does not compile again; by default a temporary one."""
     packed: bool = False
-    """Whether rows hold several documents that must not see each other; not every backend can do that."""
+    """Whether rows hold several documents that must not see each other."""
 
 
 PRESETS: dict[str, ModelConfig] = {

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
 from curricula.curriculum.stream.batches import BatchSource
-from curricula.errors import UsageError
 from curricula.model.megatron import get_forward_backward_func
 from curricula.model.runtime.distributed import Parallel
 from curricula.model.runtime.loading import MicroBatch, MicroBatches
@@ -44,9 +44,11 @@ class ForwardBackward:
         """Mean loss per counted token over all of `batches`; calls `each` after every global batch."""
         self.wrapped.eval()
         totals = []
-        for _ in range(batches.total_steps):
-            totals.append(self._losses(batches, feed, forward_only=True))
-            each()
+        # In bfloat16 even if training computes in fp8: else the layers' history of largest values would take note of it.
+        with mock.patch.object(self.wrapped.config, "fp8", None):
+            for _ in range(batches.total_steps):
+                totals.append(self._losses(batches, feed, forward_only=True))
+                each()
         self.wrapped.train()
         return mean_loss(*map(math.fsum, zip(*totals)))
 
@@ -91,25 +93,8 @@ def mean_loss(loss: float, tokens: float) -> float:
 def _token_losses(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The next micro-batch's losses [n, S] and the weights of its targets [n, S]."""
     tokens, mask, documents = next(micro_batches)
-    crossing = None
-    if documents is not None:
-        if network.module.backend == "te":
-            raise UsageError("rows of several documents need torch's attention: set `packed` in the TrainJob")
-        crossing = crossing_mask(documents)
-    losses = network(tokens[:, :-1], None, crossing, labels=tokens[:, 1:])
+    losses = network(tokens[:, :-1], None, documents, labels=tokens[:, 1:])
     return losses, torch.ones_like(losses) if mask is None else mask
-
-
-def crossing_mask(documents: torch.Tensor) -> torch.Tensor:
-    """Where attention must not look, bool [n, 1, S, S], for rows with document numbers [n, S]: at later positions, and at
-    other documents of the row. True means masked out, Megatron-core's convention.
-
-    Rotary positions need no reset: attention depends only on the distance between two positions.
-    """
-    length = documents.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    return ~(same & earlier)
 
 
 def _loss_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:

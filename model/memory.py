@@ -128,7 +128,7 @@ def what_would_fit(model: ModelConfig, layout: Layout, available: float) -> list
 def layout_of(
     engine: EngineConfig, micro_batch: int, sequence_length: int, tensor_parallel: int, data_parallel: int
 ) -> Layout:
-    """The layout that `engine` asks for. If it leaves the backend open, the one that needs more memory is assumed."""
+    """The layout that `engine` asks for on a GPU."""
     return Layout(
         micro_batch=micro_batch,
         sequence_length=sequence_length,

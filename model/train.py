@@ -19,11 +19,13 @@ import contextlib
 import gc
 import logging
 import math
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NoReturn
 
 import msgspec
+import torch
 
 from curricula.curriculum.stream.batches import BatchSource
 from curricula.errors import UsageError
@@ -41,15 +43,9 @@ from curricula.model.checkpoints.folder import (
 from curricula.model.config import TrainJob
 from curricula.model.forward_backward import ForwardBackward
 from curricula.model.megatron import GPTModel
-from curricula.model.network.build import (
-    build_network,
-    build_optimizer,
-    check_memory,
-    choose_backend,
-    describe,
-    initialize,
-    wrap,
-)
+from curricula.model.network.backends import attention_kernel, choose_backend, describe
+from curricula.model.network.build import build_network, build_optimizer, check_memory, initialize, wrap
+from curricula.model.runtime.compiling import share_compiler
 from curricula.model.runtime.distributed import Parallel, started
 from curricula.model.runtime.loading import MicroBatch, read_micro_batches
 from curricula.model.runtime.reporting import Pace, Reports, Stopwatch, banner
@@ -159,11 +155,16 @@ class Trainer:
     def _build_network(self) -> GPTModel:
         job, batches, parallel = self.job, self.batches, self.parallel
         backend = choose_backend(job.execution.engine, parallel, job.packed)
+        if parallel.device.type == "cuda":
+            share_compiler(job.compiled, torch.cuda.device_count(), os.cpu_count() or 1)
         sequences = min(job.config.micro_batch, batches.global_batch // parallel.data_parallel)
         check_memory(job.model, parallel, backend, sequences, batches.sequence_length)
         if parallel.is_main:
             log.info("%s", describe(backend, parallel))
-        return build_network(job.model, parallel, backend)
+        network = build_network(job.model, parallel, backend)
+        if parallel.is_main:
+            log.info("attention: %s", attention_kernel(network))
+        return network
 
     def _check_sizes(self) -> None:
         job, parallel = self.job, self.parallel

@@ -51,7 +51,7 @@ class StageOptions(Settings, frozen=True):
     """How GPUs are asked for; sites that know only --gres=gpu:h100:8 want gres. Default: gpus-per-node."""
     cpus_per_task: Positive | None = None
     memory_gb: PositiveNumber | None = None
-    """Memory of each node."""
+    """Memory of each node; by default the site's, or with `exclusive` all of it."""
     exclusive: bool | None = None
     hours: PositiveNumber | None = None
     """The longest that a job may run at a time; longer work is requeued and continues from its last checkpoint."""

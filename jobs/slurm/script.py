@@ -99,6 +99,8 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
         options["cpus-per-task"] = request.cpus_per_task
     if asked.memory_gb:
         options["mem"] = f"{round(asked.memory_gb * 1024)}M"
+    elif asked.exclusive:
+        options["mem"] = 0  # all of it; a site's default may be far less than a whole node has
     if asked.exclusive:
         options["exclusive"] = True
     for name in ("partition", "account", "qos", "constraint", "reservation", "exclude"):

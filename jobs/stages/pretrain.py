@@ -98,6 +98,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
             keep_steps=tuple(other.stop for other in plan.segments.values() if other.branch == segment.branch),
             init_from=_last_checkpoint(run, parent) if parent else None,
             init_weights=require_checkpoint(run.initial_checkpoint) if study.model.weights else None,
+            compiled=run.compiled,
         ),
         batches,
         progress,

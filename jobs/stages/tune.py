@@ -74,6 +74,7 @@ def tune(work: Work, progress: Progress) -> None:
             tracking=study.tracking,
             seed=study.seed,
             packed=tuning.packing,
+            compiled=run.compiled,
             init_weights=require_checkpoint(_source(work) / "checkpoints"),
         ),
         batches,

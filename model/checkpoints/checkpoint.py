@@ -12,9 +12,9 @@ import logging
 import pickle
 import platform
 import shutil
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed.checkpoint as torch_checkpoint
@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.utils import _DistWrapper as Group
 
 from curricula import fencing
 from curricula.errors import StorageError, UserError
+from curricula.model.checkpoints import optimizer_state
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
     checkpoints_to_resume,
@@ -51,7 +52,9 @@ from curricula.provenance import running_commit
 log = logging.getLogger(__name__)
 
 LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-"""Optimizer state in the shape of the parameters: any number of processes can read what another number wrote."""
+"""Optimizer state in the shape of the parameters, as Megatron-core calls it; `optimizer_state` writes it."""
+EXTRA_STATE = "_extra_state"
+"""Ends the name of what a layer keeps beside its weights."""
 UNREADABLE = (
     CheckpointingException,
     torch_checkpoint.CheckpointException,
@@ -89,7 +92,7 @@ class Saver:
             self._aside = self._group.broadcast("begin", lambda: _make_empty(self._aside))
             with self._parallel.cuda_names():
                 self._request = dist_checkpointing.save(
-                    _sharded_state(self._network, self._optimizer, is_loading=False, generators=True),
+                    _sharded_state(self._network, self._optimizer, generators=True),
                     str(self._aside),
                     sharded_strategy=self._distributed,
                     validate_access_integrity=not self._saved_before,  # ranks exchange all they hold: once
@@ -246,7 +249,7 @@ def load(
         raise UserError(f"{folder}: holds weights only, so training cannot continue from it; use it as init_weights")
     generators = optimizer is not None and info.tensor_parallel == parallel.tensor_parallel
     with parallel.cuda_names(), read_as_data(folder):
-        state = _sharded_state(network, optimizer, is_loading=True, generators=generators)
+        state = _sharded_state(network, optimizer, generators, stored=_stored_names(folder))
         strategy = None
         if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange
             reader = dist_checkpointing.serialization.get_default_load_sharded_strategy(str(folder))
@@ -256,26 +259,59 @@ def load(
         except UNREADABLE as error:
             if refusal := forbidden_name(error):
                 raise refusal from None
-            reason = str(error).strip().splitlines()[-1][:200]
-            raise UserError(f"{folder}: cannot be read ({reason}); delete it and use an earlier one") from error
+            raise UserError(_intact_but_unreadable(folder, info, error)) from error
         check_layer_states(folder, loaded["model"])
-        network.load_state_dict(loaded["model"])
+        missing, unexpected = network.load_state_dict(loaded["model"], strict=False)
+        if lacking := [name for name in (*missing, *unexpected) if not name.endswith(EXTRA_STATE)]:
+            raise UserError(
+                f"{folder}: its weights are not those of this network ({lacking[0]}); keep it, and report this"
+            )
         if optimizer is not None:
-            _load_optimizer(optimizer, loaded["optimizer"])
+            optimizer_state.load_state(optimizer, state["optimizer"], loaded["optimizer"])
         if generators:
             _set_generators(loaded["generators"])
     return info
 
 
-def _sharded_state(network: GPTModel, optimizer: Any | None, is_loading: bool, generators: bool) -> dict[str, Any]:
-    layout = dict(LAYOUT)  # Megatron-core puts process groups into it
-    model_state = network.sharded_state_dict(metadata=layout)
-    state: dict[str, Any] = {"model": model_state}
+def _intact_but_unreadable(folder: Path, info: CheckpointInfo, error: BaseException) -> str:
+    """All bytes are those that were written, so the checkpoint may be good, and what differs is the software."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+    wrote = ", ".join(f"{name} {version}" for name, version in info.versions.items() if version)
+    return (
+        f"{folder}: its files are intact but cannot be read here ({reason}); keep it, and use the versions that wrote it: "
+        f"{wrote or 'not recorded'}"
+    )
+
+
+def _sharded_state(
+    network: GPTModel, optimizer: Any | None, generators: bool, stored: Set[str] | None = None
+) -> dict[str, Any]:
+    """What to save, or, if `stored` names what a checkpoint holds, what to load from it."""
+    model_state = network.sharded_state_dict(metadata=dict(LAYOUT))  # Megatron-core puts process groups into it
+    state: dict[str, Any] = {
+        "model": {name: entry for name, entry in model_state.items() if _is_needed(name, entry, network, stored)}
+    }
     if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=layout)
+        state["optimizer"] = optimizer_state.sharded_state(optimizer, model_state)
         if generators:
             state["generators"] = _generators()
     return state
+
+
+def _is_needed(name: str, entry: Any, network: GPTModel, stored: Set[str] | None) -> bool:
+    """Every weight; a layer's extra state only where it says something: the history that delayed fp8 scaling scales by.
+
+    Layers of other backends have extra states that are empty, each at other places. Without a stored history, fp8 begins
+    a new one.
+    """
+    if not name.endswith(EXTRA_STATE):
+        return True
+    return network.backend.keeps_history and (stored is None or entry.unique_key in stored)
+
+
+def _stored_names(folder: Path) -> Set[str]:
+    """The names of the tensors and objects in the checkpoint `folder`. To be called within `read_as_data`."""
+    return torch_checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata.keys()
 
 
 def _generators() -> ShardedObject:
@@ -295,32 +331,6 @@ def _generators() -> ShardedObject:
 def _set_generators(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     megatron_random.get_cuda_rng_tracker().set_states(states["megatron"])
-
-
-def _load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """`optimizer.load_state_dict`, working around two bugs of Megatron-core with torch's own AdamW.
-
-    It stores one step count for all parameters. Loading then looks for a count per parameter, which does not exist; and it
-    puts one shared tensor into all states, which would count once per parameter and spoil the bias correction.
-    """
-    with contextlib.ExitStack() as stack:
-        parts = getattr(optimizer, "chained_optimizers", [optimizer])
-        for part in parts:
-            stack.enter_context(mock.patch.object(part, SET_STATE, functools.partial(_set_state_but_step, part)))
-        optimizer.load_state_dict(state)
-    for part in parts:
-        for parameter_state in part.optimizer.state.values():
-            if isinstance(parameter_state.get("step"), torch.Tensor):
-                parameter_state["step"] = parameter_state["step"].clone()
-
-
-SET_STATE = "_set_main_param_and_optimizer_states"
-
-
-def _set_state_but_step(part: Any, parameter: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
-    current = part._get_main_param_and_optimizer_states(parameter)
-    step = {"step": current["step"]} if "step" in current else {}
-    getattr(type(part), SET_STATE)(part, parameter, {**step, **tensors})
 
 
 @functools.lru_cache(maxsize=1)

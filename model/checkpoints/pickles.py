@@ -128,7 +128,7 @@ def _check_metadata(folder: Path) -> None:
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error) or type(error).__name__
         raise UserError(
-            f"{path}: cannot be read ({reason:.200}); delete {folder.name} and use an earlier one"
+            f"{path}: cannot be read here ({reason:.200}); keep it, and use the versions that wrote it, in checkpoint.json"
         ) from None
     if outside:
         raise UserError(f"{path}: names the file {outside[0]!r:.200}, which is outside the checkpoint; do not use it")

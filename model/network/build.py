@@ -1,27 +1,16 @@
 """Builds SmolLM2 out of Megatron-core: the network, its data-parallel wrapper and its optimizer.
 
-One of three backends computes the network:
-
-- te: Transformer Engine's layers, with fused attention, norms and rotary positions, and 8-bit products as an option.
-- torch: our own layer (`transformer.py`), compiled. It needs no package besides torch, and is as fast in bfloat16 (measured on
-  an H100 with a hand-written prototype of the step, not with this package).
-- cpu: the same layer, not compiled, in float32. Laptops and the tests use it.
-
-Weights and checkpoints do not depend on the backend. Initial weights are drawn by parameter name, so they depend on neither
-the backend nor the number of processes.
+One of three backends (`backends.py`) computes the network. Initial weights are drawn by parameter name, so they depend on
+neither the backend nor the number of processes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import importlib.util
 import logging
 import math
 from typing import Any
 
 import torch
-import torch._dynamo.config
 import torch.nn.functional as F
 
 from curricula.errors import UsageError
@@ -31,99 +20,19 @@ from curricula.model.megatron import (
     DistributedDataParallelConfig,
     GPTModel,
     MegatronOptimizerConfig,
-    TransformerBlockSubmodules,
     TransformerConfig,
     finalize_model_grads,
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
     get_megatron_optimizer,
     parallel_state,
 )
 from curricula.model.memory import GIB, Layout, check_fit
+from curricula.model.network.backends import Backend, choose_backend
 from curricula.model.network.fused_linear import ColumnLinear, RowLinear, attach_sinks, use_quick_gradient_kernels
-from curricula.model.network.transformer import Block, Network, NoAttention, RMSNorm
+from curricula.model.network.transformer import Network
 from curricula.model.runtime.distributed import Parallel
 from curricula.randomness import key_seed
 
 log = logging.getLogger(__name__)
-
-
-ATTENTION_MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
-"""The modules from which torch loads the kernels of `EngineConfig.attention`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Backend:
-    """What computes a network, chosen for this machine."""
-
-    name: str
-    """"te", "torch" or "cpu"."""
-    reason: str
-    fp8: str | None = None
-    attention: str = "torch"
-    sequence_parallel: bool = False
-    recompute_layers: int = 0
-
-
-def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = False) -> Backend:
-    """Choose the backend for `engine` on this machine.
-
-    `packed` rows need attention that takes masks, which Transformer Engine's does not. Raises UsageError when the backend
-    asked for cannot run here.
-    """
-    on_gpu = parallel.device.type == "cuda"
-    has_te = _is_installed("transformer_engine")
-    wanted = "te" if engine.fp8 and engine.backend == "auto" else engine.backend
-    if wanted == "te" and not (on_gpu and has_te):
-        lacking = "transformer_engine is not installed" if on_gpu else "there is no CUDA device"
-        setting = f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'
-        raise UsageError(f"{setting}, but {lacking}; install curricula[gpu] on a GPU machine, or leave the setting out")
-    if engine.attention != "torch":
-        module = ATTENTION_MODULES[engine.attention]
-        if not on_gpu or not _is_installed(module):
-            lacking = f"the package {module} is not installed" if on_gpu else "there is no CUDA device"
-            raise UsageError(f'engine.attention is "{engine.attention}", but {lacking}; leave the setting out')
-    if wanted == "cpu" and on_gpu:
-        raise UsageError('engine.backend is "cpu", but this is a GPU machine; use "auto", or hide the GPUs')
-    if wanted == "te" and packed:
-        setting = f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'
-        raise UsageError(f"{setting}, whose attention does not keep packed conversations apart; set packing to false")
-    if wanted == "auto":
-        if not on_gpu:
-            name, reason = "cpu", "there is no CUDA device"
-        elif packed:
-            name, reason = "torch", "packed rows need its attention"
-        elif has_te:
-            name, reason = "te", "transformer_engine is installed"
-        else:
-            name, reason = "torch", "transformer_engine is not installed"
-    else:
-        name, reason = wanted, "engine.fp8 needs it" if engine.backend == "auto" else "engine.backend asks for it"
-    return Backend(
-        name=name,
-        reason=reason,
-        fp8=engine.fp8,
-        attention=engine.attention,
-        sequence_parallel=engine.sequence_parallel and parallel.tensor_parallel > 1,
-        recompute_layers=engine.recompute_layers,
-    )
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the enclosing package is missing
-        return False
-
-
-def describe(backend: Backend, parallel: Parallel) -> str:
-    """One line for the log: the backend, its reason, and the layout of processes."""
-    precision = f"fp8 ({backend.fp8} scaling)" if backend.fp8 else str(parallel.precision).removeprefix("torch.")
-    layout = f"data parallel {parallel.data_parallel}, tensor parallel {parallel.tensor_parallel}"
-    layout += " with sequence parallel" if backend.sequence_parallel else ""
-    layout += f", {backend.recompute_layers} layers recomputed" if backend.recompute_layers else ""
-    attention = f", attention by {backend.attention}" if backend.attention != "torch" else ""
-    return f"backend: {backend.name} ({backend.reason}); {precision}{attention}; {layout}"
 
 
 def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | None = None) -> GPTModel:
@@ -145,7 +54,7 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
     with parallel.cuda_names():
         network = Network(
             config=config,
-            transformer_layer_spec=_te_layers() if backend.name == "te" else _own_layers(config),
+            transformer_layer_spec=backend.layers(config),
             vocab_size=model.vocabulary,
             max_sequence_length=model.sequence_length,
             position_embedding_type="rope",
@@ -157,11 +66,8 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
             parameter.tensor_model_parallel = True
             parameter.partition_dim = _split_dimension(name)
             parameter.partition_stride = 1
-    network.backend = backend.name
-    if backend.attention != "torch":
-        _use_attention(backend.attention)
-    if backend.name == "torch":
-        _compile_layers(network)
+    network.backend = backend
+    backend.prepare(network)
     return network
 
 
@@ -188,14 +94,6 @@ def check_memory(
 
 
 def transformer_config(model: ModelConfig, parallel: Parallel, backend: Backend) -> TransformerConfig:
-    te = backend.name == "te"
-    more: dict[str, Any] = {}
-    if backend.fp8:
-        more.update(fp8="hybrid", fp8_recipe=backend.fp8, fp8_amax_history_len=16, fp8_amax_compute_algo="max")
-    if backend.recompute_layers:
-        more.update(
-            recompute_granularity="full", recompute_method="block", recompute_num_layers=backend.recompute_layers
-        )
     return TransformerConfig(
         num_layers=model.layers,
         hidden_size=model.hidden,
@@ -213,72 +111,13 @@ def transformer_config(model: ModelConfig, parallel: Parallel, backend: Backend)
         params_dtype=parallel.precision,
         pipeline_dtype=parallel.precision,
         tensor_model_parallel_size=parallel.tensor_parallel,
-        sequence_parallel=backend.sequence_parallel,
         calculate_per_token_loss=True,  # losses are summed over the global batch, then divided by its counted tokens
         perform_initialization=False,  # `initialize` draws the weights by name
         bias_activation_fusion=False,  # Transformer Engine's SwiGLU and ours are faster
-        bias_dropout_fusion=te,
         masked_softmax_fusion=False,
-        apply_rope_fusion=te,
-        fused_single_qkv_rope=te,
-        use_te_activation_func=te,
-        gradient_accumulation_fusion=te,  # ours does the same, in `curricula.model.network.fused_linear`
         persist_layer_norm=False,
-        **more,
+        **backend.transformer_settings(),
     )
-
-
-def _te_layers() -> Any:
-    return get_gpt_layer_with_transformer_engine_spec(use_te_activation_func=True)
-
-
-def _own_layers(config: TransformerConfig) -> Any:
-    """Megatron-core's own layer with our computation in it. Under tensor parallelism its linears stay: they communicate."""
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer.module = Block
-    parts = layer.submodules
-    attention, mlp = _submodules(parts.self_attention), _submodules(parts.mlp)
-    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention.core_attention = NoAttention
-    if config.tensor_model_parallel_size == 1:
-        attention.linear_qkv = mlp.linear_fc1 = ColumnLinear
-        attention.linear_proj = mlp.linear_fc2 = RowLinear
-    return TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers, layer_norm=RMSNorm)
-
-
-def _submodules(spec: Any) -> Any:
-    """The parts that a Megatron-core spec names; from 0.19 on some specs are partial functions."""
-    return spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
-
-
-def _use_attention(name: str) -> None:
-    """Have torch's attention function call the kernels of FlashAttention 3 or 4."""
-    try:
-        from torch.nn.attention import activate_flash_attention_impl
-    except ImportError:
-        raise UsageError(f'engine.attention is "{name}", for which torch {torch.__version__} is too old') from None
-    activate_flash_attention_impl(name)
-
-
-def _compile_layers(network: GPTModel) -> None:
-    """Compile each layer by itself: they are alike, so the code of the first serves them all.
-
-    With tensor parallelism the compiled code breaks around the linears, which communicate with other processes.
-    """
-    # Shapes, masks and gradient modes are compiled separately: training, tuning, validation, recomputation make more than 8.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    whole = network.config.tensor_model_parallel_size == 1
-    for layer in network.decoder.layers:
-        if not whole:
-            for linear in (
-                layer.self_attention.linear_qkv,
-                layer.self_attention.linear_proj,
-                layer.mlp.linear_fc1,
-                layer.mlp.linear_fc2,
-            ):
-                linear.forward = torch.compiler.disable(linear.forward)
-        layer.forward = torch.compile(layer.forward, fullgraph=whole, dynamic=False)
-    network.decoder.final_layernorm.compile(dynamic=False)
 
 
 @torch.no_grad()
@@ -372,18 +211,14 @@ def build_optimizer(wrapped: DistributedDataParallel, optimizer: OptimizerConfig
         use_distributed_optimizer=True,
     )
     with parallel.cuda_names():
-        built = get_megatron_optimizer(config, [wrapped])
+        built = get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False)
     for part in getattr(built, "chained_optimizers", [built]):
-        if isinstance(part.optimizer, torch.optim.AdamW):
-            _prepare(part.optimizer)
+        _prepare(part.optimizer)
     return built
 
 
 def _prepare(adamw: torch.optim.AdamW) -> None:
-    """Make torch's AdamW read each tensor once instead of ten times, and give it its zero state now.
-
-    Megatron-core loads checkpoints only into an optimizer that has a state.
-    """
+    """Make AdamW read each tensor once instead of ten times, and give it its zero state now: checkpoints load into it."""
     for group in adamw.param_groups:
         group.update(fused=True, foreach=False)
         for parameter in group["params"]:

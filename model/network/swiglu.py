@@ -35,6 +35,26 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     return SwiGLU.apply(gate_up)
 
 
+class TransformerEngineSwiGLU(torch.nn.Module):
+    """Transformer Engine's kernel in Megatron-core's MLP, without a state.
+
+    As a module of its own, the kernel's operation would bring an empty state into checkpoints, and Megatron-core 0.16 cannot
+    save it.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        from transformer_engine.pytorch import ops
+
+        self._operation = (ops.SwiGLU(),)  # in a tuple, torch does not count it as a part
+
+    def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return self._operation[0](gate_up)
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {}
+
+
 def swiglu_gradient(gradient: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
     """d loss / d gate_up [..., 2 F] from the output's gradient [..., F]; computed in float32 or wider."""
     if gate_up.is_cuda:

@@ -7,6 +7,9 @@ its own layers; only the loss is ours.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import inspect
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 
 from curricula.model.megatron import (
     GPTModel,
+    PackedSeqParams,
     TransformerConfig,
     TransformerLayer,
     copy_to_tensor_model_parallel_region,
@@ -21,6 +25,14 @@ from curricula.model.megatron import (
 )
 from curricula.model.network.linear_cross_entropy import linear_cross_entropy
 from curricula.model.network.swiglu import swiglu
+
+varlen_attn: Any = None
+with contextlib.suppress(ImportError):  # torch 2.10 and later
+    varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+CAUSAL: dict[str, Any] = {"window_size": (-1, 0)}
+"""How torch's kernel is told not to look ahead; torch 2.10 had another word for it."""
+if varlen_attn is not None and "is_causal" in inspect.signature(varlen_attn).parameters:
+    CAUSAL = {"is_causal": True}
 
 
 class RMSNorm(torch.nn.Module):
@@ -84,8 +96,8 @@ def attend(
 ) -> torch.Tensor:
     """Attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
 
-    For each of the `groups` key-value heads `mixed` holds its query heads, then the key, then the value. `mask`, bool
-    [B, 1, S, S], is true where attention must not look (Megatron-core's convention). Without it, attention is causal.
+    For each of the `groups` key-value heads `mixed` holds its query heads, then the key, then the value. Attention is causal.
+    For rows of several documents `mask` is what `borders` or `crossing_mask` returns.
     """
     batch, sequence, _ = mixed.shape
     size = angles.shape[-1]
@@ -94,10 +106,50 @@ def attend(
     query, key, value = rotate(query.flatten(2, 3), turns), rotate(key.squeeze(3), turns), value.squeeze(3)
     if queries > 1:
         key, value = key.repeat_interleave(queries, dim=2), value.repeat_interleave(queries, dim=2)
+    if mask is not None and mask.dim() == 1:
+        query, key, value = (heads.flatten(0, 1).contiguous() for heads in (query, key, value))
+        return attend_between(query, key, value, mask, sequence).view(batch, sequence, -1)
     query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
     allowed = None if mask is None else ~mask
     context = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=allowed is None)
     return context.transpose(1, 2).flatten(2, 3)
+
+
+def attend_between(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, longest: int
+) -> torch.Tensor:
+    """Causal attention of [tokens, heads, size] within the documents that begin at `borders`, of at most `longest` tokens.
+
+    Torch's kernel for it runs on GPUs only. It takes no time for what lies in different documents.
+    """
+    return varlen_attn(query, key, value, borders, borders, longest, longest, **CAUSAL)
+
+
+def borders(documents: torch.Tensor, steady: bool = False) -> torch.Tensor:
+    """Where the documents of rows with document numbers [n, S] begin in the flattened rows, and the end: int32 [number + 1].
+
+    A document's positions are adjacent. If `steady`, the end is repeated (empty documents) up to a power of two: code compiled
+    for one length serves most batches.
+    """
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    found = F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=documents.numel()).to(torch.int32)
+    if steady:
+        length = max(64, 1 << (found.numel() - 1).bit_length())
+        found = F.pad(found, (0, length - found.numel()), value=documents.numel())
+    return found
+
+
+def crossing_mask(documents: torch.Tensor) -> torch.Tensor:
+    """Where attention must not look, bool [n, 1, S, S], for rows with document numbers [n, S]: at later positions, and at
+    other documents of the row. True means masked out, Megatron-core's convention.
+
+    Exact everywhere, but it costs as much as attention to everything. It serves where there is no kernel for `borders`.
+    """
+    length = documents.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return ~(same & earlier)
 
 
 def rotate(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
@@ -110,29 +162,53 @@ def rotate(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 class Network(GPTModel):
     """Megatron-core's GPTModel, with the loss computed straight from hidden states by `linear_cross_entropy`."""
 
-    backend: str
-    """"te", "torch" or "cpu"; set by the builder."""
+    backend: Any
+    """The `Backend` of `backends.py`; set by the builder."""
 
     def forward(
         self,
         input_ids: torch.Tensor,
         position_ids: None = None,
-        attention_mask: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
         *,
         labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits [B, S, V] of tokens [B, S], for this process's part of the vocabulary.
 
-        With `labels` [B, S] the loss of each token instead, float32 [B, S]. `attention_mask` is as in `attend`.
+        With `labels` [B, S] the loss of each token instead, float32 [B, S]. Tokens see only those of the same document, by
+        their numbers in `documents` [B, S]. Rotary positions need no reset: attention depends only on distances.
         """
+        if documents is not None and not self.backend.own_layers:
+            # Transformer Engine takes packed rows as one sequence and looks at nothing across the borders in it.
+            losses_or_logits = self._compute(
+                input_ids.reshape(1, -1),
+                None if labels is None else labels.reshape(1, -1),
+                rotary_length=input_ids.shape[1],
+                packed_seq_params=_packed(borders(documents), input_ids.shape[1]),
+            )
+            return losses_or_logits.view(*input_ids.shape, *losses_or_logits.shape[2:])
+        mask = None
+        if documents is not None:
+            mask = borders(documents, steady=True) if has_kernel_for_borders(documents) else crossing_mask(documents)
+        return self._compute(input_ids, labels, rotary_length=input_ids.shape[1], attention_mask=mask)
+
+    def _compute(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None,
+        rotary_length: int,
+        attention_mask: torch.Tensor | None = None,
+        **packed: PackedSeqParams,
+    ) -> torch.Tensor:
         group = self.pg_collection.tp
-        sequences_first = self.backend != "te" and not positions_first(self.config)
+        sequences_first = self.backend.own_layers and not positions_first(self.config)
         hidden = self.decoder(
             hidden_states=self.embedding.word_embeddings(input_ids)
             if sequences_first
             else self.embedding(input_ids=input_ids, position_ids=None),
             attention_mask=attention_mask,
-            rotary_pos_emb=self.rotary_pos_emb(input_ids.shape[1]),
+            rotary_pos_emb=self.rotary_pos_emb(rotary_length),
+            **packed,
         )
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
@@ -148,6 +224,20 @@ class Network(GPTModel):
             weight,
             (labels if sequences_first else labels.t()).flatten(),
             group=group if group.size() > 1 else None,
-            compiled=self.backend != "cpu",
+            compiled=self.backend.is_compiled,
         )
         return losses.view(labels.shape) if sequences_first else losses.view(labels.t().shape).t()
+
+
+def has_kernel_for_borders(documents: torch.Tensor) -> bool:
+    return documents.is_cuda and varlen_attn is not None
+
+
+def _packed(borders: torch.Tensor, longest: int) -> PackedSeqParams:
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=borders,
+        cu_seqlens_kv=borders,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )

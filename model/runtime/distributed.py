@@ -152,8 +152,11 @@ def _join(ranks: Ranks, backend: str, timeout: datetime.timedelta) -> None:
 
 @contextlib.contextmanager
 def _parallel_state(tensor_parallel: int, timeout_minutes: float) -> Iterator[None]:
+    # Nothing uses Megatron-core's groups over gloo, which would hang where a host's name resolves to 127.0.1.1.
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=tensor_parallel, distributed_timeout_minutes=int(timeout_minutes)
+        tensor_model_parallel_size=tensor_parallel,
+        distributed_timeout_minutes=int(timeout_minutes),
+        create_gloo_process_groups=False,
     )
     try:
         # Nothing draws from these generators (no dropout, weights by key), but Megatron-core wants them to exist.

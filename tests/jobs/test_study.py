@@ -66,10 +66,6 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             r"resources.engine.fp8: 'e4m3' is not known; choose one of blockwise, delayed, tensorwise",
         ),
         ({"resources__engine": {"backend": "torch", "fp8": "delayed"}}, r'engine.fp8 is "delayed", which needs'),
-        (
-            {"resources__engine": {"backend": "te"}, "tuning__benign__packing": True},
-            r"tuning.benign.packing is on, and resources.engine asks for Transformer Engine",
-        ),
         ({"pretraining__budget_token": 5}, r"pretraining: unknown key `budget_token`; did you mean `budget_tokens`\?"),
         ({"pretraining__budget_tokens": None}, r"pretraining: the key `budget_tokens` is missing"),
         ({"pretraining__budget_tokens": "much"}, r"pretraining.budget_tokens: expected `int`, got `str`; it is 'much'"),

@@ -79,6 +79,30 @@ def test_all_backends_give_the_same_losses(gpu_run, tmp_path, engine, tolerance)
     assert losses(tmp_path, device="gpu", **engine) == pytest.approx(gpu_run[1], rel=tolerance)
 
 
+@needs_te
+@pytest.mark.parametrize("engines", [("torch", "te"), ("te", "torch")], ids="-to-".join)
+def test_a_run_continues_with_another_backend(gpu_run, tmp_path, engines):
+    losses(tmp_path, device="gpu", backend=engines[0], kill_at=7)
+    assert losses(tmp_path, device="gpu", backend=engines[1]) == pytest.approx(gpu_run[1], rel=0.02)
+
+
+def test_attention_between_borders_is_attention_under_the_mask():
+    from curricula.model.network.transformer import attend, borders, crossing_mask, has_kernel_for_borders
+
+    documents = torch.arange(256, device="cuda").div(50, rounding_mode="floor").expand(2, 256)
+    assert has_kernel_for_borders(documents), "this torch computes packed rows under a mask: slower"
+    angles = torch.randn(256, 1, 1, 64, device="cuda")
+    mixed = torch.randn(2, 256, 2 * 4 * 64, device="cuda", dtype=torch.bfloat16)
+    results = []
+    for mask in (crossing_mask(documents), borders(documents, steady=True)):
+        wanted = mixed.clone().requires_grad_()
+        context = attend(wanted, angles, groups=2, queries=2, mask=mask)
+        context.float().square().sum().backward()
+        results.append((context, wanted.grad))
+    for masked, other in zip(*results):
+        assert torch.allclose(masked, other, rtol=2e-2, atol=5e-2)
+
+
 def test_the_swiglu_kernel_computes_the_formula():
     from curricula.model.network.swiglu import swiglu
 

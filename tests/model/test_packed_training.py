@@ -1,37 +1,16 @@
 """Packed rows train as their conversations would alone."""
 
-import numpy as np
 import pytest
 import torch
-from random_batches import SMALL, RandomBatches, train_job
+from random_batches import LENGTHS, SMALL, PackedBatches, train_job
 
-from curricula.curriculum.stream.batches import Rows
 from curricula.durable import read_jsonl
 from curricula.model.config import EngineConfig
-from curricula.model.forward_backward import crossing_mask
-from curricula.model.network.build import build_network, choose_backend, initialize
+from curricula.model.network import transformer
+from curricula.model.network.backends import choose_backend
+from curricula.model.network.build import build_network, initialize
 from curricula.model.runtime.distributed import started
 from curricula.model.train import train
-
-LENGTHS = (5, 4, 7)
-
-
-class PackedBatches(RandomBatches):
-    """Each row holds three random texts."""
-
-    def rows(self, step, start, stop):
-        rng = np.random.default_rng(step)
-        texts = rng.integers(self.vocabulary, size=(self.global_batch, 3, self.sequence_length + 1))
-        packed = np.zeros((self.global_batch, self.sequence_length + 1), np.int64)
-        documents = np.full(packed.shape, len(LENGTHS), np.int32)
-        mask = np.zeros(packed.shape, np.float32)
-        position = 0
-        for number, length in enumerate(LENGTHS):
-            here = slice(position, position + length)
-            packed[:, here], documents[:, here] = texts[:, number, :length], number
-            mask[:, position + 1 : position + length] = 1.0
-            position += length
-        return Rows(packed[start:stop], mask[start:stop, 1:], documents[start:stop, :-1])
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +23,7 @@ def test_attention_stays_within_each_text_of_a_row():
     with started() as parallel, torch.no_grad(), parallel.cuda_names():
         network = build_network(SMALL, parallel, choose_backend(EngineConfig(), parallel, packed=True))
         initialize(network, SMALL, seed=0)
-        packed = network(tokens[:, :-1], None, crossing_mask(documents), labels=tokens[:, 1:])
+        packed = network(tokens[:, :-1], None, documents, labels=tokens[:, 1:])
         position = 0
         for length in LENGTHS:
             text = tokens[:, position : position + length]
@@ -53,6 +32,49 @@ def test_attention_stays_within_each_text_of_a_row():
             position += length
         everything = network(tokens[:, :-1], None, None, labels=tokens[:, 1:])
         assert not torch.allclose(packed, everything, atol=1e-3)
+
+
+def test_attention_between_borders_is_attention_under_the_mask(monkeypatch):
+    """Torch's kernel for borders needs a GPU; here a plain computation takes its place."""
+
+    def kernel(query, key, value, begins, also_begins, longest, also_longest, **causal):
+        assert causal in ({"is_causal": True}, {"window_size": (-1, 0)})
+        assert begins is also_begins and begins.dtype == torch.int32 and longest == also_longest == 16
+        parts = zip(*(heads.split(begins.diff().tolist()) for heads in (query, key, value)))
+        return torch.cat([attended.transpose(0, 1) for attended in map(causal_attention, parts)])
+
+    def causal_attention(part):
+        query, key, value = (heads.transpose(0, 1) for heads in part)
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    monkeypatch.setattr(transformer, "varlen_attn", kernel)
+    documents = torch.from_numpy(PackedBatches().rows(0, 0, 3).documents)
+    generator = torch.Generator().manual_seed(0)
+    angles, mixed = (torch.randn(shape, generator=generator) for shape in ((16, 1, 1, 8), (3, 16, 2 * 4 * 8)))
+    results = []
+    for mask in (transformer.crossing_mask(documents), transformer.borders(documents, steady=True)):
+        wanted = mixed.clone().requires_grad_()
+        context = transformer.attend(wanted, angles, groups=2, queries=2, mask=mask)
+        (context**2).sum().backward()
+        results.append((context, wanted.grad))
+    for exact, other in zip(*results):
+        assert torch.allclose(exact, other, atol=1e-5)
+
+
+@pytest.mark.skipif(transformer.varlen_attn is None, reason="this torch has no attention between borders")
+def test_torch_takes_the_borders_as_they_are_given():
+    heads = torch.empty(48, 4, 8, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    context = transformer.attend_between(heads, heads, heads, torch.empty(64, dtype=torch.int32, device="meta"), 16)
+    context.sum().backward()
+    assert context.shape == heads.grad.shape == heads.shape
+
+
+def test_compiled_code_for_borders_serves_batches_of_other_documents():
+    few, many = (torch.arange(16).div(length, rounding_mode="floor").expand(2, 16) for length in (8, 2))
+    assert transformer.borders(few).tolist() == [0, 8, 16, 24, 32]
+    assert transformer.borders(many).numel() == 17
+    assert transformer.borders(few, steady=True).shape == transformer.borders(many, steady=True).shape
+    assert transformer.borders(few, steady=True)[:6].tolist() == [0, 8, 16, 24, 32, 32]
 
 
 def test_packed_rows_train_whatever_the_micro_batch(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from curricula.curriculum.stream.batches import Rows
 from curricula.model import ExecutionConfig, ModelConfig, ScheduleConfig, TrainConfig, TrainJob
 from curricula.randomness import keyed_rng
 
@@ -57,3 +58,25 @@ class RandomBatches(msgspec.Struct, frozen=True, kw_only=True):
 
     def describe(self, step: int) -> dict[str, Any]:
         return {"phase": int(self._key(step) != self.key), "mix": {self._key(step): 1.0}}
+
+
+LENGTHS = (5, 4, 7)
+"""Of the texts in a row of `PackedBatches`."""
+
+
+class PackedBatches(RandomBatches):
+    """Each row holds three random texts."""
+
+    def rows(self, step: int, start: int, stop: int) -> Rows:
+        rng = np.random.default_rng(step)
+        texts = rng.integers(self.vocabulary, size=(self.global_batch, 3, self.sequence_length + 1))
+        packed = np.zeros((self.global_batch, self.sequence_length + 1), np.int64)
+        documents = np.full(packed.shape, len(LENGTHS), np.int32)
+        mask = np.zeros(packed.shape, np.float32)
+        position = 0
+        for number, length in enumerate(LENGTHS):
+            here = slice(position, position + length)
+            packed[:, here], documents[:, here] = texts[:, number, :length], number
+            mask[:, position + 1 : position + length] = 1.0
+            position += length
+        return Rows(packed[start:stop], mask[start:stop, 1:], documents[start:stop, :-1])

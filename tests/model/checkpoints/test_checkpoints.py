@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -17,8 +18,10 @@ from random_batches import SMALL, RandomBatches, train_job
 
 from curricula.errors import StorageError, UserError
 from curricula.fencing import Superseded, generation
-from curricula.model.checkpoints import folder, writer
+from curricula.model.checkpoints import checkpoint, folder, writer
 from curricula.model.checkpoints.folder import differences, latest_checkpoint, read_info
+from curricula.model.checkpoints.optimizer_state import _rectangles
+from curricula.model.megatron import CheckpointingException, ShardedTensor, distrib_optimizer
 from curricula.model.runtime.reporting import read_metrics
 from curricula.model.train import train
 
@@ -316,6 +319,43 @@ def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, name)
     assert raised.value.exit_code == os.EX_IOERR
     monkeypatch.undo()
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == files
+
+
+def test_a_save_gathers_no_state_from_other_ranks(tmp_path, monkeypatch):
+    def gathering(*args, **kwargs):
+        raise AssertionError("20 GB of a 1.7B model, on every rank")
+
+    monkeypatch.setattr(distrib_optimizer.DistributedOptimizer, "get_parameter_state_dp_zero", gathering)
+    train(train_job(tmp_path, stop_step=2), RandomBatches())
+    train(train_job(tmp_path, stop_step=3), RandomBatches())
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (7,)], ids=str)
+def test_ranges_of_a_parameter_are_stored_as_rectangles_that_cover_it_once(shape):
+    whole = torch.arange(math.prod(shape), dtype=torch.float32)
+    for first in range(whole.numel() + 1):
+        stored = torch.full((2, *shape), -1.0)
+        for begin, end in ((0, first), (first, whole.numel())):
+            piece = ShardedTensor(
+                "w", None, whole.dtype, shape, (2, *shape), (1,) + (0,) * len(shape), None, (0, 0, 0), 1
+            )
+            for part in _rectangles(piece, whole[begin:end], begin, "w"):
+                place = tuple(slice(o, o + n) for o, n in zip(part.global_offset, part.local_shape))
+                assert (stored[place] == -1).all()
+                stored[place] = part.data
+        assert torch.equal(stored[1], whole.view(shape)) and (stored[0] == -1).all()
+
+
+def test_an_intact_checkpoint_that_cannot_be_read_is_not_to_be_deleted(copy, monkeypatch):
+    def other_layout(*args, **kwargs):
+        raise CheckpointingException("Missing key in checkpoint state_dict: decoder.final_layernorm._extra_state.")
+
+    monkeypatch.setattr(checkpoint.dist_checkpointing, "load", other_layout)
+    with pytest.raises(
+        UserError, match="its files are intact but cannot be read here .*; keep it, .* torch "
+    ) as raised:
+        train(train_job(copy), RandomBatches())
+    assert "delete" not in str(raised.value)
 
 
 def test_differences_are_named_by_their_path():

@@ -102,6 +102,10 @@ def test_no_code_from_a_checkpoint_is_run(run, tmp_path, monkeypatch, plant, use
     folder = latest_checkpoint(run / "checkpoints")
     name = plant(folder, mark)
     hash_again(folder)
+    if plant is command_in_objects and use in (begin_with_weights, export):  # they read tensors alone
+        use(run, folder, tmp_path)
+        assert not mark.exists()
+        return
     with pytest.raises(UserError) as refused:
         use(run, folder, tmp_path)
     assert not mark.exists()

@@ -9,8 +9,8 @@ from random_batches import RandomBatches, train_job
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError
 from curricula.model.config import EngineConfig
-from curricula.model.network import build
-from curricula.model.network.build import choose_backend, describe
+from curricula.model.network import backends
+from curricula.model.network.backends import choose_backend, describe
 from curricula.model.runtime.distributed import Parallel, Ranks
 from curricula.model.train import train
 
@@ -26,17 +26,19 @@ def machine(device: str = "cuda", tensor_parallel: int = 1) -> Parallel:
 
 @pytest.fixture(params=[False, True], ids=["without packages", "with packages"])
 def has_te(request, monkeypatch):
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object() if request.param else None)
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object() if request.param else None)
     return request.param
 
 
-def test_the_best_backend_of_the_machine_is_chosen_and_the_log_says_why(has_te):
+def test_the_fastest_backend_is_chosen_and_the_log_says_why(has_te):
     assert choose_backend(EngineConfig(), machine("cpu")).name == "cpu"
-    chosen = choose_backend(EngineConfig(), machine())
-    assert chosen.name == ("te" if has_te else "torch")
-    said = describe(chosen, machine())
-    assert f"({'transformer_engine is installed' if has_te else 'transformer_engine is not installed'})" in said
-    assert "bfloat16; data parallel 8, tensor parallel 1" in said
+    for packed in (False, True):
+        chosen = choose_backend(EngineConfig(), machine(), packed)
+        assert chosen.name == "torch" and chosen.packed == packed
+        said = describe(chosen, machine())
+        assert "backend: torch (the fastest in bfloat16); bfloat16; data parallel 8, tensor parallel 1" in said
+        if has_te:
+            assert choose_backend(EngineConfig(fp8="delayed"), machine(), packed).name == "te"
 
 
 def test_a_setting_overrides_the_choice(has_te):
@@ -45,15 +47,6 @@ def test_a_setting_overrides_the_choice(has_te):
     parallel = machine(tensor_parallel=2)
     assert choose_backend(EngineConfig(), parallel).sequence_parallel
     assert not choose_backend(EngineConfig(sequence_parallel=False), parallel).sequence_parallel
-
-
-def test_packed_rows_get_attention_that_keeps_them_apart(has_te):
-    chosen = choose_backend(EngineConfig(), machine(), packed=True)
-    assert chosen.name == "torch" and (not has_te or chosen.reason == "packed rows need its attention")
-    assert choose_backend(EngineConfig(), machine("cpu"), packed=True).name == "cpu"
-    if has_te:
-        with pytest.raises(UsageError, match='engine.backend is "te", whose attention does not keep packed'):
-            choose_backend(EngineConfig(backend="te"), machine(), packed=True)
 
 
 def test_a_backend_that_cannot_run_here_is_refused(has_te):
@@ -76,6 +69,31 @@ def test_a_backend_that_cannot_run_here_is_refused(has_te):
             choose_backend(EngineConfig(backend="torch", attention="FA4"), machine())
         with pytest.raises(UsageError, match='engine.fp8 is "delayed", but transformer_engine is not installed'):
             choose_backend(EngineConfig(fp8="delayed"), machine())
+
+
+def test_flash_attention_is_not_passed_over_for_another_kernel(monkeypatch):
+    called = []
+    monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", called.append, raising=False)
+    flags = {
+        name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")
+        for name in ("flash", "cudnn", "mem_efficient", "math")
+    }
+    before = {name: enabled() for name, enabled in flags.items()}
+    try:
+        backends._order_attention_kernels("torch")
+        assert flags["flash"]() and flags["math"]() and not flags["cudnn"]()
+        backends._order_attention_kernels("FA4")
+        assert [name for name, enabled in flags.items() if enabled()] == ["flash"]
+        assert called == ["FA4"]
+    finally:
+        for name, enabled in before.items():
+            getattr(torch.backends.cuda, f"enable_{name}_sdp")(enabled)
+
+
+def test_the_log_names_the_attention_kernel_that_runs(tmp_path, caplog):
+    caplog.set_level("INFO")
+    train(train_job(tmp_path, stop_step=1), RandomBatches())
+    assert any(f"attention: {kernel}" in caplog.text for kernel in ("FLASH_ATTENTION", "MATH"))
 
 
 def losses(out, **engine) -> list[tuple[float, float]]:

@@ -1,0 +1,49 @@
+"""What one backend saved, every other can continue: with Transformer Engine's stand-in, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from paths import SUPPORT
+
+BACKENDS = ("cpu", "torch", "te", "te-fp8")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What `backends_in_child.py` prints."""
+    command = [sys.executable, str(SUPPORT / "backends_in_child.py"), str(tmp_path_factory.mktemp("backends"))]
+    ran = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("reader", BACKENDS)
+@pytest.mark.parametrize("writer", BACKENDS)
+def test_training_continues_from_the_checkpoint_of_any_backend(found, writer, reader):
+    assert found[f"{writer} to {reader}, whole"] == pytest.approx(found["undisturbed"], abs=1e-5)
+
+
+@pytest.mark.parametrize("reader", BACKENDS)
+@pytest.mark.parametrize("writer", BACKENDS)
+def test_tuning_begins_with_the_weights_of_any_backend(found, writer, reader):
+    assert found[f"{writer} to {reader}, weights"] == pytest.approx(found["cpu to cpu, weights"], abs=1e-5)
+
+
+def test_all_backends_take_the_fused_adamw_of_torch_and_keep_it_after_a_change(found):
+    assert set(map(str, found["optimizers"].values())) == {str({"class": "AdamW", "fused": [True, True]})}
+
+
+def test_the_history_of_delayed_fp8_scaling_survives_a_restart_and_takes_no_note_of_validation(found):
+    assert len(found["histories, undisturbed"]) == 8  # four products in each of two layers
+    assert found["histories, resumed"] == found["histories, undisturbed"]
+    assert found["histories, validated"] == found["histories, undisturbed"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_backends_keep_packed_documents_apart(found, backend):
+    assert found[f"packed, {backend}"] == pytest.approx(found["packed, cpu"], abs=1e-5)
