@@ -134,6 +134,9 @@ def main() -> None:
     options = machine.parser(__doc__)
     options.add_argument("--studies", type=int, default=25, help="simulated studies of each cell")
     options.add_argument("--seeds", type=int, nargs="*", default=(2, 3, 5, 10), help="numbers of training seeds")
+    options.add_argument(
+        "--null", type=int, default=50, help="simulated studies of equal arms; 100 times as many pairs"
+    )
     options.set_defaults(repeats=1)
     args = options.parse_args()
     about, measured = machine.describe(), []
@@ -162,7 +165,7 @@ def main() -> None:
         tables.append(table)
     alarms = machine.table("Equal arms: how often they differ, in %", "seeds", "p < 0.05", "p < 0.05 / 18")
     for seeds in args.seeds:
-        shares = false_alarms(seeds, 200 * args.studies)
+        shares = false_alarms(seeds, 100 * args.null)
         alarms.add_row(str(seeds), *(f"{100 * share:.2f}" for share in shares.values()))
         measured.append({"seeds": seeds, "of": "equal arms", **shares})
     verdicts = machine.table(
@@ -170,7 +173,7 @@ def main() -> None:
         "sd over seeds", "reproduced", "not reproduced", "studies with any",
     )  # fmt: skip
     for seed_sd in (0.0, 0.1, 0.16):
-        shares = null_verdicts(5, seed_sd, 2 * args.studies)
+        shares = null_verdicts(5, seed_sd, args.null)
         verdicts.add_row(f"{seed_sd:g}", *(f"{100 * share:.1f}" for share in shares.values()))
         measured.append({"seed_sd": seed_sd, "of": "claims", **shares})
     machine.report(args, about, [*tables, alarms, verdicts], [], measured)

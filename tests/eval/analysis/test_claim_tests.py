@@ -189,6 +189,25 @@ def test_rows_are_told_apart_by_the_seed_of_their_run():
     assert only(run_claim_tests(runs, [claim("benign-twenty-beats-sixty")])).seeds == 5
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained(ArmInfo):
+    """An arm of a study in which every arm is listed once for each seed, under a key of its own."""
+
+    seed: int = 0
+    key: str = ""
+
+
+def test_an_arm_that_is_listed_once_for_each_seed_is_one_arm_of_several_runs():
+    listed = [Trained(arm.name, arm.start, arm.interventions, seed=seed, key=f"{arm.name}-s{seed}")
+              for seed in (42, 43) for arm in ARMS]  # fmt: skip
+    rows = {(arm.key, "benign", "attacks-topk"): [generation(model_kind="benign")] for arm in listed}
+    probes = {(arm.key, "base"): probe_rows(arm, "base", "last", 0.8) for arm in listed}
+    runs = runs_of(StudyRows(tuple(listed), rows, probes))
+    assert [arm.name for arm in runs.arms] == [arm.name for arm in ARMS]
+    assert set(runs.generations) == {(arm.name, seed, "benign", "attacks-topk") for arm in ARMS for seed in (42, 43)}
+    assert set(runs.probes) == {(arm.name, seed, "base") for arm in ARMS for seed in (42, 43)}
+
+
 def test_an_incoherent_run_is_left_out_of_verdicts_and_named():
     def rate(arm: ArmInfo) -> float:
         return 0.0 if arm.start < 0.5 else 0.6
