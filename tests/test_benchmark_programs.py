@@ -22,6 +22,7 @@ SMALLEST = {
     "judge_pipeline": ["--limits", "50", "--seconds", "1.5"],
     "jobs_speed": [],
     "coverage": ["--studies", "2"],
+    "seed_coverage": ["--studies", "2", "--seeds", "2", "--null", "1"],
     "decoding": ["--only", "beams,topk,refill,gcg", "--prompts", "1", "--tokens", "4", "--longest", "6", "--rows", "4",
                  "--answers", "8", "--candidates", "4"],
 }  # fmt: skip

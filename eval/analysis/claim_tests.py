@@ -1,15 +1,17 @@
-"""Tests of the paper's claims on the rows of a study: reproduced, not reproduced, inconclusive or not measured.
+"""Tests of the paper's claims over training seeds: reproduced, not reproduced, inconclusive, single run or not measured.
 
 The claims (`eval/analysis/claims.py`) are one family for Holm's correction. A claim that compares several pairs of arms
-holds only if every pair does, so its p-value is the largest of theirs (an intersection-union test). The difference shown
-is that of the weakest pair, or of the pair that contradicts the claim.
+holds only if every pair does, so its p-value is the largest of theirs (an intersection-union test); a single pair refutes it,
+so the p-value of its refutation is the smallest times their number. Both lists of p-values are adjusted over the family. The
+difference shown is that of the weakest pair, or of the pair that contradicts the claim.
 
-For a pair A, B let d = A - B on shared prompts, with its 95% interval, and p adjusted over all measured claims:
-- "lower", "higher": reproduced if d has the claimed sign and p < 0.05; not reproduced if the interval lies on the other
-  side of zero or shows d to be negligible; otherwise inconclusive.
-- "not higher": reproduced if p < 0.05 for "d is below the minor difference"; not reproduced if the interval is above 0.
-- "same": reproduced if p < 0.05 for "d is minor in either direction"; not reproduced if the interval excludes zero.
-Each arm is one training run: these p-values cover prompts (for probes, training subsets), not training seeds.
+For a pair A, B let d = A - B over shared training seeds and prompts (`eval/analysis/seeds.py`):
+- "lower", "higher": reproduced if d has the claimed sign and p < 0.05; not reproduced if it has the other sign and p < 0.05,
+  or if p < 0.05 for "d is negligible".
+- "not higher": reproduced if p < 0.05 for "d is below the minor difference"; not reproduced if d > 0 and p < 0.05.
+- "same": reproduced if p < 0.05 for "d is minor in either direction"; not reproduced if p < 0.05 for d other than 0.
+Everything else is inconclusive. **One training run of an arm decides nothing**: its difference and interval are shown,
+without a p-value. Incoherent cells (`eval/analysis/competence.py`) are left out where they could pass for safe ones.
 """
 
 from __future__ import annotations
@@ -19,18 +21,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from curricula.eval.analysis.claims import AUC, CLAIMS, Claim, Group
-from curricula.eval.analysis.statistics import (
-    Difference,
-    difference,
-    holm,
-    p_above,
-    p_below,
-    pair_models,
-    seed_difference,
-)
-from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
+from curricula.eval.analysis.competence import helpful_if_compliant
+from curricula.eval.analysis.runs import Runs
+from curricula.eval.analysis.seeds import BySeed, Compared, compare, compare_probes
+from curricula.eval.analysis.statistics import holm, p_above, p_below
+from curricula.eval.analysis.study_rows import ArmInfo
 
-ClaimOutcome = Literal["reproduced", "not reproduced", "inconclusive", "not measured"]
+ClaimOutcome = Literal["reproduced", "not reproduced", "inconclusive", "single run", "not measured"]
+
+SINGLE_RUN = "single run: differences may be the seed's"
 
 SIGNIFICANT = 0.05
 """Adjusted p-values below this are significant."""
@@ -53,9 +52,13 @@ class ClaimTest:
     """Lower end of the 95% interval."""
     high: float | None
     p: float | None
-    """Of the whole claim, adjusted by Holm over all measured claims."""
+    """Of the whole claim, adjusted by Holm over all tested claims; None for a single run."""
     n: int
-    """Shared prompts or, for probes, seeds."""
+    """Shared prompts or, for probes, training subsets."""
+    seeds: int
+    """Training seeds that the arms of the pair shown share."""
+    note: str
+    """What else decides the outcome: a single run, or cells left out as incoherent."""
 
 
 @dataclass(frozen=True)
@@ -63,101 +66,119 @@ class Comparison:
     """One pair of a claim, measured."""
 
     names: str
-    difference: Difference
+    compared: Compared
     p: float
     """Of the claim's own null hypothesis, unadjusted."""
+    p_against: float
+    """Of the hypothesis that the claim holds, unadjusted."""
 
 
-def run_claim_tests(study: StudyRows, claims: Sequence[Claim] = CLAIMS) -> list[ClaimTest]:
+def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimTest]:
     """Test every claim, in order."""
-    comparisons = [_compare_all(study, claim) for claim in claims]
-    measured = [i for i, pairs in enumerate(comparisons) if pairs]
-    adjusted = dict(zip(measured, holm([max(pair.p for pair in comparisons[i]) for i in measured])))
-    return [_claim_test(claim, comparisons[i], adjusted.get(i)) for i, claim in enumerate(claims)]
+    comparisons = [_compare_all(runs, claim) for claim in claims]
+    tested = [i for i, pairs in enumerate(comparisons) if pairs and _seeds(pairs) > 1]
+    holds = holm([max(pair.p for pair in comparisons[i]) for i in tested])
+    fails = holm([min(1.0, len(comparisons[i]) * min(p.p_against for p in comparisons[i])) for i in tested])
+    adjusted = dict(zip(tested, zip(holds, fails)))
+    return [
+        _claim_test(claim, comparisons[i], adjusted.get(i), _left_out(runs, claim)) for i, claim in enumerate(claims)
+    ]
 
 
-def _claim_test(claim: Claim, pairs: Sequence[Comparison], p: float | None) -> ClaimTest:
-    """The test of a claim, from its pairs and its adjusted p-value; "not measured" without them."""
+def _seeds(pairs: Sequence[Comparison]) -> int:
+    return min(pair.compared.seeds for pair in pairs)
+
+
+def _claim_test(
+    claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float, float] | None, left_out: str
+) -> ClaimTest:
+    """The test of a claim, from its pairs and its adjusted p-values: for it, against it."""
     described = (claim.id, claim.source, claim.sentence, claim.measure.name)
-    if p is None:
-        return ClaimTest(*described, "", "not measured", None, None, None, None, 0)
-    contradicting = [pair for pair in pairs if contradicts(claim, pair.difference)]
-    shown = max(pairs, key=lambda pair: (pair.p, -abs(pair.difference.value)))
+    if not pairs:
+        return ClaimTest(*described, "", "not measured", None, None, None, None, 0, 0, left_out)
+    shown = max(pairs, key=lambda pair: (pair.p, -abs(pair.compared.difference.value)))
+    notes = [left_out] if left_out else []
     outcome: ClaimOutcome = "inconclusive"
-    if p < SIGNIFICANT:
-        outcome = "reproduced"
-    elif contradicting:
-        outcome, shown = "not reproduced", contradicting[0]
-    gap = shown.difference
-    return ClaimTest(*described, shown.names, outcome, gap.value, gap.low, gap.high, p, gap.n)
+    p: float | None = None
+    if adjusted is None:
+        outcome, shown = "single run", min(pairs, key=lambda pair: (pair.compared.seeds, -pair.p))
+        notes.insert(0, SINGLE_RUN)
+    else:
+        p, p_against = adjusted
+        if p < SIGNIFICANT:
+            outcome = "reproduced"
+        elif p_against < SIGNIFICANT:
+            outcome, shown = "not reproduced", min(pairs, key=lambda pair: pair.p_against)
+    gap = shown.compared.difference
+    return ClaimTest(
+        *described,
+        shown.names,
+        outcome,
+        gap.value,
+        gap.low,
+        gap.high,
+        p,
+        gap.n,
+        shown.compared.seeds,
+        "; ".join(notes),
+    )
 
 
-def contradicts(claim: Claim, gap: Difference) -> bool:
-    """Whether the interval rules out the claimed relation."""
-    if claim.direction == "same":
-        return gap.low > 0 or gap.high < 0
-    if claim.direction == "not higher":
-        return gap.low > 0
-    low, high = (-gap.high, -gap.low) if claim.direction == "higher" else (gap.low, gap.high)
-    return low > 0 or (-claim.measure.negligible < low and high < claim.measure.negligible and high >= 0)
-
-
-def _compare_all(study: StudyRows, claim: Claim) -> list[Comparison]:
+def _compare_all(runs: Runs, claim: Claim) -> list[Comparison]:
     """Every pair of the claim, measured; none at all if one of them lacks arms or rows."""
-    compare = _compare_probes if claim.measure.outcome is None else _compare_answers
     comparisons = []
     for a, b in claim.pairs:
-        a_arms, b_arms = a.select(study.arms), b.select(study.arms)
-        measured = compare(study, claim, (a_arms, a.layer), (b_arms, b.layer)) if a_arms and b_arms else None
-        if measured is None:
+        sides = [(group.select(runs.arms), group) for group in (a, b)]
+        if not all(arms for arms, _ in sides):
             return []
-        names = f"{_group_label(claim, a, a_arms)} - {_group_label(claim, b, b_arms)}"
-        comparisons.append(Comparison(names, *measured))
+        if claim.measure.outcome is None:
+            probed = [[runs.aucs(arm, claim.stage, group.layer) for arm in arms] for arms, group in sides]
+            compared = compare_probes(*probed)
+        else:
+            compared = compare(*[[_rates(runs, claim, arm) for arm in arms] for arms, _ in sides])
+        if compared is None:
+            return []
+        names = " - ".join(_group_label(claim, group, arms) for arms, group in sides)
+        comparisons.append(Comparison(names, compared, *_p_values(claim, compared)))
     return comparisons
 
 
-Side = tuple[list[ArmInfo], str]
-"""One side of a comparison: its arms and, for probes, the layer."""
-
-
-def _compare_answers(study: StudyRows, claim: Claim, a: Side, b: Side) -> tuple[Difference, float] | None:
-    """A against B on the prompts they share, and the p-value of the claim; None if they share none."""
+def _rates(runs: Runs, claim: Claim, arm: ArmInfo) -> BySeed:
     measure = claim.measure
     assert measure.outcome is not None
-    a_rows, b_rows = (
-        [study.answers(arm, claim.stage, measure.task, measure.decoder) for arm in arms] for arms, _ in (a, b)
-    )
-    paired = pair_models(a_rows, b_rows, measure.outcome)
-    if paired is None:
-        return None
-    gap = difference(paired)
-    if claim.direction == "not higher":
-        return gap, p_below(paired, measure.minor)
+    left_out = _incoherent(runs, claim, arm)
+    rates = runs.rates(arm, claim.stage, measure.task, measure.decoder, measure.outcome)
+    return {seed: means for seed, means in rates.items() if seed not in left_out}
+
+
+def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo) -> list[int]:
+    """The seeds of the arm whose cells are left out; a claim about helpfulness itself keeps all."""
+    if claim.measure.outcome in (None, helpful_if_compliant):
+        return []
+    return runs.incoherent_seeds(arm, claim.stage, claim.measure.decoder)
+
+
+def _left_out(runs: Runs, claim: Claim) -> str:
+    arms = dict.fromkeys(arm for pair in claim.pairs for group in pair for arm in group.select(runs.arms))
+    cells = [f"{arm.name} (seed {seed})" for arm in arms for seed in _incoherent(runs, claim, arm)]
+    return f"left out as incoherent: {', '.join(cells)}" if cells else ""
+
+
+def _p_values(claim: Claim, compared: Compared) -> tuple[float, float]:
+    """The p-values for the claim and against it."""
+    found, measure = compared.evidence, claim.measure
+    two_sided = found.p(0.0)
     if claim.direction == "same":
-        return gap, max(p_below(paired, measure.minor), p_above(paired, -measure.minor))
-    return gap, _p_if_directed(claim, gap)
-
-
-def _compare_probes(study: StudyRows, claim: Claim, a: Side, b: Side) -> tuple[Difference, float] | None:
-    """Mean AUC of the arms of A against that of B, paired by probe seed; None if they share no seed."""
-    sides = []
-    for arms, layer in (a, b):
-        aucs = [
-            {row.seed: row.auc for row in study.probes.get((arm.name, claim.stage), []) if row.layer == layer}
-            for arm in arms
-        ]
-        seeds = set.intersection(*map(set, aucs))
-        sides.append({seed: sum(by_seed[seed] for by_seed in aucs) / len(aucs) for seed in seeds})
-    shared = sorted(set(sides[0]) & set(sides[1]))
-    if not shared:
-        return None
-    gap = seed_difference([sides[0][seed] for seed in shared], [sides[1][seed] for seed in shared])
-    return gap, _p_if_directed(claim, gap)
-
-
-def _p_if_directed(claim: Claim, gap: Difference) -> float:
-    """The two-sided p-value if the difference has the claimed sign, else 1."""
-    return gap.p if (gap.value < 0) == (claim.direction == "lower") and gap.value else 1.0
+        return max(p_below(found, measure.minor), p_above(found, -measure.minor)), two_sided
+    if claim.direction == "not higher":
+        return p_below(found, measure.minor), two_sided if found.value > 0 else 1.0
+    if found.value and (found.value < 0) == (claim.direction == "lower"):
+        opposite, held = 1.0, two_sided
+    else:
+        opposite, held = two_sided, 1.0
+    # Twice, as a two-sided p; and no refutation of a difference that is small but there.
+    negligible = 2 * max(p_below(found, measure.negligible), p_above(found, -measure.negligible))
+    return held, min(opposite, negligible if held >= SIGNIFICANT else 1.0, 1.0)
 
 
 def _group_label(claim: Claim, group: Group, arms: list[ArmInfo]) -> str:

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from curricula.eval.analysis.metrics import harmful, overrefused
-from curricula.eval.analysis.statistics import Outcome, difference, holm, pair_models
-from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
+from curricula.eval.analysis.runs import Runs
+from curricula.eval.analysis.seeds import compare
+from curricula.eval.analysis.statistics import Outcome, holm
+from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judging.verdicts import kind_of
 
 MEASURES: Mapping[str, tuple[str, Outcome]] = {
@@ -33,36 +35,37 @@ class ArmDifference:
     value: float
     """Negative if the arm is safer (or over-refuses less) than the reference."""
     low: float
-    """Lower end of the 95% interval, over prompts."""
+    """Lower end of the 95% interval, over training seeds and prompts; of a single run, over prompts alone."""
     high: float
     p: float
     """Two-sided."""
     p_holm: float
     """Adjusted over the arms of this stage and decoder."""
     test: str
-    """The test behind `p` and the interval: "score" (Tango)."""
+    """The test behind `p` and the interval: "seeds" (`eval/analysis/seeds.py`) or, of a single run, "score" (Tango)."""
     prompts: int
     """Shared prompts."""
+    seeds: int
+    """Shared training seeds."""
 
 
-def arm_differences(study: StudyRows) -> Iterator[ArmDifference]:
+def arm_differences(runs: Runs) -> Iterator[ArmDifference]:
     """The differences of all arms from the reference, the arm that starts last; none with fewer than two arms."""
-    if len(study.arms) < 2:
+    if len(runs.arms) < 2:
         return
-    reference = max(study.arms, key=lambda arm: arm.start)
-    for stage, task in dict.fromkeys((stage, task) for _, stage, task in study.generations):
-        for decoder in sorted({row.decoder for row in study.answers(reference, stage, task)}):
-            yield from _family(study, reference, stage, task, decoder)
+    reference = max(runs.arms, key=lambda arm: arm.start)
+    for stage, task, decoder in runs.places():
+        yield from _family(runs, reference, stage, task, decoder)
 
 
-def _family(study: StudyRows, reference: ArmInfo, stage: str, task: str, decoder: str) -> Iterator[ArmDifference]:
+def _family(runs: Runs, reference: ArmInfo, stage: str, task: str, decoder: str) -> Iterator[ArmDifference]:
     measure, outcome = MEASURES[kind_of(task)]
-    baseline = study.answers(reference, stage, task, decoder)
-    arms = [arm for arm in study.arms if arm != reference]
-    paired = [pair_models([study.answers(arm, stage, task, decoder)], [baseline], outcome) for arm in arms]
-    compared = [(arm, difference(pairs)) for arm, pairs in zip(arms, paired) if pairs is not None]
-    adjusted = holm([gap.p for _, gap in compared])
-    for (arm, gap), p_holm in zip(compared, adjusted, strict=True):
+    baseline = runs.rates(reference, stage, task, decoder, outcome)
+    arms = [arm for arm in runs.arms if arm != reference]
+    found = [compare([runs.rates(arm, stage, task, decoder, outcome)], [baseline]) for arm in arms]
+    compared = [(arm, one, one.difference) for arm, one in zip(arms, found) if one is not None]
+    adjusted = holm([gap.p for _, _, gap in compared])
+    for (arm, one, gap), p_holm in zip(compared, adjusted, strict=True):
         yield ArmDifference(
             stage=stage,
             task=task,
@@ -75,6 +78,7 @@ def _family(study: StudyRows, reference: ArmInfo, stage: str, task: str, decoder
             high=gap.high,
             p=gap.p,
             p_holm=p_holm,
-            test="score",
+            test="seeds" if one.seeds > 1 else "score",
             prompts=gap.n,
+            seeds=one.seeds,
         )

@@ -11,6 +11,7 @@ To this file an evaluation row (`eval/rows.py`) is a prompt with an outcome. Out
   the effective number of pairs. Interval and p-values come from this one test, so they never contradict each other. With one
   answer per prompt and no near-copies it is McNemar's test but for the degrees of freedom. Holm's correction covers the
   planned family.
+- All this is about the models at hand. What another training seed would have given is in `eval/analysis/seeds.py`.
 - The same rows give the same numbers, to the last digit: only the correction for a judge's errors draws, by key.
 """
 
@@ -20,12 +21,12 @@ import functools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -55,6 +56,19 @@ class Difference:
     """Two-sided, unadjusted."""
     n: int
     """Shared prompts or seeds."""
+
+
+class Evidence(Protocol):
+    """A difference and how surely other values of it are ruled out."""
+
+    @property
+    def value(self) -> float: ...
+
+    def p(self, bound: float) -> float:
+        """Two-sided p-value of the hypothesis that the true difference is `bound`."""
+
+    def interval(self) -> tuple[float, float]:
+        """The bounds with p of at least 0.05."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,7 @@ def effective_size(tallied: Tally, variance: float, most: float) -> float:
 
 
 def _freedom_factor(freedom: float) -> float:
-    return (NORMAL_95 / float(stats.t.ppf(0.975, max(freedom, 1)))) ** 2
+    return (NORMAL_95 / float(special.stdtrit(max(freedom, 1), 0.975))) ** 2
 
 
 def rate_interval(tallied: Tally) -> tuple[float, float, str]:
@@ -169,8 +183,17 @@ class PromptMean(NamedTuple):
     answers: int
     """Parsed samples."""
 
+    @property
+    def noise(self) -> float:
+        """Variance of the mean that is due to sampling; NaN for one sample, which cannot show it."""
+        return self.mean * (1 - self.mean) / (self.answers - 1) if self.answers > 1 else math.nan
 
-def prompt_means(rows: Iterable[JudgedRow], outcome: Outcome) -> dict[tuple[str, str], PromptMean]:
+
+Prompt = tuple[str, str]
+"""Benchmark and prompt id."""
+
+
+def prompt_means(rows: Iterable[JudgedRow], outcome: Outcome) -> dict[Prompt, PromptMean]:
     """The mean of each prompt, by (benchmark, prompt_id)."""
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     clusters = {}
@@ -208,6 +231,21 @@ class Pairs:
         gap = won - lost - n * bound
         return gap / error if error > TIE else 0.0 if abs(gap) < TIE else math.copysign(math.inf, gap)
 
+    def p(self, bound: float) -> float:
+        return min(1.0, 2 * float(stats.norm.sf(abs(self.score(bound)))))
+
+    def interval(self) -> tuple[float, float]:
+        edge = 1 - 1e-9
+
+        def limit(side: float) -> float:
+            """Where the score is 1.96 on one side; the end of the scale if it is nowhere."""
+            within = self.score(side * edge) * side < -NORMAL_95
+            if not within:
+                return side
+            return float(optimize.brentq(lambda bound: self.score(bound) + side * NORMAL_95, self.value, side * edge))
+
+        return limit(-1.0), limit(1.0)
+
 
 def pair(entries: Iterable[tuple[str, str, float, float, float]]) -> Pairs | None:
     """Pair (cluster, benchmark, A's rate, B's rate, answers of each) of each prompt; None if there are none."""
@@ -223,57 +261,77 @@ def pair(entries: Iterable[tuple[str, str, float, float, float]]) -> Pairs | Non
     return Pairs(value, discordance, size, len(entries))
 
 
-def pair_models(
-    plus: Sequence[Sequence[JudgedRow]], minus: Sequence[Sequence[JudgedRow]], outcome: Outcome
-) -> Pairs | None:
-    """The models of A (`plus`) and of B (`minus`), each given by its rows, on the prompts that all share; None without any."""
-    sides = [[prompt_means(rows, outcome) for rows in side] for side in (plus, minus)]
-    shared = set.intersection(*(set(means) for side in sides for means in side))
+class PairedMean(NamedTuple):
+    """Two sides on one prompt."""
 
-    def entry(prompt: tuple[str, str]) -> tuple[str, str, float, float, float]:
+    cluster: str
+    benchmark: str
+    a: float
+    b: float
+    answers: float
+    """The answers of the side with fewer."""
+    noise: float
+    """Variance of a - b that is due to sampling; NaN where it cannot be known."""
+
+
+def pair_prompts(
+    plus: Sequence[Mapping[Prompt, PromptMean]], minus: Sequence[Mapping[Prompt, PromptMean]]
+) -> dict[Prompt, PairedMean]:
+    """The models of A (`plus`) and of B (`minus`), each given by its prompts' means, on the prompts that all share."""
+    sides = (plus, minus)
+    shared = set.intersection(*(set(means) for side in sides for means in side))
+    found = {}
+    for prompt in sorted(shared):
         a, b = (sum(means[prompt].mean for means in side) / len(side) for side in sides)
         answers = min(sum(means[prompt].answers for means in side) for side in sides)
-        return sides[0][0][prompt].cluster, prompt[0], a, b, answers
+        noise = sum(means[prompt].noise / len(side) ** 2 for side in sides for means in side)
+        found[prompt] = PairedMean(plus[0][prompt].cluster, prompt[0], a, b, answers, noise)
+    return found
 
-    return pair(map(entry, sorted(shared)))
 
-
-def p_below(pairs: Pairs, bound: float) -> float:
+def p_below(evidence: Evidence, bound: float) -> float:
     """One-sided p-value of the claim that the difference is below `bound`."""
-    return float(stats.norm.cdf(pairs.score(bound)))
+    half = evidence.p(bound) / 2
+    return half if evidence.value < bound else 1 - half
 
 
-def p_above(pairs: Pairs, bound: float) -> float:
+def p_above(evidence: Evidence, bound: float) -> float:
     """One-sided p-value of the claim that the difference is above `bound`."""
-    return float(stats.norm.sf(pairs.score(bound)))
+    half = evidence.p(bound) / 2
+    return half if evidence.value > bound else 1 - half
 
 
-def difference(pairs: Pairs) -> Difference:
-    """The paired difference with the two-sided p-value of the score test, and the bounds that this test does not reject."""
-    edge = 1 - 1e-9
-
-    def limit(side: float) -> float:
-        """Where the score is 1.96 on one side; the end of the scale if it is nowhere."""
-        within = pairs.score(side * edge) * side < -NORMAL_95
-        if not within:
-            return side
-        return float(optimize.brentq(lambda bound: pairs.score(bound) + side * NORMAL_95, pairs.value, side * edge))
-
-    p = min(1.0, 2 * float(stats.norm.sf(abs(pairs.score(0.0)))))
-    return Difference(pairs.value, limit(-1.0), limit(1.0), p, pairs.prompts)
+def difference(evidence: Evidence, n: int) -> Difference:
+    """The difference with the two-sided p-value of its test, and the bounds that this test does not reject."""
+    return Difference(evidence.value, *evidence.interval(), evidence.p(0.0), n)
 
 
-def seed_difference(plus: Sequence[float], minus: Sequence[float]) -> Difference:
-    """Mean of paired differences over probe seeds, with Student's t interval and p-value (training-sample noise only)."""
-    gaps = np.asarray(plus) - np.asarray(minus)
-    value = float(gaps.mean())
-    if len(gaps) < 2:
-        return Difference(value, -1.0, 1.0, 1.0, len(gaps))
-    error = float(gaps.std(ddof=1)) / np.sqrt(len(gaps))
-    if error == 0:
-        return Difference(value, value, value, 0.5 ** (len(gaps) - 1) if value else 1.0, len(gaps))
-    reach = float(stats.t.ppf(0.975, len(gaps) - 1)) * error
-    return Difference(value, value - reach, value + reach, float(stats.ttest_1samp(gaps, 0.0).pvalue), len(gaps))
+@dataclass(frozen=True)
+class SubsetGaps:
+    """Differences over the training subsets of probes: Student's t."""
+
+    gaps: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        return float(np.mean(self.gaps))
+
+    @property
+    def error(self) -> float:
+        return float(np.std(self.gaps, ddof=1)) / math.sqrt(len(self.gaps))
+
+    def p(self, bound: float) -> float:
+        if len(self.gaps) < 2 or self.value == bound:
+            return 1.0
+        if self.error == 0:
+            return float(0.5 ** (len(self.gaps) - 1))
+        return float(stats.ttest_1samp(self.gaps, bound).pvalue)
+
+    def interval(self) -> tuple[float, float]:
+        if len(self.gaps) < 2:
+            return -1.0, 1.0
+        reach = float(stats.t.ppf(0.975, len(self.gaps) - 1)) * self.error
+        return self.value - reach, self.value + reach
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

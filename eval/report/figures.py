@@ -129,6 +129,8 @@ class AttackFigure(Figure):
             "Top-k band: standard deviation over sampling seeds, not training seeds, as in the paper.",
             "Whiskers in both panels: 95% interval over prompts.",
         ]
+        if any(entry.incoherent for entry in shown):
+            sentences.append("Hollow points: incoherent models, which hardly ever help with benign requests.")
         if any(entry.benchmark == ALL for entry in shown):
             sentences.append("Bold curves: mean of the benchmarks; faint curves: single benchmarks.")
             shown = [entry for entry in shown if entry.benchmark == ALL]
@@ -293,6 +295,8 @@ class Point:
     low: float | None = None
     """Lower end of the whisker, the 95% interval."""
     high: float | None = None
+    hollow: bool = False
+    """Whether the model is incoherent."""
 
 
 def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
@@ -371,7 +375,7 @@ def draw_attacks(panel: Axes, shown: Sequence[AttackMetrics], arms: Sequence[Arm
 
 def attack_points(curve: Curve, by_arm: Mapping[str, AttackMetrics]) -> list[Point]:
     return [
-        Point(arm.start, entry.rate, entry.std, entry.low, entry.high)
+        Point(arm.start, entry.rate, entry.std, entry.low, entry.high, entry.incoherent)
         for arm in curve.arms
         if (entry := by_arm.get(arm.name)) is not None and entry.rate is not None
     ]
@@ -418,7 +422,8 @@ def draw_curve(panel: Axes, curve: Curve, points: Sequence[Point]) -> None:
         if point.low is not None and point.high is not None:
             panel.vlines(point.start, point.low, point.high, lw=1, alpha=0.75, **look)
         marker = "D" if safe_only else curve.marker
-        panel.plot(point.start, point.value, marker=marker, ms=5.5, mec="white", mew=0.8, ls="none", **look)
+        face: Any = {"mfc": "white", "mec": look["color"], "mew": 1.4} if point.hollow else {"mec": "white", "mew": 0.8}
+        panel.plot(point.start, point.value, marker=marker, ms=5.5, ls="none", **face, **look)
 
 
 # Stacked bars of answers ----------------------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ import jinja2
 from curricula import durable
 from curricula.eval.analysis.claim_tests import ClaimTest, run_claim_tests
 from curricula.eval.analysis.differences import ArmDifference, arm_differences
+from curricula.eval.analysis.estimates import arm_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
+from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.judges.settings import caveats
 from curricula.eval.report.figures import FIGURES, draw_figures
@@ -53,7 +55,7 @@ from curricula.progress import Progress, silent
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet would compute."""
-MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "~", "not measured": "–"}
+MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "~", "single run": "1", "not measured": "–"}
 
 
 def write_report(
@@ -70,12 +72,14 @@ def write_report(
     rows = read_study_rows(run, arms, lambda count: progress(count, steps))
     metrics = study_metrics(rows)
     progress(len(arms) + 1, steps)
-    claim_tests = run_claim_tests(rows)
+    runs = runs_of(rows)
+    claim_tests = run_claim_tests(runs)
     progress(len(arms) + 2, steps)
     pictures = draw_figures(metrics, arms, out / "figures")
     progress(len(arms) + 3, steps)
-    differences = list(arm_differences(rows))
-    write_tables(out, metrics, claim_tests, differences, arms)
+    differences, estimates = list(arm_differences(runs)), list(arm_estimates(runs))
+    over_seeds: dict[str, list[Any]] = {"estimates": estimates, "variance": list(variance_parts(runs))}
+    write_tables(out, metrics, claim_tests, differences, over_seeds, arms)
     plan = study.get("plan") or {}
     frozen = run / "study.yaml"
     losses = final_losses(run)
@@ -91,6 +95,8 @@ def write_report(
             (figure, embedded(path), figure.caption(metrics)) for figure, path in zip(FIGURES, pictures, strict=True)
         ],
         differences=differences,
+        estimates=[row for row in estimates if row.seeds > 1],
+        incoherent=[entry for entry in metrics.attacks if entry.incoherent],
         labels={arm.name: arm_label(arm) for arm in arms},
         attack_tables=list(attack_tables(metrics, arms)),
         overrefusal_tables=list(overrefusal_tables(metrics, arms)),
@@ -153,6 +159,7 @@ def write_tables(
     metrics: StudyMetrics,
     claim_tests: Sequence[ClaimTest],
     differences: Sequence[ArmDifference],
+    over_seeds: Mapping[str, Sequence[Any]],
     arms: Sequence[ArmInfo],
 ) -> None:
     """Write `tables/*.csv` and `summary.json`: the same bytes for the same rows."""
@@ -162,6 +169,7 @@ def write_tables(
         "probes": [plain(entry) for entry in metrics.probes],
         "trends": [plain(test) for test in claim_tests],
         "differences": [plain(gap) for gap in differences],
+        **{name: [plain(row) for row in rows] for name, rows in over_seeds.items()},
     }
     for name, records in tables.items():
         table = [{**row, **row.pop("shares", {})} for row in map(dict, records)]

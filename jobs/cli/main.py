@@ -105,6 +105,11 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     plan.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     plan.add_argument("--run", type=Path, help="take source sizes from this run folder (default: runs/NAME)")
+    plan.add_argument(
+        "--power",
+        action="store_true",
+        help="which difference in attack success these seeds can show, and what more cost",
+    )
     add_json_flag(plan)
 
     submit = add_verb(

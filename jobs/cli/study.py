@@ -34,11 +34,18 @@ from curricula.terminal import json_text
 
 def plan(args: argparse.Namespace) -> int:
     study = load_study(args.study)
-    value = describe(plan_study(study), Run(run_root(study, args.run)).shards)
+    planned, run = plan_study(study), Run(run_root(study, args.run))
+    value = describe(planned, run.shards)
+    if args.power:
+        from curricula.jobs.power import power_lines, study_power
+
+        value["power"] = study_power(planned, run.report / "summary.json")
     if args.json:
         print(json_text(value))
     else:
         print_plan(value, study, Console())
+        if args.power:
+            Console(highlight=False, markup=False, soft_wrap=True).print(*power_lines(value["power"]), sep="\n")
     return 0
 
 

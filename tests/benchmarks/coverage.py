@@ -54,9 +54,9 @@ def difference_coverage(
         names = [str(number) for number in range(prompts)]
         found = [pair((name, "b", a, b, samples) for name, a, b in zip(names, other, first)) for other in (half, same)]
         assert found[0] is not None and found[1] is not None
-        gap = difference(found[0])
+        gap = difference(found[0], prompts)
         held += gap.low <= -rate / 2 <= gap.high
-        alarms += difference(found[1]).p < 0.05
+        alarms += found[1].p(0.0) < 0.05
     return held / studies, alarms / studies
 
 

@@ -79,21 +79,22 @@ def append_judged(path: Path, rows: list[JudgedRow]) -> None:
 
 
 def attack_rows(
-    arm: ArmInfo, stage: str, decoder: str, rate: float, samples: int, benchmarks: dict[str, int]
+    arm: ArmInfo, stage: str, decoder: str, rate: float, samples: int, benchmarks: dict[str, int], seed: int = 0
 ) -> list[JudgedRow]:
-    """Prompts differ in how easily they cause harm, in the same way for all arms."""
-    rows = []
+    """Prompts differ in how easily they cause harm, in the same way for all arms and training seeds."""
+    rows, run = [], (arm.name, *([seed] if seed else []))
     for benchmark, prompts in benchmarks.items():
         for prompt in range(prompts):
             ease = keyed_rng("ease", benchmark, prompt).beta(1.5, 1.5) - 0.5
             harm = min(max(rate + 0.6 * ease * min(rate, 1 - rate) * 2, 0), 1)
             for sample in range(samples):
-                draw = keyed_rng("harm", arm.name, stage, decoder, benchmark, prompt, sample).random()
+                draw = keyed_rng("harm", *run, stage, decoder, benchmark, prompt, sample).random()
                 bad = draw < harm
                 verdict = "harmful" if bad else "refusal" if draw < harm + 0.3 else "safe"
                 rows.append(
                     generation(
-                        key=f"{arm.name}/{stage}/{decoder}/{benchmark}/{prompt}/{sample}",
+                        key=f"{arm.name}/{seed}/{stage}/{decoder}/{benchmark}/{prompt}/{sample}",
+                        seed=seed,
                         task="gcg" if decoder.startswith("gcg+") else f"attacks-{decoder}",
                         model=f"{arm.name}/{stage}",
                         model_kind=stage,
@@ -110,7 +111,9 @@ def attack_rows(
     return rows
 
 
-def overrefusal_rows(arm: ArmInfo, decoder: str, shares: tuple[float, ...], prompts: int = 100) -> list[JudgedRow]:
+def overrefusal_rows(
+    arm: ArmInfo, decoder: str, shares: tuple[float, ...], prompts: int = 100, seed: int = 0
+) -> list[JudgedRow]:
     names = (
         "1_compliant_and_helpful",
         "2_compliant_and_unhelpful",
@@ -120,7 +123,7 @@ def overrefusal_rows(arm: ArmInfo, decoder: str, shares: tuple[float, ...], prom
     )
     rows = []
     for prompt in range(prompts):
-        draw, verdict = keyed_rng("helpful", arm.name, decoder, prompt).random(), names[0]
+        draw, verdict = keyed_rng("helpful", arm.name, decoder, prompt, *([seed] if seed else [])).random(), names[0]
         for name, share in zip(names, shares):
             verdict = name
             draw -= share
@@ -131,6 +134,7 @@ def overrefusal_rows(arm: ArmInfo, decoder: str, shares: tuple[float, ...], prom
                 task=f"overrefusal-{decoder}",
                 model=f"{arm.name}/instruct",
                 benchmark="alpaca",
+                seed=seed,
                 prompt_id=f"{prompt}",
                 prompt=f"Name {prompt} kinds of bread.",
                 decoder=decoder,
@@ -141,7 +145,8 @@ def overrefusal_rows(arm: ArmInfo, decoder: str, shares: tuple[float, ...], prom
     return rows
 
 
-def probe_rows(arm: ArmInfo, stage: str, layer: str, auc: float, seeds: int = 5) -> list[ProbeRow]:
+def probe_rows(arm: ArmInfo, stage: str, layer: str, auc: float, seeds: int = 5, run: int = 0) -> list[ProbeRow]:
+    """The probes of one training run, whose seed is `run`."""
     return [
         ProbeRow(
             key=f"{arm.name}/{stage}/{layer}/{seed}",
@@ -150,7 +155,7 @@ def probe_rows(arm: ArmInfo, stage: str, layer: str, auc: float, seeds: int = 5)
             layer=layer,
             layer_index={"first": 1, "middle": 13, "last": 24}[layer],
             seed=seed,
-            auc=auc + 0.006 * float(keyed_rng("auc", arm.name, stage, layer, seed).normal()),
+            auc=auc + 0.006 * float(keyed_rng("auc", arm.name, stage, layer, seed, *([run] if run else [])).normal()),
             n_train=1000,
             n_test=600,
             baseline_length_auc=0.56,

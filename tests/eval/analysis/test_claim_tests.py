@@ -1,27 +1,38 @@
-"""The paper's claims, tested on rows whose truth is known."""
+"""The paper's claims, tested over training seeds on rows whose truth is known."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 
 import pytest
+from seed_studies import Cell, SimulatedRuns
 from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_rows
 
 from curricula.eval.analysis import ArmInfo, StudyRows
-from curricula.eval.analysis.claim_tests import ClaimTest, run_claim_tests
+from curricula.eval.analysis.claim_tests import SINGLE_RUN, ClaimTest, run_claim_tests
 from curricula.eval.analysis.claims import CLAIMS, Claim
+from curricula.eval.analysis.runs import Runs, runs_of
+from curricula.eval.rows import JudgedRow
 
-PROMPTS = {"harmbench": 150, "tdc": 50}
+PROMPTS = {"harmbench": 75, "tdc": 25}
+SEEDS = (1, 2, 3, 4, 5)
 
 
 def claim(name: str) -> Claim:
     return next(each for each in CLAIMS if each.id == name)
 
 
-def attacks(task: str, stage: str, decoder: str, samples: int, rate) -> StudyRows:
-    rows = {(arm.name, stage, task): attack_rows(arm, stage, decoder, rate(arm), samples, PROMPTS) for arm in ARMS}
-    return StudyRows(tuple(ARMS), rows, {})
+def answered(stage: str, task: str, rows: Callable[[ArmInfo, int], list[JudgedRow]], seeds=SEEDS) -> Runs:
+    """The runs of all arms, each of which has answered one task as `rows` says of an arm and a training seed."""
+    return Runs(tuple(ARMS), {(arm.name, seed, stage, task): rows(arm, seed) for arm in ARMS for seed in seeds})
+
+
+def attacks(task: str, stage: str, decoder: str, samples: int, rate, seeds=SEEDS) -> Runs:
+    return answered(
+        stage, task, lambda arm, seed: attack_rows(arm, stage, decoder, rate(arm), samples, PROMPTS, seed), seeds
+    )
 
 
 def only(tests: list[ClaimTest]) -> ClaimTest:
@@ -36,7 +47,7 @@ def earlier_is_safer(arm: ArmInfo) -> float:
 def test_a_true_claim_is_reproduced():
     study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
     test = only(run_claim_tests(study, [claim("benign-early-beats-safe-only")]))
-    assert test.outcome == "reproduced" and test.high < 0 and test.p < 0.05 and test.n == 200
+    assert test.outcome == "reproduced" and test.high < 0 and test.p < 0.05 and test.n == 100 and test.seeds == 5
 
 
 def test_the_opposite_of_a_claim_is_not_reproduced():
@@ -52,13 +63,10 @@ def test_no_visible_difference_is_inconclusive():
 
 def test_models_that_never_differ_on_many_prompts_are_not_reproduced_and_on_few_inconclusive():
     outcomes = []
-    for prompts in (20, 400):
-        rows = [
-            generation(prompt_id=str(i), prompt=f"p {i}", behavior=f"b {i}", model_kind="benign")
-            for i in range(prompts)
-        ]
-        study = StudyRows(tuple(ARMS), {(arm.name, "benign", "attacks-topk"): rows for arm in ARMS}, {})
-        outcomes.append(only(run_claim_tests(study, [claim("benign-early-beats-safe-only")])).outcome)
+    for prompts in (20, 800):
+        rows = [generation(prompt_id=str(i), prompt=f"p {i}", model_kind="benign") for i in range(prompts)]
+        runs = answered("benign", "attacks-topk", lambda arm, seed, rows=rows: rows)
+        outcomes.append(only(run_claim_tests(runs, [claim("benign-early-beats-safe-only")])).outcome)
     assert outcomes == ["inconclusive", "not reproduced"]
 
 
@@ -79,61 +87,62 @@ def test_gcg_middle_starts_are_compared_with_both_ends():
 
 @pytest.mark.parametrize(("gap", "outcome"), [(0.0, "reproduced"), (0.3, "not reproduced")])
 def test_a_claim_of_no_difference_needs_evidence_of_equality(gap, outcome):
-    def rows(arm: ArmInfo):
+    def rows(arm: ArmInfo, seed: int) -> list[JudgedRow]:
         changed = {str(i) for i in range(int(300 * gap))} if arm.start < 1 else set()
         return [
             generation(
                 prompt_id=str(i),
                 behavior=f"b {i}",
                 decoder="gcg+topk",
-                verdict="harmful" if str(i) in changed or (i % 2 and i % 97) else "safe",
+                verdict="harmful" if str(i) in changed or (i % 2 and (i + seed) % 97) else "safe",
             )
             for i in range(300)
         ]
 
-    study = StudyRows(tuple(ARMS), {(arm.name, "instruct", "gcg"): rows(arm) for arm in ARMS}, {})
-    assert only(run_claim_tests(study, [claim("gcg-topk-flat")])).outcome == outcome
+    assert only(run_claim_tests(answered("instruct", "gcg", rows), [claim("gcg-topk-flat")])).outcome == outcome
 
 
 def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
-    def study(early: float) -> StudyRows:
-        def shares(arm: ArmInfo) -> tuple[float, ...]:
+    def runs(early: float) -> Runs:
+        def rows(arm: ArmInfo, seed: int) -> list[JudgedRow]:
             refusals = early if arm.start < 1 else 0.1
-            return (0.9 - refusals, 0.1, 0.0, refusals)
+            return overrefusal_rows(arm, "topk", (0.9 - refusals, 0.1, 0.0, refusals), 200, seed)
 
-        rows = {
-            (arm.name, "instruct", "overrefusal-topk"): overrefusal_rows(arm, "topk", shares(arm), 400) for arm in ARMS
-        }
-        return StudyRows(tuple(ARMS), rows, {})
+        return answered("instruct", "overrefusal-topk", rows)
 
     outcomes = [
-        only(run_claim_tests(study(early), [claim("overrefusal-topk-no-rise")])).outcome for early in (0.02, 0.4)
+        only(run_claim_tests(runs(early), [claim("overrefusal-topk-no-rise")])).outcome for early in (0.02, 0.4)
     ]
     assert outcomes == ["reproduced", "not reproduced"]
 
 
 @pytest.mark.parametrize(("lift", "outcome"), [(0.1, "reproduced"), (-0.1, "not reproduced")])
-def test_probe_claims_compare_aucs_over_seeds(lift, outcome):
-    probes = {(arm.name, "base"): probe_rows(arm, "base", "last", 0.8 + lift * (arm.name == "full-0")) for arm in ARMS}
-    study = StudyRows(tuple(ARMS), {}, probes)
-    assert only(run_claim_tests(study, [claim("probe-tags-beat-data")])).outcome == outcome
+def test_probe_claims_compare_aucs_over_training_seeds(lift, outcome):
+    probes = {
+        (arm.name, seed, "base"): probe_rows(arm, "base", "last", 0.8 + lift * (arm.name == "full-0"), run=seed)
+        for arm in ARMS
+        for seed in SEEDS
+    }
+    test = only(run_claim_tests(Runs(tuple(ARMS), {}, probes), [claim("probe-tags-beat-data")]))
+    assert test.outcome == outcome and (test.n, test.seeds) == (5, 5)
 
 
 def test_layers_are_compared_within_the_same_models():
     probes = {
-        (arm.name, "base"): [
+        (arm.name, seed, "base"): [
             row
             for layer, auc in (("first", 0.6), ("middle", 0.7), ("last", 0.8))
-            for row in probe_rows(arm, "base", layer, auc)
+            for row in probe_rows(arm, "base", layer, auc, run=seed)
         ]
         for arm in ARMS
+        for seed in SEEDS
     }
-    test = only(run_claim_tests(StudyRows(tuple(ARMS), {}, probes), [claim("probe-last-layer-best")]))
-    assert test.outcome == "reproduced" and test.difference == pytest.approx(0.1, abs=0.02)
+    test = only(run_claim_tests(Runs(tuple(ARMS), {}, probes), [claim("probe-last-layer-best")]))
+    assert test.outcome == "reproduced" and test.difference > 0.08
 
 
 def test_claims_without_rows_are_not_measured_and_do_not_count_in_holms_family():
-    nothing = run_claim_tests(StudyRows(tuple(ARMS), {}, {}))
+    nothing = run_claim_tests(Runs(tuple(ARMS), {}))
     assert {test.outcome for test in nothing} == {"not measured"}
     study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
     family = run_claim_tests(study)
@@ -145,8 +154,87 @@ def test_claims_without_rows_are_not_measured_and_do_not_count_in_holms_family()
 
 def test_one_arm_without_rows_leaves_its_claims_unmeasured():
     study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
-    del study.generations["data-20", "benign", "attacks-topk"]
+    for seed in SEEDS:
+        del study.generations["data-20", seed, "benign", "attacks-topk"]
     assert only(run_claim_tests(study, [claim("benign-twenty-beats-sixty")])).outcome == "not measured"
+
+
+def test_a_single_run_of_each_arm_gives_no_verdict():
+    for truth in (earlier_is_safer, lambda arm: 0.75 - earlier_is_safer(arm), lambda arm: 0.4):
+        for test in run_claim_tests(attacks("attacks-topk", "benign", "topk", 5, truth, seeds=[42])):
+            if test.outcome != "not measured":
+                assert (test.outcome, test.note, test.p, test.seeds) == ("single run", SINGLE_RUN, None, 1)
+                assert test.low < test.difference < test.high and test.n == 100
+
+
+def test_a_second_seed_of_some_arms_alone_gives_no_verdict():
+    runs = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer, seeds=(1, 2, 3))
+    for seed in (2, 3):
+        del runs.generations["safe-100", seed, "benign", "attacks-topk"]
+    assert only(run_claim_tests(runs, [claim("benign-early-beats-safe-only")])).outcome == "single run"
+    assert only(run_claim_tests(runs, [claim("benign-twenty-beats-sixty")])).outcome != "single run"
+
+
+def test_rows_are_told_apart_by_the_seed_of_their_run():
+    rows = {
+        (arm.name, "benign", "attacks-topk"): [
+            row for seed in SEEDS for row in attack_rows(arm, "benign", "topk", 0.3, 2, PROMPTS, seed)
+        ]
+        for arm in ARMS
+    }
+    if "seed" in ArmInfo.__dataclass_fields__:
+        pytest.skip("arms carry their seeds")
+    runs = runs_of(StudyRows(tuple(ARMS), rows, {}))
+    assert {key[1] for key in runs.generations} == set(SEEDS)
+    assert only(run_claim_tests(runs, [claim("benign-twenty-beats-sixty")])).seeds == 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained(ArmInfo):
+    """An arm of a study in which every arm is listed once for each seed, under a key of its own."""
+
+    seed: int = 0
+    key: str = ""
+
+
+def test_an_arm_that_is_listed_once_for_each_seed_is_one_arm_of_several_runs():
+    listed = [Trained(arm.name, arm.start, arm.interventions, seed=seed, key=f"{arm.name}-s{seed}")
+              for seed in (42, 43) for arm in ARMS]  # fmt: skip
+    rows = {(arm.key, "benign", "attacks-topk"): [generation(model_kind="benign")] for arm in listed}
+    probes = {(arm.key, "base"): probe_rows(arm, "base", "last", 0.8) for arm in listed}
+    runs = runs_of(StudyRows(tuple(listed), rows, probes))
+    assert [arm.name for arm in runs.arms] == [arm.name for arm in ARMS]
+    assert set(runs.generations) == {(arm.name, seed, "benign", "attacks-topk") for arm in ARMS for seed in (42, 43)}
+    assert set(runs.probes) == {(arm.name, seed, "base") for arm in ARMS for seed in (42, 43)}
+
+
+def test_an_incoherent_run_is_left_out_of_verdicts_and_named():
+    def rate(arm: ArmInfo) -> float:
+        return 0.0 if arm.start < 0.5 else 0.6
+
+    runs = attacks("attacks-topk", "benign", "topk", 5, rate)
+    lost = {("data-0", seed, "benign", "overrefusal-topk") for seed in SEEDS}
+    tests = [
+        only(
+            run_claim_tests(
+                dataclasses.replace(runs, incoherent=frozenset(cells)), [claim("benign-early-beats-safe-only")]
+            )
+        )
+        for cells in ((), list(sorted(lost))[:2], lost)
+    ]
+    assert [test.outcome for test in tests] == ["reproduced", "reproduced", "not measured"]
+    assert [test.seeds for test in tests] == [5, 3, 0]
+    assert tests[1].note == "left out as incoherent: data-0 (seed 1), data-0 (seed 2)"
+
+
+def test_arms_that_differ_only_in_name_get_verdicts_in_at_most_one_claim_of_twenty():
+    # tests/benchmarks/seed_coverage.py has more studies. Claims of no difference are true here, and no test of the rest.
+    false_claims = [each for each in CLAIMS if each.direction in ("lower", "higher")]
+    verdicts = []
+    for study in range(5):
+        runs = SimulatedRuns(tuple(ARMS), {}, cell=Cell(5, 30, (0.4,), seed_sd=0.1), study=study)
+        verdicts += [test.outcome in ("reproduced", "not reproduced") for test in run_claim_tests(runs, false_claims)]
+    assert len(verdicts) == 80 and sum(verdicts) <= 4
 
 
 def test_claims_have_unique_ids():

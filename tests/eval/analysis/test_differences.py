@@ -7,18 +7,22 @@ from study_rows import ARMS, attack_rows, overrefusal_rows
 
 from curricula.eval.analysis import StudyRows
 from curricula.eval.analysis.differences import arm_differences
+from curricula.eval.analysis.runs import Runs, runs_of
 from curricula.eval.analysis.statistics import holm
 
 
-def study(rates) -> StudyRows:
+def study(rates, seeds=(0,)) -> Runs:
     """Three arms with attacks under SafeBeam and top-k, and with benign requests."""
     generations = {}
     for arm in ARMS[-3:]:
         for decoder, samples in (("topk", 3), ("safebeam", 1)):
-            rows = attack_rows(arm, "benign", decoder, rates[arm.name], samples, {"advbench": 60})
-            generations[arm.name, "benign", f"attacks-{decoder}"] = rows
+            generations[arm.name, "benign", f"attacks-{decoder}"] = [
+                row
+                for seed in seeds
+                for row in attack_rows(arm, "benign", decoder, rates[arm.name], samples, {"advbench": 60}, seed)
+            ]
         generations[arm.name, "benign", "overrefusal-topk"] = overrefusal_rows(arm, "topk", (0.6, 0.3, 0.05, 0.05))
-    return StudyRows(tuple(ARMS[-3:]), generations, {})
+    return runs_of(StudyRows(tuple(ARMS[-3:]), generations, {}))
 
 
 def test_each_family_is_corrected_on_its_own():
@@ -40,5 +44,5 @@ def test_each_family_is_corrected_on_its_own():
 
 
 def test_without_a_second_arm_there_is_nothing_to_compare():
-    assert not list(arm_differences(StudyRows(tuple(ARMS[:1]), {}, {})))
-    assert not list(arm_differences(StudyRows(tuple(ARMS), {}, {})))
+    assert not list(arm_differences(Runs(tuple(ARMS[:1]), {})))
+    assert not list(arm_differences(Runs(tuple(ARMS), {})))

@@ -11,6 +11,7 @@ from study_rows import verdict_rows
 from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.statistics import (
     Pairs,
+    SubsetGaps,
     Tally,
     clustered_error,
     difference,
@@ -19,16 +20,21 @@ from curricula.eval.analysis.statistics import (
     p_above,
     p_below,
     pair,
-    pair_models,
+    pair_prompts,
+    prompt_means,
     rate_interval,
-    seed_difference,
     tally,
 )
 from curricula.randomness import keyed_rng
 
 
+def pair_rows(ours, theirs) -> Pairs | None:
+    shared = pair_prompts([prompt_means(ours, harmful)], [prompt_means(theirs, harmful)])
+    return pair(tuple(means)[:5] for means in shared.values())
+
+
 def paired(ours, theirs) -> Pairs:
-    found = pair_models([verdict_rows(ours)], [verdict_rows(theirs)], harmful)
+    found = pair_rows(verdict_rows(ours), verdict_rows(theirs))
     assert found is not None
     return found
 
@@ -67,7 +73,7 @@ def test_a_copy_of_a_request_in_another_benchmark_is_the_same_cluster():
         {"pick the  lock": ["harmful"]}, "advbench"
     )
     assert tally((row.behavior or row.prompt.lower(), row.benchmark, 1.0) for row in same).clusters == 2
-    assert pair_models([same], [same], harmful).prompts == 2
+    assert pair_rows(same, same).prompts == 2
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.2, 0.5, 0.8])
@@ -115,7 +121,7 @@ def test_deterministic_answers_are_compared_by_mcnemars_test_but_for_the_degrees
     found = paired(lost, won)
     factor = stats.norm.ppf(0.975) / stats.t.ppf(0.975, 99)
     assert found.score(0.0) == pytest.approx(factor * (1 - 12) / np.sqrt(1 + 12))
-    assert difference(found).p == pytest.approx(stats.binomtest(1, 13).pvalue, abs=0.002)  # McNemar's exact test
+    assert found.p(0.0) == pytest.approx(stats.binomtest(1, 13).pvalue, abs=0.002)  # McNemar's exact test
 
 
 @pytest.mark.parametrize(("won", "lost", "bound"), [(9, 3, 0.0), (9, 3, 0.2), (1, 0, 0.1), (2, 7, -0.3), (0, 4, 0.05)])
@@ -133,7 +139,7 @@ def test_the_score_is_tangos_with_the_nuisance_at_its_largest_likelihood(won, lo
     expected = (won - lost - n * bound) / np.sqrt(n * (2 * share + bound - bound**2))
     found = Pairs(value=(won - lost) / n, discordance=(won + lost) / n, size=n, prompts=n)
     assert found.score(bound) == pytest.approx(expected, rel=1e-3)
-    gap = difference(found)
+    gap = difference(found, 0)
     assert (found.score(gap.low), found.score(gap.high)) == pytest.approx((1.96, -1.96), abs=1e-3)
 
 
@@ -145,7 +151,7 @@ def test_interval_and_p_value_never_contradict_each_other(prompts, samples):
         for _ in range(60):
             ease = rng.beta(rate * 2, (1 - rate) * 2, prompts)
             a, b = (rng.binomial(samples, share * ease) / samples for share in (1.0, rng.random()))
-            gap = difference(pair((str(i), "b", x, y, samples) for i, (x, y) in enumerate(zip(a, b))))
+            gap = difference(pair((str(i), "b", x, y, samples) for i, (x, y) in enumerate(zip(a, b))), 0)
             assert gap.low <= gap.value <= gap.high
             assert (gap.p < 0.05) == (gap.low > 0 or gap.high < 0)
 
@@ -157,7 +163,7 @@ def test_intervals_of_differences_hold_the_truth_at_low_rates_too(samples):
         for _ in range(250):
             ease = rng.beta(rate, 1 - rate, 100)
             a, b = rng.binomial(samples, ease / 2) / samples, rng.binomial(samples, ease) / samples
-            gap = difference(pair((str(i), "b", x, y, samples) for i, (x, y) in enumerate(zip(a, b))))
+            gap = difference(pair((str(i), "b", x, y, samples) for i, (x, y) in enumerate(zip(a, b))), 0)
             held += gap.low <= -rate / 2 <= gap.high
         assert held / 250 >= 0.91
 
@@ -165,18 +171,18 @@ def test_intervals_of_differences_hold_the_truth_at_low_rates_too(samples):
 def test_a_paired_difference_is_surer_than_two_separate_intervals():
     hard = {str(i): ["harmful"] if i < 50 else ["safe"] for i in range(100)}
     better = {name: ["safe"] if 40 <= int(name) < 50 else verdicts for name, verdicts in hard.items()}
-    found = difference(paired(better, hard))
-    assert found.value == pytest.approx(-0.1) and found.high < 0 and found.p < 0.01 and found.n == 100
+    found = difference(paired(better, hard), 0)
+    assert found.value == pytest.approx(-0.1) and found.high < 0 and found.p < 0.01
 
 
 def test_only_shared_parsed_prompts_are_compared():
     found = paired({"a": ["harmful"], "b": ["unparsed"], "c": ["safe"]}, {"a": ["safe"], "b": ["safe"], "d": ["safe"]})
-    assert difference(found).n == 1 and difference(found).value == 1.0
-    assert pair_models([verdict_rows({"a": ["safe"]})], [[]], harmful) is None
+    assert found.prompts == 1 and found.value == 1.0
+    assert pair_rows(verdict_rows({"a": ["safe"]}), []) is None
 
 
 def test_equal_arms_leave_room_for_what_so_few_prompts_cannot_show():
-    found = difference(paired({str(i): ["safe"] for i in range(30)}, {str(i): ["safe"] for i in range(30)}))
+    found = difference(paired({str(i): ["safe"] for i in range(30)}, {str(i): ["safe"] for i in range(30)}), 0)
     assert (found.value, found.p) == (0, 1) and 0.1 < found.high < 0.14 and found.low == pytest.approx(-found.high)
 
 
@@ -184,7 +190,7 @@ def test_p_values_are_uniform_when_arms_do_not_differ():
     rng, ps = keyed_rng("null"), []
     for _ in range(300):
         a, b = rng.binomial(5, 0.4, 40) / 5, rng.binomial(5, 0.4, 40) / 5
-        ps.append(difference(pair((str(i), "b", x, y, 5) for i, (x, y) in enumerate(zip(a, b)))).p)
+        ps.append(difference(pair((str(i), "b", x, y, 5) for i, (x, y) in enumerate(zip(a, b))), 0).p)
     assert np.mean(np.array(ps) < 0.05) < 0.08 and 0.42 < np.mean(ps) < 0.6
 
 
@@ -195,7 +201,8 @@ def test_one_sided_p_values_test_against_a_bound():
 
 
 def test_probe_differences_use_students_t_over_seeds():
-    found = seed_difference([0.9, 0.92, 0.91, 0.93, 0.9], [0.85, 0.86, 0.88, 0.86, 0.87])
+    gaps = np.subtract([0.9, 0.92, 0.91, 0.93, 0.9], [0.85, 0.86, 0.88, 0.86, 0.87])
+    found = difference(SubsetGaps(tuple(gaps)), 5)
     expected = stats.ttest_rel([0.9, 0.92, 0.91, 0.93, 0.9], [0.85, 0.86, 0.88, 0.86, 0.87])
     interval = expected.confidence_interval(0.95)
     assert found.p == pytest.approx(expected.pvalue)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from study_rows import ARMS, append_judged, generation, write_study
+from study_rows import ARMS, append_judged, attack_rows, generation, write_study
 
 from curricula.errors import UserError
 from curricula.eval import MODEL_KINDS, EvalConfig
 from curricula.eval.analysis import ArmInfo
+from curricula.eval.analysis.runs import Runs
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import cell, write_report
 from curricula.eval.report.wording import visible
@@ -206,6 +207,28 @@ def test_a_run_without_evaluations_gives_a_page_that_says_so(tmp_path):
     assert "data-0 base attacks-topk" not in page.text  # not planned, so not missing
     assert len(page.images) == 9 and "18 not measured" in page.text
     assert calls[-1][0] == calls[-1][1]
+
+
+def test_single_runs_get_no_verdict_and_the_page_says_why(built):
+    page = Page(built[1])
+    assert "0 reproduced" in page.text and "0 not reproduced" in page.text
+    assert "1 single run single run: differences may be the seed's" in page.text
+
+
+def test_several_training_seeds_have_a_table_and_verdicts(tmp_path, monkeypatch):
+    arms = ARMS[-3:]
+    rows = {
+        (arm.name, seed, "benign", "attacks-topk"): attack_rows(arm, "benign", "topk", 0.3, 2, {"tdc": 20}, seed)
+        for arm in arms
+        for seed in (1, 2)
+    }
+    lost = frozenset({("full-60", 2, "benign", "overrefusal-topk")})
+    runs = Runs(tuple(arms), rows, incoherent=lost)
+    monkeypatch.setattr("curricula.eval.report.page.runs_of", lambda study: runs)
+    page = Page(write_report(tmp_path, arms, {}, tmp_path / "report").read_text())
+    assert "Over training seeds" in page.text and "Few training runs per arm" in page.text
+    variance = list(csv.DictReader((tmp_path / "report/tables/variance.csv").open()))
+    assert len(variance) == 5 and {row["seeds"] for row in variance} == {"2"}
 
 
 def test_an_unfinished_study_lists_what_is_missing_and_draws_the_rest(built):

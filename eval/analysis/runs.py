@@ -1,0 +1,93 @@
+"""The rows of a study by training run: the arm, the training seed, and what that run answered.
+
+Here, and nowhere else, a row is assigned to its training seed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from curricula.eval.analysis.competence import BENIGN_TASKS, competence
+from curricula.eval.analysis.seeds import BySeed
+from curricula.eval.analysis.statistics import Outcome, prompt_means
+from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
+from curricula.eval.rows import JudgedRow, ProbeRow
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All rows of a study by run."""
+
+    arms: tuple[ArmInfo, ...]
+    generations: Mapping[tuple[str, int, str, str], Sequence[JudgedRow]]
+    """Judged answers by (arm, training seed, stage, task)."""
+    probes: Mapping[tuple[str, int, str], Sequence[ProbeRow]] = field(default_factory=dict)
+    """Probes by (arm, training seed, stage)."""
+    incoherent: frozenset[tuple[str, int, str, str]] = frozenset()
+    """Cells that have lost their language: (arm, training seed, stage, task of benign requests)."""
+
+    _means: dict[tuple[object, ...], BySeed] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def places(self) -> list[tuple[str, str, str]]:
+        """What has been answered by any run: (stage, task, decoder)."""
+        decoders: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for (_, _, stage, task), rows in self.generations.items():
+            decoders[stage, task].update(row.decoder for row in rows)
+        return [(*place, decoder) for place, names in decoders.items() for decoder in sorted(names)]
+
+    def rates(self, arm: ArmInfo, stage: str, task: str, decoder: str, outcome: Outcome) -> BySeed:
+        """The mean outcome of each prompt of an arm, by training seed."""
+        asked = (arm.name, stage, task, decoder, outcome)
+        if asked not in self._means:
+            found = {
+                seed: prompt_means((row for row in rows if row.decoder == decoder), outcome)
+                for (name, seed, *place), rows in self.generations.items()
+                if name == arm.name and place == [stage, task]
+            }
+            self._means[asked] = {seed: means for seed, means in sorted(found.items()) if means}
+        return self._means[asked]
+
+    def aucs(self, arm: ArmInfo, stage: str, layer: str) -> dict[int, dict[int, float]]:
+        """The AUC of each probe on one layer of an arm, by training seed and by the probe's own seed."""
+        found = {
+            seed: {row.seed: row.auc for row in rows if row.layer == layer}
+            for (name, seed, kind), rows in self.probes.items()
+            if (name, kind) == (arm.name, stage)
+        }
+        return {seed: aucs for seed, aucs in sorted(found.items()) if aucs}
+
+    def incoherent_seeds(self, arm: ArmInfo, stage: str, decoder: str) -> list[int]:
+        """The training seeds whose run is incoherent at this stage under this decoder."""
+        task = BENIGN_TASKS.get(decoder)
+        return sorted(cell[1] for cell in self.incoherent if (cell[0], *cell[2:]) == (arm.name, stage, task))
+
+
+def runs_of(study: StudyRows) -> Runs:
+    """The study's rows by run.
+
+    An arm that was trained with several seeds is in the study once for each. Where arms have no seed, answers carry that
+    of their run, and probes are of a single run.
+    """
+    generations: dict[tuple[str, int, str, str], list[JudgedRow]] = defaultdict(list)
+    probes: dict[tuple[str, int, str], list[ProbeRow]] = defaultdict(list)
+    arms = {getattr(arm, "key", arm.name): arm for arm in study.arms}
+    for (key, stage, task), answers in study.generations.items():
+        if arm := arms.get(key):
+            for row in answers:
+                generations[arm.name, getattr(arm, "seed", row.seed), stage, task].append(row)
+    for (key, stage), rows in study.probes.items():
+        if arm := arms.get(key):
+            probes[arm.name, getattr(arm, "seed", 0), stage].extend(rows)
+    distinct = {arm.name: arm for arm in reversed(study.arms)}
+    return Runs(tuple(reversed(distinct.values())), generations, probes, frozenset(_incoherent(generations)))
+
+
+def _incoherent(
+    generations: Mapping[tuple[str, int, str, str], Sequence[JudgedRow]],
+) -> Iterator[tuple[str, int, str, str]]:
+    for cell, rows in generations.items():
+        found = competence(rows) if cell[-1] in BENIGN_TASKS.values() else None
+        if found and found.is_incoherent:
+            yield cell

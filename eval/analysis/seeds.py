@@ -1,0 +1,328 @@
+"""Rates and differences over training seeds: what another pretraining run would have given, not only another prompt.
+
+Three things vary: training seeds, prompts (the same for all runs: crossed with the seeds, not nested in them), and the
+samples of an answer. `docs/statistics.md` shows the simulations behind the choices here.
+
+- The variance of a mean has two parts. V_seed is the variance of the runs' means over their number. It holds what differs from
+  run to run: seed, prompt-by-seed, samples. V_prompt is what the runs share, the covariance between runs of one cluster's share
+  in the mean. The interval reaches sqrt(t²(seeds - 1) V_seed + t²(clusters - 1) V_prompt), Cochran's combination (1950).
+- An interval is never narrower, nor p smaller, than that of the prompts alone with all runs pooled: a few runs that agree by
+  chance are no evidence. This also covers rates near 0, where runs cannot be seen to differ.
+- A rate's interval is Agresti and Coull's for as many answers as would reach as far.
+- A difference is paired by seed where arms share seeds, as by prompt.
+- One run has no V_seed. Then the numbers are those of the prompts, and nothing is tested.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize, special
+from statsmodels.stats.proportion import proportion_confint
+
+from curricula.eval.analysis.statistics import (
+    NORMAL_95,
+    TIE,
+    Difference,
+    Evidence,
+    PairedMean,
+    Prompt,
+    PromptMean,
+    SubsetGaps,
+    Tally,
+    difference,
+    pair,
+    pair_prompts,
+    rate_interval,
+)
+
+LEAST_P = 1e-12
+"""No p-value over seeds is smaller."""
+
+BySeed = Mapping[int, Mapping[Prompt, PromptMean]]
+"""The prompts' means of one arm, by training seed."""
+
+
+class Entry(NamedTuple):
+    """What one run has for one prompt: a rate, or a difference of rates."""
+
+    seed: int
+    cluster: str
+    benchmark: str
+    value: float
+    answers: float
+    noise: float
+    """Variance of `value` that is due to sampling; NaN where it cannot be known."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """Variances of a rate, or of a difference of two rates, in squared rates."""
+
+    seed: float
+    """Between training seeds, on infinitely many prompts."""
+    prompt: float
+    """Between prompts, on infinitely many runs."""
+    interaction: float
+    """Of a prompt in one run, beyond seed and prompt. With one sample it includes the samples."""
+    sample: float
+    """Between samples of one prompt in one run; 0 with one sample, which cannot tell it from the interaction."""
+
+    def of_mean(self, seeds: float, prompts: float, samples: float) -> tuple[float, float]:
+        """(V_seed, V_prompt) of the mean over so many seeds, prompts and samples."""
+        return (self.seed + (self.interaction + self.sample / samples) / prompts) / seeds, self.prompt / prompts
+
+
+def reach_squared(alpha: float, seed: tuple[float, float], prompt: tuple[float, float]) -> float:
+    """How far the two-sided interval of level 1 - `alpha` reaches, squared; `seed`, `prompt`: (variance, freedom)."""
+    return sum(float(special.stdtrit(freedom, alpha / 2)) ** 2 * variance for variance, freedom in (seed, prompt))
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """A mean over at least two seeds and over prompts, with its variance."""
+
+    value: float
+    seeds: int
+    seed_variance: float
+    """V_seed: of the mean, from what differs between runs."""
+    prompt_variance: float
+    """V_prompt: of the mean, from what the runs share."""
+    freedom: float
+    """Degrees of freedom of V_prompt."""
+    prompts: float
+    """The prompts in clusters of equal weight that would have this variance."""
+    within: float
+    """Variance of one prompt's mean in one run."""
+    noise: float
+    """The part of `within` that is due to sampling; NaN where it cannot be known."""
+    samples: float
+    """Answers to a prompt in one run, on average."""
+
+    def p(self, bound: float) -> float:
+        gap = (self.value - bound) ** 2
+        if gap < TIE**2:
+            return 1.0
+        parts = (self.seed_variance, self.seeds - 1), (self.prompt_variance, self.freedom)
+        if reach_squared(LEAST_P, *parts) <= gap:
+            return LEAST_P
+        return float(optimize.brentq(lambda alpha: reach_squared(alpha, *parts) - gap, LEAST_P, 1.0, xtol=1e-13))
+
+    @property
+    def reach(self) -> float:
+        """Half the width of the 95% interval."""
+        parts = (self.seed_variance, self.seeds - 1), (self.prompt_variance, self.freedom)
+        return math.sqrt(reach_squared(0.05, *parts))
+
+    def interval(self) -> tuple[float, float]:
+        return max(-1.0, self.value - self.reach), min(1.0, self.value + self.reach)
+
+    @property
+    def components(self) -> Components:
+        """By the method of moments: each mean square is set equal to its expectation, none below 0.
+
+        With all cells filled these are REML's estimates, as long as none is 0.
+        """
+        prompt = self.prompt_variance * self.prompts
+        noise = 0.0 if math.isnan(self.noise) else min(self.noise, self.within)
+        interaction = max(0.0, self.within - prompt - noise)
+        seed = max(0.0, self.seed_variance * self.seeds - (interaction + noise) / self.prompts)
+        return Components(seed, prompt, interaction, noise * self.samples)
+
+
+def cross(entries: Iterable[Entry]) -> Crossed | None:
+    """The mean over seeds and prompts (of several benchmarks, the mean of their means); None for fewer than two seeds."""
+    entries = list(entries)
+    index = [
+        {name: i for i, name in enumerate(sorted({entry[part] for entry in entries}))} for part in (1, 2, 0)
+    ]  # clusters, benchmarks, seeds
+    sums = np.zeros([len(names) for names in index])
+    counts = np.zeros_like(sums)
+    for entry in entries:
+        cell = index[0][entry.cluster], index[1][entry.benchmark], index[2][entry.seed]
+        sums[cell] += entry.value
+        counts[cell] += 1
+    noise, answers = (float(np.mean([entry[part] for entry in entries])) if entries else math.nan for part in (5, 4))
+    return crossed_of(sums, counts, noise, answers)
+
+
+def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: float) -> Crossed | None:
+    """The same from sums and numbers of values, float64 [clusters, benchmarks, seeds]; the rest as in `Crossed`."""
+    whole = (counts.sum(axis=0) > 0).all(axis=1)  # benchmarks that every run has answered
+    sums, counts = sums[:, whole], counts[:, whole]
+    clusters, benchmarks, seeds = sums.shape
+    if seeds < 2 or not benchmarks:
+        return None
+    totals = counts.sum(axis=0)
+    means = sums.sum(axis=0) / totals
+    runs = means.mean(axis=0)
+    parts = (
+        np.mean((sums - counts * means) / totals, axis=1) / seeds
+    )  # [clusters, seeds]: each cell's share in the mean
+    factor = clusters / (clusters - 1) if clusters > 1 else 1.0
+    pooled = parts.sum(axis=1) ** 2
+    together, apart = factor * float(pooled.sum()), factor * float((parts**2).sum())
+    freedom = float(pooled.sum() ** 2 / (pooled**2).sum()) if together > TIE**2 else clusters - 1
+    prompts = 1 / float(np.mean(np.sum(np.mean(counts / totals, axis=1) ** 2, axis=0)))
+    return Crossed(
+        value=float(runs.mean()),
+        seeds=seeds,
+        seed_variance=float(runs.var(ddof=1)) / seeds,
+        prompt_variance=max(0.0, (together - apart) * seeds / (seeds - 1)),
+        freedom=max(1.0, min(freedom, clusters - 1)),
+        prompts=prompts,
+        within=apart * seeds * prompts,
+        noise=noise,
+        samples=samples,
+    )
+
+
+@dataclass(frozen=True)
+class Both:
+    """The evidence over seeds, never surer than that of the pooled runs over prompts."""
+
+    crossed: Crossed
+    pooled: Evidence
+
+    @property
+    def value(self) -> float:
+        return self.crossed.value
+
+    def p(self, bound: float) -> float:
+        if (self.crossed.value - bound) * (self.pooled.value - bound) < 0:  # unequal numbers of prompts
+            return 1.0
+        return max(self.crossed.p(bound), self.pooled.p(bound))
+
+    def interval(self) -> tuple[float, float]:
+        (low, high), (pooled_low, pooled_high) = self.crossed.interval(), self.pooled.interval()
+        return min(low, pooled_low), max(high, pooled_high)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two sides on the seeds and prompts that they share."""
+
+    evidence: Evidence
+    seeds: int
+    n: int
+    """Shared prompts; for probes, training subsets."""
+    crossed: Crossed | None
+    """None for one seed."""
+
+    @property
+    def difference(self) -> Difference:
+        return difference(self.evidence, self.n)
+
+
+def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
+    """The arms of A (`plus`) against those of B (`minus`), paired by seed and prompt; None if they share neither."""
+    runs = {
+        seed: pair_prompts([arm[seed] for arm in plus], [arm[seed] for arm in minus])
+        for seed in _shared([*plus, *minus])
+    }
+    runs = {seed: paired for seed, paired in runs.items() if paired}
+    by_prompt: dict[Prompt, list[PairedMean]] = defaultdict(list)
+    for paired in runs.values():
+        for prompt, means in paired.items():
+            by_prompt[prompt].append(means)
+    pooled = pair(
+        (of[0].cluster, of[0].benchmark, _mean(m.a for m in of), _mean(m.b for m in of), sum(m.answers for m in of))
+        for _, of in sorted(by_prompt.items())
+    )
+    if pooled is None:
+        return None
+    crossed = cross(
+        Entry(seed, means.cluster, means.benchmark, means.a - means.b, means.answers, means.noise)
+        for seed, paired in runs.items()
+        for means in paired.values()
+    )
+    evidence = Both(crossed, pooled) if crossed else pooled
+    return Compared(evidence, len(runs), len(by_prompt), crossed)
+
+
+def compare_probes(
+    plus: Sequence[Mapping[int, Mapping[int, float]]], minus: Sequence[Mapping[int, Mapping[int, float]]]
+) -> Compared | None:
+    """Mean AUC of the arms of A against that of B, each by training seed and probe seed; None if they share none."""
+    gaps: dict[int, dict[int, float]] = {}
+    for seed in _shared([*plus, *minus]):
+        sides = [[arm[seed] for arm in side] for side in (plus, minus)]
+        for subset in _shared([aucs for side in sides for aucs in side]):
+            a, b = (_mean(aucs[subset] for aucs in side) for side in sides)
+            gaps.setdefault(seed, {})[subset] = a - b
+    subsets = _shared(list(gaps.values())) if gaps else []
+    if not subsets:
+        return None
+    pooled = SubsetGaps(tuple(_mean(run[subset] for run in gaps.values()) for subset in subsets))
+    crossed = cross(
+        Entry(seed, str(subset), "", run[subset], 1.0, math.nan) for seed, run in gaps.items() for subset in subsets
+    )
+    return Compared(Both(crossed, pooled) if crossed else pooled, len(gaps), len(subsets), crossed)
+
+
+class RateOverSeeds(NamedTuple):
+    rate: float
+    """The mean of the runs' rates."""
+    low: float
+    """Lower end of the 95% interval; of one run, over prompts alone."""
+    high: float
+    spread: float | None
+    """Standard deviation of the runs' rates; None for one run."""
+    runs: dict[int, float]
+    """Each run's rate by its seed."""
+    crossed: Crossed | None
+
+
+def rate_over_seeds(arm: BySeed) -> RateOverSeeds | None:
+    """An arm's rate over its training seeds; None without answers."""
+    entries = [
+        Entry(seed, mean.cluster, prompt[0], mean.mean, mean.answers, mean.noise)
+        for seed, means in sorted(arm.items())
+        for prompt, mean in sorted(means.items())
+    ]
+    if not entries:
+        return None
+    pooled = _pooled_tally(entries)
+    runs = {seed: float(_pooled_tally([entry for entry in entries if entry.seed == seed]).mean()) for seed in arm}
+    crossed = cross(entries)
+    rate = float(pooled.mean()) if crossed is None else min(max(crossed.value, 0.0), 1.0)
+    spread = math.sqrt(crossed.seed_variance * crossed.seeds) if crossed else None
+    return RateOverSeeds(rate, *interval_over_seeds(pooled, crossed), spread, runs, crossed)
+
+
+def interval_over_seeds(pooled: Tally, crossed: Crossed | None) -> tuple[float, float]:
+    """95% interval of a rate: over seeds and prompts, and never narrower than that of the pooled runs over prompts."""
+    low, high, _ = rate_interval(pooled)
+    variance = crossed.value * (1 - crossed.value) if crossed else 0.0
+    if crossed is None or variance < TIE or crossed.reach < TIE:
+        return low, high
+    least = crossed.seeds * (NORMAL_95 / float(special.stdtrit(crossed.seeds - 1, 0.975))) ** 2
+    size = min(max(variance * (NORMAL_95 / crossed.reach) ** 2, least), float(pooled.counts.sum()))
+    over_seeds = proportion_confint(crossed.value * size, size, method="agresti_coull")
+    return min(low, float(over_seeds[0])), max(high, float(over_seeds[1]))
+
+
+def _pooled_tally(entries: Sequence[Entry]) -> Tally:
+    """The answers of all runs as if one model had given them; every prompt counts by its answers."""
+    clusters = {name: i for i, name in enumerate(sorted({entry.cluster for entry in entries}))}
+    benchmarks = {name: i for i, name in enumerate(sorted({entry.benchmark for entry in entries}))}
+    sums = np.zeros((len(clusters), len(benchmarks)))
+    counts = np.zeros_like(sums)
+    for entry in entries:
+        sums[clusters[entry.cluster], benchmarks[entry.benchmark]] += entry.value * entry.answers
+        counts[clusters[entry.cluster], benchmarks[entry.benchmark]] += entry.answers
+    return Tally(sums, counts, (0,) * len(clusters))
+
+
+def _shared(sets: Sequence[Mapping[int, object]]) -> list[int]:
+    return sorted(set.intersection(*map(set, sets)))
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

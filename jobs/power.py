@@ -1,0 +1,76 @@
+"""What a study can detect, before it costs anything: `curricula plan --power`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from curricula import durable
+from curricula.eval.analysis.claims import CLAIMS
+from curricula.eval.analysis.power import ASSUMED, POWER, Design, averaged, table
+from curricula.eval.analysis.seeds import Components
+from curricula.eval.benchmarks import BENCHMARKS
+from curricula.eval.rows import MODEL_KINDS
+from curricula.eval.tasks import TASKS
+from curricula.jobs.plan import Plan
+from curricula.jobs.study import Study
+
+
+def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
+    """The smallest differences in attack success under top-k, for the study's seeds and up to two more, as plain values.
+
+    Variance components are those of an earlier report's `summary`, if it has any, else assumed.
+    """
+    study = plan.study
+    seeds = len(getattr(study, "replicates", (study.seed,)))
+    design = Design(seeds, prompts_of(study), study.evaluation.topk.samples)
+    measured = averaged(_measured(summary))
+    components = measured or ASSUMED
+    rows = table(design, sum(plan.gpu_hours().values()) / seeds, len(CLAIMS), components)
+    return {
+        **dataclasses.asdict(design),
+        "claims": len(CLAIMS),
+        "components": {"source": str(summary) if measured else "assumed", **dataclasses.asdict(components)},
+        "table": [dataclasses.asdict(row) for row in rows],
+    }
+
+
+def prompts_of(study: Study) -> int:
+    """About how many prompts attack a model, of the kind of model that has the fewest; near-copies are not left out."""
+
+    def size(benchmark: str) -> int:
+        if study.world is None:
+            return BENCHMARKS[benchmark].rows
+        return study.world.prompts_per_benchmark * (4 if BENCHMARKS[benchmark].use == "completion" else 1)
+
+    found = []
+    for kind in MODEL_KINDS:
+        names, limit = study.evaluation.prompts_of(TASKS["attacks-topk"], kind)
+        found.append(sum(min(size(name), limit or size(name)) for name in names))
+    return min(found)
+
+
+def _measured(summary: Path) -> Iterator[Components]:
+    """The components of each difference between arms under top-k that a report has measured."""
+    for row in durable.read_json(summary).get("variance", ()) if summary.exists() else ():
+        if row["reference"] and row["task"] == "attacks-topk":
+            parts = (row["seed"], row["prompt"], row["interaction"], row["sample"] or 0.0)
+            yield Components(*(part**2 for part in parts))
+
+
+def power_lines(value: dict[str, Any]) -> Iterator[str]:
+    """The same for people."""
+    found = value["components"]
+    parts = ", ".join(f"{name} {100 * found[name] ** 0.5:.1f}" for name in ("seed", "prompt", "interaction", "sample"))
+    source = "assumed from the demo's base models" if found["source"] == "assumed" else f"measured in {found['source']}"
+    yield (
+        f"\nSmallest difference between two arms in attack success that is found with {POWER:.0%} probability, in points "
+        f"({value['prompts']:,} prompts, {value['samples']} samples; two-sided):"
+    )
+    yield f"  seeds  one test at 0.05  first of {value['claims']} claims (Holm)  GPU-hours at most"
+    for row in value["table"]:
+        one, holm = ("none" if row[name] is None else f"{100 * row[name]:.0f}" for name in ("unadjusted", "holm"))
+        yield f"  {row['seeds']:5}  {one:>16}  {holm:>25}  {row['gpu_hours']:>17,.0f}"
+    yield f"Standard deviations of a difference, {source}, in points: {parts}. See docs/statistics.md."

@@ -1,0 +1,52 @@
+"""The tables over training seeds: each arm's rate, and where its variance comes from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from study_rows import ARMS, attack_rows
+
+from curricula.eval.analysis.estimates import arm_estimates, variance_parts
+from curricula.eval.analysis.runs import Runs
+
+RATES = {1: 0.2, 2: 0.3, 3: 0.7}
+
+
+def runs(seeds=tuple(RATES), samples: int = 3) -> Runs:
+    arms = ARMS[-2:]
+    rows = {
+        (arm.name, seed, "base", "attacks-topk"): attack_rows(
+            arm, "base", "topk", RATES[seed], samples, {"jb_completions": 80}, seed
+        )
+        for arm in arms
+        for seed in seeds
+    }
+    return Runs(tuple(arms), rows, incoherent=frozenset({(arms[0].name, 2, "base", "overrefusal-topk")}))
+
+
+def test_an_arm_is_shown_with_its_runs_and_their_spread():
+    one, other = arm_estimates(runs())
+    assert [one.arm, other.arm] == [arm.name for arm in ARMS[-2:]] and one.seeds == 3
+    each = [float(part.split(": ")[1]) for part in one.runs.split(", ")]
+    assert one.rate == pytest.approx(np.mean(each), abs=1e-3) and one.spread == pytest.approx(
+        np.std(each, ddof=1), abs=1e-3
+    )
+    assert one.low < 0.1 and one.high > 0.8  # three runs as far apart as these
+    assert one.incoherent == "2" and other.incoherent == ""
+
+
+def test_of_a_single_run_only_prompts_are_known():
+    (one, _), parts = arm_estimates(runs(seeds=(1,))), list(variance_parts(runs(seeds=(1,))))
+    assert one.spread is None and one.high - one.low < 0.25 and parts == []
+
+
+def test_the_variance_of_a_rate_is_the_seeds_and_that_of_a_paired_difference_is_not():
+    alone, against, reference = variance_parts(runs())
+    assert (alone.reference, against.reference, reference.reference) == ("", "safe-100", "")
+    assert alone.seed == pytest.approx(np.std(list(RATES.values()), ddof=1), abs=0.05) and alone.seed_share > 0.9
+    assert against.seed < 0.05 and against.prompts == pytest.approx(80) and against.samples == 3
+    assert alone.sample == pytest.approx(0.43, abs=0.05)
+
+
+def test_one_sample_cannot_be_told_from_the_prompts_own_variance_in_a_run():
+    assert {row.sample for row in variance_parts(runs(samples=1))} == {None}

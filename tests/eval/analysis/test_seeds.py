@@ -1,0 +1,175 @@
+"""Rates and differences over training seeds, against mixed models, Student's t and simulated truths."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas
+import pytest
+import statsmodels.api
+from scipy import stats
+from seed_studies import Cell, crossed, draw_rates, holds, pooled_pairs, pooled_tally
+from study_rows import ARMS, attack_rows
+
+from curricula.eval.analysis.metrics import harmful
+from curricula.eval.analysis.seeds import (
+    Both,
+    Components,
+    Entry,
+    compare,
+    compare_probes,
+    cross,
+    interval_over_seeds,
+    rate_over_seeds,
+)
+from curricula.eval.analysis.statistics import PromptMean, difference, pair, prompt_means, rate_interval
+from curricula.randomness import keyed_rng
+
+MEASURED = {"data-0": (14.7, 35.7, 45.7), "full-0": (53.0, 58.0, 66.7), "safe-100": (57.0, 85.0, 82.0)}
+"""Top-k attack success of three arms of the demo with three training seeds, in %."""
+
+
+def by_seed(rates: np.ndarray, samples: int = 5) -> dict[int, dict[tuple[str, str], PromptMean]]:
+    """The prompts' means of one arm from its rates [seeds, prompts]."""
+    return {
+        seed: {("b", str(i)): PromptMean(str(i), float(rate), samples) for i, rate in enumerate(run)}
+        for seed, run in enumerate(rates)
+    }
+
+
+def gaussian(key: str, seeds: int, prompts: int, scales: tuple[float, float, float]) -> np.ndarray:
+    rng = keyed_rng(key)
+    parts = (rng.normal(size=shape) for shape in ((seeds, 1), (1, prompts), (seeds, prompts)))
+    return 0.5 + sum(scale * part for scale, part in zip(scales, parts))
+
+
+def test_the_components_are_those_of_a_mixed_model_with_crossed_effects():
+    values = gaussian("mixed", 4, 12, (0.12, 0.2, 0.1))
+    found = crossed(values).components
+    rows = pandas.DataFrame(
+        {"y": values.ravel(), "seed": np.repeat(range(4), 12), "prompt": np.tile(range(12), 4), "all": 1}
+    )
+    model = statsmodels.api.MixedLM.from_formula(
+        "y ~ 1",
+        vc_formula={"seed": "0 + C(seed)", "prompt": "0 + C(prompt)"},
+        groups="all",
+        data=rows,
+    )
+    fit = model.fit(reml=True)
+    prompt, seed = fit.vcomp  # by name
+    assert found.seed == pytest.approx(seed, rel=0.01) and found.prompt == pytest.approx(prompt, rel=0.01)
+    assert found.interaction == pytest.approx(fit.scale, rel=0.01)
+    assert sum(found.of_mean(4, 12, 1)) == pytest.approx(float(fit.bse_fe.iloc[0]) ** 2, rel=0.01)
+
+
+def test_components_of_rates_are_found_again_on_average():
+    cell, found = Cell(4, 80, (0.5,), seed_sd=0.1, correlation=0.4), []
+    for values in draw_rates(keyed_rng("components"), cell, 300)[0]:
+        noise = values * (1 - values) / (cell.samples - 1)
+        found.append(crossed(values, noise, cell.samples).components)
+    mean = [float(np.mean([getattr(one, name) for one in found])) for name in Components.__dataclass_fields__]
+    seed, prompt, interaction, sample = mean
+    assert math.sqrt(seed) == pytest.approx(0.075, abs=0.02)  # smaller than 0.1: prompts spread the odds
+    assert seed + prompt + interaction + sample == pytest.approx(0.25, abs=0.01)
+    assert prompt == pytest.approx(0.06, abs=0.015) and interaction == pytest.approx(0.04, abs=0.015)
+
+
+def test_without_shared_prompt_effects_it_is_students_t_over_seeds():
+    gaps = np.array([0.2, 0.05, 0.12])
+    found = crossed(np.repeat(gaps[:, None], 50, axis=1))
+    expected = stats.ttest_1samp(gaps, 0.0)
+    interval = expected.confidence_interval(0.95)
+    assert found.p(0.0) == pytest.approx(expected.pvalue)
+    assert found.interval() == pytest.approx((interval.low, interval.high))
+
+
+def test_the_measured_seeds_of_the_demo_do_not_separate_its_arms_but_one():
+    # On infinitely many prompts; on 60 the intervals are wider.
+    rates = {name: np.array(values)[:, None].repeat(60, axis=1) / 100 for name, values in MEASURED.items()}
+    p = {a + b: crossed(rates[a] - rates[b]).p(0.0) for a in rates for b in rates if a < b}
+    assert p["data-0full-0"] == pytest.approx(0.041, abs=0.005)
+    assert p["full-0safe-100"] > 0.1 and p["data-0safe-100"] < 0.01
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_interval_and_p_value_never_contradict_each_other(seeds):
+    for rate in (0.02, 0.3):
+        a, b = draw_rates(keyed_rng("contradiction", seeds, rate), Cell(seeds, 30, (rate, rate / 3), 0.05), 60)
+        for one, other in zip(a, b):
+            gap = difference(Both(crossed(one - other), pooled_pairs(one, other, 5)), 30)
+            assert gap.low <= gap.value <= gap.high
+            assert (gap.p < 0.05) == (gap.low > 0 or gap.high < 0)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+@pytest.mark.parametrize("seed_sd", [0.0, 0.16])
+def test_intervals_hold_the_truth_for_few_seeds(seeds, seed_sd):
+    # tests/benchmarks/seed_coverage.py has the whole table. 120 studies: three standard errors are 0.06.
+    for rate in (0.02, 0.1, 0.5):
+        cell = Cell(seeds, 60, (rate, 0.6 * rate), seed_sd)
+        held, shown = 0, 0
+        for a, b in zip(*draw_rates(keyed_rng("holds", seeds, seed_sd, rate), cell, 120)):
+            held += holds(a, b, 0.4 * rate, 5)
+            low, high = interval_over_seeds(pooled_tally(a, 5), crossed(a))
+            shown += low <= rate <= high
+        assert held / 120 >= 0.89 and shown / 120 >= 0.89
+
+
+def test_prompts_alone_take_a_difference_of_two_seeds_for_one_of_the_arms():
+    cell, alarms, over_seeds = Cell(3, 100, (0.4, 0.4), seed_sd=0.16), 0, 0
+    for a, b in zip(*draw_rates(keyed_rng("alarms"), cell, 100)):
+        pooled = pooled_pairs(a, b, 5)
+        alarms += pooled.p(0.0) < 0.05
+        over_seeds += Both(crossed(a - b), pooled).p(0.0) < 0.05
+    assert alarms > 30 and over_seeds <= 10
+
+
+def test_runs_that_agree_by_chance_are_no_surer_than_their_prompts():
+    rates = np.tile([1.0, 0.0, 0.4, 0.2], 10)[None, :].repeat(2, axis=0)
+    found = rate_over_seeds(by_seed(rates))
+    assert (found.low, found.high) == pytest.approx(rate_interval(pooled_tally(rates, 5))[:2])
+    none = rate_over_seeds(by_seed(np.zeros((3, 40))))
+    assert none.rate == 0 and none.low == 0 and 0.05 < none.high < 0.15 and none.spread == 0
+
+
+def test_two_seeds_that_disagree_decide_nothing():
+    rates = np.array([[0.2] * 50, [0.6] * 50])
+    found = rate_over_seeds(by_seed(rates))
+    assert found.low < 0.01 and found.high > 0.98 and found.spread == pytest.approx(0.2828, abs=1e-3)
+    against = compare([by_seed(rates)], [by_seed(rates * 0)])
+    assert against.difference.p > 0.25 and against.seeds == 2
+
+
+def test_one_run_is_compared_over_prompts_as_before():
+    a, b = (prompt_means(attack_rows(arm, "benign", "topk", rate, 5, {"tdc": 40}), harmful)
+            for arm, rate in ((ARMS[0], 0.2), (ARMS[-1], 0.6)))  # fmt: skip
+    found = compare([{0: a}], [{0: b}])
+    pairs = pair((mean.cluster, key[0], mean.mean, b[key].mean, 5) for key, mean in sorted(a.items()))
+    assert found.crossed is None and found.seeds == 1 and found.difference == difference(pairs, 40)
+
+
+def test_only_seeds_and_prompts_that_both_sides_have_are_compared():
+    rates = np.full((3, 20), 0.4)
+    a, b = by_seed(rates), by_seed(rates)
+    del a[0], b[1]["b", "7"]
+    found = compare([a], [b])
+    assert found.seeds == 2 and found.n == 20 and found.difference.value == 0
+    assert compare([{1: a[1]}], [{2: b[2]}]) is None
+
+
+def test_probes_are_paired_by_training_seed_and_subset():
+    arm = {seed: {subset: 0.9 + 0.01 * seed + 0.002 * subset for subset in range(5)} for seed in range(3)}
+    base = {seed: {subset: 0.8 + 0.002 * subset for subset in range(5)} for seed in range(3)}
+    found = compare_probes([arm], [base])
+    expected = stats.ttest_1samp([0.1, 0.11, 0.12], 0.0)
+    assert found.seeds == 3 and found.n == 5
+    assert found.difference.value == pytest.approx(0.11)
+    assert found.crossed.p(0.0) == pytest.approx(expected.pvalue)
+    assert compare_probes([{0: arm[0]}], [{1: base[1]}]) is None
+
+
+def test_a_benchmark_that_a_run_lacks_is_left_out():
+    entries = [Entry(seed, str(i), name, 0.1 * seed, 1, 0.0) for seed in range(2) for i in range(4) for name in "ab"]
+    found = cross(entry for entry in entries if (entry.seed, entry.benchmark) != (1, "b"))
+    assert found.value == pytest.approx(0.05) and cross(entries[:8]) is None
