@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -21,8 +22,10 @@ from events import EVENTS, JOBS, Disturbed, Missed
 from small_studies import smaller_demo
 
 BY_ITSELF, BY_RETRY, BY_SUBMIT = "went on by itself", "needed `retry`", "needed `submit`"
+BY_ADVICE = "needed what the message said"
 NOT_HIT, NOT_EQUAL, STUCK, STALE, BROKEN = "came too late", "not equal", "stuck", "stale", "broke"
-FINE = (BY_ITSELF, BY_RETRY, BY_SUBMIT, NOT_HIT)
+FINE = (BY_ITSELF, BY_RETRY, BY_SUBMIT, BY_ADVICE, NOT_HIT)
+DAMAGED = re.compile(r"(/\S+/(step_\d+))/\S+: .*delete \2 and run")
 MOST_COMMANDS = 4
 """How often a user gives `retry` or `submit` before the round counts as stuck."""
 PATIENCE_S = 900
@@ -181,17 +184,22 @@ def _drive(run: Disturbed, deadline: float) -> list[str]:
             for task in [line.split()[0] for line in queue if "held" in line.lower()]:
                 run.lab.run("scontrol", "release", task, check=False)  # what `status` says about such a job
                 run.notes.append(f"user: scontrol release {task}")
+                commands.append("advice")
             time.sleep(1)
             continue
-        left = _open(run)
+        left, errors = _open(run)
         if not left:
             return commands
         quiet_since = quiet_since or time.monotonic()
         if "running" in left.values() and time.monotonic() < quiet_since + ORPHAN_S:
             time.sleep(2)
             continue
-        if len(commands) == MOST_COMMANDS:
-            raise Stuck(f"after {', '.join(commands)}: {left}")
+        if len(commands) - commands.count("advice") == MOST_COMMANDS:
+            raise Stuck(f"after {', '.join(commands)}: {left} {errors}")
+        for folder in {found[1] for error in errors if (found := DAMAGED.search(error))}:
+            shutil.rmtree(folder, ignore_errors=True)
+            run.notes.append(f"user: rm -r {folder.removeprefix(str(run.root))}")
+            commands.append("advice")
         verb = "retry" if {"failed", "cancelled", "interrupted", "stale"} & set(left.values()) else "submit"
         said = run.submit() if verb == "submit" else studies.curricula(run.lab, "retry", run.root, check=False)
         commands.append(verb)
@@ -201,11 +209,12 @@ def _drive(run: Disturbed, deadline: float) -> list[str]:
         quiet_since = 0.0
 
 
-def _open(run: Disturbed) -> dict[str, str]:
-    """The state of every element that is not done, as `curricula status` has it."""
+def _open(run: Disturbed) -> tuple[dict[str, str], list[str]]:
+    """The state of every element that is not done, and the errors, as `curricula status` has them."""
     told = studies.curricula(run.lab, "status", run.root, "--json", check=False)
     try:
         elements = json.loads(told[told.index("[\n") : told.rindex("]") + 1])
     except ValueError:
-        return {"the run": f"unknown: {told[-300:]}"}
-    return {f"{e['job']}/{e['label']}": e["state"] for e in elements if e["job"] in JOBS and e["state"] != "done"}
+        return {"the run": f"unknown: {told[-300:]}"}, []
+    left = [one for one in elements if one["job"] in JOBS and one["state"] != "done"]
+    return {f"{one['job']}/{one['label']}": one["state"] for one in left}, [one["error"] for one in left]
