@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -227,17 +226,17 @@ def damage(what: str, run: Disturbed, key: Key) -> str | None:
 
 
 def fill_disk(run: Disturbed, key: Key) -> str:
-    """Fill the small file system of the run folder, and free it again."""
-    filler = run.root / "filler"
+    """Fill the small file system of the run folder, to the last byte or but for a log's needs, and free it again."""
+    filler, left, full_s = run.root / "filler", run.random.choice([0, 1 << 18]), run.random.uniform(5, 15)
     with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
         while file.write(bytes(1 << 16)):
             pass
-    full_s = run.random.uniform(3, 12)
+    os.truncate(filler, filler.stat().st_size - left)
     time.sleep(full_s)
-    left = shutil.disk_usage(run.root).free
     filler.unlink()
-    told = sum("o space left" in path.read_text(errors="replace") for path in run.root.glob("slurm/*_log.out"))
-    return f"for {full_s:.0f} s, {left} bytes left; {told} logs say so"
+    written = [*run.root.glob("slurm/*_log.out"), *run.root.glob("jobs/*/*/failed*.json")]
+    told = sum("o space left" in path.read_text(errors="replace") for path in written)
+    return f"for {full_s:.0f} s, but for {left} bytes; {told} files say so"
 
 
 def restart_controller(run: Disturbed, key: Key) -> str:
