@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import slurm_studies as studies
 from paths import LAB_SCRIPTS, ROOT
@@ -176,6 +176,9 @@ def kill(which: str, run: Disturbed, key: Key) -> str:
     }[which]()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    if which == "daemon of the script":
+        time.sleep(run.random.uniform(0, 10))
+        run.lab.run("scontrol", "reconfigure", check=False)  # else Slurm takes up to a quarter of an hour to notice
     return which
 
 
@@ -225,18 +228,27 @@ def damage(what: str, run: Disturbed, key: Key) -> str | None:
     return f"{newest.name}, byte {place}"
 
 
-def fill_disk(run: Disturbed, key: Key) -> str:
-    """Fill the small file system of the run folder, to the last byte or but for a log's needs, and free it again."""
-    filler, left, full_s = run.root / "filler", run.random.choice([0, 1 << 18]), run.random.uniform(5, 15)
-    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+def fill_disk(run: Disturbed, key: Key) -> str | None:
+    """Fill the small file system of the run folder, but for some lines until a writer tells of it, and free it again."""
+    filler, began, told = run.root / "filler", time.monotonic(), 0
+    with open(filler, "wb", buffering=0) as file:
+        _fill(file)
+        os.truncate(filler, filler.stat().st_size - (1 << 18))
+        while not told and time.monotonic() < began + 60 and run.processes():
+            time.sleep(POLL_S)
+            written = [*run.root.glob("slurm/*_log.out"), *run.root.glob("jobs/*/*/failed*.json")]
+            told = sum("o space left" in path.read_text(errors="replace") for path in written)
+        _fill(file)
+        time.sleep(run.random.uniform(0, 5))
+    filler.unlink()
+    return f"for {time.monotonic() - began:.0f} s; {told} files say so" if told else None
+
+
+def _fill(file: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        file.seek(0, os.SEEK_END)
         while file.write(bytes(1 << 16)):
             pass
-    os.truncate(filler, filler.stat().st_size - left)
-    time.sleep(full_s)
-    filler.unlink()
-    written = [*run.root.glob("slurm/*_log.out"), *run.root.glob("jobs/*/*/failed*.json")]
-    told = sum("o space left" in path.read_text(errors="replace") for path in written)
-    return f"for {full_s:.0f} s, but for {left} bytes; {told} files say so"
 
 
 def restart_controller(run: Disturbed, key: Key) -> str:
