@@ -102,7 +102,10 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         else:
             unfinished = [key for key, fact in facts.items() if not fact.done and not fact.error]
             if any(key in tasks and tasks[key] not in queue for key in unfinished):
-                queue = {**sacct(job_ids, SLURM_PATIENCE_S), **queue}
+                accounted = sacct(job_ids, SLURM_PATIENCE_S).items()
+                # A controller that was killed forgets jobs that the accounting still has as waiting or running.
+                ended = {task: state for task, state in accounted if not (state.is_waiting or state.is_running)}
+                queue = {**ended, **queue}
     stale = _stale(plan, facts)
     found = []
     logs_to_read = LOGS_READ
