@@ -176,9 +176,9 @@ def kill(which: str, run: Disturbed, key: Key) -> str:
     }[which]()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    if which == "daemon of the script":
+    if which.startswith("daemon"):
         time.sleep(run.random.uniform(0, 10))
-        run.lab.run("scontrol", "reconfigure", check=False)  # else Slurm takes up to a quarter of an hour to notice
+        run.lab.run("scontrol", "reconfigure", check=False)  # else it takes Slurm up to a quarter of an hour
     return which
 
 
