@@ -107,7 +107,10 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
             known_of = known_tasks(run, submitted, queue)
             unfinished = [key for key, fact in facts.items() if not fact.done and not fact.error]
             if any(key in tasks and tasks[key] not in known_of.get(key, ()) for key in unfinished):
-                in_accounting = known_tasks(run, submitted, sacct(job_ids, SLURM_PATIENCE_S))
+                # A controller that was killed forgets jobs that the accounting still has as waiting or running.
+                accounted = sacct(job_ids, SLURM_PATIENCE_S).items()
+                ended = {task: state for task, state in accounted if not (state.is_waiting or state.is_running)}
+                in_accounting = known_tasks(run, submitted, ended)
                 known_of = {key: {**in_accounting.get(key, {}), **known_of.get(key, {})} for key in tasks}
     stale = _stale(plan, facts)
     found = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from curricula.eval import ModelKind
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
@@ -27,7 +29,8 @@ def export_model(run: Run, arm_name: str, kind: ModelKind, progress: Progress) -
     from curricula.model.convert import export_hf
 
     arm = run.study.arm(arm_name)
-    trained = run.base_branch(arm) if kind == "base" else run.tuning(arm.name, kind)
+    tuned = run.tuning(arm.name, kind) / "checkpoints"
+    checkpoint = base_checkpoint(run, arm.name) if kind == "base" else require_checkpoint(tuned)
     provenance = {
         "study": run.study.name,
         "arm": arm.name,
@@ -39,5 +42,12 @@ def export_model(run: Run, arm_name: str, kind: ModelKind, progress: Progress) -
         **{key: value for key, value in run.provenance.items() if key != "data_folder"},
     }
     out = run.model(arm.name, kind)
-    export_hf(require_checkpoint(trained / "checkpoints"), out, run.tokenizer, provenance, progress)
+    export_hf(checkpoint, out, run.tokenizer, provenance, progress)
     record_hash(out)
+
+
+def base_checkpoint(run: Run, arm: str) -> Path:
+    """The checkpoint with which an arm's pretraining ends, whatever else is there: a damaged last one may have been deleted."""
+    from curricula.model.checkpoints import step_folder
+
+    return step_folder(run.base_branch(run.study.arm(arm)) / "checkpoints", run.study.budget.steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from curricula.curriculum.plan import Segment
+from curricula.errors import UserError
 from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
@@ -23,16 +24,18 @@ class Pretrain(Stage):
         pretrain(work.run, work.plan, work.plan.segments[work.element.segment], progress)
 
     def is_complete(self, work: Work) -> bool:
-        """Whether the segment's last checkpoint is there, or no later segment still needs it."""
-        segment = work.plan.segments[work.element.segment]
-        if _last_checkpoint(work.run, segment).is_dir():
+        """Whether the segment's last checkpoint is whole, by names and sizes of its files, or nothing has yet to begin from it.
+
+        A folder of checkpoints that is gone as a whole was moved away: it is made again only for other segments.
+        """
+        last = _last_checkpoint(work.run, work.plan.segments[work.element.segment])
+        if _is_whole(last):
             return True
+        key, is_kept = (work.job.name, work.element.label), last.parent.is_dir()
         for job, element in work.plan.elements():
-            if element.segment and work.plan.segments[element.segment].parent == segment.name:
-                branch = work.run.branch(work.plan.segments[element.segment].branch)
-                has_checkpoint = any((branch / "checkpoints").glob("step_*"))
-                if not has_checkpoint and not (work.run.element(job.name, element.label) / "done.json").exists():
-                    return False
+            begins_here = (key, True) in work.plan.needs[job.name, element.label] and (is_kept or element.segment)
+            if begins_here and _has_to_begin(Work(work.run, work.plan, job, element)):
+                return False
         return True
 
     def inputs(self, work: Work) -> list[Path]:
@@ -104,6 +107,24 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         progress,
         validation=_validation(run) if validates else {},
     )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    from curricula.model.checkpoints.folder import read_info
+
+    try:
+        read_info(checkpoint)
+    except UserError:
+        return False
+    return True
+
+
+def _has_to_begin(work: Work) -> bool:
+    """Whether an element that begins from a segment's last checkpoint neither is done nor has saved anything of its own."""
+    run, element = work.run, work.element
+    segment = work.plan.segments.get(element.segment)
+    own = run.branch(segment.branch) if segment else run.tuning(element.arm, element.kind)
+    return not any((own / "checkpoints").glob("step_*")) and not (work.folder / "done.json").exists()
 
 
 def _last_checkpoint(run: Run, segment: Segment) -> Path:

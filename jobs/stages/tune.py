@@ -7,7 +7,7 @@ from pathlib import Path
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
-from curricula.jobs.stages.export import export_model
+from curricula.jobs.stages.export import base_checkpoint, export_model
 from curricula.jobs.study import Study
 from curricula.model import TrainJob
 from curricula.model.checkpoints import require_checkpoint
@@ -30,11 +30,10 @@ class Tune(Stage):
 
     def inputs(self, work: Work) -> list[Path]:
         """The tokenizer and the checkpoint to go on from: its own, or that of the model that is tuned."""
-        from curricula.model.checkpoints.folder import INFO_FILE, latest_checkpoint
+        from curricula.model.checkpoints.folder import INFO_FILE
 
         own = checkpoint_to_resume(work.run.tuning(work.element.arm, work.element.kind))
-        start = own or latest_checkpoint(_source(work) / "checkpoints")
-        return [work.run.tokenizer / "tokenizer.json", *([start / INFO_FILE] if start else [])]
+        return [work.run.tokenizer / "tokenizer.json", (own or _source(work)) / INFO_FILE]
 
     def saved(self, work: Work) -> int:
         return saved_steps(work.run.tuning(work.element.arm, work.element.kind))
@@ -75,7 +74,7 @@ def tune(work: Work, progress: Progress) -> None:
             seed=study.seed,
             packed=tuning.packing,
             compiled=run.compiled,
-            init_weights=require_checkpoint(_source(work) / "checkpoints"),
+            init_weights=_source(work),
         ),
         batches,
         progress,
@@ -83,8 +82,8 @@ def tune(work: Work, progress: Progress) -> None:
 
 
 def _source(work: Work) -> Path:
-    """The folder of the training run whose model is tuned."""
+    """The checkpoint of the model that is tuned."""
     run, element = work.run, work.element
     if element.kind == "instruct":
-        return run.base_branch(work.study.arm(element.arm))
-    return run.tuning(element.arm, "instruct")
+        return base_checkpoint(run, element.arm)
+    return require_checkpoint(run.tuning(element.arm, "instruct") / "checkpoints")

@@ -80,19 +80,19 @@ def why_not() -> str:
 @pytest.fixture(scope="session")
 def lab():
     """A lab that the workers of one test session share."""
-    with _joined(os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)[:8]) as found:
+    with joined_lab(os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)[:8]) as found:
         yield found
 
 
 @pytest.fixture
 def own_lab():
     """A lab of one test's own, whose daemons it may kill: a controller that dies forgets what it accepted an instant before."""
-    with _joined(uuid.uuid4().hex[:8]) as found:
+    with joined_lab(uuid.uuid4().hex[:8]) as found:
         yield found
 
 
 @contextlib.contextmanager
-def _joined(name: str):
+def joined_lab(name: str):
     """The running lab of that name: the first to come starts it, the last to leave stops it."""
     if why_not():
         pytest.skip(why_not())

@@ -193,6 +193,14 @@ def test_jobs_that_slurm_forgot_are_no_problem(demo, slurm, capsys):
     assert "squeue" not in table(run, capsys)
 
 
+def test_a_job_that_only_the_accounting_still_has_waiting_is_lost(demo, slurm, capsys):
+    run, _ = demo
+    submitted(run, "pretrain-0", "7", ["full-0"])
+    slurm.answer("squeue", error="slurm_load_jobs error: Invalid job id specified", code=1)
+    slurm.answer("sacct", "7_0|PENDING|0:0|None assigned\n")
+    assert elements(run, capsys)["pretrain-0/full-0"]["state"] == "interrupted"
+
+
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_the_table_fits_its_terminal_and_never_cuts_a_job_or_label(demo, slurm, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))

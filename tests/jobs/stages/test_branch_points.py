@@ -1,13 +1,20 @@
-"""A branch point that was lost while arms still begin from it is trained again; one that nobody needs is not."""
+"""A checkpoint that was lost or damaged while something still begins from it is trained again; one that nobody needs is not."""
 
 import shutil
+from pathlib import Path
 
+import msgspec
+import pytest
 from run_folders import finish, new_run
 
+from curricula.durable import write_json
+from curricula.errors import UserError
 from curricula.jobs.completion import is_done
 from curricula.jobs.graph import plan_study
 from curricula.jobs.stages import Work
-from curricula.model.checkpoints.folder import step_folder
+from curricula.jobs.stages.export import base_checkpoint
+from curricula.model import PRESETS
+from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, stored_file
 
 
 def test_a_lost_branch_point_is_made_again_only_while_an_arm_begins_from_it(tmp_path):
@@ -18,10 +25,43 @@ def test_a_lost_branch_point_is_made_again_only_while_an_arm_begins_from_it(tmp_
     finish(run, work.job.name, "trunk")
     point = step_folder(run.branch("trunk") / "checkpoints", trunk.stop)
     assert not is_done(work)
-    point.mkdir(parents=True)
+    _save(point)
     assert is_done(work)
+    (point / "weights").write_bytes(b"1234")
+    assert not is_done(work)
     shutil.rmtree(point)
     for job, element in plan.elements():
         if element.segment and plan.segments[element.segment].parent == trunk.name:
             finish(run, job.name, element.label)
     assert is_done(work)
+
+
+def test_the_last_checkpoint_of_an_arm_is_made_again_while_its_model_has_to_be_tuned_or_exported(tmp_path):
+    run, jobs = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    work = Work(run, plan, *plan.find("pretrain-20", "full-20"))
+    finish(run, "pretrain-20", "full-20")
+    last = base_checkpoint(run, "full-20")
+    _save(last)
+    _save(step_folder(last.parent, 1))
+    (last / "checkpoint.json").unlink()
+    assert not is_done(work)
+    with pytest.raises(UserError, match="full-20.*no such file"):  # never the earlier one in its place
+        read_info(base_checkpoint(run, "full-20"))
+    for job in ("export-base-20", "instruct-20"):
+        finish(run, job, "full-20")
+    assert is_done(work)
+
+
+def _save(folder: Path) -> None:
+    """A checkpoint of one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights").write_bytes(b"12345")
+    held = {
+        "model": PRESETS["tiny"],
+        "precision": "float32",
+        "full": True,
+        "files": {"weights": stored_file(folder / "weights")},
+    }
+    record = CheckpointInfo(step=1, consumed_samples=0, consumed_tokens=0, **held)
+    write_json(folder / "checkpoint.json", msgspec.to_builtins(record))

@@ -1,0 +1,78 @@
+"""What a run has found, in a form that two runs of a study share, and what must never be true of a finished run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+from curricula.durable import read_json, read_jsonl
+from curricula.jobs.graph import plan_study
+from curricula.jobs.run import Run
+
+CLOCKS = 0.05
+"""Seconds by which times of one machine may differ from one another."""
+
+
+def results(root: Path) -> dict[str, str]:
+    """Every step's numbers, what each training run read, the models, the answers with their verdicts, the report."""
+    found = {}
+    for path in _metrics(root):
+        rows = [{key: value for key, value in row.items() if key != "timing"} for row in read_jsonl(path)]
+        found[str(path.relative_to(root))] = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
+        pointer = path.parent / "checkpoints" / "latest"
+        record = read_json(pointer.parent / pointer.read_text().strip() / "checkpoint.json")
+        read = {name: record[name] for name in ("step", "consumed_samples", "consumed_tokens", "data", "recipe")}
+        found[f"{path.parent.relative_to(root)}, samples read"] = json.dumps(read, sort_keys=True)
+    for path in root.glob("models/*/*/*.safetensors"):
+        found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in [*root.glob("eval/**/*.jsonl"), *root.glob("report/tables/*"), root / "report" / "summary.json"]:
+        found[str(path.relative_to(root))] = path.read_text()
+    return found
+
+
+def _metrics(root: Path) -> list[Path]:
+    return [*root.glob("pretrain/*/metrics.jsonl"), *root.glob("tune/*/*/metrics.jsonl")]
+
+
+def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
+    """The names of what differs, each with the first line that does."""
+    said = [f"{name} is missing" for name in expected if name not in found]
+    said += [f"{name} is new" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        one, other = expected[name].splitlines(), found[name].splitlines()
+        if one != other:
+            place = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+            texts = [lines[place][:200] if place < len(lines) else "nothing" for lines in (one, other)]
+            said.append(f"{name}, line {place + 1} of {len(one)}: {texts[0]!r} became {texts[1]!r}")
+    return said
+
+
+def repeated(root: Path) -> list[str]:
+    """Steps that are recorded twice, answers given twice, verdicts asked for twice."""
+    said = []
+    for path in _metrics(root):
+        steps = Counter(row["step"] for row in read_jsonl(path) if "loss" in row)
+        said += [f"{path}: step {step} is recorded {count} times" for step, count in steps.items() if count > 1]
+    for path in root.glob("eval/**/*.jsonl"):
+        keys = Counter((row["key"], row.get("judge"), row.get("version")) for row in read_jsonl(path) if "key" in row)
+        said += [f"{path}: {key} is there {count} times" for key, count in keys.items() if count > 1]
+    return said
+
+
+def too_early(root: Path, jobs: Collection[str]) -> list[str]:
+    """Elements of `jobs` that began before something they read was finished, by the times of their marks."""
+    run = Run(root)
+    plan = plan_study(run.study)
+    said = []
+    for key, needs in plan.needs.items():
+        if key[0] not in jobs:
+            continue
+        mark = read_json(run.element(*key) / "done.json")
+        for need, _ in needs:
+            before = read_json(run.element(*need) / "done.json")
+            if before["started"] + before["seconds"] > mark["started"] + CLOCKS:
+                said.append(f"{'/'.join(key)} began before {'/'.join(need)} was finished")
+    return said

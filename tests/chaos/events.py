@@ -1,0 +1,327 @@
+"""What goes wrong on a cluster, done to a run: each kind of event waits for its moment and strikes an element."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import slurm_studies as studies
+from paths import LAB_SCRIPTS, ROOT
+
+JOBS = ("pretrain-trunk-8", "pretrain-50", "instruct-50", "evaluate-instruct-50", "merge-50", "report")
+"""The study without what its report does not need: the base models and the benign tuning."""
+BEGINS = {"pretrain-trunk-8": 0, "pretrain-50": 8}
+"""The step at which each job of pretraining begins."""
+PATIENCE_S, POLL_S = 600.0, 0.1
+Key = tuple[str, str]
+
+
+class Missed(Exception):
+    """The run was finished before the event could strike."""
+
+
+@dataclass
+class Disturbed:
+    """A run on a lab, as those see it who disturb it."""
+
+    lab: Any
+    root: Path
+    study: Path
+    profile: Path
+    random: random.Random
+    notes: list[str] = field(default_factory=list)
+    """What was done to it, by events and by the user."""
+
+    @property
+    def submission(self) -> list[str]:
+        """The command that submits the study."""
+        words = [sys.executable, "-m", "curricula.jobs.cli.main", "submit", self.study, "--cluster", "slurm", "--yes"]
+        return list(map(str, [*words, "--profile", self.profile, "--run", self.root, "--job", ",".join(JOBS)]))
+
+    def submit(self) -> str:
+        return self.lab.run(*self.submission, check=False, stdin=subprocess.DEVNULL, cwd=ROOT)
+
+    def queue(self) -> list[str]:
+        """What the lab has of the run, a line for each task; a controller that is away counts as one."""
+        return self.lab.run("squeue", "--noheader", "--array", "--format=%F_%K %T %r", check=False).splitlines()
+
+    def processes(self, program: str = "python") -> dict[Key, list[int]]:
+        """The processes of each element: its ranks, or its launchers (`srun`)."""
+        found: dict[Key, list[int]] = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+                if len(words) > 3 and words[-3] == str(self.root) and program in Path(words[0]).name:
+                    found.setdefault((words[-2], words[-1]), []).append(int(folder.name))
+        return {key: sorted(found[key]) for key in sorted(found)}
+
+    def task(self, key: Key) -> str:
+        return studies.task_of(self.root, *key)
+
+    def restore(self) -> None:
+        """Bring back what is down. A controller that forgot a start drains the node that has the job: again, then."""
+        with contextlib.suppress(AssertionError):
+            return self.lab.up()
+        self.lab.up()
+
+    def clear(self) -> None:
+        """Leave the lab as it was: no jobs, no processes, all daemons and nodes up."""
+        self.restore()
+        self.lab.run("scancel", "--user=root", check=False)
+        for program in ("srun", "python"):
+            for pid in sum(self.processes(program).values(), []):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while self.queue() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        self.restore()
+
+
+Moment = Callable[[Disturbed], Key]
+
+
+@dataclass(frozen=True)
+class Event:
+    title: str
+    moment: Moment | None
+    """Waits for an element to strike, or raises Missed; None where the event submits the study itself."""
+    hit: Callable[..., str | None]
+    """Strike the element; returns what to note, or None where it has just ended."""
+    ranks: tuple[int, ...] = (1, 2)
+    """The numbers of ranks at which it can be shown."""
+
+    def strike(self, run: Disturbed) -> str:
+        """Do it at its moment, or at the next where that one is missed; returns what was hit. Raises Missed."""
+        if self.moment is None:
+            return self.hit(run) or ""
+        for _ in range(6):
+            key = self.moment(run)
+            with contextlib.suppress(OSError, IndexError, KeyError):
+                said = self.hit(run, key)
+                if said is not None:
+                    return f"{'/'.join(key)} {said}".strip()
+            time.sleep(POLL_S)
+        raise Missed
+
+
+def _moment(run: Disturbed, stages: tuple[str, ...], ready: Callable[[Key], bool] = lambda key: True) -> Key:
+    """Wait until an element of one of `stages` runs and is `ready`."""
+    deadline = time.monotonic() + PATIENCE_S
+    asked = 0.0
+    while time.monotonic() < deadline:
+        running = run.processes()
+        if found := [key for key in running if key[0].startswith(stages) and ready(key)]:
+            return run.random.choice(found)
+        if time.monotonic() > asked + 2:
+            asked = time.monotonic()
+            if not running and not run.queue():
+                raise Missed
+        time.sleep(POLL_S)
+    raise Missed
+
+
+def any_moment(run: Disturbed) -> Key:
+    """An element of a random stage, a random time after it began; of any stage if it has ended meanwhile."""
+    stages = ("pretrain", "instruct", "evaluate", "merge", "report")
+    key = _moment(run, stages[run.random.choice([0, 0, 0, 1, 2, 2, 4]) :])
+    time.sleep(run.random.uniform(0, 5))
+    return key if key in run.processes() else _moment(run, stages)
+
+
+def _saves(run: Disturbed, key: Key) -> int:
+    """How many steps of its own an element of pretraining has saved."""
+    return max(0, studies.saved_step(run.root, key[1]) - BEGINS[key[0]])
+
+
+def before_a_save(run: Disturbed) -> Key:
+    return _moment(run, ("pretrain",), lambda key: _saves(run, key) == 0)
+
+
+def after_a_save(run: Disturbed) -> Key:
+    steps = 2 * run.random.randint(1, 3)
+    return _moment(run, ("pretrain",), lambda key: steps <= _saves(run, key) < 8)
+
+
+def _above(pid: int, program: str) -> int:
+    """The nearest process above that runs a program."""
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if Path(f"/proc/{pid}/comm").read_text().strip() == program:
+            return pid
+    raise ProcessLookupError(program)
+
+
+def kill(which: str, run: Disturbed, key: Key) -> str:
+    """`kill -9` of one of the processes that an element consists of."""
+    ranks, launchers = run.processes()[key], run.processes("srun")[key]
+    if which == "daemon":
+        which = run.random.choice(["daemon of the ranks", "daemon of the script"])
+    pids = {
+        "rank": lambda: [run.random.choice(ranks)],
+        "srun": lambda: launchers,
+        "script": lambda: [_above(launchers[0], "slurm_script")],
+        "daemon of the ranks": lambda: [_above(ranks[0], "slurmstepd")],
+        "daemon of the script": lambda: [_above(launchers[0], "slurmstepd")],
+    }[which]()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    if which.startswith("daemon"):
+        time.sleep(run.random.uniform(0, 10))
+        run.lab.run("scontrol", "reconfigure", check=False)  # else it takes Slurm up to a quarter of an hour
+    return which
+
+
+def lose_node(run: Disturbed, key: Key) -> str:
+    run.lab.run(LAB_SCRIPTS / "kill-node", studies.show(run.lab, run.task(key))["BatchHost"])
+    return _back(run, 8)
+
+
+def _back(run: Disturbed, most_s: float) -> str:
+    """Start again what was ended of the lab, after a random time."""
+    away_s = run.random.uniform(0, most_s)
+    time.sleep(away_s)
+    run.restore()
+    return f"for {away_s:.0f} s"
+
+
+def requeue(run: Disturbed, key: Key) -> str | None:
+    return None if run.lab.run("scontrol", "requeue", run.task(key), check=False).strip() else ""
+
+
+def preempt(run: Disturbed, key: Key) -> str | None:
+    return "" if run.lab.preempt(run.task(key)) else None
+
+
+def damage(what: str, run: Disturbed, key: Key) -> str | None:
+    """Requeue the element, and damage what it has saved when its ranks are gone, before it starts again."""
+    if requeue(run, key) is None:
+        return None
+    while key in run.processes():
+        time.sleep(POLL_S)
+    checkpoints = run.root / "pretrain" / key[1] / "checkpoints"
+    newest = max(checkpoints.glob("step_*"))
+    weights = run.random.choice(sorted(newest.glob("*.distcp")))
+    content = bytearray(weights.read_bytes())
+    place = run.random.randrange(len(content))
+    garbage = run.random.choice([b"", b"\0" * 14, b"step_\xff\xfe", b"step_00000002step_00000004\n", b"../../trunk"])
+    if what == "pointer":
+        (checkpoints / "latest").write_bytes(garbage)
+        return repr(garbage)
+    if what == "record":
+        (newest / "checkpoint.json").unlink()
+    elif what == "length":
+        weights.write_bytes(content[:place])
+    else:
+        content[place] ^= 1 << run.random.randrange(8)
+        weights.write_bytes(content)
+    return f"{newest.name}, byte {place}"
+
+
+def fill_disk(run: Disturbed, key: Key) -> str | None:
+    """Fill the small file system of the run folder, but for some lines until a writer tells of it, and free it again."""
+    filler, began, told = run.root / "filler", time.monotonic(), 0
+    with open(filler, "wb", buffering=0) as file:
+        _fill(file)
+        os.truncate(filler, filler.stat().st_size - (1 << 18))
+        while not told and time.monotonic() < began + 60 and run.processes():
+            time.sleep(POLL_S)
+            written = [*run.root.glob("slurm/*_log.out"), *run.root.glob("jobs/*/*/failed*.json")]
+            told = sum("o space left" in path.read_text(errors="replace") for path in written)
+        _fill(file)
+        time.sleep(run.random.uniform(0, 5))
+    filler.unlink()
+    return f"for {time.monotonic() - began:.0f} s; {told} files say so" if told else None
+
+
+def _fill(file: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        file.seek(0, os.SEEK_END)
+        while file.write(bytes(1 << 16)):
+            pass
+
+
+def restart_controller(run: Disturbed, key: Key) -> str:
+    number = run.random.choice([signal.SIGTERM, signal.SIGKILL])
+    os.kill(run.lab.pid("slurmctld"), number)
+    return f"{number.name} {_back(run, 6)}"
+
+
+def forbid_requeue(run: Disturbed, key: Key) -> str | None:
+    if run.lab.run("scontrol", "update", f"JobId={run.task(key)}", "Requeue=0", check=False).strip():
+        return None
+    how: Callable[..., str | None] = run.random.choice([partial(kill, "rank"), preempt, lose_node])
+    said = how(run, key)
+    return None if said is None else said or "preempted"
+
+
+def hang(run: Disturbed, key: Key) -> str:
+    os.kill(run.random.choice(run.processes()[key]), signal.SIGSTOP)
+    return ""
+
+
+def _half_submitted(run: Disturbed) -> subprocess.Popen:
+    """A `submit` that is at work on some array."""
+    how = {"cwd": ROOT, "env": run.lab.environment, "stdin": subprocess.DEVNULL}
+    child = subprocess.Popen(run.submission, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
+    record, count = run.root / "slurm" / "submissions.jsonl", run.random.randint(0, len(JOBS) - 1)
+    while child.poll() is None and count and not (record.exists() and record.read_bytes().count(b"\n") >= count):
+        time.sleep(0.01)
+    time.sleep(run.random.uniform(0, 0.4 if count else 1.5))
+    return child
+
+
+def lose_controller(run: Disturbed) -> str:
+    child = _half_submitted(run)
+    os.kill(run.lab.pid("slurmctld"), signal.SIGKILL)
+    _back(run, 5)
+    said = child.communicate(timeout=400)[0].strip().splitlines()
+    return f"it ended with {child.returncode}" + (f": {said[-1][-200:]}" if child.returncode and said else "")
+
+
+def kill_submit(run: Disturbed) -> str:
+    child = _half_submitted(run)
+    child.kill()
+    return f"after {child.communicate()[0].count(': array ')} arrays"
+
+
+def retry_during_report(run: Disturbed, key: Key) -> str:
+    run.lab.run("scancel", run.task(key))
+    _moment(run, ("report",))
+    time.sleep(run.random.uniform(0, 4))
+    told = studies.curricula(run.lab, "retry", run.root, check=False).strip().splitlines()
+    return f"cancelled; retry said: {told[-1].replace(str(run.root), 'RUN')[:160] if told else ''}"
+
+
+EVALUATION: Key = ("evaluate-instruct-50", "full-50/attacks-topk/tdc")
+EVENTS = {
+    "kill-rank": Event("a rank killed (`kill -9`)", any_moment, partial(kill, "rank")),
+    "kill-srun": Event("`srun` killed", any_moment, partial(kill, "srun")),
+    "kill-script": Event("the batch script killed", any_moment, partial(kill, "script")),
+    "kill-stepd": Event("slurmstepd killed, of the ranks or of the script", any_moment, partial(kill, "daemon")),
+    "node-loss": Event("a node lost, and back", any_moment, lose_node),
+    "requeue": Event("`scontrol requeue`", any_moment, requeue),
+    "preempt-early": Event("preempted before the first save", before_a_save, preempt),
+    "preempt-late": Event("preempted after a save", after_a_save, preempt),
+    "truncated": Event("newest checkpoint truncated", after_a_save, partial(damage, "length")),
+    "bit-flip": Event("a bit of the newest checkpoint flipped", after_a_save, partial(damage, "bit")),
+    "no-record": Event("`checkpoint.json` of the newest lost", after_a_save, partial(damage, "record")),
+    "pointer": Event("`latest` holds garbage", after_a_save, partial(damage, "pointer")),
+    "disk-full": Event("the disk full for a while", any_moment, fill_disk, ranks=(1,)),
+    "controller": Event("slurmctld restarted or killed", any_moment, restart_controller),
+    "no-requeue": Event("requeue forbidden, then an end", any_moment, forbid_requeue),
+    "hang": Event("a rank stopped (SIGSTOP)", after_a_save, hang, ranks=(2,)),
+    "retry-report": Event("`retry` while the report runs", lambda run: EVALUATION, retry_during_report),
+    "controller-submit": Event("slurmctld killed during `submit`", None, lose_controller),
+    "kill-submit": Event("`curricula submit` killed", None, kill_submit),
+}

@@ -1,0 +1,220 @@
+"""One round: submit the study, disturb it, do what a user would until it is finished, and compare."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import slurm_studies as studies
+import yaml
+from comparison import differences, repeated, results, too_early
+from events import EVENTS, JOBS, Disturbed, Missed
+from small_studies import smaller_demo
+
+BY_ITSELF, BY_RETRY, BY_SUBMIT = "went on by itself", "needed `retry`", "needed `submit`"
+BY_ADVICE = "needed what the message said"
+NOT_HIT, NOT_EQUAL, STUCK, STALE, BROKEN = "came too late", "not equal", "stuck", "stale", "broke"
+FINE = (BY_ITSELF, BY_RETRY, BY_SUBMIT, BY_ADVICE, NOT_HIT)
+DAMAGED = re.compile(r"(/\S+/(step_\d+))/\S+: .*delete \2 and run")
+MOST_COMMANDS = 4
+"""How often a user gives `retry` or `submit` before the round counts as stuck."""
+PATIENCE_S = 900
+"""How long a round may take."""
+ORPHAN_S = 60
+"""How long an element may run without a job: its processes may outlive the batch script."""
+DISK_MB = 400
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rounds share. Runs are equal to the bit at the same number of ranks only, so there is one of each."""
+
+    folder: Path
+    study: Path
+    profiles: dict[int, Path]
+    prepared: Path
+    """A run folder that holds the data."""
+    expected: dict[int, dict[str, str]]
+
+
+@dataclass
+class Outcome:
+    number: int
+    events: list[str]
+    ranks: int
+    verdict: str = BROKEN
+    notes: list[str] = field(default_factory=list)
+    """What was done to the run, by events and by the user."""
+    missed: list[str] = field(default_factory=list)
+    """The events whose moment never came."""
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    kept: str = ""
+    """The run folder of a round that did not end well."""
+
+    def line(self) -> str:
+        text = f"round {self.number} ({self.seconds:.0f} s): {self.verdict}. {'; '.join(self.notes)}"
+        return "\n    ".join([text, *(problem[:600] for problem in self.problems[:6]), *filter(None, [self.kept])])
+
+
+class Stuck(Exception):
+    """The run does not end, though the user did what the commands say."""
+
+
+def prepare(labs: Sequence, folder: Path) -> Setting:
+    """Make the data, and run the study undisturbed with one rank and with two."""
+    study = _write_study(folder)
+    prepared, profiles = studies.prepared(labs[0], folder, study), {}
+    for ranks in (1, 2):
+        size = {"nodes": ranks, "gpus_per_node": 1}
+        profiles[ranks] = studies.write_profile(folder / f"ranks-{ranks}", lead_time_s=10, stages={"pretraining": size})
+
+    def undisturbed(ranks: int) -> dict[str, str]:
+        root = folder / f"undisturbed-{ranks}"
+        run = Disturbed(labs[ranks % len(labs)], root, study, profiles[ranks], random.Random(0))
+        shutil.copytree(prepared, root)
+        run.submit()
+        commands = _drive(run, time.monotonic() + 2 * PATIENCE_S)
+        assert not commands, f"the undisturbed run needed {run.notes}"
+        return results(root)
+
+    with ThreadPoolExecutor(len(labs)) as pool:
+        expected = dict(zip(profiles, pool.map(undisturbed, profiles)))
+    shutil.copytree(folder / "undisturbed-1" / "code", prepared / "code")  # compiled once for all rounds
+    return Setting(folder, study, profiles, prepared, expected)
+
+
+def _write_study(folder: Path) -> Path:
+    """Two arms that leave a trunk half-way, their tuning, and one attack on each: the smallest that has every dependency."""
+    raw = smaller_demo()
+    raw["name"] = "chaos"
+    raw["curriculum"]["starts"] = [0.5]
+    raw["curriculum"]["interventions"]["data"] = {"web": 60, "stories": 10, "math": 10, "safeweb": 20}
+    raw["pretraining"].update(budget_tokens=16 * 8 * 128, global_batch=8, micro_batch=4, save_interval_steps=2)
+    for source in raw["sources"].values():
+        source["max_epochs"] = 1000
+    tasks = {"base": [], "instruct": ["attacks-topk"], "benign": []}
+    raw["evaluation"].update(gcg=None, probes=None, benchmarks=["tdc"], tasks=tasks)
+    raw["resources"]["hang_minutes"] = 0.15
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def play(setting: Setting, lab, number: int, seed: int, events: list[str]) -> Outcome:
+    """Play a round, and leave the lab as it was."""
+    draw, began = random.Random(f"{seed} round {number}"), time.monotonic()
+    ranks = draw.choice(sorted(set.intersection(*(set(EVENTS[name].ranks) for name in events))))
+    outcome, root = Outcome(number, events, ranks), setting.folder / f"round-{number}"
+    run = Disturbed(lab, root, setting.study, setting.profiles[ranks], draw, outcome.notes)
+    try:
+        root.mkdir()
+        if "disk-full" in events:
+            options = f"size={DISK_MB}m,mode=700"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "curricula-chaos", root], check=True)
+        shutil.copytree(setting.prepared, root, dirs_exist_ok=True)
+        outcome.verdict = _verdict(run, setting, outcome, began + PATIENCE_S)
+    except Stuck as stuck:
+        outcome.verdict = STUCK
+        outcome.problems.append(str(stuck))
+    except Exception:
+        outcome.problems.append(traceback.format_exc()[-1500:])
+    outcome.seconds = round(time.monotonic() - began, 1)
+    if outcome.verdict not in FINE:
+        root.with_suffix(".txt").write_text(f"{outcome.line()}\n{lab.state()}\n{studies.logs(root)}")
+    try:
+        run.clear()
+    except Exception:
+        outcome.problems.append(f"the lab was not left as it was: {traceback.format_exc()[-500:]}")
+    if outcome.verdict not in FINE:
+        outcome.kept = str(root.with_name(f"{root.name}-kept"))
+        shutil.copytree(root, outcome.kept, ignore=shutil.ignore_patterns("filler", "code"))
+    if os.path.ismount(root):
+        subprocess.run(["umount", "--lazy", root], check=False)
+    shutil.rmtree(root, ignore_errors=True)
+    return outcome
+
+
+def _verdict(run: Disturbed, setting: Setting, outcome: Outcome, deadline: float) -> str:
+    if all(EVENTS[name].moment for name in outcome.events):
+        run.submit()
+    for name in outcome.events:
+        try:
+            run.notes.append(f"{name}: {EVENTS[name].strike(run)}")
+        except Missed:
+            outcome.missed.append(name)
+    commands = _drive(run, deadline)
+    outcome.problems += [f"left over: {key} as processes {pids}" for key, pids in run.processes().items()]
+    outcome.problems += repeated(run.root) + differences(setting.expected[outcome.ranks], results(run.root))
+    if outcome.problems:
+        return NOT_EQUAL
+    if early := too_early(run.root, JOBS):
+        outcome.problems += early
+        return STALE
+    return (
+        NOT_HIT
+        if outcome.missed == outcome.events
+        else BY_SUBMIT
+        if "submit" in commands
+        else BY_RETRY
+        if commands
+        else BY_ITSELF
+    )
+
+
+def _drive(run: Disturbed, deadline: float) -> list[str]:
+    """Do what a user does until the study is finished; returns the commands that this took. Raises Stuck."""
+    commands: list[str] = []
+    quiet_since = 0.0
+    while True:
+        if time.monotonic() > deadline:
+            raise Stuck(f"not finished in time: {run.queue()} {_open(run)}")
+        if queue := run.queue():
+            quiet_since = 0.0
+            for task in [line.split()[0] for line in queue if "held" in line.lower()]:
+                run.lab.run("scontrol", "release", task, check=False)  # what `status` says about such a job
+                run.notes.append(f"user: scontrol release {task}")
+                commands.append("advice")
+            time.sleep(1)
+            continue
+        left, errors = _open(run)
+        if not left:
+            return commands
+        quiet_since = quiet_since or time.monotonic()
+        if "running" in left.values() and time.monotonic() < quiet_since + ORPHAN_S:
+            time.sleep(2)
+            continue
+        if len(commands) - commands.count("advice") == MOST_COMMANDS:
+            raise Stuck(f"after {', '.join(commands)}: {left} {errors}")
+        for folder in {found[1] for error in errors if (found := DAMAGED.search(error))}:
+            shutil.rmtree(folder, ignore_errors=True)
+            run.notes.append(f"user: rm -r {folder.removeprefix(str(run.root))}")
+            commands.append("advice")
+        verb = "retry" if {"failed", "cancelled", "interrupted", "stale"} & set(left.values()) else "submit"
+        said = run.submit() if verb == "submit" else studies.curricula(run.lab, "retry", run.root, check=False)
+        commands.append(verb)
+        error = next((line[:200] for line in said.splitlines() if "curricula:" in line), "")
+        states = ", ".join(sorted({f"{name.split('/')[0]} {state}" for name, state in left.items()}))
+        run.notes.append(f"user: {verb} ({states}{'; ' + error if error else ''})")
+        quiet_since = 0.0
+
+
+def _open(run: Disturbed) -> tuple[dict[str, str], list[str]]:
+    """The state of every element that is not done, and the errors, as `curricula status` has them."""
+    told = studies.curricula(run.lab, "status", run.root, "--json", check=False)
+    try:
+        elements = json.loads(told[told.index("[\n") : told.rindex("]") + 1])
+    except ValueError:
+        return {"the run": f"unknown: {told[-300:]}"}, []
+    left = [one for one in elements if one["job"] in JOBS and one["state"] != "done"]
+    return {f"{one['job']}/{one['label']}": one["state"] for one in left}, [one["error"] for one in left]
