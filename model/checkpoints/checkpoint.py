@@ -30,6 +30,7 @@ from curricula.model.checkpoints.folder import (
     point_at,
     publish,
     read_info,
+    retire,
     set_aside,
     step_folder,
 )
@@ -241,8 +242,11 @@ def load(
     Without `optimizer` only weights are read, from checkpoints of either kind. With it, torch's random generators are set
     too, if the tensor-parallel size is the same. All bytes are checked first unless `is_checked`. Nothing in the checkpoint
     is run. Raises UserError when a file is missing, truncated or damaged, or when the checkpoint lacks the optimizer's state.
+    A checkpoint with damaged bytes is set aside, so that the run that made it makes it again.
     """
     if not is_checked and (problem := _problem(folder, parallel)):
+        if parallel.is_main:
+            retire(folder)
         raise UserError(problem)
     info = read_info(folder)
     if optimizer is not None and not info.full:

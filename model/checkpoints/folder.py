@@ -11,6 +11,7 @@ how arms branch. So data and learning rates are compared only up to the checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -149,7 +150,7 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 
 def _instead(folder: Path) -> str:
-    return f"delete {folder.name} and run what trained it again: it continues from an earlier checkpoint"
+    return f"delete {folder.name} if it is still there, and run what trained it again: it continues from an earlier checkpoint"
 
 
 def damaged_file(folder: Path, info: CheckpointInfo, share: int = 0, shares: int = 1) -> str | None:
@@ -226,6 +227,13 @@ def _step_of(folder: Path) -> int:
 def remove(folder: Path) -> None:
     """Delete a checkpoint so that no reader ever sees part of it."""
     shutil.rmtree(set_aside(folder))
+
+
+def retire(folder: Path) -> None:
+    """Set aside a checkpoint that was found damaged, unless names and sizes show it anyway or another version wrote it."""
+    with contextlib.suppress(UserError, FileNotFoundError):  # the latter: another process was faster
+        read_info(folder)
+        set_aside(folder)
 
 
 def set_aside(folder: Path) -> Path:

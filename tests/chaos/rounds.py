@@ -25,7 +25,7 @@ BY_ITSELF, BY_RETRY, BY_SUBMIT = "went on by itself", "needed `retry`", "needed 
 BY_ADVICE = "needed what the message said"
 NOT_HIT, NOT_EQUAL, STUCK, STALE, BROKEN = "came too late", "not equal", "stuck", "stale", "broke"
 FINE = (BY_ITSELF, BY_RETRY, BY_SUBMIT, BY_ADVICE, NOT_HIT)
-DAMAGED = re.compile(r"(/\S+/(step_\d+))/\S+: .*delete \2 and run")
+DAMAGED = re.compile(r"(/\S+/(step_\d+))/\S+: .*delete \2 if it is still there, and run")
 MOST_COMMANDS = 4
 """How often a user gives `retry` or `submit` before the round counts as stuck."""
 PATIENCE_S = 900

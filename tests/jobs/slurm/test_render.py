@@ -39,6 +39,9 @@ SRUN = """#!/bin/bash
 while [[ $1 = --* ]]; do shift; done
 exec "$@"
 """
+DONE = """args=("$@"); folder="${args[-3]}/jobs/${args[-2]}/${args[-1]//\\//+}"; mkdir -p "$folder"; touch "$folder/done.json"
+"""
+"""What the work does last: srun's last three arguments are the run folder, the job and the label."""
 SCONTROL = """#!/bin/bash
 [ "$1" = update ] || {{ echo "$@" >>'{record}'; kill $SCRIPT_PID; }}
 """
@@ -177,7 +180,7 @@ def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_p
     job = jobs["pretrain-0"]
     text = body(job, ["data-0", "full-0"], run.study, Profile(), run.root, take_snapshot(run.root), continues="7")
     (tmp_path / "bin").mkdir()
-    stand_in(tmp_path, "srun", f"#!/bin/bash\necho $CURRICULA_CONTINUES >>{tmp_path}/started\n")
+    stand_in(tmp_path, "srun", f"#!/bin/bash\necho $CURRICULA_CONTINUES >>{tmp_path}/started\n{DONE}")
     stand_in(tmp_path, "scontrol", f'#!/bin/bash\n[[ $* != *TimeLimit* ]] || echo "$2 $3" >>"{tmp_path}/limits"\n')
     stand_in(tmp_path, "script", f"#!/bin/bash\n{text}")
 
@@ -216,6 +219,15 @@ def test_only_what_ended_by_itself_is_counted(rendered, tmp_path, state, preempt
     assert found == ({counted: "137\n"} if counted else {})
 
 
+def test_work_that_left_no_mark_is_not_taken_for_done(rendered, tmp_path):
+    """srun lost its step's daemon and ended with 0."""
+    _, out = rendered
+    stand_in(tmp_path, "srun", "#!/bin/bash\n")
+    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
+    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    assert ran.returncode and "requeue 7_0" in (tmp_path / "scontrol.log").read_text()
+
+
 @pytest.mark.parametrize("change", ["edit", "add", "link", "link a folder", "owner"])
 def test_a_job_runs_no_code_but_that_of_its_submission(rendered, tmp_path, change):
     run, out = rendered
@@ -223,7 +235,7 @@ def test_a_job_runs_no_code_but_that_of_its_submission(rendered, tmp_path, chang
     (code / "curricula/__pycache__").mkdir()  # Python's own
     (code / "curricula/__pycache__/settings.cpython-311.pyc").touch()
     script = next(out.glob("*-pretrain-trunk-100.sbatch"))
-    stand_in(tmp_path, "srun", f"#!/bin/bash\ntouch {tmp_path}/ran\n")
+    stand_in(tmp_path, "srun", f"#!/bin/bash\ntouch {tmp_path}/ran\n{DONE}")
     environment = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_JOB_ID": "7"}
     ran = call(tmp_path, script, **environment)
     assert ran.returncode == 0 and (tmp_path / "ran").exists(), ran.stderr
@@ -291,7 +303,7 @@ def prepared_with(tmp_path: Path, **profile) -> tuple[Path, subprocess.Completed
     path.write_text(yaml.safe_dump(profile))
     render(DEMO, tmp_path / "run", tmp_path / "scripts", path)
     (tmp_path / "bin").mkdir()
-    stand_in(tmp_path, "srun", "#!/bin/bash\nenv -0\n")
+    stand_in(tmp_path, "srun", f"#!/bin/bash\nenv -0\n{DONE}")
     stand_in(tmp_path, "scontrol", SCONTROL.format(record=tmp_path / "scontrol.log"))
     script = tmp_path / "scripts" / "00-prepare.sbatch"
     ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")

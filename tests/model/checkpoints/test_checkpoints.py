@@ -133,6 +133,7 @@ def test_a_flipped_bit_is_found(copy, name):
         train(train_job(copy), RandomBatches())
     with pytest.raises(UserError, match=rf"{name}: damaged"):
         train(train_job(copy / "new", init_from=copy / "checkpoints/step_00000004"), RandomBatches())
+    assert not (copy / "checkpoints/step_00000004").exists()  # what trained it has to make it again
 
 
 def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(tmp_path, caplog):
