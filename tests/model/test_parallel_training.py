@@ -61,6 +61,7 @@ def assert_same(alone: list[dict], rows: list[dict]) -> None:
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_data_parallel_processes_train_like_one_which_can_continue_from_their_checkpoint(
     tmp_path, alone, free_port
 ):
@@ -68,12 +69,14 @@ def test_two_data_parallel_processes_train_like_one_which_can_continue_from_thei
     assert_same(alone, train_alone(tmp_path))
 
 
+@pytest.mark.slow
 def test_two_tensor_parallel_processes_continue_from_one_and_train_like_it(tmp_path, alone, free_port):
     train_alone(tmp_path, stop_step=3)
     train_in_processes(2, tmp_path, free_port, tensor_parallel=2)
     assert_same(alone, read_jsonl(tmp_path / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_without_sequence_parallelism_they_train_like_one_too(tmp_path, alone, free_port):
     train_in_processes(2, tmp_path, free_port, tensor_parallel=2, engine={"sequence_parallel": False})
     assert_same(alone, read_jsonl(tmp_path / "metrics.jsonl"))

@@ -150,6 +150,7 @@ def test_a_job_that_must_not_be_requeued_ends_and_is_resumed_by_a_retry(lab, pla
     finish(lab, run)
 
 
+@pytest.mark.slow
 def test_two_ranks_that_get_nowhere_give_up_with_their_code_and_not_that_of_the_kill(lab, place):
     study, _, prepared = place
     folder = prepared.parent / "nowhere"

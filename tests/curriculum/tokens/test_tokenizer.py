@@ -143,16 +143,16 @@ def test_segments_encoded_one_by_one_give_the_same_ids_when_messages_begin_with_
 @pytest.mark.parametrize("messages", CHATS)
 def test_special_entries_in_a_message_are_read_as_text_wherever_they_stand(any_folder, messages, quoted):
     tokenizer = load_tokenizer(any_folder)
-    special = [tokenizer.token_to_id(entry) for entry in SPECIALS]
+    special, encoder = [tokenizer.token_to_id(entry) for entry in SPECIALS], ChatEncoder(tokenizer)
     for place in range(len(messages)):
         for content in (quoted, f"{messages[place]['content']}{quoted}", f"{quoted} {messages[place]['content']}"):
             chat = [*messages[:place], {**messages[place], "content": content}, *messages[place + 1 :]]
-            ids, flags = ChatEncoder(tokenizer).encode(chat)
+            ids, flags = encoder.encode(chat)
             assert [i for i in ids if i in special] == [special[1], special[2]] * len(chat)
             assert tokenizer.decode(ids, skip_special_tokens=False) == "".join(text for text, _ in render_chat(chat))
             said = tokenizer.decode([i for i, flag in zip(ids, flags) if flag], skip_special_tokens=False)
             assert said == "".join(f"{m['content']}<|im_end|>\n" for m in chat if m["role"] == "assistant")
-            assert ChatEncoder(tokenizer).lengths([chat]) == [len(ids)]
+            assert encoder.lengths([chat]) == [len(ids)]
 
 
 @pytest.mark.parametrize("messages", CHATS)

@@ -69,6 +69,7 @@ def test_a_controller_that_is_away_is_no_refusal(slurm, tmp_path):
         executor(tmp_path / "jobs").submit_body("true")
 
 
+LIMITS = ("MaxSubmitJobsPerAccount", "QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit")
 POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 LIMITED = """file="${{@: -1}}"; number=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$file"); had=$(cat "{count}")
 if [ $((had + number + 1)) -gt {limit} ]; then
@@ -80,13 +81,12 @@ echo $((had + number + 1)) >"{count}"; echo "Submitted batch job $((1000 + had))
 """sbatch of a user who may have so many elements in the queue; the count file says how many there are."""
 
 
-@pytest.mark.parametrize("reason", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit", "x"])
-def test_a_submission_over_the_users_limit_goes_in_waves(slurm, tmp_path, reason):
+def test_a_submission_over_the_users_limit_goes_in_waves(slurm, tmp_path):
     run, jobs = new_run(tmp_path / "run")
     plan, said = plan_study(run.study), []
     chosen = {job.name: job.labels for job in plan.jobs}
     count = tmp_path / "count"
-    slurm.answer("sbatch", script=LIMITED.format(count=count, limit=4, reason=reason, policy=POLICY))
+    slurm.answer("sbatch", script=LIMITED.format(count=count, limit=12, reason="AssocMaxSubmitJobLimit", policy=POLICY))
     waves, sent = [], []
     while len(sent) < sum(map(len, chosen.values())):
         count.write_text("0")
@@ -95,7 +95,7 @@ def test_a_submission_over_the_users_limit_goes_in_waves(slurm, tmp_path, reason
         made = submit_plan(run, plan, now.open(chosen), Profile(), now, said.append)
         sent += [(one.job, label) for one in made for label in one.labels]
         waves.append(sum(len(one.labels) for one in made))
-        assert waves[-1] <= 4 and [(one.job, label) for one in submissions(run) for label in one.labels] == sent
+        assert waves[-1] <= 12 and [(one.job, label) for one in submissions(run) for label in one.labels] == sent
         left = sum(map(len, chosen.values())) - len(sent)
         assert not left or f"{left} elements are not submitted yet: give the same command again" in said[-1]
     assert sent == [(job, label) for job, labels in chosen.items() for label in labels] and len(waves) > 1
@@ -118,7 +118,7 @@ def test_a_refused_array_keeps_the_marks_of_what_is_done(slurm, tmp_path):
 
 
 def test_a_limit_that_waiting_does_not_lift_is_a_refusal():
-    assert is_full(POLICY) and is_full(f"MaxSubmitJobsPerAccount; {POLICY}")
+    assert is_full(POLICY) and all(is_full(f"{limit}; {POLICY}") for limit in LIMITS)
     assert not is_full(f"QOSMaxWallDurationPerJobLimit; {POLICY}")
 
 
