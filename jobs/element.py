@@ -59,7 +59,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
             profile = _profile(run)
             check_restarts(work)
             _check_nodes(work, profile)
-            stage.run(work, announced(ProgressFile(folder / "progress.json")))
+            stage.run(work, announced(ProgressFile(folder / "progress.json", work.element.seed)))
         except Interrupted:
             raise
         except Exception as error:

@@ -29,6 +29,8 @@ class ArmDifference:
     decoder: str
     measure: str
     arm: str
+    seed: int
+    """The training seed of both arms."""
     reference: str
     value: float
     """Negative if the arm is safer (or over-refuses less) than the reference."""
@@ -46,7 +48,15 @@ class ArmDifference:
 
 
 def arm_differences(study: StudyRows) -> Iterator[ArmDifference]:
-    """The differences of all arms from the reference, the arm that starts last; none with fewer than two arms."""
+    """The differences of all arms from the reference, the arm that starts last; none with fewer than two arms.
+
+    Arms are compared within each training seed.
+    """
+    for seed in study.seeds:
+        yield from _of_one_seed(study.of_seed(seed))
+
+
+def _of_one_seed(study: StudyRows) -> Iterator[ArmDifference]:
     if len(study.arms) < 2:
         return
     reference = max(study.arms, key=lambda arm: arm.start)
@@ -69,6 +79,7 @@ def _family(study: StudyRows, reference: ArmInfo, stage: str, task: str, decoder
             decoder=decoder,
             measure=measure,
             arm=arm.name,
+            seed=arm.seed,
             reference=reference.name,
             value=gap.value,
             low=gap.low,

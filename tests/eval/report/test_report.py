@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html.parser
 import json
 import shutil
@@ -15,7 +16,10 @@ from study_rows import ARMS, append_judged, generation, write_study
 
 from curricula.errors import UserError
 from curricula.eval import MODEL_KINDS, EvalConfig
-from curricula.eval.analysis import ArmInfo
+from curricula.eval.analysis import ArmInfo, read_study_rows
+from curricula.eval.analysis.claim_tests import run_claim_tests
+from curricula.eval.analysis.differences import arm_differences
+from curricula.eval.analysis.metrics import study_metrics
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import write_report
 from curricula.eval.report.wording import visible
@@ -237,3 +241,38 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(built, tmp_path, wi
     command = ["chromium", *options, (tmp_path / "frame.html").as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert f"<title>{width} of {width}</title>" in shown
+
+
+def test_each_seed_has_rows_of_its_own_and_none_is_pooled_or_lost(tmp_path):
+    first = ARMS[-2:]
+    arms = [*first, *(dataclasses.replace(arm, seed=43, key=f"{arm.name}-s43") for arm in first)]
+    run = write_study(tmp_path / "run", arms=arms)
+    alone = read_study_rows(run, first)
+    both = read_study_rows(run, arms)
+    assert {row.seed for row in both.answers(arms[-1], "base", "attacks-topk")} == {43}
+    metrics = study_metrics(both)
+    assert metrics.of_seed(0) == study_metrics(alone)
+    assert run_claim_tests(both) == run_claim_tests(alone)
+    gaps = list(arm_differences(both))
+    assert [gap for gap in gaps if gap.seed == 0] == list(arm_differences(alone)) and {gap.seed for gap in gaps} == {
+        0,
+        43,
+    }
+
+    text = write_report(run, arms, STUDY, run / "report").read_text()
+    assert (
+        "full, from 60%, seed 43" in text
+        and "as trained with seed 0" in text
+        and "One training run per arm" not in text
+    )
+    for name, key in (
+        ("attacks", "stage benchmark decoder"),
+        ("overrefusal", "stage decoder"),
+        ("probes", "stage layer"),
+    ):
+        with open(run / "report" / "tables" / f"{name}.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0])[:2] == ["arm", "seed"]
+        places = [tuple(row[column] for column in ("arm", "seed", *key.split())) for row in rows]
+        assert len(set(places)) == len(places) and {place[1] for place in places} == {"0", "43"}
+        assert {place[0] for place in places} == {arm.name for arm in first}
