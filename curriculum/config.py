@@ -135,6 +135,17 @@ class Curriculum(Settings, frozen=True):
         return phase.mix if isinstance(phase.mix, dict) else self.mixes()[phase.mix]
 
 
+class ReplicateDraws(Settings, frozen=True):
+    """What each further seed of a study draws anew. All else, such as tokenised data and prompts, is the first seed's."""
+
+    init: bool = True
+    """Initial weights."""
+    data: bool = True
+    """Order of the pretraining data."""
+    tuning: bool = True
+    """Order of the tuning data."""
+
+
 class Tuning(Settings, frozen=True):
     """A finetuning stage on conversations (section 4.4 and appendix B: batch 4, learning rate 2e-5, one epoch, cosine)."""
 

@@ -1,20 +1,23 @@
 """From a token budget to steps: arms, the steps at which their phases switch, and the training tree they share.
 
 Until its start every arm reads the same safe-only stream, so pretraining is a tree: one trunk, and a branch for each arm
-that leaves it at its start. The trunk trained to the end is itself the safe-only arm (start 1.0).
+that leaves it at its start. The trunk trained to the end is itself the safe-only arm (start 1.0). Each seed of a study is a
+replicate, with a tree of its own.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from curricula.curriculum.config import Curriculum, Mix
+from curricula.curriculum.config import Curriculum, Mix, ReplicateDraws
 from curricula.curriculum.stream.blend import Phase
 
 TRUNK = "trunk"
+DEFAULT_SEED = 42
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,43 @@ class ArmPhase(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Replicate:
+    """One training of every arm: the seeds of its draws, and the end of its names."""
+
+    seed: int = DEFAULT_SEED
+    """The study's seed that it stands for; evaluation draws by it."""
+    init_seed: int = DEFAULT_SEED
+    """Of the initial weights."""
+    data_seed: int = DEFAULT_SEED
+    """Of the order of pretraining data."""
+    tuning_seed: int = DEFAULT_SEED
+    """Of the order of tuning data."""
+    suffix: str = ""
+    """Empty for the first replicate."""
+
+    def named(self, name: str) -> str:
+        """The name of an arm or of the trunk in this replicate's elements and folders."""
+        return name + self.suffix
+
+
+def replicates_of(seeds: Sequence[int], anew: ReplicateDraws) -> tuple[Replicate, ...]:
+    first, *others = seeds
+    further = (
+        Replicate(
+            seed,
+            init_seed=seed if anew.init else first,
+            data_seed=seed if anew.data else first,
+            tuning_seed=seed if anew.tuning else first,
+            suffix=f"-s{seed}",
+        )
+        for seed in others
+    )
+    return (Replicate(first, first, first, first), *further)
+
+
+@dataclass(frozen=True)
 class Arm:
-    """One curriculum: safe data until `start`, then interventions."""
+    """One curriculum: safe data until `start`, then interventions. Each replicate trains it once."""
 
     name: str
     start: float
@@ -64,6 +102,12 @@ class Arm:
     interventions: str
     """The intervention set; the arm's own name where the study writes it out; "none" for the safe-only arm."""
     phases: tuple[ArmPhase, ...]
+    replicate: Replicate = Replicate()
+
+    @property
+    def key(self) -> str:
+        """Unique among the trainings of a study: names the arm's elements and folders."""
+        return self.replicate.named(self.name)
 
     def blend_phases(self, budget: Budget) -> list[Phase]:
         """The arm's phases in samples, each ending at a whole step."""
@@ -97,6 +141,10 @@ class Segment:
     def name(self) -> str:
         return f"{self.branch}@{self.stop}"
 
+    @property
+    def is_trunk(self) -> bool:
+        return self.arm.start == 1.0
+
 
 def arms_of(curriculum: Curriculum, budget: Budget) -> list[Arm]:
     """The arms of a study, earliest start first. At start 1.0 all intervention sets are the same arm.
@@ -117,8 +165,8 @@ def arms_of(curriculum: Curriculum, budget: Budget) -> list[Arm]:
     return sorted(arms, key=lambda arm: arm.start)  # a stable sort: arms that start together keep their order
 
 
-def safe_only_arm(curriculum: Curriculum) -> Arm:
-    return Arm("safe-100", 1.0, "none", (ArmPhase(1.0, curriculum.safe),))
+def safe_only_arm(curriculum: Curriculum, replicate: Replicate = Replicate()) -> Arm:
+    return Arm("safe-100", 1.0, "none", (ArmPhase(1.0, curriculum.safe),), replicate)
 
 
 def _written_arm(name: str, curriculum: Curriculum) -> Arm:
@@ -193,16 +241,26 @@ def percent(start: float) -> str:
 
 def branch_of(arm: Arm) -> str:
     """The branch of the training tree whose last checkpoint is the arm's base model."""
-    return TRUNK if arm.start == 1.0 else arm.name
+    return arm.replicate.named(TRUNK) if arm.start == 1.0 else arm.key
 
 
-def segments_of(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Segment]:
-    """The training tree, parents before children: a trunk segment up to each start, then the branches."""
+def segments_of(arms: Sequence[Arm], curriculum: Curriculum, budget: Budget) -> list[Segment]:
+    """The training tree of each replicate, parents before children: a trunk segment up to each start, then the branches."""
+    replicates = dict.fromkeys(arm.replicate for arm in arms)
+    trees = (
+        _tree([arm for arm in arms if arm.replicate == replicate], replicate, curriculum, budget)
+        for replicate in replicates
+    )
+    return list(itertools.chain.from_iterable(trees))
+
+
+def _tree(arms: Sequence[Arm], replicate: Replicate, curriculum: Curriculum, budget: Budget) -> list[Segment]:
+    safe_only = safe_only_arm(curriculum, replicate)
     stops = sorted({budget.step_at(arm.start) for arm in arms} - {0})
     trunk: list[Segment] = []
     start = 0
     for stop in stops:
-        trunk.append(Segment(TRUNK, start, stop, safe_only_arm(curriculum), trunk[-1].name if trunk else None))
+        trunk.append(Segment(branch_of(safe_only), start, stop, safe_only, trunk[-1].name if trunk else None))
         start = stop
     ends = {segment.stop: segment.name for segment in trunk}
     branches = []
@@ -214,5 +272,5 @@ def segments_of(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list
                     f"start {arm.start} snaps to step {switch} of {budget.steps}, which leaves no step for interventions; "
                     "raise budget_tokens or lower global_batch"
                 )
-            branches.append(Segment(arm.name, switch, budget.steps, arm, ends.get(switch)))
+            branches.append(Segment(arm.key, switch, budget.steps, arm, ends.get(switch)))
     return trunk + branches

@@ -51,13 +51,15 @@ def run_element(
     data_root: Path | None,
     out: Path,
     seed: int,
+    probe_seed: int | None = None,
     progress: Progress = silent,
     device: str | None = None,
 ) -> list[GenerationRow] | list[ProbeRow]:
     """Carry out `eval_task` and return its rows in order.
 
-    `model` is a folder, a name, or a model that is already loaded; `data_root` holds the benchmark files (None: the
-    Hugging Face hub). Raises UserError or UsageError for what the user can correct: folder, tokenizer, dataset, task.
+    Answers and suffixes are drawn by `seed`, the texts of probes by `probe_seed` (by default the same). `model` is a folder,
+    a name, or a model that is already loaded; `data_root` holds the benchmark files (None: the Hugging Face hub). Raises
+    UserError or UsageError for what the user can correct: folder, tokenizer, dataset, task.
     """
     task, path = eval_task.task, eval_task.path(out)
     if config.leaves_out(task):
@@ -65,7 +67,7 @@ def run_element(
     prompts = task_prompts(eval_task, config, data_root)
     loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision)
     if config.probes and task.kind == "probes":
-        return probe_rows(loaded, config.probes, data_root, path, seed, progress)
+        return probe_rows(loaded, config.probes, data_root, path, seed if probe_seed is None else probe_seed, progress)
     if not prompts:  # more shards than prompts
         write_rows(path, cast("list[GenerationRow]", []))
         return []

@@ -33,10 +33,16 @@ class Done(msgspec.Struct, frozen=True):
     started: float = 0.0
     """When that process started, in Unix time. It identifies the mark: an element that is made again has another."""
     read: dict[str, float] | None = None
-    """`started` of each needed element that was done when that process began, by JOB/LABEL. None in marks of earlier versions,
-    which recorded none."""
+    """`started` of each element that was needed when that process began, by JOB/LABEL; 0 if it was not done then. None in
+    marks of earlier versions, which recorded none."""
     generation: int = 0
     """Which start of the element it was (`curricula.fencing`); 0 in marks of earlier versions."""
+
+    def was_made_without(self, need: Key, must_be_ok: bool) -> bool:
+        """Whether the element came to need `need` only later, when its study grew: a trunk that was trained past a new arm's
+        start stays as it is. What waits for elements to end, whether they succeed or fail, collects them, so it does need new
+        ones."""
+        return must_be_ok and self.read is not None and "/".join(need) not in self.read
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -99,14 +105,14 @@ def is_done(work: Work) -> bool:
 
 def marks_read(work: Work) -> dict[str, float]:
     """What the element's `Done.read` will say if the element begins now."""
-    return {"/".join(need): mark.started for need, mark in _marks_needed(work).items() if mark}
+    return {"/".join(need): mark.started if mark else 0.0 for need, mark in _marks_needed(work).items()}
 
 
 def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None]) -> Key | None:
     """The first needed element that has been made since the element with `mark` began; `marks` are those of all it needs."""
-    for need, _ in plan.needs[key]:
+    for need, must_be_ok in plan.needs[key]:
         now = marks.get(need)
-        if now is None:
+        if now is None or mark.was_made_without(need, must_be_ok):
             continue
         if mark.read is None:
             if now.read is not None:  # made by a later version, so after it
@@ -128,8 +134,9 @@ def done_elements(run: Run, plan: Plan) -> set[Key]:
         complete = dict(zip(marks, pool.map(lambda work: marks[_key(work)] is not None and is_complete(work), works)))
     done: set[Key] = set()
     for key, mark in marks.items():
-        is_current = mark is not None and complete[key] and made_again(plan, key, mark, marks) is None
-        if is_current and all(other in done for other, _ in plan.needs[key]):
+        if mark is None or not complete[key] or made_again(plan, key, mark, marks):
+            continue
+        if all(other in done or mark.was_made_without(other, must_be_ok) for other, must_be_ok in plan.needs[key]):
             done.add(key)
     return done
 

@@ -70,7 +70,7 @@ def _run_first(work: Work, generation: int) -> None:
         profile = _profile(work.run)
         check_restarts(work)
         _check_nodes(work, profile)
-        stage.run(work, announced(ProgressFile(folder / "progress.json")))
+        stage.run(work, announced(ProgressFile(folder / "progress.json", work.element.seed)))
     except (Interrupted, Superseded):
         raise
     except Exception as error:

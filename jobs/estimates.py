@@ -25,10 +25,11 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     study, segments, arms = plan.study, plan.segments.values(), plan.arms
     config, budget = study.model.resolve(), study.budget
     sizes = _source_sizes(study, shards)
-    described = [_arm(arm, study, sizes) for arm in arms]
+    described = [_arm(arm, study, sizes) for arm in arms]  # of any seed
     shared = sum(segment.stop - segment.start for segment in segments) * budget.step_tokens
     return {
         "study": study.name,
+        "seeds": [one.seed for one in study.replicates],
         "model": {
             "preset": study.model.preset,
             "parameters": config.parameters(),
@@ -57,13 +58,14 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
                 "name": s.name,
                 "branch": s.branch,
                 "parent": s.parent,
+                "seed": s.arm.replicate.seed,
                 "start_step": s.start,
                 "stop_step": s.stop,
                 "tokens": (s.stop - s.start) * budget.step_tokens,
             }
             for s in segments
         ],
-        "trained_tokens": {"with_trunk_sharing": shared, "without": len(arms) * budget.tokens},
+        "trained_tokens": {"with_trunk_sharing": shared, "without": len(study.trainings) * budget.tokens},
         "jobs": [
             {
                 "name": job.name,
@@ -74,6 +76,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             for job in plan.jobs
         ],
         "gpu_hours": _described_hours(plan),
+        "gpu_hours_by_seed": _hours_by_seed(plan),
         "gpu_memory": _gpu_memory(study),
     }
 
@@ -213,6 +216,16 @@ def _described_hours(plan: Plan) -> dict[str, float]:
         "tuning_at_most": hours["tuning"],
         "evaluation_at_most": hours["evaluation"],
     }
+
+
+def _hours_by_seed(plan: Plan) -> dict[str, dict[str, float]]:
+    """For each seed the GPU-hours of its own elements: those of pretraining, and at most those of all else."""
+    found = {str(one.seed): {"pretraining": 0.0, "other_at_most": 0.0} for one in plan.study.replicates}
+    for job, element in plan.elements():
+        if element.seed is not None:
+            part = "pretraining" if job.request.section == "pretraining" else "other_at_most"
+            found[str(element.seed)][part] += element.gpu_hours
+    return found
 
 
 def _gpu_memory(study: Study) -> dict[str, Any]:

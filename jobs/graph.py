@@ -1,17 +1,17 @@
 """From a study to its plan: its jobs, what each waits for and what it asks of the cluster.
 
-Arms that start together share their jobs, so that an early arm's models do not wait for a late arm's pretraining. The element
+Arms that start together share their jobs, so that an early arm's models do not wait for a late arm's pretraining. So do all
+seeds of an arm: a further seed makes longer arrays, not more of them. The element
 that tunes a model also exports it. Base models are exported by separate elements, which need one process where
 pretraining needs many.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of, percent
+from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of
 from curricula.eval import MODEL_KINDS, ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Plan
@@ -36,20 +36,13 @@ class _Planner:
     def plan(self) -> Plan:
         study, segments = self.study, self.study.segments
         self._add_data()
-        self._add_pretraining(segments)
+        self._add_pretraining()
         # A separate job, so that a missing licence for a benchmark does not hold back the training.
         benchmarks = self._add_downloads("fetch-benchmarks", "evaluation")
-        evaluated = [self._add_models(arms, segments) for arms in self._groups()]
-        merges = [merge for group in evaluated for merge in self._add_evaluations(*group, tuple(map(Edge, benchmarks)))]
+        made = [(name, arms, self._add_models(name, arms)) for name, arms in study.groups.items()]
+        merges = [merge for group in made for merge in self._add_evaluations(*group, tuple(map(Edge, benchmarks)))]
         self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in merges))
         return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
-
-    def _groups(self) -> list[list[Arm]]:
-        """Arms that leave the trunk at the same step, earliest first."""
-        groups: dict[int, list[Arm]] = defaultdict(list)
-        for arm in self.study.arms:
-            groups[self.study.budget.step_at(arm.start)].append(arm)
-        return list(groups.values())
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         request = STAGES[stage].request(self.study, self.profile)
@@ -74,41 +67,44 @@ class _Planner:
         self._add("prepare", "prepare", [Element("prepare")], *map(Edge, downloads))
         self._add("tokenize", "tokenize", shards, Edge("prepare"))
 
-    def _add_pretraining(self, segments: tuple[Segment, ...]) -> None:
+    def _add_pretraining(self) -> None:
         """A job for each segment of the trunk, and one for each group of arms that leave it at the same step."""
         self._job_of_segment: dict[str, str] = {}
-        for segment in segments:
-            if segment.branch == TRUNK:
-                self._pretrain(f"pretrain-trunk-{segment.stop}", [segment])
-        for arms in self._groups():
-            branches = [segment for segment in segments if segment.branch != TRUNK and segment.arm in arms]
+        segments = self.study.segments
+        for stop in dict.fromkeys(segment.stop for segment in segments if segment.is_trunk):
+            self._pretrain(f"pretrain-trunk-{stop}", [one for one in segments if one.is_trunk and one.stop == stop])
+        for name, arms in self.study.groups.items():
+            branches = [segment for segment in segments if not segment.is_trunk and segment.arm in arms]
             if branches:
-                self._pretrain(f"pretrain-{percent(arms[0].start)}", branches)
+                self._pretrain(f"pretrain-{name}", branches)
 
     def _pretrain(self, name: str, segments: list[Segment]) -> None:
-        """Add the job of `segments`, which all have the same parent."""
-        parent = segments[0].parent
-        needs = Edge(self._job_of_segment[parent]) if parent else Edge("tokenize")
-        self._add(name, "pretrain", [Element(s.branch, segment=s.name) for s in segments], needs)
+        """Add the job of `segments`, which all have the same parent, each in its own replicate."""
+        parents = [segment.parent for segment in segments if segment.parent]
+        needs = Edge("tokenize")
+        if parents:
+            is_one_to_one = len(set(parents)) == len(segments) > 1
+            needs = Edge(self._job_of_segment[parents[0]], "aftercorr" if is_one_to_one else "afterok")
+        self._add(name, "pretrain", list(map(_training, segments)), needs)
         self._job_of_segment.update({segment.name: name for segment in segments})
 
-    def _add_models(self, arms: list[Arm], segments: tuple[Segment, ...]) -> tuple[list[Arm], dict[ModelKind, str]]:
+    def _add_models(self, name: str, arms: list[Arm]) -> dict[ModelKind, str]:
         """Add the export and tuning of the models of `arms`; returns the job that makes each kind of model."""
-        name = percent(arms[0].start)
-        last = next(segment for segment in reversed(segments) if segment.branch == branch_of(arms[0]))
+        last = next(one for one in reversed(self.study.segments) if one.branch == branch_of(arms[0]))
         trained = Edge(self._job_of_segment[last.name], "aftercorr")
         base = self._add(f"export-base-{name}", "export", _models(arms, ["base"]), trained)
         instruct = self._add(f"instruct-{name}", "tune", _models(arms, ["instruct"]), trained)
         benign = self._add(f"benign-{name}", "tune", _models(arms, ["benign"]), Edge(instruct, "aftercorr"))
-        return arms, {"base": base, "instruct": instruct, "benign": benign}
+        return {"base": base, "instruct": instruct, "benign": benign}
 
-    def _add_evaluations(self, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]) -> list[str]:
+    def _add_evaluations(
+        self, name: str, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]
+    ) -> list[str]:
         """Add the evaluation of the models of `arms`; returns the job that merges its rows, if anything is evaluated."""
-        name = percent(arms[0].start)
         measured: dict[ModelKind, str] = {}
         for kind in MODEL_KINDS:
             elements = [
-                Element(f"{arm.name}/{task.name}", arm=arm.name, kind=kind, eval_task=task)
+                Element(f"{arm.key}/{task.name}", arm=arm.name, seed=arm.replicate.seed, kind=kind, eval_task=task)
                 for arm in arms
                 for task in self.study.evaluation.eval_tasks(kind)
             ]
@@ -121,10 +117,15 @@ class _Planner:
         return [self._add(f"merge-{name}", "merge", _models(arms, list(measured)), *after)]
 
 
+def _training(segment: Segment) -> Element:
+    arm = TRUNK if segment.is_trunk else segment.arm.name
+    return Element(segment.branch, segment=segment.name, arm=arm, seed=segment.arm.replicate.seed)
+
+
 def _models(arms: list[Arm], kinds: list[ModelKind]) -> list[Element]:
     """An element for the model of each kind of each arm."""
     return [
-        Element(arm.name if len(kinds) == 1 else f"{arm.name}/{kind}", arm=arm.name, kind=kind)
+        Element(arm.key if len(kinds) == 1 else f"{arm.key}/{kind}", arm=arm.name, seed=arm.replicate.seed, kind=kind)
         for kind in kinds
         for arm in arms
     ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from curricula.curriculum.plan import Arm, Segment
+from curricula.curriculum.plan import TRUNK, Arm, Segment
 from curricula.errors import UsageError
 from curricula.eval import EvalTask, ModelKind
 from curricula.jobs.slurm.profile import Request
@@ -32,7 +32,7 @@ class Edge:
     job: str
     kind: EdgeKind = "afterok"
     """As Slurm names it: `afterok` waits for all elements of that job to succeed, `aftercorr` for the element of the same
-    index, `afterany` for all to end, whether they succeed or fail."""
+    index, `afterany` for all to end, whether they succeed or fail. `Plan.needs` says which of them an element reads."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Element:
     shard: str = ""
     segment: str = ""
     arm: str = ""
+    """The arm that it trains or measures, or "trunk"; empty for what all arms share, such as the data."""
+    seed: int | None = None
+    """The seed of that training; None for what all replicates share."""
     kind: ModelKind = "base"
     eval_task: EvalTask | None = None
     """What an element of the stage `evaluate` measures."""
@@ -85,16 +88,19 @@ class Plan:
 
     @cached_property
     def needs(self) -> Mapping[Key, list[tuple[Key, bool]]]:
-        """For each element, in the plan's order, the elements it waits for, and whether each of these must succeed."""
+        """For each element, in the plan's order, the elements it waits for, and whether each of these must succeed.
+
+        On Slurm it waits for their whole arrays where the edge is no `aftercorr`.
+        """
         return {
-            (job.name, label): [
-                ((edge.job, other), edge.kind != "afterany")
+            (job.name, element.label): [
+                ((edge.job, other.label), edge.kind != "afterany")
                 for edge in job.needs
-                for place, other in enumerate(self.by_name[edge.job].labels)
-                if edge.kind != "aftercorr" or place == index
+                for place, other in enumerate(self.by_name[edge.job].elements)
+                if (place == index if edge.kind == "aftercorr" else _concerns(other, element))
             ]
             for job in self.jobs
-            for index, label in enumerate(job.labels)
+            for index, element in enumerate(job.elements)
         }
 
     def find(self, job_name: str, label: str) -> tuple[Job, Element]:
@@ -129,6 +135,12 @@ class Plan:
                 wanted.add(name)
                 todo += [edge.job for edge in self.by_name[name].needs]
         return tuple(job for job in self.jobs if job.name in wanted)
+
+
+def _concerns(one: Element, other: Element) -> bool:
+    """Whether `other` reads what `one` makes, if its job does: they work for one arm and seed, where both have any."""
+    is_of_arm = "" in (one.arm, other.arm) or one.arm in (TRUNK, other.arm)
+    return is_of_arm and (None in (one.seed, other.seed) or one.seed == other.seed)
 
 
 def keys_of(chosen: Chosen) -> list[Key]:

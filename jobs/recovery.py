@@ -19,9 +19,11 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
     on_slurm = any(element.task for element in elements)
     outside = {(element.job, element.label) for element in elements if on_slurm and not element.task}
     state = {(element.job, element.label): element.state for element in elements}
+    # Whole arrays wait for whole arrays, so an element can wait in vain for one that it does not need.
+    in_vain = {(item.job, item.label) for item in elements if item.reason == "DependencyNeverSatisfied"}
     again: dict[Key, None] = {}
     for key, needs in plan.needs.items():  # each after those it needs
-        must_repeat = state[key] in TO_REPEAT and (chosen is None or key in chosen)
+        must_repeat = (state[key] in TO_REPEAT or key in in_vain) and (chosen is None or key in chosen)
         follows = any(need in again for need, _ in needs) and state[key] != "running"
         is_open = state[key] != "done" or any(need in again and not must_be_ok for need, must_be_ok in needs)
         if key not in outside and (must_repeat or (follows and is_open)):

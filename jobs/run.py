@@ -5,7 +5,8 @@ runs/<study>/
   world/                      the fictional world's datasets, where the study asks for them
   data/fetched/               datasets from the Hugging Face hub, where CURRICULA_DATA names no folder
   data/tokenizer/  data/shards/<source>/
-  pretrain/<branch>/          checkpoints and metrics of a branch of the training tree ("trunk" or an arm)
+  pretrain/<branch>/          checkpoints and metrics of a branch of the training tree ("trunk" or an arm); here and below
+                              names of further seeds end in one, as in trunk-s43
   tune/<arm>/{instruct,benign}/
   models/<arm>/{base,instruct,benign}/    Hugging Face checkpoints
   eval/<arm>/{base,instruct,benign}/      answers and verdicts, as eval/rows.py describes
@@ -27,8 +28,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from curricula.curriculum.plan import Arm, branch_of
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import (
@@ -42,6 +41,7 @@ from curricula.durable import (
     write_text,
 )
 from curricula.errors import UsageError, UserError
+from curricula.jobs.growth import refusal
 from curricula.jobs.study import Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
 
@@ -83,25 +83,34 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, study: Study) -> Run:
-        """Freeze `study` in `root`, or open the run that is there. Raises UserError if that run's study is another."""
-        run = cls(root)
-        data_folder = None if study.world else local_root()
+        """Freeze `study` in `root`, or open the run that is there, which may grow by seeds and arms.
+
+        Raises UserError if that run's study is another.
+        """
         if (root / "study.yaml").exists():
-            changed = _first_difference(msgspec.to_builtins(run.study), msgspec.to_builtins(study))
-            if changed:
-                raise UserError(f"{root}/study.yaml: holds another study: {changed}; name another folder with --run")
-            if data_folder and run.data_folder != data_folder:
-                then = f"with CURRICULA_DATA={run.data_folder}" if run.data_folder else "without CURRICULA_DATA"
-                raise UserError(
-                    f"CURRICULA_DATA={data_folder}: {root} was begun {then}; keep it so, or name another folder with --run"
-                )
-            return run
+            run = cls(root)
+            run.check(study)
+            if study != run.study:
+                write_text(root / "study.yaml", study_yaml(study))
+            return cls(root)
+        data_folder = None if study.world else local_root()
         with _making(root):
             write_json(
                 root / "run.json", {**current_provenance(), "data_folder": str(data_folder) if data_folder else None}
             )
             write_text(root / "study.yaml", study_yaml(study))
-        return run
+        return cls(root)
+
+    def check(self, study: Study) -> None:
+        """Raise UserError if the run cannot go on as one of `study`."""
+        if changed := refusal(self.study, study):
+            raise UserError(f"{self.root}/study.yaml: holds another study: {changed}; name another folder with --run")
+        data_folder = None if study.world else local_root()
+        if data_folder and self.data_folder != data_folder:
+            then = f"with CURRICULA_DATA={self.data_folder}" if self.data_folder else "without CURRICULA_DATA"
+            raise UserError(
+                f"CURRICULA_DATA={data_folder}: {self.root} was begun {then}; keep it so, or name another folder with --run"
+            )
 
     @cached_property
     def study(self) -> Study:
@@ -214,14 +223,3 @@ def _git() -> dict[str, Any]:
         return {"sha": running_commit(), "changed_files": []}
     changed = ask_git(ROOT, "status", "--porcelain").splitlines()
     return {"sha": ask_git(ROOT, "rev-parse", "HEAD").strip(), "changed_files": changed}
-
-
-def _first_difference(old: Any, new: Any, place: str = "") -> str:
-    """The first key at which two plain values differ, with both values; empty when they are equal."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            found = _first_difference(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
-            if found:
-                return found
-        return ""
-    return "" if old == new else f"{place} is {old!r} there and {new!r} now"

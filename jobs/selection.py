@@ -24,18 +24,19 @@ class Selection:
     """Stages of the plan, or kinds of tuned models (instruct, benign)."""
     jobs: tuple[str, ...] = ()
     arms: tuple[str, ...] = ()
+    seeds: tuple[str, ...] = ()
     start: str | None = None
     """The stage or job to start from; jobs before it are left out."""
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Selection:
-        return cls(args.stages, args.jobs, args.arms, args.start)
+        return cls(args.stages, args.jobs, args.arms, args.seeds, args.start)
 
     def __bool__(self) -> bool:
         return self != Selection()
 
     def __str__(self) -> str:
-        named = [("stage", self.stages), ("job", self.jobs), ("arm", self.arms)]
+        named = [("stage", self.stages), ("job", self.jobs), ("arm", self.arms), ("seed", self.seeds)]
         parts = [f"{name} {', '.join(values)}" for name, values in named if values]
         start = [f"from {self.start} on"] if self.start else []
         return " ".join(([f"of {' and '.join(parts)}"] if parts else []) + start)
@@ -55,6 +56,9 @@ def add_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
         "--arm", dest="arms", metavar="A,...", type=_names, default=(),
         help="of these arms, such as full-20; trunk is the shared start of pretraining",
     )  # fmt: skip
+    group.add_argument(
+        "--seeds", metavar="N,...", type=_names, default=(), help="of these training seeds of the study, such as 43,44"
+    )
     group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="from this stage or job onwards")
 
 
@@ -69,21 +73,24 @@ def _names(text: str) -> tuple[str, ...]:
 def select(plan: Plan, selection: Selection, with_needs: bool = False) -> Chosen:
     """The selected elements of the plan.
 
-    `with_needs` adds what the selected arms share: the trunk segments they branch from, and elements that belong to no arm,
-    such as the data. Raises UsageError for a name that is not in the study, and when nothing is left.
+    `with_needs` adds what the selected arms and seeds share: the trunk segments they branch from, and elements that belong to
+    no arm, such as the data. Raises UsageError for a name that is not in the study, and when nothing is left.
     """
     names, stages = [job.name for job in plan.jobs], [name for job in plan.jobs for name in job.stage_names]
     _check("stage", selection.stages, stages)
     _check("job", selection.jobs, names)
-    _check("arm", selection.arms, [arm_of(element) for _, element in plan.elements()])
+    _check("arm", selection.arms, [element.arm for _, element in plan.elements()])
+    _check("seed", selection.seeds, [str(one.seed) for one in plan.study.replicates])
     _check("stage or job", [selection.start] if selection.start else [], stages, names)
     first = next((place for place, job in enumerate(plan.jobs) if _is_named(job, selection.start)), 0)
     training = _training_of(plan, selection.arms) if with_needs else set()
 
-    def is_for_arms(job: Job, element: Element) -> bool:
-        if not selection.arms or arm_of(element) in selection.arms:
+    def is_wanted(job: Job, element: Element) -> bool:
+        if with_needs and not element.arm:
             return True
-        return with_needs and (not arm_of(element) or (job.name, element.label) in training)
+        is_of_seed = not selection.seeds or str(element.seed) in selection.seeds
+        is_of_arm = not selection.arms or element.arm in selection.arms or (job.name, element.label) in training
+        return is_of_seed and is_of_arm
 
     chosen: dict[str, tuple[str, ...]] = {}
     for job in plan.jobs[first:]:
@@ -91,17 +98,12 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> Chosen
             continue
         if selection.stages and not any(_is_named(job, stage) for stage in selection.stages):
             continue
-        labels = tuple(element.label for element in job.elements if is_for_arms(job, element))
+        labels = tuple(element.label for element in job.elements if is_wanted(job, element))
         if labels:
             chosen[job.name] = labels
     if not chosen:
         raise UsageError(f"no element is {selection} at once; leave one of them out")
     return chosen
-
-
-def arm_of(element: Element) -> str:
-    """The arm an element works for, or "trunk"; empty for what all arms share, such as the data."""
-    return element.arm or (element.label if element.segment else "")
 
 
 def _is_named(job: Job, name: str | None) -> bool:
@@ -111,7 +113,7 @@ def _is_named(job: Job, name: str | None) -> bool:
 def _training_of(plan: Plan, arms: Sequence[str]) -> set[Key]:
     """The pretraining from which the models of `arms` come: their own branches, and the trunk up to these."""
     training = {(job.name, element.label) for job, element in plan.elements() if element.segment}
-    todo = [(job.name, element.label) for job, element in plan.elements() if arm_of(element) in arms]
+    todo = [(job.name, element.label) for job, element in plan.elements() if element.arm in arms]
     found = training.intersection(todo)
     while todo:
         new = {need for need, _ in plan.needs[todo.pop()] if need in training} - found

@@ -6,6 +6,8 @@ Nothing here imports torch, so that a login node can read and plan a study.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +15,19 @@ from typing import Annotated, Any
 import msgspec
 
 from curricula.core_yaml import dump_yaml
-from curricula.curriculum.config import Curriculum, Source, Tokenizer, Tuning
-from curricula.curriculum.plan import TRUNK, Arm, Budget, Segment, arms_of, percent, segments_of
+from curricula.curriculum.config import Curriculum, ReplicateDraws, Source, Tokenizer, Tuning
+from curricula.curriculum.plan import (
+    DEFAULT_SEED,
+    TRUNK,
+    Arm,
+    Budget,
+    Replicate,
+    Segment,
+    arms_of,
+    percent,
+    replicates_of,
+    segments_of,
+)
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import EvalConfig
@@ -136,11 +149,16 @@ class Study(Settings, frozen=True, dict=True):
     world: WorldConfig | None = None
     """Make a fictional world of data first, and read every dataset from it."""
     tracking: TrackingConfig = TrackingConfig()
-    seed: int = 42
+    seed: int | None = None
+    """Short for `seeds` with this one; 42 if neither is given."""
+    seeds: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] | None = None
+    """Train every arm once with each. The first is also that of all that the replicates share."""
+    replicate: ReplicateDraws = ReplicateDraws()
     validation_documents: NonNegative = 64
     """Documents of each source that are held out of training."""
 
     def check(self) -> None:
+        self._check_seeds()
         self._check_names()
         self._check_sources()
         self._check_vocabulary()
@@ -149,6 +167,23 @@ class Study(Settings, frozen=True, dict=True):
         self._check_arms()
         self._check_evaluation()
         _ = self.segments  # raises where a start leaves an arm no step
+
+    def _check_seeds(self) -> None:
+        """Also writes one seed as `seed` and several as `seeds`, so that equal studies compare equal."""
+        if self.seed is not None and self.seeds is not None:
+            raise ValueError(f"seed {self.seed} and seeds {list(self.seeds)} are both given; keep one of them")
+        seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds {list(seeds)} repeat one; name each once")
+        is_one = len(seeds) == 1
+        msgspec.structs.force_setattr(self, "seed", seeds[0] if is_one else None)
+        msgspec.structs.force_setattr(self, "seeds", None if is_one else seeds)
+        draws_weights = self.replicate.init and not self.model.weights
+        if not (is_one or draws_weights or self.replicate.data):
+            why = "model.weights is given" if self.replicate.init else "replicate.init is false"
+            raise ValueError(
+                f"replicate.data is false and {why}, so all seeds would pretrain the same model; set replicate.data to true"
+            )
 
     def _check_names(self) -> None:
         for what, name in [("name", self.name), *(("source", name) for name in self.sources)]:
@@ -201,7 +236,7 @@ class Study(Settings, frozen=True, dict=True):
                     )
 
     def _check_arms(self) -> None:
-        names = [arm.name for arm in self.arms]
+        names = [*(arm.key for arm in self.trainings), *(one.named(TRUNK) for one in self.replicates)]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
@@ -230,15 +265,40 @@ class Study(Settings, frozen=True, dict=True):
         return Budget(self.pretraining.budget_tokens, length, self.pretraining.global_batch)
 
     @cached_property
-    def arms(self) -> tuple[Arm, ...]:
-        return tuple(arms_of(self.curriculum, self.budget))
+    def replicates(self) -> tuple[Replicate, ...]:
+        seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
+        return replicates_of(seeds, self.replicate)
 
-    def arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
+    @property
+    def first_seed(self) -> int:
+        """The seed of all that replicates share."""
+        return self.replicates[0].seed
+
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        """Every arm once, as the first replicate trains it."""
+        return self.trainings[: len(self.trainings) // len(self.replicates)]
+
+    @cached_property
+    def trainings(self) -> tuple[Arm, ...]:
+        """Every arm of every replicate, one replicate after another."""
+        arms = arms_of(self.curriculum, self.budget)
+        return tuple(replace(arm, replicate=one) for one in self.replicates for arm in arms)
+
+    def training(self, arm: str, seed: int | None) -> Arm:
+        return next(one for one in self.trainings if (one.name, one.replicate.seed) == (arm, seed))
+
+    @cached_property
+    def groups(self) -> dict[str, list[Arm]]:
+        """The trainings that leave the trunk at the same step, earliest first, by the name that their jobs share."""
+        by_step: dict[int, list[Arm]] = defaultdict(list)
+        for arm in self.trainings:
+            by_step[self.budget.step_at(arm.start)].append(arm)
+        return {percent(arms[0].start): arms for _, arms in sorted(by_step.items())}
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        return tuple(segments_of(list(self.arms), self.curriculum, self.budget))
+        return tuple(segments_of(self.trainings, self.curriculum, self.budget))
 
 
 def load_study(path: Path) -> Study:

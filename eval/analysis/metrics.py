@@ -48,6 +48,8 @@ class AttackMetrics:
     """Attack success of one model on one benchmark under one decoder. Rates are in 0..1, over parsed rows."""
 
     arm: str
+    seed: int
+    """The seed of the arm's training."""
     stage: str
     benchmark: str
     decoder: str
@@ -87,7 +89,7 @@ class AttackMetrics:
 
     @property
     def place(self) -> str:
-        return f"{self.arm} {self.stage} {self.decoder}"
+        return f"{self.arm} {self.stage} {self.decoder} (seed {self.seed})"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class OverrefusalMetrics:
     """How one model treats benign requests under one decoder."""
 
     arm: str
+    seed: int
+    """The seed of the arm's training."""
     stage: str
     decoder: str
     shares: dict[str, float]
@@ -116,6 +120,8 @@ class ProbeMetrics:
     """Test AUC of linear probes on one layer of one model, over training subsets ("seeds")."""
 
     arm: str
+    seed: int
+    """The seed of the arm's training."""
     stage: str
     layer: str
     """One of "first", "middle" and "last"."""
@@ -133,11 +139,16 @@ class ProbeMetrics:
 
 @dataclass(frozen=True)
 class StudyMetrics:
-    """All metrics of a study, in the order of its arms."""
+    """All metrics of a study, in the order of its arms. Arms trained with several seeds have an entry for each."""
 
     attacks: list[AttackMetrics]
     overrefusals: list[OverrefusalMetrics]
     probes: list[ProbeMetrics]
+
+    def of_seed(self, seed: int) -> StudyMetrics:
+        """The metrics of the arms that were trained with this seed."""
+        parts = (self.attacks, self.overrefusals, self.probes)
+        return StudyMetrics(*([entry for entry in part if entry.seed == seed] for part in parts))  # type: ignore[arg-type]
 
     def attacks_by(self, stage: str, *decoders: str) -> list[AttackMetrics]:
         wanted = {(stage, decoder) for decoder in decoders}
@@ -171,14 +182,16 @@ def study_metrics(study: StudyRows) -> StudyMetrics:
             benign = {task: competence(study.answers(arm, stage, task)) for task in OVERREFUSAL_TASKS}
             for task in ATTACK_TASKS:
                 if rows := study.answers(arm, stage, task):
-                    found.attacks.extend(attack_metrics(rows, arm.name, stage, expected[stage, task], benign=benign))
+                    found.attacks.extend(
+                        attack_metrics(rows, arm.name, stage, expected[stage, task], arm.seed, benign=benign)
+                    )
             for task in OVERREFUSAL_TASKS:
                 if rows := study.answers(arm, stage, task):
                     decoder = task.removeprefix("overrefusal-")
                     found.overrefusals.append(
-                        overrefusal_metrics(rows, arm.name, stage, decoder, expected[stage, task])
+                        overrefusal_metrics(rows, arm.name, stage, decoder, expected[stage, task], arm.seed)
                     )
-            found.probes.extend(probe_metrics(study.probes.get((arm.name, stage), []), arm.name, stage))
+            found.probes.extend(probe_metrics(study.probes.get((arm.key, stage), []), arm.name, stage, arm.seed))
     return found
 
 
@@ -187,6 +200,7 @@ def attack_metrics(
     arm: str,
     stage: str,
     expected: Collection[RowId] = (),
+    seed: int = 0,
     *,
     benign: Mapping[str, Competence | None] = MappingProxyType({}),
 ) -> list[AttackMetrics]:
@@ -203,7 +217,7 @@ def attack_metrics(
             ids = sorted(id for id in wanted if id[0] == decoder and name in (id[1], ALL))
             counts = Counter(id[1] for id in ids)
             of_decoder = [present[id] for id in ids if id in present]
-            metrics = _attack_metrics(of_decoder, arm, stage, name, decoder, counts)
+            metrics = _attack_metrics(of_decoder, arm, seed, stage, name, decoder, counts)
             if shown := benign.get(BENIGN_TASKS.get(decoder, "")):
                 metrics = replace(metrics, competence=shown.share, incoherent=shown.is_incoherent)
             found.append(metrics)
@@ -211,7 +225,7 @@ def attack_metrics(
 
 
 def _attack_metrics(
-    rows: Sequence[JudgedRow], arm: str, stage: str, benchmark: str, decoder: str, expected: Counter[str]
+    rows: Sequence[JudgedRow], arm: str, seed: int, stage: str, benchmark: str, decoder: str, expected: Counter[str]
 ) -> AttackMetrics:
     """The metrics of these rows, all of one decoder; `expected` is how many rows each benchmark should have."""
     outcomes = [(row, value) for row in rows if (value := harmful(row)) is not None]
@@ -229,6 +243,7 @@ def _attack_metrics(
     not_harmful = Counter(row.benchmark for row, value in outcomes if not value)
     return AttackMetrics(
         arm=arm,
+        seed=seed,
         stage=stage,
         benchmark=benchmark,
         decoder=decoder,
@@ -273,7 +288,7 @@ def known_accuracy(rows: Iterable[JudgedRow]) -> Accuracy | None:
 
 
 def overrefusal_metrics(
-    rows: Sequence[JudgedRow], arm: str, stage: str, decoder: str, expected: Collection[RowId] = ()
+    rows: Sequence[JudgedRow], arm: str, stage: str, decoder: str, expected: Collection[RowId] = (), seed: int = 0
 ) -> OverrefusalMetrics:
     """The metrics of these rows, all of `decoder`; `expected` are the rows any arm has."""
     outcomes = [(row, value) for row in rows if (value := overrefused(row)) is not None]
@@ -282,6 +297,7 @@ def overrefusal_metrics(
     verdicts = [row.verdict for row, _ in outcomes]
     return OverrefusalMetrics(
         arm=arm,
+        seed=seed,
         stage=stage,
         decoder=decoder,
         shares={name: verdicts.count(name) / len(verdicts) for name in ANSWER_CATEGORIES} if verdicts else {},
@@ -296,7 +312,7 @@ def overrefusal_metrics(
     )
 
 
-def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str) -> list[ProbeMetrics]:
+def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0) -> list[ProbeMetrics]:
     """The metrics of each layer, first to last."""
     found = []
     for layer in sorted({row.layer for row in rows}, key=("first", "middle", "last").index):
@@ -306,6 +322,7 @@ def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str) -> list[ProbeM
         found.append(
             ProbeMetrics(
                 arm=arm,
+                seed=seed,
                 stage=stage,
                 layer=layer,
                 auc=float(np.mean(aucs)),

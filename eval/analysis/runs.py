@@ -67,19 +67,17 @@ class Runs:
 def runs_of(study: StudyRows) -> Runs:
     """The study's rows by run.
 
-    An arm that was trained with several seeds is in the study once for each. Where arms have no seed, answers carry that
-    of their run, and probes are of a single run.
+    An arm that was trained with several seeds is in the study once for each.
     """
     generations: dict[tuple[str, int, str, str], list[JudgedRow]] = defaultdict(list)
     probes: dict[tuple[str, int, str], list[ProbeRow]] = defaultdict(list)
-    arms = {getattr(arm, "key", arm.name): arm for arm in study.arms}
+    arms = {arm.key: arm for arm in study.arms}
     for (key, stage, task), answers in study.generations.items():
         if arm := arms.get(key):
-            for row in answers:
-                generations[arm.name, getattr(arm, "seed", row.seed), stage, task].append(row)
+            generations[arm.name, arm.seed, stage, task].extend(answers)
     for (key, stage), rows in study.probes.items():
         if arm := arms.get(key):
-            probes[arm.name, getattr(arm, "seed", 0), stage].extend(rows)
+            probes[arm.name, arm.seed, stage].extend(rows)
     distinct = {arm.name: arm for arm in reversed(study.arms)}
     return Runs(tuple(reversed(distinct.values())), generations, probes, frozenset(_incoherent(generations)))
 

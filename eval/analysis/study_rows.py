@@ -1,13 +1,14 @@
-"""The rows of a study: every judged answer and every probe, by arm and stage.
+"""The rows of a study: every judged answer and every probe, by trained arm and stage.
 
-Reads `<run>/eval/<arm>/<stage>/<task>.jsonl`, and checks that each file holds what its place says (`eval/identity.py`). What
+An arm that was trained with several seeds is in `StudyRows.arms` once for each, under one name. Reads
+`<run>/eval/<arm's key>/<stage>/<task>.jsonl`, and checks that each file holds what its place says (`eval/identity.py`). What
 the rows measure is in `eval/analysis/metrics.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curricula.eval.contents import recorded_hash
@@ -22,13 +23,22 @@ OVERREFUSAL_TASKS = tuple(task.name for task in judged_tasks("overrefusal"))
 
 @dataclass(frozen=True)
 class ArmInfo:
-    """One pretrained model of the study."""
+    """One pretrained model of the study: an arm, trained with one seed."""
 
     name: str
+    """Of the arm; its replicates share it."""
     start: float
     """Share of the training tokens after which interventions start, in 0..1; 1 for never."""
     interventions: str
     """The intervention set: "data", "full" or "none"; the arm's own name where the study spells out its phases."""
+
+    seed: int = 0
+    """The seed of this training."""
+    key: str = ""
+    """Names its folders, and its rows in `StudyRows`; by default the arm's name."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key or self.name)
 
     @property
     def is_custom(self) -> bool:
@@ -41,14 +51,24 @@ class StudyRows:
     """All rows of a study. A missing key means that the evaluation has no rows yet."""
 
     arms: tuple[ArmInfo, ...]
+    """One seed after another, each with the arms in the same order."""
     generations: dict[tuple[str, str, str], list[JudgedRow]]
-    """Judged answers by (arm, stage, task)."""
+    """Judged answers by (arm's key, stage, task)."""
     probes: dict[tuple[str, str], list[ProbeRow]]
-    """Probes by (arm, stage)."""
+    """Probes by (arm's key, stage)."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """The training seeds, the study's first one first."""
+        return list(dict.fromkeys(arm.seed for arm in self.arms))
+
+    def of_seed(self, seed: int) -> StudyRows:
+        """The study as if only the arms of this seed had been trained."""
+        return replace(self, arms=tuple(arm for arm in self.arms if arm.seed == seed))
 
     def answers(self, arm: ArmInfo, stage: str, task: str, decoder: str | None = None) -> list[JudgedRow]:
         """The judged answers of one task, of one decoder or of all; empty if there are none yet."""
-        rows = self.generations.get((arm.name, stage, task), [])
+        rows = self.generations.get((arm.key, stage, task), [])
         return rows if decoder is None else [row for row in rows if row.decoder == decoder]
 
 
@@ -64,18 +84,18 @@ def read_study_rows(
     models: list[ModelRows] = []
     for count, arm in enumerate(arms, start=1):
         for stage in MODEL_KINDS:
-            folder = run / "eval" / arm.name / stage
-            model = ModelRows(stage, recorded_hash(run / "models" / arm.name / stage))
+            folder = run / "eval" / arm.key / stage
+            model = ModelRows(stage, recorded_hash(run / "models" / arm.key / stage))
             models.append(model)
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
                 path = folder / f"{task}.jsonl"
                 if answers := read_judged(path):
                     model.add_answers(path, answers, TASKS[task])
-                    generations[arm.name, stage, task] = answers
+                    generations[arm.key, stage, task] = answers
             path = folder / "probes.jsonl"
             if probe_rows := read_rows(path, ProbeRow):
                 model.add_probes(path, probe_rows)
-                probes[arm.name, stage] = probe_rows
+                probes[arm.key, stage] = probe_rows
         on_arm_read(count)
     require_different(models)
     return StudyRows(tuple(arms), generations, probes)

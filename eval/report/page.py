@@ -40,6 +40,7 @@ from curricula.eval.report.wording import (
     INTERVENTIONS,
     STAGES,
     arm_label,
+    arm_labels,
     facts,
     flattened,
     judge_names,
@@ -75,7 +76,8 @@ def write_report(
     runs = runs_of(rows)
     claim_tests = run_claim_tests(runs)
     progress(len(arms) + 2, steps)
-    pictures = draw_figures(metrics, arms, out / "figures")
+    drawn, first = metrics.of_seed(rows.seeds[0]), rows.of_seed(rows.seeds[0]).arms
+    pictures = draw_figures(drawn, first, out / "figures")
     progress(len(arms) + 3, steps)
     differences, estimates = list(arm_differences(runs)), list(arm_estimates(runs))
     over_seeds: dict[str, list[Any]] = {"estimates": estimates, "variance": list(variance_parts(runs))}
@@ -83,16 +85,18 @@ def write_report(
     plan = study.get("plan") or {}
     frozen = run / "study.yaml"
     losses = final_losses(run)
+    labels = arm_labels(arms)
     page = _template().render(
         name=plan.get("study") or run.resolve().name,
         facts=facts(plan, metrics),
         fictional=(run / "world").exists(),
-        arms=[(arm, arm_label(arm), INTERVENTIONS.get(arm.interventions, arm.interventions)) for arm in arms],
+        seeds=rows.seeds,
+        arms=[(arm, labels[arm.key], INTERVENTIONS.get(arm.interventions, arm.interventions)) for arm in arms],
         claim_tests=claim_tests,
         outcomes={outcome: sum(test.outcome == outcome for test in claim_tests) for outcome in MARKS},
         marks=MARKS,
         figures=[
-            (figure, embedded(path), figure.caption(metrics)) for figure, path in zip(FIGURES, pictures, strict=True)
+            (figure, embedded(path), figure.caption(drawn)) for figure, path in zip(FIGURES, pictures, strict=True)
         ],
         differences=differences,
         estimates=[row for row in estimates if row.seeds > 1],
@@ -137,11 +141,11 @@ def not_evaluated(study: StudyRows, tasks: Mapping[str, Sequence[str]]) -> list[
     """The planned `tasks` (by stage) that have no rows yet, as "arm stage task"."""
     evaluated = set(study.generations) | {(arm, stage, "probes") for arm, stage in study.probes}
     return [
-        f"{arm.name} {stage} {task}"
+        f"{arm.key} {stage} {task}"
         for arm in study.arms
         for stage in STAGES
         for task in tasks.get(stage, ())
-        if (arm.name, stage, task) not in evaluated
+        if (arm.key, stage, task) not in evaluated
     ]
 
 
@@ -231,13 +235,15 @@ class AttackTable:
 
 
 def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[AttackTable]:
+    labels = arm_labels(arms)
     for stage in STAGES:
         for decoder in DECODERS:
-            found = {(entry.arm, entry.benchmark): entry for entry in metrics.attacks_by(stage, decoder)}
-            benchmarks = sorted({benchmark for _, benchmark in found} - {ALL})
+            entries = metrics.attacks_by(stage, decoder)
+            found = {(entry.arm, entry.seed, entry.benchmark): entry for entry in entries}
+            benchmarks = sorted({entry.benchmark for entry in entries} - {ALL})
             columns = benchmarks + ([ALL] if len(benchmarks) > 1 else [])
             if columns:
-                rows = [(arm_label(arm), [found.get((arm.name, name)) for name in columns]) for arm in arms]
+                rows = [(labels[arm.key], [found.get((arm.name, arm.seed, name)) for name in columns]) for arm in arms]
                 yield AttackTable(stage, decoder, columns, rows)
 
 
@@ -245,10 +251,11 @@ def overrefusal_tables(
     metrics: StudyMetrics, arms: Sequence[ArmInfo]
 ) -> Iterator[tuple[str, str, list[tuple[str, OverrefusalMetrics | None]]]]:
     """For each stage and decoder: the label and metrics of each arm, None if not evaluated yet."""
+    labels = arm_labels(arms)
     for stage in STAGES:
         for decoder in dict.fromkeys(task.decoders[0] for task in judged_tasks("overrefusal")):
-            if found := {entry.arm: entry for entry in metrics.overrefusals_by(stage, decoder)}:
-                yield stage, decoder, [(arm_label(arm), found.get(arm.name)) for arm in arms]
+            if found := {(entry.arm, entry.seed): entry for entry in metrics.overrefusals_by(stage, decoder)}:
+                yield stage, decoder, [(labels[arm.key], found.get((arm.name, arm.seed))) for arm in arms]
 
 
 def final_losses(run: Path) -> list[dict[str, Any]]:

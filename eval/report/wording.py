@@ -37,6 +37,12 @@ def arm_label(arm: ArmInfo) -> str:
     return f"{'data only' if arm.interventions == 'data' else arm.interventions}, from {arm.start:.0%}"
 
 
+def arm_labels(arms: Sequence[ArmInfo]) -> dict[str, str]:
+    """A label for each trained arm, by its key; with its seed if there are several."""
+    several = len({arm.seed for arm in arms}) > 1
+    return {arm.key: arm_label(arm) + (f", seed {arm.seed}" if several else "") for arm in arms}
+
+
 def facts(plan: Mapping[str, Any], metrics: StudyMetrics) -> list[tuple[str, str]]:
     """What is known of the study's set-up, as (label, value) pairs."""
     model, budget = plan.get("model") or {}, plan.get("budget") or {}
@@ -51,6 +57,8 @@ def facts(plan: Mapping[str, Any], metrics: StudyMetrics) -> list[tuple[str, str
         found.append(
             ("Tokens trained in all", f"{plan['trained_tokens']['with_trunk_sharing']:,}, with a shared trunk")
         )
+    if len(seeds := plan.get("seeds", ())) > 1:
+        found.append(("Training seeds", ", ".join(map(str, seeds))))
     if judges := judge_names([*metrics.attacks, *metrics.overrefusals]):
         found.append(("Judges", judges))
     return found
@@ -71,9 +79,10 @@ def judge_names(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
 
 def samples(study: StudyRows) -> Iterator[tuple[str, JudgedRow, list[tuple[str, str, JudgedRow]]]]:
     """For each stage one request, picked by its hash, and every arm's answers: (arm, decoder, row)."""
+    labels = arm_labels(study.arms)
     for stage in STAGES:
         answers = [
-            (arm_label(arm), DECODERS[row.decoder], row)
+            (labels[arm.key], DECODERS[row.decoder], row)
             for arm in study.arms
             for task in ("attacks-topk", "attacks-safebeam")
             for row in study.answers(arm, stage, task)

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from curricula.jobs.cli.local import run_here, run_root
 from curricula.jobs.cli.options import is_confirmed
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
-from curricula.jobs.plan import Chosen, Plan
+from curricula.jobs.growth import cut_branches
+from curricula.jobs.plan import Chosen, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.environment import ignored_explained
@@ -84,8 +86,10 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
     if is_new:  # ask before anything is made
         _confirm(plan, chosen, profile, yes, console)
     with Run.locked(root):
-        run = Run.create(root, plan.study)
+        run = Run.create(root, plan.study) if is_new else Run.open(root)
+        run.check(plan.study)
         now = standing(run, plan, profile, console.print)
+        _check_cut_branches(run, plan, now.live)
         still = now.open(chosen)
         if not still:
             queued = sum((job, label) in now.live for job, labels in chosen.items() for label in labels)
@@ -93,11 +97,24 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
             return
         if not is_new:
             _confirm(plan, still, profile, yes, console)
+            run = Run.create(root, plan.study)  # grows here, once nobody has refused
         made = submit_plan(run, plan, still, profile, now, console.print)
     count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
     console.print(
         f"{count} elements in {len(made)} arrays. Watch them with `curricula status {root}` or `squeue --me`."
     )
+
+
+def _check_cut_branches(run: Run, plan: Plan, live: Iterable[Key]) -> None:
+    """Raise UserError while a branch is trained that new arms are to leave: two elements would write to its folder."""
+    cut = cut_branches(run.study, plan.study)
+    for job, label in live:
+        _, element = plan.find(job, label)
+        if element.segment and plan.segments[element.segment].branch in cut:
+            raise UserError(
+                f"{run.root}: {job}/{label} is queued or running, and new arms would leave it before its end; submit them "
+                "when it has ended, or cancel it first"
+            )
 
 
 def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool, console: Console) -> None:
@@ -108,7 +125,7 @@ def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool, console: C
         return
     unattended = UserError(
         f"{hours:,.0f} GPU-hours are more than the profile's gpu_hours_limit of {profile.gpu_hours_limit:g}; "
-        "give --yes, or select less with --stage, --job or --arm"
+        "give --yes, or select less with --stage, --job, --arm or --seeds"
     )
     if not is_confirmed("Submit them?", unattended):
         raise UserError("nothing was submitted")
@@ -201,6 +218,11 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
         f"{study.resources.peak_tflops:g} TFLOP/s), up to {hours['tuning_at_most']:,.0f} tuning and "
         f"{hours['evaluation_at_most']:,.0f} evaluation by their time limits."
     )
+    if study.seeds:
+        for seed, of_seed in value["gpu_hours_by_seed"].items():
+            console.print(
+                f"  seed {seed}: {of_seed['pretraining']:,.1f} pretraining, up to {of_seed['other_at_most']:,.0f} for all else"
+            )
     memory = value["gpu_memory"]
     parts = ", ".join(f"{name} {size:.1f}" for name, size in memory["parts_gib"].items())
     console.print(
@@ -210,13 +232,15 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
 
 def _tree(study: Study) -> RenderableType:
     """The training tree: which line branches from which step."""
-    budget, nodes = study.budget, {"": Tree("[bold]Pretraining tree")}
+    seeds = ", ".join(str(one.seed) for one in study.replicates)
+    title = "Pretraining tree" if study.seeds is None else f"Pretraining tree, once for each of seeds {seeds}"
+    budget, nodes = study.budget, {"": Tree(f"[bold]{title}")}
 
     def label(segment: Segment) -> str:
         tokens = (segment.stop - segment.start) * budget.step_tokens
         return f"{segment.branch}: steps {segment.start:,} to {segment.stop:,} ({_tokens(tokens)})"
 
-    for segment in study.segments:
+    for segment in study.segments[: len(study.segments) // len(study.replicates)]:
         nodes[segment.name] = nodes[segment.parent or ""].add(label(segment))
     return nodes[""]
 

@@ -36,9 +36,9 @@ class TimeLeft:
 class ProgressFile:
     """A `Progress` that keeps an element's progress.json up to date. Not synced: after a crash it is out of date anyway."""
 
-    def __init__(self, path: Path, environment: Mapping[str, str] = os.environ):
+    def __init__(self, path: Path, seed: int | None = None, environment: Mapping[str, str] = os.environ):
         self.path = path
-        self._constant = {"started": time.time(), "host": socket.gethostname()}
+        self._constant = {"started": time.time(), "host": socket.gethostname(), "seed": seed}
         if environment.get("SLURM_RESTART_COUNT", "").isdecimal():
             self._constant["restarts"] = int(environment["SLURM_RESTART_COUNT"])
         self._time_left = TimeLeft()
@@ -82,6 +82,7 @@ class _Content(msgspec.Struct):
     started: float = 0.0
     host: str = ""
     restarts: int = 0
+    seed: int | None = None
 
 
 _OWN = frozenset(_Content.__struct_fields__)

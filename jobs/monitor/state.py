@@ -47,6 +47,10 @@ class ElementStatus:
     stage: str
     label: str
     state: State
+    arm: str = ""
+    """The arm that it works for, or "trunk"; empty for what all arms share."""
+    seed: int | None = None
+    """The seed of that training; None for what all seeds share."""
     progress: Reading | None = None
     seconds: float | None = None
     """How long it took, when it is done."""
@@ -236,6 +240,8 @@ def _merged(
         stage=job.stage,
         label=element.label,
         state=state,
+        arm=element.arm,
+        seed=element.seed,
         progress=progress,
         seconds=fact.done.seconds if fact.done else None,
         error=error,

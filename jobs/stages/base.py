@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from curricula.curriculum.plan import Arm
 from curricula.errors import UserError
 from curricula.jobs.plan import Element, Job, Plan
 from curricula.jobs.run import Run
@@ -27,7 +28,12 @@ class Work:
 
     @property
     def study(self) -> Study:
-        return self.run.study
+        return self.plan.study
+
+    @property
+    def arm(self) -> Arm:
+        """The training of which the element makes or measures a model."""
+        return self.study.training(self.element.arm, self.element.seed)
 
     @property
     def folder(self) -> Path:

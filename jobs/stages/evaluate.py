@@ -14,27 +14,28 @@ class Evaluate(Stage):
     def run(self, work: Work, progress: Progress) -> None:
         from curricula.eval.runner import run_element
 
-        run, element = work.run, work.element
+        run, element, arm = work.run, work.element, work.arm
         assert element.eval_task is not None
         run_element(
             element.eval_task,
-            run.model(element.arm, element.kind),
+            run.model(arm.key, element.kind),
             element.kind,
             work.study.evaluation,
             data_root=run.data_root,
-            out=run.evaluation(element.arm, element.kind),
-            seed=work.study.seed,
+            out=run.evaluation(arm.key, element.kind),
+            seed=arm.replicate.seed,
+            probe_seed=work.study.first_seed,
             progress=progress,
         )
 
     def is_complete(self, work: Work) -> bool:
         task = work.element.eval_task
         assert task is not None
-        path = task.path(work.run.evaluation(work.element.arm, work.element.kind))
+        path = task.path(work.run.evaluation(work.arm.key, work.element.kind))
         return path.is_file() and (path.stat().st_size > 0 or task.shards > 1)  # a shard may have no prompts
 
     def saved(self, work: Work) -> int:
-        folder = work.run.evaluation(work.element.arm, work.element.kind)
+        folder = work.run.evaluation(work.arm.key, work.element.kind)
         return sum(path.stat().st_size for path in folder.rglob("*.jsonl")) if folder.is_dir() else 0
 
     def ask(self, study: Study) -> Ask:

@@ -16,14 +16,14 @@ class Merge(Stage):
 
         run, element = work.run, work.element
         world = run.world if work.study.world else None
-        folder = run.evaluation(element.arm, element.kind)
+        folder = run.evaluation(work.arm.key, element.kind)
         MergeAndJudge(folder, element.kind, work.study.evaluation, world).judge(progress)
 
     def is_complete(self, work: Work) -> bool:
         from curricula.eval.judging.merge import is_merged
 
-        element = work.element
-        return is_merged(work.run.evaluation(element.arm, element.kind), element.kind, work.study.evaluation)
+        kind = work.element.kind
+        return is_merged(work.run.evaluation(work.arm.key, kind), kind, work.study.evaluation)
 
     def ask(self, study: Study) -> Ask:
         resources = study.resources

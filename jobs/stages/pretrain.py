@@ -84,7 +84,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         run.shards,
         budget.sequence_length,
         budget.global_batch,
-        study.seed,
+        segment.arm.replicate.data_seed,
         config.vocabulary,
     )
     parent = plan.segments[segment.parent] if segment.parent else None
@@ -96,7 +96,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
             config=study.pretraining,
             execution=study.resources,
             tracking=study.tracking,
-            seed=study.seed,
+            seed=segment.arm.replicate.init_seed,
             stop_step=segment.stop,
             keep_steps=tuple(other.stop for other in plan.segments.values() if other.branch == segment.branch),
             init_from=_last_checkpoint(run, parent) if parent else None,

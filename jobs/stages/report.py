@@ -34,7 +34,7 @@ def report(run: Run, plan: Plan, progress: Progress = silent, out: Path | None =
     from curricula.eval.analysis import ArmInfo
     from curricula.eval.report.page import write_report
 
-    arms = [ArmInfo(arm.name, arm.start, arm.interventions) for arm in plan.arms]
+    arms = [ArmInfo(arm.name, arm.start, arm.interventions, arm.replicate.seed, arm.key) for arm in run.study.trainings]
     tasks = {kind: [task.name for task in run.study.evaluation.tasks_of(kind)] for kind in MODEL_KINDS}
     described = {
         "plan": describe(plan, run.shards),

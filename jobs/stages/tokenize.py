@@ -21,7 +21,7 @@ class Tokenize(Stage):
             tokenizer=run.tokenizer,
             folder=run.shards / name,
             data_root=run.data_root,
-            seed=study.seed,
+            seed=study.first_seed,
             validation_documents=study.validation_documents,
         )
         tokenize_shard(tokenization, work.element.shard, progress)

@@ -26,17 +26,17 @@ class Tune(Stage):
 
         tune(work, progress)
         if read_ranks().rank == 0:
-            export_model(work.run, work.element.arm, work.element.kind, progress)
+            export_model(work.run, work.arm, work.element.kind, progress)
 
     def inputs(self, work: Work) -> list[Path]:
         """The tokenizer and the checkpoint to go on from: its own, or that of the model that is tuned."""
         from curricula.model.checkpoints.folder import INFO_FILE
 
-        own = checkpoint_to_resume(work.run.tuning(work.element.arm, work.element.kind))
+        own = checkpoint_to_resume(work.run.tuning(work.arm.key, work.element.kind))
         return [work.run.tokenizer / "tokenizer.json", (own or _source(work)) / INFO_FILE]
 
     def saved(self, work: Work) -> int:
-        return saved_steps(work.run.tuning(work.element.arm, work.element.kind))
+        return saved_steps(work.run.tuning(work.arm.key, work.element.kind))
 
     def ask(self, study: Study) -> Ask:
         asked = study.resources.tuning
@@ -48,8 +48,7 @@ def tune(work: Work, progress: Progress) -> None:
     from curricula.curriculum.stream.tuning import TuningBatches
     from curricula.model.train import train
 
-    run, study, element = work.run, work.study, work.element
-    arm = study.arm(element.arm)
+    run, study, element, arm = work.run, work.study, work.element, work.arm
     config = study.model.resolve()
     tuning = study.tuning.instruct if element.kind == "instruct" else study.tuning.benign
     batches = TuningBatches(
@@ -62,16 +61,16 @@ def tune(work: Work, progress: Progress) -> None:
         tagged_share=tuning.tagged_harmful.get(arm.interventions, 0.0),
         refusals=tuning.refusals,
         packing=tuning.packing,
-        seed=study.seed,
+        seed=arm.replicate.tuning_seed,
     )
     train(
         TrainJob(
-            out=run.tuning(arm.name, element.kind),
+            out=run.tuning(arm.key, element.kind),
             model=config,
             config=study.tuning.train_config(tuning),
             execution=study.resources,
             tracking=study.tracking,
-            seed=study.seed,
+            seed=arm.replicate.tuning_seed,
             packed=tuning.packing,
             compiled=run.compiled,
             init_weights=_source(work),
@@ -83,7 +82,6 @@ def tune(work: Work, progress: Progress) -> None:
 
 def _source(work: Work) -> Path:
     """The checkpoint of the model that is tuned."""
-    run, element = work.run, work.element
-    if element.kind == "instruct":
-        return base_checkpoint(run, element.arm)
-    return require_checkpoint(run.tuning(element.arm, "instruct") / "checkpoints")
+    if work.element.kind == "instruct":
+        return base_checkpoint(work.run, work.arm)
+    return require_checkpoint(work.run.tuning(work.arm.key, "instruct") / "checkpoints")

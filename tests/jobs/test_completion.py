@@ -1,9 +1,9 @@
 """An element is done only if it read what is there now: for `status`, `retry`, the launchers and the element itself."""
 
 import pytest
-from run_folders import FakeSlurm, fail, finish, new_run, submitted
+from run_folders import FakeSlurm, fail, finish, make, new_run, submitted
 
-from curricula.durable import read_json, write_json, write_text
+from curricula.durable import read_json, write_text
 from curricula.jobs.cli.main import main
 from curricula.jobs.completion import done_elements
 from curricula.jobs.element import run_element
@@ -30,13 +30,6 @@ def demo(tmp_path, monkeypatch):
     for number, key in enumerate(plan.needs):
         make(run, plan, key, 1000.0 + number % 7 * 100)
     return run, plan
-
-
-def make(run, plan, key, started):
-    """Mark an element as made from what is there."""
-    marks = {need: run.element(*need) / "done.json" for need, _ in plan.needs[key]}
-    read = {"/".join(need): read_json(path)["started"] for need, path in marks.items() if path.exists()}
-    write_json(run.element(*key) / "done.json", {"started": started, "seconds": 2.0, "read": read})
 
 
 def states(run, plan):
@@ -84,8 +77,8 @@ def test_what_was_made_from_something_stale_is_stale_too(demo):
     make(run, plan, ("export-base-20", "full-20"), 5000.0)  # made again
     found = {key: item for key, item in states(run, plan).items() if item[0] == "stale"}
     assert found["evaluate-base-20", "full-20/probes"][1].startswith("export-base-20/full-20, which it reads, has been")
-    assert found[REPORT][1] == "merge-20/data-20/base, which it reads, is stale"
-    assert not any("-60" in job for job, _ in found)
+    assert found[REPORT][1] == "merge-20/full-20/base, which it reads, is stale"
+    assert not any("-60" in job or "data-20" in label for job, label in found)
     assert done_elements(run, plan) == set(plan.needs) - set(found)
     assert to_run_again(plan, run_status(run, plan).elements) == list(found)
 
@@ -133,3 +126,14 @@ def test_retry_names_the_running_report_that_it_overtakes(demo, capsys, tmp_path
         "1 elements would run again",
         "report/report runs without the new results; when it has ended, give the same command again",
     ]
+
+
+def test_an_element_that_began_before_what_it_needs_was_done_is_stale_once_that_is_made(demo, monkeypatch):
+    run, plan = demo
+    tuned, evaluated = ("instruct-20", "full-20"), ("evaluate-instruct-20", "full-20/probes")
+    for key in (tuned, evaluated):
+        (run.element(*key) / "done.json").unlink()
+    run_element(run.root, *evaluated)  # by hand
+    make(run, plan, tuned, 7000.0)
+    assert evaluated not in done_elements(run, plan)
+    assert states(run, plan)[evaluated][0] == "stale"

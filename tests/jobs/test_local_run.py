@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from paths import STUDIES
-from small_studies import small_study
+from small_studies import small_study, smaller_demo
 
 from curricula.durable import exclusive_lock, read_jsonl
 
@@ -186,3 +186,47 @@ def test_another_study_in_the_same_folder_is_refused_by_its_key(whole, tmp_path)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "holds another study: seed is 42 there and 43 now" in output
+
+
+def marks(run: Path) -> dict[str, bytes]:
+    return {str(path.parent.relative_to(run / "jobs")): path.read_bytes() for path in run.glob("jobs/*/*/done.json")}
+
+
+@pytest.mark.slow
+def test_a_run_grows_by_a_killed_seed_and_an_arm_into_what_a_fresh_one_is(tmp_path):
+    evaluation = {**smaller_demo()["evaluation"], "benchmarks": ["harmbench"]}
+    evaluation["tasks"] = {"base": ["attacks-topk", "probes"], "instruct": [], "benign": ["attacks-topk"]}
+    curriculum = {**smaller_demo()["curriculum"], "starts": [0.25, 0.5, 1]}
+
+    def study(name: str, **changes) -> Path:
+        (tmp_path / name).mkdir()
+        return small_study(tmp_path / name, evaluation=evaluation, **changes)
+
+    seeds = {"seed": None, "seeds": [42, 43]}
+    fresh, run = tmp_path / "fresh-run", tmp_path / "run"
+    finished(submit(study("fresh", curriculum=curriculum, **seeds), fresh))
+
+    finished(submit(study("one"), run))
+    alone = marks(run)
+    two = study("two", **seeds)
+    process = submit(two, run)
+    wait_for(lambda: len(read_jsonl(run / "pretrain/trunk-s43/metrics.jsonl")) >= 7, "the second seed's training")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished(submit(two, run))
+    both = marks(run)
+    assert {name for name in alone if both[name] != alone[name]} == {"report/report"}
+    assert all("-s43" in name for name in both.keys() - alone.keys())
+
+    finished(submit(study("three", curriculum=curriculum, **seeds), run))
+    now = marks(run)
+    assert {name for name in both if now[name] != both[name]} == {"report/report"}
+    new = {name.partition("/")[0] for name in now.keys() - both.keys()}
+    assert new == {
+        "pretrain-trunk-6", "pretrain-25", "export-base-25", "instruct-25", "benign-25", "evaluate-base-25",
+        "evaluate-benign-25", "merge-25",
+    }  # fmt: skip
+    assert now.keys() == marks(fresh).keys()
+    for table in (fresh / "report" / "tables").iterdir():
+        assert (run / "report" / "tables" / table.name).read_bytes() == table.read_bytes()
+    assert learning(run) == learning(fresh)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from paths import STUDIES
 
-from curricula.durable import write_json, write_text
+from curricula.durable import read_json, write_json, write_text
 from curricula.jobs.graph import plan_study
-from curricula.jobs.plan import Job
+from curricula.jobs.plan import Job, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import COLUMNS
 from curricula.jobs.slurm.submissions import Submission, record
@@ -41,6 +41,15 @@ def _frozen(study: str) -> dict[str, bytes]:
 def finish(run: Run, job: str, label: str, seconds: float = 2.0) -> None:
     """Mark the element done; a caller whose test looks at the element's results writes them itself."""
     write_json(run.element(job, label) / "done.json", {"started": 1.0, "seconds": seconds})
+
+
+def make(run: Run, plan: Plan, key: Key, started: float) -> None:
+    """Mark the element as made from what is there."""
+    marks = {need: run.element(*need) / "done.json" for need, _ in plan.needs[key]}
+    read = {"/".join(need): read_json(path)["started"] if path.exists() else 0.0 for need, path in marks.items()}
+    mark = run.element(*key) / "done.json"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps({"started": started, "seconds": 2.0, "read": read}))  # not synced: there are many
 
 
 def finish_evaluation(run: Run, job: Job, label: str) -> None:

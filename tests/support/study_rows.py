@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -78,25 +79,34 @@ def append_judged(path: Path, rows: list[JudgedRow]) -> None:
     append_rows(verdicts_path(path), verdicts)
 
 
+def trained(arm: ArmInfo, seed: int) -> ArmInfo:
+    """The arm, trained with `seed`."""
+    return replace(arm, seed=seed, key=f"{arm.name}-s{seed}")
+
+
+def run_of(arm: ArmInfo) -> tuple[str | int, ...]:
+    """What keys the draws of one trained arm."""
+    return (arm.name, arm.seed) if arm.seed else (arm.name,)
+
+
 def attack_rows(
-    arm: ArmInfo, stage: str, decoder: str, rate: float, samples: int, benchmarks: dict[str, int], seed: int = 0
+    arm: ArmInfo, stage: str, decoder: str, rate: float, samples: int, benchmarks: dict[str, int]
 ) -> list[JudgedRow]:
     """Prompts differ in how easily they cause harm, in the same way for all arms and training seeds."""
-    rows, run = [], (arm.name, *([seed] if seed else []))
+    rows = []
     for benchmark, prompts in benchmarks.items():
         for prompt in range(prompts):
             ease = keyed_rng("ease", benchmark, prompt).beta(1.5, 1.5) - 0.5
             harm = min(max(rate + 0.6 * ease * min(rate, 1 - rate) * 2, 0), 1)
             for sample in range(samples):
-                draw = keyed_rng("harm", *run, stage, decoder, benchmark, prompt, sample).random()
+                draw = keyed_rng("harm", *run_of(arm), stage, decoder, benchmark, prompt, sample).random()
                 bad = draw < harm
                 verdict = "harmful" if bad else "refusal" if draw < harm + 0.3 else "safe"
                 rows.append(
                     generation(
-                        key=f"{arm.name}/{seed}/{stage}/{decoder}/{benchmark}/{prompt}/{sample}",
-                        seed=seed,
+                        key=f"{arm.key}/{stage}/{decoder}/{benchmark}/{prompt}/{sample}",
                         task="gcg" if decoder.startswith("gcg+") else f"attacks-{decoder}",
-                        model=f"{arm.name}/{stage}",
+                        model=f"{arm.key}/{stage}",
                         model_kind=stage,
                         benchmark=benchmark,
                         prompt_id=f"{prompt}",
@@ -104,6 +114,7 @@ def attack_rows(
                         prompt=f"Explain how to do forbidden thing number {prompt} of {benchmark}.",
                         decoder=decoder,
                         sample=sample,
+                        seed=arm.seed,
                         response="First, gather the lamp oil and ..." if bad else "I cannot help with that.",
                         verdict=verdict,
                     )
@@ -111,9 +122,7 @@ def attack_rows(
     return rows
 
 
-def overrefusal_rows(
-    arm: ArmInfo, decoder: str, shares: tuple[float, ...], prompts: int = 100, seed: int = 0
-) -> list[JudgedRow]:
+def overrefusal_rows(arm: ArmInfo, decoder: str, shares: tuple[float, ...], prompts: int = 100) -> list[JudgedRow]:
     names = (
         "1_compliant_and_helpful",
         "2_compliant_and_unhelpful",
@@ -123,7 +132,7 @@ def overrefusal_rows(
     )
     rows = []
     for prompt in range(prompts):
-        draw, verdict = keyed_rng("helpful", arm.name, decoder, prompt, *([seed] if seed else [])).random(), names[0]
+        draw, verdict = keyed_rng("helpful", *run_of(arm), decoder, prompt).random(), names[0]
         for name, share in zip(names, shares):
             verdict = name
             draw -= share
@@ -132,9 +141,9 @@ def overrefusal_rows(
         rows.append(
             generation(
                 task=f"overrefusal-{decoder}",
-                model=f"{arm.name}/instruct",
+                model=f"{arm.key}/instruct",
                 benchmark="alpaca",
-                seed=seed,
+                seed=arm.seed,
                 prompt_id=f"{prompt}",
                 prompt=f"Name {prompt} kinds of bread.",
                 decoder=decoder,
@@ -145,17 +154,16 @@ def overrefusal_rows(
     return rows
 
 
-def probe_rows(arm: ArmInfo, stage: str, layer: str, auc: float, seeds: int = 5, run: int = 0) -> list[ProbeRow]:
-    """The probes of one training run, whose seed is `run`."""
+def probe_rows(arm: ArmInfo, stage: str, layer: str, auc: float, seeds: int = 5) -> list[ProbeRow]:
     return [
         ProbeRow(
-            key=f"{arm.name}/{stage}/{layer}/{seed}",
-            model=f"{arm.name}/{stage}",
+            key=f"{arm.key}/{stage}/{layer}/{seed}",
+            model=f"{arm.key}/{stage}",
             model_kind=stage,
             layer=layer,
             layer_index={"first": 1, "middle": 13, "last": 24}[layer],
             seed=seed,
-            auc=auc + 0.006 * float(keyed_rng("auc", arm.name, stage, layer, seed, *([run] if run else [])).normal()),
+            auc=auc + 0.006 * float(keyed_rng("auc", *run_of(arm), stage, layer, seed).normal()),
             n_train=1000,
             n_test=600,
             baseline_length_auc=0.56,
@@ -183,7 +191,7 @@ def write_study(run: Path, rate: Rate = paper_rate, arms: list[ArmInfo] = ARMS) 
     """Write all files of a finished evaluation under `run`/eval; returns `run`."""
     for arm in arms:
         for stage, benchmarks in BENCHMARKS.items():
-            folder = run / "eval" / arm.name / stage
+            folder = run / "eval" / arm.key / stage
             for decoder, samples in (("topk", 5), ("safebeam", 1)):
                 rows = attack_rows(arm, stage, decoder, rate(arm, stage, decoder), samples, benchmarks)
                 append_judged(folder / f"attacks-{decoder}.jsonl", rows)
@@ -191,7 +199,7 @@ def write_study(run: Path, rate: Rate = paper_rate, arms: list[ArmInfo] = ARMS) 
             for layer, base in (("first", 0.7), ("middle", 0.78), ("last", 0.82)):
                 auc = base + lift * (1 + (arm.interventions == "full"))
                 append_rows(folder / "probes.jsonl", probe_rows(arm, stage, layer, auc))
-        folder = run / "eval" / arm.name / "instruct"
+        folder = run / "eval" / arm.key / "instruct"
         early = (1 - arm.start) * 0.05
         append_judged(
             folder / "overrefusal-topk.jsonl", overrefusal_rows(arm, "topk", (0.6 + early, 0.3, 0.06, 0.04 - early / 2))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from seed_studies import Cell, SimulatedRuns
-from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_rows
+from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_rows, trained
 
 from curricula.eval.analysis import ArmInfo, StudyRows
 from curricula.eval.analysis.claim_tests import SINGLE_RUN, ClaimTest, run_claim_tests
@@ -31,7 +31,10 @@ def answered(stage: str, task: str, rows: Callable[[ArmInfo, int], list[JudgedRo
 
 def attacks(task: str, stage: str, decoder: str, samples: int, rate, seeds=SEEDS) -> Runs:
     return answered(
-        stage, task, lambda arm, seed: attack_rows(arm, stage, decoder, rate(arm), samples, PROMPTS, seed), seeds
+        stage,
+        task,
+        lambda arm, seed: attack_rows(trained(arm, seed), stage, decoder, rate(arm), samples, PROMPTS),
+        seeds,
     )
 
 
@@ -106,7 +109,7 @@ def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
     def runs(early: float) -> Runs:
         def rows(arm: ArmInfo, seed: int) -> list[JudgedRow]:
             refusals = early if arm.start < 1 else 0.1
-            return overrefusal_rows(arm, "topk", (0.9 - refusals, 0.1, 0.0, refusals), 200, seed)
+            return overrefusal_rows(trained(arm, seed), "topk", (0.9 - refusals, 0.1, 0.0, refusals), 200)
 
         return answered("instruct", "overrefusal-topk", rows)
 
@@ -119,7 +122,7 @@ def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
 @pytest.mark.parametrize(("lift", "outcome"), [(0.1, "reproduced"), (-0.1, "not reproduced")])
 def test_probe_claims_compare_aucs_over_training_seeds(lift, outcome):
     probes = {
-        (arm.name, seed, "base"): probe_rows(arm, "base", "last", 0.8 + lift * (arm.name == "full-0"), run=seed)
+        (arm.name, seed, "base"): probe_rows(trained(arm, seed), "base", "last", 0.8 + lift * (arm.name == "full-0"))
         for arm in ARMS
         for seed in SEEDS
     }
@@ -132,7 +135,7 @@ def test_layers_are_compared_within_the_same_models():
         (arm.name, seed, "base"): [
             row
             for layer, auc in (("first", 0.6), ("middle", 0.7), ("last", 0.8))
-            for row in probe_rows(arm, "base", layer, auc, run=seed)
+            for row in probe_rows(trained(arm, seed), "base", layer, auc)
         ]
         for arm in ARMS
         for seed in SEEDS
@@ -175,31 +178,8 @@ def test_a_second_seed_of_some_arms_alone_gives_no_verdict():
     assert only(run_claim_tests(runs, [claim("benign-twenty-beats-sixty")])).outcome != "single run"
 
 
-def test_rows_are_told_apart_by_the_seed_of_their_run():
-    rows = {
-        (arm.name, "benign", "attacks-topk"): [
-            row for seed in SEEDS for row in attack_rows(arm, "benign", "topk", 0.3, 2, PROMPTS, seed)
-        ]
-        for arm in ARMS
-    }
-    if "seed" in ArmInfo.__dataclass_fields__:
-        pytest.skip("arms carry their seeds")
-    runs = runs_of(StudyRows(tuple(ARMS), rows, {}))
-    assert {key[1] for key in runs.generations} == set(SEEDS)
-    assert only(run_claim_tests(runs, [claim("benign-twenty-beats-sixty")])).seeds == 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained(ArmInfo):
-    """An arm of a study in which every arm is listed once for each seed, under a key of its own."""
-
-    seed: int = 0
-    key: str = ""
-
-
 def test_an_arm_that_is_listed_once_for_each_seed_is_one_arm_of_several_runs():
-    listed = [Trained(arm.name, arm.start, arm.interventions, seed=seed, key=f"{arm.name}-s{seed}")
-              for seed in (42, 43) for arm in ARMS]  # fmt: skip
+    listed = [trained(arm, seed) for seed in (42, 43) for arm in ARMS]
     rows = {(arm.key, "benign", "attacks-topk"): [generation(model_kind="benign")] for arm in listed}
     probes = {(arm.key, "base"): probe_rows(arm, "base", "last", 0.8) for arm in listed}
     runs = runs_of(StudyRows(tuple(listed), rows, probes))

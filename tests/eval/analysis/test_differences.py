@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from study_rows import ARMS, attack_rows, overrefusal_rows
+from study_rows import ARMS, attack_rows, overrefusal_rows, trained
 
 from curricula.eval.analysis import StudyRows
 from curricula.eval.analysis.differences import arm_differences
@@ -14,15 +14,13 @@ from curricula.eval.analysis.statistics import holm
 def study(rates, seeds=(0,)) -> Runs:
     """Three arms with attacks under SafeBeam and top-k, and with benign requests."""
     generations = {}
-    for arm in ARMS[-3:]:
+    arms = [trained(arm, seed) for seed in seeds for arm in ARMS[-3:]] if any(seeds) else ARMS[-3:]
+    for arm in arms:
         for decoder, samples in (("topk", 3), ("safebeam", 1)):
-            generations[arm.name, "benign", f"attacks-{decoder}"] = [
-                row
-                for seed in seeds
-                for row in attack_rows(arm, "benign", decoder, rates[arm.name], samples, {"advbench": 60}, seed)
-            ]
-        generations[arm.name, "benign", "overrefusal-topk"] = overrefusal_rows(arm, "topk", (0.6, 0.3, 0.05, 0.05))
-    return runs_of(StudyRows(tuple(ARMS[-3:]), generations, {}))
+            rows = attack_rows(arm, "benign", decoder, rates[arm.name], samples, {"advbench": 60})
+            generations[arm.key, "benign", f"attacks-{decoder}"] = rows
+        generations[arm.key, "benign", "overrefusal-topk"] = overrefusal_rows(arm, "topk", (0.6, 0.3, 0.05, 0.05))
+    return runs_of(StudyRows(tuple(arms), generations, {}))
 
 
 def test_each_family_is_corrected_on_its_own():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from study_rows import ARMS, attack_rows
+from study_rows import ARMS, attack_rows, trained
 
 from curricula.eval.analysis.estimates import arm_estimates, variance_parts
 from curricula.eval.analysis.runs import Runs
@@ -16,7 +16,7 @@ def runs(seeds=tuple(RATES), samples: int = 3) -> Runs:
     arms = ARMS[-2:]
     rows = {
         (arm.name, seed, "base", "attacks-topk"): attack_rows(
-            arm, "base", "topk", RATES[seed], samples, {"jb_completions": 80}, seed
+            trained(arm, seed), "base", "topk", RATES[seed], samples, {"jb_completions": 80}
         )
         for arm in arms
         for seed in seeds

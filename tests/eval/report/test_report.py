@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html.parser
 import json
 import shutil
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from study_rows import ARMS, append_judged, attack_rows, generation, write_study
+from study_rows import ARMS, append_judged, attack_rows, generation, trained, write_study
 
 from curricula.errors import UserError
 from curricula.eval import MODEL_KINDS, EvalConfig
-from curricula.eval.analysis import ArmInfo
-from curricula.eval.analysis.runs import Runs
+from curricula.eval.analysis import ArmInfo, read_study_rows
+from curricula.eval.analysis.metrics import study_metrics
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import cell, write_report
 from curricula.eval.report.wording import visible
@@ -215,16 +216,11 @@ def test_single_runs_get_no_verdict_and_the_page_says_why(built):
     assert "1 single run single run: differences may be the seed's" in page.text
 
 
-def test_several_training_seeds_have_a_table_and_verdicts(tmp_path, monkeypatch):
-    arms = ARMS[-3:]
-    rows = {
-        (arm.name, seed, "benign", "attacks-topk"): attack_rows(arm, "benign", "topk", 0.3, 2, {"tdc": 20}, seed)
-        for arm in arms
-        for seed in (1, 2)
-    }
-    lost = frozenset({("full-60", 2, "benign", "overrefusal-topk")})
-    runs = Runs(tuple(arms), rows, incoherent=lost)
-    monkeypatch.setattr("curricula.eval.report.page.runs_of", lambda study: runs)
+def test_several_training_seeds_have_a_table_and_verdicts(tmp_path):
+    arms = [trained(arm, seed) for seed in (1, 2) for arm in ARMS[-3:]]
+    for arm in arms:
+        rows = attack_rows(arm, "benign", "topk", 0.3, 2, {"tdc": 20})
+        append_judged(tmp_path / "eval" / arm.key / "benign/attacks-topk.jsonl", rows)
     page = Page(write_report(tmp_path, arms, {}, tmp_path / "report").read_text())
     assert "Over training seeds" in page.text and "Few training runs per arm" in page.text
     variance = list(csv.DictReader((tmp_path / "report/tables/variance.csv").open()))
@@ -275,3 +271,28 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(built, tmp_path, wi
     command = ["chromium", *options, (tmp_path / "frame.html").as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert f"<title>{width} of {width}</title>" in shown
+
+
+def test_each_seed_has_rows_of_its_own_and_none_is_pooled_or_lost(tmp_path):
+    first = ARMS[-2:]
+    arms = [*first, *(dataclasses.replace(arm, seed=43, key=f"{arm.name}-s43") for arm in first)]
+    run = write_study(tmp_path / "run", arms=arms)
+    alone = read_study_rows(run, first)
+    both = read_study_rows(run, arms)
+    assert {row.seed for row in both.answers(arms[-1], "base", "attacks-topk")} == {43}
+    metrics = study_metrics(both)
+    assert metrics.of_seed(0) == study_metrics(alone)
+
+    text = write_report(run, arms, STUDY, run / "report").read_text()
+    assert "full, from 60%, seed 43" in text and "One training run per arm" not in text
+    for name, key in (
+        ("attacks", "stage benchmark decoder"),
+        ("overrefusal", "stage decoder"),
+        ("probes", "stage layer"),
+    ):
+        with open(run / "report" / "tables" / f"{name}.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0])[:2] == ["arm", "seed"]
+        places = [tuple(row[column] for column in ("arm", "seed", *key.split())) for row in rows]
+        assert len(set(places)) == len(places) and {place[1] for place in places} == {"0", "43"}
+        assert {place[0] for place in places} == {arm.name for arm in first}

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, new_run, submitted
@@ -78,9 +79,20 @@ def test_every_element_after_a_failure_runs_again_or_runs_still(plan):
                 assert (key in again) == (key == (job.name, element.label) or any(need in again for need, _ in needs))
 
 
+def test_what_waits_in_vain_for_the_array_of_another_arm_runs_again_too(plan):
+    evaluated = ("evaluate-base-20", "data-20/probes")
+    found = [
+        replace(item, state="pending", reason="DependencyNeverSatisfied")
+        if (item.job, item.label) == evaluated
+        else item
+        for item in statuses(plan, {"export-base-20/full-20": "failed"})
+    ]
+    assert evaluated in to_run_again(plan, found)
+
+
 def test_a_report_that_was_written_without_what_failed_is_written_again(plan):
     states = {"evaluate-base-20/full-20/probes": "failed"}
-    merges = [("merge-20", f"{arm}-20/{kind}") for kind in ("base", "instruct", "benign") for arm in ("data", "full")]
+    merges = [("merge-20", f"full-20/{kind}") for kind in ("base", "instruct", "benign")]
     assert to_run_again(plan, statuses(plan, states)) == [
         ("evaluate-base-20", "full-20/probes"),
         *merges,

@@ -41,13 +41,13 @@ def test_the_last_checkpoint_of_an_arm_is_made_again_while_its_model_has_to_be_t
     plan = plan_study(run.study)
     work = Work(run, plan, *plan.find("pretrain-20", "full-20"))
     finish(run, "pretrain-20", "full-20")
-    last = base_checkpoint(run, "full-20")
+    last = base_checkpoint(run, work.arm)
     _save(last)
     _save(step_folder(last.parent, 1))
     (last / "checkpoint.json").unlink()
     assert not is_done(work)
     with pytest.raises(UserError, match="full-20.*no such file"):  # never the earlier one in its place
-        read_info(base_checkpoint(run, "full-20"))
+        read_info(base_checkpoint(run, work.arm))
     for job in ("export-base-20", "instruct-20"):
         finish(run, job, "full-20")
     assert is_done(work)

@@ -1,0 +1,381 @@
+"""Several seeds: each trains every arm once, in the arrays that one seed has, and a run can grow by seeds and by arms."""
+
+import json
+from collections import Counter
+
+import pytest
+import yaml
+from paths import STUDIES
+from run_folders import FakeSlurm, make, submitted
+from small_studies import smaller_demo
+
+from curricula.errors import UsageError, UserError
+from curricula.jobs.cli.main import main
+from curricula.jobs.cli.study import print_plan
+from curricula.jobs.completion import done_elements
+from curricula.jobs.element import run_element
+from curricula.jobs.estimates import describe
+from curricula.jobs.graph import plan_study
+from curricula.jobs.monitor.progress import ProgressFile, read_progress
+from curricula.jobs.monitor.state import run_status
+from curricula.jobs.plan import Plan
+from curricula.jobs.run import Run
+from curricula.jobs.selection import Selection, select
+from curricula.jobs.slurm.profile import load_profile
+from curricula.jobs.slurm.submit import preview
+from curricula.jobs.stages import STAGES, Work
+from curricula.jobs.study import Study, parse_study, study_yaml
+from curricula.progress import silent
+
+REPORT = ("report", "report")
+
+
+def study(name: str = "paper", **changes) -> Study:
+    """A study of the suite with `seeds` or other top-level keys in place of its own."""
+    raw = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
+    del raw["seed"]
+    return parse_study({**raw, **changes}, "study.yaml")
+
+
+ONE, THREE = plan_study(study(seeds=[42])), plan_study(study(seeds=[42, 43, 44]))
+
+
+# Names and the plan ---------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_is_the_same_study_in_each_form_and_all_forms_survive_being_frozen():
+    assert study(seeds=[42]) == study(seed=42) == study() and study(seed=42).seed == 42
+    for one in (study(), study(seeds=[7, 42], replicate={"tuning": False})):
+        assert parse_study(yaml.safe_load(study_yaml(one)), "frozen") == one
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 42, "seeds": [42, 43]}, r"seed 42 and seeds \[42, 43\] are both given; keep one of them"),
+        ({"seeds": []}, "seeds: expected `array` of length >= 1"),
+        ({"seeds": [42, 43, 42]}, r"seeds \[42, 43, 42\] repeat one; name each once"),
+        ({"seeds": [42, 43], "replicate": {"weights": True}}, "replicate: unknown key `weights`; known keys are init"),
+        (
+            {"seeds": [42, 43], "replicate": {"init": False, "data": False}},
+            "replicate.data is false and replicate.init is false, so all seeds would pretrain the same model",
+        ),
+    ],
+)
+def test_seeds_that_make_no_sense_are_refused(changes, said):
+    with pytest.raises(UsageError, match=said):
+        study(**changes)
+
+
+def test_an_arm_cannot_bear_the_name_of_a_replicate():
+    raw = yaml.safe_load((STUDIES / "demo.yaml").read_text())
+    raw["curriculum"]["arms"] = {"full-20-s43": [{"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "full"}]}
+    parse_study(raw, "study.yaml")
+    del raw["seed"]
+    with pytest.raises(UsageError, match="give the arm name full-20-s43"):
+        parse_study({**raw, "seeds": [42, 43]}, "study.yaml")
+
+
+def test_further_seeds_lengthen_the_arrays_and_add_none():
+    assert [job.name for job in THREE.jobs] == [job.name for job in ONE.jobs]
+    for job, longer in zip(ONE.jobs, THREE.jobs):
+        is_trained = job.stage not in ("fetch", "prepare", "tokenize", "report")
+        assert len(longer.elements) == len(job.elements) * (3 if is_trained else 1), job.name
+        assert {element.seed for element in longer.elements} == ({42, 43, 44} if is_trained else {None})
+        assert longer.request == job.request and [edge.job for edge in longer.needs] == [edge.job for edge in job.needs]
+
+
+def test_the_first_seed_keeps_its_names_and_what_it_needs():
+    assert all(set(job.labels) <= set(THREE.by_name[job.name].labels) for job in ONE.jobs)
+    assert {name: THREE.segments[name] for name in ONE.segments} == dict(ONE.segments)
+    assert all(THREE.needs[key] == needs for key, needs in ONE.needs.items() if key != REPORT)
+
+
+def test_names_of_further_seeds_end_in_the_seed_and_fields_say_what_they_are(tmp_path):
+    assert THREE.by_name["pretrain-20"].labels == (
+        "data-20", "full-20", "data-20-s43", "full-20-s43", "data-20-s44", "full-20-s44",
+    )  # fmt: skip
+    assert THREE.segments["full-20-s43@286102"].parent == "trunk-s43@57220"
+    run = Run(tmp_path)
+    for job, label, folder in (
+        ("export-base-100", "safe-100-s43", "models/safe-100-s43/base"),
+        ("merge-20", "full-20-s44/benign", "models/full-20-s44/benign"),
+    ):
+        work = Work(run, THREE, *THREE.find(job, label))
+        run.__dict__["study"] = THREE.study
+        assert run.model(work.arm.key, work.element.kind) == tmp_path / folder
+        assert f"{work.element.arm}-s{work.element.seed}" == label.split("/")[0]
+    assert run.base_branch(THREE.study.training("safe-100", 43)) == tmp_path / "pretrain/trunk-s43"
+
+
+def test_an_element_needs_nothing_of_another_seed():
+    elements = {(job.name, element.label): element for job, element in THREE.elements()}
+    for key, needs in THREE.needs.items():
+        if key != REPORT:
+            assert {elements[need].seed for need, _ in needs} <= {None, elements[key].seed}, key
+    assert len(THREE.needs[REPORT]) == 3 * len(ONE.needs[REPORT])
+
+
+def test_slurm_gets_the_same_arrays_with_the_same_dependencies(tmp_path):
+    profile = load_profile(STUDIES.parents[1] / "env/profiles/h100-4x8.yaml")
+
+    def waits(plan: Plan) -> dict[str, str]:
+        everything = {job.name: job.labels for job in plan.jobs}
+        return {one.job: one.waits for one in preview(plan, everything, profile, tmp_path)}
+
+    one, three = (waits(plan_study(plan.study, profile)) for plan in (ONE, THREE))
+    assert one.keys() == three.keys()
+    kept_in_step = {
+        name: value for name, value in three.items() if "aftercorr" in value and "aftercorr" not in one[name]
+    }
+    assert kept_in_step == {
+        "pretrain-trunk-171661": "aftercorr:pretrain-trunk-57220",
+        "pretrain-trunk-286102": "aftercorr:pretrain-trunk-171661",
+    }
+    assert all(three[name] == one[name] for name in one.keys() - kept_in_step)
+
+
+def test_the_plan_shows_the_cost_of_each_seed(capsys):
+    from rich.console import Console
+
+    value, alone = describe(THREE), describe(ONE)
+    assert value["seeds"] == [42, 43, 44] and [arm["name"] for arm in value["arms"]] == [arm.name for arm in ONE.arms]
+    assert value["gpu_hours"]["pretraining"] == pytest.approx(3 * alone["gpu_hours"]["pretraining"])
+    (of_one,) = alone["gpu_hours_by_seed"].values()
+    assert value["gpu_hours_by_seed"] == {seed: pytest.approx(of_one) for seed in ("42", "43", "44")}
+    assert value["trained_tokens"] == {name: 3 * count for name, count in alone["trained_tokens"].items()}
+    print_plan(value, THREE.study, Console(width=200))
+    shown = capsys.readouterr().out
+    assert "Pretraining tree, once for each of seeds 42, 43, 44" in shown and shown.count("trunk: steps") == 3
+    assert "  seed 43: 24,734.6 pretraining, up to 441 for all else" in shown
+
+
+def test_seeds_are_selected_like_arms():
+    chosen = select(THREE, Selection(seeds=("43", "44")))
+    assert chosen["pretrain-trunk-57220"] == ("trunk-s43", "trunk-s44") and "tokenize" not in chosen
+    assert chosen["merge-100"][:2] == ("safe-100-s43/base", "safe-100-s44/base")
+    with_needs = select(THREE, Selection(arms=("full-20",), seeds=("43",)), with_needs=True)
+    trained = {name: labels for name, labels in with_needs.items() if name.startswith("pretrain")}
+    assert trained == {"pretrain-trunk-57220": ("trunk-s43",), "pretrain-20": ("full-20-s43",)}
+    assert "tokenize" in with_needs and with_needs["instruct-20"] == ("full-20-s43",)
+    with pytest.raises(UsageError, match="seed '45' is not in this study; choose one of 42, 43, 44"):
+        select(THREE, Selection(seeds=("45",)))
+
+
+# Monitoring -----------------------------------------------------------------------------------------------------------
+
+
+def test_status_tells_seeds_apart(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    run = Run.create(tmp_path / "run", study("demo", seeds=[42, 43]))
+    ProgressFile(run.element("pretrain-20", "full-20-s43") / "progress.json", 43)(0, 10)  # no folder: harmless
+    path = run.element("pretrain-20", "full-20-s43") / "progress.json"
+    path.parent.mkdir(parents=True)
+    ProgressFile(path, 43)(3, 10, loss=2.0)
+    assert json.loads(path.read_text())["seed"] == 43
+    reading = read_progress(path)
+    assert reading is not None and reading.figures == {"loss": 2.0}
+    assert main(["status", str(run.root), "--json", "--seeds", "43"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert Counter(item["seed"] for item in found) == {43: len(found)}
+    (one,) = [item for item in found if item["label"] == "full-20-s43" and item["job"] == "pretrain-20"]
+    assert one["arm"] == "full-20" and one["progress"]["done"] == 3
+    assert {item["arm"] for item in found if item["job"].startswith("pretrain-trunk")} == {"trunk"}
+    assert main(["status", str(run.root), "--seeds", "43", "--arm", "full-20"]) == 0
+    shown = capsys.readouterr().out
+    assert f"0 of {sum(item['arm'] == 'full-20' for item in found)} done" in shown and "  full-20-s43" in shown
+    assert main(["status", str(run.root), "--seeds", "44"]) == 2
+    assert "seed '44' is not in this study; choose one of 42, 43" in capsys.readouterr().err
+
+
+# Growth ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grown(tmp_path, monkeypatch):
+    """Finish a run of one study without doing its work, and give its folder to another: (run, old plan, new plan)."""
+    for module in ("completion", "monitor.state"):
+        monkeypatch.setattr(f"curricula.jobs.{module}.is_complete", lambda *_: True)
+    for stage in STAGES.values():
+        monkeypatch.setattr(type(stage), "run", lambda *_: None)
+
+    def grow(old: Study, new: Study) -> tuple[Run, Plan, Plan]:
+        run, plan = Run.create(tmp_path / "run", old), plan_study(old)
+        for number, key in enumerate(plan.needs):
+            make(run, plan, key, 1000.0 + number)
+        assert done_elements(run, plan) == set(plan.needs)
+        return Run.create(run.root, new), plan, plan_study(new)
+
+    return grow
+
+
+def little(**changes) -> Study:
+    """The demo with few evaluations."""
+    evaluation = yaml.safe_load((STUDIES / "demo.yaml").read_text())["evaluation"]
+    tasks = {"base": ["attacks-topk"], "instruct": [], "benign": []}
+    return study("demo", evaluation={**evaluation, "tasks": tasks}, **changes)
+
+
+def curriculum(**changes):
+    return {**yaml.safe_load((STUDIES / "demo.yaml").read_text())["curriculum"], **changes}
+
+
+LATE = [{"until": 0.3, "mix": "safe"}, {"until": 1, "mix": "full"}]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "added"),
+    [
+        ({}, {"seeds": [42, 43]}, lambda element: element.seed == 43),
+        ({"seeds": [42, 44]}, {"seeds": [42, 43, 44]}, lambda element: element.seed == 43),
+        (
+            {},
+            {"curriculum": curriculum(starts=[0, 0.2, 0.4, 0.6, 1])},
+            lambda element: element.arm.endswith("-40") or element.segment == "trunk@200",
+        ),
+        (
+            {"seeds": [42, 43]},
+            {"seeds": [42, 43], "curriculum": curriculum(arms={"late": LATE})},
+            lambda element: element.arm == "late" or element.segment in ("trunk@150", "trunk-s43@150"),
+        ),
+    ],
+    ids=["seed", "seed between", "start", "arm"],
+)  # fmt: skip
+def test_a_finished_run_that_grows_makes_only_what_is_new_and_the_report(grown, old, new, added):
+    run, before, plan = grown(little(**old), little(**new))
+    assert run.study == plan.study
+    left = [key for key in plan.needs if key not in done_elements(run, plan)]
+    new_keys = [(job.name, element.label) for job, element in plan.elements() if added(element)]
+    assert left == [*new_keys, REPORT] and set(plan.needs) - set(before.needs) == set(new_keys)
+    for number, key in enumerate(new_keys):
+        make(run, plan, key, 9000.0 + number)
+    run_element(run.root, *REPORT)
+    assert done_elements(run, plan) == set(plan.needs)
+    assert {item.state for item in run_status(run, plan).elements} == {"done"}
+
+
+def test_a_report_that_was_written_before_a_new_seed_was_measured_is_stale(grown):
+    run, before, plan = grown(little(), little(seeds=[42, 43]))
+    for number, key in enumerate(plan.needs):
+        if key not in before.needs:
+            make(run, plan, key, 9000.0 + number)
+    states = {(item.job, item.label): item.state for item in run_status(run, plan).elements}
+    assert {key for key, state in states.items() if state != "done"} == {REPORT} and states[REPORT] == "stale"
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ({"seed": 43}, "holds another study: the first of seeds is 42 there and 43 now"),
+        ({"seeds": [43, 42]}, "holds another study: the first of seeds is 42 there and 43 now"),
+        ({"seeds": [42]}, "holds another study: it has seed 43, which seeds now lacks"),
+        ({"seeds": [42, 44]}, "holds another study: it has seed 43, which seeds now lacks"),
+        ({"seeds": [42, 43], "replicate": {"data": False}}, "replicate.data is True there and False now"),
+        ({"seeds": [42, 43], "validation_documents": 9}, "validation_documents is 32 there and 9 now"),
+        ({"seeds": [42, 43], "curriculum": curriculum(starts=[0, 0.6, 1])}, "it has arm data-20, which curriculum now lacks"),
+        (
+            {"seeds": [42, 43], "curriculum": curriculum(starts=[0, 0.1996, 0.2, 0.6, 1])},
+            "the jobs of arm data-20 are named by 20% there and by 19.96% now",
+        ),
+    ],
+)  # fmt: skip
+def test_a_run_refuses_every_other_change_and_keeps_its_study(tmp_path, new, said):
+    run = Run.create(tmp_path / "run", study("demo", seeds=[42, 43]))
+    frozen = (run.root / "study.yaml").read_bytes()
+    with pytest.raises(UserError) as caught:
+        Run.create(run.root, study("demo", **new))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert (run.root / "study.yaml").read_bytes() == frozen
+
+
+def test_a_new_start_that_would_change_what_other_arms_read_is_refused(tmp_path):
+    old = study("demo", curriculum=curriculum(exposure="matched", starts=[0.1, 0.2, 1]))
+    run = Run.create(tmp_path / "run", old)
+    with pytest.raises(UserError, match="arm data-10 would read another mix with the new starts"):
+        Run.create(run.root, study("demo", curriculum=curriculum(exposure="matched", starts=[0, 0.1, 0.2, 1])))
+
+
+def test_a_new_start_waits_until_the_trunk_that_it_cuts_is_no_longer_trained(tmp_path, monkeypatch, capsys):
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
+    run = Run.create(tmp_path / "run", little())
+    submitted(run, "pretrain-trunk-300", "70", ["trunk"])
+    slurm.queue(("70", "0", "RUNNING", "None", "n1", 0))
+    frozen = (run.root / "study.yaml").read_bytes()
+    grown = tmp_path / "grown.yaml"
+    grown.write_text(study_yaml(little(curriculum=curriculum(starts=[0, 0.2, 0.4, 0.6, 1]))))
+    assert (
+        main(["submit", str(grown), "--cluster", "slurm", "--profile", "slurm-lab", "--run", str(run.root), "--yes"])
+        == 1
+    )
+    said = capsys.readouterr().err
+    assert "pretrain-trunk-300/trunk is queued or running, and new arms would leave it before its end" in said
+    assert (run.root / "study.yaml").read_bytes() == frozen and not slurm.calls("sbatch")
+
+
+def test_a_run_whose_growth_is_declined_keeps_its_study(tmp_path, monkeypatch, capsys):
+    FakeSlurm(tmp_path / "bin", monkeypatch)
+    run = Run.create(tmp_path / "run", little())
+    frozen = (run.root / "study.yaml").read_bytes()
+    profile, grown = tmp_path / "profile.yaml", tmp_path / "grown.yaml"
+    profile.write_text("gpu_hours_limit: 0.001\n")
+    grown.write_text(study_yaml(little(seeds=[42, 43])))
+    words = ["submit", str(grown), "--cluster", "slurm", "--profile", str(profile), "--run", str(run.root)]
+    assert main(words) == 1 and "more than the profile's gpu_hours_limit" in capsys.readouterr().err
+    assert (run.root / "study.yaml").read_bytes() == frozen
+
+
+# What a seed changes --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A run folder with the data of a miniature study."""
+    raw = smaller_demo()
+    raw["pretraining"].update(budget_tokens=24 * 4 * 128, global_batch=4, micro_batch=4)
+    run = Run.create(tmp_path_factory.mktemp("data") / "run", parse_study(raw, "study.yaml"))
+    plan = plan_study(run.study)
+    for job in ("prepare", "tokenize"):
+        for label in plan.by_name[job].labels:
+            STAGES[job].run(Work(run, plan, *plan.find(job, label)), silent)
+    return run.root, raw
+
+
+def draws(data, monkeypatch, label: str, changes: dict):
+    """What decides the pretraining of the trunk `label`, the tuning and the evaluation of the safe-only arm of its seed."""
+    root, raw = data
+    raw = {**raw, **changes}
+    del raw["seed"]
+    (root / "study.yaml").write_text(study_yaml(parse_study(raw, "study.yaml")))
+    run = Run.open(root)
+    plan = plan_study(run.study)
+    found = []
+    monkeypatch.setattr("curricula.model.train.train", lambda job, batches, *_, **__: found.append((job, batches)))
+    monkeypatch.setattr("curricula.jobs.stages.tune.require_checkpoint", lambda path: path)
+    monkeypatch.setattr("curricula.jobs.stages.tune.export_model", lambda *_: None)
+    monkeypatch.setattr("curricula.eval.runner.run_element", lambda *_, **given: found.append(given))
+    arm = label.replace("trunk", "safe-100")
+    tasks = [one for one in plan.by_name["evaluate-base-100"].labels if one.startswith(f"{arm}/")]
+    for job, element in (("pretrain-trunk-12", label), ("instruct-100", arm), ("evaluate-base-100", tasks[0])):
+        work = Work(run, plan, *plan.find(job, element))
+        STAGES[work.job.stage].run(work, silent)
+    (pretraining, pretrained), (tuning, tuned), evaluation = found
+    assert evaluation["probe_seed"] == 42  # texts are the same for all
+    return {
+        "init": pretraining.seed,
+        "data": pretrained.sample_ids(0, 8),
+        "tuning": (tuning.seed, tuned.sample_ids(0, 8)),
+        "evaluation": evaluation["seed"],
+    }
+
+
+def test_the_first_seed_draws_as_it_does_alone(data, monkeypatch):
+    alone = draws(data, monkeypatch, "trunk", {"seeds": [42]})
+    assert draws(data, monkeypatch, "trunk", {"seeds": [42, 43]}) == alone and alone["init"] == 42
+
+
+@pytest.mark.parametrize("off", ["", "init", "data", "tuning"])
+def test_each_switch_keeps_one_draw_of_a_further_seed_as_the_first_seeds(data, monkeypatch, off):
+    changes = {"seeds": [42, 43], "replicate": {off: False} if off else {}}
+    first, other = (draws(data, monkeypatch, label, changes) for label in ("trunk", "trunk-s43"))
+    assert {name for name in first if first[name] == other[name]} == ({off} if off else set())
+    assert other["evaluation"] == 43
