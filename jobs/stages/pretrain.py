@@ -21,6 +21,8 @@ class Pretrain(Stage):
     name, section, trains, unit = "pretrain", "pretraining", True, "steps"
 
     def run(self, work: Work, progress: Progress) -> None:
+        """Raises UserError before the first step of any segment when an arm of the study reads a source too often."""
+        check_epochs(work.plan, work.run.shards)
         pretrain(work.run, work.plan, work.plan.segments[work.element.segment], progress)
 
     def is_complete(self, work: Work) -> bool:
@@ -69,16 +71,12 @@ class Pretrain(Stage):
 
 
 def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:
-    """Train `segment`. All its processes call this together.
-
-    Raises UserError before the first step of any segment when an arm of the study reads a source too often.
-    """
+    """Train `segment`. All its processes call this together."""
     from curricula.curriculum.stream.pretraining import PretrainingBatches
     from curricula.model.train import train
 
     study, budget = run.study, run.study.budget
     config = study.model.resolve()
-    check_epochs(plan, run.shards)
     batches = PretrainingBatches(
         segment.arm.blend_phases(budget),
         run.shards,

@@ -19,8 +19,8 @@ from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.study import print_plan
 from curricula.jobs.estimates import check_epochs, describe
 from curricula.jobs.graph import plan_study
-from curricula.jobs.stages import prepare
-from curricula.jobs.stages.pretrain import pretrain
+from curricula.jobs.stages import Work, prepare
+from curricula.jobs.stages.pretrain import Pretrain
 from curricula.jobs.study import load_study, parse_study, study_yaml
 from curricula.progress import silent
 
@@ -207,7 +207,7 @@ def test_pretraining_is_refused_beyond_max_epochs_before_its_first_step(tmp_path
         (run.shards / name / "00000.json").write_text(msgspec.json.encode(manifest).decode())
     words = "source refuseweb: 6.1 epochs in arm data-0, more than its max_epochs 4; give it more documents or less weight, or"
     with pytest.raises(UserError, match=words):  # the trunk does not read this source, but later arms do
-        pretrain(run, plan, next(iter(plan.segments.values())), silent)
+        Pretrain().run(Work(run, plan, *next(pair for pair in plan.elements() if pair[1].segment)), silent)
     allowed = plan_study(parse_study(demo(sources__refuseweb__max_epochs=6.2), "study.yaml"))
     check_epochs(allowed, run.shards)
 
