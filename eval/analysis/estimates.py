@@ -1,4 +1,4 @@
-"""Each arm's rate over its training seeds, and how much of the variance is seed, prompt and sample: two tables.
+"""Each arm's rate and probe AUC over its training seeds, and how much of the variance is seed, prompt and sample.
 
 The components are estimated by the method of moments (`Crossed.components`), those of the seed from at least two runs, those of
 the samples from at least two samples. With a few runs they are rough: the variance over three seeds is known to a factor of
@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from curricula.eval.analysis.differences import MEASURES
+from curricula.eval.analysis.metrics import LAYERS
 from curricula.eval.analysis.runs import Runs
-from curricula.eval.analysis.seeds import Crossed, compare, rate_over_seeds
+from curricula.eval.analysis.seeds import Crossed, auc_over_seeds, compare, rate_over_seeds
 from curricula.eval.judging.verdicts import kind_of
+from curricula.eval.rows import MODEL_KINDS
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,24 @@ class ArmEstimate:
     """Each run's rate, such as "42: 0.147, 43: 0.357"."""
     incoherent: str
     """The seeds of incoherent runs (`eval/analysis/competence.py`), which count here all the same."""
+
+
+@dataclass(frozen=True)
+class ProbeEstimate:
+    """The mean test AUC of an arm's linear probes on one layer, over its training runs."""
+
+    stage: str
+    layer: str
+    arm: str
+    auc: float
+    low: float | None
+    """Lower end of the 95% interval, over training seeds and the probes' training subsets; None for a single run."""
+    high: float | None
+    spread: float | None
+    """Standard deviation of the runs' AUCs; None for a single run."""
+    seeds: int
+    runs: str
+    """Each run's AUC, such as "42: 0.812, 43: 0.797"."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +97,20 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
                 lost = ", ".join(map(str, runs.incoherent_seeds(arm, stage, decoder)))
                 numbers = (found.rate, found.low, found.high, found.spread)
                 yield ArmEstimate(stage, task, decoder, measure, arm.name, *numbers, len(found.runs), each, lost)
+
+
+def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
+    """The probe AUC of every arm, by stage and layer."""
+    for stage in MODEL_KINDS:
+        for layer in LAYERS:
+            for arm in runs.arms:
+                found = auc_over_seeds(runs.aucs(arm, stage, layer))
+                if found is not None:
+                    low, high = (found.low, found.high) if found.crossed else (None, None)
+                    each = ", ".join(f"{seed}: {auc:.3f}" for seed, auc in found.runs.items())
+                    yield ProbeEstimate(
+                        stage, layer, arm.name, found.rate, low, high, found.spread, len(found.runs), each
+                    )
 
 
 def variance_parts(runs: Runs) -> Iterator[VarianceParts]:

@@ -27,6 +27,9 @@ from curricula.eval.rows import MODEL_KINDS, OVERREFUSAL_VERDICTS, GenerationRow
 ALL = "all"
 """The benchmark name of the average over benchmarks, each with the same weight."""
 
+LAYERS = ("first", "middle", "last")
+"""Layers that are probed, in their order."""
+
 SAFE_VERDICTS = frozenset({"safe", "refusal", "shortcircuit"})
 
 ANSWER_CATEGORIES = OVERREFUSAL_VERDICTS[:5]
@@ -315,7 +318,7 @@ def overrefusal_metrics(
 def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0) -> list[ProbeMetrics]:
     """The metrics of each layer, first to last."""
     found = []
-    for layer in sorted({row.layer for row in rows}, key=("first", "middle", "last").index):
+    for layer in sorted({row.layer for row in rows}, key=LAYERS.index):
         probes = [row for row in rows if row.layer == layer]
         aucs = [probe.auc for probe in probes]
         std = float(np.std(aucs, ddof=1)) if len(probes) > 1 else None

@@ -295,6 +295,25 @@ def rate_over_seeds(arm: BySeed) -> RateOverSeeds | None:
     return RateOverSeeds(rate, *interval_over_seeds(pooled, crossed), spread, runs, crossed)
 
 
+def auc_over_seeds(arm: Mapping[int, Mapping[int, float]]) -> RateOverSeeds | None:
+    """The mean AUC of an arm's probes, by training seed and training subset; None without probes.
+
+    The interval is over seeds and subsets; that of one run is all that an AUC can be.
+    """
+    runs = {seed: _mean(aucs.values()) for seed, aucs in sorted(arm.items()) if aucs}
+    if not runs:
+        return None
+    crossed = cross(
+        Entry(seed, str(subset), "", auc, 1.0, math.nan) for seed, aucs in arm.items() for subset, auc in aucs.items()
+    )
+    if crossed is None:
+        return RateOverSeeds(_mean(runs.values()), 0.0, 1.0, None, runs, None)
+    pooled = SubsetGaps(tuple(_mean(aucs[subset] for aucs in arm.values()) for subset in _shared(list(arm.values()))))
+    low, high = (Both(crossed, pooled) if len(pooled.gaps) > 1 else crossed).interval()
+    spread = math.sqrt(crossed.seed_variance * crossed.seeds)
+    return RateOverSeeds(crossed.value, max(low, 0.0), min(high, 1.0), spread, runs, crossed)
+
+
 def interval_over_seeds(pooled: Tally, crossed: Crossed | None) -> tuple[float, float]:
     """95% interval of a rate: over seeds and prompts, and never narrower than that of the pooled runs over prompts."""
     low, high, _ = rate_interval(pooled)

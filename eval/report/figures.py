@@ -1,16 +1,15 @@
 """The nine figures of the paper, drawn and captioned from the metrics of a study: PNG for the page, SVG for print.
 
-Each figure knows which metrics it shows, how to caption them and what the paper found. What has not been evaluated yet is
-marked as such and never drawn as zero. The same metrics give the same bytes. Colours are Okabe and Ito's, which readers
-with any colour vision can tell apart; curves also differ in marker.
+Each figure knows which metrics it shows, how to caption them and what the paper found. With several training seeds it shows
+each arm's estimate over its runs (`eval/report/points.py`). What has not been evaluated yet is marked as such and never drawn
+as zero. The same metrics give the same bytes.
 """
 
 from __future__ import annotations
 
 import abc
-import itertools
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,17 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
-from matplotlib.transforms import Bbox
 
 from curricula import durable
-from curricula.eval.analysis.metrics import (
-    ALL,
-    ANSWER_CATEGORIES,
-    AttackMetrics,
-    OverrefusalMetrics,
-    ProbeMetrics,
-    StudyMetrics,
-)
-from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.report.wording import CATEGORIES, NOT_EVALUATED, arm_label, prompts_and_judge
+from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics
+from curricula.eval.report.bars import draw_overrefusal
+from curricula.eval.report.curves import draw_attacks, draw_probes, finish_panels, two_panels
+from curricula.eval.report.points import Shown
+from curricula.eval.report.wording import prompts_and_judge
+
+Entry = AttackMetrics | OverrefusalMetrics | ProbeMetrics
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -60,28 +53,6 @@ STYLE: Any = {
 """Settings of matplotlib."""
 
 DPI = 130
-SAFE_ONLY_COLOUR = "#222222"
-PAPER_SETS = {"data": "data interventions only", "full": "full: data and tags"}
-"""Names of the paper's two intervention sets."""
-
-CURVE_LOOKS = (
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "v"),
-    ("#E69F00", "P"),
-    ("#56B4E9", "X"),
-)
-"""Colour and marker of each intervention set."""
-
-CATEGORY_COLOURS = (
-    ("#0072B2", "white"),
-    ("#8CC5E8", "black"),
-    ("#F5C98B", "black"),
-    ("#D55E00", "white"),
-    ("#6A4C93", "white"),
-)
-"""Colours of each answer category's bar and of the text in it."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +68,11 @@ class Figure(abc.ABC):
     """What the paper found in it."""
 
     @abc.abstractmethod
-    def draw(self, metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Canvas: ...
+    def draw(self, shown: Shown) -> Canvas: ...
 
     @abc.abstractmethod
-    def caption(self, metrics: StudyMetrics) -> str:
-        """What bands and whiskers are, how many prompts there were and which judge."""
+    def caption(self, shown: Shown) -> str:
+        """What bands and whiskers are, how many seeds and prompts there were and which judge."""
 
 
 @dataclass(frozen=True)
@@ -111,30 +82,30 @@ class AttackFigure(Figure):
     stage: str
     decoders: tuple[str, str] = ("topk", "safebeam")
 
-    def draw(self, metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Canvas:
+    def draw(self, shown: Shown) -> Canvas:
         canvas, panels = two_panels("Top-k sampling", "SafeBeam")
-        drawn = [
-            draw_attacks(panel, metrics.attacks_by(self.stage, decoder), arms)
-            for panel, decoder in zip(panels, self.decoders)
-        ]
-        extents = finish_panels(canvas, panels, drawn, arms)
+        drawn = [draw_attacks(panel, shown, self.stage, decoder) for panel, decoder in zip(panels, self.decoders)]
+        extents = finish_panels(canvas, panels, drawn, shown.arms)
         top = min(1.0, max([0.05, *(extent.y1 for extent in extents)])) if extents else 1.0
         panels[0].set(ylabel="attack success rate", ylim=(0, top * 1.06))
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.1 else None))
         return canvas
 
-    def caption(self, metrics: StudyMetrics) -> str:
-        shown = metrics.attacks_by(self.stage, *self.decoders)
+    def caption(self, shown: Shown) -> str:
+        entries = shown.metrics.attacks_by(self.stage, *self.decoders)
         sentences = [
             "Top-k band: standard deviation over sampling seeds, not training seeds, as in the paper.",
             "Whiskers in both panels: 95% interval over prompts.",
         ]
-        if any(entry.incoherent for entry in shown):
-            sentences.append("Hollow points: incoherent models, which hardly ever help with benign requests.")
-        if any(entry.benchmark == ALL for entry in shown):
+        if shown.several:
+            sentences = over_seeds("Points: mean", "over seeds and prompts", entries, "intervals over prompts alone")
+        if any(entry.incoherent for entry in entries):
+            hollow = "Hollow marks: incoherent runs" if shown.several else "Hollow points: incoherent models"
+            sentences.append(f"{hollow}, which hardly ever help with benign requests.")
+        if any(entry.benchmark == ALL for entry in entries):
             sentences.append("Bold curves: mean of the benchmarks; faint curves: single benchmarks.")
-            shown = [entry for entry in shown if entry.benchmark == ALL]
-        return " ".join(sentences + ([prompts_and_judge(shown)] if shown else []))
+            entries = [entry for entry in entries if entry.benchmark == ALL]
+        return " ".join(sentences + ([prompts_and_judge(entries)] if entries else []))
 
 
 @dataclass(frozen=True)
@@ -144,17 +115,21 @@ class OverrefusalFigure(Figure):
     decoder: str
     stage: str = "instruct"
 
-    def draw(self, metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Canvas:
-        return draw_overrefusal(metrics.overrefusals_by(self.stage, self.decoder), arms)
+    def draw(self, shown: Shown) -> Canvas:
+        return draw_overrefusal(shown, self.stage, self.decoder)
 
-    def caption(self, metrics: StudyMetrics) -> str:
-        shown = metrics.overrefusals_by(self.stage, self.decoder)
+    def caption(self, shown: Shown) -> str:
+        entries = shown.overrefusals(self.stage, self.decoder)
         sentences = ["Shares of parsed answers. Partial refusals, full refusals and shortcircuits are over-refusal."]
-        if any(entry.judges.startswith("refusal-phrases") for entry in shown):
+        if shown.several:
+            sentences[0] = "Bars: shares of parsed answers, mean of the runs." + sentences[0].split(".", 1)[1]
+            points = "Black diamonds: all that is not over-refusal, mean"
+            sentences += over_seeds(points, "over seeds and prompts", entries, "intervals over prompts alone")
+        if any(entry.judges.startswith("refusal-phrases") for entry in entries):
             sentences.append(
                 "The phrase judge cannot tell helpful from unhelpful compliance, nor partial from full refusal."
             )
-        return " ".join(sentences + ([prompts_and_judge(shown)] if shown else []))
+        return " ".join(sentences + ([prompts_and_judge(entries)] if entries else []))
 
 
 @dataclass(frozen=True)
@@ -163,25 +138,41 @@ class ProbeFigure(Figure):
 
     layer: str
 
-    def draw(self, metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Canvas:
+    def draw(self, shown: Shown) -> Canvas:
         canvas, panels = two_panels("Base models", "Instruction-tuned models")
-        shown = self.shown(metrics)
-        by_stage: dict[str, list[ProbeMetrics]] = defaultdict(list)
-        for entry in shown:
-            by_stage[entry.stage].append(entry)
-        drawn = [draw_probes(panel, by_stage[stage], arms) for panel, stage in zip(panels, ("base", "instruct"))]
-        extents = finish_panels(canvas, panels, drawn, arms)
+        stages = ("base", "instruct")
+        drawn = [draw_probes(panel, shown, stage, self.layer) for panel, stage in zip(panels, stages)]
+        extents = finish_panels(canvas, panels, drawn, shown.arms)
         panels[0].set(ylabel="test AUC", ylim=(min([0.5, *(extent.y0 for extent in extents)]) - 0.02, 1.02))
         return canvas
 
-    def caption(self, metrics: StudyMetrics) -> str:
+    def caption(self, shown: Shown) -> str:
+        entries = [entry for entry in shown.metrics.probes if entry.layer == self.layer]
         sentences = ["Curve: mean test AUC. Band: standard deviation over training subsets, not over pretraining runs."]
-        for entry in self.shown(metrics)[:1]:
-            sentences.append(f"{entry.n_train:,} training and {entry.n_test:,} test texts, {entry.seeds} seeds.")
+        subsets = "seeds"
+        if shown.several:
+            sentences = over_seeds("Points: mean test AUC", "over seeds and training subsets", entries, "no intervals")
+            subsets = "training subsets per model"
+        for entry in entries[:1]:
+            sentences.append(f"{entry.n_train:,} training and {entry.n_test:,} test texts, {entry.seeds} {subsets}.")
         return " ".join(sentences)
 
-    def shown(self, metrics: StudyMetrics) -> list[ProbeMetrics]:
-        return [entry for entry in metrics.probes if entry.layer == self.layer]
+
+def over_seeds(points: str, interval: str, entries: Sequence[Entry], alone: str) -> list[str]:
+    """What the figure of a study with several training seeds shows, and over how many; `alone`: what one run has instead."""
+    runs = Counter(arm for arm, _ in {(entry.arm, entry.seed) for entry in entries})
+    counts = sorted(set(runs.values()))
+    if not counts:
+        return []
+    seeds = f"{counts[-1]} training seeds" if counts[-1] > 1 else "1 training seed"
+    if len(counts) > 1:
+        seeds = f"{counts[0]} to {seeds}"
+    sentences = [f"{points} over {seeds}. Whiskers: 95% interval {interval}. Small marks: single runs."]
+    if counts[-1] == 1:
+        return [f"A single run of each arm so far, with {alone}: differences may be the seed's."]
+    if counts[0] == 1:
+        sentences.append(f"Arms with a single run so far have {alone}.")
+    return sentences
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -255,12 +246,12 @@ FIGURES: tuple[Figure, ...] = (
 )
 
 
-def draw_figures(metrics: StudyMetrics, arms: Sequence[ArmInfo], folder: Path) -> list[Path]:
+def draw_figures(shown: Shown, folder: Path) -> list[Path]:
     """Write all nine figures to `folder` as PNG and SVG; returns the PNG paths in order."""
     paths = []
     for figure in FIGURES:
         with matplotlib.rc_context(STYLE):
-            canvas = figure.draw(metrics, arms)
+            canvas = figure.draw(shown)
             canvas.draw_without_rendering()
             canvas.set_layout_engine("none")  # the layout is done: do not repeat it for each format
             for suffix, metadata in ((".svg", {"Date": None, "Creator": None}), (".png", {"Software": None})):
@@ -269,201 +260,3 @@ def draw_figures(metrics: StudyMetrics, arms: Sequence[ArmInfo], folder: Path) -
             pyplot.close(canvas)
         paths.append(folder / f"{figure.name}.png")
     return paths
-
-
-# Curves over the start of interventions -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The arms of one intervention set by start, ending in the safe-only arm, and their look."""
-
-    label: str
-    colour: str
-    marker: str
-    arms: list[ArmInfo]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One arm on a curve. All in 0..1."""
-
-    start: float
-    value: float
-    std: float | None
-    """Half the height of the band."""
-    low: float | None = None
-    """Lower end of the whisker, the 95% interval."""
-    high: float | None = None
-    hollow: bool = False
-    """Whether the model is incoherent."""
-
-
-def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
-    """One curve per intervention set: the paper's two first, then the others by name. A custom arm is a single point."""
-    names = sorted({arm.interventions for arm in arms} - {"none"}, key=lambda name: (name not in PAPER_SETS, name))
-    by_start = sorted(arms, key=lambda arm: arm.start)
-    curves = []
-    for name, (colour, marker) in zip(names, itertools.cycle(CURVE_LOOKS)):
-        own = [arm for arm in by_start if arm.interventions == name]
-        end = [arm for arm in by_start if arm.interventions == "none" and not own[0].is_custom]
-        curves.append(Curve(PAPER_SETS.get(name, name), colour, marker, own + end))
-    return curves
-
-
-def two_panels(*titles: str) -> tuple[Canvas, Sequence[Axes]]:
-    canvas, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.7), sharey=True, layout="constrained")
-    for panel, title in zip(panels, titles):
-        panel.set_title(title)
-    return canvas, panels
-
-
-def finish_panels(canvas: Canvas, panels: Sequence[Axes], drawn: Sequence[bool], arms: Sequence[ArmInfo]) -> list[Bbox]:
-    """Add axes, legend and notes of what is missing; returns the extents of the panels with curves."""
-    starts = sorted({arm.start for arm in arms})
-    for panel, has_curves in zip(panels, drawn):
-        panel.set_xticks(starts, [f"{start:.0%}" for start in starts])
-        panel.set_xlim(-0.06, 1.06)
-        panel.set_xlabel("interventions start after … of pretraining")
-        if not has_curves:
-            look: Any = {"ha": "center", "color": "#777777", "style": "italic"}
-            panel.text(0.5, 0.5, NOT_EVALUATED, transform=panel.transAxes, **look)
-    add_legend(canvas, arms)
-    return [panel.dataLim for panel, has_curves in zip(panels, drawn) if has_curves]
-
-
-def add_legend(canvas: Canvas, arms: Sequence[ArmInfo]) -> None:
-    """Name the curves in their colours, in a row above the panels, where no curve can cross the names."""
-    looks = [(curve.label, curve.colour, curve.marker) for curve in curves_of(arms)]
-    if any(arm.interventions == "none" for arm in arms):
-        looks.append(("safe data only", SAFE_ONLY_COLOUR, "D"))
-    handles = [
-        Line2D([], [], color=colour, marker=marker, ms=6, lw=1.9 if marker != "D" else 0, mec="white", label=label)
-        for label, colour, marker in looks
-    ]
-    if handles:
-        canvas.legend(
-            handles=handles,
-            loc="outside upper center",
-            ncols=len(handles),
-            frameon=False,
-            labelcolor="linecolor",
-            prop={"weight": "bold", "size": 9.5},
-            columnspacing=2.2,
-        )
-
-
-def draw_attacks(panel: Axes, shown: Sequence[AttackMetrics], arms: Sequence[ArmInfo]) -> bool:
-    """Draw the mean of the benchmarks with each benchmark faint behind it. False: nothing to draw."""
-    benchmarks = sorted({entry.benchmark for entry in shown} - {ALL})
-    behind = benchmarks if len(benchmarks) > 1 else []
-    main = ALL if behind or not benchmarks else benchmarks[0]
-    by_benchmark: dict[str, dict[str, AttackMetrics]] = {
-        name: {entry.arm: entry for entry in shown if entry.benchmark == name} for name in (main, *behind)
-    }
-    drawn = False
-    for curve in curves_of(arms):
-        for name in behind:
-            points = attack_points(curve, by_benchmark[name])
-            starts, values = [point.start for point in points], [point.value for point in points]
-            panel.plot(starts, values, color=curve.colour, lw=0.9, alpha=0.3, zorder=1)
-        points = attack_points(curve, by_benchmark[main])
-        draw_curve(panel, curve, points)
-        drawn |= bool(points)
-    return drawn
-
-
-def attack_points(curve: Curve, by_arm: Mapping[str, AttackMetrics]) -> list[Point]:
-    return [
-        Point(arm.start, entry.rate, entry.std, entry.low, entry.high, entry.incoherent)
-        for arm in curve.arms
-        if (entry := by_arm.get(arm.name)) is not None and entry.rate is not None
-    ]
-
-
-def draw_probes(panel: Axes, shown: Sequence[ProbeMetrics], arms: Sequence[ArmInfo]) -> bool:
-    """Draw probe AUC and, dashed, what text length alone achieves. False: nothing to draw."""
-    by_arm = {entry.arm: entry for entry in shown}
-    drawn = False
-    for curve in curves_of(arms):
-        entries = [(arm, by_arm[arm.name]) for arm in curve.arms if arm.name in by_arm]
-        draw_curve(panel, curve, [Point(arm.start, entry.auc, entry.std) for arm, entry in entries])
-        drawn |= bool(entries)
-    lengths = [entry.length_auc for entry in shown if entry.length_auc is not None]
-    if lengths:
-        level = sum(lengths) / len(lengths)
-        panel.axhline(level, color="#777777", lw=1, ls=(0, (4, 3)), zorder=1)
-        look: Any = {"color": "#666666", "fontsize": 8, "textcoords": "offset points"}
-        panel.annotate("text length alone", (0.0, level), (0, 3), **look)
-    return drawn
-
-
-def draw_curve(panel: Axes, curve: Curve, points: Sequence[Point]) -> None:
-    if not points:
-        return
-    banded = [(point.start, point.value, point.std) for point in points if point.std is not None]
-    if banded:
-        panel.fill_between(
-            [start for start, _, _ in banded],
-            [value - std for _, value, std in banded],
-            [value + std for _, value, std in banded],
-            color=curve.colour,
-            alpha=0.2,
-            lw=0,
-            zorder=2,
-        )
-    starts, values = [point.start for point in points], [point.value for point in points]
-    panel.plot(starts, values, color=curve.colour, lw=1.9, zorder=3)
-    for point in points:
-        safe_only = point.start >= 1
-        look: dict[str, Any] = (
-            {"color": SAFE_ONLY_COLOUR, "zorder": 5} if safe_only else {"color": curve.colour, "zorder": 4}
-        )
-        if point.low is not None and point.high is not None:
-            panel.vlines(point.start, point.low, point.high, lw=1, alpha=0.75, **look)
-        marker = "D" if safe_only else curve.marker
-        face: Any = {"mfc": "white", "mec": look["color"], "mew": 1.4} if point.hollow else {"mec": "white", "mew": 0.8}
-        panel.plot(point.start, point.value, marker=marker, ms=5.5, ls="none", **face, **look)
-
-
-# Stacked bars of answers ----------------------------------------------------------------------------------------------
-
-
-def draw_overrefusal(shown: Sequence[OverrefusalMetrics], arms: Sequence[ArmInfo]) -> Canvas:
-    """One bar per arm, divided into the categories of its answers."""
-    canvas, panel = pyplot.subplots(figsize=(8.4, 1.35 + 0.36 * len(arms)), layout="constrained")
-    by_arm = {entry.arm: entry for entry in shown}
-    order = sorted(arms, key=lambda arm: (arm.interventions == "none", arm.interventions, arm.start))
-    for y, arm in enumerate(order):
-        entry, left = by_arm.get(arm.name), 0.0
-        if entry is None or not entry.shares:
-            panel.text(0.01, y, NOT_EVALUATED, va="center", color="#777777", style="italic")
-            continue
-        for name, (colour, ink) in zip(ANSWER_CATEGORIES, CATEGORY_COLOURS):
-            share = entry.shares[name]
-            panel.barh(y, share, left=left, color=colour, height=0.74, edgecolor="white", linewidth=0.8)
-            if share >= 0.045:
-                panel.text(left + share / 2, y, f"{share:.0%}", ha="center", va="center", color=ink, fontsize=8.5)
-            left += share
-    panel.set_yticks(range(len(order)), [arm_label(arm) for arm in order])
-    panel.invert_yaxis()
-    panel.set_xlim(0, 1)
-    panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    panel.set_xlabel("share of answers")
-    panel.grid(False)
-    panel.spines[["left", "bottom"]].set_visible(False)
-    panel.tick_params(length=0)
-    has_shortcircuits = any(entry.shares.get(ANSWER_CATEGORIES[4]) for entry in shown)
-    labels = CATEGORIES if has_shortcircuits else CATEGORIES[:4]
-    canvas.legend(
-        [pyplot.Rectangle((0, 0), 1, 1, color=colour) for _, (colour, _) in zip(labels, CATEGORY_COLOURS)],
-        labels,
-        loc="outside upper center",
-        ncols=len(labels),
-        frameon=False,
-        handlelength=1,
-        handleheight=1,
-        columnspacing=1.4,
-        fontsize=9,
-    )
-    return canvas

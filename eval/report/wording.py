@@ -66,10 +66,16 @@ def facts(plan: Mapping[str, Any], metrics: StudyMetrics) -> list[tuple[str, str
 
 def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
     """How many prompts and which judge are behind a figure: "120 prompts per model. Judge: world 1a2b."."""
-    prompts = sorted({metrics.prompts for metrics in shown})
-    count = f"{prompts[0]:,}" if len(prompts) == 1 else f"{prompts[0]:,} to {prompts[-1]:,}"
     judges = judge_names(shown)
-    return f"{count} prompts per model. Judge: {judges}. {caveats(judges)}".rstrip()
+    return (
+        f"{span([metrics.prompts for metrics in shown])} prompts per model. Judge: {judges}. {caveats(judges)}".rstrip()
+    )
+
+
+def span(counts: Sequence[int]) -> str:
+    """The least and the greatest of `counts`: "80 to 210"."""
+    least, greatest = min(counts), max(counts)
+    return f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"
 
 
 def judge_names(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:

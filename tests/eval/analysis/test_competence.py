@@ -8,7 +8,7 @@ from curricula.eval.analysis import StudyRows
 from curricula.eval.analysis.competence import BENIGN_TASKS, competence
 from curricula.eval.analysis.metrics import study_metrics
 from curricula.eval.analysis.runs import runs_of
-from curricula.eval.report.figures import CURVE_LOOKS, Curve, attack_points
+from curricula.eval.report.points import Shown
 
 LOST = (0.01, 0.99)
 FLUENT = (0.5, 0.2, 0.1, 0.2)
@@ -34,8 +34,7 @@ def test_attacks_are_marked_where_benign_answers_under_the_same_decoder_are_hard
     assert not found[fluent, "instruct", "topk"].incoherent and found[fluent, "instruct", "topk"].competence > 0.5
     for unknown in ((lost, "instruct", "safebeam"), (lost, "base", "topk")):
         assert found[unknown].competence is None and not found[unknown].incoherent
-    by_arm = {name: found[name, "instruct", "topk"] for name in (lost, fluent)}
-    points = attack_points(Curve("", *CURVE_LOOKS[0], ARMS[:2]), by_arm)
+    points = Shown(ARMS[:2], [0], study_metrics(study())).attack_points(ARMS[:2], "instruct", "topk", "tdc")
     assert [point.hollow for point in points] == [True, False]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from study_rows import ARMS, attack_rows, trained
+from study_rows import ARMS, attack_rows, probe_rows, trained
 
-from curricula.eval.analysis.estimates import arm_estimates, variance_parts
+from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.runs import Runs
 
 RATES = {1: 0.2, 2: 0.3, 3: 0.7}
@@ -50,3 +50,19 @@ def test_the_variance_of_a_rate_is_the_seeds_and_that_of_a_paired_difference_is_
 
 def test_one_sample_cannot_be_told_from_the_prompts_own_variance_in_a_run():
     assert {row.sample for row in variance_parts(runs(samples=1))} == {None}
+
+
+def test_probe_auc_over_seeds_knows_how_far_runs_lie_apart():
+    def estimate(aucs: dict[int, float]):
+        arm = ARMS[0]
+        probes = {
+            (arm.name, seed, "base"): probe_rows(trained(arm, seed), "base", "last", auc) for seed, auc in aucs.items()
+        }
+        (found,) = probe_estimates(Runs((arm,), {}, probes))
+        return found
+
+    near, far, one = (estimate(aucs) for aucs in ({1: 0.8, 2: 0.8, 3: 0.8}, {1: 0.7, 2: 0.8, 3: 0.9}, {1: 0.8}))
+    assert far.auc == pytest.approx(0.8, abs=0.01) and far.spread == pytest.approx(0.1, abs=0.01) and far.seeds == 3
+    assert far.low < 0.6 and far.high == 1.0 and far.runs.startswith("1: 0.7")  # no AUC is above 1
+    assert near.low < near.auc < near.high < near.low + 0.05
+    assert (one.low, one.high, one.spread, one.seeds) == (None, None, None, 1)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
-import html.parser
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
-from study_rows import ARMS, append_judged, attack_rows, generation, trained, write_study
+from report_page import Page, needs_browser, shown_width
+from study_rows import ARMS, append_judged, generation, write_study
 
 from curricula.errors import UserError
 from curricula.eval import MODEL_KINDS, EvalConfig
-from curricula.eval.analysis import ArmInfo, read_study_rows
-from curricula.eval.analysis.metrics import study_metrics
+from curricula.eval.analysis import ArmInfo
 from curricula.eval.report.figures import FIGURES
-from curricula.eval.report.page import cell, write_report
+from curricula.eval.report.page import write_report
+from curricula.eval.report.tables import cell
 from curricula.eval.report.wording import visible
 from curricula.eval.rows import GenerationRow
 
-VOID = {"meta", "img", "br", "link", "hr", "input"}
 STUDY = {
     "plan": {
         "study": "demo",
@@ -35,40 +32,6 @@ STUDY = {
     "tasks": {kind: [task.name for task in EvalConfig().tasks_of(kind)] for kind in MODEL_KINDS},
     "changed": {"advbench": "10 prompts, where 520 were published"},
 }
-
-
-class Page(html.parser.HTMLParser):
-    """Checks that elements nest, and collects ids, links, images, scripts and text."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.stack: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.images: list[dict[str, str | None]] = []
-        self.tags: set[str] = set()
-        self.words: list[str] = []
-        self.feed(text)
-        assert self.stack == []
-
-    def handle_starttag(self, tag, attributes):
-        named = dict(attributes)
-        self.tags.add(tag)
-        self.ids += [named["id"]] if "id" in named else []
-        self.links += [named["href"]] if tag == "a" else []
-        self.images += [named] if tag == "img" else []
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag, f"</{tag}> closes nothing at {self.getpos()}"
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -212,19 +175,11 @@ def test_a_run_without_evaluations_gives_a_page_that_says_so(tmp_path):
 
 def test_single_runs_get_no_verdict_and_the_page_says_why(built):
     page = Page(built[1])
+    assert "Single run: differences may be the seed’s, so none of the paper’s 18 claims gets a verdict." in page.text
+    assert "Whiskers in both panels: 95% interval over prompts." in page.text
+    assert "Over training seeds" not in page.text and "Each training run by itself" not in page.text
     assert "0 reproduced" in page.text and "0 not reproduced" in page.text
     assert "1 single run single run: differences may be the seed's" in page.text
-
-
-def test_several_training_seeds_have_a_table_and_verdicts(tmp_path):
-    arms = [trained(arm, seed) for seed in (1, 2) for arm in ARMS[-3:]]
-    for arm in arms:
-        rows = attack_rows(arm, "benign", "topk", 0.3, 2, {"tdc": 20})
-        append_judged(tmp_path / "eval" / arm.key / "benign/attacks-topk.jsonl", rows)
-    page = Page(write_report(tmp_path, arms, {}, tmp_path / "report").read_text())
-    assert "Over training seeds" in page.text and "Few training runs per arm" in page.text
-    variance = list(csv.DictReader((tmp_path / "report/tables/variance.csv").open()))
-    assert len(variance) == 5 and {row["seeds"] for row in variance} == {"2"}
 
 
 def test_an_unfinished_study_lists_what_is_missing_and_draws_the_rest(built):
@@ -255,44 +210,7 @@ def test_a_damaged_row_is_reported_with_its_line(tmp_path):
         write_report(tmp_path, ARMS, {}, tmp_path / "report")
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
-@pytest.mark.parametrize("width", [400, 1400])
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1400])
 def test_a_browser_shows_the_page_without_sideways_scrolling(built, tmp_path, width):
-    # The page has no script, so this copy measures itself; in a frame, since a headless window is at least 500 px wide.
-    probe = (
-        "<script>parent.postMessage(document.documentElement.scrollWidth + ' of ' + innerWidth, '*')</script></body>"
-    )
-    (tmp_path / "page.html").write_text(built[1].replace("</body>", probe))
-    listen = "<script>onmessage = event => document.title = event.data</script>"
-    frame = f'{listen}<iframe src="page.html" style="border:0;width:{width}px;height:900px"></iframe>'
-    (tmp_path / "frame.html").write_text(f"<!DOCTYPE html><title>unseen</title>{frame}")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,1000", "--dump-dom"]
-    command = ["chromium", *options, (tmp_path / "frame.html").as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert f"<title>{width} of {width}</title>" in shown
-
-
-def test_each_seed_has_rows_of_its_own_and_none_is_pooled_or_lost(tmp_path):
-    first = ARMS[-2:]
-    arms = [*first, *(dataclasses.replace(arm, seed=43, key=f"{arm.name}-s43") for arm in first)]
-    run = write_study(tmp_path / "run", arms=arms)
-    alone = read_study_rows(run, first)
-    both = read_study_rows(run, arms)
-    assert {row.seed for row in both.answers(arms[-1], "base", "attacks-topk")} == {43}
-    metrics = study_metrics(both)
-    assert metrics.of_seed(0) == study_metrics(alone)
-
-    text = write_report(run, arms, STUDY, run / "report").read_text()
-    assert "full, from 60%, seed 43" in text and "One training run per arm" not in text
-    for name, key in (
-        ("attacks", "stage benchmark decoder"),
-        ("overrefusal", "stage decoder"),
-        ("probes", "stage layer"),
-    ):
-        with open(run / "report" / "tables" / f"{name}.csv") as file:
-            rows = list(csv.DictReader(file))
-        assert list(rows[0])[:2] == ["arm", "seed"]
-        places = [tuple(row[column] for column in ("arm", "seed", *key.split())) for row in rows]
-        assert len(set(places)) == len(places) and {place[1] for place in places} == {"0", "43"}
-        assert {place[0] for place in places} == {arm.name for arm in first}
+    assert shown_width(built[1], tmp_path, width) == f"{width} of {width}"

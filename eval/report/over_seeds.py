@@ -1,0 +1,113 @@
+"""The page's tables over training seeds: each arm's estimates, and where their variance comes from, in plain words."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
+from curricula.eval.analysis.study_rows import ArmInfo
+from curricula.eval.report.points import Shown
+from curricula.eval.report.wording import DECODERS, STAGES, arm_label
+
+
+@dataclass(frozen=True)
+class EstimateCell:
+    value: str
+    interval: str
+    """The 95% interval."""
+    runs: str
+    """Each run's value, in the order of the seeds."""
+
+
+@dataclass(frozen=True)
+class EstimateTable:
+    """Estimates of all arms over their training seeds."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[EstimateCell | None]]]
+    """Label and cells of each arm; None if not evaluated yet."""
+
+
+def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
+    """Attack success, over-refusal and probe AUC, as far as they have been evaluated."""
+    order = [(stage, decoder) for stage in STAGES for decoder in DECODERS]
+    for measure in ("attack success", "over-refusal"):
+        rates = [found for found in shown.estimates if found.measure == measure]
+        places = sorted({(found.stage, found.decoder) for found in rates}, key=order.index)
+        if rates:
+            cells = {(found.arm, found.stage, found.decoder): _rate(found) for found in rates}
+            columns = [f"{stage}, {DECODERS[decoder]}" for stage, decoder in places]
+            rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in places]) for arm in shown.arms]
+            yield EstimateTable(f"{measure.capitalize()}, in %", columns, rows)
+    if shown.probes:
+        probed = dict.fromkeys((found.stage, found.layer) for found in shown.probes)
+        cells = {(found.arm, found.stage, found.layer): _auc(found) for found in shown.probes}
+        columns = [f"{stage}, {layer} layer" for stage, layer in probed]
+        rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in probed]) for arm in shown.arms]
+        yield EstimateTable("Test AUC of linear probes", columns, rows)
+
+
+def _rate(found: ArmEstimate) -> EstimateCell:
+    runs = ", ".join(f"{float(value) * 100:.1f}" for value in _values(found.runs))
+    alone = ", prompts alone" if found.spread is None else ""
+    return EstimateCell(f"{found.rate * 100:.1f}", f"{found.low * 100:.1f} to {found.high * 100:.1f}{alone}", runs)
+
+
+def _auc(found: ProbeEstimate) -> EstimateCell:
+    interval = "no interval" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
+    return EstimateCell(f"{found.auc:.3f}", interval, ", ".join(_values(found.runs)))
+
+
+def _values(runs: str) -> list[str]:
+    return [part.split(": ")[1] for part in runs.split(", ")]
+
+
+@dataclass(frozen=True)
+class VarianceRow:
+    """What moves a rate of one kind, averaged over the arms. Standard deviations and shares are in 0..1."""
+
+    place: str
+    what: str
+    """An arm's rate, or its difference from the arm that starts last."""
+    seed: float
+    """Standard deviation over training seeds."""
+    prompt: float
+    """Over prompts, those of a prompt in one run included."""
+    sample: float | None
+    """Over samples of one answer; None with one sample."""
+    shares: tuple[float, float, float] | None
+    """Of the variance of the mean: the seed's, the prompts', the sampling's; None without any variance."""
+
+
+def variance_rows(parts: Sequence[VarianceParts], arms: Sequence[ArmInfo]) -> Iterator[VarianceRow]:
+    """One row for the rates and one for the differences of each stage and decoder; none for single runs."""
+    labels = {arm.name: arm_label(arm) for arm in arms}
+    groups: dict[tuple[str, str], list[VarianceParts]] = defaultdict(list)
+    for part in parts:
+        place = f"{part.measure}, {part.stage}, {DECODERS[part.decoder]}"
+        what = f"difference from “{labels[part.reference]}”" if part.reference else "an arm’s rate"
+        groups[place, what].append(part)
+    for (place, what), group in groups.items():
+        seed, prompt, sample = (fmean(values) for values in zip(*map(_of_mean, group), strict=True))
+        whole = seed + prompt + sample
+        yield VarianceRow(
+            place,
+            what,
+            fmean(part.seed**2 for part in group) ** 0.5,
+            fmean(part.prompt**2 + part.interaction**2 for part in group) ** 0.5,
+            None
+            if any(part.sample is None for part in group)
+            else fmean((part.sample or 0) ** 2 for part in group) ** 0.5,
+            (seed / whole, prompt / whole, sample / whole) if whole else None,
+        )
+
+
+def _of_mean(part: VarianceParts) -> tuple[float, float, float]:
+    """The parts of the variance of the mean that are the seed's, the prompts' and the sampling's."""
+    in_one_run = part.interaction**2 / part.seeds
+    sampling = (part.sample or 0.0) ** 2 / (part.samples * part.seeds)
+    return part.seed**2 / part.seeds, (part.prompt**2 + in_one_run) / part.prompts, sampling / part.prompts

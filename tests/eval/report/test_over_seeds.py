@@ -1,0 +1,197 @@
+"""The report of a study with several training seeds speaks of arms: estimates over their runs, and the runs behind them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from report_page import Page, needs_browser, shown_width
+from study_rows import ARMS, trained, write_study
+
+from curricula.eval.analysis import read_study_rows
+from curricula.eval.analysis.claim_tests import ClaimTest
+from curricula.eval.analysis.estimates import VarianceParts, arm_estimates, probe_estimates
+from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, study_metrics
+from curricula.eval.analysis.runs import runs_of
+from curricula.eval.report.figures import FIGURES
+from curricula.eval.report.over_seeds import variance_rows
+from curricula.eval.report.page import write_report
+from curricula.eval.report.points import Shown
+from curricula.eval.report.verdict import verdict
+
+SEEDS = [42, 43, 44]
+FIRST = [replace(arm, seed=42) for arm in ARMS[-3:]]
+REPLICATES = [*FIRST, *(trained(arm, seed) for seed in SEEDS[1:] for arm in FIRST)]
+DATA, FULL, SAFE = FIRST
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Three arms with three seeds; of one of them, one run alone has been finetuned and attacked so far."""
+    run = write_study(tmp_path_factory.mktemp("run"), arms=REPLICATES)
+    for seed in SEEDS[1:]:
+        shutil.rmtree(run / f"eval/data-60-s{seed}/benign")
+    return run
+
+
+@pytest.fixture(scope="module")
+def shown(run) -> Shown:
+    rows = read_study_rows(run, REPLICATES)
+    runs = runs_of(rows)
+    return Shown(runs.arms, rows.seeds, study_metrics(rows), list(arm_estimates(runs)), list(probe_estimates(runs)))
+
+
+@pytest.fixture(scope="module")
+def page(run) -> Page:
+    return Page(write_report(run, REPLICATES, {}, run / "report").read_text())
+
+
+def test_a_point_is_the_estimate_over_seeds_with_its_runs_behind_it(shown):
+    (point,) = shown.attack_points([FULL], "instruct", "topk", ALL)
+    (estimate,) = (
+        one
+        for one in shown.estimates
+        if (one.arm, one.stage, one.decoder) == ("full-60", "instruct", "topk") and one.measure == "attack success"
+    )
+    assert (point.value, point.low, point.high, point.std) == (estimate.rate, estimate.low, estimate.high, None)
+    rates = [entry.rate for entry in shown.metrics.attacks_by("instruct", "topk")
+             if (entry.arm, entry.benchmark) == ("full-60", ALL)]  # fmt: skip
+    assert [mark.value for mark in point.runs] == rates and len(rates) == 3 and not point.one_run
+    assert point.value == pytest.approx(fmean(rates))
+    first = shown.metrics.of_seed(42).attacks_by("instruct", "topk")
+    (alone,) = (entry for entry in first if (entry.arm, entry.benchmark) == ("full-60", ALL))
+    assert point.high - point.low > alone.high - alone.low  # few seeds know less of an arm than one run of its prompts
+
+
+def test_an_arm_with_one_run_so_far_has_its_interval_over_prompts_and_is_marked(shown):
+    data, full = shown.attack_points([DATA, FULL], "benign", "topk", ALL)
+    assert data.one_run and len(data.runs) == 1 and not full.one_run
+    assert data.high - data.low < full.high - full.low
+
+
+def test_an_incoherent_run_makes_its_mark_and_the_estimate_hollow(shown):
+    attacks = [replace(entry, incoherent=(entry.arm, entry.seed) == ("full-60", 43)) for entry in shown.metrics.attacks]
+    changed = replace(shown, metrics=replace(shown.metrics, attacks=attacks))
+    full, safe = changed.attack_points([FULL, SAFE], "instruct", "topk", ALL)
+    assert full.hollow and [mark.hollow for mark in full.runs] == [False, True, False] and not safe.hollow
+    assert "Hollow marks: incoherent runs" in FIGURES[2].caption(changed)
+
+
+def test_probes_and_bars_are_means_over_seeds(shown):
+    (point,) = shown.probe_points([FULL], "base", "last")
+    assert point.value == pytest.approx(fmean(mark.value for mark in point.runs)) and len(point.runs) == 3
+    assert 0 <= point.low < point.value < point.high <= 1
+    bar = shown.bar(FULL, "instruct", "topk")
+    runs = [entry for entry in shown.overrefusals("instruct", "topk") if entry.arm == "full-60"]
+    assert sum(bar.shares.values()) == pytest.approx(1)
+    assert bar.shares[ANSWER_CATEGORIES[0]] == pytest.approx(fmean(one.shares[ANSWER_CATEGORIES[0]] for one in runs))
+    assert [mark.value for mark in bar.complied.runs] == [1 - one.rate for one in runs]
+    assert bar.complied.value == pytest.approx(bar.shares[ANSWER_CATEGORIES[0]] + bar.shares[ANSWER_CATEGORIES[1]])
+
+
+def test_with_one_seed_a_point_is_the_run_itself(shown):
+    metrics = shown.metrics.of_seed(42)
+    one = Shown(shown.arms, [42], metrics)
+    (point,) = one.attack_points([FULL], "instruct", "topk", ALL)
+    (entry,) = (
+        each for each in metrics.attacks_by("instruct", "topk") if (each.arm, each.benchmark) == ("full-60", ALL)
+    )
+    assert (point.value, point.std, point.low, point.high) == (entry.rate, entry.std, entry.low, entry.high)
+    assert point.runs == () and one.bar(FULL, "instruct", "topk").complied is None
+    assert one.probe_points([FULL], "base", "last")[0].low is None
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_every_caption_says_what_the_interval_covers_and_over_how_many_seeds(shown, figure):
+    caption = figure.caption(shown)
+    covers = "over seeds and training subsets" if "probe" in figure.name else "over seeds and prompts"
+    seeds = "1 to 3 training seeds" if "benign-asr" in figure.name else "over 3 training seeds"
+    assert covers in caption and seeds in caption and "Small marks: single runs." in caption
+    assert "sampling seeds" not in caption and "band" not in caption.lower()
+    assert ("Arms with a single run so far have intervals over prompts alone" in caption) == ("1 to 3" in seeds)
+
+
+def test_captions_of_single_runs_in_a_study_of_several_claim_no_interval_over_seeds(shown):
+    first = replace(shown, metrics=shown.metrics.of_seed(42))
+    for figure in FIGURES:
+        assert "A single run of each arm so far" in figure.caption(first)
+
+
+def claim(outcome: str, seeds: int) -> ClaimTest:
+    return ClaimTest("c", "", "", "", "", outcome, None, None, None, None, 0, seeds, "")
+
+
+def test_the_verdict_is_one_sentence_that_counts_claims_and_seeds():
+    tests = [claim("reproduced", 3), claim("reproduced", 3), claim("not reproduced", 2), claim("inconclusive", 3)]
+    assert verdict(tests) == (
+        "Of the paper’s 4 claims, 2 are reproduced, 1 is not, and 1 is undecided, over 2 to 3 training seeds."
+    )
+    more = verdict([*tests, claim("single run", 1), claim("not measured", 0)])
+    assert "2 are undecided, over 2 to 3 training seeds; 1 is not measured." in more
+    assert verdict([claim("single run", 1), claim("not measured", 0)]).startswith("Single run: differences may be")
+    assert verdict([claim("not measured", 0)]) == "None of the paper’s 1 claims has been measured yet."
+
+
+def test_the_first_screen_has_the_verdict_figure_one_and_what_they_rest_on(page):
+    before, _ = page.text.split("language models were pretrained")
+    assert "over 3 training seeds" in before and "Figure 1." in before and "Figure 2." not in before
+    assert "Training seeds 3 (42, 43, 44), 3 arms" in before and "Judge world 1a2b" in before and "Prompts" in before
+    assert [image["alt"][:9] for image in page.images] == [f"Figure {i}:" for i in range(1, 10)]
+    assert "9 language models were pretrained on the same budget, each of 3 arms with 3 seeds" in page.text
+
+
+def test_estimates_come_first_and_single_runs_are_folded_below(page):
+    text = page.text
+    order = ["Over training seeds", "Each arm against the one", "How much is the seed’s", "Each training run by itself"]
+    places = [text.index(words) for words in [*order, "full, from 60%, seed 43"]]
+    assert places == sorted(places)
+    assert "One training run per arm" not in text and "Few training runs per arm" in text
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_variance_is_told_in_shares_of_what_each_source_adds():
+    part = VarianceParts(
+        "base", "attacks-topk", "topk", "attack success", "full-60", "", 2, 50, 5, 0.1, 0.3, 0.4, 0.5, 0.9
+    )
+    other = replace(part, arm="safe-100", seed=0.0)
+    (row,) = variance_rows([part, other], FIRST)
+    assert (
+        row.seed == pytest.approx(0.005**0.5) and row.prompt == pytest.approx(0.5) and row.sample == pytest.approx(0.5)
+    )
+    whole = 0.0025 + (0.09 + 0.08) / 50 + 0.05 / 2 / 50
+    assert row.shares == pytest.approx((0.0025 / whole, 0.0034 / whole, 0.0005 / whole)) and sum(
+        row.shares
+    ) == pytest.approx(1)
+    (single,) = variance_rows([replace(part, sample=None, samples=1)], FIRST)
+    assert single.sample is None and single.shares[2] == 0
+
+
+def test_each_run_keeps_rows_of_its_own_and_none_is_pooled_or_lost(run, page):
+    report = run / "report"
+    alone, both = (study_metrics(read_study_rows(run, arms)) for arms in (FIRST, REPLICATES))
+    assert both.of_seed(42).probes == alone.probes
+    for name, key in (
+        ("attacks", "stage benchmark decoder"),
+        ("overrefusal", "stage decoder"),
+        ("probes", "stage layer"),
+    ):
+        rows = list(csv.DictReader((report / "tables" / f"{name}.csv").open()))
+        assert list(rows[0])[:2] == ["arm", "seed"]
+        places = [tuple(row[column] for column in ("arm", "seed", *key.split())) for row in rows]
+        assert len(set(places)) == len(places) and {place[1] for place in places} == {"42", "43", "44"}
+        assert {place[0] for place in places} == {arm.name for arm in FIRST}
+    summary = json.loads((report / "summary.json").read_text())
+    assert {row["seeds"] for row in summary["variance"]} == {3} and {
+        row["seeds"] for row in summary["probe-estimates"]
+    } == {1, 3}
+
+
+@needs_browser
+def test_a_phone_shows_the_page_of_several_seeds_without_sideways_scrolling(run, page, tmp_path):
+    opened = (run / "report/index.html").read_text().replace("<details>", "<details open>")
+    assert shown_width(opened, tmp_path, 390) == "390 of 390"
