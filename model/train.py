@@ -59,6 +59,7 @@ from curricula.model.runtime.stopping import (
     named_samples,
     nonfinite_error,
 )
+from curricula.model.runtime.stragglers import Stragglers
 from curricula.model.schedule import learning_rate, warmup_steps
 from curricula.progress import Progress, silent
 
@@ -150,6 +151,7 @@ class Trainer:
         self.save_stall = Stopwatch()
         self._saved_at = time.monotonic()
         self.forward_backward = ForwardBackward(self.wrapped, parallel, job.config.micro_batch)
+        self.stragglers = Stragglers(parallel)
         self._feed: Generator[MicroBatch, None, None] | None = None  # opened at the first step
         self.pace = self._pace()
         self.reports: Reports | None = None
@@ -229,7 +231,8 @@ class Trainer:
         row = self._train_step()
         if self.reports:
             self.reports.step(row)
-            progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"])
+            slow = {"straggler": self.stragglers.named} if self.stragglers.named else {}
+            progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"], **slow)
         with self.save_stall:
             self._save_if_due()
 
@@ -247,6 +250,7 @@ class Trainer:
         loss = self.forward_backward.train(self.batches, self._feed)
         if not math.isfinite(loss):
             self._stop_nonfinite(f"loss {loss}", self.forward_backward.bad_rows(self.batches, self.step))
+        self.stragglers.step_ended(self.forward_backward.own_time.seconds())
         grad_norm, skipped = self._update(loss)
         description = self.batches.describe(self.step)
         self.step += 1
@@ -262,7 +266,8 @@ class Trainer:
             **skipped,
             "timing": self.pace.timing(
                 seconds, self.forward_backward.data_wait.take(), self.save_stall.take(), self.stop_step - self.step
-            ),
+            )
+            | self.stragglers.take_statistics(),
         }
 
     def _update(self, loss: float) -> tuple[float, dict[str, Any]]:
@@ -339,14 +344,20 @@ class Trainer:
             self.reports.validation(self.step, losses)
 
     def _save_if_due(self) -> None:
-        """Between two steps: finish a save whose files are written, begin one that is due, stop if asked to."""
+        """Between two steps: finish a save whose files are written, begin one that is due, stop if asked to.
+
+        The same agreement of all processes says when to look for stragglers.
+        """
         config, last = self.job.config, self.step == self.stop_step
         minutes = config.save_interval_minutes
-        stop, writing, overdue = self.parallel.any_of(
+        stop, writing, overdue, comparing = self.parallel.any_of(
             bool(self.stop),
             self.saver.is_writing,
             minutes is not None and time.monotonic() - self._saved_at > 60 * minutes,
+            self.parallel.is_main and self.stragglers.is_due,
         )
+        if comparing:
+            self.stragglers.compare()
         if self.saver.is_unfinished and not writing:
             self._finish_save()
         interrupted = stop and not last
