@@ -10,6 +10,7 @@ from curricula.model.config import ExecutionConfig as ExecutionConfig
 from curricula.model.config import ModelConfig as ModelConfig
 from curricula.model.config import OptimizerConfig as OptimizerConfig
 from curricula.model.config import ScheduleConfig as ScheduleConfig
+from curricula.model.config import SpikeGuard as SpikeGuard
 from curricula.model.config import TrackingConfig as TrackingConfig
 from curricula.model.config import TrainConfig as TrainConfig
 from curricula.model.config import TrainJob as TrainJob

@@ -116,6 +116,15 @@ class ScheduleConfig(Settings, frozen=True):
     """Learning rate at the end, as a share of the peak."""
 
 
+class SpikeGuard(Settings, frozen=True):
+    """Skips the update of a step whose loss or gradient norm is far above those of the steps before it."""
+
+    window: Annotated[int, msgspec.Meta(ge=2)] = 128
+    """Latest steps to compare with, of the same phase of the curriculum. With fewer than half of them nothing is skipped."""
+    sigmas: PositiveNumber = 6.0
+    """Standard deviations above their mean at which a spike begins."""
+
+
 class TrainConfig(Settings, frozen=True, kw_only=True):
     """How a run trains and when it saves: what a study's `pretraining` says beside the amount of data."""
 
@@ -130,6 +139,8 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
     """Newest checkpoints to keep besides branch points. With 1, a damaged checkpoint leaves none to fall back to."""
     validation_interval_steps: Positive | None = None
     """Steps between validation losses; by default they are measured at the end only."""
+    spike_guard: SpikeGuard | None = None
+    """When to skip the update of a step after the warm-up; by default every update is made."""
 
 
 class ExecutionConfig(Settings, frozen=True, kw_only=True):

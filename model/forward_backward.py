@@ -18,6 +18,7 @@ from curricula.model.megatron import get_forward_backward_func
 from curricula.model.runtime.distributed import Parallel
 from curricula.model.runtime.loading import MicroBatch, MicroBatches
 from curricula.model.runtime.reporting import Stopwatch
+from curricula.model.runtime.stragglers import OwnTime
 
 Report = dict[str, torch.Tensor]
 ForwardStep = Callable[[Iterator[MicroBatch], Any], tuple[torch.Tensor, Any]]
@@ -30,6 +31,15 @@ class ForwardBackward:
         self.wrapped, self.parallel, self.micro_batch = wrapped, parallel, micro_batch
         self.data_wait = Stopwatch()
         """Time spent waiting for micro-batches."""
+        self.own_time = OwnTime(parallel.device)
+        """This process's part of the last training step."""
+        finalize = wrapped.config.finalize_model_grads_func
+
+        def finalize_with_others(*args: Any, **kwargs: Any) -> None:
+            self.own_time.end()
+            finalize(*args, **kwargs)
+
+        wrapped.config.finalize_model_grads_func = finalize_with_others
 
     def share(self, batches: BatchSource) -> MicroBatches:
         """This data-parallel rank's part of the batches."""
@@ -37,6 +47,7 @@ class ForwardBackward:
 
     def train(self, batches: BatchSource, feed: Iterator[MicroBatch]) -> float:
         """Forward and backward over the next global batch; returns the mean loss of its counted tokens."""
+        self.own_time.begin()
         return mean_loss(*self._losses(batches, feed, forward_only=False))
 
     @torch.no_grad()

@@ -49,15 +49,18 @@ from curricula.model.runtime.compiling import share_compiler
 from curricula.model.runtime.distributed import Parallel, started
 from curricula.model.runtime.loading import MicroBatch, read_micro_batches
 from curricula.model.runtime.reporting import Pace, Reports, Stopwatch, banner
+from curricula.model.runtime.spikes import Measured, SpikeWindow
 from curricula.model.runtime.stopping import (
     Interrupted,
     StopRequest,
     Watchdog,
     listening,
     lost_peers_named,
+    named_samples,
     nonfinite_error,
 )
-from curricula.model.schedule import learning_rate
+from curricula.model.runtime.stragglers import Stragglers
+from curricula.model.schedule import learning_rate, warmup_steps
 from curricula.progress import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -136,15 +139,19 @@ class Trainer:
         self.wrapped = wrap(network, parallel)
         self.optimizer = build_optimizer(self.wrapped, job.config.optimizer, parallel)
         self.step = 0
+        recent: tuple[tuple[float, float], ...] = ()
         if source is not None and source != job.init_weights:
             info = read_info(source)
             check_past(source, info, job.model, self._recipe(), batches)
             checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
-            self.step = info.step
+            self.step, recent = info.step, info.recent
+        guard = job.config.spike_guard
+        self.spikes = SpikeWindow(guard, (Measured(*step) for step in recent)) if guard else None
         self.saver = checkpoint.Saver(network, self.optimizer, parallel)
         self.save_stall = Stopwatch()
         self._saved_at = time.monotonic()
         self.forward_backward = ForwardBackward(self.wrapped, parallel, job.config.micro_batch)
+        self.stragglers = Stragglers(parallel)
         self._feed: Generator[MicroBatch, None, None] | None = None  # opened at the first step
         self.pace = self._pace()
         self.reports: Reports | None = None
@@ -184,6 +191,7 @@ class Trainer:
 
     def _recipe(self) -> dict[str, Any]:
         """What determines the state besides model and data, as checkpoints store it."""
+        guard = self.job.config.spike_guard
         return {
             "seed": self.job.seed,
             "init_weights": None if self.job.init_weights is None else identity(self.job.init_weights),
@@ -192,6 +200,7 @@ class Trainer:
             "total_steps": self.batches.total_steps,
             "global_batch": self.batches.global_batch,
             "sequence_length": self.batches.sequence_length,
+            **({"spike_guard": msgspec.to_builtins(guard)} if guard else {}),
         }
 
     def _pace(self) -> Pace:
@@ -222,7 +231,8 @@ class Trainer:
         row = self._train_step()
         if self.reports:
             self.reports.step(row)
-            progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"])
+            slow = {"straggler": self.stragglers.named} if self.stragglers.named else {}
+            progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"], **slow)
         with self.save_stall:
             self._save_if_due()
 
@@ -240,10 +250,8 @@ class Trainer:
         loss = self.forward_backward.train(self.batches, self._feed)
         if not math.isfinite(loss):
             self._stop_nonfinite(f"loss {loss}", self.forward_backward.bad_rows(self.batches, self.step))
-        with self.parallel.cuda_names():
-            _, grad_norm, _ = self.optimizer.step()
-        if not math.isfinite(grad_norm):
-            self._stop_nonfinite(f"loss {loss:.6g}, gradient norm {grad_norm}", [])
+        self.stragglers.step_ended(self.forward_backward.own_time.seconds())
+        grad_norm, skipped = self._update(loss)
         description = self.batches.describe(self.step)
         self.step += 1
         seconds = time.perf_counter() - began
@@ -252,13 +260,60 @@ class Trainer:
             "step": self.step,
             "loss": loss,
             "lr": lr,
-            "grad_norm": float(grad_norm),
+            "grad_norm": grad_norm,
             "tokens": self.step * self.batches.global_batch * self.batches.sequence_length,
             **description,
+            **skipped,
             "timing": self.pace.timing(
                 seconds, self.forward_backward.data_wait.take(), self.save_stall.take(), self.stop_step - self.step
-            ),
+            )
+            | self.stragglers.take_statistics(),
         }
+
+    def _update(self, loss: float) -> tuple[float, dict[str, Any]]:
+        """Update the weights, unless the step is a spike; returns the gradient norm and what the metrics say of a skip."""
+        with self.parallel.cuda_names():
+            if self.spikes is None:
+                _, grad_norm, _ = self.optimizer.step()
+            else:  # the norm is wanted before the update
+                self.optimizer.prepare_grads()
+                grad_norm = self.optimizer.get_grad_norm()
+        measured = Measured(loss, float(grad_norm))
+        if not math.isfinite(measured.grad_norm):
+            self._stop_nonfinite(f"loss {loss:.6g}, gradient norm {measured.grad_norm}", [])
+        if self.spikes is None:
+            return measured.grad_norm, {}
+        limits = self._spike_limits(self.spikes)
+        self.spikes.add(measured)
+        is_spike = limits is not None and measured.is_beyond(limits)
+        # The first rank decides for all, since its window is the one in checkpoints.
+        if self.parallel.any(self.parallel.is_main and is_spike):
+            assert limits is not None
+            return measured.grad_norm, {"skipped": self._skip_record(measured, limits)}
+        with self.parallel.cuda_names():
+            self.optimizer.step()
+        return measured.grad_norm, {}
+
+    def _spike_limits(self, spikes: SpikeWindow) -> Measured | None:
+        """The largest loss and gradient norm that this step may have; None where no step is skipped."""
+        batches, step = self.batches, self.step
+        if step and batches.describe(step) != batches.describe(step - 1):
+            spikes.begin_phase()
+        if step < warmup_steps(batches.total_steps, self.job.config.schedule):
+            return None  # gradient norms rise and fall
+        return spikes.limits()
+
+    def _skip_record(self, measured: Measured, limits: Measured) -> dict[str, Any]:
+        first = self.step * self.batches.global_batch
+        end = first + self.batches.global_batch
+        if self.parallel.is_main:
+            log.warning(
+                "step %d is a spike, and its update is skipped: loss %.4g (limit %.4g), gradient norm %.3g (limit %.3g); "
+                "it read %s",
+                self.step + 1, measured.loss, limits.loss, measured.grad_norm, limits.grad_norm,
+                named_samples(self.batches.sample_ids(first, end)),
+            )  # fmt: skip
+        return {"samples": [first, end], "loss_limit": limits.loss, "grad_norm_limit": limits.grad_norm}
 
     def _stop_nonfinite(self, what: str, bad_rows: list[int]) -> NoReturn:
         """Stop all processes together before anything of this step is saved; earlier checkpoints are kept."""
@@ -289,14 +344,20 @@ class Trainer:
             self.reports.validation(self.step, losses)
 
     def _save_if_due(self) -> None:
-        """Between two steps: finish a save whose files are written, begin one that is due, stop if asked to."""
+        """Between two steps: finish a save whose files are written, begin one that is due, stop if asked to.
+
+        The same agreement of all processes says when to look for stragglers.
+        """
         config, last = self.job.config, self.step == self.stop_step
         minutes = config.save_interval_minutes
-        stop, writing, overdue = self.parallel.any_of(
+        stop, writing, overdue, comparing = self.parallel.any_of(
             bool(self.stop),
             self.saver.is_writing,
             minutes is not None and time.monotonic() - self._saved_at > 60 * minutes,
+            self.parallel.is_main and self.stragglers.is_due,
         )
+        if comparing:
+            self.stragglers.compare()
         if self.saver.is_unfinished and not writing:
             self._finish_save()
         interrupted = stop and not last
@@ -326,6 +387,7 @@ class Trainer:
             recipe=self._recipe(),
             versions=checkpoint.versions(),
             tensor_parallel=self.parallel.tensor_parallel,
+            recent=() if self.spikes is None else self.spikes.steps,
         )
         self.saver.start(step_folder(self.checkpoints, self.step), info)
         self._saved_at = time.monotonic()

@@ -264,6 +264,11 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
         name = one_line(f"{element.job}/{element.label}")
         text = f"restarted {element.restarts}x, last failure: {one_line(element.last_failure)}"
         notes.append(Text.assemble((f"{name}: ", "yellow"), text))
+    for element in status.elements:
+        slow = element.progress.figures.get("straggler") if element.progress and element.state == "running" else None
+        if isinstance(slow, str):
+            name = one_line(f"{element.job}/{element.label}")
+            notes.append(Text.assemble((f"{name}: ", "yellow"), f"held up: {one_line(slow)}"))
     if len(looping) > ERRORS_SHOWN:
         notes.append(
             Text(f"and {len(looping) - ERRORS_SHOWN} more that failed and start again; --json shows all", "dim")

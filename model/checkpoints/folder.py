@@ -69,6 +69,8 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Of Python, torch, Megatron-core and this code (a git commit)."""
     tensor_parallel: int = 1
     """Tensor-parallel size that wrote it. Only the states of random generators depend on it."""
+    recent: tuple[tuple[float, float], ...] = ()
+    """Loss and gradient norm of the latest steps, as the spike guard compares with them."""
     generation: int = 0
     """Which start of the element saved it (`curricula.fencing`); 0 outside a study."""
     files: dict[str, StoredFile] = {}

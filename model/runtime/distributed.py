@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,8 @@ import torch.distributed as dist
 from curricula.errors import UsageError
 from curricula.model.megatron import model_parallel_cuda_manual_seed, parallel_state
 from curricula.model.runtime.cpu import CpuAsCuda, cuda_functions_on_cpu
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,13 @@ class Parallel:
         raised = torch.tensor([int(flag) for flag in flags], device=self.device)
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return [bool(value) for value in raised.tolist()]
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, by rank."""
+        values: list[Any] = [value] * self.ranks.size
+        if self.ranks.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         if self.ranks.size > 1:

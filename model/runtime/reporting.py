@@ -1,9 +1,9 @@
 """What a training run reports: metrics.jsonl, its curves in TensorBoard or Weights & Biases, and its log. Imports no torch.
 
 metrics.jsonl is the record; curves and log repeat it. A step's line holds {"step", "loss", "lr", "grad_norm", "tokens", ...the
-batch source's description..., "timing": {...}}, a validation's line {"step", "validation": {name: loss}}. `step` counts
-finished steps, `tokens` those read so far. Everything except "timing" is a function of the study: it stays the same after any
-number of kills and resumes.
+batch source's description..., "timing": {...}} and, where its update was skipped, "skipped": {...}. A validation's line is
+{"step", "validation": {name: loss}}. `step` counts finished steps, `tokens` those read so far. Everything except "timing" is a
+function of the study: it stays the same after any number of kills and resumes.
 """
 
 from __future__ import annotations
@@ -306,6 +306,8 @@ def banner(
         f"{job.execution.data_workers} readers ahead",
         "versions": _settings(versions),
     }
+    if config.spike_guard:
+        lines["spike guard"] = _settings(config.spike_guard)
     return "\n".join([str(job.out), *(f"  {name:<12} {text}" for name, text in lines.items())])
 
 

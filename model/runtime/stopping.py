@@ -44,7 +44,7 @@ TICK_S = 1.0
 BACKSTOP = 1.5
 """Times the limit: when a timer in C writes the stacks, in case the interpreter itself is stuck."""
 NAMED_SAMPLES = 8
-"""Samples that the error about a non-finite loss names; the file has all of them."""
+"""Samples that a message about a batch names before it counts the others."""
 
 Sample = tuple[str, int, int]
 """Source, epoch, number in the source."""
@@ -209,7 +209,7 @@ def nonfinite_error(
     if is_main:
         noted = {"step": step + 1, "what": what, "samples": _records(bad), "whole_batch": _records(batch)}
         write_json(out / "nonfinite.json", noted)
-    culprits = f"; caused by {_named(bad)}" if bad else ""
+    culprits = f"; caused by {named_samples(bad)}" if bad else ""
     return UserError(
         f"{out}: {what} at step {step + 1}, on batch {step} {batches.describe(step)}{culprits}; all samples of the batch are "
         "in nonfinite.json, and the last checkpoint precedes it: look at them or lower optimizer.lr, then start again"
@@ -220,7 +220,7 @@ def _records(samples: list[Sample]) -> list[dict[str, Any]]:
     return [{"source": source, "epoch": epoch, "sample": number} for source, epoch, number in samples]
 
 
-def _named(samples: list[Sample]) -> str:
+def named_samples(samples: list[Sample]) -> str:
     """The first few by name, the others counted: "web 12, web 90 and 3 more (2 web, 1 stories)"."""
     text = ", ".join(f"{source} {number}" for source, _, number in samples[:NAMED_SAMPLES])
     rest = Counter(source for source, _, _ in samples[NAMED_SAMPLES:])

@@ -5,6 +5,7 @@ served.jsonl records every row that is read, so that a test can compare what sev
 """
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ from random_batches import RandomBatches, train_job
 from curricula.errors import UserError
 from curricula.model.checkpoints import folder as checkpoint_folder
 from curricula.model.checkpoints import writer
-from curricula.model.runtime import Interrupted
+from curricula.model.runtime import Interrupted, stragglers
 from curricula.model.train import train
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -39,6 +40,8 @@ class WatchedBatches(RandomBatches):
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif fault["kind"] == "asked to stop":
                 os.kill(os.getpid(), getattr(signal, fault["signal"]))
+        if fault.get("kind") == "slow":
+            time.sleep(fault["seconds"])
         return super().rows(step, start, stop)
 
 
@@ -50,6 +53,11 @@ def kill_the_trainer(*arguments):
 
 def kill_myself(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def note_straggler(done, total, straggler="", **figures):
+    with open(Path(asked["out"]) / "stragglers.jsonl", "a") as file:
+        file.write(json.dumps({"step": done, "straggler": straggler}) + "\n")
 
 
 if __name__ == "__main__":
@@ -65,10 +73,13 @@ if __name__ == "__main__":
         checkpoint_folder.point_at = lambda folder: kill_myself() if folder.name == fault["folder"] else moved(folder)
     if fault.get("kind") == "full disk":
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 1024, resource.RLIM_INFINITY))
+    if asked.get("compare_every_step"):
+        stragglers.INTERVAL_S = 0.0
+        logging.basicConfig(level=logging.INFO)
     job = train_job(Path(asked["out"]), **asked.get("job", {}))
     Path(asked["out"]).mkdir(parents=True, exist_ok=True)
     try:
-        train(job, WatchedBatches())
+        train(job, WatchedBatches(), note_straggler)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -60,6 +60,17 @@ class RandomBatches(msgspec.Struct, frozen=True, kw_only=True):
         return {"phase": int(self._key(step) != self.key), "mix": {self._key(step): 1.0}}
 
 
+class SpoiltBatches(RandomBatches, frozen=True, kw_only=True):
+    """The batches `spoilt` are one `token` over and over, whose gradient is far larger than others'."""
+
+    spoilt: tuple[int, ...] = ()
+    token: int = 0
+
+    def rows(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens, mask = super().rows(step, start, stop)
+        return np.full_like(tokens, self.token) if step in self.spoilt else tokens, mask
+
+
 LENGTHS = (5, 4, 7)
 """Of the texts in a row of `PackedBatches`."""
 

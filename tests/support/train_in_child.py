@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
-from random_batches import RandomBatches, train_job
+from random_batches import SpoiltBatches, train_job
 
-from curricula.model import EngineConfig
+from curricula.model import EngineConfig, SpikeGuard
 from curricula.model.train import train
 
 if __name__ == "__main__":
@@ -17,7 +17,9 @@ if __name__ == "__main__":
     wanted = json.loads(sys.argv[1])
     kill_at, out = wanted.pop("kill_at", None), Path(wanted.pop("out"))
     wanted["engine"] = EngineConfig(**wanted.pop("engine", {}))
-    batches = RandomBatches(**wanted.pop("batches", {}))
+    if "spike_guard" in wanted:
+        wanted["spike_guard"] = SpikeGuard(**wanted["spike_guard"])
+    batches = SpoiltBatches(**wanted.pop("batches", {}))
 
     def die(done: int, total: int, **figures: object) -> None:
         if done == kill_at:

@@ -237,6 +237,15 @@ def test_tokenising_shows_its_speed_as_training_does(demo, capsys):
         assert f"{count(speed)} tok/s" in progress_cells(reading) and "loss 2.000" in progress_cells(reading)
 
 
+def test_a_straggler_of_a_running_element_is_named_below_the_table(demo, capsys):
+    run, _ = demo
+    text = "rank 13 (gpu07, GPU 5) takes 1.41 times as long as the median rank"
+    report_progress(run, "pretrain-0", "full-0", straggler=text)
+    report_progress(run, "pretrain-0", "data-0", straggler=13)
+    shown = " ".join(table(run, capsys).split())
+    assert f"pretrain-0/full-0: held up: {text}" in shown and "data-0: held up" not in shown
+
+
 def test_only_the_selected_elements_are_shown(demo, capsys):
     run, _ = demo
     finish(run, "pretrain-0", "full-0")

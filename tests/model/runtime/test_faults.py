@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -171,6 +172,18 @@ def test_a_signal_to_one_rank_stops_all_at_the_end_of_the_step(tmp_path, undistu
         assert status == Interrupted.exit_code and "at step 5 of 12, which is saved" in said
     assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000005"
     assert_finishes_undisturbed(tmp_path, undisturbed, exactly=False)
+
+
+def test_a_slow_rank_is_named_with_its_host_in_log_and_progress_after_three_comparisons(tmp_path, free_port):
+    fault = {"kind": "slow", "rank": 1, "seconds": 0.2}
+    (first, said), (second, _) = ended(start(tmp_path, 2, free_port, fault=fault, compare_every_step=True))
+    assert (first, second) == (0, 0)
+    pattern = rf"rank 1 \({re.escape(socket.gethostname())}\) takes \d+\.\d+ times as long as the median rank"
+    assert re.search(pattern + " for its own part of a step", said)
+    named = [line["straggler"] for line in read_jsonl(tmp_path / "stragglers.jsonl")]
+    compared = read_metrics(tmp_path / "metrics.jsonl")[-1]["timing"]["ranks"]
+    assert compared["slowest"] == 1 and compared["slowest_s"] > max(0.2, compared["median_s"])
+    assert named[:3] == [""] * 3 and re.fullmatch(pattern, named[-1])
 
 
 class Poisoned(RandomBatches):
