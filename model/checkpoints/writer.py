@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import logging
 import multiprocessing
 import os
 import signal
@@ -36,8 +37,13 @@ from curricula.model.megatron import (
     to_torch_state,
 )
 
+log = logging.getLogger(__name__)
+
 DIE_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
+STARTS = 5
+BEGIN_S = 30.0
+"""How long a writing process may take to begin; milliseconds are usual."""
 NICENESS = 5
 """The writer yields to training where they share cores."""
 
@@ -87,14 +93,7 @@ class BackgroundWrite:
         self._process: multiprocessing.process.BaseProcess | None = None  # stays None with nothing to write
         self._answers: Connection
         if plan.items:
-            receiver, sender = multiprocessing.Pipe(duplex=False)
-            child = (os.getpid(), self._writer, plan, _OnHost(plan, planner), folder, sender)
-            self._process = multiprocessing.get_context("fork").Process(target=_write, args=child, daemon=True)
-            with _signals_blocked(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads; this child only writes
-                self._process.start()
-            sender.close()
-            self._answers = receiver
+            self._process, self._answers = _fork(self._writer, plan, _OnHost(plan, planner), folder)
 
     @property
     def is_writing(self) -> bool:
@@ -144,10 +143,38 @@ class _OnHost(SavePlanner):
     set_up_planner = create_local_plan = create_global_plan = finish_plan = None  # type: ignore[assignment]  # already done
 
 
+def _fork(
+    writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Path
+) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    """The writing process, begun, and what it answers with.
+
+    A fork beside other threads can leave the child waiting for a lock that one of them held, so a child that does not begin is
+    replaced. Training waits meanwhile, so that its tensors are still those to save.
+    """
+    for _ in range(STARTS):
+        answers, sender = multiprocessing.Pipe(duplex=False)
+        child = (os.getpid(), writer, plan, items, folder, sender)
+        process = multiprocessing.get_context("fork").Process(target=_write, args=child, daemon=True)
+        with _signals_blocked(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads; this child only writes
+            process.start()
+        sender.close()
+        if answers.poll(BEGIN_S):
+            with contextlib.suppress(EOFError):  # it has ended already: `_answer` tells how
+                answers.recv()
+            return process, answers
+        log.warning("the process that writes %s did not begin within %g s; starting another", folder.name, BEGIN_S)
+        process.kill()
+        process.join()
+        answers.close()
+    raise OSError(f"no process to write it began in {STARTS} attempts")
+
+
 def _write(
     parent: int, writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Path, answers: Connection
 ) -> None:
-    """The child: write the planned items, read each file back for its hash, send both, or the error instead."""
+    """The child: say that it began, write the planned items, read each file back for its hash, send both, or the error."""
+    answers.send("begun")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before the call above

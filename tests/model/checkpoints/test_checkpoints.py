@@ -194,6 +194,25 @@ def test_training_continues_while_a_checkpoint_is_written_and_latest_waits_for_i
     assert numbers(tmp_path / "branch") == numbers(tmp_path)[3:]
 
 
+def test_a_writer_that_hangs_at_its_start_is_replaced(tmp_path, monkeypatch, caplog):
+    """As when another thread held a lock at the fork."""
+    write, first = writer._write, tmp_path / "first"
+
+    def hang_once(*args) -> None:
+        try:
+            first.touch(exist_ok=False)
+        except FileExistsError:
+            write(*args)
+        else:
+            time.sleep(600)
+
+    monkeypatch.setattr(writer, "_write", hang_once)
+    monkeypatch.setattr(writer, "BEGIN_S", 1.0)
+    train(train_job(tmp_path / "run", stop_step=2), RandomBatches())
+    assert "did not begin within 1 s" in caplog.text
+    assert read_info(latest_checkpoint(tmp_path / "run/checkpoints")).step == 2
+
+
 def test_a_run_that_another_process_took_over_saves_nothing_more(tmp_path):
     """As when two nodes' locks do not see each other, and the first wakes up after the second has begun."""
     lock = tmp_path / "lock"
