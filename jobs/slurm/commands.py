@@ -163,7 +163,7 @@ def call(*command: str, text: str | None = None, patience_s: float | None = None
     Raises ControllerAway when it gets no answer from Slurm, UserError when it cannot run or fails otherwise.
     """
     name = command[0]
-    if _cluster:
+    if _cluster and name != "sacctmgr":  # it knows no such option: a database serves all clusters
         command = (name, f"--clusters={_cluster}", *command[1:])
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:

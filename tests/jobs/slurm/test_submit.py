@@ -11,7 +11,7 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
 from curricula.jobs.slurm import commands
-from curricula.jobs.slurm.commands import ControllerAway, QueueFull, Task, is_full
+from curricula.jobs.slurm.commands import ControllerAway, QueueFull, Task, is_full, why_not_requeued
 from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages
 from curricula.jobs.slurm.script import contents_line
 from curricula.jobs.slurm.site import partition_minutes, too_long, within_array_limit
@@ -259,6 +259,17 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
     }
     (status,) = [one for one in run_status(run, plan).elements if (one.job, one.label) == ("tokenize", label)]
     assert (status.state, status.task) == ("running", "4_0")
+
+
+def test_a_qos_that_cancels_is_found_where_a_login_node_serves_several_clusters(slurm, monkeypatch):
+    monkeypatch.setattr(commands, "_cluster", "blue")
+    slurm.answer(
+        "scontrol", script='[[ $* = *job* ]] && echo "JobId=1 Requeue=1 QOS=low" || echo "PreemptType = preempt/qos"'
+    )
+    slurm.answer(
+        "sacctmgr", script='[[ $* = *--clusters* ]] && { echo "unrecognized option" >&2; exit 1; }; echo cancel'
+    )
+    assert why_not_requeued("1") == "QOS low cancels the jobs that it preempts"
 
 
 def test_an_array_is_continued_as_often_as_its_hours_need(slurm, tmp_path):
