@@ -1,11 +1,14 @@
 """What `submit` makes of sbatch's answers: it waits for a controller that is away, and repeats Slurm's reason for a refusal."""
 
 import math
+import os
 import re
+import shlex
 
 import pytest
 from run_folders import FakeSlurm, fail, finish, new_run, squeue_line, submitted
 
+from curricula.durable import TEAM
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
@@ -203,6 +206,19 @@ def test_numbers_that_slurm_gave_again_are_told_apart(slurm, tmp_path):
     now = standing(run, plan_study(run.study), Profile(), said.append)
     assert now.live == {("report", "report"): (Task("3", 0),), ("tokenize", "web/0"): (Task("2", 0),)}
     assert [one.job for one in submissions(run)][3:] == ["tokenize"] and len(said) == 1
+
+
+def test_what_a_colleague_submitted_is_not_submitted_again(slurm, tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    submitted(run, "prepare", "5", ["prepare"])
+    submitted(run, "report", "6", ["report"])
+    lines = [
+        squeue_line("5", "0", "RUNNING", output=slurm.output),
+        squeue_line("6", "0", "FAILED", output=slurm.output),
+    ]
+    slurm.answer("squeue", script=f"[[ $* = *--me* ]] || printf '%s\\n' {shlex.join(lines)}")
+    monkeypatch.setenv(TEAM, str(os.getgid()))
+    assert standing(run, plan_study(run.study), Profile(), print).live == {("prepare", "prepare"): (Task("5", 0),)}
 
 
 SHOW = {
