@@ -292,9 +292,10 @@ def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Ite
         # A node without flock may have left leases here: then they count for all.
         needs_lease = is_locked is None or fencing.has_leases(path)
         with fencing.leased(path, wait_s) if needs_lease else contextlib.nullcontext():
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            with disk_full_explained(path):
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
             yield
 
 
