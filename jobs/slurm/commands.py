@@ -39,10 +39,11 @@ WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT",
 """Slurm's states of jobs that have nodes, and of jobs that wait for some."""
 AWAY = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Connection refused|Connection timed out|"
-    r"Slurm backup controller|Slurmctld.*(down|not running)|Transport endpoint|Slurm temporarily unable",
+    r"Slurm backup controller|Slurmctld.*(down|not running)|Transport endpoint|Slurm temporarily unable|"
+    r"Munge (en|de)code failed|Protocol authentication error|Could not establish a configuration source",
     re.IGNORECASE,
 )
-"""Messages of Slurm's commands when the controller does not answer."""
+"""Messages of Slurm's commands when the controller does not answer, or munge, by which they ask it, is restarting."""
 REASONS = {
     "Priority": "other jobs are ahead in the queue",
     "Resources": "waits for free nodes",
