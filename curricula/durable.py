@@ -64,15 +64,31 @@ def _group(name: str) -> int:
         group = int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError:
         raise UsageError(f"{TEAM}={name}: there is no such group here; `id` lists yours") from None
-    if os.geteuid() and group not in (os.getegid(), *os.getgroups()):
+    if os.geteuid() and _shown(group) not in (os.getegid(), *os.getgroups()):
         raise UsageError(f"{TEAM}={name}: you are not a member of this group; `id` lists yours")
     return group
+
+
+def _shown(group: int) -> int:
+    """By which number files of `group` show here: a container without root shows all groups but the user's own as one."""
+    try:
+        ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/gid_map").read_text().splitlines()]
+    except FileNotFoundError:  # not Linux
+        return group
+    is_known = any(first <= group < first + count for first, _, count in ranges)
+    return group if is_known else int(Path("/proc/sys/kernel/overflowgid").read_text())
+
+
+def _give(file: int | Path, group: int) -> None:
+    """Give a new file or folder to the team; where a container does not know the group, the parent folder has done so."""
+    if _shown(group) == group:
+        os.chown(file, -1, group)
 
 
 def require_ours(folder: Path) -> None:
     """Raise UserError if anyone but the user, root and the team could have changed what is in `folder`."""
     found, group = folder.stat(), team()
-    is_shared = group is not None and found.st_gid == group
+    is_shared = group is not None and found.st_gid == _shown(group)
     if not is_shared and found.st_uid not in (os.geteuid(), 0):
         raise UserError(
             f"{folder}: belongs to {_user(found.st_uid)}, and what is in it would run with your rights; name another "
@@ -113,7 +129,7 @@ def make_folder(path: Path, shared: bool = False) -> None:
         is_new = _make(path, mode)
     group = None if shared else team()
     if is_new and group is not None:
-        os.chown(path, -1, group)
+        _give(path, group)
         path.chmod(0o2770)
 
 
@@ -161,7 +177,7 @@ def _private(path: str, flags: int) -> int:
         except FileExistsError:
             pass
         else:
-            os.fchown(descriptor, -1, group)
+            _give(descriptor, group)
             os.fchmod(descriptor, 0o660)
             return descriptor
     return os.open(path, flags, 0o600)
@@ -276,9 +292,10 @@ def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Ite
         # A node without flock may have left leases here: then they count for all.
         needs_lease = is_locked is None or fencing.has_leases(path)
         with fencing.leased(path, wait_s) if needs_lease else contextlib.nullcontext():
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            with disk_full_explained(path):
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
             yield
 
 

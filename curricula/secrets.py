@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 SECRET = re.compile(
-    r"TOKEN(?!IZERS_PARALLELISM)|SECRET|PASS|(?<!^OLD)(?<!^)PWD|CREDENTIAL|AUTH|(^|_)(API)?KEY|(^|_)(PAT|DSN|SAS|JWT|COOKIES?)(_|$)"
+    r"(?<!TIK)(?<!MAX_)(?<!NUM_)TOKEN(?!IZ)|SECRET|(?<!BY)PASS|(?<!^OLD)(?<!^)PWD|CREDENTIAL|AUTH(?!OR_|ORITY|_SOCK)|(^|_)(API)?KEY|(^|_)(PAT|DSN|SAS|JWT|COOKIES?)(_|$)"
     r"|WEBHOOK|CONN(ECTION)?_?STR"
     r"|(^|_)(DATABASE|DB|SQL\w*|MYSQL|MARIADB|POSTGRES\w*|PG|MONGO\w*|REDIS|AMQP|RABBITMQ|BROKER|CELERY\w*|SMTP)_UR[IL]",
     re.IGNORECASE,
 )
-"""Names of variables that look like a secret's; neither scripts nor the notify command get them. The expression spares the
-folders PWD and OLDPWD, the switch TOKENIZERS_PARALLELISM and the fabric's NCCL_IB_PKEY."""
+"""Names of variables that look like a secret's; neither scripts nor the notify command get them. The expression spares
+what only sounds so, such as PWD, TOKENIZER_PATH, TIKTOKEN_CACHE_DIR, MAX_TOKENS, SSH_AUTH_SOCK or NCCL_IB_PKEY."""
 _USERINFO = re.compile(r"(?<![\w+.-])([a-z][a-z0-9+.-]*://)[^\s/?#'\"<>]*@", re.IGNORECASE)
 _PASSWORD = re.compile(
     r"\bhttps?://[^\s/?#'\"<>]*@|\b[a-z][a-z0-9+.-]*://[^\s/?#'\"<>@]*:[^\s/?#'\"<>]+@", re.IGNORECASE

@@ -11,9 +11,9 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
-from curricula.jobs.slurm.commands import on_cluster, scancel, squeue
+from curricula.jobs.slurm.commands import on_cluster, scancel
 from curricula.jobs.slurm.profile import kept_cluster
-from curricula.jobs.slurm.submissions import known_tasks, submissions, unrecorded
+from curricula.jobs.slurm.submissions import known_tasks, queued, submissions, unrecorded
 
 
 def cancel(args: argparse.Namespace) -> int:
@@ -25,7 +25,7 @@ def cancel(args: argparse.Namespace) -> int:
         )
     on_cluster(kept_cluster(run.profile))
     try:
-        queue = squeue()
+        queue = queued(run)
         on_record = [*submissions(run), *unrecorded(run, queue)]
     except UserError as error:
         raise UserError(f"{error}; nothing was cancelled") from None

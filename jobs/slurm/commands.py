@@ -39,10 +39,11 @@ WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT",
 """Slurm's states of jobs that have nodes, and of jobs that wait for some."""
 AWAY = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Connection refused|Connection timed out|"
-    r"Slurm backup controller|Slurmctld.*(down|not running)|Transport endpoint|Slurm temporarily unable",
+    r"Slurm backup controller|Slurmctld.*(down|not running)|Transport endpoint|Slurm temporarily unable|"
+    r"Munge (en|de)code failed|Protocol authentication error|Could not establish a configuration source",
     re.IGNORECASE,
 )
-"""Messages of Slurm's commands when the controller does not answer."""
+"""Messages of Slurm's commands when the controller does not answer, or munge, by which they ask it, is restarting."""
 REASONS = {
     "Priority": "other jobs are ahead in the queue",
     "Resources": "waits for free nodes",
@@ -163,7 +164,7 @@ def call(*command: str, text: str | None = None, patience_s: float | None = None
     Raises ControllerAway when it gets no answer from Slurm, UserError when it cannot run or fails otherwise.
     """
     name = command[0]
-    if _cluster:
+    if _cluster and name != "sacctmgr":  # it knows no such option: a database serves all clusters
         command = (name, f"--clusters={_cluster}", *command[1:])
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:

@@ -15,7 +15,7 @@ RANKS = (
 """A rank's variables, which torchrun sets. A profile's `environment` may set some for the jobs."""
 OPTIONS = ("SBATCH", "SRUN", "SLURM", "SALLOC", "SQUEUE", "SACCT", "SCANCEL", "SCONTROL")
 """Variables whose names begin so are options of Slurm's commands, or describe an allocation."""
-KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS")
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS")
 """Where Slurm's controller is, and who calls it."""
 IGNORED = f"^(({'|'.join(OPTIONS)})_.*|TORCHELASTIC_.*|{'|'.join(RANKS)})$"
 """The names of all these, as an expression of Python's and of bash's."""

@@ -50,6 +50,7 @@ def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
     scripts = _write_scripts(run, plan.jobs, profile, out)
     submit_all = templates().get_template("submit_all.sh.j2").render(
         study=run.study.name,
+        team=team(),
         scripts=scripts,
         waits=_dependencies(scripts),
         cluster=profile.cluster,
@@ -147,6 +148,7 @@ def write_resubmit(run: Run, plan: Plan, profile: Profile, chosen: Chosen | None
 
     text = templates().get_template("resubmit.sh.j2").render(
         study=run.study.name,
+        team=team(),
         cluster=profile.cluster,
         root=str(run.root.resolve()),
         scripts=[(script, edges(script), _elements(run, script), record_format(script)) for script in scripts],

@@ -15,15 +15,15 @@ from collections.abc import Mapping
 
 import msgspec
 
-from curricula.durable import append_jsonl
+from curricula.durable import append_jsonl, team
 from curricula.errors import UserError
 from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.commands import Task, TaskState, batch_script, scancel
+from curricula.jobs.slurm.commands import Task, TaskState, batch_script, scancel, squeue
 from curricula.jobs.slurm.script import contents_in
 
 Queue = Mapping[Task, TaskState]
-"""This user's array tasks in Slurm's queue, as `commands.squeue()` lists them."""
+"""Array tasks in Slurm's queue, as `commands.squeue()` lists them."""
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +72,14 @@ def latest_tasks(submitted: list[Submission]) -> dict[Key, Task]:
         for submission in submitted
         for index, label in enumerate(submission.labels)
     }
+
+
+def queued(run: Run) -> dict[Task, TaskState]:
+    """This user's array tasks in Slurm's queue, and those of the run that colleagues submitted where a team shares it."""
+    own = squeue()
+    others = {one.job_id for one in submissions(run)} - {task.job_id for task in own} if team() is not None else None
+    theirs = squeue(sorted(others)) if others else {}  # ended ones, too
+    return {**{task: state for task, state in theirs.items() if state.is_running or state.is_waiting}, **own}
 
 
 def unrecorded(run: Run, queue: Queue) -> list[Submission]:

@@ -42,7 +42,15 @@ from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
 from curricula.jobs.slurm.site import within_array_limit
 from curricula.jobs.slurm.snapshot import planned_snapshot, take_snapshot
-from curricula.jobs.slurm.submissions import Submission, cancel_hopeless, live_elements, record, recover, submissions
+from curricula.jobs.slurm.submissions import (
+    Submission,
+    cancel_hopeless,
+    live_elements,
+    queued,
+    record,
+    recover,
+    submissions,
+)
 
 Say = Callable[[str], None]
 
@@ -79,7 +87,7 @@ def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
     on_cluster(profile.cluster)
     for attempt in patiently(say):
         with attempt:
-            queue = squeue()
+            queue = queued(run)
     for found in recover(run, queue):
         say(f"{found.job}: array {found.job_id} was submitted by an interrupted command; recorded")
     cancel_hopeless(run, queue)

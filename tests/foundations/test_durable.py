@@ -65,6 +65,16 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, damaged):
         read_jsonl(path)
 
 
+def test_a_lock_on_a_full_disk_is_a_sentence(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; from curricula.durable import exclusive_lock\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "with exclusive_lock(Path(sys.argv[1])): pass\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "lock"], stderr=subprocess.PIPE, text=True)
+    assert f"UserError: {tmp_path / 'lock'}: no space left" in ran.stderr
+
+
 def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from curricula.durable import exclusive_lock\n"

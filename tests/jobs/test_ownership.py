@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from paths import STUDIES
 from run_folders import fail, finish, new_run
-from users import acting_as, as_root
+from users import acting_as, as_root, in_a_container
 
+from curricula import durable
 from curricula.durable import TEAM, append_jsonl, exclusive_lock, read_jsonl, write_json
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
@@ -115,6 +116,28 @@ def test_two_colleagues_of_a_group_share_a_run_folder_by_choice(runs, monkeypatc
 
 
 @as_root
+def test_a_colleagues_job_in_a_container_that_knows_no_group_works_in_a_shared_run(runs, monkeypatch):
+    root = runs / "run"
+    monkeypatch.setenv(TEAM, str(LAB))
+    with acting_as(ANN, LAB), Run.locked(root):
+        write_json(root / "jobs/prepare/all/began.json", 1)
+
+    def job() -> None:
+        Run(root).admit()
+        write_json(root / "jobs/prepare/all/done.json", 1)
+        append_jsonl(root / "eval/arm/rows.jsonl", [{}])
+
+    durable._group.cache_clear()
+    assert in_a_container(job, BOB, LAB)
+    made = [root / "jobs/prepare/all/done.json", root / "eval/arm", root / "eval/arm/rows.jsonl"]
+    assert [(path.stat().st_uid, path.stat().st_gid) for path in made] == [(BOB, LAB)] * 3
+    with acting_as(ANN, LAB):
+        append_jsonl(root / "eval/arm/rows.jsonl", [{}])
+    assert not in_a_container(job, EVE)
+    durable._group.cache_clear()
+
+
+@as_root
 def test_without_the_choice_nothing_is_made_for_the_group(runs):
     folder = runs / "project"
     folder.mkdir()
@@ -129,8 +152,6 @@ def test_without_the_choice_nothing_is_made_for_the_group(runs):
 def test_a_group_that_is_not_the_users_is_refused(tmp_path, monkeypatch, group):
     monkeypatch.setenv(TEAM, group)
     monkeypatch.setattr(os, "geteuid", lambda: EVE)
-    from curricula import durable
-
     durable._group.cache_clear()
     with pytest.raises(UsageError, match=f"{TEAM}={group}: .*`id` lists yours"):
         Run(tmp_path).admit()

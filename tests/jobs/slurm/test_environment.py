@@ -21,7 +21,13 @@ SHELL = {
 }
 SHOWN = {"SQUEUE_STATES": "RUNNING"}
 """Hides jobs from the suite, but changes none."""
-NEEDED = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JWT": "token", "HF_HOME": "/data", "RANKING": "x"}
+NEEDED = {
+    "SLURM_CONF": "/etc/slurm.conf",
+    "SLURM_CONF_SERVER": "controller",
+    "SLURM_JWT": "token",
+    "HF_HOME": "/data",
+    "RANKING": "x",
+}
 
 
 @pytest.fixture

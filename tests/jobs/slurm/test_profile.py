@@ -145,7 +145,9 @@ def test_a_wrong_profile_is_explained_in_a_sentence(raw, said):
 
 
 def test_variables_of_the_fabric_are_no_secrets():
-    names = ("NCCL_IB_HCA", "NCCL_IB_PKEY", "NCCL_SOCKET_IFNAME", "UCX_TLS", "TOKENIZERS_PARALLELISM", "PWD", "OLDPWD")
+    names = ("NCCL_IB_HCA", "NCCL_IB_PKEY", "NCCL_SOCKET_IFNAME", "UCX_TLS", "TOKENIZERS_PARALLELISM", "PWD", "OLDPWD",
+             "TIKTOKEN_CACHE_DIR", "TOKENIZER_PATH", "VLLM_MAX_TOKENS", "SSH_AUTH_SOCK", "XAUTHORITY", "GIT_AUTHOR_NAME",
+             "NVSHMEM_BYPASS")  # fmt: skip
     assert parse(environment=dict.fromkeys(names, "x"))
 
 

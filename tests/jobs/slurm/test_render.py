@@ -14,7 +14,7 @@ import yaml
 from paths import ROOT, STUDIES
 from run_folders import finish, new_run
 
-from curricula.durable import write_json, write_text
+from curricula.durable import TEAM, write_json, write_text
 from curricula.jobs.cli.main import main
 from curricula.jobs.completion import read_failure
 from curricula.jobs.graph import plan_study
@@ -101,6 +101,18 @@ def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded
         assert asked == ([",".join(f"{edge.kind}:{ids[edge.job]}" for edge in job.needs)] if job.needs else [])
     again = call(tmp_path, out / "submit_all.sh")
     assert again.returncode == 2 and "submitted before" in again.stderr and len(submissions(Run(run))) == len(jobs)
+
+
+def test_plain_scripts_leave_the_record_to_the_whole_team_and_look_for_colleagues_jobs(rendered, tmp_path, monkeypatch):
+    run, out = rendered
+    monkeypatch.setenv(TEAM, str(os.getgid()))
+    old = os.umask(0o022)
+    render(tmp_path / "study.yaml", run, out)
+    os.umask(old)
+    ran = call(tmp_path, out / "submit_all.sh")
+    assert ran.returncode == 0, ran.stderr
+    assert (run / "slurm/submissions.jsonl").stat().st_mode & 0o777 == 0o660
+    assert "--me" not in (out / "submit_all.sh").read_text()
 
 
 def test_scripts_are_valid_bash_and_no_name_is_executed(rendered, tmp_path):

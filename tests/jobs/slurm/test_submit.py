@@ -1,17 +1,20 @@
 """What `submit` makes of sbatch's answers: it waits for a controller that is away, and repeats Slurm's reason for a refusal."""
 
 import math
+import os
 import re
+import shlex
 
 import pytest
 from run_folders import FakeSlurm, fail, finish, new_run, squeue_line, submitted
 
+from curricula.durable import TEAM
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
 from curricula.jobs.slurm import commands
-from curricula.jobs.slurm.commands import ControllerAway, QueueFull, Task, is_full
+from curricula.jobs.slurm.commands import ControllerAway, QueueFull, Task, is_full, why_not_requeued
 from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages
 from curricula.jobs.slurm.script import contents_line
 from curricula.jobs.slurm.site import partition_minutes, too_long, within_array_limit
@@ -63,9 +66,14 @@ def test_a_refusal_carries_slurms_reason(slurm, tmp_path):
     assert not isinstance(error.value, ControllerAway) and "exit status" not in str(error.value)
 
 
-def test_a_controller_that_is_away_is_no_refusal(slurm, tmp_path):
-    slurm.answer("sbatch", error=AWAY, code=1)
-    with pytest.raises(ControllerAway, match="Unable to contact slurm controller"):
+@pytest.mark.parametrize("said", [
+    AWAY, "sbatch: error: Munge encode failed: Failed to access /run/munge", "sbatch: error: Protocol authentication error"
+])  # fmt: skip
+def test_a_controller_that_is_away_is_no_refusal(slurm, tmp_path, said):
+    slurm.answer("sbatch", error=said, code=1)
+    with pytest.raises(
+        ControllerAway, match=said.removeprefix("sbatch: error: ").replace("(", r"\(").replace(")", r"\)")
+    ):
         executor(tmp_path / "jobs").submit_body("true")
 
 
@@ -205,6 +213,19 @@ def test_numbers_that_slurm_gave_again_are_told_apart(slurm, tmp_path):
     assert [one.job for one in submissions(run)][3:] == ["tokenize"] and len(said) == 1
 
 
+def test_what_a_colleague_submitted_is_not_submitted_again(slurm, tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    submitted(run, "prepare", "5", ["prepare"])
+    submitted(run, "report", "6", ["report"])
+    lines = [
+        squeue_line("5", "0", "RUNNING", output=slurm.output),
+        squeue_line("6", "0", "FAILED", output=slurm.output),
+    ]
+    slurm.answer("squeue", script=f"[[ $* = *--me* ]] || printf '%s\\n' {shlex.join(lines)}")
+    monkeypatch.setenv(TEAM, str(os.getgid()))
+    assert standing(run, plan_study(run.study), Profile(), print).live == {("prepare", "prepare"): (Task("5", 0),)}
+
+
 SHOW = {
     "Requeue=0": ("JobId=1 Requeue=0 Partition=gpu", "PreemptType = preempt/none", ""),
     "partition gpu cancels": (
@@ -259,6 +280,17 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
     }
     (status,) = [one for one in run_status(run, plan).elements if (one.job, one.label) == ("tokenize", label)]
     assert (status.state, status.task) == ("running", "4_0")
+
+
+def test_a_qos_that_cancels_is_found_where_a_login_node_serves_several_clusters(slurm, monkeypatch):
+    monkeypatch.setattr(commands, "_cluster", "blue")
+    slurm.answer(
+        "scontrol", script='[[ $* = *job* ]] && echo "JobId=1 Requeue=1 QOS=low" || echo "PreemptType = preempt/qos"'
+    )
+    slurm.answer(
+        "sacctmgr", script='[[ $* = *--clusters* ]] && { echo "unrecognized option" >&2; exit 1; }; echo cancel'
+    )
+    assert why_not_requeued("1") == "QOS low cancels the jobs that it preempts"
 
 
 def test_an_array_is_continued_as_often_as_its_hours_need(slurm, tmp_path):

@@ -15,7 +15,7 @@ fi
 # Inside an allocation SLURM_ variables describe that allocation.
 ignored= inside=${SLURM_JOB_ID-}
 for name in $(compgen -e); do
-    if [[ $name =~ ^((SBATCH|SRUN|SLURM|SALLOC|SQUEUE|SACCT|SCANCEL|SCONTROL)_.*|TORCHELASTIC_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|NODE_RANK|MASTER_ADDR|MASTER_PORT)$ && ! $name =~ ^(SLURM_CONF|SLURM_JWT|SLURM_SACK_KEY|SLURM_SACK_JWKS)$ ]]; then
+    if [[ $name =~ ^((SBATCH|SRUN|SLURM|SALLOC|SQUEUE|SACCT|SCANCEL|SCONTROL)_.*|TORCHELASTIC_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|NODE_RANK|MASTER_ADDR|MASTER_PORT)$ && ! $name =~ ^(SLURM_CONF|SLURM_CONF_SERVER|SLURM_JWT|SLURM_SACK_KEY|SLURM_SACK_JWKS)$ ]]; then
         unset "$name"
         [[ $inside && $name = SLURM_* ]] || ignored+=" $name"
     fi
