@@ -2,13 +2,15 @@
 
 Versions 0.16 to 0.19 work; what is about to change in them (`GPTModel`, checkpoint strategies) is visible here. Megatron-core
 decorates its fused functions with `torch.compile` at import, which loads the compiler: 1.7 s that a process on a CPU never
-earns back. So without CUDA the decorator does nothing.
+earns back. So without CUDA the decorator does nothing. It also expects an ImportError where Transformer Engine cannot be
+loaded; without NVIDIA's driver, as on a login node or a CPU partition, it is another error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from typing import Any
 from unittest import mock
@@ -26,6 +28,14 @@ _without_compiler = (
 with warnings.catch_warnings(), _without_compiler:
     # That Transformer Engine and Apex are missing: the log's line about the backend says it.
     warnings.simplefilter("ignore")
+    try:
+        import transformer_engine  # noqa: F401
+    except ImportError:
+        pass
+    except (OSError, RuntimeError):  # libcuda.so.1 comes with the driver
+        if torch.cuda.is_available():
+            raise
+        sys.modules["transformer_engine"] = None  # type: ignore[assignment]
     import megatron.core.optimizer
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor

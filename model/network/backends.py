@@ -110,7 +110,7 @@ def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = Fals
     if name == "te" and not (on_gpu and _is_installed("transformer_engine")):
         lacking = "transformer_engine is not installed" if on_gpu else "there is no CUDA device"
         setting = f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'
-        raise UsageError(f"{setting}, but {lacking}; install curricula[gpu] on a GPU machine, or leave the setting out")
+        raise UsageError(f"{setting}, but {lacking}; install it with env/gpu/install, or leave the setting out")
     if engine.attention != "torch":
         module = ATTENTION_MODULES[engine.attention]
         if not on_gpu or not _is_installed(module):

@@ -220,7 +220,7 @@ def scale(chunk, flag, lists, factor):
 MODULES = (Linear, LayerNormLinear, RMSNorm, DotProductAttention)
 RECIPES = ("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling", "NVFP4BlockScaling")
 CONTENTS = {
-    "": {"__version__": "2.11.0"},
+    "": {"__version__": "2.17.1" if sys.version_info >= (3, 12) else "2.11.0"},  # as setup.cfg pairs them
     "pytorch": {module.__name__: module for module in MODULES} | {"fp8_autocast": fp8_autocast},
     "pytorch.ops": {"SwiGLU": SwiGLU},
     "pytorch.fp8": {"FP8GlobalStateManager": FP8GlobalStateManager, "fp8_autocast": fp8_autocast},

@@ -1,9 +1,11 @@
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from paths import ROOT
 from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
@@ -130,3 +132,16 @@ def test_warnings_for_developers_of_megatron_and_torch_stay_out_of_the_logs():
     code = "import warnings, curricula.model.megatron; warnings.warn('full scope is deprecated. Use'); warnings.warn('another')"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     assert "another" in said and "UserWarning: full scope" not in said
+
+
+@pytest.mark.parametrize("error", ["OSError('libcuda.so.1: cannot open')", "RuntimeError('cudart not found')"])
+def test_machines_without_a_driver_train_and_export_though_transformer_engine_is_installed(tmp_path, error):
+    package = tmp_path / "transformer_engine" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text(f"raise {error}")
+    code = "import curricula.model.megatron as m; print(m.GPTModel.__name__)"
+    search = f"{tmp_path}:{ROOT}"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and ran.stdout.split()[-1] == "GPTModel", ran.stderr
