@@ -42,9 +42,11 @@ class _Guarded:
 
     def __init__(self, stream: Any):
         self._stream = stream
+        is_unicode = (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
+        self._replacement = "\N{REPLACEMENT CHARACTER}" if is_unicode else "?"
 
     def write(self, text: str) -> int:
-        self._stream.write(_OBEYED.sub("\N{REPLACEMENT CHARACTER}", without_userinfo(text)))
+        self._stream.write(_OBEYED.sub(self._replacement, without_userinfo(text)))
         return len(text)
 
     def writelines(self, lines: Any) -> None:

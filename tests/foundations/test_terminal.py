@@ -1,5 +1,6 @@
 """What reaches a terminal or a log: nothing that a terminal obeys, and no password of a URL."""
 
+import io
 import json
 import sys
 
@@ -20,6 +21,14 @@ def test_nothing_that_a_terminal_obeys_reaches_it_whoever_prints(text, capsys):
     assert shown.out.startswith("\x1b[31mred\x1b[0m ") and shown.out.endswith(" \u00e9\u4e2d\n")
     for stream in (shown.out[12:], shown.err, printable(text), one_line(text)):
         assert not set(stream.strip("\n")) & set("\x1b\x07\x9b\x85\x7f\u202e\u2066\u200f\u061c")
+
+
+def test_what_is_replaced_can_be_written_in_any_encoding(monkeypatch):
+    latin = io.TextIOWrapper(io.BytesIO(), "latin-1", write_through=True)
+    monkeypatch.setattr(sys, "stdout", latin)
+    with guarded_output():
+        print("ring\x07")
+    assert latin.buffer.getvalue() == b"ring?\n"
 
 
 def test_json_is_ascii_without_controls_and_means_the_same():

@@ -131,6 +131,7 @@ def test_where_preempted_jobs_are_cancelled_the_next_array_continues(own_lab, tm
     assert studies.show(own_lab, f"{first.job_id}_0")["Restarts"] == "0"
 
 
+@pytest.mark.slow
 def test_a_job_that_must_not_be_requeued_ends_and_is_resumed_by_a_retry(lab, place):
     study, _, prepared = place
     folder, run = prepared.parent / "refused", prepared.parent / "not-requeued"

@@ -259,7 +259,6 @@ def test_a_job_runs_no_code_but_that_of_its_submission(rendered, tmp_path, chang
     elif change == "link":
         (code / "yaml.py").symlink_to("/dev/null")
     elif change == "link a folder":
-        stand_in(tmp_path, "sleep", "#!/bin/bash\n")
         (code / "yaml").symlink_to("/tmp")
     elif os.geteuid():
         pytest.skip("only root can give files away")
@@ -272,6 +271,17 @@ def test_a_job_runs_no_code_but_that_of_its_submission(rendered, tmp_path, chang
         "belongs to another user now" if change == "owner" else f"curricula: {code}: is not the code that was submitted"
     )
     assert said in ran.stderr
+
+
+def test_a_job_whose_code_cannot_be_read_is_held_and_not_ended(rendered, tmp_path):
+    """A file system that hangs is no reason to cancel what waits for the job, nor to delete the code."""
+    _, out = rendered
+    stand_in(tmp_path, "sha256sum", "#!/bin/bash\nexit 1\n")
+    stand_in(tmp_path, "sleep", "#!/bin/bash\n")
+    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
+    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    assert "cannot be read on" in ran.stderr and "delete" not in ran.stderr
+    assert (tmp_path / "scontrol.log").read_text() == "requeuehold 7_0\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
