@@ -1,4 +1,4 @@
-# make demo: the whole study in miniature on this machine. make test: lint, types and quick tests.
+# make demo: a study in minutes on this machine; make demo-full: all arms and stages. make test: lint, types and quick tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,11 +7,11 @@ WEIGHTS := $(VENV)/.smollm2
 
 CONSTRAINTS ?= --constraint env/constraints.txt
 
-.PHONY: demo smollm2 test test-all constraints audit clean
+.PHONY: demo demo-full smollm2 test test-all constraints audit clean
 
-demo: $(STAMP)
-	$(BIN)/curricula submit jobs/studies/demo.yaml --cluster local
-	$(BIN)/curricula report runs/demo
+demo demo-full: $(STAMP)
+	$(BIN)/curricula submit jobs/studies/$@.yaml --cluster local
+	$(BIN)/curricula report runs/$@
 
 # The real SmolLM2-135M-Instruct on real text. Datasets come from the folder CURRICULA_DATA, or else from the Hugging Face hub.
 smollm2: $(WEIGHTS)

@@ -22,6 +22,8 @@ class Tokenizer(Settings, frozen=True):
 
     train: Positive | None = None
     """Train a byte-level BPE of this many entries on the sources."""
+    tuning: bool = False
+    """With `train`: train it on the tuning sets' conversations as well."""
     folder: str | None = None
     """A Hugging Face tokenizer on disk."""
     hub: str | None = None
@@ -36,6 +38,8 @@ class Tokenizer(Settings, frozen=True):
     def check(self) -> None:
         if sum(value is not None for value in (self.train, self.folder, self.hub, self.gguf)) != 1:
             raise ValueError("name exactly one of train, folder, hub and gguf")
+        if self.tuning and self.train is None:
+            raise ValueError("tuning is true, which only a tokenizer that `train` makes can be; leave it out")
         if self.revision is not None and self.hub is None:
             raise ValueError(f"revision is {self.revision!r}, which only a tokenizer of `hub` has; leave it out")
 

@@ -94,8 +94,10 @@ class _Planner:
         trained = Edge(self._job_of_segment[last.name], "aftercorr")
         base = self._add(f"export-base-{name}", "export", _models(arms, ["base"]), trained)
         instruct = self._add(f"instruct-{name}", "tune", _models(arms, ["instruct"]), trained)
-        benign = self._add(f"benign-{name}", "tune", _models(arms, ["benign"]), Edge(instruct, "aftercorr"))
-        return {"base": base, "instruct": instruct, "benign": benign}
+        made: dict[ModelKind, str] = {"base": base, "instruct": instruct}
+        if self.study.tuning.benign:
+            made["benign"] = self._add(f"benign-{name}", "tune", _models(arms, ["benign"]), Edge(instruct, "aftercorr"))
+        return made
 
     def _add_evaluations(
         self, name: str, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]

@@ -47,7 +47,11 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
         del study["seed"], study["seeds"], study["curriculum"]["starts"]
         if len(old.replicates) == 1:
             del study["replicate"]  # has had no effect yet
-        by_set = [study["tuning"][stage]["tagged_harmful"] for stage in ("instruct", "benign")]
+        by_set = [
+            tuning["tagged_harmful"]
+            for tuning in (study["tuning"][stage] for stage in ("instruct", "benign"))
+            if tuning
+        ]
         for mapping in (*by_set, study["curriculum"]["interventions"], study["curriculum"]["arms"]):
             for name in mapping.keys() - sets:
                 del mapping[name]

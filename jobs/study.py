@@ -44,7 +44,7 @@ from curricula.provenance import PACKAGE
 from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, parse, read_yaml
 
 STUDIES = PACKAGE / "jobs" / "studies"
-EXAMPLES = ("demo", "paper", "smollm2-135m")
+EXAMPLES = ("demo", "demo-full", "paper", "smollm2-135m")
 """Studies that come with the suite."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A name that can be part of a path, a job's name and an option."""
@@ -88,9 +88,20 @@ class Finetuning(Settings, frozen=True):
     """The two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
 
     instruct: Tuning
-    benign: Tuning
+    benign: Tuning | None
+    """null leaves the stage out."""
     save_interval_steps: Positive = 500
     save_interval_minutes: PositiveNumber | None = 30.0
+
+    @property
+    def stages(self) -> dict[str, Tuning]:
+        """The stages by the kind of model that each makes, in their order."""
+        return {"instruct": self.instruct, **({"benign": self.benign} if self.benign else {})}
+
+    @property
+    def pools(self) -> list[str]:
+        """The tuning sets of all stages, each once."""
+        return list(dict.fromkeys(pool for tuning in self.stages.values() for pool in tuning.mix))
 
     def train_config(self, tuning: Tuning) -> TrainConfig:
         """How one of the two stages trains."""
@@ -228,7 +239,7 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_tuning(self) -> None:
         sets = [*self.curriculum.interventions, *self.curriculum.arms]
-        for stage, tuning in (("instruct", self.tuning.instruct), ("benign", self.tuning.benign)):
+        for stage, tuning in self.tuning.stages.items():
             for name in tuning.tagged_harmful:
                 if name not in sets:
                     raise ValueError(
@@ -253,6 +264,8 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
+        if evaluation.tasks.benign and self.tuning.benign is None:
+            raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
         for name in [*evaluation.benchmark_names, *evaluation.accept_changed]:
             if name not in BENCHMARKS:
                 raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from curricula.curriculum.sources.conversations import POOLS
+from curricula.curriculum.sources.conversations import POOLS, read_conversations
 from curricula.curriculum.sources.registry import dataset, open_dataset
 from curricula.curriculum.sources.tables import table_exists
 from curricula.durable import write_json
@@ -66,7 +66,7 @@ def _check_data(run: Run) -> None:
 
     study = run.study
     needed = [(source.dataset, source.parts, source.documents) for source in study.sources.values()]
-    needed += [(POOLS[pool][0], (), None) for pool in {**study.tuning.instruct.mix, **study.tuning.benign.mix}]
+    needed += [(POOLS[pool][0], (), None) for pool in study.tuning.pools]
     for name, parts, rows in needed:
         open_dataset(name, run.data_root, parts)
         for stem in dataset(name).stems(run.data_root, parts):
@@ -86,7 +86,14 @@ def _make_tokenizer(run: Run) -> None:
         sources = dict.fromkeys((item.dataset, item.parts, item.documents) for item in run.study.sources.values())
         read = (Documents.open(name, run.data_root, parts, limit).read() for name, parts, limit in sources)
         texts = (document.text for document in itertools.chain.from_iterable(read))
-        make.train_tokenizer(texts, choice.train, run.tokenizer)
+        pools = run.study.tuning.pools if choice.tuning else ()
+        turns = (
+            f"{message['role']}\n{message['content']}"  # as the chat template has a turn between its marks
+            for pool in pools
+            for conversation in read_conversations(pool, run.data_root)
+            for message in conversation.messages
+        )
+        make.train_tokenizer(itertools.chain(texts, turns), choice.train, run.tokenizer)
     elif choice.folder:
         make.reserve_tag(Path(choice.folder), run.tokenizer, choice.reserve)
     elif choice.gguf:

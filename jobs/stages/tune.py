@@ -50,7 +50,7 @@ def tune(work: Work, progress: Progress) -> None:
 
     run, study, element, arm = work.run, work.study, work.element, work.arm
     config = study.model.resolve()
-    tuning = study.tuning.instruct if element.kind == "instruct" else study.tuning.benign
+    tuning = study.tuning.stages[element.kind]
     batches = TuningBatches(
         tuning.mix,
         run.data_root,

@@ -223,14 +223,14 @@ MEASURES = {
 
 def large_run(folder: Path, elements: int) -> tuple[str, str, list[str]]:
     """A run folder of about `elements` elements, stand-ins for squeue and sacct, and the tasks' names."""
-    import yaml
-    from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, report_progress, squeue_line, submitted
+    from run_folders import FakeSlurm, fail, finish, finish_evaluation, report_progress, squeue_line, submitted
+    from small_studies import demo
 
     from curricula.jobs.graph import plan_study
     from curricula.jobs.run import Run
     from curricula.jobs.study import Study, parse_study
 
-    raw = yaml.safe_load((STUDIES / "demo.yaml").read_text())
+    raw = demo()
     sets = raw["curriculum"]["interventions"]
 
     def study(more: int) -> Study:

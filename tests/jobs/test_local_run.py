@@ -10,12 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from paths import STUDIES
 from small_studies import small_study, smaller_demo
 
 from curricula.durable import exclusive_lock, read_jsonl
-
-DEMO = STUDIES / "demo.yaml"
 
 
 def submit(study: Path, run: Path, *options: str, **environment: str) -> subprocess.Popen:

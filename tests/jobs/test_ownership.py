@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from paths import STUDIES
 from run_folders import fail, finish, new_run
+from small_studies import demo_file
 from users import acting_as, as_root, in_a_container
 
 from curricula import durable
@@ -19,7 +20,6 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.snapshot import take_snapshot
 
 ANN, BOB, EVE, LAB = 64001, 64002, 64003, 64100
-DEMO = STUDIES / "demo.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +54,11 @@ def test_a_foreign_run_folder_is_neither_run_nor_changed(tmp_path, capsys):
     give(run.root, EVE)
     run.root.chmod(0o755)
     before = contents(run.root)
+    demo = demo_file(tmp_path)
     profile = str(STUDIES.parents[1] / "env/profiles/slurm-lab.yaml")
     for words in (
-        ["submit", DEMO, "--run", run.root],
-        ["render", DEMO, tmp_path / "out", "--run", run.root, "--profile", profile],
+        ["submit", demo, "--run", run.root],
+        ["render", demo, tmp_path / "out", "--run", run.root, "--profile", profile],
         ["retry", run.root],
     ):
         assert main(list(map(str, words))) == 1

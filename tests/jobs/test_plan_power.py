@@ -7,17 +7,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from small_studies import demo, demo_file
 
 from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.power import prompts_of, study_power
-from curricula.jobs.study import load_study
-
-DEMO = Path("jobs/studies/demo.yaml")
+from curricula.jobs.study import load_study, parse_study
 
 
 def test_plan_says_what_a_study_can_detect_and_what_more_seeds_cost(capsys, tmp_path):
-    assert main(["plan", str(DEMO), "--run", str(tmp_path), "--power", "--json"]) == 0
+    study = str(demo_file(tmp_path))
+    assert main(["plan", study, "--run", str(tmp_path), "--power", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     found, hours = value["power"], value["gpu_hours"]
     seed, *more = found["table"]
@@ -28,7 +28,7 @@ def test_plan_says_what_a_study_can_detect_and_what_more_seeds_cost(capsys, tmp_
         hours["pretraining"] + hours["tuning_at_most"] + hours["evaluation_at_most"]
     )
     assert more[1]["gpu_hours"] == pytest.approx(3 * seed["gpu_hours"])
-    assert main(["plan", str(DEMO), "--run", str(tmp_path), "--power"]) == 0
+    assert main(["plan", study, "--run", str(tmp_path), "--power"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "found with 80% probability" in said and "assumed from the demo" in said
 
@@ -37,7 +37,7 @@ def test_measured_components_take_the_place_of_the_assumed_ones(tmp_path):
     row = {"task": "attacks-topk", "reference": "safe-100", "seed": 0.01, "prompt": 0.1, "interaction": 0.1}
     rows = [{**row, "sample": 0.5}, {**row, "reference": "", "seed": 0.3, "sample": 0.5}]
     (tmp_path / "summary.json").write_text(json.dumps({"variance": rows}))
-    found = study_power(plan_study(load_study(DEMO)), tmp_path / "summary.json")
+    found = study_power(plan_study(parse_study(demo(), "demo")), tmp_path / "summary.json")
     assert found["components"]["seed"] == pytest.approx(0.0001)
     assert found["components"]["source"] == str(tmp_path / "summary.json")
     assert found["table"][2]["unadjusted"] < 0.2

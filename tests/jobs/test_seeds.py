@@ -7,7 +7,7 @@ import pytest
 import yaml
 from paths import STUDIES
 from run_folders import FakeSlurm, make, submitted
-from small_studies import smaller_demo
+from small_studies import demo, smaller_demo
 
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
@@ -32,7 +32,7 @@ REPORT = ("report", "report")
 
 def study(name: str = "paper", **changes) -> Study:
     """A study of the suite with `seeds` or other top-level keys in place of its own."""
-    raw = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
+    raw = demo() if name == "demo" else yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
     del raw["seed"]
     return parse_study({**raw, **changes}, "study.yaml")
 
@@ -68,7 +68,7 @@ def test_seeds_that_make_no_sense_are_refused(changes, said):
 
 
 def test_an_arm_cannot_bear_the_name_of_a_replicate():
-    raw = yaml.safe_load((STUDIES / "demo.yaml").read_text())
+    raw = demo()
     raw["curriculum"]["arms"] = {"full-20-s43": [{"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "full"}]}
     parse_study(raw, "study.yaml")
     del raw["seed"]
@@ -211,13 +211,13 @@ def grown(tmp_path, monkeypatch):
 
 def little(**changes) -> Study:
     """The demo with few evaluations."""
-    evaluation = yaml.safe_load((STUDIES / "demo.yaml").read_text())["evaluation"]
+    evaluation = demo()["evaluation"]
     tasks = {"base": ["attacks-topk"], "instruct": [], "benign": []}
     return study("demo", evaluation={**evaluation, "tasks": tasks}, **changes)
 
 
 def curriculum(**changes):
-    return {**yaml.safe_load((STUDIES / "demo.yaml").read_text())["curriculum"], **changes}
+    return {**demo()["curriculum"], **changes}
 
 
 LATE = [{"until": 0.3, "mix": "safe"}, {"until": 1, "mix": "full"}]

@@ -3,14 +3,14 @@
 import argparse
 
 import pytest
-from paths import STUDIES
+from small_studies import demo
 
 from curricula.errors import UsageError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.selection import Selection, add_options, select
-from curricula.jobs.study import load_study
+from curricula.jobs.study import parse_study
 
-PLAN = plan_study(load_study(STUDIES / "demo.yaml"))
+PLAN = plan_study(parse_study(demo(), "demo"))
 
 
 def given(*arguments: str) -> Selection:

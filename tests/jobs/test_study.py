@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+import small_studies
 import yaml
 from paths import STUDIES
 from rich.console import Console
@@ -30,8 +31,8 @@ def described(study, shards=None):
 
 
 def demo(**changes):
-    """The demo's raw YAML with `a__b=value` set at key a.b; a value of None removes the key."""
-    raw = yaml.safe_load((STUDIES / "demo.yaml").read_text())
+    """The full demo's raw YAML with `a__b=value` set at key a.b; a value of None removes the key."""
+    raw = small_studies.demo()
     for path, value in changes.items():
         *keys, last = path.split("__")
         holder = raw
@@ -44,7 +45,7 @@ def demo(**changes):
     return raw
 
 
-@pytest.mark.parametrize("name", ["demo", "smollm2-135m", "paper"])
+@pytest.mark.parametrize("name", ["demo", "demo-full", "smollm2-135m", "paper"])
 def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen(name):
     study = load_study(STUDIES / f"{name}.yaml")
     assert parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study
@@ -57,6 +58,11 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             {"tokenizer__train": 4096},
             r"tokenizer.train makes 4096 entries, where the model has a vocabulary of 2048; set tokenizer.train to 2048, or",
         ),
+        (
+            {"tokenizer": {"hub": "some/tokenizer", "tuning": True}},
+            r"tokenizer: tuning is true, which only a tokenizer",
+        ),
+        ({"tuning__benign": {}}, r"tuning.benign: the key `mix` is missing"),
         (
             {"resources__engine": {"backend": "gpu"}},
             r"resources.engine.backend: 'gpu' is not known; choose one of auto, cpu, te, torch",
@@ -171,6 +177,16 @@ def test_arms_of_any_shape_are_planned_beside_the_papers():
     assert next(s for s in value["segments"] if s["name"].startswith("dose@"))["parent"] == f"trunk@{steps * 4 // 10}"
     jobs = {job["name"]: job["elements"] for job in value["jobs"]}
     assert jobs["pretrain-40"] == jobs["instruct-40"] == ["dose"]
+
+
+def test_a_study_without_benign_finetuning_plans_no_such_models():
+    raw = demo()
+    raw["tuning"]["benign"] = None
+    with pytest.raises(UsageError, match=r"tasks.benign names tasks, but tuning.benign is null; set the tasks to \[\]"):
+        parse_study(raw, "study.yaml")
+    raw["evaluation"]["tasks"] = {"benign": []}
+    jobs = [job["name"] for job in described(parse_study(raw, "study.yaml"))["jobs"]]
+    assert "instruct-20" in jobs and "merge-20" in jobs and not [name for name in jobs if "benign" in name]
 
 
 def test_matched_exposure_is_in_the_plan():

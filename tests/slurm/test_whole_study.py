@@ -61,7 +61,7 @@ def tables(run: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("size", ["small", "demo"])
 def test_a_study_through_a_rough_slurm_ends_with_the_same_tables_as_on_this_machine(lab, tmp_path, size):
-    study = studies.write_study(tmp_path, steps=120) if size == "small" else studies.DEMO
+    study = studies.write_study(tmp_path, steps=120) if size == "small" else studies.demo_file(tmp_path)
     here, there = tmp_path / "local", tmp_path / "slurm"
     minute = {"partition": "short", "hours": 1 / 60}  # what pretrains for longer meets its time limit too
     studies.submit(lab, study, studies.write_profile(tmp_path, stages={"pretraining": minute}), there)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from paths import STUDIES
+from small_studies import demo
 
 from curricula.durable import read_json, write_json, write_text
 from curricula.jobs.graph import plan_study
@@ -18,11 +19,11 @@ from curricula.jobs.plan import Job, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import COLUMNS
 from curricula.jobs.slurm.submissions import Submission, record
-from curricula.jobs.study import load_study
+from curricula.jobs.study import load_study, parse_study
 
 
 def new_run(root: Path, study: str = "demo") -> tuple[Run, dict[str, Job]]:
-    """A run of one of the suite's studies in which nothing has happened yet, and its jobs by name."""
+    """A run of a study of the suite (demo: the full one, trained once) in which nothing has happened yet; its jobs by name."""
     root.mkdir(mode=0o700, parents=True)
     for name, content in _frozen(study).items():
         (root / name).write_bytes(content)
@@ -34,7 +35,8 @@ def new_run(root: Path, study: str = "demo") -> tuple[Run, dict[str, Job]]:
 def _frozen(study: str) -> dict[str, bytes]:
     """The files of a new run folder: asking git and the packages for their versions takes longer than most tests."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(Path(folder, "run"), load_study(STUDIES / f"{study}.yaml"))
+        content = parse_study(demo(), "demo") if study == "demo" else load_study(STUDIES / f"{study}.yaml")
+        run = Run.create(Path(folder, "run"), content)
         return {path.name: path.read_bytes() for path in run.root.iterdir() if path.is_file()}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 from paths import ROOT
-from small_studies import DEMO as DEMO
+from small_studies import demo_file as demo_file
 from small_studies import smaller_demo
 
 from curricula.durable import read_jsonl

@@ -1,4 +1,4 @@
-"""The demo study, smaller still: a whole study in a minute or two."""
+"""The full demo trained once, as it is and smaller still: a whole study in a minute or two."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ from pathlib import Path
 import yaml
 from paths import STUDIES
 
-DEMO = STUDIES / "demo.yaml"
+
+def demo() -> dict:
+    """demo-full.yaml with one seed, under the name demo: every arm, stage and attack."""
+    raw = yaml.safe_load((STUDIES / "demo-full.yaml").read_text())
+    del raw["seeds"]
+    return {**raw, "name": "demo", "seed": 42}
+
+
+def demo_file(folder: Path) -> Path:
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump(demo(), sort_keys=False))
+    return path
 
 
 def smaller_demo() -> dict:
     """The demo with less of everything: one delayed arm, its trunk and every stage."""
-    raw = yaml.safe_load(DEMO.read_text())
+    raw = demo()
     raw["world"].update(
         web_documents=600, stories=150, math_problems=150, unsafe_documents=60, chats=100, wildguard_rows=60,
         wildjailbreak_rows=60, gsm8k_train=60, gsm8k_test=20, prompts_per_benchmark=3, alpaca_prompts=4, probes_per_score=10,

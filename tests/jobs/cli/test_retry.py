@@ -5,7 +5,8 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from run_folders import STUDIES, FakeSlurm, fail, finish, finish_evaluation, new_run, submitted
+from run_folders import FakeSlurm, fail, finish, finish_evaluation, new_run, submitted
+from small_studies import demo as full_demo
 
 from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
@@ -19,7 +20,7 @@ from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_pro
 from curricula.jobs.slurm.render import write_resubmit
 from curricula.jobs.slurm.submissions import latest_tasks, submissions
 from curricula.jobs.slurm.submit import Standing, submit_plan
-from curricula.jobs.study import load_study
+from curricula.jobs.study import parse_study
 
 SBATCH = 'n=$(cat "$0.count" 2>/dev/null || echo 900); echo $((n + 1)) > "$0.count"; echo "$n"; exit 0'
 
@@ -52,7 +53,7 @@ def statuses(plan, states, default="done"):
 
 @pytest.fixture(scope="module")
 def plan():
-    return plan_study(load_study(STUDIES / "demo.yaml"))
+    return plan_study(parse_study(full_demo(), "demo"))
 
 
 def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(plan):

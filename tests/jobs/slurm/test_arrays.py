@@ -1,13 +1,13 @@
 """From chosen elements to arrays and Slurm's dependencies, without a Slurm."""
 
 import pytest
-from paths import STUDIES
+from small_studies import demo
 
 from curricula.errors import UsageError
 from curricula.jobs.plan import Edge, Element, Job, Plan
 from curricula.jobs.slurm.arrays import arrays_of, check_needs, dependency
 from curricula.jobs.slurm.commands import Task
-from curricula.jobs.study import load_study
+from curricula.jobs.study import parse_study
 
 
 def job(name: str, count: int, *needs: Edge, stage: str = "export") -> Job:
@@ -17,7 +17,7 @@ def job(name: str, count: int, *needs: Edge, stage: str = "export") -> Job:
 PREPARE, TRAIN = job("prepare", 1), job("train", 4, Edge("prepare"))
 EXPORT = job("export", 4, Edge("train", "aftercorr"))
 REPORT = job("report", 1, Edge("export", "afterany"))
-PLAN = Plan(load_study(STUDIES / "demo.yaml"), arms=(), segments={}, jobs=(PREPARE, TRAIN, EXPORT, REPORT))
+PLAN = Plan(parse_study(demo(), "demo"), arms=(), segments={}, jobs=(PREPARE, TRAIN, EXPORT, REPORT))
 ALL = {one.name: one.labels for one in PLAN.jobs}
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from paths import ROOT, STUDIES
+from paths import STUDIES
 from run_folders import finish, new_run
+from small_studies import demo, demo_file
 
 from curricula.durable import TEAM, write_json, write_text
 from curricula.jobs.cli.main import main
@@ -25,7 +26,6 @@ from curricula.jobs.slurm.snapshot import take_snapshot
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.study import load_study
 
-DEMO = ROOT / "jobs" / "studies" / "demo.yaml"
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "a b'c\"$(touch pwned);&"
 
@@ -51,7 +51,7 @@ SQUEUE = "#!/bin/bash\necho {state}\n"
 @pytest.fixture
 def rendered(tmp_path):
     """A study rendered into folders with names that a shell would trip over, and stand-ins on the PATH."""
-    raw = yaml.safe_load(DEMO.read_text())
+    raw = demo()
     raw["world"].update(web_documents=60, stories=20, math_problems=20, unsafe_documents=20, validation_documents=5)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw))
     run, out = tmp_path / HOSTILE / "run", tmp_path / HOSTILE / "scripts"
@@ -323,7 +323,7 @@ def prepared_with(tmp_path: Path, **profile) -> tuple[Path, subprocess.Completed
     """The folder of the element `prepare`, whose script ran with a stand-in for srun that prints its environment."""
     path = tmp_path / "profile.yaml"
     path.write_text(yaml.safe_dump(profile))
-    render(DEMO, tmp_path / "run", tmp_path / "scripts", path)
+    render(demo_file(tmp_path), tmp_path / "run", tmp_path / "scripts", path)
     (tmp_path / "bin").mkdir()
     stand_in(tmp_path, "srun", f"#!/bin/bash\nenv -0\n{DONE}")
     stand_in(tmp_path, "scontrol", SCONTROL.format(record=tmp_path / "scontrol.log"))
@@ -372,7 +372,7 @@ def test_secrets_reach_the_work_as_they_stand(tmp_path):
 def test_the_scripts_are_as_recorded(tmp_path, profile):
     """Any change in what Slurm is asked for shows as a change of these files; `GOLDEN=write pytest` writes them anew."""
     run, out = tmp_path / "run", tmp_path / "scripts"
-    render(DEMO, run, out, profile)
+    render(demo_file(tmp_path), run, out, profile)
     for name in ("submit_all.sh", "02-pretrain-trunk-100.sbatch", "05-pretrain-0.sbatch"):
         text = (out / name).read_text()
         text = re.sub(r"code/[0-9a-f]{12}", "code/SNAPSHOT", text.replace(str(run), "/RUN"))
@@ -384,7 +384,7 @@ def test_the_scripts_are_as_recorded(tmp_path, profile):
         assert text == golden.read_text()
 
 
-@pytest.mark.parametrize("study", ["demo", "paper", "smollm2-135m"])
+@pytest.mark.parametrize("study", ["demo", "demo-full", "paper", "smollm2-135m"])
 def test_names_of_jobs_differ_in_the_columns_that_squeue_shows(study):
     plan, profile = plan_study(load_study(STUDIES / f"{study}.yaml")), Profile()
     names = [str(sbatch_options(job, plan.study, profile)["job-name"]) for job in plan.jobs]
@@ -400,6 +400,6 @@ def test_an_image_is_wrapped_around_the_work_alone(tmp_path):
         profile = tmp_path / f"{kind}.yaml"
         profile.write_text(yaml.safe_dump({"container": {"kind": kind, "image": "/images/c.sif", "options": ["--nv"]}}))
         run, out = tmp_path / f"run-{kind}", tmp_path / f"out-{kind}"
-        assert main(["render", str(DEMO), str(out), "--profile", str(profile), "--run", str(run)]) == 0
+        assert main(["render", str(demo_file(tmp_path)), str(out), "--profile", str(profile), "--run", str(run)]) == 0
         text = (out / "00-prepare.sbatch").read_text()
         assert expected.format(run=run) in text and "\nrequeue " in text

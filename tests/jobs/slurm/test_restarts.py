@@ -3,15 +3,15 @@
 import json
 
 import pytest
-from paths import STUDIES
+from small_studies import demo
 
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.restarts import GaveUp, check_restarts
 from curricula.jobs.stages import Work
-from curricula.jobs.study import load_study
+from curricula.jobs.study import parse_study
 
-PLAN = plan_study(load_study(STUDIES / "demo.yaml"))
+PLAN = plan_study(parse_study(demo(), "demo"))
 
 
 def start(run: Run, restarts: int, job_id: str = "5", limit: str = "3", continues: str = "") -> None:

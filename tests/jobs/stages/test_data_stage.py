@@ -15,8 +15,11 @@ from small_studies import small_study
 
 from curricula.curriculum.sources.registry import DATASETS
 from curricula.curriculum.sources.tables import Table
+from curricula.curriculum.tokens.tokenizer import load_tokenizer
 from curricula.curriculum.world.datasets import write_world
 from curricula.jobs.downloads import study_downloads
+from curricula.jobs.run import Run
+from curricula.jobs.stages.prepare import prepare
 from curricula.jobs.study import load_study
 
 
@@ -50,6 +53,14 @@ def curricula(*words, **environment):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
+
+
+@pytest.mark.parametrize("tuning", [False, True])
+def test_a_tokenizer_learns_the_words_of_tuning_where_the_study_asks_for_it(tmp_path, tuning):
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, tokenizer={"train": 2048, "tuning": tuning})))
+    prepare(run)
+    pieces = load_tokenizer(run.tokenizer).encode("<|im_start|>assistant\n").tokens
+    assert (pieces[1] == "assistant") is tuning
 
 
 def shards_of(run):
