@@ -1,6 +1,5 @@
 """What the process that local elements are forked from imports once, so that each element starts in milliseconds."""
 
-import megatron.core  # noqa: F401
 import scipy.stats  # noqa: F401
 import sklearn.linear_model  # noqa: F401
 import tensorboard.summary.writer.event_file_writer  # noqa: F401

@@ -16,3 +16,8 @@ def free_port() -> int:
             except OSError:
                 continue
         return port
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on the Slurm lab first: they mostly wait, and one of several workers that begins with them is done in time."""
+    items.sort(key=lambda item: item.path.parent.name != "slurm" or item.path.parents[1].name != "tests")

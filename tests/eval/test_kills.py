@@ -92,7 +92,7 @@ def test_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, monkeypat
         kills = 0
         while kills < wanted_kills:
             child = start(killed, server)
-            goal = events(killed, server) + rng.randint(1, 6)
+            goal = events(killed, server) + rng.randint(1, 120 // wanted_kills)  # fewer kills, further apart
             time.sleep(rng.random() * 0.02)
             while events(killed, server) < goal and child.is_alive():
                 time.sleep(0.001)

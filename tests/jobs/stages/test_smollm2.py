@@ -15,6 +15,7 @@ from paths import STUDIES
 
 from curricula.durable import read_jsonl
 from curricula.eval.judging.verdicts import read_judged
+from curricula.jobs.run import Run
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info
 
 STUDY = STUDIES / "smollm2-135m.yaml"
@@ -28,14 +29,14 @@ pytestmark = [
 ]
 
 
-def shrunk(folder: Path, start: float = 0.5, steps: int = 4) -> Path:
-    """The study cut down to a few steps of pretraining, which switch at `start` of the budget, and a few prompts."""
+def shrunk(folder: Path) -> Path:
+    """The study cut down to four steps of pretraining, which switch in the middle, and a few prompts."""
     raw = yaml.safe_load(STUDY.read_text())
     raw["sources"] = {name: {**source, "documents": 300} for name, source in raw["sources"].items()}
     raw["validation_documents"] = 4
-    raw["curriculum"]["starts"] = [start]
+    raw["curriculum"]["starts"] = [0.5]
     raw["model"]["sequence_length"] = 64
-    raw["pretraining"].update(budget_tokens=steps * 2 * 64, global_batch=2, micro_batch=2, save_interval_steps=100)
+    raw["pretraining"].update(budget_tokens=4 * 2 * 64, global_batch=2, micro_batch=2, save_interval_steps=100)
     for stage in ("instruct", "benign"):
         raw["tuning"][stage].update(conversations=4, global_batch=4, micro_batch=4)
     raw["evaluation"].update(
@@ -64,21 +65,21 @@ def losses(run: Path, segment: str) -> list[dict]:
     return [row for row in read_jsonl(run / f"pretrain/{segment}/metrics.jsonl") if "loss" in row]
 
 
-def check_imported(run: Path) -> None:
-    assert losses(run, "trunk")[0]["loss"] < 4.0  # fresh weights would begin at ln(49152) = 10.8
-    model = read_info(latest_checkpoint(run / "pretrain/trunk/checkpoints")).model
+def check_shape(checkpoint: Path) -> None:
+    model = read_info(checkpoint).model
     assert (model.heads, model.kv_heads, model.parameters()) == (9, 3, 134_515_008)
 
 
-def test_real_weights_know_english_when_their_pretraining_goes_on(tmp_path):
-    check_imported(submit(shrunk(tmp_path, start=1, steps=1), "--stage", "fetch,prepare,tokenize,pretrain"))
+def test_real_weights_are_imported(tmp_path):
+    check_shape(Run(submit(shrunk(tmp_path), "--stage", "fetch,prepare")).initial_checkpoint / "step_00000000")
 
 
 @pytest.mark.slow
 def test_real_weights_go_from_import_to_judged_answers_with_a_switch_on_the_way(tmp_path):
     run = submit(shrunk(tmp_path))
-    check_imported(run)
+    check_shape(latest_checkpoint(run / "pretrain/trunk/checkpoints"))
     trunk, branch = losses(run, "trunk"), losses(run, "data-50")
+    assert trunk[0]["loss"] < 4.0  # fresh weights would begin at ln(49152) = 10.8
     assert [row["step"] for row in trunk] == [1, 2] and [row["step"] for row in branch] == [3, 4]
     assert {row["phase"] for row in trunk} == {0} and {row["phase"] for row in branch} == {1}
     for kind, task in (("instruct", "attacks-topk"), ("benign", "attacks-safebeam")):
