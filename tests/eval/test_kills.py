@@ -83,6 +83,7 @@ def test_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, monkeypat
         child = start(whole, server)
         child.join(120)
         assert child.exitcode == 0
+        total = events(whole, server)
 
     rng = random.Random(7)
     with WaywardServer(delay_s=0.02) as server:
@@ -92,7 +93,7 @@ def test_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, monkeypat
         kills = 0
         while kills < wanted_kills:
             child = start(killed, server)
-            goal = events(killed, server) + rng.randint(1, 120 // wanted_kills)  # fewer kills, further apart
+            goal = max(events(killed, server) + 1, int(0.8 * total * (kills + rng.random()) / wanted_kills))
             time.sleep(rng.random() * 0.02)
             while events(killed, server) < goal and child.is_alive():
                 time.sleep(0.001)
