@@ -336,8 +336,9 @@ def test_of_a_judge_that_breaks_midway_no_failure_is_written(server, tmp_path, c
     path = stored(tmp_path, 60)
     for number in range(10, 60):
         server.schedule[f"ask-{number}"] = ["too_long"]  # such as an account that is closed
-    server.slow = {f"ask-{number}": 0.3 for number in range(10, 60)}  # so that the first good ones come first,
-    server.slow |= {f"ask-{number}": 3.0 for number in range(5, 10)}  # and these last
+    if concurrency > 1:
+        server.slow = {f"ask-{number}": 0.3 for number in range(10, 60)}  # so that the first good ones come first,
+        server.slow |= {f"ask-{number}": 3.0 for number in range(5, 10)}  # and these last
     settings = server.settings(concurrency=concurrency, retries=0)
     with pytest.raises(UserError, match=r"gives no verdicts, 16 times in a row, most recently: refused: status 400"):
         complete(path, settings)
