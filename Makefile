@@ -9,9 +9,13 @@ CONSTRAINTS ?= --constraint env/constraints.txt
 
 .PHONY: demo demo-full smollm2 test test-all constraints audit clean
 
-demo demo-full: $(STAMP)
-	$(BIN)/curricula submit jobs/studies/$@.yaml --cluster local
-	$(BIN)/curricula report runs/$@
+demo: $(STAMP)
+	$(BIN)/curricula submit jobs/studies/demo.yaml --cluster local
+	$(BIN)/curricula report runs/demo
+
+demo-full: $(STAMP)
+	$(BIN)/curricula submit jobs/studies/demo-full.yaml --cluster local
+	$(BIN)/curricula report runs/demo-full
 
 # The real SmolLM2-135M-Instruct on real text. Datasets come from the folder CURRICULA_DATA, or else from the Hugging Face hub.
 smollm2: $(WEIGHTS)

@@ -79,7 +79,8 @@ def test_every_name_means_one_thing(world):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_many_seeds_give_a_world(seed):
-    World.generate(WorldConfig(seed=seed))
+    config = WorldConfig(seed=seed)
+    assert len(World.generate(config).ingredients) == config.ingredients
 
 
 def test_impossible_sizes_are_refused_by_name():
