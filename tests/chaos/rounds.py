@@ -77,7 +77,7 @@ def prepare(labs: Sequence, folder: Path) -> Setting:
     prepared, profiles = studies.prepared(labs[0], folder, study), {}
     for ranks in (1, 2):
         size = {"nodes": ranks, "gpus_per_node": 1}
-        profiles[ranks] = studies.write_profile(folder / f"ranks-{ranks}", lead_time_s=10, stages={"pretraining": size})
+        profiles[ranks] = studies.write_profile(folder / f"ranks-{ranks}", lead_time_s=25, stages={"pretraining": size})
 
     def undisturbed(ranks: int) -> dict[str, str]:
         root = folder / f"undisturbed-{ranks}"
