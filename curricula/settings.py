@@ -78,6 +78,33 @@ def read_yaml(path: Path, missing: str) -> Any:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def changed(raw: Any, change: str, where: str) -> Any:
+    """A copy of `raw`, a plain value from a file, with one entry as `change` says: "a.b.0=VALUE", the value in YAML."""
+    key, is_set, text = change.partition("=")
+    if not is_set or not all(key.split(".")):
+        raise UsageError(f"{where}: not KEY=VALUE, such as pretraining.optimizer.lr=3e-4")
+    try:
+        return replaced(raw, key.split("."), load_yaml(text))
+    except LookupError as error:
+        raise UsageError(f"{where}: {error.args[0]}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def replaced(raw: Any, keys: list[str], value: Any) -> Any:
+    """A copy of `raw` with `value` at `keys`, where the last of them may be new; raises LookupError where they lead nowhere."""
+    if not keys:
+        return value
+    first, *rest = keys
+    if isinstance(raw, dict):
+        return {**raw, first: replaced(raw.get(first, {}) if rest else None, rest, value)}
+    if isinstance(raw, list) and first.isdigit() and int(first) < len(raw):
+        return [replaced(part, rest, value) if place == int(first) else part for place, part in enumerate(raw)]
+    raise LookupError(
+        f"the key {first!r} does not exist in {raw!r:.60}; give keys of the study with dots, such as a.b.c"
+    )
+
+
 def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
     """A plain value as a `kind`. Raises UsageError that begins with `where` the value is from."""
     try:
@@ -142,7 +169,7 @@ class _Explainer:
 
     def _fails_alone(self, keys: list[str], key: str, message: str) -> bool:
         """Whether the mapping at `keys`, reduced to the entry `key`, gives the same message."""
-        reduced = _replaced(self.raw, keys, {key: _value(keys, self.raw)[key]})
+        reduced = replaced(self.raw, keys, {key: _value(keys, self.raw)[key]})
         try:
             msgspec.convert(reduced, self.kind, strict=False)
         except msgspec.ValidationError as error:
@@ -178,16 +205,6 @@ def _value(keys: list[str], raw: Any) -> Any:
         except (KeyError, IndexError, TypeError, ValueError):
             return None
     return raw
-
-
-def _replaced(raw: Any, keys: list[str], value: Any) -> Any:
-    """A copy of `raw` with `value` at `keys`."""
-    if not keys:
-        return value
-    first, *rest = keys
-    if isinstance(raw, list):
-        return [_replaced(part, rest, value) if place == int(first) else part for place, part in enumerate(raw)]
-    return {**raw, first: _replaced(raw[first], rest, value)}
 
 
 def _struct(info: Any) -> Any:

@@ -58,6 +58,9 @@ class Source(Settings, frozen=True):
     documents: Positive | None = None
     """Read at most this many: the first ones of each part, in proportion to the parts' sizes."""
     shards: Annotated[int, msgspec.Meta(ge=1, le=99_999)] = 1
+    loss: Literal["all", "tags", "none"] = "all"
+    """Which of its tokens count in pretraining's loss: "tags" teaches the harmfulness tag without the text around it; with
+    "none" the source only takes up tokens. Validation counts all."""
     max_epochs: PositiveNumber = 4.0
     """Pretraining that reads the source more often is refused, and the plan warns of it. Up to 4 epochs are almost as good as
     new text (Muennighoff et al. 2023)."""
@@ -73,6 +76,10 @@ class Source(Settings, frozen=True):
                 )
         if len(set(self.parts)) < len(self.parts):
             raise ValueError(f"parts {list(self.parts)} repeat a name; name each part once")
+        if self.loss == "tags" and not self.tag_rate:
+            raise ValueError(
+                "loss is 'tags', but tag_rate is 0, so nothing would count; set tag_rate, or loss to 'none'"
+            )
 
     @property
     def shard_names(self) -> list[str]:
@@ -90,14 +97,41 @@ class PhaseConfig(Settings, frozen=True):
     """Fraction of the token budget at which the phase ends."""
     mix: str | Mix
     """The name "safe", that of an intervention set, or weights."""
+    drop: tuple[str, ...] = ()
+    """Sources to leave out of the mix. The others keep their ratio, here and below."""
+    replace: dict[str, str] = {}
+    """Sources of the mix, each with the source that gets its weight, such as {unsafe: safeweb}."""
+    add: dict[str, Share] = {}
+    """Sources to mix in, each with its share of the phase's tokens, such as {refuseweb: 0.05}."""
     ramp: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     """Move from the previous mix to this one in so many equal steps along the phase; 1 switches at once."""
+    cooldown: bool = False
+    """In an arm's last phase: the learning rate falls over this phase, and not over `pretraining.schedule.decay_fraction`."""
+
+    def applied(self, mix: Mix) -> Mix:
+        """`mix` with this phase's changes; raises ValueError where they do not fit it."""
+        if not (self.drop or self.replace or self.add):
+            return mix
+        for name in (*self.drop, *self.replace):
+            if not mix.get(name):
+                raise ValueError(f"drop and replace may name {', '.join(mix)}, the sources of the mix, not {name!r}")
+        if sum(self.add.values()) >= 1:
+            raise ValueError(f"the shares in add must sum to less than 1, not to {sum(self.add.values()):g}")
+        changed: Mix = {}
+        for name, weight in mix.items():
+            if name not in self.drop:
+                changed[self.replace.get(name, name)] = changed.get(self.replace.get(name, name), 0.0) + weight
+        total = sum(changed.values())
+        for name, share in self.add.items():
+            changed[name] = changed.get(name, 0.0) + share * total / (1 - sum(self.add.values()))
+        return changed
 
 
 class Curriculum(Settings, frozen=True):
     """What arms read: safe data up to a fraction of the budget, then a blend (section 3.2).
 
-    There is an arm for each start and intervention set. `arms` adds others of any shape: ramps, late doses, doses that end.
+    There is an arm for each start and intervention set. `arms` adds others of any shape: unfiltered ones, ramps, late doses,
+    doses that end, cooldowns on another mix.
     """
 
     safe: Mix
@@ -107,7 +141,8 @@ class Curriculum(Settings, frozen=True):
     """Fractions of the token budget at which interventions start."""
     arms: dict[str, tuple[PhaseConfig, ...]] = {}
     exposure: Literal["natural", "matched"] = "natural"
-    """With "matched", late arms get more of the interventions, so that all arms of a set see the same amount by the end."""
+    """With "matched", arms that read the same interventions see the same amount of them by the end: as much as the first of
+    these arms, that with the earliest of `starts`. The others get more or less of them in each phase, in proportion."""
 
     def check(self) -> None:
         if tuple(sorted(set(self.starts))) != self.starts:
@@ -126,17 +161,23 @@ class Curriculum(Settings, frozen=True):
         if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
             raise ValueError(f"arm {name}: `until` must rise from phase to phase and end at 1, but is {ends}")
         for number, phase in enumerate(phases):
-            if isinstance(phase.mix, dict):
-                require_weights(f"arm {name}, phase {number}", phase.mix)
-            elif phase.mix not in self.mixes():
+            if isinstance(phase.mix, str) and phase.mix not in self.mixes():
                 known = ", ".join(self.mixes())
                 raise ValueError(f"arm {name}: mix {phase.mix!r} is not known; choose one of {known}, or write weights")
+            if phase.cooldown and (number == 0 or number < len(phases) - 1):
+                raise ValueError(
+                    f"arm {name}: phase {number} cannot be a cooldown; only the last of several phases can"
+                )
+            try:
+                require_weights("its mix", self.mix(phase))
+            except ValueError as error:
+                raise ValueError(f"arm {name}, phase {number}: {error}") from None
 
     def mixes(self) -> dict[str, Mix]:
         return {"safe": self.safe, **self.interventions}
 
     def mix(self, phase: PhaseConfig) -> Mix:
-        return phase.mix if isinstance(phase.mix, dict) else self.mixes()[phase.mix]
+        return phase.applied(phase.mix if isinstance(phase.mix, dict) else self.mixes()[phase.mix])
 
 
 class ReplicateDraws(Settings, frozen=True):

@@ -8,10 +8,11 @@ pretraining needs many.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of
+from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of, percent
 from curricula.eval import MODEL_KINDS, ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Plan
@@ -68,36 +69,52 @@ class _Planner:
         self._add("tokenize", "tokenize", shards, Edge("prepare"))
 
     def _add_pretraining(self) -> None:
-        """A job for each segment of the trunk, and one for each group of arms that leave it at the same step."""
-        self._job_of_segment: dict[str, str] = {}
-        segments = self.study.segments
-        for stop in dict.fromkeys(segment.stop for segment in segments if segment.is_trunk):
-            self._pretrain(f"pretrain-trunk-{stop}", [one for one in segments if one.is_trunk and one.stop == stop])
-        for name, arms in self.study.groups.items():
-            branches = [segment for segment in segments if not segment.is_trunk and segment.arm in arms]
-            if branches:
-                self._pretrain(f"pretrain-{name}", branches)
+        """A job for the trunk's segments that end at the same step, and one for the branches that begin at the same step. A
+        branch that others leave has jobs of its own up to there."""
+        self._job_of_segment = {one.name: self._pretrain_name(one) for one in self.study.segments}
+        by_job: dict[str, list[Segment]] = defaultdict(list)
+        for segment in sorted(self.study.segments, key=lambda one: (not one.is_trunk, one.start)):
+            by_job[self._job_of_segment[segment.name]].append(segment)
+        for name in by_job:
+            self._pretrain(name, by_job)
 
-    def _pretrain(self, name: str, segments: list[Segment]) -> None:
-        """Add the job of `segments`, which all have the same parent, each in its own replicate."""
-        parents = [segment.parent for segment in segments if segment.parent]
-        needs = Edge("tokenize")
-        if parents:
-            is_one_to_one = len(set(parents)) == len(segments) > 1
-            needs = Edge(self._job_of_segment[parents[0]], "aftercorr" if is_one_to_one else "afterok")
-        self._add(name, "pretrain", list(map(_training, segments)), needs)
-        self._job_of_segment.update({segment.name: name for segment in segments})
+    def _pretrain_name(self, segment: Segment) -> str:
+        budget = self.study.budget
+        if segment.is_trunk:
+            return f"pretrain-trunk-{segment.stop}"
+        is_start = segment.start == budget.step_at(segment.arm.start)
+        name = f"pretrain-{percent(segment.arm.start if is_start else round(segment.start / budget.steps, 4))}"
+        return name if segment.stop == budget.steps else f"{name}-{segment.stop}"
+
+    def _pretrain(self, name: str, by_job: dict[str, list[Segment]]) -> None:
+        """Add a job after those that its segments' parents are in, once."""
+        if any(job.name == name for job in self.jobs):
+            return
+        segments, needs = by_job[name], []
+        for job in dict.fromkeys(self._job_of_segment[one.parent] if one.parent else "tokenize" for one in segments):
+            parents = [one.name for one in by_job.get(job, ())]
+            if parents:
+                self._pretrain(job, by_job)
+            is_one_to_one = [one.parent for one in segments] == parents and len(parents) > 1
+            needs.append(Edge(job, "aftercorr" if is_one_to_one else "afterok"))
+        self._add(name, "pretrain", list(map(_training, segments)), *needs)
 
     def _add_models(self, name: str, arms: list[Arm]) -> dict[ModelKind, str]:
         """Add the export and tuning of the models of `arms`; returns the job that makes each kind of model."""
-        last = next(one for one in reversed(self.study.segments) if one.branch == branch_of(arms[0]))
-        trained = Edge(self._job_of_segment[last.name], "aftercorr")
-        base = self._add(f"export-base-{name}", "export", _models(arms, ["base"]), trained)
-        instruct = self._add(f"instruct-{name}", "tune", _models(arms, ["instruct"]), trained)
+        last = {one.branch: one for one in self.study.segments}
+        trained = self._after([last[branch_of(arm)] for arm in arms])
+        base = self._add(f"export-base-{name}", "export", _models(arms, ["base"]), *trained)
+        instruct = self._add(f"instruct-{name}", "tune", _models(arms, ["instruct"]), *trained)
         made: dict[ModelKind, str] = {"base": base, "instruct": instruct}
         if self.study.tuning.benign:
             made["benign"] = self._add(f"benign-{name}", "tune", _models(arms, ["benign"]), Edge(instruct, "aftercorr"))
         return made
+
+    def _after(self, segments: list[Segment]) -> list[Edge]:
+        """What waits for these segments, element for element where they are a whole job."""
+        jobs = list(dict.fromkeys(self._job_of_segment[one.name] for one in segments))
+        whole = [one.segment for job in self.jobs if job.name == jobs[0] for one in job.elements]
+        return [Edge(job, "aftercorr" if whole == [one.name for one in segments] else "afterok") for job in jobs]
 
     def _add_evaluations(
         self, name: str, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]

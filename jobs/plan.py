@@ -97,11 +97,19 @@ class Plan:
                 ((edge.job, other.label), edge.kind != "afterany")
                 for edge in job.needs
                 for place, other in enumerate(self.by_name[edge.job].elements)
-                if (place == index if edge.kind == "aftercorr" else _concerns(other, element))
+                if (place == index if edge.kind == "aftercorr" else self._concerns(other, element))
             ]
             for job in self.jobs
             for index, element in enumerate(job.elements)
         }
+
+    def _concerns(self, one: Element, other: Element) -> bool:
+        """Whether `other` reads what `one` makes, if its job does: it trains on from there, or they work for one arm and seed,
+        where both have any."""
+        if one.segment and other.segment:
+            return self.segments[other.segment].parent == one.segment
+        is_of_arm = "" in (one.arm, other.arm) or one.arm in (TRUNK, other.arm)
+        return is_of_arm and (None in (one.seed, other.seed) or one.seed == other.seed)
 
     def find(self, job_name: str, label: str) -> tuple[Job, Element]:
         """The element with its job; raises UsageError that names the known ones when there is none."""
@@ -135,12 +143,6 @@ class Plan:
                 wanted.add(name)
                 todo += [edge.job for edge in self.by_name[name].needs]
         return tuple(job for job in self.jobs if job.name in wanted)
-
-
-def _concerns(one: Element, other: Element) -> bool:
-    """Whether `other` reads what `one` makes, if its job does: they work for one arm and seed, where both have any."""
-    is_of_arm = "" in (one.arm, other.arm) or one.arm in (TRUNK, other.arm)
-    return is_of_arm and (None in (one.seed, other.seed) or one.seed == other.seed)
 
 
 def keys_of(chosen: Chosen) -> list[Key]:

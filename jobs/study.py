@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from curricula.curriculum.plan import (
     Replicate,
     Segment,
     arms_of,
+    lines_of,
     percent,
     replicates_of,
     segments_of,
@@ -40,8 +42,9 @@ from curricula.model import (
     TrackingConfig,
     TrainConfig,
 )
+from curricula.model.schedule import decay_start
 from curricula.provenance import PACKAGE
-from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, parse, read_yaml
+from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, changed, parse, read_yaml
 
 STUDIES = PACKAGE / "jobs" / "studies"
 EXAMPLES = ("demo", "demo-full", "paper", "smollm2-135m")
@@ -75,13 +78,20 @@ class Model(Settings, frozen=True):
 class Pretraining(TrainConfig, frozen=True, kw_only=True):
     """How each arm is pretrained."""
 
-    budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)]
-    """Tokens that each arm reads, rounded to whole steps."""
+    budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)] | None = None
+    """Tokens that each arm reads, rounded to whole steps. Give this or `tokens_per_parameter`."""
+    tokens_per_parameter: PositiveNumber | None = None
+    """The same as a multiple of the model's parameters with embeddings. About 20 is compute-optimal (Hoffmann et al. 2022)."""
     global_batch: Positive
     """Sequences in one optimizer step."""
     micro_batch: Positive
     """Sequences in one forward and backward pass of a device; it divides the global batch."""
     save_interval_steps: Positive = 1000
+
+    def check(self) -> None:
+        given = [name for name in ("budget_tokens", "tokens_per_parameter") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"{' and '.join(given) or 'neither'} given; give budget_tokens or tokens_per_parameter")
 
 
 class Finetuning(Settings, frozen=True):
@@ -230,7 +240,7 @@ class Study(Settings, frozen=True, dict=True):
         pretraining = self.pretraining
         if self.budget.steps < 1:
             raise ValueError(
-                f"budget_tokens {pretraining.budget_tokens} is less than one step of {self.budget.step_tokens} tokens"
+                f"budget_tokens {self.budget.requested_tokens} is less than one step of {self.budget.step_tokens} tokens"
             )
         if pretraining.global_batch % pretraining.micro_batch:
             raise ValueError(
@@ -255,11 +265,24 @@ class Study(Settings, frozen=True, dict=True):
                 )
         steps: dict[str, int] = {}
         for arm in self.arms:
-            arm.blend_phases(self.budget)  # raises where a phase is too short for a step
+            if arm.cooldown is not None and self.pretraining.schedule.kind != "warmup-stable-decay":
+                raise ValueError(
+                    f"arm {arm.name} has a cooldown, where pretraining.schedule.kind is {self.pretraining.schedule.kind!r}; "
+                    "set it to warmup-stable-decay"
+                )
+            self._check_loss(arm)
             step = self.budget.step_at(arm.start)
             if steps.setdefault(percent(arm.start), step) != step:
                 raise ValueError(
                     f"arm {arm.name} starts too near to another for jobs named by percent; move it or join them"
+                )
+
+    def _check_loss(self, arm: Arm) -> None:
+        """Raise ValueError where a phase is too short for a step, or where no token of it would count."""
+        for phase in arm.blend_phases(self.budget):
+            if all(self.sources[name].loss == "none" for name, weight in phase.mix.items() if weight):
+                raise ValueError(
+                    f"arm {arm.name}: all sources of a phase have loss: none, so it would train nothing; mix in another"
                 )
 
     def _check_evaluation(self) -> None:
@@ -274,8 +297,9 @@ class Study(Settings, frozen=True, dict=True):
 
     @property
     def budget(self) -> Budget:
-        length = self.model.resolve().sequence_length
-        return Budget(self.pretraining.budget_tokens, length, self.pretraining.global_batch)
+        model, pretraining = self.model.resolve(), self.pretraining
+        tokens = pretraining.budget_tokens or round((pretraining.tokens_per_parameter or 0) * model.parameters())
+        return Budget(tokens, model.sequence_length, pretraining.global_batch)
 
     @cached_property
     def replicates(self) -> tuple[Replicate, ...]:
@@ -311,18 +335,35 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        return tuple(segments_of(self.trainings, self.curriculum, self.budget))
+        schedule, steps = self.pretraining.schedule, self.budget.steps
+        decays_at = decay_start(steps, schedule) if schedule.kind == "warmup-stable-decay" else None
+        return tuple(segments_of(lines_of(self.trainings, self.curriculum, self.budget, decays_at)))
+
+    def pretraining_of(self, arm: Arm) -> Pretraining:
+        """How `arm` is pretrained: its own cooldown replaces the decay that the study has for all."""
+        if arm.cooldown is None:
+            return self.pretraining
+        steps = self.budget.steps
+        falls = msgspec.structs.replace(
+            self.pretraining.schedule, decay_fraction=1 - self.budget.step_at(arm.cooldown) / steps
+        )
+        return msgspec.structs.replace(self.pretraining, schedule=falls)
 
 
-def load_study(path: Path) -> Study:
+def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read and check a study file. A study that comes with the suite can be named without a path, such as `paper`.
 
-    Raises UsageError that names the file, the key, its value and what to write instead.
+    `changes` are settings in place of the file's, such as "pretraining.optimizer.lr=3e-4". Raises UsageError that names the
+    file, the key, its value and what to write instead.
     """
     if not path.exists() and str(path) in EXAMPLES:
         path = STUDIES / f"{path}.yaml"
     missing = f"no such study file; name a file, or one of those that come with the suite: {', '.join(EXAMPLES)}"
-    return parse_study(read_yaml(path, missing), str(path))
+    raw, where = read_yaml(path, missing), str(path)
+    for change in changes:
+        where = f"{where} with --set {change}"
+        raw = changed(raw, change, where)
+    return parse_study(raw, where)
 
 
 def parse_study(raw: Any, where: str) -> Study:

@@ -35,7 +35,7 @@ from curricula.terminal import json_text
 
 
 def plan(args: argparse.Namespace) -> int:
-    study = load_study(args.study)
+    study = load_study(args.study, args.set)
     planned, run = plan_study(study), Run(run_root(study, args.run))
     value = describe(planned, run.shards)
     if args.power:
@@ -57,7 +57,7 @@ def submit(args: argparse.Namespace) -> int:
         for option, given in (("--profile", args.profile), ("--dry-run", args.dry_run)):
             if given:
                 raise UsageError(f"{option} needs --cluster slurm; `curricula plan` shows what a study will do here")
-    study = load_study(args.study)
+    study = load_study(args.study, args.set)
     if args.cluster == "slurm" and args.profile is None:
         raise UsageError("--cluster slurm needs --profile; copy one of env/profiles/ and change its marked lines")
     profile = load_profile(args.profile) if args.profile else None
@@ -179,7 +179,7 @@ def render(args: argparse.Namespace) -> int:
     from curricula.jobs.slurm.render import write_resubmit
     from curricula.jobs.slurm.submissions import submissions
 
-    study, profile = load_study(args.study), load_profile(args.profile)
+    study, profile = load_study(args.study, args.set), load_profile(args.profile)
     plan = plan_study(study, profile)
     root = check_root(args.run or profile.run_root(study.name))
     args.out.mkdir(parents=True, exist_ok=True)  # first: if it cannot be made, no run folder must remain

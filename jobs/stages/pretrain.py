@@ -84,6 +84,8 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         budget.global_batch,
         segment.arm.replicate.data_seed,
         config.vocabulary,
+        loss={name: source.loss for name, source in study.sources.items() if source.loss != "all"},
+        tag=_tag(run) if any(source.loss == "tags" for source in study.sources.values()) else None,
     )
     parent = plan.segments[segment.parent] if segment.parent else None
     validates = segment.stop == budget.steps or study.pretraining.validation_interval_steps
@@ -91,7 +93,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         TrainJob(
             out=run.branch(segment.branch),
             model=config,
-            config=study.pretraining,
+            config=study.pretraining_of(segment.arm),
             execution=study.resources,
             tracking=study.tracking,
             seed=segment.arm.replicate.init_seed,
@@ -105,6 +107,12 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         progress,
         validation=_validation(run) if validates else {},
     )
+
+
+def _tag(run: Run) -> int:
+    from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
+
+    return special_ids(load_tokenizer(run.tokenizer))[1]
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -220,6 +220,7 @@ def curriculum(**changes):
     return {**demo()["curriculum"], **changes}
 
 
+NEAR = [{"until": 0.1996, "mix": "safe"}, {"until": 1, "mix": {"web": 1}}]
 LATE = [{"until": 0.3, "mix": "safe"}, {"until": 1, "mix": "full"}]
 
 
