@@ -142,6 +142,9 @@ class _Explainer:
             kinds = getattr(kind, "types", [kind])  # several when the value is optional
             choices = ", ".join(str(value) for one in kinds for value in getattr(one, "values", []))
             return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
+        if text.startswith("Invalid value"):  # of the key that tells kinds of a struct apart
+            choices = ", ".join(str(one.tag) for one in getattr(self._type_at(keys[:-1]), "types", ()))
+            return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
         if text.startswith("Expected"):
             # Without a key the value is the whole file, which may be one of secrets, named by mistake.
             found = f"; it is {self._shown(keys)}" if keys else ""
@@ -178,14 +181,14 @@ class _Explainer:
 
     def _known_keys(self, keys: list[str]) -> list[str]:
         """The keys of the struct at `keys`."""
-        info = _struct(self._type_at(keys))
+        info = _struct(self._type_at(keys), _value(keys, self.raw))
         return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
 
     def _type_at(self, keys: list[str]) -> Any:
         """What msgspec knows about the type of the value at `keys`."""
         info: Any = msgspec.inspect.type_info(self.kind)
-        for key in keys:
-            info = _struct(info)
+        for place, key in enumerate(keys):
+            info = _struct(info, _value(keys[:place], self.raw))
             if isinstance(info, msgspec.inspect.StructType):
                 info = next((field.type for field in info.fields if field.encode_name == key), None)
             elif isinstance(info, msgspec.inspect.DictType):
@@ -207,8 +210,10 @@ def _value(keys: list[str], raw: Any) -> Any:
     return raw
 
 
-def _struct(info: Any) -> Any:
-    """The struct among the alternatives of an optional value."""
+def _struct(info: Any, value: Any) -> Any:
+    """The struct among the alternatives of an optional value, or of one that says its kind itself."""
     if isinstance(info, msgspec.inspect.UnionType):
-        return next((kind for kind in info.types if isinstance(kind, msgspec.inspect.StructType)), info)
+        structs = [kind for kind in info.types if isinstance(kind, msgspec.inspect.StructType)]
+        named = [kind for kind in structs if isinstance(value, dict) and value.get(kind.tag_field) == kind.tag]
+        return next(iter(named or structs), info)
     return info

@@ -191,13 +191,82 @@ class ReplicateDraws(Settings, frozen=True):
     """Order of the tuning data."""
 
 
-class Tuning(Settings, frozen=True):
-    """A finetuning stage on conversations (section 4.4 and appendix B: batch 4, learning rate 2e-5, one epoch, cosine)."""
+class Along(Settings, frozen=True):
+    """What is measured while a model is trained. Its end is measured in any case, by the model's own tasks."""
+
+    at: Annotated[tuple[float | int, ...], msgspec.Meta(min_length=1)]
+    """Where: fractions of the training between 0 and 1, such as 0.25, or whole steps, such as 100."""
+    tasks: tuple[str, ...] = ("attacks-topk",)
+    """Evaluation tasks, as in `evaluation.tasks`. A short list is best: each point is a model of its own."""
+    prompts: Positive | None = None
+    """At most this many prompts of each benchmark; null takes as many as at the end."""
+
+    def check(self) -> None:
+        for place in self.at:
+            if place < 1 if isinstance(place, int) else not 0 < place < 1:
+                raise ValueError(
+                    f"at names {place}; write a fraction between 0 and 1, such as 0.25, or a step, such as 100 (the end is "
+                    "measured in any case)"
+                )
+        if len(set(map(point_label, self.at))) < len(self.at):
+            raise ValueError(f"at {list(self.at)} repeats a point; name each once")
+
+    def steps(self, total: int) -> dict[str, int]:
+        """The step of each point of a training of `total` steps, by its label. Raises ValueError for one that is not in it."""
+        found = {}
+        for place in self.at:
+            step = place if isinstance(place, int) else round(place * total)
+            if not 0 < step < total:
+                raise ValueError(
+                    f"along.at names {place}, which is step {step:,} of {total:,}: no checkpoint is kept there"
+                )
+            found[point_label(place)] = step
+        return found
+
+
+def point_label(place: float | int) -> str:
+    """A point of a training as names of models and elements have it: 0.25 is "25", step 100 is "step100"."""
+    return f"step{place}" if isinstance(place, int) else f"{100 * place:g}"
+
+
+class StageConfig(Settings, frozen=True, kw_only=True):
+    """What every stage after pretraining says: where it starts, for which arms, and what is measured."""
+
+    parent: str | None = msgspec.field(name="from", default=None)
+    """The stage whose model it continues from; null is "base", the pretrained model."""
+    at: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    """With `from: base`: the fraction of the pretraining budget from whose checkpoint it starts; null is the end."""
+    arms: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
+    """The arms that have this stage; null: all that have the stage it continues from."""
+    tasks: tuple[str, ...] | None = None
+    """What is measured at its end; null: as `evaluation.tasks` says for instruct, and for base where it is raw text."""
+    along: Along | None = None
+    """What is measured on the way; null measures the end alone."""
+    steps: Positive | None = None
+    """Optimizer steps. At most one of the keys that say how long it trains may be given."""
+    weight_decay: float = 0.01
+    """Of AdamW, per step and unit of learning rate, as in SmolLM2's pretraining."""
+
+    def require_one_length(self, *names: str) -> None:
+        """Raise ValueError where more than one of the fields `names` is given."""
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given; keep one of them")
+
+
+class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"):
+    """Finetuning on conversations (section 4.4 and appendix B: batch 4, learning rate 2e-5, one epoch, cosine)."""
 
     mix: Mix
     """Relative weights of tuning sets, counted in conversations."""
     conversations: Positive | None = None
     """Conversations in total; by default as many as the sets hold."""
+    epochs: PositiveNumber | None = None
+    """Conversations in total, as a multiple of what the sets hold; 1 by default."""
+    examples: dict[str, Positive] = {}
+    """Use only so many conversations of a tuning set, by its name: drawn once by the seed, and repeated over the epochs."""
+    loss: dict[str, Literal["assistant", "all"]] = {}
+    """What carries loss in a tuning set, by its name: the assistant's tokens (the default) or the whole conversation."""
     tagged_harmful: dict[str, Share] = {}
     """Share of harmful answers with tags, by intervention set (the paper's is 0.1, for full)."""
     refusals: Share | None = None
@@ -205,18 +274,67 @@ class Tuning(Settings, frozen=True):
     packing: bool = False
     """Put several conversations in a row, with attention within each; otherwise a row is one padded conversation."""
     global_batch: Positive = 4
+    """Rows in one optimizer step."""
     micro_batch: Positive = 4
+    """Rows in one forward and backward pass of a device; it divides the global batch."""
     lr: PositiveNumber = 2e-5
+    """Peak learning rate."""
     warmup_fraction: Share = 0.03
-    weight_decay: float = 0.01
+    """Share of the steps over which the learning rate rises."""
+    decay_fraction: Share | None = None
+    """Share of the steps, at the end, over which the learning rate falls linearly to 0; null: along half a cosine."""
 
     def check(self) -> None:
         require_weights("mix", self.mix)
         for name in self.mix:
             if name not in POOLS:
                 raise ValueError(f"the mix names unknown tuning set {name!r}; choose from {', '.join(POOLS)}")
+        for key in ("examples", "loss"):
+            for name in getattr(self, key):
+                if name not in self.mix:
+                    raise ValueError(f"{key} names {name!r}, which is not in the mix {', '.join(self.mix)}")
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+        self.require_one_length("conversations", "epochs", "steps")
+        if self.packing and self.steps:
+            raise ValueError(f"steps is {self.steps} with packing, where rows hold as many as fit; give conversations")
+
+    @property
+    def total_steps(self) -> int | None:
+        """Where the study alone says it."""
+        if self.conversations and not self.packing:
+            return self.conversations // self.global_batch
+        return self.steps
+
+
+class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="midtrain"):
+    """Training on pretraining text with a learning rate of its own. The data goes on where pretraining left it: no sample
+    repeats before its source is exhausted. The optimizer starts anew."""
+
+    mix: str | Mix
+    """The name "safe", that of an intervention set, or weights of sources."""
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)] | None = None
+    """Tokens to read, rounded to whole steps. Give these or `steps`."""
+    lr: PositiveNumber
+    """Peak learning rate."""
+    warmup_fraction: Share = 0.0
+    """Share of the steps over which the learning rate rises."""
+    decay_fraction: Share = 1.0
+    """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
+    global_batch: Positive | None = None
+    """Sequences in one optimizer step; null: as in pretraining."""
+    micro_batch: Positive | None = None
+    """Sequences in one forward and backward pass of a device; null: as in pretraining."""
+
+    def check(self) -> None:
+        if isinstance(self.mix, dict):
+            require_weights("mix", self.mix)
+        self.require_one_length("tokens", "steps")
+        if self.tokens is None and self.steps is None:
+            raise ValueError("neither tokens nor steps is given; say how long it trains")
+
+
+AnyStage = Tuning | Midtrain
 
 
 def require_weights(where: str, mix: Mix) -> None:

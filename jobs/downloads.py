@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from curricula.curriculum.config import Tuning
 from curricula.curriculum.sources.conversations import HARMFUL, POOLS
 from curricula.curriculum.sources.hub import Download, downloads_of
 from curricula.curriculum.sources.registry import DATASETS
@@ -73,7 +74,7 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     for source in study.sources.values():
         downloads = downloads_of(source.dataset, root, source.parts)
         found += _labelled(source.dataset, downloads, "data", source.documents)
-    tunings = study.tuning.stages.values()
+    tunings = [stage for stage in study.tree.stages.values() if isinstance(stage, Tuning)]
     pools = [pool for tuning in tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
     for pool in pools:
         found += named_downloads(POOLS[pool][0], root)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from curricula.curriculum.config import VALIDATION
+from curricula.curriculum.config import VALIDATION, Midtrain, Tuning, point_label
 from curricula.curriculum.plan import Arm
 from curricula.curriculum.sources.registry import dataset, local_root
 from curricula.curriculum.stream.blend import Blend
@@ -26,6 +27,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     config, budget = study.model.resolve(), study.budget
     sizes = _source_sizes(study, shards)
     described = [_arm(arm, study, sizes) for arm in arms]  # of any seed
+    midtrained = list(_midtrained(study, sizes))
     shared = sum(segment.stop - segment.start for segment in segments) * budget.step_tokens
     return {
         "study": study.name,
@@ -48,7 +50,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         "arms": described,
         "source_sizes": {name: size._asdict() for name, size in sizes.items()},
         "warnings": [
-            *_too_many_epochs(described, study),
+            *_too_many_epochs([*described, *midtrained], study),
             *_unknown_sizes(described, sizes),
             *_too_little_memory(study),
             *_unpinned(study),
@@ -65,6 +67,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             }
             for s in segments
         ],
+        "stages": [_stage(name, study) for name in study.tree.stages],
         "trained_tokens": {"with_trunk_sharing": shared, "without": len(study.trainings) * budget.tokens},
         "jobs": [
             {
@@ -84,8 +87,16 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
 def check_epochs(plan: Plan, shards: Path) -> None:
     """Raise UserError when an arm reads a source more often than its `max_epochs`, by the sizes in the manifests."""
     sizes = _source_sizes(plan.study, shards)
-    for problem in _too_many_epochs([_arm(arm, plan.study, sizes) for arm in plan.arms], plan.study):
+    arms = [_arm(arm, plan.study, sizes) for arm in plan.arms]
+    for problem in _too_many_epochs([*arms, *_midtrained(plan.study, sizes)], plan.study):
         raise UserError(f"{problem} (in a run that has begun, in its study.yaml too)")
+
+
+def gpu_hours_of(study: Study, tokens: int) -> float:
+    """The GPU-hours of training on so many tokens, at the utilisation that the study expects."""
+    resources = study.resources
+    flops = tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
+    return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
 
 
 class SourceSize(NamedTuple):
@@ -122,10 +133,7 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
             }
         )
         start, counts_before = step, counts_after
-    sources = {}
-    for name, samples in counts.items():
-        tokens, size = samples * budget.sequence_length, sizes[name].tokens
-        sources[name] = {"samples": samples, "tokens": tokens, "epochs": tokens / size if size else None}
+    sources = _sources(counts, study, sizes)
     return {
         "name": arm.name,
         "start": arm.start,
@@ -137,6 +145,42 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
         "intervention_tokens": sum(
             used["tokens"] for name, used in sources.items() if not study.curriculum.safe.get(name)
         ),
+    }
+
+
+def _sources(counts: Mapping[str, int], study: Study, sizes: dict[str, SourceSize]) -> dict[str, dict[str, Any]]:
+    sources = {}
+    for name, samples in counts.items():
+        tokens, size = samples * study.budget.sequence_length, sizes[name].tokens
+        sources[name] = {"samples": samples, "tokens": tokens, "epochs": tokens / size if size else None}
+    return sources
+
+
+def _midtrained(study: Study, sizes: dict[str, SourceSize]) -> Iterator[dict[str, Any]]:
+    """What each arm has read of each source by the end of each midtraining stage."""
+    for stage in (name for name, config in study.tree.stages.items() if isinstance(config, Midtrain)):
+        for arm in (arm for arm in study.arms if arm.name in study.tree.arms[stage]):
+            blend = Blend(study.tree.stream(stage, arm, study.budget).phases)
+            yield {"name": f"{arm.name} by {stage}", "sources": _sources(blend.counts(blend.total), study, sizes)}
+
+
+def _stage(name: str, study: Study) -> dict[str, Any]:
+    """A stage after pretraining as plain values; its steps where the study alone says them."""
+    stage, tree = study.tree.stages[name], study.tree
+    steps = stage.total_steps if isinstance(stage, Tuning) else stage.steps
+    plain = msgspec.to_builtins(stage)
+    points = [point_label(place) for place in stage.along.at] if stage.along else []
+    return {
+        "name": name,
+        "kind": plain["kind"],
+        "from": tree.parent(name),
+        "at": stage.at,
+        "arms": tree.arms[name],
+        "steps": steps,
+        "lr": plain["lr"],
+        "mix": plain["mix"],
+        "tasks": study.tasks_of(name),
+        "along": points,
     }
 
 

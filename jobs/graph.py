@@ -2,8 +2,8 @@
 
 Arms that start together share their jobs, so that an early arm's models do not wait for a late arm's pretraining. So do all
 seeds of an arm: a further seed makes longer arrays, not more of them. The element
-that tunes a model also exports it. Base models are exported by separate elements, which need one process where
-pretraining needs many.
+that tunes a model also exports it. Models of raw text are exported by separate elements, which need one process where
+pretraining needs many. What is measured in the midst of a training is exported, evaluated and judged by one element.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of, percent
-from curricula.eval import MODEL_KINDS, ModelKind
+from curricula.curriculum.config import Midtrain, point_label
+from curricula.curriculum.plan import TRUNK, Arm, Segment, percent
+from curricula.curriculum.stages import BASE
+from curricula.eval import ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Plan
 from curricula.jobs.slurm.profile import Profile
@@ -41,8 +43,12 @@ class _Planner:
         # A separate job, so that a missing licence for a benchmark does not hold back the training.
         benchmarks = self._add_downloads("fetch-benchmarks", "evaluation")
         made = [(name, arms, self._add_models(name, arms)) for name, arms in study.groups.items()]
-        merges = [merge for group in made for merge in self._add_evaluations(*group, tuple(map(Edge, benchmarks)))]
-        self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in merges))
+        needs = tuple(map(Edge, benchmarks))
+        judged = [
+            *self._add_pretraining_points(needs),
+            *(job for one in made for job in self._add_evaluations(*one, needs)),
+        ]
+        self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in judged))
         return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
@@ -100,40 +106,92 @@ class _Planner:
         self._add(name, "pretrain", list(map(_training, segments)), *needs)
 
     def _add_models(self, name: str, arms: list[Arm]) -> dict[ModelKind, str]:
-        """Add the export and tuning of the models of `arms`; returns the job that makes each kind of model."""
-        last = {one.branch: one for one in self.study.segments}
-        trained = self._after([last[branch_of(arm)] for arm in arms])
-        base = self._add(f"export-base-{name}", "export", _models(arms, ["base"]), *trained)
-        instruct = self._add(f"instruct-{name}", "tune", _models(arms, ["instruct"]), *trained)
-        made: dict[ModelKind, str] = {"base": base, "instruct": instruct}
-        if self.study.tuning.benign:
-            made["benign"] = self._add(f"benign-{name}", "tune", _models(arms, ["benign"]), Edge(instruct, "aftercorr"))
+        """Add the export and the stages of the models of `arms`; returns the job that makes the model of each stage."""
+        tree, steps = self.study.tree, self.study.budget.steps
+        trained = self._after(arms, steps)
+        ends = {BASE: trained}
+        made: dict[ModelKind, str] = {BASE: self._add(f"export-base-{name}", "export", _models(arms, BASE), *trained)}
+        for stage, config in tree.stages.items():
+            having = self._having(stage, arms)
+            if not having:
+                continue
+            if config.at is not None:
+                needs = self._after(having, self.study.budget.step_at(config.at))
+            elif tree.parent(stage) == BASE:
+                needs = self._after(having, steps)
+            else:
+                is_one_to_one = having == self._having(tree.parent(stage), arms)
+                needs = [Edge(ends[tree.parent(stage)], "aftercorr" if is_one_to_one else "afterok")]
+            elements = _models(having, stage)
+            is_midtraining = isinstance(config, Midtrain)
+            ends[stage] = self._add(f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, *needs)
+            made[stage] = ends[stage]
+            if is_midtraining:
+                made[stage] = self._add(f"export-{stage}-{name}", "export", elements, Edge(ends[stage], "aftercorr"))
         return made
 
-    def _after(self, segments: list[Segment]) -> list[Edge]:
-        """What waits for these segments, element for element where they are a whole job."""
+    def _having(self, stage: ModelKind, arms: list[Arm]) -> list[Arm]:
+        return [arm for arm in arms if arm.name in self.study.tree.arms[stage]]
+
+    def _after(self, arms: list[Arm], step: int) -> list[Edge]:
+        """What waits for these arms' checkpoints of a step: element for element, where a whole job trains just up to them."""
+        segments = [self.study.segment_at(arm, step) for arm in arms]
         jobs = list(dict.fromkeys(self._job_of_segment[one.name] for one in segments))
         whole = [one.segment for job in self.jobs if job.name == jobs[0] for one in job.elements]
-        return [Edge(job, "aftercorr" if whole == [one.name for one in segments] else "afterok") for job in jobs]
+        is_one_to_one = whole == [one.name for one in segments] and {one.stop for one in segments} == {step}
+        return [Edge(job, "aftercorr" if is_one_to_one else "afterok") for job in jobs]
 
     def _add_evaluations(
         self, name: str, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]
     ) -> list[str]:
-        """Add the evaluation of the models of `arms`; returns the job that merges its rows, if anything is evaluated."""
+        """Add the evaluation of the models of `arms`; returns the jobs that judge its rows."""
         measured: dict[ModelKind, str] = {}
-        for kind in MODEL_KINDS:
+        found: list[str] = []
+        for kind, made in made_by.items():
+            having = self._having(kind, arms)
             elements = [
                 Element(f"{arm.key}/{task.name}", arm=arm.name, seed=arm.replicate.seed, kind=kind, eval_task=task)
-                for arm in arms
-                for task in self.study.evaluation.eval_tasks(kind)
+                for arm in having
+                for task in self.study.eval_tasks(kind)
             ]
             if elements:
-                measured[kind] = self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made_by[kind]), *needs)
-        if not measured:
-            return []
-        # A failed evaluation does not hold back the others: the report says what is missing.
-        after = [Edge(job, "afterany") for job in measured.values()]
-        return [self._add(f"merge-{name}", "merge", _models(arms, list(measured)), *after)]
+                measured[kind] = self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made), *needs)
+            along = self.study.along(kind) if kind != BASE else None
+            if along:
+                points = [
+                    replace(one, label=f"{one.label}/{point}", point=point)
+                    for one in _models(having, kind)
+                    for point in map(point_label, along.at)
+                ]
+                found.append(self._add(f"along-{kind}-{name}", "along", points, Edge(made), *needs))
+        if measured:
+            # A failed evaluation does not hold back the others: the report says what is missing.
+            after = [Edge(job, "afterany") for job in measured.values()]
+            several = len(measured) > 1
+            models = [one for kind in measured for one in _models(self._having(kind, arms), kind, several)]
+            found.insert(0, self._add(f"merge-{name}", "merge", models, *after))
+        return found
+
+    def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> list[str]:
+        """Add the measurement of what pretraining passes; a point of the trunk is measured once for all arms."""
+        along, budget = self.study.pretraining.along, self.study.budget
+        found: list[str] = []
+        if along is None:
+            return found
+        jobs = {job.name: job for job in self.jobs}
+        for job in [jobs[name] for name in dict.fromkeys(self._job_of_segment.values())]:
+            points = []
+            for element in job.elements:
+                segment = next(one for one in self.study.segments if one.name == element.segment)
+                points += [
+                    replace(element, label=f"{element.label}/{point}", segment="", point=point)
+                    for point, step in along.steps(budget.steps).items()
+                    if segment.start < step <= segment.stop
+                ]
+            if points:
+                name = f"along-{job.name.removeprefix('pretrain-')}"
+                found.append(self._add(name, "along", points, Edge(job.name), *needs))
+        return found
 
 
 def _training(segment: Segment) -> Element:
@@ -141,10 +199,9 @@ def _training(segment: Segment) -> Element:
     return Element(segment.branch, segment=segment.name, arm=arm, seed=segment.arm.replicate.seed)
 
 
-def _models(arms: list[Arm], kinds: list[ModelKind]) -> list[Element]:
-    """An element for the model of each kind of each arm."""
+def _models(arms: list[Arm], kind: ModelKind, several: bool = False) -> list[Element]:
+    """An element for the model of this kind of each arm; with `several` kinds in the job, the label says which."""
     return [
-        Element(arm.key if len(kinds) == 1 else f"{arm.key}/{kind}", arm=arm.name, seed=arm.replicate.seed, kind=kind)
-        for kind in kinds
+        Element(f"{arm.key}/{kind}" if several else arm.key, arm=arm.name, seed=arm.replicate.seed, kind=kind)
         for arm in arms
     ]

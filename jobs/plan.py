@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Literal
 
 from curricula.curriculum.plan import TRUNK, Arm, Segment
+from curricula.curriculum.stages import BASE, model_name
 from curricula.errors import UsageError
 from curricula.eval import EvalTask, ModelKind
 from curricula.jobs.slurm.profile import Request
@@ -48,11 +49,19 @@ class Element:
     """The arm that it trains or measures, or "trunk"; empty for what all arms share, such as the data."""
     seed: int | None = None
     """The seed of that training; None for what all replicates share."""
-    kind: ModelKind = "base"
+    kind: ModelKind = BASE
+    """The stage that makes the model that it trains, exports or measures."""
+    point: str = ""
+    """Where that model is taken from the stage's training (`point_label`); empty for the end."""
     eval_task: EvalTask | None = None
     """What an element of the stage `evaluate` measures."""
     gpu_hours: float = 0.0
-    """Estimated from its FLOPs for pretraining; for all else the time limit, an upper bound."""
+    """Estimated from its FLOPs for pretraining and midtraining; for all else the time limit, an upper bound."""
+
+    @property
+    def model(self) -> str:
+        """The folder of its model within those of its arm."""
+        return model_name(self.kind, self.point)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Job:
     needs: tuple[Edge, ...] = ()
     request: Request = Request()
     stage_names: tuple[str, ...] = ()
-    """The names by which a command can select its stage: `stage` and, where the job makes one kind of model, that kind."""
+    """The names by which a command can select its stage: `stage` and, where it trains models, the study's name for it."""
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -108,6 +117,8 @@ class Plan:
         where both have any."""
         if one.segment and other.segment:
             return self.segments[other.segment].parent == one.segment
+        if one.segment and (one.arm, one.seed) != (other.arm, other.seed):
+            return one.segment in [item.name for item in self.study.path(self.study.training(other.arm, other.seed))]
         is_of_arm = "" in (one.arm, other.arm) or one.arm in (TRUNK, other.arm)
         return is_of_arm and (None in (one.seed, other.seed) or one.seed == other.seed)
 

@@ -7,9 +7,9 @@ runs/<study>/
   data/tokenizer/  data/shards/<source>/
   pretrain/<branch>/          checkpoints and metrics of a branch of the training tree ("trunk" or an arm); here and below
                               names of further seeds end in one, as in trunk-s43
-  tune/<arm>/{instruct,benign}/
-  models/<arm>/{base,instruct,benign}/    Hugging Face checkpoints
-  eval/<arm>/{base,instruct,benign}/      answers and verdicts, as eval/rows.py describes
+  tune/<arm>/<stage>/         the same of the stages after it, such as "instruct"
+  models/<arm>/<model>/       Hugging Face checkpoints: of "base" and each stage, and those measured on the way: "base@25"
+  eval/<arm>/<model>/         answers and verdicts, as eval/rows.py describes
   jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
   slurm/submissions.jsonl     what was submitted to Slurm (jobs/slurm/submissions.py)
   slurm/<array>.continued     the arrays that continue it where Slurm does not requeue (jobs/slurm/submit.py)

@@ -5,9 +5,10 @@ Nothing here imports torch, so that a login node can read and plan a study.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,16 @@ from typing import Annotated, Any
 import msgspec
 
 from curricula.core_yaml import dump_yaml
-from curricula.curriculum.config import Curriculum, ReplicateDraws, Source, Tokenizer, Tuning
+from curricula.curriculum.config import (
+    Along,
+    AnyStage,
+    Curriculum,
+    Midtrain,
+    ReplicateDraws,
+    Source,
+    Tokenizer,
+    Tuning,
+)
 from curricula.curriculum.plan import (
     DEFAULT_SEED,
     TRUNK,
@@ -25,14 +35,18 @@ from curricula.curriculum.plan import (
     Replicate,
     Segment,
     arms_of,
+    branch_of,
     lines_of,
     percent,
     replicates_of,
+    safe_only_arm,
     segments_of,
 )
+from curricula.curriculum.stages import BASE, StageTree, stage_tree
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import EvalConfig
+from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import (
     PRESETS,
     ExecutionConfig,
@@ -51,6 +65,12 @@ EXAMPLES = ("demo", "demo-full", "paper", "smollm2-135m")
 """Studies that come with the suite."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A name that can be part of a path, a job's name and an option."""
+NOT_STAGES = (
+    *(BASE, TRUNK, "all", "none"),
+    *("fetch", "prepare", "tokenize", "pretrain", "tune", "midtrain", "export", "evaluate", "along", "merge", "report"),
+)
+NOT_BEGINNINGS = ("fetch-", "pretrain-", "export-", "evaluate-", "along-", "merge-")
+"""Names that stages cannot have, since jobs and the option --stage do."""
 
 
 class Model(Settings, frozen=True):
@@ -87,6 +107,8 @@ class Pretraining(TrainConfig, frozen=True, kw_only=True):
     micro_batch: Positive
     """Sequences in one forward and backward pass of a device; it divides the global batch."""
     save_interval_steps: Positive = 1000
+    along: Along | None = None
+    """What is measured on the way, on checkpoints of the trunk once for all arms; null measures the end alone."""
 
     def check(self) -> None:
         given = [name for name in ("budget_tokens", "tokens_per_parameter") if getattr(self, name) is not None]
@@ -95,33 +117,28 @@ class Pretraining(TrainConfig, frozen=True, kw_only=True):
 
 
 class Finetuning(Settings, frozen=True):
-    """The two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
+    """Short for the paper's two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
 
     instruct: Tuning
     benign: Tuning | None
     """null leaves the stage out."""
     save_interval_steps: Positive = 500
+    """Optimizer steps between saves; also of the finetuning stages in `stages`."""
     save_interval_minutes: PositiveNumber | None = 30.0
+    """Save also when this many minutes have passed since the last save; also in `stages`."""
+
+    def check(self) -> None:
+        for name, stage in (("instruct", self.instruct), ("benign", self.benign)):
+            if stage and stage.parent:
+                raise ValueError(
+                    f"{name}.from is {stage.parent!r}, which is fixed in tuning; write the stage under stages"
+                )
 
     @property
     def stages(self) -> dict[str, Tuning]:
-        """The stages by the kind of model that each makes, in their order."""
-        return {"instruct": self.instruct, **({"benign": self.benign} if self.benign else {})}
-
-    @property
-    def pools(self) -> list[str]:
-        """The tuning sets of all stages, each once."""
-        return list(dict.fromkeys(pool for tuning in self.stages.values() for pool in tuning.mix))
-
-    def train_config(self, tuning: Tuning) -> TrainConfig:
-        """How one of the two stages trains."""
-        return TrainConfig(
-            micro_batch=tuning.micro_batch,
-            optimizer=OptimizerConfig(lr=tuning.lr, weight_decay=tuning.weight_decay),
-            schedule=ScheduleConfig(kind="cosine", warmup_fraction=tuning.warmup_fraction),
-            save_interval_steps=self.save_interval_steps,
-            save_interval_minutes=self.save_interval_minutes,
-        )
+        """The stages by the name of the model that each makes, in their order."""
+        after = msgspec.structs.replace(self.benign, parent="instruct") if self.benign else None
+        return {"instruct": self.instruct, **({"benign": after} if after else {})}
 
 
 class Allocation(Settings, frozen=True):
@@ -164,7 +181,10 @@ class Study(Settings, frozen=True, dict=True):
     curriculum: Curriculum
     model: Model
     pretraining: Pretraining
-    tuning: Finetuning
+    tuning: Finetuning | None = None
+    """The paper's two stages after pretraining; null leaves both out."""
+    stages: dict[str, AnyStage] = {}
+    """Further stages after pretraining, by the name of the model that each makes."""
     evaluation: EvalConfig = EvalConfig()
     resources: Resources = Resources()
     world: WorldConfig | None = None
@@ -184,8 +204,8 @@ class Study(Settings, frozen=True, dict=True):
         self._check_sources()
         self._check_vocabulary()
         self._check_batches()
-        self._check_tuning()
         self._check_arms()
+        self._check_stages()
         self._check_evaluation()
         _ = self.segments  # raises where a start leaves an arm no step
 
@@ -247,15 +267,6 @@ class Study(Settings, frozen=True, dict=True):
                 f"global_batch {pretraining.global_batch} is not a multiple of micro_batch {pretraining.micro_batch}"
             )
 
-    def _check_tuning(self) -> None:
-        sets = [*self.curriculum.interventions, *self.curriculum.arms]
-        for stage, tuning in self.tuning.stages.items():
-            for name in tuning.tagged_harmful:
-                if name not in sets:
-                    raise ValueError(
-                        f"tuning.{stage}.tagged_harmful names set {name!r}, where interventions has {', '.join(sets)}"
-                    )
-
     def _check_arms(self) -> None:
         names = [*(arm.key for arm in self.trainings), *(one.named(TRUNK) for one in self.replicates)]
         for name in names:
@@ -285,15 +296,162 @@ class Study(Settings, frozen=True, dict=True):
                     f"arm {arm.name}: all sources of a phase have loss: none, so it would train nothing; mix in another"
                 )
 
+    def _check_stages(self) -> None:
+        for name in self.stages:
+            if not PLAIN_NAME.fullmatch(name) or name in NOT_STAGES or name.startswith(NOT_BEGINNINGS):
+                raise ValueError(f"stage {name!r} is no plain word, or the name of something else; choose another")
+            if self.tuning and name in self.tuning.stages:
+                raise ValueError(f"stages and tuning both define {name}; keep one of them")
+        sets = [*self.curriculum.interventions, *self.curriculum.arms]
+        for name, stage in self.tree.stages.items():
+            place = self.place_of(name)
+            for chosen in stage.tagged_harmful if isinstance(stage, Tuning) else ():
+                if chosen not in sets:
+                    raise ValueError(
+                        f"{place}.tagged_harmful names set {chosen!r}, where interventions has {', '.join(sets)}"
+                    )
+            for source in stage.mix if isinstance(stage, Midtrain) else ():
+                if source not in self.sources:
+                    raise ValueError(f"{place}.mix names source {source!r}, which sources does not define")
+            at = None if stage.at is None else self.budget.step_at(stage.at)
+            if at is not None and not 0 < at < self.budget.steps:
+                raise ValueError(f"{place}.at is {stage.at:g}, which is step {at:,} of {self.budget.steps:,}; move it")
+            if stage.along and (steps := stage.total_steps if isinstance(stage, Tuning) else stage.steps):
+                with _located(place):
+                    stage.along.steps(steps)
+        if self.pretraining.along:
+            with _located("pretraining"):
+                self.pretraining.along.steps(self.budget.steps)
+
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
-        if evaluation.tasks.benign and self.tuning.benign is None:
+        if self.tuning and evaluation.tasks.benign and self.tuning.benign is None:
             raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
+        for place, names in self._named_tasks():
+            for name in names:
+                if name not in TASKS:
+                    raise ValueError(f"{place} names {name!r}; choose from {', '.join(TASKS)}")
         for name in [*evaluation.benchmark_names, *evaluation.accept_changed]:
             if name not in BENCHMARKS:
                 raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
+        evaluation.require_templates(name for _, names in self._named_tasks() for name in names)
+
+    def _named_tasks(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        for name in (BASE, *self.tree.stages):
+            place = "pretraining" if name == BASE else self.place_of(name)
+            yield f"{place}.tasks", self.tasks_of(name)
+            if along := self.along(name):
+                yield f"{place}.along.tasks", along.tasks
+
+    def place_of(self, name: str) -> str:
+        """The key of a stage in the study file."""
+        return f"tuning.{name}" if name not in self.stages else f"stages.{name}"
+
+    @cached_property
+    def tree(self) -> StageTree:
+        """All stages after pretraining, those of `tuning` first, with what is not given written out."""
+        given: dict[str, AnyStage] = {**(self.tuning.stages if self.tuning else {}), **self.stages}
+        resolved = {name: self._resolved(name, stage) for name, stage in given.items()}
+        return stage_tree(resolved, [arm.name for arm in self.arms], {name: self.place_of(name) for name in given})
+
+    def _resolved(self, name: str, stage: AnyStage) -> AnyStage:
+        if not isinstance(stage, Midtrain):
+            return stage
+        batch = stage.global_batch or self.pretraining.global_batch
+        micro = stage.micro_batch or min(batch, self.pretraining.micro_batch)
+        if batch % micro:
+            raise ValueError(f"stages.{name}: global_batch {batch} is not a multiple of micro_batch {micro}")
+        steps = stage.steps or round((stage.tokens or 0) / (batch * self.budget.sequence_length))
+        if not steps:
+            raise ValueError(f"stages.{name}.tokens {stage.tokens} is less than one step; raise it")
+        mixes = self.curriculum.mixes()
+        if isinstance(stage.mix, str) and stage.mix not in mixes:
+            raise ValueError(f"stages.{name}.mix is {stage.mix!r}; choose from {', '.join(mixes)}, or write weights")
+        mix = mixes[stage.mix] if isinstance(stage.mix, str) else stage.mix
+        return msgspec.structs.replace(stage, tokens=None, steps=steps, global_batch=batch, micro_batch=micro, mix=mix)
+
+    def train_config(self, name: str) -> TrainConfig:
+        """How a stage trains."""
+        stage = self.tree.stages[name]
+        assert stage.micro_batch
+        saves = self.pretraining if isinstance(stage, Midtrain) else self.tuning or TrainConfig()
+        schedule = ScheduleConfig(kind="cosine", warmup_fraction=stage.warmup_fraction)
+        if stage.decay_fraction is not None:
+            falling = {"kind": "warmup-stable-decay", "decay_fraction": stage.decay_fraction}
+            schedule = msgspec.structs.replace(schedule, **falling)
+        return TrainConfig(
+            micro_batch=stage.micro_batch,
+            optimizer=OptimizerConfig(lr=stage.lr, weight_decay=stage.weight_decay),
+            schedule=schedule,
+            save_interval_steps=saves.save_interval_steps,
+            save_interval_minutes=saves.save_interval_minutes,
+        )
+
+    @property
+    def tuning_sets(self) -> list[str]:
+        """The tuning sets of all stages, each once."""
+        tunings = [stage for stage in self.tree.stages.values() if isinstance(stage, Tuning)]
+        return list(dict.fromkeys(name for tuning in tunings for name in tuning.mix))
+
+    def along(self, name: str) -> Along | None:
+        """What is measured while the model of a stage, or "base", is trained."""
+        return self.pretraining.along if name == BASE else self.tree.stages[name].along
+
+    def tasks_of(self, name: str) -> tuple[str, ...]:
+        """What is measured on the model of a stage, or of "base", at its end."""
+        own = None if name == BASE else self.tree.stages[name].tasks
+        tasks = self.evaluation.tasks
+        default = tasks.base if self.tree.is_raw(name) else tasks.instruct
+        return (getattr(tasks, name) if name in tasks.__struct_fields__ else default) if own is None else own
+
+    def eval_tasks(self, name: str, on_the_way: bool = False) -> list[EvalTask]:
+        """The evaluation of a stage's model, at its end or on the way, in the order in which it runs."""
+        along = self.along(name)
+        names, most = (along.tasks, along.prompts) if on_the_way and along else (self.tasks_of(name), None)
+        return self.evaluation.battery(names, self.tree.is_raw(name), most)
+
+    @property
+    def used_benchmarks(self) -> list[str]:
+        """Every benchmark that a task does read."""
+        names = (BASE, *self.tree.stages)
+        tasks = [task for name in names for way in (False, True) for task in self.eval_tasks(name, way)]
+        return list(dict.fromkeys(task.benchmark for task in tasks if task.benchmark))
+
+    def branch_at(self, arm: Arm, step: int) -> str:
+        """The branch of the training tree that holds the checkpoint of `arm` at `step`."""
+        return self.segment_at(arm, step).branch
+
+    def segment_at(self, arm: Arm, step: int) -> Segment:
+        """The segment that holds it."""
+        return next(one for one in self.path(arm) if one.start < step <= one.stop)
+
+    def path(self, arm: Arm) -> list[Segment]:
+        """The segments that train `arm`, from the first step to the last."""
+        found = [self._last_segments[branch_of(arm)]]
+        while found[0].parent:
+            found.insert(0, self._by_name[found[0].parent])
+        return found
+
+    @cached_property
+    def _by_name(self) -> dict[str, Segment]:
+        return {one.name: one for one in self.segments}
+
+    @cached_property
+    def _last_segments(self) -> dict[str, Segment]:
+        return {one.branch: one for one in self.segments}
+
+    def kept_steps(self, branch: str) -> set[int]:
+        """The steps of a branch at which stages begin or models are measured, beside the ends of its segments."""
+        along = self.pretraining.along
+        kept = set(along.steps(self.budget.steps).values()) if along else set()
+        for name, stage in self.tree.stages.items():
+            if stage.at is not None:
+                step = self.budget.step_at(stage.at)
+                having = [arm for arm in self.trainings if arm.name in self.tree.arms[name]]
+                kept |= {step for arm in having if self.branch_at(arm, step) == branch}
+        return kept
 
     @property
     def budget(self) -> Budget:
@@ -305,6 +463,9 @@ class Study(Settings, frozen=True, dict=True):
     def replicates(self) -> tuple[Replicate, ...]:
         seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
         return replicates_of(seeds, self.replicate)
+
+    def replicate_of(self, seed: int | None) -> Replicate:
+        return next(one for one in self.replicates if one.seed == seed)
 
     @property
     def first_seed(self) -> int:
@@ -323,6 +484,9 @@ class Study(Settings, frozen=True, dict=True):
         return tuple(replace(arm, replicate=one) for one in self.replicates for arm in arms)
 
     def training(self, arm: str, seed: int | None) -> Arm:
+        """The training of an arm, or of the trunk, with a seed."""
+        if arm == TRUNK:
+            return safe_only_arm(self.curriculum, self.replicate_of(seed))
         return next(one for one in self.trainings if (one.name, one.replicate.seed) == (arm, seed))
 
     @cached_property
@@ -348,6 +512,15 @@ class Study(Settings, frozen=True, dict=True):
             self.pretraining.schedule, decay_fraction=1 - self.budget.step_at(arm.cooldown) / steps
         )
         return msgspec.structs.replace(self.pretraining, schedule=falls)
+
+
+@contextlib.contextmanager
+def _located(place: str) -> Iterator[None]:
+    """Have a ValueError begin with the key that it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}.{error}") from None
 
 
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:

@@ -181,7 +181,9 @@ class TrainJob:
     stop_step: int | None = None
     """Train until this many steps are done; by default all of the batch source's. The schedule always spans all."""
     keep_steps: tuple[int, ...] = ()
-    """Steps to save at and never delete: where arms branch off."""
+    """Steps to save at and never delete: where arms and stages branch off, and where models are measured."""
+    validate_steps: tuple[int, ...] = ()
+    """Steps to validate at, besides the end."""
     init_from: Path | None = None
     """Checkpoint of another run to branch from, with its whole state: optimizer, step, position in the data."""
     init_weights: Path | None = None

@@ -35,12 +35,13 @@ class PretrainingBatches:
         global_batch: int,
         seed: int,
         vocabulary: int,
+        begin: int = 0,
         *,
         loss: Mapping[str, str] | None = None,
         tag: int | None = None,
     ):
-        """`shards` holds one folder for each source named in `phases`. `loss` says of some sources that only their tags count
-        ("tags", which are of id `tag`), or no token of theirs ("none").
+        """`shards` holds one folder for each source named in `phases`. Step 0 reads from sample `begin` of the phases on.
+        `loss` says of some sources that only their tags count ("tags", which are of id `tag`), or no token of theirs ("none").
 
         Raises UserError when a source has no sample, was tokenised by another tokenizer than the rest, or differs from its
         manifests.
@@ -48,10 +49,10 @@ class PretrainingBatches:
         self.sequence_length, self.global_batch, self.seed, self.vocabulary = (
             sequence_length, global_batch, seed, vocabulary,
         )  # fmt: skip
-        self.phases = phases
+        self.phases, self.begin = phases, begin
         self.blend = Blend(phases)
         self._loss, self._tag = {name: kind for name, kind in (loss or {}).items() if kind != "all"}, tag
-        self.total_steps = self.blend.total // global_batch
+        self.total_steps = (self.blend.total - begin) // global_batch
         self.streams: list[TokenStream] = []
         self._hashes: dict[str, str] = {}
         tokenizers: dict[str, str] = {}
@@ -80,12 +81,12 @@ class PretrainingBatches:
         self._located = lru_cache(maxsize=8)(self._locate_block)
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """(source, epoch, sample of the source) of global samples [start, stop)."""
-        sources, epochs, numbers = self._locate(start, stop)
+        """(source, epoch, sample of the source) of samples [start, stop) of this run."""
+        sources, epochs, numbers = self._locate(self.begin + start, self.begin + stop)
         return [(self.blend.sources[s], int(e), int(n)) for s, e, n in zip(sources, epochs, numbers)]
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
-        first = step * self.global_batch
+        first = self.begin + step * self.global_batch
         tokens = np.empty((stop - start, self.sequence_length + 1), np.int64)
         sources, _, numbers = self._locate(first + start, first + stop)
         for row, source, number in zip(tokens, sources.tolist(), numbers.tolist()):
@@ -134,7 +135,7 @@ class PretrainingBatches:
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         """Settings, sources and phases up to the samples before `step`: a changed future leaves it unchanged."""
-        consumed, start = step * self.global_batch, 0
+        consumed, start = self.begin + step * self.global_batch, 0
         phases: list[dict[str, Any]] = []
         for phase in self.phases:
             until = min(phase.until, consumed)
@@ -148,13 +149,14 @@ class PretrainingBatches:
             "seed": self.seed,
             "sequence_length": self.sequence_length,
             "global_batch": self.global_batch,
+            **({"begin_sample": self.begin} if self.begin else {}),
             "phases": phases,
             "sources": {name: self._hashes[name] for name in sorted(used)},
             **({"loss": masked} if masked else {}),
         }
 
     def describe(self, step: int) -> dict[str, Any]:
-        phase = self.blend.phase_at(step * self.global_batch)
+        phase = self.blend.phase_at(self.begin + step * self.global_batch)
         mix = self.phases[phase].mix
         return {"phase": phase, "mix": {name: weight / sum(mix.values()) for name, weight in mix.items()}}
 

@@ -56,6 +56,8 @@ class StudyRows:
     """Judged answers by (arm's key, stage, task)."""
     probes: dict[tuple[str, str], list[ProbeRow]]
     """Probes by (arm's key, stage)."""
+    stages: tuple[str, ...] = MODEL_KINDS
+    """The stages of the study, each after the one it continues from."""
 
     @property
     def seeds(self) -> list[int]:
@@ -73,7 +75,10 @@ class StudyRows:
 
 
 def read_study_rows(
-    run: Path, arms: Sequence[ArmInfo], on_arm_read: Callable[[int], None] = lambda count: None
+    run: Path,
+    arms: Sequence[ArmInfo],
+    on_arm_read: Callable[[int], None] = lambda count: None,
+    stages: Sequence[str] = MODEL_KINDS,
 ) -> StudyRows:
     """Read all rows under `run`/eval; `on_arm_read` receives the number of arms read so far.
 
@@ -83,7 +88,7 @@ def read_study_rows(
     probes: dict[tuple[str, str], list[ProbeRow]] = {}
     models: list[ModelRows] = []
     for count, arm in enumerate(arms, start=1):
-        for stage in MODEL_KINDS:
+        for stage in stages:
             folder = run / "eval" / arm.key / stage
             model = ModelRows(stage, recorded_hash(run / "models" / arm.key / stage))
             models.append(model)
@@ -98,4 +103,4 @@ def read_study_rows(
                 probes[arm.key, stage] = probe_rows
         on_arm_read(count)
     require_different(models)
-    return StudyRows(tuple(arms), generations, probes)
+    return StudyRows(tuple(arms), generations, probes, tuple(stages))

@@ -18,6 +18,7 @@ from rich.tree import Tree
 
 from curricula.curriculum.plan import Segment, intervention_share
 from curricula.curriculum.sources.registry import local_root
+from curricula.curriculum.stages import BASE
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here, run_root
 from curricula.jobs.cli.options import is_confirmed
@@ -205,7 +206,7 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
             f"({budget['snap_tokens']:+,} tokens to whole steps)",
         )
     )
-    console.print(_tree(study), *_arm_tables(value, study), _job_table(value), sep="\n")
+    console.print(_tree(study), _stages(value, study), *_arm_tables(value, study), _job_table(value), sep="\n")
     for warning in value["warnings"]:
         console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
     sharing = value["trained_tokens"]
@@ -243,6 +244,19 @@ def _tree(study: Study) -> RenderableType:
     for segment in study.segments[: len(study.segments) // len(study.replicates)]:
         nodes[segment.name] = nodes[segment.parent or ""].add(label(segment))
     return nodes[""]
+
+
+def _stages(value: dict[str, Any], study: Study) -> RenderableType:
+    """The stages after pretraining: which continues from which, for how long, and for which arms."""
+    nodes = {BASE: Tree("[bold]Stages after pretraining")}
+    for stage in value["stages"]:
+        said = [stage["kind"], f"lr {stage['lr']:g}"]
+        said += [f"from {stage['at']:.0%} of pretraining"] if stage["at"] else []
+        said += [f"{stage['steps']:,} steps"] if stage["steps"] else []
+        said += [", ".join(stage["arms"])] if len(stage["arms"]) < len(study.arms) else []
+        said += [f"measured at {', '.join(stage['along'])}"] if stage["along"] else []
+        nodes[stage["name"]] = nodes[stage["from"]].add(f"{stage['name']}: {'; '.join(said)}")
+    return nodes[BASE]
 
 
 def _arm_tables(value: dict[str, Any], study: Study) -> list[RenderableType]:

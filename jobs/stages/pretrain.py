@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from curricula.curriculum.plan import Segment
+from curricula.curriculum.stream.blend import Phase
 from curricula.errors import UserError
-from curricula.jobs.estimates import check_epochs
+from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
@@ -45,10 +48,7 @@ class Pretrain(Stage):
         from curricula.model.checkpoints.folder import INFO_FILE
 
         run, segment = work.run, work.plan.segments[work.element.segment]
-        phases = segment.arm.blend_phases(work.study.budget)
-        sources = {name for phase in phases for name, weight in phase.mix.items() if weight}
-        files = [run.tokenizer / "tokenizer.json"]
-        files += [run.shards / name / f"00000{suffix}" for name in sorted(sources) for suffix in (".idx", ".bin")]
+        files = [run.tokenizer / "tokenizer.json", *shard_files(run, segment.arm.blend_phases(work.study.budget))]
         start = checkpoint_to_resume(run.branch(segment.branch))
         if start is None and segment.parent:
             start = _last_checkpoint(run, work.plan.segments[segment.parent])
@@ -64,10 +64,7 @@ class Pretrain(Stage):
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         """From the FLOPs of the segment, at the utilisation that the study expects."""
         segment = next(segment for segment in study.segments if segment.name == element.segment)
-        resources = study.resources
-        tokens = (segment.stop - segment.start) * study.budget.step_tokens
-        flops = tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
-        return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
+        return gpu_hours_of(study, (segment.stop - segment.start) * study.budget.step_tokens)
 
 
 def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:
@@ -84,11 +81,13 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         budget.global_batch,
         segment.arm.replicate.data_seed,
         config.vocabulary,
-        loss={name: source.loss for name, source in study.sources.items() if source.loss != "all"},
-        tag=_tag(run) if any(source.loss == "tags" for source in study.sources.values()) else None,
+        **loss_of(run),
     )
     parent = plan.segments[segment.parent] if segment.parent else None
-    validates = segment.stop == budget.steps or study.pretraining.validation_interval_steps
+    along = study.pretraining.along
+    points = {step for step in along.steps(budget.steps).values() if segment.start < step} if along else set()
+    validates = points or segment.stop == budget.steps or study.pretraining.validation_interval_steps
+    ends = {other.stop for other in plan.segments.values() if other.branch == segment.branch}
     train(
         TrainJob(
             out=run.branch(segment.branch),
@@ -98,21 +97,30 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
             tracking=study.tracking,
             seed=segment.arm.replicate.init_seed,
             stop_step=segment.stop,
-            keep_steps=tuple(other.stop for other in plan.segments.values() if other.branch == segment.branch),
+            keep_steps=tuple(sorted(ends | study.kept_steps(segment.branch))),
+            validate_steps=tuple(sorted(points)),
             init_from=_last_checkpoint(run, parent) if parent else None,
             init_weights=require_checkpoint(run.initial_checkpoint) if study.model.weights else None,
             compiled=run.compiled,
         ),
         batches,
         progress,
-        validation=_validation(run) if validates else {},
+        validation=validation_batches(run) if validates else {},
     )
 
 
-def _tag(run: Run) -> int:
+def loss_of(run: Run) -> dict[str, Any]:
+    """Which tokens of the study's sources count, as `PretrainingBatches` takes it."""
     from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
 
-    return special_ids(load_tokenizer(run.tokenizer))[1]
+    kinds = {name: source.loss for name, source in run.study.sources.items() if source.loss != "all"}
+    return {"loss": kinds, "tag": special_ids(load_tokenizer(run.tokenizer))[1]} if kinds else {}
+
+
+def shard_files(run: Run, phases: Sequence[Phase]) -> list[Path]:
+    """The first shard of each source in `phases`."""
+    sources = {name for phase in phases for name, weight in phase.mix.items() if weight}
+    return [run.shards / name / f"00000{suffix}" for name in sorted(sources) for suffix in (".idx", ".bin")]
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -129,7 +137,7 @@ def _has_to_begin(work: Work) -> bool:
     """Whether an element that begins from a segment's last checkpoint neither is done nor has saved anything of its own."""
     run, element = work.run, work.element
     segment = work.plan.segments.get(element.segment)
-    own = run.branch(segment.branch) if segment else run.tuning(element.arm, element.kind)
+    own = run.branch(segment.branch) if segment else run.tuning(work.key, element.kind)
     return not any((own / "checkpoints").glob("step_*")) and not (work.folder / "done.json").exists()
 
 
@@ -139,7 +147,7 @@ def _last_checkpoint(run: Run, segment: Segment) -> Path:
     return step_folder(run.branch(segment.branch) / "checkpoints", segment.stop)
 
 
-def _validation(run: Run) -> dict:
+def validation_batches(run: Run) -> dict:
     """The validation batches of each source with enough held-out text for one."""
     from curricula.curriculum.stream.pretraining import ValidationBatches
     from curricula.curriculum.tokens.shards import source_shards
