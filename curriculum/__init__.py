@@ -6,7 +6,7 @@ exact stream of samples that training reads (`stream`). `synthesis` makes interv
 """
 
 from curricula.curriculum.config import Curriculum, Mix, PhaseConfig, Source, Tokenizer, Tuning
-from curricula.curriculum.plan import Arm, Budget, Segment, arms_of, lines_of, segments_of
+from curricula.curriculum.plan import Arm, Budget, Segment, arms_of, lines_of, training_tree
 
 __all__ = [
     "Arm",
@@ -20,5 +20,5 @@ __all__ = [
     "Tuning",
     "arms_of",
     "lines_of",
-    "segments_of",
+    "training_tree",
 ]

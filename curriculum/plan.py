@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from curricula.curriculum.stream.blend import Phase, exact_shares
 
 TRUNK = "trunk"
 DEFAULT_SEED = 42
+LEAST_SHARE = 1e-9
+"""Of interventions that `exposure: matched` can scale."""
 
 
 @dataclass(frozen=True)
@@ -72,26 +74,30 @@ class Replicate:
     tuning_seed: int = DEFAULT_SEED
     """Of the order of tuning data."""
     suffix: str = ""
-    """Empty for the first replicate."""
+    """Empty for the first replicate of a study without a sweep."""
+    variant: str = ""
+    """The point of the study's sweep; empty without one."""
 
     def named(self, name: str) -> str:
         """The name of an arm or of the trunk in this replicate's elements and folders."""
         return name + self.suffix
 
 
-def replicates_of(seeds: Sequence[int], anew: ReplicateDraws) -> tuple[Replicate, ...]:
+def replicates_of(seeds: Sequence[int], anew: ReplicateDraws, variant: str = "") -> tuple[Replicate, ...]:
     first, *others = seeds
+    name = f".{variant}" if variant else ""
     further = (
         Replicate(
             seed,
             init_seed=seed if anew.init else first,
             data_seed=seed if anew.data else first,
             tuning_seed=seed if anew.tuning else first,
-            suffix=f"-s{seed}",
+            suffix=f"{name}-s{seed}",
+            variant=variant,
         )
         for seed in others
     )
-    return (Replicate(first, first, first, first), *further)
+    return (Replicate(first, first, first, first, name, variant), *further)
 
 
 @dataclass(frozen=True)
@@ -231,6 +237,11 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
         ends = [0, *(budget.step_at(until) for until, _ in arm.phases)]
         lengths = [stop - start for start, stop in itertools.pairwise(ends)]
         most = max(shares)
+        if 0 < most < LEAST_SHARE:
+            raise ValueError(
+                f"exposure: matched cannot scale the interventions of {arm.name}, at most {most:g} of its tokens; raise "
+                "their weights"
+            )
         # In units of the largest share, so that arms of one phase get the very weights that they need.
         steps = sum(share / most * length for share, length in zip(shares, lengths)) if most else 0.0
         target = wanted.setdefault(own, most * steps)
@@ -315,10 +326,13 @@ class Line:
     """Sequences in a step."""
     is_wanted: bool = True
     """Whether a model is made of its end; otherwise it is trained only as far as others branch from it."""
+    otherwise: Hashable = None
+    """All else that the weights depend on and that differs between points of a sweep."""
 
     def shared_steps(self, other: Line) -> int:
         """How many steps from the beginning are the same in both."""
-        if self.sequences != other.sequences:
+        draws, others = ((one.seed, one.init_seed, one.data_seed) for one in (self.arm.replicate, other.arm.replicate))
+        if draws != others or (self.sequences, self.otherwise) != (other.sequences, other.otherwise):
             return 0
         shared = self._shared_samples(other) // self.sequences
         is_same_schedule = (self.decays_at, self.steps) == (other.decays_at, other.steps)
@@ -335,7 +349,13 @@ class Line:
         return shared
 
 
-def lines_of(arms: Sequence[Arm], curriculum: Curriculum, budget: Budget, decays_at: int | None = None) -> list[Line]:
+def lines_of(
+    arms: Sequence[Arm],
+    curriculum: Curriculum,
+    budget: Budget,
+    decays_at: int | None = None,
+    otherwise: Hashable = None,
+) -> list[Line]:
     """A line for each arm, and one for the trunk of each replicate before them. `decays_at` is the step from which the study's
     learning rate falls; by default nothing but the end of the run depends on it."""
     lines = []
@@ -350,42 +370,54 @@ def lines_of(arms: Sequence[Arm], curriculum: Curriculum, budget: Budget, decays
                 )
             falls = decays_at if arm.cooldown is None else budget.step_at(arm.cooldown)
             phases = tuple((phase.until, exact_shares(phase.mix)) for phase in arm.blend_phases(budget))
-            falls = budget.steps if falls is None else falls
-            lines.append(
-                Line(arm, phases, budget.steps, falls, budget.global_batch, is_wanted=arm is not trunk or trunk in own)
-            )
+            falls, is_wanted = budget.steps if falls is None else falls, arm is not trunk or trunk in own
+            lines.append(Line(arm, phases, budget.steps, falls, budget.global_batch, is_wanted, otherwise))
     return lines
 
 
-def segments_of(lines: Sequence[Line]) -> list[Segment]:
-    """The training tree of each replicate, parents before children: of each line the piece that no earlier line has trained,
-    cut where later lines branch from it."""
+@dataclass(frozen=True)
+class TrainingTree:
+    """How all lines are trained with nothing trained twice."""
+
+    segments: tuple[Segment, ...]
+    """Parents before children."""
+    branches: Mapping[str, str]
+    """By the key of each arm, the branch whose last checkpoint is its base model."""
+
+
+def training_tree(lines: Sequence[Line]) -> TrainingTree:
+    """Of each line the piece that no earlier line has trained, cut where later lines branch from it.
+
+    Raises ValueError where two arms of one study are the same.
+    """
     hosts = [_host(lines, number) for number in range(len(lines))]
+    ends = [host if start == line.steps else number for number, (line, (host, start)) in enumerate(zip(lines, hosts))]
     cuts: dict[int, set[int]] = defaultdict(set)
     for number in reversed(range(len(lines))):
         host, start = hosts[number]
         if lines[number].is_wanted:
-            cuts[number].add(lines[number].steps)
+            cuts[ends[number]].add(lines[number].steps)
         if start and cuts[number]:
             cuts[host].add(start)
-    segments, ends = [], {}
+    segments: list[Segment] = []
+    made: dict[tuple[int, int], str] = {}
     for number, (line, (host, start)) in enumerate(zip(lines, hosts)):
-        parent = ends[host, start] if start else None
+        parent = made[host, start] if start and cuts[number] else None
         for stop in sorted(cuts[number]):
-            segment = Segment(branch_of(line.arm), start, stop, line.arm, parent)
-            segments.append(segment)
-            start, parent = stop, segment.name
-            ends[number, stop] = parent
-    return segments
+            segments.append(Segment(branch_of(line.arm), start, stop, line.arm, parent))
+            start, parent = stop, segments[-1].name
+            made[number, stop] = parent
+    branches = {line.arm.key: branch_of(lines[end].arm) for line, end in zip(lines, ends) if line.is_wanted}
+    return TrainingTree(tuple(segments), branches)
 
 
 def _host(lines: Sequence[Line], number: int) -> tuple[int, int]:
     """The first of the earlier lines that share most steps with this one, and how many steps."""
     line, best = lines[number], (0, 0)
     for place, other in enumerate(lines[:number]):
-        if other.arm.replicate == line.arm.replicate and (shared := line.shared_steps(other)) > best[1]:
+        if (shared := line.shared_steps(other)) > best[1]:
             best = (place, shared)
-    if line.is_wanted and best[1] == line.steps:
-        twin = lines[best[0]].arm.name
-        raise ValueError(f"arms {twin} and {line.arm.name} read the same to the end; leave one of them out")
+    twin = lines[best[0]].arm
+    if line.is_wanted and best[1] == line.steps and twin.replicate == line.arm.replicate:
+        raise ValueError(f"arms {twin.name} and {line.arm.name} read the same to the end; leave one of them out")
     return best

@@ -24,35 +24,22 @@ from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     """The plan and its costs as plain values. `shards` is the run's shard folder; where it is complete, its sizes are used."""
     study, segments, arms = plan.study, plan.segments.values(), plan.arms
-    config, budget = study.model.resolve(), study.budget
     sizes = _source_sizes(study, shards)
-    described = [_arm(arm, study, sizes) for arm in arms]  # of any seed
-    midtrained = list(_midtrained(study, sizes))
-    shared = sum(segment.stop - segment.start for segment in segments) * budget.step_tokens
+    described = [_arm(arm, study.at(arm.replicate.variant), sizes) for arm in arms]  # of any seed
+    midtrained = [one for variant in study.variants.values() for one in _midtrained(variant, sizes)]
+    tokens = {s.name: (s.stop - s.start) * study.at(s.arm.replicate.variant).budget.step_tokens for s in segments}
+    unshared = sum(study.at(arm.replicate.variant).budget.tokens for arm in study.trainings)
     return {
         "study": study.name,
-        "seeds": [one.seed for one in study.replicates],
-        "model": {
-            "preset": study.model.preset,
-            "parameters": config.parameters(),
-            "flops_per_token": config.flops_per_token(budget.sequence_length),
-            **msgspec.to_builtins(config),
-        },
-        "budget": {
-            "requested_tokens": budget.requested_tokens,
-            "tokens": budget.tokens,
-            "steps": budget.steps,
-            "step_tokens": budget.step_tokens,
-            "snap_tokens": budget.snap_tokens(1.0),
-            "sequence_length": budget.sequence_length,
-            "global_batch": budget.global_batch,
-        },
+        "seeds": list(dict.fromkeys(one.seed for one in study.replicates)),
+        **described_size(study),
+        "points": _points(plan) if study.sweep is not None else [],
         "arms": described,
         "source_sizes": {name: size._asdict() for name, size in sizes.items()},
         "warnings": [
             *_too_many_epochs([*described, *midtrained], study),
             *_unknown_sizes(described, sizes),
-            *_too_little_memory(study),
+            *dict.fromkeys(line for variant in study.variants.values() for line in _too_little_memory(variant)),
             *_unpinned(study),
         ],
         "segments": [
@@ -63,12 +50,12 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
                 "seed": s.arm.replicate.seed,
                 "start_step": s.start,
                 "stop_step": s.stop,
-                "tokens": (s.stop - s.start) * budget.step_tokens,
+                "tokens": tokens[s.name],
             }
             for s in segments
         ],
         "stages": [_stage(name, study) for name in study.tree.stages],
-        "trained_tokens": {"with_trunk_sharing": shared, "without": len(study.trainings) * budget.tokens},
+        "trained_tokens": {"with_trunk_sharing": sum(tokens.values()), "without": unshared},
         "jobs": [
             {
                 "name": job.name,
@@ -84,11 +71,56 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     }
 
 
+def described_size(study: Study) -> dict[str, Any]:
+    """The model and the budget of a study, or of a point of its sweep, as plain values."""
+    config, budget = study.model.resolve(), study.budget
+    return {
+        "model": {
+            "preset": study.model.preset,
+            "parameters": config.parameters(),
+            "flops_per_token": config.flops_per_token(budget.sequence_length),
+            **msgspec.to_builtins(config),
+        },
+        "budget": {
+            "requested_tokens": budget.requested_tokens,
+            "tokens": budget.tokens,
+            "steps": budget.steps,
+            "step_tokens": budget.step_tokens,
+            "snap_tokens": budget.snap_tokens(1.0),
+            "sequence_length": budget.sequence_length,
+            "global_batch": budget.global_batch,
+        },
+    }
+
+
+def _points(plan: Plan) -> list[dict[str, Any]]:
+    """The points of a sweep with the GPU-hours of what each adds to those before it."""
+    hours: dict[str, dict[str, float]] = {
+        name: {"pretraining": 0.0, "other_at_most": 0.0} for name in plan.study.variants
+    }
+    for job, element in plan.elements():
+        if element.variant:
+            part = "pretraining" if job.request.section == "pretraining" else "other_at_most"
+            hours[element.variant][part] += element.gpu_hours
+    return [
+        {
+            "name": name,
+            "preset": one.model.preset,
+            "parameters": one.model.resolve().parameters(),
+            "tokens": one.budget.tokens,
+            "steps": one.budget.steps,
+            "gpu_hours": hours[name],
+        }
+        for name, one in plan.study.variants.items()
+    ]
+
+
 def check_epochs(plan: Plan, shards: Path) -> None:
     """Raise UserError when an arm reads a source more often than its `max_epochs`, by the sizes in the manifests."""
     sizes = _source_sizes(plan.study, shards)
-    arms = [_arm(arm, plan.study, sizes) for arm in plan.arms]
-    for problem in _too_many_epochs([*arms, *_midtrained(plan.study, sizes)], plan.study):
+    arms = [_arm(arm, plan.study.at(arm.replicate.variant), sizes) for arm in plan.arms]
+    midtrained = [one for variant in plan.study.variants.values() for one in _midtrained(variant, sizes)]
+    for problem in _too_many_epochs([*arms, *midtrained], plan.study):
         raise UserError(f"{problem} (in a run that has begun, in its study.yaml too)")
 
 
@@ -135,7 +167,7 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
         start, counts_before = step, counts_after
     sources = _sources(counts, study, sizes)
     return {
-        "name": arm.name,
+        "name": arm.key,
         "start": arm.start,
         "interventions": arm.interventions,
         "switch_step": budget.step_at(arm.start),
@@ -161,7 +193,7 @@ def _midtrained(study: Study, sizes: dict[str, SourceSize]) -> Iterator[dict[str
     for stage in (name for name, config in study.tree.stages.items() if isinstance(config, Midtrain)):
         for arm in (arm for arm in study.arms if arm.name in study.tree.arms[stage]):
             blend = Blend(study.tree.stream(stage, arm, study.budget).phases)
-            yield {"name": f"{arm.name} by {stage}", "sources": _sources(blend.counts(blend.total), study, sizes)}
+            yield {"name": f"{arm.key} by {stage}", "sources": _sources(blend.counts(blend.total), study, sizes)}
 
 
 def _stage(name: str, study: Study) -> dict[str, Any]:

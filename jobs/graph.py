@@ -14,10 +14,10 @@ from pathlib import Path
 
 from curricula.curriculum.config import Midtrain, point_label
 from curricula.curriculum.plan import TRUNK, Arm, Segment, percent
-from curricula.curriculum.stages import BASE
+from curricula.curriculum.stages import BASE, StageTree
 from curricula.eval import ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
-from curricula.jobs.plan import Edge, Element, Job, Plan
+from curricula.jobs.plan import Edge, Element, Job, Key, Plan
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
@@ -35,6 +35,8 @@ class _Planner:
     def __init__(self, study: Study, profile: Profile | None):
         self.study, self.profile = study, profile
         self.jobs: list[Job] = []
+        self._made: dict[tuple[str, ModelKind], Key] = {}
+        """By an arm's key and a stage, the element that trains the model."""
 
     def plan(self) -> Plan:
         study, segments = self.study, self.study.segments
@@ -53,7 +55,10 @@ class _Planner:
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         request = STAGES[stage].request(self.study, self.profile)
-        priced = (replace(one, gpu_hours=STAGES[stage].gpu_hours(self.study, one, request)) for one in elements)
+        priced = (
+            replace(one, gpu_hours=STAGES[stage].gpu_hours(self.study.at(one.variant), one, request))
+            for one in elements
+        )
         self.jobs.append(Job(name, stage, tuple(priced), needs, request, STAGES[stage].names(elements[0])))
         return name
 
@@ -85,12 +90,13 @@ class _Planner:
             self._pretrain(name, by_job)
 
     def _pretrain_name(self, segment: Segment) -> str:
-        budget = self.study.budget
+        variant = segment.arm.replicate.variant
+        budget, suffix = self.study.at(variant).budget, self.study.class_of(variant)
         if segment.is_trunk:
-            return f"pretrain-trunk-{segment.stop}"
+            return f"pretrain-trunk-{segment.stop}{suffix}"
         is_start = segment.start == budget.step_at(segment.arm.start)
         name = f"pretrain-{percent(segment.arm.start if is_start else round(segment.start / budget.steps, 4))}"
-        return name if segment.stop == budget.steps else f"{name}-{segment.stop}"
+        return f"{name}{'' if segment.stop == budget.steps else f'-{segment.stop}'}{suffix}"
 
     def _pretrain(self, name: str, by_job: dict[str, list[Segment]]) -> None:
         """Add a job after those that its segments' parents are in, once."""
@@ -107,39 +113,46 @@ class _Planner:
 
     def _add_models(self, name: str, arms: list[Arm]) -> dict[ModelKind, str]:
         """Add the export and the stages of the models of `arms`; returns the job that makes the model of each stage."""
-        tree, steps = self.study.tree, self.study.budget.steps
-        trained = self._after(arms, steps)
-        ends = {BASE: trained}
-        made: dict[ModelKind, str] = {BASE: self._add(f"export-base-{name}", "export", _models(arms, BASE), *trained)}
-        for stage, config in tree.stages.items():
+        made: dict[ModelKind, str] = {}
+        base = self._having(BASE, arms)
+        if base:
+            made[BASE] = self._add(f"export-base-{name}", "export", _models(base, BASE), *self._after(BASE, base))
+        for stage in dict.fromkeys(stage for one in self.study.variants.values() for stage in one.tree.stages):
             having = self._having(stage, arms)
             if not having:
                 continue
-            if config.at is not None:
-                needs = self._after(having, self.study.budget.step_at(config.at))
-            elif tree.parent(stage) == BASE:
-                needs = self._after(having, steps)
-            else:
-                is_one_to_one = having == self._having(tree.parent(stage), arms)
-                needs = [Edge(ends[tree.parent(stage)], "aftercorr" if is_one_to_one else "afterok")]
-            elements = _models(having, stage)
-            is_midtraining = isinstance(config, Midtrain)
-            ends[stage] = self._add(f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, *needs)
-            made[stage] = ends[stage]
+            elements, needs = _models(having, stage), self._after(stage, having)
+            is_midtraining = isinstance(self._tree(having[0]).stages[stage], Midtrain)
+            made[stage] = self._add(f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, *needs)
+            self._made |= {(arm.key, stage): (made[stage], arm.key) for arm in having}
             if is_midtraining:
-                made[stage] = self._add(f"export-{stage}-{name}", "export", elements, Edge(ends[stage], "aftercorr"))
+                made[stage] = self._add(f"export-{stage}-{name}", "export", elements, Edge(made[stage], "aftercorr"))
         return made
 
-    def _having(self, stage: ModelKind, arms: list[Arm]) -> list[Arm]:
-        return [arm for arm in arms if arm.name in self.study.tree.arms[stage]]
+    def _tree(self, arm: Arm) -> StageTree:
+        return self.study.at(arm.replicate.variant).tree
 
-    def _after(self, arms: list[Arm], step: int) -> list[Edge]:
-        """What waits for these arms' checkpoints of a step: element for element, where a whole job trains just up to them."""
-        segments = [self.study.segment_at(arm, step) for arm in arms]
-        jobs = list(dict.fromkeys(self._job_of_segment[one.name] for one in segments))
-        whole = [one.segment for job in self.jobs if job.name == jobs[0] for one in job.elements]
-        is_one_to_one = whole == [one.name for one in segments] and {one.stop for one in segments} == {step}
+    def _having(self, stage: ModelKind, arms: list[Arm]) -> list[Arm]:
+        """Those of `arms` that make a model of this stage themselves."""
+        owners = self.study.owners
+        return [arm for arm in arms if owners.get((arm.key, stage)) == arm.key]
+
+    def _after(self, stage: ModelKind, arms: list[Arm]) -> list[Edge]:
+        """What the elements of a stage for these arms wait for: element for element, where they continue from a whole job."""
+        before = [self._before(stage, arm) for arm in arms]
+        jobs = list(dict.fromkeys(job for job, _ in before))
+        whole = next(job for job in self.jobs if job.name == jobs[0])
+        is_one_to_one = before == [(whole.name, label) for label in whole.labels]
         return [Edge(job, "aftercorr" if is_one_to_one else "afterok") for job in jobs]
+
+    def _before(self, stage: ModelKind, arm: Arm) -> Key:
+        """The element that makes what a stage of an arm begins from."""
+        study = self.study.at(arm.replicate.variant)
+        parent, at = (BASE, None) if stage == BASE else (study.tree.parent(stage), study.tree.stages[stage].at)
+        if parent == BASE:
+            segment = study.segment_at(arm, study.budget.steps if at is None else study.budget.step_at(at))
+            return self._job_of_segment[segment.name], segment.branch
+        return self._made[self.study.owners[arm.key, parent], parent]
 
     def _add_evaluations(
         self, name: str, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]
@@ -150,19 +163,19 @@ class _Planner:
         for kind, made in made_by.items():
             having = self._having(kind, arms)
             elements = [
-                Element(f"{arm.key}/{task.name}", arm=arm.name, seed=arm.replicate.seed, kind=kind, eval_task=task)
-                for arm in having
-                for task in self.study.eval_tasks(kind)
+                replace(model, label=f"{model.label}/{task.name}", eval_task=task)
+                for model in _models(having, kind)
+                for task in self.study.at(model.variant).eval_tasks(kind)
             ]
             if elements:
                 measured[kind] = self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made), *needs)
-            along = self.study.along(kind) if kind != BASE else None
-            if along:
-                points = [
-                    replace(one, label=f"{one.label}/{point}", point=point)
-                    for one in _models(having, kind)
-                    for point in map(point_label, along.at)
-                ]
+            points = [
+                replace(model, label=f"{model.label}/{point}", point=point)
+                for model in (_models(having, kind) if kind != BASE else ())
+                if (along := self.study.at(model.variant).along(kind))
+                for point in map(point_label, along.at)
+            ]
+            if points:
                 found.append(self._add(f"along-{kind}-{name}", "along", points, Edge(made), *needs))
         if measured:
             # A failed evaluation does not hold back the others: the report says what is missing.
@@ -174,18 +187,16 @@ class _Planner:
 
     def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> list[str]:
         """Add the measurement of what pretraining passes; a point of the trunk is measured once for all arms."""
-        along, budget = self.study.pretraining.along, self.study.budget
         found: list[str] = []
-        if along is None:
-            return found
-        jobs = {job.name: job for job in self.jobs}
+        jobs, segments = {job.name: job for job in self.jobs}, {one.name: one for one in self.study.segments}
         for job in [jobs[name] for name in dict.fromkeys(self._job_of_segment.values())]:
             points = []
             for element in job.elements:
-                segment = next(one for one in self.study.segments if one.name == element.segment)
+                segment, study = segments[element.segment], self.study.at(element.variant)
+                along = study.pretraining.along
                 points += [
                     replace(element, label=f"{element.label}/{point}", segment="", point=point)
-                    for point, step in along.steps(budget.steps).items()
+                    for point, step in (along.steps(study.budget.steps) if along else {}).items()
                     if segment.start < step <= segment.stop
                 ]
             if points:
@@ -195,13 +206,19 @@ class _Planner:
 
 
 def _training(segment: Segment) -> Element:
-    arm = TRUNK if segment.is_trunk else segment.arm.name
-    return Element(segment.branch, segment=segment.name, arm=arm, seed=segment.arm.replicate.seed)
+    arm, replicate = TRUNK if segment.is_trunk else segment.arm.name, segment.arm.replicate
+    return Element(segment.branch, segment=segment.name, arm=arm, seed=replicate.seed, variant=replicate.variant)
 
 
 def _models(arms: list[Arm], kind: ModelKind, several: bool = False) -> list[Element]:
     """An element for the model of this kind of each arm; with `several` kinds in the job, the label says which."""
     return [
-        Element(f"{arm.key}/{kind}" if several else arm.key, arm=arm.name, seed=arm.replicate.seed, kind=kind)
+        Element(
+            f"{arm.key}/{kind}" if several else arm.key,
+            arm=arm.name,
+            seed=arm.replicate.seed,
+            variant=arm.replicate.variant,
+            kind=kind,
+        )
         for arm in arms
     ]

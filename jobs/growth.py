@@ -22,8 +22,8 @@ def refusal(old: Study, new: Study) -> str:
         return f"it has stage {', '.join(gone)}, which stages now lacks"
     if changed := _first_difference(*_fixed(old, new)):
         return changed
-    arms, new_arms = ({arm.name: arm for arm in study.arms} for study in (old, new))
-    jobs, new_jobs = ({arm.name: name for name, group in study.groups.items() for arm in group} for study in (old, new))
+    arms, new_arms = ({arm.key: arm for arm in study.arms} for study in (old, new))
+    jobs, new_jobs = ({arm.key: name for name, group in study.groups.items() for arm in group} for study in (old, new))
     for name, arm in arms.items():
         if name not in new_arms:
             return f"it has arm {name}, which curriculum now lacks"
@@ -62,7 +62,7 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
     sets = {*old.curriculum.interventions, *old.curriculum.arms}
     for study in plain:
         del study["seed"], study["seeds"], study["curriculum"]["starts"]
-        if len(old.replicates) == 1:
+        if len({one.seed for one in old.replicates}) == 1:
             del study["replicate"]  # has had no effect yet
         for name in study["stages"].keys() - old.stages.keys():
             del study["stages"][name]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from curricula.curriculum.plan import TRUNK, Arm, Segment
+from curricula.curriculum.plan import Arm, Segment
 from curricula.curriculum.stages import BASE, model_name
 from curricula.errors import UsageError
 from curricula.eval import EvalTask, ModelKind
@@ -49,6 +49,8 @@ class Element:
     """The arm that it trains or measures, or "trunk"; empty for what all arms share, such as the data."""
     seed: int | None = None
     """The seed of that training; None for what all replicates share."""
+    variant: str = ""
+    """The point of the study's sweep that it belongs to; empty without a sweep, and for what all points share."""
     kind: ModelKind = BASE
     """The stage that makes the model that it trains, exports or measures."""
     point: str = ""
@@ -117,10 +119,12 @@ class Plan:
         where both have any."""
         if one.segment and other.segment:
             return self.segments[other.segment].parent == one.segment
-        if one.segment and (one.arm, one.seed) != (other.arm, other.seed):
-            return one.segment in [item.name for item in self.study.path(self.study.training(other.arm, other.seed))]
-        is_of_arm = "" in (one.arm, other.arm) or one.arm in (TRUNK, other.arm)
-        return is_of_arm and (None in (one.seed, other.seed) or one.seed == other.seed)
+        if not (one.arm and other.arm) or _training(one) == _training(other):
+            return True
+        if one.segment:
+            return one.segment in [item.name for item in self.study.path(self.study.training(*_training(other)))]
+        keys = [self.study.replicate_of(item.seed, item.variant).named(item.arm) for item in (one, other)]
+        return self.study.owners.get((keys[1], one.kind)) == keys[0]
 
     def find(self, job_name: str, label: str) -> tuple[Job, Element]:
         """The element with its job; raises UsageError that names the known ones when there is none."""
@@ -154,6 +158,10 @@ class Plan:
                 wanted.add(name)
                 todo += [edge.job for edge in self.by_name[name].needs]
         return tuple(job for job in self.jobs if job.name in wanted)
+
+
+def _training(element: Element) -> tuple[str, int | None, str]:
+    return element.arm, element.seed, element.variant
 
 
 def keys_of(chosen: Chosen) -> list[Key]:

@@ -28,7 +28,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from curricula.curriculum.plan import Arm, branch_of
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import (
     NO_SPACE,
@@ -156,9 +155,6 @@ class Run:
 
     def branch(self, branch: str) -> Path:
         return self.root / "pretrain" / branch
-
-    def base_branch(self, arm: Arm) -> Path:
-        return self.branch(branch_of(arm))
 
     def tuning(self, arm: str, kind: str) -> Path:
         return self.root / "tune" / arm / kind

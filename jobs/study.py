@@ -32,17 +32,20 @@ from curricula.curriculum.plan import (
     TRUNK,
     Arm,
     Budget,
+    Line,
     Replicate,
     Segment,
+    TrainingTree,
     arms_of,
     branch_of,
     lines_of,
     percent,
     replicates_of,
     safe_only_arm,
-    segments_of,
+    training_tree,
 )
 from curricula.curriculum.stages import BASE, StageTree, stage_tree
+from curricula.curriculum.sweep import Sweep, variants_of
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import EvalConfig
@@ -56,11 +59,13 @@ from curricula.model import (
     TrackingConfig,
     TrainConfig,
 )
-from curricula.model.schedule import decay_start
+from curricula.model.schedule import decay_start, warmup_steps
 from curricula.provenance import PACKAGE
 from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, changed, parse, read_yaml
 
 STUDIES = PACKAGE / "jobs" / "studies"
+SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
+"""Settings of pretraining on which no weight depends."""
 EXAMPLES = ("demo", "demo-full", "paper", "smollm2-135m")
 """Studies that come with the suite."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -197,9 +202,15 @@ class Study(Settings, frozen=True, dict=True):
     replicate: ReplicateDraws = ReplicateDraws()
     validation_documents: NonNegative = 64
     """Documents of each source that are held out of training."""
+    sweep: Sweep | None = None
+    """Do all of it at several points: keys of the study, each with a list of values (all combinations), or a list of points."""
 
     def check(self) -> None:
         self._check_seeds()
+        if self.sweep is not None:
+            msgspec.structs.replace(self, sweep=None)  # checks the rest
+            self._check_sweep()
+            return
         self._check_names()
         self._check_sources()
         self._check_vocabulary()
@@ -323,6 +334,17 @@ class Study(Settings, frozen=True, dict=True):
             with _located("pretraining"):
                 self.pretraining.along.steps(self.budget.steps)
 
+    def _check_sweep(self) -> None:
+        for name, variant in self.variants.items():
+            if self.model.weights and variant.model != self.model:
+                raise ValueError(
+                    f"sweep varies the model in point {name}, where model.weights is given; leave one of them out"
+                )
+            for stage in variant.tree.stages.keys() & self.tree.stages.keys():
+                if type(variant.tree.stages[stage]) is not type(self.tree.stages[stage]):
+                    raise ValueError(f"sweep changes the kind of stages.{stage} in point {name}; write another stage")
+        _ = self.segments
+
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
         if self.tuning and evaluation.tasks.benign and self.tuning.benign is None:
@@ -354,7 +376,9 @@ class Study(Settings, frozen=True, dict=True):
         """All stages after pretraining, those of `tuning` first, with what is not given written out."""
         given: dict[str, AnyStage] = {**(self.tuning.stages if self.tuning else {}), **self.stages}
         resolved = {name: self._resolved(name, stage) for name, stage in given.items()}
-        return stage_tree(resolved, [arm.name for arm in self.arms], {name: self.place_of(name) for name in given})
+        return stage_tree(
+            resolved, list(dict.fromkeys(arm.name for arm in self.arms)), {name: self.place_of(name) for name in given}
+        )
 
     def _resolved(self, name: str, stage: AnyStage) -> AnyStage:
         if not isinstance(stage, Midtrain):
@@ -390,10 +414,15 @@ class Study(Settings, frozen=True, dict=True):
         )
 
     @property
+    def tunings(self) -> list[Tuning]:
+        """The finetuning stages of all points."""
+        stages = [stage for one in self.variants.values() for stage in one.tree.stages.values()]
+        return [stage for stage in stages if isinstance(stage, Tuning)]
+
+    @property
     def tuning_sets(self) -> list[str]:
         """The tuning sets of all stages, each once."""
-        tunings = [stage for stage in self.tree.stages.values() if isinstance(stage, Tuning)]
-        return list(dict.fromkeys(name for tuning in tunings for name in tuning.mix))
+        return list(dict.fromkeys(name for tuning in self.tunings for name in tuning.mix))
 
     def along(self, name: str) -> Along | None:
         """What is measured while the model of a stage, or "base", is trained."""
@@ -415,8 +444,8 @@ class Study(Settings, frozen=True, dict=True):
     @property
     def used_benchmarks(self) -> list[str]:
         """Every benchmark that a task does read."""
-        names = (BASE, *self.tree.stages)
-        tasks = [task for name in names for way in (False, True) for task in self.eval_tasks(name, way)]
+        stages = [(one, name) for one in self.variants.values() for name in (BASE, *one.tree.stages)]
+        tasks = [task for one, name in stages for way in (False, True) for task in one.eval_tasks(name, way)]
         return list(dict.fromkeys(task.benchmark for task in tasks if task.benchmark))
 
     def branch_at(self, arm: Arm, step: int) -> str:
@@ -429,7 +458,10 @@ class Study(Settings, frozen=True, dict=True):
 
     def path(self, arm: Arm) -> list[Segment]:
         """The segments that train `arm`, from the first step to the last."""
-        found = [self._last_segments[branch_of(arm)]]
+        whole = self.whole
+        if whole is not self:
+            return whole.path(arm)
+        found = [self._last_segments[self.training_tree.branches.get(arm.key, branch_of(arm))]]
         while found[0].parent:
             found.insert(0, self._by_name[found[0].parent])
         return found
@@ -444,13 +476,15 @@ class Study(Settings, frozen=True, dict=True):
 
     def kept_steps(self, branch: str) -> set[int]:
         """The steps of a branch at which stages begin or models are measured, beside the ends of its segments."""
-        along = self.pretraining.along
-        kept = set(along.steps(self.budget.steps).values()) if along else set()
-        for name, stage in self.tree.stages.items():
-            if stage.at is not None:
-                step = self.budget.step_at(stage.at)
-                having = [arm for arm in self.trainings if arm.name in self.tree.arms[name]]
-                kept |= {step for arm in having if self.branch_at(arm, step) == branch}
+        kept: set[int] = set()
+        for one in self.whole.variants.values():
+            along = one.pretraining.along
+            kept |= set(along.steps(one.budget.steps).values()) if along else set()
+            for name, stage in one.tree.stages.items():
+                if stage.at is not None:
+                    step = one.budget.step_at(stage.at)
+                    having = [arm for arm in one.trainings if arm.name in one.tree.arms[name]]
+                    kept |= {step for arm in having if one.branch_at(arm, step) == branch}
         return kept
 
     @property
@@ -460,12 +494,41 @@ class Study(Settings, frozen=True, dict=True):
         return Budget(tokens, model.sequence_length, pretraining.global_batch)
 
     @cached_property
-    def replicates(self) -> tuple[Replicate, ...]:
-        seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
-        return replicates_of(seeds, self.replicate)
+    def variants(self) -> dict[str, Study]:
+        """The studies of the sweep's points by name; without a sweep the study itself, under an empty name."""
+        if self.sweep is None:
+            return {"": self}
+        found = variants_of(self, self.sweep)
+        for name, variant in found.items():  # what it has computed so far does not know its name
+            vars(variant).clear()
+            vars(variant).update(variant=name, whole=self)
+        return found
 
-    def replicate_of(self, seed: int | None) -> Replicate:
-        return next(one for one in self.replicates if one.seed == seed)
+    @property
+    def variant(self) -> str:
+        """The point of a sweep whose study this is."""
+        return vars(self).get("variant", "")
+
+    @property
+    def whole(self) -> Study:
+        """The study with the sweep."""
+        return vars(self).get("whole", self)
+
+    def at(self, variant: str) -> Study:
+        """The study of a point; this one for what belongs to none."""
+        return self.variants[variant] if variant else self
+
+    @cached_property
+    def replicates(self) -> tuple[Replicate, ...]:
+        """Of each point, one for each seed."""
+        if self.sweep is not None:
+            return tuple(one for variant in self.variants.values() for one in variant.replicates)
+        seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
+        return replicates_of(seeds, self.replicate, self.variant)
+
+    def replicate_of(self, seed: int | None, variant: str = "") -> Replicate:
+        variant = variant or self.variant
+        return next(one for one in self.replicates if (one.seed, one.variant) == (seed, variant))
 
     @property
     def first_seed(self) -> int:
@@ -475,33 +538,85 @@ class Study(Settings, frozen=True, dict=True):
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
         """Every arm once, as the first replicate trains it."""
-        return self.trainings[: len(self.trainings) // len(self.replicates)]
+        return tuple(arm for arm in self.trainings if arm.replicate.seed == self.first_seed)
 
     @cached_property
     def trainings(self) -> tuple[Arm, ...]:
         """Every arm of every replicate, one replicate after another."""
+        if self.sweep is not None:
+            return tuple(arm for variant in self.variants.values() for arm in variant.trainings)
         arms = arms_of(self.curriculum, self.budget)
         return tuple(replace(arm, replicate=one) for one in self.replicates for arm in arms)
 
-    def training(self, arm: str, seed: int | None) -> Arm:
+    def training(self, arm: str, seed: int | None, variant: str = "") -> Arm:
         """The training of an arm, or of the trunk, with a seed."""
+        replicate = self.replicate_of(seed, variant)
         if arm == TRUNK:
-            return safe_only_arm(self.curriculum, self.replicate_of(seed))
-        return next(one for one in self.trainings if (one.name, one.replicate.seed) == (arm, seed))
+            return safe_only_arm(self.at(variant).curriculum, replicate)
+        return next(one for one in self.trainings if (one.name, one.replicate) == (arm, replicate))
 
     @cached_property
     def groups(self) -> dict[str, list[Arm]]:
-        """The trainings that leave the trunk at the same step, earliest first, by the name that their jobs share."""
+        """The trainings that leave the trunk at the same step, earliest first, by the name that their jobs share. Points of a
+        sweep share jobs where they train equally large models for equally long."""
+        if self.sweep is not None:
+            found: dict[str, list[Arm]] = defaultdict(list)
+            for variant in self.variants.values():
+                for name, arms in variant.groups.items():
+                    found[name + self.class_of(variant.variant)] += arms
+            return dict(found)
         by_step: dict[int, list[Arm]] = defaultdict(list)
         for arm in self.trainings:
             by_step[self.budget.step_at(arm.start)].append(arm)
         return {percent(arms[0].start): arms for _, arms in sorted(by_step.items())}
 
-    @cached_property
+    def class_of(self, variant: str) -> str:
+        """What ends the names of a point's jobs: empty where all points train equally large models for equally long."""
+        sizes = {name: (one.model, one.budget) for name, one in self.variants.items()}
+        first = next(name for name, size in sizes.items() if size == sizes[variant])
+        return f".{first}" if len(set(sizes.values())) > 1 else ""
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
-        schedule, steps = self.pretraining.schedule, self.budget.steps
-        decays_at = decay_start(steps, schedule) if schedule.kind == "warmup-stable-decay" else None
-        return tuple(segments_of(lines_of(self.trainings, self.curriculum, self.budget, decays_at)))
+        return self.whole.training_tree.segments
+
+    @cached_property
+    def training_tree(self) -> TrainingTree:
+        return training_tree([line for one in self.variants.values() for line in one.lines])
+
+    @property
+    def lines(self) -> list[Line]:
+        """The trainings with all that their pretraining depends on."""
+        pretraining, steps = self.pretraining, self.budget.steps
+        schedule, warmup = pretraining.schedule, warmup_steps(steps, pretraining.schedule)
+        decays_at = decay_start(steps, schedule) if schedule.kind == "warmup-stable-decay" else warmup
+        fixed = msgspec.structs.replace(schedule, decay_fraction=0.0, warmup_fraction=None, warmup_steps=warmup)
+        recipe = {**msgspec.to_builtins(pretraining), "schedule": msgspec.to_builtins(fixed)}
+        for key in ("budget_tokens", "tokens_per_parameter", *SAVING):
+            del recipe[key]
+        otherwise = msgspec.json.encode((self.model.resolve(), recipe))
+        return lines_of(self.trainings, self.curriculum, self.budget, decays_at, otherwise)
+
+    @cached_property
+    def owners(self) -> dict[tuple[str, str], str]:
+        """By a training's key and a stage, the key of the training whose model it is: of the first of equal ones."""
+        first: dict[tuple[Any, ...], str] = {}
+        found: dict[tuple[str, str], str] = {}
+        for one in self.variants.values():
+            for arm in one.trainings:
+                pasts: dict[str, tuple[Any, ...]] = {BASE: (self.training_tree.branches[arm.key],)}
+                for name, stage in one.tree.stages.items():
+                    if arm.name in one.tree.arms[name]:
+                        settings = msgspec.json.encode((stage, one.train_config(name)))
+                        pasts[name] = (
+                            *pasts[one.tree.parent(name)],
+                            name,
+                            settings,
+                            arm.replicate.tuning_seed,
+                            arm.interventions,
+                        )
+                found |= {(arm.key, name): first.setdefault(past, arm.key) for name, past in pasts.items()}
+        return found
 
     def pretraining_of(self, arm: Arm) -> Pretraining:
         """How `arm` is pretrained: its own cooldown replaces the decay that the study has for all."""

@@ -36,9 +36,15 @@ class ArmInfo:
     """The seed of this training."""
     key: str = ""
     """Names its folders, and its rows in `StudyRows`; by default the arm's name."""
+    shared: tuple[tuple[str, str], ...] = ()
+    """Stages whose model is another training's, each with the key of that one, whose folders hold it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self.key or self.name)
+
+    def holder(self, stage: str) -> str:
+        """The key that names the folders of its model of a stage."""
+        return dict(self.shared).get(stage, self.key)
 
     @property
     def is_custom(self) -> bool:
@@ -89,8 +95,8 @@ def read_study_rows(
     models: list[ModelRows] = []
     for count, arm in enumerate(arms, start=1):
         for stage in stages:
-            folder = run / "eval" / arm.key / stage
-            model = ModelRows(stage, recorded_hash(run / "models" / arm.key / stage))
+            folder = run / "eval" / arm.holder(stage) / stage
+            model = ModelRows(stage, recorded_hash(run / "models" / arm.holder(stage) / stage))
             models.append(model)
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
                 path = folder / f"{task}.jsonl"

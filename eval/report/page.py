@@ -89,7 +89,7 @@ def write_report(
     frozen = run / "study.yaml"
     losses = final_losses(run)
     labels = {arm.name: arm_label(arm) for arm in arms}
-    page = _template().render(
+    page = template("report.html.j2").render(
         name=plan.get("study") or run.resolve().name,
         facts=facts(plan, metrics),
         fictional=(run / "world").exists(),
@@ -135,7 +135,7 @@ def write_report(
     return out / "index.html"
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -144,7 +144,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, percent=percent, visible=visible, points=points, p_value=p_value)
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def not_evaluated(

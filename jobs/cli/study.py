@@ -209,6 +209,12 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     console.print(_tree(study), _stages(value, study), *_arm_tables(value, study), _job_table(value), sep="\n")
     for warning in value["warnings"]:
         console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
+    for point in value["points"]:
+        added, other = (f"{point['gpu_hours'][part]:,.0f}" for part in ("pretraining", "other_at_most"))
+        console.print(
+            f"Point {point['name']}: {point['preset']}, {point['parameters']:,} parameters, {_tokens(point['tokens'])} "
+            f"tokens an arm; it adds {added} GPU-hours of pretraining and up to {other} of all else"
+        )
     sharing = value["trained_tokens"]
     console.print(
         f"Trained tokens: {_tokens(sharing['with_trunk_sharing'])} with the shared trunk, "
@@ -233,16 +239,18 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
 
 def _tree(study: Study) -> RenderableType:
     """The training tree: which line branches from which step."""
-    seeds = ", ".join(str(one.seed) for one in study.replicates)
+    seeds = ", ".join(map(str, study.seeds or ()))
     title = "Pretraining tree" if study.seeds is None else f"Pretraining tree, once for each of seeds {seeds}"
-    budget, nodes = study.budget, {"": Tree(f"[bold]{title}")}
+    nodes = {"": Tree(f"[bold]{title}")}
 
     def label(segment: Segment) -> str:
+        budget = study.at(segment.arm.replicate.variant).budget
         tokens = (segment.stop - segment.start) * budget.step_tokens
         return f"{segment.branch}: steps {segment.start:,} to {segment.stop:,} ({_tokens(tokens)})"
 
-    for segment in study.segments[: len(study.segments) // len(study.replicates)]:
-        nodes[segment.name] = nodes[segment.parent or ""].add(label(segment))
+    for segment in study.segments:
+        if segment.arm.replicate.seed == study.first_seed:
+            nodes[segment.name] = nodes[segment.parent or ""].add(label(segment))
     return nodes[""]
 
 

@@ -28,7 +28,8 @@ class Work:
 
     @property
     def study(self) -> Study:
-        return self.plan.study
+        """The study; of an element of a sweep's point, that point's."""
+        return self.plan.study.at(self.element.variant)
 
     @property
     def arm(self) -> Arm:

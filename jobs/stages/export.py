@@ -65,5 +65,6 @@ def base_checkpoint(run: Run, arm: Arm, at: float | None = None) -> Path:
     have been deleted."""
     from curricula.model.checkpoints import step_folder
 
-    step = run.study.budget.step_at(1.0 if at is None else at)
-    return step_folder(run.branch(run.study.branch_at(arm, step)) / "checkpoints", step)
+    study = run.study.at(arm.replicate.variant)
+    step = study.budget.step_at(1.0 if at is None else at)
+    return step_folder(run.branch(study.branch_at(arm, step)) / "checkpoints", step)

@@ -37,7 +37,7 @@ class Midtrain(Tune):
             stream.begin,
             **loss_of(run),
         )
-        train_stage(work, batches, progress, seed=arm.replicate.init_seed, validation=validation_batches(run))
+        train_stage(work, batches, progress, seed=arm.replicate.init_seed, validation=validation_batches(run, study))
 
     def inputs(self, work: Work) -> list[Path]:
         """What any stage reads, and the first shard of each source."""

@@ -54,8 +54,8 @@ def prepare(run: Run) -> None:
         from curricula.model.convert import import_hf
 
         import_hf(model_source(study.model.weights), run.initial_checkpoint, study.model.resolve().sequence_length)
-    entries, vocabulary = load_tokenizer(run.tokenizer).get_vocab_size(), study.model.resolve().vocabulary
-    if entries != vocabulary:
+    entries = load_tokenizer(run.tokenizer).get_vocab_size()
+    for vocabulary in {one.model.resolve().vocabulary for one in study.variants.values()} - {entries}:
         raise UserError(
             f"{run.tokenizer}: {entries} entries, where model.vocabulary is {vocabulary}; make the two equal in the study"
         )

@@ -72,7 +72,8 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
     from curricula.curriculum.stream.pretraining import PretrainingBatches
     from curricula.model.train import train
 
-    study, budget = run.study, run.study.budget
+    study = run.study.at(segment.arm.replicate.variant)
+    budget = study.budget
     config = study.model.resolve()
     batches = PretrainingBatches(
         segment.arm.blend_phases(budget),
@@ -105,7 +106,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         ),
         batches,
         progress,
-        validation=validation_batches(run) if validates else {},
+        validation=validation_batches(run, study) if validates else {},
     )
 
 
@@ -147,14 +148,14 @@ def _last_checkpoint(run: Run, segment: Segment) -> Path:
     return step_folder(run.branch(segment.branch) / "checkpoints", segment.stop)
 
 
-def validation_batches(run: Run) -> dict:
+def validation_batches(run: Run, study: Study) -> dict:
     """The validation batches of each source with enough held-out text for one."""
     from curricula.curriculum.stream.pretraining import ValidationBatches
     from curricula.curriculum.tokens.shards import source_shards
 
-    budget, vocabulary = run.study.budget, run.study.model.resolve().vocabulary
+    budget, vocabulary = study.budget, study.model.resolve().vocabulary
     found = {}
-    for name in run.study.sources:
+    for name in study.sources:
         source_shards(run.shards / name)
         batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch, vocabulary)
         if batches.total_steps:

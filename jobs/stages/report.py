@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from curricula.curriculum.config import point_label
 from curricula.curriculum.stages import BASE, model_name
+from curricula.curriculum.sweep import points_of
 from curricula.errors import UserError
 from curricula.eval.benchmarks import difference
-from curricula.jobs.estimates import describe
+from curricula.jobs.estimates import describe, described_size
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
@@ -37,21 +38,53 @@ class Report(Stage):
 
 def report(run: Run, plan: Plan, progress: Progress = silent, out: Path | None = None) -> Path:
     """Write the report of a run, finished or not, to `out` (by default RUN/report); returns the path of its page."""
+    from curricula.eval.report.sweep import POINTS, SweptPoint, write_overview
+
+    study, out = run.study, out or run.report
+    if study.sweep is None:
+        return _point_report(run, plan, study, out, progress)
+    found = []
+    for number, (name, point) in enumerate(points_of(study.sweep).items()):
+
+        def part(done: int, total: int, number: int = number, **figures: Any) -> None:
+            progress(number * total + done, len(study.variants) * total, **figures)
+
+        variant = study.variants[name]
+        page = _point_report(run, plan, variant, out / POINTS / name, part)
+        settings = ", ".join(f"{key}: {value}" for key, value in point.items())
+        found.append(SweptPoint(name, settings, variant.model.resolve().parameters(), variant.budget.tokens, page))
+    return write_overview(study.name, found, out)
+
+
+def _point_report(run: Run, plan: Plan, study: Study, out: Path, progress: Progress) -> Path:
+    """Write the report of a study without a sweep, or of one point of it."""
     from curricula.eval.analysis import ArmInfo
     from curricula.eval.report.page import write_report
 
-    arms = [ArmInfo(arm.name, arm.start, arm.interventions, arm.replicate.seed, arm.key) for arm in run.study.trainings]
-    stages = (BASE, *run.study.tree.stages)
-    tasks = {name: list(dict.fromkeys(task.task.name for task in run.study.eval_tasks(name))) for name in stages}
+    stages, owners = (BASE, *study.tree.stages), study.whole.owners
+    arms = [
+        ArmInfo(
+            arm.name,
+            arm.start,
+            arm.interventions,
+            arm.replicate.seed,
+            arm.key,
+            tuple(
+                (stage, owners[arm.key, stage]) for stage in stages if owners.get((arm.key, stage), arm.key) != arm.key
+            ),
+        )
+        for arm in study.trainings
+    ]
+    tasks = {name: list(dict.fromkeys(task.task.name for task in study.eval_tasks(name))) for name in stages}
     described = {
-        "plan": describe(plan, run.shards),
+        "plan": {**describe(plan, run.shards), **described_size(study)},
         "provenance": run.provenance,
         "tasks": tasks,
-        "having": run.study.tree.arms,
-        "courses": list(_courses(run.study)),
+        "having": study.tree.arms,
+        "courses": list(_courses(study)),
         "changed": _changed_benchmarks(run),
     }
-    return write_report(run.root, arms, described, out or run.report, progress)
+    return write_report(run.root, arms, described, out, progress)
 
 
 def _courses(study: Study) -> Iterator[Course]:
@@ -74,10 +107,12 @@ def _courses(study: Study) -> Iterator[Course]:
                 batch, begin = study.budget.global_batch, None
             else:
                 config = study.tree.stages[stage]
-                places = tuple(f"{arm.key}/{model_name(stage, point)}" for point in map(point_label, along.at))
-                files = ((f"tune/{arm.key}/{stage}/metrics.jsonl", None),)
+                key = study.whole.owners[arm.key, stage]
+                places = tuple(f"{key}/{model_name(stage, point)}" for point in map(point_label, along.at))
+                files = ((f"tune/{key}/{stage}/metrics.jsonl", None),)
                 batch = config.global_batch or 0
-                begin = None if config.at else f"{arm.key}/{study.tree.parent(stage)}"
+                parent = study.tree.parent(stage)
+                begin = None if config.at else f"{study.whole.owners[arm.key, parent]}/{parent}"
             yield Course(
                 arm=arm.name,
                 seed=arm.replicate.seed,
@@ -85,7 +120,7 @@ def _courses(study: Study) -> Iterator[Course]:
                 tasks=along.tasks,
                 points=places,
                 begin=begin,
-                end=f"{arm.key}/{stage}",
+                end=f"{study.whole.owners[arm.key, stage]}/{stage}",
                 logs=files,
                 step_tokens=batch * study.budget.sequence_length,
             )

@@ -110,4 +110,5 @@ def _source(work: Work) -> Path:
     kind, tree = work.element.kind, work.study.tree
     if tree.parent(kind) == BASE:
         return base_checkpoint(work.run, work.arm, tree.stages[kind].at)
-    return require_checkpoint(work.run.tuning(work.key, tree.parent(kind)) / "checkpoints")
+    owner = work.plan.study.owners[work.key, tree.parent(kind)]
+    return require_checkpoint(work.run.tuning(owner, tree.parent(kind)) / "checkpoints")
