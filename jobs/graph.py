@@ -69,8 +69,8 @@ class _Planner:
             for name, source in self.study.sources.items()
             for shard in source.shard_names
         ]
-        downloads = self._add_downloads("fetch", "data")
-        self._add("prepare", "prepare", [Element("prepare")], *map(Edge, downloads))
+        self._downloads = self._add_downloads("fetch", "data")
+        self._add("prepare", "prepare", [Element("prepare")], *map(Edge, self._downloads))
         self._add("tokenize", "tokenize", shards, Edge("prepare"))
 
     def _add_pretraining(self) -> None:
@@ -110,9 +110,13 @@ class _Planner:
             else:
                 is_one_to_one = having == self._having(tree.parent(stage), arms)
                 needs = Edge(ends[tree.parent(stage)], "aftercorr" if is_one_to_one else "afterok")
+            # A stage that is added to a finished run may need data that nothing before it does.
+            fetched = map(Edge, self._downloads if stage in self.study.stages else ())
             elements = _models(having, stage)
             is_midtraining = isinstance(config, Midtrain)
-            ends[stage] = self._add(f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, needs)
+            ends[stage] = self._add(
+                f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, needs, *fetched
+            )
             made[stage] = ends[stage]
             if is_midtraining:
                 made[stage] = self._add(f"export-{stage}-{name}", "export", elements, Edge(ends[stage], "aftercorr"))
