@@ -49,6 +49,7 @@ def report(run: Run, plan: Plan, progress: Progress = silent, out: Path | None =
         "provenance": run.provenance,
         "tasks": tasks,
         "having": run.study.tree.arms,
+        "papers": run.study.tree.papers,
         "courses": list(_courses(run.study)),
         "changed": _changed_benchmarks(run),
     }
