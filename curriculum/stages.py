@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from curricula.curriculum.config import AnyStage, Midtrain
+from curricula.curriculum.config import AnyStage, Midtrain, Tuning
 from curricula.curriculum.plan import Arm, Budget
 from curricula.curriculum.stream.blend import Phase
 
@@ -48,6 +48,16 @@ class StageTree:
     def is_raw(self, name: str) -> bool:
         """Whether the stage's model has seen text alone, so that it gets prompts without a chat template."""
         return name == BASE or (isinstance(self.stages[name], Midtrain) and self.is_raw(self.parent(name)))
+
+    @property
+    def papers(self) -> list[str]:
+        """The stages of the names that the paper has, where they follow one another as in the paper."""
+        found = [BASE]
+        for name, parent in (("instruct", BASE), ("benign", "instruct")):
+            stage = self.stages.get(name)
+            if isinstance(stage, Tuning) and stage.at is None and self.parent(name) == parent and parent in found:
+                found.append(name)
+        return found
 
     def stream(self, name: str, arm: Arm, budget: Budget) -> Stream:
         """The pretraining text of `arm` up to the end of the stage `name`."""

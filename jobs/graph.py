@@ -75,8 +75,8 @@ class _Planner:
             for name, source in self.study.sources.items()
             for shard in source.shard_names
         ]
-        downloads = self._add_downloads("fetch", "data")
-        self._add("prepare", "prepare", [Element("prepare")], *map(Edge, downloads))
+        self._downloads = self._add_downloads("fetch", "data")
+        self._add("prepare", "prepare", [Element("prepare")], *map(Edge, self._downloads))
         self._add("tokenize", "tokenize", shards, Edge("prepare"))
 
     def _add_pretraining(self) -> None:
@@ -121,7 +121,9 @@ class _Planner:
             having = self._having(stage, arms)
             if not having:
                 continue
-            elements, needs = _models(having, stage), self._after(stage, having)
+            # A stage that is added to a finished run may need data that nothing before it does.
+            fetched = map(Edge, self._downloads if stage in self.study.stages else ())
+            elements, needs = _models(having, stage), [*self._after(stage, having), *fetched]
             is_midtraining = isinstance(self._tree(having[0]).stages[stage], Midtrain)
             made[stage] = self._add(f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, *needs)
             self._made |= {(arm.key, stage): (made[stage], arm.key) for arm in having}

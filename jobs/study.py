@@ -64,9 +64,10 @@ from curricula.provenance import PACKAGE
 from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, changed, parse, read_yaml
 
 STUDIES = PACKAGE / "jobs" / "studies"
+EXAMPLES = ("demo", "demo-full", "spp-demo", "tamper-demo", "paper", "smollm2-135m")
+"""Studies that come with the suite."""
 SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
 """Settings of pretraining on which no weight depends."""
-EXAMPLES = ("demo", "demo-full", "paper", "smollm2-135m")
 """Studies that come with the suite."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A name that can be part of a path, a job's name and an option."""

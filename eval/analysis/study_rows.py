@@ -7,7 +7,7 @@ the rows measure is in `eval/analysis/metrics.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,6 +73,13 @@ class StudyRows:
     def of_seed(self, seed: int) -> StudyRows:
         """The study as if only the arms of this seed had been trained."""
         return replace(self, arms=tuple(arm for arm in self.arms if arm.seed == seed))
+
+    def of_stages(self, stages: Collection[str]) -> StudyRows:
+        """The study as if only the models of these stages had been measured."""
+        generations = {key: rows for key, rows in self.generations.items() if key[1] in stages}
+        return replace(
+            self, generations=generations, probes={key: of for key, of in self.probes.items() if key[1] in stages}
+        )
 
     def answers(self, arm: ArmInfo, stage: str, task: str, decoder: str | None = None) -> list[JudgedRow]:
         """The judged answers of one task, of one decoder or of all; empty if there are none yet."""

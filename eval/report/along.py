@@ -20,6 +20,10 @@ from curricula.eval.report.figures import save
 from curricula.eval.report.wording import DECODERS, stage_title
 
 RATES = ("attack success", "refusals", "over-refusal")
+MEASURES = (*RATES, "probe AUC", "validation loss")
+"""In the order of their panels."""
+LEFT_OUT = ("first", "middle")
+"""Probed layers that only the table shows."""
 MOST_PANELS = 6
 
 
@@ -40,8 +44,8 @@ def draw_along(points: Sequence[CurvePoint], stages: Sequence[str], folder: Path
         own = [point for point in points if stage == point.stage]
         if not own:
             continue
-        panels = list(dict.fromkeys((point.measure, point.series) for point in own))
-        panels = sorted(panels, key=lambda panel: (panel[0] == "validation loss", panel[1] != "last"))[:MOST_PANELS]
+        panels = list(dict.fromkeys((point.measure, point.series) for point in own if point.series not in LEFT_OUT))
+        panels = sorted(panels, key=lambda panel: MEASURES.index(panel[0]))[:MOST_PANELS]
         name = f"along-{stage}"
         path = save(name, folder, partial(_draw, own, panels, stage == "base"))
         seeds = len({point.seed for point in own})

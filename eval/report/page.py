@@ -64,8 +64,8 @@ def write_report(
 
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
     "tasks", the planned tasks of each stage in their order, and "having", the arms that have each stage, from which the page
-    knows what is still missing; and "changed", how benchmarks differ from the published ones; and "courses", what was
-    measured along the way.
+    knows what is still missing; and "changed", how benchmarks differ from the published ones; "courses", what was
+    measured along the way; and "papers", the stages that are the paper's, of which its claims speak.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
@@ -74,7 +74,8 @@ def write_report(
     metrics = study_metrics(rows)
     progress(len(arms) + 1, steps)
     runs = runs_of(rows)
-    claim_tests, differences = run_claim_tests(runs), list(arm_differences(runs))
+    claimed = runs_of(rows.of_stages(study.get("papers", MODEL_KINDS)))
+    claim_tests, differences = run_claim_tests(claimed), list(arm_differences(runs))
     estimates, probes, variance = list(arm_estimates(runs)), list(probe_estimates(runs)), list(variance_parts(runs))
     progress(len(arms) + 2, steps)
     shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes)

@@ -206,7 +206,8 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
             f"({budget['snap_tokens']:+,} tokens to whole steps)",
         )
     )
-    console.print(_tree(study), _stages(value, study), *_arm_tables(value, study), _job_table(value), sep="\n")
+    stages = [_stages(value, study)] if value["stages"] else []
+    console.print(_tree(study), *stages, *_arm_tables(value, study), _job_table(value), sep="\n")
     for warning in value["warnings"]:
         console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
     for point in value["points"]:

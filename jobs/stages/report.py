@@ -81,6 +81,7 @@ def _point_report(run: Run, plan: Plan, study: Study, out: Path, progress: Progr
         "provenance": run.provenance,
         "tasks": tasks,
         "having": study.tree.arms,
+        "papers": study.tree.papers,
         "courses": list(_courses(study)),
         "changed": _changed_benchmarks(run),
     }

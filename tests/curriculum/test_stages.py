@@ -96,3 +96,15 @@ def test_raw_text_and_chats_are_told_apart_by_the_way_to_a_model():
     stages = {"mt": midtrain(), "chat": Tuning(mix={"gsm8k": 1}, parent="mt"), "again": midtrain(parent="chat")}
     tree = stage_tree(stages, ["a"], dict.fromkeys(stages, "stages"))
     assert [tree.is_raw(name) for name in ("base", "mt", "chat", "again")] == [True, True, False, False]
+
+
+def test_the_papers_claims_speak_of_the_papers_stages_alone():
+    chat = Tuning(mix={"gsm8k": 1})
+    after = Tuning(mix={"gsm8k": 1}, parent="instruct")
+
+    def papers(**stages):
+        return stage_tree(stages, ["a"], dict.fromkeys(stages, "stages")).papers
+
+    assert papers(instruct=chat, benign=after, more=after) == ["base", "instruct", "benign"]
+    assert papers(mt=midtrain(), instruct=Tuning(mix={"gsm8k": 1}, parent="mt"), benign=after) == ["base"]
+    assert papers(instruct=Tuning(mix={"gsm8k": 1}, at=0.5)) == papers(benign=chat, instruct=midtrain()) == ["base"]

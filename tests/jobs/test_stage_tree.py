@@ -1,6 +1,7 @@
 """Stages after pretraining as a tree: its plan, how a run grows by it, and what is refused."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -49,7 +50,7 @@ def test_each_stage_waits_for_the_one_it_continues_from_element_by_element():
 
 
 def test_a_stage_from_a_branch_point_waits_for_the_segment_that_holds_it():
-    assert needs(planned(), "mt-50") == [("pretrain-50", "afterok")]
+    assert needs(planned(), "mt-50") == [("pretrain-50", "aftercorr")]
     early = plan_study(parse_study(changed("stages.mt.at", 0.4), "study.yaml"))
     assert needs(early, "mt-50") == needs(early, "mt-100") == [("pretrain-trunk-12", "afterok")]
     assert early.study.kept_steps("trunk") == {6, 18, 10} and early.study.kept_steps("full-50") == {6, 18}
@@ -90,7 +91,14 @@ def test_tuning_is_short_for_two_stages():
     raw["stages"] = {name: {"kind": "sft", **stage} for name, stage in tuning.items()}
     raw["stages"]["benign"]["from"] = "instruct"
     long = plan_study(parse_study(raw, "study.yaml"))
-    assert long.jobs == short.jobs and long.study.tree == short.study.tree
+    waits = [replace(job, needs=tuple(edge for edge in job.needs if edge.job != "fetch")) for job in long.jobs[2:]]
+    assert waits == list(short.jobs[2:]) and long.jobs[:2] == short.jobs[:2] and long.study.tree == short.study.tree
+
+
+def test_a_stage_waits_for_its_own_data_where_it_is_fetched():
+    raw = tree_study(world=None)
+    raw["evaluation"]["judge"] = "refusal-phrases"
+    assert ("fetch", "afterok") in needs(plan_study(parse_study(raw, "study.yaml")), "harmful-50")
 
 
 def test_a_tree_survives_being_frozen_and_is_described():
