@@ -22,8 +22,8 @@ Sweep = dict[str, list[Any]] | list[dict[str, Any]]
 NAME = "name"
 """The key by which a point of a list names itself."""
 LONGEST = 60
-VARIED = ("curriculum", "model", "pretraining", "tuning", "stages")
-"""Parts of a study that a sweep may change. Its points share all else: data, tokenizer, seeds, evaluation, resources."""
+VARIED = ("curriculum", "model", "pretraining", "tuning", "stages", "seeds")
+"""Parts of a study that a sweep may change. Its points share all else: data, tokenizer, evaluation, resources."""
 
 Study = TypeVar("Study", bound=Settings)
 

@@ -64,7 +64,10 @@ from curricula.provenance import PACKAGE
 from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, changed, parse, read_yaml
 
 STUDIES = PACKAGE / "jobs" / "studies"
-EXAMPLES = ("demo", "demo-full", "spp-demo", "tamper-demo", "paper", "smollm2-135m")
+EXAMPLES = (
+    *("demo", "demo-full", "spp-demo", "tamper-demo", "smollm2-135m", "paper", "paper-v2", "ladder"),
+    *("spp", "early-exposure", "finetuners-fallacy", "safety-reflection", "deep-ignorance"),
+)
 """Studies that come with the suite."""
 SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
 """Settings of pretraining on which no weight depends."""
@@ -340,6 +343,11 @@ class Study(Settings, frozen=True, dict=True):
             if self.model.weights and variant.model != self.model:
                 raise ValueError(
                     f"sweep varies the model in point {name}, where model.weights is given; leave one of them out"
+                )
+            if variant.first_seed != self.first_seed:
+                raise ValueError(
+                    f"sweep, point {name}: the first of seeds is {variant.first_seed}, where the study's is {self.first_seed}; "
+                    "begin with that one, since the data are drawn by it"
                 )
             for stage in variant.tree.stages.keys() & self.tree.stages.keys():
                 if type(variant.tree.stages[stage]) is not type(self.tree.stages[stage]):

@@ -52,7 +52,7 @@ def test_each_stage_waits_for_the_one_it_continues_from_element_by_element():
 def test_a_stage_from_a_branch_point_waits_for_the_segment_that_holds_it():
     assert needs(planned(), "mt-50") == [("pretrain-50", "aftercorr")]
     early = plan_study(parse_study(changed("stages.mt.at", 0.4), "study.yaml"))
-    assert needs(early, "mt-50") == needs(early, "mt-100") == [("pretrain-trunk-12", "afterok")]
+    assert needs(early, "mt-50") == needs(early, "mt-100") == [("pretrain-trunk-12", "aftercorr")]
     assert early.study.kept_steps("trunk") == {6, 18, 10} and early.study.kept_steps("full-50") == {6, 18}
 
 

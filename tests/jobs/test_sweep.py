@@ -63,9 +63,10 @@ def test_a_list_sweeps_over_its_points_alone_and_lists_as_values_get_numbers():
         ({"pretraining.optimizer.lr": 1e-3}, "sweep"),
         ({}, "sweep has a point without settings, or no point"),
         ([{}], "sweep has a point without settings, or no point"),
+        ({"evaluation.topk.k": [1, 2]}, "sweep cannot vary 'evaluation.topk.k', only keys in curriculum, model, pret"),
         (
-            {"seeds": [[1], [2]]},
-            "sweep cannot vary 'seeds', only keys in curriculum, model, pretraining, tuning, stages",
+            {"seeds": [[42], [2]]},
+            "sweep, point point-2: the first of seeds is 2, where the study's is 42; begin with that",
         ),
         ({"sources.web.documents": [5]}, "sweep cannot vary 'sources.web.documents'"),
         ({"curriculum.starts.7": [0.5]}, "sweep, point 7-0.5: the key '7' does not exist in"),
@@ -134,6 +135,13 @@ def test_a_longer_budget_continues_from_where_the_shorter_ones_learning_rate_fal
     assert plan.needs[job.name, "trunk.budget_tokens-512000-s43"] == [
         (("pretrain-trunk-225.budget_tokens-256000", "trunk.budget_tokens-256000-s43"), True)
     ]
+
+
+def test_points_may_have_fewer_seeds():
+    sweep = [{"name": "small", "model.tied": True}, {"name": "large", "model.tied": False, "seeds": [42]}]
+    plan = swept(sweep, seeds=[42, 43])
+    assert plan.by_name["pretrain-20.large"].labels == ("data-20.large", "full-20.large")
+    assert len(plan.by_name["pretrain-20.small"].labels) == 4
 
 
 def test_models_of_other_sizes_have_jobs_of_their_own():
