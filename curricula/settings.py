@@ -78,6 +78,33 @@ def read_yaml(path: Path, missing: str) -> Any:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def changed(raw: Any, change: str, where: str) -> Any:
+    """A copy of `raw`, a plain value from a file, with one entry as `change` says: "a.b.0=VALUE", the value in YAML."""
+    key, is_set, text = change.partition("=")
+    if not is_set or not all(key.split(".")):
+        raise UsageError(f"{where}: not KEY=VALUE, such as pretraining.optimizer.lr=3e-4")
+    try:
+        return replaced(raw, key.split("."), load_yaml(text))
+    except LookupError as error:
+        raise UsageError(f"{where}: {error.args[0]}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def replaced(raw: Any, keys: list[str], value: Any) -> Any:
+    """A copy of `raw` with `value` at `keys`, where the last of them may be new; raises LookupError where they lead nowhere."""
+    if not keys:
+        return value
+    first, *rest = keys
+    if isinstance(raw, dict):
+        return {**raw, first: replaced(raw.get(first, {}) if rest else None, rest, value)}
+    if isinstance(raw, list) and first.isdigit() and int(first) < len(raw):
+        return [replaced(part, rest, value) if place == int(first) else part for place, part in enumerate(raw)]
+    raise LookupError(
+        f"the key {first!r} does not exist in {raw!r:.60}; give keys of the study with dots, such as a.b.c"
+    )
+
+
 def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
     """A plain value as a `kind`. Raises UsageError that begins with `where` the value is from."""
     try:
@@ -115,6 +142,9 @@ class _Explainer:
             kinds = getattr(kind, "types", [kind])  # several when the value is optional
             choices = ", ".join(str(value) for one in kinds for value in getattr(one, "values", []))
             return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
+        if text.startswith("Invalid value"):  # of the key that tells kinds of a struct apart
+            choices = ", ".join(str(one.tag) for one in getattr(self._type_at(keys[:-1]), "types", ()))
+            return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
         if text.startswith("Expected"):
             # Without a key the value is the whole file, which may be one of secrets, named by mistake.
             found = f"; it is {self._shown(keys)}" if keys else ""
@@ -142,7 +172,7 @@ class _Explainer:
 
     def _fails_alone(self, keys: list[str], key: str, message: str) -> bool:
         """Whether the mapping at `keys`, reduced to the entry `key`, gives the same message."""
-        reduced = _replaced(self.raw, keys, {key: _value(keys, self.raw)[key]})
+        reduced = replaced(self.raw, keys, {key: _value(keys, self.raw)[key]})
         try:
             msgspec.convert(reduced, self.kind, strict=False)
         except msgspec.ValidationError as error:
@@ -151,14 +181,14 @@ class _Explainer:
 
     def _known_keys(self, keys: list[str]) -> list[str]:
         """The keys of the struct at `keys`."""
-        info = _struct(self._type_at(keys))
+        info = _struct(self._type_at(keys), _value(keys, self.raw))
         return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
 
     def _type_at(self, keys: list[str]) -> Any:
         """What msgspec knows about the type of the value at `keys`."""
         info: Any = msgspec.inspect.type_info(self.kind)
-        for key in keys:
-            info = _struct(info)
+        for place, key in enumerate(keys):
+            info = _struct(info, _value(keys[:place], self.raw))
             if isinstance(info, msgspec.inspect.StructType):
                 info = next((field.type for field in info.fields if field.encode_name == key), None)
             elif isinstance(info, msgspec.inspect.DictType):
@@ -180,18 +210,10 @@ def _value(keys: list[str], raw: Any) -> Any:
     return raw
 
 
-def _replaced(raw: Any, keys: list[str], value: Any) -> Any:
-    """A copy of `raw` with `value` at `keys`."""
-    if not keys:
-        return value
-    first, *rest = keys
-    if isinstance(raw, list):
-        return [_replaced(part, rest, value) if place == int(first) else part for place, part in enumerate(raw)]
-    return {**raw, first: _replaced(raw[first], rest, value)}
-
-
-def _struct(info: Any) -> Any:
-    """The struct among the alternatives of an optional value."""
+def _struct(info: Any, value: Any) -> Any:
+    """The struct among the alternatives of an optional value, or of one that says its kind itself."""
     if isinstance(info, msgspec.inspect.UnionType):
-        return next((kind for kind in info.types if isinstance(kind, msgspec.inspect.StructType)), info)
+        structs = [kind for kind in info.types if isinstance(kind, msgspec.inspect.StructType)]
+        named = [kind for kind in structs if isinstance(value, dict) and value.get(kind.tag_field) == kind.tag]
+        return next(iter(named or structs), info)
     return info

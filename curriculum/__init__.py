@@ -6,7 +6,7 @@ exact stream of samples that training reads (`stream`). `synthesis` makes interv
 """
 
 from curricula.curriculum.config import Curriculum, Mix, PhaseConfig, Source, Tokenizer, Tuning
-from curricula.curriculum.plan import Arm, Budget, Segment, arms_of, segments_of
+from curricula.curriculum.plan import Arm, Budget, Segment, arms_of, lines_of, training_tree
 
 __all__ = [
     "Arm",
@@ -19,5 +19,6 @@ __all__ = [
     "Tokenizer",
     "Tuning",
     "arms_of",
-    "segments_of",
+    "lines_of",
+    "training_tree",
 ]

@@ -58,6 +58,9 @@ class Source(Settings, frozen=True):
     documents: Positive | None = None
     """Read at most this many: the first ones of each part, in proportion to the parts' sizes."""
     shards: Annotated[int, msgspec.Meta(ge=1, le=99_999)] = 1
+    loss: Literal["all", "tags", "none"] = "all"
+    """Which of its tokens count in pretraining's loss: "tags" teaches the harmfulness tag without the text around it; with
+    "none" the source only takes up tokens. Validation counts all."""
     max_epochs: PositiveNumber = 4.0
     """Pretraining that reads the source more often is refused, and the plan warns of it. Up to 4 epochs are almost as good as
     new text (Muennighoff et al. 2023)."""
@@ -73,6 +76,10 @@ class Source(Settings, frozen=True):
                 )
         if len(set(self.parts)) < len(self.parts):
             raise ValueError(f"parts {list(self.parts)} repeat a name; name each part once")
+        if self.loss == "tags" and not self.tag_rate:
+            raise ValueError(
+                "loss is 'tags', but tag_rate is 0, so nothing would count; set tag_rate, or loss to 'none'"
+            )
 
     @property
     def shard_names(self) -> list[str]:
@@ -90,14 +97,41 @@ class PhaseConfig(Settings, frozen=True):
     """Fraction of the token budget at which the phase ends."""
     mix: str | Mix
     """The name "safe", that of an intervention set, or weights."""
+    drop: tuple[str, ...] = ()
+    """Sources to leave out of the mix. The others keep their ratio, here and below."""
+    replace: dict[str, str] = {}
+    """Sources of the mix, each with the source that gets its weight, such as {unsafe: safeweb}."""
+    add: dict[str, Share] = {}
+    """Sources to mix in, each with its share of the phase's tokens, such as {refuseweb: 0.05}."""
     ramp: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     """Move from the previous mix to this one in so many equal steps along the phase; 1 switches at once."""
+    cooldown: bool = False
+    """In an arm's last phase: the learning rate falls over this phase, and not over `pretraining.schedule.decay_fraction`."""
+
+    def applied(self, mix: Mix) -> Mix:
+        """`mix` with this phase's changes; raises ValueError where they do not fit it."""
+        if not (self.drop or self.replace or self.add):
+            return mix
+        for name in (*self.drop, *self.replace):
+            if not mix.get(name):
+                raise ValueError(f"drop and replace may name {', '.join(mix)}, the sources of the mix, not {name!r}")
+        if sum(self.add.values()) >= 1:
+            raise ValueError(f"the shares in add must sum to less than 1, not to {sum(self.add.values()):g}")
+        changed: Mix = {}
+        for name, weight in mix.items():
+            if name not in self.drop:
+                changed[self.replace.get(name, name)] = changed.get(self.replace.get(name, name), 0.0) + weight
+        total = sum(changed.values())
+        for name, share in self.add.items():
+            changed[name] = changed.get(name, 0.0) + share * total / (1 - sum(self.add.values()))
+        return changed
 
 
 class Curriculum(Settings, frozen=True):
     """What arms read: safe data up to a fraction of the budget, then a blend (section 3.2).
 
-    There is an arm for each start and intervention set. `arms` adds others of any shape: ramps, late doses, doses that end.
+    There is an arm for each start and intervention set. `arms` adds others of any shape: unfiltered ones, ramps, late doses,
+    doses that end, cooldowns on another mix.
     """
 
     safe: Mix
@@ -107,7 +141,8 @@ class Curriculum(Settings, frozen=True):
     """Fractions of the token budget at which interventions start."""
     arms: dict[str, tuple[PhaseConfig, ...]] = {}
     exposure: Literal["natural", "matched"] = "natural"
-    """With "matched", late arms get more of the interventions, so that all arms of a set see the same amount by the end."""
+    """With "matched", arms that read the same interventions see the same amount of them by the end: as much as the first of
+    these arms, that with the earliest of `starts`. The others get more or less of them in each phase, in proportion."""
 
     def check(self) -> None:
         if tuple(sorted(set(self.starts))) != self.starts:
@@ -126,17 +161,23 @@ class Curriculum(Settings, frozen=True):
         if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
             raise ValueError(f"arm {name}: `until` must rise from phase to phase and end at 1, but is {ends}")
         for number, phase in enumerate(phases):
-            if isinstance(phase.mix, dict):
-                require_weights(f"arm {name}, phase {number}", phase.mix)
-            elif phase.mix not in self.mixes():
+            if isinstance(phase.mix, str) and phase.mix not in self.mixes():
                 known = ", ".join(self.mixes())
                 raise ValueError(f"arm {name}: mix {phase.mix!r} is not known; choose one of {known}, or write weights")
+            if phase.cooldown and (number == 0 or number < len(phases) - 1):
+                raise ValueError(
+                    f"arm {name}: phase {number} cannot be a cooldown; only the last of several phases can"
+                )
+            try:
+                require_weights("its mix", self.mix(phase))
+            except ValueError as error:
+                raise ValueError(f"arm {name}, phase {number}: {error}") from None
 
     def mixes(self) -> dict[str, Mix]:
         return {"safe": self.safe, **self.interventions}
 
     def mix(self, phase: PhaseConfig) -> Mix:
-        return phase.mix if isinstance(phase.mix, dict) else self.mixes()[phase.mix]
+        return phase.applied(phase.mix if isinstance(phase.mix, dict) else self.mixes()[phase.mix])
 
 
 class ReplicateDraws(Settings, frozen=True):
@@ -150,13 +191,82 @@ class ReplicateDraws(Settings, frozen=True):
     """Order of the tuning data."""
 
 
-class Tuning(Settings, frozen=True):
-    """A finetuning stage on conversations (section 4.4 and appendix B: batch 4, learning rate 2e-5, one epoch, cosine)."""
+class Along(Settings, frozen=True):
+    """What is measured while a model is trained. Its end is measured in any case, by the model's own tasks."""
+
+    at: Annotated[tuple[float | int, ...], msgspec.Meta(min_length=1)]
+    """Where: fractions of the training between 0 and 1, such as 0.25, or whole steps, such as 100."""
+    tasks: tuple[str, ...] = ("attacks-topk",)
+    """Evaluation tasks, as in `evaluation.tasks`. A short list is best: each point is a model of its own."""
+    prompts: Positive | None = None
+    """At most this many prompts of each benchmark; null takes as many as at the end."""
+
+    def check(self) -> None:
+        for place in self.at:
+            if place < 1 if isinstance(place, int) else not 0 < place < 1:
+                raise ValueError(
+                    f"at names {place}; write a fraction between 0 and 1, such as 0.25, or a step, such as 100 (the end is "
+                    "measured in any case)"
+                )
+        if len(set(map(point_label, self.at))) < len(self.at):
+            raise ValueError(f"at {list(self.at)} repeats a point; name each once")
+
+    def steps(self, total: int) -> dict[str, int]:
+        """The step of each point of a training of `total` steps, by its label. Raises ValueError for one that is not in it."""
+        found = {}
+        for place in self.at:
+            step = place if isinstance(place, int) else round(place * total)
+            if not 0 < step < total:
+                raise ValueError(
+                    f"along.at names {place}, which is step {step:,} of {total:,}: no checkpoint is kept there"
+                )
+            found[point_label(place)] = step
+        return found
+
+
+def point_label(place: float | int) -> str:
+    """A point of a training as names of models and elements have it: 0.25 is "25", step 100 is "step100"."""
+    return f"step{place}" if isinstance(place, int) else f"{100 * place:g}"
+
+
+class StageConfig(Settings, frozen=True, kw_only=True):
+    """What every stage after pretraining says: where it starts, for which arms, and what is measured."""
+
+    parent: str | None = msgspec.field(name="from", default=None)
+    """The stage whose model it continues from; null is "base", the pretrained model."""
+    at: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    """With `from: base`: the fraction of the pretraining budget from whose checkpoint it starts; null is the end."""
+    arms: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
+    """The arms that have this stage; null: all that have the stage it continues from."""
+    tasks: tuple[str, ...] | None = None
+    """What is measured at its end; null: as `evaluation.tasks` says for instruct, and for base where it is raw text."""
+    along: Along | None = None
+    """What is measured on the way; null measures the end alone."""
+    steps: Positive | None = None
+    """Optimizer steps. At most one of the keys that say how long it trains may be given."""
+    weight_decay: float = 0.01
+    """Of AdamW, per step and unit of learning rate, as in SmolLM2's pretraining."""
+
+    def require_one_length(self, *names: str) -> None:
+        """Raise ValueError where more than one of the fields `names` is given."""
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given; keep one of them")
+
+
+class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"):
+    """Finetuning on conversations (section 4.4 and appendix B: batch 4, learning rate 2e-5, one epoch, cosine)."""
 
     mix: Mix
     """Relative weights of tuning sets, counted in conversations."""
     conversations: Positive | None = None
     """Conversations in total; by default as many as the sets hold."""
+    epochs: PositiveNumber | None = None
+    """Conversations in total, as a multiple of what the sets hold; 1 by default."""
+    examples: dict[str, Positive] = {}
+    """Use only so many conversations of a tuning set, by its name: drawn once by the seed, and repeated over the epochs."""
+    loss: dict[str, Literal["assistant", "all"]] = {}
+    """What carries loss in a tuning set, by its name: the assistant's tokens (the default) or the whole conversation."""
     tagged_harmful: dict[str, Share] = {}
     """Share of harmful answers with tags, by intervention set (the paper's is 0.1, for full)."""
     refusals: Share | None = None
@@ -164,18 +274,67 @@ class Tuning(Settings, frozen=True):
     packing: bool = False
     """Put several conversations in a row, with attention within each; otherwise a row is one padded conversation."""
     global_batch: Positive = 4
+    """Rows in one optimizer step."""
     micro_batch: Positive = 4
+    """Rows in one forward and backward pass of a device; it divides the global batch."""
     lr: PositiveNumber = 2e-5
+    """Peak learning rate."""
     warmup_fraction: Share = 0.03
-    weight_decay: float = 0.01
+    """Share of the steps over which the learning rate rises."""
+    decay_fraction: Share | None = None
+    """Share of the steps, at the end, over which the learning rate falls linearly to 0; null: along half a cosine."""
 
     def check(self) -> None:
         require_weights("mix", self.mix)
         for name in self.mix:
             if name not in POOLS:
                 raise ValueError(f"the mix names unknown tuning set {name!r}; choose from {', '.join(POOLS)}")
+        for key in ("examples", "loss"):
+            for name in getattr(self, key):
+                if name not in self.mix:
+                    raise ValueError(f"{key} names {name!r}, which is not in the mix {', '.join(self.mix)}")
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+        self.require_one_length("conversations", "epochs", "steps")
+        if self.packing and self.steps:
+            raise ValueError(f"steps is {self.steps} with packing, where rows hold as many as fit; give conversations")
+
+    @property
+    def total_steps(self) -> int | None:
+        """Where the study alone says it."""
+        if self.conversations and not self.packing:
+            return self.conversations // self.global_batch
+        return self.steps
+
+
+class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="midtrain"):
+    """Training on pretraining text with a learning rate of its own. The data goes on where pretraining left it: no sample
+    repeats before its source is exhausted. The optimizer starts anew."""
+
+    mix: str | Mix
+    """The name "safe", that of an intervention set, or weights of sources."""
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)] | None = None
+    """Tokens to read, rounded to whole steps. Give these or `steps`."""
+    lr: PositiveNumber
+    """Peak learning rate."""
+    warmup_fraction: Share = 0.0
+    """Share of the steps over which the learning rate rises."""
+    decay_fraction: Share = 1.0
+    """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
+    global_batch: Positive | None = None
+    """Sequences in one optimizer step; null: as in pretraining."""
+    micro_batch: Positive | None = None
+    """Sequences in one forward and backward pass of a device; null: as in pretraining."""
+
+    def check(self) -> None:
+        if isinstance(self.mix, dict):
+            require_weights("mix", self.mix)
+        self.require_one_length("tokens", "steps")
+        if self.tokens is None and self.steps is None:
+            raise ValueError("neither tokens nor steps is given; say how long it trains")
+
+
+AnyStage = Tuning | Midtrain
 
 
 def require_weights(where: str, mix: Mix) -> None:

@@ -1,23 +1,27 @@
 """From a token budget to steps: arms, the steps at which their phases switch, and the training tree they share.
 
 Until its start every arm reads the same safe-only stream, so pretraining is a tree: one trunk, and a branch for each arm
-that leaves it at its start. The trunk trained to the end is itself the safe-only arm (start 1.0). Each seed of a study is a
-replicate, with a tree of its own.
+that leaves it at its start. The trunk trained to the end is itself the safe-only arm (start 1.0). Arms that share more than
+safe data, such as a blend that only their cooldowns end differently, share that too: one branches from the other. Each seed of
+a study is a replicate, with a tree of its own.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from curricula.curriculum.config import Curriculum, Mix, ReplicateDraws
-from curricula.curriculum.stream.blend import Phase
+from curricula.curriculum.stream.blend import Phase, exact_shares
 
 TRUNK = "trunk"
 DEFAULT_SEED = 42
+LEAST_SHARE = 1e-9
+"""Of interventions that `exposure: matched` can scale."""
 
 
 @dataclass(frozen=True)
@@ -70,26 +74,30 @@ class Replicate:
     tuning_seed: int = DEFAULT_SEED
     """Of the order of tuning data."""
     suffix: str = ""
-    """Empty for the first replicate."""
+    """Empty for the first replicate of a study without a sweep."""
+    variant: str = ""
+    """The point of the study's sweep; empty without one."""
 
     def named(self, name: str) -> str:
         """The name of an arm or of the trunk in this replicate's elements and folders."""
         return name + self.suffix
 
 
-def replicates_of(seeds: Sequence[int], anew: ReplicateDraws) -> tuple[Replicate, ...]:
+def replicates_of(seeds: Sequence[int], anew: ReplicateDraws, variant: str = "") -> tuple[Replicate, ...]:
     first, *others = seeds
+    name = f".{variant}" if variant else ""
     further = (
         Replicate(
             seed,
             init_seed=seed if anew.init else first,
             data_seed=seed if anew.data else first,
             tuning_seed=seed if anew.tuning else first,
-            suffix=f"-s{seed}",
+            suffix=f"{name}-s{seed}",
+            variant=variant,
         )
         for seed in others
     )
-    return (Replicate(first, first, first, first), *further)
+    return (Replicate(first, first, first, first, name, variant), *further)
 
 
 @dataclass(frozen=True)
@@ -98,11 +106,13 @@ class Arm:
 
     name: str
     start: float
-    """Fraction of the budget at which the arm leaves the trunk."""
+    """Fraction of the budget up to which it reads safe data alone."""
     interventions: str
     """The intervention set; the arm's own name where the study writes it out; "none" for the safe-only arm."""
     phases: tuple[ArmPhase, ...]
     replicate: Replicate = Replicate()
+    cooldown: float | None = None
+    """Fraction of the budget at which its learning rate begins to fall, where the arm has a say in that."""
 
     @property
     def key(self) -> str:
@@ -157,11 +167,11 @@ def arms_of(curriculum: Curriculum, budget: Budget) -> list[Arm]:
             arms.append(safe_only_arm(curriculum))
             continue
         for name, mix in curriculum.interventions.items():
-            if curriculum.exposure == "matched":
-                mix = _matched(curriculum, name, start, budget)
             phases = (ArmPhase(start, curriculum.safe), ArmPhase(1.0, mix))
             arms.append(Arm(f"{name}-{percent(start)}", start, name, phases))
     arms += [_written_arm(name, curriculum) for name in curriculum.arms]
+    if curriculum.exposure == "matched":
+        arms = _matched(arms, curriculum, budget)
     return sorted(arms, key=lambda arm: arm.start)  # a stable sort: arms that start together keep their order
 
 
@@ -184,7 +194,9 @@ def _written_arm(name: str, curriculum: Curriculum) -> Arm:
         raise ValueError(f"arm {name} reads only safe data; put 1 in starts for that")
     # Exactly the trunk's weights, so that the arm can branch from the trunk.
     phases[: len(safe)] = [ArmPhase(phase.until, curriculum.safe) for phase in safe]
-    return Arm(name, safe[-1].until if safe else 0.0, name, tuple(phases))
+    *earlier, last = curriculum.arms[name]
+    cooldown = earlier[-1].until if last.cooldown else None
+    return Arm(name, safe[-1].until if safe else 0.0, name, tuple(phases), cooldown=cooldown)
 
 
 def _shares(mix: Mix) -> dict[str, float]:
@@ -207,31 +219,87 @@ def intervention_share(mix: Mix, curriculum: Curriculum) -> float:
     return sum(share for name, share in _shares(mix).items() if not curriculum.safe.get(name))
 
 
-def _matched(curriculum: Curriculum, name: str, start: float, budget: Budget) -> Mix:
-    """The mix of set `name` for an arm that starts at `start`: by the end it sees as much of the set as the earliest arm.
+def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Arm]:
+    """The arms, each with as many intervention tokens as the first one that reads the same interventions.
 
-    The interventions keep their ratio to one another, and so do the other sources.
+    The interventions of a phase keep their ratio to one another, and so do its other sources.
     """
-    mix = curriculum.interventions[name]
-    share = intervention_share(mix, curriculum)
-    left, most = (budget.steps - budget.step_at(fraction) for fraction in (start, curriculum.starts[0]))
-    if left == most:
-        return mix  # the earliest arm
-    if not share:
-        raise ValueError(
-            f"exposure: matched has nothing to match in set {name}: the safe mix has all its sources; add an intervention"
+    wanted: dict[str | frozenset[str], float] = {}
+    found = []
+    for arm in arms:
+        own = _interventions_of(arm, curriculum)
+        if not own and arm.interventions in curriculum.interventions and arm.start != curriculum.starts[0]:
+            raise ValueError(
+                f"exposure: matched has nothing to match in set {arm.interventions}: the safe mix has all its sources; add "
+                "an intervention"
+            )
+        shares = [intervention_share(mix, curriculum) for _, mix in arm.phases]
+        ends = [0, *(budget.step_at(until) for until, _ in arm.phases)]
+        lengths = [stop - start for start, stop in itertools.pairwise(ends)]
+        most = max(shares)
+        if 0 < most < LEAST_SHARE:
+            raise ValueError(
+                f"exposure: matched cannot scale the interventions of {arm.name}, at most {most:g} of its tokens; raise "
+                "their weights"
+            )
+        # In units of the largest share, so that arms of one phase get the very weights that they need.
+        steps = sum(share / most * length for share, length in zip(shares, lengths)) if most else 0.0
+        target = wanted.setdefault(own, most * steps)
+        if not own or target == most * steps:
+            found.append(arm)
+        elif target > steps * (1 + 1e-9):
+            raise ValueError(
+                f"exposure: matched is impossible for {arm.name}: {_too_little(arm, target, steps, curriculum, budget)}"
+            )
+        else:
+            grown = [min(1.0, share / most * target / steps) for share in shares]
+            phases = tuple(
+                ArmPhase(phase.until, _with_share(phase.mix, share, curriculum) if share else phase.mix)
+                for phase, share in zip(arm.phases, grown)
+            )
+            found.append(replace(arm, phases=phases))
+    return found
+
+
+def _too_little(arm: Arm, target: float, steps: float, curriculum: Curriculum, budget: Budget) -> str:
+    wanted, left = (f"{round(count) * budget.step_tokens:,}" for count in (target, steps))
+    if arm.name in curriculum.arms:
+        return (
+            f"the first arm with its interventions sees {wanted} tokens of them, where its phases have room for {left}; make "
+            "them longer, or lower the weights of the first"
         )
-    if share * most > left * (1 + 1e-9):
-        raise ValueError(
-            f"exposure: matched is impossible for {name}-{percent(start)}: its set sees "
-            f"{round(share * most) * budget.step_tokens:,} intervention tokens from start {curriculum.starts[0]:g}, and after "
-            f"start {start:g} only {left * budget.step_tokens:,} tokens are left; lower the set's weights or drop that start"
-        )
-    grown = min(1.0, share * most / left)
-    rest = (1 - grown) / (1 - share) if share < 1 else 0.0
-    return {
-        source: own * (rest if curriculum.safe.get(source) else grown / share) for source, own in _shares(mix).items()
+    return (
+        f"its set sees {wanted} intervention tokens from start {curriculum.starts[0]:g}, and after start {arm.start:g} only "
+        f"{left} tokens are left; lower the set's weights or drop that start"
+    )
+
+
+def _interventions_of(arm: Arm, curriculum: Curriculum) -> str | frozenset[str]:
+    """What an arm is to see as much of as others: the one set that it names, or whose sources it reads; else its sources."""
+    if arm.name not in curriculum.arms:
+        return arm.interventions if intervention_share(arm.phases[-1].mix, curriculum) else frozenset()
+
+    def added(*mixes: Mix) -> frozenset[str]:
+        return frozenset(name for mix in mixes for name in _shares(mix) if not curriculum.safe.get(name))
+
+    sources = added(*(mix for _, mix in arm.phases))
+    named = {phase.mix for phase in curriculum.arms[arm.name] if isinstance(phase.mix, str)} - {"safe"}
+    if len(named) == 1 and sources:
+        return str(*named)
+    return next((name for name, mix in curriculum.interventions.items() if added(mix) == sources), sources)
+
+
+def _with_share(mix: Mix, share: float, curriculum: Curriculum) -> Mix:
+    """`mix` with this share of interventions; what they leave goes to its other sources, or to the safe mix without any."""
+    before = intervention_share(mix, curriculum)
+    rest = (1 - share) / (1 - before) if before < 1 else 0.0
+    scaled = {
+        source: own * (rest if curriculum.safe.get(source) else share / before) for source, own in _shares(mix).items()
     }
+    missing = 0.0 if before < 1 else 1 - share
+    return (
+        {**scaled, **{source: own * missing for source, own in _shares(curriculum.safe).items()}} if missing else scaled
+    )
 
 
 def percent(start: float) -> str:
@@ -244,33 +312,112 @@ def branch_of(arm: Arm) -> str:
     return arm.replicate.named(TRUNK) if arm.start == 1.0 else arm.key
 
 
-def segments_of(arms: Sequence[Arm], curriculum: Curriculum, budget: Budget) -> list[Segment]:
-    """The training tree of each replicate, parents before children: a trunk segment up to each start, then the branches."""
-    replicates = dict.fromkeys(arm.replicate for arm in arms)
-    trees = (
-        _tree([arm for arm in arms if arm.replicate == replicate], replicate, curriculum, budget)
-        for replicate in replicates
-    )
-    return list(itertools.chain.from_iterable(trees))
+@dataclass(frozen=True)
+class Line:
+    """The training of one arm from its first step to its last, with all that decides which past it shares with others."""
+
+    arm: Arm
+    phases: tuple[tuple[int, dict[str, int]], ...]
+    """Where each phase ends, in samples, and the exact shares of its sources."""
+    steps: int
+    decays_at: int
+    """The step from which the learning rate depends on where the run ends."""
+    sequences: int
+    """Sequences in a step."""
+    is_wanted: bool = True
+    """Whether a model is made of its end; otherwise it is trained only as far as others branch from it."""
+    otherwise: Hashable = None
+    """All else that the weights depend on and that differs between points of a sweep."""
+
+    def shared_steps(self, other: Line) -> int:
+        """How many steps from the beginning are the same in both."""
+        draws, others = ((one.seed, one.init_seed, one.data_seed) for one in (self.arm.replicate, other.arm.replicate))
+        if draws != others or (self.sequences, self.otherwise) != (other.sequences, other.otherwise):
+            return 0
+        shared = self._shared_samples(other) // self.sequences
+        is_same_schedule = (self.decays_at, self.steps) == (other.decays_at, other.steps)
+        return shared if is_same_schedule else min(shared, self.decays_at, other.decays_at)
+
+    def _shared_samples(self, other: Line) -> int:
+        shared = 0
+        for (until, mix), (other_until, other_mix) in zip(self.phases, other.phases):
+            if mix != other_mix:
+                break
+            shared = min(until, other_until)
+            if until != other_until:
+                break
+        return shared
 
 
-def _tree(arms: Sequence[Arm], replicate: Replicate, curriculum: Curriculum, budget: Budget) -> list[Segment]:
-    safe_only = safe_only_arm(curriculum, replicate)
-    stops = sorted({budget.step_at(arm.start) for arm in arms} - {0})
-    trunk: list[Segment] = []
-    start = 0
-    for stop in stops:
-        trunk.append(Segment(branch_of(safe_only), start, stop, safe_only, trunk[-1].name if trunk else None))
-        start = stop
-    ends = {segment.stop: segment.name for segment in trunk}
-    branches = []
-    for arm in arms:
-        if arm.start < 1.0:
-            switch = budget.step_at(arm.start)
-            if switch >= budget.steps:
+def lines_of(
+    arms: Sequence[Arm],
+    curriculum: Curriculum,
+    budget: Budget,
+    decays_at: int | None = None,
+    otherwise: Hashable = None,
+) -> list[Line]:
+    """A line for each arm, and one for the trunk of each replicate before them. `decays_at` is the step from which the study's
+    learning rate falls; by default nothing but the end of the run depends on it."""
+    lines = []
+    for replicate in dict.fromkeys(arm.replicate for arm in arms):
+        own = [arm for arm in arms if arm.replicate == replicate]
+        trunk = safe_only_arm(curriculum, replicate)
+        for arm in (trunk, *(arm for arm in own if arm.start < 1.0)):
+            if arm.start < 1.0 and budget.step_at(arm.start) >= budget.steps:
                 raise ValueError(
-                    f"start {arm.start} snaps to step {switch} of {budget.steps}, which leaves no step for interventions; "
-                    "raise budget_tokens or lower global_batch"
+                    f"start {arm.start} snaps to step {budget.step_at(arm.start)} of {budget.steps}, which leaves no step for "
+                    "interventions; raise budget_tokens or lower global_batch"
                 )
-            branches.append(Segment(arm.key, switch, budget.steps, arm, ends.get(switch)))
-    return trunk + branches
+            falls = decays_at if arm.cooldown is None else budget.step_at(arm.cooldown)
+            phases = tuple((phase.until, exact_shares(phase.mix)) for phase in arm.blend_phases(budget))
+            falls, is_wanted = budget.steps if falls is None else falls, arm is not trunk or trunk in own
+            lines.append(Line(arm, phases, budget.steps, falls, budget.global_batch, is_wanted, otherwise))
+    return lines
+
+
+@dataclass(frozen=True)
+class TrainingTree:
+    """How all lines are trained with nothing trained twice."""
+
+    segments: tuple[Segment, ...]
+    """Parents before children."""
+    branches: Mapping[str, str]
+    """By the key of each arm, the branch whose last checkpoint is its base model."""
+
+
+def training_tree(lines: Sequence[Line]) -> TrainingTree:
+    """Of each line the piece that no earlier line has trained, cut where later lines branch from it.
+
+    Raises ValueError where two arms of one study are the same.
+    """
+    hosts = [_host(lines, number) for number in range(len(lines))]
+    ends = [host if start == line.steps else number for number, (line, (host, start)) in enumerate(zip(lines, hosts))]
+    cuts: dict[int, set[int]] = defaultdict(set)
+    for number in reversed(range(len(lines))):
+        host, start = hosts[number]
+        if lines[number].is_wanted:
+            cuts[ends[number]].add(lines[number].steps)
+        if start and cuts[number]:
+            cuts[host].add(start)
+    segments: list[Segment] = []
+    made: dict[tuple[int, int], str] = {}
+    for number, (line, (host, start)) in enumerate(zip(lines, hosts)):
+        parent = made[host, start] if start and cuts[number] else None
+        for stop in sorted(cuts[number]):
+            segments.append(Segment(branch_of(line.arm), start, stop, line.arm, parent))
+            start, parent = stop, segments[-1].name
+            made[number, stop] = parent
+    branches = {line.arm.key: branch_of(lines[end].arm) for line, end in zip(lines, ends) if line.is_wanted}
+    return TrainingTree(tuple(segments), branches)
+
+
+def _host(lines: Sequence[Line], number: int) -> tuple[int, int]:
+    """The first of the earlier lines that share most steps with this one, and how many steps."""
+    line, best = lines[number], (0, 0)
+    for place, other in enumerate(lines[:number]):
+        if (shared := line.shared_steps(other)) > best[1]:
+            best = (place, shared)
+    twin = lines[best[0]].arm
+    if line.is_wanted and best[1] == line.steps and twin.replicate == line.arm.replicate:
+        raise ValueError(f"arms {twin.name} and {line.arm.name} read the same to the end; leave one of them out")
+    return best

@@ -6,6 +6,7 @@ settings are in `eval/decoding/settings.py`, the tasks in `eval/tasks.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -14,7 +15,7 @@ from curricula.errors import UsageError
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
-from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
+from curricula.eval.rows import ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
 from curricula.settings import Positive, Settings
 
@@ -120,7 +121,11 @@ class EvalConfig(Settings, frozen=True):
                 raise ValueError(f"shards names {name}, which has no prompts to share; leave it out")
         if self.precision == "float64" and self.topk.backend == "vllm":
             raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
-        judged = {TASKS[name].judged for name in {*self.tasks.base, *self.tasks.instruct, *self.tasks.benign}}
+        self.require_templates((*self.tasks.base, *self.tasks.instruct, *self.tasks.benign))
+
+    def require_templates(self, tasks: Iterable[str]) -> None:
+        """Raise ValueError where the judge of one of `tasks` is a model without a template to ask by."""
+        judged = {TASKS[name].judged for name in tasks}
         for kind in JUDGED:
             if kind == "attack" or kind in judged:
                 _require_template(self.judge_of(kind), kind)
@@ -137,12 +142,6 @@ class EvalConfig(Settings, frozen=True):
         return [*self.benchmarks, self.base_benchmark, self.overrefusal_benchmark, *gcg]
 
     @property
-    def used_benchmarks(self) -> list[str]:
-        """Every benchmark that a task does read."""
-        tasks = [task for kind in MODEL_KINDS for task in self.eval_tasks(kind)]
-        return list(dict.fromkeys(task.benchmark for task in tasks if task.benchmark))
-
-    @property
     def judged_on_gpu(self) -> bool:
         """Whether a judge is a model that the merging job loads itself."""
         return any(self.judge_of(kind).on_this_machine for kind in JUDGED)
@@ -156,11 +155,16 @@ class EvalConfig(Settings, frozen=True):
         return (task.kind == "gcg" and self.gcg is None) or (task.kind == "probes" and self.probes is None)
 
     def eval_tasks(self, model_kind: ModelKind) -> list[EvalTask]:
-        """The whole evaluation of a model, in the order in which it runs and in which merged rows stand."""
+        """The whole evaluation of one of the paper's models, in the order in which it runs and in which merged rows stand."""
+        return self.battery([task.name for task in self.tasks_of(model_kind)], model_kind == "base")
+
+    def battery(self, names: Iterable[str], raw: bool, most: int | None = None) -> list[EvalTask]:
+        """The elements of the named tasks on a model that gets `raw` text or chats, with `most` prompts of each benchmark."""
         found: list[EvalTask] = []
-        for task in self.tasks_of(model_kind):
+        for task in (TASKS[name] for name in names if not self.leaves_out(TASKS[name])):
             count = self.shards.get(task.name, 1)
-            benchmarks, limit = self.prompts_of(task, model_kind)
+            benchmarks, limit = self.prompts_of(task, "base" if raw else "instruct")
+            limit = min((number for number in (limit, most) if number is not None), default=None)
             found += [
                 EvalTask(task, name, limit, shard, count) for name in benchmarks or ("",) for shard in range(count)
             ]

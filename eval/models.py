@@ -47,6 +47,10 @@ class LoadedModel:
     folder: Path
     """Its folder or GGUF file."""
     kind: ModelKind
+    raw: bool
+    """Whether it gets prompts as they are, without a chat template."""
+    step: int | None
+    """The step of its training at which it was taken, if that was before the end."""
     model: Any
     """A `transformers` causal language model in eval mode."""
     tokenizer: Any
@@ -112,11 +116,11 @@ class LoadedModel:
         return (start,) if start is not None and whole[:1] == [start] and bare[:1] != [start] else ()
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a prompt: `text` itself for a base model, the rendered chat turn for a tuned one.
+        """Token ids of a prompt: `text` itself for a model of raw text, the rendered chat turn for a tuned one.
 
         Special entries come from the tokenizer and the template alone: those that `text` quotes are read as text.
         """
-        if self.kind == "base":
+        if self.raw:
             return [*self.beginning, *self.encode_turn("", text, "")]
         if not self.plain_text.quotes(text):
             return self.encode(self.chat(text))
@@ -162,18 +166,24 @@ class LoadedModel:
 
 
 def load_model(
-    source: Path | str, kind: ModelKind, device: str | None = None, precision: Precision | None = None
+    source: Path | str,
+    kind: ModelKind,
+    device: str | None = None,
+    precision: Precision | None = None,
+    raw: bool | None = None,
+    step: int | None = None,
 ) -> LoadedModel:
     """Load the model that `source` names; raises UserError if it cannot be used.
 
-    `device` defaults to the GPU if there is one, `precision` to bfloat16 on a GPU and float32 on the CPU.
+    `device` defaults to the GPU if there is one, `precision` to bfloat16 on a GPU and float32 on the CPU; only base models are
+    `raw` by default.
     """
-    where = find_device(device)
+    where, raw = find_device(device), kind == "base" if raw is None else raw
     dtype: torch.dtype = getattr(torch, precision or ("bfloat16" if where.type == "cuda" else "float32"))
     path = locate(source)
     model, tokenizer = read_checkpoint(path, dtype)
     check_fit(source, model, tokenizer)
-    if kind != "base" and getattr(tokenizer, "chat_template", None):
+    if not raw and getattr(tokenizer, "chat_template", None):
         check_template(tokenizer, tokenizer.chat_template, str(source))
     model = model.to(where).eval().requires_grad_(False)
     if where.type == "cpu":
@@ -182,6 +192,8 @@ def load_model(
         name=str(source),
         folder=path,
         kind=kind,
+        raw=raw,
+        step=step,
         model=model,
         tokenizer=tokenizer,
         content_hash=content_hash(path),

@@ -74,7 +74,13 @@ def probe_rows(
         append_rows(
             path,
             [
-                ProbeRow(key=key, model=loaded.content_hash, model_kind=loaded.kind, **msgspec.structs.asdict(result))
+                ProbeRow(
+                    key=key,
+                    model=loaded.content_hash,
+                    model_kind=loaded.kind,
+                    step=loaded.step,
+                    **msgspec.structs.asdict(result),
+                )
                 for key, result in zip(keys, results)
             ],
         )

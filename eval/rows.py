@@ -14,7 +14,7 @@ seed, sample). Rows are appended one whole batch at a time, and a batch is a fix
 killed and restarted ends with the same bytes as one that was not. Verdicts are kept apart from the answers: judging again,
 by whatever judge, never touches what was generated.
 
-This file knows nothing of benchmarks or judges, nor of models but their kinds.
+This file knows nothing of benchmarks or judges.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ import msgspec
 from curricula import durable
 from curricula.errors import UserError
 
-ModelKind = Literal["base", "instruct", "benign"]
+ModelKind = str
+"""The name of the stage that made a model; "base" after pretraining."""
 MODEL_KINDS: tuple[ModelKind, ...] = ("base", "instruct", "benign")
+"""The paper's."""
 Precision = Literal["float32", "bfloat16", "float64"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -58,8 +60,11 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Name in eval/tasks.py."""
     model: str
     """Content hash of the model folder."""
-    model_kind: str
-    """One of MODEL_KINDS."""
+    model_kind: ModelKind
+    step: Count | None = None
+    """The step of the stage at which the model was taken, if that was before its end."""
+    raw: bool = False
+    """Whether the model got the prompt as it is, without a chat template; rows of older base models do not say so."""
     precision: str
     """Precision of the weights."""
     benchmark: str
@@ -92,6 +97,10 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """"end" (end mark), "length", or "tag" (cut at the tag)."""
     shortcircuit: bool
     """Whether the model wrote the tag, cut there or not."""
+
+    @property
+    def is_raw(self) -> bool:
+        return self.raw or self.model_kind == "base"
 
 
 class VerdictRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -148,7 +157,9 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     key: str
     model: str
-    model_kind: str
+    model_kind: ModelKind
+    step: Count | None = None
+    """As in `GenerationRow`."""
     layer: str
     """"first", "middle" or "last"."""
     layer_index: int

@@ -54,18 +54,20 @@ def run_element(
     probe_seed: int | None = None,
     progress: Progress = silent,
     device: str | None = None,
+    raw: bool | None = None,
 ) -> list[GenerationRow] | list[ProbeRow]:
     """Carry out `eval_task` and return its rows in order.
 
     Answers and suffixes are drawn by `seed`, the texts of probes by `probe_seed` (by default the same). `model` is a folder,
-    a name, or a model that is already loaded; `data_root` holds the benchmark files (None: the Hugging Face hub). Raises
-    UserError or UsageError for what the user can correct: folder, tokenizer, dataset, task.
+    a name, or a model that is already loaded; of the former only base models get prompts `raw` by default. `data_root` holds
+    the benchmark files (None: the Hugging Face hub). Raises UserError or UsageError for what the user can correct: folder,
+    tokenizer, dataset, task.
     """
     task, path = eval_task.task, eval_task.path(out)
     if config.leaves_out(task):
         raise UsageError(f"task {task.name!r} is asked for, but evaluation.{task.kind} is null; give it settings")
     prompts = task_prompts(eval_task, config, data_root)
-    loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision)
+    loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision, raw)
     if config.probes and task.kind == "probes":
         return probe_rows(loaded, config.probes, data_root, path, seed if probe_seed is None else probe_seed, progress)
     if not prompts:  # more shards than prompts
@@ -193,6 +195,8 @@ class Generation:
                     task=self.task,
                     model=self.loaded.content_hash,
                     model_kind=self.loaded.kind,
+                    step=self.loaded.step,
+                    raw=self.loaded.raw,
                     precision=self.loaded.precision,
                     benchmark=prompt.benchmark,
                     prompt_id=prompt.id,

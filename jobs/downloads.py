@@ -73,8 +73,7 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     for source in study.sources.values():
         downloads = downloads_of(source.dataset, root, source.parts)
         found += _labelled(source.dataset, downloads, "data", source.documents)
-    tunings = study.tuning.stages.values()
-    pools = [pool for tuning in tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
+    pools = [pool for tuning in study.tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
     for pool in pools:
         found += named_downloads(POOLS[pool][0], root)
     for name in study.evaluation.benchmark_names:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from curricula.curriculum.config import VALIDATION
+from curricula.curriculum.config import VALIDATION, Midtrain, Tuning, point_label
 from curricula.curriculum.plan import Arm
 from curricula.curriculum.sources.registry import dataset, local_root
 from curricula.curriculum.stream.blend import Blend
@@ -23,34 +24,22 @@ from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     """The plan and its costs as plain values. `shards` is the run's shard folder; where it is complete, its sizes are used."""
     study, segments, arms = plan.study, plan.segments.values(), plan.arms
-    config, budget = study.model.resolve(), study.budget
     sizes = _source_sizes(study, shards)
-    described = [_arm(arm, study, sizes) for arm in arms]  # of any seed
-    shared = sum(segment.stop - segment.start for segment in segments) * budget.step_tokens
+    described = [_arm(arm, study.at(arm.replicate.variant), sizes) for arm in arms]  # of any seed
+    midtrained = [one for variant in study.variants.values() for one in _midtrained(variant, sizes)]
+    tokens = {s.name: (s.stop - s.start) * study.at(s.arm.replicate.variant).budget.step_tokens for s in segments}
+    unshared = sum(study.at(arm.replicate.variant).budget.tokens for arm in study.trainings)
     return {
         "study": study.name,
-        "seeds": [one.seed for one in study.replicates],
-        "model": {
-            "preset": study.model.preset,
-            "parameters": config.parameters(),
-            "flops_per_token": config.flops_per_token(budget.sequence_length),
-            **msgspec.to_builtins(config),
-        },
-        "budget": {
-            "requested_tokens": budget.requested_tokens,
-            "tokens": budget.tokens,
-            "steps": budget.steps,
-            "step_tokens": budget.step_tokens,
-            "snap_tokens": budget.snap_tokens(1.0),
-            "sequence_length": budget.sequence_length,
-            "global_batch": budget.global_batch,
-        },
+        "seeds": list(dict.fromkeys(one.seed for one in study.replicates)),
+        **described_size(study),
+        "points": _points(plan) if study.sweep is not None else [],
         "arms": described,
         "source_sizes": {name: size._asdict() for name, size in sizes.items()},
         "warnings": [
-            *_too_many_epochs(described, study),
+            *_too_many_epochs([*described, *midtrained], study),
             *_unknown_sizes(described, sizes),
-            *_too_little_memory(study),
+            *dict.fromkeys(line for variant in study.variants.values() for line in _too_little_memory(variant)),
             *_unpinned(study),
         ],
         "segments": [
@@ -61,11 +50,12 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
                 "seed": s.arm.replicate.seed,
                 "start_step": s.start,
                 "stop_step": s.stop,
-                "tokens": (s.stop - s.start) * budget.step_tokens,
+                "tokens": tokens[s.name],
             }
             for s in segments
         ],
-        "trained_tokens": {"with_trunk_sharing": shared, "without": len(study.trainings) * budget.tokens},
+        "stages": [_stage(name, study) for name in study.tree.stages],
+        "trained_tokens": {"with_trunk_sharing": sum(tokens.values()), "without": unshared},
         "jobs": [
             {
                 "name": job.name,
@@ -81,11 +71,64 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     }
 
 
+def described_size(study: Study) -> dict[str, Any]:
+    """The model and the budget of a study, or of a point of its sweep, as plain values."""
+    config, budget = study.model.resolve(), study.budget
+    return {
+        "model": {
+            "preset": study.model.preset,
+            "parameters": config.parameters(),
+            "flops_per_token": config.flops_per_token(budget.sequence_length),
+            **msgspec.to_builtins(config),
+        },
+        "budget": {
+            "requested_tokens": budget.requested_tokens,
+            "tokens": budget.tokens,
+            "steps": budget.steps,
+            "step_tokens": budget.step_tokens,
+            "snap_tokens": budget.snap_tokens(1.0),
+            "sequence_length": budget.sequence_length,
+            "global_batch": budget.global_batch,
+        },
+    }
+
+
+def _points(plan: Plan) -> list[dict[str, Any]]:
+    """The points of a sweep with the GPU-hours of what each adds to those before it."""
+    hours: dict[str, dict[str, float]] = {
+        name: {"pretraining": 0.0, "other_at_most": 0.0} for name in plan.study.variants
+    }
+    for job, element in plan.elements():
+        if element.variant:
+            part = "pretraining" if job.request.section == "pretraining" else "other_at_most"
+            hours[element.variant][part] += element.gpu_hours
+    return [
+        {
+            "name": name,
+            "preset": one.model.preset,
+            "parameters": one.model.resolve().parameters(),
+            "tokens": one.budget.tokens,
+            "steps": one.budget.steps,
+            "gpu_hours": hours[name],
+        }
+        for name, one in plan.study.variants.items()
+    ]
+
+
 def check_epochs(plan: Plan, shards: Path) -> None:
     """Raise UserError when an arm reads a source more often than its `max_epochs`, by the sizes in the manifests."""
     sizes = _source_sizes(plan.study, shards)
-    for problem in _too_many_epochs([_arm(arm, plan.study, sizes) for arm in plan.arms], plan.study):
+    arms = [_arm(arm, plan.study.at(arm.replicate.variant), sizes) for arm in plan.arms]
+    midtrained = [one for variant in plan.study.variants.values() for one in _midtrained(variant, sizes)]
+    for problem in _too_many_epochs([*arms, *midtrained], plan.study):
         raise UserError(f"{problem} (in a run that has begun, in its study.yaml too)")
+
+
+def gpu_hours_of(study: Study, tokens: int) -> float:
+    """The GPU-hours of training on so many tokens, at the utilisation that the study expects."""
+    resources = study.resources
+    flops = tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
+    return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
 
 
 class SourceSize(NamedTuple):
@@ -122,12 +165,9 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
             }
         )
         start, counts_before = step, counts_after
-    sources = {}
-    for name, samples in counts.items():
-        tokens, size = samples * budget.sequence_length, sizes[name].tokens
-        sources[name] = {"samples": samples, "tokens": tokens, "epochs": tokens / size if size else None}
+    sources = _sources(counts, study, sizes)
     return {
-        "name": arm.name,
+        "name": arm.key,
         "start": arm.start,
         "interventions": arm.interventions,
         "switch_step": budget.step_at(arm.start),
@@ -137,6 +177,42 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
         "intervention_tokens": sum(
             used["tokens"] for name, used in sources.items() if not study.curriculum.safe.get(name)
         ),
+    }
+
+
+def _sources(counts: Mapping[str, int], study: Study, sizes: dict[str, SourceSize]) -> dict[str, dict[str, Any]]:
+    sources = {}
+    for name, samples in counts.items():
+        tokens, size = samples * study.budget.sequence_length, sizes[name].tokens
+        sources[name] = {"samples": samples, "tokens": tokens, "epochs": tokens / size if size else None}
+    return sources
+
+
+def _midtrained(study: Study, sizes: dict[str, SourceSize]) -> Iterator[dict[str, Any]]:
+    """What each arm has read of each source by the end of each midtraining stage."""
+    for stage in (name for name, config in study.tree.stages.items() if isinstance(config, Midtrain)):
+        for arm in (arm for arm in study.arms if arm.name in study.tree.arms[stage]):
+            blend = Blend(study.tree.stream(stage, arm, study.budget).phases)
+            yield {"name": f"{arm.key} by {stage}", "sources": _sources(blend.counts(blend.total), study, sizes)}
+
+
+def _stage(name: str, study: Study) -> dict[str, Any]:
+    """A stage after pretraining as plain values; its steps where the study alone says them."""
+    stage, tree = study.tree.stages[name], study.tree
+    steps = stage.total_steps if isinstance(stage, Tuning) else stage.steps
+    plain = msgspec.to_builtins(stage)
+    points = [point_label(place) for place in stage.along.at] if stage.along else []
+    return {
+        "name": name,
+        "kind": plain["kind"],
+        "from": tree.parent(name),
+        "at": stage.at,
+        "arms": tree.arms[name],
+        "steps": steps,
+        "lr": plain["lr"],
+        "mix": plain["mix"],
+        "tasks": study.tasks_of(name),
+        "along": points,
     }
 
 

@@ -2,19 +2,22 @@
 
 Arms that start together share their jobs, so that an early arm's models do not wait for a late arm's pretraining. So do all
 seeds of an arm: a further seed makes longer arrays, not more of them. The element
-that tunes a model also exports it. Base models are exported by separate elements, which need one process where
-pretraining needs many.
+that tunes a model also exports it. Models of raw text are exported by separate elements, which need one process where
+pretraining needs many. What is measured in the midst of a training is exported, evaluated and judged by one element.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of
-from curricula.eval import MODEL_KINDS, ModelKind
+from curricula.curriculum.config import Midtrain, point_label
+from curricula.curriculum.plan import TRUNK, Arm, Segment, percent
+from curricula.curriculum.stages import BASE, StageTree
+from curricula.eval import ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
-from curricula.jobs.plan import Edge, Element, Job, Plan
+from curricula.jobs.plan import Edge, Element, Job, Key, Plan
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
@@ -32,6 +35,8 @@ class _Planner:
     def __init__(self, study: Study, profile: Profile | None):
         self.study, self.profile = study, profile
         self.jobs: list[Job] = []
+        self._made: dict[tuple[str, ModelKind], Key] = {}
+        """By an arm's key and a stage, the element that trains the model."""
 
     def plan(self) -> Plan:
         study, segments = self.study, self.study.segments
@@ -40,13 +45,20 @@ class _Planner:
         # A separate job, so that a missing licence for a benchmark does not hold back the training.
         benchmarks = self._add_downloads("fetch-benchmarks", "evaluation")
         made = [(name, arms, self._add_models(name, arms)) for name, arms in study.groups.items()]
-        merges = [merge for group in made for merge in self._add_evaluations(*group, tuple(map(Edge, benchmarks)))]
-        self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in merges))
+        needs = tuple(map(Edge, benchmarks))
+        judged = [
+            *self._add_pretraining_points(needs),
+            *(job for one in made for job in self._add_evaluations(*one, needs)),
+        ]
+        self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in judged))
         return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         request = STAGES[stage].request(self.study, self.profile)
-        priced = (replace(one, gpu_hours=STAGES[stage].gpu_hours(self.study, one, request)) for one in elements)
+        priced = (
+            replace(one, gpu_hours=STAGES[stage].gpu_hours(self.study.at(one.variant), one, request))
+            for one in elements
+        )
         self.jobs.append(Job(name, stage, tuple(priced), needs, request, STAGES[stage].names(elements[0])))
         return name
 
@@ -63,71 +75,152 @@ class _Planner:
             for name, source in self.study.sources.items()
             for shard in source.shard_names
         ]
-        downloads = self._add_downloads("fetch", "data")
-        self._add("prepare", "prepare", [Element("prepare")], *map(Edge, downloads))
+        self._downloads = self._add_downloads("fetch", "data")
+        self._add("prepare", "prepare", [Element("prepare")], *map(Edge, self._downloads))
         self._add("tokenize", "tokenize", shards, Edge("prepare"))
 
     def _add_pretraining(self) -> None:
-        """A job for each segment of the trunk, and one for each group of arms that leave it at the same step."""
-        self._job_of_segment: dict[str, str] = {}
-        segments = self.study.segments
-        for stop in dict.fromkeys(segment.stop for segment in segments if segment.is_trunk):
-            self._pretrain(f"pretrain-trunk-{stop}", [one for one in segments if one.is_trunk and one.stop == stop])
-        for name, arms in self.study.groups.items():
-            branches = [segment for segment in segments if not segment.is_trunk and segment.arm in arms]
-            if branches:
-                self._pretrain(f"pretrain-{name}", branches)
+        """A job for the trunk's segments that end at the same step, and one for the branches that begin at the same step. A
+        branch that others leave has jobs of its own up to there."""
+        self._job_of_segment = {one.name: self._pretrain_name(one) for one in self.study.segments}
+        by_job: dict[str, list[Segment]] = defaultdict(list)
+        for segment in sorted(self.study.segments, key=lambda one: (not one.is_trunk, one.start)):
+            by_job[self._job_of_segment[segment.name]].append(segment)
+        for name in by_job:
+            self._pretrain(name, by_job)
 
-    def _pretrain(self, name: str, segments: list[Segment]) -> None:
-        """Add the job of `segments`, which all have the same parent, each in its own replicate."""
-        parents = [segment.parent for segment in segments if segment.parent]
-        needs = Edge("tokenize")
-        if parents:
-            is_one_to_one = len(set(parents)) == len(segments) > 1
-            needs = Edge(self._job_of_segment[parents[0]], "aftercorr" if is_one_to_one else "afterok")
-        self._add(name, "pretrain", list(map(_training, segments)), needs)
-        self._job_of_segment.update({segment.name: name for segment in segments})
+    def _pretrain_name(self, segment: Segment) -> str:
+        variant = segment.arm.replicate.variant
+        budget, suffix = self.study.at(variant).budget, self.study.class_of(variant)
+        if segment.is_trunk:
+            return f"pretrain-trunk-{segment.stop}{suffix}"
+        is_start = segment.start == budget.step_at(segment.arm.start)
+        name = f"pretrain-{percent(segment.arm.start if is_start else round(segment.start / budget.steps, 4))}"
+        return f"{name}{'' if segment.stop == budget.steps else f'-{segment.stop}'}{suffix}"
+
+    def _pretrain(self, name: str, by_job: dict[str, list[Segment]]) -> None:
+        """Add a job after those that its segments' parents are in, once."""
+        if any(job.name == name for job in self.jobs):
+            return
+        segments, needs = by_job[name], []
+        for job in dict.fromkeys(self._job_of_segment[one.parent] if one.parent else "tokenize" for one in segments):
+            parents = [one.name for one in by_job.get(job, ())]
+            if parents:
+                self._pretrain(job, by_job)
+            is_one_to_one = [one.parent for one in segments] == parents and len(parents) > 1
+            needs.append(Edge(job, "aftercorr" if is_one_to_one else "afterok"))
+        self._add(name, "pretrain", list(map(_training, segments)), *needs)
 
     def _add_models(self, name: str, arms: list[Arm]) -> dict[ModelKind, str]:
-        """Add the export and tuning of the models of `arms`; returns the job that makes each kind of model."""
-        last = next(one for one in reversed(self.study.segments) if one.branch == branch_of(arms[0]))
-        trained = Edge(self._job_of_segment[last.name], "aftercorr")
-        base = self._add(f"export-base-{name}", "export", _models(arms, ["base"]), trained)
-        instruct = self._add(f"instruct-{name}", "tune", _models(arms, ["instruct"]), trained)
-        made: dict[ModelKind, str] = {"base": base, "instruct": instruct}
-        if self.study.tuning.benign:
-            made["benign"] = self._add(f"benign-{name}", "tune", _models(arms, ["benign"]), Edge(instruct, "aftercorr"))
+        """Add the export and the stages of the models of `arms`; returns the job that makes the model of each stage."""
+        made: dict[ModelKind, str] = {}
+        base = self._having(BASE, arms)
+        if base:
+            made[BASE] = self._add(f"export-base-{name}", "export", _models(base, BASE), *self._after(BASE, base))
+        for stage in dict.fromkeys(stage for one in self.study.variants.values() for stage in one.tree.stages):
+            having = self._having(stage, arms)
+            if not having:
+                continue
+            # A stage that is added to a finished run may need data that nothing before it does.
+            fetched = map(Edge, self._downloads if stage in self.study.stages else ())
+            elements, needs = _models(having, stage), [*self._after(stage, having), *fetched]
+            is_midtraining = isinstance(self._tree(having[0]).stages[stage], Midtrain)
+            made[stage] = self._add(f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, *needs)
+            self._made |= {(arm.key, stage): (made[stage], arm.key) for arm in having}
+            if is_midtraining:
+                made[stage] = self._add(f"export-{stage}-{name}", "export", elements, Edge(made[stage], "aftercorr"))
         return made
+
+    def _tree(self, arm: Arm) -> StageTree:
+        return self.study.at(arm.replicate.variant).tree
+
+    def _having(self, stage: ModelKind, arms: list[Arm]) -> list[Arm]:
+        """Those of `arms` that make a model of this stage themselves."""
+        owners = self.study.owners
+        return [arm for arm in arms if owners.get((arm.key, stage)) == arm.key]
+
+    def _after(self, stage: ModelKind, arms: list[Arm]) -> list[Edge]:
+        """What the elements of a stage for these arms wait for: element for element, where they continue from a whole job."""
+        before = [self._before(stage, arm) for arm in arms]
+        jobs = list(dict.fromkeys(job for job, _ in before))
+        whole = next(job for job in self.jobs if job.name == jobs[0])
+        is_one_to_one = before == [(whole.name, label) for label in whole.labels]
+        return [Edge(job, "aftercorr" if is_one_to_one else "afterok") for job in jobs]
+
+    def _before(self, stage: ModelKind, arm: Arm) -> Key:
+        """The element that makes what a stage of an arm begins from."""
+        study = self.study.at(arm.replicate.variant)
+        parent, at = (BASE, None) if stage == BASE else (study.tree.parent(stage), study.tree.stages[stage].at)
+        if parent == BASE:
+            segment = study.segment_at(arm, study.budget.steps if at is None else study.budget.step_at(at))
+            return self._job_of_segment[segment.name], segment.branch
+        return self._made[self.study.owners[arm.key, parent], parent]
 
     def _add_evaluations(
         self, name: str, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]
     ) -> list[str]:
-        """Add the evaluation of the models of `arms`; returns the job that merges its rows, if anything is evaluated."""
+        """Add the evaluation of the models of `arms`; returns the jobs that judge its rows."""
         measured: dict[ModelKind, str] = {}
-        for kind in MODEL_KINDS:
+        found: list[str] = []
+        for kind, made in made_by.items():
+            having = self._having(kind, arms)
             elements = [
-                Element(f"{arm.key}/{task.name}", arm=arm.name, seed=arm.replicate.seed, kind=kind, eval_task=task)
-                for arm in arms
-                for task in self.study.evaluation.eval_tasks(kind)
+                replace(model, label=f"{model.label}/{task.name}", eval_task=task)
+                for model in _models(having, kind)
+                for task in self.study.at(model.variant).eval_tasks(kind)
             ]
             if elements:
-                measured[kind] = self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made_by[kind]), *needs)
-        if not measured:
-            return []
-        # A failed evaluation does not hold back the others: the report says what is missing.
-        after = [Edge(job, "afterany") for job in measured.values()]
-        return [self._add(f"merge-{name}", "merge", _models(arms, list(measured)), *after)]
+                measured[kind] = self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made), *needs)
+            points = [
+                replace(model, label=f"{model.label}/{point}", point=point)
+                for model in (_models(having, kind) if kind != BASE else ())
+                if (along := self.study.at(model.variant).along(kind))
+                for point in map(point_label, along.at)
+            ]
+            if points:
+                found.append(self._add(f"along-{kind}-{name}", "along", points, Edge(made), *needs))
+        if measured:
+            # A failed evaluation does not hold back the others: the report says what is missing.
+            after = [Edge(job, "afterany") for job in measured.values()]
+            several = len(measured) > 1
+            models = [one for kind in measured for one in _models(self._having(kind, arms), kind, several)]
+            found.insert(0, self._add(f"merge-{name}", "merge", models, *after))
+        return found
+
+    def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> list[str]:
+        """Add the measurement of what pretraining passes; a point of the trunk is measured once for all arms."""
+        found: list[str] = []
+        jobs, segments = {job.name: job for job in self.jobs}, {one.name: one for one in self.study.segments}
+        for job in [jobs[name] for name in dict.fromkeys(self._job_of_segment.values())]:
+            points = []
+            for element in job.elements:
+                segment, study = segments[element.segment], self.study.at(element.variant)
+                along = study.pretraining.along
+                points += [
+                    replace(element, label=f"{element.label}/{point}", segment="", point=point)
+                    for point, step in (along.steps(study.budget.steps) if along else {}).items()
+                    if segment.start < step <= segment.stop
+                ]
+            if points:
+                name = f"along-{job.name.removeprefix('pretrain-')}"
+                found.append(self._add(name, "along", points, Edge(job.name), *needs))
+        return found
 
 
 def _training(segment: Segment) -> Element:
-    arm = TRUNK if segment.is_trunk else segment.arm.name
-    return Element(segment.branch, segment=segment.name, arm=arm, seed=segment.arm.replicate.seed)
+    arm, replicate = TRUNK if segment.is_trunk else segment.arm.name, segment.arm.replicate
+    return Element(segment.branch, segment=segment.name, arm=arm, seed=replicate.seed, variant=replicate.variant)
 
 
-def _models(arms: list[Arm], kinds: list[ModelKind]) -> list[Element]:
-    """An element for the model of each kind of each arm."""
+def _models(arms: list[Arm], kind: ModelKind, several: bool = False) -> list[Element]:
+    """An element for the model of this kind of each arm; with `several` kinds in the job, the label says which."""
     return [
-        Element(arm.key if len(kinds) == 1 else f"{arm.key}/{kind}", arm=arm.name, seed=arm.replicate.seed, kind=kind)
-        for kind in kinds
+        Element(
+            f"{arm.key}/{kind}" if several else arm.key,
+            arm=arm.name,
+            seed=arm.replicate.seed,
+            variant=arm.replicate.variant,
+            kind=kind,
+        )
         for arm in arms
     ]

@@ -1,4 +1,5 @@
-"""What a run folder allows to change in its study: more seeds, and more arms of its curriculum. All else is another study."""
+"""What a run folder allows to change in its study: more seeds, more arms of its curriculum, and more stages after pretraining.
+All else is another study."""
 
 from __future__ import annotations
 
@@ -17,10 +18,12 @@ def refusal(old: Study, new: Study) -> str:
         return f"{what} is {seeds[0]} there and {new_seeds[0]} now"
     if gone := [str(seed) for seed in seeds if seed not in new_seeds]:
         return f"it has seed {', '.join(gone)}, which seeds now lacks"
+    if gone := [name for name in old.tree.stages if name not in new.tree.stages]:
+        return f"it has stage {', '.join(gone)}, which stages now lacks"
     if changed := _first_difference(*_fixed(old, new)):
         return changed
-    arms, new_arms = ({arm.name: arm for arm in study.arms} for study in (old, new))
-    jobs, new_jobs = ({arm.name: name for name, group in study.groups.items() for arm in group} for study in (old, new))
+    arms, new_arms = ({arm.key: arm for arm in study.arms} for study in (old, new))
+    jobs, new_jobs = ({arm.key: name for name, group in study.groups.items() for arm in group} for study in (old, new))
     for name, arm in arms.items():
         if name not in new_arms:
             return f"it has arm {name}, which curriculum now lacks"
@@ -28,6 +31,20 @@ def refusal(old: Study, new: Study) -> str:
             return f"arm {name} would read another mix with the new starts"
         if new_jobs[name] != jobs[name]:
             return f"the jobs of arm {name} are named by {jobs[name]}% there and by {new_jobs[name]}% now"
+    return _lost_start(old, new)
+
+
+def _lost_start(old: Study, new: Study) -> str:
+    """The new stage that would begin from a checkpoint which pretraining under `old` does not keep; empty if there is none."""
+    ends: dict[str, set[int]] = {}
+    for segment in old.segments:
+        ends.setdefault(segment.branch, old.kept_steps(segment.branch)).add(segment.stop)
+    for name, stage in new.tree.stages.items():
+        step = new.budget.step_at(stage.at or 0)
+        for arm in new.trainings if name not in old.tree.stages and stage.at is not None else ():
+            branch = new.branch_at(arm, step)
+            if arm.name in new.tree.arms[name] and step not in ends.get(branch, {step}):
+                return f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint that study does not keep"
     return ""
 
 
@@ -45,13 +62,12 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
     sets = {*old.curriculum.interventions, *old.curriculum.arms}
     for study in plain:
         del study["seed"], study["seeds"], study["curriculum"]["starts"]
-        if len(old.replicates) == 1:
+        if len({one.seed for one in old.replicates}) == 1:
             del study["replicate"]  # has had no effect yet
-        by_set = [
-            tuning["tagged_harmful"]
-            for tuning in (study["tuning"][stage] for stage in ("instruct", "benign"))
-            if tuning
-        ]
+        for name in study["stages"].keys() - old.stages.keys():
+            del study["stages"][name]
+        stages = [*study["stages"].values(), *((study["tuning"] or {}).get(name) for name in ("instruct", "benign"))]
+        by_set = [stage["tagged_harmful"] for stage in stages if stage and "tagged_harmful" in stage]
         for mapping in (*by_set, study["curriculum"]["interventions"], study["curriculum"]["arms"]):
             for name in mapping.keys() - sets:
                 del mapping[name]

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from curricula.curriculum.plan import TRUNK, Arm, Segment
+from curricula.curriculum.plan import Arm, Segment
+from curricula.curriculum.stages import BASE, model_name
 from curricula.errors import UsageError
 from curricula.eval import EvalTask, ModelKind
 from curricula.jobs.slurm.profile import Request
@@ -48,11 +49,21 @@ class Element:
     """The arm that it trains or measures, or "trunk"; empty for what all arms share, such as the data."""
     seed: int | None = None
     """The seed of that training; None for what all replicates share."""
-    kind: ModelKind = "base"
+    variant: str = ""
+    """The point of the study's sweep that it belongs to; empty without a sweep, and for what all points share."""
+    kind: ModelKind = BASE
+    """The stage that makes the model that it trains, exports or measures."""
+    point: str = ""
+    """Where that model is taken from the stage's training (`point_label`); empty for the end."""
     eval_task: EvalTask | None = None
     """What an element of the stage `evaluate` measures."""
     gpu_hours: float = 0.0
-    """Estimated from its FLOPs for pretraining; for all else the time limit, an upper bound."""
+    """Estimated from its FLOPs for pretraining and midtraining; for all else the time limit, an upper bound."""
+
+    @property
+    def model(self) -> str:
+        """The folder of its model within those of its arm."""
+        return model_name(self.kind, self.point)
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Job:
     needs: tuple[Edge, ...] = ()
     request: Request = Request()
     stage_names: tuple[str, ...] = ()
-    """The names by which a command can select its stage: `stage` and, where the job makes one kind of model, that kind."""
+    """The names by which a command can select its stage: `stage` and, where it trains models, the study's name for it."""
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -97,11 +108,23 @@ class Plan:
                 ((edge.job, other.label), edge.kind != "afterany")
                 for edge in job.needs
                 for place, other in enumerate(self.by_name[edge.job].elements)
-                if (place == index if edge.kind == "aftercorr" else _concerns(other, element))
+                if (place == index if edge.kind == "aftercorr" else self._concerns(other, element))
             ]
             for job in self.jobs
             for index, element in enumerate(job.elements)
         }
+
+    def _concerns(self, one: Element, other: Element) -> bool:
+        """Whether `other` reads what `one` makes, if its job does: it trains on from there, or they work for one arm and seed,
+        where both have any."""
+        if one.segment and other.segment:
+            return self.segments[other.segment].parent == one.segment
+        if not (one.arm and other.arm) or _training(one) == _training(other):
+            return True
+        if one.segment:
+            return one.segment in [item.name for item in self.study.path(self.study.training(*_training(other)))]
+        keys = [self.study.replicate_of(item.seed, item.variant).named(item.arm) for item in (one, other)]
+        return self.study.owners.get((keys[1], one.kind)) == keys[0]
 
     def find(self, job_name: str, label: str) -> tuple[Job, Element]:
         """The element with its job; raises UsageError that names the known ones when there is none."""
@@ -137,10 +160,8 @@ class Plan:
         return tuple(job for job in self.jobs if job.name in wanted)
 
 
-def _concerns(one: Element, other: Element) -> bool:
-    """Whether `other` reads what `one` makes, if its job does: they work for one arm and seed, where both have any."""
-    is_of_arm = "" in (one.arm, other.arm) or one.arm in (TRUNK, other.arm)
-    return is_of_arm and (None in (one.seed, other.seed) or one.seed == other.seed)
+def _training(element: Element) -> tuple[str, int | None, str]:
+    return element.arm, element.seed, element.variant
 
 
 def keys_of(chosen: Chosen) -> list[Key]:

@@ -24,7 +24,7 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
     Variance components are those of an earlier report's `summary`, if it has any, else assumed.
     """
     study = plan.study
-    seeds = len(study.replicates)
+    seeds = len(study.replicates) // len(study.variants)
     design = Design(seeds, prompts_of(study), study.evaluation.topk.samples)
     measured = averaged(_measured(summary))
     components = measured or ASSUMED

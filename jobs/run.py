@@ -7,9 +7,9 @@ runs/<study>/
   data/tokenizer/  data/shards/<source>/
   pretrain/<branch>/          checkpoints and metrics of a branch of the training tree ("trunk" or an arm); here and below
                               names of further seeds end in one, as in trunk-s43
-  tune/<arm>/{instruct,benign}/
-  models/<arm>/{base,instruct,benign}/    Hugging Face checkpoints
-  eval/<arm>/{base,instruct,benign}/      answers and verdicts, as eval/rows.py describes
+  tune/<arm>/<stage>/         the same of the stages after it, such as "instruct"
+  models/<arm>/<model>/       Hugging Face checkpoints: of "base" and each stage, and those measured on the way: "base@25"
+  eval/<arm>/<model>/         answers and verdicts, as eval/rows.py describes
   jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
   slurm/submissions.jsonl     what was submitted to Slurm (jobs/slurm/submissions.py)
   slurm/<array>.continued     the arrays that continue it where Slurm does not requeue (jobs/slurm/submit.py)
@@ -28,7 +28,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from curricula.curriculum.plan import Arm, branch_of
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import (
     NO_SPACE,
@@ -156,9 +155,6 @@ class Run:
 
     def branch(self, branch: str) -> Path:
         return self.root / "pretrain" / branch
-
-    def base_branch(self, arm: Arm) -> Path:
-        return self.branch(branch_of(arm))
 
     def tuning(self, arm: str, kind: str) -> Path:
         return self.root / "tune" / arm / kind

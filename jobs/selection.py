@@ -21,7 +21,7 @@ class Selection:
     """Conditions on elements, all of which must hold; an empty one selects every element and is false."""
 
     stages: tuple[str, ...] = ()
-    """Stages of the plan, or kinds of tuned models (instruct, benign)."""
+    """Stages of the plan, or stages of the study after pretraining, such as instruct."""
     jobs: tuple[str, ...] = ()
     arms: tuple[str, ...] = ()
     seeds: tuple[str, ...] = ()
@@ -46,7 +46,8 @@ def add_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
     group = parser.add_argument_group(f"which elements (default: {default})")
     group.add_argument(
         "--stage", dest="stages", metavar="S,...", type=_names, default=(),
-        help="of these stages: fetch, prepare, tokenize, pretrain, export, tune (or instruct, benign), evaluate, merge, report",
+        help="of these stages: fetch, prepare, tokenize, pretrain, midtrain, tune, export, evaluate, along, merge, report, "
+        "or one that the study names, such as instruct",
     )  # fmt: skip
     group.add_argument(
         "--job", dest="jobs", metavar="J,...", type=_names, default=(),

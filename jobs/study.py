@@ -5,8 +5,10 @@ Nothing here imports torch, so that a login node can read and plan a study.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,22 +17,39 @@ from typing import Annotated, Any
 import msgspec
 
 from curricula.core_yaml import dump_yaml
-from curricula.curriculum.config import Curriculum, ReplicateDraws, Source, Tokenizer, Tuning
+from curricula.curriculum.config import (
+    Along,
+    AnyStage,
+    Curriculum,
+    Midtrain,
+    ReplicateDraws,
+    Source,
+    Tokenizer,
+    Tuning,
+)
 from curricula.curriculum.plan import (
     DEFAULT_SEED,
     TRUNK,
     Arm,
     Budget,
+    Line,
     Replicate,
     Segment,
+    TrainingTree,
     arms_of,
+    branch_of,
+    lines_of,
     percent,
     replicates_of,
-    segments_of,
+    safe_only_arm,
+    training_tree,
 )
+from curricula.curriculum.stages import BASE, StageTree, stage_tree
+from curricula.curriculum.sweep import Sweep, variants_of
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import EvalConfig
+from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import (
     PRESETS,
     ExecutionConfig,
@@ -40,14 +59,27 @@ from curricula.model import (
     TrackingConfig,
     TrainConfig,
 )
+from curricula.model.schedule import decay_start, warmup_steps
 from curricula.provenance import PACKAGE
-from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, parse, read_yaml
+from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, changed, parse, read_yaml
 
 STUDIES = PACKAGE / "jobs" / "studies"
-EXAMPLES = ("demo", "demo-full", "paper", "smollm2-135m")
+EXAMPLES = (
+    *("demo", "demo-full", "spp-demo", "tamper-demo", "smollm2-135m", "paper", "paper-v2", "ladder"),
+    *("spp", "early-exposure", "finetuners-fallacy", "safety-reflection", "deep-ignorance"),
+)
+"""Studies that come with the suite."""
+SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
+"""Settings of pretraining on which no weight depends."""
 """Studies that come with the suite."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A name that can be part of a path, a job's name and an option."""
+NOT_STAGES = (
+    *(BASE, TRUNK, "all", "none"),
+    *("fetch", "prepare", "tokenize", "pretrain", "tune", "midtrain", "export", "evaluate", "along", "merge", "report"),
+)
+NOT_BEGINNINGS = ("fetch-", "pretrain-", "export-", "evaluate-", "along-", "merge-")
+"""Names that stages cannot have, since jobs and the option --stage do."""
 
 
 class Model(Settings, frozen=True):
@@ -75,43 +107,47 @@ class Model(Settings, frozen=True):
 class Pretraining(TrainConfig, frozen=True, kw_only=True):
     """How each arm is pretrained."""
 
-    budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)]
-    """Tokens that each arm reads, rounded to whole steps."""
+    budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)] | None = None
+    """Tokens that each arm reads, rounded to whole steps. Give this or `tokens_per_parameter`."""
+    tokens_per_parameter: PositiveNumber | None = None
+    """The same as a multiple of the model's parameters with embeddings. About 20 is compute-optimal (Hoffmann et al. 2022)."""
     global_batch: Positive
     """Sequences in one optimizer step."""
     micro_batch: Positive
     """Sequences in one forward and backward pass of a device; it divides the global batch."""
     save_interval_steps: Positive = 1000
+    along: Along | None = None
+    """What is measured on the way, on checkpoints of the trunk once for all arms; null measures the end alone."""
+
+    def check(self) -> None:
+        given = [name for name in ("budget_tokens", "tokens_per_parameter") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"{' and '.join(given) or 'neither'} given; give budget_tokens or tokens_per_parameter")
 
 
 class Finetuning(Settings, frozen=True):
-    """The two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
+    """Short for the paper's two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
 
     instruct: Tuning
     benign: Tuning | None
     """null leaves the stage out."""
     save_interval_steps: Positive = 500
+    """Optimizer steps between saves; also of the finetuning stages in `stages`."""
     save_interval_minutes: PositiveNumber | None = 30.0
+    """Save also when this many minutes have passed since the last save; also in `stages`."""
+
+    def check(self) -> None:
+        for name, stage in (("instruct", self.instruct), ("benign", self.benign)):
+            if stage and stage.parent:
+                raise ValueError(
+                    f"{name}.from is {stage.parent!r}, which is fixed in tuning; write the stage under stages"
+                )
 
     @property
     def stages(self) -> dict[str, Tuning]:
-        """The stages by the kind of model that each makes, in their order."""
-        return {"instruct": self.instruct, **({"benign": self.benign} if self.benign else {})}
-
-    @property
-    def pools(self) -> list[str]:
-        """The tuning sets of all stages, each once."""
-        return list(dict.fromkeys(pool for tuning in self.stages.values() for pool in tuning.mix))
-
-    def train_config(self, tuning: Tuning) -> TrainConfig:
-        """How one of the two stages trains."""
-        return TrainConfig(
-            micro_batch=tuning.micro_batch,
-            optimizer=OptimizerConfig(lr=tuning.lr, weight_decay=tuning.weight_decay),
-            schedule=ScheduleConfig(kind="cosine", warmup_fraction=tuning.warmup_fraction),
-            save_interval_steps=self.save_interval_steps,
-            save_interval_minutes=self.save_interval_minutes,
-        )
+        """The stages by the name of the model that each makes, in their order."""
+        after = msgspec.structs.replace(self.benign, parent="instruct") if self.benign else None
+        return {"instruct": self.instruct, **({"benign": after} if after else {})}
 
 
 class Allocation(Settings, frozen=True):
@@ -154,7 +190,10 @@ class Study(Settings, frozen=True, dict=True):
     curriculum: Curriculum
     model: Model
     pretraining: Pretraining
-    tuning: Finetuning
+    tuning: Finetuning | None = None
+    """The paper's two stages after pretraining; null leaves both out."""
+    stages: dict[str, AnyStage] = {}
+    """Further stages after pretraining, by the name of the model that each makes."""
     evaluation: EvalConfig = EvalConfig()
     resources: Resources = Resources()
     world: WorldConfig | None = None
@@ -167,15 +206,21 @@ class Study(Settings, frozen=True, dict=True):
     replicate: ReplicateDraws = ReplicateDraws()
     validation_documents: NonNegative = 64
     """Documents of each source that are held out of training."""
+    sweep: Sweep | None = None
+    """Do all of it at several points: keys of the study, each with a list of values (all combinations), or a list of points."""
 
     def check(self) -> None:
         self._check_seeds()
+        if self.sweep is not None:
+            msgspec.structs.replace(self, sweep=None)  # checks the rest
+            self._check_sweep()
+            return
         self._check_names()
         self._check_sources()
         self._check_vocabulary()
         self._check_batches()
-        self._check_tuning()
         self._check_arms()
+        self._check_stages()
         self._check_evaluation()
         _ = self.segments  # raises where a start leaves an arm no step
 
@@ -230,21 +275,12 @@ class Study(Settings, frozen=True, dict=True):
         pretraining = self.pretraining
         if self.budget.steps < 1:
             raise ValueError(
-                f"budget_tokens {pretraining.budget_tokens} is less than one step of {self.budget.step_tokens} tokens"
+                f"budget_tokens {self.budget.requested_tokens} is less than one step of {self.budget.step_tokens} tokens"
             )
         if pretraining.global_batch % pretraining.micro_batch:
             raise ValueError(
                 f"global_batch {pretraining.global_batch} is not a multiple of micro_batch {pretraining.micro_batch}"
             )
-
-    def _check_tuning(self) -> None:
-        sets = [*self.curriculum.interventions, *self.curriculum.arms]
-        for stage, tuning in self.tuning.stages.items():
-            for name in tuning.tagged_harmful:
-                if name not in sets:
-                    raise ValueError(
-                        f"tuning.{stage}.tagged_harmful names set {name!r}, where interventions has {', '.join(sets)}"
-                    )
 
     def _check_arms(self) -> None:
         names = [*(arm.key for arm in self.trainings), *(one.named(TRUNK) for one in self.replicates)]
@@ -255,32 +291,253 @@ class Study(Settings, frozen=True, dict=True):
                 )
         steps: dict[str, int] = {}
         for arm in self.arms:
-            arm.blend_phases(self.budget)  # raises where a phase is too short for a step
+            if arm.cooldown is not None and self.pretraining.schedule.kind != "warmup-stable-decay":
+                raise ValueError(
+                    f"arm {arm.name} has a cooldown, where pretraining.schedule.kind is {self.pretraining.schedule.kind!r}; "
+                    "set it to warmup-stable-decay"
+                )
+            self._check_loss(arm)
             step = self.budget.step_at(arm.start)
             if steps.setdefault(percent(arm.start), step) != step:
                 raise ValueError(
                     f"arm {arm.name} starts too near to another for jobs named by percent; move it or join them"
                 )
 
+    def _check_loss(self, arm: Arm) -> None:
+        """Raise ValueError where a phase is too short for a step, or where no token of it would count."""
+        for phase in arm.blend_phases(self.budget):
+            if all(self.sources[name].loss == "none" for name, weight in phase.mix.items() if weight):
+                raise ValueError(
+                    f"arm {arm.name}: all sources of a phase have loss: none, so it would train nothing; mix in another"
+                )
+
+    def _check_stages(self) -> None:
+        for name in self.stages:
+            if not PLAIN_NAME.fullmatch(name) or name in NOT_STAGES or name.startswith(NOT_BEGINNINGS):
+                raise ValueError(f"stage {name!r} is no plain word, or the name of something else; choose another")
+            if self.tuning and name in self.tuning.stages:
+                raise ValueError(f"stages and tuning both define {name}; keep one of them")
+        sets = [*self.curriculum.interventions, *self.curriculum.arms]
+        for name, stage in self.tree.stages.items():
+            place = self.place_of(name)
+            for chosen in stage.tagged_harmful if isinstance(stage, Tuning) else ():
+                if chosen not in sets:
+                    raise ValueError(
+                        f"{place}.tagged_harmful names set {chosen!r}, where interventions has {', '.join(sets)}"
+                    )
+            for source in stage.mix if isinstance(stage, Midtrain) else ():
+                if source not in self.sources:
+                    raise ValueError(f"{place}.mix names source {source!r}, which sources does not define")
+            at = None if stage.at is None else self.budget.step_at(stage.at)
+            if at is not None and not 0 < at < self.budget.steps:
+                raise ValueError(f"{place}.at is {stage.at:g}, which is step {at:,} of {self.budget.steps:,}; move it")
+            if stage.along and (steps := stage.total_steps if isinstance(stage, Tuning) else stage.steps):
+                with _located(place):
+                    stage.along.steps(steps)
+        if self.pretraining.along:
+            with _located("pretraining"):
+                self.pretraining.along.steps(self.budget.steps)
+
+    def _check_sweep(self) -> None:
+        for name, variant in self.variants.items():
+            if self.model.weights and variant.model != self.model:
+                raise ValueError(
+                    f"sweep varies the model in point {name}, where model.weights is given; leave one of them out"
+                )
+            if variant.first_seed != self.first_seed:
+                raise ValueError(
+                    f"sweep, point {name}: the first of seeds is {variant.first_seed}, where the study's is {self.first_seed}; "
+                    "begin with that one, since the data are drawn by it"
+                )
+            for stage in variant.tree.stages.keys() & self.tree.stages.keys():
+                if type(variant.tree.stages[stage]) is not type(self.tree.stages[stage]):
+                    raise ValueError(f"sweep changes the kind of stages.{stage} in point {name}; write another stage")
+        _ = self.segments
+
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
-        if evaluation.tasks.benign and self.tuning.benign is None:
+        if self.tuning and evaluation.tasks.benign and self.tuning.benign is None:
             raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
+        for place, names in self._named_tasks():
+            for name in names:
+                if name not in TASKS:
+                    raise ValueError(f"{place} names {name!r}; choose from {', '.join(TASKS)}")
         for name in [*evaluation.benchmark_names, *evaluation.accept_changed]:
             if name not in BENCHMARKS:
                 raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
+        evaluation.require_templates(name for _, names in self._named_tasks() for name in names)
+
+    def _named_tasks(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        for name in (BASE, *self.tree.stages):
+            place = "pretraining" if name == BASE else self.place_of(name)
+            yield f"{place}.tasks", self.tasks_of(name)
+            if along := self.along(name):
+                yield f"{place}.along.tasks", along.tasks
+
+    def place_of(self, name: str) -> str:
+        """The key of a stage in the study file."""
+        return f"tuning.{name}" if name not in self.stages else f"stages.{name}"
+
+    @cached_property
+    def tree(self) -> StageTree:
+        """All stages after pretraining, those of `tuning` first, with what is not given written out."""
+        given: dict[str, AnyStage] = {**(self.tuning.stages if self.tuning else {}), **self.stages}
+        resolved = {name: self._resolved(name, stage) for name, stage in given.items()}
+        return stage_tree(
+            resolved, list(dict.fromkeys(arm.name for arm in self.arms)), {name: self.place_of(name) for name in given}
+        )
+
+    def _resolved(self, name: str, stage: AnyStage) -> AnyStage:
+        if not isinstance(stage, Midtrain):
+            return stage
+        batch = stage.global_batch or self.pretraining.global_batch
+        micro = stage.micro_batch or min(batch, self.pretraining.micro_batch)
+        if batch % micro:
+            raise ValueError(f"stages.{name}: global_batch {batch} is not a multiple of micro_batch {micro}")
+        steps = stage.steps or round((stage.tokens or 0) / (batch * self.budget.sequence_length))
+        if not steps:
+            raise ValueError(f"stages.{name}.tokens {stage.tokens} is less than one step; raise it")
+        mixes = self.curriculum.mixes()
+        if isinstance(stage.mix, str) and stage.mix not in mixes:
+            raise ValueError(f"stages.{name}.mix is {stage.mix!r}; choose from {', '.join(mixes)}, or write weights")
+        mix = mixes[stage.mix] if isinstance(stage.mix, str) else stage.mix
+        return msgspec.structs.replace(stage, tokens=None, steps=steps, global_batch=batch, micro_batch=micro, mix=mix)
+
+    def train_config(self, name: str) -> TrainConfig:
+        """How a stage trains."""
+        stage = self.tree.stages[name]
+        assert stage.micro_batch
+        saves = self.pretraining if isinstance(stage, Midtrain) else self.tuning or TrainConfig()
+        schedule = ScheduleConfig(kind="cosine", warmup_fraction=stage.warmup_fraction)
+        if stage.decay_fraction is not None:
+            falling = {"kind": "warmup-stable-decay", "decay_fraction": stage.decay_fraction}
+            schedule = msgspec.structs.replace(schedule, **falling)
+        return TrainConfig(
+            micro_batch=stage.micro_batch,
+            optimizer=OptimizerConfig(lr=stage.lr, weight_decay=stage.weight_decay),
+            schedule=schedule,
+            save_interval_steps=saves.save_interval_steps,
+            save_interval_minutes=saves.save_interval_minutes,
+        )
+
+    @property
+    def tunings(self) -> list[Tuning]:
+        """The finetuning stages of all points."""
+        stages = [stage for one in self.variants.values() for stage in one.tree.stages.values()]
+        return [stage for stage in stages if isinstance(stage, Tuning)]
+
+    @property
+    def tuning_sets(self) -> list[str]:
+        """The tuning sets of all stages, each once."""
+        return list(dict.fromkeys(name for tuning in self.tunings for name in tuning.mix))
+
+    def along(self, name: str) -> Along | None:
+        """What is measured while the model of a stage, or "base", is trained."""
+        return self.pretraining.along if name == BASE else self.tree.stages[name].along
+
+    def tasks_of(self, name: str) -> tuple[str, ...]:
+        """What is measured on the model of a stage, or of "base", at its end."""
+        own = None if name == BASE else self.tree.stages[name].tasks
+        tasks = self.evaluation.tasks
+        default = tasks.base if self.tree.is_raw(name) else tasks.instruct
+        return (getattr(tasks, name) if name in tasks.__struct_fields__ else default) if own is None else own
+
+    def eval_tasks(self, name: str, on_the_way: bool = False) -> list[EvalTask]:
+        """The evaluation of a stage's model, at its end or on the way, in the order in which it runs."""
+        along = self.along(name)
+        names, most = (along.tasks, along.prompts) if on_the_way and along else (self.tasks_of(name), None)
+        return self.evaluation.battery(names, self.tree.is_raw(name), most)
+
+    @property
+    def used_benchmarks(self) -> list[str]:
+        """Every benchmark that a task does read."""
+        stages = [(one, name) for one in self.variants.values() for name in (BASE, *one.tree.stages)]
+        tasks = [task for one, name in stages for way in (False, True) for task in one.eval_tasks(name, way)]
+        return list(dict.fromkeys(task.benchmark for task in tasks if task.benchmark))
+
+    def branch_at(self, arm: Arm, step: int) -> str:
+        """The branch of the training tree that holds the checkpoint of `arm` at `step`."""
+        return self.segment_at(arm, step).branch
+
+    def segment_at(self, arm: Arm, step: int) -> Segment:
+        """The segment that holds it."""
+        return next(one for one in self.path(arm) if one.start < step <= one.stop)
+
+    def path(self, arm: Arm) -> list[Segment]:
+        """The segments that train `arm`, from the first step to the last."""
+        whole = self.whole
+        if whole is not self:
+            return whole.path(arm)
+        found = [self._last_segments[self.training_tree.branches.get(arm.key, branch_of(arm))]]
+        while found[0].parent:
+            found.insert(0, self._by_name[found[0].parent])
+        return found
+
+    @cached_property
+    def _by_name(self) -> dict[str, Segment]:
+        return {one.name: one for one in self.segments}
+
+    @cached_property
+    def _last_segments(self) -> dict[str, Segment]:
+        return {one.branch: one for one in self.segments}
+
+    def kept_steps(self, branch: str) -> set[int]:
+        """The steps of a branch at which stages begin or models are measured, beside the ends of its segments."""
+        kept: set[int] = set()
+        for one in self.whole.variants.values():
+            along = one.pretraining.along
+            kept |= set(along.steps(one.budget.steps).values()) if along else set()
+            for name, stage in one.tree.stages.items():
+                if stage.at is not None:
+                    step = one.budget.step_at(stage.at)
+                    having = [arm for arm in one.trainings if arm.name in one.tree.arms[name]]
+                    kept |= {step for arm in having if one.branch_at(arm, step) == branch}
+        return kept
 
     @property
     def budget(self) -> Budget:
-        length = self.model.resolve().sequence_length
-        return Budget(self.pretraining.budget_tokens, length, self.pretraining.global_batch)
+        model, pretraining = self.model.resolve(), self.pretraining
+        tokens = pretraining.budget_tokens or round((pretraining.tokens_per_parameter or 0) * model.parameters())
+        return Budget(tokens, model.sequence_length, pretraining.global_batch)
+
+    @cached_property
+    def variants(self) -> dict[str, Study]:
+        """The studies of the sweep's points by name; without a sweep the study itself, under an empty name."""
+        if self.sweep is None:
+            return {"": self}
+        found = variants_of(self, self.sweep)
+        for name, variant in found.items():  # what it has computed so far does not know its name
+            vars(variant).clear()
+            vars(variant).update(variant=name, whole=self)
+        return found
+
+    @property
+    def variant(self) -> str:
+        """The point of a sweep whose study this is."""
+        return vars(self).get("variant", "")
+
+    @property
+    def whole(self) -> Study:
+        """The study with the sweep."""
+        return vars(self).get("whole", self)
+
+    def at(self, variant: str) -> Study:
+        """The study of a point; this one for what belongs to none."""
+        return self.variants[variant] if variant else self
 
     @cached_property
     def replicates(self) -> tuple[Replicate, ...]:
+        """Of each point, one for each seed."""
+        if self.sweep is not None:
+            return tuple(one for variant in self.variants.values() for one in variant.replicates)
         seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
-        return replicates_of(seeds, self.replicate)
+        return replicates_of(seeds, self.replicate, self.variant)
+
+    def replicate_of(self, seed: int | None, variant: str = "") -> Replicate:
+        variant = variant or self.variant
+        return next(one for one in self.replicates if (one.seed, one.variant) == (seed, variant))
 
     @property
     def first_seed(self) -> int:
@@ -290,39 +547,120 @@ class Study(Settings, frozen=True, dict=True):
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
         """Every arm once, as the first replicate trains it."""
-        return self.trainings[: len(self.trainings) // len(self.replicates)]
+        return tuple(arm for arm in self.trainings if arm.replicate.seed == self.first_seed)
 
     @cached_property
     def trainings(self) -> tuple[Arm, ...]:
         """Every arm of every replicate, one replicate after another."""
+        if self.sweep is not None:
+            return tuple(arm for variant in self.variants.values() for arm in variant.trainings)
         arms = arms_of(self.curriculum, self.budget)
         return tuple(replace(arm, replicate=one) for one in self.replicates for arm in arms)
 
-    def training(self, arm: str, seed: int | None) -> Arm:
-        return next(one for one in self.trainings if (one.name, one.replicate.seed) == (arm, seed))
+    def training(self, arm: str, seed: int | None, variant: str = "") -> Arm:
+        """The training of an arm, or of the trunk, with a seed."""
+        replicate = self.replicate_of(seed, variant)
+        if arm == TRUNK:
+            return safe_only_arm(self.at(variant).curriculum, replicate)
+        return next(one for one in self.trainings if (one.name, one.replicate) == (arm, replicate))
 
     @cached_property
     def groups(self) -> dict[str, list[Arm]]:
-        """The trainings that leave the trunk at the same step, earliest first, by the name that their jobs share."""
+        """The trainings that leave the trunk at the same step, earliest first, by the name that their jobs share. Points of a
+        sweep share jobs where they train equally large models for equally long."""
+        if self.sweep is not None:
+            found: dict[str, list[Arm]] = defaultdict(list)
+            for variant in self.variants.values():
+                for name, arms in variant.groups.items():
+                    found[name + self.class_of(variant.variant)] += arms
+            return dict(found)
         by_step: dict[int, list[Arm]] = defaultdict(list)
         for arm in self.trainings:
             by_step[self.budget.step_at(arm.start)].append(arm)
         return {percent(arms[0].start): arms for _, arms in sorted(by_step.items())}
 
-    @cached_property
+    def class_of(self, variant: str) -> str:
+        """What ends the names of a point's jobs: empty where all points train equally large models for equally long."""
+        sizes = {name: (one.model, one.budget) for name, one in self.variants.items()}
+        first = next(name for name, size in sizes.items() if size == sizes[variant])
+        return f".{first}" if len(set(sizes.values())) > 1 else ""
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
-        return tuple(segments_of(self.trainings, self.curriculum, self.budget))
+        return self.whole.training_tree.segments
+
+    @cached_property
+    def training_tree(self) -> TrainingTree:
+        return training_tree([line for one in self.variants.values() for line in one.lines])
+
+    @property
+    def lines(self) -> list[Line]:
+        """The trainings with all that their pretraining depends on."""
+        pretraining, steps = self.pretraining, self.budget.steps
+        schedule, warmup = pretraining.schedule, warmup_steps(steps, pretraining.schedule)
+        decays_at = decay_start(steps, schedule) if schedule.kind == "warmup-stable-decay" else warmup
+        fixed = msgspec.structs.replace(schedule, decay_fraction=0.0, warmup_fraction=None, warmup_steps=warmup)
+        recipe = {**msgspec.to_builtins(pretraining), "schedule": msgspec.to_builtins(fixed)}
+        for key in ("budget_tokens", "tokens_per_parameter", *SAVING):
+            del recipe[key]
+        otherwise = msgspec.json.encode((self.model.resolve(), recipe))
+        return lines_of(self.trainings, self.curriculum, self.budget, decays_at, otherwise)
+
+    @cached_property
+    def owners(self) -> dict[tuple[str, str], str]:
+        """By a training's key and a stage, the key of the training whose model it is: of the first of equal ones."""
+        first: dict[tuple[Any, ...], str] = {}
+        found: dict[tuple[str, str], str] = {}
+        for one in self.variants.values():
+            for arm in one.trainings:
+                pasts: dict[str, tuple[Any, ...]] = {BASE: (self.training_tree.branches[arm.key],)}
+                for name, stage in one.tree.stages.items():
+                    if arm.name in one.tree.arms[name]:
+                        settings = msgspec.json.encode((stage, one.train_config(name)))
+                        pasts[name] = (
+                            *pasts[one.tree.parent(name)],
+                            name,
+                            settings,
+                            arm.replicate.tuning_seed,
+                            arm.interventions,
+                        )
+                found |= {(arm.key, name): first.setdefault(past, arm.key) for name, past in pasts.items()}
+        return found
+
+    def pretraining_of(self, arm: Arm) -> Pretraining:
+        """How `arm` is pretrained: its own cooldown replaces the decay that the study has for all."""
+        if arm.cooldown is None:
+            return self.pretraining
+        steps = self.budget.steps
+        falls = msgspec.structs.replace(
+            self.pretraining.schedule, decay_fraction=1 - self.budget.step_at(arm.cooldown) / steps
+        )
+        return msgspec.structs.replace(self.pretraining, schedule=falls)
 
 
-def load_study(path: Path) -> Study:
+@contextlib.contextmanager
+def _located(place: str) -> Iterator[None]:
+    """Have a ValueError begin with the key that it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}.{error}") from None
+
+
+def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read and check a study file. A study that comes with the suite can be named without a path, such as `paper`.
 
-    Raises UsageError that names the file, the key, its value and what to write instead.
+    `changes` are settings in place of the file's, such as "pretraining.optimizer.lr=3e-4". Raises UsageError that names the
+    file, the key, its value and what to write instead.
     """
     if not path.exists() and str(path) in EXAMPLES:
         path = STUDIES / f"{path}.yaml"
     missing = f"no such study file; name a file, or one of those that come with the suite: {', '.join(EXAMPLES)}"
-    return parse_study(read_yaml(path, missing), str(path))
+    raw, where = read_yaml(path, missing), str(path)
+    for change in changes:
+        where = f"{where} with --set {change}"
+        raw = changed(raw, change, where)
+    return parse_study(raw, where)
 
 
 def parse_study(raw: Any, where: str) -> Study:

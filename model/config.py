@@ -182,7 +182,9 @@ class TrainJob:
     stop_step: int | None = None
     """Train until this many steps are done; by default all of the batch source's. The schedule always spans all."""
     keep_steps: tuple[int, ...] = ()
-    """Steps to save at and never delete: where arms branch off."""
+    """Steps to save at and never delete: where arms and stages branch off, and where models are measured."""
+    validate_steps: tuple[int, ...] = ()
+    """Steps to validate at, besides the end."""
     init_from: Path | None = None
     """Checkpoint of another run to branch from, with its whole state: optimizer, step, position in the data."""
     init_weights: Path | None = None
@@ -197,6 +199,8 @@ PRESETS: dict[str, ModelConfig] = {
     "smollm2-1.7b": ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, init_std=0.02),
     "smollm2-360m": ModelConfig(layers=32, hidden=960, heads=15, kv_heads=5, ffn=2560, init_std=0.03227),
     "smollm2-135m": ModelConfig(layers=30, hidden=576, heads=9, kv_heads=3, ffn=1536, init_std=0.041667),
+    # Llama's 7B with SmolLM's vocabulary.
+    "llama-7b": ModelConfig(layers=32, hidden=4096, heads=32, kv_heads=32, ffn=11008, tied=False),
     # Under a million parameters. Three layers are the fewest of which first, middle and last differ.
     "tiny": ModelConfig(
         layers=3, hidden=128, heads=4, kv_heads=2, ffn=384, vocabulary=2048, sequence_length=128, init_std=0.05

@@ -327,7 +327,8 @@ class Trainer:
     def _validate_if_due(self) -> None:
         """Report the mean loss per token of each validation source, once for each step where it is due."""
         interval = self.job.config.validation_interval_steps
-        due = self.step == self.stop_step or bool(interval and self.step and self.step % interval == 0)
+        due = self.step in (self.stop_step, *self.job.validate_steps)
+        due = due or bool(interval and self.step and self.step % interval == 0)
         if not (self.validation and due) or self._fills_gap:
             return
         if self.parallel.any(self.reports is not None and self.reports.is_validated(self.step)):

@@ -189,3 +189,12 @@ def integer_weights(mix: dict[str, float], sources: list[str]) -> list[int]:
     if sum(fractions) * scale > FINEST:
         scale = Fraction(FINEST) / sum(fractions)
     return [max(1, round(fraction * scale)) if fraction else 0 for fraction in fractions]
+
+
+def exact_shares(mix: dict[str, float]) -> dict[str, int]:
+    """The weights of `mix` as integers in lowest terms: equal ones mean the same order of samples. Different weights can have
+    equal shares in floating point."""
+    names = sorted(mix)
+    weights = integer_weights(mix, names)
+    common = gcd(*weights)
+    return {name: weight // common for name, weight in zip(names, weights) if weight}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from math import gcd
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +12,7 @@ import numpy as np
 from curricula.curriculum.config import VALIDATION
 from curricula.curriculum.permutation import permute
 from curricula.curriculum.stream.batches import Rows
-from curricula.curriculum.stream.blend import BLOCK, Blend, Phase, integer_weights
+from curricula.curriculum.stream.blend import BLOCK, Blend, Phase, exact_shares
 from curricula.curriculum.tokens.shards import MEND, TokenStream, content_hash, read_manifest, source_shards
 from curricula.errors import UserError
 
@@ -28,9 +28,20 @@ class PretrainingBatches:
     """
 
     def __init__(
-        self, phases: list[Phase], shards: Path, sequence_length: int, global_batch: int, seed: int, vocabulary: int
+        self,
+        phases: list[Phase],
+        shards: Path,
+        sequence_length: int,
+        global_batch: int,
+        seed: int,
+        vocabulary: int,
+        begin: int = 0,
+        *,
+        loss: Mapping[str, str] | None = None,
+        tag: int | None = None,
     ):
-        """`shards` holds one folder for each source named in `phases`.
+        """`shards` holds one folder for each source named in `phases`. Step 0 reads from sample `begin` of the phases on.
+        `loss` says of some sources that only their tags count ("tags", which are of id `tag`), or no token of theirs ("none").
 
         Raises UserError when a source has no sample, was tokenised by another tokenizer than the rest, or differs from its
         manifests.
@@ -38,9 +49,10 @@ class PretrainingBatches:
         self.sequence_length, self.global_batch, self.seed, self.vocabulary = (
             sequence_length, global_batch, seed, vocabulary,
         )  # fmt: skip
-        self.phases = phases
+        self.phases, self.begin = phases, begin
         self.blend = Blend(phases)
-        self.total_steps = self.blend.total // global_batch
+        self._loss, self._tag = {name: kind for name, kind in (loss or {}).items() if kind != "all"}, tag
+        self.total_steps = (self.blend.total - begin) // global_batch
         self.streams: list[TokenStream] = []
         self._hashes: dict[str, str] = {}
         tokenizers: dict[str, str] = {}
@@ -69,12 +81,12 @@ class PretrainingBatches:
         self._located = lru_cache(maxsize=8)(self._locate_block)
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """(source, epoch, sample of the source) of global samples [start, stop)."""
-        sources, epochs, numbers = self._locate(start, stop)
+        """(source, epoch, sample of the source) of samples [start, stop) of this run."""
+        sources, epochs, numbers = self._locate(self.begin + start, self.begin + stop)
         return [(self.blend.sources[s], int(e), int(n)) for s, e, n in zip(sources, epochs, numbers)]
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
-        first = step * self.global_batch
+        first = self.begin + step * self.global_batch
         tokens = np.empty((stop - start, self.sequence_length + 1), np.int64)
         sources, _, numbers = self._locate(first + start, first + stop)
         for row, source, number in zip(tokens, sources.tolist(), numbers.tolist()):
@@ -82,7 +94,19 @@ class PretrainingBatches:
         bad = _outside(tokens, self.vocabulary)
         if bad is not None:
             _refuse_id(self.streams[sources[bad[0]]], int(numbers[bad[0]]), tokens[bad], self.vocabulary)
-        return Rows(tokens)
+        return Rows(
+            tokens, self._mask(tokens, [self._loss.get(self.blend.sources[source], "all") for source in sources])
+        )
+
+    def _mask(self, tokens: np.ndarray, kinds: list[str]) -> np.ndarray | None:
+        """Which targets count in rows of sources with these kinds of loss; None where all do."""
+        if set(kinds) <= {"all"}:
+            return None
+        mask = np.ones((len(tokens), self.sequence_length), np.float32)
+        for row, (targets, kind) in enumerate(zip(tokens[:, 1:], kinds)):
+            if kind != "all":
+                mask[row] = targets == self._tag if kind == "tags" else 0.0
+        return mask
 
     def _locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source index, epoch and sample number of global samples [start, stop)."""
@@ -111,28 +135,28 @@ class PretrainingBatches:
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         """Settings, sources and phases up to the samples before `step`: a changed future leaves it unchanged."""
-        consumed, start = step * self.global_batch, 0
+        consumed, start = self.begin + step * self.global_batch, 0
         phases: list[dict[str, Any]] = []
         for phase in self.phases:
             until = min(phase.until, consumed)
             if until > start:
-                # The order follows from these integers exactly; different ones can have equal shares in floating point.
-                mix = dict(zip(self.blend.sources, integer_weights(phase.mix, self.blend.sources)))
-                common = gcd(*mix.values())
-                phases.append({"until_sample": until, "mix": {name: w // common for name, w in mix.items() if w}})
+                phases.append({"until_sample": until, "mix": exact_shares(phase.mix)})
             start = phase.until
         used = {name for phase in phases for name in phase["mix"]}
+        masked = {name: kind for name, kind in sorted(self._loss.items()) if name in used}
         return {
             "order": ORDER,
             "seed": self.seed,
             "sequence_length": self.sequence_length,
             "global_batch": self.global_batch,
+            **({"begin_sample": self.begin} if self.begin else {}),
             "phases": phases,
             "sources": {name: self._hashes[name] for name in sorted(used)},
+            **({"loss": masked} if masked else {}),
         }
 
     def describe(self, step: int) -> dict[str, Any]:
-        phase = self.blend.phase_at(step * self.global_batch)
+        phase = self.blend.phase_at(self.begin + step * self.global_batch)
         mix = self.phases[phase].mix
         return {"phase": phase, "mix": {name: weight / sum(mix.values()) for name, weight in mix.items()}}
 

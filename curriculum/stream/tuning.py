@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ TAG_RATE = 0.05
 """Probability of a tag before each token of a harmful answer, as in pretraining."""
 REFUSALS = " (refusals)"
 """Follows the name of a pool where only its refusals are meant."""
+UNTAGGED = f"{HARMFUL} (untagged)"
+"""The pool of harmful answers where a mix names it; under its own name it is the one with tags inserted."""
 CHUNK = 1000
 """Conversations tokenised at a time to measure their lengths."""
 OPEN_ROWS = 32
@@ -57,9 +60,15 @@ class TuningBatches:
         seed: int,
         refusals: float | None = None,
         packing: bool = False,
+        epochs: float | None = None,
+        steps: int | None = None,
+        examples: Mapping[str, int] = MappingProxyType({}),
+        loss: Mapping[str, str] = MappingProxyType({}),
     ):
-        """`conversations` in total (by default as many as the sets of `mix` hold). A share of `tagged_share` are harmful
-        answers with tags inserted; of the others, a share of `refusals` are refusals (by default as many as the sets hold).
+        """`conversations` in total, `epochs` of what the sets of `mix` hold (by default one), or `steps` of them. A share of
+        `tagged_share` are harmful answers with tags inserted; of the others, a share of `refusals` are refusals (by default as
+        many as the sets hold). A set in `examples` is reduced to so many conversations; one whose `loss` is "all" carries loss
+        on every token, not on the assistant's alone.
 
         `packing` fills rows with several conversations; a global batch is `global_batch` rows either way.
         """
@@ -69,7 +78,14 @@ class TuningBatches:
         self._encoder = ChatEncoder(self._tokenizer)
         pools = {name: list(read_conversations(name, root)) for name, weight in mix.items() if weight}
         weights = {name: mix[name] for name in pools}
-        count = conversations or sum(map(len, pools.values()))
+        for name, most in examples.items():
+            if name in pools:
+                pools[name] = self._examples(name, pools[name], most)
+        if HARMFUL in pools:
+            pools[UNTAGGED], weights[UNTAGGED] = pools.pop(HARMFUL), weights.pop(HARMFUL)
+        self._loss_on_all = {UNTAGGED if name == HARMFUL else name for name, part in loss.items() if part == "all"}
+        count = conversations or round((epochs or 1) * sum(map(len, pools.values())))
+        count = steps * global_batch if steps else count
         if refusals is not None:
             pools, weights = _with_refusals(pools, weights, refusals)
         weights = {name: weight * (1 - tagged_share) / sum(weights.values()) for name, weight in weights.items()}
@@ -96,6 +112,14 @@ class TuningBatches:
             name: hashlib.sha256(json.dumps([item.messages for item in pool]).encode()).hexdigest()
             for name, pool in self._pools.items()
         }
+
+    def _examples(self, name: str, pool: list[Conversation], most: int) -> list[Conversation]:
+        """`most` conversations of a pool, the same for every larger number."""
+        if most > len(pool):
+            raise UserError(
+                f"tuning set {name}: examples asks for {most:,} of its {len(pool):,} conversations; ask for fewer"
+            )
+        return [pool[i] for i in permute(np.arange(most), len(pool), self.seed, "examples", name).tolist()]
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
         """(pool, epoch, conversation of the pool) with which each of rows [start, stop) of the run begins."""
@@ -148,6 +172,8 @@ class TuningBatches:
     def _encoded(self, pool: str, epoch: int, number: int) -> Encoded:
         ids, flags = self._encoder.encode(self._pools[pool][number].messages)
         flat, counted = np.array(ids, np.int64), np.array(flags, bool)
+        if pool.removesuffix(REFUSALS) in self._loss_on_all:
+            counted = np.ones_like(counted)
         return self._tagged(flat, counted, number) if pool == HARMFUL else (flat, counted)
 
     def _tagged(self, tokens: np.ndarray, counted: np.ndarray, number: int) -> Encoded:
@@ -199,6 +225,7 @@ class TuningBatches:
             "packing": self._rows is not None,
             # Earlier versions made special ids of them, so only runs that read such text are another stream.
             **({"quoted_special_tokens": "text"} if self._quoting else {}),
+            **({"loss_on_all": sorted(self._loss_on_all)} if self._loss_on_all else {}),
         }
 
     def describe(self, step: int) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from curricula.eval.analysis.metrics import LAYERS
 from curricula.eval.analysis.runs import Runs
 from curricula.eval.analysis.seeds import Crossed, auc_over_seeds, compare, rate_over_seeds
 from curricula.eval.judging.verdicts import kind_of
-from curricula.eval.rows import MODEL_KINDS
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
 
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
     """The probe AUC of every arm, by stage and layer."""
-    for stage in MODEL_KINDS:
+    for stage in dict.fromkeys(place[2] for place in runs.probes):
         for layer in LAYERS:
             for arm in runs.arms:
                 found = auc_over_seeds(runs.aucs(arm, stage, layer))

@@ -22,7 +22,7 @@ from curricula.eval.analysis.accuracy import Accuracy, Corrected, corrected, pub
 from curricula.eval.analysis.competence import BENIGN_TASKS, Competence, competence
 from curricula.eval.analysis.statistics import cluster_of, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, StudyRows
-from curricula.eval.rows import MODEL_KINDS, OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
+from curricula.eval.rows import OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
 
 ALL = "all"
 """The benchmark name of the average over benchmarks, each with the same weight."""
@@ -153,6 +153,13 @@ class StudyMetrics:
         parts = (self.attacks, self.overrefusals, self.probes)
         return StudyMetrics(*([entry for entry in part if entry.seed == seed] for part in parts))  # type: ignore[arg-type]
 
+    @property
+    def stages(self) -> list[str]:
+        """The stages that have been measured."""
+        entries: list[AttackMetrics | OverrefusalMetrics | ProbeMetrics]
+        entries = [*self.attacks, *self.overrefusals, *self.probes]
+        return list(dict.fromkeys(entry.stage for entry in entries))
+
     def attacks_by(self, stage: str, *decoders: str) -> list[AttackMetrics]:
         wanted = {(stage, decoder) for decoder in decoders}
         return [metrics for metrics in self.attacks if (metrics.stage, metrics.decoder) in wanted]
@@ -181,7 +188,7 @@ def study_metrics(study: StudyRows) -> StudyMetrics:
         expected[stage, task].update(map(row_id, rows))
     found = StudyMetrics([], [], [])
     for arm in study.arms:
-        for stage in MODEL_KINDS:
+        for stage in study.stages:
             benign = {task: competence(study.answers(arm, stage, task)) for task in OVERREFUSAL_TASKS}
             for task in ATTACK_TASKS:
                 if rows := study.answers(arm, stage, task):

@@ -7,7 +7,7 @@ the rows measure is in `eval/analysis/metrics.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,9 +36,15 @@ class ArmInfo:
     """The seed of this training."""
     key: str = ""
     """Names its folders, and its rows in `StudyRows`; by default the arm's name."""
+    shared: tuple[tuple[str, str], ...] = ()
+    """Stages whose model is another training's, each with the key of that one, whose folders hold it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self.key or self.name)
+
+    def holder(self, stage: str) -> str:
+        """The key that names the folders of its model of a stage."""
+        return dict(self.shared).get(stage, self.key)
 
     @property
     def is_custom(self) -> bool:
@@ -56,6 +62,8 @@ class StudyRows:
     """Judged answers by (arm's key, stage, task)."""
     probes: dict[tuple[str, str], list[ProbeRow]]
     """Probes by (arm's key, stage)."""
+    stages: tuple[str, ...] = MODEL_KINDS
+    """The stages of the study, each after the one it continues from."""
 
     @property
     def seeds(self) -> list[int]:
@@ -66,6 +74,13 @@ class StudyRows:
         """The study as if only the arms of this seed had been trained."""
         return replace(self, arms=tuple(arm for arm in self.arms if arm.seed == seed))
 
+    def of_stages(self, stages: Collection[str]) -> StudyRows:
+        """The study as if only the models of these stages had been measured."""
+        generations = {key: rows for key, rows in self.generations.items() if key[1] in stages}
+        return replace(
+            self, generations=generations, probes={key: of for key, of in self.probes.items() if key[1] in stages}
+        )
+
     def answers(self, arm: ArmInfo, stage: str, task: str, decoder: str | None = None) -> list[JudgedRow]:
         """The judged answers of one task, of one decoder or of all; empty if there are none yet."""
         rows = self.generations.get((arm.key, stage, task), [])
@@ -73,7 +88,10 @@ class StudyRows:
 
 
 def read_study_rows(
-    run: Path, arms: Sequence[ArmInfo], on_arm_read: Callable[[int], None] = lambda count: None
+    run: Path,
+    arms: Sequence[ArmInfo],
+    on_arm_read: Callable[[int], None] = lambda count: None,
+    stages: Sequence[str] = MODEL_KINDS,
 ) -> StudyRows:
     """Read all rows under `run`/eval; `on_arm_read` receives the number of arms read so far.
 
@@ -83,9 +101,9 @@ def read_study_rows(
     probes: dict[tuple[str, str], list[ProbeRow]] = {}
     models: list[ModelRows] = []
     for count, arm in enumerate(arms, start=1):
-        for stage in MODEL_KINDS:
-            folder = run / "eval" / arm.key / stage
-            model = ModelRows(stage, recorded_hash(run / "models" / arm.key / stage))
+        for stage in stages:
+            folder = run / "eval" / arm.holder(stage) / stage
+            model = ModelRows(stage, recorded_hash(run / "models" / arm.holder(stage) / stage))
             models.append(model)
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
                 path = folder / f"{task}.jsonl"
@@ -98,4 +116,4 @@ def read_study_rows(
                 probes[arm.key, stage] = probe_rows
         on_arm_read(count)
     require_different(models)
-    return StudyRows(tuple(arms), generations, probes)
+    return StudyRows(tuple(arms), generations, probes, tuple(stages))

@@ -60,7 +60,7 @@ def attacked_prompts(
             version=VERSION,
             settings=settings,
             seed=seed,
-            **({"raw": True} if loaded.kind == "base" else {}),  # only there, so that keys of tuned models stay
+            **({"raw": True} if loaded.raw else {}),  # only there, so that keys of tuned models stay
         )
         for prompt in prompts
     ]
@@ -86,7 +86,7 @@ def attacked_prompts(
         append_rows(suffixes, [row])
         save.forget()
     rows = in_order(suffixes, SuffixRow, [[key] for key in keys])
-    texts = [prompt.text.rstrip() if loaded.kind == "base" else prompt.text for prompt in prompts]
+    texts = [prompt.text.rstrip() if loaded.raw else prompt.text for prompt in prompts]
     return [msgspec.structs.replace(prompt, text=text + row.suffix) for prompt, text, row in zip(prompts, texts, rows)]
 
 
@@ -164,7 +164,7 @@ class Attack:
 
     def __init__(self, loaded: LoadedModel, request: str, config: Gcg) -> None:
         self.loaded, self.config = loaded, config
-        raw = loaded.kind == "base"
+        raw = loaded.raw
         self.request = request.rstrip() if raw else request.strip()
         rendered = f"{self.request}{MARK}" if raw else loaded.chat(f"{self.request}{MARK}")
         self.opening, self.closing = rendered.split(MARK)

@@ -6,6 +6,7 @@ Starting again is cheap: shards are merged anew only when one has changed, and a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,25 @@ def merged_path(out: Path, task: str) -> Path:
     return out / f"{task}.jsonl"
 
 
-def shards_by_task(model_kind: ModelKind, config: EvalConfig) -> dict[str, list[EvalTask]]:
+def shards_by_task(tasks: Sequence[EvalTask]) -> dict[str, list[EvalTask]]:
     """The shards to merge, by task. Probes, which no judge judges, stay as they are."""
     by_task: dict[str, list[EvalTask]] = {}
-    for shard in config.eval_tasks(model_kind):
+    for shard in tasks:
         if shard.task.judged:
             by_task.setdefault(shard.task.name, []).append(shard)
     return by_task
 
 
-def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig) -> bool:
+def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Sequence[EvalTask] | None = None) -> bool:
     """Whether the merged rows are those of the shards that exist now, and the judge has given each a verdict.
 
     Damaged files are not merged: the merging job, run again, says what is wrong with them. Files that are as the merge left
     them are not read, for the status of a run asks this of every model.
     """
-    if _stamp(out).exists() and _stamp(out).read_text() == _marks(out, model_kind, config):
+    tasks = config.eval_tasks(model_kind) if tasks is None else tasks
+    if _stamp(out).exists() and _stamp(out).read_text() == _marks(out, tasks, config):
         return True
-    for task, shards in shards_by_task(model_kind, config).items():
+    for task, shards in shards_by_task(tasks).items():
         found = [shard.path(out) for shard in shards if shard.path(out).exists()]
         merged = merged_path(out, task)
         if found and not (merged.is_file() and merged.read_bytes() == _concatenated(found)):
@@ -59,10 +61,10 @@ def _stamp(out: Path) -> Path:
     return out / ".merged.json"
 
 
-def _marks(out: Path, model_kind: ModelKind, config: EvalConfig) -> str:
+def _marks(out: Path, tasks: Sequence[EvalTask], config: EvalConfig) -> str:
     """Sizes and times of all files that is_merged looks at, and the judges. Equal marks: nothing has changed."""
     marks: dict[str, Any] = {}
-    for task, shards in shards_by_task(model_kind, config).items():
+    for task, shards in shards_by_task(tasks).items():
         merged = merged_path(out, task)
         marks[task] = config.judge_of(kind_of(task)).full_name
         for path in (*(shard.path(out) for shard in shards), merged, verdicts_path(merged)):
@@ -84,8 +86,9 @@ def _is_judged(merged: Path, judge: str) -> bool:
 class Merge:
     """The merged shards in `out`, and the judges' work on them.
 
-    A shard that does not exist is left out: its rows are missing. With `whatever_is_there`, the files of other benchmarks in
-    `out` are merged too. Raises UserError when rows are damaged, or not all of one model of this kind.
+    `tasks` are by default those of the paper's model of this kind. A shard that does not exist is left out: its rows are
+    missing. With `whatever_is_there`, the files of other benchmarks in `out` are merged too. Raises UserError when rows are
+    damaged, or not all of one model of this kind.
     """
 
     def __init__(
@@ -96,12 +99,14 @@ class Merge:
         world_root: Path | None,
         whatever_is_there: bool = False,
         ask_unparsed_again: bool = False,
+        tasks: Sequence[EvalTask] | None = None,
     ) -> None:
-        self._out, self._model_kind, self._config = out, model_kind, config
+        self._tasks = tasks = config.eval_tasks(model_kind) if tasks is None else tasks
+        self._out, self._config = out, config
         judges: dict[str, Judge] = {}
         model = ModelRows(model_kind)
         self._work: list[tuple[list[GenerationRow], JudgeRun]] = []
-        for task, shards in shards_by_task(model_kind, config).items():
+        for task, shards in shards_by_task(tasks).items():
             found = [shard.path(out) for shard in shards if shard.path(out).exists()]
             if whatever_is_there:
                 found = row_files(out, TASKS[task])
@@ -124,7 +129,7 @@ class Merge:
             judge_run.complete(shifted(progress, finished, total))
             finished += judge_run.total
             put_in_order(judge_run.path, rows, judge_run.judge)
-        durable.write_text(_stamp(self._out), _marks(self._out, self._model_kind, self._config))
+        durable.write_text(_stamp(self._out), _marks(self._out, self._tasks, self._config))
         progress(total, total)
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from curricula.curriculum.sources.tables import Table, table_exists
 from curricula.errors import UsageError, UserError
@@ -18,7 +17,7 @@ from curricula.eval.identity import ModelRows, require_different
 from curricula.eval.judges.question import UNPARSED, Estimate, Judge
 from curricula.eval.judging.merge import shifted
 from curricula.eval.judging.verdicts import JudgeRun, judged, kind_of, put_in_order, verdicts_path
-from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, ModelKind, VerdictRow, read_rows
+from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, VerdictRow, read_rows
 from curricula.eval.tasks import find_task, judged_tasks
 from curricula.progress import Progress, silent
 
@@ -122,16 +121,18 @@ class Rejudging:
 
 
 def _in_run(folder: Path) -> bool:
-    """Whether a folder of answers is RUN/eval/ARM/STAGE, whose names say which model's answers it should hold."""
-    return folder.name in MODEL_KINDS and folder.parent.parent.name == "eval"
+    """Whether a folder of answers is RUN/eval/ARM/MODEL, whose names say which model's answers it should hold."""
+    is_place = folder.name in MODEL_KINDS or (folder.parents[2] / "study.yaml").exists()
+    return is_place and folder.parent.parent.name == "eval"
 
 
 def _model_of(path: Path, first: GenerationRow) -> ModelRows:
     folder = path.parent.absolute()
     if not _in_run(folder):
-        return ModelRows(cast("ModelKind", first.model_kind))
+        return ModelRows(first.model_kind)
     run, arm = folder.parents[2], folder.parent.name
-    return ModelRows(cast("ModelKind", folder.name), recorded_hash(run / "models" / arm / folder.name))
+    kind = folder.name if first.step is None else first.model_kind
+    return ModelRows(kind, recorded_hash(run / "models" / arm / folder.name))
 
 
 def _pairs(path: Path, rows: list[GenerationRow], judge: Judge) -> list[tuple[JudgedRow | None, JudgedRow]]:

@@ -47,7 +47,7 @@ def question_of(row: GenerationRow) -> Question:
         behavior=row.behavior,
         response=row.response,
         context=row.context,
-        beginning=row.prompt if attack and row.model_kind == "base" else "",
+        beginning=row.prompt if attack and row.is_raw else "",
     )
 
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.points import Shown
-from curricula.eval.report.wording import DECODERS, STAGES, arm_label
+from curricula.eval.report.wording import DECODERS, arm_label
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EstimateTable:
 
 def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
     """Attack success, over-refusal and probe AUC, as far as they have been evaluated."""
-    order = [(stage, decoder) for stage in STAGES for decoder in DECODERS]
+    order = [(stage, decoder) for stage in shown.metrics.stages for decoder in DECODERS]
     for measure in ("attack success", "over-refusal"):
         rates = [found for found in shown.estimates if found.measure == measure]
         places = sorted({(found.stage, found.decoder) for found in rates}, key=order.index)

@@ -21,6 +21,7 @@ from typing import Any
 import jinja2
 
 from curricula import durable
+from curricula.eval.analysis.along import curve_points
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.differences import arm_differences
 from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
@@ -28,6 +29,7 @@ from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetri
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.judges.settings import caveats
+from curricula.eval.report.along import draw_along
 from curricula.eval.report.figures import FIGURES, draw_figures
 from curricula.eval.report.over_seeds import estimate_tables, variance_rows
 from curricula.eval.report.points import Shown
@@ -37,7 +39,6 @@ from curricula.eval.report.wording import (
     CATEGORIES,
     DECODERS,
     INTERVENTIONS,
-    STAGES,
     arm_label,
     facts,
     flattened,
@@ -47,8 +48,10 @@ from curricula.eval.report.wording import (
     percent,
     points,
     samples,
+    stage_title,
     visible,
 )
+from curricula.eval.rows import MODEL_KINDS
 from curricula.progress import Progress, silent
 
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "~", "single run": "1", "not measured": "–"}
@@ -60,28 +63,34 @@ def write_report(
     """Write the report of `run` to `out` and return the page's path. Missing evaluations are shown as missing.
 
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
-    "tasks", the planned tasks of each stage, from which the page knows what is still missing; and "changed", how benchmarks
-    differ from the published ones.
+    "tasks", the planned tasks of each stage in their order, and "having", the arms that have each stage, from which the page
+    knows what is still missing; and "changed", how benchmarks differ from the published ones; "courses", what was
+    measured along the way; and "papers", the stages that are the paper's, of which its claims speak.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
-    rows = read_study_rows(run, arms, lambda count: progress(count, steps))
+    tasks = study.get("tasks", {})
+    rows = read_study_rows(run, arms, lambda count: progress(count, steps), tuple(tasks) or MODEL_KINDS)
     metrics = study_metrics(rows)
     progress(len(arms) + 1, steps)
     runs = runs_of(rows)
-    claim_tests, differences = run_claim_tests(runs), list(arm_differences(runs))
+    claimed = runs_of(rows.of_stages(study.get("papers", MODEL_KINDS)))
+    claim_tests, differences = run_claim_tests(claimed), list(arm_differences(runs))
     estimates, probes, variance = list(arm_estimates(runs)), list(probe_estimates(runs)), list(variance_parts(runs))
     progress(len(arms) + 2, steps)
     shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes)
     pictures = draw_figures(shown, out / "figures")
     progress(len(arms) + 3, steps)
     over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
+    curves = curve_points(run, study.get("courses", ()))
+    if curves:
+        over_seeds["along"] = curves
     write_tables(out, metrics, claim_tests, differences, over_seeds, arms)
     plan = study.get("plan") or {}
     frozen = run / "study.yaml"
     losses = final_losses(run)
     labels = {arm.name: arm_label(arm) for arm in arms}
-    page = _template().render(
+    page = template("report.html.j2").render(
         name=plan.get("study") or run.resolve().name,
         facts=facts(plan, metrics),
         fictional=(run / "world").exists(),
@@ -95,6 +104,10 @@ def write_report(
         figures=[
             (figure, embedded(path), figure.caption(shown)) for figure, path in zip(FIGURES, pictures, strict=True)
         ],
+        along=[
+            (figure, embedded(figure.path), figure.caption)
+            for figure in draw_along(curves, rows.stages, out / "figures")
+        ],
         differences=differences,
         estimate_tables=list(estimate_tables(shown)) if shown.several else [],
         variance=list(variance_rows(variance, runs.arms)),
@@ -106,13 +119,13 @@ def write_report(
         probes=metrics.probes,
         losses=losses,
         validated=sorted({name for segment in losses for name in segment["validation"]}),
-        not_evaluated=not_evaluated(rows, study.get("tasks", {})),
+        not_evaluated=not_evaluated(rows, tasks, study.get("having", {})),
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
         caveats=caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
         samples=list(samples(rows)),
-        stages=STAGES,
+        stages={name: stage_title(name) for name in rows.stages},
         decoders=DECODERS,
         provenance=list(flattened(study.get("provenance") or {})),
         study_text=frozen.read_text() if frozen.exists() else "",
@@ -123,7 +136,7 @@ def write_report(
     return out / "index.html"
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -132,17 +145,19 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, percent=percent, visible=visible, points=points, p_value=p_value)
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
-def not_evaluated(study: StudyRows, tasks: Mapping[str, Sequence[str]]) -> list[str]:
-    """The planned `tasks` (by stage) that have no rows yet, as "arm stage task"."""
+def not_evaluated(
+    study: StudyRows, tasks: Mapping[str, Sequence[str]], having: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The planned `tasks` (by stage) that have no rows yet, as "arm stage task". A stage in `having` has these arms alone."""
     evaluated = set(study.generations) | {(arm, stage, "probes") for arm, stage in study.probes}
     return [
         f"{arm.key} {stage} {task}"
         for arm in study.arms
-        for stage in STAGES
-        for task in tasks.get(stage, ())
+        for stage in study.stages
+        for task in (tasks.get(stage, ()) if arm.name in having.get(stage, (arm.name,)) else ())
         if (arm.key, stage, task) not in evaluated
     ]
 

@@ -19,7 +19,7 @@ from curricula.eval.analysis.claim_tests import ClaimTest
 from curricula.eval.analysis.differences import ArmDifference
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.report.wording import DECODERS, STAGES, arm_labels
+from curricula.eval.report.wording import DECODERS, arm_labels
 from curricula.eval.tasks import judged_tasks
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -104,7 +104,7 @@ class AttackTable:
 
 def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[AttackTable]:
     labels = arm_labels(arms)
-    for stage in STAGES:
+    for stage in metrics.stages:
         for decoder in DECODERS:
             entries = metrics.attacks_by(stage, decoder)
             found = {(entry.arm, entry.seed, entry.benchmark): entry for entry in entries}
@@ -120,7 +120,7 @@ def overrefusal_tables(
 ) -> Iterator[tuple[str, str, list[tuple[str, OverrefusalMetrics | None]]]]:
     """For each stage and decoder: the label and metrics of each arm, None if not evaluated yet."""
     labels = arm_labels(arms)
-    for stage in STAGES:
+    for stage in metrics.stages:
         for decoder in dict.fromkeys(task.decoders[0] for task in judged_tasks("overrefusal")):
             if found := {(entry.arm, entry.seed): entry for entry in metrics.overrefusals_by(stage, decoder)}:
                 yield stage, decoder, [(labels[arm.key], found.get((arm.name, arm.seed))) for arm in arms]

@@ -18,6 +18,7 @@ from curricula.eval.tasks import decoder_titles
 from curricula.randomness import key_seed
 
 STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign": "benign-finetuned models"}
+"""The paper's stages."""
 DECODERS = decoder_titles()
 CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "shortcircuit")
 INTERVENTIONS = {
@@ -29,6 +30,10 @@ NOT_EVALUATED = "not evaluated yet"
 
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories of characters without a glyph of their own."""
+
+
+def stage_title(stage: str) -> str:
+    return STAGES.get(stage, f"models after {stage}")
 
 
 def arm_label(arm: ArmInfo) -> str:
@@ -86,7 +91,7 @@ def judge_names(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
 def samples(study: StudyRows) -> Iterator[tuple[str, JudgedRow, list[tuple[str, str, JudgedRow]]]]:
     """For each stage one request, picked by its hash, and every arm's answers: (arm, decoder, row)."""
     labels = arm_labels(study.arms)
-    for stage in STAGES:
+    for stage in study.stages:
         answers = [
             (labels[arm.key], DECODERS[row.decoder], row)
             for arm in study.arms

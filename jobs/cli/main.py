@@ -103,7 +103,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         f"curricula plan {STUDY}",
         call=Verb("study", "plan"),
     )
-    plan.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    _add_study(plan)
     plan.add_argument("--run", type=Path, help="take source sizes from this run folder (default: runs/NAME)")
     plan.add_argument(
         "--power",
@@ -117,13 +117,14 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         "submit",
         "run a study, or continue one that was interrupted",
         f"curricula submit {STUDY} --cluster local",
+        f"curricula submit {STUDY} --set seeds=[1] --set pretraining.optimizer.lr=1e-3 --run runs/lr-1e-3",
         f"curricula submit {PAPER} --cluster slurm \\\n      --profile {PROFILE} --dry-run",
         f"curricula submit {PAPER} --cluster slurm \\\n      --profile {PROFILE} --stage pretrain --arm full-20",
         call=Verb("study", "submit"),
         details="Finished elements are not run again. --arm takes along what the arm shares with others: the data, and the "
         "pretraining up to where it branches off. What needs an element that is neither done nor chosen is refused.",
     )
-    submit.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    _add_study(submit)
     submit.add_argument(
         "--cluster", choices=["local", "slurm"], default="local", help="local: processes on this machine (default)"
     )
@@ -141,13 +142,24 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         f"curricula render {PAPER} /scratch/paper/scripts \\\n      --profile {PROFILE}",
         call=Verb("study", "render"),
     )
-    render.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    _add_study(render)
     render.add_argument("out", type=Path, metavar="OUT", help="the folder for the scripts")
     render.add_argument(
         "--profile", type=Path, required=True, metavar="P", help="the site's profile, see env/profiles/"
     )
     render.add_argument(
         "--run", type=Path, help="the run folder, on a disk that all nodes see (default: the profile's)"
+    )
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting in place of the file's, such as pretraining.optimizer.lr=3e-4 or 'seeds=[1, 2]'; may be repeated",
     )
 
 

@@ -18,6 +18,7 @@ from rich.tree import Tree
 
 from curricula.curriculum.plan import Segment, intervention_share
 from curricula.curriculum.sources.registry import local_root
+from curricula.curriculum.stages import BASE
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here, run_root
 from curricula.jobs.cli.options import is_confirmed
@@ -35,7 +36,7 @@ from curricula.terminal import json_text
 
 
 def plan(args: argparse.Namespace) -> int:
-    study = load_study(args.study)
+    study = load_study(args.study, args.set)
     planned, run = plan_study(study), Run(run_root(study, args.run))
     value = describe(planned, run.shards)
     if args.power:
@@ -57,7 +58,7 @@ def submit(args: argparse.Namespace) -> int:
         for option, given in (("--profile", args.profile), ("--dry-run", args.dry_run)):
             if given:
                 raise UsageError(f"{option} needs --cluster slurm; `curricula plan` shows what a study will do here")
-    study = load_study(args.study)
+    study = load_study(args.study, args.set)
     if args.cluster == "slurm" and args.profile is None:
         raise UsageError("--cluster slurm needs --profile; copy one of env/profiles/ and change its marked lines")
     profile = load_profile(args.profile) if args.profile else None
@@ -179,7 +180,7 @@ def render(args: argparse.Namespace) -> int:
     from curricula.jobs.slurm.render import write_resubmit
     from curricula.jobs.slurm.submissions import submissions
 
-    study, profile = load_study(args.study), load_profile(args.profile)
+    study, profile = load_study(args.study, args.set), load_profile(args.profile)
     plan = plan_study(study, profile)
     root = check_root(args.run or profile.run_root(study.name))
     args.out.mkdir(parents=True, exist_ok=True)  # first: if it cannot be made, no run folder must remain
@@ -205,9 +206,16 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
             f"({budget['snap_tokens']:+,} tokens to whole steps)",
         )
     )
-    console.print(_tree(study), *_arm_tables(value, study), _job_table(value), sep="\n")
+    stages = [_stages(value, study)] if value["stages"] else []
+    console.print(_tree(study), *stages, *_arm_tables(value, study), _job_table(value), sep="\n")
     for warning in value["warnings"]:
         console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
+    for point in value["points"]:
+        added, other = (f"{point['gpu_hours'][part]:,.0f}" for part in ("pretraining", "other_at_most"))
+        console.print(
+            f"Point {point['name']}: {point['preset']}, {point['parameters']:,} parameters, {_tokens(point['tokens'])} "
+            f"tokens an arm; it adds {added} GPU-hours of pretraining and up to {other} of all else"
+        )
     sharing = value["trained_tokens"]
     console.print(
         f"Trained tokens: {_tokens(sharing['with_trunk_sharing'])} with the shared trunk, "
@@ -232,17 +240,32 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
 
 def _tree(study: Study) -> RenderableType:
     """The training tree: which line branches from which step."""
-    seeds = ", ".join(str(one.seed) for one in study.replicates)
+    seeds = ", ".join(map(str, study.seeds or ()))
     title = "Pretraining tree" if study.seeds is None else f"Pretraining tree, once for each of seeds {seeds}"
-    budget, nodes = study.budget, {"": Tree(f"[bold]{title}")}
+    nodes = {"": Tree(f"[bold]{title}")}
 
     def label(segment: Segment) -> str:
+        budget = study.at(segment.arm.replicate.variant).budget
         tokens = (segment.stop - segment.start) * budget.step_tokens
         return f"{segment.branch}: steps {segment.start:,} to {segment.stop:,} ({_tokens(tokens)})"
 
-    for segment in study.segments[: len(study.segments) // len(study.replicates)]:
-        nodes[segment.name] = nodes[segment.parent or ""].add(label(segment))
+    for segment in study.segments:
+        if segment.arm.replicate.seed == study.first_seed:
+            nodes[segment.name] = nodes[segment.parent or ""].add(label(segment))
     return nodes[""]
+
+
+def _stages(value: dict[str, Any], study: Study) -> RenderableType:
+    """The stages after pretraining: which continues from which, for how long, and for which arms."""
+    nodes = {BASE: Tree("[bold]Stages after pretraining")}
+    for stage in value["stages"]:
+        said = [stage["kind"], f"lr {stage['lr']:g}"]
+        said += [f"from {stage['at']:.0%} of pretraining"] if stage["at"] else []
+        said += [f"{stage['steps']:,} steps"] if stage["steps"] else []
+        said += [", ".join(stage["arms"])] if len(stage["arms"]) < len(study.arms) else []
+        said += [f"measured at {', '.join(stage['along'])}"] if stage["along"] else []
+        nodes[stage["name"]] = nodes[stage["from"]].add(f"{stage['name']}: {'; '.join(said)}")
+    return nodes[BASE]
 
 
 def _arm_tables(value: dict[str, Any], study: Study) -> list[RenderableType]:

@@ -50,6 +50,7 @@ SHORT = {
     "evaluate-base-": "evb-",
     "evaluate-instruct-": "evi-",
     "evaluate-benign-": "evg-",
+    "along-": "al-",
     "merge-": "mrg-",
     "fetch-benchmarks": "fetch-b",
 }

@@ -28,12 +28,27 @@ class Work:
 
     @property
     def study(self) -> Study:
-        return self.plan.study
+        """The study; of an element of a sweep's point, that point's."""
+        return self.plan.study.at(self.element.variant)
 
     @property
     def arm(self) -> Arm:
         """The training of which the element makes or measures a model."""
         return self.study.training(self.element.arm, self.element.seed)
+
+    @property
+    def key(self) -> str:
+        """The name of that training's folders: the arm's, or "trunk", with the seed where it is not the first."""
+        return self.study.replicate_of(self.element.seed).named(self.element.arm)
+
+    @property
+    def model_folder(self) -> Path:
+        return self.run.model(self.key, self.element.model)
+
+    @property
+    def rows_folder(self) -> Path:
+        """The folder of its model's answers."""
+        return self.run.evaluation(self.key, self.element.model)
 
     @property
     def folder(self) -> Path:

@@ -14,28 +14,29 @@ class Evaluate(Stage):
     def run(self, work: Work, progress: Progress) -> None:
         from curricula.eval.runner import run_element
 
-        run, element, arm = work.run, work.element, work.arm
+        run, element = work.run, work.element
         assert element.eval_task is not None
         run_element(
             element.eval_task,
-            run.model(arm.key, element.kind),
+            work.model_folder,
             element.kind,
             work.study.evaluation,
             data_root=run.data_root,
-            out=run.evaluation(arm.key, element.kind),
-            seed=arm.replicate.seed,
+            out=work.rows_folder,
+            seed=work.arm.replicate.seed,
             probe_seed=work.study.first_seed,
             progress=progress,
+            raw=work.study.tree.is_raw(element.kind),
         )
 
     def is_complete(self, work: Work) -> bool:
         task = work.element.eval_task
         assert task is not None
-        path = task.path(work.run.evaluation(work.arm.key, work.element.kind))
+        path = task.path(work.rows_folder)
         return path.is_file() and (path.stat().st_size > 0 or task.shards > 1)  # a shard may have no prompts
 
     def saved(self, work: Work) -> int:
-        folder = work.run.evaluation(work.arm.key, work.element.kind)
+        folder = work.rows_folder
         return sum(path.stat().st_size for path in folder.rglob("*.jsonl")) if folder.is_dir() else 0
 
     def ask(self, study: Study) -> Ask:

@@ -14,16 +14,15 @@ class Merge(Stage):
     def run(self, work: Work, progress: Progress) -> None:
         from curricula.eval.judging.merge import Merge as MergeAndJudge
 
-        run, element = work.run, work.element
-        world = run.world if work.study.world else None
-        folder = run.evaluation(work.arm.key, element.kind)
-        MergeAndJudge(folder, element.kind, work.study.evaluation, world).judge(progress)
+        kind, study = work.element.kind, work.study
+        world, tasks = work.run.world if study.world else None, study.eval_tasks(kind)
+        MergeAndJudge(work.rows_folder, kind, study.evaluation, world, tasks=tasks).judge(progress)
 
     def is_complete(self, work: Work) -> bool:
         from curricula.eval.judging.merge import is_merged
 
-        kind = work.element.kind
-        return is_merged(work.run.evaluation(work.arm.key, kind), kind, work.study.evaluation)
+        kind, study = work.element.kind, work.study
+        return is_merged(work.rows_folder, kind, study.evaluation, study.eval_tasks(kind))
 
     def ask(self, study: Study) -> Ask:
         resources = study.resources

@@ -54,8 +54,8 @@ def prepare(run: Run) -> None:
         from curricula.model.convert import import_hf
 
         import_hf(model_source(study.model.weights), run.initial_checkpoint, study.model.resolve().sequence_length)
-    entries, vocabulary = load_tokenizer(run.tokenizer).get_vocab_size(), study.model.resolve().vocabulary
-    if entries != vocabulary:
+    entries = load_tokenizer(run.tokenizer).get_vocab_size()
+    for vocabulary in {one.model.resolve().vocabulary for one in study.variants.values()} - {entries}:
         raise UserError(
             f"{run.tokenizer}: {entries} entries, where model.vocabulary is {vocabulary}; make the two equal in the study"
         )
@@ -66,13 +66,13 @@ def _check_data(run: Run) -> None:
 
     study = run.study
     needed = [(source.dataset, source.parts, source.documents) for source in study.sources.values()]
-    needed += [(POOLS[pool][0], (), None) for pool in study.tuning.pools]
+    needed += [(POOLS[pool][0], (), None) for pool in study.tuning_sets]
     for name, parts, rows in needed:
         open_dataset(name, run.data_root, parts)
         for stem in dataset(name).stems(run.data_root, parts):
             require_whole(stem, rows)
     if run.data_folder:  # else a job of its own fetches the benchmarks
-        for name in study.evaluation.used_benchmarks:
+        for name in study.used_benchmarks:
             if table_exists(BENCHMARKS[name].stem(run.data_folder)):
                 load_prompts(name, run.data_folder, accept_changed=study.evaluation.accept_changed)
 
@@ -86,7 +86,7 @@ def _make_tokenizer(run: Run) -> None:
         sources = dict.fromkeys((item.dataset, item.parts, item.documents) for item in run.study.sources.values())
         read = (Documents.open(name, run.data_root, parts, limit).read() for name, parts, limit in sources)
         texts = (document.text for document in itertools.chain.from_iterable(read))
-        pools = run.study.tuning.pools if choice.tuning else ()
+        pools = run.study.tuning_sets if choice.tuning else ()
         turns = (
             f"{message['role']}\n{message['content']}"  # as the chat template has a turn between its marks
             for pool in pools

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from curricula.curriculum.plan import Segment
 from curricula.curriculum.stream.blend import Phase
 from curricula.errors import UserError
-from curricula.jobs.estimates import check_epochs
+from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
@@ -47,9 +49,7 @@ class Pretrain(Stage):
         from curricula.model.checkpoints.folder import INFO_FILE
 
         run, segment = work.run, work.plan.segments[work.element.segment]
-        files = [run.tokenizer / "tokenizer.json"]
-        phases = segment.arm.blend_phases(work.study.budget)
-        files += [run.shards / name / f"00000{suffix}" for name in _sources(phases) for suffix in (".idx", ".bin")]
+        files = [run.tokenizer / "tokenizer.json", *shard_files(run, segment.arm.blend_phases(work.study.budget))]
         start = checkpoint_to_resume(run.branch(segment.branch))
         if start is None and segment.parent:
             start = _last_checkpoint(run, work.plan.segments[segment.parent])
@@ -65,10 +65,7 @@ class Pretrain(Stage):
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         """From the FLOPs of the segment, at the utilisation that the study expects."""
         segment = next(segment for segment in study.segments if segment.name == element.segment)
-        resources = study.resources
-        tokens = (segment.stop - segment.start) * study.budget.step_tokens
-        flops = tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
-        return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
+        return gpu_hours_of(study, (segment.stop - segment.start) * study.budget.step_tokens)
 
 
 def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:
@@ -76,41 +73,60 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
     from curricula.curriculum.stream.pretraining import PretrainingBatches
     from curricula.model.train import train
 
-    study, budget = run.study, run.study.budget
+    study = run.study.at(segment.arm.replicate.variant)
+    budget = study.budget
     config = study.model.resolve()
     phases = segment.arm.blend_phases(budget)
     batches = PretrainingBatches(
         phases,
-        near(run.shards, _sources(phases)),
+        near(run.shards, sources_of(phases)),
         budget.sequence_length,
         budget.global_batch,
         segment.arm.replicate.data_seed,
         config.vocabulary,
+        **loss_of(run),
     )
     parent = plan.segments[segment.parent] if segment.parent else None
-    validates = segment.stop == budget.steps or study.pretraining.validation_interval_steps
+    along = study.pretraining.along
+    points = {step for step in along.steps(budget.steps).values() if segment.start < step} if along else set()
+    validates = points or segment.stop == budget.steps or study.pretraining.validation_interval_steps
+    ends = {other.stop for other in plan.segments.values() if other.branch == segment.branch}
     train(
         TrainJob(
             out=run.branch(segment.branch),
             model=config,
-            config=study.pretraining,
+            config=study.pretraining_of(segment.arm),
             execution=study.resources,
             tracking=study.tracking,
             seed=segment.arm.replicate.init_seed,
             stop_step=segment.stop,
-            keep_steps=tuple(other.stop for other in plan.segments.values() if other.branch == segment.branch),
+            keep_steps=tuple(sorted(ends | study.kept_steps(segment.branch))),
+            validate_steps=tuple(sorted(points)),
             init_from=_last_checkpoint(run, parent) if parent else None,
             init_weights=require_checkpoint(run.initial_checkpoint) if study.model.weights else None,
             compiled=run.compiled,
         ),
         batches,
         progress,
-        validation=_validation(run) if validates else {},
+        validation=validation_batches(run, study) if validates else {},
     )
 
 
-def _sources(phases: list[Phase]) -> list[str]:
+def loss_of(run: Run) -> dict[str, Any]:
+    """Which tokens of the study's sources count, as `PretrainingBatches` takes it."""
+    from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
+
+    kinds = {name: source.loss for name, source in run.study.sources.items() if source.loss != "all"}
+    return {"loss": kinds, "tag": special_ids(load_tokenizer(run.tokenizer))[1]} if kinds else {}
+
+
+def sources_of(phases: Sequence[Phase]) -> list[str]:
     return sorted({name for phase in phases for name, weight in phase.mix.items() if weight})
+
+
+def shard_files(run: Run, phases: Sequence[Phase]) -> list[Path]:
+    """The first shard of each source in `phases`."""
+    return [run.shards / name / f"00000{suffix}" for name in sources_of(phases) for suffix in (".idx", ".bin")]
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -127,7 +143,7 @@ def _has_to_begin(work: Work) -> bool:
     """Whether an element that begins from a segment's last checkpoint neither is done nor has saved anything of its own."""
     run, element = work.run, work.element
     segment = work.plan.segments.get(element.segment)
-    own = run.branch(segment.branch) if segment else run.tuning(element.arm, element.kind)
+    own = run.branch(segment.branch) if segment else run.tuning(work.key, element.kind)
     return not any((own / "checkpoints").glob("step_*")) and not (work.folder / "done.json").exists()
 
 
@@ -137,14 +153,14 @@ def _last_checkpoint(run: Run, segment: Segment) -> Path:
     return step_folder(run.branch(segment.branch) / "checkpoints", segment.stop)
 
 
-def _validation(run: Run) -> dict:
+def validation_batches(run: Run, study: Study) -> dict:
     """The validation batches of each source with enough held-out text for one."""
     from curricula.curriculum.stream.pretraining import ValidationBatches
     from curricula.curriculum.tokens.shards import source_shards
 
-    budget, vocabulary = run.study.budget, run.study.model.resolve().vocabulary
+    budget, vocabulary = study.budget, study.model.resolve().vocabulary
     found = {}
-    for name in run.study.sources:
+    for name in study.sources:
         source_shards(run.shards / name)
         batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch, vocabulary)
         if batches.total_steps:

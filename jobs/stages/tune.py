@@ -1,9 +1,13 @@
-"""Tune: instruction tuning of a base model, or benign finetuning of an instruct model, and the export of the result."""
+"""Tune: a stage of finetuning on conversations, and the export of its model."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from curricula.curriculum.config import Tuning
+from curricula.curriculum.stages import BASE
+from curricula.errors import UserError
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
@@ -26,17 +30,17 @@ class Tune(Stage):
 
         tune(work, progress)
         if read_ranks().rank == 0:
-            export_model(work.run, work.arm, work.element.kind, progress)
+            export_model(work, progress)
 
     def inputs(self, work: Work) -> list[Path]:
-        """The tokenizer and the checkpoint to go on from: its own, or that of the model that is tuned."""
+        """The tokenizer and the checkpoint to go on from: its own, or that of the model that is trained further."""
         from curricula.model.checkpoints.folder import INFO_FILE
 
-        own = checkpoint_to_resume(work.run.tuning(work.arm.key, work.element.kind))
+        own = checkpoint_to_resume(work.run.tuning(work.key, work.element.kind))
         return [work.run.tokenizer / "tokenizer.json", (own or _source(work)) / INFO_FILE]
 
     def saved(self, work: Work) -> int:
-        return saved_steps(work.run.tuning(work.arm.key, work.element.kind))
+        return saved_steps(work.run.tuning(work.key, work.element.kind))
 
     def ask(self, study: Study) -> Ask:
         asked = study.resources.tuning
@@ -46,42 +50,65 @@ class Tune(Stage):
 def tune(work: Work, progress: Progress) -> None:
     """Train the element's model. All its processes call this together."""
     from curricula.curriculum.stream.tuning import TuningBatches
-    from curricula.model.train import train
 
-    run, study, element, arm = work.run, work.study, work.element, work.arm
-    config = study.model.resolve()
-    tuning = study.tuning.stages[element.kind]
+    run, arm = work.run, work.arm
+    tuning = work.study.tree.stages[work.element.kind]
+    assert isinstance(tuning, Tuning)
     batches = TuningBatches(
         tuning.mix,
         run.data_root,
         run.tokenizer,
-        sequence_length=config.sequence_length,
+        sequence_length=work.study.budget.sequence_length,
         global_batch=tuning.global_batch,
         conversations=tuning.conversations,
         tagged_share=tuning.tagged_harmful.get(arm.interventions, 0.0),
         refusals=tuning.refusals,
         packing=tuning.packing,
+        epochs=tuning.epochs,
+        steps=tuning.steps,
+        examples=tuning.examples,
+        loss=tuning.loss,
         seed=arm.replicate.tuning_seed,
     )
+    train_stage(work, batches, progress, seed=arm.replicate.tuning_seed, packed=tuning.packing)
+
+
+def train_stage(
+    work: Work, batches: Any, progress: Progress, *, seed: int, packed: bool = False, validation: Any = None
+) -> None:
+    """Train the element's model from that of the stage before it, keeping the checkpoints that are measured."""
+    from curricula.model.train import train
+
+    run, study, kind = work.run, work.study, work.element.kind
+    along = study.along(kind)
+    try:
+        points = tuple(along.steps(batches.total_steps).values()) if along else ()
+    except ValueError as error:
+        raise UserError(f"{study.place_of(kind)}.{error}; write fractions, or fewer steps") from None
     train(
         TrainJob(
-            out=run.tuning(arm.key, element.kind),
-            model=config,
-            config=study.tuning.train_config(tuning),
+            out=run.tuning(work.key, kind),
+            model=study.model.resolve(),
+            config=study.train_config(kind),
             execution=study.resources,
             tracking=study.tracking,
-            seed=arm.replicate.tuning_seed,
-            packed=tuning.packing,
+            seed=seed,
+            keep_steps=points,
+            validate_steps=points,
+            packed=packed,
             compiled=run.compiled,
             init_weights=_source(work),
         ),
         batches,
         progress,
+        validation=validation,
     )
 
 
 def _source(work: Work) -> Path:
-    """The checkpoint of the model that is tuned."""
-    if work.element.kind == "instruct":
-        return base_checkpoint(work.run, work.arm)
-    return require_checkpoint(work.run.tuning(work.arm.key, "instruct") / "checkpoints")
+    """The checkpoint of the model that is trained further."""
+    kind, tree = work.element.kind, work.study.tree
+    if tree.parent(kind) == BASE:
+        return base_checkpoint(work.run, work.arm, tree.stages[kind].at)
+    owner = work.plan.study.owners[work.key, tree.parent(kind)]
+    return require_checkpoint(work.run.tuning(owner, tree.parent(kind)) / "checkpoints")

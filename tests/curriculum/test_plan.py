@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from curricula.curriculum.config import Curriculum, PhaseConfig
-from curricula.curriculum.plan import Budget, arms_of, intervention_share, segments_of
+from curricula.curriculum.plan import Budget, arms_of, intervention_share, lines_of, training_tree
 from curricula.curriculum.stream.blend import Blend
 
 PAPER = Budget(600_000_000_000, 2048, 1024)
@@ -37,7 +37,7 @@ def test_boundaries_snap_to_the_nearest_whole_step():
 
 
 def test_the_trunk_is_trained_once():
-    segments = segments_of(arms_of(CURRICULUM, PAPER), CURRICULUM, PAPER)
+    segments = training_tree(lines_of(arms_of(CURRICULUM, PAPER), CURRICULUM, PAPER)).segments
     trained = sum(segment.stop - segment.start for segment in segments) * PAPER.step_tokens
     assert trained == pytest.approx(3.24e12, rel=1e-5)
     assert [s.name for s in segments if s.branch == "trunk"] == ["trunk@57220", "trunk@171661", "trunk@286102"]
@@ -61,7 +61,7 @@ def test_a_start_that_leaves_no_step_is_refused():
     late = Curriculum(safe=SAFE, interventions={"data": DATA}, starts=(0.0, 0.99))
     tiny = Budget(10 * 64, 16, 4)
     with pytest.raises(ValueError, match=r"start 0.99 snaps to step 10 of 10"):
-        segments_of(arms_of(late, tiny), late, tiny)
+        training_tree(lines_of(arms_of(late, tiny), late, tiny))
 
 
 def with_arm(*phases, **changes):
@@ -74,7 +74,9 @@ def test_a_dose_that_ends_returns_to_safe_data_and_shares_the_trunk():
     arm = arm_of("mine", curriculum)
     assert [(p.until, p.mix) for p in arm.blend_phases(SMALL)] == [(1200, SAFE), (2000, DATA), (4000, SAFE)]
     assert arm.start == 0.3
-    segment = next(s for s in segments_of(arms_of(curriculum, SMALL), curriculum, SMALL) if s.branch == "mine")
+    segment = next(
+        s for s in training_tree(lines_of(arms_of(curriculum, SMALL), curriculum, SMALL)).segments if s.branch == "mine"
+    )
     assert (segment.parent, segment.start, segment.stop) == ("trunk@300", 300, 1000)
 
 
@@ -106,7 +108,7 @@ def test_a_written_mix_in_the_ratio_of_the_safe_one_is_the_trunk():
         ([{"until": 0.5, "mix": "data"}], "must rise from phase to phase and end at 1, but is \\[0.5\\]"),
         ([{"until": 0.5, "mix": "data"}, {"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "data"}], "must rise"),
         ([{"until": 1, "mix": "dta"}], "arm mine: mix 'dta' is not known; choose one of safe, data, or write weights"),
-        ([{"until": 1, "mix": {"web": -1}}], "the weights of arm mine, phase 0 must be non-negative"),
+        ([{"until": 1, "mix": {"web": -1}}], "arm mine, phase 0: the weights of its mix must be non-negative"),
         ([{"until": 1, "mix": "safe"}], "arm mine reads only safe data; put 1 in starts for that"),
     ],
 )

@@ -1,9 +1,12 @@
 """The plan of the paper's study: its jobs, their elements and dependencies."""
 
+import yaml
 from paths import STUDIES
 
+from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
-from curricula.jobs.study import load_study
+from curricula.jobs.selection import Selection, select
+from curricula.jobs.study import load_study, parse_study
 
 
 def jobs_by_name():
@@ -75,3 +78,28 @@ def test_an_evaluation_is_an_element_for_each_part_and_one_that_merges_each_mode
     assert [(edge.job, edge.kind) for edge in merge.needs] == [(f"evaluate-{kind}-20", "afterany") for kind in kinds]
     merges = {(name, "afterany") for name, job in jobs.items() if name.startswith("merge")}
     assert {(edge.job, edge.kind) for edge in jobs["report"].needs} == merges
+
+
+def test_an_arm_that_others_branch_from_is_trained_in_parts_and_only_once(tmp_path):
+    """A cooldown on another mix, from the paper's data-0: 90% of it is data-0's own past."""
+    raw = yaml.safe_load((STUDIES / "paper.yaml").read_text())
+    cooled = [{"until": 0.9, "mix": "data"}, {"until": 1, "mix": "full", "cooldown": True}]
+    raw["curriculum"]["arms"] = {"cooled": cooled}
+    plan, before = plan_study(parse_study(raw, "study.yaml")), plan_study(load_study(STUDIES / "paper.yaml"))
+    names = [job.name for job in plan.jobs]
+    assert set(names) - {job.name for job in before.jobs} == {"pretrain-0-257492", "pretrain-90"}
+    assert plan.by_name["pretrain-0-257492"].labels == ("data-0",)
+    assert plan.by_name["pretrain-0"].labels == ("full-0",) and plan.by_name["pretrain-90"].labels == (
+        "data-0",
+        "cooled",
+    )
+    assert all(names.index(edge.job) < names.index(job.name) for job in plan.jobs for edge in job.needs)
+    for label in ("data-0", "cooled"):
+        assert plan.needs["pretrain-90", label] == [(("pretrain-0-257492", "data-0"), True)]
+        assert plan.needs["export-base-0", label] == [(("pretrain-90", label), True)]
+    assert plan.needs["export-base-0", "full-0"] == [(("pretrain-0", "full-0"), True)]
+    assert [edge.kind for edge in plan.by_name["export-base-0"].needs] == ["afterok", "afterok"]
+    tokens = [describe(one)["trained_tokens"]["with_trunk_sharing"] for one in (before, plan)]
+    assert tokens[1] - tokens[0] == (286_102 - 257_492) * 1024 * 2048
+    chosen = select(plan, Selection(arms=("cooled",)), with_needs=True)
+    assert chosen["pretrain-90"] == ("cooled",) and chosen["pretrain-0-257492"] == ("data-0",)

@@ -105,7 +105,8 @@ def test_names_of_further_seeds_end_in_the_seed_and_fields_say_what_they_are(tmp
         run.__dict__["study"] = THREE.study
         assert run.model(work.arm.key, work.element.kind) == tmp_path / folder
         assert f"{work.element.arm}-s{work.element.seed}" == label.split("/")[0]
-    assert run.base_branch(THREE.study.training("safe-100", 43)) == tmp_path / "pretrain/trunk-s43"
+    safe = THREE.study.training("safe-100", 43)
+    assert run.branch(THREE.study.branch_at(safe, THREE.study.budget.steps)) == tmp_path / "pretrain/trunk-s43"
 
 
 def test_an_element_needs_nothing_of_another_seed():
@@ -220,6 +221,7 @@ def curriculum(**changes):
     return {**demo()["curriculum"], **changes}
 
 
+NEAR = [{"until": 0.1996, "mix": "safe"}, {"until": 1, "mix": {"web": 1}}]
 LATE = [{"until": 0.3, "mix": "safe"}, {"until": 1, "mix": "full"}]
 
 

@@ -17,6 +17,7 @@ from run_folders import new_run
 from curricula.curriculum.config import Tokenizer
 from curricula.curriculum.tokens.tokenizer import TAG, train_tokenizer
 from curricula.errors import UsageError, UserError
+from curricula.jobs.cli.main import main
 from curricula.jobs.cli.study import print_plan
 from curricula.jobs.estimates import check_epochs, describe
 from curricula.jobs.graph import plan_study
@@ -73,8 +74,35 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
         ({"resources__engine": {"backend": "torch", "fp8": "delayed"}}, r'engine.fp8 is "delayed", which needs'),
         ({"pretraining__budget_token": 5}, r"pretraining: unknown key `budget_token`; did you mean `budget_tokens`\?"),
-        ({"pretraining__budget_tokens": None}, r"pretraining: the key `budget_tokens` is missing"),
-        ({"pretraining__budget_tokens": "much"}, r"pretraining.budget_tokens: expected `int`, got `str`; it is 'much'"),
+        (
+            {"pretraining__budget_tokens": None},
+            r"pretraining: neither given; give budget_tokens or tokens_per_parameter",
+        ),
+        (
+            {"pretraining__tokens_per_parameter": 20},
+            r"pretraining: budget_tokens and tokens_per_parameter given; give budget_tokens or tokens_per_parameter",
+        ),
+        (
+            {
+                "pretraining__schedule__kind": "cosine",
+                "curriculum__arms": {
+                    "mine": [{"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "full", "cooldown": True}]
+                },
+            },
+            r"arm mine has a cooldown, where pretraining.schedule.kind is 'cosine'; set it to warmup-stable-decay",
+        ),
+        (
+            {
+                "sources__unsafe-tagged__loss": "none",
+                "curriculum__arms": {"mine": [{"until": 1, "mix": {"unsafe-tagged": 1}}]},
+            },
+            r"arm mine: all sources of a phase have loss: none, so it would train nothing",
+        ),
+        ({"sources__web__loss": "some"}, r"sources.web.loss: 'some' is not known; choose one of all, none, tags"),
+        (
+            {"pretraining__budget_tokens": "much"},
+            r"pretraining.budget_tokens: expected `int \| null`, got `str`; it is 'much'",
+        ),
         ({"pretraining__budget_tokens": 10}, r"budget_tokens 10 is less than one step of \d+ tokens"),
         ({"curriculum__starts": [0.2, 1.5]}, r"curriculum.starts.1: expected `float` <= 1.0; it is 1.5"),
         ({"curriculum__starts": [0.6, 0.2]}, r"curriculum: starts \[0.6, 0.2\] must be distinct and in rising order"),
@@ -333,3 +361,53 @@ def test_the_plan_warns_of_a_micro_batch_that_does_not_fit_the_gpu():
     assert any(
         "which has 79; use micro_batch 16 or engine.recompute_layers" in warning for warning in value["warnings"]
     )
+
+
+def test_a_budget_can_be_a_multiple_of_the_models_parameters():
+    study = parse_study(demo(pretraining__budget_tokens=None, pretraining__tokens_per_parameter=0.5), "study.yaml")
+    assert study.budget.requested_tokens == round(0.5 * study.model.resolve().parameters())
+    assert parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study
+
+
+# curricula ... --set --------------------------------------------------------------------------------------------------
+
+
+def test_settings_of_the_command_line_replace_those_of_the_file_and_are_typed_like_them(tmp_path):
+    path = small_studies.demo_file(tmp_path)
+    changes = [
+        "pretraining.optimizer.lr=1e-3",
+        "curriculum.starts.1=0.3",
+        "seed=null",
+        "seeds=[1, 2]",
+        "tracking.tensorboard=no",
+    ]
+    with pytest.raises(UsageError, match=r"tracking.tensorboard=no: tracking.tensorboard: expected `bool`, got `str`"):
+        load_study(path, changes)
+    study = load_study(path, [*changes[:-1], "tracking.tensorboard=false"])
+    assert (study.pretraining.optimizer.lr, study.curriculum.starts[1], study.seeds) == (1e-3, 0.3, (1, 2))
+    assert not study.tracking.tensorboard
+    assert (
+        parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study != load_study(path)
+    )  # so a run records them
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("seed", "--set seed: not KEY=VALUE, such as pretraining.optimizer.lr=3e-4"),
+        ("a..b=1", "--set a..b=1: not KEY=VALUE"),
+        ("pretraining.optimiser.lr=1", "pretraining: unknown key `optimiser`; did you mean `optimizer`?"),
+        ("pretraining.optimizer.lr=fast", "pretraining.optimizer.lr: expected `float`, got `str`; it is 'fast'"),
+        ("name.of=1", "--set name.of=1: the key 'of' does not exist in 'demo'; give keys of the study with dots"),
+        ("curriculum.starts.9=1", "the key '9' does not exist in [0, 0.2, 0.6, 1]"),
+        ("seed=[1", "--set seed=[1: the value is not valid YAML"),
+        ("seed=!!python/object:os.system 1", "the value is not valid YAML"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused_in_one_sentence(tmp_path, capsys, change, said):
+    path = small_studies.demo_file(tmp_path)
+    for arguments in (["plan", str(path)], ["submit", str(path), "--run", str(tmp_path / "run")]):
+        assert main([*arguments, "--set", change]) == 2
+        error = capsys.readouterr().err
+        assert said in error and str(path) in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

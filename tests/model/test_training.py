@@ -61,6 +61,22 @@ def test_branch_arm_equals_training_from_scratch(tmp_path):
     assert numbers(tmp_path / "trunk") + numbers(tmp_path / "branch") == numbers(tmp_path / "scratch")
 
 
+def test_a_cooldown_on_other_data_and_another_schedule_equals_training_from_scratch(tmp_path):
+    """Until the earlier of two decays the learning rate is the same, so one arm branches from the other's past."""
+    early = ScheduleConfig(warmup_steps=2, decay_fraction=0.5)
+    arm = RandomBatches(switch_step=6)
+    train(train_job(tmp_path / "scratch", schedule=early), arm)
+    train(train_job(tmp_path / "host", stop_step=6, keep_steps=(6,)), RandomBatches())
+    host = tmp_path / "host/checkpoints/step_00000006"
+    train(train_job(tmp_path / "branch", init_from=host, schedule=early), arm)
+    rows = numbers(tmp_path / "host") + numbers(tmp_path / "branch")
+    assert rows == numbers(tmp_path / "scratch") and rows[8]["lr"] < rows[5]["lr"]
+    with pytest.raises(UserError, match="learning rate of step 8"):  # a step too late to part
+        train(train_job(tmp_path / "host", stop_step=9, keep_steps=(9,)), RandomBatches())
+        late = tmp_path / "host/checkpoints/step_00000009"
+        train(train_job(tmp_path / "late", init_from=late, schedule=early), RandomBatches())
+
+
 def test_an_arm_that_branches_at_the_very_end_is_the_trunk_itself(tmp_path):
     train(train_job(tmp_path / "trunk"), RandomBatches())
     end = latest_checkpoint(tmp_path / "trunk/checkpoints")

@@ -53,3 +53,37 @@ def small_study(folder: Path, **changes) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
+
+
+def tree_study(**changes) -> dict:
+    """The smaller demo with stages of every kind: midtraining from a branch point, children of one stage, points on the way."""
+    raw = smaller_demo()
+    del raw["tuning"]
+    raw["pretraining"].update(budget_tokens=24 * 4 * 128, global_batch=4, micro_batch=4, save_interval_steps=5)
+    raw["pretraining"]["along"] = {"at": [0.25, 0.75], "tasks": ["attacks-topk", "probes"], "prompts": 2}
+    chats = {"kind": "sft", "mix": {"ultrachat": 1}, "global_batch": 4, "lr": 1e-3, "tasks": ["attacks-topk"]}
+    raw["stages"] = {
+        "instruct": {**chats, "conversations": 16},
+        "mt": {
+            "kind": "midtrain",
+            "at": 0.75,
+            "mix": "full",
+            "tokens": 8 * 4 * 128,
+            "lr": 3e-3,
+            "along": {"at": [0.5]},
+        },
+        "mt-instruct": {**chats, "from": "mt", "steps": 4},
+        "harmful": {
+            **{**chats, "from": "instruct", "arms": ["full-50"], "mix": {"wildguardmix-harmful": 1}},
+            **{"examples": {"wildguardmix-harmful": 4}, "epochs": 4, "along": {"at": [0.25, 2], "prompts": 2}},
+        },
+    }
+    raw["evaluation"].update(gcg=None, tasks={"base": ["attacks-topk"], "instruct": ["attacks-topk"]})
+    return {**raw, **changes}
+
+
+def write_study(folder: Path, raw: dict) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return path

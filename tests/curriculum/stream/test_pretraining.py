@@ -186,3 +186,24 @@ def test_a_manifest_that_contradicts_its_shard_or_the_other_manifests_is_refused
     (tmp_path / "web/9notes.json").write_text("{}")
     with pytest.raises(UserError, match="web: 1 of 2 shards are finished|web: 2 of 2 shards|manifests disagree"):
         opened(tmp_path, [Phase(4, {"web": 1.0})], 2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(runs(), st.dictionaries(st.sampled_from(sorted(SIZES)), st.sampled_from(["all", "tags", "none"])))
+def test_only_what_a_sources_loss_asks_for_counts_and_the_stream_stays_the_same(shards, run, loss):
+    phases, batch = run
+    plain, tag = opened(shards, phases, batch), 3
+    masked = PretrainingBatches(phases, shards, LENGTH, batch, 1, VOCABULARY, loss=loss, tag=tag)
+    ids = plain.sample_ids(0, phases[-1].until)
+    assert masked.sample_ids(0, phases[-1].until) == ids
+    for step in {0, plain.total_steps - 1}:
+        rows = masked.rows(step, 0, batch)
+        assert np.array_equal(rows.tokens, plain.rows(step, 0, batch).tokens)
+        kinds = [loss.get(source, "all") for source, _, _ in ids[step * batch : (step + 1) * batch]]
+        targets = rows.tokens[:, 1:]
+        ideal = [{"all": row >= 0, "tags": row == tag, "none": row < 0}[kind] for row, kind in zip(targets, kinds)]
+        assert (rows.mask is None) == (set(kinds) == {"all"})
+        assert rows.mask is None or (rows.mask.dtype == np.float32 and np.array_equal(rows.mask, np.array(ideal)))
+    # A mask is part of the past of what was read under it, and of nothing else.
+    end, used = plain.total_steps, {source for source, _, _ in ids}
+    assert (masked.fingerprint(end) == plain.fingerprint(end)) == all(loss.get(name, "all") == "all" for name in used)

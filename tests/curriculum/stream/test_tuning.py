@@ -96,6 +96,37 @@ def test_refusals_are_kept_and_harmful_answers_appear_only_with_tags(data):
     assert not any((run.rows(0, 0, 2)[0] == tag).any() for run in [tuning(data, {"wildguardmix": 1}, conversations=6)])
 
 
+def test_a_set_reduced_to_some_examples_repeats_them_over_the_epochs_and_a_larger_one_holds_them(data):
+    def kept(most):
+        run = tuning(data, {"gsm8k": 1}, examples={"gsm8k": most}, epochs=3)
+        assert run.total_steps == 3 * most // 2
+        seen = [tuple(run.rows(step, row, row + 1).tokens[0]) for step in range(run.total_steps) for row in (0, 1)]
+        assert set(Counter(seen).values()) == {3}
+        return set(seen)
+
+    assert kept(4) < kept(10)
+    with pytest.raises(UserError, match="tuning set gsm8k: examples asks for 22 of its 21 conversations"):
+        tuning(data, {"gsm8k": 1}, examples={"gsm8k": 22})
+
+
+def test_steps_say_how_long_a_stage_is(data):
+    assert tuning(data, {"gsm8k": 1}, steps=30).total_steps == 30
+
+
+def test_loss_on_all_of_a_set_counts_the_requests_too(data):
+    run = tuning(data, {"gsm8k": 1}, length=200, loss={"gsm8k": "all"})
+    (tokens, *_), (mask, *_), _ = run.rows(0, 0, 1)
+    first_padding = int(np.flatnonzero(mask)[-1]) + 1
+    assert mask[:first_padding].all() and run.fingerprint(0)["loss_on_all"] == ["gsm8k"]
+    assert "loss_on_all" not in tuning(data, {"gsm8k": 1}).fingerprint(0)
+
+
+def test_harmful_answers_that_a_mix_names_have_no_tags(data):
+    tag = load_tokenizer(data / "tokenizer").token_to_id(TAG)
+    run = tuning(data, {"wildguardmix-harmful": 1}, examples={"wildguardmix-harmful": 4}, epochs=2, length=200)
+    assert run.total_steps == 4 and not any((run.rows(step, 0, 2).tokens == tag).any() for step in range(4))
+
+
 def test_training_tokens_are_those_of_the_chat_template(data):
     tokenizer = load_tokenizer(data / "tokenizer")
     row = read_jsonl(data / "gsm8k/train.jsonl")[0]

@@ -1,0 +1,124 @@
+"""The stages after pretraining, as a tree: what each continues from, which arms have it, and what text it has read by its end.
+
+    base ── instruct ── benign
+      │        └────── harmful
+      └── mt ── instruct-mt
+
+"base" is the pretrained model; every other name is a stage of the study. A midtraining stage continues the data stream of the
+pretraining before it, so the blend's invariants hold across both (`curriculum/stream/blend.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from curricula.curriculum.config import AnyStage, Midtrain, Tuning
+from curricula.curriculum.plan import Arm, Budget
+from curricula.curriculum.stream.blend import Phase
+
+BASE = "base"
+
+
+def model_name(stage: str, point: str = "") -> str:
+    """The folder of a model within its arm's: its stage's name, and behind "@" the point where it was taken before the end."""
+    return f"{stage}@{point}" if point else stage
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a model has read by the end of a stage's pretraining text."""
+
+    phases: list[Phase]
+    begin: int
+    """The sample at which the stage begins."""
+
+
+@dataclass(frozen=True)
+class StageTree:
+    """The stages by name, each after the one it continues from, with `from` written out."""
+
+    stages: Mapping[str, AnyStage]
+    arms: Mapping[str, tuple[str, ...]]
+    """The arms that have each stage, "base" included, in the order of the study."""
+
+    def parent(self, name: str) -> str:
+        return self.stages[name].parent or BASE
+
+    def is_raw(self, name: str) -> bool:
+        """Whether the stage's model has seen text alone, so that it gets prompts without a chat template."""
+        return name == BASE or (isinstance(self.stages[name], Midtrain) and self.is_raw(self.parent(name)))
+
+    @property
+    def papers(self) -> list[str]:
+        """The stages of the names that the paper has, where they follow one another as in the paper."""
+        found = [BASE]
+        for name, parent in (("instruct", BASE), ("benign", "instruct")):
+            stage = self.stages.get(name)
+            if isinstance(stage, Tuning) and stage.at is None and self.parent(name) == parent and parent in found:
+                found.append(name)
+        return found
+
+    def stream(self, name: str, arm: Arm, budget: Budget) -> Stream:
+        """The pretraining text of `arm` up to the end of the stage `name`."""
+        if name == BASE:
+            return Stream(arm.blend_phases(budget), 0)
+        stage, before = self.stages[name], self.stream(self.parent(name), arm, budget).phases
+        if stage.at is not None:
+            before = _up_to(before, budget.step_at(stage.at) * budget.global_batch)
+        begin = before[-1].until
+        if not isinstance(stage, Midtrain):
+            return Stream(before, begin)
+        assert isinstance(stage.mix, dict)
+        return Stream([*before, Phase(begin + samples_of(stage), stage.mix)], begin)
+
+
+def samples_of(stage: Midtrain) -> int:
+    """The sequences that a stage of a study reads."""
+    assert stage.steps and stage.global_batch, "the study writes out both"
+    return stage.steps * stage.global_batch
+
+
+def _up_to(phases: Sequence[Phase], end: int) -> list[Phase]:
+    kept = [phase for phase in phases if phase.until <= end]
+    if not kept or kept[-1].until < end:
+        kept.append(Phase(end, phases[len(kept)].mix))
+    return kept
+
+
+def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mapping[str, str]) -> StageTree:
+    """The tree of `stages`. `arms` are all of the study; `place` is each stage's key in the study, for messages.
+
+    Raises ValueError for a circle, an unknown stage or arm, and an `at` that pretraining does not have.
+    """
+    ordered: dict[str, AnyStage] = {}
+    having: dict[str, tuple[str, ...]] = {BASE: tuple(arms)}
+
+    def add(name: str, path: tuple[str, ...]) -> None:
+        stage = stages[name]
+        parent = stage.parent or BASE
+        if parent in (path := (*path, name)):
+            circle = " from ".join([*path[path.index(parent) :], parent])
+            raise ValueError(f"{place[name]}: the stages go in a circle ({circle}); let one of them be from base")
+        if parent != BASE and parent not in stages:
+            known = ", ".join([BASE, *stages])
+            raise ValueError(f"{place[name]}.from is {parent!r}, which is no stage; choose one of {known}")
+        if parent not in having:
+            add(parent, path)
+        if stage.at is not None and parent != BASE:
+            raise ValueError(f"{place[name]}.at is {stage.at:g}, but it is from {parent}; only `from: base` has points")
+        for arm in stage.arms or ():
+            if arm not in arms:
+                raise ValueError(f"{place[name]}.arms names {arm!r}, which is no arm; choose from {', '.join(arms)}")
+            if arm not in having[parent]:
+                raise ValueError(
+                    f"{place[name]}.arms names {arm!r}, which has no stage {parent}; add it to that one's arms"
+                )
+        if name not in ordered:
+            ordered[name] = stage
+            having[name] = tuple(arm for arm in having[parent] if stage.arms is None or arm in stage.arms)
+
+    for name in stages:
+        if name not in ordered:
+            add(name, ())
+    return StageTree(ordered, having)

@@ -1,0 +1,84 @@
+"""The points of a sweep: studies that differ in some settings, each by name.
+
+A sweep is either a mapping of settings to lists of values, and then has a point for each combination, or a list of points, each
+a mapping of settings to a value. A point is named by what it changes, unless it names itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from curricula.errors import UsageError
+from curricula.settings import Settings, parse, replaced
+
+Point = Mapping[str, Any]
+"""Values by the path of the setting in the study file, such as "pretraining.optimizer.lr"."""
+Sweep = dict[str, list[Any]] | list[dict[str, Any]]
+NAME = "name"
+"""The key by which a point of a list names itself."""
+LONGEST = 60
+VARIED = ("curriculum", "model", "pretraining", "tuning", "stages", "seeds")
+"""Parts of a study that a sweep may change. Its points share all else: data, tokenizer, evaluation, resources."""
+
+Study = TypeVar("Study", bound=Settings)
+
+
+def points_of(sweep: Mapping[str, Sequence[Any]] | Sequence[Point]) -> dict[str, Point]:
+    """The points by name, in the study's order. Raises ValueError where there are none, or two of a name."""
+    if isinstance(sweep, Mapping):
+        for key, values in sweep.items():
+            if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+                raise ValueError(f"sweep.{key} is {values!r:.60}; give a list of values")
+        listed: Sequence[Point] = [dict(zip(sweep, values)) for values in itertools.product(*sweep.values())]
+    else:
+        listed = sweep
+    if not listed or not all(listed):
+        raise ValueError("sweep has a point without settings, or no point; give some, or leave sweep out")
+    found: dict[str, Point] = {}
+    for number, point in enumerate(listed, start=1):
+        name = str(point.get(NAME) or _name({key: point[key] for key in point if key != NAME}, number))
+        if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST - 1}}}", name):
+            raise ValueError(f"sweep names a point {name!r}; use up to {LONGEST} letters, digits, '.', '_' and '-'")
+        if name in found:
+            raise ValueError(f"sweep has two points {name}; give each a `{NAME}` of its own")
+        found[name] = {key: value for key, value in point.items() if key != NAME}
+    return found
+
+
+def _name(point: Point, number: int) -> str:
+    """Such as "lr-0.0003_refuseweb-8"; "point-3" where values are lists or mappings, or it would be too long."""
+    parts = [f"{key.rpartition('.')[2]}-{_shown(value)}" for key, value in point.items()]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))
+    is_plain = not any(isinstance(value, (list, dict)) for value in point.values())
+    return name if is_plain and len(name) <= LONGEST else f"point-{number}"
+
+
+def _shown(value: Any) -> str:
+    return re.sub(r"\.0$", "", f"{value:g}") if isinstance(value, float) else str(value)
+
+
+def variants_of(study: Study, sweep: Sweep) -> dict[str, Study]:
+    """The study of each point, by its name. Raises ValueError, naming the point, for a study that is none."""
+    raw = {**msgspec.to_builtins(study), "sweep": None}
+    found = {}
+    for name, point in points_of(sweep).items():
+        changed = raw
+        for key, value in point.items():
+            if key.split(".")[0] not in VARIED:
+                raise ValueError(
+                    f"sweep cannot vary {key!r}, only keys in {', '.join(VARIED)}; write a study for each value"
+                )
+            try:
+                changed = replaced(changed, key.split("."), value)
+            except LookupError as error:
+                raise ValueError(f"sweep, point {name}: {error.args[0]}") from None
+        try:
+            found[name] = parse(changed, type(study), f"sweep, point {name}")
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+    return found

@@ -1,0 +1,148 @@
+"""Curves of what was measured while models were trained: attack success, refusals, probe AUC and validation loss by step.
+
+A curve is one training of an arm: its pretraining, the shared trunk included, or a later stage, where the curve of attack
+success is a tamper curve. It begins with the model that the stage continues from, and ends with the stage's own, where these
+have answered the same prompts; all points are rates over the same prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from curricula import durable
+from curricula.eval.analysis.metrics import SAFE_VERDICTS, attack_metrics, overrefusal_metrics, probe_metrics
+from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
+from curricula.eval.contents import recorded_hash
+from curricula.eval.identity import ModelRows
+from curricula.eval.judging.verdicts import kind_of, read_judged
+from curricula.eval.rows import JudgedRow, ProbeRow, read_rows
+from curricula.eval.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Course:
+    """One training of an arm that was measured along the way, and where its files lie in the run folder."""
+
+    arm: str
+    seed: int
+    stage: str
+    tasks: tuple[str, ...]
+    points: tuple[str, ...]
+    """ARM/MODEL of each point, in the order of training."""
+    begin: str | None
+    """ARM/MODEL of the model that the stage continues from; None for pretraining."""
+    end: str
+    """ARM/MODEL of the finished model."""
+    logs: tuple[tuple[str, int | None], ...]
+    """Files of metrics, each with the last step that it tells for this training (None: all)."""
+    step_tokens: int
+    """Tokens in one step."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One measure at one step of one training. Rates and AUCs are in 0..1, losses in nats per token."""
+
+    stage: str
+    arm: str
+    seed: int
+    step: int
+    tokens: int
+    measure: str
+    """"attack success", "refusals" (of harmful requests), "over-refusal", "probe AUC" or "validation loss"."""
+    series: str
+    """The decoder, the probed layer or the validation source."""
+    value: float
+    low: float | None = None
+    """Lower end of the 95% interval over prompts."""
+    high: float | None = None
+    prompts: int | None = None
+
+
+Answers = list[JudgedRow]
+
+
+def curve_points(run: Path, courses: Sequence[Course]) -> list[CurvePoint]:
+    """The points of all curves. Raises UserError for damaged rows, and for rows of another model than their place says."""
+    return [point for course in courses for point in _points(run, course)]
+
+
+def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
+    logs = [
+        row
+        for name, last in course.logs
+        for row in durable.read_jsonl(run / name)
+        if last is None or row["step"] <= last
+    ]
+    last_step = max((row["step"] for row in logs), default=0)
+
+    def at(step: int, measure: str, series: str, *numbers: float | int | None) -> CurvePoint:
+        place = (course.stage, course.arm, course.seed, step, step * course.step_tokens)
+        return CurvePoint(*place, measure, series, *numbers)  # type: ignore[arg-type]
+
+    for row in logs:
+        for source, loss in (row.get("validation") or {}).items():
+            yield at(row["step"], "validation loss", source, loss)
+    for task in course.tasks:
+        if TASKS[task].judged:
+            found = {place: _answers(run, place, course.stage, task) for place in course.points}
+            asked = {_prompt(row) for rows in found.values() for row in rows}
+            ends = [(0, course.begin), (last_step, course.end)] if found else []
+            steps = [(rows[0].step or 0, rows) for rows in found.values() if rows]
+            steps += [
+                (step, [row for row in read_judged(run / "eval" / place / f"{task}.jsonl") if _prompt(row) in asked])
+                for step, place in ends
+                if place
+            ]
+            for step, rows in sorted(steps, key=lambda one: one[0]):
+                for numbers in _measured(rows, task) if rows else ():
+                    yield at(step, *numbers)
+        else:
+            for place in (*course.points, course.end):
+                probes = read_rows(run / "eval" / place / "probes.jsonl", ProbeRow)
+                for entry in probe_metrics(probes, course.arm, course.stage, course.seed):
+                    yield at(probes[0].step or last_step, "probe AUC", entry.layer, entry.auc)
+
+
+def _answers(run: Path, place: str, stage: str, task: str) -> Answers:
+    path = run / "eval" / place / f"{task}.jsonl"
+    rows = read_judged(path)
+    ModelRows(stage, recorded_hash(run / "models" / place)).add_answers(path, rows, TASKS[task])
+    return rows
+
+
+def _prompt(row: JudgedRow) -> tuple[str, str]:
+    return row.benchmark, row.prompt_id
+
+
+def _measured(rows: Answers, task: str) -> Iterator[tuple[str, str, float, float | None, float | None, int]]:
+    """(measure, series, value, low, high, prompts) of the answers of one model to one task."""
+    if kind_of(task) == "overrefusal":
+        decoder = TASKS[task].decoders[0]
+        one = overrefusal_metrics(rows, "", "", decoder)
+        if one.rate is not None:
+            yield "over-refusal", decoder, one.rate, one.low, one.high, one.prompts
+        return
+    found = {entry.decoder: entry for entry in attack_metrics(rows, "", "")}  # the last is over all benchmarks
+    for decoder, entry in found.items():
+        if entry.rate is None:
+            continue
+        yield "attack success", decoder, entry.rate, entry.low, entry.high, entry.prompts
+        parsed = [row for row in rows if row.decoder == decoder and row.verdict in {*SAFE_VERDICTS, "harmful"}]
+        refused = tally((cluster_of(row), row.benchmark, float(row.verdict == "refusal")) for row in parsed)
+        if refused:
+            low, high, _ = rate_interval(refused)
+            yield "refusals", decoder, float(refused.mean()), low, high, entry.prompts
+
+
+def mean_over_seeds(points: Sequence[CurvePoint]) -> list[CurvePoint]:
+    """One point for each arm, step and series: the mean over training seeds, with the interval where there is one run."""
+    groups: dict[tuple[str, int, str, str], list[CurvePoint]] = {}
+    for point in points:
+        groups.setdefault((point.arm, point.step, point.measure, point.series), []).append(point)
+    return [
+        of[0] if len(of) == 1 else replace(of[0], value=sum(one.value for one in of) / len(of), low=None, high=None)
+        for of in groups.values()
+    ]

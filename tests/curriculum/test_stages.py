@@ -1,0 +1,110 @@
+"""Midtraining goes on in the data stream where pretraining left it."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_folders import write_source
+
+from curricula.curriculum.config import Curriculum, Midtrain, Tuning
+from curricula.curriculum.plan import Budget, arms_of
+from curricula.curriculum.stages import stage_tree
+from curricula.curriculum.stream.pretraining import PretrainingBatches
+
+LENGTH, SIZES = 4, {"web": 4 * 41, "safe": 4 * 9, "late": 4 * 23}
+ARMS = Curriculum(safe={"web": 1}, interventions={"data": {"web": 3, "safe": 1}}, starts=(0.0, 0.5, 1.0))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shards")
+    for name, size in SIZES.items():
+        write_source(root / name, [size + 1])
+    return root
+
+
+def midtrain(**changes):
+    return Midtrain(**{"mix": {"web": 2, "late": 1}, "steps": 7, "lr": 1e-4, "global_batch": 3, **changes})
+
+
+def batches(stream, shards, batch):
+    return PretrainingBatches(stream.phases, shards, LENGTH, batch, 1, 50_000, stream.begin)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2),
+    st.none() | st.floats(0.1, 0.9),
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.integers(1, 9),
+)
+def test_no_sample_repeats_before_its_source_is_exhausted_across_pretraining_and_two_stages(
+    shards, number, at, steps, batch, budget_steps, second
+):
+    budget = Budget(budget_steps * 2 * LENGTH, LENGTH, 2)
+    if at is not None and not 0 < budget.step_at(at) < budget.steps:
+        at = None
+    names = [arm.name for arm in arms_of(ARMS, Budget(10_000, LENGTH, 2))]
+    tree = stage_tree(
+        {
+            "mt": midtrain(at=at, steps=steps, global_batch=batch),
+            "chat": Tuning(mix={"gsm8k": 1}, parent="mt"),
+            "more": midtrain(parent="chat", steps=second, mix={"safe": 1, "late": 2}),
+        },
+        names,
+        dict.fromkeys(("mt", "chat", "more"), "stages"),
+    )
+    try:
+        arm = arms_of(ARMS, budget)[number]
+        first, last = tree.stream("mt", arm, budget), tree.stream("more", arm, budget)
+    except ValueError:  # too short for the arm's start
+        return
+    pretraining = PretrainingBatches(arm.blend_phases(budget), shards, LENGTH, 2, 1, 50_000)
+    one, two = batches(first, shards, batch), batches(last, shards, 3)
+    assert (one.total_steps, two.total_steps) == (steps, second)
+    seen = Counter()
+    whole = [
+        *pretraining.sample_ids(0, first.begin),
+        *one.sample_ids(0, steps * batch),
+        *two.sample_ids(0, second * 3),
+    ]
+    for source, epoch, sample in whole:
+        assert seen[source, sample] == epoch
+        seen[source, sample] += 1
+        assert epoch == 0 or sum(name == source for name, _ in seen) == SIZES[source] // LENGTH
+
+
+def test_the_rows_and_the_past_are_those_of_one_stream(shards):
+    budget = Budget(20 * 2 * LENGTH, LENGTH, 2)
+    arm = arms_of(ARMS, budget)[1]
+    tree = stage_tree({"mt": midtrain()}, [arm.name], {"mt": "stages.mt"})
+    stream = tree.stream("mt", arm, budget)
+    apart, whole = batches(stream, shards, 3), PretrainingBatches(stream.phases, shards, LENGTH, 1, 1, 50_000)
+    assert stream.begin == 40
+    for step in range(apart.total_steps):
+        for row, tokens in enumerate(apart.rows(step, 0, 3).tokens):
+            assert (tokens == whole.rows(40 + 3 * step + row, 0, 1).tokens[0]).all()
+    assert apart.describe(0)["mix"] == {"web": 2 / 3, "late": 1 / 3}
+    changed = tree.stream("mt", arms_of(ARMS, budget)[0], budget)
+    assert apart.fingerprint(0) != batches(changed, shards, 3).fingerprint(0)  # another past
+
+
+def test_raw_text_and_chats_are_told_apart_by_the_way_to_a_model():
+    stages = {"mt": midtrain(), "chat": Tuning(mix={"gsm8k": 1}, parent="mt"), "again": midtrain(parent="chat")}
+    tree = stage_tree(stages, ["a"], dict.fromkeys(stages, "stages"))
+    assert [tree.is_raw(name) for name in ("base", "mt", "chat", "again")] == [True, True, False, False]
+
+
+def test_the_papers_claims_speak_of_the_papers_stages_alone():
+    chat = Tuning(mix={"gsm8k": 1})
+    after = Tuning(mix={"gsm8k": 1}, parent="instruct")
+
+    def papers(**stages):
+        return stage_tree(stages, ["a"], dict.fromkeys(stages, "stages")).papers
+
+    assert papers(instruct=chat, benign=after, more=after) == ["base", "instruct", "benign"]
+    assert papers(mt=midtrain(), instruct=Tuning(mix={"gsm8k": 1}, parent="mt"), benign=after) == ["base"]
+    assert papers(instruct=Tuning(mix={"gsm8k": 1}, at=0.5)) == papers(benign=chat, instruct=midtrain()) == ["base"]

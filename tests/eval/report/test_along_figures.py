@@ -1,0 +1,26 @@
+"""The page shows what was measured along the way, where there is any."""
+
+from report_page import Page
+from study_rows import ARMS, append_judged, generation, write_study
+
+from curricula.eval.analysis.along import Course
+from curricula.eval.report.page import write_report
+
+
+def test_a_stage_that_was_measured_along_the_way_has_a_figure_and_a_table(tmp_path):
+    arms = ARMS[:1]
+    run = write_study(tmp_path, arms=arms)
+    for step, verdict in ((2, "safe"), (4, "harmful")):
+        place = f"{arms[0].key}/benign@step{step}"
+        row = generation(model=place, model_kind="benign", step=step, verdict=verdict, key=place, benchmark="tdc")
+        append_judged(run / "eval" / place / "attacks-topk.jsonl", [row])
+    points = tuple(f"{arms[0].key}/benign@step{step}" for step in (2, 4))
+    ends = {"begin": f"{arms[0].key}/instruct", "end": f"{arms[0].key}/benign"}
+    log = (("tune/none/metrics.jsonl", None),)
+    course = Course(arms[0].name, 0, "benign", ("attacks-topk",), points, **ends, logs=log, step_tokens=10)
+    page = Page(write_report(run, arms, {"courses": [course]}, tmp_path / "out").read_text())
+    assert "along-benign" in page.ids and "Measured along the way" in page.text
+    assert (tmp_path / "out/tables/along.csv").read_text().count("attack success") == 4
+    assert (tmp_path / "out/figures/along-benign.svg").exists()
+    without = Page(write_report(run, arms, {}, tmp_path / "without").read_text())
+    assert "along" not in without.ids and not (tmp_path / "without/tables/along.csv").exists()

@@ -1,0 +1,55 @@
+"""The studies of neighbouring papers that come with the suite: what each plans to do, and each run to a report in miniature."""
+
+import msgspec
+import pytest
+from miniatures import miniature
+from paths import STUDIES
+from rich.console import Console
+
+from curricula.durable import read_json
+from curricula.jobs.cli.local import run_elements
+from curricula.jobs.estimates import describe
+from curricula.jobs.graph import plan_study
+from curricula.jobs.study import EXAMPLES, load_study, parse_study
+
+
+def test_every_study_file_of_the_suite_can_be_named():
+    assert sorted(EXAMPLES) == sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arms", "tokens", "trained", "hours"),
+    [
+        ("spp", 3, 90.0, 270.0, 2531),
+        ("early-exposure", 8, 5.4, 258.4, 1843),
+        ("finetuners-fallacy", 5, 200.0, 840.0, 6527),
+        ("safety-reflection", 6, 100.0, 520.0, 3970),
+        ("deep-ignorance", 4, 550.0, 1200.0, 35155),
+        ("paper-v2", 7, 600.0, 8820.0, 67333),
+        ("ladder", 21, 13.5, 2264.3, 9063),
+        ("paper", 7, 600.0, 3240.0, 24735),
+    ],
+)
+def test_what_a_study_of_the_gallery_costs(name, arms, tokens, trained, hours):
+    """Arms; billions of tokens of an arm and of all; GPU-hours of pretraining and midtraining."""
+    value = describe(plan_study(load_study(STUDIES / f"{name}.yaml")))
+    found = [len(value["arms"]), round(value["budget"]["tokens"] / 1e9, 1)]
+    found += [round(value["trained_tokens"]["with_trunk_sharing"] / 1e9, 1), round(value["gpu_hours"]["pretraining"])]
+    assert found == [arms, tokens, trained, hours]
+
+
+@pytest.mark.slow  # a minute or two each on two cores
+@pytest.mark.parametrize("name", ["early-exposure", "finetuners-fallacy", "safety-reflection", "deep-ignorance"])
+def test_a_study_of_the_gallery_runs_to_a_report_in_miniature(tmp_path, name):
+    study = parse_study(miniature(name), name)
+    original = load_study(STUDIES / f"{name}.yaml")
+    assert [arm.key for arm in study.arms] == [arm.key for arm in original.arms]
+    assert msgspec.structs.replace(study.curriculum) == original.curriculum
+    run, _ = run_elements(tmp_path / "run", plan_study(study), Console(quiet=True))
+    pages = [run.report / "points" / point if point else run.report for point in study.variants]
+    for page, variant in zip(pages, study.variants.values()):
+        rows = read_json(page / "summary.json")["attacks"]
+        assert {(row["arm"], row["stage"]) for row in rows} == {
+            (arm, stage) for stage, arms in variant.tree.arms.items() for arm in arms if variant.tasks_of(stage)
+        }
+    assert (run.report / "index.html").stat().st_size > 1000

@@ -1,0 +1,251 @@
+"""Stages after pretraining as a tree: its plan, how a run grows by it, and what is refused."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import yaml
+from paths import STUDIES
+from run_folders import make
+from small_studies import smaller_demo, tree_study
+
+from curricula.errors import UsageError, UserError
+from curricula.jobs.cli.main import main
+from curricula.jobs.completion import done_elements
+from curricula.jobs.estimates import describe
+from curricula.jobs.graph import plan_study
+from curricula.jobs.run import Run
+from curricula.jobs.selection import Selection, select
+from curricula.jobs.study import parse_study, study_yaml
+
+
+def planned(**changes):
+    return plan_study(parse_study(tree_study(**changes), "study.yaml"))
+
+
+def changed(place: str, value: object) -> dict:
+    """The raw tree study with `value` at `place`, such as "stages.mt.at"; None removes the key."""
+    raw = tree_study()
+    *keys, last = place.split(".")
+    holder = raw
+    for key in keys:
+        holder = holder[key]
+    holder[last] = value
+    if value is None:
+        del holder[last]
+    return raw
+
+
+def needs(plan, job: str) -> list[tuple[str, str]]:
+    return [(edge.job, edge.kind) for edge in plan.by_name[job].needs]
+
+
+def test_each_stage_waits_for_the_one_it_continues_from_element_by_element():
+    plan = planned()
+    assert needs(plan, "instruct-50") == [("pretrain-50", "aftercorr")]
+    assert needs(plan, "harmful-50") == [("instruct-50", "aftercorr")]
+    assert needs(plan, "mt-instruct-100") == [("mt-100", "aftercorr")]
+    assert plan.by_name["mt-50"].stage == "midtrain" and plan.by_name["mt-50"].request.section == "pretraining"
+    assert "harmful-100" not in plan.by_name and "along-harmful-50" in plan.by_name
+
+
+def test_a_stage_from_a_branch_point_waits_for_the_segment_that_holds_it():
+    assert needs(planned(), "mt-50") == [("pretrain-50", "aftercorr")]
+    early = plan_study(parse_study(changed("stages.mt.at", 0.4), "study.yaml"))
+    assert needs(early, "mt-50") == needs(early, "mt-100") == [("pretrain-trunk-12", "aftercorr")]
+    assert early.study.kept_steps("trunk") == {6, 18, 10} and early.study.kept_steps("full-50") == {6, 18}
+
+
+def test_a_child_of_fewer_arms_waits_for_its_own_arms_alone():
+    raw = tree_study()
+    raw["curriculum"]["interventions"]["data"] = {"web": 1, "safeweb": 1}
+    plan = plan_study(parse_study(raw, "study.yaml"))
+    assert needs(plan, "harmful-50") == [("instruct-50", "afterok")]
+    assert plan.needs["harmful-50", "full-50"] == [(("instruct-50", "full-50"), True)]
+
+
+def test_a_checkpoint_of_the_trunk_is_measured_once_for_all_arms_and_seeds_have_their_own():
+    plan = planned(seed=None, seeds=[42, 43])
+    labels = {job.name: job.labels for job in plan.jobs if job.stage == "along"}
+    assert labels["along-trunk-12"] == ("trunk/25", "trunk-s43/25")
+    assert labels["along-trunk-24"] == ("trunk/75", "trunk-s43/75") and labels["along-50"] == (
+        "full-50/75",
+        "full-50-s43/75",
+    )
+    assert labels["along-harmful-50"] == ("full-50/25", "full-50/step2", "full-50-s43/25", "full-50-s43/step2")
+    assert plan.needs["along-trunk-12", "trunk-s43/25"] == [(("pretrain-trunk-12", "trunk-s43"), True)]
+    assert {(edge.job, edge.kind) for edge in plan.by_name["report"].needs} >= {(name, "afterany") for name in labels}
+
+
+def test_stages_are_selected_by_the_name_that_the_study_gives_them():
+    plan = planned()
+    assert set(select(plan, Selection(stages=("mt",)))) == {"mt-50", "mt-100"}
+    assert set(select(plan, Selection(stages=("midtrain",)))) == {"mt-50", "mt-100"}
+    assert set(select(plan, Selection(stages=("along",), arms=("trunk",)))) == {"along-trunk-12", "along-trunk-24"}
+
+
+def test_tuning_is_short_for_two_stages():
+    raw = yaml.safe_load((STUDIES / "paper.yaml").read_text())
+    short = plan_study(parse_study(copy.deepcopy(raw), "study.yaml"))
+    tuning = raw.pop("tuning")
+    raw["stages"] = {name: {"kind": "sft", **stage} for name, stage in tuning.items()}
+    raw["stages"]["benign"]["from"] = "instruct"
+    long = plan_study(parse_study(raw, "study.yaml"))
+    waits = [replace(job, needs=tuple(edge for edge in job.needs if edge.job != "fetch")) for job in long.jobs[2:]]
+    assert waits == list(short.jobs[2:]) and long.jobs[:2] == short.jobs[:2] and long.study.tree == short.study.tree
+
+
+def test_a_stage_waits_for_its_own_data_where_it_is_fetched():
+    raw = tree_study(world=None)
+    raw["evaluation"]["judge"] = "refusal-phrases"
+    assert ("fetch", "afterok") in needs(plan_study(parse_study(raw, "study.yaml")), "harmful-50")
+
+
+def test_a_tree_survives_being_frozen_and_is_described():
+    study = parse_study(tree_study(), "study.yaml")
+    assert parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study
+    stages = {stage["name"]: stage for stage in describe(plan_study(study))["stages"]}
+    assert stages["mt"]["steps"] == 8 and stages["mt-instruct"]["steps"] == 4 and stages["instruct"]["steps"] == 4
+    assert stages["harmful"]["from"] == "instruct" and stages["harmful"]["arms"] == ("full-50",)
+
+
+def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
+    raw = tree_study()
+    raw["world"], raw["evaluation"]["judge"] = None, "refusal-phrases"
+    raw["sources"]["safeweb"] = {"dataset": "safeweb", "documents": 1, "max_epochs": 0.001}
+    warnings = describe(plan_study(parse_study(raw, "study.yaml")))["warnings"]
+    assert any("safeweb" in warning and "by mt" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (
+            "stages.mt.from",
+            "mt-instruct",
+            r"stages.mt-instruct: the stages go in a circle \(mt from mt-instruct from mt\)",
+        ),
+        ("stages.instruct.from", "instruct", r"stages.instruct: the stages go in a circle \(instruct from instruct\)"),
+        (
+            "stages.harmful.from",
+            "instrct",
+            r"stages.harmful.from is 'instrct', which is no stage; choose one of base, instr",
+        ),
+        (
+            "stages.harmful.arms",
+            ["full-20"],
+            r"stages.harmful.arms names 'full-20', which is no arm; choose from full-50",
+        ),
+        ("stages.instruct.arms", ["safe-100"], r"stages.harmful.arms names 'full-50', which has no stage instruct"),
+        ("stages.harmful.at", 0.5, r"stages.harmful.at is 0.5, but it is from instruct; only `from: base` has points"),
+        ("stages.mt.at", 0.01, r"stages.mt.at is 0.01, which is step 0 of 24"),
+        ("stages.mt.at", 1, r"stages.mt.at: expected `float` < 1.0; it is 1"),
+        (
+            "pretraining.along.at",
+            [24],
+            r"pretraining.along.at names 24, which is step 24 of 24: no checkpoint is kept there",
+        ),
+        ("pretraining.along.at", [1.0], r"pretraining.along: at names 1.0; write a fraction between 0 and 1"),
+        ("pretraining.along.at", [0.5, 0.5], r"at \[0.5, 0.5\] repeats a point; name each once"),
+        ("pretraining.along.tasks", ["attack"], r"pretraining.along.tasks names 'attack'; choose from attacks-topk"),
+        ("stages.mt.along.at", [9], r"stages.mt.along.at names 9, which is step 9 of 8"),
+        ("stages.mt.tokens", None, r"stages.mt: neither tokens nor steps is given"),
+        ("stages.mt.tokens", 100, r"stages.mt.tokens 100 is less than one step; raise it"),
+        ("stages.mt.mix", "fll", r"stages.mt.mix is 'fll'; choose from safe, full, or write weights"),
+        ("stages.mt.mix", {"webb": 1}, r"stages.mt.mix names source 'webb', which sources does not define"),
+        ("stages.mt.kind", "midtraining", r"stages.mt.kind: 'midtraining' is not known; choose one of sft, midtrain"),
+        ("stages.mt.packing", True, r"stages.mt: unknown key `packing`; known keys are"),
+        ("stages.instruct.steps", 4, r"stages.instruct: conversations and steps are both given; keep one of them"),
+        ("stages.harmful.examples", {"gsm8k": 1}, r"stages.harmful: examples names 'gsm8k', which is not in the mix"),
+        ("stages.harmful.tasks", ["asr"], r"stages.harmful.tasks names 'asr'; choose from attacks-topk"),
+        (
+            "stages.report",
+            {"kind": "sft", "mix": {"gsm8k": 1}},
+            r"stage 'report' is no plain word, or the name of something",
+        ),
+        ("tuning", smaller_demo()["tuning"], r"stages and tuning both define instruct; keep one of them"),
+    ],
+)
+def test_a_tree_that_makes_no_sense_is_refused_in_one_sentence(place, value, said):
+    with pytest.raises(UsageError, match=said):
+        parse_study(changed(place, value), "study.yaml")
+
+
+def test_plan_says_it_and_ends_with_a_code(tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(changed("stages.harmful.from", "instrct")))
+    assert main(["plan", str(path)]) == 2
+    assert "stages.harmful.from is 'instrct'" in capsys.readouterr().err
+    path.write_text(yaml.safe_dump(tree_study()))
+    assert main(["plan", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "mt: midtrain; lr 0.003; from 75% of pretraining; 8 steps; measured at 50" in out and "harmful: sft" in out
+
+
+# A run that grows -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A finished run of the tree without `harmful`."""
+    run = Run.create(
+        tmp_path_factory.mktemp("grown") / "run", parse_study(changed("stages.harmful", None), "study.yaml")
+    )
+    plan = plan_study(run.study)
+    for number, key in enumerate(plan.needs):
+        make(run, plan, key, 1.0 + number)
+    return run
+
+
+def test_a_stage_that_is_added_later_makes_nothing_old_stale(grown, monkeypatch):
+    monkeypatch.setattr("curricula.jobs.completion.is_complete", lambda work: True)
+    study = parse_study(tree_study(), "study.yaml")
+    grown.check(study)
+    plan = plan_study(study)
+    done = done_elements(Run.create(grown.root, study), plan)
+    open_jobs = {job for job, label in plan.needs if (job, label) not in done}
+    assert open_jobs == {"harmful-50", "along-harmful-50", "evaluate-harmful-50", "merge-50", "report"}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("stages.mt.lr", 1e-3, "stages.mt.lr is 0.003 there and 0.001 now"),
+        ("stages.mt", None, "it has stage mt, mt-instruct, which stages now lacks"),
+        ("pretraining.along.at", [0.25, 0.5], "pretraining.along.at is"),
+        ("stages.late", {"kind": "sft", "mix": {"gsm8k": 1}, "at": 0.6}, "stages.late begins at step 14 of full-50"),
+    ],
+)
+def test_a_past_that_has_changed_is_refused_in_one_sentence(tmp_path, place, value, said):
+    run = Run.create(tmp_path / "run", parse_study(tree_study(), "study.yaml"))
+    raw = changed(place, value)
+    if place == "stages.mt":
+        del raw["stages"]["mt-instruct"]
+    with pytest.raises(UserError, match=f"holds another study: {said}"):
+        run.check(parse_study(raw, "study.yaml"))
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    """Its study.yaml has neither stages nor the keys that stages have gained since."""
+    raw = smaller_demo()
+    run = Run.create(tmp_path / "run", parse_study(raw, "study.yaml"))
+    frozen = yaml.safe_load((run.root / "study.yaml").read_text())
+    del frozen["stages"], frozen["pretraining"]["along"]
+    for stage in frozen["tuning"].values():
+        if isinstance(stage, dict):
+            for key in (
+                "kind",
+                "from",
+                "at",
+                "arms",
+                "tasks",
+                "along",
+                "steps",
+                "epochs",
+                "examples",
+                "loss",
+                "decay_fraction",
+            ):
+                del stage[key]
+    (run.root / "study.yaml").write_text(yaml.safe_dump(frozen))
+    Run(run.root).check(parse_study(raw, "study.yaml"))
