@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from curricula.errors import UsageError
+from curricula.eval.attacks.settings import Attacks
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
@@ -110,6 +111,8 @@ class EvalConfig(Settings, frozen=True):
     greedy: Greedy = Greedy()
     gcg: Gcg | None = Gcg()
     """null leaves the attack out."""
+    attacks: Attacks = Attacks()
+    """Of the attacks beside GCG."""
     probes: Probes | None = Probes()
     """null leaves the probes out."""
     tasks: Tasks = Tasks()
@@ -120,10 +123,34 @@ class EvalConfig(Settings, frozen=True):
                 raise ValueError(f"shards names {name}, which has no prompts to share; leave it out")
         if self.precision == "float64" and self.topk.backend == "vllm":
             raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
+        self._check_attacks()
         judged = {TASKS[name].judged for name in {*self.tasks.base, *self.tasks.instruct, *self.tasks.benign}}
         for kind in JUDGED:
             if kind == "attack" or kind in judged:
                 _require_template(self.judge_of(kind), kind)
+
+    def _check_attacks(self) -> None:
+        """Raise ValueError for attacks that lack what they need."""
+        for name in self.tasks.base:
+            if TASKS[name].kind in ("prefill", "template-removal"):
+                raise ValueError(
+                    f"tasks.base names {name}, and base models have neither turns nor a template; remove it"
+                )
+        kinds = {TASKS[name].kind for kind in MODEL_KINDS for name in getattr(self.tasks, kind)}
+        if "artifacts" in kinds and not self.attacks.artifacts:
+            raise ValueError("tasks names artifacts, and attacks.artifacts is empty; name a file there")
+        if "transfer" in kinds and not self.attacks.suffixes_of:
+            raise ValueError(
+                "tasks names transfer, and attacks.suffixes_of is empty; name an arm with the task gcg there"
+            )
+        if "transfer" in kinds and self.gcg is None:
+            raise ValueError(
+                "tasks names transfer, and gcg is null; give the settings that the suffixes were found with"
+            )
+        if "ablation" in kinds and self.topk.backend == "vllm":
+            raise ValueError(
+                "tasks names ablation, which vLLM's models do not allow; choose topk.backend: transformers"
+            )
 
     def judge_of(self, judged: Judged) -> JudgeConfig:
         """The judge of "attack" or "overrefusal" answers."""
@@ -134,13 +161,16 @@ class EvalConfig(Settings, frozen=True):
     def benchmark_names(self) -> list[str]:
         """Every benchmark that a task may read."""
         gcg = [self.gcg.benchmark] if self.gcg else []
-        return [*self.benchmarks, self.base_benchmark, self.overrefusal_benchmark, *gcg]
+        return [*self.benchmarks, self.base_benchmark, self.overrefusal_benchmark, *gcg, *self.used_benchmarks]
 
     @property
     def used_benchmarks(self) -> list[str]:
         """Every benchmark that a task does read."""
         tasks = [task for kind in MODEL_KINDS for task in self.eval_tasks(kind)]
-        return list(dict.fromkeys(task.benchmark for task in tasks if task.benchmark))
+        found = [task.benchmark for task in tasks if task.task.kind not in ("artifacts", "transfer", "probes")]
+        if any(task.task.kind == "ablation" for task in tasks):
+            found += [self.attacks.ablation.harmful, self.attacks.ablation.harmless]
+        return list(dict.fromkeys(found))
 
     @property
     def judged_on_gpu(self) -> bool:
@@ -167,11 +197,18 @@ class EvalConfig(Settings, frozen=True):
         return found
 
     def prompts_of(self, task: Task, model_kind: ModelKind) -> tuple[tuple[str, ...], int | None]:
-        """The benchmarks of a task, and at most how many prompts of each (None: all). Probes have texts of their own."""
+        """The benchmarks of a task (or what stands for them, as `EvalTask.benchmark` says), and at most how many prompts of
+        each (None: all). Probes have texts of their own."""
         if task.kind == "probes":
             return (), None
         if task.kind == "gcg":
             return ((self.gcg.benchmark,), self.gcg.prompts) if self.gcg else ((), None)
+        if task.kind == "artifacts":
+            return tuple(self.attacks.artifacts), self.attacks.prompts
+        if task.kind == "transfer":
+            return self.attacks.suffixes_of, self.gcg.prompts if self.gcg else None
+        if task.kind in ("prefill", "template-removal", "best-of-n", "ablation"):
+            return self.attacks.benchmarks, self.attacks.prompts
         if task.kind == "overrefusal":
             return (self.overrefusal_benchmark,), self.overrefusal_prompts
         return ((self.base_benchmark,) if model_kind == "base" else self.benchmarks), self.prompts_per_benchmark

@@ -71,7 +71,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     behavior: str
     """The request that the judge is asked about; equals `prompt` for plain requests."""
     prompt: str
-    """What the model was given, before the chat template; with the suffix for gcg."""
+    """What the model was given, before the chat template; as an attack changed it."""
     decoder: str
     """Name in eval/decoding/registry.py, with the task's prefix: "topk", "gcg+topk"."""
     sample: Count
@@ -82,6 +82,8 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The text that a contextual behavior of HarmBench refers to; also within `prompt`."""
     cluster: str = ""
     """Near-duplicate prompts of all benchmarks have the same cluster."""
+    prefill: str = ""
+    """What an attack made the answer begin with; `response` begins with it too."""
     response: str
     """Generated text, cut before the tag and the end mark."""
     completion: str = ""

@@ -17,7 +17,18 @@ from curricula.errors import UsageError
 from curricula.eval.decoding.registry import DECODERS, Decoder
 from curricula.eval.rows import GenerationRow, ProbeRow
 
-Kind = Literal["attack", "overrefusal", "gcg", "probes"]
+Kind = Literal[
+    "attack",
+    "overrefusal",
+    "gcg",
+    "prefill",
+    "template-removal",
+    "best-of-n",
+    "ablation",
+    "artifacts",
+    "transfer",
+    "probes",
+]
 Judged = Literal["attack", "overrefusal"]
 JUDGED: tuple[Judged, ...] = ("attack", "overrefusal")
 
@@ -46,6 +57,11 @@ class Task:
         return [(self.prefix + name, DECODERS[name]) for name in self.decoders]
 
 
+def _cheap_attacks(kind: Kind, title: str, *decoders: str) -> list[Task]:
+    """The tasks of an attack that needs no search, one for each decoder."""
+    return [Task(f"{kind}-{name}", kind, (name,), "attack", prefix=f"{kind}+", title=title) for name in decoders]
+
+
 _ROWS = (
     Task("attacks-topk", "attack", ("topk",), "attack"),
     Task("attacks-safebeam", "attack", ("safebeam",), "attack"),
@@ -53,6 +69,12 @@ _ROWS = (
     Task("overrefusal-topk", "overrefusal", ("topk",), "overrefusal"),
     Task("overrefusal-safebeam", "overrefusal", ("safebeam",), "overrefusal"),
     Task("gcg", "gcg", ("topk", "safebeam"), "attack", prefix="gcg+", title="GCG suffix, "),
+    *_cheap_attacks("prefill", "Prefilled answer, ", *DECODERS),
+    *_cheap_attacks("template-removal", "No chat template, ", *DECODERS),
+    Task("best-of-n", "best-of-n", ("topk",), "attack", prefix="best-of-n+", title="Best of N, "),
+    *_cheap_attacks("ablation", "Refusal direction ablated, ", *DECODERS),
+    *_cheap_attacks("artifacts", "Replayed jailbreaks, ", *DECODERS),
+    *_cheap_attacks("transfer", "GCG suffix of another arm, ", *DECODERS),
     Task("probes", "probes", rows=ProbeRow),
 )
 TASKS = {task.name: task for task in _ROWS}
@@ -94,7 +116,8 @@ class EvalTask:
 
     task: Task
     benchmark: str = ""
-    """"" for probes, which have texts of their own."""
+    """What `EvalConfig.prompts_of` names: a benchmark, a set of artifacts, or the arm that suffixes come from. "" for probes,
+    which have texts of their own."""
     limit: int | None = None
     """At most this many prompts of the benchmark, over all its shards; None takes all."""
     shard: int = 0

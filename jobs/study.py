@@ -29,6 +29,7 @@ from curricula.curriculum.plan import (
     segments_of,
 )
 from curricula.curriculum.world.fiction import WorldConfig
+from curricula.eval import MODEL_KINDS
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import EvalConfig
 from curricula.model import (
@@ -266,11 +267,24 @@ class Study(Settings, frozen=True, dict=True):
         evaluation = self.evaluation
         if evaluation.tasks.benign and self.tuning.benign is None:
             raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
+        self._check_transfers()
         for name in [*evaluation.benchmark_names, *evaluation.accept_changed]:
             if name not in BENCHMARKS:
                 raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
+
+    def _check_transfers(self) -> None:
+        evaluation, arms = self.evaluation, [arm.name for arm in self.arms]
+        for name in evaluation.attacks.suffixes_of:
+            if name not in arms:
+                raise ValueError(f"evaluation.attacks.suffixes_of names arm {name!r}; choose from {', '.join(arms)}")
+        for kind in MODEL_KINDS:
+            measured = {task.kind for task in evaluation.tasks_of(kind)}
+            if "transfer" in measured and "gcg" not in measured:
+                raise ValueError(
+                    f"evaluation.tasks.{kind} names transfer without gcg, which finds the suffixes; add gcg there"
+                )
 
     @property
     def budget(self) -> Budget:

@@ -27,9 +27,10 @@ from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, va
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
+from curricula.eval.analysis.worst_case import attack_strengths
 from curricula.eval.judges.settings import caveats
 from curricula.eval.report.figures import FIGURES, draw_figures
-from curricula.eval.report.over_seeds import estimate_tables, variance_rows
+from curricula.eval.report.over_seeds import estimate_tables, strength_tables, variance_rows
 from curricula.eval.report.points import Shown
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_tables
 from curricula.eval.report.verdict import basis, verdict
@@ -75,7 +76,9 @@ def write_report(
     shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes)
     pictures = draw_figures(shown, out / "figures")
     progress(len(arms) + 3, steps)
+    strengths = list(attack_strengths(runs))
     over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
+    over_seeds["worst-case"] = strengths
     write_tables(out, metrics, claim_tests, differences, over_seeds, arms)
     plan = study.get("plan") or {}
     frozen = run / "study.yaml"
@@ -101,6 +104,7 @@ def write_report(
         incoherent=[entry for entry in metrics.attacks if entry.incoherent],
         labels=labels,
         attack_tables=list(attack_tables(metrics, arms)),
+        strength_tables=list(strength_tables(strengths, runs.arms)),
         overrefusal_tables=list(overrefusal_tables(metrics, arms)),
         categories=CATEGORIES,
         probes=metrics.probes,
