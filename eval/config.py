@@ -6,7 +6,7 @@ settings are in `eval/decoding/settings.py`, the tasks in `eval/tasks.py`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
@@ -15,11 +15,11 @@ from curricula.eval.attacks.settings import Attacks
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
+from curricula.eval.probes.settings import Probes
 from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
 from curricula.settings import Positive, Settings
 
-Layer = Literal["first", "middle", "last"]
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
@@ -44,22 +44,6 @@ class Gcg(Settings, frozen=True):
     def check(self) -> None:
         if not self.suffix.strip() or not self.target:
             raise ValueError("gcg.suffix and gcg.target must not be empty")
-
-
-class Probes(Settings, frozen=True):
-    """Linear probes for safe against unsafe text on the hidden state of the last token (section 4.3).
-
-    Layers are block outputs counted from 1: "first" is 1, "middle" is layers // 2 + 1, the 13th of the paper's 24,
-    "last" is the last block's.
-    """
-
-    train_per_class: Positive = 500
-    seeds: Positive = 5
-    layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)] = ("first", "middle", "last")
-    unsafe_score: Positive = 1
-    """Texts with at least this safety score are unsafe, those with score 0 safe; the threshold is not given."""
-    max_tokens: Positive = 512
-    """Longer texts keep their first tokens; not given."""
 
 
 class Tasks(Settings, frozen=True):

@@ -28,7 +28,7 @@ from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
 from curricula.eval.decoding.registry import EXACT, NEUTRAL, Decoder
 from curricula.eval.models import LoadedModel, load_model
-from curricula.eval.probes import probe_rows
+from curricula.eval.probes.probing import probe_rows
 from curricula.eval.rows import (
     GenerationRow,
     ModelKind,

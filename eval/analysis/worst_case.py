@@ -56,10 +56,10 @@ class AttackStrength:
 def attack_strengths(runs: Runs) -> Iterator[AttackStrength]:
     """The strength of every attack on every arm, and of all together, where a model has met at least two."""
     answers: dict[tuple[str, str, str], dict[int, dict[str, list[JudgedRow]]]] = defaultdict(dict)
-    for (arm, seed, stage, _), rows in runs.generations.items():
+    for (name, seed, stage, _), rows in runs.generations.items():
         for row in rows:
             if row.decoder in INFERENCE:
-                of_seed = answers[stage, INFERENCE[row.decoder], arm].setdefault(seed, defaultdict(list))
+                of_seed = answers[stage, INFERENCE[row.decoder], name].setdefault(seed, defaultdict(list))
                 of_seed[row.decoder].append(row)
     for stage in MODEL_KINDS:
         for decoder in dict.fromkeys(INFERENCE.values()):

@@ -25,6 +25,7 @@ from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.differences import arm_differences
 from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
+from curricula.eval.analysis.representations import representations
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.analysis.worst_case import attack_strengths
@@ -32,6 +33,7 @@ from curricula.eval.judges.settings import caveats
 from curricula.eval.report.figures import FIGURES, draw_figures
 from curricula.eval.report.over_seeds import estimate_tables, strength_tables, variance_rows
 from curricula.eval.report.points import Shown
+from curricula.eval.report.representations import representation_tables
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_tables
 from curricula.eval.report.verdict import basis, verdict
 from curricula.eval.report.wording import (
@@ -79,6 +81,7 @@ def write_report(
     strengths = list(attack_strengths(runs))
     over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
     over_seeds["worst-case"] = strengths
+    over_seeds["representations"] = alike = list(representations(run, arms))
     write_tables(out, metrics, claim_tests, differences, over_seeds, arms)
     plan = study.get("plan") or {}
     frozen = run / "study.yaml"
@@ -108,6 +111,10 @@ def write_report(
         overrefusal_tables=list(overrefusal_tables(metrics, arms)),
         categories=CATEGORIES,
         probes=metrics.probes,
+        baselines=[
+            name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)
+        ],
+        representation_tables=list(representation_tables(alike, runs.arms)),
         losses=losses,
         validated=sorted({name for segment in losses for name in segment["validation"]}),
         not_evaluated=not_evaluated(rows, study.get("tasks", {})),
