@@ -10,11 +10,13 @@ import msgspec
 
 from curricula.curriculum.config import VALIDATION
 from curricula.curriculum.plan import Arm
+from curricula.curriculum.sources.declared import declared_in
 from curricula.curriculum.sources.registry import dataset, local_root
 from curricula.curriculum.stream.blend import Blend
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
+from curricula.jobs.downloads import study_downloads
 from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
 from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
@@ -52,6 +54,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             *_unknown_sizes(described, sizes),
             *_too_little_memory(study),
             *_unpinned(study),
+            *_licences(study),
         ],
         "segments": [
             {
@@ -205,7 +208,24 @@ def _unpinned(study: Study) -> list[str]:
             found.append(
                 f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"
             )
+    for key, table in declared_in(study):
+        if table.hub and not table.revision:
+            found.append(f"{key}: no revision of {table.hub}, so the newest commit is read; the fetch records which")
     return found
+
+
+def _licences(study: Study) -> list[str]:
+    """Datasets that the fetch jobs cannot read yet."""
+    if study.world or local_root() is not None:
+        return []
+    gated = [item.label for item in study_downloads(study, Path()) if item.download.gated]
+    if not gated:
+        return []
+    from huggingface_hub import get_token
+
+    if get_token():
+        return []
+    return [f"{', '.join(gated)}: gated, and there is no token; accept the licences on the hub and set HF_TOKEN"]
 
 
 def _described_hours(plan: Plan) -> dict[str, float]:

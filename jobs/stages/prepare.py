@@ -72,6 +72,7 @@ def _check_data(run: Run) -> None:
     ]
     for where, table, rows in needed:
         table.open(run.data_root, where)
+        table.look(run.data_root, where)
         for stem in table.stems(run.data_root):
             require_whole(stem, rows)
     if run.data_folder:  # else a job of its own fetches the benchmarks
@@ -87,7 +88,7 @@ def _make_tokenizer(run: Run) -> None:
     choice = run.study.tokenizer
     if choice.train:
         sources = {
-            (item.place, item.text, item.parts, item.documents): (name, item)
+            (item.place, item.text, item.parts, item.bounds, item.documents): (name, item)
             for name, item in run.study.sources.items()
         }
         read = (Documents.of(name, item, run.data_root, item.documents).read() for name, item in sources.values())
