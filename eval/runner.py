@@ -27,6 +27,7 @@ from curricula.eval.decoding.registry import EXACT, NEUTRAL, Decoder
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.probes import probe_rows
 from curricula.eval.rows import (
+    CapabilityRow,
     GenerationRow,
     ModelKind,
     ProbeRow,
@@ -54,7 +55,7 @@ def run_element(
     probe_seed: int | None = None,
     progress: Progress = silent,
     device: str | None = None,
-) -> list[GenerationRow] | list[ProbeRow]:
+) -> list[GenerationRow] | list[ProbeRow] | list[CapabilityRow]:
     """Carry out `eval_task` and return its rows in order.
 
     Answers and suffixes are drawn by `seed`, the texts of probes by `probe_seed` (by default the same). `model` is a folder,
@@ -68,6 +69,10 @@ def run_element(
     loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision)
     if config.probes and task.kind == "probes":
         return probe_rows(loaded, config.probes, data_root, path, seed if probe_seed is None else probe_seed, progress)
+    if config.capability and task.kind == "capability":
+        from curricula.eval.capability.harness import capability_rows
+
+        return capability_rows(loaded, eval_task.benchmark, config.capability, path, {}, progress)
     if not prompts:  # more shards than prompts
         write_rows(path, cast("list[GenerationRow]", []))
         return []
@@ -78,7 +83,7 @@ def run_element(
 
 def task_prompts(eval_task: EvalTask, config: EvalConfig, data_root: Path | None) -> list[Prompt]:
     """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
-    if not eval_task.benchmark:
+    if not eval_task.has_prompts:
         return []
     prompts = load_prompts(
         eval_task.benchmark,
@@ -115,7 +120,7 @@ def generate_rows(
     if quoted:
         log.info("%s: %d prompts quote %d control tokens, which are read as text", task.name, len(quoted), sum(quoted))
     generations = [
-        Generation(loaded, task.name, label, decoder, getattr(config, decoder.name), prompts, seed)
+        Generation(loaded, task.name, label, decoder, config.settings_of(decoder), prompts, seed)
         for label, decoder in task.labelled_decoders()
     ]
     work = [(generation, batch) for generation in generations for batch in generation.batches()]
