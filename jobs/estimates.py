@@ -174,14 +174,14 @@ def _too_little_memory(study: Study) -> list[str]:
 def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
     """Tokens of a source: counted in its manifests, else as published, if they are."""
     source = study.sources[name]
-    entry = dataset(source.dataset)
+    entry = dataset(source.dataset) if source.dataset else None
     manifests = [shards / name / shard for shard in source.shard_names if shard != VALIDATION] if shards else []
     if manifests and all(path.with_name(path.name + ".json").exists() for path in manifests):
         tokens = sum(read_manifest(path)["tokens"] for path in manifests)
         if not tokens and any(mix.get(name) for arm in study.arms for _, mix in arm.phases):
             raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
         return SourceSize(tokens, "manifests")
-    if study.world or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):
+    if study.world or entry is None or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):
         return SourceSize(None, "unknown")
     if source.documents is None:
         return SourceSize(entry.tokens, "published")
