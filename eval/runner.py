@@ -30,6 +30,7 @@ from curricula.eval.decoding.registry import EXACT, NEUTRAL, Decoder
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.probes.probing import probe_rows
 from curricula.eval.rows import (
+    CapabilityRow,
     GenerationRow,
     ModelKind,
     ProbeRow,
@@ -58,7 +59,7 @@ def run_element(
     rows_of: Callable[[str], Path] = Path,
     progress: Progress = silent,
     device: str | None = None,
-) -> list[GenerationRow] | list[ProbeRow]:
+) -> list[GenerationRow] | list[ProbeRow] | list[CapabilityRow]:
     """Carry out `eval_task` and return its rows in order.
 
     Answers and suffixes are drawn by `seed`, the texts of probes by `probe_seed` (by default the same). `model` is a folder,
@@ -73,6 +74,10 @@ def run_element(
     loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision)
     if config.probes and task.kind == "probes":
         return probe_rows(loaded, config.probes, data_root, path, seed if probe_seed is None else probe_seed, progress)
+    if config.capability and task.kind == "capability":
+        from curricula.eval.capability.harness import capability_rows
+
+        return capability_rows(loaded, eval_task.benchmark, config.capability, path, {}, progress)
     if not prompts:  # more shards than prompts
         write_rows(path, cast("list[GenerationRow]", []))
         return []
@@ -98,7 +103,7 @@ def task_prompts(
     `raw`: whether the model reads bare text.
     """
     name = eval_task.benchmark
-    if not name:
+    if not eval_task.has_prompts:
         return []
     if eval_task.task.kind == "artifacts":
         path = Path(data_root or "", config.attacks.artifacts[name])
@@ -170,8 +175,8 @@ def generate_rows(
 
 
 def decoding(config: EvalConfig, decoder: Decoder, prompts: Sequence[Prompt]) -> Any:
-    """The decoder's settings, the field of EvalConfig with its name; an attempt is one sample."""
-    settings = getattr(config, decoder.name)
+    """The decoder's settings; an attempt is one sample."""
+    settings = config.settings_of(decoder)
     is_attempts = any(prompt.attempt is not None for prompt in prompts)
     return msgspec.structs.replace(settings, samples=1) if is_attempts else settings
 

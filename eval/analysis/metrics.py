@@ -100,9 +100,11 @@ class OverrefusalMetrics:
     seed: int
     """The seed of the arm's training."""
     stage: str
+    benchmark: str
     decoder: str
     shares: dict[str, float]
-    """Share of the parsed answers in each of the five categories; empty if no row was parsed."""
+    """Share of the parsed answers in each of the five categories (for "all", the mean of the sets' shares); empty if no row was
+    parsed."""
     rate: float | None
     """Share of the parsed answers in categories 3 to 5."""
     low: float | None
@@ -164,7 +166,9 @@ class StudyMetrics:
         return [metrics for metrics in self.attacks if (metrics.stage, metrics.decoder) in wanted]
 
     def overrefusals_by(self, stage: str, decoder: str) -> list[OverrefusalMetrics]:
-        return [metrics for metrics in self.overrefusals if (metrics.stage, metrics.decoder) == (stage, decoder)]
+        """One entry for each arm and seed: that of its one set of requests, or the average over several."""
+        found = [metrics for metrics in self.overrefusals if (metrics.stage, metrics.decoder) == (stage, decoder)]
+        return list({(metrics.arm, metrics.seed): metrics for metrics in found}.values())  # the average is the last
 
 
 RowId = tuple[str, str, str, int]
@@ -197,7 +201,7 @@ def study_metrics(study: StudyRows) -> StudyMetrics:
             for task in OVERREFUSAL_TASKS:
                 if rows := study.answers(arm, stage, task):
                     decoder = task.removeprefix("overrefusal-")
-                    found.overrefusals.append(
+                    found.overrefusals.extend(
                         overrefusal_metrics(rows, arm.name, stage, decoder, expected[stage, task], arm.seed)
                     )
             found.probes.extend(probe_metrics(study.probes.get((arm.key, stage), []), arm.name, stage, arm.seed))
@@ -298,8 +302,30 @@ def known_accuracy(rows: Iterable[JudgedRow]) -> Accuracy | None:
 
 def overrefusal_metrics(
     rows: Sequence[JudgedRow], arm: str, stage: str, decoder: str, expected: Collection[RowId] = (), seed: int = 0
+) -> list[OverrefusalMetrics]:
+    """The metrics of each set of requests, and of all, in these rows (of `decoder`) or in `expected` (the rows any arm has)."""
+    benchmarks = sorted({id[1] for id in expected} | {row.benchmark for row in rows})
+    found = []
+    for name in benchmarks:
+        own, wanted = [row for row in rows if row.benchmark == name], {id for id in expected if id[1] == name}
+        found.append(_overrefusal_metrics(own, arm, stage, name, decoder, wanted, seed))
+    if len(found) > 1:
+        every = _overrefusal_metrics(rows, arm, stage, ALL, decoder, expected, seed)
+        parsed = [metrics.shares for metrics in found if metrics.shares]
+        shares = {key: float(np.mean([one[key] for one in parsed])) for key in every.shares}
+        found.append(replace(every, shares=shares))
+    return found
+
+
+def _overrefusal_metrics(
+    rows: Sequence[JudgedRow],
+    arm: str,
+    stage: str,
+    benchmark: str,
+    decoder: str,
+    expected: Collection[RowId],
+    seed: int,
 ) -> OverrefusalMetrics:
-    """The metrics of these rows, all of `decoder`; `expected` are the rows any arm has."""
     outcomes = [(row, value) for row in rows if (value := overrefused(row)) is not None]
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes)
     low, high, _ = rate_interval(tallied) if tallied else (None, None, "")
@@ -308,6 +334,7 @@ def overrefusal_metrics(
         arm=arm,
         seed=seed,
         stage=stage,
+        benchmark=benchmark,
         decoder=decoder,
         shares={name: verdicts.count(name) / len(verdicts) for name in ANSWER_CATEGORIES} if verdicts else {},
         rate=float(tallied.mean()) if tallied else None,
