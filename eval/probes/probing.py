@@ -238,7 +238,7 @@ def keep_states(
         known = store.rows()
         missing = [ids for ids in texts if text_id(ids) not in known]
         done = len(texts) - len(missing)
-        for places, states in last_token_states(loaded, missing, indices):
+        for places, states in last_token_states(loaded, missing, indices) if missing else ():
             store.append([text_id(missing[i]) for i in places], states)
             done += len(places)
             progress(done, len(texts))

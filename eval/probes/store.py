@@ -115,7 +115,7 @@ def read_fitted(folder: Path) -> Fitted | None:
             found: dict[str, Any] = {field.name: data[field.name] for field in dataclasses.fields(Fitted)}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{folder / 'fitted.npz'}: not what probes leave ({error}); remove it and evaluate again"
         ) from None

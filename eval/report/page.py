@@ -35,7 +35,7 @@ from curricula.eval.report.capability import bits_table, capability_tables, draw
 from curricula.eval.report.figures import FIGURES, draw_figures
 from curricula.eval.report.over_seeds import estimate_tables, strength_tables, variance_rows
 from curricula.eval.report.points import Shown
-from curricula.eval.report.representations import representation_tables
+from curricula.eval.report.representations import draw_layers, representation_tables
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_tables
 from curricula.eval.report.verdict import basis, verdict
 from curricula.eval.report.wording import (
@@ -86,6 +86,7 @@ def write_report(
     pictures = draw_figures(shown, out / "figures")
     progress(len(arms) + 3, steps)
     costs = draw_capability(shown, capability, out / "figures")
+    layers = draw_layers(shown, out / "figures")
     strengths, alike = list(attack_strengths(runs)), list(representations(run, arms))
     over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
     over_seeds |= {"worst-case": strengths, "representations": alike}
@@ -123,6 +124,7 @@ def write_report(
         baselines=[
             name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)
         ],
+        layers_figure=(embedded(layers[0]), layers[1]) if layers else None,
         representation_tables=list(representation_tables(alike, runs.arms)),
         capability_figure=(embedded(costs[0]), costs[1]) if costs else None,
         capability_tables=list(capability_tables(runs.arms, capability)),

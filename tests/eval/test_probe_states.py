@@ -23,7 +23,7 @@ from curricula.eval.probes.auc import auc_with_error
 from curricula.eval.probes.probing import probe_rows, run_probes
 from curricula.eval.probes.settings import ProbeTexts
 from curricula.eval.probes.store import Store, read_fitted
-from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts
+from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts, matched
 from curricula.progress import silent
 from curricula.settings import parse
 
@@ -193,7 +193,8 @@ def test_matched_pairs_are_as_many_as_there_can_be():
     for _ in range(30):  # against an exhaustive matching
         lengths = rng.integers(1, 60, size=14).astype(np.float32)
         unsafe = np.arange(14) % 2 == 1
-        assert len(balanced(unsafe, None, "t", lengths=lengths)) == 2 * most_pairs(lengths[~unsafe], lengths[unsafe])
+        pairs = matched(np.flatnonzero(~unsafe), np.flatnonzero(unsafe), lengths)
+        assert len(pairs[0]) == len(pairs[1]) == most_pairs(lengths[~unsafe], lengths[unsafe])
 
 
 def most_pairs(safe, unsafe) -> int:
