@@ -70,7 +70,7 @@ def evaluate(root, out, config, *more, model="model"):
 def test_attacks_and_probes_make_one_json_with_the_worst_case(root, tmp_path, capsys):
     other, own = tmp_path / "other", tmp_path / "own"
     assert evaluate(root, other, "gcg.yaml", model="other-model") == 0
-    assert evaluate(root, own, "all.yaml") == 1
+    assert evaluate(root, own, "all.yaml") == 2
     assert "suffixes_of names other, and no --suffixes other=FOLDER says where its rows are" in capsys.readouterr().err
     suffixes = ("--suffixes", f"other={other}")
     assert evaluate(root, own, "all.yaml", *suffixes, "--json") == 0
