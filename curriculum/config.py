@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from curricula.curriculum.sources.conversations import POOLS
-from curricula.curriculum.sources.registry import DATASETS
+from curricula.curriculum.sources.declared import TextTable
+from curricula.curriculum.sources.registry import dataset
 from curricula.settings import Positive, PositiveNumber, Settings, Share
 
 VALIDATION = "validation"
@@ -44,13 +44,9 @@ class Tokenizer(Settings, frozen=True):
             raise ValueError(f"revision is {self.revision!r}, which only a tokenizer of `hub` has; leave it out")
 
 
-class Source(Settings, frozen=True):
+class Source(TextTable, frozen=True):
     """A stream of pretraining documents."""
 
-    dataset: str
-    """A short name from curriculum/sources/registry.py."""
-    parts: tuple[str, ...] = ()
-    """Parts of the dataset to read, such as [score_4, score_5]; all by default."""
     tag_rate: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     """Probability of the harmfulness tag before a token. The paper's is 0.05, for raw unsafe text only."""
     name_speakers: bool | None = None
@@ -66,16 +62,7 @@ class Source(Settings, frozen=True):
     new text (Muennighoff et al. 2023)."""
 
     def check(self) -> None:
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset {self.dataset!r} is not known; choose one of {', '.join(DATASETS)}")
-        known = DATASETS[self.dataset].parts
-        for part in self.parts:
-            if part not in known:
-                raise ValueError(
-                    f"part {part!r} is not in dataset {self.dataset}; it has {', '.join(known) or 'no parts'}"
-                )
-        if len(set(self.parts)) < len(self.parts):
-            raise ValueError(f"parts {list(self.parts)} repeat a name; name each part once")
+        super().check()
         if self.loss == "tags" and not self.tag_rate:
             raise ValueError(
                 "loss is 'tags', but tag_rate is 0, so nothing would count; set tag_rate, or loss to 'none'"
@@ -87,7 +74,8 @@ class Source(Settings, frozen=True):
 
     @property
     def names_speakers(self) -> bool:
-        return DATASETS[self.dataset].dialogue if self.name_speakers is None else self.name_speakers
+        is_dialogue = self.dataset is not None and dataset(self.dataset).dialogue
+        return is_dialogue if self.name_speakers is None else self.name_speakers
 
 
 class PhaseConfig(Settings, frozen=True):
@@ -286,9 +274,6 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
 
     def check(self) -> None:
         require_weights("mix", self.mix)
-        for name in self.mix:
-            if name not in POOLS:
-                raise ValueError(f"the mix names unknown tuning set {name!r}; choose from {', '.join(POOLS)}")
         for key in ("examples", "loss"):
             for name in getattr(self, key):
                 if name not in self.mix:

@@ -47,6 +47,14 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a HarmBench prompt asks for copyrighted text, which no classifier can judge."""
     cluster: str = ""
     """Near-duplicate requests of all benchmarks have the same cluster (eval/duplicates.py)."""
+    target: str = ""
+    """How a compliant answer would begin, where the benchmark says so."""
+    prefill: str = ""
+    """What the answer is made to begin with, by an attack."""
+    raw: bool = False
+    """Whether an attack leaves the chat template out."""
+    attempt: int | None = None
+    """Number of the attempt, for an attack that makes several on one prompt."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Benchmark:
     texts: str = ""
     """The `texts_hash` of the published set; "" where only its size is known."""
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
-    optional: frozenset[str] = frozenset({"id", "category", "context", "tags"})
+    optional: frozenset[str] = frozenset({"id", "category", "context", "tags", "target"})
 
     def stem(self, root: Path) -> Path:
         """This benchmark's table in a data folder, without the suffix of its format."""
@@ -81,7 +89,8 @@ class Benchmark:
 
 
 def plain(parts: dict[str, str]) -> dict[str, Any]:
-    return {"text": parts["text"].strip(), "behavior": parts["text"].strip(), "category": parts["category"]}
+    text = parts["text"].strip()
+    return {"text": text, "behavior": text, "category": parts["category"], "target": parts["target"].strip()}
 
 
 def harmbench(parts: dict[str, str]) -> dict[str, Any]:
@@ -133,7 +142,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "walledai/AdvBench",
         "MIT",
         520,
-        {"text": ("goal", "prompt")},
+        {"text": ("goal", "prompt"), "target": ("target",)},
         plain,
         hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e",
         texts="3efc2fd594545b9a",
@@ -144,7 +153,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "JailbreakBench/JBB-Behaviors",
         "MIT",
         100,
-        {"text": ("Goal",), "id": ("Index", ""), "category": ("Category",)},
+        {"text": ("Goal",), "id": ("Index", ""), "category": ("Category",), "target": ("Target",)},
         plain,
         hub_configs=("behaviors",),
         hub_split="harmful",
@@ -240,10 +249,15 @@ def load_prompts(
             f"(evaluation.accept_changed: [{source}]) or with `curricula eval --accept-changed {source}`"
         )
     prompts = [prompt for prompt in prompts if with_copyright or not prompt.copyright]
-    if limit is not None and limit < len(prompts):
-        by_lot = sorted(range(len(prompts)), key=lambda i: key_seed("prompts", source, prompts[i].id))
-        prompts = [prompts[i] for i in sorted(by_lot[:limit])]
-    return prompts
+    return limited(prompts, source, limit)
+
+
+def limited(prompts: list[Prompt], source: str, limit: int | None) -> list[Prompt]:
+    """`limit` of the prompts in their order, drawn by their ids alone; None takes all."""
+    if limit is None or limit >= len(prompts):
+        return prompts
+    by_lot = sorted(range(len(prompts)), key=lambda i: key_seed("prompts", source, prompts[i].id))
+    return [prompts[i] for i in sorted(by_lot[:limit])]
 
 
 def difference(name: str, root: Path | None) -> str:

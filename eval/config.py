@@ -7,19 +7,22 @@ settings are in `eval/decoding/settings.py`, the tasks in `eval/tasks.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from curricula.errors import UsageError
+from curricula.eval.attacks.settings import Attacks
+from curricula.eval.capability.settings import Capability
+from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
-from curricula.eval.rows import ModelKind, Precision
+from curricula.eval.probes.settings import Probes
+from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
 from curricula.settings import Positive, Settings
 
-Layer = Literal["first", "middle", "last"]
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
@@ -46,22 +49,6 @@ class Gcg(Settings, frozen=True):
             raise ValueError("gcg.suffix and gcg.target must not be empty")
 
 
-class Probes(Settings, frozen=True):
-    """Linear probes for safe against unsafe text on the hidden state of the last token (section 4.3).
-
-    Layers are block outputs counted from 1: "first" is 1, "middle" is layers // 2 + 1, the 13th of the paper's 24,
-    "last" is the last block's.
-    """
-
-    train_per_class: Positive = 500
-    seeds: Positive = 5
-    layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)] = ("first", "middle", "last")
-    unsafe_score: Positive = 1
-    """Texts with at least this safety score are unsafe, those with score 0 safe; the threshold is not given."""
-    max_tokens: Positive = 512
-    """Longer texts keep their first tokens; not given."""
-
-
 class Tasks(Settings, frozen=True):
     """The tasks of the models of each kind, in the order in which they run."""
 
@@ -77,6 +64,17 @@ class Tasks(Settings, frozen=True):
     benign: tuple[TaskName, ...] = ("attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam")
 
 
+CHEAP = ("prefill-topk", "template-removal-topk", "best-of-n", "ablation-topk")
+"""The attacks of `tasks: full` that need neither a search nor files."""
+
+FULL = Tasks(
+    base=(*Tasks().base, "capability"),
+    instruct=(*Tasks().instruct, *CHEAP, "capability"),
+    benign=(*Tasks().benign, *CHEAP, "capability"),
+)
+"""The whole battery, which `tasks: full` stands for."""
+
+
 class EvalConfig(Settings, frozen=True):
     """All that is measured on each model of a study."""
 
@@ -89,11 +87,12 @@ class EvalConfig(Settings, frozen=True):
     """Attack benchmarks for instruct and benign models."""
     base_benchmark: str = "jb_completions"
     """For base models: harmful beginnings to continue."""
-    overrefusal_benchmark: str = "alpaca"
+    overrefusal_benchmark: str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = "alpaca"
+    """Benign requests: one set, or several such as [alpaca, xstest, orbench_hard]."""
     prompts_per_benchmark: Positive | None = None
     """At most this many prompts of each attack benchmark; null takes all."""
     overrefusal_prompts: Positive | None = 300
-    """Not given in the paper; Maini et al. use 300."""
+    """At most this many prompts of each set of benign requests. Not given in the paper; Maini et al. use 300."""
     harmbench_copyright: bool = False
     """Whether to include HarmBench's copyright rows, which need a hash judge, not a classifier."""
     accept_changed: tuple[str, ...] = ()
@@ -109,19 +108,30 @@ class EvalConfig(Settings, frozen=True):
     topk: TopK = TopK()
     safebeam: SafeBeam = SafeBeam()
     greedy: Greedy = Greedy()
+    decoders: dict[str, dict[str, Any]] = {}
+    """Settings of decoders from other packages, by their names."""
     gcg: Gcg | None = Gcg()
     """null leaves the attack out."""
+    attacks: Attacks = Attacks()
+    """Of the attacks beside GCG."""
     probes: Probes | None = Probes()
     """null leaves the probes out."""
-    tasks: Tasks = Tasks()
+    capability: Capability | None = Capability()
+    """What the task `capability` runs; null leaves it out."""
+    tasks: Tasks | Literal["full"] = Tasks()
+    """`full` is every task there is; `curricula plan` shows its price."""
 
     def check(self) -> None:
+        if self.tasks == "full":  # written out, so that a run keeps its tasks when the suite gets more
+            msgspec.structs.force_setattr(self, "tasks", FULL)
+        self._check_decoders()
         for name in self.shards:
             if not TASKS[name].decoders:
                 raise ValueError(f"shards names {name}, which has no prompts to share; leave it out")
         if self.precision == "float64" and self.topk.backend == "vllm":
             raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
-        self.require_templates((*self.tasks.base, *self.tasks.instruct, *self.tasks.benign))
+        self._check_attacks()
+        self.require_templates(self._task_names())
 
     def require_templates(self, tasks: Iterable[str]) -> None:
         """Raise ValueError where the judge of one of `tasks` is a model without a template to ask by."""
@@ -129,6 +139,57 @@ class EvalConfig(Settings, frozen=True):
         for kind in JUDGED:
             if kind == "attack" or kind in judged:
                 _require_template(self.judge_of(kind), kind)
+
+    def _check_attacks(self) -> None:
+        """Raise ValueError for attacks that lack what they need."""
+        for name in self.task_lists.base:
+            if TASKS[name].kind in ("prefill", "template-removal"):
+                raise ValueError(
+                    f"tasks.base names {name}, and base models have neither turns nor a template; remove it"
+                )
+        kinds = {TASKS[name].kind for name in self._task_names()}
+        if "artifacts" in kinds and not self.attacks.artifacts:
+            raise ValueError("tasks names artifacts, and attacks.artifacts is empty; name a file there")
+        if "transfer" in kinds and not self.attacks.suffixes_of:
+            raise ValueError(
+                "tasks names transfer, and attacks.suffixes_of is empty; name an arm with the task gcg there"
+            )
+        if "transfer" in kinds and self.gcg is None:
+            raise ValueError(
+                "tasks names transfer, and gcg is null; give the settings that the suffixes were found with"
+            )
+        if "ablation" in kinds and self.topk.backend == "vllm":
+            raise ValueError(
+                "tasks names ablation, which vLLM's models do not allow; choose topk.backend: transformers"
+            )
+
+    def _check_decoders(self) -> None:
+        for name in self.decoders:
+            if name not in DECODERS or name in OWN:
+                others = ", ".join(DECODERS.keys() - set(OWN)) or "none is installed"
+                raise ValueError(f"decoders names {name!r}, which is no decoder of another package ({others})")
+        for name in self._task_names():
+            for _, decoder in TASKS[name].labelled_decoders():
+                if decoder.problem:
+                    raise ValueError(decoder.problem)
+                self.settings_of(decoder)
+
+    def _task_names(self) -> set[str]:
+        tasks = self.task_lists
+        return {*tasks.base, *tasks.instruct, *tasks.benign}
+
+    @property
+    def task_lists(self) -> Tasks:
+        return FULL if isinstance(self.tasks, str) else self.tasks
+
+    def settings_of(self, decoder: Decoder) -> Any:
+        """The settings of a decoder; raises ValueError for wrong ones of a decoder from another package."""
+        if decoder.settings is None:
+            return getattr(self, decoder.name)
+        try:
+            return msgspec.convert(self.decoders.get(decoder.name, {}), decoder.settings)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise ValueError(f"decoders.{decoder.name}: {error}") from None
 
     def judge_of(self, judged: Judged) -> JudgeConfig:
         """The judge of "attack" or "overrefusal" answers."""
@@ -139,7 +200,26 @@ class EvalConfig(Settings, frozen=True):
     def benchmark_names(self) -> list[str]:
         """Every benchmark that a task may read."""
         gcg = [self.gcg.benchmark] if self.gcg else []
-        return [*self.benchmarks, self.base_benchmark, self.overrefusal_benchmark, *gcg]
+        return [*self.benchmarks, self.base_benchmark, *self.overrefusal_benchmarks, *gcg, *self.used_benchmarks]
+
+    @property
+    def overrefusal_benchmarks(self) -> tuple[str, ...]:
+        given = self.overrefusal_benchmark
+        return (given,) if isinstance(given, str) else given
+
+    @property
+    def used_benchmarks(self) -> list[str]:
+        """Every benchmark that a task of the paper's models does read."""
+        return self.benchmarks_of(task for kind in MODEL_KINDS for task in self.eval_tasks(kind))
+
+    def benchmarks_of(self, tasks: Iterable[EvalTask]) -> list[str]:
+        """The benchmarks that these tasks read."""
+        tasks = list(tasks)
+        own = ("artifacts", "transfer")
+        found = [task.benchmark for task in tasks if task.has_prompts and task.task.kind not in own]
+        if any(task.task.kind == "ablation" for task in tasks):
+            found += [self.attacks.ablation.harmful, self.attacks.ablation.harmless]
+        return list(dict.fromkeys(found))
 
     @property
     def judged_on_gpu(self) -> bool:
@@ -148,11 +228,11 @@ class EvalConfig(Settings, frozen=True):
 
     def tasks_of(self, model_kind: ModelKind) -> list[Task]:
         """The tasks of a model of this kind, in the order in which they run."""
-        return [TASKS[name] for name in getattr(self.tasks, model_kind) if not self.leaves_out(TASKS[name])]
+        return [TASKS[name] for name in getattr(self.task_lists, model_kind) if not self.leaves_out(TASKS[name])]
 
     def leaves_out(self, task: Task) -> bool:
         """Whether the settings of what the task measures are null."""
-        return (task.kind == "gcg" and self.gcg is None) or (task.kind == "probes" and self.probes is None)
+        return task.kind in ("gcg", "probes", "capability") and getattr(self, task.kind) is None
 
     def eval_tasks(self, model_kind: ModelKind) -> list[EvalTask]:
         """The whole evaluation of one of the paper's models, in the order in which it runs and in which merged rows stand."""
@@ -171,20 +251,29 @@ class EvalConfig(Settings, frozen=True):
         return found
 
     def prompts_of(self, task: Task, model_kind: ModelKind) -> tuple[tuple[str, ...], int | None]:
-        """The benchmarks of a task, and at most how many prompts of each (None: all). Probes have texts of their own."""
+        """The benchmarks of a task (or what stands for them, as `EvalTask.benchmark` says), and at most how many prompts of
+        each (None: all). Probes have texts of their own."""
         if task.kind == "probes":
             return (), None
         if task.kind == "gcg":
             return ((self.gcg.benchmark,), self.gcg.prompts) if self.gcg else ((), None)
+        if task.kind == "artifacts":
+            return tuple(self.attacks.artifacts), self.attacks.prompts
+        if task.kind == "transfer":
+            return self.attacks.suffixes_of, self.gcg.prompts if self.gcg else None
+        if task.kind in ("prefill", "template-removal", "best-of-n", "ablation"):
+            return self.attacks.benchmarks, self.attacks.prompts
+        if task.kind == "capability":
+            return self.capability.names if self.capability else (), None
         if task.kind == "overrefusal":
-            return (self.overrefusal_benchmark,), self.overrefusal_prompts
+            return self.overrefusal_benchmarks, self.overrefusal_prompts
         return ((self.base_benchmark,) if model_kind == "base" else self.benchmarks), self.prompts_per_benchmark
 
 
 def _require_template(judge: JudgeConfig, judged: Judged) -> None:
     """Raise ValueError where a model judge has no template to ask about such answers."""
-    if judge.name in ("harmbench", "llm"):
+    if judge.has_template:
         try:
-            find_template(judge.template, judge.name, judge.model_name, judged)
+            find_template(judge, judged)
         except UsageError as error:
             raise ValueError(str(error)) from None

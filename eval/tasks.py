@@ -14,10 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from curricula.errors import UsageError
-from curricula.eval.decoding.registry import DECODERS, Decoder
-from curricula.eval.rows import GenerationRow, ProbeRow
+from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
+from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow
 
-Kind = Literal["attack", "overrefusal", "gcg", "probes"]
+Kind = Literal[
+    "attack",
+    "overrefusal",
+    "gcg",
+    "prefill",
+    "template-removal",
+    "best-of-n",
+    "ablation",
+    "artifacts",
+    "transfer",
+    "probes",
+    "capability",
+]
 Judged = Literal["attack", "overrefusal"]
 JUDGED: tuple[Judged, ...] = ("attack", "overrefusal")
 
@@ -34,7 +46,7 @@ class Task:
     """The decoders that answer, of `eval/decoding/registry.py`."""
     judged: Judged | None = None
     """What judges look for in the answers; None where the rows are no answers."""
-    rows: type[GenerationRow] | type[ProbeRow] = GenerationRow
+    rows: type[GenerationRow] | type[ProbeRow] | type[CapabilityRow] = GenerationRow
     """What the task writes."""
     prefix: str = ""
     """Precedes the decoder's name in rows."""
@@ -46,6 +58,11 @@ class Task:
         return [(self.prefix + name, DECODERS[name]) for name in self.decoders]
 
 
+def _cheap_attacks(kind: Kind, title: str, *decoders: str) -> list[Task]:
+    """The tasks of an attack that needs no search, one for each decoder."""
+    return [Task(f"{kind}-{name}", kind, (name,), "attack", prefix=f"{kind}+", title=title) for name in decoders]
+
+
 _ROWS = (
     Task("attacks-topk", "attack", ("topk",), "attack"),
     Task("attacks-safebeam", "attack", ("safebeam",), "attack"),
@@ -53,9 +70,22 @@ _ROWS = (
     Task("overrefusal-topk", "overrefusal", ("topk",), "overrefusal"),
     Task("overrefusal-safebeam", "overrefusal", ("safebeam",), "overrefusal"),
     Task("gcg", "gcg", ("topk", "safebeam"), "attack", prefix="gcg+", title="GCG suffix, "),
+    *_cheap_attacks("prefill", "Prefilled answer, ", *DECODERS),
+    *_cheap_attacks("template-removal", "No chat template, ", *DECODERS),
+    Task("best-of-n", "best-of-n", ("topk",), "attack", prefix="best-of-n+", title="Best of N, "),
+    *_cheap_attacks("ablation", "Refusal direction ablated, ", *DECODERS),
+    *_cheap_attacks("artifacts", "Replayed jailbreaks, ", *DECODERS),
+    *_cheap_attacks("transfer", "GCG suffix of another arm, ", *DECODERS),
     Task("probes", "probes", rows=ProbeRow),
+    Task("capability", "capability", rows=CapabilityRow),
 )
-TASKS = {task.name: task for task in _ROWS}
+_PLUGINS = tuple(
+    Task(f"{prefix}-{name}", kind, (name,), kind)
+    for name in DECODERS
+    if name not in OWN
+    for prefix, kind in (("attacks", "attack"), ("overrefusal", "overrefusal"))
+)
+TASKS = {task.name: task for task in (*_ROWS, *_PLUGINS)}
 
 if TYPE_CHECKING:
     TaskName = str
@@ -94,7 +124,8 @@ class EvalTask:
 
     task: Task
     benchmark: str = ""
-    """"" for probes, which have texts of their own."""
+    """What `EvalConfig.prompts_of` names: a benchmark, a set of artifacts, the arm that suffixes come from, or lm_eval's task.
+    "" for probes, which have texts of their own."""
     limit: int | None = None
     """At most this many prompts of the benchmark, over all its shards; None takes all."""
     shard: int = 0
@@ -106,6 +137,11 @@ class EvalTask:
         if not self.benchmark:
             return self.task.name
         return f"{self.task.name}/{self.benchmark}" + (f".{self.shard}-of-{self.shards}" if self.shards > 1 else "")
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether it asks the prompts of a benchmark."""
+        return bool(self.benchmark) and bool(self.task.decoders)
 
     def path(self, out: Path) -> Path:
         """The file of its rows in the folder of a model."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
+from curricula.curriculum.config import Source
 from curricula.curriculum.sources.conversations import HARMFUL, POOLS
-from curricula.curriculum.sources.hub import Download, downloads_of
-from curricula.curriculum.sources.registry import DATASETS
+from curricula.curriculum.sources.declared import declared_in
+from curricula.curriculum.sources.hub import Download, declared_download, downloads_of
+from curricula.curriculum.sources.registry import DATASETS, local_root
 from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import BENCHMARKS, find
-from curricula.jobs.study import Study
+from curricula.jobs.study import Study, load_study
 
 Purpose = Literal["data", "evaluation"]
 
@@ -71,15 +74,49 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     """Everything that a study reads: its sources, with their parts and limits of documents, its tuning sets and benchmarks."""
     found = []
     for source in study.sources.values():
+        if source.dataset is None:
+            continue
         downloads = downloads_of(source.dataset, root, source.parts)
         found += _labelled(source.dataset, downloads, "data", source.documents)
     pools = [pool for tuning in study.tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
     for pool in pools:
-        found += named_downloads(POOLS[pool][0], root)
+        if name := (study.tuning_sets.get(pool) or POOLS[pool]).dataset:
+            found += named_downloads(name, root)
     for name in study.evaluation.benchmark_names:
         if BENCHMARKS[name].hub is not None:
             found += _labelled(name, benchmark_downloads(name, root), "evaluation")
+    for key, table in declared_in(study):
+        if table.hub is not None:
+            purpose: Purpose = "evaluation" if key.startswith("evaluation.") else "data"
+            rows = table.documents if isinstance(table, Source) else None
+            found.append(Wanted(table.place, declared_download(table, root), purpose, rows))
     return once(found)
+
+
+def read_study(path: Path, changes: Sequence[str] = ()) -> Study:
+    """A study file with these `changes`, and a look at its tables; refuses a wrong CURRICULA_DATA before anything starts."""
+    study = load_study(path, changes)
+    look_at_tables(study, None if study.world else local_root())
+    return study
+
+
+def look_at_tables(study: Study, root: Path | None) -> None:
+    """Look at the first rows of every table of the user's own that is here, before anything is done.
+
+    Raises UserError, which names the key in the study, for a missing, empty or wrong column or file, and where an arm would
+    read the same rows through two sources.
+    """
+    for key, table in declared_in(study):
+        if table.dataset is None and table.is_here(root):
+            table.look(root or Path(), key)
+    for arm in (arm for one in study.variants.values() for arm in one.arms):
+        read = sorted({name for _, mix in arm.phases for name, weight in mix.items() if weight})
+        for one, other in combinations(read, 2):
+            if study.sources[one].shares_rows(study.sources[other]):
+                raise UserError(
+                    f"sources.{one} and sources.{other}: arm {arm.name} would read the same rows of {study.sources[one].path} "
+                    "through both; keep one of them in its mixes, or separate their scores by min_score and max_score"
+                )
 
 
 def once(wanted: Iterable[Wanted]) -> list[Wanted]:

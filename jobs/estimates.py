@@ -11,11 +11,13 @@ import msgspec
 
 from curricula.curriculum.config import VALIDATION, Midtrain, Tuning, point_label
 from curricula.curriculum.plan import Arm
+from curricula.curriculum.sources.declared import declared_in
 from curricula.curriculum.sources.registry import dataset, local_root
 from curricula.curriculum.stream.blend import Blend
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
+from curricula.jobs.downloads import study_downloads
 from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
 from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
@@ -41,6 +43,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             *_unknown_sizes(described, sizes),
             *dict.fromkeys(line for variant in study.variants.values() for line in _too_little_memory(variant)),
             *_unpinned(study),
+            *_licences(study),
         ],
         "segments": [
             {
@@ -250,14 +253,14 @@ def _too_little_memory(study: Study) -> list[str]:
 def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
     """Tokens of a source: counted in its manifests, else as published, if they are."""
     source = study.sources[name]
-    entry = dataset(source.dataset)
+    entry = dataset(source.dataset) if source.dataset else None
     manifests = [shards / name / shard for shard in source.shard_names if shard != VALIDATION] if shards else []
     if manifests and all(path.with_name(path.name + ".json").exists() for path in manifests):
         tokens = sum(read_manifest(path)["tokens"] for path in manifests)
         if not tokens and any(mix.get(name) for arm in study.arms for _, mix in arm.phases):
             raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
         return SourceSize(tokens, "manifests")
-    if study.world or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):
+    if study.world or entry is None or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):
         return SourceSize(None, "unknown")
     if source.documents is None:
         return SourceSize(entry.tokens, "published")
@@ -281,7 +284,24 @@ def _unpinned(study: Study) -> list[str]:
             found.append(
                 f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"
             )
+    for key, table in declared_in(study):
+        if table.hub and not table.revision:
+            found.append(f"{key}: no revision of {table.hub}, so the newest commit is read; the fetch records which")
     return found
+
+
+def _licences(study: Study) -> list[str]:
+    """Datasets that the fetch jobs cannot read yet."""
+    if study.world or local_root() is not None:
+        return []
+    gated = [item.label for item in study_downloads(study, Path()) if item.download.gated]
+    if not gated:
+        return []
+    from huggingface_hub import get_token
+
+    if get_token():
+        return []
+    return [f"{', '.join(gated)}: gated, and there is no token; accept the licences on the hub and set HF_TOKEN"]
 
 
 def _described_hours(plan: Plan) -> dict[str, float]:

@@ -15,12 +15,17 @@ from pathlib import Path
 from curricula.curriculum.config import Midtrain, point_label
 from curricula.curriculum.plan import TRUNK, Arm, Segment, percent
 from curricula.curriculum.stages import BASE, StageTree
-from curricula.eval import ModelKind
+from curricula.eval import EvalTask, ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Key, Plan
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
+
+Group = tuple[str, list[Arm], dict[ModelKind, str]]
+"""The name of a group of arms, the arms, and the job that makes each kind of their models."""
+Measured = tuple[ModelKind, str]
+"""A kind of model, and a job that measures it."""
 
 
 def plan_study(study: Study, profile: Profile | None = None) -> Plan:
@@ -46,10 +51,7 @@ class _Planner:
         benchmarks = self._add_downloads("fetch-benchmarks", "evaluation")
         made = [(name, arms, self._add_models(name, arms)) for name, arms in study.groups.items()]
         needs = tuple(map(Edge, benchmarks))
-        judged = [
-            *self._add_pretraining_points(needs),
-            *(job for one in made for job in self._add_evaluations(*one, needs)),
-        ]
+        judged = [*self._add_pretraining_points(needs), *self._add_evaluations(made, needs)]
         self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in judged))
         return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
 
@@ -156,36 +158,88 @@ class _Planner:
             return self._job_of_segment[segment.name], segment.branch
         return self._made[self.study.owners[arm.key, parent], parent]
 
-    def _add_evaluations(
-        self, name: str, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]
-    ) -> list[str]:
-        """Add the evaluation of the models of `arms`; returns the jobs that judge its rows."""
-        measured: dict[ModelKind, str] = {}
+    def _add_evaluations(self, groups: list[Group], needs: tuple[Edge, ...]) -> list[str]:
+        """Add the evaluation of all models; returns the jobs that judge its rows."""
+        measured: dict[str, list[Measured]] = {}
+        tasks = [task for _, arms, made in groups for kind in made for arm in arms for task in self._tasks(kind, arm)]
+        transfers = any(map(_is_transfer, tasks))
+        judged: list[str] = []
+        for group in groups:
+            name = group[0]
+            measured[name] = self._add_measurements(group, needs)
+            judged += [] if transfers else self._add_merge(group, measured[name])
+            judged += self._add_points(group, needs)
+        # An arm's suffixes are tried on every other, so no model's rows are whole before all are measured.
+        for group in groups if transfers else ():
+            tried = self._add_transfers(group, needs, measured)
+            judged += self._add_merge(group, [*measured[group[0]], *tried])
+        return judged
+
+    def _tasks(self, kind: ModelKind, arm: Arm) -> list[EvalTask]:
+        return self.study.at(arm.replicate.variant).eval_tasks(kind)
+
+    def _elements(self, kind: ModelKind, arms: list[Arm], transfers: bool) -> list[Element]:
+        """The evaluation tasks on the models of this kind, without or only those that try other arms' suffixes."""
+        having = self._having(kind, arms)
+        return [
+            replace(model, label=f"{model.label}/{task.name}", eval_task=task)
+            for arm, model in zip(having, _models(having, kind))
+            for task in self._tasks(kind, arm)
+            if _is_transfer(task) is transfers
+        ]
+
+    def _add_measurements(self, group: Group, needs: tuple[Edge, ...]) -> list[Measured]:
+        """Add what is measured on the models of a group alone; returns the job for each kind of model."""
+        name, arms, made_by = group
+        found: list[Measured] = []
+        for kind, made in made_by.items():
+            if elements := self._elements(kind, arms, transfers=False):
+                found.append((kind, self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made), *needs)))
+        return found
+
+    def _add_points(self, group: Group, needs: tuple[Edge, ...]) -> list[str]:
+        """Add the measurement of what the stages of a group pass; returns the jobs."""
+        name, arms, made_by = group
         found: list[str] = []
         for kind, made in made_by.items():
-            having = self._having(kind, arms)
-            elements = [
-                replace(model, label=f"{model.label}/{task.name}", eval_task=task)
-                for model in _models(having, kind)
-                for task in self.study.at(model.variant).eval_tasks(kind)
-            ]
-            if elements:
-                measured[kind] = self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made), *needs)
             points = [
                 replace(model, label=f"{model.label}/{point}", point=point)
-                for model in (_models(having, kind) if kind != BASE else ())
+                for model in (_models(self._having(kind, arms), kind) if kind != BASE else ())
                 if (along := self.study.at(model.variant).along(kind))
                 for point in map(point_label, along.at)
             ]
             if points:
                 found.append(self._add(f"along-{kind}-{name}", "along", points, Edge(made), *needs))
-        if measured:
-            # A failed evaluation does not hold back the others: the report says what is missing.
-            after = [Edge(job, "afterany") for job in measured.values()]
-            several = len(measured) > 1
-            models = [one for kind in measured for one in _models(self._having(kind, arms), kind, several)]
-            found.insert(0, self._add(f"merge-{name}", "merge", models, *after))
         return found
+
+    def _add_transfers(
+        self, group: Group, needs: tuple[Edge, ...], measured: dict[str, list[Measured]]
+    ) -> list[Measured]:
+        """Add the trials of other arms' suffixes on the models of a group; returns the job for each kind of model.
+
+        They wait for the arms whose suffixes they try, of which those that fail are missing.
+        """
+        name, arms, made_by = group
+        sources = self.study.evaluation.attacks.suffixes_of
+        groups = [group for group, members in self.study.groups.items() if any(arm.name in sources for arm in members)]
+        found: list[Measured] = []
+        for kind, made in made_by.items():
+            if elements := self._elements(kind, arms, transfers=True):
+                after = [Edge(job, "afterany") for group in groups for other, job in measured[group] if other == kind]
+                tried = f"evaluate-{kind}-transfer-{name}"
+                found.append((kind, self._add(tried, "evaluate", elements, Edge(made), *needs, *after)))
+        return found
+
+    def _add_merge(self, group: Group, measured: list[Measured]) -> list[str]:
+        """Add the job that merges the rows of these jobs, if there are any; returns its name."""
+        if not measured:
+            return []
+        name, arms, _ = group
+        # A failed evaluation does not hold back the others: the report says what is missing.
+        after = [Edge(job, "afterany") for _, job in measured]
+        kinds = list(dict.fromkeys(kind for kind, _ in measured))
+        models = [one for kind in kinds for one in _models(self._having(kind, arms), kind, len(kinds) > 1)]
+        return [self._add(f"merge-{name}", "merge", models, *after)]
 
     def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> list[str]:
         """Add the measurement of what pretraining passes; a point of the trunk is measured once for all arms."""
@@ -205,6 +259,10 @@ class _Planner:
                 name = f"along-{job.name.removeprefix('pretrain-')}"
                 found.append(self._add(name, "along", points, Edge(job.name), *needs))
         return found
+
+
+def _is_transfer(task: EvalTask) -> bool:
+    return task.task.kind == "transfer"
 
 
 def _training(segment: Segment) -> Element:

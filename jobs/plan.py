@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -116,13 +116,20 @@ class Plan:
 
     def _concerns(self, one: Element, other: Element) -> bool:
         """Whether `other` reads what `one` makes, if its job does: it trains on from there, or they work for one arm and seed,
-        where both have any."""
+        where both have any. An evaluation reads another only for its suffixes, those of the arm that is its benchmark."""
         if one.segment and other.segment:
             return self.segments[other.segment].parent == one.segment
+        if one.eval_task and other.eval_task:
+            found_on = replace(other, arm=other.eval_task.benchmark)
+            return one.eval_task.task.kind == "gcg" and self._is_model_of(one, found_on)
         if not (one.arm and other.arm) or _training(one) == _training(other):
             return True
         if one.segment:
             return one.segment in [item.name for item in self.study.path(self.study.training(*_training(other)))]
+        return self._is_model_of(one, other)
+
+    def _is_model_of(self, one: Element, other: Element) -> bool:
+        """Whether the model of this kind that `other` uses is the one that `one` makes or measures."""
         keys = [self.study.replicate_of(item.seed, item.variant).named(item.arm) for item in (one, other)]
         return self.study.owners.get((keys[1], one.kind)) == keys[0]
 

@@ -44,11 +44,13 @@ from curricula.curriculum.plan import (
     safe_only_arm,
     training_tree,
 )
+from curricula.curriculum.sources.conversations import POOLS, TuningSet
+from curricula.curriculum.sources.declared import anchor, declared_in
 from curricula.curriculum.stages import BASE, StageTree, stage_tree
 from curricula.curriculum.sweep import Sweep, variants_of
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
-from curricula.eval.config import EvalConfig
+from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import (
     PRESETS,
@@ -193,6 +195,8 @@ class Study(Settings, frozen=True, dict=True):
     """The paper's two stages after pretraining; null leaves both out."""
     stages: dict[str, AnyStage] = {}
     """Further stages after pretraining, by the name of the model that each makes."""
+    tuning_sets: dict[str, TuningSet] = {}
+    """Tuning sets of your own, by the names that mixes of stages use."""
     evaluation: EvalConfig = EvalConfig()
     resources: Resources = Resources()
     world: WorldConfig | None = None
@@ -241,7 +245,11 @@ class Study(Settings, frozen=True, dict=True):
             )
 
     def _check_names(self) -> None:
-        for what, name in [("name", self.name), *(("source", name) for name in self.sources)]:
+        for what, name in [
+            ("name", self.name),
+            *(("source", name) for name in self.sources),
+            *(("tuning set", name) for name in self.tuning_sets),
+        ]:
             if not PLAIN_NAME.fullmatch(name):
                 raise ValueError(
                     f"{what} {name!r} must be at most 100 letters, digits, '.', '_' and '-', beginning with a letter or digit"
@@ -261,6 +269,11 @@ class Study(Settings, frozen=True, dict=True):
             for source in mix:
                 if source not in self.sources:
                     raise ValueError(f"the {where} names source {source!r}, which sources does not define")
+        for key, table in declared_in(self):
+            if self.world and table.hub is not None:
+                raise ValueError(
+                    f"{key}.hub is {table.hub!r}, but a study with a world fetches nothing; name files in `path`"
+                )
 
     def _check_vocabulary(self) -> None:
         trained, expected = self.tokenizer.train, self.model.resolve().vocabulary
@@ -317,8 +330,15 @@ class Study(Settings, frozen=True, dict=True):
             if self.tuning and name in self.tuning.stages:
                 raise ValueError(f"stages and tuning both define {name}; keep one of them")
         sets = [*self.curriculum.interventions, *self.curriculum.arms]
+        pools = [*self.tuning_sets, *POOLS]
         for name, stage in self.tree.stages.items():
             place = self.place_of(name)
+            for pool in stage.mix if isinstance(stage, Tuning) else ():
+                if pool not in pools:
+                    raise ValueError(
+                        f"{place}: the mix names unknown tuning set {pool!r}; choose from {', '.join(pools)}, or declare it "
+                        "under tuning_sets"
+                    )
             for chosen in stage.tagged_harmful if isinstance(stage, Tuning) else ():
                 if chosen not in sets:
                     raise ValueError(
@@ -355,13 +375,14 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
-        if self.tuning and evaluation.tasks.benign and self.tuning.benign is None:
+        if self.tuning and evaluation.task_lists.benign and self.tuning.benign is None:
             raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
         for place, names in self._named_tasks():
             for name in names:
                 if name not in TASKS:
                     raise ValueError(f"{place} names {name!r}; choose from {', '.join(TASKS)}")
-        for name in [*evaluation.benchmark_names, *evaluation.accept_changed]:
+        self._check_transfers()
+        for name in [*evaluation.benchmark_names, *self.used_benchmarks, *evaluation.accept_changed]:
             if name not in BENCHMARKS:
                 raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
@@ -369,11 +390,17 @@ class Study(Settings, frozen=True, dict=True):
         evaluation.require_templates(name for _, names in self._named_tasks() for name in names)
 
     def _named_tasks(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Every list of tasks with its key in the study file."""
         for name in (BASE, *self.tree.stages):
-            place = "pretraining" if name == BASE else self.place_of(name)
-            yield f"{place}.tasks", self.tasks_of(name)
+            place, default = "pretraining" if name == BASE else self.place_of(name), self._default_tasks(name)
+            is_own = name != BASE and self.tree.stages[name].tasks is not None
+            yield f"{place}.tasks" if is_own else f"evaluation.tasks.{default}", self.tasks_of(name)
             if along := self.along(name):
                 yield f"{place}.along.tasks", along.tasks
+
+    def _default_tasks(self, name: str) -> str:
+        """The list of `evaluation.tasks` for a stage that has none of its own."""
+        return name if name in Tasks.__struct_fields__ else "base" if self.tree.is_raw(name) else "instruct"
 
     def place_of(self, name: str) -> str:
         """The key of a stage in the study file."""
@@ -444,9 +471,7 @@ class Study(Settings, frozen=True, dict=True):
     def tasks_of(self, name: str) -> tuple[str, ...]:
         """What is measured on the model of a stage, or of "base", at its end."""
         own = None if name == BASE else self.tree.stages[name].tasks
-        tasks = self.evaluation.tasks
-        default = tasks.base if self.tree.is_raw(name) else tasks.instruct
-        return (getattr(tasks, name) if name in tasks.__struct_fields__ else default) if own is None else own
+        return getattr(self.evaluation.task_lists, self._default_tasks(name)) if own is None else own
 
     def eval_tasks(self, name: str, on_the_way: bool = False) -> list[EvalTask]:
         """The evaluation of a stage's model, at its end or on the way, in the order in which it runs."""
@@ -458,8 +483,9 @@ class Study(Settings, frozen=True, dict=True):
     def used_benchmarks(self) -> list[str]:
         """Every benchmark that a task does read."""
         stages = [(one, name) for one in self.variants.values() for name in (BASE, *one.tree.stages)]
-        tasks = [task for one, name in stages for way in (False, True) for task in one.eval_tasks(name, way)]
-        return list(dict.fromkeys(task.benchmark for task in tasks if task.benchmark))
+        return self.evaluation.benchmarks_of(
+            task for one, name in stages for way in (False, True) for task in one.eval_tasks(name, way)
+        )
 
     def branch_at(self, arm: Arm, step: int) -> str:
         """The branch of the training tree that holds the checkpoint of `arm` at `step`."""
@@ -499,6 +525,16 @@ class Study(Settings, frozen=True, dict=True):
                     having = [arm for arm in one.trainings if arm.name in one.tree.arms[name]]
                     kept |= {step for arm in having if one.branch_at(arm, step) == branch}
         return kept
+
+    def _check_transfers(self) -> None:
+        arms, attacks = [arm.name for arm in self.arms], self.evaluation.attacks
+        for name in attacks.suffixes_of:
+            if name not in arms:
+                raise ValueError(f"evaluation.attacks.suffixes_of names arm {name!r}; choose from {', '.join(arms)}")
+        for place, names in self._named_tasks():
+            measured = {TASKS[name].kind for name in names}
+            if "transfer" in measured and "gcg" not in measured:
+                raise ValueError(f"{place} names transfer without gcg, which finds the suffixes; add gcg there")
 
     @property
     def budget(self) -> Budget:
@@ -654,8 +690,8 @@ def _located(place: str) -> Iterator[None]:
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read and check a study file. A study that comes with the suite can be named without a path, such as `paper`.
 
-    `changes` are settings in place of the file's, such as "pretraining.optimizer.lr=3e-4". Raises UsageError that names the
-    file, the key, its value and what to write instead.
+    `changes` are settings in place of the file's, such as "pretraining.optimizer.lr=3e-4". The paths of its own tables become
+    absolute. Raises UsageError that names the file, the key, its value and what to write instead.
     """
     if not path.exists() and str(path) in EXAMPLES:
         path = STUDIES / f"{path}.yaml"
@@ -664,7 +700,10 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     for change in changes:
         where = f"{where} with --set {change}"
         raw = changed(raw, change, where)
-    return parse_study(raw, where)
+    study = parse_study(raw, where)
+    for one in (study, *study.variants.values()):
+        anchor(one, path.parent)
+    return study
 
 
 def parse_study(raw: Any, where: str) -> Study:

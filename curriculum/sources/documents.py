@@ -12,12 +12,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 
+import numpy as np
+
+from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.hub import upstream_rows
 from curricula.curriculum.sources.registry import dataset
-from curricula.curriculum.sources.tables import Row, Table
+from curricula.curriculum.sources.tables import Row, Table, columns_of, text_of
 from curricula.errors import UserError
 
 
@@ -34,12 +37,16 @@ class Document:
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a dataset in a data folder: all of the chosen parts, or the first ones of each."""
+    """The documents of a dataset in a data folder or of a declared table: all of the chosen parts, or the first of each."""
 
     name: str
     table: Table
-    spans: tuple[range, ...]
-    """The rows of the table that are read, for each part."""
+    spans: tuple[range | np.ndarray, ...]
+    """The rows of the table that are read, for each part, in rising order."""
+    text: str
+    """The column of texts, or a template."""
+    id: str = "id"
+    """The column of ids, read wherever there is one, so that a document's tokens do not depend on the file format."""
 
     @classmethod
     def open(cls, name: str, root: Path, parts: tuple[str, ...] = (), limit: int | None = None) -> Documents:
@@ -54,7 +61,19 @@ class Documents:
         whole = Table(
             tuple(file for table in tables for file in table.files), tuple(n for table in tables for n in table.counts)
         )
-        return cls(name, whole, tuple(range(start, start + count) for start, count in zip(starts, taken)))
+        spans = tuple(range(start, start + size) for start, size in zip(starts, taken))
+        return cls(name, whole, spans, dataset(name).text)
+
+    @classmethod
+    def of(cls, name: str, declared: TextTable, root: Path, limit: int | None = None) -> Documents:
+        """At most `limit` documents of a declared table, which the study calls `name`."""
+        if declared.dataset is not None:
+            return cls.open(declared.dataset, root, declared.parts, limit)
+        where = f"sources.{name}"
+        table = declared.open(root, where)
+        chosen = declared.chosen_rows(table, where)
+        rows = range(len(table)) if chosen is None else chosen
+        return cls(name, table, (rows[:limit],), declared.text, declared.id or "id")
 
     def __len__(self) -> int:
         return sum(map(len, self.spans))
@@ -71,17 +90,21 @@ class Documents:
 
     @property
     def _columns(self) -> tuple[str, ...]:
-        """The id is read wherever there is one, so that a document's tokens do not depend on the file format."""
-        return ("id", *dataset(self.name).columns)
+        return (self.id, *columns_of(self.text))
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
         """Documents [start, stop), in order."""
         stop = len(self) if stop is None else min(stop, len(self))
         first = 0
         for span in self.spans:
-            rows = span[max(0, start - first) : max(0, stop - first)]
-            numbers = range(first + span.index(rows[0]), stop) if rows else range(0)
-            for number, row, values in zip(numbers, rows, self.table.rows(rows.start, rows.stop, self._columns)):
+            skipped = max(0, start - first)
+            part = span[skipped : max(0, stop - first)]
+            if isinstance(part, range):
+                rows, read = list(part), self.table.rows(part.start, part.stop, self._columns)
+            else:
+                rows = part.tolist()
+                read = self.table.select(rows, self._columns)
+            for number, row, values in zip(count(first + skipped), rows, read):
                 yield self._document(number, row, values)
             first += len(span)
 
@@ -95,18 +118,18 @@ class Documents:
         """The rows of the table that hold the documents of `numbers`."""
         firsts = list(accumulate((len(span) for span in self.spans), initial=0))
         places = [(bisect_right(firsts, number) - 1, number) for number in numbers]
-        return [self.spans[part][number - firsts[part]] for part, number in places]
+        return [int(self.spans[part][number - firsts[part]]) for part, number in places]
 
     def _document(self, number: int, place: int, row: Row) -> Document:
         """The document of a `row` that is at `place` in the table."""
         try:
-            text = dataset(self.name).text(row)
+            text = text_of(row, self.text)
         except KeyError as missing:
             raise UserError(
                 f"{self.table.place(place)} of dataset {self.name} has no column {missing}, only "
                 f"{self.table.columns(place, row)}; name its text {missing}"
             ) from None
-        name = str(row.get("id") or f"{self.name}/{place}")
+        name = str(row.get(self.id) or f"{self.name}/{place}")
         if text is None or text == "":
             return Document(number, name, "", "empty")
         if not isinstance(text, str):

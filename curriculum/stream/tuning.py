@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from curricula.curriculum.permutation import permute
-from curricula.curriculum.sources.conversations import HARMFUL, Conversation, read_conversations
+from curricula.curriculum.sources.conversations import HARMFUL, Conversation, TuningSet, read_conversations
 from curricula.curriculum.stream.batches import Rows
 from curricula.curriculum.stream.blend import BLOCK, Blend, Phase
 from curricula.curriculum.tokens.chat import ChatEncoder
@@ -64,19 +64,21 @@ class TuningBatches:
         steps: int | None = None,
         examples: Mapping[str, int] = MappingProxyType({}),
         loss: Mapping[str, str] = MappingProxyType({}),
+        declared: Mapping[str, TuningSet] = MappingProxyType({}),
     ):
         """`conversations` in total, `epochs` of what the sets of `mix` hold (by default one), or `steps` of them. A share of
         `tagged_share` are harmful answers with tags inserted; of the others, a share of `refusals` are refusals (by default as
         many as the sets hold). A set in `examples` is reduced to so many conversations; one whose `loss` is "all" carries loss
         on every token, not on the assistant's alone.
 
-        `packing` fills rows with several conversations; a global batch is `global_batch` rows either way.
+        `packing` fills rows with several conversations; a global batch is `global_batch` rows either way. `declared` are the
+        study's own sets.
         """
         self.sequence_length, self.global_batch, self.seed = sequence_length, global_batch, seed
         self._tokenizer = load_tokenizer(tokenizer)
         self._end, self._tag = special_ids(self._tokenizer)
         self._encoder = ChatEncoder(self._tokenizer)
-        pools = {name: list(read_conversations(name, root)) for name, weight in mix.items() if weight}
+        pools = {name: list(read_conversations(name, root, declared)) for name, weight in mix.items() if weight}
         weights = {name: mix[name] for name in pools}
         for name, most in examples.items():
             if name in pools:

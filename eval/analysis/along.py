@@ -121,9 +121,9 @@ def _measured(rows: Answers, task: str) -> Iterator[tuple[str, str, float, float
     """(measure, series, value, low, high, prompts) of the answers of one model to one task."""
     if kind_of(task) == "overrefusal":
         decoder = TASKS[task].decoders[0]
-        one = overrefusal_metrics(rows, "", "", decoder)
-        if one.rate is not None:
-            yield "over-refusal", decoder, one.rate, one.low, one.high, one.prompts
+        for one in overrefusal_metrics(rows, "", "", decoder)[-1:]:  # the last is over all sets
+            if one.rate is not None:
+                yield "over-refusal", decoder, one.rate, one.low, one.high, one.prompts
         return
     found = {entry.decoder: entry for entry in attack_metrics(rows, "", "")}  # the last is over all benchmarks
     for decoder, entry in found.items():

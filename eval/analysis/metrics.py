@@ -20,15 +20,12 @@ import numpy as np
 
 from curricula.eval.analysis.accuracy import Accuracy, Corrected, corrected, published
 from curricula.eval.analysis.competence import BENIGN_TASKS, Competence, competence
-from curricula.eval.analysis.statistics import cluster_of, clustered_error, rate_interval, tally
+from curricula.eval.analysis.statistics import NORMAL_95, cluster_of, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, StudyRows
 from curricula.eval.rows import OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
 
 ALL = "all"
 """The benchmark name of the average over benchmarks, each with the same weight."""
-
-LAYERS = ("first", "middle", "last")
-"""Layers that are probed, in their order."""
 
 SAFE_VERDICTS = frozenset({"safe", "refusal", "shortcircuit"})
 
@@ -103,9 +100,11 @@ class OverrefusalMetrics:
     seed: int
     """The seed of the arm's training."""
     stage: str
+    benchmark: str
     decoder: str
     shares: dict[str, float]
-    """Share of the parsed answers in each of the five categories; empty if no row was parsed."""
+    """Share of the parsed answers in each of the five categories (for "all", the mean of the sets' shares); empty if no row was
+    parsed."""
     rate: float | None
     """Share of the parsed answers in categories 3 to 5."""
     low: float | None
@@ -127,9 +126,14 @@ class ProbeMetrics:
     """The seed of the arm's training."""
     stage: str
     layer: str
-    """One of "first", "middle" and "last"."""
+    """"first", "middle" or "last", or the layer's number."""
+    layer_index: int
+    """Its number, from 1."""
     auc: float
     """Mean over seeds."""
+    low: float | None
+    """Lower end of its 95% interval, over test texts and training subsets; None in rows of earlier versions."""
+    high: float | None
     std: float | None
     error: float | None
     """Standard error of the mean."""
@@ -138,6 +142,10 @@ class ProbeMetrics:
     n_test: int
     length_auc: float | None
     """AUC that text length alone achieves."""
+    words_auc: float | None
+    """AUC that counts of words achieve; None where it was not asked for."""
+    untrained_auc: float | None
+    """AUC on the states of the network before training; None where it was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,9 @@ class StudyMetrics:
         return [metrics for metrics in self.attacks if (metrics.stage, metrics.decoder) in wanted]
 
     def overrefusals_by(self, stage: str, decoder: str) -> list[OverrefusalMetrics]:
-        return [metrics for metrics in self.overrefusals if (metrics.stage, metrics.decoder) == (stage, decoder)]
+        """One entry for each arm and seed: that of its one set of requests, or the average over several."""
+        found = [metrics for metrics in self.overrefusals if (metrics.stage, metrics.decoder) == (stage, decoder)]
+        return list({(metrics.arm, metrics.seed): metrics for metrics in found}.values())  # the average is the last
 
 
 RowId = tuple[str, str, str, int]
@@ -198,7 +208,7 @@ def study_metrics(study: StudyRows) -> StudyMetrics:
             for task in OVERREFUSAL_TASKS:
                 if rows := study.answers(arm, stage, task):
                     decoder = task.removeprefix("overrefusal-")
-                    found.overrefusals.append(
+                    found.overrefusals.extend(
                         overrefusal_metrics(rows, arm.name, stage, decoder, expected[stage, task], arm.seed)
                     )
             found.probes.extend(probe_metrics(study.probes.get((arm.key, stage), []), arm.name, stage, arm.seed))
@@ -299,8 +309,30 @@ def known_accuracy(rows: Iterable[JudgedRow]) -> Accuracy | None:
 
 def overrefusal_metrics(
     rows: Sequence[JudgedRow], arm: str, stage: str, decoder: str, expected: Collection[RowId] = (), seed: int = 0
+) -> list[OverrefusalMetrics]:
+    """The metrics of each set of requests, and of all, in these rows (of `decoder`) or in `expected` (the rows any arm has)."""
+    benchmarks = sorted({id[1] for id in expected} | {row.benchmark for row in rows})
+    found = []
+    for name in benchmarks:
+        own, wanted = [row for row in rows if row.benchmark == name], {id for id in expected if id[1] == name}
+        found.append(_overrefusal_metrics(own, arm, stage, name, decoder, wanted, seed))
+    if len(found) > 1:
+        every = _overrefusal_metrics(rows, arm, stage, ALL, decoder, expected, seed)
+        parsed = [metrics.shares for metrics in found if metrics.shares]
+        shares = {key: float(np.mean([one[key] for one in parsed])) for key in every.shares}
+        found.append(replace(every, shares=shares))
+    return found
+
+
+def _overrefusal_metrics(
+    rows: Sequence[JudgedRow],
+    arm: str,
+    stage: str,
+    benchmark: str,
+    decoder: str,
+    expected: Collection[RowId],
+    seed: int,
 ) -> OverrefusalMetrics:
-    """The metrics of these rows, all of `decoder`; `expected` are the rows any arm has."""
     outcomes = [(row, value) for row in rows if (value := overrefused(row)) is not None]
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes)
     low, high, _ = rate_interval(tallied) if tallied else (None, None, "")
@@ -309,6 +341,7 @@ def overrefusal_metrics(
         arm=arm,
         seed=seed,
         stage=stage,
+        benchmark=benchmark,
         decoder=decoder,
         shares={name: verdicts.count(name) / len(verdicts) for name in ANSWER_CATEGORIES} if verdicts else {},
         rate=float(tallied.mean()) if tallied else None,
@@ -325,23 +358,45 @@ def overrefusal_metrics(
 def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0) -> list[ProbeMetrics]:
     """The metrics of each layer, first to last."""
     found = []
-    for layer in sorted({row.layer for row in rows}, key=LAYERS.index):
+    for layer, index in layers_in(rows):
         probes = [row for row in rows if row.layer == layer]
         aucs = [probe.auc for probe in probes]
-        std = float(np.std(aucs, ddof=1)) if len(probes) > 1 else None
+        auc, std = float(np.mean(aucs)), float(np.std(aucs, ddof=1)) if len(probes) > 1 else None
+        low = high = None
+        errors = [probe.error for probe in probes if probe.error is not None]
+        if len(errors) == len(probes):
+            # The subsets share the test texts, so the mean over them is as uncertain over texts as each, at most.
+            reach = NORMAL_95 * float(np.hypot(np.mean(errors), (std or 0.0) / len(probes) ** 0.5))
+            low, high = max(auc - reach, 0.0), min(auc + reach, 1.0)
         found.append(
             ProbeMetrics(
                 arm=arm,
                 seed=seed,
                 stage=stage,
                 layer=layer,
-                auc=float(np.mean(aucs)),
+                layer_index=index,
+                auc=auc,
+                low=low,
+                high=high,
                 std=std,
                 error=std / len(probes) ** 0.5 if std is not None else None,
                 seeds=len(probes),
                 n_train=probes[0].n_train,
                 n_test=probes[0].n_test,
                 length_auc=float(np.mean([probe.baseline_length_auc for probe in probes])),
+                words_auc=_mean_of([probe.baseline_words_auc for probe in probes]),
+                untrained_auc=_mean_of([probe.baseline_untrained_auc for probe in probes]),
             )
         )
     return found
+
+
+def layers_in(rows: Iterable[ProbeRow]) -> list[tuple[str, int]]:
+    """The probed layers by name and number, first to last."""
+    return sorted({row.layer: row.layer_index for row in rows}.items(), key=lambda layer: layer[1])
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean of values that are all known, else None."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None

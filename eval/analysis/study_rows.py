@@ -8,14 +8,14 @@ the rows measure is in `eval/analysis/metrics.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from curricula.eval.contents import recorded_hash
 from curricula.eval.identity import ModelRows, require_different
 from curricula.eval.judging.verdicts import read_judged
-from curricula.eval.rows import MODEL_KINDS, JudgedRow, ProbeRow, read_rows
-from curricula.eval.tasks import TASKS, judged_tasks
+from curricula.eval.rows import MODEL_KINDS, CapabilityRow, JudgedRow, ProbeRow, read_rows
+from curricula.eval.tasks import TASKS, judged_tasks, row_files
 
 ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))
 OVERREFUSAL_TASKS = tuple(task.name for task in judged_tasks("overrefusal"))
@@ -64,6 +64,8 @@ class StudyRows:
     """Probes by (arm's key, stage)."""
     stages: tuple[str, ...] = MODEL_KINDS
     """The stages of the study, each after the one it continues from."""
+    capability: dict[tuple[str, str], list[CapabilityRow]] = field(default_factory=dict)
+    """Answers to the questions of capability tasks by (arm's key, stage)."""
 
     @property
     def seeds(self) -> list[int]:
@@ -76,9 +78,11 @@ class StudyRows:
 
     def of_stages(self, stages: Collection[str]) -> StudyRows:
         """The study as if only the models of these stages had been measured."""
-        generations = {key: rows for key, rows in self.generations.items() if key[1] in stages}
         return replace(
-            self, generations=generations, probes={key: of for key, of in self.probes.items() if key[1] in stages}
+            self,
+            generations={key: rows for key, rows in self.generations.items() if key[1] in stages},
+            probes={key: rows for key, rows in self.probes.items() if key[1] in stages},
+            capability={key: rows for key, rows in self.capability.items() if key[1] in stages},
         )
 
     def answers(self, arm: ArmInfo, stage: str, task: str, decoder: str | None = None) -> list[JudgedRow]:
@@ -99,6 +103,7 @@ def read_study_rows(
     """
     generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
     probes: dict[tuple[str, str], list[ProbeRow]] = {}
+    capability: dict[tuple[str, str], list[CapabilityRow]] = {}
     models: list[ModelRows] = []
     for count, arm in enumerate(arms, start=1):
         for stage in stages:
@@ -114,6 +119,10 @@ def read_study_rows(
             if probe_rows := read_rows(path, ProbeRow):
                 model.add_probes(path, probe_rows)
                 probes[arm.key, stage] = probe_rows
+            for path in row_files(folder, TASKS["capability"]):
+                answered = read_rows(path, CapabilityRow)
+                model.add_capability(path, answered)
+                capability.setdefault((arm.key, stage), []).extend(answered)
         on_arm_read(count)
     require_different(models)
-    return StudyRows(tuple(arms), generations, probes, tuple(stages))
+    return StudyRows(tuple(arms), generations, probes, tuple(stages), capability)

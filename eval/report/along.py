@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
 from curricula.eval.report.curves import CURVE_LOOKS
-from curricula.eval.report.figures import save
+from curricula.eval.report.figures import save_figure
 from curricula.eval.report.wording import DECODERS, stage_title
 
 RATES = ("attack success", "refusals", "over-refusal")
@@ -47,7 +47,7 @@ def draw_along(points: Sequence[CurvePoint], stages: Sequence[str], folder: Path
         panels = list(dict.fromkeys((point.measure, point.series) for point in own if point.series not in LEFT_OUT))
         panels = sorted(panels, key=lambda panel: MEASURES.index(panel[0]))[:MOST_PANELS]
         name = f"along-{stage}"
-        path = save(name, folder, partial(_draw, own, panels, stage == "base"))
+        path = save_figure(name, partial(_draw, own, panels, stage == "base"), folder)
         seeds = len({point.seed for point in own})
         shown = "mean over the runs; faint: single runs" if seeds > 1 else "bars: 95% interval over prompts"
         title = "Measured during pretraining" if stage == "base" else f"Measured during {stage} ({stage_title(stage)})"

@@ -249,11 +249,11 @@ FIGURES: tuple[Figure, ...] = (
 
 def draw_figures(shown: Shown, folder: Path) -> list[Path]:
     """Write all nine figures to `folder` as PNG and SVG; returns the PNG paths in order."""
-    return [save(figure.name, folder, partial(figure.draw, shown)) for figure in FIGURES]
+    return [save_figure(figure.name, partial(figure.draw, shown), folder) for figure in FIGURES]
 
 
-def save(name: str, folder: Path, draw: Callable[[], Canvas]) -> Path:
-    """Write what `draw` draws to `folder` as PNG and SVG; returns the PNG's path."""
+def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:
+    """Draw a figure in the report's style and write it as PNG and SVG; returns the PNG's path."""
     with matplotlib.rc_context(STYLE):
         canvas = draw()
         canvas.draw_without_rendering()

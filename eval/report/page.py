@@ -22,17 +22,22 @@ import jinja2
 
 from curricula import durable
 from curricula.eval.analysis.along import curve_points
+from curricula.eval.analysis.capability import bits_estimates, bits_per_byte, capability_estimates, study_capability
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.differences import arm_differences
 from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
+from curricula.eval.analysis.representations import representations
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
-from curricula.eval.judges.settings import caveats
+from curricula.eval.analysis.worst_case import attack_strengths
+from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.report.along import draw_along
+from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
 from curricula.eval.report.figures import FIGURES, draw_figures
-from curricula.eval.report.over_seeds import estimate_tables, variance_rows
+from curricula.eval.report.over_seeds import estimate_tables, strength_tables, variance_rows
 from curricula.eval.report.points import Shown
+from curricula.eval.report.representations import draw_layers, representation_tables
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_tables
 from curricula.eval.report.verdict import basis, verdict
 from curricula.eval.report.wording import (
@@ -64,8 +69,9 @@ def write_report(
 
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
     "tasks", the planned tasks of each stage in their order, and "having", the arms that have each stage, from which the page
-    knows what is still missing; and "changed", how benchmarks differ from the published ones; "courses", what was
-    measured along the way; and "papers", the stages that are the paper's, of which its claims speak.
+    knows what is still missing; "changed", how benchmarks differ from the published ones; "courses", what was measured along
+    the way; "papers", the stages that are the paper's, of which its claims speak; and "bits_per_byte", the losses of base
+    models on held-out text.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
@@ -77,11 +83,22 @@ def write_report(
     claimed = runs_of(rows.of_stages(study.get("papers", MODEL_KINDS)))
     claim_tests, differences = run_claim_tests(claimed), list(arm_differences(runs))
     estimates, probes, variance = list(arm_estimates(runs)), list(probe_estimates(runs)), list(variance_parts(runs))
+    capability, bits = (
+        list(capability_estimates(rows)),
+        [bits_per_byte(**one) for one in study.get("bits_per_byte", ())],
+    )
+    bits_over_seeds = list(bits_estimates(bits))
     progress(len(arms) + 2, steps)
     shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes)
     pictures = draw_figures(shown, out / "figures")
     progress(len(arms) + 3, steps)
+    costs = draw_capability(shown, capability, out / "figures")
+    layers = draw_layers(shown, out / "figures")
+    strengths, alike = list(attack_strengths(runs)), list(representations(run, arms))
     over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
+    over_seeds |= {"worst-case": strengths, "representations": alike}
+    over_seeds |= {"capability": study_capability(rows), "capability-estimates": capability}
+    over_seeds |= {"bits-per-byte": bits, "bits-estimates": bits_over_seeds}
     curves = curve_points(run, study.get("courses", ()))
     if curves:
         over_seeds["along"] = curves
@@ -114,16 +131,30 @@ def write_report(
         incoherent=[entry for entry in metrics.attacks if entry.incoherent],
         labels=labels,
         attack_tables=list(attack_tables(metrics, arms)),
+        strength_tables=list(strength_tables(strengths, runs.arms)),
         overrefusal_tables=list(overrefusal_tables(metrics, arms)),
         categories=CATEGORIES,
         probes=metrics.probes,
+        baselines=[
+            name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)
+        ],
+        layers_figure=(embedded(layers[0]), layers[1]) if layers else None,
+        representation_tables=list(representation_tables(alike, runs.arms)),
+        capability_figure=(embedded(costs[0]), costs[1]) if costs else None,
+        capability_tables=list(capability_tables(runs.arms, capability)),
+        bits_table=bits_table(runs.arms, bits_over_seeds),
         losses=losses,
         validated=sorted({name for segment in losses for name in segment["validation"]}),
         not_evaluated=not_evaluated(rows, tasks, study.get("having", {})),
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
-        caveats=caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
+        caveats=" ".join(
+            [
+                caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
+                *filter(None, (vague(one.place, one.corrected_low, one.corrected_high) for one in metrics.attacks)),
+            ]
+        ).strip(),
         samples=list(samples(rows)),
         stages={name: stage_title(name) for name in rows.stages},
         decoders=DECODERS,
@@ -153,6 +184,7 @@ def not_evaluated(
 ) -> list[str]:
     """The planned `tasks` (by stage) that have no rows yet, as "arm stage task". A stage in `having` has these arms alone."""
     evaluated = set(study.generations) | {(arm, stage, "probes") for arm, stage in study.probes}
+    evaluated |= {(arm, stage, "capability") for arm, stage in study.capability}
     return [
         f"{arm.key} {stage} {task}"
         for arm in study.arms
@@ -164,8 +196,8 @@ def not_evaluated(
 
 def incomplete(metrics: StudyMetrics) -> list[AttackMetrics | OverrefusalMetrics]:
     """Metrics with unparsed or missing rows, without the averages over benchmarks, which only repeat their parts."""
-    entries: list[AttackMetrics | OverrefusalMetrics] = [entry for entry in metrics.attacks if entry.benchmark != ALL]
-    return [entry for entry in entries + metrics.overrefusals if entry.unparsed or entry.missing]
+    entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
+    return [entry for entry in entries if entry.benchmark != ALL and (entry.unparsed or entry.missing)]
 
 
 def final_losses(run: Path) -> list[dict[str, Any]]:

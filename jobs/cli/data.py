@@ -17,8 +17,8 @@ from rich.text import Text
 from curricula.curriculum.tokens.shards import MEND, Shard, read_manifest, source_shards
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_elements, run_root
+from curricula.jobs.downloads import read_study
 from curricula.jobs.graph import plan_study
-from curricula.jobs.study import load_study
 from curricula.terminal import json_text, printable
 
 PIECE = 1 << 24
@@ -40,7 +40,7 @@ def world(args: argparse.Namespace) -> int:
 
 def tokenize(args: argparse.Namespace) -> int:
     """Run the study's jobs up to tokenising, as `submit` does, which then finds them done."""
-    study = load_study(args.study)
+    study = read_study(args.study)
     for name in args.source or ():
         if name not in study.sources:
             raise UsageError(f"--source {name}: the study has no such source; it has {', '.join(study.sources)}")

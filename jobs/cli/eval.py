@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Lines
 from rich.prompt import Confirm
-from rich.table import Table
 from rich.text import Text
 
 from curricula.core_yaml import load_yaml
@@ -29,15 +28,16 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
 from curricula.eval.benchmarks import BENCHMARKS, Use, difference, find
+from curricula.eval.capability.settings import LISTS
 from curricula.eval.config import EvalConfig, Tasks
-from curricula.eval.decoding.registry import DECODERS
+from curricula.eval.decoding.registry import DECODERS, OWN
 from curricula.eval.judges.question import Estimate
-from curricula.eval.judges.settings import JUDGES, JudgeConfig, caveats, judge_config
+from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
 from curricula.eval.rows import Precision
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
 from curricula.jobs.cli.options import add_json_flag, add_verb
 from curricula.progress import Progress
-from curricula.settings import parse
+from curricula.settings import parse, read_yaml
 from curricula.terminal import json_text
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "measure attack success and over-refusal of any Hugging Face checkpoint",
         "curricula eval --model runs/demo/models/full-20/instruct \\\n"
         "      --benchmark advbench,jailbreakbench --decoder topk,safebeam \\\n      --judge refusal-phrases --prompts 20",
+        "curricula eval --model models/mine --config evaluation.yaml --out evaluations/mine --json",
         "curricula eval rejudge FOLDER --judge NAME",
         call=evaluate,
         details="The same command continues after an interruption: no answer is generated twice and no judge is asked twice. "
@@ -63,19 +64,34 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text"
     )
     parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a YAML file with what a study has under `evaluation`: tasks, own benchmarks, judges, decoders, capability, GCG, "
+        "probes; in place of the options that choose benchmarks and decoders",
+    )
+    parser.add_argument(
         "--benchmark",
-        default="harmbench,advbench,jailbreakbench,tdc",
         metavar="B,...",
-        help="names, separated by commas (default: %(default)s)",
+        help=f"names, separated by commas (default: {','.join(EvalConfig().benchmarks)})",
+    )
+    parser.add_argument("--decoder", metavar="D,...", help=f"names, separated by commas (default: {','.join(OWN)})")
+    parser.add_argument(
+        "--overrefusal",
+        metavar="B,...",
+        help="also measure over-refusal, on these sets of benign requests, such as alpaca",
     )
     parser.add_argument(
-        "--decoder",
-        default=",".join(DECODERS),
-        metavar="D,...",
-        help="names, separated by commas (default: %(default)s)",
+        "--capability",
+        metavar="T,...",
+        help="also measure capability, by tasks of lm_eval such as arc_easy, or `quick` or `full`",
     )
     parser.add_argument(
-        "--overrefusal", metavar="BENCHMARK", help="also measure over-refusal, on these benign requests, such as alpaca"
+        "--suffixes",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="the folder of rows of a model that attacks.suffixes_of names, whose GCG suffixes are tried on this one",
     )
     parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
     parser.add_argument(
@@ -85,9 +101,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     parser.add_argument("--prompts", type=int, metavar="N", help="no more than this many prompts of each benchmark")
     parser.add_argument("--samples", type=int, metavar="N", help="answers to each prompt under top-k (default: 5)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="tokens of an answer (default: %(default)s)"
-    )
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens of an answer (default: 256)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
     parser.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="default: %(default)s")
@@ -111,7 +125,7 @@ def evaluate(args: argparse.Namespace) -> int:
     path = Path(args.model)
     out = args.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
     console = Console(stderr=True, highlight=False)
-    _check(config, tasks, data, world, console)
+    _check(args, config, tasks, data, world, console)
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
         _generate(args, config, tasks, data, out, bars)
@@ -124,6 +138,8 @@ def evaluate(args: argparse.Namespace) -> int:
         shown = {kind: msgspec.to_builtins(found) for kind, found in metrics.items()}
         print(json_text({**shown, "changed": changed}))
         return 0
+    from curricula.eval.report.console import print_metrics
+
     print_metrics(metrics, Console(highlight=False))
     for name, how in changed.items():
         print(f"Not the published {name}: {how}.")
@@ -134,14 +150,18 @@ def evaluate(args: argparse.Namespace) -> int:
 def _config(args: argparse.Namespace) -> EvalConfig:
     if not args.model:
         raise UsageError("--model: name the model to evaluate, such as runs/demo/models/full-20/instruct")
-    decoders, benchmarks = _names("--decoder", args.decoder), _names("--benchmark", args.benchmark)
+    if args.config:
+        return _config_from_file(args)
+    decoders = _names("--decoder", args.decoder or ",".join(OWN))
+    benchmarks = _names("--benchmark", args.benchmark or ",".join(EvalConfig().benchmarks))
     if unknown := sorted(set(decoders) - set(DECODERS)):
         raise UsageError(f"--decoder {','.join(unknown)}: not known; choose from {', '.join(DECODERS)}")
     if args.kind == "base" and len(benchmarks) > 1:
         raise UsageError(
-            f"--benchmark {args.benchmark}: base models take one benchmark of beginnings, such as jb_completions"
+            f"--benchmark {','.join(benchmarks)}: base models take one benchmark of beginnings, such as jb_completions"
         )
-    overrefusal = tasks_with("overrefusal", decoders) if args.overrefusal else []
+    benign = _names("--overrefusal", args.overrefusal) if args.overrefusal else []
+    overrefusal = tasks_with("overrefusal", decoders) if benign else []
     if args.overrefusal and not overrefusal:
         raise UsageError(
             f"--overrefusal {args.overrefusal}: is measured under topk and safebeam, and --decoder is greedy alone; "
@@ -152,17 +172,18 @@ def _config(args: argparse.Namespace) -> EvalConfig:
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} {value}: give 1 or more")
     tasks = [task.name for task in (*tasks_with("attack", decoders), *overrefusal)]
-    _require_use(args, benchmarks)
+    capability = _names("--capability", args.capability) if args.capability else []
+    _require_use(args, benchmarks, benign)
     accepted = _names("--accept-changed", args.accept_changed) if args.accept_changed is not None else []
     for name in accepted:
         find(name)
-    own = {"max_new_tokens": args.max_new_tokens}
+    own = {"max_new_tokens": args.max_new_tokens or 256}
     try:
         return msgspec.convert(
             {
                 "benchmarks": benchmarks,
                 "base_benchmark": benchmarks[0],
-                "overrefusal_benchmark": args.overrefusal or "alpaca",
+                "overrefusal_benchmark": benign or "alpaca",
                 "accept_changed": accepted,
                 "judge": judge_from(args),
                 "precision": args.precision,
@@ -173,7 +194,11 @@ def _config(args: argparse.Namespace) -> EvalConfig:
                 "greedy": own,
                 "gcg": None,
                 "probes": None,
-                "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=())) | {args.kind: tasks},
+                "capability": {"tasks": capability[0] if capability[0] in LISTS else capability}
+                if capability
+                else None,
+                "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=()))
+                | {args.kind: [*tasks, *(["capability"] if capability else [])]},
             },
             EvalConfig,
         )
@@ -181,16 +206,52 @@ def _config(args: argparse.Namespace) -> EvalConfig:
         raise UsageError(f"eval: {error}") from None
 
 
-def _require_use(args: argparse.Namespace, benchmarks: list[str]) -> None:
+def _config_from_file(args: argparse.Namespace) -> EvalConfig:
+    """What `--config` says, with the judge, the precision and the accepted sets that options name."""
+    for option in ("benchmark", "decoder", "overrefusal", "capability", "prompts", "samples", "max_new_tokens"):
+        if getattr(args, option) is not None:
+            raise UsageError(
+                f"--{option.replace('_', '-')} and --config: give it in {args.config}, or leave --config out"
+            )
+    given = read_yaml(args.config, "no such file; name a YAML file with what a study has under `evaluation`")
+    given = {} if given is None else given
+    if isinstance(given, dict):
+        if args.judge is not None:
+            given["judge"] = msgspec.to_builtins(judge_from(args))
+        given |= {"precision": args.precision} if args.precision else {}
+        given |= {"accept_changed": _names("--accept-changed", args.accept_changed)} if args.accept_changed else {}
+    config = parse(given, EvalConfig, str(args.config))
+    if not config.eval_tasks(args.kind):
+        raise UsageError(
+            f"{args.config}: names no task for {args.kind} models; add tasks.{args.kind}, such as [attacks-topk]"
+        )
+    return config
+
+
+def _require_use(args: argparse.Namespace, benchmarks: list[str], benign: list[str]) -> None:
     """Refuse a benchmark of the wrong use: benign requests have no attack success, and completions are for base models."""
     wanted: list[tuple[str, str, Use]] = [
         ("--benchmark", name, "completion" if args.kind == "base" else "attack") for name in benchmarks
     ]
-    wanted += [("--overrefusal", args.overrefusal, "overrefusal")] if args.overrefusal else []
+    wanted += [("--overrefusal", name, "overrefusal") for name in benign]
     for option, name, use in wanted:
         if find(name).use != use:
             fitting = ", ".join(known for known, entry in BENCHMARKS.items() if entry.use == use)
             raise UsageError(f"{option} {name}: is for {find(name).use}, and this is for {use}; choose from {fitting}")
+
+
+def _rows_of(args: argparse.Namespace) -> Callable[[str], Path]:
+    """The folder of rows of another model, by the name that the settings give it."""
+    folders = dict(pair.split("=", 1) for pair in args.suffixes if "=" in pair)
+
+    def folder(name: str) -> Path:
+        if name not in folders:
+            raise UsageError(
+                f"attacks.suffixes_of names {name}, and no --suffixes {name}=FOLDER says where its rows are"
+            )
+        return Path(folders[name])
+
+    return folder
 
 
 def _names(option: str, given: str) -> list[str]:
@@ -201,6 +262,7 @@ def _names(option: str, given: str) -> list[str]:
 
 
 def _check(
+    args: argparse.Namespace,
     config: EvalConfig,
     tasks: list[EvalTask],
     data: Path | None,
@@ -213,10 +275,12 @@ def _check(
     from curricula.eval.runner import task_prompts
 
     for task in tasks:
-        task_prompts(task, config, data)
-    for kind in dict.fromkeys(kind_of(task.task.name) for task in tasks):
+        task_prompts(task, config, data, _rows_of(args), args.kind == "base")
+    kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
+    for kind in kinds:
         load_judge(config.judge_of(kind), kind, world)
-    warn_of_server(config.judge_of("attack"), console)
+    for judge in dict.fromkeys(config.judge_of(kind).full_name for kind in kinds):
+        warn_of_server(next(one for kind in kinds if (one := config.judge_of(kind)).full_name == judge), console)
 
 
 def _generate(
@@ -228,26 +292,35 @@ def _generate(
     with bars.waiting(f"loading {args.model}"):
         loaded = load_model(args.model, args.kind, args.device, config.precision)
     _refuse_another_model(out, loaded)
-    if args.max_new_tokens >= loaded.context_length:
+    if (args.max_new_tokens or 0) >= loaded.context_length:
         raise UsageError(
             f"--max-new-tokens {args.max_new_tokens}: the context of {args.model} holds {loaded.context_length} tokens, "
             "the prompt among them; give fewer"
         )
     for task in tasks:
-        check_lengths(loaded, task_prompts(task, config, data))
+        check_lengths(loaded, task_prompts(task, config, data, _rows_of(args), args.kind == "base"))
     for task in tasks:
         run_element(
-            task, loaded, args.kind, config, data_root=data, out=out, seed=args.seed, progress=bars.line(task.name)
+            task,
+            loaded,
+            args.kind,
+            config,
+            data_root=data,
+            out=out,
+            seed=args.seed,
+            rows_of=_rows_of(args),
+            progress=bars.line(task.name),
         )
 
 
 def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
     """Whatever the folder holds is of one model, benchmarks and decoders that this command leaves out too."""
-    from curricula.eval.rows import GenerationRow, read_rows
+    from curricula.eval.rows import read_rows
     from curricula.eval.tasks import row_files
 
-    for path in (path for task in judged_tasks() for path in row_files(out, task)):
-        rows = read_rows(path, GenerationRow)
+    files = [(path, task.rows) for task in (*judged_tasks(), TASKS["capability"]) for path in row_files(out, task)]
+    for path, kind in files:
+        rows: list[Any] = read_rows(path, kind)  # type: ignore[type-var]
         now = (loaded.kind, loaded.content_hash, loaded.precision)
         if rows and (here := (rows[0].model_kind, rows[0].model, rows[0].precision)) != now:
             shown = ["{} {:.12} in {}".format(*each) for each in (here, now)]
@@ -268,24 +341,37 @@ def _judge(
 
 
 def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict[str, list[Any]]:
-    """Attack success and over-refusal under each task, on the benchmarks that this command names."""
-    from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, row_id
+    """What each task measured on what this command names, and the worst case over attacks."""
+    from curricula.eval.analysis import ArmInfo
+    from curricula.eval.analysis.capability import capability_metrics
+    from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, row_id
+    from curricula.eval.analysis.runs import Runs
+    from curricula.eval.analysis.worst_case import attack_strengths
     from curricula.eval.judging.merge import merged_path
     from curricula.eval.judging.verdicts import kind_of, read_judged
-    from curricula.eval.rows import GenerationRow, read_rows
+    from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow, read_rows
 
-    asked = {row.key for task in tasks for row in read_rows(task.path(out), GenerationRow)}
+    judged = [task for task in tasks if task.task.judged]
+    asked = {row.key for task in judged for row in read_rows(task.path(out), GenerationRow)}
     metrics: dict[str, list[Any]] = {"attacks": [], "overrefusal": []}
-    name = Path(args.model).name
-    for task in dict.fromkeys(task.task.name for task in tasks):
+    name, answers = Path(args.model).name, {}
+    answered = [
+        row for task in tasks if task.task.kind == "capability" for row in read_rows(task.path(out), CapabilityRow)
+    ]
+    probed = [row for task in tasks if task.task.kind == "probes" for row in read_rows(task.path(out), ProbeRow)]
+    metrics |= {"capability": capability_metrics(answered, name, args.kind)} if answered else {}
+    metrics |= {"probes": probe_metrics(probed, name, args.kind)} if probed else {}
+    for task in dict.fromkeys(task.task.name for task in judged):
         rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
         expected = set(map(row_id, rows))
         if kind_of(task) == "attack":
             metrics["attacks"] += attack_metrics(rows, name, args.kind, expected)
+            answers[name, args.seed, args.kind, task] = rows
         else:
             decoder = TASKS[task].decoders[0]
-            metrics["overrefusal"].append(overrefusal_metrics(rows, name, args.kind, decoder, expected))
-    return metrics
+            metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, decoder, expected)
+    strengths = list(attack_strengths(Runs((ArmInfo(name, 0.0, name),), answers)))
+    return metrics | ({"worst_case": strengths} if strengths else {})
 
 
 def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -293,9 +379,8 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
     group.add_argument(
         "--judge",
         required=required,
-        default=None if required else "refusal-phrases",
         metavar="NAME",
-        help=f"{', '.join(JUDGES)}, or a YAML file of settings" + ("" if required else " (default: %(default)s)"),
+        help=f"{', '.join(JUDGES)}, or a YAML file of settings" + ("" if required else " (default: refusal-phrases)"),
     )
     group.add_argument(
         "--judge-model", metavar="MODEL", help="a folder, a Hugging Face name, or its name on the server"
@@ -322,8 +407,8 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
 
 def judge_from(args: argparse.Namespace) -> JudgeConfig:
     """The judge that the options describe; raises UsageError for a wrong option."""
-    given: dict[str, Any] = {"name": args.judge}
-    if args.judge not in JUDGES and Path(args.judge).is_file():
+    given: dict[str, Any] = {"name": args.judge or "refusal-phrases"}
+    if args.judge and args.judge not in JUDGES and Path(args.judge).is_file():
         given = _from_file(Path(args.judge))
     for option in ("model", "url", "template"):
         value = getattr(args, f"judge_{option}")
@@ -454,72 +539,3 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-
-
-def percent(value: float | None) -> str:
-    """A share in percent, without the sign, which the tables have in their titles."""
-    return "–" if value is None else f"{value * 100:.1f}"
-
-
-def interval(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{low * 100:.1f}–{high * 100:.1f}"
-
-
-def new_table(title: str, *columns: str, left: int = 1) -> Table:
-    """A table whose first `left` columns are text, and the others numbers."""
-    table = Table(
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
-    return table
-
-
-def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> None:
-    if metrics["attacks"]:
-        console.print(_attacks(metrics["attacks"]))
-    if metrics["overrefusal"]:
-        console.print(_overrefusals(metrics["overrefusal"]))
-    if words := caveats(" ".join(entry.judges for found in metrics.values() for entry in found)):
-        console.print(words, style="dim", soft_wrap=True)
-
-
-def _attacks(metrics: Sequence[Any]) -> Table:
-    judges = ", ".join(sorted({entry.judges for entry in metrics}))
-    samples, corrected = max(entry.samples for entry in metrics), any(entry.corrected is not None for entry in metrics)
-    columns = ["decoder", "benchmark", "n", "ASR@1", "95%\ninterval"]
-    columns += ["std over\nsamples", f"ASR@{samples}", "flips"] if samples > 1 else []
-    columns += ["corrected", "95%\ninterval"] if corrected else []
-    table = new_table(
-        f"Attack success rate in percent, n prompts. Judge and version: {judges}",
-        *columns,
-        "un-\nparsed",
-        "mis-\nsing",
-        left=2,
-    )
-    for entry in metrics:
-        name = "all, mean" if entry.benchmark == "all" else entry.benchmark
-        row = [entry.decoder, name, str(entry.prompts), percent(entry.rate), interval(entry.low, entry.high)]
-        row += [percent(entry.std), percent(entry.any_of), percent(entry.flip_share)] if samples > 1 else []
-        row += [percent(entry.corrected), interval(entry.corrected_low, entry.corrected_high)] if corrected else []
-        table.add_row(*row, str(entry.unparsed), str(entry.missing))
-    return table
-
-
-def _overrefusals(metrics: Sequence[Any]) -> Table:
-    judges = ", ".join(sorted({entry.judges for entry in metrics}))
-    names = ["help-\nful", "un-\nhelpful", "partly\nrefused", "re-\nfused", "short-\ncircuit"]
-    table = new_table(
-        f"Answers to benign requests in percent, n prompts. Judge and version: {judges}",
-        *("decoder", "n", "over-\nrefusal", "95%\ninterval", *names, "un-\nparsed"),
-    )
-    for entry in metrics:
-        shares = [percent(share) for share in entry.shares.values()] or ["–"] * len(names)
-        rate = [percent(entry.rate), interval(entry.low, entry.high)]
-        table.add_row(entry.decoder, str(entry.prompts), *rate, *shares, str(entry.unparsed))
-    return table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work
 from curricula.jobs.study import Study
@@ -14,19 +16,25 @@ class Evaluate(Stage):
     def run(self, work: Work, progress: Progress) -> None:
         from curricula.eval.runner import run_element
 
-        run, element = work.run, work.element
+        run, study, element = work.run, work.study, work.element
         assert element.eval_task is not None
+
+        def rows_of(arm: str) -> Path:
+            key = study.training(arm, element.seed).key
+            return run.evaluation(study.whole.owners[key, element.kind], element.kind)
+
         run_element(
             element.eval_task,
             work.model_folder,
             element.kind,
-            work.study.evaluation,
+            study.evaluation,
             data_root=run.data_root,
             out=work.rows_folder,
             seed=work.arm.replicate.seed,
-            probe_seed=work.study.first_seed,
+            probe_seed=study.first_seed,
+            rows_of=rows_of,
             progress=progress,
-            raw=work.study.tree.is_raw(element.kind),
+            raw=study.tree.is_raw(element.kind),
         )
 
     def is_complete(self, work: Work) -> bool:

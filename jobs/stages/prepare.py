@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from curricula.curriculum.sources.conversations import POOLS, read_conversations
-from curricula.curriculum.sources.registry import dataset, open_dataset
+from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.tables import table_exists
 from curricula.durable import write_json
 from curricula.errors import UserError
@@ -65,11 +65,15 @@ def _check_data(run: Run) -> None:
     from curricula.curriculum.sources.hub import require_whole
 
     study = run.study
-    needed = [(source.dataset, source.parts, source.documents) for source in study.sources.values()]
-    needed += [(POOLS[pool][0], (), None) for pool in study.used_tuning_sets]
-    for name, parts, rows in needed:
-        open_dataset(name, run.data_root, parts)
-        for stem in dataset(name).stems(run.data_root, parts):
+    pools = {**POOLS, **study.tuning_sets}
+    needed: list[tuple[str, DeclaredTable, int | None]] = [
+        *((f"sources.{name}", source, source.documents) for name, source in study.sources.items()),
+        *((f"tuning_sets.{name}", pools[name], None) for name in study.used_tuning_sets),
+    ]
+    for where, table, rows in needed:
+        table.open(run.data_root, where)
+        table.look(run.data_root, where)
+        for stem in table.stems(run.data_root):
             require_whole(stem, rows)
     if run.data_folder:  # else a job of its own fetches the benchmarks
         for name in study.used_benchmarks:
@@ -83,14 +87,17 @@ def _make_tokenizer(run: Run) -> None:
 
     choice = run.study.tokenizer
     if choice.train:
-        sources = dict.fromkeys((item.dataset, item.parts, item.documents) for item in run.study.sources.values())
-        read = (Documents.open(name, run.data_root, parts, limit).read() for name, parts, limit in sources)
+        sources = {
+            (item.place, item.text, item.parts, item.bounds, item.documents): (name, item)
+            for name, item in run.study.sources.items()
+        }
+        read = (Documents.of(name, item, run.data_root, item.documents).read() for name, item in sources.values())
         texts = (document.text for document in itertools.chain.from_iterable(read))
         pools = run.study.used_tuning_sets if choice.tuning else ()
         turns = (
             f"{message['role']}\n{message['content']}"  # as the chat template has a turn between its marks
             for pool in pools
-            for conversation in read_conversations(pool, run.data_root)
+            for conversation in read_conversations(pool, run.data_root, run.study.tuning_sets)
             for message in conversation.messages
         )
         make.train_tokenizer(itertools.chain(texts, turns), choice.train, run.tokenizer)

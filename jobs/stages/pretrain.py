@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curricula.curriculum.plan import Segment
 from curricula.curriculum.stream.blend import Phase
@@ -19,6 +19,9 @@ from curricula.jobs.study import Study
 from curricula.model import TrainJob
 from curricula.model.checkpoints import require_checkpoint
 from curricula.progress import Progress
+
+if TYPE_CHECKING:
+    from curricula.curriculum.stream.pretraining import ValidationBatches
 
 
 class Pretrain(Stage):
@@ -153,7 +156,7 @@ def _last_checkpoint(run: Run, segment: Segment) -> Path:
     return step_folder(run.branch(segment.branch) / "checkpoints", segment.stop)
 
 
-def validation_batches(run: Run, study: Study) -> dict:
+def validation_batches(run: Run, study: Study) -> dict[str, ValidationBatches]:
     """The validation batches of each source with enough held-out text for one."""
     from curricula.curriculum.stream.pretraining import ValidationBatches
     from curricula.curriculum.tokens.shards import source_shards

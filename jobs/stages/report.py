@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from curricula.curriculum.config import point_label
 from curricula.curriculum.stages import BASE, model_name
 from curricula.curriculum.sweep import points_of
+from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.eval.benchmarks import difference
 from curricula.jobs.estimates import describe, described_size
@@ -16,6 +17,7 @@ from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
+from curricula.jobs.stages.pretrain import validation_batches
 from curricula.jobs.study import Study
 from curricula.progress import Progress, silent
 
@@ -84,6 +86,7 @@ def _point_report(run: Run, plan: Plan, study: Study, out: Path, progress: Progr
         "papers": study.tree.papers,
         "courses": list(_courses(study)),
         "changed": _changed_benchmarks(run),
+        "bits_per_byte": _held_out_losses(run, study),
     }
     return write_report(run.root, arms, described, out, progress)
 
@@ -137,3 +140,33 @@ def _changed_benchmarks(run: Run) -> dict[str, str]:
             except UserError:  # a report needs the rows alone
                 found[name] = "accepted as changed, and its file cannot be read any more"
     return {name: how for name, how in found.items() if how}
+
+
+def _held_out_losses(run: Run, study: Study) -> list[dict[str, Any]]:
+    """The last loss of each base model on the held-out text of each source, and that text's bytes a token."""
+    from curricula.curriculum.tokens.tokenizer import load_tokenizer, token_bytes
+
+    sizes, found = None, []
+    if run.tokenizer.exists():
+        sizes = token_bytes(load_tokenizer(run.tokenizer))
+    if sizes is None:
+        return []
+    try:
+        texts = {name: batches.bytes_per_token(sizes) for name, batches in validation_batches(run, study).items()}
+    except (UserError, OSError):  # shards may be moved away once models are trained
+        return []
+    for arm in study.trainings:
+        for row in read_jsonl(run.branch(study.path(arm)[-1].branch) / "metrics.jsonl"):
+            if row.get("step") == study.budget.steps and isinstance(row.get("validation"), dict):
+                found += [
+                    {
+                        "arm": arm.name,
+                        "seed": arm.replicate.seed,
+                        "source": name,
+                        "loss": loss,
+                        "bytes_per_token": texts[name],
+                    }
+                    for name, loss in row["validation"].items()
+                    if texts.get(name)
+                ]
+    return found

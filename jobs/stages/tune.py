@@ -68,6 +68,7 @@ def tune(work: Work, progress: Progress) -> None:
         steps=tuning.steps,
         examples=tuning.examples,
         loss=tuning.loss,
+        declared=work.study.tuning_sets,
         seed=arm.replicate.tuning_seed,
     )
     train_stage(work, batches, progress, seed=arm.replicate.tuning_seed, packed=tuning.packing)

@@ -1,8 +1,11 @@
 """The plan of the paper's study: its jobs, their elements and dependencies."""
 
+import msgspec
+import pytest
 import yaml
 from paths import STUDIES
 
+from curricula.errors import UsageError
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.selection import Selection, select
@@ -103,3 +106,48 @@ def test_an_arm_that_others_branch_from_is_trained_in_parts_and_only_once(tmp_pa
     assert tokens[1] - tokens[0] == (286_102 - 257_492) * 1024 * 2048
     chosen = select(plan, Selection(arms=("cooled",)), with_needs=True)
     assert chosen["pretrain-90"] == ("cooled",) and chosen["pretrain-0-257492"] == ("data-0",)
+
+
+def test_suffixes_are_tried_on_every_arm_once_their_own_arms_have_found_them():
+    raw = msgspec.to_builtins(load_study(STUDIES / "paper.yaml"))
+    raw["evaluation"]["attacks"]["suffixes_of"] = ["data-0", "full-20"]
+    raw["evaluation"]["tasks"]["instruct"] = ["gcg", "attacks-topk", "transfer-topk"]
+    plan = plan_study(parse_study(raw, "here"))
+    seen = set()
+    for job in plan.jobs:
+        assert {edge.job for edge in job.needs} <= seen, job.name
+        seen.add(job.name)
+    job = plan.by_name["evaluate-instruct-transfer-60"]
+    assert [element.label for element in job.elements] == [
+        f"{arm}-60/transfer-topk/{source}" for arm in ("data", "full") for source in ("data-0", "full-20")
+    ]
+    kinds = {edge.job: edge.kind for edge in job.needs}
+    assert kinds["instruct-60"] == "afterok"
+    assert kinds["evaluate-instruct-0"] == kinds["evaluate-instruct-20"] == "afterany"
+    assert "evaluate-instruct-60" not in kinds
+    needed = [
+        need for need, _ in plan.needs[job.name, "full-60/transfer-topk/data-0"] if need[0].startswith("evaluate")
+    ]
+    assert needed == [("evaluate-instruct-0", f"data-0/gcg/jailbreakbench.{shard}-of-4") for shard in range(4)]
+    assert {edge.job for edge in plan.by_name["merge-60"].needs} == {
+        *(f"evaluate-{part}-60" for part in ("base", "instruct", "benign", "instruct-transfer"))
+    }
+    assert [element.label for element in plan.by_name["merge-60"].elements][2:4] == [
+        "data-60/instruct",
+        "full-60/instruct",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arms, tasks, words",
+    [
+        (["data-7"], ["gcg", "transfer-topk"], "suffixes_of names arm 'data-7'; choose from data-0, "),
+        (["data-0"], ["transfer-topk"], "tasks.instruct names transfer without gcg, which finds the suffixes; add gcg"),
+    ],
+)
+def test_suffixes_that_no_arm_finds_are_refused(arms, tasks, words):
+    raw = msgspec.to_builtins(load_study(STUDIES / "paper.yaml"))
+    raw["evaluation"]["attacks"]["suffixes_of"] = arms
+    raw["evaluation"]["tasks"]["instruct"] = tasks
+    with pytest.raises(UsageError, match=words):
+        parse_study(raw, "here")

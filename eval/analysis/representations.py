@@ -1,0 +1,82 @@
+"""How alike the models of a study represent unsafe text: probes of one that test another, and the angles between directions.
+
+Both are between the arms of one training seed and between the seeds of one arm. A probe that was trained on the states of one
+model is tested on another's states of the same test texts. Models that branch from one trunk share a space of states. Those of
+different seeds need not, so low numbers there say nothing of what either model represents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from curricula.eval.analysis.study_rows import ArmInfo
+from curricula.eval.probes.auc import auc_with_error
+from curricula.eval.probes.store import FOLDER, Fitted, read_fitted
+from curricula.eval.rows import MODEL_KINDS
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Two models on one layer."""
+
+    stage: str
+    layer: str
+    arm: str
+    """Whose probes and directions are compared with the other's."""
+    seed: int
+    other: str
+    other_seed: int
+    transfer_auc: float
+    """Mean test AUC of the first model's probes on the other's states; for a model and itself, its own."""
+    direction_cosine: float
+    """Between the differences of mean states, unsafe minus safe texts."""
+    probe_cosine: float
+    """Between the mean weights of the probes."""
+
+
+def representations(run: Path, arms: Sequence[ArmInfo]) -> Iterator[Representation]:
+    """All comparisons of models that were probed on the same texts and layers."""
+    for stage in MODEL_KINDS:
+        folders = {arm.key: run / "eval" / arm.key / stage / FOLDER for arm in arms}
+        fitted = {arm.key: found for arm in arms if (found := read_fitted(folders[arm.key]))}
+        probed = [arm for arm in arms if arm.key in fitted]
+        for other in probed:
+            tested = fitted[other.key]
+            states = tested.test_states(folders[other.key])
+            for arm in probed:
+                if (arm.seed == other.seed or arm.name == other.name) and _match(fitted[arm.key], tested):
+                    yield from _compare(stage, arm, other, fitted[arm.key], tested, states)
+
+
+def _match(one: Fitted, other: Fitted) -> bool:
+    """Whether two models were tested on the same texts and layers, and have states of one size."""
+    same_texts = one.test_ids == other.test_ids and bool(np.array_equal(one.test_unsafe, other.test_unsafe))
+    return same_texts and one.layers == other.layers and one.directions.shape == other.directions.shape
+
+
+def _compare(
+    stage: str, arm: ArmInfo, other: ArmInfo, one: Fitted, tested: Fitted, states: np.ndarray
+) -> Iterator[Representation]:
+    for place, layer in enumerate(one.layers):
+        scores = states[:, place].astype(np.float64) @ one.weights[:, place].T + one.bias[:, place]
+        aucs = [auc_with_error(of_probe, tested.test_unsafe)[0] for of_probe in scores.T]
+        yield Representation(
+            stage=stage,
+            layer=layer,
+            arm=arm.name,
+            seed=arm.seed,
+            other=other.name,
+            other_seed=other.seed,
+            transfer_auc=float(np.mean(aucs)),
+            direction_cosine=cosine(one.directions[place], tested.directions[place]),
+            probe_cosine=cosine(one.weights[:, place].mean(0), tested.weights[:, place].mean(0)),
+        )
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / norms if norms else 0.0

@@ -1,0 +1,144 @@
+"""Tables that a study declares: their places, their rows, and what is said of wrong ones."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curricula.curriculum.config import Source
+from curricula.curriculum.sources.conversations import TuningSet, read_conversations
+from curricula.curriculum.sources.declared import TextTable, anchor, declared_in
+from curricula.curriculum.sources.documents import Documents
+from curricula.errors import UserError
+
+
+def write_rows(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_files_of_a_pattern_are_read_in_order_with_the_columns_named(tmp_path):
+    write_rows(tmp_path / "mine/b.jsonl", {"title": "C", "body": "c", "key": 3})
+    write_rows(tmp_path / "mine/a.jsonl", {"title": "A", "body": "a", "key": 1}, {"title": "B", "body": None, "key": 2})
+    source = Source(path="mine/*.jsonl", text="{title}: {body}", id="key")
+    anchor({"sources": {"mine": source}}, tmp_path)
+    source.look(tmp_path, "sources.mine")
+    documents = list(Documents.of("mine", source, tmp_path).read())
+    assert [(item.id, item.text, item.odd) for item in documents] == [
+        ("1", "A: a", ""),
+        ("2", "", "empty"),
+        ("3", "C: c", ""),
+    ]
+
+
+def test_every_declared_table_is_found_under_its_key():
+    one, two = TextTable(path="x.csv"), TextTable(hub="org/name", text="body")
+    assert dict(declared_in({"sources": {"mine": one}, "more": (two,)})) == {"sources.mine": one, "more.0": two}
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "said"),
+    [
+        ([{"body": "x"}], {}, r"sources.mine.text: .*a.jsonl has no column 'text', only body; name one of these"),
+        (
+            [{"text": None}, {"text": ""}],
+            {},
+            r"sources.mine.text: column 'text' is empty in the first 2 rows of .*a.jsonl",
+        ),
+        (
+            [{"text": "a"}, {"text": 3}],
+            {},
+            r"sources.mine.text: .*a.jsonl, row 1: column 'text' holds 3, where text is need",
+        ),
+        ([{"text": "x"}], {"id": "key"}, r"sources.mine.id: .*a.jsonl has no column 'key', only text"),
+        ([], {}, r"sources.mine: .*a.jsonl holds no row; name another file or split"),
+    ],
+)
+def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, said):
+    write_rows(tmp_path / "a.jsonl", *rows)
+    with pytest.raises(UserError, match=said):
+        TextTable(path=str(tmp_path / "a.jsonl"), **keys).look(tmp_path, "sources.mine")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "name exactly one of dataset, path and hub, not none of them"),
+        ({"path": "x", "hub": "org/name"}, "name exactly one of dataset, path and hub, not path and hub"),
+        ({"path": "x", "split": "test"}, "split is 'test', which only a table with `hub` has"),
+        ({"hub": "../etc"}, "hub '../etc' is no name on the hub"),
+        ({"hub": "org/name", "config": "../x"}, "config '../x' must be a plain name"),
+        ({"dataset": "gsm8k", "text": "question"}, "text is 'question', but a known dataset has its own"),
+        ({"path": "x", "parts": ("a",)}, "part 'a' is not in x; it has no parts"),
+        (
+            {"path": "x", "min_score": 3.0},
+            "min_score is 3.0, which needs a finite number and a column of scores in `score`",
+        ),
+        ({"path": "x", "score": "s", "min_score": 3.0, "max_score": 2.0}, "min_score 3.0 is above max_score 2.0"),
+        ({"path": "x", "text": "{}"}, "text '{}' names no column"),
+    ],
+)
+def test_contradictory_keys_are_refused(keys, said):
+    with pytest.raises(ValueError, match=said):
+        TextTable(**keys)
+
+
+def test_labels_tell_refusals_and_harmful_answers_apart(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    rows = [
+        {"ask": "a", "answer": "Sorry.", "bad": True, "no": "yes", "worse": 0},
+        {"ask": "b", "answer": "Sure!", "bad": True, "no": "no", "worse": 1},
+        {"ask": "c", "answer": "Hello.", "bad": False, "no": "no", "worse": 0},
+        {"ask": "d", "answer": None, "bad": False, "no": "no", "worse": 0},
+    ]
+    write_rows(path, *rows)
+    labels = {"harmful_prompt": {"bad": True}, "harmful_response": {"worse": 1}, "refusal": {"no": ("yes",)}}
+    keys = {"path": str(path), "prompt": "ask", "response": "answer"}
+    sets = {
+        "mine": TuningSet(**keys, **labels),
+        "all": TuningSet(**keys),
+        "bad": TuningSet(**keys, **labels, answers="harmful"),
+    }
+    read = {
+        name: [(item.messages[1]["content"], item.is_refusal) for item in read_conversations(name, tmp_path, sets)]
+        for name in sets
+    }
+    assert read == {
+        "mine": [("Sorry.", True), ("Hello.", False)],
+        "all": [("Sorry.", False), ("Sure!", False), ("Hello.", False)],
+        "bad": [("Sure!", False)],
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), st.integers(0, 5), st.just("2.5")), max_size=30),
+    st.sampled_from(["jsonl", "parquet"]),
+    st.data(),
+)
+def test_rows_with_a_score_within_bounds_are_numbered_as_if_there_were_no_others(
+    tmp_path_factory, scores, suffix, data
+):
+    folder = tmp_path_factory.mktemp("scored")
+    rows = [{"text": f"t{number}", "safety": score} for number, score in enumerate(scores)]
+    if suffix == "parquet":
+        rows = [{**row, "safety": None if row["safety"] is None else float(row["safety"])} for row in rows]
+        pq.write_table(
+            pa.Table.from_pylist(rows, pa.schema([("text", "string"), ("safety", "double")])), folder / "a.parquet"
+        )
+    else:
+        write_rows(folder / "a.jsonl", *rows)
+    low, high = sorted(data.draw(st.tuples(st.integers(0, 5), st.integers(0, 5))))
+    limit = data.draw(st.one_of(st.none(), st.integers(1, 9)))
+    source = Source(path=str(folder / f"a.{suffix}"), score="safety", min_score=low, max_score=high)
+    documents = Documents.of("mine", source, folder, limit)
+    kept = [row["text"] for row in rows if row["safety"] is not None and low <= float(row["safety"]) <= high][:limit]
+    assert len(documents) == len(kept)
+    start = data.draw(st.integers(0, len(kept)))
+    stop = data.draw(st.integers(start, len(kept)))
+    assert [(item.number, item.text) for item in documents.read(start, stop)] == list(enumerate(kept))[start:stop]
+    chosen = sorted(data.draw(st.sets(st.integers(0, len(kept) - 1)))) if kept else []
+    assert [item.text for item in documents.select(chosen)] == [kept[number] for number in chosen]
