@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from curricula.eval.analysis.worst_case import attack_strengths
 from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.report.along import draw_along
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
-from curricula.eval.report.figures import FIGURES, draw_figures
+from curricula.eval.report.figures import FIGURES, draw_figures, further_figures, save_figure
 from curricula.eval.report.over_seeds import estimate_tables, strength_tables, variance_rows
 from curricula.eval.report.points import Shown
 from curricula.eval.report.representations import draw_layers, representation_tables
@@ -120,6 +121,14 @@ def write_report(
         marks=MARKS,
         figures=[
             (figure, embedded(path), figure.caption(shown)) for figure, path in zip(FIGURES, pictures, strict=True)
+        ],
+        further=[
+            (
+                figure,
+                embedded(save_figure(figure.name, partial(figure.draw, shown), out / "figures")),
+                figure.caption(shown),
+            )
+            for figure in further_figures(metrics)
         ],
         along=[
             (figure, embedded(figure.path), figure.caption)
