@@ -67,7 +67,7 @@ def variants_of(study: Study, sweep: Sweep) -> dict[str, Study]:
     raw = {**msgspec.to_builtins(study), "sweep": None}
     found = {}
     for name, point in points_of(sweep).items():
-        changed = raw
+        changed = {**raw, "seed": None} if "seeds" in point else raw
         for key, value in point.items():
             if key.split(".")[0] not in VARIED:
                 raise ValueError(

@@ -103,35 +103,16 @@ class Plan:
 
         On Slurm it waits for their whole arrays where the edge is no `aftercorr`.
         """
-        return {
-            (job.name, element.label): [
-                ((edge.job, other.label), edge.kind != "afterany")
-                for edge in job.needs
-                for place, other in enumerate(self.by_name[edge.job].elements)
-                if (place == index if edge.kind == "aftercorr" else self._concerns(other, element))
-            ]
-            for job in self.jobs
-            for index, element in enumerate(job.elements)
-        }
-
-    def _concerns(self, one: Element, other: Element) -> bool:
-        """Whether `other` reads what `one` makes, if its job does: it trains on from there, or they work for one arm and seed,
-        where both have any. An evaluation reads another only for its suffixes, those of the arm that is its benchmark."""
-        if one.segment and other.segment:
-            return self.segments[other.segment].parent == one.segment
-        if one.eval_task and other.eval_task:
-            found_on = replace(other, arm=other.eval_task.benchmark)
-            return one.eval_task.task.kind == "gcg" and self._is_model_of(one, found_on)
-        if not (one.arm and other.arm) or _training(one) == _training(other):
-            return True
-        if one.segment:
-            return one.segment in [item.name for item in self.study.path(self.study.training(*_training(other)))]
-        return self._is_model_of(one, other)
-
-    def _is_model_of(self, one: Element, other: Element) -> bool:
-        """Whether the model of this kind that `other` uses is the one that `one` makes or measures."""
-        keys = [self.study.replicate_of(item.seed, item.variant).named(item.arm) for item in (one, other)]
-        return self.study.owners.get((keys[1], one.kind)) == keys[0]
+        found: dict[Key, list[tuple[Key, bool]]] = {}
+        makers = {job.name: _Makers(job, self.study) for job in self.jobs}
+        for job in self.jobs:
+            for index, element in enumerate(job.elements):
+                found[job.name, element.label] = [
+                    ((edge.job, self.by_name[edge.job].elements[place].label), edge.kind != "afterany")
+                    for edge in job.needs
+                    for place in ([index] if edge.kind == "aftercorr" else makers[edge.job].of(element))
+                ]
+        return found
 
     def find(self, job_name: str, label: str) -> tuple[Job, Element]:
         """The element with its job; raises UsageError that names the known ones when there is none."""
@@ -167,8 +148,50 @@ class Plan:
         return tuple(job for job in self.jobs if job.name in wanted)
 
 
-def _training(element: Element) -> tuple[str, int | None, str]:
-    return element.arm, element.seed, element.variant
+class _Makers:
+    """Finds the elements of a job that make what another element reads, if its job does: those from which it trains on, and
+    those that work for the same arm and seed, where both have any."""
+
+    def __init__(self, job: Job, study: Study):
+        self.study = study
+        self.shared = {place for place, one in enumerate(job.elements) if not one.arm}
+        self.all = set(range(len(job.elements)))
+        self.by_segment = {one.segment: place for place, one in enumerate(job.elements) if one.segment}
+        self.by_training: dict[str, set[int]] = defaultdict(set)
+        self.by_model: dict[tuple[str, str], set[int]] = defaultdict(set)
+        for place in self.all - self.shared:
+            key = _key(job.elements[place], study)
+            self.by_training[key].add(place)
+            if not job.elements[place].segment:
+                self.by_model[key, job.elements[place].kind].add(place)
+        self.kinds = {kind for _, kind in self.by_model}
+        self.suffixes: dict[tuple[str, str], list[int]] = defaultdict(list)
+        """All that an evaluation reads of another."""
+        for place, one in enumerate(job.elements):
+            if one.eval_task and one.eval_task.task.kind == "gcg":
+                self.suffixes[_key(one, study), one.kind].append(place)
+
+    def of(self, element: Element) -> list[int]:
+        """Their places in the job."""
+        if not element.arm:
+            return sorted(self.all)
+        if element.eval_task and self.suffixes:
+            source = _key(replace(element, arm=element.eval_task.benchmark), self.study)
+            return self.suffixes.get((self.study.owners.get((source, element.kind), source), element.kind), [])
+        key, study, found = _key(element, self.study), self.study, set(self.shared)
+        if element.segment:
+            before = [next(one.parent or "" for one in study.chain(key) if one.name == element.segment)]
+        else:
+            found |= self.by_training.get(key, set())
+            before = [one.name for one in study.chain(study.training_tree.branches.get(key, key))]
+            for kind in self.kinds:
+                found |= self.by_model.get((study.owners.get((key, kind), key), kind), set())
+        return sorted(found | {self.by_segment[name] for name in before if name in self.by_segment})
+
+
+def _key(element: Element, study: Study) -> str:
+    """The name of the folders of the element's training."""
+    return study.replicate_of(element.seed, element.variant).named(element.arm)
 
 
 def keys_of(chosen: Chosen) -> list[Key]:

@@ -497,12 +497,15 @@ class Study(Settings, frozen=True, dict=True):
 
     def path(self, arm: Arm) -> list[Segment]:
         """The segments that train `arm`, from the first step to the last."""
+        tree = self.whole.training_tree
+        return self.chain(tree.branches.get(arm.key, branch_of(arm)))
+
+    def chain(self, branch: str) -> list[Segment]:
+        """The segments of a branch, and those that lead to it."""
         whole = self.whole
-        if whole is not self:
-            return whole.path(arm)
-        found = [self._last_segments[self.training_tree.branches.get(arm.key, branch_of(arm))]]
+        found = [whole._last_segments[branch]]
         while found[0].parent:
-            found.insert(0, self._by_name[found[0].parent])
+            found.insert(0, whole._by_name[found[0].parent])
         return found
 
     @cached_property
@@ -576,8 +579,11 @@ class Study(Settings, frozen=True, dict=True):
         return replicates_of(seeds, self.replicate, self.variant)
 
     def replicate_of(self, seed: int | None, variant: str = "") -> Replicate:
-        variant = variant or self.variant
-        return next(one for one in self.replicates if (one.seed, one.variant) == (seed, variant))
+        return self._replicates[seed, variant or self.variant]
+
+    @cached_property
+    def _replicates(self) -> dict[tuple[int | None, str], Replicate]:
+        return {(one.seed, one.variant): one for one in self.replicates}
 
     @property
     def first_seed(self) -> int:

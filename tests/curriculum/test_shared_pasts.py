@@ -1,14 +1,25 @@
 """Arms of any shape: changed mixes, cooldowns and masks, matched exposure, and the training tree that they share."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curricula.curriculum.config import Curriculum, PhaseConfig, Source
-from curricula.curriculum.plan import Budget, arms_of, intervention_share, lines_of, training_tree
+from curricula.curriculum.plan import (
+    Budget,
+    Replicate,
+    arms_of,
+    branch_of,
+    intervention_share,
+    lines_of,
+    training_tree,
+)
 from curricula.curriculum.stream.blend import Blend, exact_shares
+from curricula.model import OptimizerConfig, ScheduleConfig
+from curricula.model.schedule import learning_rate
 
 SMALL = Budget(1000 * 64, 16, 4)  # a thousand steps
 DECAYS_AT = 900
@@ -194,6 +205,54 @@ def test_each_arm_is_trained_whole_once_and_by_its_own_stream_and_learning_rate(
         children = [one for one in segments.values() if one.parent == parent.name]
         for one, other in itertools.combinations(children, 2):
             assert at(one.arm, one.start + 1) != at(other.arm, other.start + 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(curricula(), st.sampled_from([500, 1000]), st.sampled_from([0.1, 0.3]), st.booleans()), max_size=3
+    )
+)
+def test_points_of_a_sweep_share_only_steps_of_equal_data_learning_rate_and_settings(points):
+    lines, wanted, at = [], {}, {}
+    for number, (curriculum, steps, decay, is_other) in enumerate(points):
+        budget, point = Budget(steps * 64, 16, 4), Replicate(suffix=f".{number}", variant=str(number))
+        arms = [replace(arm, replicate=point) for arm in arms_of(curriculum, budget)]
+        own = lines_of(arms, curriculum, budget, steps - round(decay * steps), otherwise=is_other)
+        try:
+            training_tree(own)
+        except ValueError:
+            return  # two arms that are one
+        lines += own
+        for line in own:
+            at[branch_of(line.arm)] = (line, line.arm.blend_phases(budget), is_other)
+            wanted |= {line.arm.key: line} if line.is_wanted else {}
+
+    def step_of(branch, step):
+        line, phases, is_other = at[branch]
+        schedule = ScheduleConfig(warmup_steps=20, decay_fraction=1 - line.decays_at / line.steps)
+        mix = next(exact_shares(phase.mix) for phase in phases if step * 4 < phase.until)
+        return is_other, mix, learning_rate(step, line.steps, OptimizerConfig(), schedule)
+
+    tree = training_tree(lines)
+    segments = {one.name: one for one in tree.segments}
+    for key, line in wanted.items():
+        piece, end = segments[f"{tree.branches[key]}@{line.steps}"], line.steps
+        while True:
+            assert piece.start < end == piece.stop
+            for step in {piece.start, (piece.start + end) // 2, end - 1}:
+                assert step_of(piece.branch, step) == step_of(branch_of(line.arm), step)
+            if piece.parent is None:
+                break
+            end, piece = piece.start, segments[piece.parent]
+        assert piece.start == 0
+    trained = sum(one.stop - one.start for one in tree.segments)
+    assert trained <= sum(one.stop - one.start for number in range(len(points)) for one in _alone(lines, str(number)))
+
+
+def _alone(lines, variant):
+    """The segments of one point without the others."""
+    return training_tree([line for line in lines if line.arm.replicate.variant == variant]).segments
 
 
 # Matched exposure -----------------------------------------------------------------------------------------------------

@@ -169,8 +169,8 @@ def test_the_plan_says_what_each_point_adds_and_arms_select_all_points(capsys):
 
 
 @pytest.mark.slow  # a whole study, a minute or two on two cores
-def test_a_sweep_runs_to_a_report_for_each_point_and_a_kill_changes_nothing(tmp_path, monkeypatch):
-    sweep = {"tuning.instruct.lr": [1e-3, 2e-3], "curriculum.interventions.full.refuseweb": [12, 30]}
+def test_a_sweep_runs_to_a_report_for_each_point_and_what_is_lost_is_made_again_alike(tmp_path):
+    sweep = {"curriculum.interventions.full.refuseweb": [12, 30], "tuning.instruct.lr": [1e-3, 2e-3]}
     raw = smaller_demo()
     raw["evaluation"]["tasks"] = {"base": ["attacks-topk"], "instruct": ["attacks-topk"], "benign": []}
     raw["tuning"]["benign"] = None
@@ -180,18 +180,16 @@ def test_a_sweep_runs_to_a_report_for_each_point_and_a_kill_changes_nothing(tmp_
     run = Run.open(tmp_path / "run")
     assert len(done_elements(run, plan)) == len(plan.needs)
     branches = sorted(folder.name for folder in (run.root / "pretrain").iterdir())
-    first, other = "lr-0.001_refuseweb-12", "lr-0.001_refuseweb-30"
+    first, other = "refuseweb-12_lr-0.001", "refuseweb-30_lr-0.001"
     assert branches == sorted([f"full-50.{first}", f"full-50.{other}", f"trunk.{first}"])
     points = {name: read_json(run.report / "points" / name / "summary.json") for name in plan.study.variants}
     for name, summary in points.items():
-        page = (run.report / "points" / name / "index.html").read_text()
-        assert "not yet" not in page.lower() or "evaluated yet" not in page
         assert {entry["arm"] for entry in summary["attacks"]} == {"full-50", "safe-100"}, name
         assert {entry["stage"] for entry in summary["attacks"]} == {"base", "instruct"}, name
     rates = {
         name: [entry for entry in summary["attacks"] if entry["stage"] == "base"] for name, summary in points.items()
     }
-    assert rates[first] == rates["lr-0.002_refuseweb-12"] != rates[other]  # one base model, measured once
+    assert rates[first] == rates["refuseweb-12_lr-0.002"] != rates[other]  # one base model, measured once
     rows = list(csv.DictReader((run.report / "tables" / "differences.csv").open()))
     assert {row["point"] for row in rows} == set(plan.study.variants)
     overview = (run.report / "index.html").read_text()
