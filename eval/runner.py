@@ -84,7 +84,8 @@ def run_element(
     if config.gcg and task.kind == "gcg":
         prompts = attacked_prompts(loaded, prompts, config.gcg, path, seed, progress)
     if task.kind == "ablation":
-        direction = find_direction(loaded, config, data_root, out, progress)
+        scores = path.with_name(f"{path.stem}.scores.jsonl")
+        direction = find_direction(loaded, config, data_root, out / "refusal-direction.json", scores, progress)
         with without_direction(loaded.model, direction.vector):
             return generate_rows(loaded, prompts, task, config, path, seed, progress, attack=direction.key)
     prompts = rewritten(task.kind, prompts, loaded, config.attacks, seed)
@@ -135,7 +136,7 @@ def check_lengths(loaded: LoadedModel, prompts: Sequence[Prompt]) -> None:
 def prompt_ids(loaded: LoadedModel, prompt: Prompt) -> list[int]:
     """Token ids of what the model is given, the beginning of its answer included."""
     ids = loaded.raw_ids(prompt.text) if prompt.raw else loaded.prompt_ids(prompt.text)
-    return ids + loaded.encode(prompt.prefill) if prompt.prefill else ids
+    return ids + loaded.encode_turn("", prompt.prefill, "") if prompt.prefill else ids
 
 
 def generate_rows(

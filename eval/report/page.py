@@ -87,7 +87,7 @@ def write_report(
     progress(len(arms) + 3, steps)
     costs = draw_capability(shown, capability, out / "figures")
     layers = draw_layers(shown, out / "figures")
-    strengths, alike = list(attack_strengths(runs)), list(representations(run, arms))
+    strengths, alike = list(attack_strengths(runs)), list(representations(run, rows))
     over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
     over_seeds |= {"worst-case": strengths, "representations": alike}
     over_seeds |= {"capability": study_capability(rows), "capability-estimates": capability}
