@@ -6,6 +6,8 @@ settings are in `eval/decoding/settings.py`, the tasks in `eval/tasks.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,6 +18,7 @@ from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
+from curricula.eval.prompt_sets import Kind, PromptSet, check_names, check_use
 from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
 from curricula.settings import Positive, Settings
@@ -106,6 +109,9 @@ class EvalConfig(Settings, frozen=True):
     """At most this many prompts of each set of benign requests. Not given in the paper; Maini et al. use 300."""
     harmbench_copyright: bool = False
     """Whether to include HarmBench's copyright rows, which need a hash judge, not a classifier."""
+    prompts: dict[str, PromptSet] = {}
+    """Prompt sets of your own, by the names under which `benchmarks`, `base_benchmark`, `overrefusal_benchmark`,
+    `gcg.benchmark` and `capability.tasks` can have them."""
     accept_changed: tuple[str, ...] = ()
     """Benchmarks whose prompts may differ from the published set; any other difference is an error."""
     judge: str | JudgeConfig = "refusal-phrases"
@@ -128,12 +134,13 @@ class EvalConfig(Settings, frozen=True):
     capability: Capability | None = Capability()
     """What the task `capability` runs; null leaves it out."""
     tasks: Tasks | Literal["full"] = Tasks()
-    """`full` is every task there is; `curricula plan` shows its price."""
+    """`full` is the whole battery; `curricula plan` shows its price."""
 
     def check(self) -> None:
         if self.tasks == "full":  # written out, so that a run keeps its tasks when the suite gets more
             msgspec.structs.force_setattr(self, "tasks", FULL)
         self._check_decoders()
+        self._check_prompts()
         for name in self.shards:
             if not TASKS[name].decoders:
                 raise ValueError(f"shards names {name}, which has no prompts to share; leave it out")
@@ -155,9 +162,27 @@ class EvalConfig(Settings, frozen=True):
                     raise ValueError(decoder.problem)
                 self.settings_of(decoder)
 
+    def _check_prompts(self) -> None:
+        check_names(self.prompts)
+        attacks = [*self.benchmarks, *([self.gcg.benchmark] if self.gcg else [])]
+        uses: dict[Kind, Sequence[str]] = {"attack": attacks, "completion": [self.base_benchmark]}
+        uses |= {
+            "overrefusal": self.overrefusal_benchmarks,
+            "capability": self.capability.names if self.capability else (),
+        }
+        for kind, names in uses.items():
+            for name in names:
+                check_use(name, kind, self.prompts)
+
     def _task_names(self) -> set[str]:
         tasks = self.task_lists
         return {*tasks.base, *tasks.instruct, *tasks.benign}
+
+    def anchor_folder(self, folder: Path) -> None:
+        """Make the folder of capability tasks absolute: if it is not, it is relative to `folder`."""
+        if self.capability and self.capability.folder:
+            path = str(folder.absolute() / Path(self.capability.folder).expanduser())
+            msgspec.structs.force_setattr(self.capability, "folder", path)
 
     @property
     def task_lists(self) -> Tasks:

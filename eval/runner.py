@@ -20,12 +20,13 @@ import msgspec
 
 from curricula.errors import UsageError, UserError
 from curricula.eval.attacks.gcg import attacked_prompts
-from curricula.eval.benchmarks import Prompt, load_prompts
+from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
 from curricula.eval.decoding.registry import EXACT, NEUTRAL, Decoder
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.probes import probe_rows
+from curricula.eval.prompt_sets import own_prompts, prompts_of_set
 from curricula.eval.rows import (
     CapabilityRow,
     GenerationRow,
@@ -72,7 +73,9 @@ def run_element(
     if config.capability and task.kind == "capability":
         from curricula.eval.capability.harness import capability_rows
 
-        return capability_rows(loaded, eval_task.benchmark, config.capability, path, {}, progress)
+        name = eval_task.benchmark
+        questions = own_prompts(name, config.prompts[name], data_root) if name in config.prompts else None
+        return capability_rows(loaded, name, config.capability, path, questions, progress)
     if not prompts:  # more shards than prompts
         write_rows(path, cast("list[GenerationRow]", []))
         return []
@@ -85,9 +88,10 @@ def task_prompts(eval_task: EvalTask, config: EvalConfig, data_root: Path | None
     """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
     if not eval_task.has_prompts:
         return []
-    prompts = load_prompts(
+    prompts = prompts_of_set(
         eval_task.benchmark,
         data_root,
+        config.prompts,
         limit=eval_task.limit,
         with_copyright=config.harmbench_copyright,
         accept_changed=config.accept_changed,

@@ -83,7 +83,7 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
         if name := (study.tuning_sets.get(pool) or POOLS[pool]).dataset:
             found += named_downloads(name, root)
     for name in study.evaluation.benchmark_names:
-        if BENCHMARKS[name].hub is not None:
+        if name in BENCHMARKS and BENCHMARKS[name].hub is not None:
             found += _labelled(name, benchmark_downloads(name, root), "evaluation")
     for key, table in declared_in(study):
         if table.hub is not None:

@@ -53,7 +53,7 @@ def _changed_benchmarks(run: Run) -> dict[str, str]:
     """How the benchmarks that the study accepts as changed differ from the published ones, by name."""
     evaluation, found = run.study.evaluation, {}
     for name in evaluation.used_benchmarks:
-        if name in evaluation.accept_changed:
+        if name in evaluation.accept_changed and name not in evaluation.prompts:
             try:
                 found[name] = difference(name, run.data_root)
             except UserError:  # a report needs the rows alone
