@@ -60,8 +60,8 @@ def write_report(
     """Write the report of `run` to `out` and return the page's path. Missing evaluations are shown as missing.
 
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
-    "tasks", the planned tasks of each stage, from which the page knows what is still missing; and "changed", how benchmarks
-    differ from the published ones.
+    "tasks", the planned tasks of each stage, from which the page knows what is still missing; "changed", how benchmarks
+    differ from the published ones; and "contamination", how many prompts of each occur in the training text.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
@@ -109,6 +109,7 @@ def write_report(
         not_evaluated=not_evaluated(rows, study.get("tasks", {})),
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
+        contamination={row["benchmark"]: row for row in study.get("contamination") or ()},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
         caveats=caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
         samples=list(samples(rows)),
