@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from curricula.errors import UsageError
+from curricula.eval.benchmarks import PromptSet, Use, check_names, check_use
 from curricula.eval.capability.settings import Capability
 from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
-from curricula.eval.prompt_sets import Kind, PromptSet, check_names, check_use
 from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
 from curricula.settings import Positive, Settings
@@ -165,7 +165,7 @@ class EvalConfig(Settings, frozen=True):
     def _check_prompts(self) -> None:
         check_names(self.prompts)
         attacks = [*self.benchmarks, *([self.gcg.benchmark] if self.gcg else [])]
-        uses: dict[Kind, Sequence[str]] = {"attack": attacks, "completion": [self.base_benchmark]}
+        uses: dict[Use, Sequence[str]] = {"attack": attacks, "completion": [self.base_benchmark]}
         uses |= {
             "overrefusal": self.overrefusal_benchmarks,
             "capability": self.capability.names if self.capability else (),

@@ -20,13 +20,12 @@ import msgspec
 
 from curricula.errors import UsageError, UserError
 from curricula.eval.attacks.gcg import attacked_prompts
-from curricula.eval.benchmarks import Prompt
+from curricula.eval.benchmarks import Prompt, load_prompts, own_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
 from curricula.eval.decoding.registry import EXACT, NEUTRAL, Decoder
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.probes import probe_rows
-from curricula.eval.prompt_sets import own_prompts, prompts_of_set
 from curricula.eval.rows import (
     CapabilityRow,
     GenerationRow,
@@ -88,10 +87,10 @@ def task_prompts(eval_task: EvalTask, config: EvalConfig, data_root: Path | None
     """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
     if not eval_task.has_prompts:
         return []
-    prompts = prompts_of_set(
+    prompts = load_prompts(
         eval_task.benchmark,
         data_root,
-        config.prompts,
+        own=config.prompts,
         limit=eval_task.limit,
         with_copyright=config.harmbench_copyright,
         accept_changed=config.accept_changed,

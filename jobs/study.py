@@ -29,7 +29,7 @@ from curricula.curriculum.plan import (
     segments_of,
 )
 from curricula.curriculum.sources.conversations import POOLS, TuningSet
-from curricula.curriculum.sources.declared import anchor
+from curricula.curriculum.sources.declared import anchor, declared_in
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import FULL, EvalConfig
@@ -225,6 +225,11 @@ class Study(Settings, frozen=True, dict=True):
             for source in mix:
                 if source not in self.sources:
                     raise ValueError(f"the {where} names source {source!r}, which sources does not define")
+        for key, table in declared_in(self):
+            if self.world and table.hub is not None:
+                raise ValueError(
+                    f"{key}.hub is {table.hub!r}, but a study with a world fetches nothing; name files in `path`"
+                )
 
     def _check_vocabulary(self) -> None:
         trained, expected = self.tokenizer.train, self.model.resolve().vocabulary
