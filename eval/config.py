@@ -6,12 +6,15 @@ settings are in `eval/decoding/settings.py`, the tasks in `eval/tasks.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from curricula.errors import UsageError
 from curricula.eval.attacks.settings import Attacks
+from curricula.eval.benchmarks import PromptSet, Use, check_names, check_use
 from curricula.eval.capability.settings import Capability
 from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
@@ -94,6 +97,9 @@ class EvalConfig(Settings, frozen=True):
     """At most this many prompts of each set of benign requests. Not given in the paper; Maini et al. use 300."""
     harmbench_copyright: bool = False
     """Whether to include HarmBench's copyright rows, which need a hash judge, not a classifier."""
+    prompts: dict[str, PromptSet] = {}
+    """Prompt sets of your own, by the names under which `benchmarks`, `base_benchmark`, `overrefusal_benchmark`,
+    `gcg.benchmark` and `capability.tasks` can have them."""
     accept_changed: tuple[str, ...] = ()
     """Benchmarks whose prompts may differ from the published set; any other difference is an error."""
     judge: str | JudgeConfig = "refusal-phrases"
@@ -118,12 +124,13 @@ class EvalConfig(Settings, frozen=True):
     capability: Capability | None = Capability()
     """What the task `capability` runs; null leaves it out."""
     tasks: Tasks | Literal["full"] = Tasks()
-    """`full` is every task there is; `curricula plan` shows its price."""
+    """`full` is the whole battery; `curricula plan` shows its price."""
 
     def check(self) -> None:
         if self.tasks == "full":  # written out, so that a run keeps its tasks when the suite gets more
             msgspec.structs.force_setattr(self, "tasks", FULL)
         self._check_decoders()
+        self._check_prompts()
         for name in self.shards:
             if not TASKS[name].decoders:
                 raise ValueError(f"shards names {name}, which has no prompts to share; leave it out")
@@ -169,9 +176,28 @@ class EvalConfig(Settings, frozen=True):
                     raise ValueError(decoder.problem)
                 self.settings_of(decoder)
 
+    def _check_prompts(self) -> None:
+        check_names(self.prompts)
+        attacks = [*self.benchmarks, *self.attacks.benchmarks, *([self.gcg.benchmark] if self.gcg else [])]
+        attacks.append(self.attacks.ablation.harmful)
+        uses: dict[Use, Sequence[str]] = {"attack": attacks, "completion": [self.base_benchmark]}
+        uses |= {
+            "overrefusal": [*self.overrefusal_benchmarks, self.attacks.ablation.harmless],
+            "capability": self.capability.names if self.capability else (),
+        }
+        for kind, names in uses.items():
+            for name in names:
+                check_use(name, kind, self.prompts)
+
     def _task_names(self) -> set[str]:
         tasks = self.task_lists
         return {*tasks.base, *tasks.instruct, *tasks.benign}
+
+    def anchor_folder(self, folder: Path) -> None:
+        """Make the folder of capability tasks absolute: if it is not, it is relative to `folder`."""
+        if self.capability and self.capability.folder:
+            path = str(folder.absolute() / Path(self.capability.folder).expanduser())
+            msgspec.structs.force_setattr(self.capability, "folder", path)
 
     @property
     def task_lists(self) -> Tasks:

@@ -23,7 +23,7 @@ from curricula.eval.attacks.ablation import find_direction, without_direction
 from curricula.eval.attacks.gcg import attacked_prompts
 from curricula.eval.attacks.replay import artifact_prompts, suffixed_prompts
 from curricula.eval.attacks.rewriting import rewritten
-from curricula.eval.benchmarks import Prompt, limited, load_prompts
+from curricula.eval.benchmarks import Prompt, limited, load_prompts, own_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
 from curricula.eval.decoding.registry import EXACT, NEUTRAL, Decoder
@@ -77,7 +77,9 @@ def run_element(
     if config.capability and task.kind == "capability":
         from curricula.eval.capability.harness import capability_rows
 
-        return capability_rows(loaded, eval_task.benchmark, config.capability, path, {}, progress)
+        name = eval_task.benchmark
+        questions = own_prompts(name, config.prompts[name], data_root) if name in config.prompts else None
+        return capability_rows(loaded, name, config.capability, path, questions, progress)
     if not prompts:  # more shards than prompts
         write_rows(path, cast("list[GenerationRow]", []))
         return []
@@ -114,6 +116,7 @@ def task_prompts(
         prompts = load_prompts(
             found_on or name,
             data_root,
+            own=config.prompts,
             limit=eval_task.limit,
             with_copyright=config.harmbench_copyright,
             accept_changed=config.accept_changed,

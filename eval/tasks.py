@@ -79,11 +79,9 @@ _ROWS = (
     Task("probes", "probes", rows=ProbeRow),
     Task("capability", "capability", rows=CapabilityRow),
 )
+_KINDS: tuple[tuple[str, Judged], ...] = (("attacks", "attack"), ("overrefusal", "overrefusal"))
 _PLUGINS = tuple(
-    Task(f"{prefix}-{name}", kind, (name,), kind)
-    for name in DECODERS
-    if name not in OWN
-    for prefix, kind in (("attacks", "attack"), ("overrefusal", "overrefusal"))
+    Task(f"{prefix}-{name}", kind, (name,), kind) for name in DECODERS if name not in OWN for prefix, kind in _KINDS
 )
 TASKS = {task.name: task for task in (*_ROWS, *_PLUGINS)}
 

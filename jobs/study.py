@@ -33,7 +33,7 @@ from curricula.curriculum.sources.declared import anchor, declared_in
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval import MODEL_KINDS
 from curricula.eval.benchmarks import BENCHMARKS
-from curricula.eval.config import EvalConfig
+from curricula.eval.config import FULL, EvalConfig
 from curricula.model import (
     PRESETS,
     ExecutionConfig,
@@ -285,12 +285,16 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
-        if evaluation.tasks.benign and self.tuning.benign is None:
+        if evaluation.tasks == FULL and self.tuning.benign is None:
+            msgspec.structs.force_setattr(evaluation, "tasks", msgspec.structs.replace(FULL, benign=()))
+        if evaluation.task_lists.benign and self.tuning.benign is None:
             raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
         self._check_transfers()
         for name in [*evaluation.benchmark_names, *evaluation.accept_changed]:
-            if name not in BENCHMARKS:
-                raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
+            if name not in BENCHMARKS and name not in evaluation.prompts:
+                raise ValueError(
+                    f"evaluation names benchmark {name!r}; choose from {', '.join([*evaluation.prompts, *BENCHMARKS])}"
+                )
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
 
@@ -359,6 +363,7 @@ def load_study(path: Path) -> Study:
     missing = f"no such study file; name a file, or one of those that come with the suite: {', '.join(EXAMPLES)}"
     study = parse_study(read_yaml(path, missing), str(path))
     anchor(study, path.parent)
+    study.evaluation.anchor_folder(path.parent)
     return study
 
 

@@ -137,9 +137,10 @@ def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
     attacked = {
         prompt.cluster
         for benchmark in config.attacks.benchmarks
-        for prompt in load_prompts(benchmark, data_root, accept_changed=accepted)
+        for prompt in load_prompts(benchmark, data_root, accept_changed=accepted, own=config.prompts)
     }
-    own = [one for one in load_prompts(name, data_root, accept_changed=accepted) if one.cluster not in attacked]
+    found = load_prompts(name, data_root, accept_changed=accepted, own=config.prompts)
+    own = [one for one in found if one.cluster not in attacked]
     count = settings.train + settings.validation
     if len(own) < count:
         raise UserError(

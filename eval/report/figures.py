@@ -11,6 +11,7 @@ import abc
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ FIGURES: tuple[Figure, ...] = (
 
 def draw_figures(shown: Shown, folder: Path) -> list[Path]:
     """Write all nine figures to `folder` as PNG and SVG; returns the PNG paths in order."""
-    return [save_figure(figure.name, lambda figure=figure: figure.draw(shown), folder) for figure in FIGURES]
+    return [save_figure(figure.name, partial(figure.draw, shown), folder) for figure in FIGURES]
 
 
 def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:

@@ -67,6 +67,8 @@ def write_report(
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
     "tasks", the planned tasks of each stage, from which the page knows what is still missing; and "changed", how benchmarks
     differ from the published ones; "bits_per_byte", the losses of base models on held-out text.
+    "tasks", the planned tasks of each stage, from which the page knows what is still missing; "changed", how benchmarks
+    differ from the published ones; and "contamination", how many prompts of each occur in the training text.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
@@ -134,6 +136,7 @@ def write_report(
         not_evaluated=not_evaluated(rows, study.get("tasks", {})),
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
+        contamination={row["benchmark"]: row for row in study.get("contamination") or ()},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
         caveats=" ".join(
             [
