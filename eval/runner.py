@@ -23,7 +23,7 @@ from curricula.eval.attacks.gcg import attacked_prompts
 from curricula.eval.benchmarks import Prompt, load_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
-from curricula.eval.decoding.registry import EXACT, NEUTRAL, Decoder
+from curricula.eval.decoding.registry import EXACT, NEUTRAL, NEUTRAL_WHERE_DETERMINISTIC, Decoder
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.probes import probe_rows
 from curricula.eval.rows import (
@@ -65,7 +65,10 @@ def run_element(
     if config.leaves_out(task):
         raise UsageError(f"task {task.name!r} is asked for, but evaluation.{task.kind} is null; give it settings")
     prompts = task_prompts(eval_task, config, data_root)
-    loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision)
+    if isinstance(model, LoadedModel):
+        loaded = model
+    else:
+        loaded = load_model(model, model_kind, device, config.precision, config.deterministic)
     if config.probes and task.kind == "probes":
         return probe_rows(loaded, config.probes, data_root, path, seed if probe_seed is None else probe_seed, progress)
     if not prompts:  # more shards than prompts
@@ -115,8 +118,8 @@ def generate_rows(
     if quoted:
         log.info("%s: %d prompts quote %d control tokens, which are read as text", task.name, len(quoted), sum(quoted))
     generations = [
-        Generation(loaded, task.name, label, decoder, getattr(config, decoder.name), prompts, seed)
-        for label, decoder in task.labelled_decoders()
+        Generation(loaded, task.name, label, decoder, settings, prompts, seed)
+        for (label, decoder), settings in zip(task.labelled_decoders(), config.decoder_settings(task))
     ]
     work = [(generation, batch) for generation in generations for batch in generation.batches()]
     keys = [generation.keys(batch) for generation, batch in work]
@@ -142,7 +145,7 @@ class Generation:
     """The decoder's name in rows."""
     decoder: Decoder
     settings: Any
-    """The decoder's settings, the field of EvalConfig with its name."""
+    """The decoder's settings (`EvalConfig.decoder_settings`)."""
     prompts: list[Prompt]
     seed: int
 
@@ -157,8 +160,9 @@ class Generation:
 
     def keys(self, prompts: Sequence[Prompt]) -> list[str]:
         settings = msgspec.to_builtins(self.settings)
-        if self.loaded.precision in EXACT:
-            for field in NEUTRAL:
+        same = NEUTRAL_WHERE_DETERMINISTIC if self.loaded.deterministic else NEUTRAL
+        if self.loaded.precision in EXACT or self.loaded.deterministic:
+            for field in same:
                 settings.pop(field, None)
         return [
             row_key(
@@ -174,6 +178,7 @@ class Generation:
                 settings=settings,
                 seed=self.seed,
                 sample=sample,
+                **({"deterministic": True} if self.loaded.deterministic else {}),  # only there: other keys stay
             )
             for prompt in prompts
             for sample in range(self.samples)
@@ -209,6 +214,7 @@ class Generation:
                     tokens=answer.tokens,
                     finish=answer.finish,
                     shortcircuit=answer.shortcircuit,
+                    pruning=answer.pruning,
                 )
             )
         return rows
