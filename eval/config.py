@@ -23,9 +23,20 @@ from curricula.eval.judges.templates import find_template
 from curricula.eval.probes.settings import Probes
 from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
-from curricula.settings import Positive, Settings
+from curricula.settings import NonNegative, Positive, Settings
 
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
+class ProbeSampling(Settings, frozen=True):
+    """A small draft model chooses which candidates of GCG the attacked model computes (Zhao et al. 2024; as in nanoGCG)."""
+
+    draft: str
+    """The draft model: a folder, a Hugging Face name, a package or .gguf file. It reads the same text as the attacked model."""
+    sampling_factor: Positive = 16
+    """One candidate in this many is computed by both models, which shows how far they agree."""
+    r: Positive = 8
+    """Without any agreement, one candidate in this many is computed after the draft's choice; with full agreement only one."""
 
 
 class Gcg(Settings, frozen=True):
@@ -36,6 +47,16 @@ class Gcg(Settings, frozen=True):
     """Candidates per step; not given, so nanoGCG's default."""
     topk: Positive = 256
     """Likeliest replacements per position, by the gradient."""
+    replace: Positive = 1
+    """Tokens that each candidate replaces; nanoGCG's `n_replace`."""
+    draws: Literal["nanogcg", "llm-attacks"] = "nanogcg"
+    """Whether the places to replace are drawn, or evenly spread and unchanged candidates dropped, as in llm-attacks."""
+    buffer: NonNegative = 0
+    """Suffixes of lowest loss kept from all steps, each step starting from the best; 0 starts from the last step's."""
+    early_stop: bool = False
+    """Whether a suffix is finished once greedy decoding after some candidate begins with the target."""
+    probe_sampling: ProbeSampling | None = None
+    """null computes every candidate."""
     suffix: str = " ".join(["x"] * 20)
     """Initial suffix; its length is not given, so nanoGCG's default."""
     target: str = "Sure"
@@ -43,12 +64,18 @@ class Gcg(Settings, frozen=True):
     benchmark: str = "jailbreakbench"
     prompts: Positive | None = None
     """At most this many prompts; null takes all (100 for JailbreakBench)."""
-    batch_candidates: Positive = 512
+    batch_prompts: Positive = 8
+    """Prompts attacked side by side, whose gradients are one pass."""
+    batch_candidates: Positive = 128
     """Candidates in one forward pass; lower it when memory runs out."""
 
     def check(self) -> None:
         if not self.suffix.strip() or not self.target:
             raise ValueError("gcg.suffix and gcg.target must not be empty")
+        if self.draws == "llm-attacks" and self.replace > 1:
+            raise ValueError(
+                f"gcg.replace is {self.replace}, and llm-attacks replaces one token; choose draws: nanogcg"
+            )
 
 
 class Tasks(Settings, frozen=True):
@@ -108,6 +135,8 @@ class EvalConfig(Settings, frozen=True):
     """Judge of answers to benign requests; null takes the same judge."""
     precision: Precision | None = None
     """Precision of the models' weights; null is bfloat16 on a GPU and float32 on a CPU."""
+    deterministic: bool = False
+    """Whether answers stay the same to the last bit whatever is decoded beside them, which takes longer (docs/decoding.md)."""
     shards: dict[TaskName, Shards] = {}
     """Elements that share a task's prompts of one benchmark, such as {gcg: 4}; 1 for tasks not named."""
     topk: TopK = TopK()
@@ -137,6 +166,10 @@ class EvalConfig(Settings, frozen=True):
         if self.precision == "float64" and self.topk.backend == "vllm":
             raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
         self._check_attacks()
+        for name in self._task_names():
+            self.decoder_settings(TASKS[name])  # raises ValueError where a variant contradicts the study's settings
+        if self.deterministic and self.topk.backend == "vllm":
+            raise ValueError("deterministic is true, which vLLM does not promise; set topk.backend to transformers")
         judged = {TASKS[name].judged for name in self._task_names()}
         for kind in JUDGED:
             if kind == "attack" or kind in judged:
@@ -250,6 +283,11 @@ class EvalConfig(Settings, frozen=True):
     def leaves_out(self, task: Task) -> bool:
         """Whether the settings of what the task measures are null."""
         return task.kind in ("gcg", "probes", "capability") and getattr(self, task.kind) is None
+
+    def decoder_settings(self, task: Task) -> list[Any]:
+        """The settings of each decoder of a task."""
+        settings = [self.settings_of(DECODERS[name]) for name in task.decoders]
+        return [variant.of(each) for variant, each in zip(task.variants, settings)] or settings
 
     def eval_tasks(self, model_kind: ModelKind) -> list[EvalTask]:
         """The whole evaluation of a model, in the order in which it runs and in which merged rows stand."""

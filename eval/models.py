@@ -56,6 +56,8 @@ class LoadedModel:
     end_ids: tuple[int, ...]
     """Tokens that end an answer."""
     device: torch.device
+    deterministic: bool = False
+    """Whether an answer must not depend on what is decoded beside it, to the last bit (`eval/decoding/batch.py`)."""
 
     @property
     def layers(self) -> int:
@@ -166,7 +168,11 @@ class LoadedModel:
 
 
 def load_model(
-    source: Path | str, kind: ModelKind, device: str | None = None, precision: Precision | None = None
+    source: Path | str,
+    kind: ModelKind,
+    device: str | None = None,
+    precision: Precision | None = None,
+    deterministic: bool = False,
 ) -> LoadedModel:
     """Load the model that `source` names; raises UserError if it cannot be used.
 
@@ -192,6 +198,7 @@ def load_model(
         tag_id=single_id(tokenizer, TAG),
         end_ids=end_ids(model, tokenizer),
         device=where,
+        deterministic=deterministic,
     )
 
 

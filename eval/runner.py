@@ -26,7 +26,7 @@ from curricula.eval.attacks.rewriting import rewritten
 from curricula.eval.benchmarks import Prompt, limited, load_prompts, own_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
-from curricula.eval.decoding.registry import EXACT, NEUTRAL, Decoder
+from curricula.eval.decoding.registry import EXACT, NEUTRAL, NEUTRAL_WHERE_DETERMINISTIC, Decoder
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.probes.probing import probe_rows
 from curricula.eval.rows import (
@@ -71,7 +71,10 @@ def run_element(
     if config.leaves_out(task):
         raise UsageError(f"task {task.name!r} is asked for, but evaluation.{task.kind} is null; give it settings")
     prompts = task_prompts(eval_task, config, data_root, rows_of, raw=model_kind == "base")
-    loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision)
+    if isinstance(model, LoadedModel):
+        loaded = model
+    else:
+        loaded = load_model(model, model_kind, device, config.precision, config.deterministic)
     if config.probes and task.kind == "probes":
         return probe_rows(loaded, config.probes, data_root, path, seed if probe_seed is None else probe_seed, progress)
     if config.capability and task.kind == "capability":
@@ -161,8 +164,8 @@ def generate_rows(
     if quoted:
         log.info("%s: %d prompts quote %d control tokens, which are read as text", task.name, len(quoted), sum(quoted))
     generations = [
-        Generation(loaded, task.name, label, decoder, decoding(config, decoder, prompts), prompts, seed, attack)
-        for label, decoder in task.labelled_decoders()
+        Generation(loaded, task.name, label, decoder, for_attempts(settings, prompts), prompts, seed, attack)
+        for (label, decoder), settings in zip(task.labelled_decoders(), config.decoder_settings(task))
     ]
     work = [(generation, batch) for generation in generations for batch in generation.batches()]
     keys = [generation.keys(batch) for generation, batch in work]
@@ -178,9 +181,8 @@ def generate_rows(
     return in_order(path, GenerationRow, keys)
 
 
-def decoding(config: EvalConfig, decoder: Decoder, prompts: Sequence[Prompt]) -> Any:
-    """The decoder's settings; an attempt is one sample."""
-    settings = config.settings_of(decoder)
+def for_attempts(settings: Any, prompts: Sequence[Prompt]) -> Any:
+    """A decoder's settings, with one sample where each prompt is an attempt."""
     is_attempts = any(prompt.attempt is not None for prompt in prompts)
     return msgspec.structs.replace(settings, samples=1) if is_attempts else settings
 
@@ -195,6 +197,7 @@ class Generation:
     """The decoder's name in rows."""
     decoder: Decoder
     settings: Any
+    """The decoder's settings (`EvalConfig.decoder_settings`)."""
     prompts: list[Prompt]
     seed: int
     attack: str = ""
@@ -211,8 +214,9 @@ class Generation:
 
     def keys(self, prompts: Sequence[Prompt]) -> list[str]:
         settings = msgspec.to_builtins(self.settings)
-        if self.loaded.precision in EXACT:
-            for field in NEUTRAL:
+        same = NEUTRAL_WHERE_DETERMINISTIC if self.loaded.deterministic else NEUTRAL
+        if self.loaded.precision in EXACT or self.loaded.deterministic:
+            for field in same:
                 settings.pop(field, None)
         return [
             row_key(
@@ -230,6 +234,7 @@ class Generation:
                 sample=sample if prompt.attempt is None else prompt.attempt,
                 **({"prefill": prompt.prefill} if prompt.prefill else {}),  # only there, so that other keys stay
                 **({"attack": self.attack} if self.attack else {}),
+                **({"deterministic": True} if self.loaded.deterministic else {}),
             )
             for prompt in prompts
             for sample in range(self.samples)
@@ -269,6 +274,7 @@ class Generation:
                     tokens=answer.tokens,
                     finish=answer.finish,
                     shortcircuit=answer.shortcircuit,
+                    pruning=answer.pruning,
                 )
             )
         return rows

@@ -22,7 +22,12 @@ from curricula.eval.tasks import judged_tasks
 WORST = "worst"
 """The name of the worst case among the attacks."""
 
-INFERENCE = {label: decoder.name for task in judged_tasks("attack") for label, decoder in task.labelled_decoders()}
+INFERENCE = {
+    label: decoder.name
+    for task in judged_tasks("attack")
+    if not task.variants  # other settings of a decoder are no attack
+    for label, decoder in task.labelled_decoders()
+}
 """The decoder behind each name in rows: "topk" for "topk" and "gcg+topk"."""
 
 Broken = Mapping[str, Mapping[Prompt, PromptMean]]
