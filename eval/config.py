@@ -6,13 +6,15 @@ settings are in `eval/decoding/settings.py`, the tasks in `eval/tasks.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from curricula.errors import UsageError
 from curricula.eval.attacks.settings import Attacks
+from curricula.eval.benchmarks import PromptSet, Use, check_names, check_use
 from curricula.eval.capability.settings import Capability
 from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
@@ -21,9 +23,20 @@ from curricula.eval.judges.templates import find_template
 from curricula.eval.probes.settings import Probes
 from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
-from curricula.settings import Positive, Settings
+from curricula.settings import NonNegative, Positive, Settings
 
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
+class ProbeSampling(Settings, frozen=True):
+    """A small draft model chooses which candidates of GCG the attacked model computes (Zhao et al. 2024; as in nanoGCG)."""
+
+    draft: str
+    """The draft model: a folder, a Hugging Face name, a package or .gguf file. It reads the same text as the attacked model."""
+    sampling_factor: Positive = 16
+    """One candidate in this many is computed by both models, which shows how far they agree."""
+    r: Positive = 8
+    """Without any agreement, one candidate in this many is computed after the draft's choice; with full agreement only one."""
 
 
 class Gcg(Settings, frozen=True):
@@ -34,6 +47,16 @@ class Gcg(Settings, frozen=True):
     """Candidates per step; not given, so nanoGCG's default."""
     topk: Positive = 256
     """Likeliest replacements per position, by the gradient."""
+    replace: Positive = 1
+    """Tokens that each candidate replaces; nanoGCG's `n_replace`."""
+    draws: Literal["nanogcg", "llm-attacks"] = "nanogcg"
+    """Whether the places to replace are drawn, or evenly spread and unchanged candidates dropped, as in llm-attacks."""
+    buffer: NonNegative = 0
+    """Suffixes of lowest loss kept from all steps, each step starting from the best; 0 starts from the last step's."""
+    early_stop: bool = False
+    """Whether a suffix is finished once greedy decoding after some candidate begins with the target."""
+    probe_sampling: ProbeSampling | None = None
+    """null computes every candidate."""
     suffix: str = " ".join(["x"] * 20)
     """Initial suffix; its length is not given, so nanoGCG's default."""
     target: str = "Sure"
@@ -41,12 +64,18 @@ class Gcg(Settings, frozen=True):
     benchmark: str = "jailbreakbench"
     prompts: Positive | None = None
     """At most this many prompts; null takes all (100 for JailbreakBench)."""
-    batch_candidates: Positive = 512
+    batch_prompts: Positive = 8
+    """Prompts attacked side by side, whose gradients are one pass."""
+    batch_candidates: Positive = 128
     """Candidates in one forward pass; lower it when memory runs out."""
 
     def check(self) -> None:
         if not self.suffix.strip() or not self.target:
             raise ValueError("gcg.suffix and gcg.target must not be empty")
+        if self.draws == "llm-attacks" and self.replace > 1:
+            raise ValueError(
+                f"gcg.replace is {self.replace}, and llm-attacks replaces one token; choose draws: nanogcg"
+            )
 
 
 class Tasks(Settings, frozen=True):
@@ -95,6 +124,9 @@ class EvalConfig(Settings, frozen=True):
     """At most this many prompts of each set of benign requests. Not given in the paper; Maini et al. use 300."""
     harmbench_copyright: bool = False
     """Whether to include HarmBench's copyright rows, which need a hash judge, not a classifier."""
+    prompts: dict[str, PromptSet] = {}
+    """Prompt sets of your own, by the names under which `benchmarks`, `base_benchmark`, `overrefusal_benchmark`,
+    `gcg.benchmark` and `capability.tasks` can have them."""
     accept_changed: tuple[str, ...] = ()
     """Benchmarks whose prompts may differ from the published set; any other difference is an error."""
     judge: str | JudgeConfig = "refusal-phrases"
@@ -103,6 +135,8 @@ class EvalConfig(Settings, frozen=True):
     """Judge of answers to benign requests; null takes the same judge."""
     precision: Precision | None = None
     """Precision of the models' weights; null is bfloat16 on a GPU and float32 on a CPU."""
+    deterministic: bool = False
+    """Whether answers stay the same to the last bit whatever is decoded beside them, which takes longer (docs/decoding.md)."""
     shards: dict[TaskName, Shards] = {}
     """Elements that share a task's prompts of one benchmark, such as {gcg: 4}; 1 for tasks not named."""
     topk: TopK = TopK()
@@ -119,18 +153,23 @@ class EvalConfig(Settings, frozen=True):
     capability: Capability | None = Capability()
     """What the task `capability` runs; null leaves it out."""
     tasks: Tasks | Literal["full"] = Tasks()
-    """`full` is every task there is; `curricula plan` shows its price."""
+    """`full` is the whole battery; `curricula plan` shows its price."""
 
     def check(self) -> None:
         if self.tasks == "full":  # written out, so that a run keeps its tasks when the suite gets more
             msgspec.structs.force_setattr(self, "tasks", FULL)
         self._check_decoders()
+        self._check_prompts()
         for name in self.shards:
             if not TASKS[name].decoders:
                 raise ValueError(f"shards names {name}, which has no prompts to share; leave it out")
         if self.precision == "float64" and self.topk.backend == "vllm":
             raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
         self._check_attacks()
+        for name in self._task_names():
+            self.decoder_settings(TASKS[name])  # raises ValueError where a variant contradicts the study's settings
+        if self.deterministic and self.topk.backend == "vllm":
+            raise ValueError("deterministic is true, which vLLM does not promise; set topk.backend to transformers")
         self.require_templates(self._task_names())
 
     def require_templates(self, tasks: Iterable[str]) -> None:
@@ -174,9 +213,28 @@ class EvalConfig(Settings, frozen=True):
                     raise ValueError(decoder.problem)
                 self.settings_of(decoder)
 
+    def _check_prompts(self) -> None:
+        check_names(self.prompts)
+        attacks = [*self.benchmarks, *self.attacks.benchmarks, *([self.gcg.benchmark] if self.gcg else [])]
+        attacks.append(self.attacks.ablation.harmful)
+        uses: dict[Use, Sequence[str]] = {"attack": attacks, "completion": [self.base_benchmark]}
+        uses |= {
+            "overrefusal": [*self.overrefusal_benchmarks, self.attacks.ablation.harmless],
+            "capability": self.capability.names if self.capability else (),
+        }
+        for kind, names in uses.items():
+            for name in names:
+                check_use(name, kind, self.prompts)
+
     def _task_names(self) -> set[str]:
         tasks = self.task_lists
         return {*tasks.base, *tasks.instruct, *tasks.benign}
+
+    def anchor_folder(self, folder: Path) -> None:
+        """Make the folder of capability tasks absolute: if it is not, it is relative to `folder`."""
+        if self.capability and self.capability.folder:
+            path = str(folder.absolute() / Path(self.capability.folder).expanduser())
+            msgspec.structs.force_setattr(self.capability, "folder", path)
 
     @property
     def task_lists(self) -> Tasks:
@@ -233,6 +291,11 @@ class EvalConfig(Settings, frozen=True):
     def leaves_out(self, task: Task) -> bool:
         """Whether the settings of what the task measures are null."""
         return task.kind in ("gcg", "probes", "capability") and getattr(self, task.kind) is None
+
+    def decoder_settings(self, task: Task) -> list[Any]:
+        """The settings of each decoder of a task."""
+        settings = [self.settings_of(DECODERS[name]) for name in task.decoders]
+        return [variant.of(each) for variant, each in zip(task.variants, settings)] or settings
 
     def eval_tasks(self, model_kind: ModelKind) -> list[EvalTask]:
         """The whole evaluation of one of the paper's models, in the order in which it runs and in which merged rows stand."""

@@ -74,10 +74,13 @@ class PromptFinder:
         numbers = np.fromiter((self._numbers.get(word, 0) for word in words), np.uint64, len(words))
         overlapping: set[int] = set()
         seen: dict[int, list[tuple[int, Gram]]] = defaultdict(list)
+        found, hashed = numbers, 1  # the hashes of all runs of `hashed` words
         for length, keys in self._keys.items():
             if len(words) < length:
                 break
-            found = _hashes(numbers, length)
+            for place in range(hashed, length):
+                found = found[:-1] * np.uint64(_FACTOR) + numbers[place:]
+            hashed = length
             places = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
             for place in np.flatnonzero(keys[places] == found).tolist():
                 gram = tuple(numbers[place : place + length].tolist())

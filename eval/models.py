@@ -60,6 +60,8 @@ class LoadedModel:
     end_ids: tuple[int, ...]
     """Tokens that end an answer."""
     device: torch.device
+    deterministic: bool = False
+    """Whether an answer must not depend on what is decoded beside it, to the last bit (`eval/decoding/batch.py`)."""
 
     @property
     def layers(self) -> int:
@@ -176,6 +178,7 @@ def load_model(
     precision: Precision | None = None,
     raw: bool | None = None,
     step: int | None = None,
+    deterministic: bool = False,
 ) -> LoadedModel:
     """Load the model that `source` names; raises UserError if it cannot be used.
 
@@ -204,6 +207,7 @@ def load_model(
         tag_id=single_id(tokenizer, TAG),
         end_ids=end_ids(model, tokenizer),
         device=where,
+        deterministic=deterministic,
     )
 
 

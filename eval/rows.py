@@ -52,6 +52,19 @@ OVERREFUSAL_VERDICTS = (
 """Verdicts on a benign request (section 4.2 of the paper); categories 3 to 5 count as overrefusal."""
 
 
+class Pruning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What SafeBeam's pruning by P(tag) cost one answer."""
+
+    logp: float
+    """Summed log-probability of the answer's tokens, its end mark or tag included, in nats."""
+    lost: float
+    """At every step, how far the likeliest candidate lay above the likeliest that survived; the sum over the steps, in nats."""
+    dropped: Count
+    """Steps at which the likeliest candidate was dropped."""
+    steps: Count
+    """All steps of the search, at least the answer's tokens."""
+
+
 class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One answer of the model to one prompt."""
 
@@ -100,6 +113,8 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """"end" (end mark), "length", or "tag" (cut at the tag)."""
     shortcircuit: bool
     """Whether the model wrote the tag, cut there or not."""
+    pruning: Pruning | None = None
+    """None for other decoders than SafeBeam, and in rows of earlier versions."""
 
     @property
     def is_raw(self) -> bool:

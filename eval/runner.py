@@ -23,10 +23,10 @@ from curricula.eval.attacks.ablation import find_direction, without_direction
 from curricula.eval.attacks.gcg import attacked_prompts
 from curricula.eval.attacks.replay import artifact_prompts, suffixed_prompts
 from curricula.eval.attacks.rewriting import rewritten
-from curricula.eval.benchmarks import Prompt, limited, load_prompts
+from curricula.eval.benchmarks import Prompt, limited, load_prompts, own_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
-from curricula.eval.decoding.registry import EXACT, NEUTRAL, Decoder
+from curricula.eval.decoding.registry import EXACT, NEUTRAL, NEUTRAL_WHERE_DETERMINISTIC, Decoder
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.probes.probing import probe_rows
 from curricula.eval.rows import (
@@ -76,20 +76,26 @@ def run_element(
     elif raw is None:
         raw = model_kind == "base"
     prompts = task_prompts(eval_task, config, data_root, rows_of, raw)
-    loaded = model if isinstance(model, LoadedModel) else load_model(model, model_kind, device, config.precision, raw)
+    if isinstance(model, LoadedModel):
+        loaded = model
+    else:
+        loaded = load_model(model, model_kind, device, config.precision, raw, deterministic=config.deterministic)
     if config.probes and task.kind == "probes":
         return probe_rows(loaded, config.probes, data_root, path, seed if probe_seed is None else probe_seed, progress)
     if config.capability and task.kind == "capability":
         from curricula.eval.capability.harness import capability_rows
 
-        return capability_rows(loaded, eval_task.benchmark, config.capability, path, {}, progress)
+        name = eval_task.benchmark
+        questions = own_prompts(name, config.prompts[name], data_root) if name in config.prompts else None
+        return capability_rows(loaded, name, config.capability, path, questions, progress)
     if not prompts:  # more shards than prompts
         write_rows(path, cast("list[GenerationRow]", []))
         return []
     if config.gcg and task.kind == "gcg":
         prompts = attacked_prompts(loaded, prompts, config.gcg, path, seed, progress)
     if task.kind == "ablation":
-        direction = find_direction(loaded, config, data_root, out, progress)
+        scores = path.with_name(f"{path.stem}.scores.jsonl")
+        direction = find_direction(loaded, config, data_root, out / "refusal-direction.json", scores, progress)
         with without_direction(loaded.model, direction.vector):
             return generate_rows(loaded, prompts, task, config, path, seed, progress, attack=direction.key)
     prompts = rewritten(task.kind, prompts, loaded, config.attacks, seed)
@@ -118,6 +124,7 @@ def task_prompts(
         prompts = load_prompts(
             found_on or name,
             data_root,
+            own=config.prompts,
             limit=eval_task.limit,
             with_copyright=config.harmbench_copyright,
             accept_changed=config.accept_changed,
@@ -140,7 +147,7 @@ def check_lengths(loaded: LoadedModel, prompts: Sequence[Prompt]) -> None:
 def prompt_ids(loaded: LoadedModel, prompt: Prompt) -> list[int]:
     """Token ids of what the model is given, the beginning of its answer included."""
     ids = loaded.raw_ids(prompt.text) if prompt.raw else loaded.prompt_ids(prompt.text)
-    return ids + loaded.encode(prompt.prefill) if prompt.prefill else ids
+    return ids + loaded.encode_turn("", prompt.prefill, "") if prompt.prefill else ids
 
 
 def generate_rows(
@@ -162,8 +169,8 @@ def generate_rows(
     if quoted:
         log.info("%s: %d prompts quote %d control tokens, which are read as text", task.name, len(quoted), sum(quoted))
     generations = [
-        Generation(loaded, task.name, label, decoder, decoding(config, decoder, prompts), prompts, seed, attack)
-        for label, decoder in task.labelled_decoders()
+        Generation(loaded, task.name, label, decoder, for_attempts(settings, prompts), prompts, seed, attack)
+        for (label, decoder), settings in zip(task.labelled_decoders(), config.decoder_settings(task))
     ]
     work = [(generation, batch) for generation in generations for batch in generation.batches()]
     keys = [generation.keys(batch) for generation, batch in work]
@@ -179,9 +186,8 @@ def generate_rows(
     return in_order(path, GenerationRow, keys)
 
 
-def decoding(config: EvalConfig, decoder: Decoder, prompts: Sequence[Prompt]) -> Any:
-    """The decoder's settings; an attempt is one sample."""
-    settings = config.settings_of(decoder)
+def for_attempts(settings: Any, prompts: Sequence[Prompt]) -> Any:
+    """A decoder's settings, with one sample where each prompt is an attempt."""
     is_attempts = any(prompt.attempt is not None for prompt in prompts)
     return msgspec.structs.replace(settings, samples=1) if is_attempts else settings
 
@@ -196,6 +202,7 @@ class Generation:
     """The decoder's name in rows."""
     decoder: Decoder
     settings: Any
+    """The decoder's settings (`EvalConfig.decoder_settings`)."""
     prompts: list[Prompt]
     seed: int
     attack: str = ""
@@ -212,8 +219,9 @@ class Generation:
 
     def keys(self, prompts: Sequence[Prompt]) -> list[str]:
         settings = msgspec.to_builtins(self.settings)
-        if self.loaded.precision in EXACT:
-            for field in NEUTRAL:
+        same = NEUTRAL_WHERE_DETERMINISTIC if self.loaded.deterministic else NEUTRAL
+        if self.loaded.precision in EXACT or self.loaded.deterministic:
+            for field in same:
                 settings.pop(field, None)
         return [
             row_key(
@@ -231,6 +239,7 @@ class Generation:
                 sample=sample if prompt.attempt is None else prompt.attempt,
                 **({"prefill": prompt.prefill} if prompt.prefill else {}),  # only there, so that other keys stay
                 **({"attack": self.attack} if self.attack else {}),
+                **({"deterministic": True} if self.loaded.deterministic else {}),
             )
             for prompt in prompts
             for sample in range(self.samples)
@@ -272,6 +281,7 @@ class Generation:
                     tokens=answer.tokens,
                     finish=answer.finish,
                     shortcircuit=answer.shortcircuit,
+                    pruning=answer.pruning,
                 )
             )
         return rows

@@ -11,10 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+import msgspec
 
 from curricula.errors import UsageError
 from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
+from curricula.eval.decoding.settings import Pool, SafeBeam
 from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow
 
 Kind = Literal[
@@ -35,6 +38,26 @@ JUDGED: tuple[Judged, ...] = ("attack", "overrefusal")
 
 
 @dataclass(frozen=True)
+class Variant:
+    """SafeBeam with another number or another choice of candidates than the study's."""
+
+    candidates_per_beam: int
+    pool: Pool
+
+    @property
+    def label(self) -> str:
+        """Follows the decoder's name in rows."""
+        return f"-{self.candidates_per_beam}x-{self.pool}"
+
+    @property
+    def title(self) -> str:
+        return f", {self.candidates_per_beam} candidates a beam, pool {self.pool}"
+
+    def of(self, settings: SafeBeam) -> SafeBeam:
+        return msgspec.structs.replace(settings, candidates=self.candidates_per_beam * settings.beams, pool=self.pool)
+
+
+@dataclass(frozen=True)
 class Task:
     """One row of the table."""
 
@@ -52,10 +75,13 @@ class Task:
     """Precedes the decoder's name in rows."""
     title: str = ""
     """Precedes the decoder's title in the report."""
+    variants: tuple[Variant, ...] = ()
+    """How the settings of each of `decoders` differ from the study's; none differ where it is empty."""
 
     def labelled_decoders(self) -> list[tuple[str, Decoder]]:
-        """Each decoder with its name in rows, such as "topk" or "gcg+topk"."""
-        return [(self.prefix + name, DECODERS[name]) for name in self.decoders]
+        """Each decoder with its name in rows, such as "topk", "gcg+topk" or "safebeam-5x-beam"."""
+        labels = [variant.label for variant in self.variants] or [""] * len(self.decoders)
+        return [(self.prefix + name + label, DECODERS[name]) for name, label in zip(self.decoders, labels)]
 
 
 def _cheap_attacks(kind: Kind, title: str, *decoders: str) -> list[Task]:
@@ -63,10 +89,13 @@ def _cheap_attacks(kind: Kind, title: str, *decoders: str) -> list[Task]:
     return [Task(f"{kind}-{name}", kind, (name,), "attack", prefix=f"{kind}+", title=title) for name in decoders]
 
 
+_VARIANTS = tuple(Variant(times, pool) for pool in get_args(Pool) for times in (2, 5, 10))
+"""20, 50 and 100 candidates for the paper's 10 beams."""
 _ROWS = (
     Task("attacks-topk", "attack", ("topk",), "attack"),
     Task("attacks-safebeam", "attack", ("safebeam",), "attack"),
     Task("attacks-greedy", "attack", ("greedy",), "attack"),
+    Task("safebeam-candidates", "attack", ("safebeam",) * 6, "attack", variants=_VARIANTS),
     Task("overrefusal-topk", "overrefusal", ("topk",), "overrefusal"),
     Task("overrefusal-safebeam", "overrefusal", ("safebeam",), "overrefusal"),
     Task("gcg", "gcg", ("topk", "safebeam"), "attack", prefix="gcg+", title="GCG suffix, "),
@@ -79,11 +108,9 @@ _ROWS = (
     Task("probes", "probes", rows=ProbeRow),
     Task("capability", "capability", rows=CapabilityRow),
 )
+_KINDS: tuple[tuple[str, Judged], ...] = (("attacks", "attack"), ("overrefusal", "overrefusal"))
 _PLUGINS = tuple(
-    Task(f"{prefix}-{name}", kind, (name,), kind)
-    for name in DECODERS
-    if name not in OWN
-    for prefix, kind in (("attacks", "attack"), ("overrefusal", "overrefusal"))
+    Task(f"{prefix}-{name}", kind, (name,), kind) for name in DECODERS if name not in OWN for prefix, kind in _KINDS
 )
 TASKS = {task.name: task for task in (*_ROWS, *_PLUGINS)}
 
@@ -114,7 +141,10 @@ def decoder_titles() -> dict[str, str]:
     """The titles of all decoders by their names in rows, in the order of the report."""
     titles = {name: decoder.title for name, decoder in DECODERS.items()}
     for task in TASKS.values():
-        titles |= {label: task.title + decoder.short for label, decoder in task.labelled_decoders() if task.prefix}
+        changes = [variant.title for variant in task.variants] or [""] * len(task.decoders)
+        if task.prefix or task.variants:
+            for (label, decoder), change in zip(task.labelled_decoders(), changes):
+                titles[label] = task.title + decoder.short + change
     return titles
 
 

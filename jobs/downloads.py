@@ -10,7 +10,7 @@ from typing import Literal
 
 from curricula.curriculum.config import Source
 from curricula.curriculum.sources.conversations import HARMFUL, POOLS
-from curricula.curriculum.sources.declared import declared_in
+from curricula.curriculum.sources.declared import DeclaredTable, declared_in
 from curricula.curriculum.sources.hub import Download, declared_download, downloads_of
 from curricula.curriculum.sources.registry import DATASETS, local_root
 from curricula.errors import UsageError, UserError
@@ -78,12 +78,11 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
             continue
         downloads = downloads_of(source.dataset, root, source.parts)
         found += _labelled(source.dataset, downloads, "data", source.documents)
-    pools = [pool for tuning in study.tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
-    for pool in pools:
+    for pool in used_pools(study):
         if name := (study.tuning_sets.get(pool) or POOLS[pool]).dataset:
             found += named_downloads(name, root)
     for name in study.evaluation.benchmark_names:
-        if BENCHMARKS[name].hub is not None:
+        if name in BENCHMARKS and BENCHMARKS[name].hub is not None:
             found += _labelled(name, benchmark_downloads(name, root), "evaluation")
     for key, table in declared_in(study):
         if table.hub is not None:
@@ -98,6 +97,19 @@ def read_study(path: Path, changes: Sequence[str] = ()) -> Study:
     study = load_study(path, changes)
     look_at_tables(study, None if study.world else local_root())
     return study
+
+
+def read_tables(study: Study) -> dict[str, DeclaredTable]:
+    """Every table that a study reads, by its key: sources, tuning sets (public ones by their names too), and all others."""
+    declared = dict(declared_in(study))
+    return declared | {
+        f"tuning_sets.{name}": POOLS[name] for name in used_pools(study) if name not in study.tuning_sets
+    }
+
+
+def used_pools(study: Study) -> list[str]:
+    """The tuning sets that some stage reads."""
+    return [pool for tuning in study.tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
 
 
 def look_at_tables(study: Study, root: Path | None) -> None:

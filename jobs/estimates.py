@@ -17,10 +17,25 @@ from curricula.curriculum.stream.blend import Blend
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
+from curricula.eval.capability.settings import PUBLISHED
+from curricula.eval.config import EvalConfig
+from curricula.eval.tasks import EvalTask
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
 from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
+
+READING = 0.3
+"""Share of the peak that a forward pass over whole texts reaches."""
+STEP_S = 0.03
+"""Seconds of one step of generation, at least."""
+BYTES_PER_S = 1.7e12
+"""At which weights are read: half of an H100's memory bandwidth."""
+PROMPT_TOKENS = 60
+PROBE_TOKENS = 4 * 1_000 * 400
+"""Training and test texts of the probes."""
+UNKNOWN_PROMPTS = 500
+"""Where the size of a set is not known before it is read."""
 
 
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
@@ -70,6 +85,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         ],
         "gpu_hours": _described_hours(plan),
         "gpu_hours_by_seed": _hours_by_seed(plan),
+        "evaluation_gpu_hours": _evaluation_hours(plan),
         "gpu_memory": _gpu_memory(study),
     }
 
@@ -279,8 +295,8 @@ def _unpinned(study: Study) -> list[str]:
         )
     names = study.evaluation.benchmark_names if local_root() is None and not study.world else ()
     for name in names:
-        entry = BENCHMARKS[name]
-        if entry.hub and not entry.hub_revision and not entry.texts:
+        entry = BENCHMARKS.get(name)
+        if entry and entry.hub and not entry.hub_revision and not entry.texts:
             found.append(
                 f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"
             )
@@ -322,6 +338,56 @@ def _hours_by_seed(plan: Plan) -> dict[str, dict[str, float]]:
             part = "pretraining" if job.request.section == "pretraining" else "other_at_most"
             found[str(element.seed)][part] += element.gpu_hours
     return found
+
+
+def _evaluation_hours(plan: Plan) -> dict[str, float]:
+    """The estimated GPU-hours of each evaluation task, over all models."""
+    study, found = plan.study, dict[str, float]()
+    parameters, peak = study.model.resolve().parameters(), study.resources.peak_tflops
+    for _, element in plan.elements():
+        if (task := element.eval_task) is not None:
+            hours = task_gpu_hours(task, study.evaluation, parameters, peak)
+            found[task.task.name] = found.get(task.task.name, 0.0) + hours
+    return found
+
+
+def task_gpu_hours(task: EvalTask, config: EvalConfig, parameters: int, peak_tflops: float) -> float:
+    """GPU-hours of one element of an evaluation, for a model of `parameters`: an estimate from counts of tokens.
+
+    Generating takes steps: each reads the weights once and costs at least what launching a model's kernels from Python takes.
+    """
+
+    def reading(tokens: float) -> float:
+        return 2 * parameters * tokens / (peak_tflops * 1e12 * READING)
+
+    def generating(answers: float, rows: float, steps: float) -> float:
+        return -(-answers // rows) * steps * max(STEP_S, 2 * parameters / BYTES_PER_S)
+
+    kind = task.task.kind
+    if kind == "probes":
+        return reading(PROBE_TOKENS) / 3600
+    if kind == "capability" and config.capability:
+        known = PUBLISHED.get(task.benchmark)
+        if known is None:
+            return reading(UNKNOWN_PROMPTS * 4 * PROMPT_TOKENS) / 3600
+        questions = min(known.questions, config.capability.limit or known.questions)
+        seconds = reading(questions * known.requests * known.prompt_tokens)
+        if known.answer_tokens:
+            seconds += generating(questions, config.capability.batch, known.answer_tokens)
+        return seconds / 3600
+    entry = BENCHMARKS.get(task.benchmark)
+    prompts = (entry.rows if entry else UNKNOWN_PROMPTS) if task.limit is None else task.limit
+    prompts = min(prompts, entry.rows if entry else prompts) / task.shards
+    seconds = 0.0
+    for _, decoder in task.task.labelled_decoders():
+        settings = config.settings_of(decoder)
+        beams = getattr(settings, "candidates", 1)
+        answers = prompts * getattr(settings, "samples", 1) * beams
+        seconds += reading(prompts * PROMPT_TOKENS)
+        seconds += generating(answers, getattr(settings, "rows", 64), getattr(settings, "max_new_tokens", 256))
+    if kind == "gcg" and config.gcg:
+        seconds += prompts * config.gcg.steps * (reading(config.gcg.search_width * PROMPT_TOKENS / 2) + 2 * STEP_S)
+    return seconds / 3600
 
 
 def _gpu_memory(study: Study) -> dict[str, Any]:

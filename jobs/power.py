@@ -17,6 +17,9 @@ from curricula.eval.tasks import TASKS
 from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
 
+UNKNOWN_PROMPTS = 100
+"""Assumed of sets of the user's own, which are not read for a plan."""
+
 
 def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
     """The smallest differences in attack success under top-k, for the study's seeds and up to two more, as plain values.
@@ -41,6 +44,8 @@ def prompts_of(study: Study) -> int:
     """About how many prompts attack a model, of the kind of model that has the fewest; near-copies are not left out."""
 
     def size(benchmark: str) -> int:
+        if benchmark in study.evaluation.prompts:
+            return UNKNOWN_PROMPTS
         if study.world is None:
             return BENCHMARKS[benchmark].rows
         return study.world.prompts_per_benchmark * (4 if BENCHMARKS[benchmark].use == "completion" else 1)

@@ -50,7 +50,7 @@ from curricula.curriculum.stages import BASE, StageTree, stage_tree
 from curricula.curriculum.sweep import Sweep, variants_of
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
-from curricula.eval.config import EvalConfig, Tasks
+from curricula.eval.config import FULL, EvalConfig, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import (
     PRESETS,
@@ -375,7 +375,10 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
-        if self.tuning and evaluation.task_lists.benign and self.tuning.benign is None:
+        has_benign = self.tuning is not None and self.tuning.benign is not None
+        if evaluation.tasks == FULL and not has_benign:
+            msgspec.structs.force_setattr(evaluation, "tasks", msgspec.structs.replace(FULL, benign=()))
+        if self.tuning and evaluation.task_lists.benign and not has_benign:
             raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
         for place, names in self._named_tasks():
             for name in names:
@@ -383,8 +386,10 @@ class Study(Settings, frozen=True, dict=True):
                     raise ValueError(f"{place} names {name!r}; choose from {', '.join(TASKS)}")
         self._check_transfers()
         for name in [*evaluation.benchmark_names, *self.used_benchmarks, *evaluation.accept_changed]:
-            if name not in BENCHMARKS:
-                raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
+            if name not in BENCHMARKS and name not in evaluation.prompts:
+                raise ValueError(
+                    f"evaluation names benchmark {name!r}; choose from {', '.join([*evaluation.prompts, *BENCHMARKS])}"
+                )
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
         evaluation.require_templates(name for _, names in self._named_tasks() for name in names)
@@ -480,12 +485,15 @@ class Study(Settings, frozen=True, dict=True):
         return self.evaluation.battery(names, self.tree.is_raw(name), most)
 
     @property
+    def all_eval_tasks(self) -> list[EvalTask]:
+        """What is measured on all models, at their ends and on the way."""
+        stages = [(one, name) for one in self.variants.values() for name in (BASE, *one.tree.stages)]
+        return [task for one, name in stages for way in (False, True) for task in one.eval_tasks(name, way)]
+
+    @property
     def used_benchmarks(self) -> list[str]:
         """Every benchmark that a task does read."""
-        stages = [(one, name) for one in self.variants.values() for name in (BASE, *one.tree.stages)]
-        return self.evaluation.benchmarks_of(
-            task for one, name in stages for way in (False, True) for task in one.eval_tasks(name, way)
-        )
+        return self.evaluation.benchmarks_of(self.all_eval_tasks)
 
     def branch_at(self, arm: Arm, step: int) -> str:
         """The branch of the training tree that holds the checkpoint of `arm` at `step`."""

@@ -175,7 +175,7 @@ class TextTable(DeclaredTable, frozen=True):
                     raise ValueError(
                         f"{name} is {getattr(self, name)!r}, but a known dataset has its own; leave it out"
                     )
-        if not columns_of(self.text):
+        if not columns_of(self.text) or not self.text:
             raise ValueError(f"text {self.text!r} names no column; name one, or write columns in braces")
         for name in ("min_score", "max_score"):
             if (bound := getattr(self, name)) is not None and not (self.score and math.isfinite(bound)):

@@ -18,7 +18,7 @@ from curricula.eval.analysis.metrics import ALL
 from curricula.eval.analysis.seeds import BySeed, rate_over_seeds
 from curricula.eval.analysis.statistics import PromptMean, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import StudyRows
-from curricula.eval.rows import MODEL_KINDS, CapabilityRow
+from curricula.eval.rows import CapabilityRow
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class CapabilityMetrics:
     """"all" is the average over the tasks, each with the same weight."""
     metric: str
     value: float
-    error: float
-    """Standard error over questions, as lm_eval has it."""
+    error: float | None
+    """Standard error over questions, as lm_eval has it; None for a single question."""
     low: float
     """Lower end of the 95% interval, over questions."""
     high: float
@@ -122,14 +122,14 @@ def study_capability(study: StudyRows) -> list[CapabilityMetrics]:
     return [
         metrics
         for arm in study.arms
-        for stage in MODEL_KINDS
+        for stage in study.stages
         for metrics in capability_metrics(study.capability.get((arm.key, stage), []), arm.name, stage, arm.seed)
     ]
 
 
 def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
     """Every arm on every task and on their average, by stage."""
-    for stage in MODEL_KINDS:
+    for stage in study.stages:
         by_arm: dict[str, dict[int, Sequence[CapabilityRow]]] = defaultdict(dict)
         for arm in study.arms:
             if rows := study.capability.get((arm.key, stage)):
@@ -181,7 +181,8 @@ def bits_estimates(found: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """The places of the points that no other beats: by a greater first value at no greater second one, or a smaller second one
     at no smaller first one. In the order of the first value."""
-    front, least = [], math.inf
+    front: list[int] = []
+    least = math.inf
     for place in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):
         if points[place][1] < least or (front and points[place] == points[front[-1]]):
             front.append(place)

@@ -20,6 +20,7 @@ import numpy as np
 
 from curricula.eval.analysis.accuracy import Accuracy, Corrected, corrected, published
 from curricula.eval.analysis.competence import BENIGN_TASKS, Competence, competence
+from curricula.eval.analysis.pruning import PruningMetrics, pruning_metrics
 from curricula.eval.analysis.statistics import NORMAL_95, cluster_of, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, StudyRows
 from curricula.eval.rows import OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
@@ -155,10 +156,11 @@ class StudyMetrics:
     attacks: list[AttackMetrics]
     overrefusals: list[OverrefusalMetrics]
     probes: list[ProbeMetrics]
+    pruning: list[PruningMetrics]
 
     def of_seed(self, seed: int) -> StudyMetrics:
         """The metrics of the arms that were trained with this seed."""
-        parts = (self.attacks, self.overrefusals, self.probes)
+        parts = (self.attacks, self.overrefusals, self.probes, self.pruning)
         return StudyMetrics(*([entry for entry in part if entry.seed == seed] for part in parts))  # type: ignore[arg-type]
 
     @property
@@ -196,7 +198,7 @@ def study_metrics(study: StudyRows) -> StudyMetrics:
     expected: dict[tuple[str, str], set[RowId]] = defaultdict(set)
     for (_, stage, task), rows in study.generations.items():
         expected[stage, task].update(map(row_id, rows))
-    found = StudyMetrics([], [], [])
+    found = StudyMetrics([], [], [], [])
     for arm in study.arms:
         for stage in study.stages:
             benign = {task: competence(study.answers(arm, stage, task)) for task in OVERREFUSAL_TASKS}
@@ -211,6 +213,8 @@ def study_metrics(study: StudyRows) -> StudyMetrics:
                     found.overrefusals.extend(
                         overrefusal_metrics(rows, arm.name, stage, decoder, expected[stage, task], arm.seed)
                     )
+            for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
+                found.pruning.extend(pruning_metrics(study.answers(arm, stage, task), arm.name, stage, arm.seed))
             found.probes.extend(probe_metrics(study.probes.get((arm.key, stage), []), arm.name, stage, arm.seed))
     return found
 

@@ -7,16 +7,16 @@ different seeds need not, so low numbers there say nothing of what either model 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from curricula.eval.analysis.study_rows import ArmInfo
+from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.probes.auc import auc_with_error
 from curricula.eval.probes.store import FOLDER, Fitted, read_fitted
-from curricula.eval.rows import MODEL_KINDS
+from curricula.eval.rows import row_key
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,24 @@ class Representation:
     """Between the mean weights of the probes."""
 
 
-def representations(run: Path, arms: Sequence[ArmInfo]) -> Iterator[Representation]:
+def representations(run: Path, study: StudyRows) -> Iterator[Representation]:
     """All comparisons of models that were probed on the same texts and layers."""
-    for stage in MODEL_KINDS:
-        folders = {arm.key: run / "eval" / arm.key / stage / FOLDER for arm in arms}
-        fitted = {arm.key: found for arm in arms if (found := read_fitted(folders[arm.key]))}
-        probed = [arm for arm in arms if arm.key in fitted]
+    for stage in study.stages:
+        folders = {arm.key: run / "eval" / arm.holder(stage) / stage / FOLDER for arm in study.arms}
+        fitted = {}
+        for arm in study.arms:
+            found = read_fitted(folders[arm.key])
+            # What earlier probes left, of another model or setting, is of no use.
+            if found and found.key == row_key(probes=[row.key for row in study.probes.get((arm.key, stage), ())]):
+                fitted[arm.key] = found
+        probed = [arm for arm in study.arms if arm.key in fitted]
         for other in probed:
             tested = fitted[other.key]
-            states = tested.test_states(folders[other.key])
-            for arm in probed:
-                if (arm.seed == other.seed or arm.name == other.name) and _match(fitted[arm.key], tested):
-                    yield from _compare(stage, arm, other, fitted[arm.key], tested, states)
+            for place in range(len(tested.layers)):
+                states = tested.test_states(folders[other.key], place).astype(np.float64)
+                for arm in probed:
+                    if (arm.seed == other.seed or arm.name == other.name) and _match(fitted[arm.key], tested):
+                        yield _compare(stage, place, arm, other, fitted[arm.key], tested, states)
 
 
 def _match(one: Fitted, other: Fitted) -> bool:
@@ -59,22 +65,20 @@ def _match(one: Fitted, other: Fitted) -> bool:
 
 
 def _compare(
-    stage: str, arm: ArmInfo, other: ArmInfo, one: Fitted, tested: Fitted, states: np.ndarray
-) -> Iterator[Representation]:
-    for place, layer in enumerate(one.layers):
-        scores = states[:, place].astype(np.float64) @ one.weights[:, place].T + one.bias[:, place]
-        aucs = [auc_with_error(of_probe, tested.test_unsafe)[0] for of_probe in scores.T]
-        yield Representation(
-            stage=stage,
-            layer=layer,
-            arm=arm.name,
-            seed=arm.seed,
-            other=other.name,
-            other_seed=other.seed,
-            transfer_auc=float(np.mean(aucs)),
-            direction_cosine=cosine(one.directions[place], tested.directions[place]),
-            probe_cosine=cosine(one.weights[:, place].mean(0), tested.weights[:, place].mean(0)),
-        )
+    stage: str, place: int, arm: ArmInfo, other: ArmInfo, one: Fitted, tested: Fitted, states: np.ndarray
+) -> Representation:
+    scores = states @ one.weights[:, place].T + one.bias[:, place]
+    return Representation(
+        stage=stage,
+        layer=one.layers[place],
+        arm=arm.name,
+        seed=arm.seed,
+        other=other.name,
+        other_seed=other.seed,
+        transfer_auc=float(np.mean([auc_with_error(of_probe, tested.test_unsafe)[0] for of_probe in scores.T])),
+        direction_cosine=cosine(one.directions[place], tested.directions[place]),
+        probe_cosine=cosine(one.weights[:, place].mean(0), tested.weights[:, place].mean(0)),
+    )
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:

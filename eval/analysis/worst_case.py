@@ -16,13 +16,18 @@ from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.runs import Runs
 from curricula.eval.analysis.seeds import rate_over_seeds
 from curricula.eval.analysis.statistics import Prompt, PromptMean, cluster_of
-from curricula.eval.rows import MODEL_KINDS, JudgedRow
+from curricula.eval.rows import JudgedRow
 from curricula.eval.tasks import judged_tasks
 
 WORST = "worst"
 """The name of the worst case among the attacks."""
 
-INFERENCE = {label: decoder.name for task in judged_tasks("attack") for label, decoder in task.labelled_decoders()}
+INFERENCE = {
+    label: decoder.name
+    for task in judged_tasks("attack")
+    if not task.variants  # other settings of a decoder are no attack
+    for label, decoder in task.labelled_decoders()
+}
 """The decoder behind each name in rows: "topk" for "topk" and "gcg+topk"."""
 
 Broken = Mapping[str, Mapping[Prompt, PromptMean]]
@@ -61,7 +66,7 @@ def attack_strengths(runs: Runs) -> Iterator[AttackStrength]:
             if row.decoder in INFERENCE:
                 of_seed = answers[stage, INFERENCE[row.decoder], name].setdefault(seed, defaultdict(list))
                 of_seed[row.decoder].append(row)
-    for stage in MODEL_KINDS:
+    for stage in list(dict.fromkeys(stage for stage, _, _ in answers)):
         for decoder in dict.fromkeys(INFERENCE.values()):
             for arm in runs.arms:
                 by_seed = {seed: broken(found) for seed, found in answers[stage, decoder, arm.name].items()}

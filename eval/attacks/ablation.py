@@ -1,6 +1,6 @@
 """Refusal-direction ablation (Arditi et al. 2024): a model without the direction of its residual stream that carries refusal.
 
-    direction = find_direction(loaded, EvalConfig(), data_root, out)
+    direction = find_direction(loaded, EvalConfig(), data_root, out / "refusal-direction.json", out / "scores.jsonl")
     with without_direction(loaded.model, direction.vector):
         ...  # whatever reads the model now reads it without that direction
 
@@ -10,7 +10,7 @@ harmless prompts, make the model refuse, the one is taken after whose ablation h
 this is the authors' pipeline (github.com/andyrdt/refusal_direction), but for what cannot go on: where no prompt or no candidate
 passes its filters, they are lifted and `refusal-direction.json` says so. A model that never refuses has no such direction.
 
-Scores of candidates are kept as they are computed, in `refusal-direction.scores.jsonl`, so that a killed search resumes.
+Scores of candidates are kept beside the element's rows as they are computed, so that a killed search resumes.
 """
 
 from __future__ import annotations
@@ -95,11 +95,17 @@ class Sets:
 
 
 def find_direction(
-    loaded: LoadedModel, config: EvalConfig, data_root: Path | None, out: Path, progress: Progress = silent
+    loaded: LoadedModel,
+    config: EvalConfig,
+    data_root: Path | None,
+    path: Path,
+    scores: Path,
+    progress: Progress = silent,
 ) -> Direction:
-    """The direction of this model, read from `out` or found now. It is the same for every task and prompt.
+    """The direction of this model, read from `path` or found now. It is the same for every task and prompt.
 
-    Raises UserError where there are too few prompts, or the model's blocks are built in an unknown way.
+    `scores` is a file of this element's own: others may look for the same direction at the same time. Raises UserError where
+    there are too few prompts, or the model's blocks are built in an unknown way.
     """
     settings = config.attacks.ablation
     texts = {name: _texts(config, data_root, name) for name in (settings.harmful, settings.harmless)}
@@ -112,7 +118,6 @@ def find_direction(
         settings=msgspec.to_builtins(settings),
         texts=texts,
     )
-    path = out / "refusal-direction.json"
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
         found = msgspec.json.decode(path.read_bytes(), type=Direction)
         if found.key == key:
@@ -121,7 +126,7 @@ def find_direction(
     train, validation = (
         Sets(*(of[start:stop] for of in ids)) for start, stop in ((0, settings.train), (settings.train, None))
     )
-    found = Search(loaded, settings, key).run(train, validation, path.with_suffix(".scores.jsonl"), progress)
+    found = Search(loaded, settings, key).run(train, validation, scores, progress)
     durable.write_text(path, msgspec.json.encode(found).decode())
     return found
 
@@ -132,9 +137,10 @@ def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
     attacked = {
         prompt.cluster
         for benchmark in config.attacks.benchmarks
-        for prompt in load_prompts(benchmark, data_root, accept_changed=accepted)
+        for prompt in load_prompts(benchmark, data_root, accept_changed=accepted, own=config.prompts)
     }
-    own = [one for one in load_prompts(name, data_root, accept_changed=accepted) if one.cluster not in attacked]
+    found = load_prompts(name, data_root, accept_changed=accepted, own=config.prompts)
+    own = [one for one in found if one.cluster not in attacked]
     count = settings.train + settings.validation
     if len(own) < count:
         raise UserError(
@@ -170,7 +176,7 @@ class Search:
                 f"{self.loaded.name}: the states of its first {len(layers)} layers do not depend on the prompt; lower "
                 f"attacks.ablation.pruned_layers, which is {self.settings.pruned_layers:g}"
             )
-        done = {(row["position"], row["layer"]): Score(**row) for row in durable.read_jsonl(path) if self.is_own(row)}
+        done = {(score.position, score.layer): score for score in self.read_scores(path)}
         for number, (position, layer) in enumerate(places):
             if (position, layer) not in done:
                 vector = directions[position, layer]
@@ -194,8 +200,12 @@ class Search:
             vector=directions[best.position, best.layer].tolist(),
         )
 
-    def is_own(self, row: Any) -> bool:
-        return isinstance(row, dict) and row.get("key") == self.key and set(row) == set(Score.__struct_fields__)
+    def read_scores(self, path: Path) -> Iterator[Score]:
+        for row in durable.read_jsonl(path):
+            with contextlib.suppress(msgspec.ValidationError):
+                score = msgspec.convert(row, Score)
+                if score.key == self.key:
+                    yield score
 
     def filtered(self, sets: Sets) -> tuple[Sets, bool]:
         """The harmful prompts that are refused and the harmless ones that are not, and True; all and False if none is left."""

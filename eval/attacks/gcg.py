@@ -1,54 +1,66 @@
-"""GCG: an adversarial suffix for one prompt, found by greedy coordinate gradient (Zou et al. 2023; paper appendix B).
+"""GCG: an adversarial suffix for each prompt, found by greedy coordinate gradient (Zou et al. 2023; paper appendix B).
 
 At every step the gradient of the target's loss with respect to the one-hot suffix names the `topk` most promising
 replacements at each position. Each of `search_width` candidates replaces one token, at a random position by a random one
 of these. The candidate of lowest loss is taken even if it is worse than the current suffix, and the result is the suffix
 of lowest loss over all steps. This is nanoGCG with its defaults (no buffer, one replacement), except that a candidate
 counts only if the whole prompt, not the suffix alone, tokenises to the same ids: then the text alone carries the attack.
+`Gcg` in eval/config.py has nanoGCG's other settings too.
 
 The suffix follows the request after a space. A tuned model reads both in its chat template, a base model reads them
 as they are and the target follows after another space: what is optimised is what is decoded. The attack does not know
-SafeBeam. Everything before the suffix is read once, and each candidate is a forward pass over suffix, template end
-and all but the last target token, with logits at the target's places only ("Sure" is one token in SmolLM2: the last
-place). The state is saved every few steps, so a killed attack resumes in the middle of a suffix.
+SafeBeam. `batch_prompts` prompts are attacked side by side: eval/attacks/losses.py has the forward passes. What is drawn
+for a prompt depends on the prompt and the step alone. The state is saved every few steps, so a killed attack resumes in
+the middle of a suffix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from curricula import durable
 from curricula.errors import UserError
+from curricula.eval.attacks.losses import gradients, losses_after, read_on
+from curricula.eval.attacks.probe_sampling import Draft, sampled_losses
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Gcg
+from curricula.eval.decoding.registry import EXACT
 from curricula.eval.models import LoadedModel
 from curricula.eval.rows import SuffixRow, append_rows, finished_batches, in_order, row_key
 from curricula.progress import Progress
 from curricula.randomness import keyed_rng
 
-VERSION = 2
+VERSION = 3
 """Version of the algorithm, part of every row's key."""
-NEUTRAL = ("benchmark", "prompts", "batch_candidates")
+NEUTRAL = ("benchmark", "prompts")
 """Settings that leave a suffix the same."""
+NEUTRAL_WHERE_EXACT = ("batch_prompts", "batch_candidates")
+"""Settings that change a suffix by rounding alone."""
 SAVE_INTERVAL_STEPS = 10
 MARK = "\u2063SUFFIX\u2063"
 """Stands for the suffix while the chat template is rendered."""
+OnStep = Callable[[int, float], None]
+"""(steps of all prompts so far, loss of the suffix just taken)"""
 
 
 def attacked_prompts(
     loaded: LoadedModel, prompts: list[Prompt], config: Gcg, path: Path, seed: int, progress: Progress
 ) -> list[Prompt]:
-    """The prompts with their suffixes, which are kept beside `path`; those missing there are optimised one by one."""
+    """The prompts with their suffixes, which are kept beside `path`; those missing there are optimised."""
     suffixes = path.with_name(f"{path.stem}.suffixes.jsonl")
-    settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in NEUTRAL}
+    draft = Draft.load(config.probe_sampling.draft, loaded) if config.probe_sampling else None
+    neutral = NEUTRAL + (NEUTRAL_WHERE_EXACT if loaded.precision in EXACT else ())
+    side_by_side = 1 if loaded.deterministic else config.batch_prompts
+    settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in neutral}
+    if draft:
+        settings["probe_sampling"]["draft"] = draft.loaded.content_hash
     keys = [
         row_key(
             task="gcg",
@@ -65,29 +77,38 @@ def attacked_prompts(
         for prompt in prompts
     ]
     done = finished_batches(suffixes, SuffixRow, [[key] for key in keys])
-    for number, (prompt, key) in enumerate(zip(prompts, keys)):
-        if key in done:
-            continue
+    waiting = [(prompt, key) for prompt, key in zip(prompts, keys) if key not in done]
+    save = Save(suffixes.with_suffix(".step.json"))
+    for start in range(0, len(waiting), side_by_side):
+        batch = waiting[start : start + side_by_side]
 
-        def on_step(step: int, loss: float, finished: int = number) -> None:
+        def on_step(step: int, loss: float, finished: int = len(done) + start) -> None:
             progress(finished * config.steps + step, len(prompts) * config.steps, loss=round(loss, 4))
 
-        save = Save(suffixes.with_suffix(".step.json"), key)
-        result = optimise_suffix(loaded, prompt.text, config, (seed, prompt.benchmark, prompt.id), on_step, save)
-        row = SuffixRow(
-            key=key,
-            model=loaded.content_hash,
-            benchmark=prompt.benchmark,
-            prompt_id=prompt.id,
-            behavior=prompt.behavior,
-            seed=seed,
-            **msgspec.structs.asdict(result),
+        draws = {key: (seed, prompt.benchmark, prompt.id) for prompt, key in batch}
+        texts = [prompt.text for prompt, _ in batch]
+        results = optimise_suffixes(loaded, texts, config, draws, on_step, save, draft)
+        append_rows(
+            suffixes,
+            [
+                SuffixRow(
+                    key=key,
+                    model=loaded.content_hash,
+                    benchmark=prompt.benchmark,
+                    prompt_id=prompt.id,
+                    behavior=prompt.behavior,
+                    seed=seed,
+                    **msgspec.structs.asdict(result),
+                )
+                for (prompt, key), result in zip(batch, results)
+            ],
         )
-        append_rows(suffixes, [row])
-        save.forget()
+    save.forget()
     rows = in_order(suffixes, SuffixRow, [[key] for key in keys])
-    texts = [prompt.text.rstrip() if loaded.raw else prompt.text for prompt in prompts]
-    return [msgspec.structs.replace(prompt, text=text + row.suffix) for prompt, text, row in zip(prompts, texts, rows)]
+    requests = [prompt.text.rstrip() if loaded.raw else prompt.text for prompt in prompts]
+    return [
+        msgspec.structs.replace(prompt, text=text + row.suffix) for prompt, text, row in zip(prompts, requests, rows)
+    ]
 
 
 class GcgResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,66 +118,48 @@ class GcgResult(msgspec.Struct, frozen=True, kw_only=True):
     """Mean cross-entropy of the target, in nats per token."""
     initial_loss: float
     losses: list[float]
-    """Loss of the suffix taken at each step."""
+    """Loss of the best candidate of each step, of which there are fewer after an early stop."""
     idle_steps: int
     """Steps at which no candidate kept its tokens, so that the suffix stayed."""
 
 
 class State(msgspec.Struct, kw_only=True):
-    """An attack after some steps."""
+    """An attack on one prompt after some steps."""
 
     step: int
     current: list[int]
-    """The suffix taken last."""
+    """The suffix that the next step starts from."""
     loss: float
+    """Of the candidate taken last."""
     initial_loss: float
     best: list[int]
     best_loss: float
     losses: list[float]
+    buffer: list[tuple[float, list[int]]]
+    """The suffixes of lowest loss, the best first; empty without a buffer."""
     idle_steps: int = 0
-
-
-class SavedState(msgspec.Struct, frozen=True):
-    key: str
-    state: State
+    stopped: bool = False
+    """Whether some candidate has made the model begin with the target, where that ends the attack."""
 
 
 @dataclass(frozen=True)
 class Save:
-    """The file that holds the state of the attack whose row has this key."""
+    """The file that holds the states of the attacks in progress, by the keys of their rows."""
 
     path: Path
-    key: str
 
-    def write(self, state: State) -> None:
-        durable.write_text(self.path, msgspec.json.encode(SavedState(self.key, state)).decode())
+    def write(self, states: dict[str, State]) -> None:
+        durable.write_text(self.path, msgspec.json.encode(states).decode())
 
-    def read(self) -> State | None:
-        """The saved state of this attack; None if there is none, or only another attack's."""
+    def read(self) -> dict[str, State]:
+        """What was saved; nothing if there is no such file or it is of another version."""
         try:
-            saved = msgspec.json.decode(self.path.read_bytes(), type=SavedState)
+            return msgspec.json.decode(self.path.read_bytes(), type=dict[str, State])
         except (FileNotFoundError, msgspec.DecodeError):
-            return None
-        return saved.state if saved.key == self.key else None
+            return {}
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-class PrefixLayer(DynamicLayer):
-    """Keys and values of a fixed beginning, [1, heads, tokens, head size], before those of any number of rows."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
-        self.beginning = keys, values
-        self.is_initialized = True
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-        keys, values = (part.expand(len(key_states), -1, -1, -1) for part in self.beginning)
-        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
-
-    def get_seq_length(self, *_: Any) -> int:
-        return self.beginning[0].shape[2]
 
 
 class Attack:
@@ -177,66 +180,40 @@ class Attack:
             loaded.encode_turn(self.marks, self.request, "") if self.quotes else loaded.encode(self.opening)
         )
         self.closing_ids = loaded.encode(self.closing)
-        self.target_ids = loaded.encode(f" {config.target.lstrip()}" if raw else config.target)
+        self.target = f" {config.target.lstrip()}" if raw else config.target
+        self.target_ids = loaded.encode(self.target)
         self.initial_ids = loaded.encode(" " + config.suffix.strip())
         if not self.keeps_tokens([self.initial_ids])[0]:
             raise UserError(
                 f"gcg.suffix {config.suffix!r} does not keep its tokens after the request {self.request[:60]!r} in the "
                 f"tokenizer of {loaded.folder}; choose another initial suffix"
             )
-        self.embed = loaded.model.get_input_embeddings()
-        self.prefix = self.read_prefix()
+        self.prefix = read_on(loaded, DynamicCache(), self.beginning + self.opening_ids)
 
-    @torch.no_grad()
-    def read_prefix(self) -> Cache:
-        """A cache of the text before the suffix, for any number of rows and passes."""
-        read = DynamicCache()
-        ids = torch.tensor([self.beginning + self.opening_ids], device=self.loaded.device)
-        self.loaded.read(read, input_ids=ids, logits_to_keep=1)
-        layers: list[Any] = read.layers
-        return Cache(layers=[PrefixLayer(layer.keys, layer.values) for layer in layers])
+    def losses(
+        self, suffixes: Sequence[Sequence[int]], near: Sequence[int] | None = None
+    ) -> tuple[list[float], list[bool]]:
+        """The loss of each suffix (token ids), and whether greedy decoding after it begins with the target.
 
-    def target_loss(self, suffix_embeds: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of the target after each suffix: embeddings [rows, length, hidden] to float32 [rows]."""
-        rows = len(suffix_embeds)
-        fixed = torch.tensor([self.closing_ids + self.target_ids[:-1]], device=self.loaded.device)
-        embeds = torch.cat([suffix_embeds, self.embed(fixed).expand(rows, -1, -1).to(suffix_embeds.dtype)], dim=1)
-        output = self.loaded.read(self.prefix, inputs_embeds=embeds, logits_to_keep=len(self.target_ids))
-        logits = output.logits.float()
-        self.loaded.require_distribution(logits)
-        target = torch.tensor([self.target_ids], device=self.loaded.device).expand(rows, -1)
-        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1)
+        Quick where the suffixes begin as `near` does, by default the first of them.
+        """
+        texts = [[*ids, *self.closing_ids] for ids in suffixes]
+        near = texts[0] if near is None else [*near, *self.closing_ids]
+        return losses_after(self.loaded, self.prefix, texts, near, self.target_ids, self.config.batch_candidates)
 
-    def gradient(self, suffix_ids: Sequence[int]) -> torch.Tensor:
-        """Gradient of the target's loss with respect to the one-hot suffix, [length, vocabulary]."""
-        # By the chain rule, through the embeddings: one-hot rows select rows of the embedding matrix.
-        weights = self.embed.weight
-        embeds = weights[torch.tensor(list(suffix_ids), device=self.loaded.device)].detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.target_loss(embeds[None]).sum(), [embeds])
-        return (gradient @ weights.T).float()
-
-    @torch.no_grad()
-    def losses(self, suffixes: Sequence[Sequence[int]]) -> list[float]:
-        """Loss of each suffix, given as token ids of equal length."""
-        width = self.config.batch_candidates
-        found: list[float] = []
-        for start in range(0, len(suffixes), width):
-            ids = torch.tensor([list(row) for row in suffixes[start : start + width]], device=self.loaded.device)
-            found += self.target_loss(self.embed(ids)).tolist()
-        return found
+    def texts(self, suffixes: Sequence[Sequence[int]]) -> list[str]:
+        return self.loaded.tokenizer.batch_decode(
+            [list(row) for row in suffixes], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     def keeps_tokens(self, suffixes: Sequence[Sequence[int]]) -> list[bool]:
         """Whether the whole prompt with each suffix, as text, has exactly the tokens it was optimised with."""
-        tokenizer = self.loaded.tokenizer
-        texts = tokenizer.batch_decode(
-            [list(row) for row in suffixes], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        texts = self.texts(suffixes)
         if self.quotes:
             whole = [self.loaded.encode_turn(self.marks, f"{self.request}{text}", self.closing) for text in texts]
         else:  # the tokenizer's own batch call; that of transformers takes several times as long to wrap the result
             wholes = [f"{self.opening}{text}{self.closing}" for text in texts]
-            encodings = tokenizer.backend_tokenizer.encode_batch_fast(wholes, add_special_tokens=False)
+            encodings = self.loaded.tokenizer.backend_tokenizer.encode_batch_fast(wholes, add_special_tokens=False)
             whole = [encoding.ids for encoding in encodings]
         return [
             text.startswith(" ") and ids == [*self.opening_ids, *suffix, *self.closing_ids]
@@ -244,57 +221,94 @@ class Attack:
         ]
 
 
-def optimise_suffix(
+def optimise_suffixes(
     loaded: LoadedModel,
-    request: str,
+    requests: Sequence[str],
     config: Gcg,
-    draw_key: tuple[object, ...],
-    on_step: Any = None,
+    draws: dict[str, tuple[object, ...]],
+    on_step: OnStep | None = None,
     save: Save | None = None,
-) -> GcgResult:
-    """Run the attack on one request; `draw_key` seeds its draws, `on_step(step, loss)` is called after every step.
+    draft: Draft | None = None,
+) -> list[GcgResult]:
+    """Run the attack on requests side by side.
 
-    With `save` a killed attack resumes. Raises UserError if the initial suffix does not keep its tokens in this prompt.
+    `draws` has for each request, in order, a key under which `save` keeps its state, and the words that seed its draws.
+    With `save` a killed attack resumes. Raises UserError if the initial suffix does not keep its tokens in a prompt.
     """
-    attack = Attack(loaded, request, config)
+    attacks = [Attack(loaded, request, config) for request in requests]
     barred = barred_tokens(loaded)
-    state = (save.read() if save else None) or first_state(attack)
-    while state.step < config.steps:
-        replacements = promising(attack.gradient(state.current), barred, config.topk)
-        rng = keyed_rng("gcg", *draw_key, state.step)
-        candidates = draw_candidates(state.current, replacements, config.search_width, rng)
-        candidates = [row for row, kept in zip(candidates, attack.keeps_tokens(candidates)) if kept]
-        if candidates:
-            losses = attack.losses(candidates)
-            place = int(np.argmin(losses))
-            state.current, state.loss = candidates[place], losses[place]
-        else:
-            state.idle_steps += 1
-        if state.loss < state.best_loss:
-            state.best, state.best_loss = state.current, state.loss
-        state.losses.append(state.loss)
-        state.step += 1
-        if save is not None and (state.step % SAVE_INTERVAL_STEPS == 0 or state.step == config.steps):
-            save.write(state)
-        if on_step is not None:
-            on_step(state.step, state.loss)
-    return GcgResult(
-        suffix=text_of(loaded, state.best),
-        loss=state.best_loss,
-        initial_loss=state.initial_loss,
-        losses=state.losses,
-        idle_steps=state.idle_steps,
-    )
+    saved = save.read() if save else {}
+    states = {key: saved.get(key) or first_state(attack) for key, attack in zip(draws, attacks)}
+    passes = 0
+    while running := [
+        (attack, states[key], draws[key])
+        for attack, key in zip(attacks, draws)
+        if states[key].step < config.steps and not states[key].stopped
+    ]:
+        found = gradients(
+            loaded,
+            [attack.prefix for attack, _, _ in running],
+            [state.current for _, state, _ in running],
+            attacks[0].closing_ids,
+            attacks[0].target_ids,
+        )
+        for (attack, state, words), gradient in zip(running, found):
+            replacements = promising(gradient, barred, config.topk)
+            advance(attack, state, replacements, keyed_rng("gcg", *words, state.step), draft)
+            if on_step is not None:
+                steps = [config.steps if other.stopped else other.step for other in states.values()]
+                on_step(sum(steps), state.loss)
+        passes += 1
+        if save is not None and passes % SAVE_INTERVAL_STEPS == 0:
+            save.write(states)
+    if save is not None and passes:
+        save.write(states)
+    return [
+        GcgResult(
+            suffix=attack.texts([state.best])[0],
+            loss=state.best_loss,
+            initial_loss=state.initial_loss,
+            losses=state.losses,
+            idle_steps=state.idle_steps,
+        )
+        for attack, state in zip(attacks, states.values())
+    ]
 
 
 def first_state(attack: Attack) -> State:
     ids = list(attack.initial_ids)
-    (loss,) = attack.losses([ids])
-    return State(step=0, current=ids, loss=loss, initial_loss=loss, best=ids, best_loss=loss, losses=[])
+    ((loss,), _) = attack.losses([ids])
+    buffer = [(loss, ids)] if attack.config.buffer else []
+    return State(step=0, current=ids, loss=loss, initial_loss=loss, best=ids, best_loss=loss, losses=[], buffer=buffer)
 
 
-def text_of(loaded: LoadedModel, ids: Sequence[int]) -> str:
-    return loaded.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+def advance(
+    attack: Attack, state: State, replacements: np.ndarray, rng: np.random.Generator, draft: Draft | None
+) -> None:
+    """One step of the attack."""
+    config = attack.config
+    candidates = draw_candidates(state.current, replacements, config, rng)
+    candidates = [row for row, kept in zip(candidates, attack.keeps_tokens(candidates)) if kept]
+    if candidates:
+        losses, hits = (
+            sampled_losses(attack, candidates, state.current, draft, rng)
+            if draft
+            else attack.losses(candidates, state.current)
+        )
+        place = int(np.argmin(losses))
+        state.loss, state.current = losses[place], candidates[place]
+        state.stopped = config.early_stop and any(hits)
+        if config.buffer:
+            # The sort is stable: a candidate as good as the buffer's last does not replace it.
+            state.buffer = sorted([*state.buffer, (state.loss, state.current)], key=lambda entry: entry[0])
+            state.buffer = state.buffer[: config.buffer]
+            state.current = state.buffer[0][1]
+        if state.loss < state.best_loss:
+            state.best, state.best_loss = candidates[place], state.loss
+    else:
+        state.idle_steps += 1
+    state.losses.append(state.loss)
+    state.step += 1
 
 
 def barred_tokens(loaded: LoadedModel) -> torch.Tensor:
@@ -311,17 +325,25 @@ def barred_tokens(loaded: LoadedModel) -> torch.Tensor:
 
 
 def promising(gradient: torch.Tensor, barred: torch.Tensor, topk: int) -> np.ndarray:
-    """Token ids [length, topk] that by the gradient lower the loss most, the best first."""
+    """Token ids [length, topk] that by the gradient [length, vocabulary] lower the loss most, the best first."""
     allowed = int((~barred).sum())
     return gradient.masked_fill(barred, torch.inf).neg().topk(min(topk, allowed), dim=-1).indices.cpu().numpy()
 
 
 def draw_candidates(
-    current: Sequence[int], replacements: np.ndarray, width: int, rng: np.random.Generator
+    current: Sequence[int], replacements: np.ndarray, config: Gcg, rng: np.random.Generator
 ) -> list[list[int]]:
-    """`width` copies of the suffix, each with the token at a random position replaced by a random promising one."""
-    positions = rng.integers(len(current), size=width)
-    choices = rng.integers(replacements.shape[1], size=width)
+    """Copies of the suffix, each with `config.replace` tokens at different places replaced by random promising ones."""
+    width, length, count = config.search_width, len(current), min(config.replace, len(current))
+    if config.draws == "llm-attacks":
+        places = (np.arange(width) * length // width)[:, None]
+    elif count == 1:
+        places = rng.integers(length, size=(width, 1))
+    else:
+        places = rng.random((width, length)).argsort(axis=1)[:, :count]
+    choices = rng.integers(replacements.shape[1], size=places.shape)
     candidates = np.tile(np.asarray(current), (width, 1))
-    candidates[np.arange(width), positions] = replacements[positions, choices]
+    candidates[np.arange(width)[:, None], places] = replacements[places, choices]
+    if config.draws == "llm-attacks":
+        candidates = candidates[(candidates != np.asarray(current)).any(axis=1)]
     return candidates.tolist()

@@ -9,7 +9,6 @@ are written. Batches are fixed by the requests alone, so an evaluation that was 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
@@ -20,8 +19,17 @@ from typing import Any
 
 from curricula.durable import append_jsonl, read_jsonl
 from curricula.errors import UsageError, UserError
-from curricula.eval.capability.local_tasks import LocalTask, read_task
+from curricula.eval.benchmarks import Prompt
+from curricula.eval.capability.local_tasks import (
+    LocalTask,
+    check_task,
+    question_task,
+    read_task,
+    require_lm_eval,
+    task_manager,
+)
 from curricula.eval.capability.settings import PUBLISHED, Capability
+from curricula.eval.decoding.registry import EXACT
 from curricula.eval.models import LoadedModel
 from curricula.eval.rows import CapabilityRow, read_rows, row_key, write_rows
 from curricula.progress import Progress, silent
@@ -37,14 +45,18 @@ def capability_rows(
     name: str,
     settings: Capability,
     path: Path,
-    own: Mapping[str, LocalTask],
+    questions: Sequence[Prompt] | None = None,
     progress: Progress = silent,
 ) -> list[CapabilityRow]:
-    """Measure the task `name` into `path`, unless it is there. `own` holds the study's own sets of questions.
+    """Measure the task `name` into `path`, unless it is there. `questions` are those of an own set.
 
     Raises UserError for a task that is unknown, damaged or not to be had.
     """
-    local = own.get(name) or (read_task(file) if (file := settings.local_file(name)) else None)
+    check_task(name, settings, {name} if questions is not None else ())
+    if questions is not None:
+        local: LocalTask | None = question_task(name, [(one.text, one.target) for one in questions])
+    else:
+        local = read_task(file) if (file := settings.local_file(name)) else None
     chat = settings.chat_template and not loaded.raw
     key = row_key(
         model=loaded.content_hash,
@@ -55,7 +67,8 @@ def capability_rows(
         limit=settings.limit,
         few_shot=settings.few_shot,
         chat_template=chat,
-        lm_eval=importlib.metadata.version("lm_eval") if _is_installed() else "",
+        batch=None if loaded.precision in EXACT else settings.batch,
+        lm_eval=require_lm_eval(),
     )
     found = read_rows(path, CapabilityRow)
     if found and all(row.key == key for row in found):
@@ -69,38 +82,23 @@ def capability_rows(
     return rows
 
 
-def _is_installed() -> bool:
-    try:
-        importlib.metadata.version("lm_eval")
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError("capability needs lm_eval: `pip install safety-curricula[lm-eval]`") from None
-    return True
-
-
-def _load_tasks(name: str, local: LocalTask | None, few_shot: int | None) -> tuple[Any, Any]:
+def _load_tasks(name: str, local: LocalTask | None) -> tuple[Any, Any]:
     """lm_eval's manager of tasks, and what it takes for the task `name`."""
     import jinja2.sandbox
     import lm_eval.utils
-    from lm_eval.tasks import TaskManager
 
     plain = lm_eval.utils.env
     sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=plain.undefined, keep_trailing_newline=True)
     sandbox.filters.update(plain.filters)
     lm_eval.utils.env = sandbox
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_defaults=local is None)
-    if local is None and name not in manager.all_tasks:
-        raise UserError(
-            f"capability task {name!r} is not one of lm_eval's, and no {name}.yaml is in capability.folder; `lm_eval ls tasks` "
-            "lists its tasks"
-        )
-    return manager, dict(local.config) if local else name
+    return task_manager(name, local is not None), dict(local.config) if local else name
 
 
 def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat: bool) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
 
-    manager, task = _load_tasks(name, local, settings.few_shot)
+    manager, task = _load_tasks(name, local)
     try:
         found = simple_evaluate(
             model=lm,
@@ -115,11 +113,8 @@ def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat
         raise
     except Exception as error:  # a task is a small program: it can fail in any way
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        mend = (
-            "correct it"
-            if local
-            else "fetch it where there is a network: python -m curricula.eval.capability.harness " + name
-        )
+        fetch = f", fetch its data where there is a network (python -m curricula.eval.capability.harness {name})"
+        mend = f"correct the task{'' if local else fetch}, or lower capability.batch where memory ran out"
         raise UserError(f"capability task {name}: lm_eval cannot carry it out ({reason}); {mend}") from error
     assert found is not None  # only other ranks get none
     return found
@@ -167,7 +162,7 @@ def _headline(name: str, task: str, samples: Sequence[Mapping[str, Any]]) -> tup
 
 def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Progress) -> Any:
     """The model as lm_eval asks it, with its replies kept in `kept`."""
-    _is_installed()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval.models.huggingface import HFLM
 
     class Resumed(HFLM):
@@ -203,5 +198,5 @@ def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Pr
 
 if __name__ == "__main__":
     for wanted in sys.argv[1:]:
-        task_manager, named = _load_tasks(wanted, None, None)
-        task_manager.load([named])
+        manager, named = _load_tasks(wanted, None)
+        manager.load([named])

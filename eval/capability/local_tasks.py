@@ -7,12 +7,14 @@ templates are rendered in jinja's sandbox. Data files lie in the folder of the t
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from curricula.errors import UserError
+from curricula.eval.capability.settings import PUBLISHED, Capability
 from curricula.settings import read_yaml
 
 # fmt: off
@@ -82,6 +84,41 @@ def _data_files(path: Path, given: Any) -> dict[str, list[Path]]:
                 raise UserError(f"{path}: data_files names {name!r}; put a file of this name beside the task file")
             found.setdefault(str(split), []).append(file)
     return found
+
+
+def check_task(name: str, settings: Capability, own: Container[str]) -> None:
+    """Raise UserError where lm_eval is missing, a task is unknown or its file damaged: before a model is loaded."""
+    require_lm_eval()
+    if name in own:
+        return
+    if file := settings.local_file(name):
+        read_task(file)
+    if file or name in PUBLISHED:
+        return
+    if name not in task_manager(name, is_local=False).all_tasks:
+        where = f"no {name}.yaml is in {settings.folder}" if settings.folder else "capability.folder names no folder"
+        raise UserError(
+            f"capability task {name!r} is not one of lm_eval's, and {where}; `lm_eval ls tasks` lists lm_eval's tasks"
+        )
+
+
+def task_manager(name: str, is_local: bool) -> Any:
+    """lm_eval's manager of tasks, which knows `name` if lm_eval has it."""
+    import lm_eval.tasks
+
+    root = Path(lm_eval.tasks.__file__).parent
+    if is_local or name in PUBLISHED:
+        folders = [] if is_local else [root / PUBLISHED[name].folder]
+        return lm_eval.tasks.TaskManager(include_defaults=False, include_path=folders)
+    return lm_eval.tasks.TaskManager()
+
+
+def require_lm_eval() -> str:
+    """The version of lm_eval."""
+    try:
+        return importlib.metadata.version("lm_eval")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("capability needs lm_eval: `pip install safety-curricula[lm-eval]`") from None
 
 
 def question_task(name: str, questions: Iterable[tuple[str, str]]) -> LocalTask:

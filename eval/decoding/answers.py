@@ -8,6 +8,7 @@ import msgspec
 
 from curricula.errors import UserError
 from curricula.eval.models import LoadedModel
+from curricula.eval.rows import Pruning
 from curricula.randomness import key_seed
 
 
@@ -22,6 +23,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """"end" (end mark), "length", or "tag" (short-circuit: cut at the tag)."""
     shortcircuit: bool
     """Whether the model wrote the tag, cut there or not."""
+    pruning: Pruning | None = None
+    """Of SafeBeam alone."""
     completion: str = ""
     """What a user would read in place of `text` after a short-circuit; "" for `text` itself."""
 
@@ -56,6 +59,7 @@ def make_answer(
     stop_at_tag: bool,
     completions: Sequence[str] = (),
     key: tuple[object, ...] = (),
+    pruning: Pruning | None = None,
 ) -> Answer:
     """The answer in the generated `ids`: up to the first end mark or, with `stop_at_tag`, the first tag.
 
@@ -73,6 +77,7 @@ def make_answer(
         tokens=len(used),
         finish=finish,
         shortcircuit=tag is not None,
+        pruning=pruning,
         completion=chosen if finish == "tag" else "",
     )
 

@@ -8,6 +8,11 @@ texts, each token once (the beams of a prompt). The decoder's attention mask say
 `Decoding` reads prompts into rows and runs forward passes. It reads a prompt without its last token, which the decoder's
 first pass adds; so new rows and rows in mid-answer share one pass. It does not know how tokens are chosen, or what a row
 stands for: one text in sampling and greedy search, all beams of a prompt in SafeBeam.
+
+**Fixed shapes.** In bfloat16 the same product rounds differently in another shape. With `fixed` rows, the shapes of a pass
+follow from one row's own text alone: each prompt is read by itself, and each pass has exactly so many rows, filled up with
+a row that stands for nothing, of texts whose lengths end in the same stretch of WIDTH columns. What a row computes then
+depends on its place and its neighbours only if the kernels treat rows differently, which is tried out at the start.
 """
 
 from __future__ import annotations
@@ -18,31 +23,47 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from curricula.errors import UserError
 from curricula.eval.models import LoadedModel
+
+WIDTH = 256
+"""Columns in which the width of a pass of fixed shape grows."""
 
 
 class Decoding:
-    """`rows` rows with room for `capacity` tokens each."""
+    """`rows` rows with room for `capacity` tokens each; with `fixed`, every pass has exactly so many rows."""
 
-    def __init__(self, loaded: LoadedModel, rows: int, capacity: int) -> None:
-        self.loaded = loaded
-        self.cache = SlabCache(loaded.layers, rows, capacity)
+    def __init__(self, loaded: LoadedModel, rows: int, capacity: int, fixed: int = 0) -> None:
+        self.loaded, self.rows, self.fixed = loaded, rows, fixed
+        if fixed:
+            self.cache = SlabCache(loaded.layers, rows + 1, -(-capacity // WIDTH) * WIDTH)
+            self.check_rows_alike()
+        else:
+            self.cache = SlabCache(loaded.layers, rows, capacity)
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Read prompts[i], without its last token, into row rows[i]; equal prompts are read once."""
         beginnings = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
-        width = max(map(len, beginnings))
-        if not width:
-            return
-        # Padding goes on the right, where the causal mask hides it from every real token.
-        tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in beginnings], device=self.loaded.device)
-        read = DynamicCache()
-        self.loaded.read(read, input_ids=tokens, logits_to_keep=1)
-        place = {ids: number for number, ids in enumerate(beginnings)}
-        which = [place[tuple(prompt[:-1])] for prompt in prompts]
         device = self.loaded.device
-        self.cache.put(torch.tensor(list(rows), device=device), read, torch.tensor(which, device=device))
+        for some in [[ids] for ids in beginnings] if self.fixed else [beginnings]:
+            width = max(map(len, some))
+            if not width:
+                continue
+            # Padding goes on the right, where the causal mask hides it from every real token.
+            tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in some], device=device)
+            read = DynamicCache()
+            self.loaded.read(read, input_ids=tokens, logits_to_keep=1)
+            place = {ids: number for number, ids in enumerate(some)}
+            begun = [(row, place[ids]) for row, prompt in zip(rows, prompts) if (ids := tuple(prompt[:-1])) in place]
+            filled, which = torch.tensor(begun, device=device).T
+            self.cache.put(filled, read, which)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep only these rows, in this order."""
+        last = torch.arange(self.rows, self.cache.rows, device=rows.device)
+        self.rows = len(rows)
+        self.cache.select(torch.cat([rows, last]))
 
     @torch.inference_mode()
     def forward(
@@ -54,11 +75,50 @@ class Decoding:
         bool [rows, n, width], says which columns each attends to, its own included. Raises UserError for a model that
         gives no distribution; single tokens may have a logit of -inf.
         """
-        self.cache.expect(columns, mask.shape[-1])
+        if not self.fixed:
+            return self._forward(tokens, positions, columns, mask)
+        mask = torch.nn.functional.pad(mask, (0, self.cache.capacity - mask.shape[-1]))
+        nothing = [torch.zeros_like(part[:1]) for part in (tokens, positions, columns, mask)]
+        nothing[3][..., 0] = True
+        parts = [torch.cat(pair) for pair in zip((tokens, positions, columns, mask), nothing)]
+        widths = (columns.amax(1) // WIDTH + 1) * WIDTH
+        logits = torch.empty(*tokens.shape, self.loaded.vocabulary, dtype=self.loaded.logit_dtype, device=tokens.device)
+        for width in widths.unique().tolist():
+            for rows in (widths == width).nonzero()[:, 0].split(self.fixed):
+                lines = torch.nn.functional.pad(rows, (0, self.fixed - len(rows)), value=self.rows)
+                *some, seen = (part[lines] for part in parts)
+                logits[rows] = self._forward(*some, seen[..., :width], lines)[: len(rows)]
+        return logits
+
+    def _forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        columns: torch.Tensor,
+        mask: torch.Tensor,
+        lines: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        self.cache.expect(columns, mask.shape[-1], lines)
         output = self.loaded.read(self.cache, input_ids=tokens, attention_mask=mask[:, None], position_ids=positions)
         logits = output.logits.to(self.loaded.logit_dtype)
         self.loaded.require_distribution(logits)
         return logits
+
+    @torch.inference_mode()
+    def check_rows_alike(self) -> None:
+        """Raise UserError if a token's logits depend on the place of its row or on the other rows."""
+        place = torch.arange(self.fixed, device=self.loaded.device)[:, None]
+        first, column = torch.zeros_like(place), place % WIDTH
+        others = column % self.loaded.vocabulary
+        others[[0, -1]] = 0
+        mask = (torch.arange(WIDTH, device=place.device) == column)[:, None]
+        lines = torch.full_like(place[:, 0], self.rows)
+        alike, mixed = (self._forward(tokens, first, column, mask, lines) for tokens in (first, others))
+        if not all(torch.equal(row, alike[0]) for row in (*alike, mixed[0], mixed[-1])):
+            raise UserError(
+                f"{self.loaded.name}: evaluation.deterministic is true, and on this device ({self.loaded.device}) a row's "
+                f"result depends on its place among {self.fixed} rows; choose another number of rows, or leave it out"
+            )
 
 
 class SlabLayer(DynamicLayer):
@@ -77,6 +137,8 @@ class SlabLayer(DynamicLayer):
         lines, columns, width = self.cache.lines, self.cache.columns, self.cache.width
         self.keys[lines, :, columns] = key_states.transpose(1, 2)
         self.values[lines, :, columns] = value_states.transpose(1, 2)
+        if self.cache.some:
+            return self.keys[lines[:, 0], :, :width], self.values[lines[:, 0], :, :width]
         return self.keys[:, :, :width], self.values[:, :, :width]
 
     def allocate(self, like: torch.Tensor) -> None:
@@ -104,13 +166,17 @@ class SlabCache(Cache):
     def __init__(self, layers: int, rows: int, capacity: int) -> None:
         self.rows, self.capacity, self.width = rows, capacity, 0
         self.lines = self.columns = torch.empty(0, dtype=torch.long)
+        self.some = False  # whether a pass has lines of its own, in place of all
         self.slabs = [SlabLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.slabs))
 
-    def expect(self, columns: torch.Tensor, width: int) -> None:
-        """Announce a forward pass that writes token [i, j] to column columns[i, j] of row i and sees `width` columns."""
-        self.columns, self.width = columns, width
-        self.lines = torch.arange(self.rows, device=columns.device)[:, None]
+    def expect(self, columns: torch.Tensor, width: int, lines: torch.Tensor | None = None) -> None:
+        """Announce a forward pass that writes token [i, j] to column columns[i, j] of row i and sees `width` columns.
+
+        With `lines` its rows are these rows of the cache, in place of all.
+        """
+        self.columns, self.width, self.some = columns, width, lines is not None
+        self.lines = (torch.arange(self.rows, device=columns.device) if lines is None else lines)[:, None]
 
     def put(self, rows: torch.Tensor, read: DynamicCache, which: torch.Tensor) -> None:
         """Begin row rows[i] with what line which[i] of `read` holds."""

@@ -129,7 +129,7 @@ class BeamTrees:
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only these rows, in this order."""
-        self.decoding.cache.select(rows)
+        self.decoding.select(rows)
         self.used, self.length, self.ancestors = self.used[rows], self.length[rows], self.ancestors[rows]
 
 

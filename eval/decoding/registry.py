@@ -28,6 +28,9 @@ Draws = Sequence[tuple[object, ...]]
 NEUTRAL = ("batch_prompts", "rows", "samples")
 """Settings of what is decoded together. They leave an answer the same in EXACT precisions, and can change it in others."""
 
+NEUTRAL_WHERE_DETERMINISTIC = ("batch_prompts", "samples")
+"""Settings that leave an answer the same to the last bit with `evaluation.deterministic`."""
+
 EXACT = ("float32", "float64")
 """Precisions in which an answer does not depend on what is decoded beside it."""
 

@@ -36,6 +36,7 @@ from curricula.eval.decoding.answers import Answer, make_answer, room_after
 from curricula.eval.decoding.beam_tree import BeamTrees, Lookahead
 from curricula.eval.decoding.settings import SafeBeam
 from curricula.eval.models import LoadedModel
+from curricula.eval.rows import Pruning
 
 
 def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> list[Answer]:
@@ -45,15 +46,17 @@ def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], confi
     that is empty or fills the model's context.
     """
     return [
-        make_answer(loaded, found, config.stop_at_tag, config.safe_completions, tuple(prompt))
-        for prompt, (found, _) in zip(prompts, search_tokens(loaded, prompts, config))
+        make_answer(loaded, found, config.stop_at_tag, config.safe_completions, tuple(prompt), pruning)
+        for prompt, (found, pruning) in zip(prompts, search_tokens(loaded, prompts, config))
     ]
 
 
 def search_tokens(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam
-) -> list[tuple[list[int], float]]:
-    """Generated ids and summed log-probability of the best beam of each prompt, its end mark or tag included."""
+) -> list[tuple[list[int], Pruning]]:
+    """Generated ids of the best beam of each prompt, its end mark or tag included, and what pruning cost."""
+    if loaded.deterministic:  # each prompt by itself, so that nothing else has a part in its shapes
+        return [found for prompt in prompts for found in Search(loaded, [prompt], config).run()]
     return Search(loaded, prompts, config).run()
 
 
@@ -84,10 +87,12 @@ class Search:
         self.p_tag = full(value=0, dtype=loaded.logit_dtype)
         self.logits = full(loaded.vocabulary, value=0, dtype=loaded.logit_dtype)  # of what follows each beam
         self.history = full(max(self.limits, default=0), value=0, dtype=torch.long)
-        self.results: dict[int, tuple[list[int], float]] = {}
+        self.lost = torch.zeros(lines, dtype=torch.float64, device=self.device)  # by pruning, in log-probability
+        self.dropped = torch.zeros(lines, dtype=torch.long, device=self.device)  # steps that dropped the likeliest
+        self.results: dict[int, tuple[list[int], Pruning]] = {}
 
     @torch.inference_mode()
-    def run(self) -> list[tuple[list[int], float]]:
+    def run(self) -> list[tuple[list[int], Pruning]]:
         while self.queue or any(prompt >= 0 for prompt in self.active):
             self.admit()
             self.step()
@@ -105,12 +110,13 @@ class Search:
                 self.active[line], self.steps[line] = prompt, -1
             self.score[filled], self.ended[filled], self.p_tag[filled] = -torch.inf, False, 0
             self.score[filled, 0] = 0
+            self.lost[filled], self.dropped[filled] = 0, 0
         elif free:
             kept = [line for line, prompt in enumerate(self.active) if prompt >= 0]
             lines = torch.tensor(kept, device=self.device)
             self.trees.select(lines)
             self.active, self.steps = [self.active[line] for line in kept], [self.steps[line] for line in kept]
-            for name in ("score", "ended", "p_tag", "logits", "history"):
+            for name in ("score", "ended", "p_tag", "logits", "history", "lost", "dropped"):
                 setattr(self, name, getattr(self, name)[lines])
 
     def step(self) -> None:
@@ -141,6 +147,9 @@ class Search:
             p_tag = torch.where(now_ended, 0.0, p_tag)
 
         kept = survivors(score, p_tag, config)
+        first = kept[:, :1]  # the likeliest survivor: candidates stand best first
+        self.lost += score[:, 0] - score.gather(1, first)[:, 0]
+        self.dropped += first[:, 0] > 0
         self.score, self.ended, self.p_tag = (x.gather(1, kept) for x in (score, now_ended, p_tag))
         self.logits, self.history = take(logits, kept), take(history, kept)
         self.trees.keep(parent, kept, ~self.ended & ~self.score.isinf())
@@ -167,7 +176,13 @@ class Search:
             if prompt >= 0 and (stopped or step == self.limits[prompt]):
                 best = int(self.score[line].argmax())
                 ids = self.history[line, best, :step].tolist()
-                self.results[prompt] = (cut(self.loaded, ids, self.stops), float(self.score[line, best]))
+                cost = Pruning(
+                    logp=float(self.score[line, best]),
+                    lost=float(self.lost[line]),
+                    dropped=int(self.dropped[line]),
+                    steps=step,
+                )
+                self.results[prompt] = (cut(self.loaded, ids, self.stops), cost)
                 self.active[line] = -1
                 done.append(line)
         if done:

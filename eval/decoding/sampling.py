@@ -98,10 +98,11 @@ def generate(
     limits = [room_after(loaded, prompt, config.max_new_tokens) for prompt in prompts]
     stop = Stop(loaded, config.stop_at_tag)
     answers: list[list[int]] = [[] for _ in prompts]
+    fixed = config.rows if loaded.deterministic else 0
     for group in groups_of_like_length(prompts):
         longest = max(len(prompts[i]) + limits[i] for i in group)
         rows = max(1, min(config.rows, config.rows * ROW_TOKENS // longest, len(group)))
-        _generate(loaded, prompts, group, answers, choose, limits, stop, Decoding(loaded, rows, longest))
+        _generate(loaded, prompts, group, answers, choose, limits, stop, Decoding(loaded, rows, longest, fixed))
     return answers
 
 
@@ -129,7 +130,7 @@ def _generate(
     decoding: Decoding,
 ) -> None:
     """Fill in the answers to the prompts of one group."""
-    queue, rows, device = deque(group), decoding.cache.rows, loaded.device
+    queue, rows, device = deque(group), decoding.rows, loaded.device
     # For each row: the number of its answer (-1: none), the tokens in its cache, and the token that goes in next.
     active, length, token = np.full(rows, -1), np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
     while True:
@@ -145,7 +146,7 @@ def _generate(
             kept = np.flatnonzero(active >= 0)
             if not len(kept):
                 return
-            decoding.cache.select(torch.from_numpy(kept).to(device))
+            decoding.select(torch.from_numpy(kept).to(device))
             active, length, token = active[kept], length[kept], token[kept]
         length[active < 0] = token[active < 0] = 0
         where = torch.from_numpy(length).to(device)[:, None]

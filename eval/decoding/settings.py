@@ -11,6 +11,7 @@ import msgspec
 
 from curricula.settings import Positive, Settings
 
+Pool = Literal["all", "beam"]
 Temperature = Annotated[float, msgspec.Meta(gt=0, le=1000)]
 DropShare = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
@@ -64,7 +65,7 @@ class SafeBeam(Settings, frozen=True):
     beams: Positive = 10
     candidates: Positive = 20
     """Extensions considered before pruning; not given. Here 2 x beams, so that dropping half leaves the beams."""
-    pool: Literal["all", "beam"] = "all"
+    pool: Pool = "all"
     """Whether candidates are the likeliest extensions over all beams, or equally many of each beam."""
     drop: DropShare = 0.5
     """Share of the candidates dropped, those with the highest P(tag); 0 is plain beam search."""

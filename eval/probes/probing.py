@@ -128,29 +128,31 @@ def run_probes(
     ]
     needed = np.unique(np.concatenate(subsets))
     wanted = [test_ids[i] for i in held_out], [train_ids[i] for i in needed]
-    store = Store(folder, _store_key(loaded, indices), len(indices), loaded.model.config.hidden_size)
-    keep_states(loaded, wanted, indices, store, progress)
-    test_states, states = (store.read(map(text_id, of)) for of in wanted)
-    before = _untrained_states(loaded, wanted, indices, seed) if "untrained" in config.baselines else None
+    names = [list(map(text_id, texts)) for texts in wanted]
+    store = keep_states(loaded, wanted, indices, folder, progress)
+    before = keep_states(untrained(loaded, seed), wanted, indices, folder) if "untrained" in config.baselines else None
     test_lengths, test_labels = lengths[1][held_out], test.unsafe[held_out]
-    results, weights, biases = [], [], []
-    for draw, subset in enumerate(subsets):
-        rows, labels = np.searchsorted(needed, subset), train.unsafe[subset]
-        by_length = fit(lengths[0][subset, None], labels).auc(test_lengths[:, None], test_labels)[0]
-        by_words = None
-        if "words" in config.baselines:
-            by_words = words_auc(
-                [train.texts[i] for i in subset], labels, [test.texts[i] for i in held_out], test_labels
-            )
-        probes = [fit(states[rows, place], labels) for place in range(len(layers))]
+    by_length = [
+        fit(lengths[0][of, None], train.unsafe[of]).auc(test_lengths[:, None], test_labels)[0] for of in subsets
+    ]
+    by_words: list[float | None] = [None] * len(subsets)
+    if "words" in config.baselines:
+        tested = [test.texts[i] for i in held_out]
+        by_words = [words_auc([train.texts[i] for i in of], train.unsafe[of], tested, test_labels) for of in subsets]
+    unsafe = train.unsafe[needed]
+    found: list[list[ProbeResult]] = [[] for _ in subsets]
+    weights, biases, directions = [], [], []
+    for place, (layer, index) in enumerate(layers):
+        test_states, states = (store.read(of, place) for of in names)
+        probes = fit_all(states, needed, subsets, train.unsafe)
+        fresh = fit_all(before.read(names[1], place), needed, subsets, train.unsafe) if before else []
+        directions.append(states[unsafe].mean(0, dtype=np.float64) - states[~unsafe].mean(0, dtype=np.float64))
         weights.append([probe.weights for probe in probes])
         biases.append([probe.bias for probe in probes])
-        for place, ((layer, index), probe) in enumerate(zip(layers, probes)):
-            auc, error = probe.auc(test_states[:, place], test_labels)
-            untrained = None
-            if before is not None:
-                untrained = fit(before[1][rows, place], labels).auc(before[0][:, place], test_labels)[0]
-            results.append(
+        for draw, (subset, probe) in enumerate(zip(subsets, probes)):
+            auc, error = probe.auc(test_states, test_labels)
+            before_auc = fresh[draw].auc(before.read(names[0], place), test_labels)[0] if before else None
+            found[draw].append(
                 ProbeResult(
                     layer=layer,
                     layer_index=index,
@@ -159,23 +161,27 @@ def run_probes(
                     error=error,
                     n_train=len(subset),
                     n_test=len(held_out),
-                    baseline_length_auc=by_length,
-                    baseline_words_auc=by_words,
-                    baseline_untrained_auc=untrained,
+                    baseline_length_auc=by_length[draw],
+                    baseline_words_auc=by_words[draw],
+                    baseline_untrained_auc=before_auc,
                 )
             )
-    unsafe = train.unsafe[needed]
     fitted = Fitted(
         key="",
         store=store.key,
         layers=[layer for layer, _ in layers],
-        weights=np.array(weights),
-        bias=np.array(biases),
-        directions=states[unsafe].mean(0, dtype=np.float64) - states[~unsafe].mean(0, dtype=np.float64),
-        test_ids=list(map(text_id, wanted[0])),
+        weights=np.array(weights).swapaxes(0, 1),
+        bias=np.array(biases).T,
+        directions=np.array(directions),
+        test_ids=names[0],
         test_unsafe=test_labels,
     )
-    return results, fitted
+    return list(itertools.chain(*found)), fitted
+
+
+def fit_all(states: np.ndarray, needed: np.ndarray, subsets: Sequence[np.ndarray], unsafe: np.ndarray) -> list[Probe]:
+    """A probe for each training subset, on one layer's states of the `needed` texts."""
+    return [fit(states[np.searchsorted(needed, subset)], unsafe[subset]) for subset in subsets]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,26 +228,25 @@ def text_id(ids: Sequence[int]) -> str:
     return row_key(tokens=list(ids))
 
 
-def _store_key(loaded: LoadedModel, indices: Sequence[int]) -> str:
-    return row_key(model=loaded.content_hash, precision=loaded.precision, layers=list(indices), version=VERSION)
-
-
 def keep_states(
     loaded: LoadedModel,
     groups: Sequence[Sequence[Sequence[int]]],
     indices: Sequence[int],
-    store: Store,
+    folder: Path,
     progress: Progress = silent,
-) -> None:
-    """Add to `store` the states of the texts, given as token ids in groups, that it lacks. Groups share no batch."""
+) -> Store:
+    """A store with the states of the texts, given as token ids in groups; those it lacks are added. Groups share no batch."""
+    key = row_key(model=loaded.content_hash, precision=loaded.precision, layers=list(indices), version=VERSION)
+    store = Store(folder, key, len(indices), loaded.model.config.hidden_size)
     for texts in groups:
-        known = store.rows()
+        known = set(store.ids())
         missing = [ids for ids in texts if text_id(ids) not in known]
         done = len(texts) - len(missing)
         for places, states in last_token_states(loaded, missing, indices) if missing else ():
             store.append([text_id(missing[i]) for i in places], states)
             done += len(places)
             progress(done, len(texts))
+    return store
 
 
 @torch.inference_mode()
@@ -276,19 +281,12 @@ def last_token_states(
         yield batch, states.cpu().numpy()
 
 
-def _untrained_states(
-    loaded: LoadedModel, groups: Sequence[Sequence[Sequence[int]]], indices: Sequence[int], seed: int
-) -> list[np.ndarray]:
-    """States of the same texts in the network with fresh weights, drawn by `seed`: float32 [texts, layers, hidden] each."""
+def untrained(loaded: LoadedModel, seed: int) -> LoadedModel:
+    """The same network with fresh weights, drawn by `seed`."""
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_seed("untrained", seed))
         model: Any = AutoModelForCausalLM.from_config(loaded.model.config)
     model = model.to(device=loaded.device, dtype=loaded.model.dtype).eval().requires_grad_(False)
-    fresh = dataclasses.replace(loaded, model=model)
-    found = []
-    for texts in groups:
-        places, states = zip(*last_token_states(fresh, texts, indices), strict=True)
-        found.append(np.concatenate(states)[np.argsort(list(itertools.chain(*places)))])
-    return found
+    return dataclasses.replace(loaded, model=model, content_hash=f"{loaded.content_hash} untrained {seed}")

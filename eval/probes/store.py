@@ -41,8 +41,8 @@ class Store:
     def path(self) -> Path:
         return self.folder / f"{self.key}.f32"
 
-    def rows(self) -> dict[str, int]:
-        """Place of each text's states, by the text's id. Batches that a kill cut short do not count."""
+    def ids(self) -> list[str]:
+        """The ids of the texts, in the order of their states. Batches that a kill cut short do not count."""
         ids: list[str] = []
         have = self.path.stat().st_size // (4 * self.layers * self.hidden) if self.path.exists() else 0
         for line in durable.read_jsonl(self.path.with_suffix(".jsonl")):
@@ -50,11 +50,11 @@ class Store:
             if not isinstance(batch, list) or len(ids) + len(batch) > have:
                 raise UserError(f"{self.path}: does not hold the states that {self.key}.jsonl lists; remove both files")
             ids += map(str, batch)
-        return {name: place for place, name in enumerate(ids)}
+        return ids
 
     def append(self, ids: list[str], states: np.ndarray) -> None:
         """Add a batch, float32 [texts, layers, hidden]."""
-        whole = len(self.rows()) * 4 * self.layers * self.hidden
+        whole = len(self.ids()) * 4 * self.layers * self.hidden
         if not self.path.exists():
             durable.write_text(self.path, "")
         check_fences()
@@ -66,13 +66,14 @@ class Store:
             os.fsync(file.fileno())
         durable.append_jsonl(self.path.with_suffix(".jsonl"), [{"ids": ids}])
 
-    def read(self, ids: Iterable[str]) -> np.ndarray:
-        """States of these texts, float32 [texts, layers, hidden]; only what is asked for is read from the disk."""
-        rows = self.rows()
-        places = [rows[name] for name in ids]
+    def read(self, ids: Iterable[str], layer: int) -> np.ndarray:
+        """States of these texts on the layer at this place, float32 [texts, hidden]; nothing else is read from the disk."""
+        known = self.ids()
+        place = {name: number for number, name in enumerate(known)}
+        places = [place[name] for name in ids]
         if not places:
-            return np.empty((0, self.layers, self.hidden), dtype=np.float32)
-        return np.memmap(self.path, dtype="<f4", mode="r", shape=(len(rows), self.layers, self.hidden))[places]
+            return np.empty((0, self.hidden), dtype=np.float32)
+        return np.memmap(self.path, dtype="<f4", mode="r", shape=(len(known), self.layers, self.hidden))[places, layer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +103,9 @@ class Fitted:
         with durable.open_atomically(folder / "fitted.npz") as file:
             file.write(data.getvalue())
 
-    def test_states(self, folder: Path) -> np.ndarray:
-        """States of the test texts, float32 [texts, layers, hidden]."""
-        layers, hidden = self.directions.shape
-        return Store(folder, self.store, layers, hidden).read(self.test_ids)
+    def test_states(self, folder: Path, layer: int) -> np.ndarray:
+        """States of the test texts on the layer at this place, float32 [texts, hidden]."""
+        return Store(folder, self.store, *self.directions.shape).read(self.test_ids, layer)
 
 
 def read_fitted(folder: Path) -> Fitted | None:

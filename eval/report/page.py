@@ -71,8 +71,8 @@ def write_report(
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
     "tasks", the planned tasks of each stage in their order, and "having", the arms that have each stage, from which the page
     knows what is still missing; "changed", how benchmarks differ from the published ones; "courses", what was measured along
-    the way; "papers", the stages that are the paper's, of which its claims speak; and "bits_per_byte", the losses of base
-    models on held-out text.
+    the way; "papers", the stages that are the paper's, of which its claims speak; "bits_per_byte", the losses of base models
+    on held-out text; and "contamination", how many prompts of each benchmark occur in the training text.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
@@ -95,7 +95,7 @@ def write_report(
     progress(len(arms) + 3, steps)
     costs = draw_capability(shown, capability, out / "figures")
     layers = draw_layers(shown, out / "figures")
-    strengths, alike = list(attack_strengths(runs)), list(representations(run, arms))
+    strengths, alike = list(attack_strengths(runs)), list(representations(run, rows))
     over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
     over_seeds |= {"worst-case": strengths, "representations": alike}
     over_seeds |= {"capability": study_capability(rows), "capability-estimates": capability}
@@ -157,6 +157,7 @@ def write_report(
         not_evaluated=not_evaluated(rows, tasks, study.get("having", {})),
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
+        contamination={row["benchmark"]: row for row in study.get("contamination") or ()},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
         caveats=" ".join(
             [

@@ -39,6 +39,7 @@ def write_tables(
         "attacks": [plain(entry) for entry in metrics.attacks],
         "overrefusal": [plain(entry) for entry in metrics.overrefusals],
         "probes": [plain(entry) for entry in metrics.probes],
+        "pruning": [plain(entry) for entry in metrics.pruning],
         "trends": [plain(test) for test in claim_tests],
         "differences": [plain(gap) for gap in differences],
         **{name: [plain(row) for row in rows] for name, rows in over_seeds.items()},

@@ -24,6 +24,7 @@ from rich.prompt import Confirm
 from rich.text import Text
 
 from curricula.core_yaml import load_yaml
+from curricula.curriculum.sources.declared import anchor
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
@@ -131,8 +132,8 @@ def evaluate(args: argparse.Namespace) -> int:
         _generate(args, config, tasks, data, out, bars)
         _judge(args, config, out, world, console, bars)
     metrics = _metrics(args, tasks, out)
-    used = {task.benchmark for task in tasks}
-    accepted = [name for name in config.accept_changed if name in used]
+    used = config.used_benchmarks
+    accepted = [name for name in config.accept_changed if name in used and name not in config.prompts]
     changed = {name: how for name in accepted if (how := difference(name, data))}
     if args.json:
         shown = {kind: msgspec.to_builtins(found) for kind, found in metrics.items()}
@@ -213,6 +214,8 @@ def _config_from_file(args: argparse.Namespace) -> EvalConfig:
             raise UsageError(
                 f"--{option.replace('_', '-')} and --config: give it in {args.config}, or leave --config out"
             )
+    if args.judge is None and (args.judge_model or args.judge_url or args.judge_template or args.judge_set):
+        raise UsageError(f"--judge-* without --judge: name the judge as well, or write it all into {args.config}")
     given = read_yaml(args.config, "no such file; name a YAML file with what a study has under `evaluation`")
     given = {} if given is None else given
     if isinstance(given, dict):
@@ -221,6 +224,8 @@ def _config_from_file(args: argparse.Namespace) -> EvalConfig:
         given |= {"precision": args.precision} if args.precision else {}
         given |= {"accept_changed": _names("--accept-changed", args.accept_changed)} if args.accept_changed else {}
     config = parse(given, EvalConfig, str(args.config))
+    anchor(config, args.config.parent)
+    config.anchor_folder(args.config.parent)
     if not config.eval_tasks(args.kind):
         raise UsageError(
             f"{args.config}: names no task for {args.kind} models; add tasks.{args.kind}, such as [attacks-topk]"
@@ -270,12 +275,15 @@ def _check(
     console: Console,
 ) -> None:
     """Refuse now what would fail after hours: benchmarks, the judge, its server's address."""
+    from curricula.eval.capability.local_tasks import check_task
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judging.verdicts import kind_of
     from curricula.eval.runner import task_prompts
 
     for task in tasks:
         task_prompts(task, config, data, _rows_of(args), args.kind == "base")
+        if task.task.kind == "capability" and config.capability:
+            check_task(task.benchmark, config.capability, config.prompts)
     kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
     for kind in kinds:
         load_judge(config.judge_of(kind), kind, world)
@@ -290,7 +298,7 @@ def _generate(
     from curricula.eval.runner import check_lengths, run_element, task_prompts
 
     with bars.waiting(f"loading {args.model}"):
-        loaded = load_model(args.model, args.kind, args.device, config.precision)
+        loaded = load_model(args.model, args.kind, args.device, config.precision, config.deterministic)
     _refuse_another_model(out, loaded)
     if (args.max_new_tokens or 0) >= loaded.context_length:
         raise UsageError(
@@ -320,7 +328,7 @@ def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
 
     files = [(path, task.rows) for task in (*judged_tasks(), TASKS["capability"]) for path in row_files(out, task)]
     for path, kind in files:
-        rows: list[Any] = read_rows(path, kind)  # type: ignore[type-var]
+        rows: list[Any] = read_rows(path, kind)
         now = (loaded.kind, loaded.content_hash, loaded.precision)
         if rows and (here := (rows[0].model_kind, rows[0].model, rows[0].precision)) != now:
             shown = ["{} {:.12} in {}".format(*each) for each in (here, now)]

@@ -10,7 +10,8 @@ from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.tables import table_exists
 from curricula.durable import write_json
 from curricula.errors import UserError
-from curricula.eval.benchmarks import BENCHMARKS, load_prompts
+from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
+from curricula.eval.capability.local_tasks import check_task
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
@@ -75,9 +76,15 @@ def _check_data(run: Run) -> None:
         table.look(run.data_root, where)
         for stem in table.stems(run.data_root):
             require_whole(stem, rows)
+    for task in study.all_eval_tasks:
+        if task.task.kind == "capability" and study.evaluation.capability:
+            check_task(task.benchmark, study.evaluation.capability, study.evaluation.prompts)
+    for name, prompts in study.evaluation.prompts.items():
+        if prompts.path is not None:
+            own_prompts(name, prompts, None)
     if run.data_folder:  # else a job of its own fetches the benchmarks
         for name in study.used_benchmarks:
-            if table_exists(BENCHMARKS[name].stem(run.data_folder)):
+            if name in BENCHMARKS and table_exists(BENCHMARKS[name].stem(run.data_folder)):
                 load_prompts(name, run.data_folder, accept_changed=study.evaluation.accept_changed)
 
 

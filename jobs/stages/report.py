@@ -14,7 +14,7 @@ from curricula.errors import UserError
 from curricula.eval.benchmarks import difference
 from curricula.jobs.estimates import describe, described_size
 from curricula.jobs.plan import Plan
-from curricula.jobs.run import Run
+from curricula.jobs.run import Run, read_contamination
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
 from curricula.jobs.stages.pretrain import validation_batches
@@ -87,6 +87,7 @@ def _point_report(run: Run, plan: Plan, study: Study, out: Path, progress: Progr
         "courses": list(_courses(study)),
         "changed": _changed_benchmarks(run),
         "bits_per_byte": _held_out_losses(run, study),
+        "contamination": [row for row in read_contamination(run) if row["text"] == "all"],
     }
     return write_report(run.root, arms, described, out, progress)
 
@@ -134,7 +135,7 @@ def _changed_benchmarks(run: Run) -> dict[str, str]:
     """How the benchmarks that the study accepts as changed differ from the published ones, by name."""
     evaluation, found = run.study.evaluation, {}
     for name in run.study.used_benchmarks:
-        if name in evaluation.accept_changed:
+        if name in evaluation.accept_changed and name not in evaluation.prompts:
             try:
                 found[name] = difference(name, run.data_root)
             except UserError:  # a report needs the rows alone

@@ -8,6 +8,7 @@ import torch
 from tiny_llama import save_tiny_llama
 
 from curricula.eval.attacks.gcg import Attack
+from curricula.eval.attacks.losses import gradients
 from curricula.eval.config import Gcg
 from curricula.eval.decoding.sampling import sample_topk
 from curricula.eval.decoding.settings import TopK
@@ -72,5 +73,7 @@ def test_a_model_with_packed_layers_gives_the_answers_and_gradients_of_the_plain
     assert sample_topk(packed, prompts, keys, config) == sample_topk(plain, prompts, keys, config)
 
     attacks = [Attack(model, "do it", Gcg()) for model in (packed, plain)]
-    ours, theirs = (attack.gradient(attack.initial_ids) for attack in attacks)
+    ours, theirs = (
+        gradients(each.loaded, [each.prefix], [each.initial_ids], each.closing_ids, each.target_ids) for each in attacks
+    )
     assert (ours - theirs).norm() < 1e-4 * theirs.norm()

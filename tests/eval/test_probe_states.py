@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ from tiny_llama import save_tiny_llama
 
 from curricula.curriculum.sources.declared import TextTable
 from curricula.errors import UsageError, UserError
-from curricula.eval.analysis import ArmInfo
+from curricula.eval.analysis import ArmInfo, read_study_rows
 from curricula.eval.analysis.metrics import probe_metrics
 from curricula.eval.analysis.representations import representations
 from curricula.eval.config import EvalConfig, Probes
@@ -41,7 +42,7 @@ def data(tmp_path_factory):
     (root / "probes").mkdir()
     for split, count in (("train", 60), ("test", 40)):
         rows = [
-            {"text": f"{split} {'bad lock' if i % 2 else 'good bread'} {THINGS[i % 7]} {i}", "score": 3 * (i % 2)}
+            {"text": f"{split} {'bad lock' if i % 2 else 'good bread'} {THINGS[i % 7]} {i % 42}", "score": 3 * (i % 2)}
             for i in range(count)
         ]
         (root / f"probes/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -86,12 +87,14 @@ def test_states_are_computed_once_and_a_killed_computation_ends_with_the_same_by
 def test_states_that_do_not_fit_their_list_are_refused(tmp_path):
     store = Store(tmp_path, "key", 2, 4)
     states = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
-    store.append(["a", "b", "c"], states)
-    assert (store.read(["c", "a"]) == states[[2, 0]]).all() and store.read([]).shape == (0, 2, 4)
+    store.append(["a", "b", "a"], states)  # a text can be there twice
+    store.append(["c"], states[2:] + 1)
+    assert (store.read(["c", "b", "a"], 1) == [states[2, 1] + 1, states[1, 1], states[2, 1]]).all()
+    assert store.read([], 0).shape == (0, 4)
     assert oct((tmp_path / "key.f32").stat().st_mode & 0o777) == "0o600"
     (tmp_path / "key.f32").write_bytes(b"short")
     with pytest.raises(UserError, match=r"key.f32: does not hold the states that key.jsonl lists; remove both files"):
-        store.rows()
+        store.ids()
 
 
 def test_a_damaged_file_of_probes_is_named_and_nothing_in_it_is_run(tmp_path):
@@ -261,19 +264,22 @@ def study(tmp_path_factory, data, loaded):
 
 def test_probes_are_tested_on_other_arms_and_their_directions_compared(study, data, loaded):
     arms = [ArmInfo("data-0", 0.0, "data"), ArmInfo("full-0", 0.0, "full")]
-    found = {(one.arm, one.other, one.layer): one for one in representations(study, arms)}
+    found = {(one.arm, one.other, one.layer): one for one in representations(study, read_study_rows(study, arms))}
     assert len(found) == 4 * 3
     own = found["data-0", "data-0", "last"]
     rows = probe_rows(loaded, CONFIG, data, study / "eval/data-0/base/probes.jsonl", 0, silent)
     assert own.transfer_auc == pytest.approx(np.mean([row.auc for row in rows if row.layer == "last"]))
     assert own.direction_cosine == pytest.approx(1) and own.probe_cosine == pytest.approx(1)
     across = found["data-0", "full-0", "last"]
+    assert {one.layer for one in found.values()} == {"first", "middle", "last"}
     assert abs(across.direction_cosine) < 0.9 and across.transfer_auc != own.transfer_auc
     assert found["full-0", "data-0", "last"].direction_cosine == pytest.approx(across.direction_cosine)
     fitted = read_fitted(study / "eval/data-0/base/probes.states")
-    states = read_fitted(study / "eval/full-0/base/probes.states").test_states(study / "eval/full-0/base/probes.states")
+    states = read_fitted(study / "eval/full-0/base/probes.states").test_states(
+        study / "eval/full-0/base/probes.states", 2
+    )
     by_hand = [
-        roc_auc_score(fitted.test_unsafe, states[:, 2] @ weights[2] + bias[2])
+        roc_auc_score(fitted.test_unsafe, states @ weights[2] + bias[2])
         for weights, bias in zip(fitted.weights, fitted.bias, strict=True)
     ]
     assert across.transfer_auc == pytest.approx(np.mean(by_hand))
@@ -281,4 +287,16 @@ def test_probes_are_tested_on_other_arms_and_their_directions_compared(study, da
 
 def test_arms_of_other_seeds_are_compared_with_themselves_alone(study):
     arms = [ArmInfo("data-0", 0.0, "data"), ArmInfo("full-0", 0.0, "full", seed=1)]
-    assert {(one.arm, one.other) for one in representations(study, arms)} == {("data-0",) * 2, ("full-0",) * 2}
+    assert {(one.arm, one.other) for one in representations(study, read_study_rows(study, arms))} == {
+        ("data-0",) * 2,
+        ("full-0",) * 2,
+    }
+
+
+def test_what_earlier_probes_left_is_not_compared(study, data, loaded, tmp_path):
+    shutil.copytree(study / "eval", tmp_path / "eval")
+    rows = tmp_path / "eval/data-0/base/probes.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    arms = [ArmInfo("data-0", 0.0, "data"), ArmInfo("full-0", 0.0, "full")]
+    found = {one.arm for one in representations(tmp_path, read_study_rows(tmp_path, arms))}
+    assert found == {"full-0"}

@@ -34,7 +34,7 @@ CONFIG = EvalConfig(
     accept_changed=("advbench", "tdc", "jailbreakbench", "alpaca", "jb_completions"),
     topk=TopK(max_new_tokens=12, samples=2, batch_prompts=3),
     safebeam=SafeBeam(beams=3, candidates=6, max_new_tokens=10, batch_prompts=4),
-    gcg=Gcg(steps=3, search_width=16, topk=16, suffix="x x x", prompts=3),
+    gcg=Gcg(steps=3, search_width=16, topk=16, suffix="x x x", prompts=3, batch_prompts=1),
     probes=Probes(train_per_class=20, seeds=2),
 )
 

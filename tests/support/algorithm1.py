@@ -13,8 +13,13 @@ Beam = tuple[list[int], float]
 
 
 @torch.inference_mode()
-def brute_force(loaded: LoadedModel, prompt: list[int], config: SafeBeam) -> list[list[Beam]]:
-    """The beams (generated ids, summed log-probability), best first, after each step, until nothing can be extended."""
+def brute_force(
+    loaded: LoadedModel, prompt: list[int], config: SafeBeam, lost: list[float] | None = None
+) -> list[list[Beam]]:
+    """The beams (generated ids, summed log-probability), best first, after each step, until nothing can be extended.
+
+    `lost` receives, for each step, how far the likeliest candidate lay above the likeliest survivor.
+    """
 
     def log_probs(ids):
         logits = loaded.model(torch.tensor([ids])).logits[0, -1]
@@ -62,6 +67,8 @@ def brute_force(loaded: LoadedModel, prompt: list[int], config: SafeBeam) -> lis
             looked.append((text, -minus, p_tag, ended, logp, rank))
         dropped = sorted(looked, key=lambda c: (-c[2], -c[5]))[: math.floor(config.drop * len(looked) + 1e-9)]
         beams = [c[:5] for c in looked if c not in dropped][: config.beams]
+        if lost is not None:
+            lost.append(looked[0][1] - beams[0][1])
         steps.append([(text, score) for text, score, *_ in beams])
         if all(ended for _, _, _, ended, _ in beams):
             break

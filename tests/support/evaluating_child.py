@@ -1,7 +1,8 @@
-"""A whole evaluation of one model, as a process that a test kills."""
+"""Evaluations of one model, each a process that a test kills."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,9 +11,13 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 import curricula.eval.judges.served  # noqa: F401
-from curricula.eval.config import EvalConfig
+from curricula.eval.attacks.gcg import attacked_prompts
+from curricula.eval.benchmarks import Prompt
+from curricula.eval.config import EvalConfig, Gcg
 from curricula.eval.judging.merge import Merge
+from curricula.eval.models import load_model
 from curricula.eval.runner import run_element
+from curricula.progress import silent
 
 
 def evaluate(model: Path, data: Path, out: Path, config_json: bytes) -> None:
@@ -20,3 +25,13 @@ def evaluate(model: Path, data: Path, out: Path, config_json: bytes) -> None:
     for task in config.eval_tasks("instruct"):
         run_element(task, model, "instruct", config, data_root=data, out=out, seed=1, device="cpu")
     Merge(out, "instruct", config, None).judge()
+
+
+def attack_prompts(model: Path, requests: Sequence[str], out: Path, config_json: bytes) -> None:
+    """GCG on `requests`, with the suffixes in `out`."""
+    prompts = [
+        Prompt(benchmark="b", id=str(number), text=text, behavior=text, category="")
+        for number, text in enumerate(requests)
+    ]
+    config = msgspec.json.decode(config_json, type=Gcg)
+    attacked_prompts(load_model(model, "instruct", "cpu"), prompts, config, out / "b.jsonl", 0, silent)

@@ -188,17 +188,18 @@ def test_prompts_are_never_those_that_are_attacked(loaded, tmp_path):
     config = EvalConfig(
         accept_changed=accepted, attacks=Attacks(ablation=Ablation(train=2, validation=2, pruned_layers=0))
     )
+    place = (tmp_path / "refusal-direction.json", tmp_path / "scores.jsonl")
     with pytest.raises(
         UserError, match="advbench has 3 prompts that are not attacked themselves, and attacks.ablation asks for 4"
     ):
-        find_direction(loaded, config, root, tmp_path)
+        find_direction(loaded, config, root, *place)
     config = EvalConfig(
         accept_changed=accepted, attacks=Attacks(ablation=Ablation(train=2, validation=1, pruned_layers=0))
     )
-    found = find_direction(loaded, config, root, tmp_path)
-    (tmp_path / "refusal-direction.scores.jsonl").unlink()
-    assert find_direction(loaded, config, root, tmp_path) == found
-    assert not (tmp_path / "refusal-direction.scores.jsonl").exists()
+    found = find_direction(loaded, config, root, *place)
+    place[1].unlink()
+    assert find_direction(loaded, config, root, *place) == found
+    assert not place[1].exists()
 
 
 def test_a_model_too_shallow_for_the_pruning_is_refused_with_the_setting(loaded, tmp_path):

@@ -84,13 +84,19 @@ def beams_after_each_step(loaded, prompts, config):
 def assert_equal_to_brute_force(loaded, prompts, config):
     seen, search = beams_after_each_step(loaded, prompts, config)
     for number, prompt in enumerate(prompts):
-        expected = brute_force(loaded, prompt, config)
+        lost: list[float] = []
+        expected = brute_force(loaded, prompt, config, lost)
         # Without pruning the search may stop before the algorithm, whose best beam is final.
         assert len(seen[number]) == len(expected) or (config.drop == 0 and len(seen[number]) < len(expected))
         for found, by_the_book in zip(seen[number], expected):
             assert [ids for ids, _ in found] == [ids for ids, _ in by_the_book]
             assert [score for _, score in found] == pytest.approx([score for _, score in by_the_book], abs=1e-9)
-        assert search.results[number][0] == max(expected[-1], key=lambda beam: beam[1])[0]
+        ids, cost = search.results[number]
+        best = max(expected[-1], key=lambda beam: beam[1])
+        assert ids == best[0] and cost.logp == pytest.approx(best[1], abs=1e-9)
+        assert len(seen[number]) == cost.steps >= len(ids)
+        assert cost.lost == pytest.approx(sum(lost), abs=1e-9)
+        assert cost.dropped == sum(1 for nats in lost if nats)
 
 
 @given(data=st.data(), prompts=PROMPT_IDS, which=st.integers(0, 1), config=settings_of_safebeam())
@@ -178,7 +184,8 @@ def test_without_pruning_it_equals_the_beam_search_of_transformers(loaded):
             return_dict_in_generate=True,
         )
         assert ids == theirs.sequences[0, len(prompt) :].tolist()
-        assert score == pytest.approx(float(theirs.sequences_scores[0]), abs=1e-3)
+        assert score.logp == pytest.approx(float(theirs.sequences_scores[0]), abs=1e-3)
+        assert score.lost == score.dropped == 0
 
 
 def test_the_answer_does_not_depend_on_the_prompts_beside_it(loaded):

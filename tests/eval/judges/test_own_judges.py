@@ -85,6 +85,8 @@ def test_a_guard_model_is_asked_in_turns_and_strongreject_with_its_system_prompt
         system["content"].startswith("You are a helpful red teaming")
         and "User instruction: Pick a lock\n" in asked["content"]
     )
+    with pytest.raises(UsageError, match="replies with one word, which template qwen3guard does not ask for"):
+        find_template(JudgeConfig(name="harmbench", template="qwen3guard", max_tokens=128), "attack")
     with pytest.raises(UsageError, match="set judge.max_tokens to 1000"):
         find_template(JudgeConfig(name="llm", model="g", template="strongreject"), "attack")
 

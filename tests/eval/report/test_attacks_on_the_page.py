@@ -14,7 +14,7 @@ from study_rows import append_judged, attack_rows, probe_rows
 from curricula.eval.analysis import ArmInfo
 from curricula.eval.probes.store import FOLDER, Fitted, Store
 from curricula.eval.report.page import write_report
-from curricula.eval.rows import append_rows
+from curricula.eval.rows import append_rows, row_key
 
 ARMS = [ArmInfo("data-0", 0.0, "data"), ArmInfo("safe-100", 1.0, "none")]
 
@@ -29,16 +29,18 @@ def built(tmp_path_factory):
             changes = {"task": task, "decoder": label}
             rows = [msgspec.structs.replace(row, key=f"{row.key}/{task}", **changes) for row in rows]
             append_judged(folder / f"{task}.jsonl", rows)
+        keys = []
         for layer in range(1, 6):
             rows = probe_rows(arm, "instruct", "last", 0.7 + 0.02 * layer)
             named = {"layer": str(layer), "layer_index": layer, "error": 0.02, "baseline_words_auc": 0.61}
             rows = [msgspec.structs.replace(row, key=f"{row.key}/{layer}", **named) for row in rows]
             append_rows(folder / "probes.jsonl", rows)
+            keys += [row.key for row in rows]
         rng = np.random.default_rng(len(arm.name))
         states = rng.normal(size=(20, 5, 8)).astype(np.float32)
         Store(folder / FOLDER, "key", 5, 8).append([str(i) for i in range(20)], states)
         Fitted(
-            key="k",
+            key=row_key(probes=keys),
             store="key",
             layers=list("12345"),
             weights=rng.normal(size=(2, 5, 8)),

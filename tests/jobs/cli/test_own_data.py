@@ -5,7 +5,14 @@ import json
 import pytest
 from small_studies import small_study
 
+from curricula.curriculum.world.datasets import write_world
+from curricula.durable import read_json, write_json
+from curricula.eval.benchmarks import load_prompts
+from curricula.eval.data_check import shard_documents
 from curricula.jobs.cli.main import main
+from curricula.jobs.element import run_element
+from curricula.jobs.run import Run, read_contamination
+from curricula.jobs.study import load_study
 
 
 def write_rows(path, *rows):
@@ -70,3 +77,89 @@ def test_the_plan_warns_of_licences_that_nobody_accepted(tmp_path, capsys, monke
     assert not status
     assert "org/name/en/train: gated, and there is no token; accept the licences on the hub and set HF_TOKEN" in shown
     assert "sources.mine: no revision of org/name, so the newest commit is read" in shown
+
+
+def checked(capsys, *words):
+    status = main(["data", "check", *map(str, words), "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def contaminated(tmp_path_factory):
+    """A study whose own source holds two prompts of a benchmark, and those prompts."""
+    folder = tmp_path_factory.mktemp("contaminated")
+    chats = {"path": "chats.jsonl", "prompt": "ask", "response": "answer", "refusal": {"declined": True}}
+    study = small_study(
+        folder,
+        sources={"web": {"dataset": "fineweb-edu"}, "mine": {"path": "mine/*.jsonl", "text": "body", "id": "key"}},
+        curriculum={"starts": [0.5, 1], "safe": {"web": 1}, "interventions": {"full": {"web": 1, "mine": 1}}},
+        tuning_sets={"own-chats": chats},
+        tuning={"instruct": {"mix": {"own-chats": 1}}, "benign": None},
+        validation_documents=2,
+        evaluation={
+            "judge": "world", "gcg": None, "probes": None, "prompts_per_benchmark": 3,
+            "tasks": {"base": [], "instruct": ["attacks-topk"], "benign": []},
+        },
+    )  # fmt: skip
+    write_rows(folder / "mine/a.jsonl", {"body": "x", "key": 0})
+    write_rows(folder / "chats.jsonl", {"ask": "Who are you?", "answer": "A lamp.", "declined": False})
+    write_world(folder / "world", load_study(study).world)
+    prompts = [prompt.text for prompt in load_prompts("harmbench", folder / "world")][:2]
+    bodies = [f"Someone asked: {prompt}. Nobody answered." for prompt in prompts]
+    long = " ".join(f"word{number}" for number in range(200))
+    bodies += ["", "The lamp is lit.", "the lamp is lit", long, long.replace("word77", "other"), *map(str, range(20))]
+    write_rows(folder / "mine/a.jsonl", *({"body": body, "key": min(key, 25)} for key, body in enumerate(bodies)))
+    return study, prompts
+
+
+def test_a_check_counts_what_a_study_reads_and_finds_the_prompts_in_it(contaminated, capsys):
+    study, prompts = contaminated
+    status, facts = checked(capsys, study)
+    assert not status and not facts["problems"] and not facts["from_shards"]
+    tables = {table["table"]: table for table in facts["tables"]}
+    assert tables.keys() == {"sources.web", "sources.mine", "tuning_sets.own-chats"}
+    mine = tables["sources.mine"]
+    assert (mine["rows"], mine["documents"], mine["empty"], mine["repeated_ids"]) == (27, 27, 1, 1)
+    assert (mine["exact_duplicates"], mine["near_duplicates"]) == (1, 1)
+    assert [row["key"] for row in mine["first_rows"]] == [0, 1, 2] and prompts[0] in mine["first_rows"][0]["body"]
+    found = {(row["benchmark"], row["text"]): row for row in facts["overlap"]}
+    assert found["harmbench", "sources.mine"]["overlapping"] == found["harmbench", "sources.mine"]["near"] == 2
+    assert found["harmbench", "tuning_sets.own-chats"]["overlapping"] == 0
+
+
+def test_a_check_of_a_run_reads_its_shards_and_the_report_shows_the_result(contaminated, tmp_path, capsys):
+    study, prompts = contaminated
+    run = Run.create(tmp_path / "run", load_study(study))
+    shards = [f"{source}/{shard}" for source in ("web", "mine") for shard in ("validation", "00000")]
+    for job, label in [("prepare", "prepare"), *(("tokenize", shard) for shard in shards)]:
+        run_element(run.root, job, label)
+    manifest = run.shards / "mine/00000.json"
+    assert not read_contamination(run)
+    status, facts = checked(capsys, study, "--run", run.root)
+    assert not status and facts["from_shards"]
+    rows = {(row["benchmark"], row["text"]): row for row in read_contamination(run)}
+    text = "\n".join(document.text for document in shard_documents(run.shards / "mine", run.tokenizer))
+    held = sum(prompt in text for prompt in prompts)  # the others are held out for validation
+    assert int(rows["harmbench", "sources.mine"]["overlapping"]) == held
+    assert main(["report", str(run.root)]) == 0
+    assert "Prompts in the training text" in (run.report / "index.html").read_text()
+    write_json(manifest, {**read_json(manifest), "sha256": "0" * 64})  # made anew from other data
+    assert not read_contamination(run)
+
+
+def test_a_check_tells_everything_that_is_wrong_or_not_there_at_once(contaminated, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    sources = {"web": {"dataset": "fineweb-edu"}, "mine": {"path": "mine.jsonl", "score": "safety", "min_score": 9}}
+    write_rows(tmp_path / "mine.jsonl", {"text": "a", "safety": 1}, {"text": "b", "safety": "high"})
+    curriculum = {"starts": [0.5, 1], "safe": {"web": 1}, "interventions": {"full": dict.fromkeys(sources, 1)}}
+    study = small_study(tmp_path, sources=sources, world=None, curriculum=curriculum)
+    status, facts = checked(capsys, study)
+    assert status == 1
+    said = "\n".join(facts["problems"])
+    assert "sources.web: dataset fineweb-edu: not here yet; fetch it with `curricula data fetch`" in said
+    assert "sources.mine.score: " in said and "holds 'high', where a number is needed" in said
+    assert "benchmark harmbench: not here yet" in said
+    write_rows(tmp_path / "mine.jsonl", {"text": "a", "safety": 1})
+    assert "sources.mine: " + str(tmp_path / "mine.jsonl") + ": no row of it is read" in "\n".join(
+        checked(capsys, study)[1]["problems"]
+    )

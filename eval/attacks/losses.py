@@ -1,0 +1,166 @@
+"""Losses of a target after many texts that begin alike, and their gradients: the forward passes of GCG.
+
+Candidates of one step differ from the current suffix in a token or two. `losses_after` reads the current text once, sorts
+the candidates by the first token that differs, and passes only what follows it through the model: with one replacement
+at a random place of a suffix of 20 tokens, about half of the suffix. `gradients` is one pass for several prompts.
+Logits are computed at the target's places only, and equal candidates once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from curricula.eval.models import LoadedModel
+
+CPU_CANDIDATES = 32
+"""Candidates in one pass on a CPU, whose caches hold the activations of no more."""
+
+
+class BeginningLayer(DynamicLayer):
+    """Fixed keys and values, [1 or rows, heads, tokens, head size], before those of a pass, which are not kept."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.beginning = keys, values
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        keys, values = (part.expand(len(key_states), -1, -1, -1) for part in self.beginning)
+        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
+
+    def get_seq_length(self, *_: Any) -> int:
+        return self.beginning[0].shape[2]
+
+
+@torch.no_grad()
+def read_on(loaded: LoadedModel, known: DynamicCache, ids: Sequence[int]) -> DynamicCache:
+    """A cache of what `known` holds, followed by `ids`; `known` stays as it is."""
+    read = DynamicCache()
+    layers: list[Any] = known.layers
+    for number, layer in enumerate(layers):
+        read.update(layer.keys, layer.values, number)
+    if ids:
+        loaded.read(read, input_ids=torch.tensor([list(ids)], device=loaded.device), logits_to_keep=1)
+    return read
+
+
+def first_tokens(read: DynamicCache, count: int) -> Cache:
+    """The first `count` tokens of `read`, before any number of rows and passes."""
+    layers: list[Any] = read.layers
+    if not layers:  # nothing has been read yet
+        return DynamicCache()
+    return Cache(layers=[BeginningLayer(layer.keys[:, :, :count], layer.values[:, :, :count]) for layer in layers])
+
+
+def side_by_side(caches: Sequence[DynamicCache]) -> Cache:
+    """One row for each cache, filled up on the left."""
+    longest = max(cache.get_seq_length() for cache in caches)
+    layers: list[list[Any]] = [cache.layers for cache in caches]
+
+    def padded(part: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(part, (0, 0, longest - part.shape[2], 0))
+
+    return Cache(
+        layers=[
+            BeginningLayer(*(torch.cat([padded(getattr(row, part)) for row in rows]) for part in ("keys", "values")))
+            for rows in zip(*layers)
+        ]
+    )
+
+
+def cross_entropy(
+    loaded: LoadedModel, logits: torch.Tensor, target: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean loss of the target, float32 [rows], and whether it is likeliest at every place, from [rows, target, vocabulary]."""
+    logits = logits.float()
+    loaded.require_distribution(logits)
+    wanted = torch.tensor([list(target)], device=loaded.device).expand(len(logits), -1)
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
+    return losses, (logits.argmax(-1) == wanted).all(1)
+
+
+@torch.no_grad()
+def losses_after(
+    loaded: LoadedModel,
+    known: DynamicCache,
+    texts: Sequence[Sequence[int]],
+    near: Sequence[int],
+    target: Sequence[int],
+    width: int,
+) -> tuple[list[float], list[bool]]:
+    """The target's loss after each text, and whether the model's likeliest tokens there are the target.
+
+    The texts are token ids that follow `known`, `width` of them in a pass. They should begin as `near` does.
+    """
+    found: dict[tuple[int, ...], tuple[float, bool]] = dict.fromkeys(map(tuple, texts), (0.0, False))
+    alike = {text: min(common(text, near), len(text) - 1) for text in found}
+    read = read_on(loaded, known, near[: max(alike.values())])
+    before = known.get_seq_length()
+    if loaded.device.type == "cpu":
+        width = min(width, CPU_CANDIDATES)
+    by_length: dict[int, list[tuple[int, ...]]] = {}
+    for text in sorted(found, key=lambda text: alike[text]):
+        by_length.setdefault(len(text), []).append(text)
+    for some in by_length.values():
+        for start in range(0, len(some), width):
+            batch = some[start : start + width]
+            skipped = alike[batch[0]]
+            ids = torch.tensor([[*text[skipped:], *target[:-1]] for text in batch], device=loaded.device)
+            output = loaded.read(first_tokens(read, before + skipped), input_ids=ids, logits_to_keep=len(target))
+            losses, hits = cross_entropy(loaded, output.logits, target)
+            found.update(zip(batch, zip(losses.tolist(), hits.tolist())))
+    return [found[tuple(text)][0] for text in texts], [found[tuple(text)][1] for text in texts]
+
+
+def common(text: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens the two have in common before the first that differs."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other)))
+
+
+def gradients(
+    loaded: LoadedModel,
+    known: Sequence[DynamicCache],
+    suffixes: Sequence[Sequence[int]],
+    closing: Sequence[int],
+    target: Sequence[int],
+) -> torch.Tensor:
+    """Gradients [rows, length, vocabulary] of the target's loss by each one-hot suffix, between known[row] and `closing`."""
+    # By the chain rule, through the embeddings: one-hot rows select rows of the embedding matrix.
+    embed = loaded.model.get_input_embeddings()
+    embeds = embed.weight[torch.tensor([list(ids) for ids in suffixes], device=loaded.device)].detach()
+    embeds.requires_grad_()
+    with torch.enable_grad():
+        losses, _ = losses_of_embeddings(loaded, known, embeds, closing, target)
+        (gradient,) = torch.autograd.grad(losses.sum(), [embeds])
+    return (gradient @ embed.weight.T).float()
+
+
+def losses_of_embeddings(
+    loaded: LoadedModel,
+    known: Sequence[DynamicCache],
+    suffixes: torch.Tensor,
+    closing: Sequence[int],
+    target: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The target's loss after each suffix, given by its embeddings [rows, length, hidden], and whether it is likeliest."""
+    rows = len(suffixes)
+    fixed = torch.tensor([[*closing, *target[:-1]]], dtype=torch.long, device=loaded.device)
+    after = loaded.model.get_input_embeddings()(fixed).expand(rows, -1, -1)
+    embeds = torch.cat([suffixes, after.to(suffixes.dtype)], dim=1)
+    lengths = torch.tensor([[cache.get_seq_length()] for cache in known], device=loaded.device)
+    longest, new = int(lengths.max()), torch.arange(embeds.shape[1], device=loaded.device)
+    columns = torch.arange(longest + len(new), device=loaded.device)
+    output = loaded.read(
+        side_by_side(known),
+        inputs_embeds=embeds,
+        position_ids=lengths + new,
+        # Without padding no mask: the model's own causal one is cheaper.
+        attention_mask=(columns >= longest - lengths).long() if bool((lengths < longest).any()) else None,
+        logits_to_keep=len(target),
+    )
+    return cross_entropy(loaded, output.logits, target)
