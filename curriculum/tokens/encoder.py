@@ -6,6 +6,9 @@ of pairs. The two agree on every text if each token of the vocabulary is formed 
 to that token: wherever two neighbours could form a token, they were formed as they are within that token's text alone, where
 the last merge is that one pair. Both conditions are checked when a tokenizer is opened. A tokenizer that fails them, or is
 of another kind, encodes the texts itself.
+
+`fastokens` reads the tokenizer's own file, with its list of pairs, and takes a quarter less time than `tiktoken`. Where it is
+installed it encodes under the same conditions, once it has encoded a text of odd pieces as the tokenizer does.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N
 A digit ends the piece before it, so white space before a digit is not split as it is before a letter."""
 _RARE = re.compile("[\U00010000-\U0001efff\U0002a6e0-\U0010ffff]")
 """Code points where Unicode still adds letters: whether one counts as a letter depends on a library's version of Unicode."""
+_ODD = "It's  12 lamps\n\tand\u00a03\u00b2 \u6f22\u5b57, e\u0301!? <|endoftext|> <|im_end|>\x04 \U0001f44d\U0001f3fd  "
 _PRE_TOKENIZER = [
     {"type": "Digits", "individual_digits": True},
     {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
@@ -43,11 +47,12 @@ _PLAIN: dict[str, Any] = {
 class Encoder:
     """Encodes texts as `tokenizer` does, with special entries that a text quotes read as letters, not as tokens."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, use_fastokens: bool = True):
         self._reference = tokenizer
         self._reference.encode_special_tokens = True
         self._ids = np.empty(0, np.int64)
         self._fast = self._build(json.loads(tokenizer.to_str()))
+        self._fastokens = self._try_fastokens() if self._fast and use_fastokens else None
         self._threads = int(os.environ.get("RAYON_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
     @property
@@ -58,12 +63,32 @@ class Encoder:
         """The ids of each text, integers [n]."""
         if self._fast is None:
             return self._encode_slowly(texts)
-        found = [self._ids[ranks] for ranks in self._fast.encode_ordinary_batch(list(texts), num_threads=self._threads)]
+        if self._fastokens is not None:
+            found = self._encode_flat(self._fastokens, texts)
+        else:
+            ranks = self._fast.encode_ordinary_batch(list(texts), num_threads=self._threads)
+            found = [self._ids[each] for each in ranks]
         for number, (text, ids) in enumerate(zip(texts, found)):
             lacks_a_byte = len(ids) and ids.min() < 0
             if lacks_a_byte or (not text.isascii() and _RARE.search(text)):
                 (found[number],) = self._encode_slowly([text])
         return found
+
+    def _try_fastokens(self) -> Any:
+        """The same tokenizer in fastokens; None where that is not installed, or differs on `_ODD`."""
+        try:
+            import fastokens
+
+            fast = fastokens.Tokenizer.from_json_str(self._reference.to_str())
+        except (ImportError, ValueError):
+            return None
+        same = self._encode_flat(fast, [_ODD])[0].tolist() == self._encode_slowly([_ODD])[0].tolist()
+        return fast if same else None
+
+    def _encode_flat(self, fast: Any, texts: Sequence[str]) -> list[np.ndarray]:
+        ids, ends = fast.encode_batch_flat(list(texts), add_special_tokens=False, split_special_tokens=True)
+        flat, bounds = np.frombuffer(ids, np.uint32), np.frombuffer(ends, np.uint64).tolist()
+        return [flat[start:stop].astype(np.int64) for start, stop in zip(bounds, bounds[1:])]
 
     def _encode_slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
