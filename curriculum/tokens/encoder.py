@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,10 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, use_fastokens: bool = True):
         self._reference = tokenizer
         self._reference.encode_special_tokens = True
-        self._ids = np.empty(0, np.int64)
-        self._fast = self._build(json.loads(tokenizer.to_str()))
-        self._fastokens = self._try_fastokens() if self._fast and use_fastokens else None
-        self._threads = int(os.environ.get("RAYON_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        content = json.loads(tokenizer.to_str())
+        self._fast: Callable[[Sequence[str]], list[np.ndarray]] | None = None
+        if _is_like_smollm(content) and (merges := self._merges(content["model"])):
+            self._fast = (self._fastokens() if use_fastokens else None) or _tiktoken(content["model"], merges)
 
     @property
     def is_fast(self) -> bool:
@@ -63,57 +63,59 @@ class Encoder:
         """The ids of each text, integers [n]."""
         if self._fast is None:
             return self._encode_slowly(texts)
-        if self._fastokens is not None:
-            found = self._encode_flat(self._fastokens, texts)
-        else:
-            ranks = self._fast.encode_ordinary_batch(list(texts), num_threads=self._threads)
-            found = [self._ids[each] for each in ranks]
+        found = self._fast(texts)
         for number, (text, ids) in enumerate(zip(texts, found)):
             lacks_a_byte = len(ids) and ids.min() < 0
             if lacks_a_byte or (not text.isascii() and _RARE.search(text)):
                 (found[number],) = self._encode_slowly([text])
         return found
 
-    def _try_fastokens(self) -> Any:
-        """The same tokenizer in fastokens; None where that is not installed, or differs on `_ODD`."""
-        try:
-            import fastokens
-
-            fast = fastokens.Tokenizer.from_json_str(self._reference.to_str())
-        except (ImportError, ValueError):
-            return None
-        same = self._encode_flat(fast, [_ODD])[0].tolist() == self._encode_slowly([_ODD])[0].tolist()
-        return fast if same else None
-
-    def _encode_flat(self, fast: Any, texts: Sequence[str]) -> list[np.ndarray]:
-        ids, ends = fast.encode_batch_flat(list(texts), add_special_tokens=False, split_special_tokens=True)
-        flat, bounds = np.frombuffer(ids, np.uint32), np.frombuffer(ends, np.uint64).tolist()
-        return [flat[start:stop].astype(np.int64) for start, stop in zip(bounds, bounds[1:])]
-
     def _encode_slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encoded]
 
-    def _build(self, content: dict[str, Any]) -> tiktoken.Encoding | None:
-        """The same encoding for tiktoken, or None where the two might differ. `_ids` maps its ranks to ids."""
-        model = content["model"]
-        if not _is_like_smollm(content):
-            return None
+    def _merges(self, model: dict[str, Any]) -> list[str]:
+        """The texts that the merges form; none where two form the same, or where one does not encode to its own token."""
         merges = ["".join(pair if isinstance(pair, list) else pair.split(" ")) for pair in model["merges"]]
         if len(set(merges)) < len(merges) or any(len(self._reference.model.tokenize(text)) != 1 for text in merges):
+            return []
+        return merges
+
+    def _fastokens(self) -> Callable[[Sequence[str]], list[np.ndarray]] | None:
+        """fastokens' encoding; None where it is not installed, or differs on `_ODD`."""
+        try:
+            from fastokens import Tokenizer as Fast
+
+            fast = Fast.from_json_str(self._reference.to_str())
+        except (ImportError, ValueError):
             return None
-        alphabet = _alphabet()
-        ranks: dict[bytes, int] = {}
-        ids = []
-        for text in [*(letter for letter in alphabet if letter in model["vocab"]), *merges]:
-            ranks[bytes(alphabet[letter] for letter in text)] = len(ranks)
-            ids.append(model["vocab"][text])
-        for byte in range(256):
-            if bytes([byte]) not in ranks:
-                ranks[bytes([byte])] = len(ranks)
-                ids.append(-1)
-        self._ids = np.array(ids, np.int64)
-        return tiktoken.Encoding("curricula", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens={})
+
+        def encode(texts: Sequence[str]) -> list[np.ndarray]:
+            ids, ends = fast.encode_batch_flat(list(texts), add_special_tokens=False, split_special_tokens=True)
+            flat, bounds = np.frombuffer(ids, np.uint32).astype(np.int64), np.frombuffer(ends, np.uint64).tolist()
+            return [flat[start:stop] for start, stop in zip(bounds, bounds[1:])]
+
+        return encode if encode([_ODD])[0].tolist() == self._encode_slowly([_ODD])[0].tolist() else None
+
+
+def _tiktoken(model: dict[str, Any], merges: list[str]) -> Callable[[Sequence[str]], list[np.ndarray]]:
+    """The same encoding by tiktoken, where -1 stands for a byte that the vocabulary lacks."""
+    alphabet = _alphabet()
+    ranks: dict[bytes, int] = {}
+    ids = []
+    for text in [*(letter for letter in alphabet if letter in model["vocab"]), *merges]:
+        ranks[bytes(alphabet[letter] for letter in text)] = len(ranks)
+        ids.append(model["vocab"][text])
+    for byte in range(256):
+        if bytes([byte]) not in ranks:
+            ranks[bytes([byte])] = len(ranks)
+            ids.append(-1)
+    id_of_rank = np.array(ids, np.int64)
+    encoding = tiktoken.Encoding("curricula", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens={})
+    threads = int(os.environ.get("RAYON_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    return lambda texts: [
+        id_of_rank[found] for found in encoding.encode_ordinary_batch(list(texts), num_threads=threads)
+    ]
 
 
 def _is_like_smollm(content: dict[str, Any]) -> bool:

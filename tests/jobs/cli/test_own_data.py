@@ -18,6 +18,7 @@ from curricula.durable import read_json, write_json
 from curricula.eval.benchmarks import load_prompts
 from curricula.eval.data_check import shard_documents
 from curricula.jobs.cli.main import main
+from curricula.jobs.downloads import study_downloads
 from curricula.jobs.element import run_element
 from curricula.jobs.run import Run, read_contamination
 from curricula.jobs.study import load_study
@@ -74,6 +75,25 @@ def test_an_arm_must_not_read_the_same_rows_through_two_sources(tmp_path, capsys
     assert status and "sources.one and sources.two: arm full-50 would read the same rows" in shown
     status, shown = planned(tmp_path, capsys, {"one": one, "two": {**one, "max_score": None, "min_score": 2.5}})
     assert not status, shown
+
+
+def test_one_table_of_the_hub_has_one_revision(tmp_path, capsys):
+    one = {"hub": "org/name", "revision": "1a2b3c4"}
+    two = {"hub": "org/name", "revision": "5d6e7f8", "text": "{title} {body}"}
+    status, shown = planned(tmp_path, capsys, {"one": one, "two": two}, world=None)
+    assert status and "sources.one.revision is '1a2b3c4' and sources.two.revision is '5d6e7f8'" in shown
+
+
+def test_as_many_rows_are_fetched_as_the_documents_may_lie_in(tmp_path):
+    few, chosen = {"hub": "org/a", "documents": 5}, {"hub": "org/b", "documents": 5, "score": "s", "min_score": 1}
+    study = load_study(
+        small_study(
+            tmp_path, world=None, sources={"few": few, "chosen": chosen},
+            curriculum={"starts": [0.5, 1], "safe": {"few": 1}, "interventions": {"full": {"chosen": 1}}},
+        )
+    )  # fmt: skip
+    rows = {item.label: item.rows for item in study_downloads(study, tmp_path)}
+    assert (rows["org/a/train"], rows["org/b/train"]) == (5, None)
 
 
 def test_the_plan_warns_of_licences_that_nobody_accepted(tmp_path, capsys, monkeypatch):
