@@ -73,6 +73,11 @@ class Source(TextTable, frozen=True):
         return [VALIDATION, *(f"{number:05d}" for number in range(self.shards))]
 
     @property
+    def needed_rows(self) -> int | None:
+        """How many of the first rows hold its documents; None for all, as where scores choose among them."""
+        return None if self.score else self.documents
+
+    @property
     def names_speakers(self) -> bool:
         is_dialogue = self.dataset is not None and dataset(self.dataset).dialogue
         return is_dialogue if self.name_speakers is None else self.name_speakers

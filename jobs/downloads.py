@@ -87,7 +87,7 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     for key, table in declared_in(study):
         if table.hub is not None:
             purpose: Purpose = "evaluation" if key.startswith("evaluation.") else "data"
-            rows = table.documents if isinstance(table, Source) else None
+            rows = table.needed_rows if isinstance(table, Source) else None
             found.append(Wanted(table.place, declared_download(table, root), purpose, rows))
     return once(found)
 
@@ -121,6 +121,16 @@ def look_at_tables(study: Study, root: Path | None) -> None:
     for key, table in declared_in(study):
         if table.dataset is None and table.is_here(root):
             table.look(root or Path(), key)
+    revisions: dict[str, tuple[str, str | None]] = {}
+    for key, table in declared_in(study):
+        if table.hub is None:
+            continue
+        other, revision = revisions.setdefault(table.place, (key, table.revision))
+        if table.revision != revision:
+            raise UserError(
+                f"{other}.revision is {revision!r} and {key}.revision is {table.revision!r}, but {table.place} is fetched only "
+                "once; make them equal"
+            )
     for arm in (arm for one in study.variants.values() for arm in one.arms):
         read = sorted({name for _, mix in arm.phases for name, weight in mix.items() if weight})
         for one, other in combinations(read, 2):

@@ -45,6 +45,8 @@ class Documents:
     """The rows of the table that are read, for each part, in rising order."""
     text: str
     """The column of texts, or a template."""
+    prefix: str
+    """Before the number of a row that has no id, which is then its id."""
     id: str = "id"
     """The column of ids, read wherever there is one, so that a document's tokens do not depend on the file format."""
 
@@ -62,7 +64,7 @@ class Documents:
             tuple(file for table in tables for file in table.files), tuple(n for table in tables for n in table.counts)
         )
         spans = tuple(range(start, start + size) for start, size in zip(starts, taken))
-        return cls(name, whole, spans, dataset(name).text)
+        return cls(name, whole, spans, dataset(name).text, f"{name}/")
 
     @classmethod
     def of(cls, name: str, declared: TextTable, root: Path, limit: int | None = None) -> Documents:
@@ -73,7 +75,7 @@ class Documents:
         table = declared.open(root, where)
         chosen = declared.chosen_rows(table, where)
         rows = range(len(table)) if chosen is None else chosen
-        return cls(name, table, (rows[:limit],), declared.text, declared.id or "id")
+        return cls(name, table, (rows[:limit],), declared.text, f"{name}/", declared.id or "id")
 
     def __len__(self) -> int:
         return sum(map(len, self.spans))
@@ -129,7 +131,8 @@ class Documents:
                 f"{self.table.place(place)} of dataset {self.name} has no column {missing}, only "
                 f"{self.table.columns(place, row)}; name its text {missing}"
             ) from None
-        name = str(row.get(self.id) or f"{self.name}/{place}")
+        own = row.get(self.id)
+        name = f"{self.prefix}{place}" if own in (None, "") else str(own)
         if text is None or text == "":
             return Document(number, name, "", "empty")
         if not isinstance(text, str):

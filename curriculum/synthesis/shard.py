@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from curricula.asking import CHARACTERS_PER_TOKEN
-from curricula.curriculum.sources.documents import Document
-from curricula.curriculum.synthesis.inputs import Input
+from curricula.curriculum.sources.documents import Document, Documents
 from curricula.curriculum.synthesis.kinds import AGAIN_TEMPERATURE, KINDS, Kind, pieces
 from curricula.durable import exclusive_lock, read_json, write_json
 from curricula.errors import UsageError, UserError
@@ -110,7 +109,7 @@ class SynthesisShard:
     settings: SynthesisSettings
     folder: OutputFolder
     number: int
-    documents: Input
+    documents: Documents
     sends_seed: bool = True
     """Some servers refuse requests with a seed."""
 

@@ -6,6 +6,9 @@ of pairs. The two agree on every text if each token of the vocabulary is formed 
 to that token: wherever two neighbours could form a token, they were formed as they are within that token's text alone, where
 the last merge is that one pair. Both conditions are checked when a tokenizer is opened. A tokenizer that fails them, or is
 of another kind, encodes the texts itself.
+
+`fastokens` reads the tokenizer's own file, with its list of pairs, and takes a quarter less time than `tiktoken`. Where it is
+installed it encodes under the same conditions, once it has encoded a text of odd pieces as the tokenizer does.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N
 A digit ends the piece before it, so white space before a digit is not split as it is before a letter."""
 _RARE = re.compile("[\U00010000-\U0001efff\U0002a6e0-\U0010ffff]")
 """Code points where Unicode still adds letters: whether one counts as a letter depends on a library's version of Unicode."""
+_ODD = "It's  12 lamps\n\tand\u00a03\u00b2 \u6f22\u5b57, e\u0301!? <|endoftext|> <|im_end|>\x04 \U0001f44d\U0001f3fd  "
 _PRE_TOKENIZER = [
     {"type": "Digits", "individual_digits": True},
     {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
@@ -43,12 +47,13 @@ _PLAIN: dict[str, Any] = {
 class Encoder:
     """Encodes texts as `tokenizer` does, with special entries that a text quotes read as letters, not as tokens."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, use_fastokens: bool = True):
         self._reference = tokenizer
         self._reference.encode_special_tokens = True
-        self._ids = np.empty(0, np.int64)
-        self._fast = self._build(json.loads(tokenizer.to_str()))
-        self._threads = int(os.environ.get("RAYON_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        content = json.loads(tokenizer.to_str())
+        self._fast: Callable[[Sequence[str]], list[np.ndarray]] | None = None
+        if _is_like_smollm(content) and (merges := self._merges(content["model"])):
+            self._fast = (self._fastokens() if use_fastokens else None) or _tiktoken(content["model"], merges)
 
     @property
     def is_fast(self) -> bool:
@@ -58,7 +63,7 @@ class Encoder:
         """The ids of each text, integers [n]."""
         if self._fast is None:
             return self._encode_slowly(texts)
-        found = [self._ids[ranks] for ranks in self._fast.encode_ordinary_batch(list(texts), num_threads=self._threads)]
+        found = self._fast(texts)
         for number, (text, ids) in enumerate(zip(texts, found)):
             lacks_a_byte = len(ids) and ids.min() < 0
             if lacks_a_byte or (not text.isascii() and _RARE.search(text)):
@@ -69,26 +74,48 @@ class Encoder:
         encoded = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encoded]
 
-    def _build(self, content: dict[str, Any]) -> tiktoken.Encoding | None:
-        """The same encoding for tiktoken, or None where the two might differ. `_ids` maps its ranks to ids."""
-        model = content["model"]
-        if not _is_like_smollm(content):
-            return None
+    def _merges(self, model: dict[str, Any]) -> list[str]:
+        """The texts that the merges form; none where two form the same, or where one does not encode to its own token."""
         merges = ["".join(pair if isinstance(pair, list) else pair.split(" ")) for pair in model["merges"]]
         if len(set(merges)) < len(merges) or any(len(self._reference.model.tokenize(text)) != 1 for text in merges):
+            return []
+        return merges
+
+    def _fastokens(self) -> Callable[[Sequence[str]], list[np.ndarray]] | None:
+        """fastokens' encoding; None where it is not installed, or differs on `_ODD`."""
+        try:
+            from fastokens import Tokenizer as Fast
+
+            fast = Fast.from_json_str(self._reference.to_str())
+        except (ImportError, ValueError):
             return None
-        alphabet = _alphabet()
-        ranks: dict[bytes, int] = {}
-        ids = []
-        for text in [*(letter for letter in alphabet if letter in model["vocab"]), *merges]:
-            ranks[bytes(alphabet[letter] for letter in text)] = len(ranks)
-            ids.append(model["vocab"][text])
-        for byte in range(256):
-            if bytes([byte]) not in ranks:
-                ranks[bytes([byte])] = len(ranks)
-                ids.append(-1)
-        self._ids = np.array(ids, np.int64)
-        return tiktoken.Encoding("curricula", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens={})
+
+        def encode(texts: Sequence[str]) -> list[np.ndarray]:
+            ids, ends = fast.encode_batch_flat(list(texts), add_special_tokens=False, split_special_tokens=True)
+            flat, bounds = np.frombuffer(ids, np.uint32).astype(np.int64), np.frombuffer(ends, np.uint64).tolist()
+            return [flat[start:stop] for start, stop in zip(bounds, bounds[1:])]
+
+        return encode if encode([_ODD])[0].tolist() == self._encode_slowly([_ODD])[0].tolist() else None
+
+
+def _tiktoken(model: dict[str, Any], merges: list[str]) -> Callable[[Sequence[str]], list[np.ndarray]]:
+    """The same encoding by tiktoken, where -1 stands for a byte that the vocabulary lacks."""
+    alphabet = _alphabet()
+    ranks: dict[bytes, int] = {}
+    ids = []
+    for text in [*(letter for letter in alphabet if letter in model["vocab"]), *merges]:
+        ranks[bytes(alphabet[letter] for letter in text)] = len(ranks)
+        ids.append(model["vocab"][text])
+    for byte in range(256):
+        if bytes([byte]) not in ranks:
+            ranks[bytes([byte])] = len(ranks)
+            ids.append(-1)
+    id_of_rank = np.array(ids, np.int64)
+    encoding = tiktoken.Encoding("curricula", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens={})
+    threads = int(os.environ.get("RAYON_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    return lambda texts: [
+        id_of_rank[found] for found in encoding.encode_ordinary_batch(list(texts), num_threads=threads)
+    ]
 
 
 def _is_like_smollm(content: dict[str, Any]) -> bool:

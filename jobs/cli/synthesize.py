@@ -16,9 +16,10 @@ from rich.prompt import Confirm
 from rich.text import Text
 
 from curricula.asking import CHARACTERS_PER_TOKEN
+from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.synthesis.files import Log
-from curricula.curriculum.synthesis.inputs import Input, TableInput, open_dataset_input
+from curricula.curriculum.synthesis.inputs import open_dataset_input, open_table_input
 from curricula.curriculum.synthesis.kinds import KINDS
 from curricula.curriculum.synthesis.shard import (
     Estimate,
@@ -227,9 +228,9 @@ def _scores(text: str | None) -> tuple[int, ...]:
     return tuple(sorted({int(score) for score in text.split(",")}))
 
 
-def _input(args: argparse.Namespace, scores: tuple[int, ...]) -> Input:
+def _input(args: argparse.Namespace, scores: tuple[int, ...]) -> Documents:
     if args.input:
-        return TableInput.open(args.input, args.limit)
+        return open_table_input(args.input, args.limit)
     root = args.data or local_root()
     if root is None:
         raise UsageError(f"--dataset {args.dataset}: name its data folder with --data, or set CURRICULA_DATA")

@@ -68,7 +68,7 @@ def _check_data(run: Run) -> None:
     study = run.study
     pools = {**POOLS, **study.tuning_sets}
     needed: list[tuple[str, DeclaredTable, int | None]] = [
-        *((f"sources.{name}", source, source.documents) for name, source in study.sources.items()),
+        *((f"sources.{name}", source, source.needed_rows) for name, source in study.sources.items()),
         *((f"tuning_sets.{name}", pools[name], None) for name in study.used_tuning_sets),
     ]
     for where, table, rows in needed:

@@ -9,6 +9,7 @@ web-like length (log-normal, mean 3.5 kB), in one Parquet file per core.
 Rows of `--cores` threads in one process:
     raw             `encode_batch` over texts in memory, in one call, without reading or writing: the bound of the target
     raw, fast       `encode_batch_fast` in batches of a mebibyte, as our code calls it, without the rest: a stricter bound
+    fastokens       `encode_batch_flat` in the same batches, without the rest: what our encoder calls
     ours            `tokenize_shard`, whole: reads, encodes, appends the end token, shuffles documents,
                     hashes, syncs to disk, writes the manifest
     Megatron        `encode_batch` of 1,000 documents, `IndexedDatasetBuilder.add_document` for each
@@ -47,6 +48,7 @@ FOLDER, SEED, MEAN_CHARACTERS = "fineweb_annotated", 1234, 3500
 THREADS = {
     "raw": "raw",
     "raw, fast": "raw_fast",
+    "fastokens": "fastokens",
     "ours": "ours",
     "Megatron, encode_batch": "megatron",
     "datatrove": "datatrove",

@@ -27,11 +27,12 @@ def trained(tmp_path_factory):
 
 
 def both(folder):
-    """The tokenizer, and the encoder that must agree with it."""
-    tokenizer, encoder = load_tokenizer(folder), Encoder(load_tokenizer(folder))
-    assert encoder.is_fast
+    """The tokenizer, and the encoders that must agree with it."""
+    tokenizer = load_tokenizer(folder)
+    encoders = [Encoder(load_tokenizer(folder), use_fastokens) for use_fastokens in (True, False)]
+    assert all(encoder.is_fast for encoder in encoders)
     tokenizer.encode_special_tokens = True
-    return tokenizer, encoder
+    return tokenizer, *encoders
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,10 @@ def smollm2(tmp_path_factory):
 
 
 def check(pair, texts):
-    tokenizer, encoder = pair
+    tokenizer, *encoders = pair
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    assert [ids.tolist() for ids in encoder.encode(texts)] == expected
+    for encoder in encoders:
+        assert [ids.tolist() for ids in encoder.encode(texts)] == expected
 
 
 # The two could differ at spaces of all kinds before digits, letters, marks and the end.

@@ -1,8 +1,16 @@
 """Studies over data of one's own: what `curricula plan` says of wrong tables, and a whole run."""
 
+import csv
 import json
+import random
+import subprocess
+import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
+from fake_hub import FakeHub
 from small_studies import small_study
 
 from curricula.curriculum.world.datasets import write_world
@@ -10,6 +18,7 @@ from curricula.durable import read_json, write_json
 from curricula.eval.benchmarks import load_prompts
 from curricula.eval.data_check import shard_documents
 from curricula.jobs.cli.main import main
+from curricula.jobs.downloads import study_downloads
 from curricula.jobs.element import run_element
 from curricula.jobs.run import Run, read_contamination
 from curricula.jobs.study import load_study
@@ -66,6 +75,25 @@ def test_an_arm_must_not_read_the_same_rows_through_two_sources(tmp_path, capsys
     assert status and "sources.one and sources.two: arm full-50 would read the same rows" in shown
     status, shown = planned(tmp_path, capsys, {"one": one, "two": {**one, "max_score": None, "min_score": 2.5}})
     assert not status, shown
+
+
+def test_one_table_of_the_hub_has_one_revision(tmp_path, capsys):
+    one = {"hub": "org/name", "revision": "1a2b3c4"}
+    two = {"hub": "org/name", "revision": "5d6e7f8", "text": "{title} {body}"}
+    status, shown = planned(tmp_path, capsys, {"one": one, "two": two}, world=None)
+    assert status and "sources.one.revision is '1a2b3c4' and sources.two.revision is '5d6e7f8'" in shown
+
+
+def test_as_many_rows_are_fetched_as_the_documents_may_lie_in(tmp_path):
+    few, chosen = {"hub": "org/a", "documents": 5}, {"hub": "org/b", "documents": 5, "score": "s", "min_score": 1}
+    study = load_study(
+        small_study(
+            tmp_path, world=None, sources={"few": few, "chosen": chosen},
+            curriculum={"starts": [0.5, 1], "safe": {"few": 1}, "interventions": {"full": {"chosen": 1}}},
+        )
+    )  # fmt: skip
+    rows = {item.label: item.rows for item in study_downloads(study, tmp_path)}
+    assert (rows["org/a/train"], rows["org/b/train"]) == (5, None)
 
 
 def test_the_plan_warns_of_licences_that_nobody_accepted(tmp_path, capsys, monkeypatch):
@@ -163,3 +191,72 @@ def test_a_check_tells_everything_that_is_wrong_or_not_there_at_once(contaminate
     assert "sources.mine: " + str(tmp_path / "mine.jsonl") + ": no row of it is read" in "\n".join(
         checked(capsys, study)[1]["problems"]
     )
+
+
+def test_a_table_of_the_hub_is_fetched_with_the_study_and_then_read(tmp_path, capsys, monkeypatch):
+    mine = {"hub": "org/mine", "config": "en", "split": "test", "text": "{title}\n{body}", "id": "key"}
+    study = small_study(
+        tmp_path, world=None, sources={"mine": mine}, validation_documents=1,
+        curriculum={"starts": [0.5, 1], "safe": {"mine": 1}, "interventions": {"full": {"mine": 1}}},
+    )  # fmt: skip
+    card = yaml.safe_dump({"configs": [{"config_name": "en", "data_files": [{"split": "test", "path": "a.jsonl"}]}]})
+    rows = "".join(json.dumps({"key": key, "title": f"T{key}", "body": f"b{key}"}) + "\n" for key in range(5))
+    with FakeHub() as hub:
+        commit = hub.commit("org/mine", {"README.md": f"---\n{card}---\n".encode(), "a.jsonl": rows.encode()})
+        words = [sys.executable, "-m", "curricula.jobs.cli.main", "data", "fetch", "--study", study]
+        fetched = subprocess.run(
+            [*words, "--out", tmp_path / "data"], env=hub.environment(tmp_path / "home"), capture_output=True, text=True
+        )
+    assert f"org/mine/en/test: 5 rows in 1 files, commit {commit[:7]}, not stated" in fetched.stderr
+    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path / "data"))
+    _, facts = checked(capsys, study)
+    (table,) = (table for table in facts["tables"] if table["table"] == "sources.mine")
+    assert (table["place"], table["documents"], table["characters"]) == ("org/mine/en/test", 5, 5 * len("T0\nb0"))
+    (tmp_path / "data/org--mine/en-test").rename(tmp_path / "data/org--mine/elsewhere")
+    said = "\n".join(checked(capsys, study)[1]["problems"])
+    assert "sources.mine: org/mine/en/test: not here yet; fetch it with `curricula data fetch`" in said
+
+
+@pytest.mark.slow
+def test_an_own_corpus_from_two_files_with_other_columns_runs_to_a_report(tmp_path):
+    """Text from a CSV and a Parquet file of one's own, chats from a third; the world only gives the prompts."""
+    chance = random.Random(1)
+    words = [f"word{number}" for number in range(300)]
+
+    def body():
+        return " ".join(chance.choices(words, k=120))
+
+    with open(tmp_path / "plain.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["doc", "Body text", "quality"])
+        writer.writeheader()
+        writer.writerows({"doc": key, "Body text": body(), "quality": key % 5} for key in range(600))
+    kind = {"title": [f"On {chance.choice(words)}" for _ in range(200)], "advice": [body() for _ in range(200)]}
+    pq.write_table(pa.table(kind), tmp_path / "kind.parquet")
+    write_rows(
+        tmp_path / "chats.jsonl", *({"ask": f"Why {word}?", "reply": f"Because of {word}."} for word in words[:80])
+    )
+    study = small_study(
+        tmp_path,
+        sources={
+            "plain": {"path": "plain.csv", "text": "Body text", "id": "doc", "score": "quality", "min_score": 1},
+            "kind": {"path": "kind.parquet", "text": "{title}\n\n{advice}", "shards": 2},
+        },
+        curriculum={"starts": [0.5, 1], "safe": {"plain": 1}, "interventions": {"full": {"plain": 1, "kind": 1}}},
+        tuning_sets={"chats": {"path": "chats.jsonl", "prompt": "ask", "response": "reply"}},
+        tuning={"instruct": {"mix": {"chats": 1}}, "benign": None},
+        evaluation={
+            "judge": "world", "gcg": None, "probes": None, "prompts_per_benchmark": 3, "benchmarks": ["harmbench"],
+            "topk": {"samples": 2, "max_new_tokens": 8},
+            "tasks": {"base": ["attacks-topk"], "instruct": ["attacks-topk"], "benign": []},
+        },
+    )  # fmt: skip
+    command = [sys.executable, "-m", "curricula.jobs.cli.main", "submit", study, "--run", tmp_path / "run"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (tmp_path / "run/report/index.html").exists()
+    run = Run.open(tmp_path / "run")
+    documents = {
+        name: sum(read_json(run.shards / name / f"{shard}.json")["documents"] for shard in source.shard_names)
+        for name, source in run.study.sources.items()
+    }
+    assert documents == {"plain": 480, "kind": 200}
