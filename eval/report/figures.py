@@ -249,9 +249,11 @@ FIGURES: tuple[Figure, ...] = (
 
 def further_figures(metrics: StudyMetrics) -> list[Figure]:
     """A figure of attack success for each measured stage that the paper does not have."""
-    stages = dict.fromkeys(entry.stage for entry in metrics.attacks if entry.stage not in STAGES)
+    stages = dict.fromkeys(entry.stage for entry in metrics.attacks)
     return [
-        AttackFigure(0, f"stage-{stage}-asr", f"Attack success on {stage_title(stage)}", "", stage) for stage in stages
+        AttackFigure(0, f"stage-{stage}-asr", f"Attack success on {stage_title(stage)}", "", stage)
+        for stage in stages
+        if stage not in STAGES
     ]
 
 
