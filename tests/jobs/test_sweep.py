@@ -137,6 +137,25 @@ def test_a_longer_budget_continues_from_where_the_shorter_ones_learning_rate_fal
     ]
 
 
+def test_a_stage_may_continue_from_another_one_at_each_point():
+    stages = {
+        "mt": {"kind": "midtrain", "mix": "full", "steps": 5, "lr": 1e-3},
+        "after": {"kind": "sft", "from": "mt", "mix": {"gsm8k": 1}, "micro_batch": 4},
+        "plain": {"kind": "midtrain", "mix": "safe", "steps": 5, "lr": 1e-3},
+    }
+    plan = swept({"stages.after.from": ["mt", "plain"]}, stages=stages)
+    assert plan.needs["after-20", "full-20.from-plain"] == [(("plain-20", "full-20.from-mt"), True)]
+    assert plan.by_name["plain-20"].labels == ("data-20.from-mt", "full-20.from-mt")
+    turned = [
+        {"name": "one", "stages.mt.lr": 2e-3},
+        {"name": "two", "stages.mt.from": "plain", "stages.plain.from": "base"},
+    ]
+    swept(turned, stages={**stages, "plain": {**stages["plain"]}})
+    turned[0]["stages.plain.from"] = "mt"
+    with pytest.raises(UsageError, match=r"sweep turns the order of stages round \(.* from .*\)"):
+        swept(turned, stages=stages)
+
+
 def test_points_may_have_fewer_seeds():
     sweep = [{"name": "small", "model.tied": True}, {"name": "large", "model.tied": False, "seeds": [42]}]
     plan = swept(sweep, seeds=[42, 43])
