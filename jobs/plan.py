@@ -157,6 +157,7 @@ class _Makers:
         self.shared = {place for place, one in enumerate(job.elements) if not one.arm}
         self.all = set(range(len(job.elements)))
         self.by_segment = {one.segment: place for place, one in enumerate(job.elements) if one.segment}
+        self.is_measurement = any(one.eval_task for one in job.elements)
         self.by_model: dict[tuple[str, str], set[int]] = defaultdict(set)
         for place in self.all - self.shared:
             if not job.elements[place].segment:
@@ -181,7 +182,8 @@ class _Makers:
         tree = self.study.at(element.variant).tree
         if self.study.sweep is None:
             return {BASE, *tree.stages}
-        return {element.kind} if element.kind == BASE else {element.kind, tree.parent(element.kind)}
+        is_own = element.kind == BASE or self.is_measurement
+        return {element.kind} if is_own else {element.kind, tree.parent(element.kind)}
 
 
 def _key(element: Element, study: Study) -> str:
