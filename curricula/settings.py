@@ -143,7 +143,8 @@ class _Explainer:
             choices = ", ".join(str(value) for one in kinds for value in getattr(one, "values", []))
             return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
         if text.startswith("Invalid value"):  # of the key that tells kinds of a struct apart
-            choices = ", ".join(str(one.tag) for one in getattr(self._type_at(keys[:-1]), "types", ()))
+            kind = self._type_at(keys[:-1])
+            choices = ", ".join(str(one.tag) for one in getattr(kind, "types", [kind]) if hasattr(one, "tag"))
             return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
         if text.startswith("Expected"):
             # Without a key the value is the whole file, which may be one of secrets, named by mistake.

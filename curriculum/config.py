@@ -244,8 +244,6 @@ class StageConfig(Settings, frozen=True, kw_only=True):
     """What is measured on the way; null measures the end alone."""
     steps: Positive | None = None
     """Optimizer steps. At most one of the keys that say how long it trains may be given."""
-    weight_decay: float = 0.01
-    """Of AdamW, per step and unit of learning rate, as in SmolLM2's pretraining."""
 
     def require_one_length(self, *names: str) -> None:
         """Raise ValueError where more than one of the fields `names` is given."""
@@ -283,6 +281,8 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
     """Share of the steps over which the learning rate rises."""
     decay_fraction: Share | None = None
     """Share of the steps, at the end, over which the learning rate falls linearly to 0; null: along half a cosine."""
+    weight_decay: float = 0.01
+    """Of AdamW, per step and unit of learning rate."""
 
     def check(self) -> None:
         require_weights("mix", self.mix)
@@ -321,6 +321,8 @@ class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="mi
     """Share of the steps over which the learning rate rises."""
     decay_fraction: Share = 1.0
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
+    weight_decay: float | None = None
+    """Of AdamW, per step and unit of learning rate; null: as in pretraining, as all else that is not said here."""
     global_batch: Positive | None = None
     """Sequences in one optimizer step; null: as in pretraining."""
     micro_batch: Positive | None = None

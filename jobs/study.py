@@ -55,7 +55,6 @@ from curricula.model import (
     PRESETS,
     ExecutionConfig,
     ModelConfig,
-    OptimizerConfig,
     ScheduleConfig,
     TrackingConfig,
     TrainConfig,
@@ -425,17 +424,22 @@ class Study(Settings, frozen=True, dict=True):
         """How a stage trains."""
         stage = self.tree.stages[name]
         assert stage.micro_batch
-        saves = self.pretraining if isinstance(stage, Midtrain) else self.tuning or TrainConfig()
+        like: TrainConfig = self.pretraining
+        if isinstance(stage, Tuning):
+            saves = self.tuning or TrainConfig()
+            like = TrainConfig(
+                save_interval_steps=saves.save_interval_steps, save_interval_minutes=saves.save_interval_minutes
+            )
+        optimizer = msgspec.structs.replace(like.optimizer, lr=stage.lr)
+        if stage.weight_decay is not None:
+            optimizer = msgspec.structs.replace(optimizer, weight_decay=stage.weight_decay)
         schedule = ScheduleConfig(kind="cosine", warmup_fraction=stage.warmup_fraction)
         if stage.decay_fraction is not None:
             falling = {"kind": "warmup-stable-decay", "decay_fraction": stage.decay_fraction}
             schedule = msgspec.structs.replace(schedule, **falling)
+        settings = {key: getattr(like, key) for key in TrainConfig.__struct_fields__}
         return TrainConfig(
-            micro_batch=stage.micro_batch,
-            optimizer=OptimizerConfig(lr=stage.lr, weight_decay=stage.weight_decay),
-            schedule=schedule,
-            save_interval_steps=saves.save_interval_steps,
-            save_interval_minutes=saves.save_interval_minutes,
+            **{**settings, "micro_batch": stage.micro_batch, "optimizer": optimizer, "schedule": schedule}
         )
 
     @property
@@ -445,7 +449,7 @@ class Study(Settings, frozen=True, dict=True):
         return [stage for stage in stages if isinstance(stage, Tuning)]
 
     @property
-    def tuning_sets(self) -> list[str]:
+    def used_tuning_sets(self) -> list[str]:
         """The tuning sets of all stages, each once."""
         return list(dict.fromkeys(name for tuning in self.tunings for name in tuning.mix))
 

@@ -89,13 +89,10 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
         if TASKS[task].judged:
             found = {place: _answers(run, place, course.stage, task) for place in course.points}
             asked = {_prompt(row) for rows in found.values() for row in rows}
-            ends = [(0, course.begin), (last_step, course.end)] if found else []
             steps = [(rows[0].step or 0, rows) for rows in found.values() if rows]
-            steps += [
-                (step, [row for row in read_judged(run / "eval" / place / f"{task}.jsonl") if _prompt(row) in asked])
-                for step, place in ends
-                if place
-            ]
+            for step, place in ((0, course.begin), (last_step, course.end)):
+                rows = read_judged(run / "eval" / place / f"{task}.jsonl") if place else []
+                steps.append((step, [row for row in rows if _prompt(row) in asked]))
             for step, rows in sorted(steps, key=lambda one: one[0]):
                 for numbers in _measured(rows, task) if rows else ():
                     yield at(step, *numbers)

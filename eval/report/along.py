@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
 from curricula.eval.report.curves import CURVE_LOOKS
 from curricula.eval.report.figures import save
-from curricula.eval.report.wording import DECODERS, stage_title
+from curricula.eval.report.wording import DECODERS
 
 RATES = ("attack success", "refusals", "over-refusal")
 MEASURES = (*RATES, "probe AUC", "validation loss")
@@ -50,7 +50,7 @@ def draw_along(points: Sequence[CurvePoint], stages: Sequence[str], folder: Path
         path = save(name, folder, partial(_draw, own, panels, stage == "base"))
         seeds = len({point.seed for point in own})
         shown = "mean over the runs; faint: single runs" if seeds > 1 else "bars: 95% interval over prompts"
-        title = "Measured during pretraining" if stage == "base" else f"Measured during {stage} ({stage_title(stage)})"
+        title = f"Measured during {'pretraining' if stage == 'base' else stage}"
         caption = (
             f"Each point is a checkpoint, judged on the same prompts as all others of its curve. {seeds} training "
             f"seed{'s' if seeds > 1 else ''}; {shown}. Numbers: tables/along.csv."

@@ -23,11 +23,11 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
 from curricula import durable
-from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics
+from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, StudyMetrics
 from curricula.eval.report.bars import draw_overrefusal
 from curricula.eval.report.curves import draw_attacks, draw_probes, finish_panels, two_panels
 from curricula.eval.report.points import Shown
-from curricula.eval.report.wording import prompts_and_judge
+from curricula.eval.report.wording import STAGES, prompts_and_judge, stage_title
 
 Entry = AttackMetrics | OverrefusalMetrics | ProbeMetrics
 
@@ -245,6 +245,16 @@ FIGURES: tuple[Figure, ...] = (
         layer="middle",
     ),
 )
+
+
+def further_figures(metrics: StudyMetrics) -> list[Figure]:
+    """A figure of attack success for each measured stage that the paper does not have."""
+    stages = dict.fromkeys(entry.stage for entry in metrics.attacks)
+    return [
+        AttackFigure(0, f"stage-{stage}-asr", f"Attack success on {stage_title(stage)}", "", stage)
+        for stage in stages
+        if stage not in STAGES
+    ]
 
 
 def draw_figures(shown: Shown, folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.judges.settings import caveats
 from curricula.eval.report.along import draw_along
-from curricula.eval.report.figures import FIGURES, draw_figures
+from curricula.eval.report.figures import FIGURES, draw_figures, further_figures, save
 from curricula.eval.report.over_seeds import estimate_tables, variance_rows
 from curricula.eval.report.points import Shown
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_tables
@@ -103,6 +104,10 @@ def write_report(
         marks=MARKS,
         figures=[
             (figure, embedded(path), figure.caption(shown)) for figure, path in zip(FIGURES, pictures, strict=True)
+        ],
+        further=[
+            (figure, embedded(save(figure.name, out / "figures", partial(figure.draw, shown))), figure.caption(shown))
+            for figure in further_figures(metrics)
         ],
         along=[
             (figure, embedded(figure.path), figure.caption)

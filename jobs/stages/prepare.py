@@ -66,7 +66,7 @@ def _check_data(run: Run) -> None:
 
     study = run.study
     needed = [(source.dataset, source.parts, source.documents) for source in study.sources.values()]
-    needed += [(POOLS[pool][0], (), None) for pool in study.tuning_sets]
+    needed += [(POOLS[pool][0], (), None) for pool in study.used_tuning_sets]
     for name, parts, rows in needed:
         open_dataset(name, run.data_root, parts)
         for stem in dataset(name).stems(run.data_root, parts):
@@ -86,7 +86,7 @@ def _make_tokenizer(run: Run) -> None:
         sources = dict.fromkeys((item.dataset, item.parts, item.documents) for item in run.study.sources.values())
         read = (Documents.open(name, run.data_root, parts, limit).read() for name, parts, limit in sources)
         texts = (document.text for document in itertools.chain.from_iterable(read))
-        pools = run.study.tuning_sets if choice.tuning else ()
+        pools = run.study.used_tuning_sets if choice.tuning else ()
         turns = (
             f"{message['role']}\n{message['content']}"  # as the chat template has a turn between its marks
             for pool in pools

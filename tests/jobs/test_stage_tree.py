@@ -163,6 +163,11 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
             {"kind": "sft", "mix": {"gsm8k": 1}},
             r"stage 'report' is no plain word, or the name of something",
         ),
+        (
+            "tuning",
+            {"instruct": {"kind": "midtrain"}},
+            r"tuning.instruct.kind: 'midtrain' is not known; choose one of sft",
+        ),
         ("tuning", smaller_demo()["tuning"], r"stages and tuning both define instruct; keep one of them"),
     ],
 )
@@ -180,6 +185,19 @@ def test_plan_says_it_and_ends_with_a_code(tmp_path, capsys):
     assert main(["plan", str(path)]) == 0
     out = capsys.readouterr().out
     assert "mt: midtrain; lr 0.003; from 75% of pretraining; 8 steps; measured at 50" in out and "harmful: sft" in out
+
+
+def test_midtraining_trains_as_pretraining_does_but_for_what_it_says():
+    raw = changed("stages.mt.decay_fraction", 0.5)
+    raw["pretraining"].update(optimizer={"lr": 3e-3, "beta2": 0.99, "weight_decay": 0.1}, spike_guard={"window": 16})
+    study = parse_study(raw, "study.yaml")
+    config, finetuning = study.train_config("mt"), study.train_config("harmful")
+    assert (config.optimizer.beta2, config.optimizer.weight_decay, config.optimizer.lr) == (0.99, 0.1, 3e-3)
+    assert (
+        config.spike_guard and config.schedule.kind == "warmup-stable-decay" and config.schedule.decay_fraction == 0.5
+    )
+    assert finetuning.schedule.kind == "cosine" and finetuning.optimizer.beta2 == 0.95 and not finetuning.spike_guard
+    assert finetuning.optimizer.weight_decay == 0.01
 
 
 # A run that grows -----------------------------------------------------------------------------------------------------

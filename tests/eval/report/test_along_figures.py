@@ -22,5 +22,21 @@ def test_a_stage_that_was_measured_along_the_way_has_a_figure_and_a_table(tmp_pa
     assert "along-benign" in page.ids and "Measured along the way" in page.text
     assert (tmp_path / "out/tables/along.csv").read_text().count("attack success") == 4
     assert (tmp_path / "out/figures/along-benign.svg").exists()
+    assert "stages" not in page.ids  # all are the paper's
     without = Page(write_report(run, arms, {}, tmp_path / "without").read_text())
     assert "along" not in without.ids and not (tmp_path / "without/tables/along.csv").exists()
+
+
+def test_a_stage_that_the_paper_does_not_have_has_tables_and_a_figure(tmp_path):
+    run = write_study(tmp_path, arms=ARMS[:1])
+    rows = [
+        generation(model="m", model_kind="harmful", verdict="harmful", key=str(number), prompt_id=str(number))
+        for number in range(5)
+    ]
+    append_judged(run / "eval" / ARMS[0].key / "harmful" / "attacks-topk.jsonl", rows)
+    tasks = {"base": [], "instruct": [], "harmful": ["attacks-topk", "probes"], "none": ["attacks-topk"]}
+    study = {"tasks": tasks, "having": {"none": ()}}
+    page = Page(write_report(run, ARMS[:1], study, tmp_path / "out").read_text())
+    assert "stage-harmful-asr" in page.ids and "Attack success on models after harmful" in page.text
+    assert f"{ARMS[0].key} harmful probes" in page.text and "none attacks-topk" not in page.text
+    assert (tmp_path / "out/figures/stage-harmful-asr.svg").exists()

@@ -1,0 +1,79 @@
+"""What the elements of a tree's stages train: from which checkpoint, on which data, and what they keep."""
+
+import pytest
+from small_studies import tree_study
+
+from curricula.curriculum.plan import TRUNK
+from curricula.errors import UserError
+from curricula.jobs.graph import plan_study
+from curricula.jobs.run import Run
+from curricula.jobs.stages import STAGES, Work
+from curricula.jobs.study import parse_study, study_yaml
+from curricula.model.checkpoints.folder import step_folder
+from curricula.progress import silent
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A run folder with the data of the tree study."""
+    run = Run.create(tmp_path_factory.mktemp("tree") / "run", parse_study(tree_study(), "study.yaml"))
+    plan = plan_study(run.study)
+    for job in ("prepare", "tokenize"):
+        for label in plan.by_name[job].labels:
+            STAGES[job].run(Work(run, plan, *plan.find(job, label)), silent)
+    return run.root
+
+
+@pytest.fixture
+def trained(root, monkeypatch):
+    """Runs an element without training: the `TrainJob` and its batches."""
+    found = []
+    monkeypatch.setattr("curricula.model.train.train", lambda job, batches, *_, **__: found.append((job, batches)))
+    monkeypatch.setattr("curricula.jobs.stages.tune.export_model", lambda *_: None)
+    monkeypatch.setattr("curricula.jobs.stages.tune.require_checkpoint", lambda path: path / "newest")
+
+    def run(job: str, label: str):
+        opened = Run.open(root)
+        plan = plan_study(opened.study)
+        work = Work(opened, plan, *plan.find(job, label))
+        STAGES[work.job.stage].run(work, silent)
+        return found.pop()
+
+    return run
+
+
+def test_midtraining_starts_from_its_branch_point_and_reads_on(root, trained):
+    job, batches = trained("mt-50", "full-50")
+    assert job.init_weights == step_folder(root / "pretrain/full-50/checkpoints", 18)
+    assert job.out == root / "tune/full-50/mt" and job.keep_steps == job.validate_steps == (4,)
+    assert (batches.total_steps, batches.begin) == (8, 18 * 4)
+    _, before = trained("pretrain-50", "full-50")
+    read = before.sample_ids(0, 18 * 4)
+    assert not set(read) & set(batches.sample_ids(0, batches.total_steps * 4))
+    assert trained("mt-100", "safe-100")[0].init_weights == step_folder(root / "pretrain/trunk/checkpoints", 18)
+
+
+def test_pretraining_keeps_what_is_measured_and_where_stages_begin(trained):
+    job, _ = trained("pretrain-trunk-12", TRUNK)
+    assert job.keep_steps == (6, 12, 18, 24) and job.validate_steps == (6, 18)
+    job, _ = trained("pretrain-50", "full-50")
+    assert job.keep_steps == (6, 18, 24) and job.validate_steps == (18,)
+
+
+def test_a_child_starts_from_its_parents_last_checkpoint_and_keeps_its_points(root, trained):
+    job, batches = trained("harmful-50", "full-50")
+    assert job.init_weights == root / "tune/full-50/instruct/checkpoints/newest"
+    assert batches.total_steps == 4 and job.keep_steps == (1, 2)
+    assert trained("mt-instruct-50", "full-50")[0].init_weights == root / "tune/full-50/mt/checkpoints/newest"
+
+
+def test_a_point_beyond_the_end_that_only_the_data_shows_is_refused_before_training(root, trained):
+    raw = tree_study()
+    raw["stages"]["harmful"]["along"]["at"] = [99]
+    frozen = (root / "study.yaml").read_text()
+    (root / "study.yaml").write_text(study_yaml(parse_study(raw, "study.yaml")))
+    with pytest.raises(
+        UserError, match="stages.harmful.along.at names 99, which is step 99 of 4: no checkpoint is kept"
+    ):
+        trained("harmful-50", "full-50")
+    (root / "study.yaml").write_text(frozen)
