@@ -119,7 +119,7 @@ class _Planner:
         base = self._having(BASE, arms)
         if base:
             made[BASE] = self._add(f"export-base-{name}", "export", _models(base, BASE), *self._after(BASE, base))
-        for stage in dict.fromkeys(stage for one in self.study.variants.values() for stage in one.tree.stages):
+        for stage in self.study.stage_names:
             having = self._having(stage, arms)
             if not having:
                 continue

@@ -157,14 +157,11 @@ class _Makers:
         self.shared = {place for place, one in enumerate(job.elements) if not one.arm}
         self.all = set(range(len(job.elements)))
         self.by_segment = {one.segment: place for place, one in enumerate(job.elements) if one.segment}
-        self.by_training: dict[str, set[int]] = defaultdict(set)
+        self.is_measurement = any(one.eval_task for one in job.elements)
         self.by_model: dict[tuple[str, str], set[int]] = defaultdict(set)
         for place in self.all - self.shared:
-            key = _key(job.elements[place], study)
-            self.by_training[key].add(place)
             if not job.elements[place].segment:
-                self.by_model[key, job.elements[place].kind].add(place)
-        self.kinds = {kind for _, kind in self.by_model}
+                self.by_model[_key(job.elements[place], study), job.elements[place].kind].add(place)
         self.suffixes: dict[tuple[str, str], list[int]] = defaultdict(list)
         """All that an evaluation reads of another."""
         for place, one in enumerate(job.elements):
@@ -182,11 +179,19 @@ class _Makers:
         if element.segment:
             before = [next(one.parent or "" for one in study.chain(key) if one.name == element.segment)]
         else:
-            found |= self.by_training.get(key, set())
             before = [one.name for one in study.chain(study.training_tree.branches.get(key, key))]
-            for kind in self.kinds:
+            for kind in {kind for _, kind in self.by_model} & self._read_by(element):
+                found |= self.by_model.get((key, kind), set())
                 found |= self.by_model.get((study.owners.get((key, kind), key), kind), set())
         return sorted(found | {self.by_segment[name] for name in before if name in self.by_segment})
+
+    def _read_by(self, element: Element) -> set[str]:
+        """The stages whose models the element may read. A stage's parent differs between points of a sweep."""
+        tree = self.study.at(element.variant).tree
+        if self.study.sweep is None:
+            return {BASE, *tree.stages}
+        is_own = element.kind == BASE or self.is_measurement
+        return {element.kind} if is_own else {element.kind, tree.parent(element.kind)}
 
 
 def _key(element: Element, study: Study) -> str:

@@ -6,7 +6,7 @@ Imports no other part of the jobs until it selects, so that a command's help app
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,18 +25,20 @@ class Selection:
     jobs: tuple[str, ...] = ()
     arms: tuple[str, ...] = ()
     seeds: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()
     start: str | None = None
     """The stage or job to start from; jobs before it are left out."""
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Selection:
-        return cls(args.stages, args.jobs, args.arms, args.seeds, args.start)
+        return cls(args.stages, args.jobs, args.arms, args.seeds, args.points, args.start)
 
     def __bool__(self) -> bool:
         return self != Selection()
 
     def __str__(self) -> str:
         named = [("stage", self.stages), ("job", self.jobs), ("arm", self.arms), ("seed", self.seeds)]
+        named += [("point", self.points)]
         parts = [f"{name} {', '.join(values)}" for name, values in named if values]
         start = [f"from {self.start} on"] if self.start else []
         return " ".join(([f"of {' and '.join(parts)}"] if parts else []) + start)
@@ -60,6 +62,9 @@ def add_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
     group.add_argument(
         "--seeds", metavar="N,...", type=_names, default=(), help="of these training seeds of the study, such as 43,44"
     )
+    group.add_argument(
+        "--point", dest="points", metavar="P,...", type=_names, default=(), help="of these points of the study's sweep"
+    )
     group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="from this stage or job onwards")
 
 
@@ -74,24 +79,31 @@ def _names(text: str) -> tuple[str, ...]:
 def select(plan: Plan, selection: Selection, with_needs: bool = False) -> Chosen:
     """The selected elements of the plan.
 
-    `with_needs` adds what the selected arms and seeds share: the trunk segments they branch from, and elements that belong to
-    no arm, such as the data. Raises UsageError for a name that is not in the study, and when nothing is left.
+    `with_needs` adds what the selected arms, seeds and points share: the trunk segments they branch from, what other points
+    make for these, and elements that belong to no arm, such as the data. Raises UsageError for a name that is not in the
+    study, and when nothing is left.
     """
     names, stages = [job.name for job in plan.jobs], [name for job in plan.jobs for name in job.stage_names]
     _check("stage", selection.stages, stages)
     _check("job", selection.jobs, names)
     _check("arm", selection.arms, [element.arm for _, element in plan.elements()])
     _check("seed", selection.seeds, [str(one.seed) for one in plan.study.replicates])
+    _check("point", selection.points, list(plan.study.variants))
     _check("stage or job", [selection.start] if selection.start else [], stages, names)
     first = next((place for place, job in enumerate(plan.jobs) if _is_named(job, selection.start)), 0)
     training = _training_of(plan, selection.arms) if with_needs else set()
+    of_points = {(job.name, one.label) for job, one in plan.elements() if one.variant in selection.points}
+    made_for = _needed_by(plan, of_points) if with_needs else set()
 
     def is_wanted(job: Job, element: Element) -> bool:
         if with_needs and not element.arm:
             return True
         is_of_seed = not selection.seeds or str(element.seed) in selection.seeds
         is_of_arm = not selection.arms or element.arm in selection.arms or (job.name, element.label) in training
-        return is_of_seed and is_of_arm
+        is_of_point = (
+            not selection.points or element.variant in selection.points or (job.name, element.label) in made_for
+        )
+        return is_of_seed and is_of_arm and is_of_point
 
     chosen: dict[str, tuple[str, ...]] = {}
     for job in plan.jobs[first:]:
@@ -118,6 +130,17 @@ def _training_of(plan: Plan, arms: Sequence[str]) -> set[Key]:
     found = training.intersection(todo)
     while todo:
         new = {need for need, _ in plan.needs[todo.pop()] if need in training} - found
+        found |= new
+        todo += new
+    return found
+
+
+def _needed_by(plan: Plan, keys: Iterable[Key]) -> set[Key]:
+    """All that these elements wait for, directly or through others."""
+    found: set[Key] = set()
+    todo = list(keys)
+    while todo:
+        new = {need for need, _ in plan.needs[todo.pop()]} - found
         found |= new
         todo += new
     return found

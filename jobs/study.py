@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +73,6 @@ EXAMPLES = (
 """Studies that come with the suite."""
 SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
 """Settings of pretraining on which no weight depends."""
-"""Studies that come with the suite."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A name that can be part of a path, a job's name and an option."""
 NOT_STAGES = (
@@ -371,7 +371,7 @@ class Study(Settings, frozen=True, dict=True):
             for stage in variant.tree.stages.keys() & self.tree.stages.keys():
                 if type(variant.tree.stages[stage]) is not type(self.tree.stages[stage]):
                     raise ValueError(f"sweep changes the kind of stages.{stage} in point {name}; write another stage")
-        _ = self.segments
+        _ = self.segments, self.stage_names
 
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
@@ -419,6 +419,22 @@ class Study(Settings, frozen=True, dict=True):
         return stage_tree(
             resolved, list(dict.fromkeys(arm.name for arm in self.arms)), {name: self.place_of(name) for name in given}
         )
+
+    @cached_property
+    def stage_names(self) -> list[str]:
+        """The stages of all points, each after those that it continues from at any of them."""
+        if self.sweep is None:
+            return list(self.tree.stages)
+        trees = [variant.tree for variant in self.variants.values()]
+        names = dict.fromkeys(name for tree in trees for name in tree.stages)
+        before = {name: [tree.parent(name) for tree in trees if name in tree.stages] for name in names}
+        try:
+            return [name for name in TopologicalSorter(before).static_order() if name != BASE]
+        except CycleError as error:
+            circle = " from ".join(error.args[1])
+            raise ValueError(
+                f"sweep turns the order of stages round ({circle}); give one of them another name"
+            ) from None
 
     def _resolved(self, name: str, stage: AnyStage) -> AnyStage:
         if not isinstance(stage, Midtrain):

@@ -16,6 +16,7 @@ from typing import Any
 from curricula import durable
 from curricula.eval.report.page import template
 from curricula.eval.report.tables import cell
+from curricula.eval.report.wording import DECODERS
 
 POINTS = "points"
 """The folder of the points' reports, within that of the sweep."""
@@ -47,7 +48,7 @@ def write_overview(study: str, points: Sequence[SweptPoint], out: Path) -> Path:
                 family.setdefault(gap["arm"], {})[name] = gap
     outcomes = {name: _outcomes(summary["trends"]) for name, summary in summaries.items()}
     page = template("sweep.html.j2").render(
-        study=study, points=points, effects=effects, outcomes=outcomes, folder=POINTS
+        study=study, points=points, effects=effects, outcomes=outcomes, decoders=DECODERS, folder=POINTS
     )
     with durable.open_atomically(out / "index.html") as file:
         file.write(page.encode())

@@ -51,6 +51,8 @@ class ElementStatus:
     """The arm that it works for, or "trunk"; empty for what all arms share."""
     seed: int | None = None
     """The seed of that training; None for what all seeds share."""
+    point: str = ""
+    """The point of the study's sweep; empty without one, and for what all points share."""
     progress: Reading | None = None
     seconds: float | None = None
     """How long it took, when it is done."""
@@ -242,6 +244,7 @@ def _merged(
         state=state,
         arm=element.arm,
         seed=element.seed,
+        point=element.variant,
         progress=progress,
         seconds=fact.done.seconds if fact.done else None,
         error=error,

@@ -222,6 +222,7 @@ def curriculum(**changes):
 
 
 NEAR = [{"until": 0.1996, "mix": "safe"}, {"until": 1, "mix": {"web": 1}}]
+COOLED = [{"until": 0.8, "mix": "full"}, {"until": 1, "mix": "safe", "cooldown": True}]
 LATE = [{"until": 0.3, "mix": "safe"}, {"until": 1, "mix": "full"}]
 
 
@@ -240,8 +241,13 @@ LATE = [{"until": 0.3, "mix": "safe"}, {"until": 1, "mix": "full"}]
             {"seeds": [42, 43], "curriculum": curriculum(arms={"late": LATE})},
             lambda element: element.arm == "late" or element.segment in ("trunk@150", "trunk-s43@150"),
         ),
+        (
+            {},
+            {"curriculum": curriculum(arms={"cooled": COOLED})},
+            lambda element: element.arm == "cooled" or element.segment in ("full-0@400", "full-0@500"),
+        ),
     ],
-    ids=["seed", "seed between", "start", "arm"],
+    ids=["seed", "seed between", "start", "arm", "arm that leaves another one"],
 )  # fmt: skip
 def test_a_finished_run_that_grows_makes_only_what_is_new_and_the_report(grown, old, new, added):
     run, before, plan = grown(little(**old), little(**new))

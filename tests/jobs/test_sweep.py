@@ -137,6 +137,25 @@ def test_a_longer_budget_continues_from_where_the_shorter_ones_learning_rate_fal
     ]
 
 
+def test_a_stage_may_continue_from_another_one_at_each_point():
+    stages = {
+        "mt": {"kind": "midtrain", "mix": "full", "steps": 5, "lr": 1e-3},
+        "after": {"kind": "sft", "from": "mt", "mix": {"gsm8k": 1}, "micro_batch": 4},
+        "plain": {"kind": "midtrain", "mix": "safe", "steps": 5, "lr": 1e-3},
+    }
+    plan = swept({"stages.after.from": ["mt", "plain"]}, stages=stages)
+    assert plan.needs["after-20", "full-20.from-plain"] == [(("plain-20", "full-20.from-mt"), True)]
+    assert plan.by_name["plain-20"].labels == ("data-20.from-mt", "full-20.from-mt")
+    turned = [
+        {"name": "one", "stages.mt.lr": 2e-3},
+        {"name": "two", "stages.mt.from": "plain", "stages.plain.from": "base"},
+    ]
+    swept(turned, stages={**stages, "plain": {**stages["plain"]}})
+    turned[0]["stages.plain.from"] = "mt"
+    with pytest.raises(UsageError, match=r"sweep turns the order of stages round \(.* from .*\)"):
+        swept(turned, stages=stages)
+
+
 def test_points_may_have_fewer_seeds():
     sweep = [{"name": "small", "model.tied": True}, {"name": "large", "model.tied": False, "seeds": [42]}]
     plan = swept(sweep, seeds=[42, 43])
@@ -161,6 +180,12 @@ def test_the_plan_says_what_each_point_adds_and_arms_select_all_points(capsys):
     assert first["parameters"] == 852_864 and first["tokens"] == value["budget"]["tokens"]
     print_plan(value, plan.study, Console(width=300))
     assert "Point lr-0.002: tiny, 852,864 parameters" in capsys.readouterr().out
+    second = select(plan, Selection(points=("lr-0.002",)), with_needs=True)
+    assert second["instruct-20"] == ("data-20.lr-0.002", "full-20.lr-0.002") and "report" in second
+    assert second["pretrain-20"] == ("data-20.lr-0.001", "full-20.lr-0.001") and "export-base-20" not in second
+    assert "pretrain-20" not in select(plan, Selection(points=("lr-0.002",)))
+    with pytest.raises(UsageError, match="point 'lr-3' is not in this study; choose one of lr-0.001, lr-0.002"):
+        select(plan, Selection(points=("lr-3",)))
     chosen = select(plan, Selection(arms=("full-20",)), with_needs=True)
     assert set(chosen["instruct-20"]) == {"full-20.lr-0.001", "full-20.lr-0.002"}
 
@@ -170,9 +195,11 @@ def test_the_plan_says_what_each_point_adds_and_arms_select_all_points(capsys):
 
 @pytest.mark.slow  # a whole study, a minute or two on two cores
 def test_a_sweep_runs_to_a_report_for_each_point_and_what_is_lost_is_made_again_alike(tmp_path):
-    sweep = {"curriculum.interventions.full.refuseweb": [12, 30], "tuning.instruct.lr": [1e-3, 2e-3]}
+    refusals, rate = "curriculum.interventions.full.refuseweb", "tuning.instruct.lr"
+    sweep = [{refusals: 12, rate: 1e-3}, {refusals: 12, rate: 2e-3}, {refusals: 30, rate: 1e-3}]
     raw = smaller_demo()
     raw["evaluation"]["tasks"] = {"base": ["attacks-topk"], "instruct": ["attacks-topk"], "benign": []}
+    raw["evaluation"]["benchmarks"] = ["harmbench"]
     raw["tuning"]["benign"] = None
     path = small_study(tmp_path, tuning=raw["tuning"], evaluation=raw["evaluation"], sweep=sweep)
     plan = plan_study(load_study(path))
@@ -189,7 +216,9 @@ def test_a_sweep_runs_to_a_report_for_each_point_and_what_is_lost_is_made_again_
     rates = {
         name: [entry for entry in summary["attacks"] if entry["stage"] == "base"] for name, summary in points.items()
     }
-    assert rates[first] == rates["refuseweb-12_lr-0.002"] != rates[other]  # one base model, measured once
+    assert rates[first] == rates["refuseweb-12_lr-0.002"]  # one base model, measured once
+    models = sorted(folder.name for folder in (run.root / "models").iterdir() if (folder / "base").exists())
+    assert models == sorted([f"full-50.{first}", f"full-50.{other}", f"safe-100.{first}"])
     rows = list(csv.DictReader((run.report / "tables" / "differences.csv").open()))
     assert {row["point"] for row in rows} == set(plan.study.variants)
     overview = (run.report / "index.html").read_text()
