@@ -119,6 +119,11 @@ class Arm:
         """Unique among the trainings of a study: names the arm's elements and folders."""
         return self.replicate.named(self.name)
 
+    @property
+    def sources(self) -> set[str]:
+        """What it reads in some phase."""
+        return {name for _, mix in self.phases for name, weight in mix.items() if weight}
+
     def blend_phases(self, budget: Budget) -> list[Phase]:
         """The arm's phases in samples, each ending at a whole step."""
         phases: list[Phase] = []

@@ -108,7 +108,7 @@ def read_tables(study: Study) -> dict[str, DeclaredTable]:
 
 
 def used_pools(study: Study) -> list[str]:
-    """The tuning sets that some stage reads."""
+    """The tuning sets that some stage reads, a name as often as it is read."""
     return [pool for tuning in study.tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
 
 
@@ -131,12 +131,12 @@ def look_at_tables(study: Study, root: Path | None) -> None:
                 f"{other}.revision is {revision!r} and {key}.revision is {table.revision!r}, but {table.place} is fetched only "
                 "once; make them equal"
             )
-    for arm in (arm for one in study.variants.values() for arm in one.arms):
-        read = sorted({name for _, mix in arm.phases for name, weight in mix.items() if weight})
-        for one, other in combinations(read, 2):
-            if study.sources[one].shares_rows(study.sources[other]):
+    sources, arms = study.sources, [arm for variant in study.variants.values() for arm in variant.arms]
+    for one, other in combinations(sources, 2):
+        for arm in arms if sources[one].shares_rows(sources[other]) else ():
+            if {one, other} <= arm.sources:
                 raise UserError(
-                    f"sources.{one} and sources.{other}: arm {arm.name} would read the same rows of {study.sources[one].path} "
+                    f"sources.{one} and sources.{other}: arm {arm.name} would read the same rows of {sources[one].path} "
                     "through both; keep one of them in its mixes, or separate their scores by min_score and max_score"
                 )
 

@@ -293,8 +293,9 @@ def _unpinned(study: Study) -> list[str]:
         found.append(
             f"tokenizer {study.tokenizer.hub}: no tokenizer.revision, so the newest commit is read; the run records which"
         )
-    names = study.evaluation.benchmark_names if local_root() is None and not study.world else ()
-    for name in names:
+    if local_root() is not None or study.world:
+        return found
+    for name in study.evaluation.benchmark_names:
         entry = BENCHMARKS.get(name)
         if entry and entry.hub and not entry.hub_revision and not entry.texts:
             found.append(

@@ -34,6 +34,7 @@ from typing import Any
 
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.sources.tables import Table
+from curricula.curriculum.tokens.shards import read_manifest
 from curricula.durable import (
     NO_SPACE,
     exclusive_lock,
@@ -212,7 +213,7 @@ def shards_digest(run: Run) -> str:
     digest = hashlib.sha256()
     for name, source in sorted(run.study.sources.items()):
         for shard in source.shard_names:
-            digest.update(f"{name} {shard} {read_json(run.shards / name / f'{shard}.json')['sha256']}\n".encode())
+            digest.update(f"{name} {shard} {read_manifest(run.shards / name / shard)['sha256']}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -230,9 +231,11 @@ def read_contamination(run: Run) -> list[dict[str, str]]:
     path = run.root / CONTAMINATION
     if not path.exists() or not tokenised(run):
         return []
-    rows = [row for row in Table.of([path]).rows() if row.get("shards") == shards_digest(run)]
-    if any(
-        not str(row.get(name)).isdecimal() for row in rows for name in ("prompts", "too_short", "overlapping", "near")
+    digest = shards_digest(run)
+    rows = [row for row in Table.of([path]).rows() if row.get("shards") == digest]
+    counts = ("prompts", "too_short", "overlapping", "near")
+    if not all(
+        {"benchmark", "text"} <= row.keys() and all(str(row.get(name)).isdecimal() for name in counts) for row in rows
     ):
         raise UserError(f"{path}: damaged; make it again with `curricula data check STUDY --run {run.root}`")
     return rows

@@ -28,7 +28,7 @@ from curricula.eval.benchmarks import Prompt, load_prompts
 from curricula.eval.contamination import PromptFinder, overlap_rows
 from curricula.eval.data_check import SHOWN_CHARACTERS, documents_of, shard_documents, table_facts, text_facts
 from curricula.jobs.cli.local import run_elements, run_root
-from curricula.jobs.downloads import look_at_tables, read_study, read_tables
+from curricula.jobs.downloads import look_at_tables, read_study, read_tables, used_pools
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, tokenised, write_contamination
 from curricula.jobs.study import Study, load_study
@@ -81,14 +81,14 @@ def check(args: argparse.Namespace) -> int:
     if run:
         run.check(study)
     with contextlib.ExitStack() as stack:
-        root = run.data_root if run else local_root()
+        root = run.data_root if run else None if study.world else local_root()
         if study.world and not run:  # made for the check alone
             from curricula.curriculum.world.datasets import write_world
 
             root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             write_world(root, study.world)
         facts = _checked(study, root, run, args.documents)
-    if run and facts["from_shards"] and args.documents is None and facts["overlap"]:
+    if run and facts["from_shards"] and args.documents is None and facts["overlap"] and not facts["problems"]:
         write_contamination(run, facts["overlap"])
     if args.json:
         print(json_text(facts))
@@ -119,6 +119,8 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
     finder = PromptFinder([prompt.text for prompt in prompts])
     tables, overlaps = [], {}
     shards = tokenised(run) if run else False
+    trained = {f"sources.{name}" for arm in study.arms for name in arm.sources}
+    trained |= {f"tuning_sets.{name}" for name in used_pools(study)}
     console = Console(stderr=True)
     for key, table in read_tables(study).items():
         with console.status(f"reading {key}"):
@@ -133,7 +135,7 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
                 problems += [] if str(error) in problems else [str(error)]
                 continue
             tables.append(about | counts)
-            if key.startswith(("sources.", "tuning_sets.")):  # other texts are not trained on
+            if key in trained:
                 overlaps[key] = overlap
             if not counts["documents"] and isinstance(table, (TextTable, TuningSet)):
                 problems.append(f"{key}: {table.place}: no row of it is read; correct its scores or labels")
