@@ -100,7 +100,13 @@ def test_states_that_do_not_fit_their_list_are_refused(tmp_path):
 def test_a_damaged_file_of_probes_is_named_and_nothing_in_it_is_run(tmp_path):
     assert read_fitted(tmp_path) is None
     np.savez(tmp_path / "fitted.npz", key=np.array([print], dtype=object))
-    for content in ((tmp_path / "fitted.npz").read_bytes(), b"PK\x03\x04 no archive", b""):
+    parts = {"layers": ["1"], "weights": np.zeros((1, 1, 2)), "bias": np.zeros((1, 1)), "directions": np.zeros((1, 2))}
+    parts |= {"key": "k", "store": "../up", "test_ids": ["a"], "test_unsafe": [True]}
+    wrong = []
+    for change in ({}, {"store": "s", "weights": np.zeros((1, 2, 2))}, {"store": "s", "bias": ["x"]}):
+        np.savez(tmp_path / "wrong.npz", **{**parts, **change})
+        wrong.append((tmp_path / "wrong.npz").read_bytes())
+    for content in (*wrong, (tmp_path / "fitted.npz").read_bytes(), b"PK\x03\x04 no archive", b""):
         (tmp_path / "fitted.npz").write_bytes(content)
         with pytest.raises(UserError, match=r"fitted.npz: not what probes leave .*; remove it and evaluate again"):
             read_fitted(tmp_path)
