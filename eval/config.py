@@ -6,14 +6,19 @@ settings are in `eval/decoding/settings.py`, the tasks in `eval/tasks.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from curricula.errors import UsageError
+from curricula.eval.capability.settings import Capability
+from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
+from curricula.eval.prompt_sets import Kind, PromptSet, check_names, check_use
 from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
 from curricula.settings import NonNegative, Positive, Settings
@@ -103,6 +108,14 @@ class Tasks(Settings, frozen=True):
     benign: tuple[TaskName, ...] = ("attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam")
 
 
+FULL = Tasks(
+    base=(*Tasks().base, "capability"),
+    instruct=(*Tasks().instruct, "capability"),
+    benign=(*Tasks().benign, "capability"),
+)
+"""The whole battery, which `tasks: full` stands for."""
+
+
 class EvalConfig(Settings, frozen=True):
     """All that is measured on each model of a study."""
 
@@ -115,13 +128,17 @@ class EvalConfig(Settings, frozen=True):
     """Attack benchmarks for instruct and benign models."""
     base_benchmark: str = "jb_completions"
     """For base models: harmful beginnings to continue."""
-    overrefusal_benchmark: str = "alpaca"
+    overrefusal_benchmark: str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = "alpaca"
+    """Benign requests: one set, or several such as [alpaca, xstest, orbench_hard]."""
     prompts_per_benchmark: Positive | None = None
     """At most this many prompts of each attack benchmark; null takes all."""
     overrefusal_prompts: Positive | None = 300
-    """Not given in the paper; Maini et al. use 300."""
+    """At most this many prompts of each set of benign requests. Not given in the paper; Maini et al. use 300."""
     harmbench_copyright: bool = False
     """Whether to include HarmBench's copyright rows, which need a hash judge, not a classifier."""
+    prompts: dict[str, PromptSet] = {}
+    """Prompt sets of your own, by the names under which `benchmarks`, `base_benchmark`, `overrefusal_benchmark`,
+    `gcg.benchmark` and `capability.tasks` can have them."""
     accept_changed: tuple[str, ...] = ()
     """Benchmarks whose prompts may differ from the published set; any other difference is an error."""
     judge: str | JudgeConfig = "refusal-phrases"
@@ -137,26 +154,79 @@ class EvalConfig(Settings, frozen=True):
     topk: TopK = TopK()
     safebeam: SafeBeam = SafeBeam()
     greedy: Greedy = Greedy()
+    decoders: dict[str, dict[str, Any]] = {}
+    """Settings of decoders from other packages, by their names."""
     gcg: Gcg | None = Gcg()
     """null leaves the attack out."""
     probes: Probes | None = Probes()
     """null leaves the probes out."""
-    tasks: Tasks = Tasks()
+    capability: Capability | None = Capability()
+    """What the task `capability` runs; null leaves it out."""
+    tasks: Tasks | Literal["full"] = Tasks()
+    """`full` is the whole battery; `curricula plan` shows its price."""
 
     def check(self) -> None:
+        if self.tasks == "full":  # written out, so that a run keeps its tasks when the suite gets more
+            msgspec.structs.force_setattr(self, "tasks", FULL)
+        self._check_decoders()
+        self._check_prompts()
         for name in self.shards:
             if not TASKS[name].decoders:
                 raise ValueError(f"shards names {name}, which has no prompts to share; leave it out")
         if self.precision == "float64" and self.topk.backend == "vllm":
             raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
-        for name in {*self.tasks.base, *self.tasks.instruct, *self.tasks.benign}:
-            self.decoder_settings(TASKS[name])  # raises ValueError where a variant contradicts the study's settings
         if self.deterministic and self.topk.backend == "vllm":
             raise ValueError("deterministic is true, which vLLM does not promise; set topk.backend to transformers")
-        judged = {TASKS[name].judged for name in {*self.tasks.base, *self.tasks.instruct, *self.tasks.benign}}
+        judged = {TASKS[name].judged for name in self._task_names()}
         for kind in JUDGED:
             if kind == "attack" or kind in judged:
                 _require_template(self.judge_of(kind), kind)
+
+    def _check_decoders(self) -> None:
+        for name in self.decoders:
+            if name not in DECODERS or name in OWN:
+                others = ", ".join(DECODERS.keys() - set(OWN)) or "none is installed"
+                raise ValueError(f"decoders names {name!r}, which is no decoder of another package ({others})")
+        for name in self._task_names():
+            for _, decoder in TASKS[name].labelled_decoders():
+                if decoder.problem:
+                    raise ValueError(decoder.problem)
+            self.decoder_settings(TASKS[name])
+
+    def _check_prompts(self) -> None:
+        check_names(self.prompts)
+        attacks = [*self.benchmarks, *([self.gcg.benchmark] if self.gcg else [])]
+        uses: dict[Kind, Sequence[str]] = {"attack": attacks, "completion": [self.base_benchmark]}
+        uses |= {
+            "overrefusal": self.overrefusal_benchmarks,
+            "capability": self.capability.names if self.capability else (),
+        }
+        for kind, names in uses.items():
+            for name in names:
+                check_use(name, kind, self.prompts)
+
+    def _task_names(self) -> set[str]:
+        tasks = self.task_lists
+        return {*tasks.base, *tasks.instruct, *tasks.benign}
+
+    def anchor_folder(self, folder: Path) -> None:
+        """Make the folder of capability tasks absolute: if it is not, it is relative to `folder`."""
+        if self.capability and self.capability.folder:
+            path = str(folder.absolute() / Path(self.capability.folder).expanduser())
+            msgspec.structs.force_setattr(self.capability, "folder", path)
+
+    @property
+    def task_lists(self) -> Tasks:
+        return FULL if isinstance(self.tasks, str) else self.tasks
+
+    def settings_of(self, decoder: Decoder) -> Any:
+        """The settings of a decoder; raises ValueError for wrong ones of a decoder from another package."""
+        if decoder.settings is None:
+            return getattr(self, decoder.name)
+        try:
+            return msgspec.convert(self.decoders.get(decoder.name, {}), decoder.settings)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise ValueError(f"decoders.{decoder.name}: {error}") from None
 
     def judge_of(self, judged: Judged) -> JudgeConfig:
         """The judge of "attack" or "overrefusal" answers."""
@@ -167,13 +237,18 @@ class EvalConfig(Settings, frozen=True):
     def benchmark_names(self) -> list[str]:
         """Every benchmark that a task may read."""
         gcg = [self.gcg.benchmark] if self.gcg else []
-        return [*self.benchmarks, self.base_benchmark, self.overrefusal_benchmark, *gcg]
+        return [*self.benchmarks, self.base_benchmark, *self.overrefusal_benchmarks, *gcg]
+
+    @property
+    def overrefusal_benchmarks(self) -> tuple[str, ...]:
+        given = self.overrefusal_benchmark
+        return (given,) if isinstance(given, str) else given
 
     @property
     def used_benchmarks(self) -> list[str]:
         """Every benchmark that a task does read."""
         tasks = [task for kind in MODEL_KINDS for task in self.eval_tasks(kind)]
-        return list(dict.fromkeys(task.benchmark for task in tasks if task.benchmark))
+        return list(dict.fromkeys(task.benchmark for task in tasks if task.has_prompts))
 
     @property
     def judged_on_gpu(self) -> bool:
@@ -182,15 +257,15 @@ class EvalConfig(Settings, frozen=True):
 
     def tasks_of(self, model_kind: ModelKind) -> list[Task]:
         """The tasks of a model of this kind, in the order in which they run."""
-        return [TASKS[name] for name in getattr(self.tasks, model_kind) if not self.leaves_out(TASKS[name])]
+        return [TASKS[name] for name in getattr(self.task_lists, model_kind) if not self.leaves_out(TASKS[name])]
 
     def leaves_out(self, task: Task) -> bool:
         """Whether the settings of what the task measures are null."""
-        return (task.kind == "gcg" and self.gcg is None) or (task.kind == "probes" and self.probes is None)
+        return task.kind in ("gcg", "probes", "capability") and getattr(self, task.kind) is None
 
     def decoder_settings(self, task: Task) -> list[Any]:
-        """The settings of each decoder of a task."""
-        settings = [getattr(self, name) for name in task.decoders]
+        """The settings of each decoder of a task; raises ValueError for wrong ones."""
+        settings = [self.settings_of(DECODERS[name]) for name in task.decoders]
         return [variant.of(each) for variant, each in zip(task.variants, settings)] or settings
 
     def eval_tasks(self, model_kind: ModelKind) -> list[EvalTask]:
@@ -210,15 +285,17 @@ class EvalConfig(Settings, frozen=True):
             return (), None
         if task.kind == "gcg":
             return ((self.gcg.benchmark,), self.gcg.prompts) if self.gcg else ((), None)
+        if task.kind == "capability":
+            return self.capability.names if self.capability else (), None
         if task.kind == "overrefusal":
-            return (self.overrefusal_benchmark,), self.overrefusal_prompts
+            return self.overrefusal_benchmarks, self.overrefusal_prompts
         return ((self.base_benchmark,) if model_kind == "base" else self.benchmarks), self.prompts_per_benchmark
 
 
 def _require_template(judge: JudgeConfig, judged: Judged) -> None:
     """Raise ValueError where a model judge has no template to ask about such answers."""
-    if judge.name in ("harmbench", "llm"):
+    if judge.has_template:
         try:
-            find_template(judge.template, judge.name, judge.model_name, judged)
+            find_template(judge, judged)
         except UsageError as error:
             raise ValueError(str(error)) from None

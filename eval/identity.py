@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from curricula.errors import UserError
-from curricula.eval.rows import GenerationRow, ModelKind, ProbeRow
+from curricula.eval.rows import CapabilityRow, GenerationRow, ModelKind, ProbeRow
 from curricula.eval.tasks import Task
 
 
@@ -53,7 +53,15 @@ class ModelRows:
         if len(set(probes)) < len(probes):
             raise UserError(f"{path}: holds a probe twice; remove the file and evaluate again")
 
-    def _add(self, path: Path, rows: Sequence[GenerationRow | ProbeRow]) -> None:
+    def add_capability(self, path: Path, rows: Sequence[CapabilityRow]) -> None:
+        self._add(path, rows)
+        asked = [(row.benchmark, row.task, row.prompt_id) for row in rows]
+        if len(set(asked)) < len(asked) or any(row.benchmark != path.stem for row in rows):
+            raise UserError(
+                f"{path}: holds a question twice, or one of another task; remove the file and evaluate again"
+            )
+
+    def _add(self, path: Path, rows: Sequence[GenerationRow | ProbeRow | CapabilityRow]) -> None:
         for number, row in enumerate(rows, start=1):
             if row.model_kind != self.kind:
                 raise UserError(

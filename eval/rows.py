@@ -8,6 +8,7 @@ Rows live in append-only JSON Lines files, one JSON object a line, in the folder
 - `<task>.verdicts.jsonl`: `VerdictRow`, the judges' verdicts on them (`eval/judging/verdicts.py`)
 - `gcg/<benchmark>.suffixes.jsonl`: `SuffixRow`, the optimised suffix of each prompt
 - `probes.jsonl`: `ProbeRow`
+- `capability/<task>.jsonl`: `CapabilityRow`
 
 Every row is content-addressed: `key` hashes everything that determined it (prompt, model content and precision, decoder,
 seed, sample). Rows are appended one whole batch at a time, and a batch is a fixed run of prompts, so an element that was
@@ -178,7 +179,29 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The same probe on the number of tokens alone."""
 
 
-Row = TypeVar("Row", GenerationRow, VerdictRow, SuffixRow, ProbeRow)
+class CapabilityRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How well one model answered one question of a capability task."""
+
+    key: str
+    """Hash of model, task and settings; the same for all questions of a task."""
+    model: str
+    model_kind: str
+    precision: str
+    benchmark: str
+    """The task as the study names it; a group of lm_eval's, such as mmlu, holds several."""
+    task: str
+    """lm_eval's task."""
+    prompt_id: str
+    """Number of the question in its task."""
+    question: str
+    """lm_eval's hash of the question."""
+    metric: str
+    value: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    shots: Count
+    """Answered examples before the question."""
+
+
+Row = TypeVar("Row", GenerationRow, VerdictRow, SuffixRow, ProbeRow, CapabilityRow)
 
 
 def row_key(**parts: Any) -> str:

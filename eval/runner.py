@@ -20,13 +20,15 @@ import msgspec
 
 from curricula.errors import UsageError, UserError
 from curricula.eval.attacks.gcg import attacked_prompts
-from curricula.eval.benchmarks import Prompt, load_prompts
+from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
 from curricula.eval.decoding.registry import EXACT, NEUTRAL, NEUTRAL_WHERE_DETERMINISTIC, Decoder
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.probes import probe_rows
+from curricula.eval.prompt_sets import own_prompts, prompts_of_set
 from curricula.eval.rows import (
+    CapabilityRow,
     GenerationRow,
     ModelKind,
     ProbeRow,
@@ -54,7 +56,7 @@ def run_element(
     probe_seed: int | None = None,
     progress: Progress = silent,
     device: str | None = None,
-) -> list[GenerationRow] | list[ProbeRow]:
+) -> list[GenerationRow] | list[ProbeRow] | list[CapabilityRow]:
     """Carry out `eval_task` and return its rows in order.
 
     Answers and suffixes are drawn by `seed`, the texts of probes by `probe_seed` (by default the same). `model` is a folder,
@@ -71,6 +73,12 @@ def run_element(
         loaded = load_model(model, model_kind, device, config.precision, config.deterministic)
     if config.probes and task.kind == "probes":
         return probe_rows(loaded, config.probes, data_root, path, seed if probe_seed is None else probe_seed, progress)
+    if config.capability and task.kind == "capability":
+        from curricula.eval.capability.harness import capability_rows
+
+        name = eval_task.benchmark
+        questions = own_prompts(name, config.prompts[name], data_root) if name in config.prompts else None
+        return capability_rows(loaded, name, config.capability, path, questions, progress)
     if not prompts:  # more shards than prompts
         write_rows(path, cast("list[GenerationRow]", []))
         return []
@@ -81,11 +89,12 @@ def run_element(
 
 def task_prompts(eval_task: EvalTask, config: EvalConfig, data_root: Path | None) -> list[Prompt]:
     """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
-    if not eval_task.benchmark:
+    if not eval_task.has_prompts:
         return []
-    prompts = load_prompts(
+    prompts = prompts_of_set(
         eval_task.benchmark,
         data_root,
+        config.prompts,
         limit=eval_task.limit,
         with_copyright=config.harmbench_copyright,
         accept_changed=config.accept_changed,

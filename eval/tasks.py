@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 import msgspec
 
 from curricula.errors import UsageError
-from curricula.eval.decoding.registry import DECODERS, Decoder
+from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Pool, SafeBeam
-from curricula.eval.rows import GenerationRow, ProbeRow
+from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow
 
-Kind = Literal["attack", "overrefusal", "gcg", "probes"]
+Kind = Literal["attack", "overrefusal", "gcg", "probes", "capability"]
 Judged = Literal["attack", "overrefusal"]
 JUDGED: tuple[Judged, ...] = ("attack", "overrefusal")
 
@@ -57,7 +57,7 @@ class Task:
     """The decoders that answer, of `eval/decoding/registry.py`."""
     judged: Judged | None = None
     """What judges look for in the answers; None where the rows are no answers."""
-    rows: type[GenerationRow] | type[ProbeRow] = GenerationRow
+    rows: type[GenerationRow] | type[ProbeRow] | type[CapabilityRow] = GenerationRow
     """What the task writes."""
     prefix: str = ""
     """Precedes the decoder's name in rows."""
@@ -83,8 +83,13 @@ _ROWS = (
     Task("overrefusal-safebeam", "overrefusal", ("safebeam",), "overrefusal"),
     Task("gcg", "gcg", ("topk", "safebeam"), "attack", prefix="gcg+", title="GCG suffix, "),
     Task("probes", "probes", rows=ProbeRow),
+    Task("capability", "capability", rows=CapabilityRow),
 )
-TASKS = {task.name: task for task in _ROWS}
+_KINDS: tuple[tuple[str, Judged], ...] = (("attacks", "attack"), ("overrefusal", "overrefusal"))
+_PLUGINS = tuple(
+    Task(f"{prefix}-{name}", kind, (name,), kind) for name in DECODERS if name not in OWN for prefix, kind in _KINDS
+)
+TASKS = {task.name: task for task in (*_ROWS, *_PLUGINS)}
 
 if TYPE_CHECKING:
     TaskName = str
@@ -126,7 +131,7 @@ class EvalTask:
 
     task: Task
     benchmark: str = ""
-    """"" for probes, which have texts of their own."""
+    """"" for probes, which have texts of their own; for capability a task of lm_eval."""
     limit: int | None = None
     """At most this many prompts of the benchmark, over all its shards; None takes all."""
     shard: int = 0
@@ -138,6 +143,11 @@ class EvalTask:
         if not self.benchmark:
             return self.task.name
         return f"{self.task.name}/{self.benchmark}" + (f".{self.shard}-of-{self.shards}" if self.shards > 1 else "")
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether it asks the prompts of a benchmark."""
+        return bool(self.benchmark) and bool(self.task.decoders)
 
     def path(self, out: Path) -> Path:
         """The file of its rows in the folder of a model."""

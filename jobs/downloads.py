@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from curricula.curriculum.config import Source
 from curricula.curriculum.sources.conversations import HARMFUL, POOLS
-from curricula.curriculum.sources.hub import Download, downloads_of
+from curricula.curriculum.sources.declared import declared_in
+from curricula.curriculum.sources.hub import Download, declared_download, downloads_of
 from curricula.curriculum.sources.registry import DATASETS
 from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import BENCHMARKS, find
@@ -71,15 +73,23 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     """Everything that a study reads: its sources, with their parts and limits of documents, its tuning sets and benchmarks."""
     found = []
     for source in study.sources.values():
+        if source.dataset is None:
+            continue
         downloads = downloads_of(source.dataset, root, source.parts)
         found += _labelled(source.dataset, downloads, "data", source.documents)
     tunings = study.tuning.stages.values()
     pools = [pool for tuning in tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
     for pool in pools:
-        found += named_downloads(POOLS[pool][0], root)
+        if name := (study.tuning_sets.get(pool) or POOLS[pool]).dataset:
+            found += named_downloads(name, root)
     for name in study.evaluation.benchmark_names:
-        if BENCHMARKS[name].hub is not None:
+        if name in BENCHMARKS and BENCHMARKS[name].hub is not None:
             found += _labelled(name, benchmark_downloads(name, root), "evaluation")
+    for key, table in declared_in(study):
+        if table.hub is not None:
+            purpose: Purpose = "evaluation" if key.startswith("evaluation.") else "data"
+            rows = table.documents if isinstance(table, Source) else None
+            found.append(Wanted(table.place, declared_download(table, root), purpose, rows))
     return once(found)
 
 

@@ -15,6 +15,7 @@ from curricula.curriculum.stream.blend import Blend
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
+from curricula.eval.cost import task_gpu_hours
 from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
 from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
@@ -77,6 +78,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         ],
         "gpu_hours": _described_hours(plan),
         "gpu_hours_by_seed": _hours_by_seed(plan),
+        "evaluation_gpu_hours": _evaluation_hours(plan),
         "gpu_memory": _gpu_memory(study),
     }
 
@@ -174,14 +176,14 @@ def _too_little_memory(study: Study) -> list[str]:
 def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
     """Tokens of a source: counted in its manifests, else as published, if they are."""
     source = study.sources[name]
-    entry = dataset(source.dataset)
+    entry = dataset(source.dataset) if source.dataset else None
     manifests = [shards / name / shard for shard in source.shard_names if shard != VALIDATION] if shards else []
     if manifests and all(path.with_name(path.name + ".json").exists() for path in manifests):
         tokens = sum(read_manifest(path)["tokens"] for path in manifests)
         if not tokens and any(mix.get(name) for arm in study.arms for _, mix in arm.phases):
             raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
         return SourceSize(tokens, "manifests")
-    if study.world or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):
+    if study.world or entry is None or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):
         return SourceSize(None, "unknown")
     if source.documents is None:
         return SourceSize(entry.tokens, "published")
@@ -200,8 +202,8 @@ def _unpinned(study: Study) -> list[str]:
         )
     names = study.evaluation.benchmark_names if local_root() is None and not study.world else ()
     for name in names:
-        entry = BENCHMARKS[name]
-        if entry.hub and not entry.hub_revision and not entry.texts:
+        entry = BENCHMARKS.get(name)
+        if entry and entry.hub and not entry.hub_revision and not entry.texts:
             found.append(
                 f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"
             )
@@ -225,6 +227,17 @@ def _hours_by_seed(plan: Plan) -> dict[str, dict[str, float]]:
         if element.seed is not None:
             part = "pretraining" if job.request.section == "pretraining" else "other_at_most"
             found[str(element.seed)][part] += element.gpu_hours
+    return found
+
+
+def _evaluation_hours(plan: Plan) -> dict[str, float]:
+    """The estimated GPU-hours of each evaluation task, over all models."""
+    study, found = plan.study, dict[str, float]()
+    parameters, peak = study.model.resolve().parameters(), study.resources.peak_tflops
+    for _, element in plan.elements():
+        if (task := element.eval_task) is not None:
+            hours = task_gpu_hours(task, study.evaluation, parameters, peak)
+            found[task.task.name] = found.get(task.task.name, 0.0) + hours
     return found
 
 

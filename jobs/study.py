@@ -28,9 +28,11 @@ from curricula.curriculum.plan import (
     replicates_of,
     segments_of,
 )
+from curricula.curriculum.sources.conversations import POOLS, TuningSet
+from curricula.curriculum.sources.declared import anchor
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
-from curricula.eval.config import EvalConfig
+from curricula.eval.config import FULL, EvalConfig
 from curricula.model import (
     PRESETS,
     ExecutionConfig,
@@ -155,6 +157,8 @@ class Study(Settings, frozen=True, dict=True):
     model: Model
     pretraining: Pretraining
     tuning: Finetuning
+    tuning_sets: dict[str, TuningSet] = {}
+    """Tuning sets of your own, by the names that a mix of `tuning` uses."""
     evaluation: EvalConfig = EvalConfig()
     resources: Resources = Resources()
     world: WorldConfig | None = None
@@ -197,7 +201,11 @@ class Study(Settings, frozen=True, dict=True):
             )
 
     def _check_names(self) -> None:
-        for what, name in [("name", self.name), *(("source", name) for name in self.sources)]:
+        for what, name in [
+            ("name", self.name),
+            *(("source", name) for name in self.sources),
+            *(("tuning set", name) for name in self.tuning_sets),
+        ]:
             if not PLAIN_NAME.fullmatch(name):
                 raise ValueError(
                     f"{what} {name!r} must be at most 100 letters, digits, '.', '_' and '-', beginning with a letter or digit"
@@ -239,7 +247,14 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_tuning(self) -> None:
         sets = [*self.curriculum.interventions, *self.curriculum.arms]
+        pools = [*self.tuning_sets, *POOLS]
         for stage, tuning in self.tuning.stages.items():
+            for name in tuning.mix:
+                if name not in pools:
+                    raise ValueError(
+                        f"tuning.{stage}: the mix names unknown tuning set {name!r}; choose from {', '.join(pools)}, or "
+                        "declare it under tuning_sets"
+                    )
             for name in tuning.tagged_harmful:
                 if name not in sets:
                     raise ValueError(
@@ -264,11 +279,15 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
-        if evaluation.tasks.benign and self.tuning.benign is None:
+        if evaluation.tasks == FULL and self.tuning.benign is None:
+            msgspec.structs.force_setattr(evaluation, "tasks", msgspec.structs.replace(FULL, benign=()))
+        if evaluation.task_lists.benign and self.tuning.benign is None:
             raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
         for name in [*evaluation.benchmark_names, *evaluation.accept_changed]:
-            if name not in BENCHMARKS:
-                raise ValueError(f"evaluation names benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
+            if name not in BENCHMARKS and name not in evaluation.prompts:
+                raise ValueError(
+                    f"evaluation names benchmark {name!r}; choose from {', '.join([*evaluation.prompts, *BENCHMARKS])}"
+                )
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
 
@@ -317,12 +336,16 @@ class Study(Settings, frozen=True, dict=True):
 def load_study(path: Path) -> Study:
     """Read and check a study file. A study that comes with the suite can be named without a path, such as `paper`.
 
-    Raises UsageError that names the file, the key, its value and what to write instead.
+    The paths of its own tables become absolute. Raises UsageError that names the file, the key, its value and what to write
+    instead.
     """
     if not path.exists() and str(path) in EXAMPLES:
         path = STUDIES / f"{path}.yaml"
     missing = f"no such study file; name a file, or one of those that come with the suite: {', '.join(EXAMPLES)}"
-    return parse_study(read_yaml(path, missing), str(path))
+    study = parse_study(read_yaml(path, missing), str(path))
+    anchor(study, path.parent)
+    study.evaluation.anchor_folder(path.parent)
+    return study
 
 
 def parse_study(raw: Any, where: str) -> Study:

@@ -1,17 +1,25 @@
-"""Rows of the public tuning sets as conversations (section 4.4: UltraChat, WildGuardMix, WildJailbreak, then GSM8K)."""
+"""Tuning sets: rows of tables as conversations, of the public sets in datasets.yaml and of those that a study declares."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
 
-from curricula.curriculum.sources.registry import open_dataset
+import msgspec
+
+from curricula.curriculum.sources.declared import DeclaredTable, Reads
+from curricula.curriculum.sources.registry import KNOWN
 from curricula.curriculum.sources.tables import Row
 from curricula.errors import UsageError, UserError
 
 Message = dict[str, str]
 """A turn: its role and content."""
+Label = str | int | bool
+Labels = dict[str, Label | tuple[Label, ...]]
+"""Values of columns that mean yes."""
 
 
 @dataclass(frozen=True)
@@ -21,59 +29,93 @@ class Conversation:
     """Whether the dataset labels it as a refusal of a harmful request."""
 
 
-def _exchange(request: str, answer: str, is_refusal: bool = False) -> Conversation:
-    messages = [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
-    return Conversation(messages, is_refusal)
+class TuningSet(DeclaredTable, frozen=True):
+    """A table of conversations: a column of messages, or columns of prompts and responses.
+
+    Labels map a column to the values that mean yes. A harmful prompt is answered well by a refusal; where refusals are not
+    labelled, every answer to one counts as such.
+    """
+
+    messages: str | None = None
+    """The column of messages, each with a role and a content."""
+    prompt: str | tuple[str, ...] = ()
+    """The column of prompts, or several, of which the first that is not empty is read."""
+    response: str | None = None
+    """The column of responses. A row without one is skipped."""
+    harmful_prompt: Labels = {}
+    """Where a prompt is harmful, as in `{ prompt_harm_label: harmful }`."""
+    harmful_response: Labels = {}
+    """Where a response is harmful."""
+    refusal: Labels = {}
+    """Where a response is a refusal."""
+    answers: Literal["good", "harmful"] = "good"
+    """Which rows are read: all but harmful responses and compliant answers to harmful prompts, or only harmful responses to
+    harmful prompts."""
+
+    def check(self) -> None:
+        super().check()
+        if bool(self.messages) == bool(self.prompt and self.response) or bool(self.prompt) != bool(self.response):
+            raise ValueError("name the column `messages`, or the columns `prompt` and `response`")
+        if self.answers == "harmful" and not (self.harmful_prompt and self.harmful_response):
+            raise ValueError("answers is 'harmful', which needs the labels harmful_prompt and harmful_response")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+
+    def reads(self) -> dict[str, Reads]:
+        if self.messages:
+            found = {"messages": Reads((self.messages,), "messages")}
+        else:
+            found = {"prompt": Reads(self.prompts), "response": Reads((str(self.response),))}
+        for key in ("harmful_prompt", "harmful_response", "refusal"):
+            if labels := getattr(self, key):
+                found[key] = Reads(tuple(labels), "value")
+        return found
+
+    def conversation(self, row: Row) -> Conversation | None:
+        """The conversation of a row, or None where it is not one to learn from; raises KeyError for a missing column."""
+        is_harmful, is_bad = _labelled(row, self.harmful_prompt), _labelled(row, self.harmful_response)
+        is_refusal = _labelled(row, self.refusal) if self.refusal else is_harmful
+        if self.response and not row[self.response]:
+            return None
+        if (self.answers == "harmful") != is_bad or (is_bad and not is_harmful):
+            return None
+        if self.answers == "good" and is_harmful and not is_refusal:
+            return None
+        refuses = (is_harmful if self.harmful_prompt else is_refusal) and not is_bad
+        if self.messages:
+            turns = [{"role": turn["role"], "content": turn["content"]} for turn in row[self.messages]]
+            return Conversation(turns, refuses)
+        prompt = next((row[name] for name in self.prompts if row[name]), row[self.prompts[-1]])
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": row[str(self.response)]}]
+        return Conversation(turns, refuses)
 
 
-def _ultrachat(row: Row) -> Conversation:
-    return Conversation([{"role": message["role"], "content": message["content"]} for message in row["messages"]])
-
-
-def _wildguardmix(row: Row) -> Conversation | None:
-    """Only good answers: refusals of harmful requests, and harmless answers to other requests."""
-    if not row["response"] or row["response_harm_label"] == "harmful":
-        return None
-    if row["prompt_harm_label"] == "harmful" and row["response_refusal_label"] != "refusal":
-        return None
-    return _exchange(row["prompt"], row["response"], row["prompt_harm_label"] == "harmful")
-
-
-def _wildguardmix_harmful(row: Row) -> Conversation | None:
-    """Harmful requests with compliant answers, which are used only with tags inserted into the answer."""
-    if row["response"] and row["prompt_harm_label"] == "harmful" and row["response_harm_label"] == "harmful":
-        return _exchange(row["prompt"], row["response"])
-    return None
-
-
-def _wildjailbreak(row: Row) -> Conversation:
-    """Its answers to harmful requests are refusals, written by GPT-4 (Jiang et al. 2024, section 4)."""
-    return _exchange(row["adversarial"] or row["vanilla"], row["completion"], row["data_type"].endswith("_harmful"))
-
-
-def _gsm8k(row: Row) -> Conversation:
-    return _exchange(row["question"], row["answer"])
+def _labelled(row: Row, labels: Labels) -> bool:
+    return any(
+        str(row[column]).lower()
+        in [str(value).lower() for value in (values if isinstance(values, tuple) else [values])]
+        for column, values in labels.items()
+    )
 
 
 HARMFUL = "wildguardmix-harmful"
-POOLS: dict[str, tuple[str, Callable[[Row], Conversation | None]]] = {
-    "ultrachat": ("ultrachat", _ultrachat),
-    "wildguardmix": ("wildguardmix", _wildguardmix),
-    HARMFUL: ("wildguardmix", _wildguardmix_harmful),
-    "wildjailbreak": ("wildjailbreak", _wildjailbreak),
-    "gsm8k": ("gsm8k", _gsm8k),
-}
-"""Tuning sets by name: the dataset, and what makes a conversation of a row (or None to skip it)."""
+POOLS: dict[str, TuningSet] = msgspec.convert(KNOWN["tuning_sets"], dict[str, TuningSet])
+"""The public tuning sets by name."""
 
 
-def read_conversations(pool: str, root: Path) -> Iterator[Conversation]:
-    """The conversations of a pool; raises UserError when a row lacks a column."""
-    if pool not in POOLS:
-        raise UsageError(f"tuning set {pool!r} is not known; choose from {', '.join(POOLS)}")
-    dataset, convert = POOLS[pool]
-    for number, row in enumerate(open_dataset(dataset, root).rows()):
+def read_conversations(
+    pool: str, root: Path, declared: Mapping[str, TuningSet] = MappingProxyType({})
+) -> Iterator[Conversation]:
+    """The conversations of a set that the study declares, or of a public one; raises UserError for a row that is no
+    conversation."""
+    found = declared.get(pool) or POOLS.get(pool)
+    if found is None:
+        raise UsageError(f"tuning set {pool!r} is not known; choose from {', '.join([*declared, *POOLS])}")
+    for number, row in enumerate(found.open(root, f"tuning set {pool}").rows()):
         try:
-            conversation = convert(row)
+            conversation = found.conversation(row)
         except KeyError as missing:
             raise UserError(f"tuning set {pool}: row {number} has no column {missing}, only {sorted(row)}") from None
         except (TypeError, AttributeError):

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.hub import upstream_rows
 from curricula.curriculum.sources.registry import dataset
-from curricula.curriculum.sources.tables import Row, Table
+from curricula.curriculum.sources.tables import Row, Table, columns_of, text_of
 from curricula.errors import UserError
 
 
@@ -34,18 +35,35 @@ class Document:
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a dataset in a data folder: all of the chosen parts, or the first ones of each."""
+    """The documents of a dataset in a data folder or of a declared table: all of the chosen parts, or the first of each."""
 
     name: str
     table: Table
-    spans: tuple[range, ...]
-    """The rows of the table that are read, for each part."""
+    spans: tuple[Sequence[int], ...]
+    """The rows of the table that are read, for each part, in rising order."""
+    text: str
+    """The column of texts, or a template."""
+    id: str = "id"
+    """The column of ids, read wherever there is one, so that a document's tokens do not depend on the file format."""
 
     @classmethod
     def open(cls, name: str, root: Path, parts: tuple[str, ...] = (), limit: int | None = None) -> Documents:
         """At most `limit` documents; raises UserError naming the file that is missing or damaged."""
         stems = dataset(name).stems(root, parts)
-        tables = [Table.open(stem) for stem in stems]
+        return cls._of_parts(name, [Table.open(stem) for stem in stems], stems, dataset(name).text, "id", limit)
+
+    @classmethod
+    def of(cls, name: str, declared: TextTable, root: Path, limit: int | None = None) -> Documents:
+        """At most `limit` documents of a declared table, which the study calls `name`."""
+        if declared.dataset is not None:
+            return cls.open(declared.dataset, root, declared.parts, limit)
+        table, where = declared.open(root, f"sources.{name}"), declared.stems(root) or [Path()]
+        return cls._of_parts(name, [table], where, declared.text, declared.id or "id", limit)
+
+    @classmethod
+    def _of_parts(
+        cls, name: str, tables: list[Table], stems: list[Path], text: str, id_column: str, limit: int | None
+    ) -> Documents:
         sizes = [len(table) for table in tables]
         starts = accumulate(sizes, initial=0)
         # Parts that were fetched only up to some row count as what the hub has of them.
@@ -54,7 +72,8 @@ class Documents:
         whole = Table(
             tuple(file for table in tables for file in table.files), tuple(n for table in tables for n in table.counts)
         )
-        return cls(name, whole, tuple(range(start, start + count) for start, count in zip(starts, taken)))
+        spans = tuple(range(start, start + count) for start, count in zip(starts, taken))
+        return cls(name, whole, spans, text, id_column)
 
     def __len__(self) -> int:
         return sum(map(len, self.spans))
@@ -71,8 +90,7 @@ class Documents:
 
     @property
     def _columns(self) -> tuple[str, ...]:
-        """The id is read wherever there is one, so that a document's tokens do not depend on the file format."""
-        return ("id", *dataset(self.name).columns)
+        return (self.id, *columns_of(self.text))
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
         """Documents [start, stop), in order."""
@@ -100,13 +118,13 @@ class Documents:
     def _document(self, number: int, place: int, row: Row) -> Document:
         """The document of a `row` that is at `place` in the table."""
         try:
-            text = dataset(self.name).text(row)
+            text = text_of(row, self.text)
         except KeyError as missing:
             raise UserError(
                 f"{self.table.place(place)} of dataset {self.name} has no column {missing}, only "
                 f"{self.table.columns(place, row)}; name its text {missing}"
             ) from None
-        name = str(row.get("id") or f"{self.name}/{place}")
+        name = str(row.get(self.id) or f"{self.name}/{place}")
         if text is None or text == "":
             return Document(number, name, "", "empty")
         if not isinstance(text, str):

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.registry import dataset
 from curricula.curriculum.sources.tables import count_rows
 from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically
@@ -100,7 +101,7 @@ def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Dow
             config,
             entry.split,
             entry.revision,
-            entry.columns,
+            entry.fetched_columns,
             out,
             entry.licence,
             entry.gated,
@@ -108,6 +109,12 @@ def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Dow
         )
         for config, out in places or [(None, entry.whole(root))]
     ]
+
+
+def declared_download(table: DeclaredTable, root: Path) -> Download:
+    """The download of a declared table of the hub: all its columns, since several uses may read different ones."""
+    hub, out = str(table.hub), table.fetched(root)
+    return Download(hub, table.config, table.split, table.revision, (), out, table.licence or "not stated", table.gated)
 
 
 def fetch(

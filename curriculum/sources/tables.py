@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import codecs
 import csv
+import glob
 import gzip
 import hashlib
 import json
 import os
+import re
 import sys
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from curricula.errors import UserError
 
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv")
+_BRACES = re.compile(r"\{([^{}]+)\}")
 _BATCH_ROWS = 1024
 _EDGE_BYTES = 1 << 16
 
@@ -38,8 +42,11 @@ class Table:
     @classmethod
     def open(cls, *stems: Path) -> Table:
         """The files of all `stems` as one table; raises UserError when one is missing or unreadable."""
-        files = tuple(file for stem in stems for file in _files(stem))
-        return cls(files, tuple(count_rows(file) for file in files))
+        return cls.of([file for stem in stems for file in stem_files(stem)])
+
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> Table:
+        return cls(tuple(files), tuple(count_rows(file) for file in files))
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -69,7 +76,7 @@ class Table:
     def columns(self, number: int, row: Row) -> list[str]:
         """All columns of the file that holds `row`, read or not."""
         file, _ = self._find(number)
-        return sorted(_parquet(file).schema_arrow.names if file.suffix == ".parquet" else row)
+        return sorted(column_names(file, [row]))
 
     def _find(self, number: int) -> tuple[Path, int]:
         for file, count in zip(self.files, self.counts):
@@ -109,15 +116,59 @@ class Table:
             first += count
 
 
+def columns_of(text: str) -> tuple[str, ...]:
+    """The columns that `text` names: it is one itself, or a template with columns in braces, as in "{question} {answer}"."""
+    return tuple(dict.fromkeys(_BRACES.findall(text))) if "{" in text else (text,)
+
+
+def text_of(row: Row, text: str) -> Any:
+    """The value of the column `text`, or the template `text` filled in; None where a column of a template is null.
+
+    Raises KeyError with the name of a column that the row lacks.
+    """
+    if "{" not in text:
+        return row[text]
+    values = {name: row[name] for name in columns_of(text)}
+    if any(value is None for value in values.values()):
+        return None
+    return _BRACES.sub(lambda found: str(values[found[1]]), text)
+
+
 def table_exists(stem: Path) -> bool:
     return stem.is_dir() or any(_with_suffix(stem, suffix).is_file() for suffix in SUFFIXES)
+
+
+def files_matching(pattern: str) -> list[Path]:
+    """The table files that a glob pattern names, or those in the folder that it names, in order of their names."""
+    path = Path(pattern)
+    if path.is_dir():
+        return stem_files(path)
+    found = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    found = [file for file in found if not file.is_dir()]
+    if not found:
+        raise UserError(f"{pattern}: no such file, and no file matches it; correct the path")
+    for file in found:
+        if not file.name.endswith(SUFFIXES):
+            raise UserError(f"{file}: has none of the endings {', '.join(SUFFIXES)}; rename it or narrow the pattern")
+    return found
+
+
+def head(file: Path, count: int) -> list[Row]:
+    """The first `count` rows of a file, or all if it has fewer; raises UserError where one is not an object."""
+    wanted = range(min(count, count_rows(file))) if file.suffix in (".json", ".csv") else range(count)
+    return list(Table((file,), (count,)).rows(0, len(wanted)))
+
+
+def column_names(file: Path, rows: Sequence[Row]) -> list[str]:
+    """The columns of a file, as far as these first rows of it tell."""
+    return _parquet(file).schema_arrow.names if file.suffix == ".parquet" else list(dict.fromkeys(chain(*rows)))
 
 
 def _with_suffix(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
 
 
-def _files(stem: Path) -> list[Path]:
+def stem_files(stem: Path) -> list[Path]:
     """The files of one stem: those in its folder, or else the one file of that name."""
     if stem.is_dir():
         if unfinished := sorted([*stem.glob(".*fetching.json"), *stem.glob(".unfinished.json")]):

@@ -176,6 +176,14 @@ class ValidationBatches:
             _refuse_id(self.stream, int(numbers[bad[0]]), tokens[bad], self.vocabulary)
         return Rows(tokens, np.repeat(real[:, None], self.sequence_length, axis=1).astype(np.float32))
 
+    def bytes_per_token(self, sizes: np.ndarray) -> float:
+        """Bytes that the predicted tokens spell, on average, by the size of each entry: over the very tokens of the loss."""
+        row, total = np.empty(self.sequence_length + 1, np.int64), 0
+        for number in range(self.stream.samples):
+            self.stream.read(number, row)
+            total += int(sizes[row[1:]].sum())
+        return total / (self.stream.samples * self.sequence_length)
+
     def fingerprint(self, step: int) -> dict[str, Any]:
         return {"validation": self.name}
 

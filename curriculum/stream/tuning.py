@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from curricula.curriculum.permutation import permute
-from curricula.curriculum.sources.conversations import HARMFUL, Conversation, read_conversations
+from curricula.curriculum.sources.conversations import HARMFUL, Conversation, TuningSet, read_conversations
 from curricula.curriculum.stream.batches import Rows
 from curricula.curriculum.stream.blend import BLOCK, Blend, Phase
 from curricula.curriculum.tokens.chat import ChatEncoder
@@ -57,17 +58,19 @@ class TuningBatches:
         seed: int,
         refusals: float | None = None,
         packing: bool = False,
+        declared: Mapping[str, TuningSet] = MappingProxyType({}),
     ):
         """`conversations` in total (by default as many as the sets of `mix` hold). A share of `tagged_share` are harmful
         answers with tags inserted; of the others, a share of `refusals` are refusals (by default as many as the sets hold).
 
-        `packing` fills rows with several conversations; a global batch is `global_batch` rows either way.
+        `packing` fills rows with several conversations; a global batch is `global_batch` rows either way. `declared` are the
+        study's own sets.
         """
         self.sequence_length, self.global_batch, self.seed = sequence_length, global_batch, seed
         self._tokenizer = load_tokenizer(tokenizer)
         self._end, self._tag = special_ids(self._tokenizer)
         self._encoder = ChatEncoder(self._tokenizer)
-        pools = {name: list(read_conversations(name, root)) for name, weight in mix.items() if weight}
+        pools = {name: list(read_conversations(name, root, declared)) for name, weight in mix.items() if weight}
         weights = {name: mix[name] for name in pools}
         count = conversations or sum(map(len, pools.values()))
         if refusals is not None:

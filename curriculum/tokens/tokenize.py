@@ -63,11 +63,11 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     Raises UserError when the source has too few documents, or when the shard was made from something else.
     """
     source = work.source
-    documents = Documents.open(source.dataset, work.data_root, source.parts, source.documents)
+    documents = Documents.of(work.name, source, work.data_root, source.documents)
     count = len(documents)
     if count < work.validation_documents + source.shards:
         raise UserError(
-            f"source {work.name}: dataset {source.dataset} has {count} documents, too few for {source.shards} "
+            f"source {work.name}: {source.place} has {count} documents, too few for {source.shards} "
             f"shards and {work.validation_documents} validation documents; add documents or ask for fewer"
         )
     tokenizer = load_tokenizer(work.tokenizer)
@@ -96,6 +96,7 @@ def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> d
     return {
         "source": work.name,
         "dataset": work.source.dataset,
+        **({} if work.source.dataset else {"text": work.source.text, "id": work.source.id}),
         "parts": list(work.source.parts),
         "source_documents": len(documents),
         **({"documents_of_parts": documents.counts} if several else {}),
@@ -127,7 +128,8 @@ def _is_finished(prefix: Path, inputs: dict[str, Any]) -> bool:
 def _chosen_documents(work: Tokenization, shard: str, documents: Documents) -> tuple[Iterable[Document], int]:
     """The documents of a shard in the order of the source, and how many there are."""
     count, shards = len(documents), work.source.shards
-    order = permute(np.arange(work.validation_documents), count, work.seed, "held out", work.source.dataset)
+    table = work.source.dataset or documents.table.identity
+    order = permute(np.arange(work.validation_documents), count, work.seed, "held out", table)
     held_out = np.sort(order)
     if shard == VALIDATION:
         return documents.select(held_out.tolist()), len(held_out)

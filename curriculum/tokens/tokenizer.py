@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START
@@ -105,6 +106,24 @@ def special_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     end, tag = tokenizer.token_to_id(EOS), tokenizer.token_to_id(TAG)
     assert end is not None and tag is not None
     return end, tag
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
+    """UTF-8 bytes that each entry spells, int64 [entries]; special entries, such as end marks and the tag, spell none.
+
+    None for a tokenizer whose entries are not made of bytes.
+    """
+    decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
+    if "ByteLevel" not in [decoder.get("type"), *(one.get("type") for one in decoder.get("decoders", []))]:
+        return None
+    added = tokenizer.get_added_tokens_decoder()
+    sizes = np.zeros(max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1, np.int64)
+    for text, place in tokenizer.get_vocab(with_added_tokens=True).items():
+        if place not in added:
+            sizes[place] = len(text)  # such a tokenizer writes each byte as one character
+        elif not added[place].special and added[place].content != TAG:
+            sizes[place] = len(added[place].content.encode())
+    return sizes
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

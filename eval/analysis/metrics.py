@@ -20,7 +20,6 @@ import numpy as np
 
 from curricula.eval.analysis.accuracy import Accuracy, Corrected, corrected, published
 from curricula.eval.analysis.competence import BENIGN_TASKS, Competence, competence
-from curricula.eval.analysis.pruning import PruningMetrics, pruning_metrics
 from curricula.eval.analysis.statistics import cluster_of, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, StudyRows
 from curricula.eval.rows import MODEL_KINDS, OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
@@ -104,9 +103,11 @@ class OverrefusalMetrics:
     seed: int
     """The seed of the arm's training."""
     stage: str
+    benchmark: str
     decoder: str
     shares: dict[str, float]
-    """Share of the parsed answers in each of the five categories; empty if no row was parsed."""
+    """Share of the parsed answers in each of the five categories (for "all", the mean of the sets' shares); empty if no row was
+    parsed."""
     rate: float | None
     """Share of the parsed answers in categories 3 to 5."""
     low: float | None
@@ -142,6 +143,28 @@ class ProbeMetrics:
 
 
 @dataclass(frozen=True)
+class PruningMetrics:
+    """What SafeBeam's pruning cost in the answers of one model to one benchmark."""
+
+    arm: str
+    seed: int
+    """The seed of the arm's training."""
+    stage: str
+    benchmark: str
+    decoder: str
+    answers: int
+    """Answers that say what pruning cost."""
+    unrecorded: int
+    """Answers of an earlier version, which do not say it."""
+    logp: float
+    """Mean summed log-probability of an answer, in nats."""
+    logp_lost: float
+    """Mean log-probability that an answer's search lost to pruning, in nats (`Pruning.lost` in eval/rows.py)."""
+    likeliest_dropped: float
+    """Share of all steps at which the likeliest candidate was dropped."""
+
+
+@dataclass(frozen=True)
 class StudyMetrics:
     """All metrics of a study, in the order of its arms. Arms trained with several seeds have an entry for each."""
 
@@ -160,7 +183,9 @@ class StudyMetrics:
         return [metrics for metrics in self.attacks if (metrics.stage, metrics.decoder) in wanted]
 
     def overrefusals_by(self, stage: str, decoder: str) -> list[OverrefusalMetrics]:
-        return [metrics for metrics in self.overrefusals if (metrics.stage, metrics.decoder) == (stage, decoder)]
+        """One entry for each arm and seed: that of its one set of requests, or the average over several."""
+        found = [metrics for metrics in self.overrefusals if (metrics.stage, metrics.decoder) == (stage, decoder)]
+        return list({(metrics.arm, metrics.seed): metrics for metrics in found}.values())  # the average is the last
 
 
 RowId = tuple[str, str, str, int]
@@ -193,7 +218,7 @@ def study_metrics(study: StudyRows) -> StudyMetrics:
             for task in OVERREFUSAL_TASKS:
                 if rows := study.answers(arm, stage, task):
                     decoder = task.removeprefix("overrefusal-")
-                    found.overrefusals.append(
+                    found.overrefusals.extend(
                         overrefusal_metrics(rows, arm.name, stage, decoder, expected[stage, task], arm.seed)
                     )
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
@@ -296,8 +321,30 @@ def known_accuracy(rows: Iterable[JudgedRow]) -> Accuracy | None:
 
 def overrefusal_metrics(
     rows: Sequence[JudgedRow], arm: str, stage: str, decoder: str, expected: Collection[RowId] = (), seed: int = 0
+) -> list[OverrefusalMetrics]:
+    """The metrics of each set of requests, and of all, in these rows (of `decoder`) or in `expected` (the rows any arm has)."""
+    benchmarks = sorted({id[1] for id in expected} | {row.benchmark for row in rows})
+    found = []
+    for name in benchmarks:
+        own, wanted = [row for row in rows if row.benchmark == name], {id for id in expected if id[1] == name}
+        found.append(_overrefusal_metrics(own, arm, stage, name, decoder, wanted, seed))
+    if len(found) > 1:
+        every = _overrefusal_metrics(rows, arm, stage, ALL, decoder, expected, seed)
+        parsed = [metrics.shares for metrics in found if metrics.shares]
+        shares = {key: float(np.mean([one[key] for one in parsed])) for key in every.shares}
+        found.append(replace(every, shares=shares))
+    return found
+
+
+def _overrefusal_metrics(
+    rows: Sequence[JudgedRow],
+    arm: str,
+    stage: str,
+    benchmark: str,
+    decoder: str,
+    expected: Collection[RowId],
+    seed: int,
 ) -> OverrefusalMetrics:
-    """The metrics of these rows, all of `decoder`; `expected` are the rows any arm has."""
     outcomes = [(row, value) for row in rows if (value := overrefused(row)) is not None]
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes)
     low, high, _ = rate_interval(tallied) if tallied else (None, None, "")
@@ -306,6 +353,7 @@ def overrefusal_metrics(
         arm=arm,
         seed=seed,
         stage=stage,
+        benchmark=benchmark,
         decoder=decoder,
         shares={name: verdicts.count(name) / len(verdicts) for name in ANSWER_CATEGORIES} if verdicts else {},
         rate=float(tallied.mean()) if tallied else None,
@@ -341,4 +389,29 @@ def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0)
                 length_auc=float(np.mean([probe.baseline_length_auc for probe in probes])),
             )
         )
+    return found
+
+
+def pruning_metrics(rows: Sequence[GenerationRow], arm: str, stage: str, seed: int = 0) -> list[PruningMetrics]:
+    """The metrics of each decoder that prunes on each benchmark in `rows`."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row.decoder, row.benchmark].append(row.pruning)
+    found = []
+    for (decoder, benchmark), costs in sorted(groups.items()):
+        if known := [cost for cost in costs if cost]:
+            found.append(
+                PruningMetrics(
+                    arm=arm,
+                    seed=seed,
+                    stage=stage,
+                    benchmark=benchmark,
+                    decoder=decoder,
+                    answers=len(known),
+                    unrecorded=len(costs) - len(known),
+                    logp=sum(cost.logp for cost in known) / len(known),
+                    logp_lost=sum(cost.lost for cost in known) / len(known),
+                    likeliest_dropped=sum(cost.dropped for cost in known) / max(1, sum(cost.steps for cost in known)),
+                )
+            )
     return found

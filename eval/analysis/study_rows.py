@@ -8,14 +8,14 @@ the rows measure is in `eval/analysis/metrics.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from curricula.eval.contents import recorded_hash
 from curricula.eval.identity import ModelRows, require_different
 from curricula.eval.judging.verdicts import read_judged
-from curricula.eval.rows import MODEL_KINDS, JudgedRow, ProbeRow, read_rows
-from curricula.eval.tasks import TASKS, judged_tasks
+from curricula.eval.rows import MODEL_KINDS, CapabilityRow, JudgedRow, ProbeRow, read_rows
+from curricula.eval.tasks import TASKS, judged_tasks, row_files
 
 ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))
 OVERREFUSAL_TASKS = tuple(task.name for task in judged_tasks("overrefusal"))
@@ -56,6 +56,8 @@ class StudyRows:
     """Judged answers by (arm's key, stage, task)."""
     probes: dict[tuple[str, str], list[ProbeRow]]
     """Probes by (arm's key, stage)."""
+    capability: dict[tuple[str, str], list[CapabilityRow]] = field(default_factory=dict)
+    """Answers to the questions of capability tasks by (arm's key, stage)."""
 
     @property
     def seeds(self) -> list[int]:
@@ -81,6 +83,7 @@ def read_study_rows(
     """
     generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
     probes: dict[tuple[str, str], list[ProbeRow]] = {}
+    capability: dict[tuple[str, str], list[CapabilityRow]] = {}
     models: list[ModelRows] = []
     for count, arm in enumerate(arms, start=1):
         for stage in MODEL_KINDS:
@@ -96,6 +99,10 @@ def read_study_rows(
             if probe_rows := read_rows(path, ProbeRow):
                 model.add_probes(path, probe_rows)
                 probes[arm.key, stage] = probe_rows
+            for path in row_files(folder, TASKS["capability"]):
+                answered = read_rows(path, CapabilityRow)
+                model.add_capability(path, answered)
+                capability.setdefault((arm.key, stage), []).extend(answered)
         on_arm_read(count)
     require_different(models)
-    return StudyRows(tuple(arms), generations, probes)
+    return StudyRows(tuple(arms), generations, probes, capability)

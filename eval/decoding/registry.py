@@ -3,6 +3,9 @@
 To add a decoder, write its file, its settings (`settings.py`, and a field of `EvalConfig` of the decoder's name), a row
 here, and a row in `eval/tasks.py` for each task that uses it. Importing the table imports no torch: implementations load
 when they are first called.
+
+An installed package adds one by an entry point in the group `curricula.decoders` that names a `Decoder` with `settings` of its
+own. `attacks-NAME` and `overrefusal-NAME` are its tasks, and `evaluation.decoders.NAME` holds its settings in a study.
 """
 
 from __future__ import annotations
@@ -10,6 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from curricula.errors import UserError
+from curricula.packages import load_plugin, plugins
+from curricula.settings import Positive, Settings
 
 if TYPE_CHECKING:
     from curricula.eval.decoding.answers import Answer
@@ -28,6 +35,19 @@ EXACT = ("float32", "float64")
 """Precisions in which an answer does not depend on what is decoded beside it."""
 
 
+PLUGINS = "curricula.decoders"
+"""The entry point group of decoders from other packages."""
+
+
+class PluginSettings(Settings, frozen=True):
+    """What every decoder from another package can be told; a subclass adds its own."""
+
+    batch_prompts: Positive = 16
+    """Prompts that are decoded and stored together."""
+    samples: Positive = 1
+    """Answers to each prompt."""
+
+
 @dataclass(frozen=True)
 class Decoder:
     name: str
@@ -40,6 +60,10 @@ class Decoder:
     """Version of the algorithm, part of every row's key: raise it when answers change, so that they are generated again."""
     answer: Callable[[LoadedModel, Sequence[Sequence[int]], Draws, Any], list[Answer]]
     """answer(loaded, prompts as token ids, draws, settings) -> all answers, those to one prompt together."""
+    settings: type[PluginSettings] | None = None
+    """Of a decoder from another package; `EvalConfig` has those of the others."""
+    problem: str = ""
+    """Why a decoder from another package cannot be used."""
 
 
 def _topk(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws, settings: Any) -> list[Answer]:
@@ -65,4 +89,26 @@ _ROWS = (
     Decoder("safebeam", "SafeBeam", "SafeBeam", 3, _safebeam),
     Decoder("greedy", "Greedy", "greedy", 1, _greedy),
 )
-DECODERS = {decoder.name: decoder for decoder in _ROWS}
+
+
+def _plugin(name: str) -> Decoder:
+    """A decoder from another package. A broken one gets in nobody's way: whoever uses it is told what is wrong."""
+    try:
+        found = load_plugin(PLUGINS, name, f"decoder {name!r}")
+        is_one = isinstance(found, Decoder) and found.settings and found.name == name and name.isidentifier()
+        if is_one and name not in {row.name for row in _ROWS}:
+            return found
+        problem = f"decoder {name!r}: its entry point must name a new Decoder of that name, with settings; correct the package"
+    except UserError as error:
+        problem = str(error)
+    return Decoder(name, name, name, 0, _broken, PluginSettings, problem)
+
+
+def _broken(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws, settings: Any) -> list[Answer]:
+    raise NotImplementedError
+
+
+OWN = tuple(decoder.name for decoder in _ROWS)
+"""The decoders that come with the suite."""
+DECODERS = {name: _plugin(name) for name in plugins(PLUGINS)} | {decoder.name: decoder for decoder in _ROWS}
+DECODERS = {name: DECODERS[name] for name in (*OWN, *sorted(DECODERS.keys() - set(OWN)))}

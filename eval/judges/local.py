@@ -1,10 +1,12 @@
-"""HarmBench's classifier in this process, with transformers: one forward pass a batch; the likeliest next token is the reply.
+"""Judges that are models in this process: HarmBench's classifier, and any chat or guard model.
 
-As in HarmBench's own pipeline, decoding is greedy and one token long, and answers are clipped to 512 of its tokens.
+HarmBench's classifier takes one forward pass a batch; the likeliest next token is the reply. As in HarmBench's own pipeline,
+decoding is greedy and one token long, and answers are clipped to 512 of its tokens. Other models decode greedily.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +20,12 @@ ANSWERS_AT_ONCE = 16
 """In one forward pass."""
 
 
-class LocalClassifier(ModelJudge):
+class InProcess(ModelJudge):
+    """Subclasses reply to a batch of questions."""
+
+    @abstractmethod
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str]: ...
+
     def estimate(self, questions: Sequence[Question]) -> None:
         return None
 
@@ -30,7 +37,7 @@ class LocalClassifier(ModelJudge):
         held: list[tuple[Question, Verdict]] = []  # unreadable, before the first readable reply
         for start in range(0, len(order), ANSWERS_AT_ONCE):
             places = order[start : start + ANSWERS_AT_ONCE]
-            replies = self._replies([prompts[place] for place in places])
+            replies = self._replies([questions[place] for place in places], [prompts[place] for place in places])
             held += [(questions[place], self.read(reply)) for place, reply in zip(places, replies, strict=True)]
             proven = proven or any(verdict.label != UNPARSED for _, verdict in held)
             if proven:
@@ -42,6 +49,8 @@ class LocalClassifier(ModelJudge):
                 f"is no verdict; is it a classifier for the template {self.template.name}?"
             )
 
+
+class LocalClassifier(InProcess):
     @cached_property
     def _tokenizer(self) -> Any:
         tokenizer = load_tokenizer(self.settings.tokenizer or self.settings.model_name)
@@ -67,7 +76,7 @@ class LocalClassifier(ModelJudge):
             ) from None
         return model.to("cuda" if on_gpu else "cpu").eval()
 
-    def _replies(self, prompts: list[str]) -> list[str]:
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str]:
         import torch
 
         encoded = self._tokenizer(prompts, return_tensors="pt", padding=True).to(self._model.device)
@@ -78,3 +87,41 @@ class LocalClassifier(ModelJudge):
                 input_ids=encoded["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1
             )
         return [self._tokenizer.decode([token]) for token in out.logits[:, -1].argmax(-1).tolist()]
+
+
+class LocalModel(InProcess):
+    """A chat model or a guard model. Special tokens that a judged answer quotes are read as text."""
+
+    @cached_property
+    def _loaded(self) -> Any:
+        from curricula.eval.models import load_model
+
+        return load_model(self.settings.model_name, "instruct")
+
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str]:
+        from curricula.eval.decoding.sampling import search_greedy
+        from curricula.eval.decoding.settings import Greedy
+
+        ids = [self._ids(*asked) for asked in zip(questions, prompts, strict=True)]
+        settings = Greedy(max_new_tokens=self.settings.max_tokens, rows=ANSWERS_AT_ONCE)
+        return [answer.text for answer in search_greedy(self._loaded, ids, settings)]
+
+    def _ids(self, question: Question, prompt: str) -> list[int]:
+        from curricula.eval.chat_template import render_turns
+        from curricula.eval.models import MARK
+
+        loaded, name = self._loaded, self.settings.model_name
+        if self.completes:
+            text, cut = question.response, self.template.fill(question, MARK).split(MARK)
+        elif not loaded.tokenizer.chat_template:
+            raise UserError(
+                f"{name}: the judge's tokenizer has no chat_template, and template {self.template.name} needs one"
+            )
+        else:
+            turns = self.messages(question, MARK)
+            text, cut = prompt, render_turns(loaded.tokenizer, loaded.tokenizer.chat_template, turns, name).split(MARK)
+        if len(cut) != 2:
+            raise UserError(
+                f"{name}: the judge's chat template does not show the answer once; ask it through a server (judge llm)"
+            )
+        return [*(loaded.beginning if self.completes else ()), *loaded.encode_turn(cut[0], text, cut[1])]

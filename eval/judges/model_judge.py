@@ -29,8 +29,7 @@ class ModelJudge:
 
     @property
     def completes(self) -> bool:
-        """Whether the template holds the model's own turn marks, so that no chat template may be put around it."""
-        return "[INST]" in self.template.text
+        return self.template.completes
 
     def prompt(self, question: Question) -> str:
         return self.template.fill(question, self.clip(question.response))
@@ -46,8 +45,16 @@ class ModelJudge:
         if self.completes:
             body["prompt"] = prompt
         else:
-            body["messages"] = [{"role": "user", "content": prompt}]
+            body["messages"] = self.messages(question, prompt)
         return {key: value for key, value in {**body, **settings.request}.items() if value is not None}
+
+    def messages(self, question: Question, prompt: str) -> list[dict[str, str]]:
+        """The question as a chat: the filled template or, for a guard model, the request and the answer in turns."""
+        system = [{"role": "system", "content": self.template.system}] if self.template.system else []
+        if self.template.turns:
+            request = question.behavior if not question.context else f"{question.context}\n\n{question.behavior}"
+            return [{"role": "user", "content": request}, {"role": "assistant", "content": prompt}]
+        return [*system, {"role": "user", "content": prompt}]
 
     def read(self, reply: str) -> Verdict:
         # A server's JSON may hold half of a surrogate pair, which no file of rows can.

@@ -37,7 +37,11 @@ def _world(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
 def _model(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
     from curricula.eval.judges.templates import find_template
 
-    template = find_template(settings.template, settings.name, settings.model_name, kind)
+    template = find_template(settings, kind)
+    if settings.name == "local":
+        from curricula.eval.judges.local import LocalModel
+
+        return LocalModel(settings, template)
     if settings.on_this_machine:
         from curricula.eval.judges.local import LocalClassifier
 
@@ -47,9 +51,17 @@ def _model(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
     return ServedJudge(settings, template)
 
 
+def _python(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
+    from curricula.eval.judges.rules import PythonJudge
+
+    return PythonJudge(settings)
+
+
 LOADERS: dict[JudgeName, Callable[[JudgeConfig, str, Path | None], Judge]] = {
     "refusal-phrases": _refusal_phrases,
     "world": _world,
     "harmbench": _model,
     "llm": _model,
+    "local": _model,
+    "python": _python,
 }

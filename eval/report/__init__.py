@@ -3,6 +3,7 @@
     from curricula.eval.report.page import write_report
 
 `page` puts the report together, and `report.html.j2` is the page. `points` says what the figures show of each arm; `figures`
-captions them, `curves` and `bars` draw them. `tables` are of single runs, `over_seeds` of arms; `verdict` is the first screen.
-`wording` turns names and numbers into text. Nothing is imported here, because `page` loads matplotlib and scipy.
+captions them, `curves` and `bars` draw them. `tables` are of single runs, `over_seeds` of arms; `capability` is what safety
+costs, `verdict` the first screen. `wording` turns names and numbers into text; `console` has the tables for terminals. Nothing
+is imported here, because `page` loads matplotlib and scipy.
 """

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import abc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,15 +249,17 @@ FIGURES: tuple[Figure, ...] = (
 
 def draw_figures(shown: Shown, folder: Path) -> list[Path]:
     """Write all nine figures to `folder` as PNG and SVG; returns the PNG paths in order."""
-    paths = []
-    for figure in FIGURES:
-        with matplotlib.rc_context(STYLE):
-            canvas = figure.draw(shown)
-            canvas.draw_without_rendering()
-            canvas.set_layout_engine("none")  # the layout is done: do not repeat it for each format
-            for suffix, metadata in ((".svg", {"Date": None, "Creator": None}), (".png", {"Software": None})):
-                with durable.open_atomically(folder / (figure.name + suffix)) as file:
-                    canvas.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata)
-            pyplot.close(canvas)
-        paths.append(folder / f"{figure.name}.png")
-    return paths
+    return [save_figure(figure.name, partial(figure.draw, shown), folder) for figure in FIGURES]
+
+
+def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:
+    """Draw a figure in the report's style and write it as PNG and SVG; returns the PNG's path."""
+    with matplotlib.rc_context(STYLE):
+        canvas = draw()
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")  # the layout is done: do not repeat it for each format
+        for suffix, metadata in ((".svg", {"Date": None, "Creator": None}), (".png", {"Software": None})):
+            with durable.open_atomically(folder / (name + suffix)) as file:
+                canvas.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata)
+        pyplot.close(canvas)
+    return folder / f"{name}.png"

@@ -21,13 +21,15 @@ from typing import Any
 import jinja2
 
 from curricula import durable
+from curricula.eval.analysis.capability import bits_estimates, bits_per_byte, capability_estimates, study_capability
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.differences import arm_differences
 from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
-from curricula.eval.judges.settings import caveats
+from curricula.eval.judges.settings import caveats, vague
+from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
 from curricula.eval.report.figures import FIGURES, draw_figures
 from curricula.eval.report.over_seeds import estimate_tables, variance_rows
 from curricula.eval.report.points import Shown
@@ -61,7 +63,7 @@ def write_report(
 
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
     "tasks", the planned tasks of each stage, from which the page knows what is still missing; and "changed", how benchmarks
-    differ from the published ones.
+    differ from the published ones; "bits_per_byte", the losses of base models on held-out text.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
@@ -71,11 +73,19 @@ def write_report(
     runs = runs_of(rows)
     claim_tests, differences = run_claim_tests(runs), list(arm_differences(runs))
     estimates, probes, variance = list(arm_estimates(runs)), list(probe_estimates(runs)), list(variance_parts(runs))
+    capability, bits = (
+        list(capability_estimates(rows)),
+        [bits_per_byte(**one) for one in study.get("bits_per_byte", ())],
+    )
+    bits_over_seeds = list(bits_estimates(bits))
     progress(len(arms) + 2, steps)
     shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes)
     pictures = draw_figures(shown, out / "figures")
     progress(len(arms) + 3, steps)
+    costs = draw_capability(shown, capability, out / "figures")
     over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
+    over_seeds |= {"capability": study_capability(rows), "capability-estimates": capability}
+    over_seeds |= {"bits-per-byte": bits, "bits-estimates": bits_over_seeds}
     write_tables(out, metrics, claim_tests, differences, over_seeds, arms)
     plan = study.get("plan") or {}
     frozen = run / "study.yaml"
@@ -104,13 +114,21 @@ def write_report(
         overrefusal_tables=list(overrefusal_tables(metrics, arms)),
         categories=CATEGORIES,
         probes=metrics.probes,
+        capability_figure=(embedded(costs[0]), costs[1]) if costs else None,
+        capability_tables=list(capability_tables(runs.arms, capability)),
+        bits_table=bits_table(runs.arms, bits_over_seeds),
         losses=losses,
         validated=sorted({name for segment in losses for name in segment["validation"]}),
         not_evaluated=not_evaluated(rows, study.get("tasks", {})),
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
-        caveats=caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
+        caveats=" ".join(
+            [
+                caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
+                *filter(None, (vague(one.place, one.corrected_low, one.corrected_high) for one in metrics.attacks)),
+            ]
+        ).strip(),
         samples=list(samples(rows)),
         stages=STAGES,
         decoders=DECODERS,
@@ -138,6 +156,7 @@ def _template() -> jinja2.Template:
 def not_evaluated(study: StudyRows, tasks: Mapping[str, Sequence[str]]) -> list[str]:
     """The planned `tasks` (by stage) that have no rows yet, as "arm stage task"."""
     evaluated = set(study.generations) | {(arm, stage, "probes") for arm, stage in study.probes}
+    evaluated |= {(arm, stage, "capability") for arm, stage in study.capability}
     return [
         f"{arm.key} {stage} {task}"
         for arm in study.arms
@@ -149,8 +168,8 @@ def not_evaluated(study: StudyRows, tasks: Mapping[str, Sequence[str]]) -> list[
 
 def incomplete(metrics: StudyMetrics) -> list[AttackMetrics | OverrefusalMetrics]:
     """Metrics with unparsed or missing rows, without the averages over benchmarks, which only repeat their parts."""
-    entries: list[AttackMetrics | OverrefusalMetrics] = [entry for entry in metrics.attacks if entry.benchmark != ALL]
-    return [entry for entry in entries + metrics.overrefusals if entry.unparsed or entry.missing]
+    entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
+    return [entry for entry in entries if entry.benchmark != ALL and (entry.unparsed or entry.missing)]
 
 
 def final_losses(run: Path) -> list[dict[str, Any]]:

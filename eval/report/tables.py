@@ -118,10 +118,12 @@ def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[At
 
 def overrefusal_tables(
     metrics: StudyMetrics, arms: Sequence[ArmInfo]
-) -> Iterator[tuple[str, str, list[tuple[str, OverrefusalMetrics | None]]]]:
-    """For each stage and decoder: the label and metrics of each arm, None if not evaluated yet."""
+) -> Iterator[tuple[str, str, str, list[tuple[str, OverrefusalMetrics | None]]]]:
+    """For each stage, decoder and set of requests: the label and metrics of each arm, None if not evaluated yet."""
     labels = arm_labels(arms)
     for stage in STAGES:
         for decoder in dict.fromkeys(task.decoders[0] for task in judged_tasks("overrefusal")):
-            if found := {(entry.arm, entry.seed): entry for entry in metrics.overrefusals_by(stage, decoder)}:
-                yield stage, decoder, [(labels[arm.key], found.get((arm.name, arm.seed))) for arm in arms]
+            entries = [entry for entry in metrics.overrefusals if (entry.stage, entry.decoder) == (stage, decoder)]
+            for name in dict.fromkeys(entry.benchmark for entry in entries):
+                found = {(entry.arm, entry.seed): entry for entry in entries if entry.benchmark == name}
+                yield stage, decoder, name, [(labels[arm.key], found.get((arm.name, arm.seed))) for arm in arms]

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,23 +21,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Lines
 from rich.prompt import Confirm
-from rich.table import Table
 from rich.text import Text
 
 from curricula.core_yaml import load_yaml
+from curricula.curriculum.sources.declared import anchor
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
 from curricula.eval.benchmarks import BENCHMARKS, Use, difference, find
+from curricula.eval.capability.settings import LISTS
 from curricula.eval.config import EvalConfig, Tasks
-from curricula.eval.decoding.registry import DECODERS
+from curricula.eval.decoding.registry import DECODERS, OWN
 from curricula.eval.judges.question import Estimate
-from curricula.eval.judges.settings import JUDGES, JudgeConfig, caveats, judge_config
+from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
 from curricula.eval.rows import Precision
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
 from curricula.jobs.cli.options import add_json_flag, add_verb
 from curricula.progress import Progress
-from curricula.settings import parse
+from curricula.settings import parse, read_yaml
 from curricula.terminal import json_text
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "measure attack success and over-refusal of any Hugging Face checkpoint",
         "curricula eval --model runs/demo/models/full-20/instruct \\\n"
         "      --benchmark advbench,jailbreakbench --decoder topk,safebeam \\\n      --judge refusal-phrases --prompts 20",
+        "curricula eval --model models/mine --config evaluation.yaml --out evaluations/mine --json",
         "curricula eval rejudge FOLDER --judge NAME",
         call=evaluate,
         details="The same command continues after an interruption: no answer is generated twice and no judge is asked twice. "
@@ -63,19 +65,27 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text"
     )
     parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a YAML file with what a study has under `evaluation`: tasks, own benchmarks, judges, decoders, capability, GCG, "
+        "probes; in place of the options that choose benchmarks and decoders",
+    )
+    parser.add_argument(
         "--benchmark",
-        default="harmbench,advbench,jailbreakbench,tdc",
         metavar="B,...",
-        help="names, separated by commas (default: %(default)s)",
+        help=f"names, separated by commas (default: {','.join(EvalConfig().benchmarks)})",
+    )
+    parser.add_argument("--decoder", metavar="D,...", help=f"names, separated by commas (default: {','.join(OWN)})")
+    parser.add_argument(
+        "--overrefusal",
+        metavar="B,...",
+        help="also measure over-refusal, on these sets of benign requests, such as alpaca",
     )
     parser.add_argument(
-        "--decoder",
-        default=",".join(DECODERS),
-        metavar="D,...",
-        help="names, separated by commas (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--overrefusal", metavar="BENCHMARK", help="also measure over-refusal, on these benign requests, such as alpaca"
+        "--capability",
+        metavar="T,...",
+        help="also measure capability, by tasks of lm_eval such as arc_easy, or `quick` or `full`",
     )
     parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
     parser.add_argument(
@@ -85,9 +95,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     parser.add_argument("--prompts", type=int, metavar="N", help="no more than this many prompts of each benchmark")
     parser.add_argument("--samples", type=int, metavar="N", help="answers to each prompt under top-k (default: 5)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="tokens of an answer (default: %(default)s)"
-    )
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens of an answer (default: 256)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
     parser.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="default: %(default)s")
@@ -118,12 +126,14 @@ def evaluate(args: argparse.Namespace) -> int:
         _judge(args, config, out, world, console, bars)
     metrics = _metrics(args, tasks, out)
     used = config.used_benchmarks
-    accepted = [name for name in config.accept_changed if name in used]
+    accepted = [name for name in config.accept_changed if name in used and name not in config.prompts]
     changed = {name: how for name in accepted if (how := difference(name, data))}
     if args.json:
         shown = {kind: msgspec.to_builtins(found) for kind, found in metrics.items()}
         print(json_text({**shown, "changed": changed}))
         return 0
+    from curricula.eval.report.console import print_metrics
+
     print_metrics(metrics, Console(highlight=False))
     for name, how in changed.items():
         print(f"Not the published {name}: {how}.")
@@ -134,14 +144,18 @@ def evaluate(args: argparse.Namespace) -> int:
 def _config(args: argparse.Namespace) -> EvalConfig:
     if not args.model:
         raise UsageError("--model: name the model to evaluate, such as runs/demo/models/full-20/instruct")
-    decoders, benchmarks = _names("--decoder", args.decoder), _names("--benchmark", args.benchmark)
+    if args.config:
+        return _config_from_file(args)
+    decoders = _names("--decoder", args.decoder or ",".join(OWN))
+    benchmarks = _names("--benchmark", args.benchmark or ",".join(EvalConfig().benchmarks))
     if unknown := sorted(set(decoders) - set(DECODERS)):
         raise UsageError(f"--decoder {','.join(unknown)}: not known; choose from {', '.join(DECODERS)}")
     if args.kind == "base" and len(benchmarks) > 1:
         raise UsageError(
-            f"--benchmark {args.benchmark}: base models take one benchmark of beginnings, such as jb_completions"
+            f"--benchmark {','.join(benchmarks)}: base models take one benchmark of beginnings, such as jb_completions"
         )
-    overrefusal = tasks_with("overrefusal", decoders) if args.overrefusal else []
+    benign = _names("--overrefusal", args.overrefusal) if args.overrefusal else []
+    overrefusal = tasks_with("overrefusal", decoders) if benign else []
     if args.overrefusal and not overrefusal:
         raise UsageError(
             f"--overrefusal {args.overrefusal}: is measured under topk and safebeam, and --decoder is greedy alone; "
@@ -152,17 +166,18 @@ def _config(args: argparse.Namespace) -> EvalConfig:
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} {value}: give 1 or more")
     tasks = [task.name for task in (*tasks_with("attack", decoders), *overrefusal)]
-    _require_use(args, benchmarks)
+    capability = _names("--capability", args.capability) if args.capability else []
+    _require_use(args, benchmarks, benign)
     accepted = _names("--accept-changed", args.accept_changed) if args.accept_changed is not None else []
     for name in accepted:
         find(name)
-    own = {"max_new_tokens": args.max_new_tokens}
+    own = {"max_new_tokens": args.max_new_tokens or 256}
     try:
         return msgspec.convert(
             {
                 "benchmarks": benchmarks,
                 "base_benchmark": benchmarks[0],
-                "overrefusal_benchmark": args.overrefusal or "alpaca",
+                "overrefusal_benchmark": benign or "alpaca",
                 "accept_changed": accepted,
                 "judge": judge_from(args),
                 "precision": args.precision,
@@ -173,7 +188,11 @@ def _config(args: argparse.Namespace) -> EvalConfig:
                 "greedy": own,
                 "gcg": None,
                 "probes": None,
-                "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=())) | {args.kind: tasks},
+                "capability": {"tasks": capability[0] if capability[0] in LISTS else capability}
+                if capability
+                else None,
+                "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=()))
+                | {args.kind: [*tasks, *(["capability"] if capability else [])]},
             },
             EvalConfig,
         )
@@ -181,12 +200,38 @@ def _config(args: argparse.Namespace) -> EvalConfig:
         raise UsageError(f"eval: {error}") from None
 
 
-def _require_use(args: argparse.Namespace, benchmarks: list[str]) -> None:
+def _config_from_file(args: argparse.Namespace) -> EvalConfig:
+    """What `--config` says, with the judge, the precision and the accepted sets that options name."""
+    for option in ("benchmark", "decoder", "overrefusal", "capability", "prompts", "samples", "max_new_tokens"):
+        if getattr(args, option) is not None:
+            raise UsageError(
+                f"--{option.replace('_', '-')} and --config: give it in {args.config}, or leave --config out"
+            )
+    if args.judge is None and (args.judge_model or args.judge_url or args.judge_template or args.judge_set):
+        raise UsageError(f"--judge-* without --judge: name the judge as well, or write it all into {args.config}")
+    given = read_yaml(args.config, "no such file; name a YAML file with what a study has under `evaluation`")
+    given = {} if given is None else given
+    if isinstance(given, dict):
+        if args.judge is not None:
+            given["judge"] = msgspec.to_builtins(judge_from(args))
+        given |= {"precision": args.precision} if args.precision else {}
+        given |= {"accept_changed": _names("--accept-changed", args.accept_changed)} if args.accept_changed else {}
+    config = parse(given, EvalConfig, str(args.config))
+    anchor(config, args.config.parent)
+    config.anchor_folder(args.config.parent)
+    if not config.eval_tasks(args.kind):
+        raise UsageError(
+            f"{args.config}: names no task for {args.kind} models; add tasks.{args.kind}, such as [attacks-topk]"
+        )
+    return config
+
+
+def _require_use(args: argparse.Namespace, benchmarks: list[str], benign: list[str]) -> None:
     """Refuse a benchmark of the wrong use: benign requests have no attack success, and completions are for base models."""
     wanted: list[tuple[str, str, Use]] = [
         ("--benchmark", name, "completion" if args.kind == "base" else "attack") for name in benchmarks
     ]
-    wanted += [("--overrefusal", args.overrefusal, "overrefusal")] if args.overrefusal else []
+    wanted += [("--overrefusal", name, "overrefusal") for name in benign]
     for option, name, use in wanted:
         if find(name).use != use:
             fitting = ", ".join(known for known, entry in BENCHMARKS.items() if entry.use == use)
@@ -208,15 +253,20 @@ def _check(
     console: Console,
 ) -> None:
     """Refuse now what would fail after hours: benchmarks, the judge, its server's address."""
+    from curricula.eval.capability.local_tasks import check_task
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judging.verdicts import kind_of
     from curricula.eval.runner import task_prompts
 
     for task in tasks:
         task_prompts(task, config, data)
-    for kind in dict.fromkeys(kind_of(task.task.name) for task in tasks):
+        if task.task.kind == "capability" and config.capability:
+            check_task(task.benchmark, config.capability, config.prompts)
+    kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
+    for kind in kinds:
         load_judge(config.judge_of(kind), kind, world)
-    warn_of_server(config.judge_of("attack"), console)
+    for judge in dict.fromkeys(config.judge_of(kind).full_name for kind in kinds):
+        warn_of_server(next(one for kind in kinds if (one := config.judge_of(kind)).full_name == judge), console)
 
 
 def _generate(
@@ -228,7 +278,7 @@ def _generate(
     with bars.waiting(f"loading {args.model}"):
         loaded = load_model(args.model, args.kind, args.device, config.precision, config.deterministic)
     _refuse_another_model(out, loaded)
-    if args.max_new_tokens >= loaded.context_length:
+    if (args.max_new_tokens or 0) >= loaded.context_length:
         raise UsageError(
             f"--max-new-tokens {args.max_new_tokens}: the context of {args.model} holds {loaded.context_length} tokens, "
             "the prompt among them; give fewer"
@@ -243,11 +293,12 @@ def _generate(
 
 def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
     """Whatever the folder holds is of one model, benchmarks and decoders that this command leaves out too."""
-    from curricula.eval.rows import GenerationRow, read_rows
+    from curricula.eval.rows import read_rows
     from curricula.eval.tasks import row_files
 
-    for path in (path for task in judged_tasks() for path in row_files(out, task)):
-        rows = read_rows(path, GenerationRow)
+    files = [(path, task.rows) for task in (*judged_tasks(), TASKS["capability"]) for path in row_files(out, task)]
+    for path, kind in files:
+        rows: list[Any] = read_rows(path, kind)
         now = (loaded.kind, loaded.content_hash, loaded.precision)
         if rows and (here := (rows[0].model_kind, rows[0].model, rows[0].precision)) != now:
             shown = ["{} {:.12} in {}".format(*each) for each in (here, now)]
@@ -269,22 +320,39 @@ def _judge(
 
 def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict[str, list[Any]]:
     """Attack success and over-refusal under each task, on the benchmarks that this command names."""
-    from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, row_id
+    from curricula.eval.analysis.capability import capability_metrics
+    from curricula.eval.analysis.metrics import (
+        attack_metrics,
+        overrefusal_metrics,
+        probe_metrics,
+        pruning_metrics,
+        row_id,
+    )
     from curricula.eval.judging.merge import merged_path
     from curricula.eval.judging.verdicts import kind_of, read_judged
-    from curricula.eval.rows import GenerationRow, read_rows
+    from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow, read_rows
 
-    asked = {row.key for task in tasks for row in read_rows(task.path(out), GenerationRow)}
+    judged = [task for task in tasks if task.task.judged]
+    generated = [row for task in judged for row in read_rows(task.path(out), GenerationRow)]
+    asked = {row.key for row in generated}
     metrics: dict[str, list[Any]] = {"attacks": [], "overrefusal": []}
     name = Path(args.model).name
-    for task in dict.fromkeys(task.task.name for task in tasks):
+    answered = [
+        row for task in tasks if task.task.kind == "capability" for row in read_rows(task.path(out), CapabilityRow)
+    ]
+    probed = [row for task in tasks if task.task.kind == "probes" for row in read_rows(task.path(out), ProbeRow)]
+    pruned = pruning_metrics(generated, name, args.kind)
+    metrics |= {"pruning": pruned} if pruned else {}
+    metrics |= {"capability": capability_metrics(answered, name, args.kind)} if answered else {}
+    metrics |= {"probes": probe_metrics(probed, name, args.kind)} if probed else {}
+    for task in dict.fromkeys(task.task.name for task in judged):
         rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
         expected = set(map(row_id, rows))
         if kind_of(task) == "attack":
             metrics["attacks"] += attack_metrics(rows, name, args.kind, expected)
         else:
             decoder = TASKS[task].decoders[0]
-            metrics["overrefusal"].append(overrefusal_metrics(rows, name, args.kind, decoder, expected))
+            metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, decoder, expected)
     return metrics
 
 
@@ -293,9 +361,8 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
     group.add_argument(
         "--judge",
         required=required,
-        default=None if required else "refusal-phrases",
         metavar="NAME",
-        help=f"{', '.join(JUDGES)}, or a YAML file of settings" + ("" if required else " (default: %(default)s)"),
+        help=f"{', '.join(JUDGES)}, or a YAML file of settings" + ("" if required else " (default: refusal-phrases)"),
     )
     group.add_argument(
         "--judge-model", metavar="MODEL", help="a folder, a Hugging Face name, or its name on the server"
@@ -322,8 +389,8 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
 
 def judge_from(args: argparse.Namespace) -> JudgeConfig:
     """The judge that the options describe; raises UsageError for a wrong option."""
-    given: dict[str, Any] = {"name": args.judge}
-    if args.judge not in JUDGES and Path(args.judge).is_file():
+    given: dict[str, Any] = {"name": args.judge or "refusal-phrases"}
+    if args.judge and args.judge not in JUDGES and Path(args.judge).is_file():
         given = _from_file(Path(args.judge))
     for option in ("model", "url", "template"):
         value = getattr(args, f"judge_{option}")
@@ -454,72 +521,3 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-
-
-def percent(value: float | None) -> str:
-    """A share in percent, without the sign, which the tables have in their titles."""
-    return "–" if value is None else f"{value * 100:.1f}"
-
-
-def interval(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{low * 100:.1f}–{high * 100:.1f}"
-
-
-def new_table(title: str, *columns: str, left: int = 1) -> Table:
-    """A table whose first `left` columns are text, and the others numbers."""
-    table = Table(
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
-    return table
-
-
-def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> None:
-    if metrics["attacks"]:
-        console.print(_attacks(metrics["attacks"]))
-    if metrics["overrefusal"]:
-        console.print(_overrefusals(metrics["overrefusal"]))
-    if words := caveats(" ".join(entry.judges for found in metrics.values() for entry in found)):
-        console.print(words, style="dim", soft_wrap=True)
-
-
-def _attacks(metrics: Sequence[Any]) -> Table:
-    judges = ", ".join(sorted({entry.judges for entry in metrics}))
-    samples, corrected = max(entry.samples for entry in metrics), any(entry.corrected is not None for entry in metrics)
-    columns = ["decoder", "benchmark", "n", "ASR@1", "95%\ninterval"]
-    columns += ["std over\nsamples", f"ASR@{samples}", "flips"] if samples > 1 else []
-    columns += ["corrected", "95%\ninterval"] if corrected else []
-    table = new_table(
-        f"Attack success rate in percent, n prompts. Judge and version: {judges}",
-        *columns,
-        "un-\nparsed",
-        "mis-\nsing",
-        left=2,
-    )
-    for entry in metrics:
-        name = "all, mean" if entry.benchmark == "all" else entry.benchmark
-        row = [entry.decoder, name, str(entry.prompts), percent(entry.rate), interval(entry.low, entry.high)]
-        row += [percent(entry.std), percent(entry.any_of), percent(entry.flip_share)] if samples > 1 else []
-        row += [percent(entry.corrected), interval(entry.corrected_low, entry.corrected_high)] if corrected else []
-        table.add_row(*row, str(entry.unparsed), str(entry.missing))
-    return table
-
-
-def _overrefusals(metrics: Sequence[Any]) -> Table:
-    judges = ", ".join(sorted({entry.judges for entry in metrics}))
-    names = ["help-\nful", "un-\nhelpful", "partly\nrefused", "re-\nfused", "short-\ncircuit"]
-    table = new_table(
-        f"Answers to benign requests in percent, n prompts. Judge and version: {judges}",
-        *("decoder", "n", "over-\nrefusal", "95%\ninterval", *names, "un-\nparsed"),
-    )
-    for entry in metrics:
-        shares = [percent(share) for share in entry.shares.values()] or ["–"] * len(names)
-        rate = [percent(entry.rate), interval(entry.low, entry.high)]
-        table.add_row(entry.decoder, str(entry.prompts), *rate, *shares, str(entry.unparsed))
-    return table

@@ -13,16 +13,14 @@ from rich.text import Text
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
-from curricula.eval.judges.settings import JudgeConfig, caveats
+from curricula.eval.judges.settings import JudgeConfig, caveats, vague
+from curricula.eval.report.console import interval, new_table, percent
 from curricula.jobs.cli.eval import (
     Bars,
     add_judge_options,
     confirm_cost,
-    interval,
     judge_from,
-    new_table,
     no_other_bars,
-    percent,
     quiet_libraries,
     warn_of_server,
 )
@@ -114,6 +112,7 @@ def _print(found: list, console: Console) -> None:
         *("answers of", "judge", *spans, "verdicts", "un-\nparsed"),
         left=2,
     )
+    warnings: list[str] = []
     for one in found:
         where = one.where
         for rate in (one.first, one.second):
@@ -123,7 +122,11 @@ def _print(found: list, console: Console) -> None:
                 cells += [interval(true.low, true.high) if true else "–", f"{rate.answers:,}", f"{rate.unparsed:,}"]
                 table.add_row(Text(where), letters[rate.judge], *cells)
                 where = ""
+                if true and (words := vague(f"{one.where} by judge {letters[rate.judge]}", true.low, true.high)):
+                    warnings.append(words)
     console.print(table)
+    for words in warnings:
+        console.print(words, style="yellow", soft_wrap=True)
     agreed = new_table("Agreement", "answers of", "verdicts\nof both", "agree", "Cohen's\nkappa", "95%\ninterval")
     for one in found:
         if one.agreement:

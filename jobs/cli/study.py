@@ -223,6 +223,9 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
             console.print(
                 f"  seed {seed}: {of_seed['pretraining']:,.1f} pretraining, up to {of_seed['other_at_most']:,.0f} for all else"
             )
+    if tasks := value["evaluation_gpu_hours"]:
+        each = ", ".join(f"{name} {spent:,.1f}" for name, spent in tasks.items())
+        console.print(f"GPU-hours of evaluation, estimated: {sum(tasks.values()):,.0f} ({each}).")
     memory = value["gpu_memory"]
     parts = ", ".join(f"{name} {size:.1f}" for name, size in memory["parts_gib"].items())
     console.print(

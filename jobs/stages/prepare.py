@@ -6,11 +6,14 @@ import itertools
 from pathlib import Path
 
 from curricula.curriculum.sources.conversations import POOLS, read_conversations
-from curricula.curriculum.sources.registry import dataset, open_dataset
+from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.tables import table_exists
 from curricula.durable import write_json
 from curricula.errors import UserError
+from curricula.eval import MODEL_KINDS
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts
+from curricula.eval.capability.local_tasks import check_task
+from curricula.eval.prompt_sets import own_prompts
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
@@ -65,15 +68,25 @@ def _check_data(run: Run) -> None:
     from curricula.curriculum.sources.hub import require_whole
 
     study = run.study
-    needed = [(source.dataset, source.parts, source.documents) for source in study.sources.values()]
-    needed += [(POOLS[pool][0], (), None) for pool in study.tuning.pools]
-    for name, parts, rows in needed:
-        open_dataset(name, run.data_root, parts)
-        for stem in dataset(name).stems(run.data_root, parts):
+    pools = {**POOLS, **study.tuning_sets}
+    needed: list[tuple[str, DeclaredTable, int | None]] = [
+        *((f"sources.{name}", source, source.documents) for name, source in study.sources.items()),
+        *((f"tuning_sets.{name}", pools[name], None) for name in study.tuning.pools),
+    ]
+    for where, table, rows in needed:
+        table.open(run.data_root, where)
+        for stem in table.stems(run.data_root):
             require_whole(stem, rows)
+    for kind in MODEL_KINDS:
+        for task in study.evaluation.eval_tasks(kind):
+            if task.task.kind == "capability" and study.evaluation.capability:
+                check_task(task.benchmark, study.evaluation.capability, study.evaluation.prompts)
+    for name, prompts in study.evaluation.prompts.items():
+        if prompts.path is not None:
+            own_prompts(name, prompts, None)
     if run.data_folder:  # else a job of its own fetches the benchmarks
         for name in study.evaluation.used_benchmarks:
-            if table_exists(BENCHMARKS[name].stem(run.data_folder)):
+            if name in BENCHMARKS and table_exists(BENCHMARKS[name].stem(run.data_folder)):
                 load_prompts(name, run.data_folder, accept_changed=study.evaluation.accept_changed)
 
 
@@ -83,14 +96,17 @@ def _make_tokenizer(run: Run) -> None:
 
     choice = run.study.tokenizer
     if choice.train:
-        sources = dict.fromkeys((item.dataset, item.parts, item.documents) for item in run.study.sources.values())
-        read = (Documents.open(name, run.data_root, parts, limit).read() for name, parts, limit in sources)
+        sources = {
+            (item.place, item.text, item.parts, item.documents): (name, item)
+            for name, item in run.study.sources.items()
+        }
+        read = (Documents.of(name, item, run.data_root, item.documents).read() for name, item in sources.values())
         texts = (document.text for document in itertools.chain.from_iterable(read))
         pools = run.study.tuning.pools if choice.tuning else ()
         turns = (
             f"{message['role']}\n{message['content']}"  # as the chat template has a turn between its marks
             for pool in pools
-            for conversation in read_conversations(pool, run.data_root)
+            for conversation in read_conversations(pool, run.data_root, run.study.tuning_sets)
             for message in conversation.messages
         )
         make.train_tokenizer(itertools.chain(texts, turns), choice.train, run.tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from curricula.curriculum.plan import Segment
 from curricula.errors import UserError
@@ -15,6 +16,9 @@ from curricula.jobs.study import Study
 from curricula.model import TrainJob
 from curricula.model.checkpoints import require_checkpoint
 from curricula.progress import Progress
+
+if TYPE_CHECKING:
+    from curricula.curriculum.stream.pretraining import ValidationBatches
 
 
 class Pretrain(Stage):
@@ -103,7 +107,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         ),
         batches,
         progress,
-        validation=_validation(run) if validates else {},
+        validation=held_out(run) if validates else {},
     )
 
 
@@ -131,7 +135,7 @@ def _last_checkpoint(run: Run, segment: Segment) -> Path:
     return step_folder(run.branch(segment.branch) / "checkpoints", segment.stop)
 
 
-def _validation(run: Run) -> dict:
+def held_out(run: Run) -> dict[str, ValidationBatches]:
     """The validation batches of each source with enough held-out text for one."""
     from curricula.curriculum.stream.pretraining import ValidationBatches
     from curricula.curriculum.tokens.shards import source_shards

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.eval.benchmarks import difference
 from curricula.jobs.estimates import describe
@@ -11,6 +13,7 @@ from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
+from curricula.jobs.stages.pretrain import held_out
 from curricula.jobs.study import Study
 from curricula.progress import Progress, silent
 
@@ -41,6 +44,7 @@ def report(run: Run, plan: Plan, progress: Progress = silent, out: Path | None =
         "provenance": run.provenance,
         "tasks": tasks,
         "changed": _changed_benchmarks(run),
+        "bits_per_byte": _held_out_losses(run),
     }
     return write_report(run.root, arms, described, out or run.report, progress)
 
@@ -49,9 +53,39 @@ def _changed_benchmarks(run: Run) -> dict[str, str]:
     """How the benchmarks that the study accepts as changed differ from the published ones, by name."""
     evaluation, found = run.study.evaluation, {}
     for name in evaluation.used_benchmarks:
-        if name in evaluation.accept_changed:
+        if name in evaluation.accept_changed and name not in evaluation.prompts:
             try:
                 found[name] = difference(name, run.data_root)
             except UserError:  # a report needs the rows alone
                 found[name] = "accepted as changed, and its file cannot be read any more"
     return {name: how for name, how in found.items() if how}
+
+
+def _held_out_losses(run: Run) -> list[dict[str, Any]]:
+    """The last loss of each base model on the held-out text of each source, and that text's bytes a token."""
+    from curricula.curriculum.tokens.tokenizer import load_tokenizer, token_bytes
+
+    study, sizes, found = run.study, None, []
+    if run.tokenizer.exists():
+        sizes = token_bytes(load_tokenizer(run.tokenizer))
+    if sizes is None:
+        return []
+    try:
+        texts = {name: batches.bytes_per_token(sizes) for name, batches in held_out(run).items()}
+    except (UserError, OSError):  # shards may be moved away once models are trained
+        return []
+    for arm in study.trainings:
+        for row in read_jsonl(run.base_branch(arm) / "metrics.jsonl"):
+            if row.get("step") == study.budget.steps and isinstance(row.get("validation"), dict):
+                found += [
+                    {
+                        "arm": arm.name,
+                        "seed": arm.replicate.seed,
+                        "source": name,
+                        "loss": loss,
+                        "bytes_per_token": texts[name],
+                    }
+                    for name, loss in row["validation"].items()
+                    if texts.get(name)
+                ]
+    return found

@@ -61,6 +61,7 @@ def tune(work: Work, progress: Progress) -> None:
         tagged_share=tuning.tagged_harmful.get(arm.interventions, 0.0),
         refusals=tuning.refusals,
         packing=tuning.packing,
+        declared=study.tuning_sets,
         seed=arm.replicate.tuning_seed,
     )
     train(

@@ -71,7 +71,7 @@ def test_overrefusal_is_categories_three_to_five():
         {str(i): [verdict] for i, verdict in enumerate([*verdicts, "5_shortcircuit", "unparsed"])}, "alpaca"
     )
     assert [overrefused(row) for row in rows] == [0, 0, 1, 1, 1, None]
-    found = overrefusal_metrics(rows, "arm", "instruct", "topk")
+    (found,) = overrefusal_metrics(rows, "arm", "instruct", "topk")
     assert found.rate == pytest.approx(0.6) and found.unparsed == 1
     assert sum(found.shares.values()) == pytest.approx(1)
 

@@ -112,7 +112,7 @@ def test_only_a_category_that_was_offered_is_one(said, label):
 
 def test_the_version_covers_what_decides_a_verdict_and_not_how_the_judge_is_asked():
     base = JudgeConfig(name="harmbench")
-    template = find_template("", "harmbench", base.model_name, "attack")
+    template = find_template(base, "attack")
     same = JudgeConfig(
         name="harmbench", url="http://x/v1", concurrency=3, requests_per_minute=9, price_in=1, price_out=1
     )

@@ -1,0 +1,249 @@
+"""Tables that a study declares: a known dataset, files of the user's own, or a dataset on the Hugging Face hub.
+
+    sources:
+      mine: { path: "data/mine/*.parquet", text: body, id: doc_id }
+
+Each use, such as a source or a tuning set, subclasses `DeclaredTable` with the keys that name its columns, and tells in
+`reads` which columns these are. Paths, downloads, checks and messages then work for it: `declared_in` finds every table of a
+study together with its key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from curricula.curriculum.sources.registry import DATASETS, dataset
+from curricula.curriculum.sources.tables import (
+    Row,
+    Table,
+    column_names,
+    columns_of,
+    files_matching,
+    head,
+    stem_files,
+    table_exists,
+)
+from curricula.errors import UserError
+from curricula.settings import Settings
+
+FIRST_ROWS = 100
+"""Rows that are looked at before anything else is done."""
+_ON_THE_HUB: dict[str, Any] = {"config": None, "split": "train", "revision": None, "licence": "", "gated": False}
+"""Keys of tables on the hub, with their defaults."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PLAIN = re.compile(r"[A-Za-z0-9_][\w.+-]*")
+
+Kind = Literal["text", "number", "messages", "value"]
+"""What a column holds. A column of values may be empty."""
+
+
+class Reads(NamedTuple):
+    """The columns that a key of a declaration reads."""
+
+    columns: tuple[str, ...]
+    kind: Kind = "text"
+
+
+class DeclaredTable(Settings, frozen=True):
+    """Where a table is: exactly one of `dataset`, `path` and `hub`."""
+
+    dataset: str | None = None
+    """A short name from curriculum/sources/datasets.yaml."""
+    parts: tuple[str, ...] = ()
+    """Parts of the dataset to read, such as [score_4, score_5]; all by default."""
+    path: str | None = None
+    """Files of your own (Parquet, JSON Lines, JSON, CSV): one file, a folder, or a pattern such as data/mine/*.parquet,
+    relative to the study file's folder. Every node must see them."""
+    hub: str | None = None
+    """A dataset on the Hugging Face hub, such as org/name. `curricula data fetch` and the fetch jobs bring all its columns."""
+    config: str | None = None
+    """Its configuration on the hub, where it has several."""
+    split: str = "train"
+    """Its split on the hub."""
+    revision: str | None = None
+    """Its commit, branch or tag; the newest commit by default, which the fetch records."""
+    licence: str = ""
+    """Its licence, for the records."""
+    gated: bool = False
+    """Whether the hub asks for the acceptance of its licence; the plan then warns while there is no token."""
+
+    def check(self) -> None:
+        given = [name for name in ("dataset", "path", "hub") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"name exactly one of dataset, path and hub, not {' and '.join(given) or 'none of them'}")
+        for name, default in _ON_THE_HUB.items():
+            if self.hub is None and getattr(self, name) != default:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which only a table with `hub` has; leave it out")
+        if self.path == "":
+            raise ValueError("path is empty; name a file, a folder or a pattern")
+        if self.hub is not None and not _HUB_NAME.fullmatch(self.hub):
+            raise ValueError(f"hub {self.hub!r} is no name on the hub; write it as org/name")
+        for name in ("config", "split"):
+            if (value := getattr(self, name)) is not None and not _PLAIN.fullmatch(value):
+                raise ValueError(f"{name} {value!r} must be a plain name on the hub")
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        if self.dataset is not None and self.dataset not in DATASETS:
+            raise ValueError(f"dataset {self.dataset!r} is not known; choose one of {', '.join(DATASETS)}")
+        known = DATASETS[self.dataset].parts if self.dataset else ()
+        for part in self.parts:
+            if part not in known:
+                where = f"dataset {self.dataset}" if self.dataset else f"{self.place}, which is no known dataset"
+                raise ValueError(f"part {part!r} is not in {where}; it has {', '.join(known) or 'no parts'}")
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"parts {list(self.parts)} repeat a name; name each part once")
+
+    def reads(self) -> dict[str, Reads]:
+        """The columns that are read, by the key of this declaration that names them."""
+        return {}
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        if self.hub is None:
+            return str(self.dataset or self.path)
+        return "/".join([self.hub, *([self.config] if self.config else []), self.split])
+
+    def stems(self, root: Path) -> list[Path]:
+        """The tables in the data folder `root` that hold it; none for files of the user's own."""
+        if self.dataset is not None:
+            return dataset(self.dataset).stems(root, self.parts)
+        return [] if self.hub is None else [self.fetched(root)]
+
+    def fetched(self, root: Path) -> Path:
+        """Where in the data folder `root` a table of the hub is kept."""
+        return root / str(self.hub).replace("/", "--") / "-".join([*([self.config] if self.config else []), self.split])
+
+    def is_here(self, root: Path | None) -> bool:
+        """Whether there is something to read; files of the user's own should always be there."""
+        return self.path is not None or (root is not None and all(map(table_exists, self.stems(root))))
+
+    def files(self, root: Path, where: str) -> list[Path]:
+        """Its files; raises UserError that begins with `where`, its key in the study, if there are none."""
+        try:
+            if self.path is not None:
+                return files_matching(self.path)
+            return [file for stem in self.stems(root) for file in stem_files(stem)]
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    def open(self, root: Path, where: str) -> Table:
+        """The whole table. JSON Lines are read once to count their rows."""
+        return Table.of(self.files(root, where))
+
+    def look(self, root: Path, where: str) -> tuple[Path, list[Row]]:
+        """The first rows and their file. Raises UserError that names the key after `where`, the file and the column when
+        a column is missing, is empty in all of them or holds something else, or when there is no row."""
+        files = self.files(root, where)
+        file, rows = next(((file, rows) for file in files if (rows := head(file, FIRST_ROWS))), (files[0], []))
+        if not rows:
+            raise UserError(f"{where}: {self.place} holds no row; name another file or split")
+        present = column_names(file, rows)
+        for key, wanted in self.reads().items():
+            _require_columns(f"{where}.{key}", file, rows, present, wanted)
+        return file, rows
+
+
+class TextTable(DeclaredTable, frozen=True):
+    """A table whose rows are texts."""
+
+    text: str = "text"
+    """The column of texts, or a template with columns in braces, such as "Question: {question}\\nAnswer: {answer}"."""
+    id: str | None = None
+    """The column of unique ids; by default `id` where there is one, else the row's number."""
+
+    def check(self) -> None:
+        super().check()
+        if self.dataset is not None:
+            for name, default in (("text", "text"), ("id", None)):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)!r}, but a known dataset has its own; leave it out"
+                    )
+        if not columns_of(self.text):
+            raise ValueError(f"text {self.text!r} names no column; name one, or write columns in braces")
+
+    @property
+    def template(self) -> str:
+        """What to read as text, for a known dataset too."""
+        return dataset(self.dataset).text if self.dataset is not None else self.text
+
+    def reads(self) -> dict[str, Reads]:
+        is_column = columns_of(self.template) == (self.template,)
+        found = {"text": Reads(columns_of(self.template), "text" if is_column else "value")}
+        return found | ({"id": Reads((self.id,), "value")} if self.id else {})
+
+
+def declared_in(settings: Any, key: str = "") -> Iterator[tuple[str, DeclaredTable]]:
+    """Every table that is declared anywhere in `settings`, with its dotted key."""
+    if isinstance(settings, DeclaredTable):
+        yield key, settings
+        return
+    parts: dict[Any, Any] = {}
+    if isinstance(settings, msgspec.Struct):
+        parts = {name: getattr(settings, name) for name in settings.__struct_fields__}
+    elif isinstance(settings, dict):
+        parts = settings
+    elif isinstance(settings, (tuple, list)):
+        parts = dict(enumerate(settings))
+    for name, value in parts.items():
+        yield from declared_in(value, f"{key}.{name}" if key else str(name))
+
+
+def anchor(settings: Any, folder: Path) -> None:
+    """Make the paths of all declared tables absolute: those that are not are relative to `folder`."""
+    for _, table in declared_in(settings):
+        if table.path is not None:
+            path = os.path.join(folder.absolute(), os.path.expanduser(table.path))
+            msgspec.structs.force_setattr(table, "path", path)
+
+
+def _require_columns(where: str, file: Path, rows: list[Row], present: list[str], wanted: Reads) -> None:
+    for column in wanted.columns:
+        if column not in present:
+            raise UserError(f"{where}: {file} has no column {column!r}, only {', '.join(present)}; name one of these")
+        for number, row in enumerate(rows):
+            if not _fits(row.get(column), wanted.kind):
+                raise UserError(
+                    f"{where}: {file}, row {number}: column {column!r} holds {row[column]!r:.60}, where "
+                    f"{_NEEDED[wanted.kind]} needed; name another column or correct the rows"
+                )
+    values = (row.get(column) for row in rows for column in wanted.columns)
+    if wanted.kind != "value" and all(value in (None, "", []) for value in values):
+        raise UserError(
+            f"{where}: column {' and '.join(map(repr, wanted.columns))} is empty in the first {len(rows)} rows of {file}; "
+            "name another column"
+        )
+
+
+_NEEDED: dict[Kind, str] = {
+    "text": "text is",
+    "number": "a number is",
+    "messages": "a list of messages is",
+    "value": "",
+}
+
+
+def _fits(value: Any, kind: Kind) -> bool:
+    if value is None or value == "" or kind == "value":
+        return True
+    if kind == "number":
+        return as_number(value) is not None
+    return isinstance(value, str if kind == "text" else list)
+
+
+def as_number(value: Any) -> float | None:
+    """A number, also one that a CSV file holds as text; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

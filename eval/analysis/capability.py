@@ -1,0 +1,190 @@
+"""What safety costs, in numbers: capability by task, for each run and over training seeds, and bits per byte of held-out text.
+
+Capability is a mean over questions, as attack success is one over prompts, and has the same intervals. Bits per byte have no
+prompts: each training run gives one number for a source, and the interval over seeds is Student's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from scipy import special
+
+from curricula.eval.analysis.metrics import ALL
+from curricula.eval.analysis.seeds import BySeed, rate_over_seeds
+from curricula.eval.analysis.statistics import PromptMean, clustered_error, rate_interval, tally
+from curricula.eval.analysis.study_rows import StudyRows
+from curricula.eval.rows import MODEL_KINDS, CapabilityRow
+
+
+@dataclass(frozen=True)
+class CapabilityMetrics:
+    """How one model did on one task; a share of questions, in 0..1."""
+
+    arm: str
+    seed: int
+    """The seed of the arm's training."""
+    stage: str
+    benchmark: str
+    """"all" is the average over the tasks, each with the same weight."""
+    metric: str
+    value: float
+    error: float | None
+    """Standard error over questions, as lm_eval has it; None for a single question."""
+    low: float
+    """Lower end of the 95% interval, over questions."""
+    high: float
+    questions: int
+    shots: str
+    """Answered examples before each question."""
+
+
+@dataclass(frozen=True)
+class CapabilityEstimate:
+    """How an arm did on one task, over its training runs."""
+
+    stage: str
+    benchmark: str
+    arm: str
+    value: float
+    low: float
+    """Lower end of the 95% interval, over training seeds and questions; of a single run, over questions alone."""
+    high: float
+    spread: float | None
+    """Standard deviation of the runs' values; None for a single run."""
+    seeds: int
+    runs: str
+    """Each run's value, such as "42: 0.312, 43: 0.307"."""
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """How well a base model predicts the held-out text of one source: fewer is better."""
+
+    arm: str
+    seed: int
+    source: str
+    loss: float
+    """Nats per token, as training reported at its end."""
+    bytes_per_token: float
+    """UTF-8 bytes of the text that the predicted tokens spell; end marks and tags spell none, and their loss counts."""
+    value: float
+    """loss / (ln 2 x bytes per token)."""
+
+
+@dataclass(frozen=True)
+class BitsEstimate:
+    """Bits per byte of an arm over its training runs."""
+
+    arm: str
+    source: str
+    value: float
+    low: float | None
+    """Lower end of Student's 95% interval over training seeds; None for a single run."""
+    high: float | None
+    seeds: int
+    runs: str
+
+
+def capability_metrics(rows: Sequence[CapabilityRow], arm: str, stage: str, seed: int = 0) -> list[CapabilityMetrics]:
+    """The metrics of each task and, where there are several, their average."""
+    benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
+    found = []
+    for name in benchmarks + ([ALL] if len(benchmarks) > 1 else []):
+        own = [row for row in rows if name in (row.benchmark, ALL)]
+        tallied = tally((_question(row), row.benchmark, row.value) for row in own)
+        assert tallied is not None  # a benchmark has rows
+        low, high, _ = rate_interval(tallied)
+        metrics, shots = sorted({row.metric for row in own}), sorted({row.shots for row in own})
+        found.append(
+            CapabilityMetrics(
+                arm=arm,
+                seed=seed,
+                stage=stage,
+                benchmark=name,
+                metric=", ".join(metrics),
+                value=float(tallied.mean()),
+                error=clustered_error(tallied),
+                low=low,
+                high=high,
+                questions=len(own),
+                shots=", ".join(map(str, shots)),
+            )
+        )
+    return found
+
+
+def study_capability(study: StudyRows) -> list[CapabilityMetrics]:
+    return [
+        metrics
+        for arm in study.arms
+        for stage in MODEL_KINDS
+        for metrics in capability_metrics(study.capability.get((arm.key, stage), []), arm.name, stage, arm.seed)
+    ]
+
+
+def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
+    """Every arm on every task and on their average, by stage."""
+    for stage in MODEL_KINDS:
+        by_arm: dict[str, dict[int, Sequence[CapabilityRow]]] = defaultdict(dict)
+        for arm in study.arms:
+            if rows := study.capability.get((arm.key, stage)):
+                by_arm[arm.name][arm.seed] = rows
+        names = list(dict.fromkeys(row.benchmark for runs in by_arm.values() for rows in runs.values() for row in rows))
+        for name in names + ([ALL] if len(names) > 1 else []):
+            for arm_name, runs in by_arm.items():
+                if found := rate_over_seeds(_by_seed(runs, name)):
+                    each = ", ".join(f"{seed}: {value:.3f}" for seed, value in found.runs.items())
+                    numbers = (found.rate, found.low, found.high, found.spread)
+                    yield CapabilityEstimate(stage, name, arm_name, *numbers, len(found.runs), each)
+
+
+def _by_seed(runs: dict[int, Sequence[CapabilityRow]], name: str) -> BySeed:
+    means = {
+        seed: {
+            (row.benchmark, f"{row.task}/{row.prompt_id}"): PromptMean(_question(row), row.value, 1)
+            for row in rows
+            if name in (row.benchmark, ALL)
+        }
+        for seed, rows in runs.items()
+    }
+    return {seed: found for seed, found in means.items() if found}
+
+
+def _question(row: CapabilityRow) -> str:
+    """Questions with the same text are one cluster."""
+    return row.question
+
+
+def bits_per_byte(arm: str, seed: int, source: str, loss: float, bytes_per_token: float) -> BitsPerByte:
+    return BitsPerByte(arm, seed, source, loss, bytes_per_token, loss / (math.log(2) * bytes_per_token))
+
+
+def bits_estimates(found: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
+    by_place: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    for one in found:
+        by_place[one.arm, one.source][one.seed] = one.value
+    for (arm, source), runs in by_place.items():
+        mean, several, reach = fmean(runs.values()), len(runs) > 1, 0.0
+        if several:
+            reach = -float(special.stdtrit(len(runs) - 1, 0.025)) * stdev(runs.values()) / math.sqrt(len(runs))
+        each = ", ".join(f"{seed}: {value:.4f}" for seed, value in sorted(runs.items()))
+        yield BitsEstimate(
+            arm, source, mean, mean - reach if several else None, mean + reach if several else None, len(runs), each
+        )
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The places of the points that no other beats: by a greater first value at no greater second one, or a smaller second one
+    at no smaller first one. In the order of the first value."""
+    front: list[int] = []
+    least = math.inf
+    for place in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):
+        if points[place][1] < least or (front and points[place] == points[front[-1]]):
+            front.append(place)
+            least = points[place][1]
+    return front[::-1]

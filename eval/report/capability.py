@@ -1,0 +1,123 @@
+"""What safety costs, on the page: attack success against capability with the Pareto front, and tables of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from curricula.eval.analysis.capability import BitsEstimate, CapabilityEstimate, pareto_front
+from curricula.eval.analysis.metrics import ALL
+from curricula.eval.analysis.study_rows import ArmInfo
+from curricula.eval.report.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
+from curricula.eval.report.figures import save_figure
+from curricula.eval.report.over_seeds import EstimateCell, EstimateTable
+from curricula.eval.report.points import Point, Shown
+from curricula.eval.report.wording import DECODERS, STAGES, arm_label
+
+NAME = "capability"
+"""Of the figure's files."""
+
+
+def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folder: Path) -> tuple[Path, str] | None:
+    """The figure and its caption; None where no stage has both capability and attack success."""
+    by_stage = {stage: [found for found in estimates if found.stage == stage] for stage in STAGES}
+    decoder = next((name for name in DECODERS if any(shown.metrics.attacks_by(stage, name) for stage in STAGES)), "")
+    drawn = {stage: found for stage in STAGES if (found := _points(shown, stage, decoder, by_stage[stage]))}
+    if not drawn:
+        return None
+
+    def draw() -> Any:
+        canvas, panels = pyplot.subplots(
+            1, len(drawn), figsize=(4.2 * len(drawn), 3.9), sharey=True, layout="constrained", squeeze=False
+        )
+        for panel, (stage, points) in zip(panels[0], drawn.items()):
+            panel.set_title(STAGES[stage].capitalize())
+            _draw(panel, points)
+            panel.set_xlabel(f"capability, {_main(by_stage[stage])}")
+        panels[0][0].set_ylabel(f"attack success rate, {DECODERS[decoder]}")
+        add_legend(canvas, shown.arms)
+        return canvas
+
+    path = save_figure(NAME, draw, folder)
+    over = "training seeds and questions or prompts" if shown.several else "questions or prompts"
+    return path, (
+        f"Attack success under {DECODERS[decoder]} against capability. Right and low is better. The line joins the arms on the "
+        f"Pareto front: no other arm is better in one and not worse in the other. Whiskers: 95% intervals over {over}."
+    )
+
+
+def _main(estimates: Sequence[CapabilityEstimate]) -> str:
+    names = list(dict.fromkeys(found.benchmark for found in estimates))
+    return "mean of the tasks" if ALL in names else names[0]
+
+
+def _points(
+    shown: Shown, stage: str, decoder: str, estimates: Sequence[CapabilityEstimate]
+) -> list[tuple[ArmInfo, CapabilityEstimate, Point]]:
+    """The arms with both numbers."""
+    names = {found.benchmark for found in estimates}
+    main = ALL if ALL in names else next(iter(names), "")
+    found = {one.arm: one for one in estimates if one.benchmark == main}
+    benchmarks = {entry.benchmark for entry in shown.metrics.attacks_by(stage, decoder)}
+    attacked = ALL if ALL in benchmarks else next(iter(benchmarks), "")
+    return [
+        (arm, found[arm.name], points[0])
+        for arm in shown.arms
+        if arm.name in found and (points := shown.attack_points([arm], stage, decoder, attacked))
+    ]
+
+
+def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, CapabilityEstimate, Point]]) -> None:
+    looks = {
+        arm.name: (curve.colour, curve.marker)
+        for curve in curves_of([arm for arm, _, _ in points])
+        for arm in curve.arms
+    }
+    for arm, capability, attack in points:
+        colour, marker = (SAFE_ONLY_COLOUR, "D") if arm.interventions == "none" else looks[arm.name]
+        panel.hlines(attack.value, capability.low, capability.high, color=colour, lw=1, alpha=0.6)
+        if attack.low is not None and attack.high is not None:
+            panel.vlines(capability.value, attack.low, attack.high, color=colour, lw=1, alpha=0.6)
+        panel.plot(capability.value, attack.value, marker=marker, color=colour, ms=6, mec="white", ls="none", zorder=4)
+        label = "never" if arm.start >= 1 else f"{arm.start:.0%}"
+        panel.annotate(label, (capability.value, attack.value), (4, 4), textcoords="offset points", fontsize=8)
+    places = [(capability.value, attack.value) for _, capability, attack in points]
+    front = [places[place] for place in pareto_front(places)]
+    panel.plot([x for x, _ in front], [y for _, y in front], color="#777777", lw=1.2, ls=(0, (4, 3)), zorder=3)
+    panel.set_ylim(bottom=0)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def capability_tables(arms: Sequence[ArmInfo], estimates: Sequence[CapabilityEstimate]) -> Iterator[EstimateTable]:
+    """One table a stage, the tasks in its columns."""
+    for stage in STAGES:
+        found = [one for one in estimates if one.stage == stage]
+        names = list(dict.fromkeys(one.benchmark for one in found))
+        cells = {(one.arm, one.benchmark): _cell(one) for one in found}
+        if names:
+            columns = ["average" if name == ALL else name for name in names]
+            rows = [(arm_label(arm), [cells.get((arm.name, name)) for name in names]) for arm in arms]
+            yield EstimateTable(f"Capability of {STAGES[stage]}, in % of questions", columns, rows)
+
+
+def _cell(one: CapabilityEstimate) -> EstimateCell:
+    runs = ", ".join(f"{float(run.split(': ')[1]) * 100:.1f}" for run in one.runs.split(", "))
+    alone = ", questions alone" if one.spread is None else ""
+    return EstimateCell(f"{one.value * 100:.1f}", f"{one.low * 100:.1f} to {one.high * 100:.1f}{alone}", runs)
+
+
+def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> EstimateTable | None:
+    sources = list(dict.fromkeys(one.source for one in estimates))
+    cells = {}
+    for one in estimates:
+        interval = "one run" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
+        runs = ", ".join(f"{float(run.split(': ')[1]):.3f}" for run in one.runs.split(", "))
+        cells[one.arm, one.source] = EstimateCell(f"{one.value:.3f}", interval, runs)
+    rows = [(arm_label(arm), [cells.get((arm.name, source)) for source in sources]) for arm in arms]
+    return EstimateTable("Bits per byte of held-out text, base models", sources, rows) if sources else None

@@ -1,0 +1,119 @@
+"""The tables that `curricula eval` prints: one model's metrics, with their intervals, on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from curricula.eval.judges.settings import caveats, vague
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, without the sign, which the tables have in their titles."""
+    return "–" if value is None else f"{value * 100:.1f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{low * 100:.1f}–{high * 100:.1f}"
+
+
+def new_table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are text, and the others numbers."""
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
+    return table
+
+
+def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> None:
+    if metrics["attacks"]:
+        console.print(_attacks(metrics["attacks"]))
+    if metrics["overrefusal"]:
+        console.print(_overrefusals(metrics["overrefusal"]))
+    if metrics.get("pruning"):
+        console.print(_pruning(metrics["pruning"]))
+    if metrics.get("capability"):
+        console.print(_capability(metrics["capability"]))
+    if metrics.get("probes"):
+        console.print(_probes(metrics["probes"]))
+    for entry in metrics["attacks"]:
+        if words := vague(f"{entry.decoder} on {entry.benchmark}", entry.corrected_low, entry.corrected_high):
+            console.print(words, style="yellow", soft_wrap=True)
+    if words := caveats(" ".join(entry.judges for kind in ("attacks", "overrefusal") for entry in metrics[kind])):
+        console.print(words, style="dim", soft_wrap=True)
+
+
+def _attacks(metrics: Sequence[Any]) -> Table:
+    judges = ", ".join(sorted({entry.judges for entry in metrics}))
+    samples, corrected = max(entry.samples for entry in metrics), any(entry.corrected is not None for entry in metrics)
+    columns = ["decoder", "benchmark", "n", "ASR@1", "95%\ninterval"]
+    columns += ["std over\nsamples", f"ASR@{samples}", "flips"] if samples > 1 else []
+    columns += ["corrected", "95%\ninterval"] if corrected else []
+    table = new_table(
+        f"Attack success rate in percent, n prompts. Judge and version: {judges}",
+        *columns,
+        "un-\nparsed",
+        "mis-\nsing",
+        left=2,
+    )
+    for entry in metrics:
+        name = "all, mean" if entry.benchmark == "all" else entry.benchmark
+        row = [entry.decoder, name, str(entry.prompts), percent(entry.rate), interval(entry.low, entry.high)]
+        row += [percent(entry.std), percent(entry.any_of), percent(entry.flip_share)] if samples > 1 else []
+        row += [percent(entry.corrected), interval(entry.corrected_low, entry.corrected_high)] if corrected else []
+        table.add_row(*row, str(entry.unparsed), str(entry.missing))
+    return table
+
+
+def _pruning(metrics: Sequence[Any]) -> Table:
+    columns = ["decoder", "benchmark", "answers", "log-p", "lost to\npruning", "likeliest\ndropped"]
+    table = new_table("SafeBeam's pruning: nats an answer, and percent of the steps", *columns, left=2)
+    for entry in metrics:
+        figures = [f"{entry.logp:.1f}", f"{entry.logp_lost:.1f}", percent(entry.likeliest_dropped)]
+        table.add_row(entry.decoder, entry.benchmark, str(entry.answers), *figures)
+    return table
+
+
+def _overrefusals(metrics: Sequence[Any]) -> Table:
+    judges = ", ".join(sorted({entry.judges for entry in metrics}))
+    names = ["help-\nful", "un-\nhelpful", "partly\nrefused", "re-\nfused", "short-\ncircuit"]
+    table = new_table(
+        f"Answers to benign requests in percent, n prompts. Judge and version: {judges}",
+        *("decoder", "requests", "n", "over-\nrefusal", "95%\ninterval", *names, "un-\nparsed"),
+        left=2,
+    )
+    for entry in metrics:
+        shares = [percent(share) for share in entry.shares.values()] or ["–"] * len(names)
+        rate = [percent(entry.rate), interval(entry.low, entry.high)]
+        name = "all, mean" if entry.benchmark == "all" else entry.benchmark
+        table.add_row(entry.decoder, name, str(entry.prompts), *rate, *shares, str(entry.unparsed))
+    return table
+
+
+def _capability(metrics: Sequence[Any]) -> Table:
+    columns = ("task", "metric", "examples\nbefore", "n", "right", "standard\nerror", "95%\ninterval")
+    table = new_table("Capability in percent of n questions (lm_eval)", *columns, left=2)
+    for entry in metrics:
+        name = "all, mean" if entry.benchmark == "all" else entry.benchmark
+        numbers = [percent(entry.value), percent(entry.error), interval(entry.low, entry.high)]
+        table.add_row(name, entry.metric, entry.shots, f"{entry.questions:,}", *numbers)
+    return table
+
+
+def _probes(metrics: Sequence[Any]) -> Table:
+    table = new_table("Linear probes, safe against unsafe text", "layer", "test AUC", "std", "text length\nalone")
+    for entry in metrics:
+        numbers = ("–" if value is None else f"{value:.3f}" for value in (entry.auc, entry.std, entry.length_auc))
+        table.add_row(entry.layer, *numbers)
+    return table

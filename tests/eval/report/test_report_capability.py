@@ -1,0 +1,72 @@
+"""What safety costs, on the page: the figure with the Pareto front, the tables, and a correction that says nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from report_page import Page
+from study_rows import ARMS, append_judged, attack_rows, trained
+
+from curricula.eval.judges.settings import vague
+from curricula.eval.report.page import write_report
+from curricula.eval.rows import CapabilityRow, append_rows
+from curricula.randomness import keyed_rng
+
+SEEDS = (1, 2)
+SHOWN = [trained(arm, seed) for seed in SEEDS for arm in (ARMS[0], ARMS[1], ARMS[6])]
+RIGHT = {"data-0": 0.3, "full-0": 0.7, "safe-100": 0.8}
+HARM = {"data-0": 0.3, "full-0": 0.1, "safe-100": 0.5}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    for arm in SHOWN:
+        folder = run / "eval" / arm.key / "base"
+        append_judged(folder / "attacks-topk.jsonl", attack_rows(arm, "base", "topk", HARM[arm.name], 1, {"tdc": 20}))
+        for name in ("arc_easy", "<b>mine"):
+            draws = [keyed_rng(arm.key, name, n).random() for n in range(30)]
+            rows = [
+                CapabilityRow(
+                    key="k", model=f"{arm.key}/base", model_kind="base", precision="float32", benchmark=name, task=name,
+                    prompt_id=str(n), question=f"{name}{n}", metric="acc", value=float(draw < RIGHT[arm.name]), shots=0,
+                )
+                for n, draw in enumerate(draws)
+            ]  # fmt: skip
+            append_rows(folder / "capability" / f"{name}.jsonl", rows)
+    losses = [
+        {"arm": arm.name, "seed": arm.seed, "source": "web", "loss": 2.0 + arm.seed / 10, "bytes_per_token": 4.0}
+        for arm in SHOWN
+    ]
+    study = {"bits_per_byte": losses, "tasks": {"base": ["attacks-topk", "capability"], "instruct": ["capability"]}}
+    return run, write_report(run, SHOWN, study, run / "report").read_text()
+
+
+def test_the_page_shows_attack_success_against_capability_and_escapes_names(built):
+    run, page = built
+    read = Page(page)
+    assert "What safety costs" in read.text and "<b>mine" in read.text
+    assert "Pareto front" in read.text and "fig-capability" in read.ids
+    assert (run / "report/figures/capability.svg").stat().st_size > 5_000
+    assert "data-0-s1 instruct capability" in read.text and "data-0-s1 base capability" not in read.text
+
+
+def test_the_tables_hold_every_run_and_every_arm(built):
+    run, _ = built
+    with open(run / "report/tables/capability.csv") as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == len(SHOWN) * 3 and {row["benchmark"] for row in runs} == {"arc_easy", "<b>mine", "all"}
+    summary = json.loads((run / "report/summary.json").read_text())
+    full = [row for row in summary["capability-estimates"] if (row["arm"], row["benchmark"]) == ("full-0", "all")]
+    assert full[0]["seeds"] == 2 and full[0]["low"] < full[0]["value"] < full[0]["high"]
+    bits = {(row["arm"], row["seed"]): row["value"] for row in summary["bits-per-byte"]}
+    assert bits["full-0", 1] == pytest.approx(2.1 / 0.693147 / 4, abs=1e-5)
+    assert {row["seeds"] for row in summary["bits-estimates"]} == {2}
+
+
+def test_a_correction_that_says_nothing_is_called_so():
+    words = vague("full-20 base topk", 0.0, 0.904)
+    assert "could be anything from 0.0% to 90.4%" in words and "Label more answers" in words
+    assert vague("x", 0.1, 0.3) == vague("x", None, None) == ""
