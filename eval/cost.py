@@ -19,6 +19,8 @@ STEP_S = 0.03
 BYTES_PER_S = 1.7e12
 """At which weights are read: half of an H100's memory bandwidth."""
 PROMPT_TOKENS = 60
+GCG_TOKENS = 16
+"""Of a GCG candidate, after what it shares with the present suffix."""
 PROBE_TOKENS = 4 * 1_000 * 400
 """Training and test texts of the probes."""
 UNKNOWN_PROMPTS = 500
@@ -50,12 +52,11 @@ def task_gpu_hours(task: EvalTask, config: EvalConfig, parameters: int, peak_tfl
     prompts = (entry.rows if entry else UNKNOWN_PROMPTS) if task.limit is None else task.limit
     prompts = min(prompts, entry.rows if entry else prompts) / task.shards
     seconds = 0.0
-    for _, decoder in task.task.labelled_decoders():
-        settings = config.settings_of(decoder)
+    for settings in config.decoder_settings(task.task):
         beams = getattr(settings, "candidates", 1)
         answers = prompts * getattr(settings, "samples", 1) * beams
         seconds += reading(prompts * PROMPT_TOKENS)
         seconds += generating(answers, getattr(settings, "rows", 64), getattr(settings, "max_new_tokens", 256))
     if kind == "gcg" and config.gcg:
-        seconds += prompts * config.gcg.steps * (reading(config.gcg.search_width * PROMPT_TOKENS / 2) + 2 * STEP_S)
+        seconds += prompts * config.gcg.steps * (reading(config.gcg.search_width * GCG_TOKENS) + 2 * STEP_S)
     return seconds / 3600
