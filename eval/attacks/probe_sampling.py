@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from transformers.cache_utils import DynamicCache
 
 from curricula.eval.attacks.losses import losses_after
+from curricula.eval.decoding.answers import room_after
 from curricula.eval.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Draft:
             start + self.loaded.encode(f"{attack.opening}{text}{attack.closing}") for text in attack.texts(suffixes)
         ]
         target = self.loaded.encode(attack.target)
+        room_after(self.loaded, [*max(texts, key=len), *target[1:]], 1)
         width = attack.config.batch_candidates
         return losses_after(self.loaded, DynamicCache(), texts, texts[0], target, width)[0]
 

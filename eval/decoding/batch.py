@@ -108,12 +108,13 @@ class Decoding:
     def check_rows_alike(self) -> None:
         """Raise UserError if a token's logits depend on the place of its row or on the other rows."""
         place = torch.arange(self.fixed, device=self.loaded.device)[:, None]
-        first, column = torch.zeros_like(place), place % WIDTH
+        column, start = place % WIDTH, torch.zeros_like(place)
+        same = torch.full_like(place, self.loaded.vocabulary // 2)  # special tokens may have an embedding of zeros
         others = column % self.loaded.vocabulary
-        others[[0, -1]] = 0
+        others[[0, -1]] = same[0]
         mask = (torch.arange(WIDTH, device=place.device) == column)[:, None]
         lines = torch.full_like(place[:, 0], self.rows)
-        alike, mixed = (self._forward(tokens, first, column, mask, lines) for tokens in (first, others))
+        alike, mixed = (self._forward(tokens, start, column, mask, lines) for tokens in (same, others))
         if not all(torch.equal(row, alike[0]) for row in (*alike, mixed[0], mixed[-1])):
             raise UserError(
                 f"{self.loaded.name}: evaluation.deterministic is true, and on this device ({self.loaded.device}) a row's "
