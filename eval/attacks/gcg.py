@@ -16,7 +16,7 @@ the middle of a suffix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -228,7 +228,7 @@ def optimise_suffixes(
     loaded: LoadedModel,
     requests: Sequence[str],
     config: Gcg,
-    draws: dict[str, tuple[object, ...]],
+    draws: Mapping[str, tuple[object, ...]],
     on_step: OnStep | None = None,
     save: Save | None = None,
     draft: Draft | None = None,

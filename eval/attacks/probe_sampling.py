@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicCache
 from curricula.eval.attacks.losses import losses_after
 from curricula.eval.decoding.answers import room_after
 from curricula.eval.models import LoadedModel, load_model
+from curricula.eval.rows import Precision
 
 if TYPE_CHECKING:
     from curricula.eval.attacks.gcg import Attack
@@ -32,7 +33,7 @@ class Draft:
 
     @classmethod
     def load(cls, name: str, attacked: LoadedModel) -> Draft:
-        precision = "float64" if attacked.precision == "float64" else None
+        precision: Precision | None = "float64" if attacked.precision == "float64" else None
         return cls(load_model(name, "base", str(attacked.device), precision))
 
     def losses(self, attack: Attack, suffixes: Sequence[Sequence[int]]) -> list[float]:

@@ -86,8 +86,8 @@ class Decoding:
         for width in widths.unique().tolist():
             for rows in (widths == width).nonzero()[:, 0].split(self.fixed):
                 lines = torch.nn.functional.pad(rows, (0, self.fixed - len(rows)), value=self.rows)
-                *some, seen = (part[lines] for part in parts)
-                logits[rows] = self._forward(*some, seen[..., :width], lines)[: len(rows)]
+                token, position, column, seen = (part[lines] for part in parts)
+                logits[rows] = self._forward(token, position, column, seen[..., :width], lines)[: len(rows)]
         return logits
 
     def _forward(
