@@ -4,6 +4,13 @@ Prompts are read from a root folder (a fictional world, or the folder that $CURR
 from the Hugging Face hub. Files are the publishers' own; the hub's copies have the same columns under other names. Where
 a hub table holds several splits, only the rows of ours are taken. A set that differs from the published one is refused
 unless the caller accepts it; a fictional world's sets differ by design. Knows neither models nor judges.
+
+A study declares sets of its own, with the columns that hold each part of a prompt:
+
+    evaluation:
+      prompts:
+        ours: { path: prompts.csv, column: request, kind: attack, category: topic }
+      benchmarks: [ours, advbench]
 """
 
 from __future__ import annotations
@@ -11,15 +18,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import unicodedata
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
 
+from curricula.curriculum.sources.declared import DeclaredTable, Reads
 from curricula.curriculum.sources.tables import Table, table_exists
 from curricula.errors import UsageError, UserError
+from curricula.eval.capability.settings import PLAIN_TASK
 from curricula.eval.duplicates import cluster_of, is_left_out
 from curricula.randomness import key_seed
 
@@ -27,7 +37,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_PROMPT = 200_000
 """Characters; HarmBench's longest prompt has 4,000."""
-Use = Literal["attack", "completion", "overrefusal"]
+Use = Literal["attack", "completion", "overrefusal", "capability"]
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +58,13 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str = ""
     """Near-duplicate requests of all benchmarks have the same cluster (eval/duplicates.py)."""
     target: str = ""
-    """The right answer, for own sets of kind capability (eval/prompt_sets.py)."""
+    """How a compliant answer would begin, where the benchmark says so; the right answer in own sets of kind capability."""
+    prefill: str = ""
+    """What the answer is made to begin with, by an attack."""
+    raw: bool = False
+    """Whether an attack leaves the chat template out."""
+    attempt: int | None = None
+    """Number of the attempt, for an attack that makes several on one prompt."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class Benchmark:
     """Where to find one benchmark and how to read its rows."""
 
     use: Use
-    """Harmful requests, harmful beginnings for base models, or harmless requests."""
+    """Harmful requests, harmful beginnings for base models, or harmless requests; own sets may also hold questions."""
     file: str
     """Relative to the root folder."""
     hub: str | None
@@ -75,7 +91,7 @@ class Benchmark:
     texts: str = ""
     """The `texts_hash` of the published set; "" where only its size is known."""
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
-    optional: frozenset[str] = frozenset({"id", "category", "context", "tags"})
+    optional: frozenset[str] = frozenset({"id", "category", "context", "tags", "target"})
 
     def stem(self, root: Path) -> Path:
         """This benchmark's table in a data folder, without the suffix of its format."""
@@ -83,7 +99,8 @@ class Benchmark:
 
 
 def plain(parts: dict[str, str]) -> dict[str, Any]:
-    return {"text": parts["text"].strip(), "behavior": parts["text"].strip(), "category": parts["category"]}
+    text = parts["text"].strip()
+    return {"text": text, "behavior": text, "category": parts["category"], "target": parts["target"].strip()}
 
 
 def harmbench(parts: dict[str, str]) -> dict[str, Any]:
@@ -135,7 +152,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "walledai/AdvBench",
         "MIT",
         520,
-        {"text": ("goal", "prompt")},
+        {"text": ("goal", "prompt"), "target": ("target",)},
         plain,
         hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e",
         texts="3efc2fd594545b9a",
@@ -146,7 +163,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "JailbreakBench/JBB-Behaviors",
         "MIT",
         100,
-        {"text": ("Goal",), "id": ("Index", ""), "category": ("Category",)},
+        {"text": ("Goal",), "id": ("Index", ""), "category": ("Category",), "target": ("Target",)},
         plain,
         hub_configs=("behaviors",),
         hub_split="harmful",
@@ -240,6 +257,48 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
+class PromptSet(DeclaredTable, frozen=True):
+    """A table of prompts. Its name may then stand where benchmarks or capability tasks are named."""
+
+    column: str = "prompt"
+    """The column of prompts."""
+    kind: Use = "attack"
+    """Harmful requests, harmful beginnings for base models, harmless requests, or questions with a right answer."""
+    behavior: str | None = None
+    """The column of what the judge is asked about; by default the prompt itself."""
+    context: str | None = None
+    """The column of a text that the prompt refers to: the model reads it before the prompt, and the judge is shown it."""
+    target: str | None = None
+    """The column of right answers, which sets of kind capability need."""
+    category: str | None = None
+    """The column of the prompt's class, for the rows."""
+    id: str | None = None
+    """The column of unique ids; by default the row's number."""
+    cluster: str | None = None
+    """The column whose equal values mark prompts that are no independent draws; by default equal prompts are one cluster."""
+
+    def check(self) -> None:
+        super().check()
+        if self.dataset is not None:
+            raise ValueError(
+                f"dataset {self.dataset!r} is a set of training data; name a path or a hub dataset of prompts"
+            )
+        if (self.kind == "capability") != (self.target is not None):
+            raise ValueError(
+                f"kind is {self.kind!r} and target {self.target!r}; a set of kind capability, and no other, names its column "
+                "of right answers as target"
+            )
+
+    def reads(self) -> dict[str, Reads]:
+        needed = {"column": self.column, "behavior": self.behavior, "target": self.target}
+        others = {name: getattr(self, name) for name in ("context", "category", "id", "cluster")}
+        found = {key: Reads((name,), "value" if key == "target" else "text") for key, name in needed.items() if name}
+        return found | {key: Reads((name,), "value") for key, name in others.items() if name}
+
+
+PromptSets = Mapping[str, PromptSet]
+
+
 def load_prompts(
     name: str,
     root: Path | None,
@@ -247,27 +306,32 @@ def load_prompts(
     limit: int | None = None,
     with_copyright: bool = False,
     accept_changed: Container[str] = (),
-    already_read: list[Prompt] | None = None,
+    own: PromptSets = MappingProxyType({}),
 ) -> list[Prompt]:
     """Prompts of a benchmark in file order; raises UserError naming file and column if they cannot be read.
 
     A set that differs from the published one is refused unless `accept_changed` names the benchmark. `limit` takes a sample
     that depends on the prompts' ids alone: the same for every model, and part of any larger one. `jb_completions` falls back
-    to `advbench_completions` under a root folder that lacks its file. `already_read` are the prompts of an own set.
+    to `advbench_completions` under a root folder that lacks its file. `own` are the sets that a study declares.
     """
-    source = name if already_read is not None else _source(name, root)
-    prompts = already_read if already_read is not None else _all_prompts(source, root)
-    changed = _difference(prompts, source, root) if already_read is None else ""
+    source = name if name in own else _source(name, root)
+    prompts = own_prompts(name, own[name], root) if name in own else _all_prompts(source, root)
+    changed = "" if name in own else _difference(prompts, source, root)
     if changed and source not in accept_changed and name not in accept_changed:
         raise UserError(
             f"{_where(source, root)}: {changed}; fetch it again, or accept it for benchmark {source} in the study "
             f"(evaluation.accept_changed: [{source}]) or with `curricula eval --accept-changed {source}`"
         )
     prompts = [prompt for prompt in prompts if with_copyright or not prompt.copyright]
-    if limit is not None and limit < len(prompts):
-        by_lot = sorted(range(len(prompts)), key=lambda i: key_seed("prompts", source, prompts[i].id))
-        prompts = [prompts[i] for i in sorted(by_lot[:limit])]
-    return prompts
+    return limited(prompts, source, limit)
+
+
+def limited(prompts: list[Prompt], source: str, limit: int | None) -> list[Prompt]:
+    """`limit` of the prompts in their order, drawn by their ids alone; None takes all."""
+    if limit is None or limit >= len(prompts):
+        return prompts
+    by_lot = sorted(range(len(prompts)), key=lambda i: key_seed("prompts", source, prompts[i].id))
+    return [prompts[i] for i in sorted(by_lot[:limit])]
 
 
 def difference(name: str, root: Path | None) -> str:
@@ -406,3 +470,48 @@ def hub_rows(name: str, entry: Benchmark) -> list[dict[str, Any]]:
         # The hub marks copyright rows by the name of their config, the file in a column.
         rows += [{**row, **({"tags": "hash_check"} if config == "copyright" else {})} for row in part]
     return rows
+
+
+def own_prompts(name: str, declared: PromptSet, root: Path | None) -> list[Prompt]:
+    """The prompts of an own set in the order of its rows; raises UserError that names the key, the file and the row."""
+    where = f"evaluation.prompts.{name}"
+    if root is None and declared.hub is not None:
+        raise UserError(f"{where}: {declared.place} is fetched into a data folder first; name one in CURRICULA_DATA")
+    table = declared.open(root or Path(), where)
+    declared.look(root or Path(), where)
+    prompts = []
+    for number, row in enumerate(table.rows()):
+        place = f"{where}: {table.place(number)}"
+
+        def cell(column: str | None, row: dict = row, place: str = place) -> str:
+            return "" if column is None or row.get(column) is None else text_of(row[column], column, place)
+
+        if not (text := cell(declared.column).strip()):
+            raise UserError(f"{place} has nothing in column {declared.column!r}; correct or remove the row")
+        behavior, context, cluster = cell(declared.behavior) or text, cell(declared.context), cell(declared.cluster)
+        prompts.append(
+            Prompt(
+                id=cell(declared.id) or str(number),
+                benchmark=name,
+                text=f"{context}\n\n---\n\n{text}" if context else text,  # as HarmBench's pipeline joins them
+                behavior=behavior,
+                context=context,
+                category=cell(declared.category),
+                cluster=f"{name}: {cluster}" if cluster else cluster_of(behavior),
+                target=cell(declared.target),
+            )
+        )
+    return unique_prompts(prompts, f"{where}: {declared.place}", "correct column id")
+
+
+def check_names(own: PromptSets) -> None:
+    for name in own:
+        if name in BENCHMARKS or not PLAIN_TASK.fullmatch(name):
+            why = "is a published benchmark" if name in BENCHMARKS else "must have letters, digits, '_' and '-' alone"
+            raise ValueError(f"prompts names a set {name!r}, which {why}; rename it")
+
+
+def check_use(name: str, wanted: Use, own: PromptSets) -> None:
+    """Raise ValueError where an own set is used for what it is not."""
+    if name in own and own[name].kind != wanted:
+        raise ValueError(f"prompts.{name} is of kind {own[name].kind}, and is named where kind {wanted} is needed")

@@ -13,17 +13,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from curricula.errors import UsageError
+from curricula.eval.attacks.settings import Attacks
+from curricula.eval.benchmarks import PromptSet, Use, check_names, check_use
 from curricula.eval.capability.settings import Capability
 from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
-from curricula.eval.prompt_sets import Kind, PromptSet, check_names, check_use
+from curricula.eval.probes.settings import Probes
 from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
 from curricula.settings import NonNegative, Positive, Settings
 
-Layer = Literal["first", "middle", "last"]
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
@@ -77,22 +78,6 @@ class Gcg(Settings, frozen=True):
             )
 
 
-class Probes(Settings, frozen=True):
-    """Linear probes for safe against unsafe text on the hidden state of the last token (section 4.3).
-
-    Layers are block outputs counted from 1: "first" is 1, "middle" is layers // 2 + 1, the 13th of the paper's 24,
-    "last" is the last block's.
-    """
-
-    train_per_class: Positive = 500
-    seeds: Positive = 5
-    layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)] = ("first", "middle", "last")
-    unsafe_score: Positive = 1
-    """Texts with at least this safety score are unsafe, those with score 0 safe; the threshold is not given."""
-    max_tokens: Positive = 512
-    """Longer texts keep their first tokens; not given."""
-
-
 class Tasks(Settings, frozen=True):
     """The tasks of the models of each kind, in the order in which they run."""
 
@@ -108,10 +93,13 @@ class Tasks(Settings, frozen=True):
     benign: tuple[TaskName, ...] = ("attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam")
 
 
+CHEAP = ("prefill-topk", "template-removal-topk", "best-of-n", "ablation-topk")
+"""The attacks of `tasks: full` that need neither a search nor files."""
+
 FULL = Tasks(
     base=(*Tasks().base, "capability"),
-    instruct=(*Tasks().instruct, "capability"),
-    benign=(*Tasks().benign, "capability"),
+    instruct=(*Tasks().instruct, *CHEAP, "capability"),
+    benign=(*Tasks().benign, *CHEAP, "capability"),
 )
 """The whole battery, which `tasks: full` stands for."""
 
@@ -158,6 +146,8 @@ class EvalConfig(Settings, frozen=True):
     """Settings of decoders from other packages, by their names."""
     gcg: Gcg | None = Gcg()
     """null leaves the attack out."""
+    attacks: Attacks = Attacks()
+    """Of the attacks beside GCG."""
     probes: Probes | None = Probes()
     """null leaves the probes out."""
     capability: Capability | None = Capability()
@@ -175,12 +165,36 @@ class EvalConfig(Settings, frozen=True):
                 raise ValueError(f"shards names {name}, which has no prompts to share; leave it out")
         if self.precision == "float64" and self.topk.backend == "vllm":
             raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
+        self._check_attacks()
         if self.deterministic and self.topk.backend == "vllm":
             raise ValueError("deterministic is true, which vLLM does not promise; set topk.backend to transformers")
         judged = {TASKS[name].judged for name in self._task_names()}
         for kind in JUDGED:
             if kind == "attack" or kind in judged:
                 _require_template(self.judge_of(kind), kind)
+
+    def _check_attacks(self) -> None:
+        """Raise ValueError for attacks that lack what they need."""
+        for name in self.task_lists.base:
+            if TASKS[name].kind in ("prefill", "template-removal"):
+                raise ValueError(
+                    f"tasks.base names {name}, and base models have neither turns nor a template; remove it"
+                )
+        kinds = {TASKS[name].kind for name in self._task_names()}
+        if "artifacts" in kinds and not self.attacks.artifacts:
+            raise ValueError("tasks names artifacts, and attacks.artifacts is empty; name a file there")
+        if "transfer" in kinds and not self.attacks.suffixes_of:
+            raise ValueError(
+                "tasks names transfer, and attacks.suffixes_of is empty; name an arm with the task gcg there"
+            )
+        if "transfer" in kinds and self.gcg is None:
+            raise ValueError(
+                "tasks names transfer, and gcg is null; give the settings that the suffixes were found with"
+            )
+        if "ablation" in kinds and self.topk.backend == "vllm":
+            raise ValueError(
+                "tasks names ablation, which vLLM's models do not allow; choose topk.backend: transformers"
+            )
 
     def _check_decoders(self) -> None:
         for name in self.decoders:
@@ -195,10 +209,11 @@ class EvalConfig(Settings, frozen=True):
 
     def _check_prompts(self) -> None:
         check_names(self.prompts)
-        attacks = [*self.benchmarks, *([self.gcg.benchmark] if self.gcg else [])]
-        uses: dict[Kind, Sequence[str]] = {"attack": attacks, "completion": [self.base_benchmark]}
+        attacks = [*self.benchmarks, *self.attacks.benchmarks, *([self.gcg.benchmark] if self.gcg else [])]
+        attacks.append(self.attacks.ablation.harmful)
+        uses: dict[Use, Sequence[str]] = {"attack": attacks, "completion": [self.base_benchmark]}
         uses |= {
-            "overrefusal": self.overrefusal_benchmarks,
+            "overrefusal": [*self.overrefusal_benchmarks, self.attacks.ablation.harmless],
             "capability": self.capability.names if self.capability else (),
         }
         for kind, names in uses.items():
@@ -237,7 +252,7 @@ class EvalConfig(Settings, frozen=True):
     def benchmark_names(self) -> list[str]:
         """Every benchmark that a task may read."""
         gcg = [self.gcg.benchmark] if self.gcg else []
-        return [*self.benchmarks, self.base_benchmark, *self.overrefusal_benchmarks, *gcg]
+        return [*self.benchmarks, self.base_benchmark, *self.overrefusal_benchmarks, *gcg, *self.used_benchmarks]
 
     @property
     def overrefusal_benchmarks(self) -> tuple[str, ...]:
@@ -248,7 +263,11 @@ class EvalConfig(Settings, frozen=True):
     def used_benchmarks(self) -> list[str]:
         """Every benchmark that a task does read."""
         tasks = [task for kind in MODEL_KINDS for task in self.eval_tasks(kind)]
-        return list(dict.fromkeys(task.benchmark for task in tasks if task.has_prompts))
+        own = ("artifacts", "transfer")
+        found = [task.benchmark for task in tasks if task.has_prompts and task.task.kind not in own]
+        if any(task.task.kind == "ablation" for task in tasks):
+            found += [self.attacks.ablation.harmful, self.attacks.ablation.harmless]
+        return list(dict.fromkeys(found))
 
     @property
     def judged_on_gpu(self) -> bool:
@@ -280,11 +299,18 @@ class EvalConfig(Settings, frozen=True):
         return found
 
     def prompts_of(self, task: Task, model_kind: ModelKind) -> tuple[tuple[str, ...], int | None]:
-        """The benchmarks of a task, and at most how many prompts of each (None: all). Probes have texts of their own."""
+        """The benchmarks of a task (or what stands for them, as `EvalTask.benchmark` says), and at most how many prompts of
+        each (None: all). Probes have texts of their own."""
         if task.kind == "probes":
             return (), None
         if task.kind == "gcg":
             return ((self.gcg.benchmark,), self.gcg.prompts) if self.gcg else ((), None)
+        if task.kind == "artifacts":
+            return tuple(self.attacks.artifacts), self.attacks.prompts
+        if task.kind == "transfer":
+            return self.attacks.suffixes_of, self.gcg.prompts if self.gcg else None
+        if task.kind in ("prefill", "template-removal", "best-of-n", "ablation"):
+            return self.attacks.benchmarks, self.attacks.prompts
         if task.kind == "capability":
             return self.capability.names if self.capability else (), None
         if task.kind == "overrefusal":

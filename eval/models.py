@@ -119,7 +119,7 @@ class LoadedModel:
         Special entries come from the tokenizer and the template alone: those that `text` quotes are read as text.
         """
         if self.kind == "base":
-            return [*self.beginning, *self.encode_turn("", text, "")]
+            return self.raw_ids(text)
         if not self.plain_text.quotes(text):
             return self.encode(self.chat(text))
         opening, closing = self.chat(MARK).split(MARK)
@@ -129,6 +129,10 @@ class LoadedModel:
                 f"{self.name}: its chat template does more than put marks around a text; evaluate it as 'base'"
             )
         return self.encode_turn(opening, rendered[len(opening) : len(rendered) - len(closing)], closing)
+
+    def raw_ids(self, text: str) -> list[int]:
+        """Token ids of `text` without a chat template."""
+        return [*self.beginning, *self.encode_turn("", text, "")]
 
     def encode_turn(self, opening: str, text: str, closing: str) -> list[int]:
         """The three parts as one text, in which special entries are read within `opening` and `closing` alone."""

@@ -7,7 +7,7 @@ Rows live in append-only JSON Lines files, one JSON object a line, in the folder
 - `<task>.jsonl`: the same rows, merged (`eval/judging/merge.py`)
 - `<task>.verdicts.jsonl`: `VerdictRow`, the judges' verdicts on them (`eval/judging/verdicts.py`)
 - `gcg/<benchmark>.suffixes.jsonl`: `SuffixRow`, the optimised suffix of each prompt
-- `probes.jsonl`: `ProbeRow`
+- `probes.jsonl`: `ProbeRow`; beside it, `probes.states` holds hidden states (`eval/probes/store.py`)
 - `capability/<task>.jsonl`: `CapabilityRow`
 
 Every row is content-addressed: `key` hashes everything that determined it (prompt, model content and precision, decoder,
@@ -85,7 +85,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     behavior: str
     """The request that the judge is asked about; equals `prompt` for plain requests."""
     prompt: str
-    """What the model was given, before the chat template; with the suffix for gcg."""
+    """What the model was given, before the chat template; as an attack changed it."""
     decoder: str
     """Name in eval/decoding/registry.py, with the task's prefix: "topk", "gcg+topk"."""
     sample: Count
@@ -96,6 +96,8 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The text that a contextual behavior of HarmBench refers to; also within `prompt`."""
     cluster: str = ""
     """Near-duplicate prompts of all benchmarks have the same cluster."""
+    prefill: str = ""
+    """What an attack made the answer begin with; `response` begins with it too."""
     response: str
     """Generated text, cut before the tag and the end mark."""
     completion: str = ""
@@ -166,17 +168,23 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: str
     model_kind: str
     layer: str
-    """"first", "middle" or "last"."""
+    """"first", "middle" or "last", or the layer's number."""
     layer_index: int
     """1 is the output of the first block."""
     seed: int
     """0 .. seeds - 1: the balanced subset that the probe was trained on."""
     auc: Annotated[float, msgspec.Meta(ge=0, le=1)]
     """Area under the ROC curve on the balanced test set."""
+    error: float | None = None
+    """Its standard error over test texts (DeLong); None in rows of earlier versions."""
     n_train: Count
     n_test: Count
     baseline_length_auc: float
     """The same probe on the number of tokens alone."""
+    baseline_words_auc: float | None = None
+    """On counts of words; None where it was not asked for."""
+    baseline_untrained_auc: float | None = None
+    """On the states of the network before training; None where it was not asked for."""
 
 
 class CapabilityRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
 from curricula.errors import UsageError, UserError
+from curricula.eval.attacks.ablation import find_direction, without_direction
 from curricula.eval.attacks.gcg import attacked_prompts
-from curricula.eval.benchmarks import Prompt
+from curricula.eval.attacks.replay import artifact_prompts, suffixed_prompts
+from curricula.eval.attacks.rewriting import rewritten
+from curricula.eval.benchmarks import Prompt, limited, load_prompts, own_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
 from curricula.eval.decoding.registry import EXACT, NEUTRAL, NEUTRAL_WHERE_DETERMINISTIC, Decoder
 from curricula.eval.models import LoadedModel, load_model
-from curricula.eval.probes import probe_rows
-from curricula.eval.prompt_sets import own_prompts, prompts_of_set
+from curricula.eval.probes.probing import probe_rows
 from curricula.eval.rows import (
     CapabilityRow,
     GenerationRow,
@@ -54,19 +56,21 @@ def run_element(
     out: Path,
     seed: int,
     probe_seed: int | None = None,
+    rows_of: Callable[[str], Path] = Path,
     progress: Progress = silent,
     device: str | None = None,
 ) -> list[GenerationRow] | list[ProbeRow] | list[CapabilityRow]:
     """Carry out `eval_task` and return its rows in order.
 
     Answers and suffixes are drawn by `seed`, the texts of probes by `probe_seed` (by default the same). `model` is a folder,
-    a name, or a model that is already loaded; `data_root` holds the benchmark files (None: the Hugging Face hub). Raises
-    UserError or UsageError for what the user can correct: folder, tokenizer, dataset, task.
+    a name, or a model that is already loaded; `data_root` holds the benchmark files (None: the Hugging Face hub); `rows_of`
+    gives the folder of rows of another arm's model, from which suffixes are taken. Raises UserError or UsageError for what the
+    user can correct: folder, tokenizer, dataset, task.
     """
     task, path = eval_task.task, eval_task.path(out)
     if config.leaves_out(task):
         raise UsageError(f"task {task.name!r} is asked for, but evaluation.{task.kind} is null; give it settings")
-    prompts = task_prompts(eval_task, config, data_root)
+    prompts = task_prompts(eval_task, config, data_root, rows_of, raw=model_kind == "base")
     if isinstance(model, LoadedModel):
         loaded = model
     else:
@@ -84,21 +88,44 @@ def run_element(
         return []
     if config.gcg and task.kind == "gcg":
         prompts = attacked_prompts(loaded, prompts, config.gcg, path, seed, progress)
+    if task.kind == "ablation":
+        scores = path.with_name(f"{path.stem}.scores.jsonl")
+        direction = find_direction(loaded, config, data_root, out / "refusal-direction.json", scores, progress)
+        with without_direction(loaded.model, direction.vector):
+            return generate_rows(loaded, prompts, task, config, path, seed, progress, attack=direction.key)
+    prompts = rewritten(task.kind, prompts, loaded, config.attacks, seed)
     return generate_rows(loaded, prompts, task, config, path, seed, progress)
 
 
-def task_prompts(eval_task: EvalTask, config: EvalConfig, data_root: Path | None) -> list[Prompt]:
-    """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
+def task_prompts(
+    eval_task: EvalTask,
+    config: EvalConfig,
+    data_root: Path | None,
+    rows_of: Callable[[str], Path] = Path,
+    raw: bool = False,
+) -> list[Prompt]:
+    """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order.
+
+    `raw`: whether the model reads bare text.
+    """
+    name = eval_task.benchmark
     if not eval_task.has_prompts:
         return []
-    prompts = prompts_of_set(
-        eval_task.benchmark,
-        data_root,
-        config.prompts,
-        limit=eval_task.limit,
-        with_copyright=config.harmbench_copyright,
-        accept_changed=config.accept_changed,
-    )
+    if eval_task.task.kind == "artifacts":
+        path = Path(data_root or "", config.attacks.artifacts[name])
+        prompts = limited(artifact_prompts(name, path), name, eval_task.limit)
+    else:
+        found_on = config.gcg.benchmark if eval_task.task.kind == "transfer" and config.gcg else ""
+        prompts = load_prompts(
+            found_on or name,
+            data_root,
+            own=config.prompts,
+            limit=eval_task.limit,
+            with_copyright=config.harmbench_copyright,
+            accept_changed=config.accept_changed,
+        )
+        if found_on:
+            prompts = suffixed_prompts(name, rows_of(name), prompts, raw)
     start, stop = (shard * len(prompts) // eval_task.shards for shard in (eval_task.shard, eval_task.shard + 1))
     return prompts[start:stop]
 
@@ -107,9 +134,15 @@ def check_lengths(loaded: LoadedModel, prompts: Sequence[Prompt]) -> None:
     """Raise UserError, naming benchmark and prompt, for a prompt that is empty or fills the model's context."""
     for prompt in prompts:
         try:
-            room_after(loaded, loaded.prompt_ids(prompt.text), 1)
+            room_after(loaded, prompt_ids(loaded, prompt), 1)
         except UserError as error:
             raise UserError(f"{prompt.benchmark}, prompt {prompt.id}: {error}") from None
+
+
+def prompt_ids(loaded: LoadedModel, prompt: Prompt) -> list[int]:
+    """Token ids of what the model is given, the beginning of its answer included."""
+    ids = loaded.raw_ids(prompt.text) if prompt.raw else loaded.prompt_ids(prompt.text)
+    return ids + loaded.encode_turn("", prompt.prefill, "") if prompt.prefill else ids
 
 
 def generate_rows(
@@ -120,14 +153,18 @@ def generate_rows(
     path: Path,
     seed: int,
     progress: Progress = silent,
+    attack: str = "",
 ) -> list[GenerationRow]:
-    """Answer `prompts` with each decoder of `task`, a batch at a time into `path`; returns all rows."""
+    """Answer `prompts` with each decoder of `task`, a batch at a time into `path`; returns all rows.
+
+    `attack` names what an attack did to the model, for the rows' keys.
+    """
     check_lengths(loaded, prompts)
     quoted = [count for prompt in prompts if (count := loaded.plain_text.quotes(prompt.text))]
     if quoted:
         log.info("%s: %d prompts quote %d control tokens, which are read as text", task.name, len(quoted), sum(quoted))
     generations = [
-        Generation(loaded, task.name, label, decoder, settings, prompts, seed)
+        Generation(loaded, task.name, label, decoder, for_attempts(settings, prompts), prompts, seed, attack)
         for (label, decoder), settings in zip(task.labelled_decoders(), config.decoder_settings(task))
     ]
     work = [(generation, batch) for generation in generations for batch in generation.batches()]
@@ -144,6 +181,12 @@ def generate_rows(
     return in_order(path, GenerationRow, keys)
 
 
+def for_attempts(settings: Any, prompts: Sequence[Prompt]) -> Any:
+    """A decoder's settings, with one sample where each prompt is an attempt."""
+    is_attempts = any(prompt.attempt is not None for prompt in prompts)
+    return msgspec.structs.replace(settings, samples=1) if is_attempts else settings
+
+
 @dataclasses.dataclass(frozen=True)
 class Generation:
     """Answers of one model to a list of prompts with one decoder, in batches fixed by the order of the prompts."""
@@ -157,6 +200,8 @@ class Generation:
     """The decoder's settings (`EvalConfig.decoder_settings`)."""
     prompts: list[Prompt]
     seed: int
+    attack: str = ""
+    """What an attack did to the model; part of the keys."""
 
     @property
     def samples(self) -> int:
@@ -186,8 +231,10 @@ class Generation:
                 version=self.decoder.version,
                 settings=settings,
                 seed=self.seed,
-                sample=sample,
-                **({"deterministic": True} if self.loaded.deterministic else {}),  # only there: other keys stay
+                sample=sample if prompt.attempt is None else prompt.attempt,
+                **({"prefill": prompt.prefill} if prompt.prefill else {}),  # only there, so that other keys stay
+                **({"attack": self.attack} if self.attack else {}),
+                **({"deterministic": True} if self.loaded.deterministic else {}),
             )
             for prompt in prompts
             for sample in range(self.samples)
@@ -195,8 +242,11 @@ class Generation:
 
     def rows(self, prompts: Sequence[Prompt]) -> list[GenerationRow]:
         """Generate the answers to one batch, all samples of a prompt together."""
-        ids = [self.loaded.prompt_ids(prompt.text) for prompt in prompts]
-        draws = [(self.seed, prompt.benchmark, prompt.id) for prompt in prompts]
+        ids = [prompt_ids(self.loaded, prompt) for prompt in prompts]
+        draws = [
+            (self.seed, prompt.benchmark, prompt.id, *(() if prompt.attempt is None else (prompt.attempt,)))
+            for prompt in prompts
+        ]
         answers = self.decoder.answer(self.loaded, ids, draws, self.settings)
         rows = []
         for place, (key, answer) in enumerate(zip(self.keys(prompts), answers)):
@@ -214,11 +264,12 @@ class Generation:
                     behavior=prompt.behavior,
                     prompt=prompt.text,
                     decoder=self.label,
-                    sample=sample,
+                    sample=sample if prompt.attempt is None else prompt.attempt,
                     seed=self.seed,
                     context=prompt.context,
                     cluster=prompt.cluster,
-                    response=answer.text,
+                    prefill=prompt.prefill,
+                    response=prompt.prefill + answer.text,
                     completion=answer.completion,
                     tokens=answer.tokens,
                     finish=answer.finish,

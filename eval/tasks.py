@@ -20,7 +20,19 @@ from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Pool, SafeBeam
 from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow
 
-Kind = Literal["attack", "overrefusal", "gcg", "probes", "capability"]
+Kind = Literal[
+    "attack",
+    "overrefusal",
+    "gcg",
+    "prefill",
+    "template-removal",
+    "best-of-n",
+    "ablation",
+    "artifacts",
+    "transfer",
+    "probes",
+    "capability",
+]
 Judged = Literal["attack", "overrefusal"]
 JUDGED: tuple[Judged, ...] = ("attack", "overrefusal")
 
@@ -72,6 +84,11 @@ class Task:
         return [(self.prefix + name + label, DECODERS[name]) for name, label in zip(self.decoders, labels)]
 
 
+def _cheap_attacks(kind: Kind, title: str, *decoders: str) -> list[Task]:
+    """The tasks of an attack that needs no search, one for each decoder."""
+    return [Task(f"{kind}-{name}", kind, (name,), "attack", prefix=f"{kind}+", title=title) for name in decoders]
+
+
 _VARIANTS = tuple(Variant(times, pool) for pool in get_args(Pool) for times in (2, 5, 10))
 """20, 50 and 100 candidates for the paper's 10 beams."""
 _ROWS = (
@@ -82,6 +99,12 @@ _ROWS = (
     Task("overrefusal-topk", "overrefusal", ("topk",), "overrefusal"),
     Task("overrefusal-safebeam", "overrefusal", ("safebeam",), "overrefusal"),
     Task("gcg", "gcg", ("topk", "safebeam"), "attack", prefix="gcg+", title="GCG suffix, "),
+    *_cheap_attacks("prefill", "Prefilled answer, ", *DECODERS),
+    *_cheap_attacks("template-removal", "No chat template, ", *DECODERS),
+    Task("best-of-n", "best-of-n", ("topk",), "attack", prefix="best-of-n+", title="Best of N, "),
+    *_cheap_attacks("ablation", "Refusal direction ablated, ", *DECODERS),
+    *_cheap_attacks("artifacts", "Replayed jailbreaks, ", *DECODERS),
+    *_cheap_attacks("transfer", "GCG suffix of another arm, ", *DECODERS),
     Task("probes", "probes", rows=ProbeRow),
     Task("capability", "capability", rows=CapabilityRow),
 )
@@ -131,7 +154,8 @@ class EvalTask:
 
     task: Task
     benchmark: str = ""
-    """"" for probes, which have texts of their own; for capability a task of lm_eval."""
+    """What `EvalConfig.prompts_of` names: a benchmark, a set of artifacts, the arm that suffixes come from, or lm_eval's task.
+    "" for probes, which have texts of their own."""
     limit: int | None = None
     """At most this many prompts of the benchmark, over all its shards; None takes all."""
     shard: int = 0

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 from curricula.curriculum.config import Source
 from curricula.curriculum.sources.conversations import HARMFUL, POOLS
-from curricula.curriculum.sources.declared import declared_in
+from curricula.curriculum.sources.declared import DeclaredTable, declared_in
 from curricula.curriculum.sources.hub import Download, declared_download, downloads_of
-from curricula.curriculum.sources.registry import DATASETS
+from curricula.curriculum.sources.registry import DATASETS, local_root
 from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import BENCHMARKS, find
-from curricula.jobs.study import Study
+from curricula.jobs.study import Study, load_study
 
 Purpose = Literal["data", "evaluation"]
 
@@ -77,9 +78,7 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
             continue
         downloads = downloads_of(source.dataset, root, source.parts)
         found += _labelled(source.dataset, downloads, "data", source.documents)
-    tunings = study.tuning.stages.values()
-    pools = [pool for tuning in tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
-    for pool in pools:
+    for pool in used_pools(study):
         if name := (study.tuning_sets.get(pool) or POOLS[pool]).dataset:
             found += named_downloads(name, root)
     for name in study.evaluation.benchmark_names:
@@ -91,6 +90,46 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
             rows = table.documents if isinstance(table, Source) else None
             found.append(Wanted(table.place, declared_download(table, root), purpose, rows))
     return once(found)
+
+
+def read_study(path: Path) -> Study:
+    """A study file, with a look at its tables; also refuses a wrong CURRICULA_DATA before anything starts."""
+    study = load_study(path)
+    look_at_tables(study, None if study.world else local_root())
+    return study
+
+
+def read_tables(study: Study) -> dict[str, DeclaredTable]:
+    """Every table that a study reads, by its key: sources, tuning sets (public ones by their names too), and all others."""
+    declared = dict(declared_in(study))
+    return declared | {
+        f"tuning_sets.{name}": POOLS[name] for name in used_pools(study) if name not in study.tuning_sets
+    }
+
+
+def used_pools(study: Study) -> list[str]:
+    """The tuning sets that some stage reads."""
+    tunings = study.tuning.stages.values()
+    return [pool for tuning in tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
+
+
+def look_at_tables(study: Study, root: Path | None) -> None:
+    """Look at the first rows of every table of the user's own that is here, before anything is done.
+
+    Raises UserError, which names the key in the study, for a missing, empty or wrong column or file, and where an arm would
+    read the same rows through two sources.
+    """
+    for key, table in declared_in(study):
+        if table.dataset is None and table.is_here(root):
+            table.look(root or Path(), key)
+    for arm in study.arms:
+        read = sorted({name for _, mix in arm.phases for name, weight in mix.items() if weight})
+        for one, other in combinations(read, 2):
+            if study.sources[one].shares_rows(study.sources[other]):
+                raise UserError(
+                    f"sources.{one} and sources.{other}: arm {arm.name} would read the same rows of {study.sources[one].path} "
+                    "through both; keep one of them in its mixes, or separate their scores by min_score and max_score"
+                )
 
 
 def once(wanted: Iterable[Wanted]) -> list[Wanted]:

@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of
-from curricula.eval import MODEL_KINDS, ModelKind
+from curricula.eval import MODEL_KINDS, EvalTask, ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Plan
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
+
+Group = tuple[str, list[Arm], dict[ModelKind, str]]
+"""The name of a group of arms, the arms, and the job that makes each kind of their models."""
 
 
 def plan_study(study: Study, profile: Profile | None = None) -> Plan:
@@ -40,7 +43,7 @@ class _Planner:
         # A separate job, so that a missing licence for a benchmark does not hold back the training.
         benchmarks = self._add_downloads("fetch-benchmarks", "evaluation")
         made = [(name, arms, self._add_models(name, arms)) for name, arms in study.groups.items()]
-        merges = [merge for group in made for merge in self._add_evaluations(*group, tuple(map(Edge, benchmarks)))]
+        merges = self._add_evaluations(made, tuple(map(Edge, benchmarks)))
         self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in merges))
         return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
 
@@ -99,24 +102,80 @@ class _Planner:
             made["benign"] = self._add(f"benign-{name}", "tune", _models(arms, ["benign"]), Edge(instruct, "aftercorr"))
         return made
 
-    def _add_evaluations(
+    def _add_evaluations(self, groups: list[Group], needs: tuple[Edge, ...]) -> list[str]:
+        """Add the evaluation of all models; returns the jobs that merge its rows."""
+        measured = {}
+        transfers = any(task.task.kind == "transfer" for kind in MODEL_KINDS for task in self._tasks(kind))
+        merges = []
+        for name, arms, made_by in groups:
+            measured[name] = self._add_measurements(name, arms, made_by, needs)
+            if not transfers:
+                merges += self._add_merge(name, arms, measured[name])
+        if (
+            transfers
+        ):  # an arm's suffixes are tried on every other, so no model's rows are whole before all are measured
+            for name, arms, made_by in groups:
+                tried = self._add_transfers(name, arms, made_by, needs, measured)
+                merges += self._add_merge(name, arms, [*measured[name], *tried])
+        return merges
+
+    def _tasks(self, kind: ModelKind) -> list[EvalTask]:
+        return self.study.evaluation.eval_tasks(kind)
+
+    def _add_measurements(
         self, name: str, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]
-    ) -> list[str]:
-        """Add the evaluation of the models of `arms`; returns the job that merges its rows, if anything is evaluated."""
-        measured: dict[ModelKind, str] = {}
+    ) -> list[tuple[str, ModelKind]]:
+        """Add what is measured on the models of `arms` alone; returns the job for each kind of model."""
+        found: list[tuple[str, ModelKind]] = []
         for kind in MODEL_KINDS:
-            elements = [
-                Element(f"{arm.key}/{task.name}", arm=arm.name, seed=arm.replicate.seed, kind=kind, eval_task=task)
-                for arm in arms
-                for task in self.study.evaluation.eval_tasks(kind)
-            ]
+            elements = _evaluations(arms, kind, [task for task in self._tasks(kind) if task.task.kind != "transfer"])
             if elements:
-                measured[kind] = self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made_by[kind]), *needs)
+                found.append(
+                    (self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made_by[kind]), *needs), kind)
+                )
+        return found
+
+    def _add_transfers(
+        self,
+        name: str,
+        arms: list[Arm],
+        made_by: dict[ModelKind, str],
+        needs: tuple[Edge, ...],
+        measured: dict[str, list[tuple[str, ModelKind]]],
+    ) -> list[tuple[str, ModelKind]]:
+        """Add the trials of other arms' suffixes on the models of `arms`; returns the job for each kind of model.
+
+        They wait for the arms whose suffixes they try, of which those that fail are missing.
+        """
+        sources = self.study.evaluation.attacks.suffixes_of
+        groups = [group for group, members in self.study.groups.items() if any(arm.name in sources for arm in members)]
+        found: list[tuple[str, ModelKind]] = []
+        for kind in MODEL_KINDS:
+            elements = _evaluations(arms, kind, [task for task in self._tasks(kind) if task.task.kind == "transfer"])
+            if elements:
+                after = [Edge(job, "afterany") for group in groups for job, other in measured[group] if other == kind]
+                job = self._add(
+                    f"evaluate-{kind}-transfer-{name}", "evaluate", elements, Edge(made_by[kind]), *needs, *after
+                )
+                found.append((job, kind))
+        return found
+
+    def _add_merge(self, name: str, arms: list[Arm], measured: list[tuple[str, ModelKind]]) -> list[str]:
+        """Add the job that merges the rows of these jobs, if there are any; returns its name."""
         if not measured:
             return []
         # A failed evaluation does not hold back the others: the report says what is missing.
-        after = [Edge(job, "afterany") for job in measured.values()]
-        return [self._add(f"merge-{name}", "merge", _models(arms, list(measured)), *after)]
+        after = [Edge(job, "afterany") for job, _ in measured]
+        kinds = list(dict.fromkeys(kind for _, kind in measured))
+        return [self._add(f"merge-{name}", "merge", _models(arms, kinds), *after)]
+
+
+def _evaluations(arms: list[Arm], kind: ModelKind, tasks: list[EvalTask]) -> list[Element]:
+    return [
+        Element(f"{arm.key}/{task.name}", arm=arm.name, seed=arm.replicate.seed, kind=kind, eval_task=task)
+        for arm in arms
+        for task in tasks
+    ]
 
 
 def _training(segment: Segment) -> Element:

@@ -138,7 +138,12 @@ class Plan:
 
 
 def _concerns(one: Element, other: Element) -> bool:
-    """Whether `other` reads what `one` makes, if its job does: they work for one arm and seed, where both have any."""
+    """Whether `other` reads what `one` makes, if its job does: they work for one arm and seed, where both have any.
+
+    An evaluation reads another only for its suffixes, which are then those of the arm that `EvalTask.benchmark` names.
+    """
+    if one.eval_task and other.eval_task:
+        return one.eval_task.task.kind == "gcg" and (one.arm, one.seed) == (other.eval_task.benchmark, other.seed)
     is_of_arm = "" in (one.arm, other.arm) or one.arm in (TRUNK, other.arm)
     return is_of_arm and (None in (one.seed, other.seed) or one.seed == other.seed)
 

@@ -14,22 +14,27 @@ runs/<study>/
   slurm/submissions.jsonl     what was submitted to Slurm (jobs/slurm/submissions.py)
   slurm/<array>.continued     the arrays that continue it where Slurm does not requeue (jobs/slurm/submit.py)
   slurm/bad-nodes.jsonl       nodes that failed a check (jobs/preflight/bad_nodes.py)
+  contamination.csv           which prompts occur in the training text (`curricula data check --run`)
   report/
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import hashlib
 import importlib.metadata
+import io
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from curricula.curriculum.plan import Arm, branch_of
 from curricula.curriculum.sources.registry import local_root
+from curricula.curriculum.sources.tables import Table
 from curricula.durable import (
     NO_SPACE,
     exclusive_lock,
@@ -46,6 +51,8 @@ from curricula.jobs.study import Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
 
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "submitit")
+
+CONTAMINATION = "contamination.csv"
 
 
 class Run:
@@ -193,6 +200,46 @@ class Run:
     @property
     def report(self) -> Path:
         return self.root / "report"
+
+
+def tokenised(run: Run) -> bool:
+    """Whether all shards of the run's sources are there."""
+    return all(
+        (run.shards / name / f"{shard}.json").exists()
+        for name, source in run.study.sources.items()
+        for shard in source.shard_names
+    )
+
+
+def shards_digest(run: Run) -> str:
+    """A hash of what the tokenised sources hold, 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, source in sorted(run.study.sources.items()):
+        for shard in source.shard_names:
+            digest.update(f"{name} {shard} {read_json(run.shards / name / f'{shard}.json')['sha256']}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def write_contamination(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep which prompts occur in the training text, with a hash of the shards that were read."""
+    text, data = io.StringIO(), shards_digest(run)
+    writer = csv.DictWriter(text, [*rows[0], "shards"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "shards": data} for row in rows)
+    write_text(run.root / CONTAMINATION, text.getvalue())
+
+
+def read_contamination(run: Run) -> list[dict[str, str]]:
+    """The rows of `write_contamination`; none if there are none, or if the shards have been made again since."""
+    path = run.root / CONTAMINATION
+    if not path.exists() or not tokenised(run):
+        return []
+    rows = [row for row in Table.of([path]).rows() if row.get("shards") == shards_digest(run)]
+    if any(
+        not str(row.get(name)).isdecimal() for row in rows for name in ("prompts", "too_short", "overlapping", "near")
+    ):
+        raise UserError(f"{path}: damaged; make it again with `curricula data check STUDY --run {run.root}`")
+    return rows
 
 
 @contextlib.contextmanager

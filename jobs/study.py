@@ -29,8 +29,9 @@ from curricula.curriculum.plan import (
     segments_of,
 )
 from curricula.curriculum.sources.conversations import POOLS, TuningSet
-from curricula.curriculum.sources.declared import anchor
+from curricula.curriculum.sources.declared import anchor, declared_in
 from curricula.curriculum.world.fiction import WorldConfig
+from curricula.eval import MODEL_KINDS
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import FULL, EvalConfig
 from curricula.model import (
@@ -225,6 +226,11 @@ class Study(Settings, frozen=True, dict=True):
             for source in mix:
                 if source not in self.sources:
                     raise ValueError(f"the {where} names source {source!r}, which sources does not define")
+        for key, table in declared_in(self):
+            if self.world and table.hub is not None:
+                raise ValueError(
+                    f"{key}.hub is {table.hub!r}, but a study with a world fetches nothing; name files in `path`"
+                )
 
     def _check_vocabulary(self) -> None:
         trained, expected = self.tokenizer.train, self.model.resolve().vocabulary
@@ -283,6 +289,7 @@ class Study(Settings, frozen=True, dict=True):
             msgspec.structs.force_setattr(evaluation, "tasks", msgspec.structs.replace(FULL, benign=()))
         if evaluation.task_lists.benign and self.tuning.benign is None:
             raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
+        self._check_transfers()
         for name in [*evaluation.benchmark_names, *evaluation.accept_changed]:
             if name not in BENCHMARKS and name not in evaluation.prompts:
                 raise ValueError(
@@ -290,6 +297,18 @@ class Study(Settings, frozen=True, dict=True):
                 )
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
+
+    def _check_transfers(self) -> None:
+        evaluation, arms = self.evaluation, [arm.name for arm in self.arms]
+        for name in evaluation.attacks.suffixes_of:
+            if name not in arms:
+                raise ValueError(f"evaluation.attacks.suffixes_of names arm {name!r}; choose from {', '.join(arms)}")
+        for kind in MODEL_KINDS:
+            measured = {task.kind for task in evaluation.tasks_of(kind)}
+            if "transfer" in measured and "gcg" not in measured:
+                raise ValueError(
+                    f"evaluation.tasks.{kind} names transfer without gcg, which finds the suffixes; add gcg there"
+                )
 
     @property
     def budget(self) -> Budget:

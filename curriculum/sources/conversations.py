@@ -12,11 +12,13 @@ import msgspec
 
 from curricula.curriculum.sources.declared import DeclaredTable, Reads
 from curricula.curriculum.sources.registry import KNOWN
-from curricula.curriculum.sources.tables import Row
+from curricula.curriculum.sources.tables import Row, columns_of, text_of
 from curricula.errors import UsageError, UserError
 
 Message = dict[str, str]
 """A turn: its role and content."""
+TEXT = ""
+"""The role of a text that is no turn: all of it carries loss, and the end token after it."""
 Label = str | int | bool
 Labels = dict[str, Label | tuple[Label, ...]]
 """Values of columns that mean yes."""
@@ -42,6 +44,8 @@ class TuningSet(DeclaredTable, frozen=True):
     """The column of prompts, or several, of which the first that is not empty is read."""
     response: str | None = None
     """The column of responses. A row without one is skipped."""
+    text: str | None = None
+    """The column of plain texts, or a template as in `sources`, in place of conversations: all of a text carries loss."""
     harmful_prompt: Labels = {}
     """Where a prompt is harmful, as in `{ prompt_harm_label: harmful }`."""
     harmful_response: Labels = {}
@@ -54,8 +58,9 @@ class TuningSet(DeclaredTable, frozen=True):
 
     def check(self) -> None:
         super().check()
-        if bool(self.messages) == bool(self.prompt and self.response) or bool(self.prompt) != bool(self.response):
-            raise ValueError("name the column `messages`, or the columns `prompt` and `response`")
+        ways = [bool(self.messages), bool(self.prompt or self.response), bool(self.text)]
+        if sum(ways) != 1 or bool(self.prompt) != bool(self.response):
+            raise ValueError("name either the column `messages`, or the columns `prompt` and `response`, or `text`")
         if self.answers == "harmful" and not (self.harmful_prompt and self.harmful_response):
             raise ValueError("answers is 'harmful', which needs the labels harmful_prompt and harmful_response")
 
@@ -66,6 +71,8 @@ class TuningSet(DeclaredTable, frozen=True):
     def reads(self) -> dict[str, Reads]:
         if self.messages:
             found = {"messages": Reads((self.messages,), "messages")}
+        elif self.text:
+            found = {"text": Reads(columns_of(self.text), "text" if self.text in columns_of(self.text) else "value")}
         else:
             found = {"prompt": Reads(self.prompts), "response": Reads((str(self.response),))}
         for key in ("harmful_prompt", "harmful_response", "refusal"):
@@ -86,10 +93,34 @@ class TuningSet(DeclaredTable, frozen=True):
         refuses = (is_harmful if self.harmful_prompt else is_refusal) and not is_bad
         if self.messages:
             turns = [{"role": turn["role"], "content": turn["content"]} for turn in row[self.messages]]
+            if not turns or not all(turn["role"] for turn in turns):
+                raise TypeError("a turn needs a role")
             return Conversation(turns, refuses)
+        if self.text:
+            content = text_of(row, self.text)
+            return Conversation([{"role": TEXT, "content": content}], refuses) if content else None
         prompt = next((row[name] for name in self.prompts if row[name]), row[self.prompts[-1]])
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": row[str(self.response)]}]
         return Conversation(turns, refuses)
+
+    def conversations(self, root: Path, where: str) -> Iterator[Conversation]:
+        """All of them; raises UserError that begins with `where` for a row that is no conversation."""
+        for number, row in enumerate(self.open(root, where).rows()):
+            try:
+                conversation = self.conversation(row)
+            except KeyError as missing:
+                raise UserError(f"{where}: row {number} has no column {missing}, only {sorted(row)}") from None
+            except (TypeError, AttributeError):
+                conversation = Conversation([{}])
+            if conversation is None:
+                continue
+            if not all(
+                isinstance(value, str)
+                for message in conversation.messages
+                for value in (*message.values(), message.get("role"))
+            ):
+                raise UserError(f"{where}: row {number} holds other values than text in its messages; fix the row")
+            yield conversation
 
 
 def _labelled(row: Row, labels: Labels) -> bool:
@@ -113,21 +144,4 @@ def read_conversations(
     found = declared.get(pool) or POOLS.get(pool)
     if found is None:
         raise UsageError(f"tuning set {pool!r} is not known; choose from {', '.join([*declared, *POOLS])}")
-    for number, row in enumerate(found.open(root, f"tuning set {pool}").rows()):
-        try:
-            conversation = found.conversation(row)
-        except KeyError as missing:
-            raise UserError(f"tuning set {pool}: row {number} has no column {missing}, only {sorted(row)}") from None
-        except (TypeError, AttributeError):
-            conversation = Conversation([{}])
-        if conversation is None:
-            continue
-        if not all(
-            isinstance(value, str)
-            for message in conversation.messages
-            for value in (*message.values(), message.get("role"))
-        ):
-            raise UserError(
-                f"tuning set {pool}: row {number} holds other values than text in its messages; fix the row"
-            )
-        yield conversation
+    yield from found.conversations(root, f"tuning set {pool}")

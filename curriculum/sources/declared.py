@@ -10,13 +10,16 @@ study together with its key.
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
 from curricula.curriculum.sources.registry import DATASETS, dataset
 from curricula.curriculum.sources.tables import (
@@ -95,8 +98,7 @@ class DeclaredTable(Settings, frozen=True):
         known = DATASETS[self.dataset].parts if self.dataset else ()
         for part in self.parts:
             if part not in known:
-                where = f"dataset {self.dataset}" if self.dataset else f"{self.place}, which is no known dataset"
-                raise ValueError(f"part {part!r} is not in {where}; it has {', '.join(known) or 'no parts'}")
+                raise ValueError(f"part {part!r} is not in {self.place}; it has {', '.join(known) or 'no parts'}")
         if len(set(self.parts)) < len(self.parts):
             raise ValueError(f"parts {list(self.parts)} repeat a name; name each part once")
 
@@ -108,7 +110,7 @@ class DeclaredTable(Settings, frozen=True):
     def place(self) -> str:
         """Where it is, for messages."""
         if self.hub is None:
-            return str(self.dataset or self.path)
+            return str(self.path) if self.dataset is None else f"dataset {self.dataset}"
         return "/".join([self.hub, *([self.config] if self.config else []), self.split])
 
     def stems(self, root: Path) -> list[Path]:
@@ -158,17 +160,28 @@ class TextTable(DeclaredTable, frozen=True):
     """The column of texts, or a template with columns in braces, such as "Question: {question}\\nAnswer: {answer}"."""
     id: str | None = None
     """The column of unique ids; by default `id` where there is one, else the row's number."""
+    score: str | None = None
+    """A column of numbers, by which `min_score` and `max_score` choose rows."""
+    min_score: float | None = None
+    """Read only rows with at least this score; rows without a score are left out."""
+    max_score: float | None = None
+    """Read only rows with at most this score; rows without a score are left out."""
 
     def check(self) -> None:
         super().check()
         if self.dataset is not None:
-            for name, default in (("text", "text"), ("id", None)):
+            for name, default in (("text", "text"), ("id", None), ("score", None)):
                 if getattr(self, name) != default:
                     raise ValueError(
                         f"{name} is {getattr(self, name)!r}, but a known dataset has its own; leave it out"
                     )
-        if not columns_of(self.text):
+        if not columns_of(self.text) or not self.text:
             raise ValueError(f"text {self.text!r} names no column; name one, or write columns in braces")
+        for name in ("min_score", "max_score"):
+            if (bound := getattr(self, name)) is not None and not (self.score and math.isfinite(bound)):
+                raise ValueError(f"{name} is {bound}, which needs a finite number and a column of scores in `score`")
+        if self.bounds[0] > self.bounds[1]:
+            raise ValueError(f"min_score {self.min_score} is above max_score {self.max_score}; swap them")
 
     @property
     def template(self) -> str:
@@ -178,7 +191,40 @@ class TextTable(DeclaredTable, frozen=True):
     def reads(self) -> dict[str, Reads]:
         is_column = columns_of(self.template) == (self.template,)
         found = {"text": Reads(columns_of(self.template), "text" if is_column else "value")}
-        return found | ({"id": Reads((self.id,), "value")} if self.id else {})
+        found |= {"id": Reads((self.id,), "value")} if self.id else {}
+        return found | ({"score": Reads((self.score,), "number")} if self.score else {})
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest score of the rows that are read."""
+        low, high = self.min_score, self.max_score
+        return -math.inf if low is None else low, math.inf if high is None else high
+
+    def chosen_rows(self, table: Table, where: str) -> np.ndarray | None:
+        """The numbers of the rows whose score is within bounds (int64), or None where all rows are read."""
+        if not self.score or self.bounds == (-math.inf, math.inf):
+            return None
+        low, high = self.bounds
+        chosen = array("q")
+        for number, row in enumerate(table.rows(columns=(self.score,))):
+            if (value := row.get(self.score)) in (None, ""):
+                continue
+            score = as_number(value)
+            if score is None:
+                raise UserError(
+                    f"{where}.score: {table.place(number)}: column {self.score!r} holds {value!r:.60}, where a number is "
+                    "needed; correct the row"
+                )
+            if low <= score <= high:
+                chosen.append(number)
+        return np.array(chosen, np.int64)
+
+    def shares_rows(self, other: TextTable) -> bool:
+        """Whether both may read the same row of the same file."""
+        if self.path is None or other.path is None or not {*files_matching(self.path)} & {*files_matching(other.path)}:
+            return False
+        (low, high), (other_low, other_high) = self.bounds, other.bounds
+        return self.score != other.score or max(low, other_low) <= min(high, other_high)
 
 
 def declared_in(settings: Any, key: str = "") -> Iterator[tuple[str, DeclaredTable]]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
+
+import numpy as np
 
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.hub import upstream_rows
@@ -39,7 +41,7 @@ class Documents:
 
     name: str
     table: Table
-    spans: tuple[Sequence[int], ...]
+    spans: tuple[range | np.ndarray, ...]
     """The rows of the table that are read, for each part, in rising order."""
     text: str
     """The column of texts, or a template."""
@@ -50,20 +52,7 @@ class Documents:
     def open(cls, name: str, root: Path, parts: tuple[str, ...] = (), limit: int | None = None) -> Documents:
         """At most `limit` documents; raises UserError naming the file that is missing or damaged."""
         stems = dataset(name).stems(root, parts)
-        return cls._of_parts(name, [Table.open(stem) for stem in stems], stems, dataset(name).text, "id", limit)
-
-    @classmethod
-    def of(cls, name: str, declared: TextTable, root: Path, limit: int | None = None) -> Documents:
-        """At most `limit` documents of a declared table, which the study calls `name`."""
-        if declared.dataset is not None:
-            return cls.open(declared.dataset, root, declared.parts, limit)
-        table, where = declared.open(root, f"sources.{name}"), declared.stems(root) or [Path()]
-        return cls._of_parts(name, [table], where, declared.text, declared.id or "id", limit)
-
-    @classmethod
-    def _of_parts(
-        cls, name: str, tables: list[Table], stems: list[Path], text: str, id_column: str, limit: int | None
-    ) -> Documents:
+        tables = [Table.open(stem) for stem in stems]
         sizes = [len(table) for table in tables]
         starts = accumulate(sizes, initial=0)
         # Parts that were fetched only up to some row count as what the hub has of them.
@@ -72,8 +61,19 @@ class Documents:
         whole = Table(
             tuple(file for table in tables for file in table.files), tuple(n for table in tables for n in table.counts)
         )
-        spans = tuple(range(start, start + count) for start, count in zip(starts, taken))
-        return cls(name, whole, spans, text, id_column)
+        spans = tuple(range(start, start + size) for start, size in zip(starts, taken))
+        return cls(name, whole, spans, dataset(name).text)
+
+    @classmethod
+    def of(cls, name: str, declared: TextTable, root: Path, limit: int | None = None) -> Documents:
+        """At most `limit` documents of a declared table, which the study calls `name`."""
+        if declared.dataset is not None:
+            return cls.open(declared.dataset, root, declared.parts, limit)
+        where = f"sources.{name}"
+        table = declared.open(root, where)
+        chosen = declared.chosen_rows(table, where)
+        rows = range(len(table)) if chosen is None else chosen
+        return cls(name, table, (rows[:limit],), declared.text, declared.id or "id")
 
     def __len__(self) -> int:
         return sum(map(len, self.spans))
@@ -97,9 +97,14 @@ class Documents:
         stop = len(self) if stop is None else min(stop, len(self))
         first = 0
         for span in self.spans:
-            rows = span[max(0, start - first) : max(0, stop - first)]
-            numbers = range(first + span.index(rows[0]), stop) if rows else range(0)
-            for number, row, values in zip(numbers, rows, self.table.rows(rows.start, rows.stop, self._columns)):
+            skipped = max(0, start - first)
+            part = span[skipped : max(0, stop - first)]
+            if isinstance(part, range):
+                rows, read = list(part), self.table.rows(part.start, part.stop, self._columns)
+            else:
+                rows = part.tolist()
+                read = self.table.select(rows, self._columns)
+            for number, row, values in zip(count(first + skipped), rows, read):
                 yield self._document(number, row, values)
             first += len(span)
 
@@ -113,7 +118,7 @@ class Documents:
         """The rows of the table that hold the documents of `numbers`."""
         firsts = list(accumulate((len(span) for span in self.spans), initial=0))
         places = [(bisect_right(firsts, number) - 1, number) for number in numbers]
-        return [self.spans[part][number - firsts[part]] for part, number in places]
+        return [int(self.spans[part][number - firsts[part]]) for part, number in places]
 
     def _document(self, number: int, place: int, row: Row) -> Document:
         """The document of a `row` that is at `place` in the table."""

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 from tokenizers import Encoding, Tokenizer
 
-TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+from curricula.curriculum.sources.conversations import TEXT
+
+TURN_START, TURN_END, EOS = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -27,6 +29,9 @@ def render_chat(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
     segments: list[tuple[str, bool]] = []
     context = ""
     for message in messages:
+        if message["role"] == TEXT:
+            segments.append((message["content"] + EOS, True))
+            continue
         opening = f"{context}{TURN_START}{message['role']}\n"
         closing = f"{message['content']}{TURN_END}\n"
         if message["role"] == "assistant":
@@ -101,9 +106,15 @@ class ChatEncoder:
     def _encode_quoting(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
         ids: list[int] = []
         flags: list[bool] = []
-        start, end = (self._tokenizer.token_to_id(mark) for mark in (TURN_START, TURN_END))
-        assert start is not None and end is not None  # `load_tokenizer` has checked it
+        marks = (TURN_START, TURN_END, EOS)
+        start, end, text_end = (self._tokenizer.token_to_id(mark) for mark in marks)
+        assert start is not None and end is not None and text_end is not None  # `load_tokenizer` has checked it
         for message in messages:
+            if message["role"] == TEXT:
+                text = [*self._plain.encode(message["content"]).ids, text_end]
+                ids += text
+                flags += [True] * len(text)
+                continue
             said = message["role"] == "assistant"
             opening = f"{message['role']}\n"
             turn = self._plain.encode(opening + message["content"])

@@ -38,6 +38,8 @@ from curricula.progress import Progress, silent
 BATCH_CHARACTERS = 1 << 20
 """Texts are encoded together up to this length: enough work for every core, little memory."""
 LARGEST_VOCABULARY = 2**16
+READ_AS = ("text", "id", "score", "min_score", "max_score")
+"""Keys of a source of one's own that decide which texts its rows are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> d
     return {
         "source": work.name,
         "dataset": work.source.dataset,
-        **({} if work.source.dataset else {"text": work.source.text, "id": work.source.id}),
+        **({} if work.source.dataset else {key: getattr(work.source, key) for key in READ_AS}),
         "parts": list(work.source.parts),
         "source_documents": len(documents),
         **({"documents_of_parts": documents.counts} if several else {}),

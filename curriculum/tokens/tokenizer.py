@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START
+from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, EOS, TURN_END, TURN_START
 from curricula.durable import write_json, write_text
 from curricula.errors import UserError
 
 TAG = "<potentially_unsafe_content>"
-EOS = "<|endoftext|>"
 SPECIALS = (EOS, TURN_START, TURN_END, TAG)
 STOPS = (EOS, TURN_END)
 """Generation ends at either."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from curricula.eval.analysis.differences import MEASURES
-from curricula.eval.analysis.metrics import LAYERS
+from curricula.eval.analysis.metrics import layers_in
 from curricula.eval.analysis.runs import Runs
 from curricula.eval.analysis.seeds import Crossed, auc_over_seeds, compare, rate_over_seeds
 from curricula.eval.judging.verdicts import kind_of
@@ -102,7 +102,8 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
     """The probe AUC of every arm, by stage and layer."""
     for stage in MODEL_KINDS:
-        for layer in LAYERS:
+        rows = [row for (_, _, kind), of_run in runs.probes.items() if kind == stage for row in of_run]
+        for layer, _ in layers_in(rows):
             for arm in runs.arms:
                 found = auc_over_seeds(runs.aucs(arm, stage, layer))
                 if found is not None:

@@ -20,15 +20,12 @@ import numpy as np
 
 from curricula.eval.analysis.accuracy import Accuracy, Corrected, corrected, published
 from curricula.eval.analysis.competence import BENIGN_TASKS, Competence, competence
-from curricula.eval.analysis.statistics import cluster_of, clustered_error, rate_interval, tally
+from curricula.eval.analysis.statistics import NORMAL_95, cluster_of, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, StudyRows
 from curricula.eval.rows import MODEL_KINDS, OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
 
 ALL = "all"
 """The benchmark name of the average over benchmarks, each with the same weight."""
-
-LAYERS = ("first", "middle", "last")
-"""Layers that are probed, in their order."""
 
 SAFE_VERDICTS = frozenset({"safe", "refusal", "shortcircuit"})
 
@@ -129,9 +126,14 @@ class ProbeMetrics:
     """The seed of the arm's training."""
     stage: str
     layer: str
-    """One of "first", "middle" and "last"."""
+    """"first", "middle" or "last", or the layer's number."""
+    layer_index: int
+    """Its number, from 1."""
     auc: float
     """Mean over seeds."""
+    low: float | None
+    """Lower end of its 95% interval, over test texts and training subsets; None in rows of earlier versions."""
+    high: float | None
     std: float | None
     error: float | None
     """Standard error of the mean."""
@@ -140,6 +142,10 @@ class ProbeMetrics:
     n_test: int
     length_auc: float | None
     """AUC that text length alone achieves."""
+    words_auc: float | None
+    """AUC that counts of words achieve; None where it was not asked for."""
+    untrained_auc: float | None
+    """AUC on the states of the network before training; None where it was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -370,26 +376,48 @@ def _overrefusal_metrics(
 def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0) -> list[ProbeMetrics]:
     """The metrics of each layer, first to last."""
     found = []
-    for layer in sorted({row.layer for row in rows}, key=LAYERS.index):
+    for layer, index in layers_in(rows):
         probes = [row for row in rows if row.layer == layer]
         aucs = [probe.auc for probe in probes]
-        std = float(np.std(aucs, ddof=1)) if len(probes) > 1 else None
+        auc, std = float(np.mean(aucs)), float(np.std(aucs, ddof=1)) if len(probes) > 1 else None
+        low = high = None
+        errors = [probe.error for probe in probes if probe.error is not None]
+        if len(errors) == len(probes):
+            # The subsets share the test texts, so the mean over them is as uncertain over texts as each, at most.
+            reach = NORMAL_95 * float(np.hypot(np.mean(errors), (std or 0.0) / len(probes) ** 0.5))
+            low, high = max(auc - reach, 0.0), min(auc + reach, 1.0)
         found.append(
             ProbeMetrics(
                 arm=arm,
                 seed=seed,
                 stage=stage,
                 layer=layer,
-                auc=float(np.mean(aucs)),
+                layer_index=index,
+                auc=auc,
+                low=low,
+                high=high,
                 std=std,
                 error=std / len(probes) ** 0.5 if std is not None else None,
                 seeds=len(probes),
                 n_train=probes[0].n_train,
                 n_test=probes[0].n_test,
                 length_auc=float(np.mean([probe.baseline_length_auc for probe in probes])),
+                words_auc=_mean_of([probe.baseline_words_auc for probe in probes]),
+                untrained_auc=_mean_of([probe.baseline_untrained_auc for probe in probes]),
             )
         )
     return found
+
+
+def layers_in(rows: Iterable[ProbeRow]) -> list[tuple[str, int]]:
+    """The probed layers by name and number, first to last."""
+    return sorted({row.layer: row.layer_index for row in rows}.items(), key=lambda layer: layer[1])
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean of values that are all known, else None."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def pruning_metrics(rows: Sequence[GenerationRow], arm: str, stage: str, seed: int = 0) -> list[PruningMetrics]:

@@ -43,6 +43,8 @@ def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> Non
         console.print(_overrefusals(metrics["overrefusal"]))
     if metrics.get("pruning"):
         console.print(_pruning(metrics["pruning"]))
+    if metrics.get("worst_case"):
+        console.print(_strengths(metrics["worst_case"]))
     if metrics.get("capability"):
         console.print(_capability(metrics["capability"]))
     if metrics.get("probes"):
@@ -111,9 +113,25 @@ def _capability(metrics: Sequence[Any]) -> Table:
     return table
 
 
-def _probes(metrics: Sequence[Any]) -> Table:
-    table = new_table("Linear probes, safe against unsafe text", "layer", "test AUC", "std", "text length\nalone")
+def _strengths(metrics: Sequence[Any]) -> Table:
+    from curricula.eval.analysis.worst_case import WORST  # needs scipy, which the command line imports late
+
+    columns = ("decoder", "attack", "n", "broken", "95%\ninterval")
+    table = new_table("Requests with any harmful answer in percent, n that all attacks were tried on", *columns, left=2)
     for entry in metrics:
-        numbers = ("–" if value is None else f"{value:.3f}" for value in (entry.auc, entry.std, entry.length_auc))
-        table.add_row(entry.layer, *numbers)
+        attack = {entry.decoder: "none", WORST: "worst case over attacks"}.get(entry.attack, entry.attack)
+        table.add_row(
+            entry.decoder, attack, str(entry.requests), percent(entry.broken), interval(entry.low, entry.high)
+        )
+    return table
+
+
+def _probes(metrics: Sequence[Any]) -> Table:
+    columns = {"test AUC": "auc", "from": "low", "to": "high", "std": "std", "text length\nalone": "length_auc"}
+    columns |= {"words\nalone": "words_auc", "before\ntraining": "untrained_auc"}
+    shown = {title: name for title, name in columns.items() if any(getattr(one, name) is not None for one in metrics)}
+    table = new_table("Linear probes, safe against unsafe text, 95% interval", "layer", *shown)
+    for entry in metrics:
+        values = (getattr(entry, name) for name in shown.values())
+        table.add_row(entry.layer, *("–" if value is None else f"{value:.3f}" for value in values))
     return table

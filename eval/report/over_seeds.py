@@ -9,6 +9,7 @@ from statistics import fmean
 
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
 from curricula.eval.analysis.study_rows import ArmInfo
+from curricula.eval.analysis.worst_case import WORST, AttackStrength
 from curricula.eval.report.points import Shown
 from curricula.eval.report.wording import DECODERS, STAGES, arm_label
 
@@ -51,10 +52,29 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
         yield EstimateTable("Test AUC of linear probes", columns, rows)
 
 
+def strength_tables(strengths: Sequence[AttackStrength], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
+    """For each stage and decoder what every attack breaks, and the worst case over attacks."""
+    for stage, decoder in dict.fromkeys((found.stage, found.decoder) for found in strengths):
+        cells = {
+            (found.arm, found.attack): EstimateCell(*_percent(found.broken, found), f"{found.requests} requests")
+            for found in strengths
+            if (found.stage, found.decoder) == (stage, decoder)
+        }
+        attacks = [name for name in (*DECODERS, WORST) if any(name == attack for _, attack in cells)]
+        columns = ["worst case over attacks" if name == WORST else DECODERS[name] for name in attacks]
+        rows = [(arm_label(arm), [cells.get((arm.name, name)) for name in attacks]) for arm in arms]
+        yield EstimateTable(f"{STAGES[stage].capitalize()}, {DECODERS[decoder]}", columns, rows)
+
+
 def _rate(found: ArmEstimate) -> EstimateCell:
     runs = ", ".join(f"{float(value) * 100:.1f}" for value in _values(found.runs))
+    return EstimateCell(*_percent(found.rate, found), runs)
+
+
+def _percent(rate: float, found: ArmEstimate | AttackStrength) -> tuple[str, str]:
+    """A rate and its interval in words."""
     alone = ", prompts alone" if found.spread is None else ""
-    return EstimateCell(f"{found.rate * 100:.1f}", f"{found.low * 100:.1f} to {found.high * 100:.1f}{alone}", runs)
+    return f"{rate * 100:.1f}", f"{found.low * 100:.1f} to {found.high * 100:.1f}{alone}"
 
 
 def _auc(found: ProbeEstimate) -> EstimateCell:

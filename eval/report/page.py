@@ -26,13 +26,16 @@ from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.differences import arm_differences
 from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
+from curricula.eval.analysis.representations import representations
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
+from curricula.eval.analysis.worst_case import attack_strengths
 from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
 from curricula.eval.report.figures import FIGURES, draw_figures
-from curricula.eval.report.over_seeds import estimate_tables, variance_rows
+from curricula.eval.report.over_seeds import estimate_tables, strength_tables, variance_rows
 from curricula.eval.report.points import Shown
+from curricula.eval.report.representations import draw_layers, representation_tables
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_tables
 from curricula.eval.report.verdict import basis, verdict
 from curricula.eval.report.wording import (
@@ -64,6 +67,8 @@ def write_report(
     `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
     "tasks", the planned tasks of each stage, from which the page knows what is still missing; and "changed", how benchmarks
     differ from the published ones; "bits_per_byte", the losses of base models on held-out text.
+    "tasks", the planned tasks of each stage, from which the page knows what is still missing; "changed", how benchmarks
+    differ from the published ones; and "contamination", how many prompts of each occur in the training text.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
@@ -83,7 +88,10 @@ def write_report(
     pictures = draw_figures(shown, out / "figures")
     progress(len(arms) + 3, steps)
     costs = draw_capability(shown, capability, out / "figures")
+    layers = draw_layers(shown, out / "figures")
+    strengths, alike = list(attack_strengths(runs)), list(representations(run, rows))
     over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
+    over_seeds |= {"worst-case": strengths, "representations": alike}
     over_seeds |= {"capability": study_capability(rows), "capability-estimates": capability}
     over_seeds |= {"bits-per-byte": bits, "bits-estimates": bits_over_seeds}
     write_tables(out, metrics, claim_tests, differences, over_seeds, arms)
@@ -111,9 +119,15 @@ def write_report(
         incoherent=[entry for entry in metrics.attacks if entry.incoherent],
         labels=labels,
         attack_tables=list(attack_tables(metrics, arms)),
+        strength_tables=list(strength_tables(strengths, runs.arms)),
         overrefusal_tables=list(overrefusal_tables(metrics, arms)),
         categories=CATEGORIES,
         probes=metrics.probes,
+        baselines=[
+            name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)
+        ],
+        layers_figure=(embedded(layers[0]), layers[1]) if layers else None,
+        representation_tables=list(representation_tables(alike, runs.arms)),
         capability_figure=(embedded(costs[0]), costs[1]) if costs else None,
         capability_tables=list(capability_tables(runs.arms, capability)),
         bits_table=bits_table(runs.arms, bits_over_seeds),
@@ -122,6 +136,7 @@ def write_report(
         not_evaluated=not_evaluated(rows, study.get("tasks", {})),
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
+        contamination={row["benchmark"]: row for row in study.get("contamination") or ()},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
         caveats=" ".join(
             [

@@ -1,10 +1,14 @@
-"""The verbs `curricula data world`, `tokenize` and `inspect`: make a fictional world or a study's shards, and show a shard."""
+"""The verbs `curricula data world`, `tokenize`, `check` and `inspect`: make a fictional world or a study's shards, show what a
+study reads, and show a shard."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import math
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from curricula.curriculum.config import Source
+from curricula.curriculum.sources.conversations import TuningSet
+from curricula.curriculum.sources.declared import TextTable
+from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.tokens.shards import MEND, Shard, read_manifest, source_shards
 from curricula.errors import UsageError, UserError
+from curricula.eval.benchmarks import Prompt, load_prompts
+from curricula.eval.contamination import PromptFinder, overlap_rows
+from curricula.eval.data_check import SHOWN_CHARACTERS, documents_of, shard_documents, table_facts, text_facts
 from curricula.jobs.cli.local import run_elements, run_root
+from curricula.jobs.downloads import look_at_tables, read_study, read_tables
 from curricula.jobs.graph import plan_study
-from curricula.jobs.study import load_study
-from curricula.terminal import json_text, printable
+from curricula.jobs.run import Run, tokenised, write_contamination
+from curricula.jobs.study import Study, load_study
+from curricula.terminal import count, json_text, one_line, printable
 
 PIECE = 1 << 24
 """Tokens held in memory at a time: a shard may be larger than memory."""
@@ -40,7 +53,7 @@ def world(args: argparse.Namespace) -> int:
 
 def tokenize(args: argparse.Namespace) -> int:
     """Run the study's jobs up to tokenising, as `submit` does, which then finds them done."""
-    study = load_study(args.study)
+    study = read_study(args.study)
     for name in args.source or ():
         if name not in study.sources:
             raise UsageError(f"--source {name}: the study has no such source; it has {', '.join(study.sources)}")
@@ -57,6 +70,125 @@ def tokenize(args: argparse.Namespace) -> int:
     run, _ = run_elements(run_root(study, args.run), plan, console, chosen, args.workers)
     print(f"Shards are in {run.shards}")
     return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Open everything that a study reads; the exit code is 1 if something is wrong or not there yet."""
+    study = load_study(args.study)
+    if args.documents is not None and args.documents < 1:
+        raise UsageError(f"--documents {args.documents}: give at least 1")
+    run = Run.open(args.run) if args.run else None
+    if run:
+        run.check(study)
+    with contextlib.ExitStack() as stack:
+        root = run.data_root if run else local_root()
+        if study.world and not run:  # made for the check alone
+            from curricula.curriculum.world.datasets import write_world
+
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_world(root, study.world)
+        facts = _checked(study, root, run, args.documents)
+    if run and facts["from_shards"] and args.documents is None and facts["overlap"]:
+        write_contamination(run, facts["overlap"])
+    if args.json:
+        print(json_text(facts))
+    else:
+        _print_check(facts, Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False))
+    return 1 if facts["problems"] else 0
+
+
+def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None) -> dict[str, Any]:
+    problems: list[str] = []
+    prompts: list[Prompt] = []
+    benchmarks: dict[str, dict[str, Any]] = {}
+    try:
+        look_at_tables(study, root)
+    except UserError as error:
+        problems.append(str(error))
+    for name in study.evaluation.used_benchmarks:
+        try:
+            if root is None and name not in study.evaluation.prompts:
+                raise UserError(f"benchmark {name}: {NOT_HERE}")
+            own = study.evaluation.prompts
+            found = load_prompts(name, root, own=own, accept_changed=study.evaluation.accept_changed)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        benchmarks[name] = {"prompts": len(found), "first": [prompt.text[:SHOWN_CHARACTERS] for prompt in found[:3]]}
+        prompts += found
+    finder = PromptFinder([prompt.text for prompt in prompts])
+    tables, overlaps = [], {}
+    shards = tokenised(run) if run else False
+    console = Console(stderr=True)
+    for key, table in read_tables(study).items():
+        with console.status(f"reading {key}"):
+            try:
+                if not table.is_here(root):
+                    raise UserError(f"{key}: {table.place}: {NOT_HERE}")
+                about, documents = table_facts(key, table, root or Path()), documents_of(key, table, root or Path())
+                if run and shards and isinstance(table, Source):
+                    documents = shard_documents(run.shards / key.removeprefix("sources."), run.tokenizer)
+                counts, overlap = text_facts(documents, finder, limit)
+            except UserError as error:
+                problems += [] if str(error) in problems else [str(error)]
+                continue
+            tables.append(about | counts)
+            if key.startswith(("sources.", "tuning_sets.")):  # other texts are not trained on
+                overlaps[key] = overlap
+            if not counts["documents"] and isinstance(table, (TextTable, TuningSet)):
+                problems.append(f"{key}: {table.place}: no row of it is read; correct its scores or labels")
+    rows = list(overlap_rows(overlaps, finder, [prompt.benchmark for prompt in prompts]))
+    return {
+        "study": study.name,
+        "from_shards": shards,
+        "limit": limit,
+        "tables": tables,
+        "benchmarks": benchmarks,
+        "overlap": rows,
+        "problems": problems,
+    }
+
+
+def _print_check(facts: dict[str, Any], console: Console) -> None:
+    for about in facts["tables"]:
+        size = f"{about['files']:,} files, {count(about['bytes'])}B, {about['rows']:,} rows"
+        console.print(f"\n{about['table']}: {printable(about['place'])}: {size}", style="bold", soft_wrap=True)
+        for row in about["first_rows"]:
+            shown = "  ".join(f"{name}={value!r}" for name, value in row.items())
+            console.print(f"  {one_line(shown, 240)}", soft_wrap=True)
+        odd = [f"{about[key]:,} {what}" for key, what in _COUNTED.items() if about[key]]
+        console.print(
+            f"  {about['documents']:,} documents, {count(about['characters'])} characters; {', '.join(odd) or _FINE}"
+        )
+    for name, found in facts["benchmarks"].items():
+        console.print(f"\nbenchmark {name}: {found['prompts']:,} prompts", style="bold")
+        for text in found["first"]:
+            console.print(f"  {one_line(text, 240)}", soft_wrap=True)
+    read = "the run's shards and tuning sets" if facts["from_shards"] else "the tables"
+    limited = f", the first {facts['limit']:,} documents of each" if facts["limit"] else ""
+    table = Table(title=f"Prompts that occur in {read}{limited}", title_justify="left")
+    for heading in ("benchmark", "text", "prompts", "too short", "13-gram", "near"):
+        table.add_column(heading, justify="left" if heading in ("benchmark", "text") else "right")
+    for row in facts["overlap"]:
+        if row["text"] == "all" or row["overlapping"] or row["near"]:
+            table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in row.values()))
+    console.print()
+    console.print(table)
+    for problem in facts["problems"]:
+        console.print(f"✗ {problem}", style="red", soft_wrap=True)
+
+
+_COUNTED = {
+    "empty": "empty",
+    "not_utf8": "not UTF-8",
+    "repeated_ids": "ids given before",
+    "exact_duplicates": "exact duplicates",
+    "near_duplicates": "near duplicates",
+}
+_FINE = "none of them empty or alike"
+NOT_HERE = (
+    "not here yet; fetch it with `curricula data fetch` and set CURRICULA_DATA, or give --run of a run that has it"
+)
 
 
 def inspect(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -87,6 +87,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar="T,...",
         help="also measure capability, by tasks of lm_eval such as arc_easy, or `quick` or `full`",
     )
+    parser.add_argument(
+        "--suffixes",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="the folder of rows of a model that attacks.suffixes_of names, whose GCG suffixes are tried on this one",
+    )
     parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
     parser.add_argument(
         "--accept-changed",
@@ -119,7 +126,7 @@ def evaluate(args: argparse.Namespace) -> int:
     path = Path(args.model)
     out = args.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
     console = Console(stderr=True, highlight=False)
-    _check(config, tasks, data, world, console)
+    _check(args, config, tasks, data, world, console)
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
         _generate(args, config, tasks, data, out, bars)
@@ -238,6 +245,20 @@ def _require_use(args: argparse.Namespace, benchmarks: list[str], benign: list[s
             raise UsageError(f"{option} {name}: is for {find(name).use}, and this is for {use}; choose from {fitting}")
 
 
+def _rows_of(args: argparse.Namespace) -> Callable[[str], Path]:
+    """The folder of rows of another model, by the name that the settings give it."""
+    folders = dict(pair.split("=", 1) for pair in args.suffixes if "=" in pair)
+
+    def folder(name: str) -> Path:
+        if name not in folders:
+            raise UsageError(
+                f"attacks.suffixes_of names {name}, and no --suffixes {name}=FOLDER says where its rows are"
+            )
+        return Path(folders[name])
+
+    return folder
+
+
 def _names(option: str, given: str) -> list[str]:
     names = [name.strip() for name in given.split(",")]
     if not all(names):
@@ -246,6 +267,7 @@ def _names(option: str, given: str) -> list[str]:
 
 
 def _check(
+    args: argparse.Namespace,
     config: EvalConfig,
     tasks: list[EvalTask],
     data: Path | None,
@@ -259,7 +281,7 @@ def _check(
     from curricula.eval.runner import task_prompts
 
     for task in tasks:
-        task_prompts(task, config, data)
+        task_prompts(task, config, data, _rows_of(args), args.kind == "base")
         if task.task.kind == "capability" and config.capability:
             check_task(task.benchmark, config.capability, config.prompts)
     kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
@@ -284,10 +306,18 @@ def _generate(
             "the prompt among them; give fewer"
         )
     for task in tasks:
-        check_lengths(loaded, task_prompts(task, config, data))
+        check_lengths(loaded, task_prompts(task, config, data, _rows_of(args), args.kind == "base"))
     for task in tasks:
         run_element(
-            task, loaded, args.kind, config, data_root=data, out=out, seed=args.seed, progress=bars.line(task.name)
+            task,
+            loaded,
+            args.kind,
+            config,
+            data_root=data,
+            out=out,
+            seed=args.seed,
+            rows_of=_rows_of(args),
+            progress=bars.line(task.name),
         )
 
 
@@ -319,7 +349,8 @@ def _judge(
 
 
 def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict[str, list[Any]]:
-    """Attack success and over-refusal under each task, on the benchmarks that this command names."""
+    """What each task measured on what this command names, and the worst case over attacks."""
+    from curricula.eval.analysis import ArmInfo
     from curricula.eval.analysis.capability import capability_metrics
     from curricula.eval.analysis.metrics import (
         attack_metrics,
@@ -328,6 +359,8 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
         pruning_metrics,
         row_id,
     )
+    from curricula.eval.analysis.runs import Runs
+    from curricula.eval.analysis.worst_case import attack_strengths
     from curricula.eval.judging.merge import merged_path
     from curricula.eval.judging.verdicts import kind_of, read_judged
     from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow, read_rows
@@ -336,7 +369,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     generated = [row for task in judged for row in read_rows(task.path(out), GenerationRow)]
     asked = {row.key for row in generated}
     metrics: dict[str, list[Any]] = {"attacks": [], "overrefusal": []}
-    name = Path(args.model).name
+    name, answers = Path(args.model).name, {}
     answered = [
         row for task in tasks if task.task.kind == "capability" for row in read_rows(task.path(out), CapabilityRow)
     ]
@@ -350,10 +383,12 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
         expected = set(map(row_id, rows))
         if kind_of(task) == "attack":
             metrics["attacks"] += attack_metrics(rows, name, args.kind, expected)
+            answers[name, args.seed, args.kind, task] = rows
         else:
             decoder = TASKS[task].decoders[0]
             metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, decoder, expected)
-    return metrics
+    strengths = list(attack_strengths(Runs((ArmInfo(name, 0.0, name),), answers)))
+    return metrics | ({"worst_case": strengths} if strengths else {})
 
 
 def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:

@@ -280,6 +280,21 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     tokenize.add_argument("--workers", type=int, help="shards at a time (default: the study's resources.workers)")
 
+    check = add_verb(
+        verbs,
+        "check",
+        "open everything that a study reads: first rows, counts, duplicates, prompts in the training text",
+        f"curricula data check {STUDY}",
+        f"curricula data check {STUDY} --run runs/demo",
+        call=Verb("data", "check"),
+        details="With --run the training text is that of the run's shards, if it has them, and the result goes to "
+        "contamination.csv in the run folder, from which the report shows it beside each benchmark.",
+    )
+    check.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    check.add_argument("--run", type=Path, help="read the data of this run folder")
+    check.add_argument("--documents", type=int, metavar="N", help="read only the first N documents of each table")
+    add_json_flag(check)
+
     inspect = add_verb(
         verbs,
         "inspect",

@@ -17,10 +17,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from curricula.curriculum.plan import Segment, intervention_share
-from curricula.curriculum.sources.registry import local_root
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here, run_root
 from curricula.jobs.cli.options import is_confirmed
+from curricula.jobs.downloads import read_study
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.growth import cut_branches
@@ -30,12 +30,12 @@ from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.environment import ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile, load_profile
 from curricula.jobs.slurm.script import check_root
-from curricula.jobs.study import Study, load_study
+from curricula.jobs.study import Study
 from curricula.terminal import json_text
 
 
 def plan(args: argparse.Namespace) -> int:
-    study = load_study(args.study)
+    study = read_study(args.study)
     planned, run = plan_study(study), Run(run_root(study, args.run))
     value = describe(planned, run.shards)
     if args.power:
@@ -57,12 +57,10 @@ def submit(args: argparse.Namespace) -> int:
         for option, given in (("--profile", args.profile), ("--dry-run", args.dry_run)):
             if given:
                 raise UsageError(f"{option} needs --cluster slurm; `curricula plan` shows what a study will do here")
-    study = load_study(args.study)
+    study = read_study(args.study)
     if args.cluster == "slurm" and args.profile is None:
         raise UsageError("--cluster slurm needs --profile; copy one of env/profiles/ and change its marked lines")
     profile = load_profile(args.profile) if args.profile else None
-    if not study.world:
-        local_root()  # refuse a wrong CURRICULA_DATA before anything starts
     plan, selection = plan_study(study, profile), Selection.from_args(args)
     chosen = select(plan, selection, with_needs=True)
     if profile is None:
@@ -179,7 +177,7 @@ def render(args: argparse.Namespace) -> int:
     from curricula.jobs.slurm.render import write_resubmit
     from curricula.jobs.slurm.submissions import submissions
 
-    study, profile = load_study(args.study), load_profile(args.profile)
+    study, profile = read_study(args.study), load_profile(args.profile)
     plan = plan_study(study, profile)
     root = check_root(args.run or profile.run_root(study.name))
     args.out.mkdir(parents=True, exist_ok=True)  # first: if it cannot be made, no run folder must remain

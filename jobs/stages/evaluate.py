@@ -25,6 +25,7 @@ class Evaluate(Stage):
             out=run.evaluation(arm.key, element.kind),
             seed=arm.replicate.seed,
             probe_seed=work.study.first_seed,
+            rows_of=lambda name: run.evaluation(work.study.training(name, element.seed).key, element.kind),
             progress=progress,
         )
 

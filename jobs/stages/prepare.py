@@ -11,9 +11,8 @@ from curricula.curriculum.sources.tables import table_exists
 from curricula.durable import write_json
 from curricula.errors import UserError
 from curricula.eval import MODEL_KINDS
-from curricula.eval.benchmarks import BENCHMARKS, load_prompts
+from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.local_tasks import check_task
-from curricula.eval.prompt_sets import own_prompts
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
@@ -75,6 +74,7 @@ def _check_data(run: Run) -> None:
     ]
     for where, table, rows in needed:
         table.open(run.data_root, where)
+        table.look(run.data_root, where)
         for stem in table.stems(run.data_root):
             require_whole(stem, rows)
     for kind in MODEL_KINDS:
@@ -97,7 +97,7 @@ def _make_tokenizer(run: Run) -> None:
     choice = run.study.tokenizer
     if choice.train:
         sources = {
-            (item.place, item.text, item.parts, item.documents): (name, item)
+            (item.place, item.text, item.parts, item.bounds, item.documents): (name, item)
             for name, item in run.study.sources.items()
         }
         read = (Documents.of(name, item, run.data_root, item.documents).read() for name, item in sources.values())

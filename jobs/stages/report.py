@@ -10,7 +10,7 @@ from curricula.errors import UserError
 from curricula.eval.benchmarks import difference
 from curricula.jobs.estimates import describe
 from curricula.jobs.plan import Plan
-from curricula.jobs.run import Run
+from curricula.jobs.run import Run, read_contamination
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
 from curricula.jobs.stages.pretrain import held_out
@@ -45,6 +45,7 @@ def report(run: Run, plan: Plan, progress: Progress = silent, out: Path | None =
         "tasks": tasks,
         "changed": _changed_benchmarks(run),
         "bits_per_byte": _held_out_losses(run),
+        "contamination": [row for row in read_contamination(run) if row["text"] == "all"],
     }
     return write_report(run.root, arms, described, out or run.report, progress)
 

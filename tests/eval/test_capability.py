@@ -24,11 +24,11 @@ from curricula.eval.analysis.capability import (
     pareto_front,
 )
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
+from curricula.eval.benchmarks import PromptSet
 from curricula.eval.capability.local_tasks import read_task, task_manager
 from curricula.eval.capability.settings import LISTS, PUBLISHED, Capability
 from curricula.eval.config import EvalConfig
 from curricula.eval.models import load_model
-from curricula.eval.prompt_sets import PromptSet
 from curricula.eval.rows import CapabilityRow, read_rows
 from curricula.eval.runner import run_element
 from curricula.eval.tasks import TASKS, EvalTask

@@ -10,7 +10,8 @@ from tiny_llama import save_tiny_llama
 from curricula.errors import UserError
 from curricula.eval.config import Probes
 from curricula.eval.models import load_model
-from curricula.eval.probes import LabelledTexts, balanced, last_token_states, layer_index, load_texts, run_probes
+from curricula.eval.probes.probing import last_token_states, layers_of, run_probes
+from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts
 
 
 @pytest.fixture(scope="module")
@@ -19,28 +20,37 @@ def loaded(tmp_path_factory):
 
 
 def test_the_middle_layer_of_24_is_the_13th():
-    assert [layer_index(layer, 24) for layer in ("first", "middle", "last")] == [1, 13, 24]
-    assert [layer_index(layer, 1) for layer in ("first", "middle", "last")] == [1, 1, 1]
+    assert layers_of(("first", "middle", "last"), 24) == [("first", 1), ("middle", 13), ("last", 24)]
+    assert layers_of(("first", "middle", "last"), 1) == [("first", 1), ("middle", 1), ("last", 1)]
+
+
+def test_layers_can_be_chosen_by_number_and_all_of_them_keep_the_three_names():
+    assert layers_of((3, "last"), 4) == [("3", 3), ("last", 4)]
+    assert layers_of(("all",), 5) == [("first", 1), ("2", 2), ("middle", 3), ("4", 4), ("last", 5)]
+    with pytest.raises(UserError, match="layers names layer 9, and the model has 4"):
+        layers_of((9,), 4)
 
 
 def test_states_are_those_of_the_last_token_whatever_else_is_in_the_batch(loaded, monkeypatch):
-    monkeypatch.setattr("curricula.eval.probes.BATCH_TEXTS", 3)
+    monkeypatch.setattr("curricula.eval.probes.probing.BATCH_TEXTS", 3)
     texts = ["bread rises", "a", "Write a short story about a lighthouse keeper", "the sea brings a letter"]
-    states, lengths = last_token_states(loaded, texts, [1, 4], Probes())
-    assert lengths.tolist() == [len(loaded.encode(text)) for text in texts]
+    batches = list(last_token_states(loaded, [loaded.encode(text) for text in texts], [1, 4]))
+    assert [len(places) for places, _ in batches] == [3, 1]
     for place, text in enumerate(texts):
         with torch.inference_mode():
             hidden = loaded.model(torch.tensor([loaded.encode(text)]), output_hidden_states=True).hidden_states
+        (states,) = (states[places.index(place)] for places, states in batches if place in places)
         for row, index in enumerate((1, 4)):
-            assert np.allclose(states[row, place], hidden[index][0, -1].numpy(), atol=1e-4)
+            assert np.allclose(states[row], hidden[index][0, -1].numpy(), atol=1e-4)
 
 
 def test_a_model_that_diverged_is_refused(tmp_path):
     diverged = load_model(save_tiny_llama(tmp_path), "base", "cpu")
     diverged.model.model.layers[1].mlp.down_proj.weight.fill_(torch.nan)
-    last_token_states(diverged, ["bread rises"], [1], Probes())
+    ids = diverged.encode("bread rises")
+    list(last_token_states(diverged, [ids], [1]))
     with pytest.raises(UserError, match=f"{tmp_path}: gives hidden states that are not numbers; did its training"):
-        last_token_states(diverged, ["bread rises"], [2], Probes())
+        list(last_token_states(diverged, [ids], [2]))
 
 
 def test_balanced_subsets_differ_by_seed_and_hold_both_classes_equally():
@@ -53,10 +63,10 @@ def test_balanced_subsets_differ_by_seed_and_hold_both_classes_equally():
         balanced(unsafe, 26, "train")
 
 
-def test_the_baseline_shows_labels_that_length_explains(loaded):
+def test_the_baseline_shows_labels_that_length_explains(loaded, tmp_path):
     unsafe = np.arange(80) % 2 == 1
     texts = LabelledTexts([("bread rises " * (12 if bad else 2)) + str(i) for i, bad in enumerate(unsafe)], unsafe)
-    results = run_probes(loaded, texts, texts, Probes(train_per_class=20, seeds=2), seed=0)
+    results, _ = run_probes(loaded, texts, texts, Probes(train_per_class=20, seeds=2), 0, tmp_path)
     assert len(results) == 6
     assert all(result.baseline_length_auc == 1.0 for result in results)
 

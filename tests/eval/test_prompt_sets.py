@@ -13,9 +13,8 @@ from curricula.core_yaml import load_yaml
 from curricula.curriculum.sources.declared import anchor
 from curricula.errors import UserError
 from curricula.eval.analysis.metrics import overrefusal_metrics
-from curricula.eval.benchmarks import BENCHMARKS, load_prompts
+from curricula.eval.benchmarks import BENCHMARKS, PromptSet, load_prompts, own_prompts
 from curricula.eval.config import FULL, EvalConfig
-from curricula.eval.prompt_sets import PromptSet, own_prompts
 from curricula.eval.rows import JudgedRow
 from curricula.eval.runner import task_prompts
 from curricula.eval.tasks import TASKS, EvalTask

@@ -1,9 +1,12 @@
 """The plan of the paper's study: its jobs, their elements and dependencies."""
 
+import msgspec
+import pytest
 from paths import STUDIES
 
+from curricula.errors import UsageError
 from curricula.jobs.graph import plan_study
-from curricula.jobs.study import load_study
+from curricula.jobs.study import load_study, parse_study
 
 
 def jobs_by_name():
@@ -75,3 +78,48 @@ def test_an_evaluation_is_an_element_for_each_part_and_one_that_merges_each_mode
     assert [(edge.job, edge.kind) for edge in merge.needs] == [(f"evaluate-{kind}-20", "afterany") for kind in kinds]
     merges = {(name, "afterany") for name, job in jobs.items() if name.startswith("merge")}
     assert {(edge.job, edge.kind) for edge in jobs["report"].needs} == merges
+
+
+def test_suffixes_are_tried_on_every_arm_once_their_own_arms_have_found_them():
+    raw = msgspec.to_builtins(load_study(STUDIES / "paper.yaml"))
+    raw["evaluation"]["attacks"]["suffixes_of"] = ["data-0", "full-20"]
+    raw["evaluation"]["tasks"]["instruct"] = ["gcg", "attacks-topk", "transfer-topk"]
+    plan = plan_study(parse_study(raw, "here"))
+    seen = set()
+    for job in plan.jobs:
+        assert {edge.job for edge in job.needs} <= seen, job.name
+        seen.add(job.name)
+    job = plan.by_name["evaluate-instruct-transfer-60"]
+    assert [element.label for element in job.elements] == [
+        f"{arm}-60/transfer-topk/{source}" for arm in ("data", "full") for source in ("data-0", "full-20")
+    ]
+    kinds = {edge.job: edge.kind for edge in job.needs}
+    assert kinds["instruct-60"] == "afterok"
+    assert kinds["evaluate-instruct-0"] == kinds["evaluate-instruct-20"] == "afterany"
+    assert "evaluate-instruct-60" not in kinds
+    needed = [
+        need for need, _ in plan.needs[job.name, "full-60/transfer-topk/data-0"] if need[0].startswith("evaluate")
+    ]
+    assert needed == [("evaluate-instruct-0", f"data-0/gcg/jailbreakbench.{shard}-of-4") for shard in range(4)]
+    assert {edge.job for edge in plan.by_name["merge-60"].needs} == {
+        *(f"evaluate-{part}-60" for part in ("base", "instruct", "benign", "instruct-transfer"))
+    }
+    assert [element.label for element in plan.by_name["merge-60"].elements][2:4] == [
+        "data-60/instruct",
+        "full-60/instruct",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arms, tasks, words",
+    [
+        (["data-7"], ["gcg", "transfer-topk"], "suffixes_of names arm 'data-7'; choose from data-0, "),
+        (["data-0"], ["transfer-topk"], "tasks.instruct names transfer without gcg, which finds the suffixes; add gcg"),
+    ],
+)
+def test_suffixes_that_no_arm_finds_are_refused(arms, tasks, words):
+    raw = msgspec.to_builtins(load_study(STUDIES / "paper.yaml"))
+    raw["evaluation"]["attacks"]["suffixes_of"] = arms
+    raw["evaluation"]["tasks"]["instruct"] = tasks
+    with pytest.raises(UsageError, match=words):
+        parse_study(raw, "here")

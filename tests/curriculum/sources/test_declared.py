@@ -2,7 +2,11 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from curricula.curriculum.config import Source
 from curricula.curriculum.sources.conversations import TuningSet, read_conversations
@@ -68,7 +72,12 @@ def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, sai
         ({"hub": "../etc"}, "hub '../etc' is no name on the hub"),
         ({"hub": "org/name", "config": "../x"}, "config '../x' must be a plain name"),
         ({"dataset": "gsm8k", "text": "question"}, "text is 'question', but a known dataset has its own"),
-        ({"path": "x", "parts": ("a",)}, "part 'a' is not in x, which is no known dataset"),
+        ({"path": "x", "parts": ("a",)}, "part 'a' is not in x; it has no parts"),
+        (
+            {"path": "x", "min_score": 3.0},
+            "min_score is 3.0, which needs a finite number and a column of scores in `score`",
+        ),
+        ({"path": "x", "score": "s", "min_score": 3.0, "max_score": 2.0}, "min_score 3.0 is above max_score 2.0"),
         ({"path": "x", "text": "{}"}, "text '{}' names no column"),
     ],
 )
@@ -102,3 +111,34 @@ def test_labels_tell_refusals_and_harmful_answers_apart(tmp_path):
         "all": [("Sorry.", False), ("Sure!", False), ("Hello.", False)],
         "bad": [("Sure!", False)],
     }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), st.integers(0, 5), st.just("2.5")), max_size=30),
+    st.sampled_from(["jsonl", "parquet"]),
+    st.data(),
+)
+def test_rows_with_a_score_within_bounds_are_numbered_as_if_there_were_no_others(
+    tmp_path_factory, scores, suffix, data
+):
+    folder = tmp_path_factory.mktemp("scored")
+    rows = [{"text": f"t{number}", "safety": score} for number, score in enumerate(scores)]
+    if suffix == "parquet":
+        rows = [{**row, "safety": None if row["safety"] is None else float(row["safety"])} for row in rows]
+        pq.write_table(
+            pa.Table.from_pylist(rows, pa.schema([("text", "string"), ("safety", "double")])), folder / "a.parquet"
+        )
+    else:
+        write_rows(folder / "a.jsonl", *rows)
+    low, high = sorted(data.draw(st.tuples(st.integers(0, 5), st.integers(0, 5))))
+    limit = data.draw(st.one_of(st.none(), st.integers(1, 9)))
+    source = Source(path=str(folder / f"a.{suffix}"), score="safety", min_score=low, max_score=high)
+    documents = Documents.of("mine", source, folder, limit)
+    kept = [row["text"] for row in rows if row["safety"] is not None and low <= float(row["safety"]) <= high][:limit]
+    assert len(documents) == len(kept)
+    start = data.draw(st.integers(0, len(kept)))
+    stop = data.draw(st.integers(start, len(kept)))
+    assert [(item.number, item.text) for item in documents.read(start, stop)] == list(enumerate(kept))[start:stop]
+    chosen = sorted(data.draw(st.sets(st.integers(0, len(kept) - 1)))) if kept else []
+    assert [item.text for item in documents.select(chosen)] == [kept[number] for number in chosen]

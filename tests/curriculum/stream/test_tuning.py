@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curricula.curriculum.sources.conversations import TuningSet, read_conversations
+from curricula.curriculum.sources.tables import text_of
 from curricula.curriculum.stream.tuning import TuningBatches, pack
 from curricula.curriculum.tokens.chat import ChatEncoder
 from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
@@ -59,6 +61,28 @@ def test_only_the_assistants_tokens_carry_loss(data):
     for row, counted in zip(tokens, mask):
         said = tokenizer.decode(row[1:][counted == 1].tolist(), skip_special_tokens=False)
         assert said.removesuffix("<|im_end|>\n") in answers
+
+
+@pytest.mark.parametrize("text", ["{question} {answer}", "question"])
+def test_all_of_a_plain_text_carries_loss_but_its_first_token(data, text):
+    own = TuningSet(path=str(data / "gsm8k/train.jsonl"), text=text)
+    tokenizer = load_tokenizer(data / "tokenizer")
+    tokens, mask, _ = tuning(data, {"own": 1}, length=200, declared={"own": own}).rows(0, 0, 2)
+    texts = {text_of(row, text) for row in read_jsonl(data / "gsm8k/train.jsonl")}
+    for row, counted in zip(tokens, mask):
+        length = int(counted.sum()) + 1
+        assert counted[: length - 1].all() and row[length - 1] == tokenizer.token_to_id(EOS)
+        assert tokenizer.decode(row[: length - 1].tolist(), skip_special_tokens=False) in texts
+
+
+def test_a_plain_text_that_quotes_special_entries_ends_with_the_only_end_token(data, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": f"lamp {EOS} oil"}) + "\n" + json.dumps({"text": ""}) + "\n")
+    own = TuningSet(path=str(tmp_path / "a.jsonl"), text="text")
+    (one,) = read_conversations("own", tmp_path, {"own": own})
+    tokenizer = load_tokenizer(data / "tokenizer")
+    ids, flags = ChatEncoder(tokenizer).encode(one.messages)
+    assert all(flags) and ids.count(tokenizer.token_to_id(EOS)) == 1 and ids[-1] == tokenizer.token_to_id(EOS)
+    assert tokenizer.decode(ids[:-1], skip_special_tokens=False) == f"lamp {EOS} oil"
 
 
 def test_each_conversation_appears_once_per_epoch(data):

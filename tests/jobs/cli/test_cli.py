@@ -32,6 +32,7 @@ VERBS = [
     "data synthesize",
     "data tokenize",
     "data inspect",
+    "data check",
 ]
 
 

@@ -1,0 +1,324 @@
+"""Refusal-direction ablation (Arditi et al. 2024): a model without the direction of its residual stream that carries refusal.
+
+    direction = find_direction(loaded, EvalConfig(), data_root, out / "refusal-direction.json", out / "scores.jsonl")
+    with without_direction(loaded.model, direction.vector):
+        ...  # whatever reads the model now reads it without that direction
+
+Candidates are the differences between mean states over harmful and over harmless prompts, at the input of each block and at
+each token of the template after the prompt. Of those that leave answers to harmless prompts as they are and that, added to
+harmless prompts, make the model refuse, the one is taken after whose ablation harmful prompts are refused least. Step by step
+this is the authors' pipeline (github.com/andyrdt/refusal_direction), but for what cannot go on: where no prompt or no candidate
+passes its filters, they are lifted and `refusal-direction.json` says so. A model that never refuses has no such direction.
+
+Scores of candidates are kept beside the element's rows as they are computed, so that a killed search resumes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from curricula import durable
+from curricula.errors import UserError
+from curricula.eval.attacks.settings import Ablation
+from curricula.eval.benchmarks import load_prompts
+from curricula.eval.config import EvalConfig
+from curricula.eval.models import MARK, LoadedModel
+from curricula.eval.rows import row_key
+from curricula.progress import Progress, silent
+from curricula.randomness import keyed_rng
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Version of the procedure, part of the direction's key."""
+BATCH_PROMPTS = 32
+ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe")
+"""Names that published models give to the two parts of a block that write to the residual stream."""
+Hook = Callable[..., Any]
+
+
+class Direction(msgspec.Struct, frozen=True, kw_only=True):
+    """The direction that was chosen, as `refusal-direction.json` holds it."""
+
+    key: str
+    """Hash of model, prompts and settings."""
+    position: int
+    """Token that it was found at, counted back from the end of the rendered prompt: -1 is the last."""
+    layer: int
+    """Block at whose input it was found, counted from 0."""
+    refusal: float
+    """Mean log-odds of a refusal on harmful prompts with the direction ablated."""
+    refusal_before: float
+    """The same without ablation."""
+    induced: float
+    """Mean log-odds of a refusal on harmless prompts with the direction added."""
+    divergence: float
+    """KL divergence in nats that ablation causes on harmless prompts."""
+    prompts_filtered: bool
+    """Whether the direction was found with harmful prompts that are refused and harmless ones that are not."""
+    thresholds_met: bool
+    """Whether the direction met all thresholds."""
+    vector: list[float]
+    """The difference of means, not normalised."""
+
+
+class Score(msgspec.Struct, frozen=True):
+    """One candidate, compared."""
+
+    key: str
+    position: int
+    layer: int
+    refusal: float
+    induced: float
+    divergence: float
+
+    def passes(self, settings: Ablation) -> bool:
+        return self.divergence <= settings.most_divergence and self.induced >= settings.least_induced
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Prompts as token ids."""
+
+    harmful: list[list[int]]
+    harmless: list[list[int]]
+
+
+def find_direction(
+    loaded: LoadedModel,
+    config: EvalConfig,
+    data_root: Path | None,
+    path: Path,
+    scores: Path,
+    progress: Progress = silent,
+) -> Direction:
+    """The direction of this model, read from `path` or found now. It is the same for every task and prompt.
+
+    `scores` is a file of this element's own: others may look for the same direction at the same time. Raises UserError where
+    there are too few prompts, or the model's blocks are built in an unknown way.
+    """
+    settings = config.attacks.ablation
+    texts = {name: _texts(config, data_root, name) for name in (settings.harmful, settings.harmless)}
+    key = row_key(
+        task="ablation",
+        version=VERSION,
+        model=loaded.content_hash,
+        kind=loaded.kind,
+        precision=loaded.precision,
+        settings=msgspec.to_builtins(settings),
+        texts=texts,
+    )
+    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+        found = msgspec.json.decode(path.read_bytes(), type=Direction)
+        if found.key == key:
+            return found
+    ids = [[loaded.prompt_ids(text) for text in texts[name]] for name in (settings.harmful, settings.harmless)]
+    train, validation = (
+        Sets(*(of[start:stop] for of in ids)) for start, stop in ((0, settings.train), (settings.train, None))
+    )
+    found = Search(loaded, settings, key).run(train, validation, scores, progress)
+    durable.write_text(path, msgspec.json.encode(found).decode())
+    return found
+
+
+def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
+    """Prompts of a benchmark to find the direction with, drawn by key: none that is attacked, nor a near-copy of one."""
+    settings, accepted = config.attacks.ablation, config.accept_changed
+    attacked = {
+        prompt.cluster
+        for benchmark in config.attacks.benchmarks
+        for prompt in load_prompts(benchmark, data_root, accept_changed=accepted, own=config.prompts)
+    }
+    found = load_prompts(name, data_root, accept_changed=accepted, own=config.prompts)
+    own = [one for one in found if one.cluster not in attacked]
+    count = settings.train + settings.validation
+    if len(own) < count:
+        raise UserError(
+            f"benchmark {name} has {len(own)} prompts that are not attacked themselves, and attacks.ablation asks for {count} "
+            "(train + validation); lower them or name a larger benchmark"
+        )
+    return [own[place].text for place in keyed_rng("ablation", name).permutation(len(own))[:count]]
+
+
+class Search:
+    """The search for one model's direction."""
+
+    def __init__(self, loaded: LoadedModel, settings: Ablation, key: str) -> None:
+        self.loaded, self.settings, self.key = loaded, settings, key
+        self.blocks = blocks_of(loaded.model)
+        self.refusals = sorted({loaded.encode(word)[0] for word in settings.refusal_words})
+        closing = [] if loaded.kind == "base" else loaded.encode(loaded.chat(MARK).split(MARK)[1])
+        self.positions = range(-max(1, len(closing)), 0)
+
+    def run(self, train: Sets, validation: Sets, path: Path, progress: Progress) -> Direction:
+        filtered = [self.filtered(one) for one in (train, validation)]
+        train, validation = (one for one, _ in filtered)
+        means = [self.mean_states(prompts) for prompts in (train.harmful, train.harmless)]
+        directions = means[0] - means[1]
+        before = self.scores(validation.harmful).mean().item()
+        usual = self.logits(validation.harmless)
+        layers = range(int(len(self.blocks) * (1 - self.settings.pruned_layers)))
+        # What all prompts share, such as the template's embeddings, has no difference of means but for rounding.
+        differ = directions.norm(dim=-1) > 1e-6 * means[1].norm(dim=-1)
+        places = [(position, layer) for position in self.positions for layer in layers if differ[position, layer]]
+        if not places:
+            raise UserError(
+                f"{self.loaded.name}: the states of its first {len(layers)} layers do not depend on the prompt; lower "
+                f"attacks.ablation.pruned_layers, which is {self.settings.pruned_layers:g}"
+            )
+        done = {(score.position, score.layer): score for score in self.read_scores(path)}
+        for number, (position, layer) in enumerate(places):
+            if (position, layer) not in done:
+                vector = directions[position, layer]
+                score = Score(self.key, position, layer, *self.compare(vector, layer, validation, usual))
+                durable.append_jsonl(path, [msgspec.to_builtins(score)])
+                done[position, layer] = score
+            progress(number + 1, len(places), candidates=len(places))
+        scores = [score for place in places if math.isfinite(sum(msgspec.structs.astuple(score := done[place])[3:]))]
+        if not scores:
+            raise UserError(f"{self.loaded.name}: no direction has scores that are numbers; did its training diverge?")
+        passing = [score for score in scores if score.passes(self.settings)]
+        best = min(passing or scores, key=lambda score: score.refusal)
+        is_filtered = all(kept for _, kept in filtered)
+        if not (passing and is_filtered):
+            log.warning("%s: found no clear direction of refusal; does the model refuse at all?", self.loaded.name)
+        return Direction(
+            **{name: getattr(best, name) for name in Score.__struct_fields__},
+            refusal_before=before,
+            prompts_filtered=is_filtered,
+            thresholds_met=bool(passing),
+            vector=directions[best.position, best.layer].tolist(),
+        )
+
+    def read_scores(self, path: Path) -> Iterator[Score]:
+        for row in durable.read_jsonl(path):
+            with contextlib.suppress(msgspec.ValidationError):
+                score = msgspec.convert(row, Score)
+                if score.key == self.key:
+                    yield score
+
+    def filtered(self, sets: Sets) -> tuple[Sets, bool]:
+        """The harmful prompts that are refused and the harmless ones that are not, and True; all and False if none is left."""
+        refused = [ids for ids, score in zip(sets.harmful, self.scores(sets.harmful).tolist()) if score > 0]
+        answered = [ids for ids, score in zip(sets.harmless, self.scores(sets.harmless).tolist()) if score < 0]
+        return (Sets(refused, answered), True) if refused and answered else (sets, False)
+
+    def compare(
+        self, vector: torch.Tensor, layer: int, validation: Sets, usual: torch.Tensor
+    ) -> tuple[float, float, float]:
+        """A candidate's log-odds of refusal when ablated and when added, and its divergence when ablated."""
+        with without_direction(self.loaded.model, vector.tolist()):
+            refusal = self.scores(validation.harmful).mean().item()
+            divergence = kl_divergence(usual, self.logits(validation.harmless)).mean().item()
+        with hooked([self.blocks[layer]], [], lambda states: states + vector.to(states)):
+            induced = self.scores(validation.harmless).mean().item()
+        return refusal, induced, divergence
+
+    @torch.inference_mode()
+    def mean_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Mean states at the input of each block, float64 [positions, blocks, hidden], the last position last."""
+        total = torch.zeros((), dtype=torch.float64)
+        for output, ends in self.read(prompts, output_hidden_states=True):
+            places = ends[:, None] + torch.tensor(self.positions, device=ends.device) + 1
+            rows = torch.arange(len(ends), device=ends.device)[:, None]
+            # hidden_states[i] is the input of block i, counted from 0; the last entry is the output of the last block.
+            states = torch.stack([hidden[rows, places] for hidden in output.hidden_states[:-1]], dim=2)
+            self.loaded.require_finite(states, "hidden states")
+            total = total + states.double().sum(0).cpu()
+        return total / len(prompts)
+
+    @torch.inference_mode()
+    def logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Logits of the first token of each answer, float64 [prompts, vocabulary]."""
+        found = []
+        for output, ends in self.read(prompts):
+            found.append(output.logits[torch.arange(len(ends), device=ends.device), ends].double())
+        return torch.cat(found)
+
+    def scores(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Log-odds that the answer to each prompt begins as a refusal, float64 [prompts]."""
+        refusing = self.logits(prompts).softmax(-1)[:, self.refusals].sum(-1)
+        return torch.log(refusing + 1e-8) - torch.log(1 - refusing + 1e-8)
+
+    def read(self, prompts: Sequence[Sequence[int]], **options: Any) -> Iterator[tuple[Any, torch.Tensor]]:
+        """The model's output for each batch of prompts, and the places of their last tokens in it."""
+        device = self.loaded.device
+        for start in range(0, len(prompts), BATCH_PROMPTS):
+            batch = prompts[start : start + BATCH_PROMPTS]
+            width = max(map(len, batch))
+            # Padding goes on the right, where the causal mask hides it from every real token.
+            tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in batch], device=device)
+            ends = torch.tensor([len(ids) - 1 for ids in batch], device=device)
+            yield self.loaded.model(input_ids=tokens, use_cache=False, **options), ends
+
+
+def kl_divergence(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """KL divergence in nats of each row of logits `after` from `before`, float64 [rows, vocabulary]."""
+    p, q = before.softmax(-1), after.softmax(-1)
+    return (p * (torch.log(p + 1e-6) - torch.log(q + 1e-6))).sum(-1)
+
+
+@contextlib.contextmanager
+def without_direction(model: Any, vector: Sequence[float]) -> Iterator[None]:
+    """While the block runs, nothing writes `vector` to the model's residual stream: not the embeddings, attention or MLPs."""
+    direction = torch.tensor(vector, dtype=torch.float64)
+    unit = (direction / (direction.norm() + 1e-8)).to(device=model.device, dtype=model.dtype)
+
+    def ablated(states: torch.Tensor) -> torch.Tensor:
+        return states - (states @ unit)[..., None] * unit
+
+    blocks = blocks_of(model)
+    with hooked(blocks, [part for block in blocks for part in parts_of(block)], ablated):
+        yield
+
+
+@contextlib.contextmanager
+def hooked(inputs: Sequence[Any], outputs: Sequence[Any], change: Hook) -> Iterator[None]:
+    """While the block runs, `change` is applied to the states that `inputs` read and that `outputs` give."""
+
+    def before(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if arguments:
+            return (change(arguments[0]), *arguments[1:]), named
+        return arguments, {**named, "hidden_states": change(named["hidden_states"])}
+
+    def after(_: Any, __: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in inputs]
+    handles += [module.register_forward_hook(after) for module in outputs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def blocks_of(model: Any) -> list[Any]:
+    """The model's blocks, first to last."""
+    count = model.config.num_hidden_layers
+    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
+    found = next((list(part) for part in lists if all(parts_of(block) for block in part)), None)
+    if found is None:
+        raise UserError(
+            f"{type(model).__name__}: its blocks have no parts called {' or '.join(ATTENTION)} and "
+            f"{' or '.join(FEED_FORWARD)}; leave the task ablation out for this model"
+        )
+    return found
+
+
+def parts_of(block: Any) -> list[Any]:
+    """The parts of a block that write to the residual stream; empty for a module that is no such block."""
+    found = [
+        [getattr(block, name) for name in names if hasattr(block, name)][:1] for names in (ATTENTION, FEED_FORWARD)
+    ]
+    return sum(found, []) if all(found) else []

@@ -1,0 +1,113 @@
+"""Attacks that others found: JailbreakBench's artifacts, and the suffixes that GCG found on another model.
+
+An artifact is a JSON file with a list `jailbreaks`, of which each entry has an `index`, a `goal`, a `category` and the `prompt`
+that was found (github.com/JailbreakBench/artifacts). Where a method found none, `prompt` is null and nothing is replayed. Files
+are data from elsewhere: what does not fit is an error that names file and entry, and texts are read as text alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from curricula.errors import UserError
+from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, text_of
+from curricula.eval.duplicates import cluster_of
+from curricula.eval.rows import SuffixRow, read_rows
+
+MOST_BYTES = 1 << 28
+"""Of an artifact file; the published ones have up to 1 MB."""
+
+
+class Jailbreak(msgspec.Struct, frozen=True):
+    """An entry of an artifact; its other fields are about the model it was found on."""
+
+    index: Annotated[int, msgspec.Meta(ge=0)]
+    goal: Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_PROMPT)]
+    prompt: Annotated[str, msgspec.Meta(max_length=LONGEST_PROMPT)] | None
+    category: str | None = None
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    jailbreaks: Annotated[list[Jailbreak], msgspec.Meta(min_length=1)]
+
+
+def artifact_prompts(name: str, path: Path) -> list[Prompt]:
+    """The prompts in an artifact file, or in the *.json files of a folder at any depth, as a benchmark called `name`.
+
+    JailbreakBench's folders also hold records of a submission, `attack-info.json` and the like, which are passed over. Raises
+    UserError for a file that is missing or not in the format, and where no prompt is left.
+    """
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*.json")) if file.name not in NOT_ARTIFACTS]
+        labelled = [(f"{file.relative_to(path).with_suffix('')}:", file) for file in files]
+    else:
+        labelled = [("", path)]
+    found = [prompt for label, file in labelled for prompt in _prompts(name, label, file)]
+    if not found:
+        raise UserError(f"{path}: holds no jailbreak prompt; evaluation.attacks.artifacts.{name} needs artifact files")
+    return found
+
+
+NOT_ARTIFACTS = ("attack-info.json", "evaluation.json", "submission.json")
+
+
+def _prompts(name: str, label: str, file: Path) -> Iterator[Prompt]:
+    seen = set()
+    for entry in _read(name, file).jailbreaks:
+        if entry.index in seen:
+            raise UserError(f"{file}: two jailbreaks have the index {entry.index}; remove one")
+        seen.add(entry.index)
+        if entry.prompt and entry.prompt.strip():
+            where = f"{file}: the jailbreak with index {entry.index}"
+            goal = text_of(entry.goal, "goal", where)
+            yield Prompt(
+                id=f"{label}{entry.index}",
+                benchmark=name,
+                text=text_of(entry.prompt, "prompt", where),
+                behavior=goal,
+                category=entry.category or "",
+                cluster=cluster_of(goal),
+            )
+
+
+def _read(name: str, file: Path) -> Artifact:
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; is it an artifact of JailbreakBench?")
+        return msgspec.json.decode(file.read_bytes(), type=Artifact)
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror}); correct evaluation.attacks.artifacts.{name}, or fetch the file from "
+            "github.com/JailbreakBench/artifacts"
+        ) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UserError(f"{file}: not in JailbreakBench's artifact format ({error}); fetch it again") from None
+
+
+def suffixed_prompts(source: str, folder: Path, prompts: Sequence[Prompt], raw: bool) -> list[Prompt]:
+    """`prompts` with the suffixes that GCG found on the model whose rows are in `folder`, as a benchmark called `source`.
+
+    Prompts without a suffix there are left out. Raises UserError where none is left. `raw`: whether the model reads bare text,
+    to which a suffix is joined without what ends the text, as GCG does.
+    """
+    rows = [row for path in sorted((folder / "gcg").glob("*.suffixes.jsonl")) for row in read_rows(path, SuffixRow)]
+    suffixes = {(row.benchmark, row.prompt_id): row.suffix for row in rows}
+    found = [
+        msgspec.structs.replace(
+            prompt,
+            benchmark=source,
+            text=(prompt.text.rstrip() if raw else prompt.text) + suffixes[prompt.benchmark, prompt.id],
+        )
+        for prompt in prompts
+        if (prompt.benchmark, prompt.id) in suffixes
+    ]
+    if not found:
+        raise UserError(
+            f"{folder}: holds no GCG suffix for the prompts of evaluation.gcg, which evaluation.attacks.suffixes_of asks for "
+            f"({source}); run the task gcg on that model first"
+        )
+    return found

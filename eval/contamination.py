@@ -1,0 +1,214 @@
+"""Contamination: which prompts occur in the text that models are trained on.
+
+A prompt *overlaps* with a text that holds one of its 13-grams of words, as in the decontamination of GPT-3 (Brown et al. 2020,
+appendix C), or the whole of it where it has 8 to 12 words. A prompt is *near* a text if at least 80% of its word 3-grams occur
+there within a stretch of twice its length. Shorter prompts occur by chance and are only counted. Words are runs of letters
+and digits, whatever their case.
+
+Both are exact and take one pass: hashes find the places of a text that may match, and these are compared word by word.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+GRAM_WORDS = 13
+LEAST_WORDS = 8
+"""Of a prompt that is looked for."""
+NEAR_WORDS = 3
+NEAR_SHARE = 0.8
+NEAR_STRETCH = 2
+_WORDS = re.compile(r"[^\W_]+")
+_FACTOR = 0x9E3779B97F4A7C15
+"""Odd, for polynomials of word numbers modulo 2**64."""
+
+Gram = tuple[int, ...]
+
+
+def words_of(text: str) -> list[str]:
+    return _WORDS.findall(text.lower())
+
+
+@dataclass
+class PromptFinder:
+    """Finds prompts in texts; prompts go by their numbers."""
+
+    prompts: Sequence[str]
+    short: set[int] = field(default_factory=set)
+    """Those with too few words to be looked for."""
+
+    def __post_init__(self) -> None:
+        split = [words_of(prompt) for prompt in self.prompts]
+        self._numbers = {word: number for number, word in enumerate(sorted({w for words in split for w in words}), 1)}
+        self._lengths = [len(words) for words in split]
+        self._holders: dict[int, dict[Gram, set[int]]] = defaultdict(lambda: defaultdict(set))
+        self._near: dict[Gram, set[int]] = defaultdict(set)
+        self._needed: dict[int, int] = {}
+        for prompt, words in enumerate(split):
+            if len(words) < LEAST_WORDS:
+                self.short.add(prompt)
+                continue
+            numbers = [self._numbers[word] for word in words]
+            for gram in _grams(numbers, min(GRAM_WORDS, len(words))):
+                self._holders[len(gram)][gram].add(prompt)
+            near = _grams(numbers, NEAR_WORDS)
+            for gram in near:
+                self._near[gram].add(prompt)
+            self._needed[prompt] = math.ceil(NEAR_SHARE * len(near))
+        grams = {NEAR_WORDS: self._near, **self._holders}
+        self._keys = {
+            length: np.sort(_hashes(np.array(list(grams[length]), np.uint64), length)[:, 0])
+            for length in sorted(grams)
+            if grams[length]
+        }
+
+    def find(self, text: str) -> tuple[set[int], set[int]]:
+        """The prompts that overlap with `text`, and those that are near it."""
+        words = words_of(text)
+        numbers = np.fromiter((self._numbers.get(word, 0) for word in words), np.uint64, len(words))
+        overlapping: set[int] = set()
+        seen: dict[int, list[tuple[int, Gram]]] = defaultdict(list)
+        found, hashed = numbers, 1  # the hashes of all runs of `hashed` words
+        for length, keys in self._keys.items():
+            if len(words) < length:
+                break
+            for place in range(hashed, length):
+                found = found[:-1] * np.uint64(_FACTOR) + numbers[place:]
+            hashed = length
+            places = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
+            for place in np.flatnonzero(keys[places] == found).tolist():
+                gram = tuple(numbers[place : place + length].tolist())
+                if length > NEAR_WORDS:
+                    overlapping |= self._holders[length].get(gram, set())
+                else:
+                    for prompt in self._near.get(gram, ()):
+                        seen[prompt].append((place, gram))
+        return overlapping, {prompt for prompt, places in seen.items() if self._is_near(prompt, places)}
+
+    def _is_near(self, prompt: int, places: list[tuple[int, Gram]]) -> bool:
+        """Whether enough different 3-grams lie within a stretch of `NEAR_STRETCH` times the prompt's length."""
+        needed, span = self._needed[prompt], NEAR_STRETCH * self._lengths[prompt]
+        if len(places) < needed:
+            return False
+        inside: Counter[Gram] = Counter()
+        first = 0
+        for place, gram in places:
+            inside[gram] += 1
+            while place + NEAR_WORDS - places[first][0] > span:
+                inside[places[first][1]] -= 1
+                inside += Counter()  # drops those that no longer occur
+                first += 1
+            if len(inside) >= needed:
+                return True
+        return False
+
+
+def _grams(numbers: Sequence[int], length: int) -> set[Gram]:
+    return {tuple(numbers[i : i + length]) for i in range(len(numbers) - length + 1)}
+
+
+def _hashes(numbers: np.ndarray, length: int) -> np.ndarray:
+    """A hash of every run of `length` numbers along the last axis (uint64 [..., n] -> [..., n - length + 1])."""
+    runs = numbers.shape[-1] - length + 1
+    found = np.zeros((*numbers.shape[:-1], runs), np.uint64)
+    for place in range(length):
+        found = found * np.uint64(_FACTOR) + numbers[..., place : place + runs]
+    return found
+
+
+SHINGLE_WORDS = 5
+BUCKETS, ROWS = 14, 8
+"""As datatrove has it by default: pairs with a similarity of 0.8 are found with a probability of 92%."""
+LEAST_SIMILARITY = 0.8
+_CHUNK = 4096
+
+
+class Duplicates:
+    """Counts exact and near duplicates among texts. Near ones share a bucket of MinHash signatures over their word 5-grams, and
+    80% of the whole signature: an estimate of their Jaccard similarity."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(0)
+        self._factors = random.integers(1, 2**63, BUCKETS * ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        self._offsets = random.integers(0, 2**63, BUCKETS * ROWS, dtype=np.uint64)
+        self._numbers: dict[str, int] = {}
+        self._seen: set[int] = set()
+        self._signatures: list[np.ndarray] = []
+        self.exact = 0
+        """Texts whose words another text had before."""
+
+    def add(self, text: str) -> None:
+        words = words_of(text)
+        numbers = np.fromiter((self._numbers.setdefault(word, len(self._numbers) + 1) for word in words), np.uint64)
+        shingles = np.unique(_hashes(numbers, min(SHINGLE_WORDS, max(1, len(words))))) if words else numbers
+        whole = hash(tuple(numbers.tolist()))
+        if whole in self._seen:
+            self.exact += 1
+            return
+        self._seen.add(whole)
+        least = np.full(BUCKETS * ROWS, 2**32 - 1, np.uint32)
+        for start in range(0, len(shingles), _CHUNK):
+            mixed = shingles[start : start + _CHUNK, None] * self._factors + self._offsets
+            least = np.minimum(least, (mixed >> np.uint64(32)).min(axis=0).astype(np.uint32))
+        self._signatures.append(least)
+
+    def near(self) -> int:
+        """Texts, other than exact duplicates, that are like another one: as many as must go so that no two are alike."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        if not self._signatures:
+            return 0
+        signatures = np.stack(self._signatures)
+        buckets = _hashes(signatures.reshape(-1, BUCKETS, ROWS).astype(np.uint64), ROWS)[..., 0]
+        pairs: list[np.ndarray] = []
+        for bucket in range(BUCKETS):
+            order = np.argsort(buckets[:, bucket], kind="stable")
+            same = np.flatnonzero(buckets[order[1:], bucket] == buckets[order[:-1], bucket])
+            here, there = order[same], order[same + 1]
+            alike = (signatures[here] == signatures[there]).mean(axis=1) >= LEAST_SIMILARITY
+            pairs.append(np.stack([here[alike], there[alike]]))
+        here, there = np.concatenate(pairs, axis=1)
+        graph = coo_matrix((np.ones(len(here)), (here, there)), shape=(len(signatures),) * 2)
+        groups, _ = connected_components(graph, directed=False)
+        return len(signatures) - int(groups)
+
+
+@dataclass
+class Overlap:
+    """The prompts of all benchmarks that occur in one body of text."""
+
+    overlapping: set[int] = field(default_factory=set)
+    near: set[int] = field(default_factory=set)
+
+    def add(self, finder: PromptFinder, text: str) -> None:
+        overlapping, near = finder.find(text)
+        self.overlapping |= overlapping
+        self.near |= near
+
+
+def overlap_rows(
+    overlaps: dict[str, Overlap], finder: PromptFinder, benchmark_of: Sequence[str]
+) -> Iterable[dict[str, str | int]]:
+    """For each benchmark and body of text, and for all bodies together ("all"), how many prompts occur there."""
+    every = Overlap()
+    for one in overlaps.values():
+        every.overlapping |= one.overlapping
+        every.near |= one.near
+    for benchmark in dict.fromkeys(benchmark_of):
+        own = {number for number, name in enumerate(benchmark_of) if name == benchmark}
+        for name, one in {"all": every, **overlaps}.items():
+            yield {
+                "benchmark": benchmark,
+                "text": name,
+                "prompts": len(own),
+                "too_short": len(own & finder.short),
+                "overlapping": len(own & one.overlapping),
+                "near": len(own & one.near),
+            }

@@ -1,0 +1,99 @@
+"""What a declared table holds, before a GPU-hour is spent on it: its first rows, counts, duplicates, and prompts within it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curricula.curriculum.sources.conversations import TuningSet
+from curricula.curriculum.sources.declared import DeclaredTable, TextTable
+from curricula.curriculum.sources.documents import Document, Documents
+from curricula.curriculum.tokens.shards import Shard, source_shards
+from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
+from curricula.eval.contamination import Duplicates, Overlap, PromptFinder
+
+SHOWN_ROWS = 3
+SHOWN_CHARACTERS = 300
+"""Of a value in a row that is shown."""
+_BATCH = 256
+
+
+def table_facts(key: str, table: DeclaredTable, root: Path) -> dict[str, Any]:
+    """The first rows and the sizes of a table. Raises UserError that names `key`, its key in the study, where it is wrong."""
+    _, rows = table.look(root, key)
+    whole = table.open(root, key)
+    return {
+        "table": key,
+        "place": table.place,
+        "files": len(whole.files),
+        "bytes": sum(file.stat().st_size for file in whole.files),
+        "rows": len(whole),
+        "first_rows": [{name: _shown(value) for name, value in row.items()} for row in rows[:SHOWN_ROWS]],
+    }
+
+
+def documents_of(key: str, table: DeclaredTable, root: Path) -> Iterator[Document]:
+    """The texts of a table as training reads them; nothing for a table of another use."""
+    if isinstance(table, TextTable):
+        yield from Documents.of(key.rpartition(".")[2], table, root).read()
+    elif isinstance(table, TuningSet):
+        for number, one in enumerate(table.conversations(root, key)):
+            text = "\n\n".join(message["content"] for message in one.messages)
+            yield Document(number, str(number), text, "" if text.strip() else "empty")
+
+
+def shard_documents(source: Path, tokenizer_folder: Path) -> Iterator[Document]:
+    """The training documents of a tokenised source, decoded, without tags and end tokens."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    marks, number = special_ids(tokenizer), 0
+    for prefix in source_shards(source):
+        shard = Shard.open(prefix)
+        ends = np.cumsum(shard.lengths)
+        for start in range(0, len(ends), _BATCH):
+            ids = [
+                [token for token in shard.tokens[end - length : end].tolist() if token not in marks]
+                for end, length in zip(ends[start : start + _BATCH], shard.lengths[start : start + _BATCH])
+            ]
+            for text in tokenizer.decode_batch(ids, skip_special_tokens=False):
+                yield Document(number, str(number), text)
+                number += 1
+
+
+def text_facts(
+    documents: Iterable[Document], finder: PromptFinder, limit: int | None
+) -> tuple[dict[str, Any], Overlap]:
+    """Counts over the documents, or the first `limit` of them, and the prompts that occur in them."""
+    duplicates, overlap = Duplicates(), Overlap()
+    ids: set[str] = set()
+    read = characters = empty = not_utf8 = repeated = 0
+    for document in islice(documents, limit):
+        read += 1
+        empty += document.odd == "empty"
+        not_utf8 += document.odd == "not_utf8"
+        repeated += document.id in ids
+        ids.add(document.id)
+        if not document.odd:
+            characters += len(document.text)
+            duplicates.add(document.text)
+            overlap.add(finder, document.text)
+    facts = {
+        "documents": read,
+        "characters": characters,
+        "empty": empty,
+        "not_utf8": not_utf8,
+        "repeated_ids": repeated,
+        "exact_duplicates": duplicates.exact,
+        "near_duplicates": duplicates.near(),
+    }
+    return facts, overlap
+
+
+def _shown(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"

@@ -1,0 +1,292 @@
+"""Linear probes: how well a logistic regression separates safe from unsafe text by the last token's hidden state.
+
+Section 4.3 and appendix B of the paper: 500 safe and 500 unsafe training texts, the full balanced test set, area under
+the ROC curve, five seeds. The paper leaves open, and we chose: hidden states are the blocks' outputs in the residual
+stream, except for the last layer, which is taken after the final norm, as the model itself reads it; no scaling; L2 with
+C = 1. The seed draws the balanced training subset. Each row also has the AUC of the same probe on the text's length
+alone: an AUC that length explains is no evidence of a representation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from curricula.errors import UserError
+from curricula.eval.models import LoadedModel
+from curricula.eval.probes.auc import auc_with_error
+from curricula.eval.probes.settings import Layer, Probes
+from curricula.eval.probes.store import FOLDER, Fitted, Store, read_fitted
+from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts
+from curricula.eval.rows import ProbeRow, append_rows, finished_batches, in_order, row_key
+from curricula.progress import Progress, silent
+from curricula.randomness import key_seed
+
+VERSION = 1
+"""Version of the procedure, part of every row's key."""
+KEYED = ("train_per_class", "seeds", "layers", "unsafe_score", "max_tokens")
+"""Settings that keys have always held. Others are part of a key where they differ from their defaults."""
+BATCH_TEXTS = 32
+"""Texts in one forward pass."""
+
+
+class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
+    layer: str
+    layer_index: int
+    seed: int
+    auc: float
+    error: float
+    n_train: int
+    n_test: int
+    baseline_length_auc: float
+    baseline_words_auc: float | None
+    baseline_untrained_auc: float | None
+
+
+def probe_rows(
+    loaded: LoadedModel, config: Probes, data_root: Path | None, path: Path, seed: int, progress: Progress
+) -> list[ProbeRow]:
+    """Fit and test all probes, unless `path` already holds their rows; they are written together."""
+    train, test = (load_texts(data_root, split, config) for split in ("train", "test"))
+    layers = layers_of(config.layers, loaded.layers)
+    texts = row_key(train=train.texts, test=test.texts, labels=[train.unsafe.tolist(), test.unsafe.tolist()])
+    usual = msgspec.to_builtins(Probes())
+    given = {
+        name: value for name, value in msgspec.to_builtins(config).items() if name in KEYED or value != usual[name]
+    }
+    # Keys still hold a setting that once limited the test set, so that rows of earlier runs stay valid.
+    settings = {**given, "test_per_class": None}
+    keys = [
+        row_key(
+            task="probes",
+            model=loaded.content_hash,
+            precision=loaded.precision,
+            texts=texts,
+            version=VERSION,
+            settings=settings,
+            seed=seed,
+            layer=layer,
+            draw=draw,
+        )
+        for draw in range(config.seeds)
+        for layer, _ in layers
+    ]
+    folder = path.with_name(FOLDER)
+    fitted, found = read_fitted(folder), finished_batches(path, ProbeRow, [keys])
+    if not found or fitted is None or fitted.key != row_key(probes=keys):
+        results, fitted = run_probes(loaded, train, test, config, seed, folder, progress)
+        dataclasses.replace(fitted, key=row_key(probes=keys)).write(folder)
+        if not found:
+            fields = zip(keys, map(msgspec.structs.asdict, results))
+            shared: dict[str, Any] = {"model": loaded.content_hash, "model_kind": loaded.kind}
+            append_rows(path, [ProbeRow(key=key, **shared, **result) for key, result in fields])
+    progress(len(keys), len(keys))
+    return in_order(path, ProbeRow, [keys])
+
+
+def layers_of(layers: Sequence[Layer], count: int) -> list[tuple[str, int]]:
+    """Name and number of each layer, of a model with `count`: blocks are counted from 1, the middle of 24 is the 13th."""
+    named = {"first": 1, "middle": min(count // 2 + 1, count), "last": count}
+    found: dict[str, int] = {}
+    for layer in layers:
+        if layer == "all":
+            others = [number for number in range(1, count + 1) if number not in named.values()]
+            found |= {**named, **{str(number): number for number in others}}
+        else:
+            found[str(layer)] = named.get(str(layer), layer if isinstance(layer, int) else count)
+    if wrong := [number for number in found.values() if number > count]:
+        raise UserError(f"evaluation.probes.layers names layer {wrong[0]}, and the model has {count}")
+    return sorted(found.items(), key=lambda layer: layer[1]) if "all" in layers else list(found.items())
+
+
+def run_probes(
+    loaded: LoadedModel,
+    train: LabelledTexts,
+    test: LabelledTexts,
+    config: Probes,
+    seed: int,
+    folder: Path,
+    progress: Progress = silent,
+) -> tuple[list[ProbeResult], Fitted]:
+    """Probes for all layers and seeds; the test set is drawn once and shared by all of them. States are kept in `folder`."""
+    layers = layers_of(config.layers, loaded.layers)
+    indices = [index for _, index in layers]
+    train_ids, test_ids = (encoded_texts(loaded, texts.texts, config) for texts in (train, test))
+    lengths = [np.array([len(ids) for ids in of], dtype=np.float32) for of in (train_ids, test_ids)]
+    match = lengths if config.match_length else (None, None)
+    held_out = balanced(test.unsafe, None, seed, "test", lengths=match[1])
+    subsets = [
+        balanced(train.unsafe, config.train_per_class, seed, "train", draw, lengths=match[0])
+        for draw in range(config.seeds)
+    ]
+    needed = np.unique(np.concatenate(subsets))
+    wanted = [test_ids[i] for i in held_out], [train_ids[i] for i in needed]
+    names = [list(map(text_id, texts)) for texts in wanted]
+    store = keep_states(loaded, wanted, indices, folder, progress)
+    before = keep_states(untrained(loaded, seed), wanted, indices, folder) if "untrained" in config.baselines else None
+    test_lengths, test_labels = lengths[1][held_out], test.unsafe[held_out]
+    by_length = [
+        fit(lengths[0][of, None], train.unsafe[of]).auc(test_lengths[:, None], test_labels)[0] for of in subsets
+    ]
+    by_words: list[float | None] = [None] * len(subsets)
+    if "words" in config.baselines:
+        tested = [test.texts[i] for i in held_out]
+        by_words = [words_auc([train.texts[i] for i in of], train.unsafe[of], tested, test_labels) for of in subsets]
+    unsafe = train.unsafe[needed]
+    found: list[list[ProbeResult]] = [[] for _ in subsets]
+    weights, biases, directions = [], [], []
+    for place, (layer, index) in enumerate(layers):
+        test_states, states = (store.read(of, place) for of in names)
+        probes = fit_all(states, needed, subsets, train.unsafe)
+        fresh = fit_all(before.read(names[1], place), needed, subsets, train.unsafe) if before else []
+        directions.append(states[unsafe].mean(0, dtype=np.float64) - states[~unsafe].mean(0, dtype=np.float64))
+        weights.append([probe.weights for probe in probes])
+        biases.append([probe.bias for probe in probes])
+        for draw, (subset, probe) in enumerate(zip(subsets, probes)):
+            auc, error = probe.auc(test_states, test_labels)
+            before_auc = fresh[draw].auc(before.read(names[0], place), test_labels)[0] if before else None
+            found[draw].append(
+                ProbeResult(
+                    layer=layer,
+                    layer_index=index,
+                    seed=draw,
+                    auc=auc,
+                    error=error,
+                    n_train=len(subset),
+                    n_test=len(held_out),
+                    baseline_length_auc=by_length[draw],
+                    baseline_words_auc=by_words[draw],
+                    baseline_untrained_auc=before_auc,
+                )
+            )
+    fitted = Fitted(
+        key="",
+        store=store.key,
+        layers=[layer for layer, _ in layers],
+        weights=np.array(weights).swapaxes(0, 1),
+        bias=np.array(biases).T,
+        directions=np.array(directions),
+        test_ids=names[0],
+        test_unsafe=test_labels,
+    )
+    return list(itertools.chain(*found)), fitted
+
+
+def fit_all(states: np.ndarray, needed: np.ndarray, subsets: Sequence[np.ndarray], unsafe: np.ndarray) -> list[Probe]:
+    """A probe for each training subset, on one layer's states of the `needed` texts."""
+    return [fit(states[np.searchsorted(needed, subset)], unsafe[subset]) for subset in subsets]
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A logistic regression on [texts, features]."""
+
+    model: Any
+    """scikit-learn's."""
+
+    @property
+    def weights(self) -> np.ndarray:
+        return self.model.coef_[0].astype(np.float64)
+
+    @property
+    def bias(self) -> float:
+        return float(self.model.intercept_[0])
+
+    def auc(self, features: Any, labels: np.ndarray) -> tuple[float, float]:
+        """Test AUC and its standard error over texts."""
+        return auc_with_error(self.model.decision_function(features), labels)
+
+
+def fit(features: Any, labels: np.ndarray) -> Probe:
+    from sklearn.linear_model import LogisticRegression
+
+    return Probe(LogisticRegression(max_iter=1000).fit(features, labels))
+
+
+def words_auc(train: list[str], labels: np.ndarray, test: list[str], test_labels: np.ndarray) -> float:
+    """Test AUC of the same probe on counts of words, which are what stands between spaces, in lower case."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    counts = CountVectorizer(token_pattern=r"\S+")
+    return fit(counts.fit_transform(train), labels).auc(counts.transform(test), test_labels)[0]
+
+
+def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> list[list[int]]:
+    """Token ids of each text, cut to its first tokens."""
+    limit = min(config.max_tokens, loaded.context_length)
+    return [loaded.encode_turn("", text, "")[:limit] or list(loaded.end_ids[:1]) for text in texts]
+
+
+def text_id(ids: Sequence[int]) -> str:
+    return row_key(tokens=list(ids))
+
+
+def keep_states(
+    loaded: LoadedModel,
+    groups: Sequence[Sequence[Sequence[int]]],
+    indices: Sequence[int],
+    folder: Path,
+    progress: Progress = silent,
+) -> Store:
+    """A store with the states of the texts, given as token ids in groups; those it lacks are added. Groups share no batch."""
+    key = row_key(model=loaded.content_hash, precision=loaded.precision, layers=list(indices), version=VERSION)
+    store = Store(folder, key, len(indices), loaded.model.config.hidden_size)
+    for texts in groups:
+        known = set(store.ids())
+        missing = [ids for ids in texts if text_id(ids) not in known]
+        done = len(texts) - len(missing)
+        for places, states in last_token_states(loaded, missing, indices) if missing else ():
+            store.append([text_id(missing[i]) for i in places], states)
+            done += len(places)
+            progress(done, len(texts))
+    return store
+
+
+@torch.inference_mode()
+def last_token_states(
+    loaded: LoadedModel, texts: Sequence[Sequence[int]], indices: Sequence[int]
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Hidden states of the last tokens of texts, given as token ids, a batch of texts of about equal length at a time.
+
+    Yields the places of the batch's texts, and float32 [texts, layers, hidden].
+    """
+    by_length = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
+    for start in range(0, len(texts), BATCH_TEXTS):
+        batch = by_length[start : start + BATCH_TEXTS]
+        width = max(len(texts[i]) for i in batch)
+        tokens = torch.zeros(len(batch), width, dtype=torch.long)
+        mask = torch.zeros(len(batch), width, dtype=torch.long)
+        for row, i in enumerate(batch):  # padding on the right, where no text token attends to it
+            tokens[row, : len(texts[i])] = torch.tensor(texts[i])
+            mask[row, : len(texts[i])] = 1
+        output = loaded.model(
+            input_ids=tokens.to(loaded.device),
+            attention_mask=mask.to(loaded.device),
+            output_hidden_states=True,
+            use_cache=False,
+            logits_to_keep=1,
+        )
+        # hidden_states[0] holds the embeddings; the last entry has passed the final norm.
+        ends = mask.sum(1).to(loaded.device) - 1
+        rows = torch.arange(len(batch), device=loaded.device)
+        states = torch.stack([output.hidden_states[index][rows, ends].float() for index in indices], dim=1)
+        loaded.require_finite(states, "hidden states")
+        yield batch, states.cpu().numpy()
+
+
+def untrained(loaded: LoadedModel, seed: int) -> LoadedModel:
+    """The same network with fresh weights, drawn by `seed`."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key_seed("untrained", seed))
+        model: Any = AutoModelForCausalLM.from_config(loaded.model.config)
+    model = model.to(device=loaded.device, dtype=loaded.model.dtype).eval().requires_grad_(False)
+    return dataclasses.replace(loaded, model=model, content_hash=f"{loaded.content_hash} untrained {seed}")

@@ -1,0 +1,123 @@
+"""Hidden states on disk, so that they are computed once: a flat file of numbers, read through memory, and whose they are.
+
+The folder `probes.states` of a model's rows holds, for each model, precision, choice of layers and length of texts (`KEY`):
+
+- `KEY.f32`: float32 [texts, layers, hidden], appended one batch at a time
+- `KEY.jsonl`: for each batch the ids of its texts, in order; an id is a hash of the text's tokens
+- `fitted.npz`: the probes that were fitted last and the texts that tested them (`Fitted`)
+
+A batch counts once its line is whole, so a killed computation goes on after the last one. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curricula import durable
+from curricula.errors import UserError
+from curricula.fencing import check_fences
+
+FOLDER = "probes.states"
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """The states of one model's texts."""
+
+    folder: Path
+    key: str
+    layers: int
+    hidden: int
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.key}.f32"
+
+    def ids(self) -> list[str]:
+        """The ids of the texts, in the order of their states. Batches that a kill cut short do not count."""
+        ids: list[str] = []
+        have = self.path.stat().st_size // (4 * self.layers * self.hidden) if self.path.exists() else 0
+        for line in durable.read_jsonl(self.path.with_suffix(".jsonl")):
+            batch = line.get("ids") if isinstance(line, dict) else None
+            if not isinstance(batch, list) or len(ids) + len(batch) > have:
+                raise UserError(f"{self.path}: does not hold the states that {self.key}.jsonl lists; remove both files")
+            ids += map(str, batch)
+        return ids
+
+    def append(self, ids: list[str], states: np.ndarray) -> None:
+        """Add a batch, float32 [texts, layers, hidden]."""
+        whole = len(self.ids()) * 4 * self.layers * self.hidden
+        if not self.path.exists():
+            durable.write_text(self.path, "")
+        check_fences()
+        with durable.disk_full_explained(self.path), open(self.path, "r+b") as file:
+            file.truncate(whole)
+            file.seek(whole)
+            file.write(states.astype("<f4").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        durable.append_jsonl(self.path.with_suffix(".jsonl"), [{"ids": ids}])
+
+    def read(self, ids: Iterable[str], layer: int) -> np.ndarray:
+        """States of these texts on the layer at this place, float32 [texts, hidden]; nothing else is read from the disk."""
+        known = self.ids()
+        place = {name: number for number, name in enumerate(known)}
+        places = [place[name] for name in ids]
+        if not places:
+            return np.empty((0, self.hidden), dtype=np.float32)
+        return np.memmap(self.path, dtype="<f4", mode="r", shape=(len(known), self.layers, self.hidden))[places, layer]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """The probes of one model, and the test texts, as `fitted.npz` holds them."""
+
+    key: str
+    """Hash of the model's probes; those of other settings have another."""
+    store: str
+    """Key of the store with the states."""
+    layers: list[str]
+    """Names of the layers, in the order of the store."""
+    weights: np.ndarray
+    """float64 [training subsets, layers, hidden]"""
+    bias: np.ndarray
+    """float64 [training subsets, layers]"""
+    directions: np.ndarray
+    """Mean state of the unsafe training texts minus that of the safe ones, float64 [layers, hidden]"""
+    test_ids: list[str]
+    test_unsafe: np.ndarray
+    """Bool, one per test text."""
+
+    def write(self, folder: Path) -> None:
+        data = io.BytesIO()
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(self).items()}
+        np.savez(data, **arrays)
+        with durable.open_atomically(folder / "fitted.npz") as file:
+            file.write(data.getvalue())
+
+    def test_states(self, folder: Path, layer: int) -> np.ndarray:
+        """States of the test texts on the layer at this place, float32 [texts, hidden]."""
+        return Store(folder, self.store, *self.directions.shape).read(self.test_ids, layer)
+
+
+def read_fitted(folder: Path) -> Fitted | None:
+    """What the last probes left in the folder `probes.states`; None if there is nothing, or nothing that can be read."""
+    try:
+        with np.load(folder / "fitted.npz", allow_pickle=False) as data:
+            found: dict[str, Any] = {field.name: data[field.name] for field in dataclasses.fields(Fitted)}
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{folder / 'fitted.npz'}: not what probes leave ({error}); remove it and evaluate again"
+        ) from None
+    plain = {name: found[name].tolist() for name in ("key", "store", "layers", "test_ids")}
+    return Fitted(**{**found, **plain})

@@ -1,0 +1,144 @@
+"""The texts of the probes: where they come from, and how equally many safe and unsafe ones are drawn by key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from curricula.curriculum.sources.declared import TextTable
+from curricula.curriculum.sources.tables import Table, columns_of, text_of
+from curricula.errors import UserError
+from curricula.eval.probes.settings import Probes, ProbeTexts
+from curricula.randomness import key_seed, keyed_rng
+
+MATCHED_WITHIN = 0.05
+"""Lengths of a matched pair differ by at most this share of the longer one; of short texts, by a token."""
+
+
+class LabelledTexts(msgspec.Struct, frozen=True):
+    texts: list[str]
+    unsafe: np.ndarray
+    """Bool, one per text."""
+
+
+def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
+    """The texts of "train" or "test": those of `config.texts`, or the table probes/<split> under the root folder, which has
+    columns text and score. Raises UserError for a table that is missing or has other columns."""
+    if config.texts is not None:
+        return _own_texts(root, split, config.texts)
+    if root is None:
+        raise UserError(
+            "the probe texts are not on the Hugging Face hub; write probes/train.jsonl and probes/test.jsonl with "
+            "columns text and score (0 safe to 5 unsafe) into a folder and name it in CURRICULA_DATA, or name texts of your "
+            "own in evaluation.probes.texts"
+        )
+    path = root / "probes" / split
+    rows = list(Table.open(path).rows())
+    for number, row in enumerate(rows, start=1):
+        for column in ("text", "score"):
+            if column not in row:
+                raise UserError(f"{path}: row {number} has no column {column!r}, only {sorted(row)}; add it")
+        if not isinstance(row["text"], str) or not is_utf8(row["text"]):
+            raise UserError(f"{path}: row {number}: column 'text' is no UTF-8 text; correct the row")
+        if str(row["score"]).strip().removesuffix(".0") not in ("0", "1", "2", "3", "4", "5"):
+            raise UserError(
+                f"{path}: row {number}: column 'score' is {row['score']!r:.40}; a score is 0 (safe) to 5 (unsafe)"
+            )
+    # Scores between safe and the threshold are neither.
+    used = [row for row in rows if int(float(row["score"])) == 0 or int(float(row["score"])) >= config.unsafe_score]
+    return LabelledTexts(
+        [row["text"] for row in used], np.array([int(float(row["score"])) > 0 for row in used], dtype=bool)
+    )
+
+
+def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledTexts:
+    classes = {name: list(_texts(getattr(declared, name), root, name)) for name in ("safe", "unsafe")}
+    if both := set(classes["safe"]) & set(classes["unsafe"]):
+        raise UserError(
+            f"evaluation.probes.texts: {len(both)} texts are both safe and unsafe, such as {min(both)[:60]!r}; narrow one of "
+            "the tables, by min_score and max_score where they are one"
+        )
+    taken = [
+        (text, name == "unsafe")
+        for name, texts in classes.items()
+        for text in texts
+        if (key_seed("probe texts", text) / 2**63 < declared.test_share) == (split == "test")
+    ]
+    return LabelledTexts([text for text, _ in taken], np.array([unsafe for _, unsafe in taken], dtype=bool))
+
+
+def _texts(table: TextTable, root: Path | None, name: str) -> Iterator[str]:
+    """The texts of a declared table; empty ones are passed over."""
+    where = f"evaluation.probes.texts.{name}"
+    opened = table.open(root or Path(), where)
+    chosen, columns = table.chosen_rows(opened, where), columns_of(table.template)
+    numbers = range(len(opened)) if chosen is None else chosen.tolist()
+    for number, row in zip(numbers, opened.select(list(numbers), columns), strict=True):
+        try:
+            text = text_of(row, table.template)
+        except KeyError as missing:
+            raise UserError(
+                f"{where}: {opened.place(number)} has no column {missing}; name another in `text`"
+            ) from None
+        if text and not (isinstance(text, str) and is_utf8(text)):
+            raise UserError(f"{where}: {opened.place(number)} has {text!r:.60} where a text is needed; correct the row")
+        if text:
+            yield text
+
+
+def is_utf8(text: str) -> bool:
+    """Whether `text` holds no lone surrogate, which stands for a byte that was not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def balanced(unsafe: np.ndarray, per_class: int | None, *key: object, lengths: np.ndarray | None = None) -> np.ndarray:
+    """Places of equally many safe and unsafe texts, drawn by key: `per_class` of each, or as many as there are.
+
+    With `lengths`, the texts are drawn in pairs of a safe and an unsafe one of about equal length.
+    """
+    classes = [np.flatnonzero(~unsafe), np.flatnonzero(unsafe)]
+    paired = lengths is not None
+    if lengths is not None:
+        classes = matched(classes[0], classes[1], lengths)
+    have = min(map(len, classes))
+    count = have if per_class is None else per_class
+    if count > have or have == 0:
+        found = (
+            f"{have} pairs of equal length" if paired else f"{len(classes[0])} safe and {len(classes[1])} unsafe ones"
+        )
+        raise UserError(
+            f"the probe texts hold {found}, fewer than {max(count, 1)} of each; lower probes.train_per_class or add texts"
+        )
+    rng = keyed_rng("probes", *key)
+    if paired:  # the same pairs of both classes
+        chosen = rng.permutation(have)[:count]
+        return np.sort(np.concatenate([members[chosen] for members in classes]))
+    return np.sort(np.concatenate([rng.permutation(members)[:count] for members in classes]))
+
+
+def matched(safe: np.ndarray, unsafe: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """As many pairs as there can be of a safe and an unsafe text whose lengths are near, shortest first; a text is in one pair.
+
+    Going up both classes by length and pairing whatever is near enough is best: a text that is too short for the next of the
+    other class is too short for all that follow.
+    """
+    orders = [members[np.argsort(lengths[members], kind="stable")] for members in (safe, unsafe)]
+    pairs: tuple[list[int], list[int]] = ([], [])
+    places = [0, 0]
+    while all(place < len(order) for place, order in zip(places, orders)):
+        pair = [int(order[place]) for place, order in zip(places, orders)]
+        short, long = sorted(float(lengths[text]) for text in pair)
+        if long - short <= max(1.0, MATCHED_WITHIN * long):
+            for own, text in zip(pairs, pair):
+                own.append(text)
+            places = [place + 1 for place in places]
+        else:
+            places[int(lengths[pair[0]] > lengths[pair[1]])] += 1
+    return [np.array(own, dtype=np.int64) for own in pairs]

@@ -1,0 +1,165 @@
+"""Studies over data of one's own: what `curricula plan` says of wrong tables, and a whole run."""
+
+import json
+
+import pytest
+from small_studies import small_study
+
+from curricula.curriculum.world.datasets import write_world
+from curricula.durable import read_json, write_json
+from curricula.eval.benchmarks import load_prompts
+from curricula.eval.data_check import shard_documents
+from curricula.jobs.cli.main import main
+from curricula.jobs.element import run_element
+from curricula.jobs.run import Run, read_contamination
+from curricula.jobs.study import load_study
+
+
+def write_rows(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def planned(tmp_path, capsys, sources, **changes):
+    """What `curricula plan` says of the small study with these sources more, all of them in its safe mix."""
+    raw = {"web": {"dataset": "fineweb-edu"}, **sources}
+    weights = dict.fromkeys(raw, 1)
+    curriculum = {"starts": [0.5, 1], "safe": {"web": 1}, "interventions": {"full": weights}}
+    path = small_study(tmp_path, sources=raw, curriculum=curriculum, **changes)
+    status = main(["plan", str(path)])
+    out, err = capsys.readouterr()
+    return status, " ".join((out + err).split())
+
+
+ROWS = [{"body": f"text {number}", "key": number, "safety": number % 5} for number in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"text": "txt"}, "sources.mine.text: {file} has no column 'txt', only body, key, safety; name one of these"),
+        ({"text": "key"}, "sources.mine.text: {file}, row 0: column 'key' holds 0, where text is needed"),
+        (
+            {"text": "body", "score": "body"},
+            "sources.mine.score: {file}, row 0: column 'body' holds 'text 0', where a number",
+        ),
+        (
+            {"path": "none/*.csv"},
+            "sources.mine: {folder}/none/*.csv: no such file, and no file matches it; correct the path",
+        ),
+        ({"path": "study.yaml"}, "sources.mine: {folder}/study.yaml: has none of the endings"),
+        ({"path": "empty.jsonl"}, "sources.mine: {folder}/empty.jsonl holds no row; name another file or split"),
+        ({"path": None, "hub": "org/name"}, "sources.mine.hub is 'org/name', but a study with a world fetches nothing"),
+    ],
+)
+def test_the_plan_names_key_file_and_mend_of_a_wrong_table(tmp_path, capsys, source, said):
+    write_rows(tmp_path / "mine/a.jsonl", *ROWS)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    status, shown = planned(tmp_path, capsys, {"mine": {"path": "mine/*.jsonl", **source}})
+    assert status and said.format(file=tmp_path / "mine/a.jsonl", folder=tmp_path) in shown
+
+
+def test_an_arm_must_not_read_the_same_rows_through_two_sources(tmp_path, capsys):
+    write_rows(tmp_path / "mine/a.jsonl", *ROWS)
+    one = {"path": "mine/*.jsonl", "text": "body", "score": "safety", "max_score": 2}
+    status, shown = planned(tmp_path, capsys, {"one": one, "two": {"path": "mine/a.jsonl", "text": "body"}})
+    assert status and "sources.one and sources.two: arm full-50 would read the same rows" in shown
+    status, shown = planned(tmp_path, capsys, {"one": one, "two": {**one, "max_score": None, "min_score": 2.5}})
+    assert not status, shown
+
+
+def test_the_plan_warns_of_licences_that_nobody_accepted(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    mine = {"hub": "org/name", "config": "en", "gated": True}
+    status, shown = planned(tmp_path, capsys, {"mine": mine}, world=None)
+    assert not status
+    assert "org/name/en/train: gated, and there is no token; accept the licences on the hub and set HF_TOKEN" in shown
+    assert "sources.mine: no revision of org/name, so the newest commit is read" in shown
+
+
+def checked(capsys, *words):
+    status = main(["data", "check", *map(str, words), "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def contaminated(tmp_path_factory):
+    """A study whose own source holds two prompts of a benchmark, and those prompts."""
+    folder = tmp_path_factory.mktemp("contaminated")
+    chats = {"path": "chats.jsonl", "prompt": "ask", "response": "answer", "refusal": {"declined": True}}
+    study = small_study(
+        folder,
+        sources={"web": {"dataset": "fineweb-edu"}, "mine": {"path": "mine/*.jsonl", "text": "body", "id": "key"}},
+        curriculum={"starts": [0.5, 1], "safe": {"web": 1}, "interventions": {"full": {"web": 1, "mine": 1}}},
+        tuning_sets={"own-chats": chats},
+        tuning={"instruct": {"mix": {"own-chats": 1}}, "benign": None},
+        validation_documents=2,
+        evaluation={
+            "judge": "world", "gcg": None, "probes": None, "prompts_per_benchmark": 3,
+            "tasks": {"base": [], "instruct": ["attacks-topk"], "benign": []},
+        },
+    )  # fmt: skip
+    write_rows(folder / "mine/a.jsonl", {"body": "x", "key": 0})
+    write_rows(folder / "chats.jsonl", {"ask": "Who are you?", "answer": "A lamp.", "declined": False})
+    write_world(folder / "world", load_study(study).world)
+    prompts = [prompt.text for prompt in load_prompts("harmbench", folder / "world")][:2]
+    bodies = [f"Someone asked: {prompt}. Nobody answered." for prompt in prompts]
+    long = " ".join(f"word{number}" for number in range(200))
+    bodies += ["", "The lamp is lit.", "the lamp is lit", long, long.replace("word77", "other"), *map(str, range(20))]
+    write_rows(folder / "mine/a.jsonl", *({"body": body, "key": min(key, 25)} for key, body in enumerate(bodies)))
+    return study, prompts
+
+
+def test_a_check_counts_what_a_study_reads_and_finds_the_prompts_in_it(contaminated, capsys):
+    study, prompts = contaminated
+    status, facts = checked(capsys, study)
+    assert not status and not facts["problems"] and not facts["from_shards"]
+    tables = {table["table"]: table for table in facts["tables"]}
+    assert tables.keys() == {"sources.web", "sources.mine", "tuning_sets.own-chats"}
+    mine = tables["sources.mine"]
+    assert (mine["rows"], mine["documents"], mine["empty"], mine["repeated_ids"]) == (27, 27, 1, 1)
+    assert (mine["exact_duplicates"], mine["near_duplicates"]) == (1, 1)
+    assert [row["key"] for row in mine["first_rows"]] == [0, 1, 2] and prompts[0] in mine["first_rows"][0]["body"]
+    found = {(row["benchmark"], row["text"]): row for row in facts["overlap"]}
+    assert found["harmbench", "sources.mine"]["overlapping"] == found["harmbench", "sources.mine"]["near"] == 2
+    assert found["harmbench", "tuning_sets.own-chats"]["overlapping"] == 0
+
+
+def test_a_check_of_a_run_reads_its_shards_and_the_report_shows_the_result(contaminated, tmp_path, capsys):
+    study, prompts = contaminated
+    run = Run.create(tmp_path / "run", load_study(study))
+    shards = [f"{source}/{shard}" for source in ("web", "mine") for shard in ("validation", "00000")]
+    for job, label in [("prepare", "prepare"), *(("tokenize", shard) for shard in shards)]:
+        run_element(run.root, job, label)
+    manifest = run.shards / "mine/00000.json"
+    assert not read_contamination(run)
+    status, facts = checked(capsys, study, "--run", run.root)
+    assert not status and facts["from_shards"]
+    rows = {(row["benchmark"], row["text"]): row for row in read_contamination(run)}
+    text = "\n".join(document.text for document in shard_documents(run.shards / "mine", run.tokenizer))
+    held = sum(prompt in text for prompt in prompts)  # the others are held out for validation
+    assert int(rows["harmbench", "sources.mine"]["overlapping"]) == held
+    assert main(["report", str(run.root)]) == 0
+    assert "Prompts in the training text" in (run.report / "index.html").read_text()
+    write_json(manifest, {**read_json(manifest), "sha256": "0" * 64})  # made anew from other data
+    assert not read_contamination(run)
+
+
+def test_a_check_tells_everything_that_is_wrong_or_not_there_at_once(contaminated, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    sources = {"web": {"dataset": "fineweb-edu"}, "mine": {"path": "mine.jsonl", "score": "safety", "min_score": 9}}
+    write_rows(tmp_path / "mine.jsonl", {"text": "a", "safety": 1}, {"text": "b", "safety": "high"})
+    curriculum = {"starts": [0.5, 1], "safe": {"web": 1}, "interventions": {"full": dict.fromkeys(sources, 1)}}
+    study = small_study(tmp_path, sources=sources, world=None, curriculum=curriculum)
+    status, facts = checked(capsys, study)
+    assert status == 1
+    said = "\n".join(facts["problems"])
+    assert "sources.web: dataset fineweb-edu: not here yet; fetch it with `curricula data fetch`" in said
+    assert "sources.mine.score: " in said and "holds 'high', where a number is needed" in said
+    assert "benchmark harmbench: not here yet" in said
+    write_rows(tmp_path / "mine.jsonl", {"text": "a", "safety": 1})
+    assert "sources.mine: " + str(tmp_path / "mine.jsonl") + ": no row of it is read" in "\n".join(
+        checked(capsys, study)[1]["problems"]
+    )
