@@ -25,10 +25,10 @@ WORST = "worst"
 INFERENCE = {
     label: decoder.name
     for task in judged_tasks("attack")
-    if not task.variants
+    if not task.variants  # other settings of a decoder are no attack
     for label, decoder in task.labelled_decoders()
 }
-"""The decoder behind each name in rows: "topk" for "topk" and "gcg+topk". Variants of a decoder are no attacks."""
+"""The decoder behind each name in rows: "topk" for "topk" and "gcg+topk"."""
 
 Broken = Mapping[str, Mapping[Prompt, PromptMean]]
 """For each attack, and for the worst of them, 1 or 0 for each request."""
