@@ -30,6 +30,8 @@ STEP_S = 0.03
 """Seconds of one step of generation, at least."""
 BYTES_PER_S = 1.7e12
 """At which weights are read: half of an H100's memory bandwidth."""
+GCG_TOKENS = 16
+"""Of a GCG candidate, after what it shares with the present suffix."""
 PROMPT_TOKENS = 60
 PROBE_TOKENS = 4 * 1_000 * 400
 """Training and test texts of the probes."""
@@ -314,7 +316,7 @@ def task_gpu_hours(task: EvalTask, config: EvalConfig, parameters: int, peak_tfl
     if kind == "ablation":
         seconds += reading(ABLATION_CANDIDATES * 3 * config.attacks.ablation.validation * PROMPT_TOKENS)
     if kind == "gcg" and config.gcg:
-        seconds += prompts * config.gcg.steps * (reading(config.gcg.search_width * PROMPT_TOKENS / 2) + 2 * STEP_S)
+        seconds += prompts * config.gcg.steps * (reading(config.gcg.search_width * GCG_TOKENS) + 2 * STEP_S)
     return seconds / 3600
 
 

@@ -41,6 +41,8 @@ def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> Non
         console.print(_attacks(metrics["attacks"]))
     if metrics["overrefusal"]:
         console.print(_overrefusals(metrics["overrefusal"]))
+    if metrics.get("pruning"):
+        console.print(_pruning(metrics["pruning"]))
     if metrics.get("worst_case"):
         console.print(_strengths(metrics["worst_case"]))
     if metrics.get("capability"):
@@ -73,6 +75,15 @@ def _attacks(metrics: Sequence[Any]) -> Table:
         row += [percent(entry.std), percent(entry.any_of), percent(entry.flip_share)] if samples > 1 else []
         row += [percent(entry.corrected), interval(entry.corrected_low, entry.corrected_high)] if corrected else []
         table.add_row(*row, str(entry.unparsed), str(entry.missing))
+    return table
+
+
+def _pruning(metrics: Sequence[Any]) -> Table:
+    columns = ["decoder", "benchmark", "answers", "log-p", "lost to\npruning", "likeliest\ndropped"]
+    table = new_table("SafeBeam's pruning: nats an answer, and percent of the steps", *columns, left=2)
+    for entry in metrics:
+        figures = [f"{entry.logp:.1f}", f"{entry.logp_lost:.1f}", percent(entry.likeliest_dropped)]
+        table.add_row(entry.decoder, entry.benchmark, str(entry.answers), *figures)
     return table
 
 
