@@ -300,8 +300,8 @@ def task_gpu_hours(task: EvalTask, config: EvalConfig, parameters: int, peak_tfl
             seconds += generating(questions, config.capability.batch, known.answer_tokens)
         return seconds / 3600
     entry = BENCHMARKS.get(task.benchmark)
-    prompts = (entry.rows if entry else UNKNOWN_PROMPTS) if task.limit is None else task.limit
-    prompts = min(prompts, entry.rows if entry else prompts) / task.shards
+    size = entry.rows if entry else UNKNOWN_PROMPTS
+    prompts = min(size, task.limit or size) / task.shards
     seconds = 0.0
     for _, decoder in task.task.labelled_decoders():
         settings = config.settings_of(decoder)
