@@ -304,8 +304,8 @@ def task_gpu_hours(task: EvalTask, config: EvalConfig, parameters: int, peak_tfl
             seconds += generating(questions, config.capability.batch, known.answer_tokens)
         return seconds / 3600
     entry = BENCHMARKS.get(task.benchmark)
-    prompts = (entry.rows if entry else UNKNOWN_PROMPTS) if task.limit is None else task.limit
-    prompts = min(prompts, entry.rows if entry else prompts) / task.shards
+    size = entry.rows if entry else UNKNOWN_PROMPTS
+    prompts = min(size, task.limit or size) / task.shards
     attempts = config.attacks.best_of_n.attempts if kind == "best-of-n" else 0
     seconds = 0.0
     for settings in config.decoder_settings(task.task):
