@@ -166,8 +166,6 @@ class EvalConfig(Settings, frozen=True):
         if self.precision == "float64" and self.topk.backend == "vllm":
             raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
         self._check_attacks()
-        for name in self._task_names():
-            self.decoder_settings(TASKS[name])  # raises ValueError where a variant contradicts the study's settings
         if self.deterministic and self.topk.backend == "vllm":
             raise ValueError("deterministic is true, which vLLM does not promise; set topk.backend to transformers")
         self.require_templates(self._task_names())
@@ -211,7 +209,7 @@ class EvalConfig(Settings, frozen=True):
             for _, decoder in TASKS[name].labelled_decoders():
                 if decoder.problem:
                     raise ValueError(decoder.problem)
-                self.settings_of(decoder)
+            self.decoder_settings(TASKS[name])
 
     def _check_prompts(self) -> None:
         check_names(self.prompts)
@@ -293,7 +291,7 @@ class EvalConfig(Settings, frozen=True):
         return task.kind in ("gcg", "probes", "capability") and getattr(self, task.kind) is None
 
     def decoder_settings(self, task: Task) -> list[Any]:
-        """The settings of each decoder of a task."""
+        """The settings of each decoder of a task; raises ValueError for wrong ones."""
         settings = [self.settings_of(DECODERS[name]) for name in task.decoders]
         return [variant.of(each) for variant, each in zip(task.variants, settings)] or settings
 

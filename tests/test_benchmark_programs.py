@@ -23,10 +23,11 @@ SMALLEST = {
     "jobs_speed": [],
     "coverage": ["--studies", "2"],
     "seed_coverage": ["--studies", "2", "--seeds", "2", "--null", "1"],
-    "decoding": ["--only", "beams,topk,refill,gcg", "--prompts", "1", "--tokens", "4", "--longest", "6", "--rows", "4",
-                 "--answers", "8", "--candidates", "4"],
+    "decoding": ["--only", "beams,topk,refill", "--prompts", "1", "--tokens", "4", "--longest", "6", "--rows", "4",
+                 "--answers", "8"],
+    "gcg": ["--width", "4", "--steps", "1", "--behaviours", "1,2"],
 }  # fmt: skip
-NEEDS_DATA = ("tokenization", "decoding", "training_step")
+NEEDS_DATA = ("tokenization", "decoding", "gcg", "training_step")
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ import numpy as np
 
 from curricula.eval.analysis.accuracy import Accuracy, Corrected, corrected, published
 from curricula.eval.analysis.competence import BENIGN_TASKS, Competence, competence
-from curricula.eval.analysis.pruning import PruningMetrics, pruning_metrics
 from curricula.eval.analysis.statistics import NORMAL_95, cluster_of, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, StudyRows
 from curricula.eval.rows import OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
@@ -147,6 +146,28 @@ class ProbeMetrics:
     """AUC that counts of words achieve; None where it was not asked for."""
     untrained_auc: float | None
     """AUC on the states of the network before training; None where it was not asked for."""
+
+
+@dataclass(frozen=True)
+class PruningMetrics:
+    """What SafeBeam's pruning cost in the answers of one model to one benchmark."""
+
+    arm: str
+    seed: int
+    """The seed of the arm's training."""
+    stage: str
+    benchmark: str
+    decoder: str
+    answers: int
+    """Answers that say what pruning cost."""
+    unrecorded: int
+    """Answers of an earlier version, which do not say it."""
+    logp: float
+    """Mean summed log-probability of an answer, in nats."""
+    logp_lost: float
+    """Mean log-probability that an answer's search lost to pruning, in nats (`Pruning.lost` in eval/rows.py)."""
+    likeliest_dropped: float
+    """Share of all steps at which the likeliest candidate was dropped."""
 
 
 @dataclass(frozen=True)
@@ -404,3 +425,28 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
     """The mean of values that are all known, else None."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def pruning_metrics(rows: Sequence[GenerationRow], arm: str, stage: str, seed: int = 0) -> list[PruningMetrics]:
+    """The metrics of each decoder that prunes on each benchmark in `rows`."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row.decoder, row.benchmark].append(row.pruning)
+    found = []
+    for (decoder, benchmark), costs in sorted(groups.items()):
+        if known := [cost for cost in costs if cost]:
+            found.append(
+                PruningMetrics(
+                    arm=arm,
+                    seed=seed,
+                    stage=stage,
+                    benchmark=benchmark,
+                    decoder=decoder,
+                    answers=len(known),
+                    unrecorded=len(costs) - len(known),
+                    logp=sum(cost.logp for cost in known) / len(known),
+                    logp_lost=sum(cost.lost for cost in known) / len(known),
+                    likeliest_dropped=sum(cost.dropped for cost in known) / max(1, sum(cost.steps for cost in known)),
+                )
+            )
+    return found

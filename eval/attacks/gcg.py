@@ -16,7 +16,7 @@ the middle of a suffix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from curricula.eval.attacks.losses import gradients, losses_after, read_on
 from curricula.eval.attacks.probe_sampling import Draft, sampled_losses
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Gcg
+from curricula.eval.decoding.answers import room_after
 from curricula.eval.decoding.registry import EXACT
 from curricula.eval.models import LoadedModel
 from curricula.eval.rows import SuffixRow, append_rows, finished_batches, in_order, row_key
@@ -188,6 +189,8 @@ class Attack:
                 f"gcg.suffix {config.suffix!r} does not keep its tokens after the request {self.request[:60]!r} in the "
                 f"tokenizer of {loaded.folder}; choose another initial suffix"
             )
+        whole = [*self.beginning, *self.opening_ids, *self.initial_ids, *self.closing_ids]
+        room_after(loaded, whole + self.target_ids[1:], 1)
         self.prefix = read_on(loaded, DynamicCache(), self.beginning + self.opening_ids)
 
     def losses(
@@ -225,7 +228,7 @@ def optimise_suffixes(
     loaded: LoadedModel,
     requests: Sequence[str],
     config: Gcg,
-    draws: dict[str, tuple[object, ...]],
+    draws: Mapping[str, tuple[object, ...]],
     on_step: OnStep | None = None,
     save: Save | None = None,
     draft: Draft | None = None,
@@ -233,7 +236,8 @@ def optimise_suffixes(
     """Run the attack on requests side by side.
 
     `draws` has for each request, in order, a key under which `save` keeps its state, and the words that seed its draws.
-    With `save` a killed attack resumes. Raises UserError if the initial suffix does not keep its tokens in a prompt.
+    With `save` a killed attack resumes. Raises UserError for a prompt that fills the context with its suffix, or in which the
+    initial suffix does not keep its tokens.
     """
     attacks = [Attack(loaded, request, config) for request in requests]
     barred = barred_tokens(loaded)

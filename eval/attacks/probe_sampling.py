@@ -17,7 +17,9 @@ from scipy.stats import spearmanr
 from transformers.cache_utils import DynamicCache
 
 from curricula.eval.attacks.losses import losses_after
+from curricula.eval.decoding.answers import room_after
 from curricula.eval.models import LoadedModel, load_model
+from curricula.eval.rows import Precision
 
 if TYPE_CHECKING:
     from curricula.eval.attacks.gcg import Attack
@@ -31,7 +33,7 @@ class Draft:
 
     @classmethod
     def load(cls, name: str, attacked: LoadedModel) -> Draft:
-        precision = "float64" if attacked.precision == "float64" else None
+        precision: Precision | None = "float64" if attacked.precision == "float64" else None
         return cls(load_model(name, "base", str(attacked.device), precision))
 
     def losses(self, attack: Attack, suffixes: Sequence[Sequence[int]]) -> list[float]:
@@ -41,6 +43,7 @@ class Draft:
             start + self.loaded.encode(f"{attack.opening}{text}{attack.closing}") for text in attack.texts(suffixes)
         ]
         target = self.loaded.encode(attack.target)
+        room_after(self.loaded, [*max(texts, key=len), *target[1:]], 1)
         width = attack.config.batch_candidates
         return losses_after(self.loaded, DynamicCache(), texts, texts[0], target, width)[0]
 

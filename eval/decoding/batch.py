@@ -86,8 +86,8 @@ class Decoding:
         for width in widths.unique().tolist():
             for rows in (widths == width).nonzero()[:, 0].split(self.fixed):
                 lines = torch.nn.functional.pad(rows, (0, self.fixed - len(rows)), value=self.rows)
-                *some, seen = (part[lines] for part in parts)
-                logits[rows] = self._forward(*some, seen[..., :width], lines)[: len(rows)]
+                token, position, column, seen = (part[lines] for part in parts)
+                logits[rows] = self._forward(token, position, column, seen[..., :width], lines)[: len(rows)]
         return logits
 
     def _forward(
@@ -108,12 +108,13 @@ class Decoding:
     def check_rows_alike(self) -> None:
         """Raise UserError if a token's logits depend on the place of its row or on the other rows."""
         place = torch.arange(self.fixed, device=self.loaded.device)[:, None]
-        first, column = torch.zeros_like(place), place % WIDTH
+        column, start = place % WIDTH, torch.zeros_like(place)
+        same = torch.full_like(place, self.loaded.vocabulary // 2)  # special tokens may have an embedding of zeros
         others = column % self.loaded.vocabulary
-        others[[0, -1]] = 0
+        others[[0, -1]] = same[0]
         mask = (torch.arange(WIDTH, device=place.device) == column)[:, None]
         lines = torch.full_like(place[:, 0], self.rows)
-        alike, mixed = (self._forward(tokens, first, column, mask, lines) for tokens in (first, others))
+        alike, mixed = (self._forward(tokens, start, column, mask, lines) for tokens in (same, others))
         if not all(torch.equal(row, alike[0]) for row in (*alike, mixed[0], mixed[-1])):
             raise UserError(
                 f"{self.loaded.name}: evaluation.deterministic is true, and on this device ({self.loaded.device}) a row's "

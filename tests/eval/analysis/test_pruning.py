@@ -9,7 +9,7 @@ import pytest
 from study_rows import ARMS, append_judged, generation
 
 from curricula.errors import UserError
-from curricula.eval.analysis.pruning import pruning_metrics
+from curricula.eval.analysis.metrics import pruning_metrics
 from curricula.eval.report.page import write_report
 from curricula.eval.rows import GenerationRow, Pruning, read_rows
 

@@ -155,6 +155,58 @@ def test_benchmarks_evaluated_one_after_another_are_all_kept(root, tmp_path, cap
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
 
 
+def test_gcg_and_the_sensitivity_of_safebeam_are_tasks_of_any_model(root, tmp_path, capsys):
+    config = tmp_path / "evaluation.yaml"
+    config.write_text(
+        """
+        benchmarks: [tdc]
+        prompts_per_benchmark: 2
+        accept_changed: [tdc]
+        topk: { max_new_tokens: 6, samples: 2 }
+        safebeam: { beams: 2, candidates: 4, max_new_tokens: 6 }
+        deterministic: true
+        gcg: { benchmark: tdc, prompts: 2, steps: 2, search_width: 8, topk: 8, suffix: x x x, buffer: 2, early_stop: true }
+        tasks: { instruct: [gcg, safebeam-candidates] }
+        """
+    )
+    words = ["eval", "--model", str(root / "model"), "--data", str(root / "data"), "--out", str(tmp_path / "out")]
+    words += ["--config", str(config)]
+    assert main([*words, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    labels = [f"safebeam-{times}x-{pool}" for pool in ("all", "beam") for times in (2, 5, 10)]
+    prompts = {cell["decoder"]: cell["prompts"] for cell in shown["attacks"]}
+    assert prompts == dict.fromkeys(["gcg+topk", "gcg+safebeam", *labels], 2)
+    assert [cell["decoder"] for cell in shown["pruning"]] == sorted(["gcg+safebeam", *labels])
+    for cell in shown["pruning"]:
+        assert cell["answers"] == 2 and cell["unrecorded"] == 0
+        assert cell["logp"] < 0 and cell["logp_lost"] >= 0 and 0 <= cell["likeliest_dropped"] <= 1
+    assert len((tmp_path / "out/gcg/tdc.suffixes.jsonl").read_text().splitlines()) == 2
+    written = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")}
+    assert main(words) == 0
+    assert "SafeBeam's pruning: nats an answer" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")} == written
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("gcg: { stesp: 5 }", "gcg: unknown key `stesp`; did you mean `steps`?"),
+        ("gcg: { draws: llm-attacks, replace: 2 }", "llm-attacks replaces one token; choose draws: nanogcg"),
+        (
+            "{ safebeam: { drop: 0.6, candidates: 25 }, tasks: { instruct: [safebeam-candidates] } }",
+            "safebeam.candidates 20 with drop 0.6 leaves 8, fewer than the 10 beams; raise candidates to at least 25",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_before_the_model_is_loaded(
+    root, tmp_path, capsys, monkeypatch, given, said
+):
+    monkeypatch.setattr("curricula.eval.models.load_model", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "evaluation.yaml").write_text(given)
+    assert main(["eval", "--model", str(root / "model"), "--config", str(tmp_path / "evaluation.yaml")]) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
