@@ -35,6 +35,8 @@ GCG_TOKENS = 16
 PROMPT_TOKENS = 60
 PROBE_TOKENS = 4 * 1_000 * 400
 """Training and test texts of the probes."""
+ABLATION_CANDIDATES = 100
+"""Directions that ablation compares: tokens of the chat template by layers."""
 UNKNOWN_PROMPTS = 500
 """Where the size of a set is not known before it is read."""
 
@@ -302,14 +304,17 @@ def task_gpu_hours(task: EvalTask, config: EvalConfig, parameters: int, peak_tfl
             seconds += generating(questions, config.capability.batch, known.answer_tokens)
         return seconds / 3600
     entry = BENCHMARKS.get(task.benchmark)
-    prompts = (entry.rows if entry else UNKNOWN_PROMPTS) if task.limit is None else task.limit
-    prompts = min(prompts, entry.rows if entry else prompts) / task.shards
+    size = entry.rows if entry else UNKNOWN_PROMPTS
+    prompts = min(size, task.limit or size) / task.shards
+    attempts = config.attacks.best_of_n.attempts if kind == "best-of-n" else 0
     seconds = 0.0
     for settings in config.decoder_settings(task.task):
         beams = getattr(settings, "candidates", 1)
-        answers = prompts * getattr(settings, "samples", 1) * beams
-        seconds += reading(prompts * PROMPT_TOKENS)
+        answers = prompts * (attempts or getattr(settings, "samples", 1)) * beams
+        seconds += reading(prompts * max(attempts, 1) * PROMPT_TOKENS)
         seconds += generating(answers, getattr(settings, "rows", 64), getattr(settings, "max_new_tokens", 256))
+    if kind == "ablation":
+        seconds += reading(ABLATION_CANDIDATES * 3 * config.attacks.ablation.validation * PROMPT_TOKENS)
     if kind == "gcg" and config.gcg:
         seconds += prompts * config.gcg.steps * (reading(config.gcg.search_width * GCG_TOKENS) + 2 * STEP_S)
     return seconds / 3600

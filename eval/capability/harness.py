@@ -192,6 +192,7 @@ def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Pr
                 progress(min(start + size, len(order)), len(order))
             return replies
 
+    loaded.model.tie_weights = lambda *_, **__: None  # lm_eval would tie them anew, which packed layers do not bear
     return Resumed(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=batch)
 
 

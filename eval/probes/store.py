@@ -113,11 +113,26 @@ def read_fitted(folder: Path) -> Fitted | None:
     try:
         with np.load(folder / "fitted.npz", allow_pickle=False) as data:
             found: dict[str, Any] = {field.name: data[field.name] for field in dataclasses.fields(Fitted)}
+        plain = {name: found[name].tolist() for name in ("key", "store", "layers", "test_ids")}
+        numbers = {name: found[name].astype(np.float64) for name in ("weights", "bias", "directions")}
+        fitted = Fitted(**plain, **numbers, test_unsafe=found["test_unsafe"].astype(bool))
+        shape = (len(fitted.weights), *fitted.directions.shape)
+        fits = fitted.weights.shape == shape and fitted.bias.shape == shape[:2] and len(fitted.layers) == shape[1]
+        if not (fits and fitted.test_unsafe.shape == (len(fitted.test_ids),) and fitted.store.isalnum()):
+            raise ValueError("its parts do not fit together")
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(
             f"{folder / 'fitted.npz'}: not what probes leave ({error}); remove it and evaluate again"
         ) from None
-    plain = {name: found[name].tolist() for name in ("key", "store", "layers", "test_ids")}
-    return Fitted(**{**found, **plain})
+    return fitted

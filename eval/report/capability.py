@@ -25,7 +25,7 @@ NAME = "capability"
 
 def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folder: Path) -> tuple[Path, str] | None:
     """The figure and its caption; None where no stage has both capability and attack success."""
-    by_stage = {stage: [found for found in estimates if found.stage == stage] for stage in STAGES}
+    by_stage = _by_stage(estimates)
     decoder = next((name for name in DECODERS if any(shown.metrics.attacks_by(stage, name) for stage in STAGES)), "")
     drawn = {stage: found for stage in STAGES if (found := _points(shown, stage, decoder, by_stage[stage]))}
     if not drawn:
@@ -49,6 +49,13 @@ def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folde
         f"Attack success under {DECODERS[decoder]} against capability. Right and low is better. The line joins the arms on the "
         f"Pareto front: no other arm is better in one and not worse in the other. Whiskers: 95% intervals over {over}."
     )
+
+
+def _by_stage(estimates: Sequence[CapabilityEstimate]) -> dict[str, list[CapabilityEstimate]]:
+    found: dict[str, list[CapabilityEstimate]] = {stage: [] for stage in STAGES}
+    for one in estimates:
+        found[one.stage].append(one)
+    return found
 
 
 def _main(estimates: Sequence[CapabilityEstimate]) -> str:
@@ -96,8 +103,7 @@ def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, CapabilityEstimate, Point
 
 def capability_tables(arms: Sequence[ArmInfo], estimates: Sequence[CapabilityEstimate]) -> Iterator[EstimateTable]:
     """One table a stage, the tasks in its columns."""
-    for stage in STAGES:
-        found = [one for one in estimates if one.stage == stage]
+    for stage, found in _by_stage(estimates).items():
         names = list(dict.fromkeys(one.benchmark for one in found))
         cells = {(one.arm, one.benchmark): _cell(one) for one in found}
         if names:

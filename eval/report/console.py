@@ -114,7 +114,7 @@ def _capability(metrics: Sequence[Any]) -> Table:
 
 
 def _strengths(metrics: Sequence[Any]) -> Table:
-    from curricula.eval.analysis.worst_case import WORST  # needs scipy, which the command line imports late
+    from curricula.eval.attacks.worst_case import WORST  # needs scipy, which the command line imports late
 
     columns = ("decoder", "attack", "n", "broken", "95%\ninterval")
     table = new_table("Requests with any harmful answer in percent, n that all attacks were tried on", *columns, left=2)

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.analysis.worst_case import WORST, AttackStrength
+from curricula.eval.attacks.worst_case import WORST, AttackStrength
 from curricula.eval.report.points import Shown
 from curricula.eval.report.wording import DECODERS, STAGES, arm_label
 

@@ -26,11 +26,11 @@ from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.differences import arm_differences
 from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
-from curricula.eval.analysis.representations import representations
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
-from curricula.eval.analysis.worst_case import attack_strengths
+from curricula.eval.attacks.worst_case import attack_strengths
 from curricula.eval.judges.settings import caveats, vague
+from curricula.eval.probes.representations import representations
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
 from curricula.eval.report.figures import FIGURES, draw_figures
 from curricula.eval.report.over_seeds import estimate_tables, strength_tables, variance_rows

@@ -12,8 +12,8 @@ from typing import Any
 
 from matplotlib import pyplot
 
-from curricula.eval.analysis.representations import Representation
 from curricula.eval.analysis.study_rows import ArmInfo
+from curricula.eval.probes.representations import Representation
 from curricula.eval.report.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.over_seeds import EstimateCell, EstimateTable
@@ -24,7 +24,7 @@ from curricula.eval.report.wording import STAGES, arm_label
 def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
     """For each stage, on the last layer that was probed: every arm's probes tested on every arm, as the mean over seeds."""
     for stage in STAGES:
-        pairs = [one for one in found if one.stage == stage and one.seed == one.other_seed]
+        pairs = [one for one in found if stage == one.stage and one.seed == one.other_seed]
         if len({one.arm for one in pairs}) < 2:
             continue
         layer = pairs[-1].layer
@@ -49,7 +49,7 @@ def _cell(pairs: Sequence[Representation]) -> EstimateCell:
 
 def draw_layers(shown: Shown, folder: Path) -> tuple[Path, str] | None:
     """The AUC of every arm from layer to layer, and a caption; None where no more than the paper's three are probed."""
-    by_stage = {stage: [one for one in shown.metrics.probes if one.stage == stage] for stage in STAGES}
+    by_stage = {stage: [one for one in shown.metrics.probes if stage == one.stage] for stage in STAGES}
     drawn = {stage: found for stage, found in by_stage.items() if len({one.layer_index for one in found}) > 3}
     if not drawn:
         return None

@@ -360,7 +360,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
         row_id,
     )
     from curricula.eval.analysis.runs import Runs
-    from curricula.eval.analysis.worst_case import attack_strengths
+    from curricula.eval.attacks.worst_case import attack_strengths
     from curricula.eval.judging.merge import merged_path
     from curricula.eval.judging.verdicts import kind_of, read_judged
     from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow, read_rows

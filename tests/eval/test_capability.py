@@ -40,7 +40,7 @@ pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("capability")
     write_tasks(place / "tasks")
-    return place, load_model(save_tiny_llama(place / "model", scale=6.0), "base")
+    return place, load_model(save_tiny_llama(place / "model", scale=6.0, tied=True), "base")
 
 
 def measure(place, out, name="choices", **more):

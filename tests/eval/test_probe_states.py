@@ -16,12 +16,12 @@ from curricula.curriculum.sources.declared import TextTable
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis import ArmInfo, read_study_rows
 from curricula.eval.analysis.metrics import probe_metrics
-from curricula.eval.analysis.representations import representations
 from curricula.eval.config import EvalConfig, Probes
 from curricula.eval.models import load_model
 from curricula.eval.probes import probing
 from curricula.eval.probes.auc import auc_with_error
 from curricula.eval.probes.probing import probe_rows, run_probes
+from curricula.eval.probes.representations import representations
 from curricula.eval.probes.settings import ProbeTexts
 from curricula.eval.probes.store import Store, read_fitted
 from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts, matched
@@ -100,7 +100,13 @@ def test_states_that_do_not_fit_their_list_are_refused(tmp_path):
 def test_a_damaged_file_of_probes_is_named_and_nothing_in_it_is_run(tmp_path):
     assert read_fitted(tmp_path) is None
     np.savez(tmp_path / "fitted.npz", key=np.array([print], dtype=object))
-    for content in ((tmp_path / "fitted.npz").read_bytes(), b"PK\x03\x04 no archive", b""):
+    parts = {"layers": ["1"], "weights": np.zeros((1, 1, 2)), "bias": np.zeros((1, 1)), "directions": np.zeros((1, 2))}
+    parts |= {"key": "k", "store": "../up", "test_ids": ["a"], "test_unsafe": [True]}
+    wrong = []
+    for change in ({}, {"store": "s", "weights": np.zeros((1, 2, 2))}, {"store": "s", "bias": ["x"]}):
+        np.savez(tmp_path / "wrong.npz", **{**parts, **change})
+        wrong.append((tmp_path / "wrong.npz").read_bytes())
+    for content in (*wrong, (tmp_path / "fitted.npz").read_bytes(), b"PK\x03\x04 no archive", b""):
         (tmp_path / "fitted.npz").write_bytes(content)
         with pytest.raises(UserError, match=r"fitted.npz: not what probes leave .*; remove it and evaluate again"):
             read_fitted(tmp_path)

@@ -48,6 +48,7 @@ def save_tiny_llama(
     kv_heads: int = 2,
     vocab_size: int = 400,
     scale: float = 1.0,
+    tied: bool = False,
     specials: list[str] | None = None,
 ) -> Path:
     """A random model in `folder`; `scale` multiplies the output weights, so that distributions are peaked."""
@@ -62,7 +63,7 @@ def save_tiny_llama(
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             max_position_embeddings=512,
-            tie_word_embeddings=False,
+            tie_word_embeddings=tied,
             initializer_range=0.2,
             bos_token_id=0,
             eos_token_id=0,

@@ -55,7 +55,8 @@ def test_a_missing_file_of_its_own_is_named_before_hours_of_work(tmp_path, capsy
     path = study_file(tmp_path)
     (tmp_path / "tasks/words.jsonl").unlink()
     assert main(["submit", str(path), "--run", str(tmp_path / "run"), "--stage", "prepare"]) == 1
-    assert "words.yaml: data_files names 'words.jsonl'" in " ".join(capsys.readouterr().err.split())
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "prepare/prepare failed: " in said and "words.yaml: data_files names 'words.jsonl'" in said
 
 
 @pytest.mark.slow

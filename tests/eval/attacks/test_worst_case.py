@@ -7,7 +7,7 @@ from study_rows import generation
 
 from curricula.eval.analysis import ArmInfo
 from curricula.eval.analysis.runs import Runs
-from curricula.eval.analysis.worst_case import attack_strengths, broken
+from curricula.eval.attacks.worst_case import attack_strengths, broken
 
 ARM = ArmInfo("data-0", 0.0, "data")
 
