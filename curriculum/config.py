@@ -58,6 +58,7 @@ class Source(Settings, frozen=True):
     documents: Positive | None = None
     """Read at most this many: the first ones of each part, in proportion to the parts' sizes."""
     shards: Annotated[int, msgspec.Meta(ge=1, le=99_999)] = 1
+    """Pieces that are tokenised and restarted on their own, each an element of an array."""
     max_epochs: PositiveNumber = 4.0
     """Pretraining that reads the source more often is refused, and the plan warns of it. Up to 4 epochs are almost as good as
     new text (Muennighoff et al. 2023)."""
@@ -101,11 +102,13 @@ class Curriculum(Settings, frozen=True):
     """
 
     safe: Mix
+    """What arms read before the interventions start, and what the arm without them reads to the end."""
     interventions: dict[str, Mix] = {}
     """Intervention sets by name."""
     starts: tuple[Share, ...] = (0.0, 0.2, 0.6, 1.0)
     """Fractions of the token budget at which interventions start."""
     arms: dict[str, tuple[PhaseConfig, ...]] = {}
+    """Further arms by name, each a list of phases."""
     exposure: Literal["natural", "matched"] = "natural"
     """With "matched", late arms get more of the interventions, so that all arms of a set see the same amount by the end."""
 
@@ -164,10 +167,15 @@ class Tuning(Settings, frozen=True):
     packing: bool = False
     """Put several conversations in a row, with attention within each; otherwise a row is one padded conversation."""
     global_batch: Positive = 4
+    """Rows in one optimizer step; the paper's is 4."""
     micro_batch: Positive = 4
+    """Rows in one forward and backward pass of a device; it divides the global batch."""
     lr: PositiveNumber = 2e-5
+    """Peak learning rate; the paper's is 2e-5."""
     warmup_fraction: Share = 0.03
+    """Share of all steps over which the learning rate rises; the paper's is 0.03."""
     weight_decay: float = 0.01
+    """Of AdamW. Not given for the paper's tuning; that of its pretraining."""
 
     def check(self) -> None:
         require_weights("mix", self.mix)

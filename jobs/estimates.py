@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +18,36 @@ from curricula.curriculum.stream.blend import Blend
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
-from curricula.jobs.plan import Plan
+from curricula.jobs.plan import Key, Plan
 from curricula.jobs.study import Study
 from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
+
+ELEMENT_S = 2.5
+"""What an element costs on one machine beside its arithmetic: starting, loading, writing."""
+CPU_FLOPS = 5e10
+"""Of one core, in training as in decoding; measured with SmolLM2-135M and with the demo's model (docs/benchmarks.md)."""
+
+
+def seconds_here(plan: Plan) -> dict[Key, float]:
+    """Roughly how long each element takes on this machine's CPU, with `resources.workers` at a time."""
+    cores = max(1, (os.cpu_count() or 1) // plan.study.resources.workers)
+    return {
+        (job.name, element.label): ELEMENT_S + element.flops / (CPU_FLOPS * cores) for job, element in plan.elements()
+    }
+
+
+def minutes_here(plan: Plan, keys: Collection[Key] | None = None) -> float:
+    """Roughly how long the elements `keys`, or all, take together on this machine's CPU."""
+    seconds = seconds_here(plan)
+    return sum(seconds.values() if keys is None else map(seconds.__getitem__, keys)) / plan.study.resources.workers / 60
+
+
+def about(minutes: float) -> str:
+    """An estimate in words, no finer than it is."""
+    for size, unit in ((1440, "days"), (60, "hours")):
+        if minutes >= 2 * size:
+            return f"about {minutes / size:,.0f} {unit}"
+    return f"about {math.ceil(minutes)} minute{'s' if minutes > 1 else ''}"
 
 
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
@@ -75,6 +105,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             }
             for job in plan.jobs
         ],
+        "minutes_on_this_machine": minutes_here(plan),
         "gpu_hours": _described_hours(plan),
         "gpu_hours_by_seed": _hours_by_seed(plan),
         "gpu_memory": _gpu_memory(study),

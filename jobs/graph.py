@@ -45,8 +45,12 @@ class _Planner:
         return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
-        request = STAGES[stage].request(self.study, self.profile)
-        priced = (replace(one, gpu_hours=STAGES[stage].gpu_hours(self.study, one, request)) for one in elements)
+        study = self.study
+        request = STAGES[stage].request(study, self.profile)
+        priced = (
+            replace(one, gpu_hours=STAGES[stage].gpu_hours(study, one, request), flops=STAGES[stage].flops(study, one))
+            for one in elements
+        )
         self.jobs.append(Job(name, stage, tuple(priced), needs, request, STAGES[stage].names(elements[0])))
         return name
 

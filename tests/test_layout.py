@@ -85,7 +85,9 @@ def test_the_pinned_versions_are_within_the_ranges_of_setup_cfg_and_complete():
     config = ConfigParser(interpolation=None)
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
-    named = "\n".join([config["options"]["install_requires"], extras["dev"], extras["gguf"]]).splitlines()
+    named = "\n".join(
+        [config["options"]["install_requires"], extras["dev"], extras["docs"], extras["gguf"]]
+    ).splitlines()
     on = {"python_version": "3.11"}
     for wanted in (Requirement(line) for line in named if line.strip() and not line.startswith("#")):
         if wanted.marker and not wanted.marker.evaluate(on):

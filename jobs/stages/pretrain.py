@@ -61,13 +61,15 @@ class Pretrain(Stage):
         asked = study.resources.pretraining
         return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
 
+    def flops(self, study: Study, element: Element) -> float:
+        segment = next(segment for segment in study.segments if segment.name == element.segment)
+        tokens = (segment.stop - segment.start) * study.budget.step_tokens
+        return tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
+
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         """From the FLOPs of the segment, at the utilisation that the study expects."""
-        segment = next(segment for segment in study.segments if segment.name == element.segment)
         resources = study.resources
-        tokens = (segment.stop - segment.start) * study.budget.step_tokens
-        flops = tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
-        return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
+        return self.flops(study, element) / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
 
 
 def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:

@@ -31,10 +31,8 @@ class Report(Stage):
 def report(run: Run, plan: Plan, progress: Progress = silent, out: Path | None = None) -> Path:
     """Write the report of a run, finished or not, to `out` (by default RUN/report); returns the path of its page."""
     from curricula.eval import MODEL_KINDS
-    from curricula.eval.analysis import ArmInfo
     from curricula.eval.report.page import write_report
 
-    arms = [ArmInfo(arm.name, arm.start, arm.interventions, arm.replicate.seed, arm.key) for arm in run.study.trainings]
     tasks = {kind: [task.name for task in run.study.evaluation.tasks_of(kind)] for kind in MODEL_KINDS}
     described = {
         "plan": describe(plan, run.shards),
@@ -42,7 +40,7 @@ def report(run: Run, plan: Plan, progress: Progress = silent, out: Path | None =
         "tasks": tasks,
         "changed": _changed_benchmarks(run),
     }
-    return write_report(run.root, arms, described, out or run.report, progress)
+    return write_report(run.root, run.arms, described, out or run.report, progress)
 
 
 def _changed_benchmarks(run: Run) -> dict[str, str]:

@@ -38,6 +38,11 @@ class Tune(Stage):
     def saved(self, work: Work) -> int:
         return saved_steps(work.run.tuning(work.arm.key, work.element.kind))
 
+    def flops(self, study: Study, element: Element) -> float:
+        """Of one padded row for each conversation, where the study says how many."""
+        config, conversations = study.model.resolve(), study.tuning.stages[element.kind].conversations or 0
+        return conversations * config.sequence_length * config.flops_per_token(config.sequence_length)
+
     def ask(self, study: Study) -> Ask:
         asked = study.resources.tuning
         return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
