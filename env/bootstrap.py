@@ -20,6 +20,8 @@ import urllib.request
 
 PYPI = "https://pypi.org/pypi/pip/json"
 TORCH_CPU = "https://download.pytorch.org/whl/cpu"
+DRIVER = "/dev/nvidiactl"
+"""There where NVIDIA's driver is loaded."""
 CONSTRAINTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "constraints.txt")
 SMALL, LARGE = (0.6, 2.6), (3.3, 6.4)
 """GB to download and on disk, with torch for CPUs and with torch for CUDA."""
@@ -28,7 +30,7 @@ SMALL, LARGE = (0.6, 2.6), (3.3, 6.4)
 def main(folder):
     python = os.path.join(folder, "bin", "python")
     make(folder, python)
-    wants_cpu = sys.platform == "linux" and not os.path.exists("/dev/nvidiactl")
+    wants_cpu = sys.platform == "linux" and not os.path.exists(DRIVER)
     is_cuda = wants_cpu and brings_cuda(python, [])
     cpu = ["--index-url", TORCH_CPU]
     if is_cuda and answers(TORCH_CPU) and not brings_cuda(python, cpu):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 import time
 from collections import Counter
@@ -223,8 +224,18 @@ def _table(rows: list[_Row], console: Console) -> Table:
     for column in widths:
         table.add_column(column.heading, justify="right" if column.right else "left", no_wrap=True)
     for row, *others in zip(rows, *(cells[column] for column in widths)):
-        table.add_row(row.job, row.state, *others)
+        table.add_row(_folded(row.job, label_width), row.state, *others)
     return table
+
+
+def _folded(label: Text, width: int) -> Text:
+    """A label that is too wide on several lines, each of whole names: `arm/task/` and below it `benchmark`."""
+    lines = [""]
+    for name in re.split(r"(?<=/)", label.plain):
+        if lines[-1] and cell_len(lines[-1] + name) > width:
+            lines.append("    ")
+        lines[-1] += name
+    return Text("\n".join(lines), label.style)
 
 
 def _cell(column: _Column, row: _Row) -> Text:

@@ -19,9 +19,7 @@ def machine(tmp_path, monkeypatch):
     (folder / "bin").mkdir(parents=True)
     monkeypatch.setattr(bootstrap, "make", lambda *_: None)
     monkeypatch.setattr(bootstrap.sys, "platform", "linux")
-    monkeypatch.setattr(
-        bootstrap.os.path, "exists", lambda path, there=bootstrap.os.path.exists: there(path) and "nvidia" not in path
-    )
+    monkeypatch.setattr(bootstrap, "DRIVER", str(tmp_path / "none"))
 
     def answer(plain: list[str], cpu: list[str] | None):
         monkeypatch.setattr(bootstrap, "answers", lambda url: cpu is not None)
