@@ -27,6 +27,7 @@ from curricula.jobs.monitor.progress import Reading, number, read_progress
 from curricula.jobs.plan import Chosen, Key, Plan, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.arrays import check_needs
+from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
 from curricula.terminal import clock, count, one_line
 
@@ -103,6 +104,7 @@ class Display:
         self.estimates = {key: seconds for key, seconds in seconds_here(plan).items() if key in counted}
         self.open = set(counted) - done_elements(run, plan)
         self.done_before = self._estimate_done()
+        self.needs_torch = any(STAGES[self.stage_of[name]].needs_torch for name, _ in self.open)
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Display:
@@ -161,7 +163,8 @@ class Display:
             for stage, total in self.total.items()
         )
         if self.running is None:
-            return Group(overall, stages, Text(f"loading PyTorch and Megatron-core ({elapsed_s:.0f} s)", "dim"))
+            loading = "loading PyTorch and Megatron-core" if self.needs_torch else "starting"
+            return Group(overall, stages, Text(f"{loading} ({elapsed_s:.0f} s)", "dim"))
         return Group(overall, stages, _running_rows(readings, self.console.width))
 
 
