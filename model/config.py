@@ -163,7 +163,8 @@ class ExecutionConfig(Settings, frozen=True, kw_only=True):
     engine: EngineConfig = EngineConfig()
     """How the network is computed."""
     hang_minutes: PositiveNumber = 10.0
-    """A step that takes longer, and longer than 20 times the median step, counts as hung and ends the process."""
+    """A step that takes longer, and longer than 20 times the median step, counts as hung and ends the process. Loading, the
+    first steps, validation and saves may take six times as long."""
 
 
 class TrackingConfig(Settings, frozen=True):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from curricula.curriculum.plan import Segment
+from curricula.curriculum.stream.blend import Phase
 from curricula.errors import UserError
 from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
+from curricula.jobs.stages.scratch import near
 from curricula.jobs.study import Study
 from curricula.model import TrainJob
 from curricula.model.checkpoints import require_checkpoint
@@ -45,10 +47,9 @@ class Pretrain(Stage):
         from curricula.model.checkpoints.folder import INFO_FILE
 
         run, segment = work.run, work.plan.segments[work.element.segment]
-        phases = segment.arm.blend_phases(work.study.budget)
-        sources = {name for phase in phases for name, weight in phase.mix.items() if weight}
         files = [run.tokenizer / "tokenizer.json"]
-        files += [run.shards / name / f"00000{suffix}" for name in sorted(sources) for suffix in (".idx", ".bin")]
+        phases = segment.arm.blend_phases(work.study.budget)
+        files += [run.shards / name / f"00000{suffix}" for name in _sources(phases) for suffix in (".idx", ".bin")]
         start = checkpoint_to_resume(run.branch(segment.branch))
         if start is None and segment.parent:
             start = _last_checkpoint(run, work.plan.segments[segment.parent])
@@ -79,9 +80,10 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
 
     study, budget = run.study, run.study.budget
     config = study.model.resolve()
+    phases = segment.arm.blend_phases(budget)
     batches = PretrainingBatches(
-        segment.arm.blend_phases(budget),
-        run.shards,
+        phases,
+        near(run.shards, _sources(phases)),
         budget.sequence_length,
         budget.global_batch,
         segment.arm.replicate.data_seed,
@@ -107,6 +109,10 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         progress,
         validation=_validation(run) if validates else {},
     )
+
+
+def _sources(phases: list[Phase]) -> list[str]:
+    return sorted({name for phase in phases for name, weight in phase.mix.items() if weight})
 
 
 def _is_whole(checkpoint: Path) -> bool:
