@@ -72,7 +72,7 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
         epilog="a study from start to end on this machine, in some ten minutes:\n  curricula demo\n"
         "the same in steps, for a study of your own:\n  curricula plan my-study.yaml\n  curricula submit my-study.yaml\n"
         "  curricula status\nthe Tab key (bash; or zsh, tcsh):\n"
-        "  curricula --print-completion bash > ~/.local/share/bash-completion/completions/curricula",
+        "  curricula --print-completion bash >> ~/.bash_completion",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")

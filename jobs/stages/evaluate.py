@@ -49,13 +49,13 @@ class Evaluate(Stage):
         assert task is not None
         known = BENCHMARKS.get(task.benchmark)
         prompts = study.world.prompts_per_benchmark if study.world else known.rows if known else 0
-        prompts = min(prompts, task.limit or prompts) / task.shards
+        asked = min(prompts, task.limit or prompts) / task.shards
         tokens = 0.0
         for settings in (getattr(evaluation, name) for name in task.task.decoders):
             rows = getattr(settings, "samples", 1) * getattr(settings, "candidates", 1)
-            tokens += prompts * rows * settings.max_new_tokens
+            tokens += asked * rows * settings.max_new_tokens
         if task.task.kind == "gcg" and evaluation.gcg:
-            tokens += prompts * evaluation.gcg.steps * evaluation.gcg.search_width * SUFFIX_TOKENS
+            tokens += asked * evaluation.gcg.steps * evaluation.gcg.search_width * SUFFIX_TOKENS
         return tokens * model.flops_per_token(model.sequence_length) / 3
 
     def ask(self, study: Study) -> Ask:
