@@ -23,7 +23,7 @@ smollm2: $(WEIGHTS)
 # The references, from the code, and the site in site/, which a browser opens.
 docs: $(STAMP)
 	$(BIN)/python docs/references.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: $(WEIGHTS)
 	$(BIN)/ruff check .

@@ -27,6 +27,9 @@ ELEMENT_S = 2.5
 CPU_FLOPS = 5e10
 """Of one core, in training as in decoding; measured with SmolLM2-135M and with the demo's model (docs/benchmarks.md)."""
 
+MOST_HERE = 24 * 60.0
+"""Minutes: a study that takes this machine longer is meant for GPUs."""
+
 
 def seconds_here(plan: Plan) -> dict[Key, float]:
     """Roughly how long each element takes on this machine's CPU, with `resources.workers` at a time."""

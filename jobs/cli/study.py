@@ -22,7 +22,7 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here, run_root
 from curricula.jobs.cli.options import is_confirmed
-from curricula.jobs.estimates import about, describe
+from curricula.jobs.estimates import MOST_HERE, about, describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.growth import cut_branches
 from curricula.jobs.plan import Chosen, Key, Plan
@@ -33,9 +33,6 @@ from curricula.jobs.slurm.profile import Profile, keep_profile, load_profile
 from curricula.jobs.slurm.script import check_root
 from curricula.jobs.study import STUDIES, Study, load_study
 from curricula.terminal import json_text
-
-MOST_HERE = 24 * 60.0
-"""Minutes: a study that takes this machine longer is planned for GPUs."""
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -158,21 +155,15 @@ def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, con
         console.print(one.script)
         if has_slurm:
             console.print(f"sbatch --test-only: {tested(one.script)}\n")
-    table = Table(box=None, pad_edge=False)
-    for column in ("job", "elements", "nodes", "GPUs", "time limit", "waits for"):
-        table.add_column(
-            column,
-            justify="left" if column in ("job", "waits for") else "right",
-            overflow="fold",
-            no_wrap=column == "job",
-        )
+    rows = []
     for one in previews:
         first, *others = one.waits.split(",")
         waits = first + (f" and {len(others)} more" if others else "")
         request = one.array.job.request
-        table.add_row(one.job, str(len(one.array.labels)), str(request.nodes), str(request.gpus),
-                      f"{request.minutes // 60}:{request.minutes % 60:02d}", waits)  # fmt: skip
-    console.print(table, soft_wrap=False)
+        rows.append((one.job, str(len(one.array.labels)), str(request.nodes), str(request.gpus),
+                     f"{request.minutes // 60}:{request.minutes % 60:02d}", waits))  # fmt: skip
+    headings = ("job", "elements", "nodes", "GPUs", "time limit", "waits for")
+    _Rows("Arrays", headings, rows, left=(0, 5)).print(console.width)
     for one in previews:
         if why := too_long(one.array.job.request, limits):
             console.print(f"\n{one.job}: {why}")
