@@ -118,6 +118,14 @@ def _table(kind: type[msgspec.Struct]) -> str:
     return "\n".join(rows)
 
 
+def _row_table(kind: type[msgspec.Struct]) -> str:
+    described = {**descriptions(GenerationRow), **descriptions(kind)}  # names mean the same in all rows
+    rows = ["| field | type | meaning |", "|---|---|---|"]
+    for field in types.type_info(kind).fields:  # type: ignore[attr-defined]
+        rows.append(f"| `{field.encode_name}` | {_type(field.type)} | {_sentence(described.get(field.name, ''))} |")
+    return "\n".join(rows)
+
+
 @functools.cache
 def descriptions(kind: type) -> dict[str, str]:
     """The docstrings under the fields of a class and of those that it extends."""
@@ -175,7 +183,7 @@ def _default(field: types.Field) -> str:
 
 def _files() -> str:
     parts = [
-        f"## {place}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_table(kind)}" for place, kind in FILES.items()
+        f"## {place}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_row_table(kind)}" for place, kind in FILES.items()
     ]
     return "\n\n".join(parts) + "\n"
 
