@@ -119,7 +119,7 @@ def _table(kind: type[msgspec.Struct]) -> str:
 
 
 def _row_table(kind: type[msgspec.Struct]) -> str:
-    described = {**descriptions(GenerationRow), **descriptions(kind)}  # names mean the same in all rows
+    described = descriptions(kind)
     rows = ["| field | type | meaning |", "|---|---|---|"]
     for field in types.type_info(kind).fields:  # type: ignore[attr-defined]
         rows.append(f"| `{field.encode_name}` | {_type(field.type)} | {_sentence(described.get(field.name, ''))} |")

@@ -127,9 +127,13 @@ class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     key: str
     """Hash of prompt, model, attack settings and seed."""
     model: str
+    """Content hash of the model folder."""
     benchmark: str
+    """Name in eval/benchmarks.py."""
     prompt_id: str
+    """Unique within the benchmark."""
     behavior: str
+    """The request that the suffix follows."""
     suffix: str
     """The suffix of lowest loss, with the space that joins it to the request."""
     loss: float
@@ -141,14 +145,18 @@ class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     idle_steps: int
     """Steps at which no candidate kept its tokens."""
     seed: int
+    """Seed of the study's training."""
 
 
 class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One linear probe: safe against unsafe text from the hidden state of the last token."""
 
     key: str
+    """Hash of model, layer, settings and seed."""
     model: str
+    """Content hash of the model folder."""
     model_kind: str
+    """One of MODEL_KINDS."""
     layer: str
     """"first", "middle" or "last"."""
     layer_index: int
@@ -158,7 +166,9 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     auc: Annotated[float, msgspec.Meta(ge=0, le=1)]
     """Area under the ROC curve on the balanced test set."""
     n_train: Count
+    """Training texts."""
     n_test: Count
+    """Test texts."""
     baseline_length_auc: float
     """The same probe on the number of tokens alone."""
 
