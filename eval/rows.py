@@ -152,7 +152,7 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One linear probe: safe against unsafe text from the hidden state of the last token."""
 
     key: str
-    """Hash of model, layer, settings and seed."""
+    """Hash of model, texts, settings, layer and seed."""
     model: str
     """Content hash of the model folder."""
     model_kind: str

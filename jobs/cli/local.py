@@ -53,9 +53,10 @@ def run_here(root: Path, plan: Plan, chosen: Chosen | None = None) -> None:
     keys = list(plan.needs) if chosen is None else keys_of(chosen)
     open_keys = set(keys) - (done_elements(Run(root), plan) if root.exists() else set())
     if open_keys:
+        count_open = f"{len(open_keys)} element" + "s" * (len(open_keys) > 1)
+        takes = about(minutes_here(plan, open_keys))
         console.print(
-            f"{root}: {len(open_keys)} elements to run, {about(minutes_here(plan, open_keys))} on this machine. "
-            "Ctrl-C stops it; the same command continues."
+            f"{root}: {count_open} to run, {takes} on this machine. Ctrl-C stops it; the same command continues."
         )
     run, done = run_elements(root, plan, console, None if chosen is None else keys)
     count_done = f"all {len(done)}" if chosen is None else f"{len(done)} chosen"
