@@ -50,7 +50,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "eval",
         "measure attack success and over-refusal of any Hugging Face checkpoint",
         "curricula eval --model runs/demo/models/full-20/instruct --data runs/demo/world \\\n"
-        "      --benchmark advbench,jailbreakbench --decoder topk,safebeam \\\n      --judge refusal-phrases --prompts 20",
+        "      --benchmark advbench,jailbreakbench --decoder topk,safebeam \\\n"
+        "      --max-new-tokens 40 --judge refusal-phrases --prompts 20",
         "curricula eval rejudge FOLDER --judge NAME",
         call=evaluate,
         details="The same command continues after an interruption: no answer is generated twice and no judge is asked twice. "
