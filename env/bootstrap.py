@@ -23,7 +23,7 @@ TORCH_CPU = "https://download.pytorch.org/whl/cpu"
 DRIVER = "/dev/nvidiactl"
 """There where NVIDIA's driver is loaded."""
 CONSTRAINTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "constraints.txt")
-SMALL, LARGE = (0.7, 2.8), (3.3, 6.6)
+SMALL, LARGE = (0.7, 3.0), (3.3, 6.6)
 """GB to download and on disk, with torch for CPUs and with torch for CUDA."""
 
 
