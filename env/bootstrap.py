@@ -30,15 +30,16 @@ SMALL, LARGE = (0.7, 3.0), (3.3, 6.6)
 def main(folder):
     python = os.path.join(folder, "bin", "python")
     make(folder, python)
-    wants_cpu = sys.platform == "linux" and not os.path.exists(DRIVER)
-    is_cuda = wants_cpu and brings_cuda(python, [])
-    cpu = ["--index-url", TORCH_CPU]
-    if is_cuda and answers(TORCH_CPU) and not brings_cuda(python, cpu):
+    found = torch_from(python, [])
+    if not found:  # it is there
+        return
+    is_cuda, has_gpu, cpu = found == "cuda", os.path.exists(DRIVER), ["--index-url", TORCH_CPU]
+    if is_cuda and not has_gpu and answers(TORCH_CPU) and torch_from(python, cpu) == "cpu":
         announce(folder, *SMALL)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *pins(), *cpu, "torch>=2.6"], check=True)
         return
-    announce(folder, *(LARGE if is_cuda or not wants_cpu else SMALL))
-    if is_cuda:
+    announce(folder, *(LARGE if is_cuda else SMALL))
+    if is_cuda and not has_gpu:
         print(
             "  most of it torch for CUDA, which this machine has no use for: its CPU build is not to be had from here.\n"
             f"  Ctrl-C stops this. To bring your own: {python} -m pip install torch (with an index or a wheel), then make",
@@ -67,14 +68,14 @@ def make(folder, python):
         subprocess.run([python, os.path.join(path, "pip"), "install", "--quiet", path], check=True)
 
 
-def brings_cuda(python, source):
-    """Whether pip would install NVIDIA's packages along with torch, which it finds out without downloading them."""
+def torch_from(python, source):
+    """The torch that pip would install: "cuda", "cpu", or "" if it is there. Finds out without downloading it."""
     command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-", *pins(), *source, "torch>=2.6"]
     asked = subprocess.run(command, capture_output=True, text=True)
     if asked.returncode:
-        return True  # not to be had here
+        return "none"
     names = [item["metadata"]["name"].lower() for item in json.loads(asked.stdout)["install"]]
-    return any(name.startswith(("nvidia-", "cuda-")) for name in names)
+    return "cuda" if any(name.startswith(("nvidia-", "cuda-")) for name in names) else "cpu" if names else ""
 
 
 def pins():

@@ -75,7 +75,7 @@ def run_elements(
     """
     with Run.locked(root):
         run = Run.create(root, plan.study)
-        with Display(run, plan, console, chosen) as display:
+        with Display(run, plan, console, chosen, workers) as display:
             outcome = run_plan(run, plan, display, workers, chosen)
     if outcome.failed:
         names = ", ".join("/".join(key) for key in outcome.failed)
@@ -89,7 +89,15 @@ def run_elements(
 class Display:
     """A `curricula.jobs.local.Watcher` that counts the `chosen` elements, or all; use it as a context manager."""
 
-    def __init__(self, run: Run, plan: Plan, console: Console, chosen: Collection[Key] | None = None):
+    def __init__(
+        self,
+        run: Run,
+        plan: Plan,
+        console: Console,
+        chosen: Collection[Key] | None = None,
+        workers: int | None = None,
+    ):
+        self.workers = workers or plan.study.resources.workers
         self.run, self.console = run, console
         self.stage_of = {job.name: job.stage for job in plan.jobs}
         counted = [key for key in plan.needs if chosen is None or key in chosen]
@@ -153,9 +161,9 @@ class Display:
         elapsed_s = time.monotonic() - self.started
         everything, done = sum(self.estimates.values()) or 1.0, self._estimate_done(readings)
         # The estimates' own pace, until the elements that have ended tell this machine's.
-        expected_s = (done - self.done_before) / self.run.study.resources.workers
+        expected_s = (done - self.done_before) / self.workers
         pace = (elapsed_s + TRUSTED_S) / (expected_s + TRUSTED_S)
-        left = clock((everything - done) / self.run.study.resources.workers * pace)
+        left = clock((everything - done) / self.workers * pace)
         overall = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=everything, completed=done, width=BAR)
         overall.add_row(self.run.study.name, bar, f"{done / everything:.0%}", f"{clock(elapsed_s)}, about {left} left")

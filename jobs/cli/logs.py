@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> Run:
     """The run that is named; the newest if none is, and then the words name its job and element."""
     if args.run is None:
         return Run.open(newest_run())
-    if args.element is None and not args.run.exists() and any(Path("runs").glob("*/study.yaml")):
+    if args.element is None and not (args.run / "study.yaml").exists() and any(Path("runs").glob("*/study.yaml")):
         newest = Run.open(newest_run())
         if str(args.run) in plan_study(newest.study).by_name:
             args.job, args.element = str(args.run), args.job

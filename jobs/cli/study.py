@@ -163,7 +163,7 @@ def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, con
         rows.append((one.job, str(len(one.array.labels)), str(request.nodes), str(request.gpus),
                      f"{request.minutes // 60}:{request.minutes % 60:02d}", waits))  # fmt: skip
     headings = ("job", "elements", "nodes", "GPUs", "time limit", "waits for")
-    _Rows("Arrays", headings, rows, left=(0, 5)).print(console.width)
+    _Rows("Arrays", headings, rows, left=(0, 5)).print(console)
     for one in previews:
         if why := too_long(one.array.job.request, limits):
             console.print(f"\n{one.job}: {why}")
@@ -208,7 +208,7 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     )
     console.print(_tree(study))
     for table in [*_arm_tables(value, study), _job_table(value)]:
-        table.print(console.width)
+        table.print(console)
     for warning in value["warnings"]:
         console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
     sharing = value["trained_tokens"]
@@ -272,18 +272,19 @@ class _Rows(NamedTuple):
     left: tuple[int, ...] = (0,)
     """Columns of text, not of numbers."""
 
-    def print(self, width: int) -> None:
-        """In tables that each fit into `width`, if a single column does. The first column is in each of them."""
+    def print(self, console: Console) -> None:
+        """In tables that each fit the console, if a single column does. The first column is in each of them."""
         cells = list(zip(self.headings, *self.rows))
         sizes = [max(map(cell_len, column)) for column in cells]
         pages = [[0]]
         for number in range(1, len(sizes)):
-            if len(pages[-1]) > 1 and sum(sizes[one] + 3 for one in (*pages[-1], number)) > width + 1:
+            if len(pages[-1]) > 1 and sum(sizes[one] + 3 for one in (*pages[-1], number)) > console.width + 1:
                 pages.append([0])
             pages[-1].append(number)
         for columns in pages:
             needed = sum(sizes[one] + 3 for one in columns)
-            Console(width=max(width, needed)).print(self._of(columns))
+            wide = Console(file=console.file, width=max(console.width, needed), markup=False, highlight=False)
+            wide.print(self._of(columns))
 
     def _of(self, columns: list[int]) -> Table:
         table = Table(title=self.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)

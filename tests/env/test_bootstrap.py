@@ -18,7 +18,6 @@ def machine(tmp_path, monkeypatch):
     folder = tmp_path / "venv"
     (folder / "bin").mkdir(parents=True)
     monkeypatch.setattr(bootstrap, "make", lambda *_: None)
-    monkeypatch.setattr(bootstrap.sys, "platform", "linux")
     monkeypatch.setattr(bootstrap, "DRIVER", str(tmp_path / "none"))
 
     def answer(plain: list[str], cpu: list[str] | None):
@@ -57,6 +56,12 @@ def test_a_pip_that_has_the_build_for_cpus_already_is_left_alone(machine, capsys
     bootstrap.main(str(folder))
     said = capsys.readouterr().out
     assert "about 0.7 GB" in said and "CUDA" not in said and not (folder / "installed").exists()
+
+
+def test_where_torch_is_there_nothing_is_announced(machine, capsys):
+    folder = machine([], None)
+    bootstrap.main(str(folder))
+    assert capsys.readouterr().out == "" and not (folder / "installed").exists()
 
 
 def test_a_disk_that_is_too_small_stops_it(machine, monkeypatch):
