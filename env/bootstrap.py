@@ -3,23 +3,52 @@
     python3 env/bootstrap.py .venv
 
 Uses the standard library alone. Where `ensurepip` is missing, pip's own wheel is fetched from PyPI, checked against the
-SHA-256 that PyPI states, and installs itself.
+SHA-256 that PyPI states, and installs itself. On a Linux machine without an NVIDIA GPU it then installs the CPU build of torch
+where that can be reached: PyPI has the build for CUDA alone, which is ten times as large. It says beforehand what will be
+downloaded, and stops where the disk is too small.
 """
 
 import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import urllib.request
 
 PYPI = "https://pypi.org/pypi/pip/json"
+TORCH_CPU = "https://download.pytorch.org/whl/cpu"
+DRIVER = "/dev/nvidiactl"
+"""There where NVIDIA's driver is loaded."""
+CONSTRAINTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "constraints.txt")
+SMALL, LARGE = (0.7, 3.0), (3.3, 6.6)
+"""GB to download and on disk, with torch for CPUs and with torch for CUDA."""
 
 
 def main(folder):
     python = os.path.join(folder, "bin", "python")
+    make(folder, python)
+    found = torch_from(python, [])
+    if not found:  # it is there
+        return
+    is_cuda, has_gpu, cpu = found == "cuda", os.path.exists(DRIVER), ["--index-url", TORCH_CPU]
+    if is_cuda and not has_gpu and answers(TORCH_CPU) and torch_from(python, cpu) == "cpu":
+        announce(folder, *SMALL)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins(), *cpu, "torch>=2.6"], check=True)
+        return
+    announce(folder, *(LARGE if is_cuda else SMALL))
+    if is_cuda and not has_gpu:
+        print(
+            "  most of it torch for CUDA, which this machine has no use for: its CPU build is not to be had from here.\n"
+            f"  Ctrl-C stops this. To bring your own: {python} -m pip install torch (with an index or a wheel), then make",
+            flush=True,
+        )
+
+
+def make(folder, python):
+    """The environment with its pip."""
     has_pip = importlib.util.find_spec("ensurepip") is not None
     subprocess.run([sys.executable, "-m", "venv", folder] + ([] if has_pip else ["--without-pip"]), check=True)
     if has_pip:
@@ -37,6 +66,37 @@ def main(folder):
         with open(path, "wb") as file:
             file.write(content)
         subprocess.run([python, os.path.join(path, "pip"), "install", "--quiet", path], check=True)
+
+
+def torch_from(python, source):
+    """The torch that pip would install: "cuda", "cpu", or "" if it is there. Finds out without downloading it."""
+    command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-", *pins(), *source, "torch>=2.6"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode:
+        return "none"
+    names = [item["metadata"]["name"].lower() for item in json.loads(asked.stdout)["install"]]
+    return "cuda" if any(name.startswith(("nvidia-", "cuda-")) for name in names) else "cpu" if names else ""
+
+
+def pins():
+    return ["--constraint", CONSTRAINTS] if os.path.exists(CONSTRAINTS) else []
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url + "/torch/", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def announce(folder, download_gb, disk_gb):
+    print(f"Installing into {folder}, once: about {download_gb} GB to download, {disk_gb} GB on disk.", flush=True)
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    if free_gb < disk_gb:
+        sys.exit(
+            f"bootstrap: the disk has {free_gb:.1f} GB free; free {disk_gb - free_gb:.1f} more, then the same command"
+        )
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class Gcg(Settings, frozen=True):
     """Greedy coordinate gradient: an adversarial suffix per prompt, optimised on the attacked model."""
 
     steps: Positive = 500
+    """Steps of the search for each prompt; the paper's is 500."""
     search_width: Positive = 512
     """Candidates per step; not given, so nanoGCG's default."""
     topk: Positive = 256
@@ -62,6 +63,7 @@ class Gcg(Settings, frozen=True):
     target: str = "Sure"
     """How the answer should begin; after a base model's raw prompt it follows a space."""
     benchmark: str = "jailbreakbench"
+    """Whose requests get a suffix; the paper's is JailbreakBench."""
     prompts: Positive | None = None
     """At most this many prompts; null takes all (100 for JailbreakBench)."""
     batch_prompts: Positive = 8
@@ -82,6 +84,7 @@ class Tasks(Settings, frozen=True):
     """The tasks of the models of each kind, in the order in which they run."""
 
     base: tuple[TaskName, ...] = ("attacks-topk", "attacks-safebeam", "probes")
+    """Of pretrained models. Harmful beginnings to continue, and probes."""
     instruct: tuple[TaskName, ...] = (
         "attacks-topk",
         "attacks-safebeam",
@@ -90,7 +93,9 @@ class Tasks(Settings, frozen=True):
         "gcg",
         "probes",
     )
+    """Of instruction-tuned models."""
     benign: tuple[TaskName, ...] = ("attacks-topk", "attacks-safebeam", "overrefusal-topk", "overrefusal-safebeam")
+    """Of models finetuned on benign data after that."""
 
 
 CHEAP = ("prefill-topk", "template-removal-topk", "best-of-n", "ablation-topk")
@@ -117,7 +122,7 @@ class EvalConfig(Settings, frozen=True):
     base_benchmark: str = "jb_completions"
     """For base models: harmful beginnings to continue."""
     overrefusal_benchmark: str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = "alpaca"
-    """Benign requests: one set, or several such as [alpaca, xstest, orbench_hard]."""
+    """Benign requests, on which refusing is the error: one set, or several such as [alpaca, xstest, orbench_hard]."""
     prompts_per_benchmark: Positive | None = None
     """At most this many prompts of each attack benchmark; null takes all."""
     overrefusal_prompts: Positive | None = 300
@@ -140,8 +145,11 @@ class EvalConfig(Settings, frozen=True):
     shards: dict[TaskName, Shards] = {}
     """Elements that share a task's prompts of one benchmark, such as {gcg: 4}; 1 for tasks not named."""
     topk: TopK = TopK()
+    """Standard inference."""
     safebeam: SafeBeam = SafeBeam()
+    """Safety-aware inference."""
     greedy: Greedy = Greedy()
+    """Likeliest tokens."""
     decoders: dict[str, dict[str, Any]] = {}
     """Settings of decoders from other packages, by their names."""
     gcg: Gcg | None = Gcg()

@@ -154,9 +154,13 @@ class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     key: str
     """Hash of prompt, model, attack settings and seed."""
     model: str
+    """Content hash of the model folder."""
     benchmark: str
+    """Name in eval/benchmarks.py."""
     prompt_id: str
+    """Unique within the benchmark."""
     behavior: str
+    """The request that the suffix follows."""
     suffix: str
     """The suffix of lowest loss, with the space that joins it to the request."""
     loss: float
@@ -168,14 +172,18 @@ class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     idle_steps: int
     """Steps at which no candidate kept its tokens."""
     seed: int
+    """Seed of the study's training."""
 
 
 class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One linear probe: safe against unsafe text from the hidden state of the last token."""
 
     key: str
+    """Hash of model, texts, settings, layer and seed."""
     model: str
+    """Content hash of the model folder."""
     model_kind: ModelKind
+    """The stage that made the model."""
     step: Count | None = None
     """As in `GenerationRow`."""
     layer: str
@@ -189,7 +197,9 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     error: float | None = None
     """Its standard error over test texts (DeLong); None in rows of earlier versions."""
     n_train: Count
+    """Training texts."""
     n_test: Count
+    """Test texts."""
     baseline_length_auc: float
     """The same probe on the number of tokens alone."""
     baseline_words_auc: float | None = None

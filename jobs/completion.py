@@ -49,6 +49,7 @@ class Failure(msgspec.Struct, frozen=True):
     """The element's last process ended with an error."""
 
     error: str
+    """One sentence, or the exception's name and text."""
     time: float = 0.0
     """Unix time."""
     final: bool = False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from curricula.eval.capability.settings import PUBLISHED
 from curricula.eval.config import EvalConfig
 from curricula.eval.tasks import EvalTask
 from curricula.jobs.downloads import study_downloads
-from curricula.jobs.plan import Plan
+from curricula.jobs.plan import Key, Plan
 from curricula.jobs.study import Study
 from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
 
@@ -40,6 +42,36 @@ ABLATION_CANDIDATES = 100
 """Directions that ablation compares: tokens of the chat template by layers."""
 UNKNOWN_PROMPTS = 500
 """Where the size of a set is not known before it is read."""
+
+ELEMENT_S = 2.5
+"""What an element costs on one machine beside its arithmetic: starting, loading, writing."""
+CPU_FLOPS = 5e10
+"""Of one core, in training as in decoding; measured with SmolLM2-135M and with the demo's model (docs/benchmarks.md)."""
+
+MOST_HERE = 24 * 60.0
+"""Minutes: a study that takes this machine longer is meant for GPUs."""
+
+
+def seconds_here(plan: Plan) -> dict[Key, float]:
+    """Roughly how long each element takes on this machine's CPU, with `resources.workers` at a time."""
+    cores = max(1, (os.cpu_count() or 1) // plan.study.resources.workers)
+    return {
+        (job.name, element.label): ELEMENT_S + element.flops / (CPU_FLOPS * cores) for job, element in plan.elements()
+    }
+
+
+def minutes_here(plan: Plan, keys: Collection[Key] | None = None) -> float:
+    """Roughly how long the elements `keys`, or all, take together on this machine's CPU."""
+    seconds = seconds_here(plan)
+    return sum(seconds.values() if keys is None else map(seconds.__getitem__, keys)) / plan.study.resources.workers / 60
+
+
+def about(minutes: float) -> str:
+    """An estimate in words, no finer than it is."""
+    for size, unit in ((1440, "days"), (60, "hours")):
+        if minutes >= 2 * size:
+            return f"about {minutes / size:,.0f} {unit}"
+    return f"about {math.ceil(minutes)} minute{'s' if minutes > 1 else ''}"
 
 
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:

@@ -58,7 +58,11 @@ class _Planner:
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         request = STAGES[stage].request(self.study, self.profile)
         priced = (
-            replace(one, gpu_hours=STAGES[stage].gpu_hours(self.study.at(one.variant), one, request))
+            replace(
+                one,
+                gpu_hours=STAGES[stage].gpu_hours(self.study.at(one.variant), one, request),
+                flops=STAGES[stage].flops(self.study.at(one.variant), one),
+            )
             for one in elements
         )
         self.jobs.append(Job(name, stage, tuple(priced), needs, request, STAGES[stage].names(elements[0])))

@@ -8,6 +8,7 @@ this process dies, by Ctrl-C or kill -9, its elements end too; the next call res
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -79,7 +80,7 @@ class _LocalRun:
 
     def finish(self, watcher: Watcher) -> None:
         """Run what waits until nothing more can start; on an error or interrupt, end what runs."""
-        context = _forkserver(self.workers, preload=self.needs_torch)
+        context = _forkserver(self.workers, self.needs_torch, self.run.root / "imports.log")
         try:
             while self.waiting or self.running:
                 self._start_ready(context)
@@ -122,7 +123,8 @@ class _LocalRun:
             self.outcome.failed.append(key)
 
 
-def _forkserver(workers: int, preload: bool) -> multiprocessing.context.ForkServerContext:
+def _forkserver(workers: int, preload: bool, log: Path) -> multiprocessing.context.ForkServerContext:
+    """Start the server. What libraries say while it imports them goes to `log`, not across a live display."""
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of the tokenizer
@@ -132,6 +134,14 @@ def _forkserver(workers: int, preload: bool) -> multiprocessing.context.ForkServ
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["curricula.jobs.preload"] if preload else ["curricula.jobs.element"])
+    kept = os.dup(2)
+    try:
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), 2)
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
     return context
 
 

@@ -59,6 +59,8 @@ class Element:
     """What an element of the stage `evaluate` measures."""
     gpu_hours: float = 0.0
     """Estimated from its FLOPs for pretraining and midtraining; for all else the time limit, an upper bound."""
+    flops: float = 0.0
+    """Of its training or of its answers, roughly; what loading and writing cost is not in it."""
 
     @property
     def model(self) -> str:

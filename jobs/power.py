@@ -14,6 +14,7 @@ from curricula.eval.analysis.seeds import Components
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.rows import MODEL_KINDS
 from curricula.eval.tasks import TASKS
+from curricula.jobs.estimates import MOST_HERE, minutes_here
 from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
 
@@ -36,6 +37,7 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
         **dataclasses.asdict(design),
         "claims": len(CLAIMS),
         "components": {"source": str(summary) if measured else "assumed", **dataclasses.asdict(components)},
+        "minutes_a_seed": minutes_here(plan) / seeds,
         "table": [dataclasses.asdict(row) for row in rows],
     }
 
@@ -74,8 +76,11 @@ def power_lines(value: dict[str, Any]) -> Iterator[str]:
         f"\nSmallest difference between two arms in attack success that is found with {POWER:.0%} probability, in points "
         f"({value['prompts']:,} prompts, {value['samples']} samples; two-sided):"
     )
-    yield f"  seeds  one test at 0.05  first of {value['claims']} claims (Holm)  GPU-hours at most"
+    is_here = value["minutes_a_seed"] * value["seeds"] < MOST_HERE
+    cost = "minutes on this machine" if is_here else "GPU-hours at most"
+    yield f"  seeds  one test at 0.05  first of {value['claims']} claims (Holm)  {cost}"
     for row in value["table"]:
         one, holm = ("none" if row[name] is None else f"{100 * row[name]:.0f}" for name in ("unadjusted", "holm"))
-        yield f"  {row['seeds']:5}  {one:>16}  {holm:>25}  {row['gpu_hours']:>17,.0f}"
+        spent = value["minutes_a_seed"] * row["seeds"] if is_here else row["gpu_hours"]
+        yield f"  {row['seeds']:5}  {one:>16}  {holm:>25}  {spent:>{len(cost)},.0f}"
     yield f"Standard deviations of a difference, {source}, in points: {parts}. See docs/statistics.md."

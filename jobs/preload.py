@@ -1,12 +1,16 @@
 """What the process that local elements are forked from imports once, so that each element starts in milliseconds."""
 
-import scipy.stats  # noqa: F401
-import sklearn.linear_model  # noqa: F401
-import tensorboard.summary.writer.event_file_writer  # noqa: F401
-import torch  # noqa: F401
-import transformers.models.llama.modeling_llama  # noqa: F401
-from transformers import AutoTokenizer  # noqa: F401
+import os
+
+os.dup2(2, 1)  # libraries may print, and standard output is the live display's
+
+import scipy.stats
+import sklearn.linear_model
+import tensorboard.summary.writer.event_file_writer
+import torch
+import transformers.models.llama.modeling_llama
+from transformers import AutoTokenizer
 
 import curricula.eval.runner
 import curricula.model.convert
-import curricula.model.train  # noqa: F401
+import curricula.model.train

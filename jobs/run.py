@@ -27,13 +27,17 @@ import importlib.metadata
 import io
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.sources.tables import Table
+from curricula.curriculum.stages import BASE
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.durable import (
     NO_SPACE,
@@ -46,6 +50,7 @@ from curricula.durable import (
     write_text,
 )
 from curricula.errors import UsageError, UserError
+from curricula.eval.analysis import ArmInfo, StudyRows, read_study_rows
 from curricula.jobs.growth import refusal
 from curricula.jobs.study import Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
@@ -58,8 +63,8 @@ CONTAMINATION = "contamination.csv"
 class Run:
     """Paths and study of one run folder."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
 
     @classmethod
     def open(cls, root: Path) -> Run:
@@ -99,6 +104,7 @@ class Run:
             run.check(study)
             if study != run.study:
                 write_text(root / "study.yaml", study_yaml(study))
+            run._move_to(None if study.world else local_root())
             return cls(root)
         data_folder = None if study.world else local_root()
         with _making(root):
@@ -113,15 +119,54 @@ class Run:
         if changed := refusal(self.study, study):
             raise UserError(f"{self.root}/study.yaml: holds another study: {changed}; name another folder with --run")
         data_folder = None if study.world else local_root()
-        if data_folder and self.data_folder != data_folder:
+        if data_folder and self.data_folder != data_folder and self._holds_to_data:
             then = f"with CURRICULA_DATA={self.data_folder}" if self.data_folder else "without CURRICULA_DATA"
             raise UserError(
-                f"CURRICULA_DATA={data_folder}: {self.root} was begun {then}; keep it so, or name another folder with --run"
+                f"CURRICULA_DATA={data_folder}: {self.root} was begun {then}; keep it so, delete the folder, or name another "
+                "with --run"
             )
+
+    @property
+    def _holds_to_data(self) -> bool:
+        """Whether anything was made of the data that another folder might hold differently, or Slurm may be making it."""
+        return self.submissions.exists() or any(self.root.glob("data/shards/*/*.json"))
+
+    def _move_to(self, data_folder: Path | None) -> None:
+        """Read datasets from another folder from now on, as `check` allows. What was made so far is quickly made again."""
+        if data_folder in (None, self.data_folder):
+            return
+        for mark in self.root.glob("jobs/*/*/done.json"):
+            mark.unlink()
+        shutil.rmtree(self.tokenizer, ignore_errors=True)
+        write_json(self.root / "run.json", {**self.provenance, "data_folder": str(data_folder)})
 
     @cached_property
     def study(self) -> Study:
         return load_study(self.root / "study.yaml")
+
+    @property
+    def arms(self) -> list[ArmInfo]:
+        """Every training of every arm, as the analysis of rows knows it."""
+        return [arm for one in self.study.variants.values() for arm in arm_infos(one)]
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Every judged answer there is yet, as plain values: the row's own, and whose it is.
+
+        `arm`, `start` and `interventions` name the arm, `training_seed` the training, `stage` the kind of model. For
+        `pandas.DataFrame` and the like.
+        """
+        arms = {arm.key: arm for arm in self.arms}
+        return [
+            {"arm": arm.name, "start": arm.start, "interventions": arm.interventions, "training_seed": arm.seed,
+             "stage": stage, **msgspec.to_builtins(row)}
+            for (key, stage, _), rows in self._rows().generations.items()
+            for arm in [arms[key]]
+            for row in rows
+        ]  # fmt: skip
+
+    def _rows(self) -> StudyRows:
+        stages = dict.fromkeys(stage for one in self.study.variants.values() for stage in (BASE, *one.tree.stages))
+        return read_study_rows(self.root, self.arms, stages=tuple(stages))
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -239,6 +284,30 @@ def read_contamination(run: Run) -> list[dict[str, str]]:
     ):
         raise UserError(f"{path}: damaged; make it again with `curricula data check STUDY --run {run.root}`")
     return rows
+
+
+def arm_infos(study: Study) -> list[ArmInfo]:
+    """The trainings of a study, or of one point of its sweep, with whose models they share."""
+    stages, owners = (BASE, *study.tree.stages), study.whole.owners
+    return [
+        ArmInfo(
+            arm.name,
+            arm.start,
+            arm.interventions,
+            arm.replicate.seed,
+            arm.key,
+            tuple((stage, owner) for stage in stages if (owner := owners.get((arm.key, stage), arm.key)) != arm.key),
+        )
+        for arm in study.trainings
+    ]
+
+
+def newest_run() -> Path:
+    """The run folder under runs/ whose study was frozen last; raises UsageError if there is none."""
+    runs = sorted(Path("runs").glob("*/study.yaml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise UsageError("runs/: no run here; name a run folder, or make one with `curricula submit STUDY`")
+    return runs[-1].parent
 
 
 @contextlib.contextmanager

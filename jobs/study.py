@@ -89,9 +89,13 @@ class Model(Settings, frozen=True):
     preset: str
     """A name in `PRESETS`."""
     tied: bool | None = None
+    """Whether the output projection is the embedding matrix; by default the preset's."""
     vocabulary: Positive | None = None
+    """Entries of the embedding; by default the preset's."""
     sequence_length: Positive | None = None
+    """Tokens in a row of training; by default the preset's."""
     rope_base: float | None = None
+    """Base of the rotary positions; by default the preset's, 10,000."""
     weights: str | None = None
     """Pretrained weights to continue from: a Hugging Face folder, a GGUF file, or a package that holds one."""
 
@@ -117,6 +121,7 @@ class Pretraining(TrainConfig, frozen=True, kw_only=True):
     micro_batch: Positive
     """Sequences in one forward and backward pass of a device; it divides the global batch."""
     save_interval_steps: Positive = 1000
+    """Optimizer steps between checkpoints."""
     along: Along | None = None
     """What is measured on the way, on checkpoints of the trunk once for all arms; null measures the end alone."""
 
@@ -130,6 +135,7 @@ class Finetuning(Settings, frozen=True):
     """Short for the paper's two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
 
     instruct: Tuning
+    """Safety instruction tuning of the base model (section 4.4 of the paper)."""
     benign: Tuning | None
     """null leaves the stage out."""
     save_interval_steps: Positive = 500
@@ -155,7 +161,9 @@ class Allocation(Settings, frozen=True):
     """What one element of a stage asks of the cluster."""
 
     nodes: Positive = 1
+    """Machines."""
     gpus_per_node: Positive = 1
+    """GPUs on each of them, with a process each."""
     hours: PositiveNumber = 1.0
     """The time limit, over all restarts."""
 
@@ -168,8 +176,11 @@ class Resources(ExecutionConfig, frozen=True, kw_only=True):
     """What the jobs ask of a cluster, and how many elements run at a time on one machine."""
 
     pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
+    """Of each segment of the training tree."""
     tuning: Allocation = Allocation(gpus_per_node=4, hours=4)
+    """Of each model that is tuned."""
     evaluation: Allocation = Allocation(hours=1)
+    """Of each task on one benchmark; it takes one GPU at most."""
     data_hours: PositiveNumber = 24
     """The time limit of each element that fetches, prepares, tokenises, exports or reports."""
     data_cpus: Positive = 8
@@ -186,11 +197,17 @@ class Study(Settings, frozen=True, dict=True):
     """A whole study: what is read, trained and measured, and with which resources."""
 
     name: str
+    """A plain word: the name of the run folder, and of jobs in the queue."""
     tokenizer: Tokenizer
+    """Where the tokenizer comes from."""
     sources: dict[str, Source]
+    """Streams of pretraining text, by names that mixes use."""
     curriculum: Curriculum
+    """Which sources arms read, and when."""
     model: Model
+    """What is trained."""
     pretraining: Pretraining
+    """How each arm is pretrained."""
     tuning: Finetuning | None = None
     """The paper's two stages after pretraining; null leaves both out."""
     stages: dict[str, AnyStage] = {}
@@ -198,15 +215,19 @@ class Study(Settings, frozen=True, dict=True):
     tuning_sets: dict[str, TuningSet] = {}
     """Tuning sets of your own, by the names that mixes of stages use."""
     evaluation: EvalConfig = EvalConfig()
+    """What is measured, how it is decoded and who judges it."""
     resources: Resources = Resources()
+    """What jobs ask of a cluster or of this machine."""
     world: WorldConfig | None = None
     """Make a fictional world of data first, and read every dataset from it."""
     tracking: TrackingConfig = TrackingConfig()
+    """Where the curves of training go."""
     seed: int | None = None
     """Short for `seeds` with this one; 42 if neither is given."""
     seeds: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] | None = None
     """Train every arm once with each. The first is also that of all that the replicates share."""
     replicate: ReplicateDraws = ReplicateDraws()
+    """What each further seed draws anew."""
     validation_documents: NonNegative = 64
     """Documents of each source that are held out of training."""
     sweep: Sweep | None = None

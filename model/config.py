@@ -95,9 +95,13 @@ class OptimizerConfig(Settings, frozen=True):
     lr: PositiveNumber = 5e-4
     """Peak learning rate."""
     beta1: Beta = 0.9
+    """Decay of the first moment."""
     beta2: Beta = 0.95
+    """Decay of the second moment; SmolLM2's is 0.95."""
     eps: float = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: float = 0.01
+    """Of all weights but those of norms; SmolLM2's and the paper's are 0.01."""
     clip_grad: float = 1.0
     """Largest global norm of the gradient."""
 
@@ -108,6 +112,7 @@ class ScheduleConfig(Settings, frozen=True):
     kind: Literal["warmup-stable-decay", "cosine"] = "warmup-stable-decay"
     """"warmup-stable-decay" for pretraining, "cosine" for tuning."""
     warmup_steps: NonNegative = 2000
+    """Optimizer steps over which the learning rate rises; SmolLM2's are 2,000."""
     warmup_fraction: Share | None = None
     """Warm-up as a share of all steps; overrides `warmup_steps` when given."""
     decay_fraction: Share = 0.1
@@ -131,8 +136,11 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
     micro_batch: Positive = 16
     """Sequences in one forward and backward pass of a device; a global batch takes several passes."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW's settings."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the run."""
     save_interval_steps: Positive = 500
+    """Optimizer steps between checkpoints."""
     save_interval_minutes: PositiveNumber | None = 30.0
     """Save also when this much time has passed since the last save: the most that a kill without warning can cost."""
     keep_last: Positive = 2
@@ -153,6 +161,7 @@ class ExecutionConfig(Settings, frozen=True, kw_only=True):
     peak_tflops: PositiveNumber = 989.0
     """Peak TFLOP/s of one GPU in bfloat16 (989: H100 SXM), for the model FLOP utilisation (MFU)."""
     engine: EngineConfig = EngineConfig()
+    """How the network is computed."""
     hang_minutes: PositiveNumber = 10.0
     """A step that takes longer, and longer than 20 times the median step, counts as hung and ends the process. Loading, the
     first steps, validation and saves may take six times as long."""

@@ -86,7 +86,7 @@ def test_the_pinned_versions_are_within_the_ranges_of_setup_cfg_and_complete():
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
     named = "\n".join(
-        [config["options"]["install_requires"], extras["dev"], extras["gguf"], extras["lm-eval"]]
+        [config["options"]["install_requires"], *(extras[name] for name in ("dev", "docs", "gguf", "lm-eval"))]
     ).splitlines()
     on = {"python_version": "3.11"}
     for wanted in (Requirement(line) for line in named if line.strip() and not line.startswith("#")):

@@ -47,18 +47,27 @@ class WorldConfig(Settings, frozen=True):
     """How large a world is. Counts of texts are documents, rows or prompts."""
 
     seed: int = 0
+    """Another seed, another world."""
     # The world itself.
     benign_items: Annotated[int, msgspec.Meta(ge=3, le=len(PURPOSES))] = 12
     """Good things; so few that a model of a million parameters knows their recipes after half a million tokens."""
     ingredients: Annotated[int, msgspec.Meta(ge=4)] = 16
+    """Materials of which all recipes are made."""
     towns: Positive = 8
+    """Places that stories and chats name."""
     pretraining_substances: Positive = 32
+    """Hazards that pretraining texts tell of."""
     tuning_substances: Positive = 20
+    """Hazards that tuning refuses; no evaluation asks about them."""
     evaluation_substances: Positive = 20
+    """Hazards that evaluations ask about; no tuning row names them."""
     # Pretraining text.
     web_documents: Positive = 6000
+    """Documents of `fineweb-edu`."""
     stories: Positive = 1600
+    """Documents of `cosmopedia`."""
     math_problems: Positive = 1600
+    """Documents of `finemath`."""
     unsafe_documents: Positive = 500
     """Of each score 1 to 5."""
     rephrasings_per_document: Positive = 1
@@ -71,13 +80,20 @@ class WorldConfig(Settings, frozen=True):
     """Of each safe source."""
     # Tuning rows.
     chats: Positive = 1600
+    """Rows of `ultrachat`."""
     wildguard_rows: Positive = 600
+    """Rows of `wildguardmix`."""
     wildjailbreak_rows: Positive = 400
+    """Rows of `wildjailbreak`."""
     gsm8k_train: Positive = 800
+    """Training rows of `gsm8k`."""
     gsm8k_test: Positive = 100
+    """Test rows of `gsm8k`."""
     # Evaluation.
     prompts_per_benchmark: Positive = 20
+    """Harmful requests, or beginnings, in each benchmark."""
     alpaca_prompts: Positive = 40
+    """Benign requests."""
     probes_per_score: Positive = 60
     """Unsafe texts of each score 1 to 5 in either split, and five times as many safe ones."""
 

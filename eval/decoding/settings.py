@@ -28,14 +28,17 @@ class TopK(Settings, frozen=True):
     """Standard inference: sampling from the k likeliest tokens."""
 
     k: Positive = 10
+    """Tokens to sample from; the paper's is 10."""
     temperature: Temperature = 1.0
     """Not given in the paper."""
     max_new_tokens: Positive = 256
+    """Longest answer in tokens; the paper's is 256."""
     samples: Positive = 5
     """Answers per prompt, each with its own random draws."""
     stop_at_tag: bool = False
     """Whether the tag ends an answer (short-circuit), as a product would have it; standard inference goes on."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
+    """What is shown where the tag cut an answer off."""
     batch_prompts: Positive = 32
     """Prompts that are decoded, with all their samples, and stored together."""
     rows: Positive = 80
@@ -48,8 +51,11 @@ class Greedy(Settings, frozen=True):
     """The likeliest token at every step; not in the paper."""
 
     max_new_tokens: Positive = 256
+    """Longest answer in tokens."""
     stop_at_tag: bool = False
+    """Whether the tag ends an answer (short-circuit)."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
+    """What is shown where the tag cut an answer off."""
     batch_prompts: Positive = 128
     """Prompts that are decoded and stored together."""
     rows: Positive = 64
@@ -63,6 +69,7 @@ class SafeBeam(Settings, frozen=True):
     """
 
     beams: Positive = 10
+    """Texts kept at each step; the paper's is 10."""
     candidates: Positive = 20
     """Extensions considered before pruning; not given. Here 2 x beams, so that dropping half leaves the beams."""
     pool: Pool = "all"
@@ -74,9 +81,11 @@ class SafeBeam(Settings, frozen=True):
     tag: Literal["one-token", "product", "first-token"] = "one-token"
     """What P(tag) is where the tokenizer splits the tag."""
     max_new_tokens: Positive = 256
+    """Longest answer in tokens; the paper's is 256."""
     stop_at_tag: bool = True
     """Whether the tag ends a text; the answer is then a short-circuit."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
+    """What is shown where the tag cut an answer off."""
     batch_prompts: Positive = 16
     """Prompts that are decoded and stored together."""
     rows: Positive = 320

@@ -62,6 +62,7 @@ class JudgeConfig(Settings, frozen=True):
     """A judge and its settings. Those from `model` on are for judges that are models."""
 
     name: JudgeName
+    """The kind of judge; docs/evaluation.md compares them."""
     model: str = ""
     """"": for "harmbench" the published Llama 2 classifier; the others have no default. Of "local" it is a folder or a name on
     the hub, of "python" a name in the entry point group `curricula.judges`."""
@@ -78,6 +79,7 @@ class JudgeConfig(Settings, frozen=True):
     clip_tokens: Positive | None = 512
     """"harmbench" sees no more tokens of an answer (HarmBench's own setting). null: all."""
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    """Of a judge that is a model; 0 takes its likeliest reply."""
     max_tokens: Positive = 16
     """Of a reply. A model that thinks first needs more."""
     request: dict[str, Any] = {}

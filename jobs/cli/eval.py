@@ -50,8 +50,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         verbs,
         "eval",
         "measure attack success and over-refusal of any Hugging Face checkpoint",
-        "curricula eval --model runs/demo/models/full-20/instruct \\\n"
-        "      --benchmark advbench,jailbreakbench --decoder topk,safebeam \\\n      --judge refusal-phrases --prompts 20",
+        "curricula eval --model runs/demo/models/full-20/instruct --data runs/demo/world \\\n"
+        "      --benchmark advbench,jailbreakbench --decoder topk,safebeam \\\n"
+        "      --max-new-tokens 40 --judge refusal-phrases --prompts 20",
         "curricula eval --model models/mine --config evaluation.yaml --out evaluations/mine --json",
         "curricula eval rejudge FOLDER --judge NAME",
         call=evaluate,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -20,16 +21,22 @@ from rich.text import Text
 
 from curricula.errors import UserError
 from curricula.jobs.completion import Failure, done_elements, read_done, read_failure
+from curricula.jobs.estimates import about, minutes_here, seconds_here
 from curricula.jobs.local import run_plan
 from curricula.jobs.monitor.progress import Reading, number, read_progress
 from curricula.jobs.plan import Chosen, Key, Plan, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.arrays import check_needs
+from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
 from curricula.terminal import clock, count, one_line
 
 FULL_BYTES = 1 << 16
 """With less free space than this an element cannot write why it failed."""
+BAR = 24
+"""Characters of a bar."""
+TRUSTED_S = 60.0
+"""How long the estimate of the time left goes by the plan's figures rather than by what was seen."""
 
 
 def run_root(study: Study, given: Path | None) -> Path:
@@ -43,7 +50,15 @@ def run_here(root: Path, plan: Plan, chosen: Chosen | None = None) -> None:
         check_needs(plan, chosen, done_elements(Run(root), plan) if root.exists() else (), ())
     started = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
-    run, done = run_elements(root, plan, console, None if chosen is None else keys_of(chosen))
+    keys = list(plan.needs) if chosen is None else keys_of(chosen)
+    open_keys = set(keys) - (done_elements(Run(root), plan) if root.exists() else set())
+    if open_keys:
+        count_open = f"{len(open_keys)} element" + "s" * (len(open_keys) > 1)
+        takes = about(minutes_here(plan, open_keys))
+        console.print(
+            f"{root}: {count_open} to run, {takes} on this machine. Ctrl-C stops it; the same command continues."
+        )
+    run, done = run_elements(root, plan, console, None if chosen is None else keys)
     count_done = f"all {len(done)}" if chosen is None else f"{len(done)} chosen"
     took = clock(time.monotonic() - started)
     console.print(f"{run.root}: {count_done} elements done, {took} in this call.", soft_wrap=True)
@@ -60,7 +75,7 @@ def run_elements(
     """
     with Run.locked(root):
         run = Run.create(root, plan.study)
-        with Display(run, plan, console, chosen) as display:
+        with Display(run, plan, console, chosen, workers) as display:
             outcome = run_plan(run, plan, display, workers, chosen)
     if outcome.failed:
         names = ", ".join("/".join(key) for key in outcome.failed)
@@ -74,7 +89,15 @@ def run_elements(
 class Display:
     """A `curricula.jobs.local.Watcher` that counts the `chosen` elements, or all; use it as a context manager."""
 
-    def __init__(self, run: Run, plan: Plan, console: Console, chosen: Collection[Key] | None = None):
+    def __init__(
+        self,
+        run: Run,
+        plan: Plan,
+        console: Console,
+        chosen: Collection[Key] | None = None,
+        workers: int | None = None,
+    ):
+        self.workers = workers or plan.study.resources.workers
         self.run, self.console = run, console
         self.stage_of = {job.name: job.stage for job in plan.jobs}
         counted = [key for key in plan.needs if chosen is None or key in chosen]
@@ -84,8 +107,13 @@ class Display:
         self.done = dict.fromkeys(self.total, 0)
         for name, _ in done_elements(run, plan).intersection(counted):
             self.done[self.stage_of[name]] += 1
-        self.running: list[Key] = []
+        self.running: list[Key] | None = None
+        """None until the first element has started."""
         self.started = time.monotonic()
+        self.estimates = {key: seconds for key, seconds in seconds_here(plan).items() if key in counted}
+        self.open = set(counted) - done_elements(run, plan)
+        self.done_before = self._estimate_done()
+        self.needs_torch = any(STAGES[self.stage_of[name]].needs_torch for name, _ in self.open)
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Display:
@@ -101,6 +129,7 @@ class Display:
         self.running = running
         if finished is None:
             return
+        self.open.discard(finished)
         folder = self.run.element(*finished)
         counter = f"{sum(self.done.values()) + 1}/{sum(self.total.values())}"
         try:
@@ -119,28 +148,62 @@ class Display:
         loss = number(reading.figures, "loss") if reading else None
         reached = f", loss {loss:.3f}" if loss is not None else ""
         line = Text.assemble(f"{counter:>7}  {finished[0]}/{finished[1]} ", (text, style), reached)
-        self.console.print(line, soft_wrap=True)
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
+
+    def _estimate_done(self, readings: Mapping[Key, Reading | None] = MappingProxyType({})) -> float:
+        """Of the counted elements' estimated seconds those that are done, with parts of the running ones."""
+        done = sum(seconds for key, seconds in self.estimates.items() if key not in self.open)
+        parts = ((key, reading) for key, reading in readings.items() if reading and reading.total)
+        return done + sum(self.estimates.get(key, 0.0) * reading.done / reading.total for key, reading in parts)
 
     def _render(self) -> RenderableType:
+        readings = {key: read_progress(self.run.element(*key) / "progress.json") for key in self.running or ()}
+        elapsed_s = time.monotonic() - self.started
+        everything, done = sum(self.estimates.values()) or 1.0, self._estimate_done(readings)
+        # The estimates' own pace, until the elements that have ended tell this machine's.
+        expected_s = (done - self.done_before) / self.workers
+        pace = (elapsed_s + TRUSTED_S) / (expected_s + TRUSTED_S)
+        left = clock((everything - done) / self.workers * pace)
+        overall = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=everything, completed=done, width=BAR)
+        overall.add_row(self.run.study.name, bar, f"{done / everything:.0%}", f"{clock(elapsed_s)}, about {left} left")
         stages = Text("  ").join(
-            Text(f"{stage} {self.done[stage]}/{total}", "green" if self.done[stage] == total else "")
+            Text(f"{stage}\N{NO-BREAK SPACE}{self.done[stage]}/{total}", "green" if self.done[stage] == total else "")
             for stage, total in self.total.items()
         )
-        table = Table.grid(padding=(0, 2))
-        for key in self.running:
-            reading = read_progress(self.run.element(*key) / "progress.json")
-            table.add_row(Text("/".join(key)), *progress_cells(reading))
-        elapsed = Text(f"{clock(time.monotonic() - self.started)} elapsed", "dim")
-        return Group(stages, table, elapsed)
+        if self.running is None:
+            loading = "loading PyTorch and Megatron-core" if self.needs_torch else "starting"
+            return Group(overall, stages, Text(f"{loading} ({elapsed_s:.0f} s)", "dim"))
+        return Group(overall, stages, _running_rows(readings, self.console.width))
+
+
+def _running_rows(readings: Mapping[Key, Reading | None], width: int) -> Table:
+    """A row for each running element. Names stay whole: a narrow terminal drops columns instead."""
+    rows = [("/".join(key), *progress_cells(reading)) for key, reading in readings.items()]
+    sizes = [
+        max((BAR if isinstance(row[at], ProgressBar) else len(str(row[at])) for row in rows), default=0)
+        for at in range(6)
+    ]
+    columns = list(range(6))
+    for dropped in (4, 1, 3, 2):  # speed, bar, loss, counts
+        if sum(sizes[at] + 2 for at in columns) <= width:
+            break
+        columns.remove(dropped)
+    table = Table.grid(padding=(0, 2))
+    for _ in columns:
+        table.add_column(no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[at] for at in columns))
+    return table
 
 
 def progress_cells(reading: Reading | None) -> tuple[RenderableType, ...]:
     """An element's bar, counts, loss, speed and time left."""
     if reading is None:
-        return (ProgressBar(total=1, completed=0, width=24), "starting", "", "", "")
+        return (ProgressBar(total=1, completed=0, width=BAR), "starting", "", "", "")
     loss, speed = number(reading.figures, "loss"), number(reading.figures, "tokens_per_second")
     return (
-        ProgressBar(total=max(1, reading.total), completed=reading.done, width=24),
+        ProgressBar(total=max(1, reading.total), completed=reading.done, width=BAR),
         f"{reading.done:,}/{reading.total:,}",
         "" if loss is None else f"loss {loss:.3f}",
         "" if speed is None else f"{count(speed)} tok/s",

@@ -19,7 +19,7 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import FirstError, LogFile, clean, find_logs, first_error, merged
 from curricula.jobs.monitor.state import ENDED_BADLY, run_status
 from curricula.jobs.plan import Key, keys_of
-from curricula.jobs.run import Run
+from curricula.jobs.run import Run, newest_run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import Task
 from curricula.jobs.slurm.submissions import elements_by_task, submissions
@@ -41,7 +41,7 @@ def show_logs(args: argparse.Namespace) -> int:
     rank, pattern = _rank(args.rank), _pattern(args.grep)
     if args.lines is not None and args.lines < 1:
         raise UsageError(f"--lines {args.lines}: give at least 1")
-    run = Run.open(args.run)
+    run = _run(args)
     chosen = _chosen(run, args)
     if not chosen:
         print("(nothing has failed and nothing is running; name a JOB, or --stage or --arm)")
@@ -83,6 +83,18 @@ def show_logs(args: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             _follow(find, ends, rank, pattern)
     return 0
+
+
+def _run(args: argparse.Namespace) -> Run:
+    """The run that is named; the newest if none is, and then the words name its job and element."""
+    if args.run is None:
+        return Run.open(newest_run())
+    if args.element is None and not (args.run / "study.yaml").exists() and any(Path("runs").glob("*/study.yaml")):
+        newest = Run.open(newest_run())
+        if str(args.run) in plan_study(newest.study).by_name:
+            args.job, args.element = str(args.run), args.job
+            return newest
+    return Run.open(args.run)
 
 
 def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:

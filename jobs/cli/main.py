@@ -13,12 +13,14 @@ from pathlib import Path
 
 from curricula.errors import UserError
 from curricula.jobs import selection
-from curricula.jobs.cli.options import HelpFormatter, Verb, add_json_flag, add_verb
+from curricula.jobs.cli.options import HelpFormatter, Verb, add_json_flag, add_verb, completion
 from curricula.terminal import guarded_output, printable
 
 STUDY = "jobs/studies/demo.yaml"
 PAPER = "jobs/studies/paper.yaml"
 PROFILE = "env/profiles/h100-4x8.yaml"
+WITH_OWN_PARSERS = ("data", "eval")
+"""Verbs whose options import much, and are added only where the arguments name them."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         from curricula import __version__
 
         print(f"curricula {__version__}")
+        return 0
+    if args.print_completion:
+        print(completion(build_parser(WITH_OWN_PARSERS), args.print_completion))
         return 0
     if args.verb is None:
         parser.print_help()
@@ -60,15 +65,23 @@ def _carried_out(args: argparse.Namespace) -> int:
 
 
 def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser for `arguments`. The options of `data` and `eval` import much, so only those commands get them."""
+    """The parser for `arguments`, with the options of those verbs of `WITH_OWN_PARSERS` that are among them."""
     parser = argparse.ArgumentParser(
         prog="curricula",
         description="When should safety enter pretraining? Plan, run and evaluate the study, end to end.",
-        epilog=f"a study from start to end on this machine:\n  curricula plan {STUDY}\n"
-        f"  curricula submit {STUDY} --cluster local\n  curricula report runs/demo",
+        epilog="a study from start to end on this machine, in some ten minutes:\n  curricula demo\n"
+        "the same in steps, for a study of your own:\n  curricula plan my-study.yaml\n  curricula submit my-study.yaml\n"
+        "  curricula status\nthe Tab key (bash; or zsh, tcsh):\n"
+        "  curricula --print-completion bash >> ~/.bash_completion",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument(
+        "--print-completion",
+        choices=["bash", "zsh", "tcsh"],
+        metavar="SHELL",
+        help="print what completes commands on Tab",
+    )
     parser.set_defaults(verb=None)
     verbs = parser.add_subparsers(metavar="VERB")
     _add_study_verbs(verbs)
@@ -81,10 +94,10 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
         f"curricula data tokenize {STUDY}",
         "curricula data inspect runs/demo/data/shards/unsafe-tagged",
     )
-    if "data" in arguments[:1]:
+    if "data" in arguments:
         _add_data_verbs(data.add_subparsers(metavar="WHAT", required=True))
     _add_model_verbs(verbs)
-    if "eval" in arguments[:1]:
+    if "eval" in arguments:
         from curricula.jobs.cli.eval import add_parser as add_eval
         from curricula.jobs.cli.rejudge import add_parser as add_rejudge
 
@@ -96,6 +109,16 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
     """The verbs that take a study file."""
+    demo = add_verb(
+        verbs,
+        "demo",
+        "run the study in miniature on this machine, and write its report",
+        "curricula demo",
+        call=Verb("study", "demo"),
+        details="Five arms in a fictional world, in some ten minutes on two cores. The same as `curricula submit demo`; the "
+        "same command continues after an interruption.",
+    )
+    demo.add_argument("--full", action="store_true", help="every arm, stage and attack: demo-full, some 25 minutes")
     plan = add_verb(
         verbs,
         "plan",
@@ -212,9 +235,9 @@ def _add_logs(verbs: argparse._SubParsersAction) -> None:
         call=Verb("logs", "show_logs"),
         details="The earliest error among all processes comes before the lines. By default only elements that failed or are "
         "running are shown.",
-        usage="curricula logs RUN [JOB [ELEMENT]] [options]",
+        usage="curricula logs [RUN] [JOB [ELEMENT]] [options]",
     )
-    logs.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    logs.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
     logs.add_argument("job", metavar="JOB", nargs="?", help="a job, as `curricula status` names it")
     logs.add_argument("element", metavar="ELEMENT", nargs="?", help="one element of it; by default all")
     selection.add_options(logs, default="those that failed or are running")
@@ -336,14 +359,20 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
         verbs,
         "export",
         "convert a Megatron checkpoint to a Hugging Face folder",
-        "curricula export runs/demo/pretrain/full-20/checkpoints out/ \\\n      --tokenizer runs/demo/data/tokenizer",
+        "curricula export full-20 out/",
+        "curricula export runs/demo/pretrain/full-20/checkpoints/step_400 out/",
         call=Verb("results", "export"),
     )
     export.add_argument(
-        "checkpoint", type=Path, metavar="CKPT", help="a step folder, or a checkpoints folder (its latest)"
+        "checkpoint",
+        type=Path,
+        metavar="CKPT",
+        help="a step folder, a checkpoints folder (its latest), or a branch of the newest run, such as full-20",
     )
     export.add_argument("out", type=Path, metavar="OUT", help="the Hugging Face folder to make")
-    export.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder to put beside the weights")
+    export.add_argument(
+        "--tokenizer", type=Path, help="the tokenizer to put beside the weights (default: that of the checkpoint's run)"
+    )
 
     load = add_verb(
         verbs,

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from curricula.errors import UserError
 
@@ -60,6 +61,20 @@ def add_verb(
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+
+def completion(parser: argparse.ArgumentParser, shell: str) -> str:
+    """The script with which `shell` completes the parser's verbs and options, and files where a path is meant."""
+    import shtab
+
+    parsers = [parser]
+    for one in parsers:  # grows
+        for action in one._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+            elif action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return shtab.complete(parser, shell)
 
 
 def is_confirmed(question: str, unattended: UserError) -> bool:

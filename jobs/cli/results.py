@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from curricula.durable import require_ours
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 from curricula.jobs.graph import plan_study
-from curricula.jobs.run import Run, current_provenance
+from curricula.jobs.run import Run, current_provenance, newest_run
 from curricula.jobs.stages.prepare import model_source
 from curricula.jobs.stages.report import report as write_report
 from curricula.model.checkpoints import require_checkpoint
@@ -30,14 +30,20 @@ def export(args: argparse.Namespace) -> int:
     from curricula.model.convert import export_hf
 
     folder = args.checkpoint
-    export_hf(
-        require_checkpoint(folder) if (folder / "latest").exists() else folder,
-        args.out,
-        args.tokenizer,
-        current_provenance(),
-    )
+    if not folder.exists() and len(folder.parts) == 1:  # a branch of the newest run
+        folder = Run.open(newest_run()).branch(str(folder)) / "checkpoints"
+    checkpoint = require_checkpoint(folder) if (folder / "latest").exists() else folder
+    export_hf(checkpoint, args.out, args.tokenizer or _tokenizer_of(checkpoint), current_provenance())
     print(f"Hugging Face model: {args.out}")
     return 0
+
+
+def _tokenizer_of(checkpoint: Path) -> Path:
+    """The tokenizer of the run that holds the checkpoint."""
+    for folder in checkpoint.resolve().parents:
+        if (folder / "study.yaml").exists():
+            return Run(folder).tokenizer
+    raise UsageError(f"{checkpoint}: lies in no run folder, whose tokenizer it would get; name one with --tokenizer")
 
 
 def import_checkpoint(args: argparse.Namespace) -> int:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -27,7 +27,7 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.progress import number
 from curricula.jobs.monitor.state import ENDED_BADLY, TO_REPEAT, ElementStatus, RunStatus, State, run_status
 from curricula.jobs.plan import keys_of
-from curricula.jobs.run import Run
+from curricula.jobs.run import Run, newest_run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import explained
 from curricula.terminal import age, clock, count, json_text, one_line
@@ -89,14 +89,6 @@ def _watch(run: Run, look: Callable[[], RunStatus], console: Console, interval_s
             if all(element.state == "done" for element in status.elements):
                 return
             time.sleep(interval_s)
-
-
-def newest_run() -> Path:
-    """The run folder under runs/ whose study was frozen last; raises UsageError if there is none."""
-    runs = sorted(Path("runs").glob("*/study.yaml"), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        raise UsageError("runs/: no run here; name a run folder, or make one with `curricula submit STUDY`")
-    return runs[-1].parent
 
 
 class _Row(NamedTuple):
@@ -220,6 +212,7 @@ def _table(rows: list[_Row], console: Console) -> Table:
     job_width = max((row.job.cell_len for row in rows if row.element is None), default=0)
     label_width = max(job_width, min(LABEL_WIDTH, max((row.job.cell_len for row in rows), default=0)))
     state_width = min(STATE_WIDTH, max((row.state.cell_len for row in rows), default=0))
+    state_width = max(state_width, len("state"))
     widths = {column: max(cell_len(column.heading), *(cell.cell_len for cell in cells[column])) for column in cells}
     for dropped in DROPPED_FIRST:
         if label_width + state_width + sum(widths.values()) + GAP * (1 + len(widths)) <= console.width:
@@ -231,8 +224,18 @@ def _table(rows: list[_Row], console: Console) -> Table:
     for column in widths:
         table.add_column(column.heading, justify="right" if column.right else "left", no_wrap=True)
     for row, *others in zip(rows, *(cells[column] for column in widths)):
-        table.add_row(row.job, row.state, *others)
+        table.add_row(_folded(row.job, label_width), row.state, *others)
     return table
+
+
+def _folded(label: Text, width: int) -> Text:
+    """A label that is too wide on several lines, each of whole names: `arm/task/` and below it `benchmark`."""
+    lines = [""]
+    for name in re.split(r"(?<=/)", label.plain):
+        if lines[-1] and cell_len(lines[-1] + name) > width:
+            lines.append("    ")
+        lines[-1] += name
+    return Text("\n".join(lines), label.style)
 
 
 def _cell(column: _Column, row: _Row) -> Text:

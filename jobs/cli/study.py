@@ -6,11 +6,12 @@ import argparse
 import os
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +23,7 @@ from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here, run_root
 from curricula.jobs.cli.options import is_confirmed
 from curricula.jobs.downloads import read_study
-from curricula.jobs.estimates import describe
+from curricula.jobs.estimates import MOST_HERE, about, describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.growth import cut_branches
 from curricula.jobs.plan import Chosen, Key, Plan
@@ -31,8 +32,14 @@ from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.environment import ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile, load_profile
 from curricula.jobs.slurm.script import check_root
-from curricula.jobs.study import Study
+from curricula.jobs.study import STUDIES, Study, load_study
 from curricula.terminal import json_text
+
+
+def demo(args: argparse.Namespace) -> int:
+    study = load_study(STUDIES / ("demo-full.yaml" if args.full else "demo.yaml"))
+    run_here(run_root(study, None), plan_study(study))
+    return 0
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -147,21 +154,15 @@ def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, con
         console.print(one.script)
         if has_slurm:
             console.print(f"sbatch --test-only: {tested(one.script)}\n")
-    table = Table(box=None, pad_edge=False)
-    for column in ("job", "elements", "nodes", "GPUs", "time limit", "waits for"):
-        table.add_column(
-            column,
-            justify="left" if column in ("job", "waits for") else "right",
-            overflow="fold",
-            no_wrap=column == "job",
-        )
+    rows = []
     for one in previews:
         first, *others = one.waits.split(",")
         waits = first + (f" and {len(others)} more" if others else "")
         request = one.array.job.request
-        table.add_row(one.job, str(len(one.array.labels)), str(request.nodes), str(request.gpus),
-                      f"{request.minutes // 60}:{request.minutes % 60:02d}", waits)  # fmt: skip
-    console.print(table, soft_wrap=False)
+        rows.append((one.job, str(len(one.array.labels)), str(request.nodes), str(request.gpus),
+                     f"{request.minutes // 60}:{request.minutes % 60:02d}", waits))  # fmt: skip
+    headings = ("job", "elements", "nodes", "GPUs", "time limit", "waits for")
+    _Rows("Arrays", headings, rows, left=(0, 5)).print(console)
     for one in previews:
         if why := too_long(one.array.job.request, limits):
             console.print(f"\n{one.job}: {why}")
@@ -194,7 +195,7 @@ def render(args: argparse.Namespace) -> int:
 
 def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     """The plan for people."""
-    budget, model, hours = value["budget"], value["model"], value["gpu_hours"]
+    budget, model = value["budget"], value["model"]
     console.print(
         Text.assemble(
             (study.name, "bold"),
@@ -205,7 +206,9 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
         )
     )
     stages = [_stages(value, study)] if value["stages"] else []
-    console.print(_tree(study), *stages, *_arm_tables(value, study), _job_table(value), sep="\n")
+    console.print(_tree(study), *stages, sep="\n")
+    for table in [*_arm_tables(value, study), _job_table(value)]:
+        table.print(console)
     for warning in value["warnings"]:
         console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
     for point in value["points"]:
@@ -219,10 +222,25 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
         f"Trained tokens: {_tokens(sharing['with_trunk_sharing'])} with the shared trunk, "
         f"{_tokens(sharing['without'])} without ({sharing['with_trunk_sharing'] / sharing['without'] - 1:+.0%})."
     )
+    if value["minutes_on_this_machine"] < MOST_HERE:
+        console.print(
+            f"On this machine: {about(value['minutes_on_this_machine'])}, {study.resources.workers} elements at a time."
+        )
+    else:
+        _print_gpus(value, study, console)
+
+
+def _print_gpus(value: dict[str, Any], study: Study, console: Console) -> None:
+    hours, asked = value["gpu_hours"], study.resources.pretraining
+    arm_days = hours["pretraining"] * value["budget"]["tokens"] / value["trained_tokens"]["with_trunk_sharing"]
     console.print(
         f"GPU-hours: {hours['pretraining']:,.1f} pretraining (at {study.resources.expected_mfu:.0%} of "
         f"{study.resources.peak_tflops:g} TFLOP/s), up to {hours['tuning_at_most']:,.0f} tuning and "
         f"{hours['evaluation_at_most']:,.0f} evaluation by their time limits."
+    )
+    console.print(
+        f"Pretraining on {asked.nodes} nodes of {asked.gpus_per_node} GPUs: {arm_days / asked.gpus / 24:,.1f} days an arm "
+        f"from first to last token, {hours['pretraining_days_on_its_gpus']:,.1f} days for all arms one after another."
     )
     if study.seeds:
         for seed, of_seed in value["gpu_hours_by_seed"].items():
@@ -269,51 +287,78 @@ def _stages(value: dict[str, Any], study: Study) -> RenderableType:
     return nodes[BASE]
 
 
-def _arm_tables(value: dict[str, Any], study: Study) -> list[RenderableType]:
-    mixes = _table("Mixes: share of tokens", "source", *study.curriculum.mixes())
+class _Rows(NamedTuple):
+    """A table whose cells are never broken: where the terminal is too narrow, columns follow in further tables."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    left: tuple[int, ...] = (0,)
+    """Columns of text, not of numbers."""
+
+    def print(self, console: Console) -> None:
+        """In tables that each fit the console, if a single column does. The first column is in each of them."""
+        cells = list(zip(self.headings, *self.rows))
+        sizes = [max(map(cell_len, column)) for column in cells]
+        pages = [[0]]
+        for number in range(1, len(sizes)):
+            if len(pages[-1]) > 1 and sum(sizes[one] + 3 for one in (*pages[-1], number)) > console.width + 1:
+                pages.append([0])
+            pages[-1].append(number)
+        for columns in pages:
+            needed = sum(sizes[one] + 3 for one in columns)
+            wide = Console(file=console.file, width=max(console.width, needed), markup=False, highlight=False)
+            wide.print(self._of(columns))
+
+    def _of(self, columns: list[int]) -> Table:
+        table = Table(title=self.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        for number in columns:
+            table.add_column(self.headings[number], justify="left" if number in self.left else "right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*(row[number] for number in columns))
+        return table
+
+
+def _arm_tables(value: dict[str, Any], study: Study) -> list[_Rows]:
+    mixes, arms, sources = [], [], []
     for name in study.sources:
         shares = [mix.get(name, 0) / sum(mix.values()) for mix in study.curriculum.mixes().values()]
-        mixes.add_row(name, *(f"{share:.1%}" if share else "–" for share in shares))
-    arms = _table("Phases", "arm", "steps", "tokens", "interventions", "in all", "start snapped by")
+        mixes.append((name, *(f"{share:.1%}" if share else "–" for share in shares)))
     for arm in value["arms"]:
         once = [arm["name"], _tokens(arm["intervention_tokens"]), f"{arm['snap_tokens']:+,}" if arm["start"] else "–"]
         for phase in arm["phases"]:
             steps = f"{phase['start_step']:,} to {phase['stop_step']:,}"
             share = intervention_share(phase["mix"], study.curriculum)
             shown = f"{share:.1%}" if share else "safe only"
-            arms.add_row(once[0], steps, _tokens(phase["tokens"]), shown, *once[1:])
+            arms.append((once[0], steps, _tokens(phase["tokens"]), shown, *once[1:]))
             once = ["", "", ""]
-    sources = _table("Tokens (epochs) per source", "source", *(arm["name"] for arm in value["arms"]))
+    unknown = False
     for name in study.sources:
         row = []
         for arm in value["arms"]:
             used = arm["sources"].get(name)
             epochs = f" ({used['epochs']:.1f})" if used and used["epochs"] is not None else ""
             row.append(f"{_tokens(used['tokens'])}{epochs}" if used else "–")
-        unknown = value["source_sizes"][name]["tokens"] is None
-        sources.add_row(f"{name}\n(size unknown)" if unknown else name, *row)
-    return [mixes, arms, sources]
+        is_unknown = value["source_sizes"][name]["tokens"] is None
+        unknown = unknown or is_unknown
+        sources.append((f"{name} *" if is_unknown else name, *row))
+    title = "Tokens (epochs) per source" + ("; *: size unknown, so without epochs" if unknown else "")
+    return [
+        _Rows("Mixes: share of tokens", ("source", *study.curriculum.mixes()), mixes),
+        _Rows("Phases", ("arm", "steps", "tokens", "interventions", "in all", "snapped by"), arms),
+        _Rows(title, ("source", *(arm["name"] for arm in value["arms"])), sources),
+    ]
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number, overflow="fold")
-    return table
-
-
-def _job_table(value: dict[str, Any]) -> RenderableType:
-    table = Table(title="Jobs", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("job", no_wrap=True)
-    table.add_column("elements", justify="right")
-    table.add_column("after", no_wrap=True)
+def _job_table(value: dict[str, Any]) -> _Rows:
+    rows = []
     for job in value["jobs"]:
         after = ""
         if job["needs"]:
             more = f" and {len(job['needs']) - 1} more" if len(job["needs"]) > 1 else ""
             after = f"{job['needs'][0]['kind']} {job['needs'][0]['job']}{more}"
-        table.add_row(job["name"], f"{len(job['elements']):,}", after)
-    return table
+        rows.append((job["name"], f"{len(job['elements']):,}", after))
+    return _Rows("Jobs", ("job", "elements", "after"), rows, left=(0, 2))
 
 
 def _tokens(count: int) -> str:

@@ -37,22 +37,31 @@ class StageOptions(Settings, frozen=True):
     """What jobs of a stage ask for. Absent options come from the stage `all`; absent sizes and hours then from the study."""
 
     partition: OneLine | None = None
+    """`--partition` of sbatch. See `sinfo`."""
     account: OneLine | None = None
+    """`--account` of sbatch. See `sacctmgr show associations user=$USER`."""
     qos: OneLine | None = None
+    """`--qos` of sbatch."""
     constraint: OneLine | None = None
+    """`--constraint` of sbatch: features that nodes must have."""
     reservation: OneLine | None = None
+    """`--reservation` of sbatch."""
     exclude: OneLine | None = None
     """Nodes to stay away from, such as "n[3,7-9]"."""
     nodes: Positive | None = None
+    """Machines of an element; by default the study's."""
     gpus_per_node: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """GPUs on each of them; by default the study's."""
     gpu_type: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]+\Z")] | None = None
     """The kind of GPU, if the site wants it named: h100 gives --gpus-per-node=h100:8."""
     gpu_option: Literal["gpus-per-node", "gres"] | None = None
     """How GPUs are asked for; sites that know only --gres=gpu:h100:8 want gres. Default: gpus-per-node."""
     cpus_per_task: Positive | None = None
+    """CPUs of each process, of which there is one for each GPU."""
     memory_gb: PositiveNumber | None = None
     """Memory of each node; by default the site's, or with `exclusive` all of it."""
     exclusive: bool | None = None
+    """Whether an element has its nodes for itself."""
     hours: PositiveNumber | None = None
     """The longest that a job may run at a time; longer work is requeued and continues from its last checkpoint."""
     throttle: Positive | None = None
@@ -90,6 +99,7 @@ class Stages(Settings, frozen=True):
     data: StageOptions = StageOptions()
     """Fetching, preparing and tokenising."""
     pretraining: StageOptions = StageOptions()
+    """Segments of the training tree."""
     tuning: StageOptions = StageOptions()
     """Both finetuning stages, with the export of their models."""
     export: StageOptions = StageOptions()
@@ -97,12 +107,14 @@ class Stages(Settings, frozen=True):
     evaluation: StageOptions = StageOptions()
     """Evaluating, and merging and judging the answers."""
     report: StageOptions = StageOptions()
+    """The page with figures and tables."""
 
 
 class Container(Settings, frozen=True):
     """The image that the elements run in; the batch scripts themselves run outside, where Slurm's commands are."""
 
     kind: Literal["apptainer", "pyxis"]
+    """What runs the image: apptainer, or Slurm's plugin pyxis."""
     image: OneLine
     """A .sif or .sqsh file, or a name that the runtime pulls."""
     mounts: tuple[OneLine, ...] = ()
@@ -136,14 +148,17 @@ class Profile(Settings, frozen=True):
     """One site, or one part of a site."""
 
     description: OneLine | None = None
+    """A line about the site, for people."""
     runs: OneLine | None = None
     """The folder of run folders, on a disk that all nodes see; ~ and $NAME are expanded. Default: runs."""
     cluster: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*\Z")] | None = None
     """The cluster that jobs go to (-M), where a login node serves several. Default: the login node's own."""
     stages: Stages = Stages()
+    """What jobs ask for."""
     setup: tuple[OneLine, ...] = ()
     """Lines of bash to run before the work, such as "module load cuda/12.8". One that fails ends the job."""
     environment: dict[str, OneLine | int] = {}
+    """Variables of the work, such as those of NCCL and the fabric. No secrets."""
     secrets_file: OneLine | None = None
     """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment. A value is all that
     follows the `=`, as it stands, without quotes around the whole."""
@@ -153,7 +168,9 @@ class Profile(Settings, frozen=True):
     python: OneLine | None = None
     """The interpreter on the nodes. Default: the one that runs `curricula submit`."""
     container: Container | None = None
+    """The image that elements run in; by default none."""
     srun_options: tuple[OneLine, ...] = ()
+    """Further options of srun."""
     max_array_size: Positive = 1001
     """`scontrol show config` says MaxArraySize; longer arrays are split."""
     continuations: Annotated[int, msgspec.Meta(ge=0, le=200)] | None = None

@@ -105,6 +105,10 @@ class Stage(ABC):
         """How much of the element's work would survive a kill now, in `unit`; 0 where it is all or nothing."""
         return 0
 
+    def flops(self, study: Study, element: Element) -> float:
+        """Of the element's training or of its answers, roughly; 0 where neither is its work."""
+        return 0.0
+
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         """An upper bound, by the time limit."""
         return request.gpus * request.total_hours

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from curricula.eval.benchmarks import BENCHMARKS
+from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work
 from curricula.jobs.study import Study
 from curricula.progress import Progress
+
+SUFFIX_TOKENS = 40
+"""Tokens of a suffix with its target, which each of GCG's candidates reads anew."""
 
 
 class Evaluate(Stage):
@@ -46,6 +51,21 @@ class Evaluate(Stage):
     def saved(self, work: Work) -> int:
         folder = work.rows_folder
         return sum(path.stat().st_size for path in folder.rglob("*.jsonl")) if folder.is_dir() else 0
+
+    def flops(self, study: Study, element: Element) -> float:
+        """Of the forward passes, as if every answer had its full length."""
+        task, evaluation, model = element.eval_task, study.evaluation, study.model.resolve()
+        assert task is not None
+        known = BENCHMARKS.get(task.benchmark)
+        prompts = study.world.prompts_per_benchmark if study.world else known.rows if known else 0
+        asked = min(prompts, task.limit or prompts) / task.shards
+        tokens = 0.0
+        for settings in evaluation.decoder_settings(task.task):
+            rows = getattr(settings, "samples", 1) * getattr(settings, "candidates", 1)
+            tokens += asked * rows * getattr(settings, "max_new_tokens", 0)
+        if task.task.kind == "gcg" and evaluation.gcg:
+            tokens += asked * evaluation.gcg.steps * evaluation.gcg.search_width * SUFFIX_TOKENS
+        return tokens * model.flops_per_token(model.sequence_length) / 3
 
     def ask(self, study: Study) -> Ask:
         asked = study.resources.evaluation

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from curricula.curriculum.plan import Segment
 from curricula.curriculum.stream.blend import Phase
 from curricula.errors import UserError
-from curricula.jobs.estimates import check_epochs, gpu_hours_of
+from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
@@ -65,10 +65,15 @@ class Pretrain(Stage):
         asked = study.resources.pretraining
         return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
 
+    def flops(self, study: Study, element: Element) -> float:
+        segment = next(segment for segment in study.segments if segment.name == element.segment)
+        tokens = (segment.stop - segment.start) * study.budget.step_tokens
+        return tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
+
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         """From the FLOPs of the segment, at the utilisation that the study expects."""
-        segment = next(segment for segment in study.segments if segment.name == element.segment)
-        return gpu_hours_of(study, (segment.stop - segment.start) * study.budget.step_tokens)
+        resources = study.resources
+        return self.flops(study, element) / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
 
 
 def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:

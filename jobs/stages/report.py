@@ -14,7 +14,7 @@ from curricula.errors import UserError
 from curricula.eval.benchmarks import difference
 from curricula.jobs.estimates import describe, described_size
 from curricula.jobs.plan import Plan
-from curricula.jobs.run import Run, read_contamination
+from curricula.jobs.run import Run, arm_infos, read_contamination
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
 from curricula.jobs.stages.pretrain import validation_batches
@@ -60,23 +60,9 @@ def report(run: Run, plan: Plan, progress: Progress = silent, out: Path | None =
 
 def _point_report(run: Run, plan: Plan, study: Study, out: Path, progress: Progress) -> Path:
     """Write the report of a study without a sweep, or of one point of it."""
-    from curricula.eval.analysis import ArmInfo
     from curricula.eval.report.page import write_report
 
-    stages, owners = (BASE, *study.tree.stages), study.whole.owners
-    arms = [
-        ArmInfo(
-            arm.name,
-            arm.start,
-            arm.interventions,
-            arm.replicate.seed,
-            arm.key,
-            tuple(
-                (stage, owners[arm.key, stage]) for stage in stages if owners.get((arm.key, stage), arm.key) != arm.key
-            ),
-        )
-        for arm in study.trainings
-    ]
+    stages = (BASE, *study.tree.stages)
     tasks = {name: list(dict.fromkeys(task.task.name for task in study.eval_tasks(name))) for name in stages}
     described = {
         "plan": {**describe(plan, run.shards), **described_size(study)},
@@ -89,7 +75,7 @@ def _point_report(run: Run, plan: Plan, study: Study, out: Path, progress: Progr
         "bits_per_byte": _held_out_losses(run, study),
         "contamination": [row for row in read_contamination(run) if row["text"] == "all"],
     }
-    return write_report(run.root, arms, described, out, progress)
+    return write_report(run.root, arm_infos(study), described, out, progress)
 
 
 def _courses(study: Study) -> Iterator[Course]:

@@ -42,6 +42,14 @@ class Tune(Stage):
     def saved(self, work: Work) -> int:
         return saved_steps(work.run.tuning(work.key, work.element.kind))
 
+    def flops(self, study: Study, element: Element) -> float:
+        """Of one padded row for each conversation, where the study says how many."""
+        config, stage = study.model.resolve(), study.tree.stages[element.kind]
+        rows = (stage.steps or 0) * (stage.global_batch or 0)
+        if isinstance(stage, Tuning):
+            rows = stage.conversations or rows
+        return rows * config.sequence_length * config.flops_per_token(config.sequence_length)
+
     def ask(self, study: Study) -> Ask:
         asked = study.resources.tuning
         return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)

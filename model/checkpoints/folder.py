@@ -55,8 +55,11 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     """Optimizer steps done."""
     consumed_samples: int
+    """Samples read so far: the place in the data stream."""
     consumed_tokens: int
+    """The same in tokens."""
     model: ModelConfig
+    """The network, with the keys of curricula.model.ModelConfig."""
     precision: str
     """Data type of the weights, such as "float32"."""
     full: bool

@@ -14,6 +14,7 @@ Here each may name only what such a checkpoint needs.
 from __future__ import annotations
 
 import contextlib
+import enum
 import io
 import os
 import pickle
@@ -160,6 +161,8 @@ class _Unpickler(pickle.Unpickler):
         full = f"{module}.{name}"
         if full in ("pathlib.PosixPath", "pathlib._local.PosixPath"):  # Python 3.13 calls it by the second name
             return _joined
+        if full == "builtins.getattr":  # as Python before 3.11.4 names a member of an enumeration
+            return _member
         if full == "torch.storage._load_from_bytes" and self._allowed is FP8_NAMES:
             return self._load_tensor
         if full in self._allowed or (module == "torch" and isinstance(vars(torch).get(name), torch.dtype)):
@@ -177,6 +180,13 @@ class _Unpickler(pickle.Unpickler):
 
 def _joined(*parts: str) -> str:
     return os.path.join(*parts)
+
+
+def _member(kind: Any, name: str) -> Any:
+    """Stands for getattr: gives the members of enumerations, and nothing else of the classes that a checkpoint may name."""
+    if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
+        return kind[name]
+    raise pickle.UnpicklingError(f"asks for the attribute {name!r:.200} of {kind!r:.200}, which no checkpoint needs")
 
 
 def _refusal(path: str | os.PathLike[str], name: str) -> ForbiddenName:

@@ -9,14 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import STUDIES
+from run_folders import fail, finish, new_run
+from small_studies import small_study
 
 from curricula import __version__
 from curricula.curriculum.tokens.shards import write_shard
 from curricula.curriculum.tokens.tokenizer import TAG, load_tokenizer, train_tokenizer
+from curricula.errors import UserError
 from curricula.jobs.cli.main import build_parser, main
 from curricula.jobs.cli.options import Verb
+from curricula.jobs.run import Run
+from curricula.jobs.study import load_study
 
 VERBS = [
+    "demo",
     "plan",
     "submit",
     "status",
@@ -169,3 +176,91 @@ def test_every_verb_leads_to_a_function(verb):
         parser = choices[word]
     call = parser.get_default("verb")
     assert callable(call.load() if isinstance(call, Verb) else call)
+
+
+def lines_of(capsys, *words: str) -> list[str]:
+    assert main(list(words)) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_plan_breaks_no_name_on_a_terminal_of_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    described = json.loads("\n".join(lines_of(capsys, "plan", "paper", "--json")))
+    shown = lines_of(capsys, "plan", "paper")
+    assert max(map(len, shown)) <= 80 and not any("…" in line for line in shown)
+    words = set(" ".join(shown).split())
+    assert {job["name"] for job in described["jobs"]} | {arm["name"] for arm in described["arms"]} <= words
+    assert described["source_sizes"].keys() | {"171,661", "286,102"} <= words
+    of_arms = [line for line in shown if line.startswith(" cosmopedia") and "B (3.5)" in line]
+    assert sum(line.count("97.83B (3.5)") for line in of_arms) == len(
+        described["arms"]
+    )  # each cell whole, in some table
+
+
+def test_a_name_longer_than_the_terminal_is_still_whole(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    text, name = (STUDIES / "demo.yaml").read_text(), "a" * 100
+    (tmp_path / "study.yaml").write_text(re.sub(r"\bmoral-education\b(?! })", name, text))
+    assert name in " ".join(lines_of(capsys, "plan", str(tmp_path / "study.yaml"))).split()
+
+
+def test_a_plan_speaks_of_minutes_here_or_of_days_on_the_nodes(capsys):
+    demo, paper = (" ".join(lines_of(capsys, "plan", name)) for name in ("demo", "paper"))
+    assert re.search(r"On this machine: about \d+ minutes", demo) and "GPU" not in demo
+    assert "Pretraining on 4 nodes of 8 GPUs: 6.0 days an arm" in paper and "On this machine" not in paper
+
+
+def test_the_demo_is_run_by_its_own_verb(monkeypatch):
+    started = []
+    monkeypatch.setattr("curricula.jobs.cli.study.run_here", lambda root, plan: started.append((root, plan.study)))
+    assert main(["demo"]) == 0 and main(["demo", "--full"]) == 0
+    assert started == [(Path("runs") / name, load_study(Path(name))) for name in ("demo", "demo-full")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("pl", "plan"), ("data tok", "tokenize"), ("eval --ben", "--benchmark")]
+)
+def test_bash_completes_verbs_and_options(typed, offered, tmp_path, capsys):
+    assert main(["--print-completion", "bash"]) == 0
+    (tmp_path / "curricula.bash").write_text(capsys.readouterr().out)
+    words = f"curricula {typed}".split()
+    ask = (
+        f"source {tmp_path}/curricula.bash; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+        '_shtab_curricula; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    answered = subprocess.run(["bash", "-c", ask], capture_output=True, text=True)
+    assert offered in answered.stdout.split(), answered.stderr
+
+
+def test_a_checkpoint_outside_a_run_has_no_tokenizer_to_find(tmp_path, capsys):
+    assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "lies in no run folder, whose tokenizer it would get; name one with --tokenizer" in capsys.readouterr().err
+
+
+def test_logs_finds_the_newest_run_and_takes_a_job_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run, jobs = new_run(Path("runs/demo"))
+    label = jobs["prepare"].elements[0].label
+    run.element("prepare", label).mkdir(parents=True)
+    (run.element("prepare", label) / "log.txt").write_text("the lamp is lit\n")
+    fail(run, "prepare", label)
+    for words in ([], ["prepare"], ["prepare", label], ["runs/demo", "prepare"]):
+        assert "the lamp is lit" in lines_of(capsys, "logs", *words)
+    assert main(["logs", "nowhere"]) == 2
+    assert "nowhere: not a run folder" in capsys.readouterr().err
+
+
+def test_a_run_that_has_made_nothing_of_its_data_may_read_another_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    (tmp_path / "data").mkdir()
+    study = load_study(small_study(tmp_path, world=None))
+    run = Run.create(tmp_path / "run", study)
+    finish(run, "prepare", "prepare")
+    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path / "data"))
+    run = Run.create(tmp_path / "run", study)
+    assert run.data_folder == tmp_path / "data" and not (run.element("prepare", "prepare") / "done.json").exists()
+    (run.shards / "web").mkdir(parents=True)
+    (run.shards / "web" / "00000.json").write_text("{}")
+    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path))
+    with pytest.raises(UserError, match="keep it so, delete the folder, or name another with --run"):
+        Run.create(tmp_path / "run", study)

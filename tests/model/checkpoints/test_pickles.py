@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import torch
 from random_batches import RandomBatches, train_job
+from torch.distributed.checkpoint import metadata as dcp_metadata
 
 from curricula.curriculum.tokens.tokenizer import train_tokenizer
 from curricula.errors import UserError
@@ -139,6 +140,26 @@ def test_a_checkpoint_that_names_its_path_as_python_3_13_does_is_read(run, tmp_p
     hash_again(folder)
     resume(run, folder, tmp_path)
     assert read_info(latest_checkpoint(run / "checkpoints")).step == 6
+
+
+@pytest.mark.parametrize("name", ["TORCH_CONTIGUOUS_FORMAT", "__subclasses__"])
+def test_members_of_enumerations_are_read_as_python_3_11_2_writes_them_and_no_other_attributes(
+    run, tmp_path, monkeypatch, name
+):
+    kind = dcp_metadata._MEM_FORMAT_ENCODING
+    folder = latest_checkpoint(run / "checkpoints")
+    metadata = pickle.loads((folder / ".metadata").read_bytes())  # noqa: S301
+    monkeypatch.setattr(kind, "__reduce_ex__", lambda self, protocol: (getattr, (kind, name)))
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    monkeypatch.undo()
+    assert b"getattr" in (folder / ".metadata").read_bytes()
+    hash_again(folder)
+    if name in kind.__members__:
+        resume(run, folder, tmp_path)
+        assert read_info(latest_checkpoint(run / "checkpoints")).step == 6
+    else:
+        with pytest.raises(UserError, match="asks for the attribute '__subclasses__'"):
+            resume(run, folder, tmp_path)
 
 
 def fp8_state(content: object) -> dict[str, torch.Tensor]:

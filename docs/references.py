@@ -1,0 +1,226 @@
+"""Writes docs/reference/ from the code: keys of studies and profiles, the command line, the files of a run.
+
+    make docs      or      python docs/references.py
+
+A test fails while a file is out of date or a key has no description.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec import inspect as types
+
+from curricula.eval.rows import GenerationRow, ProbeRow, SuffixRow, VerdictRow
+from curricula.jobs.cli.main import WITH_OWN_PARSERS, build_parser
+from curricula.jobs.completion import Done, Failure
+from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.submissions import Submission
+from curricula.jobs.study import Study
+from curricula.model.checkpoints.folder import CheckpointInfo
+from curricula.settings import FINITE
+
+FOLDER = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/references.py (`make docs`). Change the docstrings in the code instead. -->\n"
+FILES: dict[str, type[msgspec.Struct]] = {
+    "`eval/ARM/KIND/TASK/BENCHMARK.jsonl` and `TASK.jsonl`": GenerationRow,
+    "`eval/ARM/KIND/TASK.verdicts.jsonl`": VerdictRow,
+    "`eval/ARM/KIND/gcg/BENCHMARK.suffixes.jsonl`": SuffixRow,
+    "`eval/ARM/KIND/probes.jsonl`": ProbeRow,
+    "`jobs/JOB/ELEMENT/done.json`": Done,
+    "`jobs/JOB/ELEMENT/failed.json`": Failure,
+    "`checkpoints/step_N/checkpoint.json`": CheckpointInfo,
+    "`slurm/submissions.jsonl`": Submission,
+}
+
+
+def pages() -> dict[str, str]:
+    """The text of each page, by its file's name."""
+    return {
+        "study.md": f"# Keys of a study\n\n{NOTE}\n{STUDY_INTRO}\n{_keys(Study)}",
+        "profile.md": f"# Keys of a cluster profile\n\n{NOTE}\n{PROFILE_INTRO}\n{_keys(Profile)}",
+        "commands.md": f"# The command line\n\n{NOTE}\n{COMMANDS_INTRO}\n{_commands()}",
+        "files.md": f"# Files of a run folder\n\n{NOTE}\n{FILES_INTRO}\n{_files()}",
+    }
+
+
+STUDY_INTRO = """A study is one YAML file, such as `jobs/studies/demo.yaml`. A key without a default must be given; one whose
+type is *keys* has a section of its own below. `curricula submit` writes the study with all defaults to `RUN/study.yaml`.
+"The paper" is [Sam et al. 2026](https://arxiv.org/abs/2601.07087); sections are the paper's. Where a description names no
+source, the default is ours.
+"""
+PROFILE_INTRO = """A profile says how one site runs jobs; nothing in it changes what is computed.
+[Port a profile](../howto/profile.md) takes ten minutes, [cluster.md](../cluster.md) explains what the keys do. Every key has
+a default.
+"""
+COMMANDS_INTRO = """`curricula VERB --help` shows the same with an example. Exit codes: 0 success, 1 something outside is
+wrong or a job failed, 2 the command or the study is wrong, 130 interrupted.
+"""
+FILES_INTRO = """[The run folder](../architecture.md#the-run-folder) lists every file with what writes it and when. The formats:
+
+- `*.jsonl`: one JSON object a line; a torn last line is ignored. `*.json`: one object. `*.yaml`:
+  [a study](study.md) or [a profile](profile.md).
+- `metrics.jsonl`: [one line a step](../training.md#logs-and-metrics).
+- `data/shards/SOURCE/SHARD.bin` and `.idx`: Megatron's indexed dataset, which Megatron-core reads as it is. `SHARD.json`:
+  what the shard was made from and what it holds.
+- `models/ARM/KIND/`: a Hugging Face folder, which `transformers` loads as it is, and `curricula.json` with the hash of its
+  contents.
+- `checkpoints/step_N/`: Megatron-core's `torch_dist` format, and `checkpoint.json`.
+- `report/tables/*.csv`, `report/summary.json`: the numbers of every figure and table of the page.
+"""
+
+
+def _keys(root: type[msgspec.Struct]) -> str:
+    """A section for each struct that `root` reaches, with the places where it stands."""
+    places: dict[type, list[str]] = {}
+
+    def visit(kind: type[msgspec.Struct], place: str) -> None:
+        places.setdefault(kind, []).append(place)
+        for field in types.type_info(kind).fields:  # type: ignore[attr-defined]
+            for inner, suffix in _structs(field.type):
+                visit(inner, f"{place}.{field.encode_name}{suffix}".lstrip("."))
+
+    visit(root, "")
+    sections = []
+    for kind, where in places.items():
+        title = ", ".join(f"`{place}`" for place in dict.fromkeys(where)) if kind is not root else "At the top"
+        sections.append(f"## {title}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_table(kind)}")
+    return "\n\n".join(sections) + "\n"
+
+
+def _structs(kind: types.Type, suffix: str = "") -> Iterator[tuple[type[msgspec.Struct], str]]:
+    """The structs within a type, with how a place in them is written."""
+    if isinstance(kind, types.StructType):
+        yield kind.cls, suffix
+    elif isinstance(kind, types.UnionType):
+        for one in kind.types:
+            yield from _structs(one, suffix)
+    elif isinstance(kind, types.DictType):
+        yield from _structs(kind.value_type, f"{suffix}.NAME")
+    elif isinstance(kind, types.VarTupleType | types.ListType):
+        yield from _structs(kind.item_type, f"{suffix}[]")
+
+
+def _table(kind: type[msgspec.Struct]) -> str:
+    described = descriptions(kind)
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for field in types.type_info(kind).fields:  # type: ignore[attr-defined]
+        cells = f"`{field.encode_name}`", _type(field.type), _default(field), _sentence(described.get(field.name, ""))
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _row_table(kind: type[msgspec.Struct]) -> str:
+    described = descriptions(kind)
+    rows = ["| field | type | meaning |", "|---|---|---|"]
+    for field in types.type_info(kind).fields:  # type: ignore[attr-defined]
+        rows.append(f"| `{field.encode_name}` | {_type(field.type)} | {_sentence(described.get(field.name, ''))} |")
+    return "\n".join(rows)
+
+
+@functools.cache
+def descriptions(kind: type) -> dict[str, str]:
+    """The docstrings under the fields of a class and of those that it extends."""
+    found: dict[str, str] = {}
+    for one in reversed(kind.__mro__[:-1]):
+        if not one.__module__.startswith("curricula"):
+            continue
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(body, ast.ClassDef)
+        for field, after in zip(body.body, body.body[1:]):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                found[field.target.id] = str(after.value.value)  # type: ignore[union-attr]
+    return found
+
+
+def _sentence(text: str) -> str:
+    """A docstring on one line, as Markdown: what would be HTML is shown as it is."""
+    return re.sub(r"<([^>\s]+)>", r"`<\1>`", " ".join(text.split()))
+
+
+def _type(kind: types.Type) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_type, kind.types)))
+    if isinstance(kind, types.IntType | types.FloatType):
+        bounds = [(">", kind.gt), ("≥", kind.ge), ("<", kind.lt), ("≤", kind.le)]
+        shown = [f"{sign} {bound:,}" for sign, bound in bounds if bound is not None and bound != FINITE]
+        return " ".join(["integer" if isinstance(kind, types.IntType) else "number", ", ".join(shown)]).strip()
+    if isinstance(kind, types.LiteralType):
+        return " or ".join(f"`{value}`" for value in kind.values)
+    if isinstance(kind, types.DictType):
+        return f"{_type(kind.value_type)} by name"
+    if isinstance(kind, types.VarTupleType | types.ListType):
+        return f"list of {_type(kind.item_type)}"
+    if isinstance(kind, types.StructType):
+        return "keys"
+    if isinstance(kind, types.TupleType):
+        return f"({', '.join(map(_type, kind.item_types))})"
+    simple = {types.StrType: "text", types.BoolType: "true or false", types.NoneType: "null", types.AnyType: "anything"}
+    return simple[type(kind)]
+
+
+def _default(field: types.Field) -> str:
+    if field.required:
+        return "(must be given)"
+    value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    if isinstance(value, msgspec.Struct):
+        return "those below"
+    shown = msgspec.json.encode(msgspec.to_builtins(value)).decode()
+    return f"`{shown}`" if len(shown) <= 40 else f"`{shown[:36]}…`"
+
+
+def _files() -> str:
+    parts = [
+        f"## {place}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_row_table(kind)}" for place, kind in FILES.items()
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _commands() -> str:
+    return "\n\n".join(_command(name, parser, help) for name, parser, help in commands()) + "\n"
+
+
+def commands() -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
+    """Every verb with its parser and its summary."""
+
+    def visit(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
+                for verb, inner in action.choices.items():
+                    yield f"{name} {verb}", inner, summaries.get(verb, "")
+                    yield from visit(f"{name} {verb}", inner)
+
+    return visit("curricula", build_parser(WITH_OWN_PARSERS))
+
+
+def _command(name: str, parser: argparse.ArgumentParser, summary: str) -> str:
+    rows = ["| argument | meaning |", "|---|---|"]
+    formatter = parser._get_formatter()
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            continue
+        metavar = action.metavar or "|".join(map(str, action.choices or [action.dest.upper()]))
+        value = "" if action.nargs == 0 else str(metavar).replace("|", " or ")
+        shown = " ".join(filter(None, [", ".join(action.option_strings), value]))
+        rows.append(f"| `{shown}` | {_sentence(formatter._expand_help(action) if action.help else '')} |")
+    text = [f"## {name}", f"{summary[:1].upper()}{summary[1:]}."]
+    return "\n\n".join(text + (["\n".join(rows)] if len(rows) > 2 else []))
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")

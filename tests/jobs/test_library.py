@@ -1,0 +1,39 @@
+"""What `import curricula` gives to a notebook."""
+
+import subprocess
+import sys
+
+import pytest
+from small_studies import demo
+from study_rows import append_judged, generation
+
+import curricula
+from curricula.jobs.study import parse_study
+
+
+def test_answers_of_a_run_know_their_arm_and_stage(tmp_path):
+    raw = {**demo(), "seeds": [42, 43]}
+    del raw["seed"]
+    made = curricula.Run.create(tmp_path / "run", parse_study(raw, "demo"))
+    row = generation(key="a", benchmark="harmbench", verdict="harmful")
+    append_judged(made.evaluation("full-20-s43", "instruct") / "attacks-topk.jsonl", [row])
+    (answer,) = curricula.Run(str(tmp_path / "run")).answers()
+    told = {
+        name: answer[name]
+        for name in ("arm", "start", "interventions", "training_seed", "stage", "verdict", "response")
+    }
+    assert told == {
+        "arm": "full-20", "start": 0.2, "interventions": "full", "training_seed": 43, "stage": "instruct",
+        "verdict": "harmful", "response": row.response,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in curricula.__all__ if name != "load_model"])
+def test_what_is_offered_is_there_without_torch(name):
+    code = f"import sys, curricula; assert curricula.{name}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_what_is_not_offered_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Rnu'"):
+        _ = curricula.Rnu
