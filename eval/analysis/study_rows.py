@@ -7,15 +7,17 @@ the rows measure is in `eval/analysis/metrics.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from curricula.eval.contents import recorded_hash
 from curricula.eval.identity import ModelRows, require_different
-from curricula.eval.judging.verdicts import read_judged
-from curricula.eval.rows import MODEL_KINDS, JudgedRow, ProbeRow, read_rows
-from curricula.eval.tasks import TASKS, judged_tasks
+from curricula.eval.judges.question import Judge
+from curricula.eval.judging.verdicts import judged, judged_now, kind_of, read_judges
+from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, ProbeRow, read_rows
+from curricula.eval.tasks import TASKS, Task, judged_tasks, row_files
 
 ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))
 OVERREFUSAL_TASKS = tuple(task.name for task in judged_tasks("overrefusal"))
@@ -56,6 +58,10 @@ class StudyRows:
     """Judged answers by (arm's key, stage, task)."""
     probes: dict[tuple[str, str], list[ProbeRow]]
     """Probes by (arm's key, stage)."""
+    others: dict[str, dict[tuple[str, str, str], list[JudgedRow]]] = field(default_factory=dict)
+    """The answers with the verdicts of each judge beside the study's own, by its name and version."""
+    partial: frozenset[tuple[str, str, str]] = frozenset()
+    """Where `generations` holds answers of parts that have not been merged yet."""
 
     @property
     def seeds(self) -> list[int]:
@@ -66,6 +72,10 @@ class StudyRows:
         """The study as if only the arms of this seed had been trained."""
         return replace(self, arms=tuple(arm for arm in self.arms if arm.seed == seed))
 
+    def of_judge(self, judge: str) -> StudyRows:
+        """The answers that another judge has judged, as if its verdicts were the study's own; "" is the study's own judge."""
+        return replace(self, generations=self.others[judge], probes={}) if judge else self
+
     def answers(self, arm: ArmInfo, stage: str, task: str, decoder: str | None = None) -> list[JudgedRow]:
         """The judged answers of one task, of one decoder or of all; empty if there are none yet."""
         rows = self.generations.get((arm.key, stage, task), [])
@@ -73,14 +83,22 @@ class StudyRows:
 
 
 def read_study_rows(
-    run: Path, arms: Sequence[ArmInfo], on_arm_read: Callable[[int], None] = lambda count: None
+    run: Path,
+    arms: Sequence[ArmInfo],
+    on_arm_read: Callable[[int], None] = lambda count: None,
+    judges: Mapping[str, Judge] = MappingProxyType({}),
 ) -> StudyRows:
     """Read all rows under `run`/eval; `on_arm_read` receives the number of arms read so far.
+
+    Parts that have not been merged yet are read as they are. `judges`, by kind, decide by rules and judge these here; without
+    one their answers are unparsed.
 
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
     probes: dict[tuple[str, str], list[ProbeRow]] = {}
+    others: dict[str, dict[tuple[str, str, str], list[JudgedRow]]] = {}
+    partial: set[tuple[str, str, str]] = set()
     models: list[ModelRows] = []
     for count, arm in enumerate(arms, start=1):
         for stage in MODEL_KINDS:
@@ -89,13 +107,31 @@ def read_study_rows(
             models.append(model)
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
                 path = folder / f"{task}.jsonl"
-                if answers := read_judged(path):
+                place = (arm.key, stage, task)
+                answers, by_others = read_judges(path)
+                if answers:
                     model.add_answers(path, answers, TASKS[task])
-                    generations[arm.key, stage, task] = answers
+                elif parts := _unmerged(folder, TASKS[task], model):
+                    partial.add(place)
+                    judge = judges.get(kind_of(task))
+                    answers = judged_now(parts, judge) if judge else [judged(row, None) for row in parts]
+                if answers:
+                    generations[place] = answers
+                for judge_name, rows in by_others.items():
+                    others.setdefault(judge_name, {})[place] = rows
             path = folder / "probes.jsonl"
             if probe_rows := read_rows(path, ProbeRow):
                 model.add_probes(path, probe_rows)
                 probes[arm.key, stage] = probe_rows
         on_arm_read(count)
     require_different(models)
-    return StudyRows(tuple(arms), generations, probes)
+    return StudyRows(tuple(arms), generations, probes, others, frozenset(partial))
+
+
+def _unmerged(folder: Path, task: Task, model: ModelRows) -> list[GenerationRow]:
+    rows = []
+    for path in row_files(folder, task):
+        found = read_rows(path, GenerationRow)
+        model.add_answers(path, found, task)
+        rows += found
+    return rows

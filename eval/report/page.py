@@ -3,22 +3,22 @@
     curricula report runs/demo          # writes runs/demo/report/index.html
 
 From rows to page: `read_study_rows` reads the evaluations, `study_metrics`, `run_claim_tests` and `arm_differences`
-(`eval/analysis`) make the numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/report.html.j2`
-sets them. The page also shows the losses and the frozen study, if the run has them. Generated text is untrusted: it is
-escaped, and invisible characters are spelled out.
+(`eval/analysis`) make the numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/web/report.html.j2`
+sets them. The page's scripts (`eval/report/web`) search the answers and draw the figures again by the reader's choice.
+Generated text is untrusted: it is embedded compressed, set as text, never as markup, and invisible characters are spelled out.
 
-`summary.json` and the CSV files depend on the rows alone (no dates, no paths), so an interrupted and an uninterrupted
+`summary.json` and `tables/` depend on the rows alone (no dates, no paths), so an interrupted and an uninterrupted
 study can be compared byte by byte.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from curricula import durable
 from curricula.eval.analysis.claim_tests import run_claim_tests
@@ -28,16 +28,20 @@ from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetri
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.judges.settings import caveats
-from curricula.eval.report.figures import FIGURES, draw_figures
-from curricula.eval.report.over_seeds import estimate_tables, variance_rows
-from curricula.eval.report.points import Shown
-from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_tables
+from curricula.eval.report.figures import FIGURES, TrainingFigure, draw_figures
+from curricula.eval.report.over_seeds import estimate_tables, published_rows, variance_rows
+from curricula.eval.report.points import Shown, point_rows
+from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_record, write_tables
+from curricula.eval.report.training import cost_rows, read_training, training_rows
 from curricula.eval.report.verdict import basis, verdict
+from curricula.eval.report.web.answers import Answers
+from curricula.eval.report.web.data import HERE, digest, drawn, embedded_json, hashes, program, study_data
 from curricula.eval.report.wording import (
     CATEGORIES,
     DECODERS,
     INTERVENTIONS,
     STAGES,
+    amount,
     arm_label,
     facts,
     flattened,
@@ -46,7 +50,6 @@ from curricula.eval.report.wording import (
     p_value,
     percent,
     points,
-    samples,
     visible,
 )
 from curricula.progress import Progress, silent
@@ -55,34 +58,64 @@ MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "~", "sin
 
 
 def write_report(
-    run: Path, arms: Sequence[ArmInfo], study: Mapping[str, Any], out: Path, progress: Progress = silent
+    run: Path,
+    arms: Sequence[ArmInfo],
+    study: Mapping[str, Any],
+    out: Path,
+    progress: Progress = silent,
+    is_live: bool = False,
 ) -> Path:
     """Write the report of `run` to `out` and return the page's path. Missing evaluations are shown as missing.
 
-    `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
-    "tasks", the planned tasks of each stage, from which the page knows what is still missing; and "changed", how benchmarks
-    differ from the published ones.
+    `study` may hold "plan" (as `jobs/estimates.py: describe` tells it), "provenance" and "hashes", which are only shown;
+    "tasks", the planned tasks of each stage, from which the page knows what is still missing; "unfinished", what runs or waits;
+    "changed", how benchmarks differ from the published ones; and "judges", by kind, for answers that are not merged yet.
+    `is_live`: the page looks again whether its server has a newer one.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
-    rows = read_study_rows(run, arms, lambda count: progress(count, steps))
+    rows = read_study_rows(run, arms, lambda count: progress(count, steps), study.get("judges") or {})
     metrics = study_metrics(rows)
     progress(len(arms) + 1, steps)
-    runs = runs_of(rows)
+    runs, plan = runs_of(rows), study.get("plan") or {}
     claim_tests, differences = run_claim_tests(runs), list(arm_differences(runs))
     estimates, probes, variance = list(arm_estimates(runs)), list(probe_estimates(runs)), list(variance_parts(runs))
+    drawn_points = list(point_rows(rows))
     progress(len(arms) + 2, steps)
-    shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes)
-    pictures = draw_figures(shown, out / "figures")
+    training = read_training(run, plan)
+    shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes, study.get("tasks") or {}, training, differences)
+    figures = drawn(shown, drawn_points, draw_figures(shown, out / "figures"))
     progress(len(arms) + 3, steps)
-    over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
-    write_tables(out, metrics, claim_tests, differences, over_seeds, arms)
-    plan = study.get("plan") or {}
-    frozen = run / "study.yaml"
-    losses = final_losses(run)
+    published = published_rows(drawn_points, runs.arms)
+    tables: dict[str, Sequence[Any]] = {
+        "attacks": metrics.attacks,
+        "overrefusal": metrics.overrefusals,
+        "probes": metrics.probes,
+        "trends": claim_tests,
+        "differences": differences,
+        "estimates": estimates,
+        "probe-estimates": probes,
+        "variance": variance,
+        "points": drawn_points,
+        "published": published,
+    }
+    write_tables(out, tables, arms)
+    record: dict[str, Sequence[Any]] = {"training": training_rows(training), "cost": list(cost_rows(training))}
+    write_record(out, record)
     labels = {arm.name: arm_label(arm) for arm in arms}
-    page = _template().render(
+    answers = Answers(rows)
+    blocks = [Markup(block) for block in answers.blocks()]
+    script, style = program(), (HERE / "report.css").read_text()
+    frozen = run / "study.yaml"
+    page = template("report.html.j2").render(
         name=plan.get("study") or run.resolve().name,
+        policy=policy(script, style, is_live),
+        script=Markup(script),
+        style=Markup(style),
+        is_live=is_live,
+        data=embedded_json(study_data(shown, drawn_points, answers)),
+        blocks=blocks,
+        count=answers.count,
         facts=facts(plan, metrics),
         fictional=(run / "world").exists(),
         seeds=rows.seeds,
@@ -92,9 +125,8 @@ def write_report(
         claim_tests=claim_tests,
         outcomes={outcome: sum(test.outcome == outcome for test in claim_tests) for outcome in MARKS},
         marks=MARKS,
-        figures=[
-            (figure, embedded(path), figure.caption(shown)) for figure, path in zip(FIGURES, pictures, strict=True)
-        ],
+        figures=figures,
+        training_figures={figure.name for figure in FIGURES if isinstance(figure, TrainingFigure)},
         differences=differences,
         estimate_tables=list(estimate_tables(shown)) if shown.several else [],
         variance=list(variance_rows(variance, runs.arms)),
@@ -104,17 +136,21 @@ def write_report(
         overrefusal_tables=list(overrefusal_tables(metrics, arms)),
         categories=CATEGORIES,
         probes=metrics.probes,
-        losses=losses,
-        validated=sorted({name for segment in losses for name in segment["validation"]}),
-        not_evaluated=not_evaluated(rows, study.get("tasks", {})),
+        published=published,
+        training=record["training"],
+        cost=record["cost"],
+        validated=sorted({name for branch in training.branches for name in branch.validation}),
+        not_evaluated=not_evaluated(rows, study.get("tasks") or {}),
+        partial=[" ".join(place) for place in sorted(rows.partial)],
+        unfinished=study.get("unfinished") or [],
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
         caveats=caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
-        samples=list(samples(rows)),
         stages=STAGES,
         decoders=DECODERS,
         provenance=list(flattened(study.get("provenance") or {})),
+        hashes=[*(study.get("hashes") or []), *hashes(rows)],
         study_text=frozen.read_text() if frozen.exists() else "",
     )
     with durable.open_atomically(out / "index.html") as file:
@@ -123,21 +159,32 @@ def write_report(
     return out / "index.html"
 
 
-def _template() -> jinja2.Template:
+def policy(script: str, style: str, is_live: bool = False) -> str:
+    """The Content-Security-Policy: this script, this style, pictures that the page holds itself, and nothing from elsewhere.
+
+    A page that is served while its study runs also asks its server whether there is something new.
+    """
+    rules = ["default-src 'none'", f"script-src {digest(script)}", f"style-src {digest(style)}", "img-src data:"]
+    return "; ".join([*rules, "base-uri 'none'", "form-action 'none'", *(["connect-src 'self'"] if is_live else [])])
+
+
+def template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, visible=visible, points=points, p_value=p_value)
-    return environment.get_template("report.html.j2")
+    environment.filters.update(
+        number=number, amount=amount, percent=percent, visible=visible, points=points, p_value=p_value
+    )
+    return environment.get_template(name)
 
 
 def not_evaluated(study: StudyRows, tasks: Mapping[str, Sequence[str]]) -> list[str]:
     """The planned `tasks` (by stage) that have no rows yet, as "arm stage task"."""
-    evaluated = set(study.generations) | {(arm, stage, "probes") for arm, stage in study.probes}
+    evaluated = set(study.generations) - study.partial | {(arm, stage, "probes") for arm, stage in study.probes}
     return [
         f"{arm.key} {stage} {task}"
         for arm in study.arms
@@ -151,20 +198,3 @@ def incomplete(metrics: StudyMetrics) -> list[AttackMetrics | OverrefusalMetrics
     """Metrics with unparsed or missing rows, without the averages over benchmarks, which only repeat their parts."""
     entries: list[AttackMetrics | OverrefusalMetrics] = [entry for entry in metrics.attacks if entry.benchmark != ALL]
     return [entry for entry in entries + metrics.overrefusals if entry.unparsed or entry.missing]
-
-
-def final_losses(run: Path) -> list[dict[str, Any]]:
-    """The last training step and last validation of each pretraining segment: segment, step, tokens, loss, validation."""
-    segments = []
-    for path in sorted(run.glob("pretrain/*/metrics.jsonl")):
-        rows = durable.read_jsonl(path)
-        trained = [row for row in rows if "loss" in row]
-        validated = [row["validation"] for row in rows if isinstance(row.get("validation"), dict)]
-        if trained:
-            last = {key: trained[-1].get(key) for key in ("step", "tokens", "loss")}
-            segments.append({"segment": path.parent.name, **last, "validation": validated[-1] if validated else {}})
-    return segments
-
-
-def embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
