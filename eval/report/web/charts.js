@@ -152,6 +152,7 @@ function drawFigure(name) {
     const svg = Plot.plot({ width, height: 300, marginBottom: 40, className: "plot", ...panel.options, ariaLabel: `${panel.title} ${told || "not evaluated yet"}` });
     svg.querySelector("style")?.remove(); // the page's policy allows its own style alone, which has these rules
     svg.setAttribute("role", "img");
+    for (const part of svg.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label"); // the picture has one label
     grid.append(element("div", {}, element("h4", {}, panel.title), ...(empty ? [element("p", { className: "none" }, Object.values(choice).some(Boolean) ? "nothing is measured so" : "not evaluated yet")] : [svg])));
   }
   drawn.append(grid);

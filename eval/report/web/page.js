@@ -43,7 +43,7 @@ function csv(columns, rows) {
 
 /** A labelled menu of [value, text] choices; none with fewer than two. */
 function menu(label, choices, value, onchange) {
-  const select = element("select", { onchange: () => onchange(select.value) },
+  const select = element("select", { "aria-label": label, onchange: () => onchange(select.value) },
     ...choices.map(([key, text]) => element("option", { value: key }, text)));
   select.value = value;
   return element("label", { hidden: choices.length < 2 }, label, select);
