@@ -30,7 +30,7 @@ from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_ro
 from curricula.eval.judges.settings import caveats
 from curricula.eval.report.figures import FIGURES, TrainingFigure, draw_figures
 from curricula.eval.report.over_seeds import estimate_tables, published_rows, variance_rows
-from curricula.eval.report.points import Shown, point_rows
+from curricula.eval.report.points import Shown, judges_points, point_rows
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_record, write_tables
 from curricula.eval.report.training import cost_rows, read_training, training_rows
 from curricula.eval.report.verdict import basis, verdict
@@ -80,10 +80,10 @@ def write_report(
     runs, plan = runs_of(rows), study.get("plan") or {}
     claim_tests, differences = run_claim_tests(runs), list(arm_differences(runs))
     estimates, probes, variance = list(arm_estimates(runs)), list(probe_estimates(runs)), list(variance_parts(runs))
-    drawn_points = list(point_rows(rows))
     progress(len(arms) + 2, steps)
     training = read_training(run, plan)
     shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes, study.get("tasks") or {}, training, differences)
+    drawn_points = [*point_rows(shown), *judges_points(rows)]
     figures = drawn(shown, drawn_points, draw_figures(shown, out / "figures"))
     progress(len(arms) + 3, steps)
     published = published_rows(drawn_points, runs.arms)

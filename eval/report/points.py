@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from curricula.eval.analysis.differences import ArmDifference
-from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, arm_estimates, probe_estimates
+from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, arm_estimates
 from curricula.eval.analysis.metrics import (
     ALL,
     ANSWER_CATEGORIES,
@@ -187,16 +187,17 @@ class PointRow:
     one_run: bool
 
 
-def point_rows(study: StudyRows) -> Iterator[PointRow]:
-    """All points that the figures can show, of every judge and benchmark, from the estimates that the tables hold."""
-    for judge in ("", *study.others):
+def judges_points(study: StudyRows) -> Iterator[PointRow]:
+    """The points of each judge beside the study's own."""
+    for judge in study.others:
         judged = study.of_judge(judge)
         runs = runs_of(judged)
-        estimates, probes = list(arm_estimates(runs)), list(probe_estimates(runs))
-        yield from _point_rows(Shown(runs.arms, judged.seeds, study_metrics(judged), estimates, probes), judge)
+        yield from point_rows(Shown(runs.arms, judged.seeds, study_metrics(judged), list(arm_estimates(runs))), judge)
 
 
-def _point_rows(shown: Shown, judge: str) -> Iterator[PointRow]:
+def point_rows(shown: Shown, judge: str = "") -> Iterator[PointRow]:
+    """All points that the figures can show, of every benchmark, from the estimates that the tables hold."""
+
     def row(measure: str, stage: str, place: str, benchmark: str, arm: ArmInfo, point: Point) -> PointRow:
         runs = ", ".join(f"{mark.value:.3f}" for mark in point.runs)
         numbers = (point.value, point.std, point.low, point.high)

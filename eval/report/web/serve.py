@@ -48,8 +48,9 @@ class LivePage:
         self.refresh()
         try:
             self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self, self._token))
-        except OSError as error:
-            raise UserError(f"--port {port}: {error.strerror}; name another port, or 0 for any free one") from None
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or "no port has such a number"
+            raise UserError(f"--port {port}: {why}; name another port, or 0 for any free one") from None
         self._server.daemon_threads = True
 
     @property

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from hostile_texts import PAYLOADS
@@ -16,7 +18,8 @@ from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal
 
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.page import write_report
-from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+from curricula.eval.report.web.serve import LivePage
+from curricula.eval.rows import GenerationRow, JudgedRow, VerdictRow, append_rows, read_rows
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.study import load_study
@@ -259,6 +262,10 @@ def test_without_scripts_the_figures_are_pictures_with_their_numbers_as_text(wat
     assert re.search(r"data only, from 20%, attack success, 0\.\d{3}", picture.get_attribute("alt"))
 
 
+def replace_key(row: JudgedRow) -> JudgedRow:
+    return msgspec.structs.replace(row, key=f"later-{row.key}")
+
+
 def big_study(run: Path, count: int) -> Path:
     """The page of a study with `count` answers of some 120 words."""
     rows, arm = [], FIRST[0]
@@ -268,6 +275,24 @@ def big_study(run: Path, count: int) -> Path:
                                prompt=f"Request {number // 5}", sample=number % 5, response=words))  # fmt: skip
     append_judged(run / f"eval/{arm.key}/base/attacks-topk.jsonl", rows)
     return write_report(run, [arm], {}, run / "report")
+
+
+def test_a_served_page_follows_its_run_and_stays_where_the_reader_is(watched, tmp_path):
+    arm, folder = FIRST[0], tmp_path / f"eval/{FIRST[0].key}/base"
+    rows = attack_rows(arm, "base", "topk", 0.4, 2, {"jb_completions": 8})
+    append_judged(folder / "attacks-topk.jsonl", rows[:10])
+    live = LivePage(tmp_path, lambda: write_report(tmp_path, [arm], {}, tmp_path / "page", is_live=True), 0)
+    threading.Thread(target=live._server.serve_forever, daemon=True).start()
+    try:
+        shown = watched.open(f"{live.address}#answers?stage=base")
+        waits_for(shown, "10 of 10 answers")
+        append_judged(folder / "attacks-topk.jsonl", [replace_key(row) for row in rows[10:]])
+        assert live.refresh()
+        waits_for(shown, "16 of 16 answers")
+        assert shown.url.endswith("#answers?stage=base") and watched.is_clean, watched.errors
+    finally:
+        live.close()
+    shown.locator("#live", has_text="the server has ended").wait_for()
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from study_rows import ARMS, append_judged, attack_rows, generation
 
 from curricula.durable import append_jsonl
 from curricula.errors import UserError
+from curricula.eval.analysis.metrics import study_metrics
+from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import read_study_rows
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.page import write_report
-from curricula.eval.report.points import point_rows
+from curricula.eval.report.points import Shown, judges_points, point_rows
 from curricula.eval.report.tables import latex
 from curricula.eval.report.training import cost_rows, curriculum_panels, loss_panels, read_training, tree_panels
 from curricula.eval.report.web.compare import write_comparison
@@ -48,7 +50,9 @@ def test_every_judges_verdicts_become_points_of_their_own(tmp_path):
     given = [VerdictRow(key=row.key, question=key_of_question(row, "strict", "9f"), **kind) for row in rows]
     append_rows(verdicts_path(path), given)
     study = read_study_rows(tmp_path, TWO)
-    points = {(row.judge, row.benchmark, row.arm): row for row in point_rows(study) if row.measure == "attack success"}
+    runs = runs_of(study)
+    own_points = point_rows(Shown(runs.arms, [0], study_metrics(study)))
+    points = {(row.judge, row.benchmark, row.arm): row for row in (*own_points, *judges_points(study))}
     strict = {key: row for key, row in points.items() if key[0]}
     assert set(strict) == {("strict 9f", name, "data-20") for name in ("", "advbench", "tdc")}
     assert {row.value for row in strict.values()} == {1.0}
@@ -216,6 +220,8 @@ def test_the_page_is_made_anew_when_the_run_has_changed_and_not_for_a_heartbeat(
 def test_a_taken_port_is_named(live, tmp_path):
     with pytest.raises(UserError, match=f"--port {live.port}: Address already in use; name another port"):
         LivePage(tmp_path / "run", lambda: tmp_path / "page.html", live.port)
+    with pytest.raises(UserError, match="--port 99999: no port has such a number"):
+        LivePage(tmp_path / "run", lambda: tmp_path / "page.html", 99999)
 
 
 def test_weights_and_biases_receives_tables_and_figures(tmp_path, monkeypatch):

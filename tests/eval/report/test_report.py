@@ -152,7 +152,7 @@ def test_the_summary_and_tables_are_the_same_bytes_for_the_same_rows(built, tmp_
     shutil.copytree(run / "eval", tmp_path / "elsewhere/eval")
     write_report(tmp_path / "elsewhere", ARMS, {}, tmp_path / "out")
     names = [path.relative_to(run / "report") for path in (run / "report").glob("[ft]*/*")]
-    assert len(names) > 50
+    assert len(names) >= 50
     for name in ["summary.json", *names]:
         assert (run / "report" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
@@ -209,7 +209,7 @@ def test_single_runs_get_no_verdict_and_the_page_says_why(built):
     assert "Whiskers in both panels: 95% interval over prompts." in page.text
     assert "Over training seeds" not in page.text and "Each training run by itself" not in page.text
     assert "0 reproduced" in page.text and "0 not reproduced" in page.text
-    assert "1 single run single run: differences may be the seed's" in page.text
+    assert page.text.count("1 single run") == 18 and "single run: differences may be the seed's" in page.text
 
 
 def test_an_unfinished_study_lists_what_is_missing_and_draws_the_rest(built):
