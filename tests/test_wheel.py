@@ -61,6 +61,11 @@ def test_the_version_is_the_distributions(bin_folder, tmp_path):
     assert run(bin_folder / "curricula", "--version", cwd=tmp_path).split()[0] == "curricula"
 
 
+def test_the_reports_scripts_are_in_it(bin_folder, tmp_path):
+    code = "from curricula.eval.report.web.data import program; print('Plot.plot' in program() and 'd3js' in program())"
+    assert run(bin_folder / "python", "-c", code, cwd=tmp_path).strip() == "True"
+
+
 def test_the_licence_and_the_sources_of_the_judge_templates_are_in_it(bin_folder):
     (records,) = bin_folder.parent.glob("lib/python*/site-packages/safety_curricula-*.dist-info")
     found = {path.name: path.read_text(encoding="utf-8") for path in records.rglob("*") if path.is_file()}
@@ -68,3 +73,5 @@ def test_the_licence_and_the_sources_of_the_judge_templates_are_in_it(bin_folder
     assert "END OF TERMS AND CONDITIONS" in found["LICENSE"]
     assert [name for name in TEMPLATES if not re.search(rf"\b{name}\b", found["NOTICE"])] == []
     assert "Permission is hereby granted, free of charge" in found["NOTICE"]
+    scripts = {path.name for path in (ROOT / "eval/report/vendor").iterdir()}
+    assert scripts == {"d3.min.js", "plot.min.js"} and all(name in found["NOTICE"] for name in scripts)

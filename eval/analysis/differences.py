@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from curricula.eval.analysis.metrics import harmful, overrefused
 from curricula.eval.analysis.runs import Runs
-from curricula.eval.analysis.seeds import compare
+from curricula.eval.analysis.seeds import BySeed, compare
 from curricula.eval.analysis.statistics import Outcome, holm
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judging.verdicts import kind_of
@@ -47,6 +47,8 @@ class ArmDifference:
     """Shared prompts."""
     seeds: int
     """Shared training seeds."""
+    runs: str = ""
+    """Each training seed's difference, such as "42: -0.147, 43: +0.020"."""
 
 
 def arm_differences(runs: Runs) -> Iterator[ArmDifference]:
@@ -81,4 +83,13 @@ def _family(runs: Runs, reference: ArmInfo, stage: str, task: str, decoder: str)
             test="seeds" if one.seeds > 1 else "score",
             prompts=gap.n,
             seeds=one.seeds,
+            runs=_by_seed(runs.rates(arm, stage, task, decoder, outcome), baseline),
         )
+
+
+def _by_seed(arm: BySeed, reference: BySeed) -> str:
+    """The difference within each training seed, on the prompts that both arms have answered there."""
+    alone = {
+        seed: compare([{seed: arm[seed]}], [{seed: reference[seed]}]) for seed in sorted(set(arm) & set(reference))
+    }
+    return ", ".join(f"{seed}: {one.evidence.value:+.3f}" for seed, one in alone.items() if one)

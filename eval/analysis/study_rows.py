@@ -7,15 +7,17 @@ the rows measure is in `eval/analysis/metrics.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from curricula.eval.contents import recorded_hash
 from curricula.eval.identity import ModelRows, require_different
-from curricula.eval.judging.verdicts import read_judged
-from curricula.eval.rows import MODEL_KINDS, CapabilityRow, JudgedRow, ProbeRow, read_rows
-from curricula.eval.tasks import TASKS, judged_tasks, row_files
+from curricula.eval.judges.question import Judge
+from curricula.eval.judging.verdicts import judged, judged_now, kind_of, read_judges
+from curricula.eval.rows import MODEL_KINDS, CapabilityRow, GenerationRow, JudgedRow, ProbeRow, read_rows
+from curricula.eval.tasks import TASKS, Task, judged_tasks, row_files
 
 ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))
 OVERREFUSAL_TASKS = tuple(task.name for task in judged_tasks("overrefusal"))
@@ -66,6 +68,10 @@ class StudyRows:
     """The stages of the study, each after the one it continues from."""
     capability: dict[tuple[str, str], list[CapabilityRow]] = field(default_factory=dict)
     """Answers to the questions of capability tasks by (arm's key, stage)."""
+    others: dict[str, dict[tuple[str, str, str], list[JudgedRow]]] = field(default_factory=dict)
+    """The answers with the verdicts of each judge beside the study's own, by its name and version."""
+    partial: frozenset[tuple[str, str, str]] = frozenset()
+    """Where `generations` holds answers of parts that have not been merged yet."""
 
     @property
     def seeds(self) -> list[int]:
@@ -85,6 +91,10 @@ class StudyRows:
             capability={key: rows for key, rows in self.capability.items() if key[1] in stages},
         )
 
+    def of_judge(self, judge: str) -> StudyRows:
+        """The answers that another judge has judged, as if its verdicts were the study's own; "" is the study's own judge."""
+        return replace(self, generations=self.others[judge], probes={}) if judge else self
+
     def answers(self, arm: ArmInfo, stage: str, task: str, decoder: str | None = None) -> list[JudgedRow]:
         """The judged answers of one task, of one decoder or of all; empty if there are none yet."""
         rows = self.generations.get((arm.key, stage, task), [])
@@ -96,14 +106,20 @@ def read_study_rows(
     arms: Sequence[ArmInfo],
     on_arm_read: Callable[[int], None] = lambda count: None,
     stages: Sequence[str] = MODEL_KINDS,
+    judges: Mapping[str, Judge] = MappingProxyType({}),
 ) -> StudyRows:
     """Read all rows under `run`/eval; `on_arm_read` receives the number of arms read so far.
+
+    Parts that have not been merged yet are read as they are. `judges`, by kind, decide by rules and judge these here; without
+    one their answers are unparsed.
 
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
     probes: dict[tuple[str, str], list[ProbeRow]] = {}
     capability: dict[tuple[str, str], list[CapabilityRow]] = {}
+    others: dict[str, dict[tuple[str, str, str], list[JudgedRow]]] = {}
+    partial: set[tuple[str, str, str]] = set()
     models: list[ModelRows] = []
     for count, arm in enumerate(arms, start=1):
         for stage in stages:
@@ -112,9 +128,18 @@ def read_study_rows(
             models.append(model)
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
                 path = folder / f"{task}.jsonl"
-                if answers := read_judged(path):
+                place = (arm.key, stage, task)
+                answers, by_others = read_judges(path)
+                if answers:
                     model.add_answers(path, answers, TASKS[task])
-                    generations[arm.key, stage, task] = answers
+                elif parts := _unmerged(folder, TASKS[task], model):
+                    partial.add(place)
+                    judge = judges.get(kind_of(task))
+                    answers = judged_now(parts, judge) if judge else [judged(row, None) for row in parts]
+                if answers:
+                    generations[place] = answers
+                for judge_name, rows in by_others.items():
+                    others.setdefault(judge_name, {})[place] = rows
             path = folder / "probes.jsonl"
             if probe_rows := read_rows(path, ProbeRow):
                 model.add_probes(path, probe_rows)
@@ -125,4 +150,13 @@ def read_study_rows(
                 capability.setdefault((arm.key, stage), []).extend(answered)
         on_arm_read(count)
     require_different(models)
-    return StudyRows(tuple(arms), generations, probes, tuple(stages), capability)
+    return StudyRows(tuple(arms), generations, probes, tuple(stages), capability, others, frozenset(partial))
+
+
+def _unmerged(folder: Path, task: Task, model: ModelRows) -> list[GenerationRow]:
+    rows = []
+    for path in row_files(folder, task):
+        found = read_rows(path, GenerationRow)
+        model.add_answers(path, found, task)
+        rows += found
+    return rows

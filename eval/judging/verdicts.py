@@ -223,6 +223,38 @@ def read_judged(path: Path, judge: str | None = None) -> list[JudgedRow]:
     return [judged(row, verdicts.get(row.key)) for row in read_rows(path, GenerationRow)]
 
 
+def read_judges(path: Path) -> tuple[list[JudgedRow], dict[str, list[JudgedRow]]]:
+    """The answers in `path` with the study's own verdicts, and with those of each other judge, by its name and version."""
+    rows = read_rows(path, GenerationRow)
+    own: dict[str, VerdictRow] = {}
+    others: dict[str, dict[str, VerdictRow]] = defaultdict(dict)
+    for verdict in read_rows(verdicts_path(path), VerdictRow):
+        first = own.setdefault(verdict.key, verdict)
+        if (first.judge, first.version) != (verdict.judge, verdict.version):
+            others[f"{verdict.judge} {verdict.version}"][verdict.key] = verdict
+    given = {judge: [judged(row, of.get(row.key)) for row in rows] for judge, of in sorted(others.items())}
+    return [judged(row, own.get(row.key)) for row in rows], given
+
+
+def judged_now(rows: Sequence[GenerationRow], judge: Judge) -> list[JudgedRow]:
+    """The answers with the verdicts of a judge that decides by rules; nothing is written."""
+    asked = {key_of_question(row, judge.name, judge.version): question_of(row) for row in rows if row.finish != "tag"}
+    labels: dict[str, str] = {}
+
+    def settle(verdicts: Sequence[tuple[Question, Verdict]]) -> None:
+        labels.update({question_key(judge.name, judge.version, asked): given.label for asked, given in verdicts})
+
+    judge.rule(list(asked.values()), settle, Path(), True)
+    found = []
+    for row in rows:
+        key = key_of_question(row, judge.name, judge.version)
+        label = labels[key] if key else shortcircuit(row)
+        found.append(
+            judged(row, VerdictRow(key=row.key, judge=judge.name, version=judge.version, label=label, question=key))
+        )
+    return found
+
+
 def judged(row: GenerationRow, verdict: VerdictRow | None) -> JudgedRow:
     """The answer with its verdict, or with none where the judge was asked about another text."""
     fields = msgspec.structs.asdict(row)

@@ -1,9 +1,9 @@
-"""The report of a study: nine figures, tables and one self-contained page.
+"""The report of a study: figures, tables and one self-contained page.
 
     from curricula.eval.report.page import write_report
 
-`page` puts the report together, and `report.html.j2` is the page. `points` says what the figures show of each arm; `figures`
-captions them, `curves` and `bars` draw them. `tables` are of single runs, `over_seeds` of arms; `capability` is what safety
-costs, `verdict` the first screen. `wording` turns names and numbers into text; `console` has the tables for terminals. Nothing
-is imported here, because `page` loads matplotlib and scipy.
+`page` puts the report together, and `web` makes it a page. `points` says what the figures show of each arm, `training` what the
+training runs have recorded; `figures` captions both, and `curves`, `bars` and `panels` draw them. `tables` are of single runs,
+`over_seeds` of arms; `capability` is what safety costs, `verdict` the first screen. `wording` turns names and numbers into
+text; `console` has the tables for terminals. Nothing is imported here, because `page` loads matplotlib and scipy.
 """

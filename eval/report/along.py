@@ -35,7 +35,8 @@ class AlongFigure:
     """Of its files, and its id on the page."""
     title: str
     caption: str
-    path: Path
+    picture: bytes
+    """As SVG."""
 
 
 def draw_along(points: Sequence[CurvePoint], stages: Sequence[str], folder: Path) -> Iterator[AlongFigure]:
@@ -47,7 +48,7 @@ def draw_along(points: Sequence[CurvePoint], stages: Sequence[str], folder: Path
         panels = list(dict.fromkeys((point.measure, point.series) for point in own if point.series not in LEFT_OUT))
         panels = sorted(panels, key=lambda panel: MEASURES.index(panel[0]))[:MOST_PANELS]
         name = f"along-{stage}"
-        path = save_figure(name, partial(_draw, own, panels, stage == "base"), folder)
+        picture = save_figure(name, partial(_draw, own, panels, stage == "base"), folder)
         seeds = len({point.seed for point in own})
         shown = "mean over the runs; faint: single runs" if seeds > 1 else "bars: 95% interval over prompts"
         title = f"Measured during {'pretraining' if stage == 'base' else stage}"
@@ -55,7 +56,7 @@ def draw_along(points: Sequence[CurvePoint], stages: Sequence[str], folder: Path
             f"Each point is a checkpoint, judged on the same prompts as all others of its curve. {seeds} training "
             f"seed{'s' if seeds > 1 else ''}; {shown}. Numbers: tables/along.csv."
         )
-        yield AlongFigure(name, title, caption, path)
+        yield AlongFigure(name, title, caption, picture)
 
 
 def _draw(points: Sequence[CurvePoint], panels: Sequence[tuple[str, str]], by_tokens: bool) -> Canvas:

@@ -17,17 +17,17 @@ from curricula.eval.report.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.over_seeds import EstimateCell, EstimateTable
 from curricula.eval.report.points import Point, Shown
-from curricula.eval.report.wording import DECODERS, STAGES, arm_label
+from curricula.eval.report.wording import DECODERS, arm_label, stage_title
 
 NAME = "capability"
 """Of the figure's files."""
 
 
-def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folder: Path) -> tuple[Path, str] | None:
-    """The figure and its caption; None where no stage has both capability and attack success."""
+def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folder: Path) -> tuple[bytes, str] | None:
+    """The figure as SVG, and its caption; None where no stage has both capability and attack success."""
     by_stage = _by_stage(estimates)
-    decoder = next((name for name in DECODERS if any(shown.metrics.attacks_by(stage, name) for stage in STAGES)), "")
-    drawn = {stage: found for stage in STAGES if (found := _points(shown, stage, decoder, by_stage[stage]))}
+    decoder = next((name for name in DECODERS if any(shown.metrics.attacks_by(stage, name) for stage in by_stage)), "")
+    drawn = {stage: found for stage, own in by_stage.items() if (found := _points(shown, stage, decoder, own))}
     if not drawn:
         return None
 
@@ -36,25 +36,25 @@ def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folde
             1, len(drawn), figsize=(4.2 * len(drawn), 3.9), sharey=True, layout="constrained", squeeze=False
         )
         for panel, (stage, points) in zip(panels[0], drawn.items()):
-            panel.set_title(STAGES[stage].capitalize())
+            panel.set_title(stage_title(stage).capitalize())
             _draw(panel, points)
             panel.set_xlabel(f"capability, {_main(by_stage[stage])}")
         panels[0][0].set_ylabel(f"attack success rate, {DECODERS[decoder]}")
         add_legend(canvas, shown.arms)
         return canvas
 
-    path = save_figure(NAME, draw, folder)
+    picture = save_figure(NAME, draw, folder)
     over = "training seeds and questions or prompts" if shown.several else "questions or prompts"
-    return path, (
+    return picture, (
         f"Attack success under {DECODERS[decoder]} against capability. Right and low is better. The line joins the arms on the "
         f"Pareto front: no other arm is better in one and not worse in the other. Whiskers: 95% intervals over {over}."
     )
 
 
 def _by_stage(estimates: Sequence[CapabilityEstimate]) -> dict[str, list[CapabilityEstimate]]:
-    found: dict[str, list[CapabilityEstimate]] = {stage: [] for stage in STAGES}
+    found: dict[str, list[CapabilityEstimate]] = {}
     for one in estimates:
-        found[one.stage].append(one)
+        found.setdefault(one.stage, []).append(one)
     return found
 
 
@@ -109,7 +109,7 @@ def capability_tables(arms: Sequence[ArmInfo], estimates: Sequence[CapabilityEst
         if names:
             columns = ["average" if name == ALL else name for name in names]
             rows = [(arm_label(arm), [cells.get((arm.name, name)) for name in names]) for arm in arms]
-            yield EstimateTable(f"Capability of {STAGES[stage]}, in % of questions", columns, rows)
+            yield EstimateTable(f"Capability of {stage_title(stage)}, in % of questions", columns, rows)
 
 
 def _cell(one: CapabilityEstimate) -> EstimateCell:

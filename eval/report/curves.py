@@ -58,8 +58,11 @@ def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
     return curves
 
 
-def two_panels(*titles: str) -> tuple[Canvas, Sequence[Axes]]:
-    canvas, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.7), sharey=True, layout="constrained")
+def side_by_side(*titles: str) -> tuple[Canvas, Sequence[Axes]]:
+    """A panel for each title."""
+    size = (8.4 if len(titles) > 1 else 5.2, 3.7)
+    canvas, grid = pyplot.subplots(1, len(titles), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    panels = list(grid[0])
     for panel, title in zip(panels, titles):
         panel.set_title(title)
     return canvas, panels
@@ -106,7 +109,7 @@ def draw_attacks(panel: Axes, shown: Shown, stage: str, decoder: str) -> bool:
     behind = benchmarks if len(benchmarks) > 1 else []
     main = ALL if behind or not benchmarks else benchmarks[0]
     drawn = False
-    for curve, shift in _side_by_side(shown):
+    for curve, shift in _shifted(shown):
         for name in behind:
             points = shown.attack_points(curve.arms, stage, decoder, name, is_main=False)
             starts, values = [point.start for point in points], [point.value for point in points]
@@ -120,7 +123,7 @@ def draw_attacks(panel: Axes, shown: Shown, stage: str, decoder: str) -> bool:
 def draw_probes(panel: Axes, shown: Shown, stage: str, layer: str) -> bool:
     """Draw probe AUC and, dashed, what text length alone achieves. False: nothing to draw."""
     drawn = False
-    for curve, shift in _side_by_side(shown):
+    for curve, shift in _shifted(shown):
         points = shown.probe_points(curve.arms, stage, layer)
         draw_curve(panel, curve, points, shift)
         drawn |= bool(points)
@@ -134,7 +137,7 @@ def draw_probes(panel: Axes, shown: Shown, stage: str, layer: str) -> bool:
     return drawn
 
 
-def _side_by_side(shown: Shown) -> list[tuple[Curve, float]]:
+def _shifted(shown: Shown) -> list[tuple[Curve, float]]:
     """Each curve with how far to shift it to the right: intervals over seeds are wide, and would cover each other."""
     curves = curves_of(shown.arms)
     middle = (len(curves) - 1) / 2

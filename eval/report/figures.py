@@ -1,8 +1,8 @@
-"""The nine figures of the paper, drawn and captioned from the metrics of a study: PNG for the page, SVG for print.
+"""The figures: the paper's nine and those of the study itself, drawn and captioned, as PNG, SVG and PDF.
 
 Each figure knows which metrics it shows, how to caption them and what the paper found. With several training seeds it shows
 each arm's estimate over its runs (`eval/report/points.py`). What has not been evaluated yet is marked as such and never drawn
-as zero. The same metrics give the same bytes.
+as zero; what the study does not measure is left out. The same metrics give the same bytes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from matplotlib.ticker import PercentFormatter
 from curricula import durable
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, StudyMetrics
 from curricula.eval.report.bars import draw_overrefusal
-from curricula.eval.report.curves import draw_attacks, draw_probes, finish_panels, two_panels
+from curricula.eval.report.curves import draw_attacks, draw_probes, finish_panels, side_by_side
+from curricula.eval.report.panels import INK, Panel, Series, draw_panels
 from curricula.eval.report.points import Shown
-from curricula.eval.report.wording import STAGES, prompts_and_judge, stage_title
+from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
+from curricula.eval.report.wording import DECODERS, STAGES, arm_label, prompts_and_judge, stage_title
 
 Entry = AttackMetrics | OverrefusalMetrics | ProbeMetrics
 
@@ -53,27 +55,61 @@ STYLE: Any = {
 }
 """Settings of matplotlib."""
 
-DPI = 130
+DPI = 300
+FORMATS: Any = {
+    ".svg": {"Date": None, "Creator": None},
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""The files of each figure, with metadata that make the same figure the same bytes."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A panel of points over the starts of interventions, or of bars by arm."""
+
+    title: str
+    measure: str
+    """As in `PointRow`; "answers" for bars of all categories."""
+    stage: str
+    place: str
+    """The decoder in rows; of probes, the layer."""
 
 
 @dataclass(frozen=True)
 class Figure(abc.ABC):
-    """One figure of the paper."""
+    """One figure. To add one, subclass this and enter it in `FIGURES`."""
 
     number: int
-    """The figure's number in the paper."""
+    """The figure's number in the paper; 0 for one that is not the paper's."""
     name: str
     """The name of its files, and its id on the page."""
     title: str
     paper: str
-    """What the paper found in it."""
-
-    @abc.abstractmethod
-    def draw(self, shown: Shown) -> Canvas: ...
+    """What the paper found in it; "" for one that is not the paper's."""
 
     @abc.abstractmethod
     def caption(self, shown: Shown) -> str:
         """What bands and whiskers are, how many seeds and prompts there were and which judge."""
+
+    def draw(self, shown: Shown) -> Canvas:
+        return draw_panels(self.panels(shown))
+
+    def panels(self, shown: Shown) -> list[Panel]:
+        """What the page draws again as it is; empty for a figure of points (`places`), and for one that stays a picture."""
+        return []
+
+    def places(self, shown: Shown) -> list[Place]:
+        """The points that the page draws by the reader's choice of judge, benchmark and decoder; one panel for each."""
+        return []
+
+    def has(self, shown: Shown) -> bool:
+        """Whether the study measures, or will measure, what the figure shows; other figures are left out."""
+        return bool(self.places(shown) or self.panels(shown))
+
+    @property
+    def heading(self) -> str:
+        return f"Figure {self.number}. {self.title}." if self.number else f"{self.title}."
 
 
 @dataclass(frozen=True)
@@ -83,9 +119,16 @@ class AttackFigure(Figure):
     stage: str
     decoders: tuple[str, str] = ("topk", "safebeam")
 
+    def places(self, shown: Shown) -> list[Place]:
+        titles = zip(("Top-k sampling", "SafeBeam"), self.decoders)
+        return [
+            Place(title, "attack success", self.stage, name) for title, name in titles if shown.has(self.stage, name)
+        ]
+
     def draw(self, shown: Shown) -> Canvas:
-        canvas, panels = two_panels("Top-k sampling", "SafeBeam")
-        drawn = [draw_attacks(panel, shown, self.stage, decoder) for panel, decoder in zip(panels, self.decoders)]
+        places = self.places(shown)
+        canvas, panels = side_by_side(*(place.title for place in places))
+        drawn = [draw_attacks(panel, shown, place.stage, place.place) for panel, place in zip(panels, places)]
         extents = finish_panels(canvas, panels, drawn, shown.arms)
         top = min(1.0, max([0.05, *(extent.y1 for extent in extents)])) if extents else 1.0
         panels[0].set(ylabel="attack success rate", ylim=(0, top * 1.06))
@@ -116,6 +159,10 @@ class OverrefusalFigure(Figure):
     decoder: str
     stage: str = "instruct"
 
+    def places(self, shown: Shown) -> list[Place]:
+        is_measured = shown.has(self.stage, f"overrefusal-{self.decoder}")
+        return [Place("", "answers", self.stage, self.decoder)] if is_measured else []
+
     def draw(self, shown: Shown) -> Canvas:
         return draw_overrefusal(shown, self.stage, self.decoder)
 
@@ -139,10 +186,14 @@ class ProbeFigure(Figure):
 
     layer: str
 
+    def places(self, shown: Shown) -> list[Place]:
+        titles = (("Base models", "base"), ("Instruction-tuned models", "instruct"))
+        return [Place(title, "probe AUC", stage, self.layer) for title, stage in titles if shown.has(stage, "probes")]
+
     def draw(self, shown: Shown) -> Canvas:
-        canvas, panels = two_panels("Base models", "Instruction-tuned models")
-        stages = ("base", "instruct")
-        drawn = [draw_probes(panel, shown, stage, self.layer) for panel, stage in zip(panels, stages)]
+        places = self.places(shown)
+        canvas, panels = side_by_side(*(place.title for place in places))
+        drawn = [draw_probes(panel, shown, place.stage, self.layer) for panel, place in zip(panels, places)]
         extents = finish_panels(canvas, panels, drawn, shown.arms)
         panels[0].set(ylabel="test AUC", ylim=(min([0.5, *(extent.y0 for extent in extents)]) - 0.02, 1.02))
         return canvas
@@ -157,6 +208,56 @@ class ProbeFigure(Figure):
         for entry in entries[:1]:
             sentences.append(f"{entry.n_train:,} training and {entry.n_test:,} test texts, {entry.seeds} {subsets}.")
         return " ".join(sentences)
+
+
+@dataclass(frozen=True)
+class TrainingFigure(Figure):
+    """A figure of what the training runs have recorded."""
+
+    words: str
+    made: Callable[[Training], list[Panel]]
+
+    def panels(self, shown: Shown) -> list[Panel]:
+        return self.made(shown.training) if shown.training else []
+
+    def caption(self, shown: Shown) -> str:
+        return self.words
+
+
+@dataclass(frozen=True)
+class DifferenceFigure(Figure):
+    """Each arm's difference from the one that starts last: over seeds, and within each seed."""
+
+    def panels(self, shown: Shown) -> list[Panel]:
+        labels = {arm.name: arm_label(arm) for arm in shown.arms}
+        found = []
+        for stage, decoder, measure in dict.fromkeys(
+            (gap.stage, gap.decoder, gap.measure) for gap in shown.differences
+        ):
+            own = [
+                gap for gap in shown.differences if (gap.stage, gap.decoder, gap.measure) == (stage, decoder, measure)
+            ]
+            runs = [(run, y) for y, gap in enumerate(own) if gap.seeds > 1 for run in gap.runs.split(", ")]
+            lanes = [labels[gap.arm] for gap in own]
+            at = [float(y) for y in range(len(own))]
+            series = [
+                Series("no difference", "rule", [0.0], colour=INK, faint=True),
+                Series("95% interval", "span", (), at, [gap.low for gap in own], [gap.high for gap in own]),
+                Series("difference", "dots", [gap.value for gap in own], at),
+            ]
+            if runs:
+                x = [float(run.split(": ")[1]) for run, _ in runs]
+                series.append(Series("single seeds", "dots", x, [y for _, y in runs], colour=1, faint=True))
+            title = f"{measure.capitalize()}, {stage}, {DECODERS.get(decoder, decoder)}"
+            found.append(Panel(title, "percentage points", "", series, x_format="points", lanes=lanes))
+        return found
+
+    def caption(self, shown: Shown) -> str:
+        reference = next((gap.reference for gap in shown.differences), "")
+        return (
+            f"Differences from the arm {reference}, paired by training seed and prompt. To the left of zero the arm is safer, "
+            "or over-refuses less. Small marks: the difference within one training seed."
+        )
 
 
 def over_seeds(points: str, interval: str, entries: Sequence[Entry], alone: str) -> list[str]:
@@ -244,7 +345,41 @@ FIGURES: tuple[Figure, ...] = (
         "Similar trends, with less separation than in the last layer.",
         layer="middle",
     ),
+    DifferenceFigure(0, "differences", "Each arm against the one that starts last", ""),
+    TrainingFigure(
+        0,
+        "curriculum",
+        "What each arm reads, and when",
+        "",
+        "The share of every source in the tokens, from the start of pretraining to its end, as planned.",
+        curriculum_panels,
+    ),
+    TrainingFigure(
+        0,
+        "training-loss",
+        "Training loss",
+        "",
+        "Each point is the mean of several steps. Branches continue the trunk of their seed; further seeds are faint.",
+        loss_panels,
+    ),
+    TrainingFigure(
+        0,
+        "validation-loss",
+        "Validation loss by source",
+        "",
+        "On held-out documents of each source, in nats per token; further seeds are faint.",
+        validation_panels,
+    ),
+    TrainingFigure(
+        0,
+        "tree",
+        "The tree of pretraining runs",
+        "",
+        "Every branch leaves another at a checkpoint, which both share until there.",
+        tree_panels,
+    ),
 )
+"""The figures in their order on the page. A new one is one entry."""
 
 
 def further_figures(metrics: StudyMetrics) -> list[Figure]:
@@ -257,19 +392,26 @@ def further_figures(metrics: StudyMetrics) -> list[Figure]:
     ]
 
 
-def draw_figures(shown: Shown, folder: Path) -> list[Path]:
-    """Write all nine figures to `folder` as PNG and SVG; returns the PNG paths in order."""
-    return [save_figure(figure.name, partial(figure.draw, shown), folder) for figure in FIGURES]
+def draw_figures(shown: Shown, folder: Path) -> dict[str, bytes]:
+    """Write the figures that the study has to `folder`, as PNG, SVG and PDF; returns the SVG of each by the figure's name."""
+    pictures = {}
+    for figure in FIGURES:
+        if figure.has(shown):
+            pictures[figure.name] = save_figure(figure.name, partial(figure.draw, shown), folder)
+        else:
+            for suffix in FORMATS:
+                (folder / (figure.name + suffix)).unlink(missing_ok=True)
+    return pictures
 
 
-def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:
-    """Draw a figure in the report's style and write it as PNG and SVG; returns the PNG's path."""
+def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> bytes:
+    """Draw a figure in the report's style and write it as PNG, SVG and PDF; returns the SVG."""
     with matplotlib.rc_context(STYLE):
         canvas = draw()
         canvas.draw_without_rendering()
         canvas.set_layout_engine("none")  # the layout is done: do not repeat it for each format
-        for suffix, metadata in ((".svg", {"Date": None, "Creator": None}), (".png", {"Software": None})):
+        for suffix, metadata in FORMATS.items():
             with durable.open_atomically(folder / (name + suffix)) as file:
                 canvas.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata)
         pyplot.close(canvas)
-    return folder / f"{name}.png"
+    return (folder / f"{name}.svg").read_bytes()

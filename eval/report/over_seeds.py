@@ -1,16 +1,18 @@
-"""The page's tables over training seeds: each arm's estimates, and where their variance comes from, in plain words."""
+"""The page's tables of arms: estimates over training seeds, what their variance consists of, and published numbers."""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import WORST, AttackStrength
-from curricula.eval.report.points import Shown
+from curricula.eval.report.points import PointRow, Shown
 from curricula.eval.report.wording import DECODERS, arm_label, stage_title
 
 
@@ -131,3 +133,38 @@ def _of_mean(part: VarianceParts) -> tuple[float, float, float]:
     in_one_run = part.interaction**2 / part.seeds
     sampling = (part.sample or 0.0) ** 2 / (part.samples * part.seeds)
     return part.seed**2 / part.seeds, (part.prompt**2 + in_one_run) / part.prompts, sampling / part.prompts
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A published rate of attack success beside that of our nearest arm. In 0..1."""
+
+    model: str
+    stage: str
+    decoder: str
+    published: float
+    arm: str
+    """Our arm; "" where no arm of the study is trained so."""
+    rate: float | None
+    low: float | None
+    high: float | None
+    source: str
+
+
+def published_rows(points: Sequence[PointRow], arms: Sequence[ArmInfo]) -> list[PublishedRow]:
+    """All published rates of what this study measures too; `eval/published_rates.json` holds them with their sources."""
+    known = json.loads((Path(__file__).parents[1] / "published_rates.json").read_text())
+    ours = {(row.stage, row.place, row.arm): row for row in points if not row.judge and not row.benchmark}
+    measured = {(row.stage, row.place) for row in ours.values()}
+    trained = {arm.name for arm in arms}
+    found = []
+    for one in known["attacks"]:
+        if (one["stage"], one["decoder"]) in measured:
+            arm = one["arm"] if one["arm"] in trained else ""
+            row = ours.get((one["stage"], one["decoder"], arm))
+            value, low, high = (row.value, row.low, row.high) if row else (None, None, None)
+            source = known["sources"][one["source"]]
+            found.append(
+                PublishedRow(one["model"], one["stage"], one["decoder"], one["rate"], arm, value, low, high, source)
+            )
+    return found

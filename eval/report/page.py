@@ -3,23 +3,23 @@
     curricula report runs/demo          # writes runs/demo/report/index.html
 
 From rows to page: `read_study_rows` reads the evaluations, `study_metrics`, `run_claim_tests` and `arm_differences`
-(`eval/analysis`) make the numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/report.html.j2`
-sets them. The page also shows the losses and the frozen study, if the run has them. Generated text is untrusted: it is
-escaped, and invisible characters are spelled out.
+(`eval/analysis`) make the numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/web/report.html.j2`
+sets them. The page's scripts (`eval/report/web`) search the answers and draw the figures again by the reader's choice.
+Generated text is untrusted: it is embedded compressed, set as text, never as markup, and invisible characters are spelled out.
 
-`summary.json` and the CSV files depend on the rows alone (no dates, no paths), so an interrupted and an uninterrupted
+`summary.json` and `tables/` depend on the rows alone (no dates, no paths), so an interrupted and an uninterrupted
 study can be compared byte by byte.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from curricula import durable
 from curricula.eval.analysis.along import curve_points
@@ -35,16 +35,20 @@ from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.probes.representations import representations
 from curricula.eval.report.along import draw_along
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
-from curricula.eval.report.figures import FIGURES, draw_figures, further_figures, save_figure
-from curricula.eval.report.over_seeds import estimate_tables, strength_tables, variance_rows
-from curricula.eval.report.points import Shown
+from curricula.eval.report.figures import FIGURES, TrainingFigure, draw_figures, further_figures, save_figure
+from curricula.eval.report.over_seeds import estimate_tables, published_rows, strength_tables, variance_rows
+from curricula.eval.report.points import Shown, judges_points, point_rows
 from curricula.eval.report.representations import draw_layers, representation_tables
-from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_tables
+from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_record, write_tables
+from curricula.eval.report.training import cost_rows, read_training, training_rows
 from curricula.eval.report.verdict import basis, verdict
+from curricula.eval.report.web.answers import Answers
+from curricula.eval.report.web.data import HERE, digest, drawn, embedded_json, embedded_svg, hashes, program, study_data
 from curricula.eval.report.wording import (
     CATEGORIES,
     DECODERS,
     INTERVENTIONS,
+    amount,
     arm_label,
     facts,
     flattened,
@@ -53,7 +57,6 @@ from curricula.eval.report.wording import (
     p_value,
     percent,
     points,
-    samples,
     stage_title,
     visible,
 )
@@ -64,25 +67,32 @@ MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "~", "sin
 
 
 def write_report(
-    run: Path, arms: Sequence[ArmInfo], study: Mapping[str, Any], out: Path, progress: Progress = silent
+    run: Path,
+    arms: Sequence[ArmInfo],
+    study: Mapping[str, Any],
+    out: Path,
+    progress: Progress = silent,
+    is_live: bool = False,
 ) -> Path:
     """Write the report of `run` to `out` and return the page's path. Missing evaluations are shown as missing.
 
-    `study` may hold "plan" (with "study", "model", "budget", "trained_tokens") and "provenance", which are only shown, and
+    `study` may hold "plan" (as `jobs/estimates.py: describe` tells it), "provenance" and "hashes", which are only shown;
     "tasks", the planned tasks of each stage in their order, and "having", the arms that have each stage, from which the page
-    knows what is still missing; "changed", how benchmarks differ from the published ones; "courses", what was measured along
-    the way; "papers", the stages that are the paper's, of which its claims speak; "bits_per_byte", the losses of base models
-    on held-out text; and "contamination", how many prompts of each benchmark occur in the training text.
+    knows what is still missing; "unfinished", what runs or waits; "changed", how benchmarks differ from the published ones;
+    "judges", by kind, for answers that are not merged yet; "courses", what was measured along the way; "papers", the stages
+    that are the paper's, of which its claims speak; "bits_per_byte", the losses of base models on held-out text; and
+    "contamination", how many prompts of each benchmark occur in the training text.
+    `is_live`: the page looks again whether its server has a newer one.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
-    steps = len(arms) + 4
-    tasks = study.get("tasks", {})
-    rows = read_study_rows(run, arms, lambda count: progress(count, steps), tuple(tasks) or MODEL_KINDS)
+    steps, tasks = len(arms) + 4, study.get("tasks") or {}
+    stages = tuple(tasks) or MODEL_KINDS
+    rows = read_study_rows(run, arms, lambda count: progress(count, steps), stages, study.get("judges") or {})
     metrics = study_metrics(rows)
     progress(len(arms) + 1, steps)
-    runs = runs_of(rows)
-    claimed = runs_of(rows.of_stages(study.get("papers", MODEL_KINDS)))
-    claim_tests, differences = run_claim_tests(claimed), list(arm_differences(runs))
+    runs, plan = runs_of(rows), study.get("plan") or {}
+    claim_tests = run_claim_tests(runs_of(rows.of_stages(study.get("papers", MODEL_KINDS))))
+    differences = list(arm_differences(runs))
     estimates, probes, variance = list(arm_estimates(runs)), list(probe_estimates(runs)), list(variance_parts(runs))
     capability, bits = (
         list(capability_estimates(rows)),
@@ -90,26 +100,57 @@ def write_report(
     )
     bits_over_seeds = list(bits_estimates(bits))
     progress(len(arms) + 2, steps)
-    shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes)
-    pictures = draw_figures(shown, out / "figures")
+    training = read_training(run, plan)
+    shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes, tasks, training, differences)
+    drawn_points = [*point_rows(shown), *judges_points(rows)]
+    figures = drawn(shown, drawn_points, draw_figures(shown, out / "figures"))
     progress(len(arms) + 3, steps)
-    costs = draw_capability(shown, capability, out / "figures")
-    layers = draw_layers(shown, out / "figures")
+    published = published_rows(drawn_points, runs.arms)
     strengths, alike = list(attack_strengths(runs)), list(representations(run, rows))
-    over_seeds: dict[str, Sequence[Any]] = {"estimates": estimates, "probe-estimates": probes, "variance": variance}
-    over_seeds |= {"worst-case": strengths, "representations": alike}
-    over_seeds |= {"capability": study_capability(rows), "capability-estimates": capability}
-    over_seeds |= {"bits-per-byte": bits, "bits-estimates": bits_over_seeds}
     curves = curve_points(run, study.get("courses", ()))
-    if curves:
-        over_seeds["along"] = curves
-    write_tables(out, metrics, claim_tests, differences, over_seeds, arms)
-    plan = study.get("plan") or {}
-    frozen = run / "study.yaml"
-    losses = final_losses(run)
+    tables: dict[str, Sequence[Any]] = {
+        "attacks": metrics.attacks,
+        "overrefusal": metrics.overrefusals,
+        "probes": metrics.probes,
+        "pruning": metrics.pruning,
+        "trends": claim_tests,
+        "differences": differences,
+        "estimates": estimates,
+        "probe-estimates": probes,
+        "variance": variance,
+        "points": drawn_points,
+        "published": published,
+        "worst-case": strengths,
+        "representations": alike,
+        "capability": study_capability(rows),
+        "capability-estimates": capability,
+        "bits-per-byte": bits,
+        "bits-estimates": bits_over_seeds,
+        **({"along": curves} if curves else {}),
+    }
+    write_tables(out, tables, arms)
+    record: dict[str, Sequence[Any]] = {"training": training_rows(training), "cost": list(cost_rows(training))}
+    write_record(out, record)
+    further = [
+        (figure, save_figure(figure.name, partial(figure.draw, shown), out / "figures"), figure.caption(shown))
+        for figure in further_figures(metrics)
+    ]
+    along = [(one, one.picture, one.caption) for one in draw_along(curves, rows.stages, out / "figures")]
+    costs, layers = draw_capability(shown, capability, out / "figures"), draw_layers(shown, out / "figures")
     labels = {arm.name: arm_label(arm) for arm in arms}
+    answers = Answers(rows)
+    blocks = [Markup(block) for block in answers.blocks()]
+    script, style = program(), (HERE / "report.css").read_text()
+    frozen = run / "study.yaml"
     page = template("report.html.j2").render(
         name=plan.get("study") or run.resolve().name,
+        policy=policy(script, style, is_live),
+        script=Markup(script),
+        style=Markup(style),
+        is_live=is_live,
+        data=embedded_json(study_data(shown, drawn_points, answers)),
+        blocks=blocks,
+        count=answers.count,
         facts=facts(plan, metrics),
         fictional=(run / "world").exists(),
         seeds=rows.seeds,
@@ -119,21 +160,10 @@ def write_report(
         claim_tests=claim_tests,
         outcomes={outcome: sum(test.outcome == outcome for test in claim_tests) for outcome in MARKS},
         marks=MARKS,
-        figures=[
-            (figure, embedded(path), figure.caption(shown)) for figure, path in zip(FIGURES, pictures, strict=True)
-        ],
-        further=[
-            (
-                figure,
-                embedded(save_figure(figure.name, partial(figure.draw, shown), out / "figures")),
-                figure.caption(shown),
-            )
-            for figure in further_figures(metrics)
-        ],
-        along=[
-            (figure, embedded(figure.path), figure.caption)
-            for figure in draw_along(curves, rows.stages, out / "figures")
-        ],
+        figures=figures,
+        training_figures={figure.name for figure in FIGURES if isinstance(figure, TrainingFigure)},
+        further=[(figure, embedded_svg(picture), caption) for figure, picture, caption in further],
+        along=[(figure, embedded_svg(picture), caption) for figure, picture, caption in along],
         differences=differences,
         estimate_tables=list(estimate_tables(shown)) if shown.several else [],
         variance=list(variance_rows(variance, runs.arms)),
@@ -147,14 +177,18 @@ def write_report(
         baselines=[
             name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)
         ],
-        layers_figure=(embedded(layers[0]), layers[1]) if layers else None,
+        layers_figure=(embedded_svg(layers[0]), layers[1]) if layers else None,
         representation_tables=list(representation_tables(alike, runs.arms)),
-        capability_figure=(embedded(costs[0]), costs[1]) if costs else None,
+        capability_figure=(embedded_svg(costs[0]), costs[1]) if costs else None,
         capability_tables=list(capability_tables(runs.arms, capability)),
         bits_table=bits_table(runs.arms, bits_over_seeds),
-        losses=losses,
-        validated=sorted({name for segment in losses for name in segment["validation"]}),
+        published=published,
+        training=record["training"],
+        cost=record["cost"],
+        validated=sorted({name for branch in training.branches for name in branch.validation}),
         not_evaluated=not_evaluated(rows, tasks, study.get("having", {})),
+        partial=[" ".join(place) for place in sorted(rows.partial)],
+        unfinished=study.get("unfinished") or [],
         incomplete=incomplete(metrics),
         changed=study.get("changed") or {},
         contamination={row["benchmark"]: row for row in study.get("contamination") or ()},
@@ -165,10 +199,10 @@ def write_report(
                 *filter(None, (vague(one.place, one.corrected_low, one.corrected_high) for one in metrics.attacks)),
             ]
         ).strip(),
-        samples=list(samples(rows)),
         stages={name: stage_title(name) for name in rows.stages},
         decoders=DECODERS,
         provenance=list(flattened(study.get("provenance") or {})),
+        hashes=[*(study.get("hashes") or []), *hashes(rows)],
         study_text=frozen.read_text() if frozen.exists() else "",
     )
     with durable.open_atomically(out / "index.html") as file:
@@ -177,15 +211,26 @@ def write_report(
     return out / "index.html"
 
 
+def policy(script: str, style: str, is_live: bool = False) -> str:
+    """The Content-Security-Policy: this script, this style, pictures that the page holds itself, and nothing from elsewhere.
+
+    A page that is served while its study runs also asks its server whether there is something new.
+    """
+    rules = ["default-src 'none'", f"script-src {digest(script)}", f"style-src {digest(style)}", "img-src data:"]
+    return "; ".join([*rules, "base-uri 'none'", "form-action 'none'", *(["connect-src 'self'"] if is_live else [])])
+
+
 def template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, visible=visible, points=points, p_value=p_value)
+    environment.filters.update(
+        number=number, amount=amount, percent=percent, visible=visible, points=points, p_value=p_value
+    )
     return environment.get_template(name)
 
 
@@ -193,7 +238,7 @@ def not_evaluated(
     study: StudyRows, tasks: Mapping[str, Sequence[str]], having: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """The planned `tasks` (by stage) that have no rows yet, as "arm stage task". A stage in `having` has these arms alone."""
-    evaluated = set(study.generations) | {(arm, stage, "probes") for arm, stage in study.probes}
+    evaluated = set(study.generations) - study.partial | {(arm, stage, "probes") for arm, stage in study.probes}
     evaluated |= {(arm, stage, "capability") for arm, stage in study.capability}
     return [
         f"{arm.key} {stage} {task}"
@@ -208,20 +253,3 @@ def incomplete(metrics: StudyMetrics) -> list[AttackMetrics | OverrefusalMetrics
     """Metrics with unparsed or missing rows, without the averages over benchmarks, which only repeat their parts."""
     entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
     return [entry for entry in entries if entry.benchmark != ALL and (entry.unparsed or entry.missing)]
-
-
-def final_losses(run: Path) -> list[dict[str, Any]]:
-    """The last training step and last validation of each pretraining segment: segment, step, tokens, loss, validation."""
-    segments = []
-    for path in sorted(run.glob("pretrain/*/metrics.jsonl")):
-        rows = durable.read_jsonl(path)
-        trained = [row for row in rows if "loss" in row]
-        validated = [row["validation"] for row in rows if isinstance(row.get("validation"), dict)]
-        if trained:
-            last = {key: trained[-1].get(key) for key in ("step", "tokens", "loss")}
-            segments.append({"segment": path.parent.name, **last, "validation": validated[-1] if validated else {}})
-    return segments
-
-
-def embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

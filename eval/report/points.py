@@ -7,13 +7,24 @@ seeds and prompts (`eval/analysis/estimates.py`), and the single runs as marks b
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
-from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate
-from curricula.eval.analysis.metrics import ANSWER_CATEGORIES, AttackMetrics, OverrefusalMetrics, StudyMetrics
-from curricula.eval.analysis.study_rows import ArmInfo
+from curricula.eval.analysis.differences import ArmDifference
+from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, arm_estimates
+from curricula.eval.analysis.metrics import (
+    ALL,
+    ANSWER_CATEGORIES,
+    AttackMetrics,
+    OverrefusalMetrics,
+    StudyMetrics,
+    study_metrics,
+)
+from curricula.eval.analysis.runs import runs_of
+from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
+from curricula.eval.report.training import Training
+from curricula.eval.tasks import judged_tasks
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,11 @@ class Shown:
     """Of every run."""
     estimates: Sequence[ArmEstimate] = ()
     probes: Sequence[ProbeEstimate] = ()
+    planned: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The planned tasks of each stage."""
+    training: Training | None = None
+    """What the training runs have recorded."""
+    differences: Sequence[ArmDifference] = ()
 
     @property
     def several(self) -> bool:
@@ -116,6 +132,17 @@ class Shown:
         marks = tuple(Mark(1 - run.rate) for run in runs if run.rate is not None)
         return Bar(shares, _over_seeds(arm, found, 1 - found.rate, 1 - found.high, 1 - found.low, marks))
 
+    def has(self, stage: str, place: str) -> bool:
+        """Whether something has been or will be measured at a stage: `place` is a decoder in rows, "probes", or with
+        "overrefusal-" before it the decoder of benign requests."""
+        if place == "probes":
+            return "probes" in self.planned.get(stage, ()) or any(entry.stage == stage for entry in self.metrics.probes)
+        benign = place.removeprefix("overrefusal-")
+        if benign != place:
+            return place in self.planned.get(stage, ()) or bool(self.overrefusals(stage, benign))
+        tasks = [task.name for task in judged_tasks("attack") if place in dict(task.labelled_decoders())]
+        return any(task in self.planned.get(stage, ()) for task in tasks) or bool(self.metrics.attacks_by(stage, place))
+
     def overrefusals(self, stage: str, decoder: str) -> list[OverrefusalMetrics]:
         return self.metrics.overrefusals_by(stage, decoder)
 
@@ -134,3 +161,65 @@ def _over_seeds(
 ) -> Point:
     hollow = any(run.hollow for run in runs)
     return Point(arm.start, value, None, low, high, hollow, runs, one_run=found.spread is None)
+
+
+@dataclass(frozen=True)
+class PointRow:
+    """One point of a figure: what is drawn, and what `tables/points.csv` holds. Rates and AUCs are in 0..1."""
+
+    judge: str
+    """"" for the study's own judge."""
+    measure: str
+    """"attack success", "not over-refused", "probe AUC", or a category of answers to benign requests."""
+    stage: str
+    place: str
+    """The decoder in rows; of probes, the layer."""
+    benchmark: str
+    """"" for the mean of the benchmarks, which is the figures' main curve."""
+    arm: str
+    value: float
+    std: float | None
+    low: float | None
+    high: float | None
+    runs: str
+    """The single runs' values, where there are several training seeds."""
+    hollow: bool
+    one_run: bool
+
+
+def judges_points(study: StudyRows) -> Iterator[PointRow]:
+    """The points of each judge beside the study's own."""
+    for judge in study.others:
+        judged = study.of_judge(judge)
+        runs = runs_of(judged)
+        yield from point_rows(Shown(runs.arms, judged.seeds, study_metrics(judged), list(arm_estimates(runs))), judge)
+
+
+def point_rows(shown: Shown, judge: str = "") -> Iterator[PointRow]:
+    """All points that the figures can show, of every benchmark, from the estimates that the tables hold."""
+
+    def row(measure: str, stage: str, place: str, benchmark: str, arm: ArmInfo, point: Point) -> PointRow:
+        runs = ", ".join(f"{mark.value:.3f}" for mark in point.runs)
+        numbers = (point.value, point.std, point.low, point.high)
+        return PointRow(judge, measure, stage, place, benchmark, arm.name, *numbers, runs, point.hollow, point.one_run)
+
+    for stage, decoder in dict.fromkeys((entry.stage, entry.decoder) for entry in shown.metrics.attacks):
+        names = sorted({entry.benchmark for entry in shown.metrics.attacks_by(stage, decoder)} - {ALL})
+        main = ALL if len(names) > 1 else names[0]
+        for name in (main, *names):
+            for arm in shown.arms:
+                for point in shown.attack_points([arm], stage, decoder, name, is_main=name == main):
+                    yield row("attack success", stage, decoder, "" if name == main else name, arm, point)
+            if name == main and len(names) == 1:
+                break
+    for stage, decoder in dict.fromkeys((entry.stage, entry.decoder) for entry in shown.metrics.overrefusals):
+        for arm in shown.arms:
+            if bar := shown.bar(arm, stage, decoder):
+                for category, share in bar.shares.items():
+                    yield row(category, stage, decoder, "", arm, Point(arm.start, share))
+                if bar.complied:
+                    yield row("not over-refused", stage, decoder, "", arm, bar.complied)
+    for stage, layer in dict.fromkeys((entry.stage, entry.layer) for entry in shown.metrics.probes):
+        for arm in shown.arms:
+            for point in shown.probe_points([arm], stage, layer):
+                yield row("probe AUC", stage, layer, "", arm, point)

@@ -18,12 +18,12 @@ from curricula.eval.report.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.over_seeds import EstimateCell, EstimateTable
 from curricula.eval.report.points import Shown
-from curricula.eval.report.wording import STAGES, arm_label
+from curricula.eval.report.wording import arm_label, stage_title
 
 
 def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
     """For each stage, on the last layer that was probed: every arm's probes tested on every arm, as the mean over seeds."""
-    for stage in STAGES:
+    for stage in dict.fromkeys(one.stage for one in found):
         pairs = [one for one in found if stage == one.stage and one.seed == one.other_seed]
         if len({one.arm for one in pairs}) < 2:
             continue
@@ -35,9 +35,7 @@ def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInf
                 for other in arms
             ]
             rows.append((arm_label(arm), [_cell(of_pair) if of_pair else None for of_pair in own]))
-        title = (
-            f"Probes of one arm tested on the states of another, {STAGES[stage]}, {layer} layer: test AUC, and under "
-        )
+        title = f"Probes of one arm tested on the states of another, {stage_title(stage)}, {layer} layer: test AUC, and under "
         title += "it the cosine between the two arms’ directions from safe to unsafe text."
         yield EstimateTable(title, [arm_label(arm) for arm in arms], rows)
 
@@ -47,9 +45,10 @@ def _cell(pairs: Sequence[Representation]) -> EstimateCell:
     return EstimateCell(f"{fmean(one.transfer_auc for one in pairs):.3f}", f"cosine {cosine:.3f}", "")
 
 
-def draw_layers(shown: Shown, folder: Path) -> tuple[Path, str] | None:
+def draw_layers(shown: Shown, folder: Path) -> tuple[bytes, str] | None:
     """The AUC of every arm from layer to layer, and a caption; None where no more than the paper's three are probed."""
-    by_stage = {stage: [one for one in shown.metrics.probes if stage == one.stage] for stage in STAGES}
+    stages = dict.fromkeys(one.stage for one in shown.metrics.probes)
+    by_stage = {stage: [one for one in shown.metrics.probes if stage == one.stage] for stage in stages}
     drawn = {stage: found for stage, found in by_stage.items() if len({one.layer_index for one in found}) > 3}
     if not drawn:
         return None
@@ -59,7 +58,7 @@ def draw_layers(shown: Shown, folder: Path) -> tuple[Path, str] | None:
         size = (4.2 * len(drawn), 3.7)
         canvas, panels = pyplot.subplots(1, len(drawn), figsize=size, sharey=True, layout="constrained", squeeze=False)
         for panel, (stage, found) in zip(panels[0], drawn.items()):
-            panel.set_title(STAGES[stage].capitalize())
+            panel.set_title(stage_title(stage).capitalize())
             panel.set_xlabel("layer")
             for arm in shown.arms:
                 layers = sorted({one.layer_index for one in found if one.arm == arm.name})

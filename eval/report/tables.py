@@ -1,4 +1,4 @@
-"""The tables of a report: as CSV and JSON beside the page, and as rows of the page, where each training run has one.
+"""The tables of a report: as CSV, LaTeX and JSON beside the page, and as rows of the page, where each training run has one.
 
 What is estimated over training seeds is in `eval/report/over_seeds.py`.
 """
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from curricula import durable
-from curricula.eval.analysis.claim_tests import ClaimTest
-from curricula.eval.analysis.differences import ArmDifference
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.wording import DECODERS, arm_labels
@@ -26,34 +24,60 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet would compute."""
 
 
-def write_tables(
-    out: Path,
-    metrics: StudyMetrics,
-    claim_tests: Sequence[ClaimTest],
-    differences: Sequence[ArmDifference],
-    over_seeds: Mapping[str, Sequence[Any]],
-    arms: Sequence[ArmInfo],
-) -> None:
-    """Write `tables/*.csv` and `summary.json`: the same bytes for the same rows."""
-    tables = {
-        "attacks": [plain(entry) for entry in metrics.attacks],
-        "overrefusal": [plain(entry) for entry in metrics.overrefusals],
-        "probes": [plain(entry) for entry in metrics.probes],
-        "pruning": [plain(entry) for entry in metrics.pruning],
-        "trends": [plain(test) for test in claim_tests],
-        "differences": [plain(gap) for gap in differences],
-        **{name: [plain(row) for row in rows] for name, rows in over_seeds.items()},
-    }
+def write_tables(out: Path, tables: Mapping[str, Sequence[Any]], arms: Sequence[ArmInfo]) -> None:
+    """Write each table as `tables/NAME.csv` and `.tex`, and all as `summary.json`: the same bytes for the same rows."""
+    plain_tables = {name: [plain(record) for record in records] for name, records in tables.items()}
+    _write(out / "tables", plain_tables)
+    durable.write_json(out / "summary.json", {"arms": [dataclasses.asdict(arm) for arm in arms], **plain_tables})
+
+
+def write_record(out: Path, tables: Mapping[str, Sequence[Any]]) -> None:
+    """Write tables of what happened as `record/NAME.csv` and `.tex`: times and restarts differ from run to run."""
+    _write(out / "record", {name: [plain(record) for record in records] for name, records in tables.items()})
+
+
+def _write(folder: Path, tables: Mapping[str, Sequence[dict[str, Any]]]) -> None:
     for name, records in tables.items():
         table = [{**row, **row.pop("shares", {})} for row in map(dict, records)]
+        columns = list(dict.fromkeys(key for row in table for key in row))
         text = io.StringIO()
-        columns = dict.fromkeys(key for row in table for key in row)
-        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: cell(value) for key, value in row.items()} for row in table)
-        with durable.open_atomically(out / "tables" / f"{name}.csv") as file:
-            file.write(text.getvalue().encode())
-    durable.write_json(out / "summary.json", {"arms": [dataclasses.asdict(arm) for arm in arms], **tables})
+        for suffix, written in ((".csv", text.getvalue()), (".tex", latex(columns, table))):
+            with durable.open_atomically(folder / f"{name}{suffix}") as file:
+                file.write(written.encode())
+
+
+LATEX = str.maketrans(
+    {char: f"\\{char}" for char in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " ", "\r": " "}
+)
+
+
+def latex(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table for LaTeX's booktabs package, without columns that are empty; floats have three decimals."""
+    kept = [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
+
+    def written(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.3f}" if value >= 0 else f"$-${-value:.3f}"
+        return "--" if value in (None, "") else str(value).translate(LATEX)
+
+    numeric = [all(isinstance(row.get(name), (int, float, type(None))) for row in rows) for name in kept]
+    lines = [" & ".join(written(row.get(name)) for name in kept) + r" \\" for row in rows]
+    head = " & ".join(name.translate(LATEX) for name in kept) + r" \\"
+    alignment = "".join("r" if is_number else "l" for is_number in numeric)
+    body = [
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *lines,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(body if kept else ["% no rows"]) + "\n"
 
 
 def cell(value: Any) -> Any:
@@ -68,8 +92,9 @@ def cell(value: Any) -> Any:
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """The fields of a dataclass with floats rounded to six decimals: beyond those, processors may differ."""
-    return json.loads(json.dumps(dataclasses.asdict(record)), parse_float=lambda text: round(float(text), 6))
+    """The fields of a record with floats rounded to six decimals: beyond those, processors may differ."""
+    fields = record if isinstance(record, dict) else dataclasses.asdict(record)
+    return json.loads(json.dumps(fields), parse_float=lambda text: round(float(text), 6))
 
 
 @dataclass(frozen=True)

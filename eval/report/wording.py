@@ -11,11 +11,9 @@ from typing import Any
 
 from curricula.eval.analysis.claims import AUC
 from curricula.eval.analysis.metrics import AttackMetrics, OverrefusalMetrics, StudyMetrics
-from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
+from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.settings import caveats
-from curricula.eval.rows import JudgedRow
 from curricula.eval.tasks import decoder_titles
-from curricula.randomness import key_seed
 
 STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign": "benign-finetuned models"}
 """The paper's stages."""
@@ -88,28 +86,6 @@ def judge_names(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
     return ", ".join(sorted({name for metrics in shown for name in metrics.judges.split(", ")} - {""}))
 
 
-def samples(study: StudyRows) -> Iterator[tuple[str, JudgedRow, list[tuple[str, str, JudgedRow]]]]:
-    """For each stage one request, picked by its hash, and every arm's answers: (arm, decoder, row)."""
-    labels = arm_labels(study.arms)
-    for stage in study.stages:
-        answers = [
-            (labels[arm.key], DECODERS[row.decoder], row)
-            for arm in study.arms
-            for task in ("attacks-topk", "attacks-safebeam")
-            for row in study.answers(arm, stage, task)
-            if row.sample == 0
-        ]
-        if answers:
-            first = min(map(_draw, (row for _, _, row in answers)))
-            chosen = [answer for answer in answers if _draw(answer[2]) == first]
-            yield stage, chosen[0][2], chosen
-
-
-def _draw(row: JudgedRow) -> tuple[int, str]:
-    """The request with the lowest draw is shown."""
-    return key_seed("shown", row.benchmark, row.prompt_id), row.prompt_id
-
-
 def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Nested mappings as ("a.b", value) pairs."""
     if isinstance(value, Mapping):
@@ -148,3 +124,8 @@ def p_value(value: float | None) -> str:
 def number(value: float | int | None) -> str:
     """A count with thousands separators, or a loss with four decimals."""
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def amount(value: float | None) -> str:
+    """Hours or seconds with three significant digits: "1,340", "0.52"."""
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -195,11 +195,21 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     report = add_verb(
         verbs,
         "report",
-        "build the page with figures and tables from a run",
+        "build the page with figures and tables from a run, or one that compares several",
         "curricula report runs/demo",
+        "curricula report runs/demo runs/demo-full",
+        "curricula report runs/demo --serve",
         call=Verb("results", "report"),
     )
-    report.add_argument("run", type=Path, metavar="RUN", help="a run folder; unfinished ones show what is missing")
+    report.add_argument(
+        "run", type=Path, metavar="RUN", nargs="+", help="a run folder; unfinished ones show what is missing"
+    )
+    report.add_argument(
+        "--serve", action="store_true", help="show the page on this machine and keep it up to date, until Ctrl-C"
+    )
+    report.add_argument(
+        "--port", type=int, default=8642, metavar="N", help="of --serve (default: %(default)s; 0: any free one)"
+    )
 
 
 def _add_status(verbs: argparse._SubParsersAction) -> None:

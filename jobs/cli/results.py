@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import socket
+import tempfile
 from pathlib import Path
 
-from curricula.durable import require_ours
+from curricula.durable import read_json, require_ours
 from curricula.errors import UsageError, UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, current_provenance, newest_run
@@ -15,14 +17,59 @@ from curricula.model.checkpoints import require_checkpoint
 
 
 def report(args: argparse.Namespace) -> int:
-    run = Run.open(args.run)
-    out = run.report
+    runs = [Run.open(folder) for folder in args.run]
+    if args.serve:
+        if len(runs) > 1:
+            raise UsageError(f"--serve shows one run, and {len(runs)} are named; leave the others out")
+        return _serve(runs[0], args.port)
+    pages = {}
+    for run in runs:
+        name = str(run.study.name)
+        pages[name if name not in pages else str(run.root)] = write_report(run, plan_study(run.study), out=_out(run))
+    for page in pages.values():
+        print(f"Report: {page.resolve()}")
+    if len(runs) > 1:
+        from curricula.eval.report.web.compare import write_comparison
+
+        summaries = {name: read_json(page.parent / "summary.json") for name, page in pages.items()}
+        out = Path("reports") / "-and-".join(run.root.resolve().name for run in runs)
+        print(f"Comparison: {write_comparison(summaries, out).resolve()}")
+    return 0
+
+
+def _out(run: Run) -> Path:
     try:
         require_ours(run.root)
     except UserError:  # a colleague's: write nothing there
-        out = Path("reports") / run.root.resolve().name
-    path = write_report(run, plan_study(run.study), out=out)
-    print(f"Report: {path.resolve()}")
+        return Path("reports") / run.root.resolve().name
+    return run.report
+
+
+def _serve(run: Run, port: int) -> int:
+    """Show the page of a run, in a folder of its own: the run's own report is left alone."""
+    from curricula.eval.report.web.serve import LivePage
+    from curricula.jobs.monitor.state import run_status
+
+    plan = plan_study(run.study)
+
+    def build() -> Path:
+        elements = run_status(run, plan).elements
+        unfinished = [
+            f"{one.job} {one.label}: {one.state}"
+            + (f", {one.progress.done} of {one.progress.total}" if one.progress else "")
+            for one in elements
+            if one.state != "done" and one.job != "report"
+        ]
+        return write_report(run, plan, out=Path(folder), unfinished=unfinished, is_live=bool(unfinished))
+
+    with tempfile.TemporaryDirectory(prefix="curricula-") as folder:
+        live = LivePage(run.root, build, port)
+        print(live.address)
+        print(
+            f"(from elsewhere: ssh -L {live.port}:127.0.0.1:{live.port} {socket.gethostname()}; Ctrl-C ends it)",
+            flush=True,
+        )
+        live.serve(interval_s=5.0)
     return 0
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import csv
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curricula.curriculum.config import point_label
 from curricula.curriculum.stages import BASE, model_name
 from curricula.curriculum.sweep import points_of
+from curricula.curriculum.tokens.shards import read_manifest
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.eval.benchmarks import difference
+from curricula.eval.tasks import JUDGED
 from curricula.jobs.estimates import describe, described_size
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run, arm_infos, read_contamination
@@ -23,6 +28,7 @@ from curricula.progress import Progress, silent
 
 if TYPE_CHECKING:
     from curricula.eval.analysis.along import Course
+    from curricula.eval.judges.question import Judge
 
 
 class Report(Stage):
@@ -38,27 +44,43 @@ class Report(Stage):
         return Ask(hours=study.resources.data_hours)
 
 
-def report(run: Run, plan: Plan, progress: Progress = silent, out: Path | None = None) -> Path:
-    """Write the report of a run, finished or not, to `out` (by default RUN/report); returns the path of its page."""
+def report(
+    run: Run,
+    plan: Plan,
+    progress: Progress = silent,
+    out: Path | None = None,
+    unfinished: Sequence[str] = (),
+    is_live: bool = False,
+) -> Path:
+    """Write the report of a run, finished or not, to `out` (by default RUN/report); returns the path of its page.
+
+    `unfinished` says what runs or waits; a page that `is_live` looks for a newer one at its server.
+    """
     from curricula.eval.report.sweep import POINTS, SweptPoint, write_overview
 
     study, out = run.study, out or run.report
     if study.sweep is None:
-        return _point_report(run, plan, study, out, progress)
-    found = []
-    for number, (name, point) in enumerate(points_of(study.sweep).items()):
+        page = _point_report(run, plan, study, out, progress, unfinished, is_live)
+    else:
+        found = []
+        for number, (name, point) in enumerate(points_of(study.sweep).items()):
 
-        def part(done: int, total: int, number: int = number, **figures: Any) -> None:
-            progress(number * total + done, len(study.variants) * total, **figures)
+            def part(done: int, total: int, number: int = number, **figures: Any) -> None:
+                progress(number * total + done, len(study.variants) * total, **figures)
 
-        variant = study.variants[name]
-        page = _point_report(run, plan, variant, out / POINTS / name, part)
-        settings = ", ".join(f"{key}: {value}" for key, value in point.items())
-        found.append(SweptPoint(name, settings, variant.model.resolve().parameters(), variant.budget.tokens, page))
-    return write_overview(study.name, found, out)
+            variant = study.variants[name]
+            page = _point_report(run, plan, variant, out / POINTS / name, part, unfinished, is_live)
+            settings = ", ".join(f"{key}: {value}" for key, value in point.items())
+            found.append(SweptPoint(name, settings, variant.model.resolve().parameters(), variant.budget.tokens, page))
+        page = write_overview(study.name, found, out)
+    if study.tracking.wandb_project and not is_live:
+        track_report(study.tracking.wandb_project, run.root, out)
+    return page
 
 
-def _point_report(run: Run, plan: Plan, study: Study, out: Path, progress: Progress) -> Path:
+def _point_report(
+    run: Run, plan: Plan, study: Study, out: Path, progress: Progress, unfinished: Sequence[str], is_live: bool
+) -> Path:
     """Write the report of a study without a sweep, or of one point of it."""
     from curricula.eval.report.page import write_report
 
@@ -74,8 +96,11 @@ def _point_report(run: Run, plan: Plan, study: Study, out: Path, progress: Progr
         "changed": _changed_benchmarks(run),
         "bits_per_byte": _held_out_losses(run, study),
         "contamination": [row for row in read_contamination(run) if row["text"] == "all"],
+        "judges": _rule_judges(run),
+        "hashes": _hashes(run),
+        "unfinished": unfinished,
     }
-    return write_report(run.root, arm_infos(study), described, out, progress)
+    return write_report(run.root, arm_infos(study), described, out, progress, is_live)
 
 
 def _courses(study: Study) -> Iterator[Course]:
@@ -115,6 +140,57 @@ def _courses(study: Study) -> Iterator[Course]:
                 logs=files,
                 step_tokens=batch * study.budget.sequence_length,
             )
+
+
+def _rule_judges(run: Run) -> dict[str, Judge]:
+    """The study's judges that decide by rules, by kind: they can judge answers that no merging job has seen yet."""
+    from curricula.eval.judges.registry import load_judge
+
+    found: dict[str, Judge] = {}
+    for kind in JUDGED:
+        settings = run.study.evaluation.judge_of(kind)
+        if not settings.model_name:
+            with contextlib.suppress(UserError, OSError):  # the world is not made yet
+                found[kind] = load_judge(settings, kind, run.world if run.study.world else None)
+    return found
+
+
+def _hashes(run: Run) -> list[tuple[str, str, str]]:
+    """(what, name, hash) of the study's file, its code, and the shards of each source."""
+    found = [("study", "study.yaml", hashlib.sha256((run.root / "study.yaml").read_bytes()).hexdigest())]
+    found += [("code", "snapshot of the jobs", folder.name) for folder in sorted((run.root / "code").glob("*"))]
+    for source, settings in run.study.sources.items():
+        digest, tokenizer = hashlib.sha256(), ""
+        with contextlib.suppress(UserError, OSError):  # not tokenised yet
+            for shard in settings.shard_names:
+                manifest = read_manifest(run.shards / source / shard)
+                digest.update(manifest["sha256"].encode())
+                tokenizer = manifest["tokenizer"]
+            found += [("tokens", source, digest.hexdigest()), ("tokenizer", source, tokenizer)]
+    return found
+
+
+def track_report(project: str, root: Path, folder: Path) -> None:
+    """Hand the tables and figures of a report to Weights & Biases, as one run for the run folder `root`.
+
+    Raises UserError where its package is missing.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"tracking.wandb_project is {project}, but wandb is not installed; `pip install wandb`, or remove the key"
+        ) from None
+    identity = hashlib.sha256(f"{root.resolve()}/report".encode()).hexdigest()[:16]
+    tracked = wandb.init(project=project, id=identity, name=f"{root.resolve().name}/report", resume="allow")
+    for path in sorted(folder.glob("tables/*.csv")):
+        with open(path, newline="") as file:
+            head, *rows = list(csv.reader(file)) or [[]]
+        if rows:
+            tracked.log({f"tables/{path.stem}": wandb.Table(columns=head, data=rows)})
+    for path in sorted(folder.glob("figures/*.png")):
+        tracked.log({f"figures/{path.stem}": wandb.Image(str(path))})
+    tracked.finish()
 
 
 def _changed_benchmarks(run: Run) -> dict[str, str]:

@@ -3,7 +3,8 @@
 metrics.jsonl is the record; curves and log repeat it. A step's line holds {"step", "loss", "lr", "grad_norm", "tokens", ...the
 batch source's description..., "timing": {...}} and, where its update was skipped, "skipped": {...}. A validation's line is
 {"step", "validation": {name: loss}}. `step` counts finished steps, `tokens` those read so far. Everything except "timing" is a
-function of the study: it stays the same after any number of kills and resumes.
+function of the study: it stays the same after any number of kills and resumes. starts.jsonl has a line for each start instead,
+with the steps that were on record but not saved, and so were lost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from curricula.durable import disk_full_explained, read_jsonl, write_text
+from curricula.durable import append_jsonl, disk_full_explained, read_jsonl, write_text
 from curricula.errors import UserError
 from curricula.fencing import check_fences
 from curricula.model.config import TrainConfig, TrainJob
@@ -96,6 +97,9 @@ class MetricsFile:
         kept = [row for row in rows if row["step"] <= resumed_step]
         if len(kept) < len(rows) or (path.exists() and not path.read_bytes().endswith(b"\n")):
             write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        lost = max([row["step"] - resumed_step for row in rows], default=0)
+        start = {"time": time.time(), "resumed_step": resumed_step, "lost_steps": max(0, lost)}
+        append_jsonl(path.with_name("starts.jsonl"), [start])
         self._path = path
         self._validated = {row["step"] for row in kept if "validation" in row}
         self._file = open(path, "a")  # noqa: SIM115 (open as long as the run)

@@ -72,7 +72,7 @@ def learning(run: Path) -> list[dict]:
 
 def test_a_study_goes_from_nothing_to_nine_figures(whole):
     page = (whole / "report" / "index.html").read_text()
-    assert page.count("<figcaption") == 9
+    assert page.count("<em>The paper:</em>") == 9
     states = json.loads(
         subprocess.run(
             [sys.executable, "-m", "curricula.jobs.cli.main", "status", str(whole), "--json"],

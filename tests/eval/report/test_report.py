@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
+import hashlib
+import html
 import json
+import re
 import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
-from report_page import Page, needs_browser, shown_width
+from report_page import Page
 from study_rows import ARMS, append_judged, generation, write_study
 
 from curricula.errors import UserError
@@ -19,7 +24,6 @@ from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import write_report
 from curricula.eval.report.tables import cell
 from curricula.eval.report.wording import visible
-from curricula.eval.rows import GenerationRow
 
 STUDY = {
     "plan": {
@@ -67,28 +71,47 @@ def test_a_spread_over_sampling_seeds_is_not_taken_for_one_over_training_seeds(b
 def test_the_page_is_well_formed_and_self_contained(built):
     page = Page(built[1])
     assert built[1].startswith("<!DOCTYPE html>")
-    assert "script" not in page.tags and "link" not in page.tags
+    assert "link" not in page.tags and "iframe" not in page.tags
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
-    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in page.images)
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") and image["alt"] for image in page.images)
+
+
+def test_the_policy_allows_the_pages_own_script_and_style_and_nothing_from_elsewhere(built):
+    (given,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', built[1])
+    rules = dict(rule.strip().split(" ", 1) for rule in html.unescape(given).split(";"))
+    (script,) = re.findall(r"<script>(.*?)</script>", built[1], re.DOTALL)
+    (style,) = re.findall(r"<style>(.*?)</style>", built[1], re.DOTALL)
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:" and "connect-src" not in rules
+    for name, text in (("script-src", script), ("style-src", style)):
+        assert rules[name] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def test_benchmarks_that_are_not_the_published_ones_are_named(built):
     assert "Not the published prompts: advbench (10 prompts, where 520 were published)." in Page(built[1]).text
 
 
-def test_all_nine_figures_are_on_the_page_with_captions_and_in_files(built):
+def test_the_papers_nine_figures_are_on_the_page_with_captions_and_in_files(built):
     run, text = built
-    assert len(FIGURES) == 9 and len(Page(text).images) == 9
-    for figure in FIGURES:
+    nine = [figure for figure in FIGURES if figure.number]
+    assert [figure.number for figure in nine] == list(range(1, 10))
+    for figure in nine:
         assert f"Figure {figure.number}. {figure.title}" in text
-        assert (run / "report/figures" / f"{figure.name}.png").read_bytes()[:4] == b"\x89PNG"
-        assert "<svg" in (run / "report/figures" / f"{figure.name}.svg").read_text()
+        starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+        for suffix, start in starts.items():
+            assert (run / f"report/figures/{figure.name}{suffix}").read_bytes().startswith(start)
     assert text.count("<em>The paper:</em>") == 9
     assert "Judge: world 1a2b" in text
 
 
-def test_generated_text_is_escaped_and_control_characters_are_spelled_out(tmp_path):
+def test_the_text_of_a_picture_tells_its_numbers(built):
+    alt = next(image["alt"] for image in Page(built[1]).images if image["alt"].startswith("Figure 1."))
+    summary = json.loads((built[0] / "report/summary.json").read_text())
+    rates = [row["rate"] for row in summary["attacks"] if (row["stage"], row["decoder"]) == ("base", "safebeam")]
+    assert len(rates) == 7 and all(f"attack success, {rate:.3f}" in alt for rate in rates)
+
+
+def test_generated_text_is_packed_and_reaches_no_markup(tmp_path):
     arm = ARMS[0]
     row = generation(
         model_kind="benign",
@@ -96,11 +119,12 @@ def test_generated_text_is_escaped_and_control_characters_are_spelled_out(tmp_pa
         response="</pre><script>alert(2)</script>\x1b[31m \u202ereversed",
     )
     (tmp_path / "eval" / arm.name / "benign").mkdir(parents=True)
-    line = json.dumps({name: getattr(row, name) for name in GenerationRow.__struct_fields__})
-    (tmp_path / "eval" / arm.name / "benign" / "attacks-topk.jsonl").write_text(line + "\n")
-    page = Page(write_report(tmp_path, ARMS, {}, tmp_path / "report").read_text())
-    assert "script" not in page.tags
-    assert "<script>alert(2)</script>⟨U+001B⟩[31m ⟨U+202E⟩reversed" in page.text
+    append_judged(tmp_path / "eval" / arm.name / "benign" / "attacks-topk.jsonl", [row])
+    text = write_report(tmp_path, ARMS, {}, tmp_path / "report").read_text()
+    assert "alert(" not in text.replace("alert(1)-", "")
+    (block,) = re.findall(r'class="block">([^<]*)<', text)
+    unpacked = json.loads(gzip.decompress(base64.b64decode(block)))
+    assert unpacked["answers"] == [row.response] and unpacked["texts"] == [row.prompt]
 
 
 def test_plain_text_and_letters_of_all_scripts_are_unchanged():
@@ -127,8 +151,9 @@ def test_the_summary_and_tables_are_the_same_bytes_for_the_same_rows(built, tmp_
     run, _ = built
     shutil.copytree(run / "eval", tmp_path / "elsewhere/eval")
     write_report(tmp_path / "elsewhere", ARMS, {}, tmp_path / "out")
-    names = ["summary.json", *(f"tables/{name}.csv" for name in ("attacks", "overrefusal", "probes", "trends"))]
-    for name in [*names, *(f"figures/{figure.name}{end}" for figure in FIGURES for end in (".png", ".svg"))]:
+    names = [path.relative_to(run / "report") for path in (run / "report").glob("[ft]*/*")]
+    assert len(names) >= 50
+    for name in ["summary.json", *names]:
         assert (run / "report" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
 
@@ -169,7 +194,12 @@ def test_a_run_without_evaluations_gives_a_page_that_says_so(tmp_path):
     )
     assert "evaluations are still missing" in page.text and "data-0 base probes" in page.text
     assert "data-0 base attacks-topk" not in page.text  # not planned, so not missing
-    assert len(page.images) == 9 and "18 not measured" in page.text
+    assert [image["alt"][:9] for image in page.images] == [
+        "Figure 7.",
+        "Figure 8.",
+        "Figure 9.",
+    ]  # only probes are planned
+    assert "18 not measured" in page.text
     assert calls[-1][0] == calls[-1][1]
 
 
@@ -179,7 +209,7 @@ def test_single_runs_get_no_verdict_and_the_page_says_why(built):
     assert "Whiskers in both panels: 95% interval over prompts." in page.text
     assert "Over training seeds" not in page.text and "Each training run by itself" not in page.text
     assert "0 reproduced" in page.text and "0 not reproduced" in page.text
-    assert "1 single run single run: differences may be the seed's" in page.text
+    assert page.text.count("1 single run") == 18 and "single run: differences may be the seed's" in page.text
 
 
 def test_an_unfinished_study_lists_what_is_missing_and_draws_the_rest(built):
@@ -208,9 +238,3 @@ def test_a_damaged_row_is_reported_with_its_line(tmp_path):
     (tmp_path / "eval/data-0/base/probes.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="line 1"):
         write_report(tmp_path, ARMS, {}, tmp_path / "report")
-
-
-@needs_browser
-@pytest.mark.parametrize("width", [390, 1400])
-def test_a_browser_shows_the_page_without_sideways_scrolling(built, tmp_path, width):
-    assert shown_width(built[1], tmp_path, width) == f"{width} of {width}"

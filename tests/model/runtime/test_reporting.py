@@ -8,9 +8,10 @@ import pytest
 import torch
 from random_batches import SMALL, RandomBatches, train_job
 
+from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.model import TrackingConfig
-from curricula.model.runtime.reporting import Pace, curves, read_metrics
+from curricula.model.runtime.reporting import MetricsFile, Pace, curves, read_metrics
 from curricula.model.train import train
 
 
@@ -113,3 +114,14 @@ def test_timings_follow_their_formulas():
     assert timing["mfu"] == 0.75
     assert timing["left_s"] == 2 * (2.0 + 0.5)
     assert "mfu" not in Pace(1, 1.0, 1, None).timing(1.0, 0.0, 0.0, 0)
+
+
+def test_each_start_records_what_it_resumed_from_and_how_many_steps_were_lost(tmp_path):
+    for resumed, last in ((0, 7), (3, 5), (5, 6)):
+        file = MetricsFile(tmp_path / "metrics.jsonl", resumed)
+        for step in range(resumed + 1, last + 1):
+            file.write({"step": step, "loss": 1.0})
+        file.close()
+    starts = read_jsonl(tmp_path / "starts.jsonl")
+    assert [(start["resumed_step"], start["lost_steps"]) for start in starts] == [(0, 0), (3, 4), (5, 0)]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,269 @@
+"""What the training runs have recorded, and the figures of it: losses, the curriculum, the tree of the runs, and cost.
+
+Reads `pretrain/*/metrics.jsonl` and `tune/*/*/metrics.jsonl` with the `starts.jsonl` beside them (`model/runtime/reporting.py`)
+and the marks of finished elements. What a study was to do is its plan, as `jobs/estimates.py: describe` tells it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from curricula import durable
+from curricula.errors import UserError
+from curricula.eval.report.panels import INK, Panel, Series
+
+POINTS = 250
+"""Points of a curve on the page; each is the mean of the steps that it stands for."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One line of training: a branch of the pretraining tree, or one model's tuning."""
+
+    name: str
+    """"trunk", "full-20", "full-20/instruct"."""
+    is_tuning: bool
+    tokens: list[float]
+    """Of each point of the curve."""
+    loss: list[float]
+    step: int
+    """The last."""
+    validation: dict[str, list[tuple[float, float]]]
+    """(tokens, loss) by source."""
+    device_hours: float
+    """Of the steps on record, with the time for which saving held them up."""
+    stall_s: float
+    wait_s: float
+    """Spent waiting for batches."""
+    starts: int
+    """How often a process began or took up this training; 0 where an earlier version recorded none."""
+    lost_steps: int
+    """Steps that were trained again, because they were not saved yet when a start ended."""
+
+
+@dataclass(frozen=True)
+class Training:
+    branches: Sequence[Branch]
+    plan: Mapping[str, Any]
+    """As `jobs/estimates.py: describe` tells it."""
+    seconds: Mapping[str, list[float]]
+    """How long the last process of each finished element took, by stage."""
+
+    @property
+    def step_tokens(self) -> int:
+        return (self.plan.get("budget") or {}).get("step_tokens", 0)
+
+    def restarts(self, branch: Branch) -> int | None:
+        """The starts beyond the first of each segment; None where none are on record."""
+        segments = [one for one in self.plan.get("segments", ()) if one["branch"] == branch.name]
+        begun = sum(one["start_step"] < branch.step for one in segments)
+        return max(0, branch.starts - max(1, begun)) if branch.starts else None
+
+
+def read_training(run: Path, plan: Mapping[str, Any]) -> Training:
+    found = [(path, False) for path in sorted(run.glob("pretrain/*/metrics.jsonl"))]
+    found += [(path, True) for path in sorted(run.glob("tune/*/*/metrics.jsonl"))]
+    branches = [branch for path, is_tuning in found if (branch := _branch(path, is_tuning))]
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for job in plan.get("jobs", ()):
+        for label in job["elements"]:
+            with contextlib.suppress(
+                OSError, UserError, KeyError, TypeError, ValueError
+            ):  # not done, or no mark of ours
+                mark = durable.read_json(run / "jobs" / job["name"] / label.replace("/", "+") / "done.json")
+                seconds[job["stage"]].append(float(mark["seconds"]))
+    return Training(branches, plan, seconds)
+
+
+def _branch(path: Path, is_tuning: bool) -> Branch | None:
+    rows = [row for row in durable.read_jsonl(path) if isinstance(row, dict)]
+    steps = [row for row in rows if isinstance(row.get("loss"), float) and isinstance(row.get("tokens"), int)]
+    if not steps:
+        return None
+    tokens = {row["step"]: row["tokens"] for row in steps}
+    validation: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        if isinstance(row.get("validation"), dict):
+            for name, loss in row["validation"].items():
+                validation[name].append((tokens.get(row["step"], 0), loss))
+    lots = [steps[i * len(steps) // POINTS : (i + 1) * len(steps) // POINTS] for i in range(POINTS)]
+    lots = [lot for lot in lots if lot]
+    timing = [row.get("timing") or {} for row in steps]
+    hours = [
+        (one.get("seconds", 0.0) + one.get("save_stall_s", 0.0))
+        * round(one.get("tokens_per_second", 1.0) / (one.get("tokens_per_second_per_device") or 1.0))
+        / 3600
+        for one in timing
+    ]
+    starts = durable.read_jsonl(path.with_name("starts.jsonl"))
+    return Branch(
+        name="/".join(path.parts[-3:-1]) if is_tuning else path.parent.name,
+        is_tuning=is_tuning,
+        tokens=[lot[-1]["tokens"] for lot in lots],
+        loss=[round(fmean(row["loss"] for row in lot), 5) for lot in lots],
+        step=steps[-1]["step"],
+        validation=dict(validation),
+        device_hours=sum(hours),
+        stall_s=sum(one.get("save_stall_s", 0.0) for one in timing),
+        wait_s=sum(one.get("data_wait_s", 0.0) for one in timing),
+        starts=len(starts),
+        lost_steps=sum(row.get("lost_steps", 0) for row in starts),
+    )
+
+
+def _families(training: Training) -> dict[str, tuple[str, int]]:
+    """For each branch the name that its seeds share, and that name's colour."""
+    seeds = {segment["branch"]: segment["seed"] for segment in training.plan.get("segments", ())}
+    names = {}
+    for branch in training.branches:
+        first, _, rest = branch.name.partition("/")
+        names[branch.name] = first.removesuffix(f"-s{seeds.get(first, '')}") + (f"/{rest}" if rest else "")
+    order = list(dict.fromkeys(name.partition("/")[0] for name in names.values()))
+    return {branch: (name, order.index(name.partition("/")[0])) for branch, name in names.items()}
+
+
+def loss_panels(training: Training) -> list[Panel]:
+    """The training loss of every run, with the starts of interventions marked."""
+    families, panels = _families(training), []
+    for is_tuning, title in ((False, "Pretraining"), (True, "Tuning")):
+        branches = [branch for branch in training.branches if branch.is_tuning == is_tuning]
+        lines = []
+        for branch in branches:
+            family, colour = families[branch.name]
+            label = family.partition("/")[0]
+            lines.append(Series(label, "line", branch.tokens, branch.loss, colour=colour, faint=family != branch.name))
+        switches = _switches(training) if not is_tuning else []
+        if switches:
+            lines.append(Series("interventions start", "rule", switches, colour=INK, faint=True))
+        if branches:
+            panels.append(Panel(title, "tokens", "loss, nats per token", lines))
+    return panels
+
+
+def _switches(training: Training) -> list[float]:
+    arms = training.plan.get("arms") or ()
+    steps = {phase["start_step"] for arm in arms for phase in arm["phases"]} - {0}
+    return [step * training.step_tokens for step in sorted(steps)]
+
+
+def validation_panels(training: Training) -> list[Panel]:
+    families = _families(training)
+    sources = sorted({name for branch in training.branches if not branch.is_tuning for name in branch.validation})
+    panels = []
+    for source in sources:
+        lines: list[Series] = []
+        for branch in training.branches:
+            if not branch.is_tuning and (points := branch.validation.get(source)):
+                family, colour = families[branch.name]
+                x, y = [list(column) for column in zip(*points)]
+                faint = family != branch.name
+                lines.append(Series(family, "line" if len(x) > 1 else "dots", x, y, colour=colour, faint=faint))
+        panels.append(Panel(source, "tokens", "loss, nats per token", lines))
+    return panels
+
+
+def curriculum_panels(training: Training) -> list[Panel]:
+    """For each arm the share of every source in the tokens as they are read."""
+    arms = training.plan.get("arms") or ()
+    sources = list(dict.fromkeys(name for arm in arms for phase in arm["phases"] for name in phase["samples"]))
+    panels = []
+    for arm in arms:
+        x: list[float] = []
+        shares: dict[str, list[float]] = {name: [] for name in sources}
+        for phase in arm["phases"]:
+            whole = sum(phase["samples"].values()) or 1
+            x += [phase["start_step"] * training.step_tokens, phase["stop_step"] * training.step_tokens]
+            for name, share in shares.items():
+                share += [phase["samples"].get(name, 0) / whole] * 2
+        areas = [Series(name, "area", x, shares[name], colour=i) for i, name in enumerate(sources)]
+        panels.append(Panel(arm["name"], "tokens", "share of the tokens", areas, y_format="percent"))
+    return panels
+
+
+def tree_panels(training: Training) -> list[Panel]:
+    """Each branch as a line from where it leaves another: faint what is planned, bold what has been trained."""
+    segments = training.plan.get("segments") or ()
+    lanes = list(dict.fromkeys(segment["branch"] for segment in segments))
+    lane_of = {segment["name"]: lanes.index(segment["branch"]) for segment in segments}
+    trained = {branch.name: branch.step for branch in training.branches if not branch.is_tuning}
+    unit, series = training.step_tokens, []
+    for segment in segments:
+        lane = lanes.index(segment["branch"])
+        start, stop = segment["start_step"], segment["stop_step"]
+        series.append(Series("planned", "line", [start * unit, stop * unit], [lane, lane], colour=INK, faint=True))
+        parent = lane_of.get(segment["parent"] or "", lane)
+        if parent != lane:
+            series.append(Series("", "line", [start * unit] * 2, [parent, lane], colour=INK, faint=True))
+        done = min(trained.get(segment["branch"], 0), stop)
+        if done > start:
+            series.append(Series("trained", "line", [start * unit, done * unit], [lane, lane]))
+    return [Panel("", "tokens", "", series, lanes=lanes)] if segments else []
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """What a part of the study took, as far as its run folder records it."""
+
+    stage: str
+    done: int
+    planned: int
+    """Elements."""
+    hours: float
+    """Of the last process of each finished element, added up."""
+    device_hours: float | None
+    """GPU-hours (of a study on CPUs, hours of processes) of the steps on record."""
+    planned_gpu_hours: float | None
+    restarts: int | None
+    lost_steps: int | None
+    stall_s: float | None
+    """For which saving held training up."""
+    wait_s: float | None
+    """For which training waited for batches."""
+
+
+def cost_rows(training: Training) -> Iterator[CostRow]:
+    hours = training.plan.get("gpu_hours") or {}
+    planned = {"pretrain": "pretraining", "tune": "tuning_at_most", "evaluate": "evaluation_at_most"}
+    of_stage = {"pretrain": False, "tune": True}
+    counts: dict[str, int] = defaultdict(int)
+    for job in training.plan.get("jobs", ()):
+        counts[job["stage"]] += len(job["elements"])
+    for stage, count in counts.items():
+        seconds = training.seconds.get(stage, [])
+        own = [one for one in training.branches if of_stage.get(stage) is one.is_tuning]
+        restarts = [known for one in own if (known := training.restarts(one)) is not None]
+        yield CostRow(
+            stage,
+            len(seconds),
+            count,
+            sum(seconds) / 3600,
+            sum(one.device_hours for one in own) if own else None,
+            hours.get(planned.get(stage, "")),
+            sum(restarts) if restarts else None,
+            sum(one.lost_steps for one in own) if restarts else None,
+            sum(one.stall_s for one in own) if own else None,
+            sum(one.wait_s for one in own) if own else None,
+        )
+
+
+def training_rows(training: Training) -> list[dict[str, Any]]:
+    """The last step and validation of each run."""
+    return [
+        {
+            "run": branch.name,
+            "step": branch.step,
+            "tokens": branch.tokens[-1],
+            "loss": branch.loss[-1],
+            "device_hours": branch.device_hours,
+            "restarts": training.restarts(branch),
+            "lost_steps": branch.lost_steps,
+            **{f"validation: {name}": points[-1][1] for name, points in branch.validation.items()},
+        }
+        for branch in training.branches
+    ]

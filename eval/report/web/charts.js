@@ -1,0 +1,212 @@
+"use strict";
+/* The figures, drawn by Observable Plot from the numbers of tables/points.csv: of the judge, benchmark and decoder that the reader
+   chooses. Without scripts the page shows matplotlib's pictures instead. */
+
+const POINTS = study.points.rows.map((row) => Object.fromEntries(study.points.columns.map((name, i) => [name, row[i]])));
+const LABELS = Object.fromEntries(study.arms.map((arm) => [arm.name, arm.label]));
+const STARTS = Object.fromEntries(study.arms.map((arm) => [arm.name, arm.start]));
+const SYMBOLS = ["circle", "square", "triangle", "star", "cross", "wye"];
+const CATEGORIES = Object.keys(study.categories);
+const choice = { judge: "", benchmark: "", decoder: "" };
+const percent = (value) => `${(value * 100).toFixed(1)}%`;
+const colour = (index) => (index < 0 ? "currentColor" : `var(--c${index % 9})`);
+
+function chosen(place) {
+  const decoder = choice.decoder && place.measure === "attack success" ? choice.decoder : place.place;
+  return POINTS.filter((point) => point.judge === choice.judge && point.stage === place.stage && point.place === decoder);
+}
+
+/** Attack success or AUC over the start of interventions. */
+function curvePanel(place) {
+  const all = chosen(place).filter((point) => point.measure === place.measure);
+  const isAuc = place.measure === "probe AUC";
+  const shown = (value) => (isAuc ? value.toFixed(3) : percent(value));
+  const main = isAuc ? all : all.filter((point) => point.benchmark === choice.benchmark);
+  const behind = isAuc || choice.benchmark ? [] : all.filter((point) => point.benchmark);
+  const marks = [Plot.ruleY([isAuc ? 0.5 : 0], { stroke: "var(--rule)" })];
+  const used = [];
+  const middle = (study.curves.length - 1) / 2;
+  study.curves.forEach((curve, i) => {
+    const shift = study.several ? (i - middle) * 0.022 : 0;
+    const along = (points) => curve.arms.flatMap((arm) => points.filter((point) => point.arm === arm))
+      .map((point) => ({ ...point, start: STARTS[point.arm] >= 1 ? 1 : STARTS[point.arm] + shift }));
+    const points = along(main);
+    if (!points.length) return;
+    used.push([curve.label, colour(i)]);
+    for (const name of new Set(behind.map((point) => point.benchmark))) {
+      const faint = along(behind.filter((point) => point.benchmark === name));
+      marks.push(Plot.lineY(faint, { x: "start", y: "value", stroke: colour(i), strokeOpacity: 0.35, strokeWidth: 1 }));
+    }
+    const banded = points.filter((point) => point.std !== null);
+    marks.push(
+      Plot.areaY(banded, { x: "start", y1: (p) => p.value - p.std, y2: (p) => p.value + p.std, fill: colour(i), fillOpacity: 0.18 }),
+      Plot.lineY(points, { x: "start", y: "value", stroke: colour(i), strokeWidth: 2 }));
+    for (const end of [false, true]) {
+      const some = points.filter((point) => point.start >= 1 === end);
+      const ink = end ? "currentColor" : colour(i);
+      const runs = some.flatMap((p) => (p.runs ? p.runs.split(", ").map((run) => ({ start: p.start, value: Number(run) })) : []));
+      const whiskers = some.filter((point) => point.low !== null);
+      for (const alone of [false, true]) {
+        const dashed = { x: "start", y1: "low", y2: "high", stroke: ink, strokeOpacity: 0.8, strokeDasharray: alone ? "2,2" : null };
+        marks.push(Plot.ruleX(whiskers.filter((point) => point.one_run === alone), dashed));
+      }
+      marks.push(
+        Plot.dot(runs, { x: "start", y: "value", r: 2, stroke: ink, strokeOpacity: 0.6 }),
+        Plot.dot(some, { x: "start", y: "value", r: 4.5, symbol: end ? "diamond2" : SYMBOLS[i % SYMBOLS.length], stroke: ink, strokeWidth: 1.4,
+          fill: (point) => (point.hollow ? "var(--paper)" : ink) }));
+    }
+    marks.push(Plot.tip(points, Plot.pointer({ x: "start", y: "value", title: (p) =>
+      `${LABELS[p.arm]}\n${shown(p.value)}${p.low === null ? "" : ` (${shown(p.low)} to ${shown(p.high)})`}${p.runs ? `\nruns: ${p.runs}` : ""}` })));
+  });
+  if (main.some((point) => STARTS[point.arm] >= 1)) used.push(["safe data only", "currentColor"]);
+  const starts = [...new Set(study.arms.map((arm) => arm.start))].sort((a, b) => a - b);
+  const tops = [...main, ...behind].map((point) => Math.max(point.high ?? 0, point.value + (point.std ?? 0)));
+  const title = choice.decoder && !isAuc ? study.decoders[choice.decoder] : place.title;
+  return { title, legend: used, rows: main, top: isAuc ? 1 : Math.max(0.05, ...tops), bottom: isAuc ? Math.min(0.5, ...main.map((p) => p.low ?? p.value)) : 0, text: (p) => `${LABELS[p.arm]} ${shown(p.value)}`, options: { marks,
+    x: { domain: [-0.05, 1.05], ticks: starts, tickFormat: (x) => `${Math.round(x * 100)}%`, label: "interventions start after … of pretraining" },
+    y: { tickFormat: isAuc ? ".2f" : ".0%", label: isAuc ? "test AUC" : "attack success", grid: true, nice: true } } };
+}
+
+/** Answers to benign requests: a bar for each arm, divided into categories. */
+function barPanel(place) {
+  const all = chosen(place);
+  const bars = all.filter((point) => CATEGORIES.includes(point.measure) && point.value > 0)
+    .sort((a, b) => CATEGORIES.indexOf(a.measure) - CATEGORIES.indexOf(b.measure));
+  const left = {};
+  for (const bar of bars) { bar.x1 = left[bar.arm] ?? 0; left[bar.arm] = bar.x2 = bar.x1 + bar.value; }
+  const complied = all.filter((point) => point.measure === "not over-refused");
+  const order = study.arms.filter((arm) => arm.name in left).sort((a, b) => a.start - b.start || (a.name < b.name ? -1 : 1));
+  const fill = (bar) => `var(--k${CATEGORIES.indexOf(bar.measure)})`;
+  const used = CATEGORIES.filter((name) => bars.some((bar) => bar.measure === name));
+  return { title: place.title, legend: used.map((name) => [study.categories[name], `var(--k${CATEGORIES.indexOf(name)})`]),
+    rows: [...bars, ...complied], text: (p) => `${LABELS[p.arm]}: ${study.categories[p.measure] ?? p.measure} ${percent(p.value)}`,
+    options: { height: 60 + 30 * order.length, marginLeft: 130,
+      marks: [
+        Plot.barX(bars, { x1: "x1", x2: "x2", y: (bar) => LABELS[bar.arm], fill, insetTop: 1, insetBottom: 1 }),
+        Plot.ruleY(complied.filter((p) => p.low !== null), { x1: "low", x2: "high", y: (p) => LABELS[p.arm], stroke: "currentColor", dy: 8 }),
+        Plot.dot(complied, { x: "value", y: (p) => LABELS[p.arm], fill: "currentColor", symbol: "diamond2", r: 3.5, dy: 8 }),
+        Plot.tip(bars, Plot.pointer({ x: (bar) => (bar.x1 + bar.x2) / 2, y: (bar) => LABELS[bar.arm],
+          title: (bar) => `${LABELS[bar.arm]}\n${study.categories[bar.measure]}: ${percent(bar.value)}` }))],
+      x: { domain: [0, 1], tickFormat: ".0%", label: "share of answers" },
+      y: { domain: order.map((arm) => arm.label), label: null } } };
+}
+
+/** A panel that comes as it is: lines, dots, areas, intervals. */
+function plainPanel(panel) {
+  const marks = [], used = new Map(), rows = [];
+  const formats = { percent: ".0%", count: "~s", points: (value) => `${value > 0 ? "+" : ""}${Math.round(value * 100)}`, "": undefined };
+  let below = null;
+  for (const series of panel.series) {
+    const long = series.x.length ? series.x : series.y;
+    const data = long.map((_, i) => ({ x: series.x[i], y: series.y[i], ...(series.low.length && { low: series.low[i], high: series.high[i] }) }));
+    for (const one of data) { one.label = series.label; rows.push(one); }
+    const look = { stroke: colour(series.colour), strokeOpacity: series.faint ? 0.4 : 1 };
+    if (series.kind === "line") marks.push(Plot.line(data, { x: "x", y: "y", ...look, strokeWidth: series.faint ? 1 : 2 }));
+    else if (series.kind === "dots") marks.push(Plot.dot(data, { x: "x", y: "y", r: series.faint ? 2 : 4, fill: colour(series.colour), fillOpacity: series.faint ? 0.6 : 1 }));
+    else if (series.kind === "rule") marks.push(Plot.ruleX(data, { x: "x", ...look, strokeDasharray: "4,3" }));
+    else if (series.kind === "span") marks.push(Plot.ruleY(data, { x1: "low", x2: "high", y: "y", ...look, strokeWidth: 2 }));
+    else if (series.kind === "whisker") marks.push(Plot.ruleX(data, { x: "x", y1: "low", y2: "high", ...look }));
+    else {
+      below ??= data.map(() => 0);
+      data.forEach((one, i) => { one.y1 = below[i]; below[i] = one.y2 = below[i] + one.y; });
+      marks.push(Plot.areaY(data, { x: "x", y1: "y1", y2: "y2", fill: colour(series.colour) }));
+    }
+    if (series.label) used.set(series.label, colour(series.colour));
+  }
+  const lanes = panel.lanes.length
+    ? { type: "linear", domain: [panel.lanes.length - 0.5, -0.5], ticks: panel.lanes.map((_, i) => i), tickFormat: (i) => panel.lanes[i] ?? "", tickSize: 0 }
+    : { tickFormat: formats[panel.y_format], grid: true };
+  return { title: panel.title, legend: [...used], rows, text: null, options: { marks,
+    ...(panel.lanes.length && { height: 70 + 22 * panel.lanes.length, marginLeft: 130 }),
+    x: { label: panel.x, tickFormat: formats[panel.x_format], ticks: 5 }, y: { label: panel.y || null, ...lanes } } };
+}
+
+function panelsOf(spec) {
+  if (!spec.places.length) return spec.panels.map(plainPanel);
+  const places = choice.decoder && spec.places[0].measure === "attack success" ? spec.places.slice(0, 1) : spec.places;
+  const made = places.map((place) => (place.measure === "answers" ? barPanel(place) : curvePanel(place)));
+  for (const panel of made) // panels side by side have one scale
+    if ("top" in panel) panel.options.y.domain = [Math.min(...made.map((one) => one.bottom)), Math.min(1, Math.max(...made.map((one) => one.top)))];
+  return made;
+}
+
+function drawFigure(name) {
+  const figure = document.getElementById(name), picture = figure.querySelector(".picture");
+  const made = panelsOf(study.figures[name]);
+  if (!made.length) return;
+  const gap = 16, room = picture.clientWidth - 24;
+  const columns = made.length > 1 && room >= 660 ? 2 : 1;
+  const width = Math.max(260, Math.floor((room - gap * (columns - 1)) / columns));
+  const legend = new Map(made.flatMap((panel) => panel.legend));
+  const drawn = element("div", { className: "drawn", role: "group", "aria-label": figure.querySelector("strong").textContent },
+    element("ul", { className: "legend" }, ...[...legend].map(([label, ink]) => {
+      const swatch = element("i");
+      swatch.style.background = ink;
+      return element("li", {}, swatch, label);
+    })));
+  const grid = element("div", { className: "panels" });
+  grid.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
+  for (const panel of made) {
+    const told = panel.text ? panel.rows.slice(0, 40).map(panel.text).join("; ") : panel.legend.map(([label]) => label).join(", ");
+    const empty = !panel.rows.length;
+    const svg = Plot.plot({ width, height: 300, marginBottom: 40, className: "plot", ...panel.options, ariaLabel: `${panel.title} ${told || "not evaluated yet"}` });
+    svg.querySelector("style")?.remove(); // the page's policy allows its own style alone, which has these rules
+    svg.setAttribute("role", "img");
+    for (const part of svg.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label"); // the picture has one label
+    grid.append(element("div", {}, element("h4", {}, panel.title), ...(empty ? [element("p", { className: "none" }, Object.values(choice).some(Boolean) ? "nothing is measured so" : "not evaluated yet")] : [svg])));
+  }
+  drawn.append(grid);
+  picture.querySelector(".static").hidden = true;
+  picture.querySelector(".drawn")?.remove();
+  picture.append(drawn);
+}
+
+/** All panels of a figure as one SVG, with its colours written out. */
+function svgOf(figure) {
+  const panels = [...figure.querySelectorAll(".panels svg")];
+  const style = getComputedStyle(figure);
+  const width = Math.max(...panels.map((svg) => svg.width.baseVal.value)), height = panels.reduce((sum, svg) => sum + svg.height.baseVal.value, 0);
+  let top = 0;
+  const parts = panels.map((svg) => {
+    const copy = svg.cloneNode(true);
+    copy.setAttribute("y", top);
+    top += svg.height.baseVal.value;
+    return new XMLSerializer().serializeToString(copy);
+  });
+  const text = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif" font-size="12" fill="currentColor" color="${style.color}">${parts.join("")}</svg>`;
+  return text.replace(/var\((--[\w-]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
+}
+
+function csvOf(name) {
+  const rows = panelsOf(study.figures[name]).flatMap((panel) => panel.rows.map((row) => ({ panel: panel.title, ...row })));
+  const columns = [...new Set(rows.flatMap(Object.keys))].filter((column) => !/^[xy][12]$|^start$/.test(column));
+  return csv(columns, rows.map((row) => columns.map((column) => row[column])));
+}
+
+function drawAll() {
+  for (const name of Object.keys(study.figures)) if (document.getElementById(name)) drawFigure(name);
+}
+
+function setUpCharts() {
+  const form = document.getElementById("choice") ?? element("form");
+  const attacks = POINTS.filter((point) => point.measure === "attack success");
+  const options = (values, first, text = (value) => value) => [["", first], ...[...new Set(values)].filter(Boolean).map((value) => [value, text(value)])];
+  const add = (key, label, choices) => form.append(menu(label, choices, "", (value) => { choice[key] = value; drawAll(); }));
+  add("judge", "Judge", options(POINTS.map((point) => point.judge), "the study’s own"));
+  add("benchmark", "Benchmark", options(attacks.map((point) => point.benchmark), "mean of all"));
+  add("decoder", "Decoder", options(attacks.map((point) => point.place), "as in the paper", (name) => study.decoders[name] ?? name));
+  form.hidden = ![...form.children].some((label) => !label.hidden);
+  for (const name of Object.keys(study.figures)) {
+    const figure = document.getElementById(name);
+    figure?.querySelector(".picture").after(element("p", { className: "tools" },
+      element("button", { type: "button", className: "small", onclick: () => save(`${name}.csv`, "text/csv", csvOf(name)) }, "CSV"),
+      element("button", { type: "button", className: "small", onclick: () => save(`${name}.svg`, "image/svg+xml", [svgOf(figure)]) }, "SVG")));
+  }
+  drawAll();
+  let width = document.body.clientWidth, timer = 0;
+  addEventListener("resize", () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => { if (document.body.clientWidth !== width) { width = document.body.clientWidth; drawAll(); } }, 150);
+  });
+}
+setUpCharts();

@@ -1,0 +1,183 @@
+"""What the page holds for its scripts, and the words and numbers under each figure."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from markupsafe import Markup
+
+from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
+from curricula.eval.analysis.study_rows import StudyRows
+from curricula.eval.report.curves import curves_of
+from curricula.eval.report.figures import FIGURES, Figure
+from curricula.eval.report.panels import Panel
+from curricula.eval.report.points import PointRow, Shown
+from curricula.eval.report.web.answers import Answers
+from curricula.eval.report.wording import CATEGORIES, DECODERS, STAGES, arm_label, stage_title
+
+HERE = Path(__file__).parent
+SCRIPTS = ("../vendor/d3.min.js", "../vendor/plot.min.js", "page.js", "charts.js", "answers.js")
+"""In the order in which they run."""
+CHART_SCRIPTS = SCRIPTS[:-1]
+LONGEST_ALT = 40
+"""Values in the alternative text of a figure; a screen reader finds the others in the table."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on the page."""
+
+    figure: Figure
+    picture: str
+    """Its SVG as an address."""
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """The table under it."""
+
+    @property
+    def alt(self) -> str:
+        told = "; ".join(", ".join(part for part in row if part) for row in self.rows[:LONGEST_ALT])
+        more = " The table below has all values." if len(self.rows) > LONGEST_ALT else ""
+        return f"{self.figure.heading} {told}.{more}"
+
+
+def drawn(shown: Shown, points: Sequence[PointRow], pictures: dict[str, bytes]) -> list[Drawn]:
+    found = []
+    for figure in FIGURES:
+        if figure.name in pictures:
+            table = _points_table(figure, shown, points) if figure.places(shown) else _panels_table(figure, shown)
+            found.append(Drawn(figure, embedded_svg(pictures[figure.name]), figure.caption(shown), *table))
+    return found
+
+
+def _points_table(figure: Figure, shown: Shown, points: Sequence[PointRow]) -> tuple[list[str], list[list[str]]]:
+    labels, rows = {arm.name: arm_label(arm) for arm in shown.arms}, []
+    categories = dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True))
+    for place in figure.places(shown):
+        for row in points:
+            is_own = (row.judge, row.stage, row.place) == ("", place.stage, place.place)
+            is_bar = place.measure == "answers" and row.measure in (*categories, "not over-refused")
+            if is_own and (is_bar or row.measure == place.measure):
+                what = row.benchmark or categories.get(row.measure, row.measure)
+                interval = "" if row.low is None or row.high is None else f"{_number(row.low)} to {_number(row.high)}"
+                rows.append([place.title, labels[row.arm], what, _number(row.value), interval, row.runs])
+    columns = ["panel", "arm", "what", "value", "95% interval", "runs"]
+    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def _panels_table(figure: Figure, shown: Shown) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for panel in figure.panels(shown):
+        for series in panel.series:
+            if series.kind == "span":
+                for y, low, high in zip(series.y, series.low, series.high, strict=True):
+                    rows.append([panel.title, panel.lanes[int(y)], f"{_number(low)} to {_number(high)}", ""])
+            elif series.label and series.y and not panel.lanes:
+                first, last = (f"{_number(series.y[i])} at {series.x[i]:,.0f}" for i in (0, -1))
+                rows.append([panel.title, series.label, first, last])
+    return ["panel", "series", "first", "last"], rows
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def study_data(shown: Shown, points: Sequence[PointRow], answers: Answers) -> dict[str, Any]:
+    """All that the scripts draw from, but for the answers themselves."""
+    metrics = shown.metrics
+    measured = [*(one.stage for one in metrics.attacks), *(one.stage for one in metrics.overrefusals)]
+    return {
+        "arms": [{"name": arm.name, "label": arm_label(arm), "start": arm.start} for arm in shown.arms],
+        "curves": [
+            {
+                "label": curve.label,
+                "arms": [arm.name for arm in curve.arms],
+                "ends": any(a.start >= 1 for a in curve.arms),
+            }
+            for curve in curves_of(shown.arms)
+        ],
+        "several": shown.several,
+        "categories": dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True)),
+        "stages": {name: stage_title(name) for name in dict.fromkeys((*STAGES, *measured))},
+        "decoders": DECODERS,
+        "figures": {
+            figure.name: {
+                "places": msgspec.to_builtins(figure.places(shown)),
+                "panels": msgspec.to_builtins(figure.panels(shown)),
+            }
+            for figure in FIGURES
+            if figure.has(shown)
+        },
+        "points": {
+            "columns": [one.name for one in fields(PointRow)],
+            "rows": [_rounded(astuple(row)) for row in points],
+        },
+        "answers": answers.names(),
+    }
+
+
+def hashes(study: StudyRows) -> list[tuple[str, str, str]]:
+    """(what, name, hash) of the prompts as they were asked, the judges and the models."""
+    prompts: dict[str, set[str]] = defaultdict(set)
+    judges = {(name, version) for name, _, version in (judge.rpartition(" ") for judge in study.others)}
+    models: dict[str, str] = {}
+    for (arm, stage, _), rows in study.generations.items():
+        for row in rows:
+            prompts[row.benchmark].add(f"{row.prompt_id}\0{row.behavior}\0{row.context}\n")
+            models[f"{arm}/{stage}"] = row.model
+            if row.judge:
+                judges.add((row.judge, row.judge_version))
+    digests = {name: hashlib.sha256("".join(sorted(of)).encode()).hexdigest() for name, of in sorted(prompts.items())}
+    found = [("prompts", f"{name}, {len(prompts[name])} asked", digest) for name, digest in digests.items()]
+    found += [("judge", name, version) for name, version in sorted(judges)]
+    return found + [("model", name, model) for name, model in models.items()]
+
+
+def _rounded(values: Iterable[Any]) -> list[Any]:
+    return [round(value, 6) if isinstance(value, float) else value for value in values]
+
+
+def embedded_json(value: Any) -> Markup:
+    """JSON that ends no script element, whatever its texts hold."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def plain_data(name: str, panels: Sequence[Panel]) -> dict[str, Any]:
+    """The same for a page with one figure of plain panels."""
+    figures = {name: {"places": [], "panels": msgspec.to_builtins(panels)}} if panels else {}
+    points: dict[str, list[Any]] = {"columns": [], "rows": []}
+    return {
+        "arms": [],
+        "curves": [],
+        "several": False,
+        "categories": {},
+        "decoders": {},
+        "figures": figures,
+        "points": points,
+    }
+
+
+def program(scripts: Sequence[str] = SCRIPTS) -> str:
+    """Scripts of the page as one."""
+    return "\n;\n".join((HERE / name).read_text(encoding="utf-8") for name in scripts)
+
+
+def embedded_svg(picture: bytes) -> str:
+    """The picture as an address."""
+    return "data:image/svg+xml;base64," + base64.b64encode(picture).decode()
+
+
+def digest(text: str) -> str:
+    """How a Content-Security-Policy names the one script or style that may be used."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

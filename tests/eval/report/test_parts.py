@@ -1,0 +1,261 @@
+"""The report beside its metrics: other judges, answers without a merge, training, cost, LaTeX, several studies, a server."""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import json
+import sys
+import threading
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from study_rows import ARMS, append_judged, attack_rows, generation
+
+from curricula.durable import append_jsonl
+from curricula.errors import UserError
+from curricula.eval.analysis.metrics import study_metrics
+from curricula.eval.analysis.runs import runs_of
+from curricula.eval.analysis.study_rows import read_study_rows
+from curricula.eval.judges.rules import RefusalPhrases
+from curricula.eval.judging.verdicts import key_of_question, verdicts_path
+from curricula.eval.report.page import write_report
+from curricula.eval.report.points import Shown, judges_points, point_rows
+from curricula.eval.report.tables import latex
+from curricula.eval.report.training import cost_rows, curriculum_panels, loss_panels, read_training, tree_panels
+from curricula.eval.report.web.compare import write_comparison
+from curricula.eval.report.web.serve import LivePage
+from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+from curricula.jobs.estimates import describe
+from curricula.jobs.graph import plan_study
+from curricula.jobs.stages.report import track_report
+from curricula.jobs.study import load_study
+
+TWO = [ARMS[2], ARMS[-1]]
+
+
+def write_answers(run: Path, rate: float = 0.4, stage: str = "instruct") -> Path:
+    for arm in TWO:
+        rows = attack_rows(arm, stage, "topk", rate, 2, {"tdc": 10, "advbench": 10})
+        append_judged(run / "eval" / arm.key / stage / "attacks-topk.jsonl", rows)
+    return run
+
+
+def test_every_judges_verdicts_become_points_of_their_own(tmp_path):
+    path = write_answers(tmp_path) / "eval/data-20/instruct/attacks-topk.jsonl"
+    rows = read_rows(path, GenerationRow)
+    kind = {"judge": "strict", "version": "9f", "label": "harmful"}
+    given = [VerdictRow(key=row.key, question=key_of_question(row, "strict", "9f"), **kind) for row in rows]
+    append_rows(verdicts_path(path), given)
+    study = read_study_rows(tmp_path, TWO)
+    runs = runs_of(study)
+    own_points = point_rows(Shown(runs.arms, [0], study_metrics(study)))
+    points = {(row.judge, row.benchmark, row.arm): row for row in (*own_points, *judges_points(study))}
+    strict = {key: row for key, row in points.items() if key[0]}
+    assert set(strict) == {("strict 9f", name, "data-20") for name in ("", "advbench", "tdc")}
+    assert {row.value for row in strict.values()} == {1.0}
+    own = [row for row in study.generations["data-20", "instruct", "attacks-topk"] if row.benchmark == "tdc"]
+    assert points["", "tdc", "data-20"].value == pytest.approx(sum(row.verdict == "harmful" for row in own) / len(own))
+    assert points["", "", "safe-100"].low < points["", "", "safe-100"].value < points["", "", "safe-100"].high
+
+
+@pytest.mark.parametrize(
+    "judges, verdicts", [({}, {"unparsed"}), ({"attack": RefusalPhrases()}, {"harmful", "refusal"})]
+)
+def test_answers_that_no_merge_has_seen_are_shown_and_named_as_unfinished(tmp_path, judges, verdicts):
+    folder = tmp_path / "eval/data-20/instruct/attacks-topk"
+    for shard, prompt in (("0-of-2", "1"), ("1-of-2", "2")):
+        rows = [("First, gather the lamp oil", 0), ("I cannot help with that.", 1)]
+        made = [generation(model="m1", benchmark="tdc", prompt_id=prompt, sample=k, response=text) for text, k in rows]
+        append_judged(folder / f"tdc.{shard}.jsonl", made)
+        verdicts_path(folder / f"tdc.{shard}.jsonl").unlink()
+    study = read_study_rows(tmp_path, TWO, judges=judges)
+    answers = study.generations["data-20", "instruct", "attacks-topk"]
+    assert len(answers) == 4 and {row.verdict for row in answers} == verdicts and study.partial
+    planned = {"tasks": {"instruct": ["attacks-topk"]}, "judges": judges}
+    text = write_report(tmp_path, TWO, planned, tmp_path / "report").read_text()
+    assert (
+        "Unfinished: 2 evaluations are still missing." in text
+        and "data-20 instruct attacks-topk (some answers are there)" in text
+    )
+    rate = json.loads((tmp_path / "report/summary.json").read_text())["attacks"][0]["rate"]
+    assert rate == (0.5 if judges else None)
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    """A trunk, trained to its end in two segments with a restart that lost three steps, and a branch on its way."""
+    for branch, start, stop in (("trunk", 1, 500), ("data-20", 101, 300)):
+        (tmp_path / "pretrain" / branch).mkdir(parents=True)
+        timing = {"seconds": 3.6, "save_stall_s": 0.0, "tokens_per_second": 40.0, "tokens_per_second_per_device": 10.0}
+        rows = [{"step": k, "tokens": 512 * k, "loss": 3 - k / 500, "timing": timing} for k in range(start, stop + 1)]
+        append_jsonl(tmp_path / f"pretrain/{branch}/metrics.jsonl", rows)
+    starts = [{"resumed_step": step, "lost_steps": lost} for step, lost in ((0, 0), (100, 0), (200, 3))]
+    append_jsonl(tmp_path / "pretrain/trunk/starts.jsonl", starts)
+    (tmp_path / "jobs/pretrain-trunk-100/trunk").mkdir(parents=True)
+    (tmp_path / "jobs/pretrain-trunk-100/trunk/done.json").write_text('{"seconds": 7200, "started": 1}')
+    return tmp_path
+
+
+def test_cost_counts_devices_restarts_and_lost_steps(trained):
+    plan = describe(plan_study(load_study(Path("demo"))))
+    training = read_training(trained, plan)
+    cost = {row.stage: row for row in cost_rows(training)}
+    spent = cost["pretrain"]
+    assert spent.device_hours == pytest.approx((500 + 200) * 3.6 * 4 / 3600)
+    assert (spent.restarts, spent.lost_steps, spent.done, spent.hours) == (1, 3, 1, 2.0)
+    assert spent.planned == sum(len(job["elements"]) for job in plan["jobs"] if job["stage"] == "pretrain")
+    assert spent.planned_gpu_hours == plan["gpu_hours"]["pretraining"]
+    assert cost["tune"].device_hours is None and cost["tune"].restarts is None
+    assert next(one for one in training.branches if one.name == "data-20").starts == 0  # written by an earlier version
+
+
+def test_the_curriculum_and_the_tree_are_those_of_the_plan(trained):
+    training = read_training(trained, describe(plan_study(load_study(Path("demo")))))
+    panels = {panel.title: panel for panel in curriculum_panels(training)}
+    areas = {series.label: series for series in panels["data-20"].series}
+    assert areas["safeweb"].x == [0, 51_200, 51_200, 256_000] and areas["safeweb"].y == [0, 0, 0.1, 0.1]
+    for at in range(4):
+        assert sum(series.y[at] for series in areas.values()) == pytest.approx(1)
+    (tree,) = tree_panels(training)
+    lane = tree.lanes.index("data-20")
+    done = [series for series in tree.series if series.label == "trained" and series.y[0] == lane]
+    assert [series.x for series in done] == [[51_200, 153_600]]
+    (losses,) = loss_panels(training)
+    assert [series.x for series in losses.series if series.kind == "rule"] == [[51_200]]
+
+
+def test_a_table_for_latex_escapes_what_latex_would_take_for_a_command():
+    rows = [{"arm": "full_20 & 5% \\input{x}", "rate": -0.25, "empty": None}, {"arm": "a", "rate": None, "empty": ""}]
+    text = latex(["arm", "rate", "empty"], rows)
+    assert r"full\_20 \& 5\% \textbackslash{}input\{x\} & $-$0.250 \\" in text and "a & -- \\\\" in text
+    assert text.startswith("\\begin{tabular}{lr}\n\\toprule\narm & rate \\\\\n\\midrule") and "empty" not in text
+
+
+def test_published_rates_stand_beside_the_arm_that_is_trained_most_alike(tmp_path):
+    arms = [ARMS[1], ARMS[-1]]
+    for arm in arms:
+        for stage in ("base", "benign"):
+            rows = attack_rows(arm, stage, "topk", 0.4, 2, {"tdc": 10})
+            append_judged(tmp_path / "eval" / arm.key / stage / "attacks-topk.jsonl", rows)
+    text = write_report(tmp_path, arms, {}, tmp_path / "report").read_text()
+    with open(tmp_path / "report/tables/published.csv") as file:
+        rows = {(row["model"], row["stage"], row["decoder"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {
+        (model, stage, "topk")
+        for model in ("safety pretraining", "standard pretraining")
+        for stage in ("base", "benign")
+    } | {("safe text only", "benign", "topk")}
+    assert (
+        rows["safety pretraining", "base", "topk"]["arm"] == "full-0"
+        and rows["safe text only", "benign", "topk"]["rate"]
+    )
+    assert not rows["standard pretraining", "base", "topk"]["rate"] and "Published numbers" in text
+
+
+def test_several_studies_are_compared_from_the_numbers_of_their_pages(tmp_path):
+    summaries = {}
+    for name, rate in (("calm", 0.2), ("rash <b>", 0.7)):
+        run = write_answers(tmp_path / name, rate)
+        write_report(run, TWO, {}, run / "report")
+        summaries[name] = json.loads((run / "report/summary.json").read_text())
+    page = write_comparison(summaries, tmp_path / "out")
+    with open(tmp_path / "out/tables/comparison.csv") as file:
+        row = next(row for row in csv.DictReader(file) if row["arm"] == "safe-100")
+    for name, summary in summaries.items():
+        own = next(point for point in summary["points"] if point["arm"] == "safe-100" and not point["benchmark"])
+        assert float(row[name]) == own["value"] and float(row[f"{name}: high"]) == own["high"]
+    assert "rash &lt;b&gt;" in page.read_text() and "rash <b>" not in page.read_text().split("study-data")[0]
+    assert (tmp_path / "out/figures/comparison.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.fixture
+def live(tmp_path):
+    """A page of a run that grows, and its server."""
+    (tmp_path / "run/eval").mkdir(parents=True)
+    (tmp_path / "page.html").write_text('<html lang="en">1')
+    found = LivePage(tmp_path / "run", lambda: tmp_path / "page.html", 0, token="right")
+    threading.Thread(target=found._server.serve_forever, daemon=True).start()
+    yield found
+    found.close()
+
+
+def asked(live: LivePage, path: str, host: str = "localhost:9000") -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=20)
+    connection.request("GET", path, headers={"Host": host})
+    answer = connection.getresponse()
+    assert answer.getheader("Cache-Control") == "no-store"
+    return answer.status, answer.read().decode()
+
+
+def test_the_server_shows_the_page_to_who_has_the_token_under_this_machines_name_alone(live):
+    assert asked(live, "/?token=right") == (200, f'<html lang="en" data-version="{live.version}">1')
+    assert asked(live, "/?token=right", "127.0.0.1")[0] == 200
+    for path, host in (
+        ("/", "localhost"),
+        ("/?token=wrong", "localhost"),
+        ("/?token=", "localhost"),
+        ("/?token=right", "attacker.example:80"),
+        ("/?token=right", "127.0.0.1.attacker.example"),
+        ("/version?token=", "localhost"),
+    ):
+        assert asked(live, path, host)[0] == 403, (path, host)
+    assert asked(live, "/../run/study.yaml?token=right")[0] == 404
+    assert live._server.server_address[0] == "127.0.0.1" and live.address.endswith("/?token=right")
+
+
+def test_the_page_is_made_anew_when_the_run_has_changed_and_not_for_a_heartbeat(live, tmp_path):
+    assert not live.refresh()
+    (tmp_path / "run/jobs/a/b").mkdir(parents=True)
+    (tmp_path / "run/jobs/a/b/progress.json").write_text("{}")
+    assert not live.refresh()
+    (tmp_path / "run/jobs/a/b/done.json").write_text("{}")
+    (tmp_path / "page.html").write_text('<html lang="en">2')
+    before = live.version
+    assert live.refresh() and asked(live, "/version?token=right") == (200, live.version) and live.version != before
+
+
+def test_a_taken_port_is_named(live, tmp_path):
+    with pytest.raises(UserError, match=f"--port {live.port}: Address already in use; name another port"):
+        LivePage(tmp_path / "run", lambda: tmp_path / "page.html", live.port)
+    with pytest.raises(UserError, match="--port 99999: no port has such a number"):
+        LivePage(tmp_path / "run", lambda: tmp_path / "page.html", 99999)
+
+
+def test_weights_and_biases_receives_tables_and_figures(tmp_path, monkeypatch):
+    run = write_answers(tmp_path / "run")
+    write_report(run, TWO, {}, run / "report")
+    logged, begun = {}, {}
+
+    class Run:
+        log, finish = staticmethod(logged.update), staticmethod(lambda: None)
+
+    wandb = types.SimpleNamespace(init=lambda **settings: begun.update(settings) or Run(),
+                                  Table=lambda columns, data: (columns, data), Image=lambda path: path)  # fmt: skip
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    track_report("when-safety", run, run / "report")
+    columns, rows = logged["tables/attacks"]
+    assert (
+        columns[:2] == ["arm", "seed"]
+        and len(rows) == 6
+        and begun["project"] == "when-safety"
+        and begun["resume"] == "allow"
+    )
+    assert logged["figures/fig3-instruct-asr"].endswith("fig3-instruct-asr.png")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb is not installed"):
+        track_report("when-safety", run, run / "report")
+
+
+def test_differences_within_each_seed_stand_beside_the_estimate(tmp_path):
+    first = [replace(arm, seed=42) for arm in TWO]
+    arms = [*first, *(replace(arm, seed=43, key=f"{arm.name}-s43") for arm in TWO)]
+    for arm in arms:
+        rows = attack_rows(arm, "instruct", "topk", 0.2 if arm.start < 1 else 0.6, 2, {"tdc": 20})
+        append_judged(tmp_path / "eval" / arm.key / "instruct" / "attacks-topk.jsonl", rows)
+    write_report(tmp_path, arms, {}, tmp_path / "report")
+    (gap,) = json.loads((tmp_path / "report/summary.json").read_text())["differences"]
+    seeds = dict(run.split(": ") for run in gap["runs"].split(", "))
+    assert list(seeds) == ["42", "43"] and sum(map(float, seeds.values())) / 2 == pytest.approx(gap["value"], abs=2e-3)
