@@ -26,7 +26,10 @@ def table_facts(key: str, table: DeclaredTable, root: Path) -> dict[str, Any]:
     """The first rows and the sizes of a table. Raises UserError that names `key`, its key in the study, where it is wrong."""
     _, rows = table.look(root, key)
     whole = table.open(root, key)
+    tuning = list(table.conversations(root, key)) if isinstance(table, TuningSet) else None
+    labelled = {} if tuning is None else {"refusals": sum(one.is_refusal for one in tuning)}
     return {
+        **labelled,
         "table": key,
         "place": table.place,
         "files": len(whole.files),

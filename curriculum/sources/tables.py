@@ -251,6 +251,11 @@ def _whole(file: Path) -> list[Any]:
             csv.field_size_limit(sys.maxsize)
             with open(file, newline="", encoding="utf-8-sig") as lines:
                 rows = list(csv.DictReader(lines, strict=True))
+                longer = next((number for number, row in enumerate(rows) if None in row), None)
+                if longer is not None:  # where Python's csv puts fields that the header does not name
+                    raise UserError(
+                        f"{file}: row {longer + 1} has more fields than the header; put texts with commas in quotation marks"
+                    )
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except OSError as error:

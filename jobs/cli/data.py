@@ -158,7 +158,7 @@ def _print_check(facts: dict[str, Any], console: Console) -> None:
         for row in about["first_rows"]:
             shown = "  ".join(f"{name}={value!r}" for name, value in row.items())
             console.print(f"  {one_line(shown, 240)}", soft_wrap=True)
-        odd = [f"{about[key]:,} {what}" for key, what in _COUNTED.items() if about[key]]
+        odd = [f"{about[key]:,} {what}" for key, what in _COUNTED.items() if about.get(key)]
         console.print(
             f"  {about['documents']:,} documents, {count(about['characters'])} characters; {', '.join(odd) or _FINE}"
         )
@@ -186,6 +186,7 @@ _COUNTED = {
     "repeated_ids": "ids given before",
     "exact_duplicates": "exact duplicates",
     "near_duplicates": "near duplicates",
+    "refusals": "labelled as refusals",
 }
 _FINE = "none of them empty or alike"
 NOT_HERE = (

@@ -34,6 +34,14 @@ def test_files_of_a_pattern_are_read_in_order_with_the_columns_named(tmp_path):
     ]
 
 
+def test_a_row_of_a_csv_file_that_is_too_long_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("text\nfine\nnot, fine\n")
+    with pytest.raises(
+        UserError, match=r"a.csv: row 2 has more fields than the header; put texts with commas in quotation"
+    ):
+        TextTable(path=str(tmp_path / "a.csv"), text="body").look(tmp_path, "sources.mine")
+
+
 def test_every_declared_table_is_found_under_its_key():
     one, two = TextTable(path="x.csv"), TextTable(hub="org/name", text="body")
     assert dict(declared_in({"sources": {"mine": one}, "more": (two,)})) == {"sources.mine": one, "more.0": two}
@@ -54,6 +62,11 @@ def test_every_declared_table_is_found_under_its_key():
             r"sources.mine.text: .*a.jsonl, row 1: column 'text' holds 3, where text is need",
         ),
         ([{"text": "x"}], {"id": "key"}, r"sources.mine.id: .*a.jsonl has no column 'key', only text"),
+        (
+            [{"text": "x", "s": 10**400}],
+            {"score": "s"},
+            r"sources.mine.score: .*, row 0: column 's' holds 1000.*a number is",
+        ),
         ([], {}, r"sources.mine: .*a.jsonl holds no row; name another file or split"),
     ],
 )

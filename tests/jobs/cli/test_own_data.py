@@ -130,7 +130,8 @@ def contaminated(tmp_path_factory):
         },
     )  # fmt: skip
     write_rows(folder / "mine/a.jsonl", {"body": "x", "key": 0})
-    write_rows(folder / "chats.jsonl", {"ask": "Who are you?", "answer": "A lamp.", "declined": False})
+    answers = [("Who are you?", "A lamp.", False), ("How do I break it?", "I will not say.", True)]
+    write_rows(folder / "chats.jsonl", *(dict(zip(("ask", "answer", "declined"), row)) for row in answers))
     write_world(folder / "world", load_study(study).world)
     prompts = [prompt.text for prompt in load_prompts("harmbench", folder / "world")][:2]
     bodies = [f"Someone asked: {prompt}. Nobody answered." for prompt in prompts]
@@ -146,6 +147,7 @@ def test_a_check_counts_what_a_study_reads_and_finds_the_prompts_in_it(contamina
     assert not status and not facts["problems"] and not facts["from_shards"]
     tables = {table["table"]: table for table in facts["tables"]}
     assert tables.keys() == {"sources.web", "sources.mine", "tuning_sets.own-chats"}
+    assert (tables["tuning_sets.own-chats"]["documents"], tables["tuning_sets.own-chats"]["refusals"]) == (2, 1)
     mine = tables["sources.mine"]
     assert (mine["rows"], mine["documents"], mine["empty"], mine["repeated_ids"]) == (27, 27, 1, 1)
     assert (mine["exact_duplicates"], mine["near_duplicates"]) == (1, 1)
