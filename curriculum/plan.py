@@ -334,11 +334,14 @@ class Line:
     otherwise: Hashable = None
     """All else that the weights depend on and that differs between points of a sweep."""
 
+    @property
+    def beginning(self) -> Hashable:
+        """Equal for lines that share their first step."""
+        drawn, (_, mix) = self.arm.replicate, self.phases[0]
+        return drawn.seed, drawn.init_seed, drawn.data_seed, self.sequences, self.otherwise, tuple(mix.items())
+
     def shared_steps(self, other: Line) -> int:
-        """How many steps from the beginning are the same in both."""
-        draws, others = ((one.seed, one.init_seed, one.data_seed) for one in (self.arm.replicate, other.arm.replicate))
-        if draws != others or (self.sequences, self.otherwise) != (other.sequences, other.otherwise):
-            return 0
+        """How many steps from the beginning are the same in both, which have the same beginning."""
         shared = self._shared_samples(other) // self.sequences
         is_same_schedule = (self.decays_at, self.steps) == (other.decays_at, other.steps)
         return shared if is_same_schedule else min(shared, self.decays_at, other.decays_at)
@@ -395,7 +398,12 @@ def training_tree(lines: Sequence[Line]) -> TrainingTree:
 
     Raises ValueError where two arms of one study are the same.
     """
-    hosts = [_host(lines, number) for number in range(len(lines))]
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    hosts = []
+    for number, line in enumerate(lines):
+        earlier = alike[line.beginning]
+        hosts.append(_host(lines, number, earlier))
+        earlier.append(number)
     ends = [host if start == line.steps else number for number, (line, (host, start)) in enumerate(zip(lines, hosts))]
     cuts: dict[int, set[int]] = defaultdict(set)
     for number in reversed(range(len(lines))):
@@ -416,11 +424,11 @@ def training_tree(lines: Sequence[Line]) -> TrainingTree:
     return TrainingTree(tuple(segments), branches)
 
 
-def _host(lines: Sequence[Line], number: int) -> tuple[int, int]:
-    """The first of the earlier lines that share most steps with this one, and how many steps."""
+def _host(lines: Sequence[Line], number: int, earlier: Sequence[int]) -> tuple[int, int]:
+    """The first of the `earlier` lines, which begin alike, that shares most steps with this one, and how many steps."""
     line, best = lines[number], (0, 0)
-    for place, other in enumerate(lines[:number]):
-        if (shared := line.shared_steps(other)) > best[1]:
+    for place in earlier:
+        if (shared := line.shared_steps(lines[place])) > best[1]:
             best = (place, shared)
     twin = lines[best[0]].arm
     if line.is_wanted and best[1] == line.steps and twin.replicate == line.arm.replicate:

@@ -7,6 +7,7 @@ a mapping of settings to a value. A point is named by what it changes, unless it
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ Sweep = dict[str, list[Any]] | list[dict[str, Any]]
 NAME = "name"
 """The key by which a point of a list names itself."""
 LONGEST = 60
+MOST = 200
 VARIED = ("curriculum", "model", "pretraining", "tuning", "stages", "seeds")
 """Parts of a study that a sweep may change. Its points share all else: data, tokenizer, evaluation, resources."""
 
@@ -34,10 +36,13 @@ def points_of(sweep: Mapping[str, Sequence[Any]] | Sequence[Point]) -> dict[str,
         for key, values in sweep.items():
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
                 raise ValueError(f"sweep.{key} is {values!r:.60}; give a list of values")
+        count = math.prod(map(len, sweep.values()))
+        if count > MOST:
+            raise ValueError(f"sweep has {count:,} points, more than {MOST}; give fewer values, or a list of points")
         listed: Sequence[Point] = [dict(zip(sweep, values)) for values in itertools.product(*sweep.values())]
     else:
         listed = sweep
-    if not listed or not all(listed):
+    if not listed or not all(set(point) - {NAME} for point in listed):
         raise ValueError("sweep has a point without settings, or no point; give some, or leave sweep out")
     found: dict[str, Point] = {}
     for number, point in enumerate(listed, start=1):

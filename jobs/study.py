@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -392,6 +392,10 @@ class Study(Settings, frozen=True, dict=True):
             for stage in variant.tree.stages.keys() & self.tree.stages.keys():
                 if type(variant.tree.stages[stage]) is not type(self.tree.stages[stage]):
                     raise ValueError(f"sweep changes the kind of stages.{stage} in point {name}; write another stage")
+        keys = [*(arm.key for arm in self.trainings), *(one.named(TRUNK) for one in self.replicates)]
+        key, count = Counter(keys).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"sweep: two arms, points or seeds give the name {key}; rename a point")
         _ = self.segments, self.stage_names
 
     def _check_evaluation(self) -> None:
@@ -584,7 +588,7 @@ class Study(Settings, frozen=True, dict=True):
             if "transfer" in measured and "gcg" not in measured:
                 raise ValueError(f"{place} names transfer without gcg, which finds the suffixes; add gcg there")
 
-    @property
+    @cached_property
     def budget(self) -> Budget:
         model, pretraining = self.model.resolve(), self.pretraining
         tokens = pretraining.budget_tokens or round((pretraining.tokens_per_parameter or 0) * model.parameters())
@@ -672,9 +676,12 @@ class Study(Settings, frozen=True, dict=True):
 
     def class_of(self, variant: str) -> str:
         """What ends the names of a point's jobs: empty where all points train equally large models for equally long."""
-        sizes = {name: (one.model, one.budget) for name, one in self.variants.items()}
-        first = next(name for name, size in sizes.items() if size == sizes[variant])
-        return f".{first}" if len(set(sizes.values())) > 1 else ""
+        first, one = self._first_of_size, self.variants[variant]
+        return f".{first[one.model, one.budget]}" if len(first) > 1 else ""
+
+    @cached_property
+    def _first_of_size(self) -> dict[tuple[Model, Budget], str]:
+        return {(one.model, one.budget): name for name, one in reversed(self.variants.items())}
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -63,6 +63,8 @@ def test_a_list_sweeps_over_its_points_alone_and_lists_as_values_get_numbers():
         ({"pretraining.optimizer.lr": 1e-3}, "sweep"),
         ({}, "sweep has a point without settings, or no point"),
         ([{}], "sweep has a point without settings, or no point"),
+        ({"name": ["a", "b"]}, "sweep has a point without settings, or no point"),
+        ({"model.tied": [True] * 30, "model.rope_base": [1.0] * 30}, "sweep has 900 points, more than 200"),
         ({"evaluation.topk.k": [1, 2]}, "sweep cannot vary 'evaluation.topk.k', only keys in curriculum, model, pret"),
         (
             {"seeds": [[42], [2]]},
@@ -154,6 +156,13 @@ def test_a_stage_may_continue_from_another_one_at_each_point():
     turned[0]["stages.plain.from"] = "mt"
     with pytest.raises(UsageError, match=r"sweep turns the order of stages round \(.* from .*\)"):
         swept(turned, stages=stages)
+
+
+def test_two_trainings_of_one_name_are_refused():
+    points = [{"name": "a", "model.tied": True}, {"name": "a-s43", "model.tied": False}]
+    swept(points)
+    with pytest.raises(UsageError, match="sweep: two arms, points or seeds give the name data-0.a-s43; rename a point"):
+        swept(points, seeds=[42, 43])
 
 
 def test_points_may_have_fewer_seeds():

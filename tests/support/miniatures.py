@@ -35,6 +35,7 @@ def miniature(name: str) -> dict[str, Any]:
         raw["sweep"] = [{"name": point["name"], "model.tied": number == 0} for number, point in enumerate(raw["sweep"])]
     raw["evaluation"] = {
         "judge": "world",
+        "benchmarks": ["harmbench"],
         "topk": {"samples": 1, "max_new_tokens": 8},
         "safebeam": {"beams": 2, "candidates": 4, "max_new_tokens": 8},
         "gcg": None,
