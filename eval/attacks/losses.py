@@ -1,4 +1,4 @@
-"""Losses of a target after many texts that begin alike, and their gradients: the forward passes of GCG.
+"""A prompt under attack by GCG: losses of the target after many suffixes, and their gradients.
 
 Candidates of one step differ from the current suffix in a token or two. `losses_after` reads the current text once, sorts
 the candidates by the first token that differs, and passes only what follows it through the model: with one replacement
@@ -15,10 +15,76 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from curricula.errors import UserError
+from curricula.eval.config import Gcg
+from curricula.eval.decoding.answers import room_after
 from curricula.eval.models import LoadedModel
 
+MARK = "\u2063SUFFIX\u2063"
+"""Stands for the suffix while the chat template is rendered."""
 CPU_CANDIDATES = 32
-"""Candidates in one pass on a CPU, whose caches hold the activations of no more."""
+"""Candidates in one pass on a CPU; with more, their activations no longer fit its caches."""
+
+
+class Attack:
+    """One prompt under attack: its fixed tokens, the cache of the text before the suffix, and losses of suffixes."""
+
+    def __init__(self, loaded: LoadedModel, request: str, config: Gcg) -> None:
+        self.loaded, self.config = loaded, config
+        raw = loaded.kind == "base"
+        self.request = request.rstrip() if raw else request.strip()
+        rendered = f"{self.request}{MARK}" if raw else loaded.chat(f"{self.request}{MARK}")
+        self.opening, self.closing = rendered.split(MARK)
+        self.quotes = bool(loaded.plain_text.quotes(self.request)) and self.opening.endswith(self.request)
+        """Whether the request quotes special entries, which are read as text."""
+        self.marks = self.opening.removesuffix(self.request)
+        self.beginning = list(loaded.beginning) if raw else []
+        """What the tokenizer puts before a raw text; a chat template spells it out."""
+        self.opening_ids = (
+            loaded.encode_turn(self.marks, self.request, "") if self.quotes else loaded.encode(self.opening)
+        )
+        self.closing_ids = loaded.encode(self.closing)
+        self.target = f" {config.target.lstrip()}" if raw else config.target
+        self.target_ids = loaded.encode(self.target)
+        self.initial_ids = loaded.encode(" " + config.suffix.strip())
+        if not self.keeps_tokens([self.initial_ids])[0]:
+            raise UserError(
+                f"gcg.suffix {config.suffix!r} does not keep its tokens after the request {self.request[:60]!r} in the "
+                f"tokenizer of {loaded.folder}; choose another initial suffix"
+            )
+        whole = [*self.beginning, *self.opening_ids, *self.initial_ids, *self.closing_ids]
+        room_after(loaded, whole + self.target_ids[1:], 1)
+        self.prefix = read_on(loaded, DynamicCache(), self.beginning + self.opening_ids)
+
+    def losses(
+        self, suffixes: Sequence[Sequence[int]], near: Sequence[int] | None = None
+    ) -> tuple[list[float], list[bool]]:
+        """The loss of each suffix (token ids), and whether greedy decoding after it begins with the target.
+
+        Quick where the suffixes begin as `near` does, by default the first of them.
+        """
+        texts = [[*ids, *self.closing_ids] for ids in suffixes]
+        near = texts[0] if near is None else [*near, *self.closing_ids]
+        return losses_after(self.loaded, self.prefix, texts, near, self.target_ids, self.config.batch_candidates)
+
+    def texts(self, suffixes: Sequence[Sequence[int]]) -> list[str]:
+        return self.loaded.tokenizer.batch_decode(
+            [list(row) for row in suffixes], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def keeps_tokens(self, suffixes: Sequence[Sequence[int]]) -> list[bool]:
+        """Whether the whole prompt with each suffix, as text, has exactly the tokens it was optimised with."""
+        texts = self.texts(suffixes)
+        if self.quotes:
+            whole = [self.loaded.encode_turn(self.marks, f"{self.request}{text}", self.closing) for text in texts]
+        else:  # the tokenizer's own batch call; that of transformers takes several times as long to wrap the result
+            wholes = [f"{self.opening}{text}{self.closing}" for text in texts]
+            encodings = self.loaded.tokenizer.backend_tokenizer.encode_batch_fast(wholes, add_special_tokens=False)
+            whole = [encoding.ids for encoding in encodings]
+        return [
+            text.startswith(" ") and ids == [*self.opening_ids, *suffix, *self.closing_ids]
+            for text, ids, suffix in zip(texts, whole, suffixes)
+        ]
 
 
 class BeginningLayer(DynamicLayer):

@@ -10,19 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import spearmanr
 from transformers.cache_utils import DynamicCache
 
-from curricula.eval.attacks.losses import losses_after
+from curricula.eval.attacks.losses import Attack, losses_after
 from curricula.eval.decoding.answers import room_after
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.rows import Precision
-
-if TYPE_CHECKING:
-    from curricula.eval.attacks.gcg import Attack
 
 
 @dataclass(frozen=True)

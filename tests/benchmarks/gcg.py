@@ -115,7 +115,7 @@ def ours(model: str, requests: list[str], steps: int, width: int) -> Task:
     config = Gcg(steps=steps, search_width=width, suffix=SUFFIX)
     clock, kept, tokens = Clock(), [], []
     gcg.gradients = clock.watch(gcg.gradients)  # type: ignore[assignment]
-    losses_after = gcg.losses_after
+    losses_after = gcg_losses.losses_after
 
     def counting(loaded: Any, known: Any, texts: Any, near: Any, target: Any, batch: int) -> Any:
         if len(texts) > 1:
@@ -126,7 +126,7 @@ def ours(model: str, requests: list[str], steps: int, width: int) -> Task:
             tokens.append(sum(length - count for count in shared if count < len(near)) + 3 * length)
         return losses_after(loaded, known, texts, near, target, batch)
 
-    gcg.losses_after = counting  # type: ignore[assignment]
+    gcg_losses.losses_after = counting  # type: ignore[assignment]
     draws = {str(number): (SEED, number) for number in range(len(requests))}
     results = gcg.optimise_suffixes(loaded, requests, config, draws)
     measured = clock.each(steps * len(requests))

@@ -7,8 +7,7 @@ import pytest
 import torch
 from tiny_llama import save_tiny_llama
 
-from curricula.eval.attacks.gcg import Attack
-from curricula.eval.attacks.losses import gradients
+from curricula.eval.attacks.losses import Attack, gradients
 from curricula.eval.config import Gcg
 from curricula.eval.decoding.sampling import sample_topk
 from curricula.eval.decoding.settings import TopK

@@ -19,7 +19,6 @@ from tiny_llama import save_tiny_llama
 
 from curricula.errors import UserError
 from curricula.eval.attacks.gcg import (
-    Attack,
     Save,
     attacked_prompts,
     barred_tokens,
@@ -27,7 +26,7 @@ from curricula.eval.attacks.gcg import (
     optimise_suffixes,
     promising,
 )
-from curricula.eval.attacks.losses import gradients, losses_of_embeddings
+from curricula.eval.attacks.losses import Attack, gradients, losses_of_embeddings
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Gcg, ProbeSampling
 from curricula.eval.models import load_model
