@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from curricula.curriculum.plan import TRUNK, Arm, Segment, branch_of
-from curricula.eval import MODEL_KINDS, EvalTask, ModelKind
+from curricula.eval import MODEL_KINDS, ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Plan
 from curricula.jobs.slurm.profile import Profile
@@ -21,6 +21,8 @@ from curricula.jobs.study import Study
 
 Group = tuple[str, list[Arm], dict[ModelKind, str]]
 """The name of a group of arms, the arms, and the job that makes each kind of their models."""
+Measured = list[tuple[str, ModelKind]]
+"""Jobs of the stage `evaluate`, and the kind of model that each measures."""
 
 
 def plan_study(study: Study, profile: Profile | None = None) -> Plan:
@@ -104,78 +106,51 @@ class _Planner:
 
     def _add_evaluations(self, groups: list[Group], needs: tuple[Edge, ...]) -> list[str]:
         """Add the evaluation of all models; returns the jobs that merge its rows."""
-        measured = {}
-        transfers = any(task.task.kind == "transfer" for kind in MODEL_KINDS for task in self._tasks(kind))
-        merges = []
-        for name, arms, made_by in groups:
-            measured[name] = self._add_measurements(name, arms, made_by, needs)
+        evaluation, merges = self.study.evaluation, []
+        transfers = any(task.kind == "transfer" for kind in MODEL_KINDS for task in evaluation.tasks_of(kind))
+        measured: dict[str, Measured] = {}
+        for group in groups:
+            measured[group[0]] = self._add_measurements(group, needs)
             if not transfers:
-                merges += self._add_merge(name, arms, measured[name])
+                merges += self._add_merge(group, measured[group[0]])
         if (
             transfers
-        ):  # an arm's suffixes are tried on every other, so no model's rows are whole before all are measured
-            for name, arms, made_by in groups:
-                tried = self._add_transfers(name, arms, made_by, needs, measured)
-                merges += self._add_merge(name, arms, [*measured[name], *tried])
+        ):  # suffixes are tried on every arm, so no model's rows are whole before their own arms are measured
+            own = [name for name, arms, _ in groups if any(arm.name in evaluation.attacks.suffixes_of for arm in arms)]
+            sources = [job for name in own for job in measured[name]]
+            for group in groups:
+                tried = self._add_measurements(group, needs, sources)
+                merges += self._add_merge(group, measured[group[0]] + tried)
         return merges
 
-    def _tasks(self, kind: ModelKind) -> list[EvalTask]:
-        return self.study.evaluation.eval_tasks(kind)
+    def _add_measurements(self, group: Group, needs: tuple[Edge, ...], sources: Measured | None = None) -> Measured:
+        """Add the jobs that measure the models of a group of arms, one for each kind of model.
 
-    def _add_measurements(
-        self, name: str, arms: list[Arm], made_by: dict[ModelKind, str], needs: tuple[Edge, ...]
-    ) -> list[tuple[str, ModelKind]]:
-        """Add what is measured on the models of `arms` alone; returns the job for each kind of model."""
-        found: list[tuple[str, ModelKind]] = []
-        for kind in MODEL_KINDS:
-            elements = _evaluations(arms, kind, [task for task in self._tasks(kind) if task.task.kind != "transfer"])
-            if elements:
-                found.append(
-                    (self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made_by[kind]), *needs), kind)
-                )
-        return found
-
-    def _add_transfers(
-        self,
-        name: str,
-        arms: list[Arm],
-        made_by: dict[ModelKind, str],
-        needs: tuple[Edge, ...],
-        measured: dict[str, list[tuple[str, ModelKind]]],
-    ) -> list[tuple[str, ModelKind]]:
-        """Add the trials of other arms' suffixes on the models of `arms`; returns the job for each kind of model.
-
-        They wait for the arms whose suffixes they try, of which those that fail are missing.
+        With `sources`, jobs that find suffixes: those that try the suffixes. Where a source fails, they are missing.
         """
-        sources = self.study.evaluation.attacks.suffixes_of
-        groups = [group for group, members in self.study.groups.items() if any(arm.name in sources for arm in members)]
-        found: list[tuple[str, ModelKind]] = []
+        (name, arms, made_by), found = group, []
         for kind in MODEL_KINDS:
-            elements = _evaluations(arms, kind, [task for task in self._tasks(kind) if task.task.kind == "transfer"])
+            tasks = self.study.evaluation.eval_tasks(kind)
+            elements = [
+                Element(f"{arm.key}/{task.name}", arm=arm.name, seed=arm.replicate.seed, kind=kind, eval_task=task)
+                for arm in arms
+                for task in tasks
+                if (task.task.kind == "transfer") == (sources is not None)
+            ]
             if elements:
-                after = [Edge(job, "afterany") for group in groups for job, other in measured[group] if other == kind]
-                job = self._add(
-                    f"evaluate-{kind}-transfer-{name}", "evaluate", elements, Edge(made_by[kind]), *needs, *after
-                )
-                found.append((job, kind))
+                after = [Edge(job, "afterany") for job, of in sources or () if of == kind]
+                job = f"evaluate-{kind}-{name}" if sources is None else f"evaluate-{kind}-transfer-{name}"
+                found.append((self._add(job, "evaluate", elements, Edge(made_by[kind]), *needs, *after), kind))
         return found
 
-    def _add_merge(self, name: str, arms: list[Arm], measured: list[tuple[str, ModelKind]]) -> list[str]:
+    def _add_merge(self, group: Group, measured: Measured) -> list[str]:
         """Add the job that merges the rows of these jobs, if there are any; returns its name."""
         if not measured:
             return []
         # A failed evaluation does not hold back the others: the report says what is missing.
         after = [Edge(job, "afterany") for job, _ in measured]
         kinds = list(dict.fromkeys(kind for _, kind in measured))
-        return [self._add(f"merge-{name}", "merge", _models(arms, kinds), *after)]
-
-
-def _evaluations(arms: list[Arm], kind: ModelKind, tasks: list[EvalTask]) -> list[Element]:
-    return [
-        Element(f"{arm.key}/{task.name}", arm=arm.name, seed=arm.replicate.seed, kind=kind, eval_task=task)
-        for arm in arms
-        for task in tasks
-    ]
+        return [self._add(f"merge-{group[0]}", "merge", _models(group[1], kinds), *after)]
 
 
 def _training(segment: Segment) -> Element:
