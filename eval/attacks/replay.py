@@ -7,6 +7,7 @@ are data from elsewhere: what does not fit is an error that names file and entry
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,8 @@ from curricula.errors import UserError
 from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, text_of
 from curricula.eval.duplicates import cluster_of
 from curricula.eval.rows import SuffixRow, read_rows
+
+log = logging.getLogger(__name__)
 
 MOST_BYTES = 1 << 28
 """Of an artifact file; the published ones have up to 1 MB."""
@@ -56,8 +59,11 @@ NOT_ARTIFACTS = ("attack-info.json", "evaluation.json", "submission.json")
 
 
 def _prompts(name: str, label: str, file: Path) -> Iterator[Prompt]:
-    seen = set()
-    for entry in _read(name, file).jailbreaks:
+    seen, entries = set(), _read(name, file).jailbreaks
+    log.info(
+        "%s: %d of %d jailbreaks have no prompt to replay", file, sum(not one.prompt for one in entries), len(entries)
+    )
+    for entry in entries:
         if entry.index in seen:
             raise UserError(f"{file}: two jailbreaks have the index {entry.index}; remove one")
         seen.add(entry.index)
