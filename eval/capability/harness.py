@@ -96,11 +96,13 @@ def _load_tasks(name: str, local: LocalTask | None) -> tuple[Any, Any]:
 
 
 def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat: bool) -> dict[str, Any]:
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval import evaluator
 
     manager, task = _load_tasks(name, local)
+    # What it would record of git and the machine takes seconds of other programs, and is not read here.
+    evaluator.add_env_info = evaluator.get_git_commit_hash = lambda *_: None
     try:
-        found = simple_evaluate(
+        found = evaluator.simple_evaluate(
             model=lm,
             tasks=[task],
             task_manager=manager,

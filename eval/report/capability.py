@@ -39,6 +39,7 @@ def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folde
             panel.set_title(stage_title(stage).capitalize())
             _draw(panel, points)
             panel.set_xlabel(f"capability, {_main(by_stage[stage])}")
+        panels[0][0].set_ylim(bottom=0)  # once all have been drawn: it ends the scaling of them all
         panels[0][0].set_ylabel(f"attack success rate, {DECODERS[decoder]}")
         add_legend(canvas, shown.arms)
         return canvas
@@ -96,7 +97,6 @@ def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, CapabilityEstimate, Point
     places = [(capability.value, attack.value) for _, capability, attack in points]
     front = [places[place] for place in pareto_front(places)]
     panel.plot([x for x, _ in front], [y for _, y in front], color="#777777", lw=1.2, ls=(0, (4, 3)), zorder=3)
-    panel.set_ylim(bottom=0)
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
