@@ -11,10 +11,12 @@ An error names the file, the key, its value and what to write instead.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -63,6 +65,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 @functools.cache
 def _field_types(kind: type[Settings]) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
+
+
+@contextlib.contextmanager
+def located(key: str) -> Iterator[None]:
+    """Have a ValueError begin with the key that it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}.{error}") from None
 
 
 def read_yaml(path: Path, missing: str) -> Any:

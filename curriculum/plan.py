@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from curricula.curriculum.config import Curriculum, Mix, ReplicateDraws
@@ -391,6 +392,21 @@ class TrainingTree:
     """Parents before children."""
     branches: Mapping[str, str]
     """By the key of each arm, the branch whose last checkpoint is its base model."""
+
+    def chain(self, branch: str) -> list[Segment]:
+        """The segments of a branch, and those that lead to it."""
+        found = [self._last[branch]]
+        while found[0].parent:
+            found.insert(0, self._by_name[found[0].parent])
+        return found
+
+    @cached_property
+    def _by_name(self) -> dict[str, Segment]:
+        return {one.name: one for one in self.segments}
+
+    @cached_property
+    def _last(self) -> dict[str, Segment]:
+        return {one.branch: one for one in self.segments}
 
 
 def training_tree(lines: Sequence[Line]) -> TrainingTree:

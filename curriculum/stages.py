@@ -13,11 +13,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from curricula.curriculum.config import AnyStage, Midtrain, Tuning
-from curricula.curriculum.plan import Arm, Budget
+import msgspec
+
+from curricula.curriculum.config import AnyStage, Midtrain, Mix, Tuning
+from curricula.curriculum.plan import TRUNK, Arm, Budget
 from curricula.curriculum.stream.blend import Phase
 
 BASE = "base"
+NOT_STAGES = (
+    *(BASE, TRUNK, "all", "none"),
+    *("fetch", "prepare", "tokenize", "pretrain", "tune", "midtrain", "export", "evaluate", "along", "merge", "report"),
+)
+NOT_BEGINNINGS = ("fetch-", "pretrain-", "export-", "evaluate-", "along-", "merge-")
+"""Names that stages cannot have, since jobs and the option --stage do."""
 
 
 def model_name(stage: str, point: str = "") -> str:
@@ -122,3 +130,30 @@ def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mappi
         if name not in ordered:
             add(name, ())
     return StageTree(ordered, having)
+
+
+def written_out(
+    name: str, stage: AnyStage, global_batch: int, micro_batch: int, sequence_length: int, mixes: Mapping[str, Mix]
+) -> AnyStage:
+    """The stage with what it does not say: batches as in pretraining, steps instead of tokens, weights instead of a mix's name.
+
+    Raises ValueError, naming the key, where it cannot be trained so.
+    """
+    if not isinstance(stage, Midtrain):
+        return stage
+    batch = stage.global_batch or global_batch
+    micro = stage.micro_batch or min(batch, micro_batch)
+    if batch % micro:
+        raise ValueError(f"stages.{name}: global_batch {batch} is not a multiple of micro_batch {micro}")
+    steps = stage.steps or round((stage.tokens or 0) / (batch * sequence_length))
+    if not steps:
+        raise ValueError(f"stages.{name}.tokens {stage.tokens} is less than one step; raise it")
+    if isinstance(stage.mix, str) and stage.mix not in mixes:
+        raise ValueError(f"stages.{name}.mix is {stage.mix!r}; choose from {', '.join(mixes)}, or write weights")
+    mix = mixes[stage.mix] if isinstance(stage.mix, str) else stage.mix
+    return msgspec.structs.replace(stage, tokens=None, steps=steps, global_batch=batch, micro_batch=micro, mix=mix)
+
+
+def is_taken(name: str) -> bool:
+    """Whether a stage cannot have this name, since something else has it."""
+    return name in NOT_STAGES or name.startswith(NOT_BEGINNINGS)

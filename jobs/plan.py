@@ -179,9 +179,9 @@ class _Makers:
             return self.suffixes.get((self.study.owners.get((source, element.kind), source), element.kind), [])
         key, study, found = _key(element, self.study), self.study, set(self.shared)
         if element.segment:
-            before = [next(one.parent or "" for one in study.chain(key) if one.name == element.segment)]
+            before = [next(one.parent or "" for one in study.training_tree.chain(key) if one.name == element.segment)]
         else:
-            before = [one.name for one in study.chain(study.training_tree.branches.get(key, key))]
+            before = [one.name for one in study.training_tree.chain(study.training_tree.branches.get(key, key))]
             for kind in {kind for _, kind in self.by_model} & self._read_by(element):
                 found |= self.by_model.get((key, kind), set())
                 found |= self.by_model.get((study.owners.get((key, kind), key), kind), set())

@@ -5,7 +5,6 @@ Nothing here imports torch, so that a login node can read and plan a study.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -47,23 +46,20 @@ from curricula.curriculum.plan import (
 )
 from curricula.curriculum.sources.conversations import POOLS, TuningSet
 from curricula.curriculum.sources.declared import anchor, declared_in
-from curricula.curriculum.stages import BASE, StageTree, stage_tree
+from curricula.curriculum.stages import BASE, StageTree, is_taken, stage_tree, written_out
 from curricula.curriculum.sweep import Sweep, variants_of
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import FULL, EvalConfig, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import (
-    PRESETS,
-    ExecutionConfig,
-    ModelConfig,
-    ScheduleConfig,
     TrackingConfig,
     TrainConfig,
 )
 from curricula.model.schedule import decay_start, warmup_steps
+from curricula.model.study import Finetuning, Model, Pretraining, Resources, train_config_of
 from curricula.provenance import PACKAGE
-from curricula.settings import NonNegative, Positive, PositiveNumber, Settings, changed, parse, read_yaml
+from curricula.settings import NonNegative, Settings, changed, parse, read_yaml
 
 STUDIES = PACKAGE / "jobs" / "studies"
 EXAMPLES = (
@@ -75,122 +71,6 @@ SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
 """Settings of pretraining on which no weight depends."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A name that can be part of a path, a job's name and an option."""
-NOT_STAGES = (
-    *(BASE, TRUNK, "all", "none"),
-    *("fetch", "prepare", "tokenize", "pretrain", "tune", "midtrain", "export", "evaluate", "along", "merge", "report"),
-)
-NOT_BEGINNINGS = ("fetch-", "pretrain-", "export-", "evaluate-", "along-", "merge-")
-"""Names that stages cannot have, since jobs and the option --stage do."""
-
-
-class Model(Settings, frozen=True):
-    """A preset of model/config.py, with the study's changes to it."""
-
-    preset: str
-    """A name in `PRESETS`."""
-    tied: bool | None = None
-    """Whether the output projection is the embedding matrix; by default the preset's."""
-    vocabulary: Positive | None = None
-    """Entries of the embedding; by default the preset's."""
-    sequence_length: Positive | None = None
-    """Tokens in a row of training; by default the preset's."""
-    rope_base: float | None = None
-    """Base of the rotary positions; by default the preset's, 10,000."""
-    weights: str | None = None
-    """Pretrained weights to continue from: a Hugging Face folder, a GGUF file, or a package that holds one."""
-
-    def check(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
-
-    def resolve(self) -> ModelConfig:
-        given = {name: getattr(self, name) for name in ("tied", "vocabulary", "sequence_length", "rope_base")}
-        changes = {name: value for name, value in given.items() if value is not None}
-        return msgspec.structs.replace(PRESETS[self.preset], **changes)
-
-
-class Pretraining(TrainConfig, frozen=True, kw_only=True):
-    """How each arm is pretrained."""
-
-    budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)] | None = None
-    """Tokens that each arm reads, rounded to whole steps. Give this or `tokens_per_parameter`."""
-    tokens_per_parameter: PositiveNumber | None = None
-    """The same as a multiple of the model's parameters with embeddings. About 20 is compute-optimal (Hoffmann et al. 2022)."""
-    global_batch: Positive
-    """Sequences in one optimizer step."""
-    micro_batch: Positive
-    """Sequences in one forward and backward pass of a device; it divides the global batch."""
-    save_interval_steps: Positive = 1000
-    """Optimizer steps between checkpoints."""
-    along: Along | None = None
-    """What is measured on the way, on checkpoints of the trunk once for all arms; null measures the end alone."""
-
-    def check(self) -> None:
-        given = [name for name in ("budget_tokens", "tokens_per_parameter") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"{' and '.join(given) or 'neither'} given; give budget_tokens or tokens_per_parameter")
-
-
-class Finetuning(Settings, frozen=True):
-    """Short for the paper's two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
-
-    instruct: Tuning
-    """Safety instruction tuning of the base model (section 4.4 of the paper)."""
-    benign: Tuning | None
-    """null leaves the stage out."""
-    save_interval_steps: Positive = 500
-    """Optimizer steps between saves; also of the finetuning stages in `stages`."""
-    save_interval_minutes: PositiveNumber | None = 30.0
-    """Save also when this many minutes have passed since the last save; also in `stages`."""
-
-    def check(self) -> None:
-        for name, stage in (("instruct", self.instruct), ("benign", self.benign)):
-            if stage and stage.parent:
-                raise ValueError(
-                    f"{name}.from is {stage.parent!r}, which is fixed in tuning; write the stage under stages"
-                )
-
-    @property
-    def stages(self) -> dict[str, Tuning]:
-        """The stages by the name of the model that each makes, in their order."""
-        after = msgspec.structs.replace(self.benign, parent="instruct") if self.benign else None
-        return {"instruct": self.instruct, **({"benign": after} if after else {})}
-
-
-class Allocation(Settings, frozen=True):
-    """What one element of a stage asks of the cluster."""
-
-    nodes: Positive = 1
-    """Machines."""
-    gpus_per_node: Positive = 1
-    """GPUs on each of them, with a process each."""
-    hours: PositiveNumber = 1.0
-    """The time limit, over all restarts."""
-
-    @property
-    def gpus(self) -> int:
-        return self.nodes * self.gpus_per_node
-
-
-class Resources(ExecutionConfig, frozen=True, kw_only=True):
-    """What the jobs ask of a cluster, and how many elements run at a time on one machine."""
-
-    pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
-    """Of each segment of the training tree."""
-    tuning: Allocation = Allocation(gpus_per_node=4, hours=4)
-    """Of each model that is tuned."""
-    evaluation: Allocation = Allocation(hours=1)
-    """Of each task on one benchmark; it takes one GPU at most."""
-    data_hours: PositiveNumber = 24
-    """The time limit of each element that fetches, prepares, tokenises, exports or reports."""
-    data_cpus: Positive = 8
-    """CPUs of each element that fetches, prepares or tokenises; tokenising uses them all."""
-    expected_mfu: PositiveNumber = 0.40
-    """Share of the GPUs' peak that the estimate of pretraining's GPU-hours assumes."""
-    gpu_memory_gib: PositiveNumber = 79.0
-    """Memory of one GPU (H100 80GB), for the estimate of memory."""
-    workers: Positive = 2
-    """Elements that run at a time with `--cluster local`."""
 
 
 class Study(Settings, frozen=True, dict=True):
@@ -346,7 +226,7 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_stages(self) -> None:
         for name in self.stages:
-            if not PLAIN_NAME.fullmatch(name) or name in NOT_STAGES or name.startswith(NOT_BEGINNINGS):
+            if not PLAIN_NAME.fullmatch(name) or is_taken(name):
                 raise ValueError(f"stage {name!r} is no plain word, or the name of something else; choose another")
             if self.tuning and name in self.tuning.stages:
                 raise ValueError(f"stages and tuning both define {name}; keep one of them")
@@ -372,10 +252,10 @@ class Study(Settings, frozen=True, dict=True):
             if at is not None and not 0 < at < self.budget.steps:
                 raise ValueError(f"{place}.at is {stage.at:g}, which is step {at:,} of {self.budget.steps:,}; move it")
             if stage.along and (steps := stage.total_steps if isinstance(stage, Tuning) else stage.steps):
-                with _located(place):
+                with located(place):
                     stage.along.steps(steps)
         if self.pretraining.along:
-            with _located("pretraining"):
+            with located("pretraining"):
                 self.pretraining.along.steps(self.budget.steps)
 
     def _check_sweep(self) -> None:
@@ -440,7 +320,9 @@ class Study(Settings, frozen=True, dict=True):
     def tree(self) -> StageTree:
         """All stages after pretraining, those of `tuning` first, with what is not given written out."""
         given: dict[str, AnyStage] = {**(self.tuning.stages if self.tuning else {}), **self.stages}
-        resolved = {name: self._resolved(name, stage) for name, stage in given.items()}
+        pretraining, length, mixes = self.pretraining, self.budget.sequence_length, self.curriculum.mixes()
+        batches = pretraining.global_batch, pretraining.micro_batch
+        resolved = {name: written_out(name, stage, *batches, length, mixes) for name, stage in given.items()}
         return stage_tree(
             resolved, list(dict.fromkeys(arm.name for arm in self.arms)), {name: self.place_of(name) for name in given}
         )
@@ -461,43 +343,9 @@ class Study(Settings, frozen=True, dict=True):
                 f"sweep turns the order of stages round ({circle}); give one of them another name"
             ) from None
 
-    def _resolved(self, name: str, stage: AnyStage) -> AnyStage:
-        if not isinstance(stage, Midtrain):
-            return stage
-        batch = stage.global_batch or self.pretraining.global_batch
-        micro = stage.micro_batch or min(batch, self.pretraining.micro_batch)
-        if batch % micro:
-            raise ValueError(f"stages.{name}: global_batch {batch} is not a multiple of micro_batch {micro}")
-        steps = stage.steps or round((stage.tokens or 0) / (batch * self.budget.sequence_length))
-        if not steps:
-            raise ValueError(f"stages.{name}.tokens {stage.tokens} is less than one step; raise it")
-        mixes = self.curriculum.mixes()
-        if isinstance(stage.mix, str) and stage.mix not in mixes:
-            raise ValueError(f"stages.{name}.mix is {stage.mix!r}; choose from {', '.join(mixes)}, or write weights")
-        mix = mixes[stage.mix] if isinstance(stage.mix, str) else stage.mix
-        return msgspec.structs.replace(stage, tokens=None, steps=steps, global_batch=batch, micro_batch=micro, mix=mix)
-
     def train_config(self, name: str) -> TrainConfig:
         """How a stage trains."""
-        stage = self.tree.stages[name]
-        assert stage.micro_batch
-        like: TrainConfig = self.pretraining
-        if isinstance(stage, Tuning):
-            saves = self.tuning or TrainConfig()
-            like = TrainConfig(
-                save_interval_steps=saves.save_interval_steps, save_interval_minutes=saves.save_interval_minutes
-            )
-        optimizer = msgspec.structs.replace(like.optimizer, lr=stage.lr)
-        if stage.weight_decay is not None:
-            optimizer = msgspec.structs.replace(optimizer, weight_decay=stage.weight_decay)
-        schedule = ScheduleConfig(kind="cosine", warmup_fraction=stage.warmup_fraction)
-        if stage.decay_fraction is not None:
-            falling = {"kind": "warmup-stable-decay", "decay_fraction": stage.decay_fraction}
-            schedule = msgspec.structs.replace(schedule, **falling)
-        settings = {key: getattr(like, key) for key in TrainConfig.__struct_fields__}
-        return TrainConfig(
-            **{**settings, "micro_batch": stage.micro_batch, "optimizer": optimizer, "schedule": schedule}
-        )
+        return train_config_of(self.tree.stages[name], self.pretraining, self.tuning)
 
     @property
     def tunings(self) -> list[Tuning]:
@@ -547,23 +395,7 @@ class Study(Settings, frozen=True, dict=True):
     def path(self, arm: Arm) -> list[Segment]:
         """The segments that train `arm`, from the first step to the last."""
         tree = self.whole.training_tree
-        return self.chain(tree.branches.get(arm.key, branch_of(arm)))
-
-    def chain(self, branch: str) -> list[Segment]:
-        """The segments of a branch, and those that lead to it."""
-        whole = self.whole
-        found = [whole._last_segments[branch]]
-        while found[0].parent:
-            found.insert(0, whole._by_name[found[0].parent])
-        return found
-
-    @cached_property
-    def _by_name(self) -> dict[str, Segment]:
-        return {one.name: one for one in self.segments}
-
-    @cached_property
-    def _last_segments(self) -> dict[str, Segment]:
-        return {one.branch: one for one in self.segments}
+        return tree.chain(tree.branches.get(arm.key, branch_of(arm)))
 
     def kept_steps(self, branch: str) -> set[int]:
         """The steps of a branch at which stages begin or models are measured, beside the ends of its segments."""
@@ -734,15 +566,6 @@ class Study(Settings, frozen=True, dict=True):
             self.pretraining.schedule, decay_fraction=1 - self.budget.step_at(arm.cooldown) / steps
         )
         return msgspec.structs.replace(self.pretraining, schedule=falls)
-
-
-@contextlib.contextmanager
-def _located(place: str) -> Iterator[None]:
-    """Have a ValueError begin with the key that it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{place}.{error}") from None
 
 
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:

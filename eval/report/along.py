@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
-from curricula.eval.report.curves import CURVE_LOOKS
+from curricula.eval.report.drawing.curves import CURVE_LOOKS
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.wording import DECODERS
 

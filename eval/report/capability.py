@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from curricula.eval.analysis.capability import BitsEstimate, CapabilityEstimate, pareto_front
 from curricula.eval.analysis.metrics import ALL
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.report.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
+from curricula.eval.report.drawing.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.over_seeds import EstimateCell, EstimateTable
 from curricula.eval.report.points import Point, Shown

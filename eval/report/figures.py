@@ -24,9 +24,9 @@ from matplotlib.ticker import PercentFormatter
 
 from curricula import durable
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, StudyMetrics
-from curricula.eval.report.bars import draw_overrefusal
-from curricula.eval.report.curves import draw_attacks, draw_probes, finish_panels, side_by_side
-from curricula.eval.report.panels import INK, Panel, Series, draw_panels
+from curricula.eval.report.drawing.bars import draw_overrefusal
+from curricula.eval.report.drawing.curves import draw_attacks, draw_probes, finish_panels, side_by_side
+from curricula.eval.report.drawing.panels import INK, Panel, Series, draw_panels
 from curricula.eval.report.points import Shown
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
 from curricula.eval.report.wording import DECODERS, STAGES, arm_label, prompts_and_judge, stage_title

@@ -14,7 +14,7 @@ from matplotlib import pyplot
 
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.probes.representations import Representation
-from curricula.eval.report.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
+from curricula.eval.report.drawing.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.over_seeds import EstimateCell, EstimateTable
 from curricula.eval.report.points import Shown

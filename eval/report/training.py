@@ -16,7 +16,7 @@ from typing import Any
 
 from curricula import durable
 from curricula.errors import UserError
-from curricula.eval.report.panels import INK, Panel, Series
+from curricula.eval.report.drawing.panels import INK, Panel, Series
 
 POINTS = 250
 """Points of a curve on the page; each is the mean of the steps that it stands for."""

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from curricula.errors import UsageError
-from curricula.jobs.study import Allocation
+from curricula.model.study import Allocation
 from curricula.settings import (
     NonNegative,
     NonNegativeNumber,

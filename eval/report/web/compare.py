@@ -20,9 +20,9 @@ from markupsafe import Markup
 from matplotlib import pyplot
 
 from curricula import durable
+from curricula.eval.report.drawing.panels import Panel, Series, draw_panels
 from curricula.eval.report.figures import FORMATS, STYLE
 from curricula.eval.report.page import MARKS, policy, template
-from curricula.eval.report.panels import Panel, Series, draw_panels
 from curricula.eval.report.tables import write_tables
 from curricula.eval.report.web.data import CHART_SCRIPTS, HERE, embedded_json, embedded_svg, plain_data, program
 from curricula.eval.report.wording import DECODERS

@@ -16,9 +16,9 @@ from markupsafe import Markup
 
 from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.analysis.study_rows import StudyRows
-from curricula.eval.report.curves import curves_of
+from curricula.eval.report.drawing.curves import curves_of
+from curricula.eval.report.drawing.panels import Panel
 from curricula.eval.report.figures import FIGURES, Figure
-from curricula.eval.report.panels import Panel
 from curricula.eval.report.points import PointRow, Shown
 from curricula.eval.report.web.answers import Answers
 from curricula.eval.report.wording import CATEGORIES, DECODERS, STAGES, arm_label, stage_title

@@ -1,0 +1,142 @@
+"""What a study file says about its model, about training and about the machines for it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from curricula.curriculum.config import Along, AnyStage, Tuning
+from curricula.model.config import PRESETS, ExecutionConfig, ModelConfig, ScheduleConfig, TrainConfig
+from curricula.settings import Positive, PositiveNumber, Settings
+
+
+class Model(Settings, frozen=True):
+    """A preset of model/config.py, with the study's changes to it."""
+
+    preset: str
+    """A name in `PRESETS`."""
+    tied: bool | None = None
+    """Whether the output projection is the embedding matrix; by default the preset's."""
+    vocabulary: Positive | None = None
+    """Entries of the embedding; by default the preset's."""
+    sequence_length: Positive | None = None
+    """Tokens in a row of training; by default the preset's."""
+    rope_base: float | None = None
+    """Base of the rotary positions; by default the preset's, 10,000."""
+    weights: str | None = None
+    """Pretrained weights to continue from: a Hugging Face folder, a GGUF file, or a package that holds one."""
+
+    def check(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
+
+    def resolve(self) -> ModelConfig:
+        given = {name: getattr(self, name) for name in ("tied", "vocabulary", "sequence_length", "rope_base")}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return msgspec.structs.replace(PRESETS[self.preset], **changes)
+
+
+class Pretraining(TrainConfig, frozen=True, kw_only=True):
+    """How each arm is pretrained."""
+
+    budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)] | None = None
+    """Tokens that each arm reads, rounded to whole steps. Give this or `tokens_per_parameter`."""
+    tokens_per_parameter: PositiveNumber | None = None
+    """The same as a multiple of the model's parameters with embeddings. About 20 is compute-optimal (Hoffmann et al. 2022)."""
+    global_batch: Positive
+    """Sequences in one optimizer step."""
+    micro_batch: Positive
+    """Sequences in one forward and backward pass of a device; it divides the global batch."""
+    save_interval_steps: Positive = 1000
+    """Optimizer steps between checkpoints."""
+    along: Along | None = None
+    """What is measured on the way, on checkpoints of the trunk once for all arms; null measures the end alone."""
+
+    def check(self) -> None:
+        given = [name for name in ("budget_tokens", "tokens_per_parameter") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"{' and '.join(given) or 'neither'} given; give budget_tokens or tokens_per_parameter")
+
+
+class Finetuning(Settings, frozen=True):
+    """Short for the paper's two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
+
+    instruct: Tuning
+    """Safety instruction tuning of the base model (section 4.4 of the paper)."""
+    benign: Tuning | None
+    """null leaves the stage out."""
+    save_interval_steps: Positive = 500
+    """Optimizer steps between saves; also of the finetuning stages in `stages`."""
+    save_interval_minutes: PositiveNumber | None = 30.0
+    """Save also when this many minutes have passed since the last save; also in `stages`."""
+
+    def check(self) -> None:
+        for name, stage in (("instruct", self.instruct), ("benign", self.benign)):
+            if stage and stage.parent:
+                raise ValueError(
+                    f"{name}.from is {stage.parent!r}, which is fixed in tuning; write the stage under stages"
+                )
+
+    @property
+    def stages(self) -> dict[str, Tuning]:
+        """The stages by the name of the model that each makes, in their order."""
+        after = msgspec.structs.replace(self.benign, parent="instruct") if self.benign else None
+        return {"instruct": self.instruct, **({"benign": after} if after else {})}
+
+
+class Allocation(Settings, frozen=True):
+    """What one element of a stage asks of the cluster."""
+
+    nodes: Positive = 1
+    """Machines."""
+    gpus_per_node: Positive = 1
+    """GPUs on each of them, with a process each."""
+    hours: PositiveNumber = 1.0
+    """The time limit, over all restarts."""
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+class Resources(ExecutionConfig, frozen=True, kw_only=True):
+    """What the jobs ask of a cluster, and how many elements run at a time on one machine."""
+
+    pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
+    """Of each segment of the training tree."""
+    tuning: Allocation = Allocation(gpus_per_node=4, hours=4)
+    """Of each model that is tuned."""
+    evaluation: Allocation = Allocation(hours=1)
+    """Of each task on one benchmark; it takes one GPU at most."""
+    data_hours: PositiveNumber = 24
+    """The time limit of each element that fetches, prepares, tokenises, exports or reports."""
+    data_cpus: Positive = 8
+    """CPUs of each element that fetches, prepares or tokenises; tokenising uses them all."""
+    expected_mfu: PositiveNumber = 0.40
+    """Share of the GPUs' peak that the estimate of pretraining's GPU-hours assumes."""
+    gpu_memory_gib: PositiveNumber = 79.0
+    """Memory of one GPU (H100 80GB), for the estimate of memory."""
+    workers: Positive = 2
+    """Elements that run at a time with `--cluster local`."""
+
+
+def train_config_of(stage: AnyStage, pretraining: Pretraining, tuning: Finetuning | None) -> TrainConfig:
+    """How a stage after pretraining trains: in what it does not say, midtraining is like pretraining, and finetuning saves as
+    `tuning` does."""
+    assert stage.micro_batch
+    like: TrainConfig = pretraining
+    if isinstance(stage, Tuning):
+        saves = tuning or TrainConfig()
+        like = TrainConfig(
+            save_interval_steps=saves.save_interval_steps, save_interval_minutes=saves.save_interval_minutes
+        )
+    optimizer = msgspec.structs.replace(like.optimizer, lr=stage.lr)
+    if stage.weight_decay is not None:
+        optimizer = msgspec.structs.replace(optimizer, weight_decay=stage.weight_decay)
+    schedule = ScheduleConfig(kind="cosine", warmup_fraction=stage.warmup_fraction)
+    if stage.decay_fraction is not None:
+        falling = {"kind": "warmup-stable-decay", "decay_fraction": stage.decay_fraction}
+        schedule = msgspec.structs.replace(schedule, **falling)
+    settings = {key: getattr(like, key) for key in TrainConfig.__struct_fields__}
+    return TrainConfig(**{**settings, "micro_batch": stage.micro_batch, "optimizer": optimizer, "schedule": schedule})
