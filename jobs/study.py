@@ -59,7 +59,7 @@ from curricula.model import (
 from curricula.model.schedule import decay_start, warmup_steps
 from curricula.model.study import Finetuning, Model, Pretraining, Resources, train_config_of
 from curricula.provenance import PACKAGE
-from curricula.settings import NonNegative, Settings, changed, parse, read_yaml
+from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml
 
 STUDIES = PACKAGE / "jobs" / "studies"
 EXAMPLES = (
