@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from curricula.jobs.plan import Element
 from curricula.jobs.stages.base import Work, are_filled
 from curricula.jobs.stages.evaluate import Evaluate
 from curricula.jobs.stages.export import checkpoint_of, export_model
+from curricula.jobs.study import Study
 from curricula.progress import Progress
 
 
@@ -37,6 +39,9 @@ class Along(Evaluate):
             )
         world = run.world if study.world else None
         Merge(work.rows_folder, kind, config, world, tasks=tasks).judge(progress)
+
+    def flops(self, study: Study, element: Element) -> float:
+        return sum(self._flops_of(study, task) for task in study.eval_tasks(element.kind, on_the_way=True))
 
     def is_complete(self, work: Work) -> bool:
         from curricula.eval.judging.merge import is_merged

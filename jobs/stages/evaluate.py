@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from curricula.eval import EvalTask
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
@@ -54,8 +55,10 @@ class Evaluate(Stage):
 
     def flops(self, study: Study, element: Element) -> float:
         """Of the forward passes, as if every answer had its full length."""
-        task, evaluation, model = element.eval_task, study.evaluation, study.model.resolve()
-        assert task is not None
+        return 0.0 if element.eval_task is None else self._flops_of(study, element.eval_task)
+
+    def _flops_of(self, study: Study, task: EvalTask) -> float:
+        evaluation, model = study.evaluation, study.model.resolve()
         known = BENCHMARKS.get(task.benchmark)
         prompts = study.world.prompts_per_benchmark if study.world else known.rows if known else 0
         asked = min(prompts, task.limit or prompts) / task.shards
