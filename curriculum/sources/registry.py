@@ -29,9 +29,11 @@ class Dataset(Settings, frozen=True):
     parts: tuple[str, ...] = ()
     """Configurations on the hub; empty where there is only one."""
     split: str = "train"
+    """Its split on the hub."""
     revision: str | None = None
     """A commit; the newest by default, which `curricula data fetch` then records."""
     licence: str = "ODC-BY"
+    """Its licence, for the records."""
     gated: bool = False
     """Whether the hub asks for the acceptance of its licence."""
     text: str = "text"
