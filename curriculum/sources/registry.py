@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from curricula.core_yaml import load_yaml
-from curricula.curriculum.sources.tables import Table, columns_of, table_exists
+from curricula.curriculum.sources.tables import columns_of, table_exists
 from curricula.errors import UsageError, UserError
 from curricula.settings import Settings
 
@@ -92,11 +92,6 @@ def dataset(name: str) -> Dataset:
         return DATASETS[name]
     except KeyError:
         raise UsageError(f"dataset {name!r} is not known; choose one of {', '.join(DATASETS)}") from None
-
-
-def open_dataset(name: str, root: Path, parts: tuple[str, ...] = ()) -> Table:
-    """The rows of a dataset under `root`; raises UserError naming the file that is missing or damaged."""
-    return Table.open(*dataset(name).stems(root, parts))
 
 
 def local_root() -> Path | None:
