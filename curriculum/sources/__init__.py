@@ -4,18 +4,20 @@
 """
 
 from curricula.curriculum.sources.conversations import Conversation, read_conversations
+from curricula.curriculum.sources.declared import DeclaredTable, TextTable
 from curricula.curriculum.sources.documents import Document, Documents
-from curricula.curriculum.sources.registry import DATASETS, Dataset, local_root, open_dataset
+from curricula.curriculum.sources.registry import DATASETS, Dataset, local_root
 from curricula.curriculum.sources.tables import Table
 
 __all__ = [
     "DATASETS",
     "Conversation",
     "Dataset",
+    "DeclaredTable",
     "Document",
     "Documents",
     "Table",
+    "TextTable",
     "local_root",
-    "open_dataset",
     "read_conversations",
 ]

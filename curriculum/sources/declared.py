@@ -39,8 +39,8 @@ FIRST_ROWS = 100
 """Rows that are looked at before anything else is done."""
 _ON_THE_HUB: dict[str, Any] = {"config": None, "split": "train", "revision": None, "licence": "", "gated": False}
 """Keys of tables on the hub, with their defaults."""
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_PLAIN = re.compile(r"[A-Za-z0-9_][\w.+-]*")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_PLAIN = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 Kind = Literal["text", "number", "messages", "value"]
 """What a column holds. A column of values may be empty."""

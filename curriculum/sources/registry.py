@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from curricula.core_yaml import load_yaml
-from curricula.curriculum.sources.tables import Table, columns_of, table_exists
+from curricula.curriculum.sources.tables import columns_of, table_exists
 from curricula.errors import UsageError, UserError
 from curricula.settings import Settings
 
@@ -29,9 +29,11 @@ class Dataset(Settings, frozen=True):
     parts: tuple[str, ...] = ()
     """Configurations on the hub; empty where there is only one."""
     split: str = "train"
+    """Its split on the hub."""
     revision: str | None = None
     """A commit; the newest by default, which `curricula data fetch` then records."""
     licence: str = "ODC-BY"
+    """Its licence, for the records."""
     gated: bool = False
     """Whether the hub asks for the acceptance of its licence."""
     text: str = "text"
@@ -90,11 +92,6 @@ def dataset(name: str) -> Dataset:
         return DATASETS[name]
     except KeyError:
         raise UsageError(f"dataset {name!r} is not known; choose one of {', '.join(DATASETS)}") from None
-
-
-def open_dataset(name: str, root: Path, parts: tuple[str, ...] = ()) -> Table:
-    """The rows of a dataset under `root`; raises UserError naming the file that is missing or damaged."""
-    return Table.open(*dataset(name).stems(root, parts))
 
 
 def local_root() -> Path | None:

@@ -153,7 +153,7 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
 
 def _print_check(facts: dict[str, Any], console: Console) -> None:
     for about in facts["tables"]:
-        size = f"{about['files']:,} files, {count(about['bytes'])}B, {about['rows']:,} rows"
+        size = f"{about['files']:,} file{'s' * (about['files'] != 1)}, {count(about['bytes'])}B, {about['rows']:,} rows"
         console.print(f"\n{about['table']}: {printable(about['place'])}: {size}", style="bold", soft_wrap=True)
         for row in about["first_rows"]:
             shown = "  ".join(f"{name}={value!r}" for name, value in row.items())

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.registry import open_dataset
 from curricula.curriculum.sources.tables import Table
 from curricula.errors import UserError
 
@@ -148,16 +148,20 @@ def test_an_incomplete_dataset_is_not_read(tmp_path, marker):
 def test_a_table_of_all_parts_never_replaces_some_of_them(tmp_path):
     """The safe score alone must not become every score because of a file that holds them all."""
     folder = tmp_path / "fineweb_annotated"
+
+    def opened(name, *parts):
+        return TextTable(dataset=name, parts=parts).open(tmp_path, "sources.web")
+
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"text": "x"}\n')
-    assert len(open_dataset("fineweb-annotated", tmp_path)) == 1
+    assert len(opened("fineweb-annotated")) == 1
     for name in ("fineweb-edu", "fineweb-unsafe"):
         with pytest.raises(
             UserError, match="train: holds all parts of locuslab/.*, but the study asks only for score_"
         ):
-            open_dataset(name, tmp_path)
+            opened(name)
     with pytest.raises(UserError, match="train: holds all parts"):
-        open_dataset("fineweb-annotated", tmp_path, ("score_1",))
+        opened("fineweb-annotated", "score_1")
     (folder / "score_0.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(UserError, match="keep either this table or the parts"):
-        open_dataset("fineweb-annotated", tmp_path)
+        opened("fineweb-annotated")
