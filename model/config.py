@@ -154,7 +154,8 @@ class ExecutionConfig(Settings, frozen=True, kw_only=True):
     """Peak TFLOP/s of one GPU in bfloat16 (989: H100 SXM), for the model FLOP utilisation (MFU)."""
     engine: EngineConfig = EngineConfig()
     hang_minutes: PositiveNumber = 10.0
-    """A step that takes longer, and longer than 20 times the median step, counts as hung and ends the process."""
+    """A step that takes longer, and longer than 20 times the median step, counts as hung and ends the process. Loading, the
+    first steps, validation and saves may take six times as long."""
 
 
 class TrackingConfig(Settings, frozen=True):

@@ -147,6 +147,9 @@ class Profile(Settings, frozen=True):
     secrets_file: OneLine | None = None
     """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment. A value is all that
     follows the `=`, as it stands, without quotes around the whole."""
+    node_scratch: OneLine | None = None
+    """A folder on each node's own disk, such as $SLURM_TMPDIR, to which pretraining copies its shards first; each node expands
+    $NAME. With a container, name it in `mounts` too."""
     python: OneLine | None = None
     """The interpreter on the nodes. Default: the one that runs `curricula submit`."""
     container: Container | None = None

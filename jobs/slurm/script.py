@@ -38,6 +38,9 @@ CONTENTS = "# runs "
 LOG = "%A_%a_%t_log.out"
 """A task's log in RUN/slurm: array, index and rank. The script's own output goes to that of rank 0."""
 
+EXIT_PATIENCE_S = 60
+"""How long the other tasks of a job may take to end after its first one has finished the work."""
+
 SHORT = {
     "pretrain-trunk-": "t",
     "pretrain-": "pre-",
@@ -153,6 +156,8 @@ def body(
             exclude_file=str(root / "slurm" / "exclude"),
             excluded=f"{job.request.options.exclude}," if job.request.options.exclude else "",
             reserve_s=RESERVE_S,
+            several=job.request.nodes * job.request.tasks_per_node > 1,
+            exit_patience_s=EXIT_PATIENCE_S,
             task_log=str(root / "slurm" / LOG),
             srun_words=srun_words,
             command=command,

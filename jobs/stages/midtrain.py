@@ -10,7 +10,8 @@ from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask, Request
 from curricula.jobs.stages.base import Work
-from curricula.jobs.stages.pretrain import shard_files, validation_batches
+from curricula.jobs.stages.pretrain import shard_files, sources_of, validation_batches
+from curricula.jobs.stages.scratch import near
 from curricula.jobs.stages.tune import Tune, train_stage
 from curricula.jobs.study import Study
 from curricula.progress import Progress
@@ -29,7 +30,7 @@ class Midtrain(Tune):
         stream = study.tree.stream(work.element.kind, arm, study.budget)
         batches = PretrainingBatches(
             stream.phases,
-            run.shards,
+            near(run.shards, sources_of(stream.phases)),
             study.budget.sequence_length,
             stage.global_batch,
             arm.replicate.data_seed,

@@ -13,6 +13,7 @@ from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
+from curricula.jobs.stages.scratch import near
 from curricula.jobs.study import Study
 from curricula.model import TrainJob
 from curricula.model.checkpoints import require_checkpoint
@@ -73,9 +74,10 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
 
     study, budget = run.study, run.study.budget
     config = study.model.resolve()
+    phases = segment.arm.blend_phases(budget)
     batches = PretrainingBatches(
-        segment.arm.blend_phases(budget),
-        run.shards,
+        phases,
+        near(run.shards, sources_of(phases)),
         budget.sequence_length,
         budget.global_batch,
         segment.arm.replicate.data_seed,
@@ -107,10 +109,13 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
     )
 
 
+def sources_of(phases: Sequence[Phase]) -> list[str]:
+    return sorted({name for phase in phases for name, weight in phase.mix.items() if weight})
+
+
 def shard_files(run: Run, phases: Sequence[Phase]) -> list[Path]:
     """The first shard of each source in `phases`."""
-    sources = {name for phase in phases for name, weight in phase.mix.items() if weight}
-    return [run.shards / name / f"00000{suffix}" for name in sorted(sources) for suffix in (".idx", ".bin")]
+    return [run.shards / name / f"00000{suffix}" for name in sources_of(phases) for suffix in (".idx", ".bin")]
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -38,8 +38,9 @@ HANG_EXIT_CODE = os.EX_SOFTWARE
 """A hung process ends with 70: worth starting again, unlike 1, which would only end in 1 again."""
 HANG_FACTOR = 20.0
 """A step counts as hung when it takes longer than this many times the median step, and longer than the configured limit."""
-UNKNOWN_LIMIT_S = 3600.0
-"""The limit where there is no median: loading, compiling, the first steps, waiting for a save."""
+UNKNOWN_FACTOR, UNKNOWN_LEAST_S = 6.0, 120.0
+"""What has no median (loading, compiling, the first steps, waiting for a save) may take so many times the configured limit, and
+at least so long."""
 TICK_S = 1.0
 BACKSTOP = 1.5
 """Times the limit: when a timer in C writes the stacks, in case the interpreter itself is stuck."""
@@ -134,8 +135,9 @@ class Watchdog:
     def __init__(self, hang_minutes: float) -> None:
         """`hang_minutes` is the shortest time after which a step counts as hung."""
         self._floor_s = 60 * hang_minutes
+        self._unknown_limit_s = max(UNKNOWN_LEAST_S, UNKNOWN_FACTOR * self._floor_s)
         self._steps: deque[float] = deque(maxlen=50)
-        self._expected = _Expected("the start", UNKNOWN_LIMIT_S)
+        self._expected = _Expected("the start", self._unknown_limit_s)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -157,14 +159,14 @@ class Watchdog:
 
     def expect(self, what: str) -> None:
         """Something other than a step begins, such as a wait for a save, or one of its parts, such as a validation batch."""
-        self._expect(UNKNOWN_LIMIT_S, what)
+        self._expect(self._unknown_limit_s, what)
 
     def _expect(self, limit_s: float, what: str) -> None:
         self._expected = _Expected(what, limit_s)
 
     def _step_limit_s(self) -> float:
         if len(self._steps) < 3:
-            return UNKNOWN_LIMIT_S
+            return self._unknown_limit_s
         return max(self._floor_s, HANG_FACTOR * statistics.median(self._steps))
 
     def _watch(self) -> None:

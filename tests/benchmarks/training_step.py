@@ -88,7 +88,7 @@ def main() -> None:
     options.add_argument("--micro-batch", type=int, default=8, help="sequences")
     options.add_argument("--timed", type=int, default=5, help="timed steps of each variant")
     options.add_argument("--steps", type=int, default=300, help="steps of each variant's loss curve")
-    options.add_argument("--only", help="variants whose names hold this")
+    options.add_argument("--only", help="variants whose names hold one of these, by commas")
     options.add_argument("--sweep", action="store_true", help="also over micro-batch and sequence length, by ours")
     options.add_argument("--smoke", action="store_true", help="a tiny model on the CPU, to try the program itself")
     args = options.parse_args()
@@ -97,7 +97,8 @@ def main() -> None:
         args.micro_batch, args.timed, args.steps = 2, 2, 4
     model = PRESETS["tiny"] if args.smoke else PRESETS["smollm2-1.7b"]
     global_batch = 4 if args.smoke else TOKENS_PER_STEP // model.sequence_length
-    variants = [each for each in (SMOKE if args.smoke else FULL) if not args.only or args.only in each.name]
+    chosen = args.only.split(",") if args.only else [""]
+    variants = [each for each in (SMOKE if args.smoke else FULL) if any(part in each.name for part in chosen)]
     args.out.mkdir(parents=True, exist_ok=True)
     about = machine.describe()
     with tempfile.TemporaryDirectory(dir=args.folder) as aside:

@@ -105,7 +105,7 @@ def _write_study(folder: Path) -> Path:
         source["max_epochs"] = 1000
     tasks = {"base": [], "instruct": ["attacks-topk"], "benign": []}
     raw["evaluation"].update(gcg=None, probes=None, benchmarks=["tdc"], tasks=tasks)
-    raw["resources"]["hang_minutes"] = 0.15
+    raw["resources"]["hang_minutes"] = 0.25
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path

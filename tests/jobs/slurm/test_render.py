@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.completion import read_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.profile import Profile, Request
 from curricula.jobs.slurm.script import body, sbatch_options
 from curricula.jobs.slurm.snapshot import take_snapshot
 from curricula.jobs.slurm.submissions import submissions
@@ -185,6 +187,29 @@ def test_a_refused_requeue_ends_the_job_at_once_and_says_how_to_go_on(rendered, 
     failure = read_failure(began)
     assert (failure is None) == (calls == 60)
     assert failure is None or (told in failure.error and "retry" in failure.error and not failure.final)
+
+
+def test_a_task_that_hangs_on_its_way_out_does_not_hold_the_nodes_of_finished_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("curricula.jobs.slurm.script.EXIT_PATIENCE_S", 0)
+    run, jobs = new_run(tmp_path / "run")
+    job = replace(jobs["pretrain-0"], request=Request(nodes=2))
+    text = body(job, ["data-0", "full-0"], run.study, Profile(), run.root, take_snapshot(run.root))
+    (tmp_path / "bin").mkdir()
+    stand_in(tmp_path, "srun", f"#!/bin/bash\nsleep 0.1\n{DONE}exec sleep 100\n")
+    stand_in(tmp_path, "scontrol", "#!/bin/bash\n")
+    stand_in(tmp_path, "script", f"#!/bin/bash\n{text}")
+    began = time.monotonic()
+    ran = call(tmp_path, "script", SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="8")
+    assert ran.returncode == 0 and time.monotonic() - began < 60
+
+
+def test_the_nodes_own_disk_is_named_to_the_work_and_expanded_only_there(tmp_path):
+    run, jobs = new_run(tmp_path / "run")
+    profile = Profile(node_scratch="$DISK/$(touch pwned)")
+    text = body(jobs["pretrain-0"], ["data-0"], run.study, profile, run.root, take_snapshot(run.root))
+    (line,) = [line for line in text.splitlines() if "CURRICULA_NODE_SCRATCH" in line]
+    ran = subprocess.run(["bash", "-c", f"{line}; echo $CURRICULA_NODE_SCRATCH"], capture_output=True, text=True)
+    assert ran.stdout.strip() == "$DISK/$(touch pwned)"
 
 
 def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_path):

@@ -60,7 +60,8 @@ def test_losses_on_the_gpu_are_those_of_the_cpu_within_bfloat16_rounding(gpu_run
     assert gpu_run[1] == pytest.approx(losses(tmp_path, device="cpu"), rel=0.02)
 
 
-needs_te = pytest.mark.skipif(importlib.util.find_spec("transformer_engine") is None, reason="no transformer_engine")
+no_te = pytest.mark.skipif(importlib.util.find_spec("transformer_engine") is None, reason="no transformer_engine")
+needs_te = (pytest.mark.te, no_te)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,8 @@ def test_all_backends_give_the_same_losses(gpu_run, tmp_path, engine, tolerance)
     assert losses(tmp_path, device="gpu", **engine) == pytest.approx(gpu_run[1], rel=tolerance)
 
 
-@needs_te
+@pytest.mark.te
+@no_te
 @pytest.mark.parametrize("engines", [("torch", "te"), ("te", "torch")], ids="-to-".join)
 def test_a_run_continues_with_another_backend(gpu_run, tmp_path, engines):
     losses(tmp_path, device="gpu", backend=engines[0], kill_at=7)

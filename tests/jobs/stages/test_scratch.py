@@ -1,0 +1,97 @@
+"""Shards on a node's own disk: the copy holds what the shared folder holds, at any time and whoever copies."""
+
+import multiprocessing
+import os
+import shutil
+
+import pytest
+from shard_folders import write_source
+
+from curricula.errors import UserError
+from curricula.jobs.stages import scratch
+from curricula.jobs.stages.scratch import SCRATCH, near
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for name in ("web", "safe", "unused"):
+        write_source(tmp_path / "shards" / name, [50, 70])
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    (tmp_path / "disk of the node").mkdir()
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk of the node"))
+    monkeypatch.setenv(SCRATCH, "$NODE_DISK")
+    return tmp_path / "disk of the node"
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_without_a_scratch_folder_the_shared_shards_are_read(shards, monkeypatch):
+    monkeypatch.delenv(SCRATCH, raising=False)
+    assert near(shards, ["web"]) == shards
+
+
+def test_the_sources_in_use_are_copied_to_a_private_folder(shards, disk):
+    copies = near(shards, ["web", "safe"])
+    assert disk in copies.parents and {path.name for path in copies.iterdir()} == {"web", "safe", "lock"}
+    assert contents(copies / "web") == contents(shards / "web")
+    assert copies.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_was_tokenised_anew_or_cut_short_is_copied_again_and_nothing_else(shards, disk):
+    copies = near(shards, ["web", "safe"])
+    untouched = (copies / "safe/00000.bin").stat().st_ino
+    shutil.rmtree(shards / "web")
+    write_source(shards / "web", [90])
+    (copies / "safe/00001.bin").write_bytes(b"torn")
+    near(shards, ["web", "safe"])
+    assert contents(copies / "web") == contents(shards / "web")
+    assert contents(copies / "safe") == contents(shards / "safe")
+    assert (copies / "safe/00000.bin").stat().st_ino == untouched
+
+
+def test_processes_of_one_node_copy_once_and_all_read_the_copy(shards, disk):
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        found = pool.starmap(near, [(shards, ["web"])] * 4)
+    assert len(set(found)) == 1 and contents(found[0] / "web") == contents(shards / "web")
+
+
+def test_a_copy_that_was_killed_halfway_is_never_read(shards, disk, monkeypatch):
+    real = shutil.copyfile
+
+    def killed(source, target):
+        real(source, target)
+        if source.name == "00001.bin":
+            os.truncate(target, 10)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(scratch.shutil, "copyfile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        near(shards, ["web"])
+    monkeypatch.undo()
+    os.environ[SCRATCH] = str(disk)
+    try:
+        assert contents(near(shards, ["web"]) / "web") == contents(shards / "web")
+    finally:
+        del os.environ[SCRATCH]
+
+
+def test_a_disk_that_is_too_small_is_left_alone(shards, disk, monkeypatch, caplog):
+    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    assert near(shards, ["web"]) == shards
+    assert "this node reads the shared ones" in caplog.text
+
+
+def test_a_missing_folder_and_one_made_by_another_user_are_refused(shards, disk, monkeypatch):
+    copies = near(shards, ["web"])
+    copies.parent.chmod(0o777)
+    with pytest.raises(UserError, match="others than its owner may write there"):
+        near(shards, ["web"])
+    monkeypatch.setenv(SCRATCH, "/no/such/disk")
+    with pytest.raises(UserError, match="node_scratch: /no/such/disk is no folder on"):
+        near(shards, ["web"])
