@@ -67,7 +67,8 @@ def _draw(points: Sequence[CurvePoint], panels: Sequence[tuple[str, str]], by_to
     looks = dict(zip(dict.fromkeys(point.arm for point in points), itertools.cycle(CURVE_LOOKS)))
     for panel, (measure, series) in zip(axes.flat, panels):
         own = [point for point in points if (point.measure, point.series) == (measure, series)]
-        panel.set_title(f"{measure}, {DECODERS.get(series, series)}", fontsize=9)
+        shown = f"{series} layer" if measure == "probe AUC" else DECODERS.get(series, series)
+        panel.set_title(f"{measure}, {shown}", fontsize=9)
         panel.set_xlabel("tokens" if by_tokens else "steps")
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         if measure in RATES:

@@ -120,13 +120,13 @@ def loss_of(run: Run) -> dict[str, Any]:
     return {"loss": kinds, "tag": special_ids(load_tokenizer(run.tokenizer))[1]} if kinds else {}
 
 
+def sources_of(phases: Sequence[Phase]) -> list[str]:
+    return sorted({name for phase in phases for name, weight in phase.mix.items() if weight})
+
+
 def shard_files(run: Run, phases: Sequence[Phase]) -> list[Path]:
     """The first shard of each source in `phases`."""
     return [run.shards / name / f"00000{suffix}" for name in sources_of(phases) for suffix in (".idx", ".bin")]
-
-
-def sources_of(phases: Sequence[Phase]) -> list[str]:
-    return sorted({name for phase in phases for name, weight in phase.mix.items() if weight})
 
 
 def _is_whole(checkpoint: Path) -> bool:
