@@ -1,0 +1,32 @@
+"""The overview of a sweep: tables of all points as one, the effect at each point, nothing unescaped."""
+
+import csv
+
+from curricula.durable import write_json
+from curricula.eval.report.sweep import SweptPoint, write_overview
+
+HOSTILE = "<script>alert(1)</script>\u202e"
+
+
+def point(out, name, value, settings):
+    folder = out / "points" / name
+    (folder / "tables").mkdir(parents=True)
+    gap = {"stage": "base", "decoder": "topk", "task": "attacks-topk", "reference": "safe-100", "arm": "data-0"}
+    over = {**gap, "task": "overrefusal-topk", "arm": "only refusals"}
+    gaps = [{**one, "value": value, "low": value - 0.1, "high": value + 0.1} for one in (gap, over)]
+    write_json(folder / "summary.json", {"differences": gaps, "trends": [{"outcome": "inconclusive"}] * 2})
+    (folder / "tables" / "differences.csv").write_text(f"arm,value\ndata-0,{value}\n=1+1,0\n")
+    return SweptPoint(name, settings, 852_864, 1000, folder / "index.html")
+
+
+def test_the_overview_joins_the_points_and_escapes_what_it_shows(tmp_path):
+    points = [point(tmp_path, "small", -0.2, HOSTILE), point(tmp_path, "large", -0.3, "model.preset: x")]
+    page = write_overview("study", points, tmp_path).read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page and "⟨U+202E⟩" in page
+    assert 'href="points/small/index.html"' in page and "2 inconclusive" in page
+    assert "−20.0" in page and "−40.0 to −20.0" in page and "only refusals" not in page
+    rows = list(csv.DictReader((tmp_path / "tables" / "differences.csv").open()))
+    assert [(row["point"], row["parameters"], row["value"]) for row in rows] == [
+        ("small", "852864", "-0.2"), ("small", "852864", "0"), ("large", "852864", "-0.3"), ("large", "852864", "0"),
+    ]  # fmt: skip
+    assert rows[1]["arm"] == "'=1+1"
