@@ -22,8 +22,8 @@ from curricula.eval.models import LoadedModel
 
 MARK = "\u2063SUFFIX\u2063"
 """Stands for the suffix while the chat template is rendered."""
-CPU_CANDIDATES = 32
-"""Candidates in one pass on a CPU; with more, their activations no longer fit its caches."""
+CPU_CANDIDATES = 16
+"""Candidates in one pass on a CPU: more make its products no quicker, and have less in common."""
 
 
 class Attack:

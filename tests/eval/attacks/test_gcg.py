@@ -90,11 +90,13 @@ def test_what_candidates_share_is_read_once(loaded):
         lambda model, _, inputs: tokens.append(inputs["input_ids"].numel()), with_kwargs=True
     )
     try:
-        attack.losses([[*initial[:4], 77 + number, initial[5]] for number in range(20)], initial)
+        attack.losses([[*initial[:4], 77 + number, *initial[5:]] for number in range(16)], initial)
     finally:
         hook.remove()
-    each = 2 + len(attack.closing_ids) + len(attack.target_ids) - 1  # from its fifth token to the last but one
-    assert tokens == [4, 20 * each]
+    each = (
+        len(initial) - 4 + len(attack.closing_ids) + len(attack.target_ids) - 1
+    )  # from its fifth token to the last but one
+    assert tokens == [4, 16 * each]
 
 
 def test_a_hit_is_a_suffix_after_which_greedy_decoding_begins_with_the_target(loaded, attack):
