@@ -264,7 +264,8 @@ class EvalConfig(Settings, frozen=True):
     def benchmark_names(self) -> list[str]:
         """Every benchmark that a task may read."""
         gcg = [self.gcg.benchmark] if self.gcg else []
-        return [*self.benchmarks, self.base_benchmark, *self.overrefusal_benchmarks, *gcg, *self.used_benchmarks]
+        usual = [*self.benchmarks, self.base_benchmark, *self.overrefusal_benchmarks, *gcg]
+        return list(dict.fromkeys([*usual, *self.used_benchmarks]))
 
     @property
     def overrefusal_benchmarks(self) -> tuple[str, ...]:

@@ -418,7 +418,9 @@ def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0)
 
 def layers_in(rows: Iterable[ProbeRow]) -> list[tuple[str, int]]:
     """The probed layers by name and number, first to last."""
-    return sorted({row.layer: row.layer_index for row in rows}.items(), key=lambda layer: layer[1])
+    order = ("first", "middle", "last")  # which are one layer in a model with a single one
+    found = {row.layer: row.layer_index for row in rows}
+    return sorted(found.items(), key=lambda layer: (layer[1], order.index(layer[0]) if layer[0] in order else -1))
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:
