@@ -35,7 +35,7 @@ test-all: $(WEIGHTS)
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 $(STAMP): setup.cfg env/bootstrap.py env/constraints.txt
-	$(PYTHON) env/bootstrap.py $(VENV)
+	$(PYTHON) env/bootstrap.py $(VENV) --torch
 	$(BIN)/python -m pip install $(CONSTRAINTS) --editable ".[dev,docs,gguf]"
 	touch $@
 
