@@ -6,8 +6,8 @@
 Uses the standard library alone. Where `ensurepip` is missing, pip's own wheel is fetched from PyPI, checked against the
 SHA-256 that PyPI states, and installs itself.
 
-With `--torch` it then says what will be downloaded, and stops where the disk is too small. On a machine without an NVIDIA GPU it
-installs the CPU build of torch where that can be reached: for Linux PyPI has the build for CUDA alone, ten times as large.
+With `--torch` it then says what will be downloaded, and stops where the disk is too small. On a machine without an NVIDIA GPU
+it installs the CPU build of torch where that can be reached: for Linux PyPI has the build for CUDA alone, ten times as large.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import urllib.request
 PYPI = "https://pypi.org/pypi/pip/json"
 TORCH_CPU = "https://download.pytorch.org/whl/cpu"
 DRIVER = "/dev/nvidiactl"
-"""There where NVIDIA's driver is loaded."""
+"""A device that is there where NVIDIA's driver is loaded."""
 CONSTRAINTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "constraints.txt")
 SMALL, LARGE = (0.7, 3.0), (3.3, 6.6)
 """GB to download and on disk, with torch for CPUs and with torch for CUDA."""
