@@ -92,7 +92,8 @@ def answers(url):
 
 
 def announce(folder, download_gb, disk_gb):
-    print(f"Installing into {folder}, once: about {download_gb} GB to download, {disk_gb} GB on disk.", flush=True)
+    size = f"about {download_gb} GB to download, {disk_gb} GB on disk"
+    print(f"Installing into {folder}, once: {size}. It takes some minutes, in silence.", flush=True)
     free_gb = shutil.disk_usage(folder).free / 1e9
     if free_gb < disk_gb:
         sys.exit(
