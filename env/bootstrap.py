@@ -1,11 +1,13 @@
 """Make a virtual environment with a current pip, even where Debian's python3 came without its venv and pip packages.
 
-    python3 env/bootstrap.py .venv
+    python3 env/bootstrap.py .venv            # env/gpu/install and `make audit`
+    python3 env/bootstrap.py .venv --torch    # `make`
 
 Uses the standard library alone. Where `ensurepip` is missing, pip's own wheel is fetched from PyPI, checked against the
-SHA-256 that PyPI states, and installs itself. On a Linux machine without an NVIDIA GPU it then installs the CPU build of torch
-where that can be reached: PyPI has the build for CUDA alone, which is ten times as large. It says beforehand what will be
-downloaded, and stops where the disk is too small.
+SHA-256 that PyPI states, and installs itself.
+
+With `--torch` it then says what will be downloaded, and stops where the disk is too small. On a machine without an NVIDIA GPU
+it installs the CPU build of torch where that can be reached: for Linux PyPI has the build for CUDA alone, ten times as large.
 """
 
 import hashlib
@@ -21,15 +23,14 @@ import urllib.request
 PYPI = "https://pypi.org/pypi/pip/json"
 TORCH_CPU = "https://download.pytorch.org/whl/cpu"
 DRIVER = "/dev/nvidiactl"
-"""There where NVIDIA's driver is loaded."""
+"""A device that is there where NVIDIA's driver is loaded."""
 CONSTRAINTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "constraints.txt")
 SMALL, LARGE = (0.7, 3.0), (3.3, 6.6)
 """GB to download and on disk, with torch for CPUs and with torch for CUDA."""
 
 
-def main(folder):
-    python = os.path.join(folder, "bin", "python")
-    make(folder, python)
+def choose_torch(folder, python):
+    """Announce what will be installed; install torch itself where only its CPU build is wanted."""
     found = torch_from(python, [])
     if not found:  # it is there
         return
@@ -91,7 +92,8 @@ def answers(url):
 
 
 def announce(folder, download_gb, disk_gb):
-    print(f"Installing into {folder}, once: about {download_gb} GB to download, {disk_gb} GB on disk.", flush=True)
+    size = f"about {download_gb} GB to download, {disk_gb} GB on disk"
+    print(f"Installing into {folder}, once: {size}. It takes some minutes, in silence.", flush=True)
     free_gb = shutil.disk_usage(folder).free / 1e9
     if free_gb < disk_gb:
         sys.exit(
@@ -100,6 +102,9 @@ def announce(folder, download_gb, disk_gb):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2 or sys.argv[2:] not in ([], ["--torch"]):
         sys.exit(__doc__)
-    main(sys.argv[1])
+    PYTHON = os.path.join(sys.argv[1], "bin", "python")
+    make(sys.argv[1], PYTHON)
+    if sys.argv[2:]:
+        choose_torch(sys.argv[1], PYTHON)

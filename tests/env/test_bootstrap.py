@@ -17,7 +17,6 @@ def machine(tmp_path, monkeypatch):
     """A Linux machine without a GPU, and a stand-in for its environment's python: `answer(names by index)`."""
     folder = tmp_path / "venv"
     (folder / "bin").mkdir(parents=True)
-    monkeypatch.setattr(bootstrap, "make", lambda *_: None)
     monkeypatch.setattr(bootstrap, "DRIVER", str(tmp_path / "none"))
 
     def answer(plain: list[str], cpu: list[str] | None):
@@ -38,14 +37,14 @@ def machine(tmp_path, monkeypatch):
 
 def test_the_build_for_cpus_is_taken_where_it_can_be_had(machine, capsys):
     folder = machine(["torch", "nvidia-cudnn-cu13"], ["torch"])
-    bootstrap.main(str(folder))
+    bootstrap.choose_torch(str(folder), str(folder / "bin/python"))
     assert "about 0.7 GB to download, 3.0 GB on disk" in capsys.readouterr().out
     assert f"--index-url {bootstrap.TORCH_CPU} torch" in (folder / "installed").read_text()
 
 
 def test_a_large_download_is_announced(machine, capsys):
     folder = machine(["torch", "nvidia-cudnn-cu13"], None)
-    bootstrap.main(str(folder))
+    bootstrap.choose_torch(str(folder), str(folder / "bin/python"))
     said = capsys.readouterr().out
     assert "about 3.3 GB to download, 6.6 GB on disk" in said and "torch for CUDA" in said
     assert not (folder / "installed").exists()
@@ -53,14 +52,14 @@ def test_a_large_download_is_announced(machine, capsys):
 
 def test_a_pip_that_has_the_build_for_cpus_already_is_left_alone(machine, capsys):
     folder = machine(["torch"], None)
-    bootstrap.main(str(folder))
+    bootstrap.choose_torch(str(folder), str(folder / "bin/python"))
     said = capsys.readouterr().out
     assert "about 0.7 GB" in said and "CUDA" not in said and not (folder / "installed").exists()
 
 
 def test_where_torch_is_there_nothing_is_announced(machine, capsys):
     folder = machine([], None)
-    bootstrap.main(str(folder))
+    bootstrap.choose_torch(str(folder), str(folder / "bin/python"))
     assert capsys.readouterr().out == "" and not (folder / "installed").exists()
 
 
@@ -69,4 +68,4 @@ def test_a_disk_that_is_too_small_stops_it(machine, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _: usage(10e9, 8.6e9, 1.4e9))
     with pytest.raises(SystemExit, match=r"the disk has 1.4 GB free; free 1.6 more"):
-        bootstrap.main(str(folder))
+        bootstrap.choose_torch(str(folder), str(folder / "bin/python"))
