@@ -187,6 +187,9 @@ class ProbeFigure(Figure):
 
     def places(self, shown: Shown) -> list[Place]:
         titles = (("Base models", "base"), ("Instruction-tuned models", "instruct"))
+        probed = {entry.layer for entry in shown.metrics.probes}
+        if probed and self.layer not in probed:
+            return []
         return [Place(title, "probe AUC", stage, self.layer) for title, stage in titles if shown.has(stage, "probes")]
 
     def draw(self, shown: Shown) -> Canvas:

@@ -144,6 +144,7 @@ def write_report(
         partial=[" ".join(place) for place in sorted(rows.partial)],
         unfinished=study.get("unfinished") or [],
         incomplete=incomplete(metrics),
+        planned=" ".join(name for names in (study.get("tasks") or {}).values() for name in names),
         changed=study.get("changed") or {},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
         caveats=caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),

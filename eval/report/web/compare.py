@@ -52,29 +52,27 @@ def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
 
 
 def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
-    """A panel for each measure, stage and decoder that any study has; a colour for each study."""
+    """A panel for each measure, stage and decoder that any study has; a colour for each intervention set of each study."""
     found: dict[tuple[str, str, str], list[Series]] = defaultdict(list)
-    for colour, (name, summary) in enumerate(summaries.items()):
-        starts = {arm["name"]: arm["start"] for arm in summary["arms"]}
-        sets = {arm["name"]: arm["interventions"] for arm in summary["arms"]}
+    colours: dict[str, int] = {}
+    for name, summary in summaries.items():
+        arms = {arm["name"]: arm for arm in summary["arms"]}
         curves: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
         for point in summary["points"]:
             if not point["judge"] and not point["benchmark"] and point["measure"] in ("attack success", "probe AUC"):
                 place = (point["measure"], point["stage"], point["place"])
-                curves[place][sets[point["arm"]]].append(point)
+                curves[place][arms[point["arm"]]["interventions"]].append(point)
         for place, by_set in curves.items():
-            for kind, points in by_set.items():
-                points.sort(key=lambda point: starts[point["arm"]])
-                x, y = [starts[point["arm"]] for point in points], [point["value"] for point in points]
-                found[place].append(Series(f"{name}: {kind}", "line", x, y, colour=colour))
-                found[place].append(Series("", "dots", x, y, colour=colour))
-                sure = [point for point in points if point["low"] is not None]
-                low, high = [point["low"] for point in sure], [point["high"] for point in sure]
-                at = [starts[point["arm"]] for point in sure]
-                found[place].append(Series("", "whisker", at, (), low, high, colour=colour, faint=True))
+            end = by_set.pop("none", []) if len(by_set) > 1 else []  # every curve ends in the safe-only arm
+            for kind, own in by_set.items():
+                label = f"{name}: {kind}"
+                colour = colours.setdefault(label, len(colours))
+                found[place] += _curve(
+                    label, sorted([*own, *end], key=lambda one: arms[one["arm"]]["start"]), arms, colour
+                )
     return [
         Panel(
-            f"{measure.capitalize()}, {stage}, {DECODERS.get(place, place)}",
+            f"{measure[0].upper()}{measure[1:]}, {stage}, {DECODERS.get(place, place)}",
             "interventions start after … of pretraining",
             "",
             series,
@@ -82,6 +80,21 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
             y_format="percent" if measure == "attack success" else "",
         )
         for (measure, stage, place), series in found.items()
+    ]
+
+
+def _curve(label: str, points: Sequence[dict[str, Any]], arms: Mapping[str, Any], colour: int) -> list[Series]:
+    x, y = [arms[point["arm"]]["start"] for point in points], [point["value"] for point in points]
+    sure = [point for point in points if point["low"] is not None]
+    at, low, high = (
+        [arms[one["arm"]]["start"] for one in sure],
+        [one["low"] for one in sure],
+        [one["high"] for one in sure],
+    )
+    return [
+        Series(label, "line", x, y, colour=colour),
+        Series("", "dots", x, y, colour=colour),
+        Series("", "whisker", at, (), low, high, colour=colour, faint=True),
     ]
 
 
