@@ -11,6 +11,7 @@ import abc
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
 from curricula import durable
-from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics
+from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, StudyMetrics
 from curricula.eval.report.bars import draw_overrefusal
 from curricula.eval.report.curves import draw_attacks, draw_probes, finish_panels, side_by_side
 from curricula.eval.report.panels import INK, Panel, Series, draw_panels
 from curricula.eval.report.points import Shown
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
-from curricula.eval.report.wording import DECODERS, arm_label, prompts_and_judge
+from curricula.eval.report.wording import DECODERS, STAGES, arm_label, prompts_and_judge, stage_title
 
 Entry = AttackMetrics | OverrefusalMetrics | ProbeMetrics
 
@@ -384,21 +385,39 @@ FIGURES: tuple[Figure, ...] = (
 """The figures in their order on the page. A new one is one entry."""
 
 
-def draw_figures(shown: Shown, folder: Path) -> dict[str, bytes]:
-    """Write the figures that the study has to `folder`, as PNG, SVG and PDF; returns the SVG of each by the figure's name."""
-    pictures = {}
+def further_figures(metrics: StudyMetrics) -> list[Figure]:
+    """A figure of attack success for each measured stage that the paper does not have."""
+    stages = dict.fromkeys(entry.stage for entry in metrics.attacks)
+    return [
+        AttackFigure(0, f"stage-{stage}-asr", f"Attack success on {stage_title(stage)}", "", stage)
+        for stage in stages
+        if stage not in STAGES
+    ]
+
+
+def figures_of(shown: Shown) -> list[Figure]:
+    """The figures that a study has, in their order on the page."""
+    return [figure for figure in (*FIGURES, *further_figures(shown.metrics)) if figure.has(shown)]
+
+
+def draw_figures(shown: Shown, folder: Path) -> dict[str, Path]:
+    """Write the figures that the study has to `folder`; returns the path of each one's SVG by the figure's name."""
+    found = {figure.name: save_figure(figure.name, partial(figure.draw, shown), folder) for figure in figures_of(shown)}
     for figure in FIGURES:
-        if not figure.has(shown):
+        if figure.name not in found:
             for suffix in FORMATS:
                 (folder / (figure.name + suffix)).unlink(missing_ok=True)
-            continue
-        with matplotlib.rc_context(STYLE):
-            canvas = figure.draw(shown)
-            canvas.draw_without_rendering()
-            canvas.set_layout_engine("none")  # the layout is done: do not repeat it for each format
-            for suffix, metadata in FORMATS.items():
-                with durable.open_atomically(folder / (figure.name + suffix)) as file:
-                    canvas.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata)
-            pyplot.close(canvas)
-        pictures[figure.name] = (folder / f"{figure.name}.svg").read_bytes()
-    return pictures
+    return found
+
+
+def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:
+    """Draw a figure in the report's style and write it as PNG, SVG and PDF; returns the SVG's path."""
+    with matplotlib.rc_context(STYLE):
+        canvas = draw()
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")  # the layout is done: do not repeat it for each format
+        for suffix, metadata in FORMATS.items():
+            with durable.open_atomically(folder / (name + suffix)) as file:
+                canvas.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata)
+        pyplot.close(canvas)
+    return folder / f"{name}.svg"

@@ -3,7 +3,7 @@
     curricula report runs/demo          # writes runs/demo/report/index.html
 
 From rows to page: `read_study_rows` reads the evaluations, `study_metrics`, `run_claim_tests` and `arm_differences`
-(`eval/analysis`) make the numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/web/report.html.j2`
+(`eval/analysis`) make the numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/report.html.j2`
 sets them. The page's scripts (`eval/report/web`) search the answers and draw the figures again by the reader's choice.
 Generated text is untrusted: it is embedded compressed, set as text, never as markup, and invisible characters are spelled out.
 
@@ -50,6 +50,7 @@ from curricula.eval.report.wording import (
     p_value,
     percent,
     points,
+    stage_title,
     visible,
 )
 from curricula.progress import Progress, silent
@@ -74,7 +75,7 @@ def write_report(
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
-    rows = read_study_rows(run, arms, lambda count: progress(count, steps), study.get("judges") or {})
+    rows = read_study_rows(run, arms, lambda count: progress(count, steps), judges=study.get("judges") or {})
     metrics = study_metrics(rows)
     progress(len(arms) + 1, steps)
     runs, plan = runs_of(rows), study.get("plan") or {}
@@ -148,7 +149,7 @@ def write_report(
         changed=study.get("changed") or {},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
         caveats=caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
-        stages=STAGES,
+        stages={name: stage_title(name) for name in (*STAGES, *(study.get("tasks") or {}))},
         decoders=DECODERS,
         provenance=list(flattened(study.get("provenance") or {})),
         hashes=[*(study.get("hashes") or []), *hashes(rows)],
@@ -171,7 +172,7 @@ def policy(script: str, style: str, is_live: bool = False) -> str:
 
 def template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -16,6 +16,7 @@ from curricula.eval.judges.settings import caveats
 from curricula.eval.tasks import decoder_titles
 
 STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign": "benign-finetuned models"}
+"""The paper's stages."""
 DECODERS = decoder_titles()
 CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "shortcircuit")
 INTERVENTIONS = {
@@ -27,6 +28,10 @@ NOT_EVALUATED = "not evaluated yet"
 
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories of characters without a glyph of their own."""
+
+
+def stage_title(stage: str) -> str:
+    return STAGES.get(stage, f"models after {stage}")
 
 
 def arm_label(arm: ArmInfo) -> str:

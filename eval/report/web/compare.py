@@ -7,24 +7,20 @@ Reads the `summary.json` of each report, so the numbers are those of the single 
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from markupsafe import Markup
-from matplotlib import pyplot
 
 from curricula import durable
-from curricula.eval.report.figures import FORMATS, STYLE
+from curricula.eval.report.figures import save_figure
 from curricula.eval.report.page import MARKS, policy, template
 from curricula.eval.report.panels import Panel, Series, draw_panels
 from curricula.eval.report.tables import write_tables
-from curricula.eval.report.web.data import CHART_SCRIPTS, HERE, embedded_json, embedded_svg, plain_data, program
+from curricula.eval.report.web.data import CHART_SCRIPTS, HERE, embedded, embedded_json, plain_data, program
 from curricula.eval.report.wording import DECODERS
 
 Summary = Mapping[str, Any]
@@ -42,7 +38,7 @@ def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
         script=Markup(script),
         style=Markup(style),
         data=embedded_json(plain_data("comparison", panels)),
-        picture=_picture(panels, out) if panels else "",
+        picture=embedded(save_figure("comparison", partial(draw_panels, panels), out / "figures")) if panels else "",
         rows=rows,
         claims=_claims(summaries),
         marks=MARKS,
@@ -118,15 +114,3 @@ def _claims(summaries: Mapping[str, Summary]) -> list[tuple[str, list[tuple[str,
             found[test["sentence"]][name] = (test["outcome"], test["difference"])
     nothing = ("not measured", None)
     return [(sentence, [by_study.get(name, nothing) for name in summaries]) for sentence, by_study in found.items()]
-
-
-def _picture(panels: Sequence[Panel], out: Path) -> str:
-    with matplotlib.rc_context(STYLE):
-        canvas = draw_panels(panels)
-        drawn = io.BytesIO()
-        canvas.savefig(drawn, format="svg", metadata=FORMATS[".svg"])
-        for suffix, metadata in FORMATS.items():
-            with durable.open_atomically(out / "figures" / f"comparison{suffix}") as file:
-                canvas.savefig(file, format=suffix[1:], dpi=300, metadata=metadata)
-        pyplot.close(canvas)
-    return embedded_svg(drawn.getvalue())

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from markupsafe import Markup
 from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.report.curves import curves_of
-from curricula.eval.report.figures import FIGURES, Figure
+from curricula.eval.report.figures import Figure, figures_of
 from curricula.eval.report.panels import Panel
 from curricula.eval.report.points import PointRow, Shown
 from curricula.eval.report.web.answers import Answers
-from curricula.eval.report.wording import CATEGORIES, DECODERS, STAGES, arm_label
+from curricula.eval.report.wording import CATEGORIES, DECODERS, arm_label, stage_title
 
 HERE = Path(__file__).parent
 SCRIPTS = ("../vendor/d3.min.js", "../vendor/plot.min.js", "page.js", "charts.js", "answers.js")
@@ -50,12 +50,12 @@ class Drawn:
         return f"{self.figure.heading} {told}.{more}"
 
 
-def drawn(shown: Shown, points: Sequence[PointRow], pictures: dict[str, bytes]) -> list[Drawn]:
+def drawn(shown: Shown, points: Sequence[PointRow], pictures: Mapping[str, Path]) -> list[Drawn]:
     found = []
-    for figure in FIGURES:
+    for figure in figures_of(shown):
         if figure.name in pictures:
             table = _points_table(figure, shown, points) if figure.places(shown) else _panels_table(figure, shown)
-            found.append(Drawn(figure, embedded_svg(pictures[figure.name]), figure.caption(shown), *table))
+            found.append(Drawn(figure, embedded(pictures[figure.name]), figure.caption(shown), *table))
     return found
 
 
@@ -106,15 +106,14 @@ def study_data(shown: Shown, points: Sequence[PointRow], answers: Answers) -> di
         ],
         "several": shown.several,
         "categories": dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True)),
-        "stages": STAGES,
+        "stages": {stage: stage_title(stage) for stage in answers.names()["stage"]},
         "decoders": DECODERS,
         "figures": {
             figure.name: {
                 "places": msgspec.to_builtins(figure.places(shown)),
                 "panels": msgspec.to_builtins(figure.panels(shown)),
             }
-            for figure in FIGURES
-            if figure.has(shown)
+            for figure in figures_of(shown)
         },
         "points": {
             "columns": [one.name for one in fields(PointRow)],
@@ -171,9 +170,10 @@ def program(scripts: Sequence[str] = SCRIPTS) -> str:
     return "\n;\n".join((HERE / name).read_text(encoding="utf-8") for name in scripts)
 
 
-def embedded_svg(picture: bytes) -> str:
+def embedded(picture: Path) -> str:
     """The picture as an address."""
-    return "data:image/svg+xml;base64," + base64.b64encode(picture).decode()
+    kind = {".svg": "svg+xml", ".png": "png"}[picture.suffix]
+    return f"data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def digest(text: str) -> str:
