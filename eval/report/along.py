@@ -35,7 +35,7 @@ class AlongFigure:
     """Of its files, and its id on the page."""
     title: str
     caption: str
-    picture: bytes
+    picture: Path
     """As SVG."""
 
 

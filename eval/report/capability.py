@@ -23,7 +23,7 @@ NAME = "capability"
 """Of the figure's files."""
 
 
-def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folder: Path) -> tuple[bytes, str] | None:
+def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folder: Path) -> tuple[Path, str] | None:
     """The figure as SVG, and its caption; None where no stage has both capability and attack success."""
     by_stage = _by_stage(estimates)
     decoder = next((name for name in DECODERS if any(shown.metrics.attacks_by(stage, name) for stage in by_stage)), "")

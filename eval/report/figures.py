@@ -188,6 +188,9 @@ class ProbeFigure(Figure):
 
     def places(self, shown: Shown) -> list[Place]:
         titles = (("Base models", "base"), ("Instruction-tuned models", "instruct"))
+        probed = {entry.layer for entry in shown.metrics.probes}
+        if probed and self.layer not in probed:
+            return []
         return [Place(title, "probe AUC", stage, self.layer) for title, stage in titles if shown.has(stage, "probes")]
 
     def draw(self, shown: Shown) -> Canvas:
@@ -392,20 +395,23 @@ def further_figures(metrics: StudyMetrics) -> list[Figure]:
     ]
 
 
-def draw_figures(shown: Shown, folder: Path) -> dict[str, bytes]:
-    """Write the figures that the study has to `folder`, as PNG, SVG and PDF; returns the SVG of each by the figure's name."""
-    pictures = {}
+def figures_of(shown: Shown) -> list[Figure]:
+    """The figures that a study has, in their order on the page."""
+    return [figure for figure in (*FIGURES, *further_figures(shown.metrics)) if figure.has(shown)]
+
+
+def draw_figures(shown: Shown, folder: Path) -> dict[str, Path]:
+    """Write the figures that the study has to `folder`; returns the path of each one's SVG by the figure's name."""
+    found = {figure.name: save_figure(figure.name, partial(figure.draw, shown), folder) for figure in figures_of(shown)}
     for figure in FIGURES:
-        if figure.has(shown):
-            pictures[figure.name] = save_figure(figure.name, partial(figure.draw, shown), folder)
-        else:
+        if figure.name not in found:
             for suffix in FORMATS:
                 (folder / (figure.name + suffix)).unlink(missing_ok=True)
-    return pictures
+    return found
 
 
-def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> bytes:
-    """Draw a figure in the report's style and write it as PNG, SVG and PDF; returns the SVG."""
+def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:
+    """Draw a figure in the report's style and write it as PNG, SVG and PDF; returns the SVG's path."""
     with matplotlib.rc_context(STYLE):
         canvas = draw()
         canvas.draw_without_rendering()
@@ -414,4 +420,4 @@ def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> bytes:
             with durable.open_atomically(folder / (name + suffix)) as file:
                 canvas.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata)
         pyplot.close(canvas)
-    return (folder / f"{name}.svg").read_bytes()
+    return folder / f"{name}.svg"

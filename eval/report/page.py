@@ -3,7 +3,7 @@
     curricula report runs/demo          # writes runs/demo/report/index.html
 
 From rows to page: `read_study_rows` reads the evaluations, `study_metrics`, `run_claim_tests` and `arm_differences`
-(`eval/analysis`) make the numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/web/report.html.j2`
+(`eval/analysis`) make the numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/report.html.j2`
 sets them. The page's scripts (`eval/report/web`) search the answers and draw the figures again by the reader's choice.
 Generated text is untrusted: it is embedded compressed, set as text, never as markup, and invisible characters are spelled out.
 
@@ -14,7 +14,6 @@ study can be compared byte by byte.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.probes.representations import representations
 from curricula.eval.report.along import draw_along
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
-from curricula.eval.report.figures import FIGURES, TrainingFigure, draw_figures, further_figures, save_figure
+from curricula.eval.report.figures import FIGURES, TrainingFigure, draw_figures
 from curricula.eval.report.over_seeds import estimate_tables, published_rows, strength_tables, variance_rows
 from curricula.eval.report.points import Shown, judges_points, point_rows
 from curricula.eval.report.representations import draw_layers, representation_tables
@@ -43,11 +42,12 @@ from curricula.eval.report.tables import attack_tables, overrefusal_tables, writ
 from curricula.eval.report.training import cost_rows, read_training, training_rows
 from curricula.eval.report.verdict import basis, verdict
 from curricula.eval.report.web.answers import Answers
-from curricula.eval.report.web.data import HERE, digest, drawn, embedded_json, embedded_svg, hashes, program, study_data
+from curricula.eval.report.web.data import HERE, digest, drawn, embedded, embedded_json, hashes, program, study_data
 from curricula.eval.report.wording import (
     CATEGORIES,
     DECODERS,
     INTERVENTIONS,
+    STAGES,
     amount,
     arm_label,
     facts,
@@ -131,11 +131,7 @@ def write_report(
     write_tables(out, tables, arms)
     record: dict[str, Sequence[Any]] = {"training": training_rows(training), "cost": list(cost_rows(training))}
     write_record(out, record)
-    further = [
-        (figure, save_figure(figure.name, partial(figure.draw, shown), out / "figures"), figure.caption(shown))
-        for figure in further_figures(metrics)
-    ]
-    along = [(one, one.picture, one.caption) for one in draw_along(curves, rows.stages, out / "figures")]
+    along = list(draw_along(curves, rows.stages, out / "figures"))
     costs, layers = draw_capability(shown, capability, out / "figures"), draw_layers(shown, out / "figures")
     labels = {arm.name: arm_label(arm) for arm in arms}
     answers = Answers(rows)
@@ -162,8 +158,7 @@ def write_report(
         marks=MARKS,
         figures=figures,
         training_figures={figure.name for figure in FIGURES if isinstance(figure, TrainingFigure)},
-        further=[(figure, embedded_svg(picture), caption) for figure, picture, caption in further],
-        along=[(figure, embedded_svg(picture), caption) for figure, picture, caption in along],
+        along=[(figure, embedded(figure.picture), figure.caption) for figure in along],
         differences=differences,
         estimate_tables=list(estimate_tables(shown)) if shown.several else [],
         variance=list(variance_rows(variance, runs.arms)),
@@ -177,9 +172,9 @@ def write_report(
         baselines=[
             name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)
         ],
-        layers_figure=(embedded_svg(layers[0]), layers[1]) if layers else None,
+        layers_figure=(embedded(layers[0]), layers[1]) if layers else None,
         representation_tables=list(representation_tables(alike, runs.arms)),
-        capability_figure=(embedded_svg(costs[0]), costs[1]) if costs else None,
+        capability_figure=(embedded(costs[0]), costs[1]) if costs else None,
         capability_tables=list(capability_tables(runs.arms, capability)),
         bits_table=bits_table(runs.arms, bits_over_seeds),
         published=published,
@@ -190,6 +185,7 @@ def write_report(
         partial=[" ".join(place) for place in sorted(rows.partial)],
         unfinished=study.get("unfinished") or [],
         incomplete=incomplete(metrics),
+        planned=" ".join(name for names in (study.get("tasks") or {}).values() for name in names),
         changed=study.get("changed") or {},
         contamination={row["benchmark"]: row for row in study.get("contamination") or ()},
         rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
@@ -199,7 +195,7 @@ def write_report(
                 *filter(None, (vague(one.place, one.corrected_low, one.corrected_high) for one in metrics.attacks)),
             ]
         ).strip(),
-        stages={name: stage_title(name) for name in rows.stages},
+        stages={name: stage_title(name) for name in dict.fromkeys((*STAGES, *tasks))},
         decoders=DECODERS,
         provenance=list(flattened(study.get("provenance") or {})),
         hashes=[*(study.get("hashes") or []), *hashes(rows)],
@@ -222,7 +218,7 @@ def policy(script: str, style: str, is_live: bool = False) -> str:
 
 def template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

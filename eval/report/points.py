@@ -136,7 +136,7 @@ class Shown:
         """Whether something has been or will be measured at a stage: `place` is a decoder in rows, "probes", or with
         "overrefusal-" before it the decoder of benign requests."""
         if place == "probes":
-            return "probes" in self.planned.get(stage, ()) or any(entry.stage == stage for entry in self.metrics.probes)
+            return "probes" in self.planned.get(stage, ()) or stage in {entry.stage for entry in self.metrics.probes}
         benign = place.removeprefix("overrefusal-")
         if benign != place:
             return place in self.planned.get(stage, ()) or bool(self.overrefusals(stage, benign))

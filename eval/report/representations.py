@@ -45,7 +45,7 @@ def _cell(pairs: Sequence[Representation]) -> EstimateCell:
     return EstimateCell(f"{fmean(one.transfer_auc for one in pairs):.3f}", f"cosine {cosine:.3f}", "")
 
 
-def draw_layers(shown: Shown, folder: Path) -> tuple[bytes, str] | None:
+def draw_layers(shown: Shown, folder: Path) -> tuple[Path, str] | None:
     """The AUC of every arm from layer to layer, and a caption; None where no more than the paper's three are probed."""
     stages = dict.fromkeys(one.stage for one in shown.metrics.probes)
     by_stage = {stage: [one for one in shown.metrics.probes if stage == one.stage] for stage in stages}

@@ -69,7 +69,7 @@ def _serve(run: Run, port: int) -> int:
             f"(from elsewhere: ssh -L {live.port}:127.0.0.1:{live.port} {socket.gethostname()}; Ctrl-C ends it)",
             flush=True,
         )
-        live.serve(interval_s=5.0)
+        live.serve(interval_s=10.0)
     return 0
 
 

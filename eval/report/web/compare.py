@@ -7,24 +7,20 @@ Reads the `summary.json` of each report, so the numbers are those of the single 
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from markupsafe import Markup
-from matplotlib import pyplot
 
 from curricula import durable
 from curricula.eval.report.drawing.panels import Panel, Series, draw_panels
-from curricula.eval.report.figures import FORMATS, STYLE
+from curricula.eval.report.figures import save_figure
 from curricula.eval.report.page import MARKS, policy, template
 from curricula.eval.report.tables import write_tables
-from curricula.eval.report.web.data import CHART_SCRIPTS, HERE, embedded_json, embedded_svg, plain_data, program
+from curricula.eval.report.web.data import CHART_SCRIPTS, HERE, embedded, embedded_json, plain_data, program
 from curricula.eval.report.wording import DECODERS
 
 Summary = Mapping[str, Any]
@@ -42,7 +38,7 @@ def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
         script=Markup(script),
         style=Markup(style),
         data=embedded_json(plain_data("comparison", panels)),
-        picture=_picture(panels, out) if panels else "",
+        picture=embedded(save_figure("comparison", partial(draw_panels, panels), out / "figures")) if panels else "",
         rows=rows,
         claims=_claims(summaries),
         marks=MARKS,
@@ -52,29 +48,27 @@ def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
 
 
 def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
-    """A panel for each measure, stage and decoder that any study has; a colour for each study."""
+    """A panel for each measure, stage and decoder that any study has; a colour for each intervention set of each study."""
     found: dict[tuple[str, str, str], list[Series]] = defaultdict(list)
-    for colour, (name, summary) in enumerate(summaries.items()):
-        starts = {arm["name"]: arm["start"] for arm in summary["arms"]}
-        sets = {arm["name"]: arm["interventions"] for arm in summary["arms"]}
+    colours: dict[str, int] = {}
+    for name, summary in summaries.items():
+        arms = {arm["name"]: arm for arm in summary["arms"]}
         curves: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
         for point in summary["points"]:
             if not point["judge"] and not point["benchmark"] and point["measure"] in ("attack success", "probe AUC"):
                 place = (point["measure"], point["stage"], point["place"])
-                curves[place][sets[point["arm"]]].append(point)
+                curves[place][arms[point["arm"]]["interventions"]].append(point)
         for place, by_set in curves.items():
-            for kind, points in by_set.items():
-                points.sort(key=lambda point: starts[point["arm"]])
-                x, y = [starts[point["arm"]] for point in points], [point["value"] for point in points]
-                found[place].append(Series(f"{name}: {kind}", "line", x, y, colour=colour))
-                found[place].append(Series("", "dots", x, y, colour=colour))
-                sure = [point for point in points if point["low"] is not None]
-                low, high = [point["low"] for point in sure], [point["high"] for point in sure]
-                at = [starts[point["arm"]] for point in sure]
-                found[place].append(Series("", "whisker", at, (), low, high, colour=colour, faint=True))
+            end = by_set.pop("none", []) if len(by_set) > 1 else []  # every curve ends in the safe-only arm
+            for kind, own in by_set.items():
+                label = f"{name}: {kind}"
+                colour = colours.setdefault(label, len(colours))
+                found[place] += _curve(
+                    label, sorted([*own, *end], key=lambda one: arms[one["arm"]]["start"]), arms, colour
+                )
     return [
         Panel(
-            f"{measure.capitalize()}, {stage}, {DECODERS.get(place, place)}",
+            f"{measure[0].upper()}{measure[1:]}, {stage}, {DECODERS.get(place, place)}",
             "interventions start after … of pretraining",
             "",
             series,
@@ -82,6 +76,21 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
             y_format="percent" if measure == "attack success" else "",
         )
         for (measure, stage, place), series in found.items()
+    ]
+
+
+def _curve(label: str, points: Sequence[dict[str, Any]], arms: Mapping[str, Any], colour: int) -> list[Series]:
+    x, y = [arms[point["arm"]]["start"] for point in points], [point["value"] for point in points]
+    sure = [point for point in points if point["low"] is not None]
+    at, low, high = (
+        [arms[one["arm"]]["start"] for one in sure],
+        [one["low"] for one in sure],
+        [one["high"] for one in sure],
+    )
+    return [
+        Series(label, "line", x, y, colour=colour),
+        Series("", "dots", x, y, colour=colour),
+        Series("", "whisker", at, (), low, high, colour=colour, faint=True),
     ]
 
 
@@ -105,15 +114,3 @@ def _claims(summaries: Mapping[str, Summary]) -> list[tuple[str, list[tuple[str,
             found[test["sentence"]][name] = (test["outcome"], test["difference"])
     nothing = ("not measured", None)
     return [(sentence, [by_study.get(name, nothing) for name in summaries]) for sentence, by_study in found.items()]
-
-
-def _picture(panels: Sequence[Panel], out: Path) -> str:
-    with matplotlib.rc_context(STYLE):
-        canvas = draw_panels(panels)
-        drawn = io.BytesIO()
-        canvas.savefig(drawn, format="svg", metadata=FORMATS[".svg"])
-        for suffix, metadata in FORMATS.items():
-            with durable.open_atomically(out / "figures" / f"comparison{suffix}") as file:
-                canvas.savefig(file, format=suffix[1:], dpi=300, metadata=metadata)
-        pyplot.close(canvas)
-    return embedded_svg(drawn.getvalue())

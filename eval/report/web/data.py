@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.report.drawing.curves import curves_of
 from curricula.eval.report.drawing.panels import Panel
-from curricula.eval.report.figures import FIGURES, Figure
+from curricula.eval.report.figures import Figure, figures_of
 from curricula.eval.report.points import PointRow, Shown
 from curricula.eval.report.web.answers import Answers
 from curricula.eval.report.wording import CATEGORIES, DECODERS, STAGES, arm_label, stage_title
@@ -50,12 +50,12 @@ class Drawn:
         return f"{self.figure.heading} {told}.{more}"
 
 
-def drawn(shown: Shown, points: Sequence[PointRow], pictures: dict[str, bytes]) -> list[Drawn]:
+def drawn(shown: Shown, points: Sequence[PointRow], pictures: Mapping[str, Path]) -> list[Drawn]:
     found = []
-    for figure in FIGURES:
+    for figure in figures_of(shown):
         if figure.name in pictures:
             table = _points_table(figure, shown, points) if figure.places(shown) else _panels_table(figure, shown)
-            found.append(Drawn(figure, embedded_svg(pictures[figure.name]), figure.caption(shown), *table))
+            found.append(Drawn(figure, embedded(pictures[figure.name]), figure.caption(shown), *table))
     return found
 
 
@@ -115,8 +115,7 @@ def study_data(shown: Shown, points: Sequence[PointRow], answers: Answers) -> di
                 "places": msgspec.to_builtins(figure.places(shown)),
                 "panels": msgspec.to_builtins(figure.panels(shown)),
             }
-            for figure in FIGURES
-            if figure.has(shown)
+            for figure in figures_of(shown)
         },
         "points": {
             "columns": [one.name for one in fields(PointRow)],
@@ -173,9 +172,10 @@ def program(scripts: Sequence[str] = SCRIPTS) -> str:
     return "\n;\n".join((HERE / name).read_text(encoding="utf-8") for name in scripts)
 
 
-def embedded_svg(picture: bytes) -> str:
+def embedded(picture: Path) -> str:
     """The picture as an address."""
-    return "data:image/svg+xml;base64," + base64.b64encode(picture).decode()
+    kind = {".svg": "svg+xml", ".png": "png"}[picture.suffix]
+    return f"data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def digest(text: str) -> str:

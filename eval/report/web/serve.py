@@ -73,15 +73,18 @@ class LivePage:
         return True
 
     def serve(self, interval_s: float) -> None:
-        """Serve until Ctrl-C, and look at the run folder every `interval_s` seconds."""
+        """Serve until Ctrl-C, and look at the run folder every `interval_s` seconds; less often if pages take long to make."""
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        took_s = 0.0
         try:
             while True:
-                time.sleep(interval_s)
+                time.sleep(max(interval_s, 4 * took_s))
+                began = time.monotonic()
                 try:
                     self.refresh()
-                except UserError as error:  # a file that is being written, or a damaged one: the page stays as it is
+                except (UserError, OSError) as error:  # a damaged file, or one that was replaced just now
                     print(f"curricula: the page stays as it is: {printable(str(error))}", file=sys.stderr)
+                took_s = time.monotonic() - began
         except KeyboardInterrupt:
             self.close()
 

@@ -1,9 +1,11 @@
 """`curricula report`: one run, several, and one that is served."""
 
 import json
+import re
 
-from run_folders import new_run
+from run_folders import new_run, report_progress
 
+from curricula.eval.report.web.serve import LivePage
 from curricula.jobs.cli.main import main
 
 
@@ -26,3 +28,18 @@ def test_only_one_run_can_be_served(tmp_path, capsys):
     runs = [str(new_run(tmp_path / name)[0].root) for name in ("one", "two")]
     assert main(["report", *runs, "--serve"]) == 2
     assert "--serve shows one run, and 2 are named; leave the others out" in capsys.readouterr().err
+
+
+def test_a_served_run_names_what_runs_or_waits_and_leaves_its_own_report_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("curricula.eval.report.page.draw_figures", lambda shown, folder: {})
+    pages = []
+    monkeypatch.setattr(
+        LivePage, "serve", lambda self, interval_s: pages.append(self.page.decode()) or self._server.server_close()
+    )
+    run, jobs = new_run(tmp_path / "run")
+    trunk = next(name for name in jobs if name.startswith("pretrain-trunk"))
+    report_progress(run, trunk, "trunk", done=30, total=100)
+    assert main(["report", str(run.root), "--serve", "--port", "0"]) == 0
+    assert re.search(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}\n", capsys.readouterr().out)
+    assert re.search(rf"<li>{trunk} trunk: \w+, 30 of 100</li>", pages[0]) and 'id="live"' in pages[0]
+    assert "connect-src" in pages[0] and not run.report.exists()
