@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def study_data(shown: Shown, points: Sequence[PointRow], answers: Answers) -> di
         },
         "points": {
             "columns": [one.name for one in fields(PointRow)],
-            "rows": [_rounded(astuple(row)) for row in points],
+            "rows": [astuple(row) for row in points],
         },
         "answers": answers.names(),
     }
@@ -142,13 +143,18 @@ def hashes(study: StudyRows) -> list[tuple[str, str, str]]:
     return found + [("model", name, model) for name, model in models.items()]
 
 
-def _rounded(values: Iterable[Any]) -> list[Any]:
-    return [round(value, 6) if isinstance(value, float) else value for value in values]
+def _plain(value: Any) -> Any:
+    """`value` with floats to six decimals, and null for those that are no number: JSON has none."""
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def embedded_json(value: Any) -> Markup:
     """JSON that ends no script element, whatever its texts hold."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 

@@ -26,6 +26,7 @@ from curricula.eval.report.points import Shown, judges_points, point_rows
 from curricula.eval.report.tables import latex
 from curricula.eval.report.training import cost_rows, curriculum_panels, loss_panels, read_training, tree_panels
 from curricula.eval.report.web.compare import write_comparison
+from curricula.eval.report.web.data import embedded_json
 from curricula.eval.report.web.serve import LivePage
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 from curricula.jobs.estimates import describe
@@ -125,6 +126,11 @@ def test_the_curriculum_and_the_tree_are_those_of_the_plan(trained):
     assert [series.x for series in done] == [[51_200, 153_600]]
     (losses,) = loss_panels(training)
     assert [series.x for series in losses.series if series.kind == "rule"] == [[51_200]]
+
+
+def test_what_is_no_number_and_what_is_markup_leave_the_pages_data_whole():
+    text = embedded_json({"loss": [float("nan"), 1.0], "name": "</script><!--&"})
+    assert json.loads(text) == {"loss": [None, 1.0], "name": "</script><!--&"} and "<" not in text
 
 
 def test_a_table_for_latex_escapes_what_latex_would_take_for_a_command():
