@@ -119,6 +119,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             }
             for job in plan.jobs
         ],
+        "minutes_on_this_machine": minutes_here(plan),
         "gpu_hours": _described_hours(plan),
         "gpu_hours_by_seed": _hours_by_seed(plan),
         "evaluation_gpu_hours": _evaluation_hours(plan),
