@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from paths import STUDIES
+from paths import ROOT, STUDIES
 from run_folders import make
 from small_studies import smaller_demo, tree_study
 
@@ -198,6 +198,20 @@ def test_midtraining_trains_as_pretraining_does_but_for_what_it_says():
     )
     assert finetuning.schedule.kind == "cosine" and finetuning.optimizer.beta2 == 0.95 and not finetuning.spike_guard
     assert finetuning.optimizer.weight_decay == 0.01
+
+
+def test_the_stages_that_the_documentation_shows_can_be_planned_at_the_papers_size():
+    shown = (ROOT / "docs/studies.md").read_text().partition("## Stages after pretraining")[2]
+    raw = yaml.safe_load((STUDIES / "paper.yaml").read_text()) | yaml.safe_load(
+        shown.split("```")[1].removeprefix("yaml")
+    )
+    del raw["tuning"]
+    plan = plan_study(parse_study(raw, "study.yaml"))
+    assert plan.by_name["harmful-100"].labels == ("safe-100",) and plan.study.tree.stages["mt"].steps == 23_842
+    hours = plan_study(parse_study(yaml.safe_load((STUDIES / "paper.yaml").read_text()), "paper")).gpu_hours()[
+        "pretraining"
+    ]
+    assert plan.gpu_hours()["pretraining"] == pytest.approx(hours * (3.24 + 7 * 0.05) / 3.24, rel=1e-3)
 
 
 # A run that grows -----------------------------------------------------------------------------------------------------
