@@ -86,7 +86,7 @@ def require_different(models: Sequence[ModelRows]) -> None:
     """Raise UserError if two of the models are one: then one's rows are a copy of the other's."""
     files: dict[str, Path] = {}
     for rows in models:
-        if rows.model in files:
+        if files.get(rows.model, rows.file) != rows.file:  # points of a sweep share folders
             raise UserError(
                 f"{rows.file}: holds the rows of model {rows.model:.12}, as {files[rows.model]} does; remove the copy and "
                 "evaluate again (where two arms trained the same weights, leave one out of the study)"

@@ -39,12 +39,15 @@ def _lost_start(old: Study, new: Study) -> str:
     ends: dict[str, set[int]] = {}
     for segment in old.segments:
         ends.setdefault(segment.branch, old.kept_steps(segment.branch)).add(segment.stop)
-    for name, stage in new.tree.stages.items():
-        step = new.budget.step_at(stage.at or 0)
-        for arm in new.trainings if name not in old.tree.stages and stage.at is not None else ():
-            branch = new.branch_at(arm, step)
-            if arm.name in new.tree.arms[name] and step not in ends.get(branch, {step}):
-                return f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint that study does not keep"
+    for one in new.variants.values():
+        for name, stage in one.tree.stages.items():
+            step = one.budget.step_at(stage.at or 0)
+            for arm in one.trainings if name not in old.tree.stages and stage.at is not None else ():
+                branch = one.branch_at(arm, step)
+                if arm.name in one.tree.arms[name] and step not in ends.get(branch, {step}):
+                    return (
+                        f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint that study does not keep"
+                    )
     return ""
 
 

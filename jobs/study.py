@@ -280,7 +280,7 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
-        has_benign = self.tuning is not None and self.tuning.benign is not None
+        has_benign = "benign" in self.tree.stages
         if evaluation.tasks == FULL and not has_benign:
             msgspec.structs.force_setattr(evaluation, "tasks", msgspec.structs.replace(FULL, benign=()))
         if self.tuning and evaluation.task_lists.benign and not has_benign:
@@ -417,6 +417,8 @@ class Study(Settings, frozen=True, dict=True):
                 raise ValueError(f"evaluation.attacks.suffixes_of names arm {name!r}; choose from {', '.join(arms)}")
         for place, names in self._named_tasks():
             measured = {TASKS[name].kind for name in names}
+            if "transfer" in measured and place.endswith(".along.tasks"):
+                raise ValueError(f"{place} names transfer, which is tried on finished models alone; remove it")
             if "transfer" in measured and "gcg" not in measured:
                 raise ValueError(f"{place} names transfer without gcg, which finds the suffixes; add gcg there")
 
@@ -533,7 +535,8 @@ class Study(Settings, frozen=True, dict=True):
         recipe = {**msgspec.to_builtins(pretraining), "schedule": msgspec.to_builtins(fixed)}
         for key in ("budget_tokens", "tokens_per_parameter", *SAVING):
             del recipe[key]
-        otherwise = msgspec.json.encode((self.model.resolve(), recipe))
+        points = pretraining.along.steps(steps) if pretraining.along else None  # their labels are folders' names
+        otherwise = msgspec.json.encode((self.model.resolve(), recipe, points))
         return lines_of(self.trainings, self.curriculum, self.budget, decays_at, otherwise)
 
     @cached_property
@@ -584,6 +587,7 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     study = parse_study(raw, where)
     for one in (study, *study.variants.values()):
         anchor(one, path.parent)
+        one.evaluation.anchor_folder(path.parent)
     return study
 
 

@@ -146,6 +146,8 @@ def unknown_keys(value: object, kind: types.Type) -> Iterator[str]:
     elif isinstance(kind, types.StructType) and isinstance(value, dict):
         fields = {field.encode_name: field.type for field in kind.fields}
         for key, inner in value.items():
+            if key == kind.tag_field:
+                continue
             if key in fields:
                 yield from unknown_keys(inner, fields[key])
             else:

@@ -96,7 +96,7 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
             for step, rows in sorted(steps, key=lambda one: one[0]):
                 for numbers in _measured(rows, task) if rows else ():
                     yield at(step, *numbers)
-        else:
+        elif TASKS[task].kind == "probes":
             for place in (*course.points, course.end):
                 probes = read_rows(run / "eval" / place / "probes.jsonl", ProbeRow)
                 for entry in probe_metrics(probes, course.arm, course.stage, course.seed):

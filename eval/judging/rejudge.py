@@ -122,8 +122,9 @@ class Rejudging:
 
 def _in_run(folder: Path) -> bool:
     """Whether a folder of answers is RUN/eval/ARM/MODEL, whose names say which model's answers it should hold."""
-    is_place = folder.name in MODEL_KINDS or (folder.parents[2] / "study.yaml").exists()
-    return is_place and folder.parent.parent.name == "eval"
+    if folder.parent.parent.name != "eval":
+        return False
+    return folder.name in MODEL_KINDS or (folder.parents[2] / "study.yaml").exists()
 
 
 def _model_of(path: Path, first: GenerationRow) -> ModelRows:

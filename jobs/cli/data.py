@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from curricula.curriculum.config import Source
+from curricula.curriculum.config import Midtrain, Source
 from curricula.curriculum.sources.conversations import TuningSet
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.registry import local_root
@@ -105,7 +105,7 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
         look_at_tables(study, root)
     except UserError as error:
         problems.append(str(error))
-    for name in study.evaluation.used_benchmarks:
+    for name in study.used_benchmarks:
         try:
             if root is None and name not in study.evaluation.prompts:
                 raise UserError(f"benchmark {name}: {NOT_HERE}")
@@ -120,6 +120,8 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
     tables, overlaps = [], {}
     shards = tokenised(run) if run else False
     trained = {f"sources.{name}" for arm in study.arms for name in arm.sources}
+    stages = [stage for one in study.variants.values() for stage in one.tree.stages.values()]
+    trained |= {f"sources.{name}" for stage in stages if isinstance(stage, Midtrain) for name in stage.mix}
     trained |= {f"tuning_sets.{name}" for name in used_pools(study)}
     console = Console(stderr=True)
     for key, table in read_tables(study).items():

@@ -299,7 +299,7 @@ def _generate(
     from curricula.eval.runner import check_lengths, run_element, task_prompts
 
     with bars.waiting(f"loading {args.model}"):
-        loaded = load_model(args.model, args.kind, args.device, config.precision, config.deterministic)
+        loaded = load_model(args.model, args.kind, args.device, config.precision, deterministic=config.deterministic)
     _refuse_another_model(out, loaded)
     if (args.max_new_tokens or 0) >= loaded.context_length:
         raise UsageError(

@@ -27,7 +27,7 @@ class Evaluate(Stage):
 
         def rows_of(arm: str) -> Path:
             key = study.training(arm, element.seed).key
-            return run.evaluation(study.whole.owners[key, element.kind], element.kind)
+            return run.evaluation(study.whole.owners.get((key, element.kind), key), element.kind)
 
         run_element(
             element.eval_task,

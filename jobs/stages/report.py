@@ -86,8 +86,12 @@ def _point_report(
 
     stages = (BASE, *study.tree.stages)
     tasks = {name: list(dict.fromkeys(task.task.name for task in study.eval_tasks(name))) for name in stages}
+    plain = {**describe(plan, run.shards), **described_size(study)}
+    own, path = {arm.key for arm in study.trainings}, {one.name for arm in study.trainings for one in study.path(arm)}
+    for key, names in (("arms", own), ("segments", path)):  # of this point alone
+        plain[key] = [one for one in plain[key] if one["name"] in names]
     described = {
-        "plan": {**describe(plan, run.shards), **described_size(study)},
+        "plan": plain,
         "provenance": run.provenance,
         "tasks": tasks,
         "having": study.tree.arms,
