@@ -112,7 +112,10 @@ def _structs(kind: types.Type, suffix: str = "") -> Iterator[tuple[type[msgspec.
 def _table(kind: type[msgspec.Struct]) -> str:
     described = descriptions(kind)
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for field in types.type_info(kind).fields:  # type: ignore[attr-defined]
+    info: types.StructType = types.type_info(kind)  # type: ignore[assignment]
+    if info.tag_field:
+        rows.append(f'| `{info.tag_field}` | "{info.tag}" | required in `stages` | Which of the kinds of stages this is. |')
+    for field in info.fields:
         cells = f"`{field.encode_name}`", _type(field.type), _default(field), _sentence(described.get(field.name, ""))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
