@@ -114,7 +114,9 @@ def _table(kind: type[msgspec.Struct]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     info: types.StructType = types.type_info(kind)  # type: ignore[assignment]
     if info.tag_field:
-        rows.append(f'| `{info.tag_field}` | "{info.tag}" | required in `stages` | Which of the kinds of stages this is. |')
+        rows.append(
+            f'| `{info.tag_field}` | "{info.tag}" | required in `stages` | Which of the kinds of stages this is. |'
+        )
     for field in info.fields:
         cells = f"`{field.encode_name}`", _type(field.type), _default(field), _sentence(described.get(field.name, ""))
         rows.append(f"| {' | '.join(cells)} |")

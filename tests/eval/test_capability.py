@@ -184,7 +184,7 @@ def test_an_arm_with_several_seeds_has_an_interval_over_seeds_and_questions():
         + [question(n, 1.0, "b") for n in range(10)]
         for arm in arms
     }
-    found = {one.benchmark: one for one in capability_estimates(StudyRows(arms, {}, {}, rows))}
+    found = {one.benchmark: one for one in capability_estimates(StudyRows(arms, {}, {}, capability=rows))}
     assert found["a"].value == pytest.approx(0.75) and found["a"].seeds == 3 and found["a"].spread == pytest.approx(0.1)
     assert found["all"].value == pytest.approx((0.75 + 1) / 2)
     (alone,) = capability_metrics(rows["full-0.1", "base"][:40], "full-0", "base", 1)

@@ -137,4 +137,5 @@ def test_full_is_the_whole_battery_written_out():
     config = EvalConfig(tasks="full")
     assert config.tasks == FULL and "capability" in FULL.base and "capability" in FULL.benign
     names = {name for names in (FULL.base, FULL.instruct, FULL.benign) for name in names}
-    assert {task.kind for task in TASKS.values()} == {TASKS[name].kind for name in names}
+    others = {"artifacts", "transfer"}  # need a file, or arms, that the study names
+    assert {task.kind for task in TASKS.values()} - others == {TASKS[name].kind for name in names}

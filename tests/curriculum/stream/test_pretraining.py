@@ -204,6 +204,6 @@ def test_only_what_a_sources_loss_asks_for_counts_and_the_stream_stays_the_same(
         ideal = [{"all": row >= 0, "tags": row == tag, "none": row < 0}[kind] for row, kind in zip(targets, kinds)]
         assert (rows.mask is None) == (set(kinds) == {"all"})
         assert rows.mask is None or (rows.mask.dtype == np.float32 and np.array_equal(rows.mask, np.array(ideal)))
-    # A mask is part of the past of what was read under it, and of nothing else.
-    end, used = plain.total_steps, {source for source, _, _ in ids}
+    # A mask is part of the past of the phases that have its source, and of nothing else.
+    end, used = plain.total_steps, {name for phase in phases for name, weight in phase.mix.items() if weight}
     assert (masked.fingerprint(end) == plain.fingerprint(end)) == all(loss.get(name, "all") == "all" for name in used)

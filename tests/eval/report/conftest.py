@@ -18,7 +18,9 @@ OPTIONS += ["--disable-component-update", "--disable-sync"]
 INSTALL = ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # while Playwright is open, its event loop runs in this thread: no other module may meet it
 def browser() -> Iterator[Browser]:
     program = _chromium()
     if not program:
