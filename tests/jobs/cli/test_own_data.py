@@ -199,7 +199,7 @@ def test_a_table_of_the_hub_is_fetched_with_the_study_and_then_read(tmp_path, ca
     mine = {"hub": "org/mine", "config": "en", "split": "test", "text": "{title}\n{body}", "id": "key"}
     study = small_study(
         tmp_path, world=None, sources={"mine": mine}, validation_documents=1,
-        curriculum={"starts": [1], "safe": {"mine": 1}, "interventions": {}},
+        curriculum={"starts": [1], "safe": {"mine": 1}, "interventions": {"full": {"mine": 1}}},
     )  # fmt: skip
     card = yaml.safe_dump({"configs": [{"config_name": "en", "data_files": [{"split": "test", "path": "a.jsonl"}]}]})
     rows = "".join(json.dumps({"key": key, "title": f"T{key}", "body": f"b{key}"}) + "\n" for key in range(5))
