@@ -105,7 +105,7 @@ def _plugin(name: str) -> Decoder:
 
 
 def _broken(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws, settings: Any) -> list[Answer]:
-    raise NotImplementedError
+    raise AssertionError("a broken decoder is refused before it answers")
 
 
 OWN = tuple(decoder.name for decoder in _ROWS)
