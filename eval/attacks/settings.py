@@ -80,8 +80,11 @@ class Attacks(Settings, frozen=True):
     prompts: Positive | None = None
     """At most this many prompts of each benchmark or file; null takes all."""
     prefill: Prefill = Prefill()
+    """Answers that are begun for the model."""
     best_of_n: BestOfN = BestOfN()
+    """Many tries of a request, each written otherwise."""
     ablation: Ablation = Ablation()
+    """The removal of the direction along which a model refuses."""
     artifacts: dict[PlainName, str] = {}
     """Prompts to replay, by a name of your choice: a file in JailbreakBench's artifact format or a folder of such files, its
     path absolute or within the data folder."""

@@ -19,6 +19,7 @@ class ProbeTexts(Settings, frozen=True):
     safe: TextTable
     """The safe ones. The same file can hold both: give it twice, with `score` and bounds on it."""
     unsafe: TextTable
+    """The unsafe ones."""
     test_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
     """Share of the texts that test the probes."""
 
@@ -27,6 +28,7 @@ class Probes(Settings, frozen=True):
     """Linear probes for safe against unsafe text on the hidden state of the last token (section 4.3)."""
 
     train_per_class: Positive = 500
+    """Training texts of each class, safe and unsafe; the paper's is 500."""
     seeds: Positive = 5
     """Training subsets, each drawn anew and with a probe of its own."""
     layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)] = ("first", "middle", "last")

@@ -70,6 +70,7 @@ def check_shape(checkpoint: Path) -> None:
     assert (model.heads, model.kv_heads, model.parameters()) == (9, 3, 134_515_008)
 
 
+@pytest.mark.slow
 def test_real_weights_are_imported(tmp_path):
     check_shape(Run(submit(shrunk(tmp_path), "--stage", "fetch,prepare")).initial_checkpoint / "step_00000000")
 
