@@ -157,6 +157,11 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
         ("stages.mt.packing", True, r"stages.mt: unknown key `packing`; known keys are"),
         ("stages.instruct.steps", 4, r"stages.instruct: conversations and steps are both given; keep one of them"),
         ("stages.harmful.examples", {"gsm8k": 1}, r"stages.harmful: examples names 'gsm8k', which is not in the mix"),
+        (
+            "stages.harmful.along.tasks",
+            ["gcg", "transfer-topk"],
+            r"stages.harmful.along.tasks names transfer, which is tried on finished models alone; remove it",
+        ),
         ("stages.harmful.tasks", ["asr"], r"stages.harmful.tasks names 'asr'; choose from attacks-topk"),
         (
             "stages.report",
@@ -174,6 +179,13 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
 def test_a_tree_that_makes_no_sense_is_refused_in_one_sentence(place, value, said):
     with pytest.raises(UsageError, match=said):
         parse_study(changed(place, value), "study.yaml")
+
+
+def test_what_only_a_stage_of_the_studys_own_asks_for_is_among_the_benchmarks():
+    raw = changed("stages.harmful.tasks", ["attacks-topk", "prefill-topk"])
+    raw["evaluation"]["attacks"] = {"benchmarks": ["xstest"]}
+    assert "xstest" in parse_study(raw, "study.yaml").used_benchmarks
+    assert "xstest" not in planned().study.used_benchmarks
 
 
 def test_plan_says_it_and_ends_with_a_code(tmp_path, capsys):
