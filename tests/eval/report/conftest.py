@@ -15,13 +15,12 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 OPTIONS += ["--disable-component-update", "--disable-sync"]
-INSTALL = ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]
+INSTALL = ["apt-get", "-o", "DPkg::Lock::Timeout=600", "install", "--yes", "--no-install-recommends", "chromium"]
 
 
-@pytest.fixture(
-    scope="module"
-)  # while Playwright is open, its event loop runs in this thread: no other module may meet it
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of one module: while Playwright is open, its event loop runs in this thread, which other modules must not meet."""
     program = _chromium()
     if not program:
         pytest.skip("chromium is not installed, and only root can install it, on Debian")
@@ -35,7 +34,7 @@ def _chromium() -> str | None:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found or os.geteuid() != 0 or not shutil.which("apt-get"):
         return found
-    with open("/tmp/curricula-chromium.lock", "w") as file:  # workers of one session ask at once
+    with open("/tmp/curricula-apt.lock", "w") as file:  # workers of one session ask at once, and so may the Slurm lab
         fcntl.flock(file, fcntl.LOCK_EX)
         if not shutil.which("chromium"):
             quiet = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "timeout": 900}
