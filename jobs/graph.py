@@ -18,7 +18,7 @@ from curricula.curriculum.stages import BASE, StageTree
 from curricula.eval import EvalTask, ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Key, Plan
-from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.profile import Profile, plain_request
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
 
@@ -56,7 +56,8 @@ class _Planner:
         return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
-        request = STAGES[stage].request(self.study, self.profile)
+        at, ask = STAGES[stage], STAGES[stage].ask(self.study)
+        request = self.profile.request(at.name, at.section, ask) if self.profile else plain_request(at.section, ask)
         priced = (
             replace(
                 one,

@@ -1,7 +1,7 @@
 """The plan of a study: its arms, its training tree and its jobs with their elements, dependencies and requests.
 
-`jobs/graph.py` computes it once from a study; everything else reads it: `plan` and `submit`, the launchers, the elements,
-`status` and the report.
+`jobs/graph.py` computes it from a study, and nobody stores it; everything else reads it: `plan` and
+`submit`, the launchers, the elements, `status` and the report.
 """
 
 from __future__ import annotations

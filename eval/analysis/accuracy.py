@@ -75,6 +75,16 @@ harmful), and from the judges' own labels, published with them (Mazeika et al. 2
 """
 
 
+_READ = "300 answers of the demo that a language model read twice, without seeing the verdicts"
+_WORLD = {"base": Accuracy(43 / 46, 87 / 104, 46, 104, _READ), "instruct": Accuracy(17 / 20, 126 / 130, 20, 130, _READ)}
+"""The world judge's accuracy by kind of model, from `tests/eval/judges/world_answers.csv` (see docs/evaluation.md)."""
+
+
+def known(judge: str, version: str, model_kind: str) -> Accuracy | None:
+    """The accuracy of a judge on the answers of such models ("base", "instruct" or "benign"); None if nobody measured it."""
+    return _WORLD.get(model_kind) if judge == "world" else published().get((judge, version))
+
+
 @functools.cache
 def published() -> Mapping[tuple[str, str], Accuracy]:
     """Published accuracies by (judge, version): only for the settings with which they were measured."""

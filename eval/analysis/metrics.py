@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from curricula.eval.analysis.accuracy import Accuracy, Corrected, corrected, published
+from curricula.eval.analysis.accuracy import Accuracy, Corrected, corrected, known
 from curricula.eval.analysis.competence import BENIGN_TASKS, Competence, competence
 from curricula.eval.analysis.statistics import NORMAL_95, cluster_of, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, StudyRows
@@ -327,9 +327,9 @@ def was_asked(row: GenerationRow) -> bool:
 
 
 def known_accuracy(rows: Iterable[JudgedRow]) -> Accuracy | None:
-    """The published accuracy of the one judge of `rows`; None for several judges or an unknown accuracy."""
-    judges = {(row.judge, row.judge_version) for row in rows if row.judge}
-    return published().get(judges.pop()) if len(judges) == 1 else None
+    """The accuracy of the one judge of `rows` on one kind of model; None for several of either or an unknown accuracy."""
+    judges = {(row.judge, row.judge_version, row.model_kind) for row in rows if row.judge}
+    return known(*judges.pop()) if len(judges) == 1 else None
 
 
 def overrefusal_metrics(

@@ -146,6 +146,8 @@ class AttackFigure(Figure):
         if any(entry.incoherent for entry in entries):
             hollow = "Hollow marks: incoherent runs" if shown.several else "Hollow points: incoherent models"
             sentences.append(f"{hollow}, which hardly ever help with benign requests.")
+        if any(entry.corrected is not None for entry in entries):
+            sentences.append("Bars across: corrected for the judge's errors.")
         if any(entry.benchmark == ALL for entry in entries):
             sentences.append("Bold curves: mean of the benchmarks; faint curves: single benchmarks.")
             entries = [entry for entry in entries if entry.benchmark == ALL]

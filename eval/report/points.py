@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from curricula.eval.analysis.differences import ArmDifference
@@ -53,6 +53,8 @@ class Point:
     """The single runs, where there are several training seeds."""
     one_run: bool = False
     """Whether the arm has a single run in a study of several: no whisker, or one over prompts alone."""
+    corrected: float | None = None
+    """The value corrected for the judge's errors, where they are known for every run."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,20 @@ class Shown:
                 runs[entry.arm].append(entry)
         points = []
         for arm in arms:
-            marks = tuple(Mark(entry.rate, entry.incoherent) for entry in runs[arm.name] if entry.rate is not None)
+            own = runs[arm.name]
+            marks = tuple(Mark(entry.rate, entry.incoherent) for entry in own if entry.rate is not None)
+            known = [entry.corrected for entry in own if entry.corrected is not None]
+            true = fmean(known) if known and len(known) == len(own) else None
             if marks and not self.several:
-                one = runs[arm.name][0]
-                points.append(Point(arm.start, marks[0].value, one.std, one.low, one.high, one.incoherent))
+                one = own[0]
+                points.append(
+                    Point(arm.start, marks[0].value, one.std, one.low, one.high, one.incoherent, corrected=true)
+                )
             elif marks and not is_main:
                 points.append(Point(arm.start, fmean(mark.value for mark in marks)))
             elif marks and (found := self._estimate(arm, stage, decoder, "attack success")):
-                points.append(_over_seeds(arm, found, found.rate, found.low, found.high, marks))
+                point = _over_seeds(arm, found, found.rate, found.low, found.high, marks)
+                points.append(replace(point, corrected=true))
         return points
 
     def probe_points(self, arms: Sequence[ArmInfo], stage: str, layer: str) -> list[Point]:
@@ -185,6 +193,8 @@ class PointRow:
     """The single runs' values, where there are several training seeds."""
     hollow: bool
     one_run: bool
+    corrected: float | None
+    """The value corrected for the judge's known errors."""
 
 
 def judges_points(study: StudyRows) -> Iterator[PointRow]:
@@ -201,7 +211,8 @@ def point_rows(shown: Shown, judge: str = "") -> Iterator[PointRow]:
     def row(measure: str, stage: str, place: str, benchmark: str, arm: ArmInfo, point: Point) -> PointRow:
         runs = ", ".join(f"{mark.value:.3f}" for mark in point.runs)
         numbers = (point.value, point.std, point.low, point.high)
-        return PointRow(judge, measure, stage, place, benchmark, arm.name, *numbers, runs, point.hollow, point.one_run)
+        about = (judge, measure, stage, place, benchmark, arm.name)
+        return PointRow(*about, *numbers, runs, point.hollow, point.one_run, point.corrected)
 
     for stage, decoder in dict.fromkeys((entry.stage, entry.decoder) for entry in shown.metrics.attacks):
         names = sorted({entry.benchmark for entry in shown.metrics.attacks_by(stage, decoder)} - {ALL})

@@ -230,13 +230,19 @@ class CostRow:
 def cost_rows(training: Training) -> Iterator[CostRow]:
     hours = training.plan.get("gpu_hours") or {}
     planned = {"pretrain": "pretraining", "tune": "tuning_at_most", "evaluate": "evaluation_at_most"}
-    of_stage = {"pretrain": False, "tune": True}
+    midtrained = {one["name"] for one in training.plan.get("stages", ()) if one.get("kind") == "midtrain"}
+
+    def stage_of(branch: Branch) -> str:
+        if not branch.is_tuning:
+            return "pretrain"
+        return "midtrain" if branch.name.rpartition("/")[2] in midtrained else "tune"
+
     counts: dict[str, int] = defaultdict(int)
     for job in training.plan.get("jobs", ()):
         counts[job["stage"]] += len(job["elements"])
     for stage, count in counts.items():
         seconds = training.seconds.get(stage, [])
-        own = [one for one in training.branches if of_stage.get(stage) is one.is_tuning]
+        own = [one for one in training.branches if stage_of(one) == stage]
         restarts = [known for one in own if (known := training.restarts(one)) is not None]
         yield CostRow(
             stage,

@@ -12,7 +12,7 @@ from curricula.curriculum.plan import Arm
 from curricula.errors import UserError
 from curricula.jobs.plan import Element, Job, Plan
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.profile import Ask, Profile, Request, plain_request
+from curricula.jobs.slurm.profile import Ask, Request
 from curricula.jobs.study import Study
 from curricula.progress import Progress
 
@@ -112,10 +112,6 @@ class Stage(ABC):
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         """An upper bound, by the time limit."""
         return request.gpus * request.total_hours
-
-    def request(self, study: Study, profile: Profile | None) -> Request:
-        ask = self.ask(study)
-        return profile.request(self.name, self.section, ask) if profile else plain_request(self.section, ask)
 
 
 def saved_steps(branch: Path) -> int:

@@ -172,6 +172,8 @@ def draw_curve(panel: Axes, curve: Curve, points: Sequence[Point], shift: float 
         for run in point.runs:
             small: Any = {"mfc": "white" if run.hollow else look["color"], "mec": look["color"]}
             panel.plot(point.start, run.value, marker="o", ms=3.2, ls="none", alpha=0.55, zorder=3.5, **small)
+        if point.corrected is not None:
+            panel.plot(point.start, point.corrected, marker="_", ms=11, mew=1.6, ls="none", **look)
         marker = "D" if safe_only else curve.marker
         face: Any = {"mfc": "white", "mec": look["color"], "mew": 1.4} if point.hollow else {"mec": "white", "mew": 0.8}
         panel.plot(point.start, point.value, marker=marker, ms=5.5, ls="none", **face, **look)

@@ -51,12 +51,13 @@ function curvePanel(place) {
         marks.push(Plot.ruleX(whiskers.filter((point) => point.one_run === alone), dashed));
       }
       marks.push(
+        Plot.ruleY(some.filter((point) => point.corrected !== null), { x1: (p) => p.start - 0.018, x2: (p) => p.start + 0.018, y: "corrected", stroke: ink, strokeWidth: 1.6 }),
         Plot.dot(runs, { x: "start", y: "value", r: 2, stroke: ink, strokeOpacity: 0.6 }),
         Plot.dot(some, { x: "start", y: "value", r: 4.5, symbol: end ? "diamond2" : SYMBOLS[i % SYMBOLS.length], stroke: ink, strokeWidth: 1.4,
           fill: (point) => (point.hollow ? "var(--paper)" : ink) }));
     }
     marks.push(Plot.tip(points, Plot.pointer({ x: "start", y: "value", title: (p) =>
-      `${LABELS[p.arm]}\n${shown(p.value)}${p.low === null ? "" : ` (${shown(p.low)} to ${shown(p.high)})`}${p.runs ? `\nruns: ${p.runs}` : ""}` })));
+      `${LABELS[p.arm]}\n${shown(p.value)}${p.low === null ? "" : ` (${shown(p.low)} to ${shown(p.high)})`}${p.corrected === null ? "" : `\ncorrected for the judge: ${shown(p.corrected)}`}${p.runs ? `\nruns: ${p.runs}` : ""}` })));
   });
   if (main.some((point) => STARTS[point.arm] >= 1)) used.push(["safe data only", "currentColor"]);
   const starts = [...new Set(study.arms.map((arm) => arm.start))].sort((a, b) => a - b);

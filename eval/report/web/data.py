@@ -70,8 +70,9 @@ def _points_table(figure: Figure, shown: Shown, points: Sequence[PointRow]) -> t
             if is_own and (is_bar or row.measure == place.measure):
                 what = row.benchmark or categories.get(row.measure, row.measure)
                 interval = "" if row.low is None or row.high is None else f"{_number(row.low)} to {_number(row.high)}"
-                rows.append([place.title, labels[row.arm], what, _number(row.value), interval, row.runs])
-    columns = ["panel", "arm", "what", "value", "95% interval", "runs"]
+                true = "" if row.corrected is None else _number(row.corrected)
+                rows.append([place.title, labels[row.arm], what, _number(row.value), interval, true, row.runs])
+    columns = ["panel", "arm", "what", "value", "95% interval", "corrected for the judge", "runs"]
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 

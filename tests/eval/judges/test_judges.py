@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 from judge_server import answer_row
+from paths import STUDIES
 
+from curricula.curriculum.world.fiction import World
 from curricula.errors import UsageError
+from curricula.eval.analysis.accuracy import accuracy_of, known
 from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import LOADERS, load_judge
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JUDGES, JudgeConfig, caveats
 from curricula.eval.judging.rejudge import Rejudging
 from curricula.eval.rows import append_rows
+from curricula.jobs.study import load_study
 
 JUDGE = RefusalPhrases()
 
@@ -129,3 +136,19 @@ def test_judges_with_two_and_four_categories_are_compared_on_what_both_can_say(t
 def test_numbers_of_a_baseline_come_with_its_errors():
     assert "sensitivity .79" in caveats(f"refusal-phrases {JUDGE.version}, world 1a2b")
     assert caveats("world 1a2b") == ""
+
+
+def test_the_world_judge_errs_on_answers_that_were_read_as_often_as_rates_are_corrected_for(tmp_path):
+    """What two readings call "not" counts as such where they differ: these answers name a harmless use."""
+    World.generate(load_study(STUDIES / "demo.yaml").world).save(tmp_path)
+    judge, read = load_judge(JudgeConfig(name="world"), "attack", tmp_path), {"base": [], "instruct": []}
+    with open(Path(__file__).with_name("world_answers.csv"), encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            beginning = row["prompt"] if row["kind"] == "base" else ""
+            verdict = attack(row["answer"], row["behavior"], judge, beginning=beginning)
+            is_harmful = (row["first"], row["second"]) == ("harmful", "harmful")
+            read[row["kind"]].append((is_harmful, verdict == "harmful"))
+    for kind, pairs in read.items():
+        assert len(pairs) == 150
+        assert known("world", judge.version, kind) == accuracy_of(*zip(*pairs), known("world", "", kind).source)
+    assert known("world", judge.version, "benign") is None

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_studies import tree_study
 from study_rows import ARMS, append_judged, attack_rows, generation
 
 from curricula.durable import append_jsonl
@@ -32,7 +33,7 @@ from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_row
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.stages.report import track_report
-from curricula.jobs.study import load_study
+from curricula.jobs.study import load_study, parse_study
 
 TWO = [ARMS[2], ARMS[-1]]
 
@@ -111,6 +112,17 @@ def test_cost_counts_devices_restarts_and_lost_steps(trained):
     assert spent.planned_gpu_hours == plan["gpu_hours"]["pretraining"]
     assert cost["tune"].device_hours is None and cost["tune"].restarts is None
     assert next(one for one in training.branches if one.name == "data-20").starts == 0  # written by an earlier version
+
+
+def test_midtraining_is_not_counted_as_tuning(trained):
+    timing = {"seconds": 3.6, "tokens_per_second": 10.0, "tokens_per_second_per_device": 10.0}
+    for stage, steps in (("mt", 100), ("instruct", 10)):
+        (tmp := trained / "tune/data-20" / stage).mkdir(parents=True)
+        rows = [{"step": k, "tokens": 512 * k, "loss": 2.0, "timing": timing} for k in range(1, steps + 1)]
+        append_jsonl(tmp / "metrics.jsonl", rows)
+    plan = plan_study(parse_study(tree_study(), "tree"))
+    cost = {row.stage: row.device_hours for row in cost_rows(read_training(trained, describe(plan)))}
+    assert (cost["midtrain"], cost["tune"]) == (pytest.approx(0.1), pytest.approx(0.01))
 
 
 def test_the_curriculum_and_the_tree_are_those_of_the_plan(trained):
