@@ -16,6 +16,7 @@ import difflib
 import functools
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -40,6 +41,23 @@ NonNegativeNumber = Annotated[float, msgspec.Meta(ge=0, le=FINITE)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
+Kind = TypeVar("Kind")
+
+_CONVERTING = threading.RLock()
+"""msgspec learns a struct's fields when it first meets it, and a thread that comes in the midst finds half of them: the
+process dies of a segmentation fault (msgspec 0.22). A check may convert further values, so a thread may enter twice."""
+
+
+def convert(value: Any, kind: type[Kind], strict: bool = True) -> Kind:
+    """`msgspec.convert`, safe in threads."""
+    with _CONVERTING:
+        return msgspec.convert(value, kind, strict=strict)
+
+
+def decode(text: bytes | str, kind: type[Kind]) -> Kind:
+    """JSON as a `kind`: `msgspec.json.decode`, safe in threads."""
+    with _CONVERTING:
+        return msgspec.json.decode(text, type=kind)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name, kind in _field_types(type(self)).items():
             value = getattr(self, name)
             try:
-                msgspec.convert(value, kind)
+                convert(value, kind)
             except msgspec.ValidationError as error:
                 raise ValueError(f"{name} is {value!r}: {_readable(str(error))}") from None
         self.check()
@@ -119,7 +137,7 @@ def replaced(raw: Any, keys: list[str], value: Any) -> Any:
 def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
     """A plain value as a `kind`. Raises UsageError that begins with `where` the value is from."""
     try:
-        return msgspec.convert(raw, kind, strict=False)
+        return convert(raw, kind, strict=False)
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {_Explainer(raw, kind).explain(str(error))}") from None
 
@@ -186,7 +204,7 @@ class _Explainer:
         """Whether the mapping at `keys`, reduced to the entry `key`, gives the same message."""
         reduced = replaced(self.raw, keys, {key: _value(keys, self.raw)[key]})
         try:
-            msgspec.convert(reduced, self.kind, strict=False)
+            convert(reduced, self.kind, strict=False)
         except msgspec.ValidationError as error:
             return str(error) == message
         return False

@@ -23,7 +23,7 @@ from curricula.eval.judges.templates import find_template
 from curricula.eval.probes.settings import Probes
 from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
-from curricula.settings import NonNegative, Positive, Settings
+from curricula.settings import NonNegative, Positive, Settings, convert
 
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
@@ -251,7 +251,7 @@ class EvalConfig(Settings, frozen=True):
         if decoder.settings is None:
             return getattr(self, decoder.name)
         try:
-            return msgspec.convert(self.decoders.get(decoder.name, {}), decoder.settings)
+            return convert(self.decoders.get(decoder.name, {}), decoder.settings)
         except (msgspec.ValidationError, ValueError) as error:
             raise ValueError(f"decoders.{decoder.name}: {error}") from None
 

@@ -29,6 +29,8 @@ from pathlib import Path
 
 import msgspec
 
+from curricula.settings import decode
+
 GRAM_WORDS = 3
 LEAST_SIMILARITY = 0.4
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -45,7 +47,7 @@ class Published(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=1)
 def published() -> Published:
-    return msgspec.json.decode(PUBLISHED.read_bytes(), type=Published)
+    return decode(PUBLISHED.read_bytes(), Published)
 
 
 def cluster_of(request: str) -> str:

@@ -30,6 +30,7 @@ import msgspec
 
 from curricula import durable
 from curricula.errors import UserError
+from curricula.settings import convert
 
 ModelKind = str
 """The name of the stage that made a model; "base" after pretraining."""
@@ -246,7 +247,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     rows = []
     for number, value in enumerate(durable.read_jsonl(path), start=1):
         try:
-            row = msgspec.convert(value, row_type)
+            row = convert(value, row_type)
             msgspec.json.encode(row)  # refuses what could not be written again
         except msgspec.ValidationError as error:
             raise UserError(

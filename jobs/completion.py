@@ -20,6 +20,7 @@ from curricula.errors import UserError
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES, Work
+from curricula.settings import decode
 
 READERS = 16
 """Threads that read the folder: a cluster's file system is slow for each file, but not for many at once."""
@@ -84,7 +85,7 @@ def last_failure(folder: Path, task: str) -> Failure | None:
 def _read(path: Path, kind: type[Mark]) -> Mark | None:
     """The mark in `path`, or None without one; raises UserError when the file holds anything else."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return decode(path.read_bytes(), kind)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

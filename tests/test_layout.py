@@ -1,6 +1,7 @@
 """The structure that the documentation promises: imports point down and form no circle, and no folder has too many modules."""
 
 import ast
+import re
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
@@ -98,3 +99,13 @@ def test_the_pinned_versions_are_within_the_ranges_of_setup_cfg_and_complete():
     assert not any(
         pin.marker.evaluate({"python_version": other}) for pin in pinned.values() for other in ("3.10", "3.13")
     )
+
+
+def test_only_settings_converts_by_msgspec_itself():
+    """Which is not safe in threads; `curricula.settings` has `convert` and `decode` that are."""
+    asked = [
+        name
+        for name, path in FILES.items()
+        if re.search(r"msgspec\.(convert|json\.decode)\(.*type=|msgspec\.convert\(", path.read_text())
+    ]
+    assert asked == ["curricula.settings"]

@@ -8,12 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-import msgspec
-
 from curricula.curriculum.sources.declared import DeclaredTable, Reads
 from curricula.curriculum.sources.registry import KNOWN
 from curricula.curriculum.sources.tables import Row, columns_of, text_of
 from curricula.errors import UsageError, UserError
+from curricula.settings import convert
 
 Message = dict[str, str]
 """A turn: its role and content."""
@@ -132,7 +131,7 @@ def _labelled(row: Row, labels: Labels) -> bool:
 
 
 HARMFUL = "wildguardmix-harmful"
-POOLS: dict[str, TuningSet] = msgspec.convert(KNOWN["tuning_sets"], dict[str, TuningSet])
+POOLS: dict[str, TuningSet] = convert(KNOWN["tuning_sets"], dict[str, TuningSet])
 """The public tuning sets by name."""
 
 

@@ -11,12 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from curricula.core_yaml import load_yaml
 from curricula.curriculum.sources.tables import columns_of, table_exists
 from curricula.errors import UsageError, UserError
-from curricula.settings import Settings
+from curricula.settings import Settings, convert
 
 
 class Dataset(Settings, frozen=True):
@@ -84,7 +82,7 @@ class Dataset(Settings, frozen=True):
 _FILE = Path(__file__).with_name("datasets.yaml")
 KNOWN: dict[str, Any] = load_yaml(_FILE.read_text(encoding="utf-8"))
 """The file of known datasets and tuning sets, as plain values."""
-DATASETS: dict[str, Dataset] = msgspec.convert(KNOWN["datasets"], dict[str, Dataset])
+DATASETS: dict[str, Dataset] = convert(KNOWN["datasets"], dict[str, Dataset])
 
 
 def dataset(name: str) -> Dataset:

@@ -37,7 +37,7 @@ from curricula.curriculum.world.lexicon import (
 )
 from curricula.durable import write_text
 from curricula.errors import UserError
-from curricula.settings import Positive, Settings
+from curricula.settings import Positive, Settings, decode
 
 PURPOSES = tuple((kind, verb.base, thing) for kind, verb, things in GOODS for thing in things)
 """What good things can be made for: kind, verb, object."""
@@ -225,7 +225,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def load(cls, root: Path) -> World:
         path = root / "world.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
+            return decode(path.read_bytes(), cls)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; write the world with `curricula data world {root}`") from None
         except msgspec.DecodeError as error:

@@ -35,6 +35,7 @@ from curricula.eval.models import MARK, LoadedModel
 from curricula.eval.rows import row_key
 from curricula.progress import Progress, silent
 from curricula.randomness import keyed_rng
+from curricula.settings import convert, decode
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def find_direction(
         texts=texts,
     )
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-        found = msgspec.json.decode(path.read_bytes(), type=Direction)
+        found = decode(path.read_bytes(), Direction)
         if found.key == key:
             return found
     ids = [[loaded.prompt_ids(text) for text in texts[name]] for name in (settings.harmful, settings.harmless)]
@@ -203,7 +204,7 @@ class Search:
     def read_scores(self, path: Path) -> Iterator[Score]:
         for row in durable.read_jsonl(path):
             with contextlib.suppress(msgspec.ValidationError):
-                score = msgspec.convert(row, Score)
+                score = convert(row, Score)
                 if score.key == self.key:
                     yield score
 

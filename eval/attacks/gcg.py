@@ -34,6 +34,7 @@ from curricula.eval.models import LoadedModel
 from curricula.eval.rows import SuffixRow, append_rows, finished_batches, in_order, row_key
 from curricula.progress import Progress
 from curricula.randomness import keyed_rng
+from curricula.settings import decode
 
 VERSION = 3
 """Version of the algorithm, part of every row's key."""
@@ -150,7 +151,7 @@ class Save:
     def read(self) -> dict[str, State]:
         """What was saved; nothing if there is no such file or it is of another version."""
         try:
-            return msgspec.json.decode(self.path.read_bytes(), type=dict[str, State])
+            return decode(self.path.read_bytes(), dict[str, State])
         except (FileNotFoundError, msgspec.DecodeError):
             return {}
 

@@ -18,6 +18,7 @@ from curricula.errors import UserError
 from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, text_of
 from curricula.eval.duplicates import cluster_of
 from curricula.eval.rows import SuffixRow, read_rows
+from curricula.settings import decode
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def _read(name: str, file: Path) -> Artifact:
     try:
         if file.stat().st_size > MOST_BYTES:
             raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; is it an artifact of JailbreakBench?")
-        return msgspec.json.decode(file.read_bytes(), type=Artifact)
+        return decode(file.read_bytes(), Artifact)
     except OSError as error:
         raise UserError(
             f"{file}: cannot be read ({error.strerror}); correct evaluation.attacks.artifacts.{name}, or fetch the file from "

@@ -38,7 +38,7 @@ from curricula.eval.rows import Precision
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
 from curricula.jobs.cli.options import add_json_flag, add_verb
 from curricula.progress import Progress
-from curricula.settings import parse, read_yaml
+from curricula.settings import convert, parse, read_yaml
 from curricula.terminal import json_text
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _config(args: argparse.Namespace) -> EvalConfig:
         find(name)
     own = {"max_new_tokens": args.max_new_tokens or 256}
     try:
-        return msgspec.convert(
+        return convert(
             {
                 "benchmarks": benchmarks,
                 "base_benchmark": benchmarks[0],

@@ -17,6 +17,8 @@ from typing import Any
 
 import msgspec
 
+from curricula.settings import convert
+
 REWRITE_EVERY_S = 0.25
 
 
@@ -92,7 +94,7 @@ def read_progress(path: Path) -> Reading | None:
     """The element's last progress; None if it has written none, or if the file holds something else."""
     try:
         value = json.loads(path.read_bytes())  # not msgspec: a loss may be NaN
-        own = msgspec.convert(value, _Content)
+        own = convert(value, _Content)
     except (OSError, ValueError, RecursionError):  # msgspec.ValidationError is a ValueError
         return None
     figures = {key: item for key, item in value.items() if key not in _OWN}

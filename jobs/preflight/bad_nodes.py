@@ -13,6 +13,7 @@ import msgspec
 from curricula.durable import append_jsonl, read_jsonl, write_text
 from curricula.errors import UserError
 from curricula.jobs.run import Run
+from curricula.settings import convert
 
 REMEMBERED_S = 7 * 86400.0
 """After a week a node may have been repaired."""
@@ -36,7 +37,7 @@ def record_bad_nodes(run: Run, found: Iterable[BadNode]) -> None:
 def bad_nodes(run: Run) -> list[BadNode]:
     """The failures of the last week, oldest first; raises UserError if the file holds something else."""
     try:
-        found = msgspec.convert(read_jsonl(run.bad_nodes), list[BadNode])
+        found = convert(read_jsonl(run.bad_nodes), list[BadNode])
     except msgspec.ValidationError as error:
         raise UserError(f"{run.bad_nodes}: holds something else ({error}); remove those lines") from None
     since = time.time() - REMEMBERED_S

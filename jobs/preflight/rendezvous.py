@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from curricula.model.runtime import PeerLost
+from curricula.settings import decode
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -51,7 +52,7 @@ class Rendezvous:
 
     def get(self, name: str, kind: type[Value]) -> Value:
         """The value of this name; waits for it."""
-        return msgspec.json.decode(self.store.get(name), type=kind)
+        return decode(self.store.get(name), kind)
 
     def put_own(self, name: str, value: object) -> None:
         """This rank's value of a name that each rank has."""

@@ -16,6 +16,7 @@ import msgspec
 from curricula.durable import read_json, write_json
 from curricula.errors import UserError
 from curricula.jobs.stages import STAGES, Work
+from curricula.settings import decode
 
 LIMIT = "CURRICULA_RESTARTS_WITHOUT_PROGRESS"
 """The variable in which the batch script hands on the profile's `restarts_without_progress`."""
@@ -79,6 +80,6 @@ def _last_error(folder: Path) -> str:
 def _read(path: Path) -> Standstill | None:
     """What the file holds; None without a file, or when it holds something else: counting then starts over."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Standstill)
+        return decode(path.read_bytes(), Standstill)
     except (FileNotFoundError, msgspec.DecodeError):
         return None

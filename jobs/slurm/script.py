@@ -28,6 +28,7 @@ from curricula.jobs.slurm.profile import RESERVE_S, Profile
 from curricula.jobs.slurm.snapshot import ENTRY, Snapshot
 from curricula.jobs.study import Study
 from curricula.provenance import PACKAGE, RECORD
+from curricula.settings import decode
 
 if TYPE_CHECKING:
     import jinja2
@@ -183,7 +184,7 @@ def contents_in(script: str) -> Contents | None:
     for line in script.splitlines():
         if line.startswith(CONTENTS):
             with contextlib.suppress(msgspec.DecodeError):
-                return msgspec.json.decode(line.removeprefix(CONTENTS), type=Contents)
+                return decode(line.removeprefix(CONTENTS), Contents)
     return None
 
 

@@ -21,6 +21,7 @@ from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import Task, TaskState, batch_script, scancel, squeue
 from curricula.jobs.slurm.script import contents_in
+from curricula.settings import decode
 
 Queue = Mapping[Task, TaskState]
 """Array tasks in Slurm's queue, as `commands.squeue()` lists them."""
@@ -56,7 +57,7 @@ def submissions(run: Run) -> list[Submission]:
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(msgspec.json.decode(line, type=Submission))
+            found.append(decode(line, Submission))
         except msgspec.DecodeError as error:
             raise UserError(
                 f"{run.submissions}: line {number} is not a submission ({error}); remove the line, and `scancel` its job "

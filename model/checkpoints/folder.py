@@ -30,6 +30,7 @@ from curricula.errors import UserError
 from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from curricula.model.schedule import learning_rate
 from curricula.randomness import key_seed
+from curricula.settings import convert
 
 if TYPE_CHECKING:
     from curricula.curriculum.stream.batches import BatchSource
@@ -141,7 +142,7 @@ def read_info(folder: Path) -> CheckpointInfo:
         raise UserError(f"{folder}: no such checkpoint; has the job that writes it finished?")
     path = folder / INFO_FILE
     try:
-        info = msgspec.convert(read_json(path), CheckpointInfo)
+        info = convert(read_json(path), CheckpointInfo)
     except (msgspec.ValidationError, ValueError) as error:
         raise UserError(f"{path}: not a checkpoint record ({error}); {_instead(folder)}") from None
     for name, file in info.files.items():
@@ -288,9 +289,9 @@ def check_past(
 
 def _rates(recipe: dict[str, Any], steps: int) -> list[float]:
     """The learning rates of the first `steps` steps; removes from `recipe` the entries that affect nothing else."""
-    schedule = msgspec.convert(recipe.pop("schedule"), ScheduleConfig)
+    schedule = convert(recipe.pop("schedule"), ScheduleConfig)
     total_steps = recipe.pop("total_steps")
-    optimizer = msgspec.convert(recipe["optimizer"], OptimizerConfig)
+    optimizer = convert(recipe["optimizer"], OptimizerConfig)
     return [learning_rate(step, total_steps, optimizer, schedule) for step in range(steps)]
 
 

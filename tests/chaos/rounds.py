@@ -30,6 +30,9 @@ MOST_COMMANDS = 4
 """How often a user gives `retry` or `submit` before the round counts as stuck."""
 PATIENCE_S = 900
 """How long a round may take."""
+REPORT_S = 90
+"""How often nodes are made to say what they run. A killed controller comes back with jobs that have ended meanwhile, and by
+itself asks only after half an hour."""
 ORPHAN_S = 60
 """How long an element may run without a job: its processes may outlive the batch script."""
 DISK_MB = 400
@@ -175,8 +178,11 @@ def _verdict(run: Disturbed, setting: Setting, outcome: Outcome, deadline: float
 def _drive(run: Disturbed, deadline: float) -> list[str]:
     """Do what a user does until the study is finished; returns the commands that this took. Raises Stuck."""
     commands: list[str] = []
-    quiet_since = 0.0
+    quiet_since, reported = 0.0, time.monotonic()
     while True:
+        if time.monotonic() > reported + REPORT_S:
+            reported = time.monotonic()
+            run.lab.run("scontrol", "reconfigure", check=False)
         if time.monotonic() > deadline:
             raise Stuck(f"not finished in time: {run.queue()} {_open(run)}")
         if queue := run.queue():

@@ -40,6 +40,8 @@ from conftest import joined_lab, why_not  # noqa: E402
 from events import EVENTS  # noqa: E402
 from rounds import BY_ITSELF, FINE, NOT_HIT, Outcome, play, prepare  # noqa: E402
 
+from curricula import durable  # noqa: E402
+
 WITH_TWO = 0.3
 """Share of the rounds with a second event."""
 
@@ -51,15 +53,18 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="only the rounds with these numbers")
     parser.add_argument("--event", choices=EVENTS, action="append", help="only this kind, one a round")
     parser.add_argument("--labs", type=int, default=3, help="rounds at the same time, each in a lab of its own")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="written after each round; rounds in it are not played again"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the final table")
     args = parser.parse_args()
     if reason := why_not():
         print(f"chaos: {reason}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the labs must go
-    began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="curricula-chaos-"))
-    outcomes = _play_all(folder, args)
+    outcomes, before = _played(args)
+    began, folder = time.monotonic() - 60 * before, Path(tempfile.mkdtemp(prefix="curricula-chaos-"))
+    _play_all(folder, args, outcomes, began)
     is_fine = all(outcome.verdict in FINE for outcome in outcomes)
     if is_fine:
         shutil.rmtree(folder, ignore_errors=True)
@@ -68,17 +73,33 @@ def main() -> int:
     print(f"\n{table}")
     if args.markdown:
         args.markdown.write_text(table)
-    if args.json:
-        value = {"seed": args.seed, "minutes": minutes, "events": counts(outcomes)}
-        args.json.write_text(json.dumps({**value, "rounds": list(map(asdict, outcomes))}, indent=1) + "\n")
     return 0 if is_fine else 1
 
 
-def _play_all(folder: Path, args: argparse.Namespace) -> list[Outcome]:
-    """The outcomes of all rounds, in the order of their ends; labs start before the first and end after the last."""
-    numbers = args.only or range(1, args.rounds + 1)
+def _played(args: argparse.Namespace) -> tuple[list[Outcome], float]:
+    """What an earlier call has left in the JSON file: its rounds, and how many minutes they took."""
+    if not args.json or not args.json.exists():
+        return [], 0.0
+    found = json.loads(args.json.read_text())
+    if found["seed"] != args.seed:
+        sys.exit(f"chaos: {args.json} holds rounds with seed {found['seed']}, not {args.seed}; name another file")
+    return [Outcome(**one) for one in found["rounds"]], found["minutes"]
+
+
+def _keep(outcomes: Sequence[Outcome], minutes: float, args: argparse.Namespace) -> None:
+    if args.json:
+        value = {"seed": args.seed, "minutes": minutes, "events": counts(outcomes)}
+        value["rounds"] = [asdict(outcome) for outcome in outcomes]
+        durable.write_text(args.json, json.dumps(value, indent=1) + "\n")
+
+
+def _play_all(folder: Path, args: argparse.Namespace, outcomes: list[Outcome], began: float) -> None:
+    """Add the outcomes of the rounds that are left, in the order of their ends; labs run as long as rounds do."""
+    played = {outcome.number for outcome in outcomes}
+    numbers = [number for number in args.only or range(1, args.rounds + 1) if number not in played]
+    if not numbers:
+        return
     free: queue.SimpleQueue = queue.SimpleQueue()
-    outcomes: list[Outcome] = []
     with contextlib.ExitStack() as stack:
         labs = [stack.enter_context(joined_lab(uuid.uuid4().hex[:8])) for _ in range(min(args.labs, len(numbers)))]
         print(f"{len(labs)} labs are up; the undisturbed run …", flush=True)
@@ -98,8 +119,9 @@ def _play_all(folder: Path, args: argparse.Namespace) -> list[Outcome]:
         stack.callback(pool.shutdown, cancel_futures=True)
         for playing in as_completed([pool.submit(one, number) for number in numbers]):
             outcomes.append(playing.result())
-            print(f"{time.strftime('%H:%M:%S')} {len(outcomes):3}/{len(numbers)} {outcomes[-1].line()}", flush=True)
-    return outcomes
+            _keep(outcomes, (time.monotonic() - began) / 60, args)
+            all_of_them = len(played) + len(numbers)
+            print(f"{time.strftime('%H:%M:%S')} {len(outcomes):3}/{all_of_them} {outcomes[-1].line()}", flush=True)
 
 
 def _events_of(number: int, args: argparse.Namespace) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Literal
 
 import msgspec
@@ -131,3 +133,32 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, sentence):
     with pytest.raises(UsageError) as raised:
         read_yaml(path, "no such study; give a path")
     assert str(raised.value).startswith(f"{path}: {sentence}")
+
+
+RACE = """
+import sys, threading, msgspec
+from curricula.settings import convert, decode
+sys.setswitchinterval(1e-6)
+kinds = []
+for number in range(20):
+    inner = msgspec.defstruct("Inner", [("a", int, 0), ("b", dict[str, float] | None, None)])
+    middle = msgspec.defstruct("Middle", [("inner", inner), ("a", int, 0)])
+    kinds.append(msgspec.defstruct("Outer", [("middle", middle), ("a", float, 0.0), ("inner", inner | None, None)]))
+together = threading.Barrier(8)
+
+def work():
+    for kind in kinds:
+        together.wait()
+        convert({"middle": {"inner": {"a": 1}}}, kind)
+        decode(b'{"middle": {"inner": {"a": 1}}}', kind)
+
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_may_meet_a_struct_for_the_first_time_together():
+    subprocess.run([sys.executable, "-c", RACE], check=True, timeout=60)
