@@ -3,6 +3,9 @@
 Elements are forked from a server that has already imported torch and Megatron-core (multiprocessing's forkserver with a
 preload), since those imports take longer than most elements of a small study. Each runs jobs/element.py, as on a cluster. When
 this process dies, by Ctrl-C or kill -9, its elements end too; the next call resumes from what they left.
+
+Of a study with several training seeds the first one's elements go first, and when they are done the report is written early:
+a first look at the figures, which the report at the end replaces.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ class Watcher(Protocol):
 
     def update(self, running: list[Key], finished: Key | None = None) -> None: ...
 
+    def first_look(self, page: Path) -> None:
+        """The first seed's report has been written."""
+
 
 @dataclass
 class Outcome:
@@ -70,12 +76,20 @@ class _LocalRun:
         self.done = done_elements(run, plan)
         """Also elements that were not chosen."""
         self.outcome = Outcome(done=[key for key in selected if key in self.done])
+        seeds = {(job.name, element.label): element.seed for job, element in plan.elements()}
+        self.first_seed = next((seed for seed in seeds.values() if seed is not None), None)
         self.waiting = [key for key in selected if key not in self.done]
+        self.later = {key for key in self.waiting if seeds[key] not in (None, self.first_seed)}
+        """What belongs to further training seeds."""
+        self.waiting.sort(key=lambda key: key in self.later)
         for key in self.waiting:
             (run.element(*key) / "done.json").unlink(missing_ok=True)
         awaited = self.done.union(self.waiting)
         self.needs = {key: [need for need in plan.needs[key] if need[0] in awaited] for key in self.waiting}
         self.running: dict[Key, ForkServerProcess] = {}
+        self.last = {key for key in self.waiting if STAGES[plan.by_name[key[0]].stage].ends_study}
+        self.look: ForkServerProcess | None = None
+        self.may_look = bool(self.later and self.last) and not run.study.tracking.wandb_project
         self.needs_torch = any(STAGES[plan.by_name[job].stage].needs_torch for job, _ in self.waiting)
 
     def finish(self, watcher: Watcher) -> None:
@@ -87,13 +101,28 @@ class _LocalRun:
                 if not self.running:
                     self.outcome.skipped += self.waiting
                     break
+                self._look_early(context, watcher)
                 wait([process.sentinel for process in self.running.values()], timeout=0.2)
                 for key in [key for key, process in self.running.items() if process.exitcode is not None]:
                     self._note_end(key)
                     watcher.update(list(self.running), key)
                 watcher.update(list(self.running))
         finally:
-            _stop(list(self.running.values()))
+            _stop([*self.running.values(), *([self.look] if self.look else [])])
+
+    def _look_early(self, context: multiprocessing.context.ForkServerContext, watcher: Watcher) -> None:
+        """Write the report once all of the first seed is done, and say so when it is written."""
+        if self.may_look and not self.outcome.failed and {*self.waiting, *self.running} <= self.later | self.last:
+            self.may_look = False
+            self.run.element(*next(iter(self.last))).mkdir(parents=True, exist_ok=True)
+            self.look = context.Process(
+                target=_first_look, args=(self.run.root, *next(iter(self.last))), name="first look"
+            )
+            self.look.start()
+        if self.look and self.look.exitcode is not None:
+            if self.look.exitcode == 0:
+                watcher.first_look(self.run.report / "index.html")
+            self.look = None
 
     def _start_ready(self, context: multiprocessing.context.ForkServerContext) -> None:
         """Start waiting elements whose needs are met, in the plan's order, while workers are free."""
@@ -105,7 +134,7 @@ class _LocalRun:
                 self.outcome.skipped.append(key)
                 ended.add(key)
                 continue
-            is_free = len(self.running) < self.workers
+            is_free = len(self.running) < self.workers and not (self.look and key in self.last)
             if is_free and all(other in (self.done if must_be_ok else ended) for other, must_be_ok in needs):
                 self.waiting.remove(key)
                 self.run.element(*key).mkdir(parents=True, exist_ok=True)
@@ -147,12 +176,26 @@ def _forkserver(workers: int, preload: bool, log: Path) -> multiprocessing.conte
 
 def _element_process(root: Path, job: str, label: str) -> None:
     """Run an element in a forked process, with a log of its own, without signals of the terminal, until the launcher ends."""
+    _begin(root, job, label)
+    sys.exit(main([str(root), job, label]))
+
+
+def _first_look(root: Path, job: str, label: str) -> None:
+    """Write the report of what is done so far, likewise; its log is that of the element that writes the report at the end."""
+    from curricula.jobs.graph import plan_study
+    from curricula.jobs.stages.report import report
+
+    _begin(root, job, label)
+    run = Run(root)
+    report(run, plan_study(run.study))
+
+
+def _begin(root: Path, job: str, label: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher sends SIGTERM
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.exit(main([str(root), job, label]))
 
 
 def _end_with_launcher() -> None:

@@ -150,6 +150,9 @@ class Display:
         line = Text.assemble(f"{counter:>7}  {finished[0]}/{finished[1]} ", (text, style), reached)
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
+    def first_look(self, page: Path) -> None:
+        self.console.print(f"A first look, at one training seed: {page.resolve()}", soft_wrap=True)
+
     def _estimate_done(self, readings: Mapping[Key, Reading | None] = MappingProxyType({})) -> float:
         """Of the counted elements' estimated seconds those that are done, with parts of the running ones."""
         done = sum(seconds for key, seconds in self.estimates.items() if key not in self.open)

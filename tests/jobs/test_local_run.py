@@ -201,7 +201,9 @@ def test_a_run_grows_by_a_killed_seed_and_an_arm_into_what_a_fresh_one_is(tmp_pa
 
     seeds = {"seed": None, "seeds": [42, 43]}
     fresh, run = tmp_path / "fresh-run", tmp_path / "run"
-    finished(submit(study("fresh", curriculum=curriculum, **seeds), fresh))
+    said = finished(submit(study("fresh", curriculum=curriculum, **seeds), fresh))
+    assert said.count("A first look, at one training seed: ") == 1
+    assert said.index("A first look") < said.index("report/report done")
 
     finished(submit(study("one"), run))
     alone = marks(run)
