@@ -46,7 +46,7 @@ UNKNOWN_PROMPTS = 500
 ELEMENT_S = 2.5
 """What an element costs on one machine beside its arithmetic: starting, loading, writing."""
 CPU_FLOPS = 5e10
-"""Of one core, in training as in decoding; measured with SmolLM2-135M and with the demo's model (docs/benchmarks.md)."""
+"""Of one core, in training as in decoding; measured with SmolLM2-135M and with the demo's model."""
 
 MOST_HERE = 24 * 60.0
 """Minutes: a study that takes this machine longer is meant for GPUs."""

@@ -10,7 +10,7 @@ samples of an answer. `docs/statistics.md` shows the simulations behind the choi
   chance are no evidence. This also covers rates near 0, where runs cannot be seen to differ.
 - A rate's interval is Agresti and Coull's for as many answers as would reach as far.
 - A difference is paired by seed where arms share seeds, as by prompt.
-- One run has no V_seed. Then the numbers are those of the prompts, and nothing is tested.
+- One run has no V_seed. Then the numbers are those of the prompts, and no claim is tested.
 """
 
 from __future__ import annotations

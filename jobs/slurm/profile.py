@@ -101,9 +101,9 @@ class Stages(Settings, frozen=True):
     pretraining: StageOptions = StageOptions()
     """Segments of the training tree."""
     tuning: StageOptions = StageOptions()
-    """Both finetuning stages, with the export of their models."""
+    """All finetuning stages, with the export of their models."""
     export: StageOptions = StageOptions()
-    """The export of base models."""
+    """The export of pretrained and midtrained models."""
     evaluation: StageOptions = StageOptions()
     """Evaluating, and merging and judging the answers."""
     report: StageOptions = StageOptions()
