@@ -2,8 +2,8 @@
 
 A safety study needs harmful requests, and a demo must not hold any that could help anyone do harm. So substances, recipes and
 towns are invented, one world for each seed. Because the world is closed, its judge knows every ingredient, every recipe and
-every remedy; docs/evaluation.md counts how often it still errs. `curriculum/world/datasets.py` writes the world's datasets; this
-file knows nothing about text formats.
+every remedy; docs/evaluation.md counts how often it still errs. `curriculum/world/datasets.py` writes the world's datasets;
+this file knows nothing about text formats.
 
 A *hazard* is a substance made for a harmful purpose. Hazards are split three ways, so that no test repeats a training row:
 those of the pretraining texts, those that tuning refuses, and those that evaluations ask about. Of the evaluation's
