@@ -54,6 +54,12 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
     )
 
 
+def check_texts(root: Path | None, config: Probes) -> None:
+    """Raises UserError where the texts are missing or too few. (With `match_length` only a tokenizer can tell; not here.)"""
+    for split, per_class in (("train", config.train_per_class), ("test", None)):
+        balanced(load_texts(root, split, config).unsafe, per_class)
+
+
 def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledTexts:
     classes = {name: list(_texts(getattr(declared, name), root, name)) for name in ("safe", "unsafe")}
     if both := set(classes["safe"]) & set(classes["unsafe"]):

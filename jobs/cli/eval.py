@@ -279,12 +279,15 @@ def _check(
     from curricula.eval.capability.local_tasks import check_task
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judging.verdicts import kind_of
+    from curricula.eval.probes.texts import check_texts
     from curricula.eval.runner import task_prompts
 
     for task in tasks:
         task_prompts(task, config, data, _rows_of(args), args.kind == "base")
         if task.task.kind == "capability" and config.capability:
             check_task(task.benchmark, config.capability, config.prompts)
+        if task.task.kind == "probes" and config.probes:
+            check_texts(data, config.probes)
     kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
     for kind in kinds:
         load_judge(config.judge_of(kind), kind, world)

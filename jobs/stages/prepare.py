@@ -12,6 +12,7 @@ from curricula.durable import write_json
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.local_tasks import check_task
+from curricula.eval.probes.texts import check_texts
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
@@ -79,6 +80,11 @@ def _check_data(run: Run) -> None:
     for task in study.all_eval_tasks:
         if task.task.kind == "capability" and study.evaluation.capability:
             check_task(task.benchmark, study.evaluation.capability, study.evaluation.prompts)
+    probes = study.evaluation.probes
+    if probes and any(task.task.kind == "probes" for task in study.all_eval_tasks):
+        own = (probes.texts.safe, probes.texts.unsafe) if probes.texts else ()
+        if not any(table.hub for table in own):  # else a job of its own fetches them
+            check_texts(run.data_root, probes)
     for name, prompts in study.evaluation.prompts.items():
         if prompts.path is not None:
             own_prompts(name, prompts, None)

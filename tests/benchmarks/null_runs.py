@@ -41,7 +41,6 @@ def null_study(runs: int, tokens: int) -> dict[str, Any]:
     raw["sources"] = {"web": web, "web-again": dict(web)}
     raw["curriculum"].update(safe={"web": 100}, interventions={"data": {"web-again": 100}})
     raw["pretraining"].update(budget_tokens=tokens, save_interval_steps=1000)
-    raw["tuning"]["instruct"] = None
     raw["evaluation"]["tasks"] = {"base": ["attacks-topk", "probes"], "instruct": [], "benign": []}
     return raw
 
