@@ -105,7 +105,8 @@ def write_report(
     drawn_points = [*point_rows(shown), *judges_points(rows)]
     figures = drawn(shown, drawn_points, draw_figures(shown, out / "figures"))
     progress(len(arms) + 3, steps)
-    published = published_rows(drawn_points, runs.arms)
+    fictional = (run / "world").exists()
+    published = [] if fictional else published_rows(drawn_points, runs.arms)  # real requests compare with no invented ones
     strengths, alike = list(attack_strengths(runs)), list(representations(run, rows))
     curves = curve_points(run, study.get("courses", ()))
     tables: dict[str, Sequence[Any]] = {
@@ -148,7 +149,7 @@ def write_report(
         blocks=blocks,
         count=answers.count,
         facts=facts(plan, metrics),
-        fictional=(run / "world").exists(),
+        fictional=fictional,
         seeds=rows.seeds,
         verdict=verdict(claim_tests),
         basis=basis(rows.seeds, runs.arms, metrics),

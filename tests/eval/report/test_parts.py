@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from small_studies import tree_study
-from study_rows import ARMS, append_judged, attack_rows, generation
+from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal_rows, trained
 
 from curricula.durable import append_jsonl
 from curricula.errors import UserError
@@ -171,6 +171,25 @@ def test_published_rates_stand_beside_the_arm_that_is_trained_most_alike(tmp_pat
         and rows["safe text only", "benign", "topk"]["rate"]
     )
     assert not rows["standard pretraining", "base", "topk"]["rate"] and "Published numbers" in text
+
+
+def test_published_rates_stand_beside_attack_success_and_beside_nothing_in_a_fictional_world(tmp_path):
+    arm = ARMS[1]
+    append_judged(
+        tmp_path / f"eval/{arm.key}/instruct/attacks-topk.jsonl",
+        attack_rows(arm, "instruct", "topk", 0.4, 2, {"tdc": 10}),
+    )
+    append_judged(
+        tmp_path / f"eval/{arm.key}/instruct/overrefusal-topk.jsonl", overrefusal_rows(arm, "topk", (0.9, 0.1), 10)
+    )
+    write_report(tmp_path, [arm], {}, tmp_path / "report")
+    summary = json.loads((tmp_path / "report/summary.json").read_text())
+    (success,) = (row["rate"] for row in summary["attacks"])
+    ours = {row["rate"] for row in summary["published"] if row["arm"] == arm.name}
+    assert ours == {success} and success < 0.9
+    (tmp_path / "world").mkdir()
+    text = write_report(tmp_path, [arm], {}, tmp_path / "report").read_text()
+    assert "Published numbers" not in text
 
 
 def test_several_studies_are_compared_from_the_numbers_of_their_pages(tmp_path):
