@@ -30,6 +30,7 @@ from curricula.eval.analysis.study_rows import ArmInfo
 ClaimOutcome = Literal["reproduced", "not reproduced", "inconclusive", "single run", "not measured"]
 
 SINGLE_RUN = "single run: differences may be the seed's"
+LEFT_OUT = "left out as incoherent"
 
 SIGNIFICANT = 0.05
 """Adjusted p-values below this are significant."""
@@ -152,16 +153,18 @@ def _rates(runs: Runs, claim: Claim, arm: ArmInfo) -> BySeed:
 
 
 def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo) -> list[int]:
-    """The seeds of the arm whose cells are left out; a claim about helpfulness itself keeps all."""
-    if claim.measure.outcome in (None, helpful_if_compliant):
+    """The seeds of the arm whose cells are measured and left out; a claim about helpfulness itself keeps all."""
+    measure = claim.measure
+    if measure.outcome in (None, helpful_if_compliant):
         return []
-    return runs.incoherent_seeds(arm, claim.stage, claim.measure.decoder)
+    measured = runs.rates(arm, claim.stage, measure.task, measure.decoder, measure.outcome)
+    return [seed for seed in runs.incoherent_seeds(arm, claim.stage, measure.decoder) if seed in measured]
 
 
 def _left_out(runs: Runs, claim: Claim) -> str:
     arms = dict.fromkeys(arm for pair in claim.pairs for group in pair for arm in group.select(runs.arms))
     cells = [f"{arm.name} (seed {seed})" for arm in arms for seed in _incoherent(runs, claim, arm)]
-    return f"left out as incoherent: {', '.join(cells)}" if cells else ""
+    return f"{LEFT_OUT}: {', '.join(cells)}" if cells else ""
 
 
 def _p_values(claim: Claim, compared: Compared) -> tuple[float, float]:

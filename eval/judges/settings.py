@@ -28,7 +28,11 @@ CAVEATS = {
     "refusal-phrases": (
         "Refusal phrases are a baseline: on HarmBench's labelled answers a test of this kind (AdvBench's phrases) has "
         "sensitivity .79 and specificity .59 and reads attack success 13 points high; this list has not been measured there."
-    )
+    ),
+    "world": (
+        "The world judge is a set of rules of the fictional world. Its error rates come from 300 answers labelled by a "
+        "language model, not by people."
+    ),
 }
 """What must be said beside every number of a judge, by its name."""
 HARMBENCH = "cais/HarmBench-Llama-2-13b-cls"

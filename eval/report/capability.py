@@ -17,7 +17,7 @@ from curricula.eval.report.drawing.curves import SAFE_ONLY_COLOUR, add_legend, c
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.over_seeds import EstimateCell, EstimateTable
 from curricula.eval.report.points import Point, Shown
-from curricula.eval.report.wording import DECODERS, arm_label, stage_title
+from curricula.eval.report.wording import DECODERS, arm_label, stage_title, start_label
 
 NAME = "capability"
 """Of the figure's files."""
@@ -92,8 +92,9 @@ def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, CapabilityEstimate, Point
         if attack.low is not None and attack.high is not None:
             panel.vlines(capability.value, attack.low, attack.high, color=colour, lw=1, alpha=0.6)
         panel.plot(capability.value, attack.value, marker=marker, color=colour, ms=6, mec="white", ls="none", zorder=4)
-        label = "never" if arm.start >= 1 else f"{arm.start:.0%}"
-        panel.annotate(label, (capability.value, attack.value), (4, 4), textcoords="offset points", fontsize=8)
+        panel.annotate(
+            start_label(arm.start), (capability.value, attack.value), (4, 4), textcoords="offset points", fontsize=8
+        )
     places = [(capability.value, attack.value) for _, capability, attack in points]
     front = [places[place] for place in pareto_front(places)]
     panel.plot([x for x, _ in front], [y for _, y in front], color="#777777", lw=1.2, ls=(0, (4, 3)), zorder=3)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,10 @@ class Figure(abc.ABC):
         """Whether the study measures, or will measure, what the figure shows; other figures are left out."""
         return bool(self.places(shown) or self.panels(shown))
 
+    def titled(self, shown: Shown) -> Figure:
+        """The figure with a title that depends on the study."""
+        return self
+
     @property
     def heading(self) -> str:
         return f"Figure {self.number}. {self.title}." if self.number else f"{self.title}."
@@ -129,7 +133,8 @@ class AttackFigure(Figure):
         places = self.places(shown)
         canvas, panels = side_by_side(*(place.title for place in places))
         drawn = [draw_attacks(panel, shown, place.stage, place.place) for panel, place in zip(panels, places)]
-        extents = finish_panels(canvas, panels, drawn, shown.arms)
+        entries = shown.metrics.attacks_by(self.stage, *self.decoders)
+        extents = finish_panels(canvas, panels, drawn, shown.arms, any(one.corrected is not None for one in entries))
         top = min(1.0, max([0.05, *(extent.y1 for extent in extents)])) if extents else 1.0
         panels[0].set(ylabel="attack success rate", ylim=(0, top * 1.06))
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.1 else None))
@@ -144,10 +149,14 @@ class AttackFigure(Figure):
         if shown.several:
             sentences = over_seeds("Points: mean", "over seeds and prompts", entries, "intervals over prompts alone")
         if any(entry.incoherent for entry in entries):
-            hollow = "Hollow marks: incoherent runs" if shown.several else "Hollow points: incoherent models"
-            sentences.append(f"{hollow}, which hardly ever help with benign requests.")
+            hollow = "runs, and means that include one" if shown.several else "models"
+            sentences.append(f"Hollow: incoherent {hollow}; the verdicts leave such {hollow.split(',')[0]} out.")
         if any(entry.corrected is not None for entry in entries):
-            sentences.append("Bars across: corrected for the judge's errors.")
+            sentences.append(
+                f"Crosses: the same {'means' if shown.several else 'rates'} after correction for the judge’s known errors, "
+                "without an interval (the whisker belongs to the point). Rates below the judge’s false alarms count as 0. "
+                "An arm has no cross if a run cannot be corrected."
+            )
         if any(entry.benchmark == ALL for entry in entries):
             sentences.append("Bold curves: mean of the benchmarks; faint curves: single benchmarks.")
             entries = [entry for entry in entries if entry.benchmark == ALL]
@@ -210,6 +219,8 @@ class ProbeFigure(Figure):
         if shown.several:
             sentences = over_seeds("Points: mean test AUC", "over seeds and training subsets", entries, "no intervals")
             subsets = "training subsets per model"
+        if any(entry.length_auc is not None for entry in entries):
+            sentences.append("Dashed: what text length alone achieves.")
         for entry in entries[:1]:
             sentences.append(f"{entry.n_train:,} training and {entry.n_test:,} test texts, {entry.seeds} {subsets}.")
         return " ".join(sentences)
@@ -221,6 +232,7 @@ class TrainingFigure(Figure):
 
     words: str
     made: Callable[[Training], list[Panel]]
+    """Its panels."""
 
     def panels(self, shown: Shown) -> list[Panel]:
         return self.made(shown.training) if shown.training else []
@@ -231,7 +243,10 @@ class TrainingFigure(Figure):
 
 @dataclass(frozen=True)
 class DifferenceFigure(Figure):
-    """Each arm's difference from the one that starts last: over seeds, and within each seed."""
+    """Each arm's difference from the one without interventions: over seeds, and within each seed."""
+
+    def titled(self, shown: Shown) -> Figure:
+        return replace(self, title=differences_title(shown))
 
     def panels(self, shown: Shown) -> list[Panel]:
         labels = {arm.name: arm_label(arm) for arm in shown.arms}
@@ -252,7 +267,7 @@ class DifferenceFigure(Figure):
             ]
             if runs:
                 x = [float(run.split(": ")[1]) for run, _ in runs]
-                series.append(Series("single seeds", "dots", x, [y for _, y in runs], colour=1, faint=True))
+                series.append(Series("single seeds", "dots", x, [y + 0.25 for _, y in runs], faint=True))
             title = f"{measure.capitalize()}, {stage}, {DECODERS.get(decoder, decoder)}"
             found.append(Panel(title, "percentage points", "", series, x_format="points", lanes=lanes))
         return found
@@ -263,6 +278,13 @@ class DifferenceFigure(Figure):
             f"Differences from the arm {reference}, paired by training seed and prompt. To the left of zero the arm is safer, "
             "or over-refuses less. Small marks: the difference within one training seed."
         )
+
+
+def differences_title(shown: Shown) -> str:
+    """The arm that starts last, from which all differ, has no interventions unless a study leaves that arm out."""
+    reference = next((arm for gap in shown.differences for arm in shown.arms if arm.name == gap.reference), None)
+    is_other = reference is not None and reference.interventions != "none"
+    return f"Each arm against {'the one that starts last' if is_other else 'the arm without interventions'}"
 
 
 def over_seeds(points: str, interval: str, entries: Sequence[Entry], alone: str) -> list[str]:
@@ -276,7 +298,7 @@ def over_seeds(points: str, interval: str, entries: Sequence[Entry], alone: str)
         seeds = f"{counts[0]} to {seeds}"
     sentences = [f"{points} over {seeds}. Whiskers: 95% interval {interval}. Small marks: single runs."]
     if counts[-1] == 1:
-        return [f"A single run of each arm so far, with {alone}: differences may be the seed's."]
+        return [f"A single run of each arm so far, with {alone}: differences may be the seed’s."]
     if counts[0] == 1:
         sentences.append(f"Arms with a single run so far have {alone}.")
     return sentences
@@ -350,7 +372,7 @@ FIGURES: tuple[Figure, ...] = (
         "Similar trends, with less separation than in the last layer.",
         layer="middle",
     ),
-    DifferenceFigure(0, "differences", "Each arm against the one that starts last", ""),
+    DifferenceFigure(0, "differences", "Each arm against the arm without interventions", ""),
     TrainingFigure(
         0,
         "curriculum",
@@ -380,7 +402,7 @@ FIGURES: tuple[Figure, ...] = (
         "tree",
         "The tree of pretraining runs",
         "",
-        "Every branch leaves another at a checkpoint, which both share until there.",
+        "Each branch starts from a checkpoint of another run and shares its training up to there.",
         tree_panels,
     ),
 )
@@ -399,7 +421,7 @@ def further_figures(metrics: StudyMetrics) -> list[Figure]:
 
 def figures_of(shown: Shown) -> list[Figure]:
     """The figures that a study has, in their order on the page."""
-    return [figure for figure in (*FIGURES, *further_figures(shown.metrics)) if figure.has(shown)]
+    return [figure.titled(shown) for figure in (*FIGURES, *further_figures(shown.metrics)) if figure.has(shown)]
 
 
 def draw_figures(shown: Shown, folder: Path) -> dict[str, Path]:

@@ -154,7 +154,11 @@ class PublishedRow:
 def published_rows(points: Sequence[PointRow], arms: Sequence[ArmInfo]) -> list[PublishedRow]:
     """All published rates of what this study measures too; `eval/published_rates.json` holds them with their sources."""
     known = json.loads((Path(__file__).parents[1] / "published_rates.json").read_text())
-    ours = {(row.stage, row.place, row.arm): row for row in points if not row.judge and not row.benchmark}
+    ours = {
+        (row.stage, row.place, row.arm): row
+        for row in points
+        if row.measure == "attack success" and not row.judge and not row.benchmark
+    }
     measured = {(row.stage, row.place) for row in ours.values()}
     trained = {arm.name for arm in arms}
     found = []

@@ -24,6 +24,7 @@ from curricula import durable
 from curricula.eval.analysis.along import curve_points
 from curricula.eval.analysis.capability import bits_estimates, bits_per_byte, capability_estimates, study_capability
 from curricula.eval.analysis.claim_tests import run_claim_tests
+from curricula.eval.analysis.claims import AUC
 from curricula.eval.analysis.differences import arm_differences
 from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
@@ -34,12 +35,12 @@ from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.probes.representations import representations
 from curricula.eval.report.along import draw_along
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
-from curricula.eval.report.figures import FIGURES, TrainingFigure, draw_figures
+from curricula.eval.report.figures import FIGURES, TrainingFigure, differences_title, draw_figures
 from curricula.eval.report.over_seeds import estimate_tables, published_rows, strength_tables, variance_rows
 from curricula.eval.report.points import Shown, judges_points, point_rows
 from curricula.eval.report.representations import draw_layers, representation_tables
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_record, write_tables
-from curricula.eval.report.training import cost_rows, read_training, training_rows
+from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
 from curricula.eval.report.verdict import basis, verdict
 from curricula.eval.report.web.answers import Answers
 from curricula.eval.report.web.data import HERE, digest, drawn, embedded, embedded_json, hashes, program, study_data
@@ -58,6 +59,7 @@ from curricula.eval.report.wording import (
     percent,
     points,
     stage_title,
+    start_label,
     visible,
 )
 from curricula.eval.rows import MODEL_KINDS
@@ -105,7 +107,10 @@ def write_report(
     drawn_points = [*point_rows(shown), *judges_points(rows)]
     figures = drawn(shown, drawn_points, draw_figures(shown, out / "figures"))
     progress(len(arms) + 3, steps)
-    published = published_rows(drawn_points, runs.arms)
+    fictional = (run / "world").exists()
+    published = (
+        [] if fictional else published_rows(drawn_points, runs.arms)
+    )  # real requests compare with no invented ones
     strengths, alike = list(attack_strengths(runs)), list(representations(run, rows))
     curves = curve_points(run, study.get("courses", ()))
     tables: dict[str, Sequence[Any]] = {
@@ -148,10 +153,10 @@ def write_report(
         blocks=blocks,
         count=answers.count,
         facts=facts(plan, metrics),
-        fictional=(run / "world").exists(),
+        fictional=fictional,
         seeds=rows.seeds,
         verdict=verdict(claim_tests),
-        basis=basis(rows.seeds, runs.arms, metrics),
+        basis=basis(rows.seeds, runs.arms, metrics, plan.get("model") or {}),
         arms=[(arm, labels[arm.name], INTERVENTIONS.get(arm.interventions, arm.interventions)) for arm in runs.arms],
         claim_tests=claim_tests,
         outcomes={outcome: sum(test.outcome == outcome for test in claim_tests) for outcome in MARKS},
@@ -160,9 +165,11 @@ def write_report(
         training_figures={figure.name for figure in FIGURES if isinstance(figure, TrainingFigure)},
         along=[(figure, embedded(figure.picture), figure.caption) for figure in along],
         differences=differences,
+        differences_title=differences_title(shown),
         estimate_tables=list(estimate_tables(shown)) if shown.several else [],
         variance=list(variance_rows(variance, runs.arms)),
-        incoherent=[entry for entry in metrics.attacks if entry.incoherent],
+        incoherent={entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},
+        auc=AUC.name,
         labels=labels,
         attack_tables=list(attack_tables(metrics, arms)),
         strength_tables=list(strength_tables(strengths, runs.arms)),
@@ -180,7 +187,8 @@ def write_report(
         published=published,
         training=record["training"],
         cost=record["cost"],
-        validated=sorted({name for branch in training.branches for name in branch.validation}),
+        losses=losses(training),
+        on_cpus=str((study.get("provenance") or {}).get("packages", {}).get("torch")).endswith("+cpu"),
         not_evaluated=not_evaluated(rows, tasks, study.get("having", {})),
         partial=[" ".join(place) for place in sorted(rows.partial)],
         unfinished=study.get("unfinished") or [],
@@ -225,7 +233,13 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, amount=amount, percent=percent, visible=visible, points=points, p_value=p_value
+        number=number,
+        amount=amount,
+        percent=percent,
+        visible=visible,
+        points=points,
+        p_value=p_value,
+        start=start_label,
     )
     return environment.get_template(name)
 
@@ -242,6 +256,18 @@ def not_evaluated(
         for stage in study.stages
         for task in (tasks.get(stage, ()) if arm.name in having.get(stage, (arm.name,)) else ())
         if (arm.key, stage, task) not in evaluated
+    ]
+
+
+def losses(training: Training) -> list[tuple[str, str, list[dict[str, Any]], list[str]]]:
+    """The tables of the last losses: id, caption, rows, and the sources of validation in their columns."""
+    rows = list(zip(training.branches, training_rows(training), strict=True))
+    sources = sorted({name for branch in training.branches if not branch.is_tuning for name in branch.validation})
+    pretrained = "The latest step of each pretraining run; branches leave the trunk where their interventions start."
+    pretrained += " Validation losses are on held-out documents, in nats per token." if sources else ""
+    return [
+        ("t-losses", pretrained, [row for branch, row in rows if not branch.is_tuning], sources),
+        ("t-tuning", "The latest step of each tuning.", [row for branch, row in rows if branch.is_tuning], []),
     ]
 
 

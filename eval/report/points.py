@@ -108,7 +108,7 @@ class Shown:
                     Point(arm.start, marks[0].value, one.std, one.low, one.high, one.incoherent, corrected=true)
                 )
             elif marks and not is_main:
-                points.append(Point(arm.start, fmean(mark.value for mark in marks)))
+                points.append(Point(arm.start, fmean(mark.value for mark in marks), corrected=true))
             elif marks and (found := self._estimate(arm, stage, decoder, "attack success")):
                 point = _over_seeds(arm, found, found.rate, found.low, found.high, marks)
                 points.append(replace(point, corrected=true))
@@ -127,6 +127,12 @@ class Shown:
                 marks = tuple(Mark(entry.auc) for entry in own)
                 points.append(_over_seeds(arm, found, found.auc, found.low, found.high, marks))
         return points
+
+    def length_auc(self, stage: str, layer: str) -> float | None:
+        """The AUC that the length of the probed texts achieves alone; None where it is not known."""
+        entries = [entry for entry in self.metrics.probes if (entry.stage, entry.layer) == (stage, layer)]
+        known = [entry.length_auc for entry in entries if entry.length_auc is not None]
+        return fmean(known) if known else None
 
     def bar(self, arm: ArmInfo, stage: str, decoder: str) -> Bar | None:
         """The answers of an arm to benign requests; None if there are none."""
@@ -190,7 +196,7 @@ class PointRow:
     low: float | None
     high: float | None
     runs: str
-    """The single runs' values, where there are several training seeds."""
+    """The single runs' values, where there are several training seeds: "0.108, 0.431*", a star for an incoherent run."""
     hollow: bool
     one_run: bool
     corrected: float | None
@@ -209,7 +215,7 @@ def point_rows(shown: Shown, judge: str = "") -> Iterator[PointRow]:
     """All points that the figures can show, of every benchmark, from the estimates that the tables hold."""
 
     def row(measure: str, stage: str, place: str, benchmark: str, arm: ArmInfo, point: Point) -> PointRow:
-        runs = ", ".join(f"{mark.value:.3f}" for mark in point.runs)
+        runs = ", ".join(f"{mark.value:.3f}{'*' if mark.hollow else ''}" for mark in point.runs)
         numbers = (point.value, point.std, point.low, point.high)
         about = (judge, measure, stage, place, benchmark, arm.name)
         return PointRow(*about, *numbers, runs, point.hollow, point.one_run, point.corrected)

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from curricula import durable
 from curricula.errors import UserError
+from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.drawing.panels import INK, Panel, Series
+from curricula.eval.report.wording import arm_label
 
 POINTS = 250
 """Points of a curve on the page; each is the mean of the steps that it stands for."""
@@ -117,15 +119,31 @@ def _branch(path: Path, is_tuning: bool) -> Branch | None:
     )
 
 
-def _families(training: Training) -> dict[str, tuple[str, int]]:
-    """For each branch the name that its seeds share, and that name's colour."""
-    seeds = {segment["branch"]: segment["seed"] for segment in training.plan.get("segments", ())}
-    names = {}
+@dataclass(frozen=True)
+class Family:
+    """What the seeds of one arm's training share."""
+
+    name: str
+    colour: int
+    is_further: bool
+    """Whether a branch is trained with another seed than the first."""
+
+
+def _families(training: Training) -> dict[str, Family]:
+    """The family of each branch. An arm that is the trunk, trained to its end, is one family with it."""
+    seeds = training.plan.get("seeds", ())
+    own = {segment["branch"] for segment in training.plan.get("segments", ())}
+    ends = {arm["name"] for arm in training.plan.get("arms", ()) if arm["interventions"] == "none"} - own
+    trunk = f"trunk (= {', '.join(sorted(ends))})" if ends else "trunk"
+    found: dict[str, Family] = {}
+    colours: dict[str, int] = {}
     for branch in training.branches:
-        first, _, rest = branch.name.partition("/")
-        names[branch.name] = first.removesuffix(f"-s{seeds.get(first, '')}") + (f"/{rest}" if rest else "")
-    order = list(dict.fromkeys(name.partition("/")[0] for name in names.values()))
-    return {branch: (name, order.index(name.partition("/")[0])) for branch, name in names.items()}
+        trained = branch.name.partition("/")[0]
+        suffix = next((f"-s{seed}" for seed in seeds if trained.endswith(f"-s{seed}")), "")
+        name = trained.removesuffix(suffix)
+        name = trunk if name in ("trunk", *ends) else name
+        found[branch.name] = Family(name, colours.setdefault(name, len(colours)), bool(suffix))
+    return found
 
 
 def loss_panels(training: Training) -> list[Panel]:
@@ -135,9 +153,8 @@ def loss_panels(training: Training) -> list[Panel]:
         branches = [branch for branch in training.branches if branch.is_tuning == is_tuning]
         lines = []
         for branch in branches:
-            family, colour = families[branch.name]
-            label = family.partition("/")[0]
-            lines.append(Series(label, "line", branch.tokens, branch.loss, colour=colour, faint=family != branch.name))
+            own = families[branch.name]
+            lines.append(Series(own.name, "line", branch.tokens, branch.loss, colour=own.colour, faint=own.is_further))
         switches = _switches(training) if not is_tuning else []
         if switches:
             lines.append(Series("interventions start", "rule", switches, colour=INK, faint=True))
@@ -153,17 +170,21 @@ def _switches(training: Training) -> list[float]:
 
 
 def validation_panels(training: Training) -> list[Panel]:
+    """The validation loss on each source; none where every run has a single one, which the table of losses holds."""
     families = _families(training)
-    sources = sorted({name for branch in training.branches if not branch.is_tuning for name in branch.validation})
+    pretrained = [branch for branch in training.branches if not branch.is_tuning]
+    sources = sorted({name for branch in pretrained for name in branch.validation})
+    if all(len(points) < 2 for branch in pretrained for points in branch.validation.values()):
+        return []
     panels = []
     for source in sources:
         lines: list[Series] = []
-        for branch in training.branches:
-            if not branch.is_tuning and (points := branch.validation.get(source)):
-                family, colour = families[branch.name]
+        for branch in pretrained:
+            if points := branch.validation.get(source):
+                own = families[branch.name]
                 x, y = [list(column) for column in zip(*points)]
-                faint = family != branch.name
-                lines.append(Series(family, "line" if len(x) > 1 else "dots", x, y, colour=colour, faint=faint))
+                kind: Literal["line", "dots"] = "line" if len(x) > 1 else "dots"
+                lines.append(Series(own.name, kind, x, y, colour=own.colour, faint=own.is_further))
         panels.append(Panel(source, "tokens", "loss, nats per token", lines))
     return panels
 
@@ -182,7 +203,8 @@ def curriculum_panels(training: Training) -> list[Panel]:
             for name, share in shares.items():
                 share += [phase["samples"].get(name, 0) / whole] * 2
         areas = [Series(name, "area", x, shares[name], colour=i) for i, name in enumerate(sources)]
-        panels.append(Panel(arm["name"], "tokens", "share of the tokens", areas, y_format="percent"))
+        label = arm_label(ArmInfo(arm["name"], arm["start"], arm["interventions"]))
+        panels.append(Panel(label, "tokens", "share of the tokens", areas, y_format="percent"))
     return panels
 
 

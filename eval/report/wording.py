@@ -25,6 +25,11 @@ INTERVENTIONS = {
     "none": "none",
 }
 NOT_EVALUATED = "not evaluated yet"
+NO_INTERVENTIONS = "no interventions"
+PAPER_SETS = {"data": "data", "full": "data and tags"}
+"""Names of the paper's two intervention sets."""
+START_AXIS = "start of interventions, share of pretraining"
+CORRECTED = "corrected for the judge"
 
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories of characters without a glyph of their own."""
@@ -36,8 +41,12 @@ def stage_title(stage: str) -> str:
 
 def arm_label(arm: ArmInfo) -> str:
     if arm.interventions == "none":
-        return "safe data only"
-    return f"{'data only' if arm.interventions == 'data' else arm.interventions}, from {arm.start:.0%}"
+        return NO_INTERVENTIONS
+    return f"{PAPER_SETS.get(arm.interventions, arm.interventions)}, from {arm.start:.0%}"
+
+
+def start_label(start: float) -> str:
+    return "never" if start >= 1 else f"{start:.0%}"
 
 
 def arm_labels(arms: Sequence[ArmInfo]) -> dict[str, str]:
@@ -127,5 +136,7 @@ def number(value: float | int | None) -> str:
 
 
 def amount(value: float | None) -> str:
-    """Hours or seconds with three significant digits: "1,340", "0.52"."""
+    """Hours or seconds with three significant digits: "1,340", "0.52", "< 0.001"."""
+    if value is not None and 0 < value < 0.001:
+        return "< 0.001"
     return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

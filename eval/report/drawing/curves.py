@@ -19,12 +19,16 @@ from matplotlib.transforms import Bbox
 from curricula.eval.analysis.metrics import ALL
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.points import Point, Shown
-from curricula.eval.report.wording import NOT_EVALUATED
+from curricula.eval.report.wording import (
+    CORRECTED,
+    NO_INTERVENTIONS,
+    NOT_EVALUATED,
+    PAPER_SETS,
+    START_AXIS,
+    start_label,
+)
 
 SAFE_ONLY_COLOUR = "#222222"
-PAPER_SETS = {"data": "data interventions only", "full": "full: data and tags"}
-"""Names of the paper's two intervention sets."""
-
 CURVE_LOOKS = (
     ("#0072B2", "o"),
     ("#D55E00", "s"),
@@ -60,7 +64,7 @@ def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
 
 def side_by_side(*titles: str) -> tuple[Canvas, Sequence[Axes]]:
     """A panel for each title."""
-    size = (8.4 if len(titles) > 1 else 5.2, 3.7)
+    size = (8.4 if len(titles) > 1 else 6.8, 3.7)
     canvas, grid = pyplot.subplots(1, len(titles), figsize=size, sharey=True, layout="constrained", squeeze=False)
     panels = list(grid[0])
     for panel, title in zip(panels, titles):
@@ -68,29 +72,37 @@ def side_by_side(*titles: str) -> tuple[Canvas, Sequence[Axes]]:
     return canvas, panels
 
 
-def finish_panels(canvas: Canvas, panels: Sequence[Axes], drawn: Sequence[bool], arms: Sequence[ArmInfo]) -> list[Bbox]:
+def finish_panels(
+    canvas: Canvas,
+    panels: Sequence[Axes],
+    drawn: Sequence[bool],
+    arms: Sequence[ArmInfo],
+    has_corrected: bool = False,
+) -> list[Bbox]:
     """Add axes, legend and notes of what is missing; returns the extents of the panels with curves."""
     starts = sorted({arm.start for arm in arms})
     for panel, has_curves in zip(panels, drawn):
-        panel.set_xticks(starts, [f"{start:.0%}" for start in starts])
+        panel.set_xticks(starts, [start_label(start) for start in starts])
         panel.set_xlim(-0.06, 1.06)
-        panel.set_xlabel("interventions start after … of pretraining")
+        panel.set_xlabel(START_AXIS)
         if not has_curves:
             look: Any = {"ha": "center", "color": "#777777", "style": "italic"}
             panel.text(0.5, 0.5, NOT_EVALUATED, transform=panel.transAxes, **look)
-    add_legend(canvas, arms)
+    add_legend(canvas, arms, has_corrected)
     return [panel.dataLim for panel, has_curves in zip(panels, drawn) if has_curves]
 
 
-def add_legend(canvas: Canvas, arms: Sequence[ArmInfo]) -> None:
+def add_legend(canvas: Canvas, arms: Sequence[ArmInfo], has_corrected: bool = False) -> None:
     """Name the curves in their colours, in a row above the panels, where no curve can cross the names."""
     looks = [(curve.label, curve.colour, curve.marker) for curve in curves_of(arms)]
     if any(arm.interventions == "none" for arm in arms):
-        looks.append(("safe data only", SAFE_ONLY_COLOUR, "D"))
+        looks.append((NO_INTERVENTIONS, SAFE_ONLY_COLOUR, "D"))
     handles = [
         Line2D([], [], color=colour, marker=marker, ms=6, lw=1.9 if marker != "D" else 0, mec="white", label=label)
         for label, colour, marker in looks
     ]
+    if has_corrected:
+        handles.append(Line2D([], [], color=SAFE_ONLY_COLOUR, marker="x", ms=6, mew=1.6, lw=0, label=CORRECTED))
     if handles:
         canvas.legend(
             handles=handles,
@@ -98,8 +110,8 @@ def add_legend(canvas: Canvas, arms: Sequence[ArmInfo]) -> None:
             ncols=len(handles),
             frameon=False,
             labelcolor="linecolor",
-            prop={"weight": "bold", "size": 9.5},
-            columnspacing=2.2,
+            prop={"weight": "bold", "size": 9},
+            columnspacing=1.6,
         )
 
 
@@ -127,10 +139,8 @@ def draw_probes(panel: Axes, shown: Shown, stage: str, layer: str) -> bool:
         points = shown.probe_points(curve.arms, stage, layer)
         draw_curve(panel, curve, points, shift)
         drawn |= bool(points)
-    entries = [entry for entry in shown.metrics.probes if (entry.stage, entry.layer) == (stage, layer)]
-    lengths = [entry.length_auc for entry in entries if entry.length_auc is not None]
-    if lengths:
-        level = sum(lengths) / len(lengths)
+    level = shown.length_auc(stage, layer)
+    if level is not None:
         panel.axhline(level, color="#777777", lw=1, ls=(0, (4, 3)), zorder=1)
         look: Any = {"color": "#666666", "fontsize": 8, "textcoords": "offset points"}
         panel.annotate("text length alone", (0.0, level), (0, 3), **look)
@@ -173,7 +183,7 @@ def draw_curve(panel: Axes, curve: Curve, points: Sequence[Point], shift: float 
             small: Any = {"mfc": "white" if run.hollow else look["color"], "mec": look["color"]}
             panel.plot(point.start, run.value, marker="o", ms=3.2, ls="none", alpha=0.55, zorder=3.5, **small)
         if point.corrected is not None:
-            panel.plot(point.start, point.corrected, marker="_", ms=11, mew=1.6, ls="none", **look)
+            panel.plot(point.start, point.corrected, marker="x", ms=7, mew=1.6, ls="none", **look)
         marker = "D" if safe_only else curve.marker
         face: Any = {"mfc": "white", "mec": look["color"], "mew": 1.4} if point.hollow else {"mec": "white", "mew": 0.8}
         panel.plot(point.start, point.value, marker=marker, ms=5.5, ls="none", **face, **look)

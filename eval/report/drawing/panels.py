@@ -7,6 +7,7 @@ A figure that returns panels (`Figure.panels` in `eval/report/figures.py`) needs
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -106,7 +107,8 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
             below = above
         if series.label:
             handles.setdefault(series.label, handle)
-    axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+    axes.set_title(textwrap.fill(panel.title, 34), fontsize=9)  # names of lanes leave it less room than half the figure
+    axes.set(xlabel=panel.x, ylabel=panel.y)
     for axis, name in ((axes.xaxis, panel.x_format), (axes.yaxis, panel.y_format)):
         if name == "count":
             axis.set_major_formatter(EngFormatter(sep=""))

@@ -10,6 +10,29 @@ const CATEGORIES = Object.keys(study.categories);
 const choice = { judge: "", benchmark: "", decoder: "" };
 const percent = (value) => `${(value * 100).toFixed(1)}%`;
 const colour = (index) => (index < 0 ? "currentColor" : `var(--c${index % 9})`);
+const TICKS = Object.fromEntries(study.arms.map((arm) => [arm.start, arm.tick]));
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+/** An opacity: faint marks need more of it on a dark page. */
+const faintly = (light, dark) => (DARK.matches ? dark : light);
+
+/** What a legend shows beside a label: the mark as the panels have it. `shape` is a kind of series or a symbol of Plot's. */
+function swatch(ink, shape, isFaint) {
+  const made = (tag, properties) => {
+    const part = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(properties)) part.setAttribute(name, value);
+    return part;
+  };
+  const picture = made("svg", { viewBox: "-9 -6 18 12", width: 18, height: 12, "aria-hidden": "true", opacity: isFaint ? 0.7 : 1 });
+  const lines = { line: "M-8,0H8", span: "M-8,0H8", whisker: "M0,-6V6", rule: "M0,-6V6" };
+  if (shape in lines) picture.append(made("path", { d: lines[shape], stroke: ink, "stroke-width": isFaint ? 1 : 2, "stroke-dasharray": shape === "rule" ? "3,2" : "none" }));
+  else if (shape === "area") picture.append(made("path", { d: "M-6,-5H6V5H-6Z", fill: ink }));
+  else {
+    const symbol = d3[`symbol${shape[0].toUpperCase()}${shape.slice(1)}`] ?? d3.symbolCircle;
+    const look = shape === "times" ? { stroke: ink, "stroke-width": 1.8, fill: "none" } : { fill: ink };
+    picture.append(made("path", { d: d3.symbol(symbol, isFaint ? 20 : 56)(), ...look }));
+  }
+  return picture;
+}
 
 function chosen(place) {
   const decoder = choice.decoder && place.measure === "attack success" ? choice.decoder : place.place;
@@ -32,10 +55,10 @@ function curvePanel(place) {
       .map((point) => ({ ...point, start: STARTS[point.arm] >= 1 ? 1 : STARTS[point.arm] + shift }));
     const points = along(main);
     if (!points.length) return;
-    used.push([curve.label, colour(i)]);
+    used.push([curve.label, colour(i), SYMBOLS[i % SYMBOLS.length]]);
     for (const name of new Set(behind.map((point) => point.benchmark))) {
       const faint = along(behind.filter((point) => point.benchmark === name));
-      marks.push(Plot.lineY(faint, { x: "start", y: "value", stroke: colour(i), strokeOpacity: 0.35, strokeWidth: 1 }));
+      marks.push(Plot.lineY(faint, { x: "start", y: "value", stroke: colour(i), strokeOpacity: faintly(0.35, 0.55), strokeWidth: 1 }));
     }
     const banded = points.filter((point) => point.std !== null);
     marks.push(
@@ -44,28 +67,40 @@ function curvePanel(place) {
     for (const end of [false, true]) {
       const some = points.filter((point) => point.start >= 1 === end);
       const ink = end ? "currentColor" : colour(i);
-      const runs = some.flatMap((p) => (p.runs ? p.runs.split(", ").map((run) => ({ start: p.start, value: Number(run) })) : []));
+      const runs = some.flatMap(runsOf);
       const whiskers = some.filter((point) => point.low !== null);
       for (const alone of [false, true]) {
         const dashed = { x: "start", y1: "low", y2: "high", stroke: ink, strokeOpacity: 0.8, strokeDasharray: alone ? "2,2" : null };
         marks.push(Plot.ruleX(whiskers.filter((point) => point.one_run === alone), dashed));
       }
       marks.push(
-        Plot.ruleY(some.filter((point) => point.corrected !== null), { x1: (p) => p.start - 0.018, x2: (p) => p.start + 0.018, y: "corrected", stroke: ink, strokeWidth: 1.6 }),
-        Plot.dot(runs, { x: "start", y: "value", r: 2, stroke: ink, strokeOpacity: 0.6 }),
+        Plot.dot(runs.filter((run) => run.isHollow), { x: "start", y: "value", r: 2, stroke: ink, fill: "var(--paper)", strokeOpacity: faintly(0.6, 0.85) }),
+        Plot.dot(runs.filter((run) => !run.isHollow), { x: "start", y: "value", r: 2, fill: ink, fillOpacity: faintly(0.6, 0.85) }),
         Plot.dot(some, { x: "start", y: "value", r: 4.5, symbol: end ? "diamond2" : SYMBOLS[i % SYMBOLS.length], stroke: ink, strokeWidth: 1.4,
-          fill: (point) => (point.hollow ? "var(--paper)" : ink) }));
+          fill: (point) => (point.hollow ? "var(--paper)" : ink) }),
+        Plot.dot(some.filter((point) => point.corrected !== null), { x: "start", y: "corrected", r: 4.5, symbol: "times", stroke: ink, strokeWidth: 1.8 }));
     }
     marks.push(Plot.tip(points, Plot.pointer({ x: "start", y: "value", title: (p) =>
       `${LABELS[p.arm]}\n${shown(p.value)}${p.low === null ? "" : ` (${shown(p.low)} to ${shown(p.high)})`}${p.corrected === null ? "" : `\ncorrected for the judge: ${shown(p.corrected)}`}${p.runs ? `\nruns: ${p.runs}` : ""}` })));
   });
-  if (main.some((point) => STARTS[point.arm] >= 1)) used.push(["safe data only", "currentColor"]);
+  if (main.some((point) => STARTS[point.arm] >= 1)) used.push([study.words.none, "currentColor", "diamond2"]);
+  if (main.some((point) => point.corrected !== null)) used.push([study.words.corrected, "currentColor", "times"]);
   const starts = [...new Set(study.arms.map((arm) => arm.start))].sort((a, b) => a - b);
-  const tops = [...main, ...behind].map((point) => Math.max(point.high ?? 0, point.value + (point.std ?? 0)));
+  const length = isAuc ? study.lengths[`${place.stage}/${place.place}`] ?? null : null;
+  if (length !== null && main.length) {
+    marks.unshift(Plot.ruleY([length], { stroke: "var(--soft)", strokeDasharray: "4,3" }));
+    marks.push(Plot.text([length], { x: () => ((starts.at(-2) ?? 1) + starts.at(-1)) / 2, y: (value) => value, text: () => "text length alone", dy: -6, fill: "var(--soft)" }));
+  }
+  const tops = [...main, ...behind].map((point) => Math.max(point.high ?? 0, point.value + (point.std ?? 0), point.corrected ?? 0));
   const title = choice.decoder && !isAuc ? study.decoders[choice.decoder] : place.title;
-  return { title, legend: used, rows: main, top: isAuc ? 1 : Math.max(0.05, ...tops), bottom: isAuc ? Math.min(0.5, ...main.map((p) => p.low ?? p.value)) : 0, text: (p) => `${LABELS[p.arm]} ${shown(p.value)}`, options: { marks,
-    x: { domain: [-0.05, 1.05], ticks: starts, tickFormat: (x) => `${Math.round(x * 100)}%`, label: "interventions start after … of pretraining" },
+  return { title, legend: used, rows: main, top: isAuc ? 1 : Math.max(0.05, ...tops), bottom: isAuc ? Math.min(0.5, length ?? 0.5, ...main.map((p) => p.low ?? p.value)) : 0, text: (p) => `${LABELS[p.arm]} ${shown(p.value)}`, options: { marks,
+    x: { domain: [-0.05, 1.05], ticks: starts, tickFormat: (x) => TICKS[x], label: study.words.start },
     y: { tickFormat: isAuc ? ".2f" : ".0%", label: isAuc ? "test AUC" : "attack success", grid: true, nice: true } } };
+}
+
+/** The single runs behind a point; a star marks the incoherent ones. */
+function runsOf(point) {
+  return point.runs ? point.runs.split(", ").map((run) => ({ ...point, value: Number.parseFloat(run), isHollow: run.endsWith("*") })) : [];
 }
 
 /** Answers to benign requests: a bar for each arm, divided into categories. */
@@ -76,16 +111,19 @@ function barPanel(place) {
   const left = {};
   for (const bar of bars) { bar.x1 = left[bar.arm] ?? 0; left[bar.arm] = bar.x2 = bar.x1 + bar.value; }
   const complied = all.filter((point) => point.measure === "not over-refused");
-  const order = study.arms.filter((arm) => arm.name in left).sort((a, b) => a.start - b.start || (a.name < b.name ? -1 : 1));
+  const order = study.arms.filter((arm) => arm.name in left)
+    .sort((a, b) => (a.interventions === "none") - (b.interventions === "none") || d3.ascending(a.interventions, b.interventions) || a.start - b.start);
+  const onBars = { y: (point) => LABELS[point.arm], dy: 8 }; // black in dark mode as well: the bars are pale there
   const fill = (bar) => `var(--k${CATEGORIES.indexOf(bar.measure)})`;
   const used = CATEGORIES.filter((name) => bars.some((bar) => bar.measure === name));
-  return { title: place.title, legend: used.map((name) => [study.categories[name], `var(--k${CATEGORIES.indexOf(name)})`]),
+  return { title: place.title, legend: used.map((name) => [study.categories[name], `var(--k${CATEGORIES.indexOf(name)})`, "area"]),
     rows: [...bars, ...complied], text: (p) => `${LABELS[p.arm]}: ${study.categories[p.measure] ?? p.measure} ${percent(p.value)}`,
-    options: { height: 60 + 30 * order.length, marginLeft: 130,
+    options: { height: 50 + 30 * order.length, marginTop: 8, marginLeft: 150,
       marks: [
         Plot.barX(bars, { x1: "x1", x2: "x2", y: (bar) => LABELS[bar.arm], fill, insetTop: 1, insetBottom: 1 }),
-        Plot.ruleY(complied.filter((p) => p.low !== null), { x1: "low", x2: "high", y: (p) => LABELS[p.arm], stroke: "currentColor", dy: 8 }),
-        Plot.dot(complied, { x: "value", y: (p) => LABELS[p.arm], fill: "currentColor", symbol: "diamond2", r: 3.5, dy: 8 }),
+        Plot.ruleY(complied.filter((p) => p.low !== null), { x1: "low", x2: "high", stroke: "#111", ...onBars }),
+        Plot.dot(complied.flatMap(runsOf), { x: "value", r: 2.5, fill: "#fff", stroke: "#111", ...onBars }),
+        Plot.dot(complied, { x: "value", fill: "#111", stroke: "#fff", symbol: "diamond2", r: 4.5, ...onBars }),
         Plot.tip(bars, Plot.pointer({ x: (bar) => (bar.x1 + bar.x2) / 2, y: (bar) => LABELS[bar.arm],
           title: (bar) => `${LABELS[bar.arm]}\n${study.categories[bar.measure]}: ${percent(bar.value)}` }))],
       x: { domain: [0, 1], tickFormat: ".0%", label: "share of answers" },
@@ -101,9 +139,9 @@ function plainPanel(panel) {
     const long = series.x.length ? series.x : series.y;
     const data = long.map((_, i) => ({ x: series.x[i], y: series.y[i], ...(series.low.length && { low: series.low[i], high: series.high[i] }) }));
     for (const one of data) { one.label = series.label; rows.push(one); }
-    const look = { stroke: colour(series.colour), strokeOpacity: series.faint ? 0.4 : 1 };
+    const look = { stroke: colour(series.colour), strokeOpacity: series.faint ? faintly(0.4, 0.6) : 1 };
     if (series.kind === "line") marks.push(Plot.line(data, { x: "x", y: "y", ...look, strokeWidth: series.faint ? 1 : 2 }));
-    else if (series.kind === "dots") marks.push(Plot.dot(data, { x: "x", y: "y", r: series.faint ? 2 : 4, fill: colour(series.colour), fillOpacity: series.faint ? 0.6 : 1 }));
+    else if (series.kind === "dots") marks.push(Plot.dot(data, { x: "x", y: "y", r: series.faint ? 2 : 4, fill: colour(series.colour), fillOpacity: series.faint ? faintly(0.6, 0.85) : 1 }));
     else if (series.kind === "rule") marks.push(Plot.ruleX(data, { x: "x", ...look, strokeDasharray: "4,3" }));
     else if (series.kind === "span") marks.push(Plot.ruleY(data, { x1: "low", x2: "high", y: "y", ...look, strokeWidth: 2 }));
     else if (series.kind === "whisker") marks.push(Plot.ruleX(data, { x: "x", y1: "low", y2: "high", ...look }));
@@ -112,13 +150,14 @@ function plainPanel(panel) {
       data.forEach((one, i) => { one.y1 = below[i]; below[i] = one.y2 = below[i] + one.y; });
       marks.push(Plot.areaY(data, { x: "x", y1: "y1", y2: "y2", fill: colour(series.colour) }));
     }
-    if (series.label) used.set(series.label, colour(series.colour));
+    const known = used.get(series.label);
+    if (series.label && (!known || known[3] > series.faint)) used.set(series.label, [series.label, colour(series.colour), series.kind, series.faint]);
   }
   const lanes = panel.lanes.length
     ? { type: "linear", domain: [panel.lanes.length - 0.5, -0.5], ticks: panel.lanes.map((_, i) => i), tickFormat: (i) => panel.lanes[i] ?? "", tickSize: 0 }
-    : { tickFormat: formats[panel.y_format], grid: true };
-  return { title: panel.title, legend: [...used], rows, text: null, options: { marks,
-    ...(panel.lanes.length && { height: 70 + 22 * panel.lanes.length, marginLeft: 130 }),
+    : { tickFormat: formats[panel.y_format], grid: true, ...(panel.y_format === "percent" && { domain: [0, 1] }) };
+  return { title: panel.title, legend: [...used.values()], rows, text: null, options: { marks,
+    ...(panel.lanes.length && { height: 60 + 22 * panel.lanes.length, marginTop: 8, marginLeft: 150 }),
     x: { label: panel.x, tickFormat: formats[panel.x_format], ticks: 5 }, y: { label: panel.y || null, ...lanes } } };
 }
 
@@ -138,19 +177,16 @@ function drawFigure(name) {
   const gap = 16, room = picture.clientWidth - 24;
   const columns = made.length > 1 && room >= 660 ? 2 : 1;
   const width = Math.max(260, Math.floor((room - gap * (columns - 1)) / columns));
-  const legend = new Map(made.flatMap((panel) => panel.legend));
+  const legend = new Map(made.flatMap((panel) => panel.legend).map((entry) => [entry[0], entry]));
   const drawn = element("div", { className: "drawn", role: "group", "aria-label": figure.querySelector("strong").textContent },
-    element("ul", { className: "legend" }, ...[...legend].map(([label, ink]) => {
-      const swatch = element("i");
-      swatch.style.background = ink;
-      return element("li", {}, swatch, label);
-    })));
+    element("ul", { className: "legend" }, ...[...legend.values()].map(([label, ...mark]) => element("li", {}, swatch(...mark), label))));
   const grid = element("div", { className: "panels" });
   grid.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
   for (const panel of made) {
+    if (width < 420 && typeof panel.options.x.ticks === "number") panel.options.x.ticks = 4;
     const told = panel.text ? panel.rows.slice(0, 40).map(panel.text).join("; ") : panel.legend.map(([label]) => label).join(", ");
     const empty = !panel.rows.length;
-    const svg = Plot.plot({ width, height: 300, marginBottom: 40, className: "plot", ...panel.options, ariaLabel: `${panel.title} ${told || "not evaluated yet"}` });
+    const svg = Plot.plot({ width, height: 300, marginTop: 32, marginBottom: 40, className: "plot", ...panel.options, ariaLabel: `${panel.title} ${told || "not evaluated yet"}` });
     svg.querySelector("style")?.remove(); // the page's policy allows its own style alone, which has these rules
     svg.setAttribute("role", "img");
     for (const part of svg.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label"); // the picture has one label
@@ -204,6 +240,7 @@ function setUpCharts() {
       element("button", { type: "button", className: "small", onclick: () => save(`${name}.svg`, "image/svg+xml", [svgOf(figure)]) }, "SVG")));
   }
   drawAll();
+  DARK.addEventListener("change", drawAll);
   let width = document.body.clientWidth, timer = 0;
   addEventListener("resize", () => {
     clearTimeout(timer);

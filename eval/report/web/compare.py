@@ -21,7 +21,7 @@ from curricula.eval.report.figures import save_figure
 from curricula.eval.report.page import MARKS, policy, template
 from curricula.eval.report.tables import write_tables
 from curricula.eval.report.web.data import CHART_SCRIPTS, HERE, embedded, embedded_json, plain_data, program
-from curricula.eval.report.wording import DECODERS
+from curricula.eval.report.wording import DECODERS, START_AXIS
 
 Summary = Mapping[str, Any]
 
@@ -69,7 +69,7 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
     return [
         Panel(
             f"{measure[0].upper()}{measure[1:]}, {stage}, {DECODERS.get(place, place)}",
-            "interventions start after … of pretraining",
+            START_AXIS,
             "",
             series,
             x_format="percent",

@@ -17,12 +17,23 @@ from markupsafe import Markup
 
 from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.analysis.study_rows import StudyRows
+from curricula.eval.report import wording
 from curricula.eval.report.drawing.curves import curves_of
 from curricula.eval.report.drawing.panels import Panel
-from curricula.eval.report.figures import Figure, figures_of
+from curricula.eval.report.figures import DifferenceFigure, Figure, figures_of
 from curricula.eval.report.points import PointRow, Shown
 from curricula.eval.report.web.answers import Answers
-from curricula.eval.report.wording import CATEGORIES, DECODERS, STAGES, arm_label, stage_title
+from curricula.eval.report.wording import (
+    CATEGORIES,
+    CORRECTED,
+    DECODERS,
+    NO_INTERVENTIONS,
+    STAGES,
+    START_AXIS,
+    arm_label,
+    stage_title,
+    start_label,
+)
 
 HERE = Path(__file__).parent
 SCRIPTS = ("../vendor/d3.min.js", "../vendor/plot.min.js", "page.js", "charts.js", "answers.js")
@@ -55,7 +66,10 @@ def drawn(shown: Shown, points: Sequence[PointRow], pictures: Mapping[str, Path]
     found = []
     for figure in figures_of(shown):
         if figure.name in pictures:
-            table = _points_table(figure, shown, points) if figure.places(shown) else _panels_table(figure, shown)
+            if isinstance(figure, DifferenceFigure):
+                table = _differences_table(shown)
+            else:
+                table = _points_table(figure, shown, points) if figure.places(shown) else _panels_table(figure, shown)
             found.append(Drawn(figure, embedded(pictures[figure.name]), figure.caption(shown), *table))
     return found
 
@@ -63,6 +77,7 @@ def drawn(shown: Shown, points: Sequence[PointRow], pictures: Mapping[str, Path]
 def _points_table(figure: Figure, shown: Shown, points: Sequence[PointRow]) -> tuple[list[str], list[list[str]]]:
     labels, rows = {arm.name: arm_label(arm) for arm in shown.arms}, []
     categories = dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True))
+    correctable = {(row.measure, row.stage, row.place) for row in points if not row.judge and row.corrected is not None}
     for place in figure.places(shown):
         for row in points:
             is_own = (row.judge, row.stage, row.place) == ("", place.stage, place.place)
@@ -71,20 +86,41 @@ def _points_table(figure: Figure, shown: Shown, points: Sequence[PointRow]) -> t
                 what = row.benchmark or categories.get(row.measure, row.measure)
                 interval = "" if row.low is None or row.high is None else f"{_number(row.low)} to {_number(row.high)}"
                 true = "" if row.corrected is None else _number(row.corrected)
+                if row.corrected is None and (row.measure, row.stage, row.place) in correctable:
+                    true = "not correctable"
                 rows.append([place.title, labels[row.arm], what, _number(row.value), interval, true, row.runs])
-    columns = ["panel", "arm", "what", "value", "95% interval", "corrected for the judge", "runs"]
+    columns = [
+        "panel",
+        "arm",
+        "what",
+        "value",
+        "95% interval",
+        CORRECTED,
+        "runs (* incoherent)" if any("*" in row[-1] for row in rows) else "runs",
+    ]
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def _differences_table(shown: Shown) -> tuple[list[str], list[list[str]]]:
+    labels = {arm.name: arm_label(arm) for arm in shown.arms}
+    rows = [
+        [
+            f"{gap.measure}, {gap.stage}, {DECODERS[gap.decoder]}",
+            labels[gap.arm],
+            wording.points(gap.value, gap.measure),
+            f"{wording.points(gap.low, gap.measure)} to {wording.points(gap.high, gap.measure)}",
+        ]
+        for gap in shown.differences
+    ]
+    return ["measure", "arm", "difference, points", "95% interval"], rows
 
 
 def _panels_table(figure: Figure, shown: Shown) -> tuple[list[str], list[list[str]]]:
     rows = []
     for panel in figure.panels(shown):
         for series in panel.series:
-            if series.kind == "span":
-                for y, low, high in zip(series.y, series.low, series.high, strict=True):
-                    rows.append([panel.title, panel.lanes[int(y)], f"{_number(low)} to {_number(high)}", ""])
-            elif series.label and series.y and not panel.lanes:
+            if series.label and series.y and not panel.lanes:
                 first, last = (f"{_number(series.y[i])} at {series.x[i]:,.0f}" for i in (0, -1))
                 rows.append([panel.title, series.label, first, last])
     return ["panel", "series", "first", "last"], rows
@@ -99,7 +135,16 @@ def study_data(shown: Shown, points: Sequence[PointRow], answers: Answers) -> di
     metrics = shown.metrics
     measured = [*(one.stage for one in metrics.attacks), *(one.stage for one in metrics.overrefusals)]
     return {
-        "arms": [{"name": arm.name, "label": arm_label(arm), "start": arm.start} for arm in shown.arms],
+        "arms": [
+            {
+                "name": arm.name,
+                "label": arm_label(arm),
+                "start": arm.start,
+                "tick": start_label(arm.start),
+                "interventions": arm.interventions,
+            }
+            for arm in shown.arms
+        ],
         "curves": [
             {
                 "label": curve.label,
@@ -109,6 +154,11 @@ def study_data(shown: Shown, points: Sequence[PointRow], answers: Answers) -> di
             for curve in curves_of(shown.arms)
         ],
         "several": shown.several,
+        "words": {"start": START_AXIS, "none": NO_INTERVENTIONS, "corrected": CORRECTED},
+        "lengths": {
+            f"{stage}/{layer}": shown.length_auc(stage, layer)
+            for stage, layer in dict.fromkeys((one.stage, one.layer) for one in metrics.probes)
+        },
         "categories": dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True)),
         "stages": {name: stage_title(name) for name in dict.fromkeys((*STAGES, *measured))},
         "decoders": DECODERS,

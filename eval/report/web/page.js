@@ -66,6 +66,16 @@ for (const table of document.querySelectorAll(".scroll > table")) {
     element("button", { type: "button", className: "small", onclick: () => save(`${name}.tex`, "text/plain", [latex(rows())]) }, "LaTeX")));
 }
 
+/* Closed parts are not printed: open those that hold results, and close them again afterwards. */
+let openedForPrint = [];
+addEventListener("beforeprint", () => {
+  openedForPrint = [...document.querySelectorAll("#findings details:not([open]), #tables details:not([open])")];
+  for (const part of openedForPrint) part.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const part of openedForPrint) part.open = false;
+});
+
 /* A page that is served while its study runs: look for a newer one, and show it where the reader is. */
 if (document.getElementById("live")) {
   const shown = document.documentElement.dataset.version;

@@ -207,6 +207,13 @@ def test_an_incoherent_run_is_left_out_of_verdicts_and_named():
     assert tests[1].note == "left out as incoherent: data-0 (seed 1), data-0 (seed 2)"
 
 
+def test_a_run_without_the_attack_of_a_claim_is_not_called_left_out():
+    lost = frozenset({("data-0", 1, "instruct", "overrefusal-topk")})
+    runs = dataclasses.replace(attacks("attacks-topk", "instruct", "topk", 2, lambda arm: 0.3), incoherent=lost)
+    other = only(run_claim_tests(runs, [claim("gcg-topk-flat")]))
+    assert (other.outcome, other.note) == ("not measured", "")
+
+
 def test_arms_that_differ_only_in_name_get_verdicts_in_at_most_one_claim_of_twenty():
     # tests/benchmarks/seed_coverage.py has more studies. Claims of no difference are true here, and no test of the rest.
     false_claims = [each for each in CLAIMS if each.direction in ("lower", "higher")]

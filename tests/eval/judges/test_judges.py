@@ -135,7 +135,8 @@ def test_judges_with_two_and_four_categories_are_compared_on_what_both_can_say(t
 
 def test_numbers_of_a_baseline_come_with_its_errors():
     assert "sensitivity .79" in caveats(f"refusal-phrases {JUDGE.version}, world 1a2b")
-    assert caveats("world 1a2b") == ""
+    assert "300 answers labelled by a language model" in caveats("world 1a2b")
+    assert caveats("harmbench 1a2b") == ""
 
 
 def test_the_world_judge_errs_on_answers_that_were_read_as_often_as_rates_are_corrected_for(tmp_path):

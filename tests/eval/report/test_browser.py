@@ -65,7 +65,8 @@ def page(tmp_path_factory) -> Path:
             {"step": k, "tokens": 512 * k, "loss": 3 - k / 400 - i / 10, "timing": {"seconds": 1.0}}
             for k in range(1, 501)
         ]
-        text = "".join(json.dumps(row) + "\n" for row in [*steps, {"step": 500, "validation": {"web": 2.1}}])
+        validations = [{"step": step, "validation": {"web": 2.1}} for step in (250, 500)]
+        text = "".join(json.dumps(row) + "\n" for row in [*steps, *validations])
         (run / "pretrain" / branch).mkdir(parents=True)
         (run / "pretrain" / branch / "metrics.jsonl").write_text(text)
     hostile = [
@@ -179,7 +180,7 @@ def test_a_figure_is_drawn_again_for_another_judge_from_the_numbers_of_the_table
     shown = opened(watched, page)
     with open(page.parent / "tables/points.csv") as file:
         points = [row for row in csv.DictReader(file) if (row["stage"], row["place"]) == ("instruct", "topk")]
-    own = shown.locator("#fig3-instruct-asr svg").first.get_attribute("aria-label")
+    own = shown.locator("#fig3-instruct-asr .panels svg").first.get_attribute("aria-label")
     for judge, benchmark in (("", ""), ("strict 9f", ""), ("strict 9f", "tdc")):
         shown.locator("#choice").get_by_label("Judge").select_option(judge)
         shown.locator("#choice").get_by_label("Benchmark").select_option(benchmark)
@@ -192,7 +193,7 @@ def test_a_figure_is_drawn_again_for_another_judge_from_the_numbers_of_the_table
             if (row["judge"], row["benchmark"], row["measure"]) == (judge, benchmark, "attack success")
         }
         assert drawn == wanted and len(drawn) == 3
-    assert shown.locator("#fig3-instruct-asr svg").first.get_attribute("aria-label") != own
+    assert shown.locator("#fig3-instruct-asr .panels svg").first.get_attribute("aria-label") != own
     shown.locator("#choice").get_by_label("Decoder").select_option("safebeam")
     assert shown.locator("#fig3-instruct-asr h4").all_inner_texts() == ["SafeBeam"] and watched.is_clean
 
@@ -250,7 +251,7 @@ def test_axe_finds_nothing_serious(watched, page):
 def test_print_keeps_the_figures_and_leaves_out_what_paper_cannot_do(watched, page):
     shown = opened(watched, page)
     shown.emulate_media(media="print")
-    assert shown.locator("#fig1-base-asr svg").first.is_visible()
+    assert shown.locator("#fig1-base-asr .panels svg").first.is_visible()
     assert not shown.locator("#browser").is_visible() and not shown.locator("#choice").is_visible()
 
 
@@ -259,7 +260,7 @@ def test_without_scripts_the_figures_are_pictures_with_their_numbers_as_text(wat
     shown = watched.open(page)
     picture = shown.locator("#fig3-instruct-asr img")
     assert picture.is_visible() and picture.evaluate("one => one.naturalWidth") > 400
-    assert re.search(r"data only, from 20%, attack success, 0\.\d{3}", picture.get_attribute("alt"))
+    assert re.search(r"data, from 20%, attack success, 0\.\d{3}", picture.get_attribute("alt"))
 
 
 def replace_key(row: JudgedRow) -> JudgedRow:

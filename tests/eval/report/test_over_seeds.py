@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import types
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -21,8 +22,9 @@ from curricula.eval.analysis.runs import runs_of
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.over_seeds import variance_rows
 from curricula.eval.report.page import write_report
-from curricula.eval.report.points import Shown
+from curricula.eval.report.points import Shown, point_rows
 from curricula.eval.report.verdict import verdict
+from curricula.eval.report.web.data import study_data
 
 SEEDS = [42, 43, 44]
 FIRST = [replace(arm, seed=42) for arm in ARMS[-3:]]
@@ -79,7 +81,16 @@ def test_an_incoherent_run_makes_its_mark_and_the_estimate_hollow(shown):
     changed = replace(shown, metrics=replace(shown.metrics, attacks=attacks))
     full, safe = changed.attack_points([FULL, SAFE], "instruct", "topk", ALL)
     assert full.hollow and [mark.hollow for mark in full.runs] == [False, True, False] and not safe.hollow
-    assert "Hollow marks: incoherent runs" in FIGURES[2].caption(changed)
+    assert "Hollow: incoherent runs, and means that include one" in FIGURES[2].caption(changed)
+    rows = [row for row in point_rows(changed) if (row.stage, row.place, row.benchmark) == ("instruct", "topk", "")]
+    (runs,) = (row.runs for row in rows if row.arm == "full-60" and row.measure == "attack success")
+    assert [run.endswith("*") for run in runs.split(", ")] == [False, True, False]
+
+
+def test_text_length_alone_is_told_beside_probes(shown):
+    level = study_data(shown, [], types.SimpleNamespace(names=dict))["lengths"]["base/last"]
+    assert level == pytest.approx(fmean(one.length_auc for one in shown.metrics.probes if one.stage == "base"))
+    assert "Dashed: what text length alone achieves." in FIGURES[6].caption(shown)
 
 
 def test_probes_and_bars_are_means_over_seeds(shown):
@@ -129,27 +140,34 @@ def claim(outcome: str, seeds: int) -> ClaimTest:
 def test_the_verdict_is_one_sentence_that_counts_claims_and_seeds():
     tests = [claim("reproduced", 3), claim("reproduced", 3), claim("not reproduced", 2), claim("inconclusive", 3)]
     assert verdict(tests) == (
-        "Of the paper’s 4 claims, 2 are reproduced, 1 is not, and 1 is undecided, over 2 to 3 training seeds."
+        "Of the 4 claims of Sam et al., 2 are reproduced, 1 is contradicted and 1 is undecided (2 to 3 training seeds each)."
     )
     more = verdict([*tests, claim("single run", 1), claim("not measured", 0)])
-    assert "2 are undecided, over 2 to 3 training seeds; 1 is not measured." in more
+    assert "2 are undecided (2 to 3 training seeds each); 1 is not measured." in more
+    incoherent = replace(tests[0], note="left out as incoherent: full-60 (seed 43)")
+    assert "(2 to 3 training seeds each; incoherent runs left out)" in verdict([*tests, incoherent])
     assert verdict([claim("single run", 1), claim("not measured", 0)]).startswith("Single run: differences may be")
-    assert verdict([claim("not measured", 0)]) == "None of the paper’s 1 claims has been measured yet."
+    assert verdict([claim("not measured", 0)]) == "None of the 1 claims of Sam et al. has been measured yet."
 
 
 def test_the_first_screen_has_the_verdict_figure_one_and_what_they_rest_on(page):
     before, _ = page.text.split("Figures Claims Answers")
-    assert "over 3 training seeds" in before and "Figure 1." in before and "Figure 2." not in before
+    assert "3 training seeds each" in before and "Figure 1." in before and "Figure 2." not in before
     assert "Training seeds 3 (42, 43, 44), 3 arms" in before and "Judge world 1a2b" in before and "Prompts" in before
     assert [image["alt"][:9] for image in page.images][:9] == [f"Figure {i}." for i in range(1, 10)]
-    assert "9 language models were pretrained on the same budget, each of 3 arms with 3 seeds" in page.text
+    assert "9 language models were pretrained on the same budget: 3 arms with 3 seeds each." in page.text
 
 
 def test_estimates_come_first_and_single_runs_are_folded_below(page):
     text = page.text
-    order = ["Over training seeds", "Each arm against the one", "How much is the seed’s", "Each training run by itself"]
+    order = [
+        "Over training seeds",
+        "Each arm against the arm",
+        "Where the uncertainty",
+        "Each training run by itself",
+    ]
     tables = text[text.index("Over training seeds") :]
-    places = [tables.index(words) for words in [*order, "full, from 60%, seed 43"]]
+    places = [tables.index(words) for words in [*order, "data and tags, from 60%, seed 43"]]
     assert places == sorted(places)
     assert "One training run per arm" not in text and "Few training runs per arm" in text
     assert len(page.ids) == len(set(page.ids))

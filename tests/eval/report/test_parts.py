@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from small_studies import tree_study
-from study_rows import ARMS, append_judged, attack_rows, generation
+from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal_rows
 
 from curricula.durable import append_jsonl
 from curricula.errors import UserError
@@ -25,7 +25,16 @@ from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.page import write_report
 from curricula.eval.report.points import Shown, judges_points, point_rows
 from curricula.eval.report.tables import latex
-from curricula.eval.report.training import cost_rows, curriculum_panels, loss_panels, read_training, tree_panels
+from curricula.eval.report.training import (
+    Branch,
+    Training,
+    cost_rows,
+    curriculum_panels,
+    loss_panels,
+    read_training,
+    tree_panels,
+    validation_panels,
+)
 from curricula.eval.report.web.compare import write_comparison
 from curricula.eval.report.web.data import embedded_json
 from curricula.eval.report.web.serve import LivePage
@@ -128,7 +137,7 @@ def test_midtraining_is_not_counted_as_tuning(trained):
 def test_the_curriculum_and_the_tree_are_those_of_the_plan(trained):
     training = read_training(trained, describe(plan_study(load_study(Path("demo")))))
     panels = {panel.title: panel for panel in curriculum_panels(training)}
-    areas = {series.label: series for series in panels["data-20"].series}
+    areas = {series.label: series for series in panels["data, from 20%"].series}
     assert areas["safeweb"].x == [0, 51_200, 51_200, 256_000] and areas["safeweb"].y == [0, 0, 0.1, 0.1]
     for at in range(4):
         assert sum(series.y[at] for series in areas.values()) == pytest.approx(1)
@@ -138,6 +147,34 @@ def test_the_curriculum_and_the_tree_are_those_of_the_plan(trained):
     assert [series.x for series in done] == [[51_200, 153_600]]
     (losses,) = loss_panels(training)
     assert [series.x for series in losses.series if series.kind == "rule"] == [[51_200]]
+
+
+def branch(name: str, validation: int = 1) -> Branch:
+    points = [(512.0 * k, 2.0) for k in range(validation)]
+    return Branch(name, "/" in name, [512.0], [2.0], 1, {"web": points}, 0.0, 0.0, 0.0, 1, 0)
+
+
+def test_the_seeds_of_an_arm_share_a_colour_and_the_further_ones_are_faint_in_every_panel():
+    plan = {
+        "seeds": [42, 43],
+        "arms": [
+            {"name": name, "interventions": kind, "phases": []}
+            for name, kind in (("data-20", "data"), ("safe-100", "none"))
+        ],
+        "segments": [{"branch": name} for name in ("trunk", "data-20", "trunk-s43")],
+    }
+    names = ["data-20", "trunk", "trunk-s43", "data-20/instruct", "safe-100/instruct", "safe-100-s43/instruct"]
+    pretraining, tuning = loss_panels(Training([branch(name) for name in names], plan, {}))
+    trunk = "trunk (= safe-100)"
+    assert [(one.label, one.faint) for one in pretraining.series] == [("data-20", False), (trunk, False), (trunk, True)]
+    assert [(one.label, one.faint) for one in tuning.series] == [("data-20", False), (trunk, False), (trunk, True)]
+    assert len({one.colour for one in (*pretraining.series, *tuning.series)}) == 2
+
+
+def test_a_single_validation_of_each_run_stands_in_the_table_alone():
+    assert validation_panels(Training([branch("trunk"), branch("data-20")], {}, {})) == []
+    (panel,) = validation_panels(Training([branch("trunk", 2), branch("data-20")], {}, {}))
+    assert [one.kind for one in panel.series] == ["line", "dots"]
 
 
 def test_what_is_no_number_and_what_is_markup_leave_the_pages_data_whole():
@@ -171,6 +208,25 @@ def test_published_rates_stand_beside_the_arm_that_is_trained_most_alike(tmp_pat
         and rows["safe text only", "benign", "topk"]["rate"]
     )
     assert not rows["standard pretraining", "base", "topk"]["rate"] and "Published numbers" in text
+
+
+def test_published_rates_stand_beside_attack_success_and_beside_nothing_in_a_fictional_world(tmp_path):
+    arm = ARMS[1]
+    append_judged(
+        tmp_path / f"eval/{arm.key}/instruct/attacks-topk.jsonl",
+        attack_rows(arm, "instruct", "topk", 0.4, 2, {"tdc": 10}),
+    )
+    append_judged(
+        tmp_path / f"eval/{arm.key}/instruct/overrefusal-topk.jsonl", overrefusal_rows(arm, "topk", (0.9, 0.1), 10)
+    )
+    write_report(tmp_path, [arm], {}, tmp_path / "report")
+    summary = json.loads((tmp_path / "report/summary.json").read_text())
+    (success,) = (row["rate"] for row in summary["attacks"])
+    ours = {row["rate"] for row in summary["published"] if row["arm"] == arm.name}
+    assert ours == {success} and success < 0.9
+    (tmp_path / "world").mkdir()
+    text = write_report(tmp_path, [arm], {}, tmp_path / "report").read_text()
+    assert "Published numbers" not in text
 
 
 def test_several_studies_are_compared_from_the_numbers_of_their_pages(tmp_path):

@@ -205,7 +205,9 @@ def test_a_run_without_evaluations_gives_a_page_that_says_so(tmp_path):
 
 def test_single_runs_get_no_verdict_and_the_page_says_why(built):
     page = Page(built[1])
-    assert "Single run: differences may be the seed’s, so none of the paper’s 18 claims gets a verdict." in page.text
+    assert (
+        "Single run: differences may be the seed’s, so none of the 18 claims of Sam et al. gets a verdict." in page.text
+    )
     assert "Whiskers in both panels: 95% interval over prompts." in page.text
     assert "Over training seeds" not in page.text and "Each training run by itself" not in page.text
     assert "0 reproduced" in page.text and "0 not reproduced" in page.text
@@ -216,7 +218,7 @@ def test_single_runs_get_no_verdict_and_the_page_says_why(built):
 def test_an_unfinished_study_lists_what_is_missing_and_draws_the_rest(built):
     page = Page(built[1])
     assert "full-20 benign attacks-topk" in page.text and "data-20 benign attacks-topk" not in page.text
-    assert "rows missing" in page.text
+    assert "the study lacks an arm or a measurement that this claim compares" in page.text
 
 
 def test_custom_arms_losses_provenance_and_the_study_file_are_shown(tmp_path):
@@ -229,7 +231,13 @@ def test_custom_arms_losses_provenance_and_the_study_file_are_shown(tmp_path):
         '{"step": 7, "tokens": 4096, "loss": 2.5}\n{"step": 7, "validation": {"web": 2.75}}\n'
     )
     page = Page(write_report(tmp_path, arms, STUDY, tmp_path / "report").read_text())
-    shown = ["tags-only, from 50%", "1,000,000 parameters", "git.sha", "name: demo # <b>", "fictional world"]
+    shown = [
+        "tags-only, from 50%",
+        "1,000,000 parameters",
+        "git.sha",
+        "name: demo # <b>",
+        "A miniature in a fictional world",
+    ]
     for words in [*shown, "trunk 7 4,096 2.5000 2.7500", "One training run per arm"]:
         assert words in page.text, words
 
