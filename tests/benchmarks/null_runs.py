@@ -26,7 +26,7 @@ from curricula.eval.analysis.study_rows import read_study_rows
 from curricula.jobs.run import Run, arm_infos
 
 SEEDS = 5
-STAGES = "fetch,prepare,tokenize,pretrain,export,evaluate,merge"
+STAGES = "prepare,tokenize,pretrain,export,evaluate,merge"
 ABOUT_ARMS = [
     claim for claim in CLAIMS if claim.direction in ("lower", "higher") and claim.id != "probe-last-layer-best"
 ]
@@ -40,6 +40,7 @@ def null_study(runs: int, tokens: int) -> dict[str, Any]:
     web = raw["sources"]["web"]
     raw["sources"] = {"web": web, "web-again": dict(web)}
     raw["curriculum"].update(safe={"web": 100}, interventions={"data": {"web-again": 100}})
+    del raw["tuning"]["instruct"]["tagged_harmful"]  # of a set of interventions that this study lacks
     raw["pretraining"].update(budget_tokens=tokens, save_interval_steps=1000)
     raw["evaluation"]["tasks"] = {"base": ["attacks-topk", "probes"], "instruct": [], "benign": []}
     return raw
