@@ -83,7 +83,8 @@ def _check_data(run: Run) -> None:
     probes = study.evaluation.probes
     if probes and any(task.task.kind == "probes" for task in study.all_eval_tasks):
         own = (probes.texts.safe, probes.texts.unsafe) if probes.texts else ()
-        if not any(table.hub for table in own):  # else a job of its own fetches them
+        are_here = not any(table.hub for table in own) if own else bool(study.world or run.data_folder)
+        if are_here:  # else a job of its own fetches them
             check_texts(run.data_root, probes)
     for name, prompts in study.evaluation.prompts.items():
         if prompts.path is not None:
