@@ -6,6 +6,12 @@ import numpy as np
 from scipy.stats import rankdata
 
 
+def aucs(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """AUC of each column of `scores` [texts, probes] for the bool labels `positive` [texts]; float64 [probes]."""
+    m, n = int(positive.sum()), int((~positive).sum())
+    return (rankdata(scores, axis=0)[positive].sum(axis=0) - m * (m + 1) / 2) / (m * n)
+
+
 def auc_with_error(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
     """AUC of `scores` for the bool labels `positive`, and DeLong's standard error; both classes need two members.
 
@@ -13,10 +19,9 @@ def auc_with_error(scores: np.ndarray, positive: np.ndarray) -> tuple[float, flo
     class were ordered rightly with half of the other class.
     """
     m, n = int(positive.sum()), int((~positive).sum())
-    ranks = rankdata(scores)
+    auc, ranks = float(aucs(scores[:, None], positive)[0]), rankdata(scores)
     own = np.empty(len(scores))
     own[positive], own[~positive] = rankdata(scores[positive]), rankdata(scores[~positive])
-    auc = float((ranks[positive].sum() - m * (m + 1) / 2) / (m * n))
     # Each text's placement: the share of the other class that it is ordered rightly with.
     above = (ranks[positive] - own[positive]) / n
     below = 1 - (ranks[~positive] - own[~positive]) / m
