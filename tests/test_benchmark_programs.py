@@ -23,6 +23,7 @@ SMALLEST = {
     "jobs_speed": [],
     "coverage": ["--studies", "2"],
     "seed_coverage": ["--studies", "2", "--seeds", "2", "--null", "1"],
+    "null_runs": ["--runs", "1", "--tokens", "2048"],
     "decoding": ["--only", "beams,topk,refill", "--prompts", "1", "--tokens", "4", "--longest", "6", "--rows", "4",
                  "--answers", "8"],
     "gcg": ["--width", "4", "--steps", "1", "--behaviours", "1,2"],
