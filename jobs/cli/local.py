@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -170,10 +171,11 @@ class Display:
         overall = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=everything, completed=done, width=BAR)
         overall.add_row(self.run.study.name, bar, f"{done / everything:.0%}", f"{clock(elapsed_s)}, about {left} left")
-        stages = Text("  ").join(
-            Text(f"{stage}\N{NO-BREAK SPACE}{self.done[stage]}/{total}", "green" if self.done[stage] == total else "")
+        counts = [
+            Text(f"{stage} {self.done[stage]}/{total}", "green" if self.done[stage] == total else "")
             for stage, total in self.total.items()
-        )
+        ]
+        stages = Columns(counts, padding=(0, 2))
         if self.running is None:
             loading = "loading PyTorch and Megatron-core" if self.needs_torch else "starting"
             return Group(overall, stages, Text(f"{loading} ({elapsed_s:.0f} s)", "dim"))
