@@ -6,7 +6,9 @@ import contextlib
 import json
 import math
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +64,17 @@ def guarded_output() -> Iterator[None]:
     """Guard standard output and standard error, whoever writes: texts of servers, models and datasets may hold anything."""
     with contextlib.redirect_stdout(_Guarded(sys.stdout)), contextlib.redirect_stderr(_Guarded(sys.stderr)):
         yield
+
+
+def folded(sentence: str) -> str:
+    """A sentence for standard error: on a terminal in lines that break between words, for files and programs as it is."""
+    if not sys.__stderr__ or not sys.__stderr__.isatty():
+        return sentence
+    width = shutil.get_terminal_size().columns
+    lines = [
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in sentence.splitlines()
+    ]
+    return "\n".join(lines)
 
 
 def clock(seconds: float) -> str:

@@ -74,7 +74,7 @@ def power_lines(value: dict[str, Any]) -> Iterator[str]:
     parts = ", ".join(f"{name} {100 * found[name] ** 0.5:.1f}" for name in ("seed", "prompt", "interaction", "sample"))
     source = "assumed from the demo's base models" if found["source"] == "assumed" else f"measured in {found['source']}"
     yield "\n" + _folded(
-        f"Smallest difference between two arms in attack success that is found with {POWER:.0%} probability, in points "
+        f"Smallest difference in attack success between two arms that is found with {POWER:.0%} probability, in points "
         f"({value['prompts']:,} prompts, {value['samples']} samples; two-sided):"
     )
     is_here = value["minutes_a_seed"] * value["seeds"] < MOST_HERE
@@ -84,7 +84,9 @@ def power_lines(value: dict[str, Any]) -> Iterator[str]:
         one, holm = ("none" if row[name] is None else f"{100 * row[name]:.0f}" for name in ("unadjusted", "holm"))
         spent = value["minutes_a_seed"] * row["seeds"] if is_here else row["gpu_hours"]
         yield f"  {row['seeds']:5}  {one:>16}  {holm:>25}  {spent:>{len(cost)},.0f}"
-    yield _folded(f"Standard deviations of a difference, {source}, in points: {parts}. See docs/statistics.md.")
+    yield _folded(
+        f"Standard deviations of a difference between arms, {source}, in points: {parts}. See docs/statistics.md."
+    )
 
 
 def _folded(sentence: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from curricula.errors import UserError
 from curricula.jobs import selection
 from curricula.jobs.cli.options import HelpFormatter, Verb, add_json_flag, add_verb, completion
-from curricula.terminal import guarded_output, printable
+from curricula.terminal import folded, guarded_output, printable
 
 STUDY = "jobs/studies/demo.yaml"
 PAPER = "jobs/studies/paper.yaml"
@@ -47,7 +47,7 @@ def _carried_out(args: argparse.Namespace) -> int:
     try:
         return args.verb(args)
     except UserError as error:
-        print(f"curricula: {printable(str(error))}", file=sys.stderr)
+        print(folded(f"curricula: {printable(str(error))}"), file=sys.stderr)
         return error.exit_code
     except OSError as error:  # one that no verb foresaw; name at least its file
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
@@ -69,9 +69,9 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="curricula",
         description="When should safety enter pretraining? Plan, run and evaluate the study, end to end.",
-        epilog="a study from start to end on this machine, in some ten minutes:\n  curricula demo\n"
-        "the same in steps, for a study of your own:\n  curricula plan my-study.yaml\n  curricula submit my-study.yaml\n"
-        "  curricula status\nthe Tab key (bash; or zsh, tcsh):\n"
+        epilog="a whole study on this machine, in about ten minutes:\n  curricula demo\n"
+        "step by step, with a study of your own:\n  curricula plan my-study.yaml\n  curricula submit my-study.yaml\n"
+        "  curricula status\ncompletion on Tab (bash; zsh and tcsh likewise):\n"
         "  curricula --print-completion bash >> ~/.bash_completion",
         formatter_class=HelpFormatter,
     )
@@ -80,7 +80,7 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--print-completion",
         choices=["bash", "zsh", "tcsh"],
         metavar="SHELL",
-        help="print what completes commands on Tab",
+        help="print a completion script for the shell",
     )
     parser.set_defaults(verb=None)
     verbs = parser.add_subparsers(metavar="VERB")
@@ -195,7 +195,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     report = add_verb(
         verbs,
         "report",
-        "build the page with figures and tables from a run, or one that compares several",
+        "build the report page of a run, and one that compares several",
         "curricula report runs/demo",
         "curricula report runs/demo runs/demo-full",
         "curricula report runs/demo --serve",

@@ -282,7 +282,7 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
         first = next(element for element in status.elements if element.state in ENDED_BADLY)
         notes.append(
             Text(
-                f"see `curricula logs {run.root} {first.job}`; `curricula retry {run.root}` runs what failed again",
+                f"see `curricula logs {run.root} {first.job}`; `curricula retry {run.root}` goes on",
                 "dim",
             )
         )

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from curricula.secrets import is_secret, secret_in, without_userinfo
-from curricula.terminal import guarded_output, json_text, one_line, printable
+from curricula.terminal import folded, guarded_output, json_text, one_line, printable
 
 OBEYED = ["\x1b]0;title\x07", "\x9b2J", "\x85", "\x7f", "\u202e", "\u2066", "\u200f", "\u061c"]
 
@@ -72,3 +72,15 @@ def test_names_of_no_secrets(name):
 
 def test_a_proxy_with_a_password_is_a_secret():
     assert is_secret("HTTPS_PROXY", "http://me:pw@proxy:3128")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_an_error_breaks_between_words_on_a_terminal_and_stays_whole_elsewhere(monkeypatch, is_terminal):
+    monkeypatch.setenv("COLUMNS", "30")
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "__stderr__", screen)
+    said = "curricula: nowhere/at/all: not a run folder; `curricula submit STUDY` makes one"
+    lines = folded(said).split("\n")
+    assert " ".join(lines) == said
+    assert (max(map(len, lines)) <= 30) is is_terminal
