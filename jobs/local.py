@@ -98,11 +98,12 @@ class _LocalRun:
         try:
             while self.waiting or self.running:
                 self._start_ready(context)
-                if not self.running:
+                if not self.running and not self.look:
                     self.outcome.skipped += self.waiting
                     break
                 self._look_early(context, watcher)
-                wait([process.sentinel for process in self.running.values()], timeout=0.2)
+                looking = [self.look.sentinel] if self.look else []  # the report waits for the first look to end
+                wait([*looking, *(process.sentinel for process in self.running.values())], timeout=0.2)
                 for key in [key for key, process in self.running.items() if process.exitcode is not None]:
                     self._note_end(key)
                     watcher.update(list(self.running), key)

@@ -1,0 +1,39 @@
+"""The local launcher with several seeds: their order and the early report. Elements that do nothing stand in for real ones."""
+
+import multiprocessing
+import time
+
+import pytest
+from paths import STUDIES
+
+from curricula.jobs import local
+from curricula.jobs.graph import plan_study
+from curricula.jobs.run import Run
+from curricula.jobs.study import load_study
+
+
+class Watcher:
+    def __init__(self):
+        self.ended, self.looks = [], []
+
+    def update(self, running, finished=None):
+        self.ended += [finished] if finished else []
+
+    def first_look(self, page):
+        self.looks.append((page, len(self.ended)))
+
+
+@pytest.mark.parametrize("look_s", [0.0, 3.0])
+def test_the_first_seed_goes_first_and_the_report_waits_for_the_look_at_it(tmp_path, monkeypatch, look_s):
+    monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(local, "_element_process", lambda *_: None)
+    monkeypatch.setattr(local, "_first_look", lambda *_: time.sleep(look_s))
+    run = Run.create(tmp_path / "run", load_study(STUDIES / "demo.yaml"))
+    plan, watcher = plan_study(run.study), Watcher()
+    outcome = local.run_plan(run, plan, watcher, workers=2)
+    assert set(outcome.done) == set(plan.needs) and not outcome.failed and not outcome.skipped
+    ((page, before),) = watcher.looks
+    assert page == run.report / "index.html" and watcher.ended.index(("report", "report")) >= before
+    seeds = {(job.name, element.label): element.seed for job, element in plan.elements()}
+    first = [place for place, key in enumerate(watcher.ended) if seeds[key] == 42]
+    assert max(first) < len(watcher.ended) / 2
