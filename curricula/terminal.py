@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from curricula.secrets import without_userinfo
 
@@ -66,9 +66,9 @@ def guarded_output() -> Iterator[None]:
         yield
 
 
-def folded(sentence: str) -> str:
-    """A sentence for standard error: on a terminal in lines that break between words, for files and programs as it is."""
-    if not sys.__stderr__ or not sys.__stderr__.isatty():
+def folded(sentence: str, stream: IO[str] | None) -> str:
+    """A sentence for `stream`: on a terminal in lines that break between words, for files and programs as it is."""
+    if not stream or not stream.isatty():
         return sentence
     width = shutil.get_terminal_size().columns
     lines = [

@@ -56,13 +56,13 @@ class _Planner:
         return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
-        at, ask = STAGES[stage], STAGES[stage].ask(self.study)
-        request = self.profile.request(at.name, at.section, ask) if self.profile else plain_request(at.section, ask)
+        own, ask = STAGES[stage], STAGES[stage].ask(self.study)
+        request = self.profile.request(stage, own.section, ask) if self.profile else plain_request(own.section, ask)
         priced = (
             replace(
                 one,
-                gpu_hours=STAGES[stage].gpu_hours(self.study.at(one.variant), one, request),
-                flops=STAGES[stage].flops(self.study.at(one.variant), one),
+                gpu_hours=own.gpu_hours(self.study.at(one.variant), one, request),
+                flops=own.flops(self.study.at(one.variant), one),
             )
             for one in elements
         )

@@ -77,9 +77,9 @@ class _LocalRun:
         """Also elements that were not chosen."""
         self.outcome = Outcome(done=[key for key in selected if key in self.done])
         seeds = {(job.name, element.label): element.seed for job, element in plan.elements()}
-        self.first_seed = next((seed for seed in seeds.values() if seed is not None), None)
+        first_seed = next((seed for seed in seeds.values() if seed is not None), None)
         self.waiting = [key for key in selected if key not in self.done]
-        self.later = {key for key in self.waiting if seeds[key] not in (None, self.first_seed)}
+        self.later = {key for key in self.waiting if seeds[key] not in (None, first_seed)}
         """What belongs to further training seeds."""
         self.waiting.sort(key=lambda key: key in self.later)
         for key in self.waiting:
@@ -89,6 +89,7 @@ class _LocalRun:
         self.running: dict[Key, ForkServerProcess] = {}
         self.last = {key for key in self.waiting if STAGES[plan.by_name[key[0]].stage].ends_study}
         self.look: ForkServerProcess | None = None
+        """Writes the early report."""
         self.may_look = bool(self.later and self.last) and not run.study.tracking.wandb_project
         self.needs_torch = any(STAGES[plan.by_name[job].stage].needs_torch for job, _ in self.waiting)
 

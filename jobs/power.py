@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from curricula.eval.tasks import TASKS
 from curricula.jobs.estimates import MOST_HERE, minutes_here
 from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
+from curricula.terminal import folded
 
 UNKNOWN_PROMPTS = 100
 """Assumed of sets of the user's own, which are not read for a plan."""
@@ -73,9 +74,10 @@ def power_lines(value: dict[str, Any]) -> Iterator[str]:
     found = value["components"]
     parts = ", ".join(f"{name} {100 * found[name] ** 0.5:.1f}" for name in ("seed", "prompt", "interaction", "sample"))
     source = "assumed from the demo's base models" if found["source"] == "assumed" else f"measured in {found['source']}"
-    yield "\n" + _folded(
+    yield "\n" + folded(
         f"Smallest difference in attack success between two arms that is found with {POWER:.0%} probability, in points "
-        f"({value['prompts']:,} prompts, {value['samples']} samples; two-sided):"
+        f"({value['prompts']:,} prompts, {value['samples']} samples; two-sided):",
+        sys.__stdout__,
     )
     is_here = value["minutes_a_seed"] * value["seeds"] < MOST_HERE
     cost = "minutes on this machine" if is_here else "GPU-hours at most"
@@ -84,11 +86,7 @@ def power_lines(value: dict[str, Any]) -> Iterator[str]:
         one, holm = ("none" if row[name] is None else f"{100 * row[name]:.0f}" for name in ("unadjusted", "holm"))
         spent = value["minutes_a_seed"] * row["seeds"] if is_here else row["gpu_hours"]
         yield f"  {row['seeds']:5}  {one:>16}  {holm:>25}  {spent:>{len(cost)},.0f}"
-    yield _folded(
-        f"Standard deviations of a difference between arms, {source}, in points: {parts}. See docs/statistics.md."
+    yield folded(
+        f"Standard deviations of a difference between arms, {source}, in points: {parts}. See docs/statistics.md.",
+        sys.__stdout__,
     )
-
-
-def _folded(sentence: str) -> str:
-    """As lines of a narrow terminal, which would break words."""
-    return textwrap.fill(sentence, 79, break_long_words=False, break_on_hyphens=False)

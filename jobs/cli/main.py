@@ -47,7 +47,7 @@ def _carried_out(args: argparse.Namespace) -> int:
     try:
         return args.verb(args)
     except UserError as error:
-        print(folded(f"curricula: {printable(str(error))}"), file=sys.stderr)
+        print(folded(f"curricula: {printable(str(error))}", sys.__stderr__), file=sys.stderr)
         return error.exit_code
     except OSError as error:  # one that no verb foresaw; name at least its file
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough

@@ -79,8 +79,7 @@ def test_an_error_breaks_between_words_on_a_terminal_and_stays_whole_elsewhere(m
     monkeypatch.setenv("COLUMNS", "30")
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: is_terminal)
-    monkeypatch.setattr(sys, "__stderr__", screen)
     said = "curricula: nowhere/at/all: not a run folder; `curricula submit STUDY` makes one"
-    lines = folded(said).split("\n")
+    lines = folded(said, screen).split("\n")
     assert " ".join(lines) == said
     assert (max(map(len, lines)) <= 30) is is_terminal
