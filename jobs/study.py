@@ -17,16 +17,7 @@ from typing import Annotated, Any
 import msgspec
 
 from curricula.core_yaml import dump_yaml
-from curricula.curriculum.config import (
-    Along,
-    AnyStage,
-    Curriculum,
-    Midtrain,
-    ReplicateDraws,
-    Source,
-    Tokenizer,
-    Tuning,
-)
+from curricula.curriculum.config import Along, AnyStage, Curriculum, Midtrain, ReplicateDraws, Source, Tokenizer, Tuning
 from curricula.curriculum.plan import (
     DEFAULT_SEED,
     TRUNK,
@@ -52,10 +43,7 @@ from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import FULL, EvalConfig, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
-from curricula.model import (
-    TrackingConfig,
-    TrainConfig,
-)
+from curricula.model import TrackingConfig, TrainConfig
 from curricula.model.schedule import decay_start, warmup_steps
 from curricula.model.study import Finetuning, Model, Pretraining, Resources, train_config_of
 from curricula.provenance import PACKAGE

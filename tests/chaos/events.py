@@ -178,7 +178,7 @@ def kill(which: str, run: Disturbed, key: Key) -> str:
         os.kill(pid, signal.SIGKILL)
     if which.startswith("daemon"):
         time.sleep(run.random.uniform(0, 10))
-        run.lab.run("scontrol", "reconfigure", check=False)  # else it takes Slurm up to a quarter of an hour
+        run.lab.report()
     return which
 
 

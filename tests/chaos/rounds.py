@@ -31,8 +31,8 @@ MOST_COMMANDS = 4
 PATIENCE_S = 900
 """How long a round may take."""
 REPORT_S = 90
-"""How often nodes are made to say what they run. A killed controller comes back with jobs that have ended meanwhile, and by
-itself asks only after half an hour."""
+"""How often nodes are made to say what they run. A killed controller comes back with jobs that have ended meanwhile, and of a
+batch script whose daemon was killed it hears nothing; by itself it asks only after half an hour."""
 ORPHAN_S = 60
 """How long an element may run without a job: its processes may outlive the batch script."""
 DISK_MB = 400
@@ -182,7 +182,7 @@ def _drive(run: Disturbed, deadline: float) -> list[str]:
     while True:
         if time.monotonic() > reported + REPORT_S:
             reported = time.monotonic()
-            run.lab.run("scontrol", "reconfigure", check=False)
+            run.lab.report()
         if time.monotonic() > deadline:
             raise Stuck(f"not finished in time: {run.queue()} {_open(run)}")
         if queue := run.queue():

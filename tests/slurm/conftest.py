@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -43,6 +44,15 @@ class Lab:
 
     def pid(self, daemon: str) -> int:
         return int((self.folder / f"{daemon}.pid").read_text())
+
+    def report(self) -> None:
+        """Make the nodes tell the controller what they run, as they do by themselves about every half hour.
+
+        `scontrol reconfigure` would not do: it restarts the controller too, which then believes it has just seen every job.
+        """
+        for daemon in self.folder.glob("slurmd-*.pid"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(daemon.read_text()), signal.SIGHUP)
 
     def state(self) -> str:
         """Queue, nodes and the controller's last words, for the message of a failure."""
