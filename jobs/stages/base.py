@@ -14,6 +14,7 @@ from curricula.jobs.plan import Element, Job, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
 from curricula.jobs.study import Study
+from curricula.model.study import Allocation
 from curricula.progress import Progress
 
 
@@ -86,9 +87,14 @@ class Stage(ABC):
     def run(self, work: Work, progress: Progress) -> None:
         """Do the work of one element, resuming where its outputs end."""
 
-    @abstractmethod
     def ask(self, study: Study) -> Ask:
-        """What `study` asks of the cluster for each element."""
+        """What `study` asks of the cluster for each element: for training what `resources` says under the section's name, for
+        anything else some hours without a GPU."""
+        resources = study.resources
+        if self.trains:
+            asked: Allocation = getattr(resources, self.section)
+            return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
+        return Ask(hours=resources.data_hours, cpus_per_task=resources.data_cpus if self.section == "data" else None)
 
     def is_complete(self, work: Work) -> bool:
         """Whether a done element's outputs are still there; if not, they are made again.

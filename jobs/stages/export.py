@@ -7,9 +7,7 @@ from pathlib import Path
 from curricula.curriculum.plan import Arm
 from curricula.curriculum.stages import BASE
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work
-from curricula.jobs.study import Study
 from curricula.model.checkpoints import require_checkpoint
 from curricula.progress import Progress
 
@@ -19,9 +17,6 @@ class Export(Stage):
 
     def run(self, work: Work, progress: Progress) -> None:
         export_model(work, progress)
-
-    def ask(self, study: Study) -> Ask:
-        return Ask(hours=study.resources.data_hours)
 
 
 def export_model(work: Work, progress: Progress) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from curricula.curriculum.sources.hub import fetch
 from curricula.jobs.downloads import Wanted, study_downloads
-from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work
-from curricula.jobs.study import Study
 from curricula.progress import Progress
 
 
@@ -20,9 +18,6 @@ class Fetch(Stage):
 
     def is_complete(self, work: Work) -> bool:
         return bool(work.run.data_folder) or _wanted(work).download.finished.exists()
-
-    def ask(self, study: Study) -> Ask:
-        return Ask(hours=study.resources.data_hours, cpus_per_task=study.resources.data_cpus)
 
 
 def _wanted(work: Work) -> Wanted:

@@ -8,7 +8,7 @@ from curricula.curriculum.config import Midtrain as MidtrainConfig
 from curricula.curriculum.stages import samples_of
 from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element
-from curricula.jobs.slurm.profile import Ask, Request
+from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Work
 from curricula.jobs.stages.pretrain import loss_of, shard_files, sources_of, validation_batches
 from curricula.jobs.stages.scratch import near
@@ -44,10 +44,6 @@ class Midtrain(Tune):
         """What any stage reads, and the first shard of each source."""
         stream = work.study.tree.stream(work.element.kind, work.arm, work.study.budget)
         return [*super().inputs(work), *shard_files(work.run, stream.phases)]
-
-    def ask(self, study: Study) -> Ask:
-        asked = study.resources.pretraining
-        return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
 
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         stage = study.tree.stages[element.kind]

@@ -13,10 +13,9 @@ from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.local_tasks import check_task
 from curricula.eval.probes.texts import check_texts
+from curricula.jobs.downloads import used_pools
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
-from curricula.jobs.study import Study
 from curricula.packages import packaged_gguf
 from curricula.progress import Progress
 from curricula.terminal import one_line
@@ -31,9 +30,6 @@ class Prepare(Stage):
     def is_complete(self, work: Work) -> bool:
         run = work.run
         return are_filled(run.tokenizer / "tokenizer.json", *([run.world / "world.json"] if run.study.world else []))
-
-    def ask(self, study: Study) -> Ask:
-        return Ask(hours=study.resources.data_hours, cpus_per_task=study.resources.data_cpus)
 
 
 def prepare(run: Run) -> None:
@@ -70,7 +66,7 @@ def _check_data(run: Run) -> None:
     pools = {**POOLS, **study.tuning_sets}
     needed: list[tuple[str, DeclaredTable, int | None]] = [
         *((f"sources.{name}", source, source.needed_rows) for name, source in study.sources.items()),
-        *((f"tuning_sets.{name}", pools[name], None) for name in study.used_tuning_sets),
+        *((f"tuning_sets.{name}", pools[name], None) for name in dict.fromkeys(used_pools(study))),
     ]
     for where, table, rows in needed:
         table.open(run.data_root, where)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from curricula.curriculum.plan import Segment
 from curricula.curriculum.stream.blend import Phase
 from curricula.errors import UserError
-from curricula.jobs.estimates import check_epochs
+from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.profile import Ask, Request
+from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
 from curricula.jobs.stages.scratch import near
 from curricula.jobs.study import Study
@@ -61,19 +61,16 @@ class Pretrain(Stage):
     def saved(self, work: Work) -> int:
         return saved_steps(work.run.branch(work.plan.segments[work.element.segment].branch))
 
-    def ask(self, study: Study) -> Ask:
-        asked = study.resources.pretraining
-        return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
-
     def flops(self, study: Study, element: Element) -> float:
-        segment = next(segment for segment in study.segments if segment.name == element.segment)
-        tokens = (segment.stop - segment.start) * study.budget.step_tokens
-        return tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
+        return _tokens(study, element) * study.model.resolve().flops_per_token(study.budget.sequence_length)
 
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
-        """From the FLOPs of the segment, at the utilisation that the study expects."""
-        resources = study.resources
-        return self.flops(study, element) / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
+        return gpu_hours_of(study, _tokens(study, element))
+
+
+def _tokens(study: Study, element: Element) -> int:
+    segment = next(segment for segment in study.segments if segment.name == element.segment)
+    return (segment.stop - segment.start) * study.budget.step_tokens
 
 
 def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:

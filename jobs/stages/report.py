@@ -20,7 +20,6 @@ from curricula.eval.tasks import JUDGED
 from curricula.jobs.estimates import describe, described_size
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run, arm_infos, read_contamination
-from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled
 from curricula.jobs.stages.pretrain import validation_batches
 from curricula.jobs.study import Study
@@ -39,9 +38,6 @@ class Report(Stage):
 
     def is_complete(self, work: Work) -> bool:
         return are_filled(work.run.report / "index.html")
-
-    def ask(self, study: Study) -> Ask:
-        return Ask(hours=study.resources.data_hours)
 
 
 def report(

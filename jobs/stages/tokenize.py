@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from curricula.curriculum.tokens.shards import is_whole
 from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
-from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work
-from curricula.jobs.study import Study
 from curricula.progress import Progress
 
 
@@ -28,6 +26,3 @@ class Tokenize(Stage):
 
     def is_complete(self, work: Work) -> bool:
         return is_whole(work.run.shards / work.element.source / work.element.shard)
-
-    def ask(self, study: Study) -> Ask:
-        return Ask(hours=study.resources.data_hours, cpus_per_task=study.resources.data_cpus)

@@ -9,7 +9,6 @@ from curricula.curriculum.config import Tuning
 from curricula.curriculum.stages import BASE
 from curricula.errors import UserError
 from curricula.jobs.plan import Element
-from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
 from curricula.jobs.stages.export import base_checkpoint, export_model
 from curricula.jobs.study import Study
@@ -49,10 +48,6 @@ class Tune(Stage):
         if isinstance(stage, Tuning):
             rows = stage.conversations or rows
         return rows * config.sequence_length * config.flops_per_token(config.sequence_length)
-
-    def ask(self, study: Study) -> Ask:
-        asked = study.resources.tuning
-        return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
 
 
 def tune(work: Work, progress: Progress) -> None:

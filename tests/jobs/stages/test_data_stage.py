@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_hub import FakeHub
-from small_studies import small_study
+from small_studies import small_study, smaller_demo
 
 from curricula.curriculum.sources.registry import DATASETS
 from curricula.curriculum.sources.tables import Table
 from curricula.curriculum.tokens.tokenizer import load_tokenizer
 from curricula.curriculum.world.datasets import write_world
+from curricula.errors import UserError
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.run import Run
 from curricula.jobs.stages.prepare import prepare
@@ -61,6 +62,17 @@ def test_a_tokenizer_learns_the_words_of_tuning_where_the_study_asks_for_it(tmp_
     prepare(run)
     pieces = load_tokenizer(run.tokenizer).encode("<|im_start|>assistant\n").tokens
     assert (pieces[1] == "assistant") is tuning
+
+
+def test_the_set_that_tagged_examples_come_from_is_missed_before_anything_is_trained(tmp_path, world):
+    tuning = smaller_demo()["tuning"]
+    tuning["instruct"].update(mix={"ultrachat": 1}, tagged_harmful={"full": 0.1})
+    tuning["benign"].update(mix={"gsm8k": 1})
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, tuning=tuning)))
+    shutil.copytree(world, run.world)
+    shutil.rmtree(run.world / DATASETS["wildguardmix"].folder)
+    with pytest.raises(UserError, match=r"tuning_sets\.wildguardmix-harmful: .*no such table"):
+        prepare(run)
 
 
 def shards_of(run):
