@@ -197,6 +197,9 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Area under the ROC curve on the balanced test set."""
     error: float | None = None
     """Its standard error over test texts (DeLong); None in rows of earlier versions."""
+    placements: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Of each unsafe and each safe test text, in the order of the test set, the share of the other class that it is ordered
+    rightly with: by these, arms are compared on the same texts. None in rows of earlier versions."""
     n_train: Count
     """Training texts."""
     n_test: Count

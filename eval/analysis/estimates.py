@@ -7,6 +7,7 @@ about 40 (95%).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ class ProbeEstimate:
     arm: str
     auc: float
     low: float | None
-    """Lower end of the 95% interval, over training seeds and the probes' training subsets; None for a single run."""
+    """Lower end of the 95% interval, over training seeds, test texts and training subsets; None for a single run."""
     high: float | None
     spread: float | None
     """Standard deviation of the runs' AUCs; None for a single run."""
@@ -95,7 +96,7 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
                 each = ", ".join(f"{seed}: {rate:.3f}" for seed, rate in found.runs.items())
                 lost = ", ".join(map(str, runs.incoherent_seeds(arm, stage, decoder)))
                 numbers = (found.rate, found.low, found.high, found.spread)
-                yield ArmEstimate(stage, task, decoder, measure, arm.name, *numbers, len(found.runs), each, lost)
+                yield ArmEstimate(stage, task, decoder, measure, arm.name, *numbers, found.seeds, each, lost)
 
 
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
@@ -108,9 +109,7 @@ def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
                 if found is not None:
                     low, high = (found.low, found.high) if found.crossed else (None, None)
                     each = ", ".join(f"{seed}: {auc:.3f}" for seed, auc in found.runs.items())
-                    yield ProbeEstimate(
-                        stage, layer, arm.name, found.rate, low, high, found.spread, len(found.runs), each
-                    )
+                    yield ProbeEstimate(stage, layer, arm.name, found.rate, low, high, found.spread, found.seeds, each)
 
 
 def variance_parts(runs: Runs) -> Iterator[VarianceParts]:
@@ -141,6 +140,6 @@ def _parts(place: tuple[str, str, str, str, str], reference: str, crossed: Cross
         found.seed**0.5,
         found.prompt**0.5,
         found.interaction**0.5,
-        found.sample**0.5 if crossed.samples > 1 else None,
+        None if math.isnan(crossed.noise) else found.sample**0.5,
         min(1.0, found.seed / crossed.seeds / whole) if whole else 0.0,
     )

@@ -9,8 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from curricula.eval.analysis.competence import BENIGN_TASKS, competence
-from curricula.eval.analysis.seeds import BySeed
+from curricula.eval.analysis.seeds import BySeed, ProbeAuc, ProbesBySeed
 from curricula.eval.analysis.statistics import Outcome, prompt_means
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.rows import JudgedRow, ProbeRow
@@ -49,10 +51,10 @@ class Runs:
             self._means[asked] = {seed: means for seed, means in sorted(found.items()) if means}
         return self._means[asked]
 
-    def aucs(self, arm: ArmInfo, stage: str, layer: str) -> dict[int, dict[int, float]]:
+    def aucs(self, arm: ArmInfo, stage: str, layer: str) -> ProbesBySeed:
         """The AUC of each probe on one layer of an arm, by training seed and by the probe's own seed."""
         found = {
-            seed: {row.seed: row.auc for row in rows if row.layer == layer}
+            seed: {row.seed: probe_auc(row) for row in rows if row.layer == layer}
             for (name, seed, kind), rows in self.probes.items()
             if (name, kind) == (arm.name, stage)
         }
@@ -62,6 +64,10 @@ class Runs:
         """The training seeds whose run is incoherent at this stage under this decoder."""
         task = BENIGN_TASKS.get(decoder)
         return sorted(cell[1] for cell in self.incoherent if (cell[0], *cell[2:]) == (arm.name, stage, task))
+
+
+def probe_auc(row: ProbeRow) -> ProbeAuc:
+    return ProbeAuc(row.auc, row.placements and (np.array(row.placements[0]), np.array(row.placements[1])))
 
 
 def runs_of(study: StudyRows) -> Runs:

@@ -8,6 +8,8 @@ samples of an answer. `docs/statistics.md` shows the simulations behind the choi
   in the mean. The interval reaches sqrt(t²(seeds - 1) V_seed + t²(clusters - 1) V_prompt), Cochran's combination (1950).
 - An interval is never narrower, nor p smaller, than that of the prompts alone with all runs pooled: a few runs that agree by
   chance are no evidence. This also covers rates near 0, where runs cannot be seen to differ.
+- Benchmarks that a run has not answered do not count. Runs that share none are no evidence on seeds.
+- What prompts are to a rate, test texts and training subsets are to the AUC of probes.
 - A rate's interval is Agresti and Coull's for as many answers as would reach as far.
 - A difference is paired by seed where arms share seeds, as by prompt.
 - One run has no V_seed. Then the numbers are those of the prompts, and no claim is tested.
@@ -18,8 +20,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import optimize, special
@@ -30,20 +32,23 @@ from curricula.eval.analysis.statistics import (
     TIE,
     Difference,
     Evidence,
+    Mean,
     PairedMean,
     Prompt,
     PromptMean,
-    SubsetGaps,
     Tally,
     difference,
     pair,
     pair_prompts,
     rate_interval,
+    summed,
 )
+from curricula.eval.probes.auc import Placements, standard_error
 
 LEAST_P = 1e-12
 """No p-value over seeds is smaller."""
 
+T = TypeVar("T")
 BySeed = Mapping[int, Mapping[Prompt, PromptMean]]
 """The prompts' means of one arm, by training seed."""
 
@@ -135,8 +140,11 @@ class Crossed:
         return Components(seed, prompt, interaction, noise * self.samples)
 
 
-def cross(entries: Iterable[Entry]) -> Crossed | None:
-    """The mean over seeds and prompts (of several benchmarks, the mean of their means); None for fewer than two seeds."""
+def cross(entries: Iterable[Entry], by_answers: bool = False) -> Crossed | None:
+    """The mean over seeds and prompts (of several benchmarks, the mean of their means); None for fewer than two seeds.
+
+    All prompts of a benchmark weigh the same, or `by_answers` as they do in the rate of one run.
+    """
     entries = list(entries)
     index = [
         {name: i for i, name in enumerate(sorted({entry[part] for entry in entries}))} for part in (1, 2, 0)
@@ -145,10 +153,12 @@ def cross(entries: Iterable[Entry]) -> Crossed | None:
     counts = np.zeros_like(sums)
     for entry in entries:
         cell = index[0][entry.cluster], index[1][entry.benchmark], index[2][entry.seed]
-        sums[cell] += entry.value
-        counts[cell] += 1
-    noise, answers = (float(np.mean([entry[part] for entry in entries])) if entries else math.nan for part in (5, 4))
-    return crossed_of(sums, counts, noise, answers)
+        weight = entry.answers if by_answers else 1.0
+        sums[cell] += entry.value * weight
+        counts[cell] += weight
+    known = [entry.noise for entry in entries if not math.isnan(entry.noise)]
+    noise = _mean(known) if known else math.nan
+    return crossed_of(sums, counts, noise, _mean(entry.answers for entry in entries) if entries else math.nan)
 
 
 def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: float) -> Crossed | None:
@@ -209,10 +219,11 @@ class Compared:
 
     evidence: Evidence
     seeds: int
+    """1 where nothing can be said about seeds, however many runs there are."""
     n: int
     """Shared prompts; for probes, training subsets."""
     crossed: Crossed | None
-    """None for one seed."""
+    """None for one seed, and for runs without a benchmark that all have answered."""
 
     @property
     def difference(self) -> Difference:
@@ -225,7 +236,7 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
         seed: pair_prompts([arm[seed] for arm in plus], [arm[seed] for arm in minus])
         for seed in _shared([*plus, *minus])
     }
-    runs = {seed: paired for seed, paired in runs.items() if paired}
+    runs = _on_shared_benchmarks({seed: paired for seed, paired in runs.items() if paired})
     by_prompt: dict[Prompt, list[PairedMean]] = defaultdict(list)
     for paired in runs.values():
         for prompt, means in paired.items():
@@ -242,27 +253,85 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
         for means in paired.values()
     )
     evidence = Both(crossed, pooled) if crossed else pooled
-    return Compared(evidence, len(runs), len(by_prompt), crossed)
+    return Compared(evidence, len(runs) if crossed else 1, len(by_prompt), crossed)
 
 
-def compare_probes(
-    plus: Sequence[Mapping[int, Mapping[int, float]]], minus: Sequence[Mapping[int, Mapping[int, float]]]
-) -> Compared | None:
-    """Mean AUC of the arms of A against that of B, each by training seed and probe seed; None if they share none."""
-    gaps: dict[int, dict[int, float]] = {}
+def _on_shared_benchmarks(runs: Mapping[int, Mapping[Prompt, T]]) -> dict[int, dict[Prompt, T]]:
+    """What the runs have on benchmarks that all of them have answered; everything where there is no such benchmark."""
+    shared = set.intersection(*({name for name, _ in of_run} for of_run in runs.values())) if runs else set()
+    return {
+        seed: {key: mean for key, mean in of_run.items() if key[0] in shared or not shared}
+        for seed, of_run in runs.items()
+    }
+
+
+class ProbeAuc(NamedTuple):
+    """The AUC of one probe, or a mean or difference of several."""
+
+    auc: float
+    placements: Placements | None
+    """None in rows of earlier versions, and where the probes were tested on different texts."""
+
+
+ProbesBySeed = Mapping[int, Mapping[int, ProbeAuc]]
+"""The probes of one arm, by training seed and training subset."""
+
+
+def compare_probes(plus: Sequence[ProbesBySeed], minus: Sequence[ProbesBySeed]) -> Compared | None:
+    """Mean AUC of the arms of A against that of B, paired by training seed, training subset and test text.
+
+    None if they share none.
+    """
+    gaps: dict[int, dict[int, ProbeAuc]] = {}
     for seed in _shared([*plus, *minus]):
         sides = [[arm[seed] for arm in side] for side in (plus, minus)]
-        for subset in _shared([aucs for side in sides for aucs in side]):
-            a, b = (_mean(aucs[subset] for aucs in side) for side in sides)
-            gaps.setdefault(seed, {})[subset] = a - b
-    subsets = _shared(list(gaps.values())) if gaps else []
+        for subset in _shared([probes for side in sides for probes in side]):
+            signed = [(sign / len(side), probes[subset]) for sign, side in zip((1.0, -1.0), sides) for probes in side]
+            gaps.setdefault(seed, {})[subset] = _combined(signed)
+    found = _over_texts(gaps)
+    if found is None:
+        return None
+    crossed, pooled, subsets = found
+    return Compared(Both(crossed, pooled) if crossed else pooled, len(gaps) if crossed else 1, subsets, crossed)
+
+
+def _combined(weighted: Sequence[tuple[float, ProbeAuc]]) -> ProbeAuc:
+    auc = sum(weight * probe.auc for weight, probe in weighted)
+    sizes = {probe.placements and tuple(map(len, probe.placements)) for _, probe in weighted}
+    if len(sizes) > 1 or None in sizes:
+        return ProbeAuc(auc, None)
+    unsafe, safe = (
+        sum(weight * np.asarray(probe.placements[part]) for weight, probe in weighted if probe.placements)
+        for part in (0, 1)
+    )
+    return ProbeAuc(auc, (np.asarray(unsafe), np.asarray(safe)))
+
+
+def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, Mean, int] | None:
+    """What the probes say over seeds, and all runs together over test texts and training subsets; the number of shared subsets.
+
+    All runs share the test texts, and the subsets too, so neither variance falls with more seeds. None without shared subsets,
+    or where the placements of the texts are not known.
+    """
+    subsets = _shared(list(probes.values())) if probes else []
     if not subsets:
         return None
-    pooled = SubsetGaps(tuple(_mean(run[subset] for run in gaps.values()) for subset in subsets))
+    every = [of[subset] for of in probes.values() for subset in subsets]
+    mean = _combined([(1 / len(every), probe) for probe in every])
+    if mean.placements is None:
+        return None
+    by_subset = [_mean(of[subset].auc for of in probes.values()) for subset in subsets]
+    drawn = float(np.var(by_subset, ddof=1)) / len(subsets) if len(subsets) > 1 else 0.0
+    texts = standard_error(mean.placements) ** 2, max(1, min(map(len, mean.placements)) - 1)
+    variance, freedom = summed(texts, (drawn, max(1, len(subsets) - 1)))
+    pooled = Mean(mean.auc, math.sqrt(variance), freedom)
     crossed = cross(
-        Entry(seed, str(subset), "", run[subset], 1.0, math.nan) for seed, run in gaps.items() for subset in subsets
+        Entry(seed, str(subset), "", of[subset].auc, 1.0, math.nan) for seed, of in probes.items() for subset in subsets
     )
-    return Compared(Both(crossed, pooled) if crossed else pooled, len(gaps), len(subsets), crossed)
+    if crossed:
+        variance, freedom = summed(texts, (crossed.prompt_variance, crossed.freedom))
+        crossed = replace(crossed, prompt_variance=variance, freedom=freedom)
+    return crossed, pooled, len(subsets)
 
 
 class RateOverSeeds(NamedTuple):
@@ -276,40 +345,43 @@ class RateOverSeeds(NamedTuple):
     runs: dict[int, float]
     """Each run's rate by its seed."""
     crossed: Crossed | None
+    """As in `Compared`."""
+
+    @property
+    def seeds(self) -> int:
+        """As in `Compared`."""
+        return self.crossed.seeds if self.crossed else 1
 
 
 def rate_over_seeds(arm: BySeed) -> RateOverSeeds | None:
-    """An arm's rate over its training seeds; None without answers."""
+    """An arm's rate over its training seeds, on the benchmarks that all its runs have answered; None without answers."""
     entries = [
         Entry(seed, mean.cluster, prompt[0], mean.mean, mean.answers, mean.noise)
-        for seed, means in sorted(arm.items())
+        for seed, means in sorted(_on_shared_benchmarks(arm).items())
         for prompt, mean in sorted(means.items())
     ]
     if not entries:
         return None
     pooled = _pooled_tally(entries)
     runs = {seed: float(_pooled_tally([entry for entry in entries if entry.seed == seed]).mean()) for seed in arm}
-    crossed = cross(entries)
+    crossed = cross(entries, by_answers=True)
     rate = float(pooled.mean()) if crossed is None else min(max(crossed.value, 0.0), 1.0)
     spread = math.sqrt(crossed.seed_variance * crossed.seeds) if crossed else None
     return RateOverSeeds(rate, *interval_over_seeds(pooled, crossed), spread, runs, crossed)
 
 
-def auc_over_seeds(arm: Mapping[int, Mapping[int, float]]) -> RateOverSeeds | None:
-    """The mean AUC of an arm's probes, by training seed and training subset; None without probes.
+def auc_over_seeds(arm: ProbesBySeed) -> RateOverSeeds | None:
+    """The mean AUC of an arm's probes, over training seeds, training subsets and test texts; None without probes.
 
-    The interval is over seeds and subsets; that of one run is all that an AUC can be.
+    Without an interval where only one run is there, or where the placements of the texts are not known.
     """
-    runs = {seed: _mean(aucs.values()) for seed, aucs in sorted(arm.items()) if aucs}
+    runs = {seed: _mean(probe.auc for probe in probes.values()) for seed, probes in sorted(arm.items()) if probes}
     if not runs:
         return None
-    crossed = cross(
-        Entry(seed, str(subset), "", auc, 1.0, math.nan) for seed, aucs in arm.items() for subset, auc in aucs.items()
-    )
-    if crossed is None:
+    crossed, pooled, _ = _over_texts(arm) or (None, None, 0)
+    if crossed is None or pooled is None:
         return RateOverSeeds(_mean(runs.values()), 0.0, 1.0, None, runs, None)
-    pooled = SubsetGaps(tuple(_mean(aucs[subset] for aucs in arm.values()) for subset in _shared(list(arm.values()))))
-    low, high = (Both(crossed, pooled) if len(pooled.gaps) > 1 else crossed).interval()
+    low, high = Both(crossed, pooled).interval()
     spread = math.sqrt(crossed.seed_variance * crossed.seeds)
     return RateOverSeeds(crossed.value, max(low, 0.0), min(high, 1.0), spread, runs, crossed)
 

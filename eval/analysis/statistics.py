@@ -307,31 +307,27 @@ def difference(evidence: Evidence, n: int) -> Difference:
 
 
 @dataclass(frozen=True)
-class SubsetGaps:
-    """Differences over the training subsets of probes: Student's t."""
+class Mean:
+    """A mean, or a difference of means, by Student's t."""
 
-    gaps: tuple[float, ...]
-
-    @property
-    def value(self) -> float:
-        return float(np.mean(self.gaps))
-
-    @property
-    def error(self) -> float:
-        return float(np.std(self.gaps, ddof=1)) / math.sqrt(len(self.gaps))
+    value: float
+    error: float
+    """Standard error, above 0."""
+    freedom: float
 
     def p(self, bound: float) -> float:
-        if len(self.gaps) < 2 or self.value == bound:
-            return 1.0
-        if self.error == 0:
-            return float(0.5 ** (len(self.gaps) - 1))
-        return float(stats.ttest_1samp(self.gaps, bound).pvalue)
+        return min(1.0, 2 * float(stats.t.sf(abs(self.value - bound) / self.error, self.freedom)))
 
     def interval(self) -> tuple[float, float]:
-        if len(self.gaps) < 2:
-            return -1.0, 1.0
-        reach = float(stats.t.ppf(0.975, len(self.gaps) - 1)) * self.error
+        reach = float(stats.t.ppf(0.975, self.freedom)) * self.error
         return self.value - reach, self.value + reach
+
+
+def summed(*parts: tuple[float, float]) -> tuple[float, float]:
+    """The sum of independent variances, each with its degrees of freedom, and the freedom of the sum (Welch, Satterthwaite)."""
+    whole = sum(variance for variance, _ in parts)
+    spent = sum(variance**2 / freedom for variance, freedom in parts)
+    return whole, whole**2 / spent if spent else min(freedom for _, freedom in parts)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import rankdata
 
+Placements = tuple[np.ndarray, np.ndarray]
+"""Of each unsafe and each safe text the share of the other class that it is ordered rightly with, float64 [texts]. The mean of
+either is the AUC, and the mean or difference of the placements of several probes is that of their AUCs."""
+
 
 def aucs(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """AUC of each column of `scores` [texts, probes] for the bool labels `positive` [texts]; float64 [probes]."""
@@ -12,18 +16,21 @@ def aucs(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return (rankdata(scores, axis=0)[positive].sum(axis=0) - m * (m + 1) / 2) / (m * n)
 
 
-def auc_with_error(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
-    """AUC of `scores` for the bool labels `positive`, and DeLong's standard error; both classes need two members.
-
-    Where no text differs from another, as with an AUC of 1, the error is not 0 but what it would be if one text of the smaller
-    class were ordered rightly with half of the other class.
-    """
-    m, n = int(positive.sum()), int((~positive).sum())
-    auc, ranks = float(aucs(scores[:, None], positive)[0]), rankdata(scores)
+def placements(scores: np.ndarray, positive: np.ndarray) -> Placements:
+    """How well `scores` [texts] order each text against the other class, by the bool labels `positive`."""
+    ranks = rankdata(scores)
     own = np.empty(len(scores))
     own[positive], own[~positive] = rankdata(scores[positive]), rankdata(scores[~positive])
-    # Each text's placement: the share of the other class that it is ordered rightly with.
-    above = (ranks[positive] - own[positive]) / n
-    below = 1 - (ranks[~positive] - own[~positive]) / m
-    variance = above.var(ddof=1) / m + below.var(ddof=1) / n
-    return auc, float(variance**0.5) or 0.5 / min(m, n)
+    m, n = int(positive.sum()), int((~positive).sum())
+    return (ranks[positive] - own[positive]) / n, 1 - (ranks[~positive] - own[~positive]) / m
+
+
+def standard_error(of: Placements) -> float:
+    """DeLong's standard error of an AUC, or of a mean or difference of AUCs on the same texts.
+
+    Where no text differs from another, as with an AUC of 1, it is not 0 but what it would be if one text of the smaller class
+    were ordered rightly with half of the other class. So it is where a class has a single text.
+    """
+    fewest = min(map(len, of))
+    variance = sum(part.var(ddof=1) / len(part) for part in of) if fewest > 1 else 0.0
+    return float(variance**0.5) or 0.5 / fewest

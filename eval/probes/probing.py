@@ -21,7 +21,7 @@ import torch
 
 from curricula.errors import UserError
 from curricula.eval.models import LoadedModel
-from curricula.eval.probes.auc import auc_with_error
+from curricula.eval.probes.auc import Placements, placements, standard_error
 from curricula.eval.probes.settings import Layer, Probes
 from curricula.eval.probes.store import FOLDER, Fitted, Store, read_fitted
 from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts
@@ -35,6 +35,8 @@ KEYED = ("train_per_class", "seeds", "layers", "unsafe_score", "max_tokens")
 """Settings that keys have always held. Others are part of a key where they differ from their defaults."""
 BATCH_TEXTS = 32
 """Texts in one forward pass."""
+DIGITS = 6
+"""Decimals of a text's placement in the rows."""
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +45,7 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     auc: float
     error: float
+    placements: tuple[list[float], list[float]]
     n_train: int
     n_test: int
     baseline_length_auc: float
@@ -132,9 +135,7 @@ def run_probes(
     store = keep_states(loaded, wanted, indices, folder, progress)
     before = keep_states(untrained(loaded, seed), wanted, indices, folder) if "untrained" in config.baselines else None
     test_lengths, test_labels = lengths[1][held_out], test.unsafe[held_out]
-    by_length = [
-        fit(lengths[0][of, None], train.unsafe[of]).auc(test_lengths[:, None], test_labels)[0] for of in subsets
-    ]
+    by_length = [fit(lengths[0][of, None], train.unsafe[of]).auc(test_lengths[:, None], test_labels) for of in subsets]
     by_words: list[float | None] = [None] * len(subsets)
     if "words" in config.baselines:
         tested = [test.texts[i] for i in held_out]
@@ -150,15 +151,16 @@ def run_probes(
         weights.append([probe.weights for probe in probes])
         biases.append([probe.bias for probe in probes])
         for draw, (subset, probe) in enumerate(zip(subsets, probes)):
-            auc, error = probe.auc(test_states, test_labels)
-            before_auc = fresh[draw].auc(before.read(names[0], place), test_labels)[0] if before else None
+            ordered = probe.placements(test_states, test_labels)
+            before_auc = fresh[draw].auc(before.read(names[0], place), test_labels) if before else None
             found[draw].append(
                 ProbeResult(
                     layer=layer,
                     layer_index=index,
                     seed=draw,
-                    auc=auc,
-                    error=error,
+                    auc=float(ordered[0].mean()),
+                    error=standard_error(ordered),
+                    placements=(ordered[0].round(DIGITS).tolist(), ordered[1].round(DIGITS).tolist()),
                     n_train=len(subset),
                     n_test=len(held_out),
                     baseline_length_auc=by_length[draw],
@@ -199,9 +201,11 @@ class Probe:
     def bias(self) -> float:
         return float(self.model.intercept_[0])
 
-    def auc(self, features: Any, labels: np.ndarray) -> tuple[float, float]:
-        """Test AUC and its standard error over texts."""
-        return auc_with_error(self.model.decision_function(features), labels)
+    def placements(self, features: Any, labels: np.ndarray) -> Placements:
+        return placements(self.model.decision_function(features), labels)
+
+    def auc(self, features: Any, labels: np.ndarray) -> float:
+        return float(self.placements(features, labels)[0].mean())
 
 
 def fit(features: Any, labels: np.ndarray) -> Probe:
@@ -215,7 +219,7 @@ def words_auc(train: list[str], labels: np.ndarray, test: list[str], test_labels
     from sklearn.feature_extraction.text import CountVectorizer
 
     counts = CountVectorizer(token_pattern=r"\S+")
-    return fit(counts.fit_transform(train), labels).auc(counts.transform(test), test_labels)[0]
+    return fit(counts.fit_transform(train), labels).auc(counts.transform(test), test_labels)
 
 
 def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> list[list[int]]:

@@ -217,7 +217,8 @@ class ProbeFigure(Figure):
         sentences = ["Curve: mean test AUC. Band: standard deviation over training subsets, not over pretraining runs."]
         subsets = "seeds"
         if shown.several:
-            sentences = over_seeds("Points: mean test AUC", "over seeds and training subsets", entries, "no intervals")
+            over = "over seeds, test texts and training subsets"
+            sentences = over_seeds("Points: mean test AUC", over, entries, "no intervals")
             subsets = "training subsets per model"
         if any(entry.length_auc is not None for entry in entries):
             sentences.append("Dashed: what text length alone achieves.")

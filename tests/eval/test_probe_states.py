@@ -19,7 +19,7 @@ from curricula.eval.analysis.metrics import probe_metrics
 from curricula.eval.config import EvalConfig, Probes
 from curricula.eval.models import load_model
 from curricula.eval.probes import probing
-from curricula.eval.probes.auc import auc_with_error
+from curricula.eval.probes.auc import placements, standard_error
 from curricula.eval.probes.probing import probe_rows, run_probes
 from curricula.eval.probes.representations import representations
 from curricula.eval.probes.settings import ProbeTexts
@@ -139,8 +139,10 @@ def test_the_error_of_an_auc_is_delongs(ties):
         positive = rng.permutation(np.arange(m + n) < m)
         scores = rng.normal(size=m + n) + 0.8 * positive
         scores = scores.round() if ties else scores
-        auc, error = auc_with_error(scores, positive)
-        assert (auc, error) == pytest.approx(naive_delong(scores, positive))
+        unsafe, safe = of = placements(scores, positive)
+        auc = unsafe.mean()
+        assert safe.mean() == pytest.approx(auc)
+        assert (auc, standard_error(of)) == pytest.approx(naive_delong(scores, positive))
         assert auc == pytest.approx(roc_auc_score(positive, scores))
 
 
@@ -149,10 +151,12 @@ def test_intervals_of_an_auc_hold_the_truth_and_a_perfect_one_is_not_certain():
     truth, held, studies = 0.7602, 0, 400  # of normal scores one standard deviation apart: Phi(1 / sqrt(2))
     positive = np.arange(120) < 60
     for _ in range(studies):
-        auc, error = auc_with_error(rng.normal(size=120) + positive, positive)
-        held += abs(auc - truth) <= 1.96 * error
+        of = placements(rng.normal(size=120) + positive, positive)
+        held += abs(of[0].mean() - truth) <= 1.96 * standard_error(of)
     assert 0.92 <= held / studies <= 0.98
-    assert auc_with_error(np.arange(40.0), np.arange(40) >= 20) == (1.0, 0.5 / 20)
+    perfect = placements(np.arange(40.0), np.arange(40) >= 20)
+    assert perfect[0].mean() == 1.0 and standard_error(perfect) == 0.5 / 20
+    assert standard_error(placements(np.arange(2.0), np.arange(2) >= 1)) == 0.5
 
 
 def test_metrics_have_an_interval_over_texts_and_subsets_and_none_for_rows_without_errors(loaded, data, tmp_path):

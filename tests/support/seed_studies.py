@@ -8,7 +8,7 @@ seed's standard deviation is stated as it is at a rate of 0.5; at other rates it
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,8 @@ from scipy import optimize, special
 from curricula.eval.analysis import ArmInfo
 from curricula.eval.analysis.claims import AUC
 from curricula.eval.analysis.runs import Runs
-from curricula.eval.analysis.seeds import BySeed, Crossed, crossed_of
-from curricula.eval.analysis.statistics import NORMAL_95, Outcome, Pairs, PromptMean, Tally, effective_size
+from curricula.eval.analysis.seeds import BySeed, Crossed, ProbeAuc, ProbesBySeed, crossed_of
+from curricula.eval.analysis.statistics import NORMAL_95, Outcome, Pairs, Prompt, PromptMean, Tally, effective_size
 
 PAIRED, SHARED, LASTING = 0.5, 0.7, 0.6
 _NODES = np.linspace(-8, 8, 4001)
@@ -122,12 +122,16 @@ class SimulatedRuns(Runs):
     def _all(self, stage: str, decoder: str, outcome: str) -> dict[str, BySeed]:
         return _null_rates(tuple(arm.name for arm in self.arms), self.cell, self.study, (stage, decoder, outcome))
 
-    def aucs(self, arm: ArmInfo, stage: str, layer: str) -> dict[int, dict[int, float]]:
+    def aucs(self, arm: ArmInfo, stage: str, layer: str) -> ProbesBySeed:
+        """Each prompt stands for a text: half of them are the unsafe ones. An AUC varies with the means of both classes."""
         rates = self._all(stage, AUC.name, layer)[arm.name]
-        return {
-            seed: {subset: 0.8 + 0.1 * float(np.mean([one.mean for one in means.values()])) for subset in range(5)}
-            for seed, means in rates.items()
-        }
+        return {seed: dict.fromkeys(range(5), _probe(means)) for seed, means in rates.items()}
+
+
+def _probe(means: Mapping[Prompt, PromptMean]) -> ProbeAuc:
+    unsafe, safe = (0.1 * half for half in np.array_split([one.mean for one in means.values()], 2))
+    auc = 0.75 + unsafe.mean() + safe.mean()
+    return ProbeAuc(float(auc), (auc + unsafe - unsafe.mean(), auc + safe - safe.mean()))
 
 
 @functools.lru_cache(maxsize=64)

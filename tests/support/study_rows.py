@@ -155,6 +155,10 @@ def overrefusal_rows(arm: ArmInfo, decoder: str, shares: tuple[float, ...], prom
 
 
 def probe_rows(arm: ArmInfo, stage: str, layer: str, auc: float, seeds: int = 5) -> list[ProbeRow]:
+    """Probes of about this AUC, to which the same test texts are hard as to all others."""
+    aucs = [auc + 0.006 * float(keyed_rng("auc", *run_of(arm), stage, layer, seed).normal()) for seed in range(seeds)]
+    hardness = keyed_rng("texts").normal(size=(2, 100))
+    hardness -= hardness.mean(axis=1, keepdims=True)
     return [
         ProbeRow(
             key=f"{arm.key}/{stage}/{layer}/{seed}",
@@ -163,7 +167,8 @@ def probe_rows(arm: ArmInfo, stage: str, layer: str, auc: float, seeds: int = 5)
             layer=layer,
             layer_index={"first": 1, "middle": 13, "last": 24}[layer],
             seed=seed,
-            auc=auc + 0.006 * float(keyed_rng("auc", *run_of(arm), stage, layer, seed).normal()),
+            auc=aucs[seed],
+            placements=tuple(tuple((aucs[seed] + 0.1 * of).tolist()) for of in hardness),
             n_train=1000,
             n_test=600,
             baseline_length_auc=0.56,

@@ -64,5 +64,5 @@ def test_probe_auc_over_seeds_knows_how_far_runs_lie_apart():
     near, far, one = (estimate(aucs) for aucs in ({1: 0.8, 2: 0.8, 3: 0.8}, {1: 0.7, 2: 0.8, 3: 0.9}, {1: 0.8}))
     assert far.auc == pytest.approx(0.8, abs=0.01) and far.spread == pytest.approx(0.1, abs=0.01) and far.seeds == 3
     assert far.low < 0.6 and far.high == 1.0 and far.runs.startswith("1: 0.7")  # no AUC is above 1
-    assert near.low < near.auc < near.high < near.low + 0.05
+    assert near.low < near.auc < near.high < near.low + 0.06
     assert (one.low, one.high, one.spread, one.seeds) == (None, None, None, 1)

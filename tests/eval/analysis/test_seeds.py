@@ -17,6 +17,8 @@ from curricula.eval.analysis.seeds import (
     Both,
     Components,
     Entry,
+    ProbeAuc,
+    auc_over_seeds,
     compare,
     compare_probes,
     cross,
@@ -24,6 +26,7 @@ from curricula.eval.analysis.seeds import (
     rate_over_seeds,
 )
 from curricula.eval.analysis.statistics import PromptMean, difference, pair, prompt_means, rate_interval
+from curricula.eval.probes.auc import placements
 from curricula.randomness import keyed_rng
 
 MEASURED = {"data-0": (14.7, 35.7, 45.7), "full-0": (53.0, 58.0, 66.7), "safe-100": (57.0, 85.0, 82.0)}
@@ -158,15 +161,95 @@ def test_only_seeds_and_prompts_that_both_sides_have_are_compared():
     assert compare([{1: a[1]}], [{2: b[2]}]) is None
 
 
-def test_probes_are_paired_by_training_seed_and_subset():
-    arm = {seed: {subset: 0.9 + 0.01 * seed + 0.002 * subset for subset in range(5)} for seed in range(3)}
-    base = {seed: {subset: 0.8 + 0.002 * subset for subset in range(5)} for seed in range(3)}
+def probes(rng: np.random.Generator, texts: int, own: float, seeds: int = 3, shift: float = 0.0) -> tuple:
+    """Two arms' probes on the same texts of each class. An arm's view of a text is its own by `own`, the same for all seeds."""
+    unsafe = np.arange(2 * texts) >= texts
+    shared, arms = rng.normal(size=2 * texts), []
+    for bonus in (shift, 0.0):
+        view = (1.5 + bonus) * unsafe + 0.8 * shared + own * rng.normal(size=2 * texts)
+        arms.append({})
+        for seed in range(seeds):
+            run = view + 0.3 * rng.normal(size=2 * texts)
+            scores = [run + 0.05 * rng.normal(size=2 * texts) for _ in range(4)]
+            found = [placements(one, unsafe) for one in scores]
+            arms[-1][seed] = {subset: ProbeAuc(of[0].mean(), of) for subset, of in enumerate(found)}
+    return tuple(arms)
+
+
+def test_probes_are_paired_by_training_seed_subset_and_text():
+    arm, base = probes(keyed_rng("paired probes"), 200, own=0.1, shift=0.5)
     found = compare_probes([arm], [base])
-    expected = stats.ttest_1samp([0.1, 0.11, 0.12], 0.0)
-    assert found.seeds == 3 and found.n == 5
-    assert found.difference.value == pytest.approx(0.11)
-    assert found.crossed.p(0.0) == pytest.approx(expected.pvalue)
+    gaps = [np.mean([arm[seed][k].auc - base[seed][k].auc for k in range(4)]) for seed in range(3)]
+    assert found.seeds == 3 and found.n == 4 and found.difference.value == pytest.approx(np.mean(gaps))
+    assert found.crossed.seed_variance == pytest.approx(np.var(gaps, ddof=1) / 3)
+    alone = [rate.crossed.prompt_variance for rate in (auc_over_seeds(arm), auc_over_seeds(base))]
+    assert 0 < found.crossed.prompt_variance < 0.3 * sum(alone)  # what is hard for one is hard for the other
     assert compare_probes([{0: arm[0]}], [{1: base[1]}]) is None
+
+
+def test_arms_that_differ_only_in_how_they_see_the_test_texts_are_rarely_told_apart():
+    for texts in (20, 100):
+        ps = []
+        for study in range(150):
+            arm, base = probes(keyed_rng("equal probes", texts, study), texts, own=0.5)
+            ps.append(compare_probes([arm], [base]).difference.p)
+        assert np.mean(np.array(ps) < 0.05) <= 0.06
+
+
+def test_an_auc_over_seeds_is_no_surer_than_its_test_texts():
+    truth, held = 0.8534, 0  # of normal scores 1.5 apart with deviations of (0.8² + 0.5² + 0.3² + 0.05²)^0.5
+    for study in range(150):
+        arm, _ = probes(keyed_rng("covered probes", study), 30, own=0.5)
+        found = auc_over_seeds(arm)
+        held += found.low <= truth <= found.high
+        one = auc_over_seeds({0: arm[0]})
+        assert found.seeds == 3 and (one.seeds, one.crossed) == (1, None)
+    assert held >= 0.93 * 150
+
+
+def test_probes_of_earlier_rows_have_no_verdict_and_no_interval():
+    arm, base = probes(keyed_rng("earlier probes"), 20, own=0.1)
+    old = {seed: {k: probe._replace(placements=None) for k, probe in of.items()} for seed, of in arm.items()}
+    assert compare_probes([old], [base]) is None
+    found = auc_over_seeds(old)
+    assert found.seeds == 1 and found.rate == pytest.approx(auc_over_seeds(arm).rate)
+
+
+def answered(rates: dict[int, dict[str, float]], answers: int = 5) -> dict[int, dict[tuple[str, str], PromptMean]]:
+    """An arm's prompts, 40 of each benchmark with one rate."""
+    return {
+        seed: {(name, str(i)): PromptMean(f"{name} {i}", rate, answers) for name, rate in of.items() for i in range(40)}
+        for seed, of in rates.items()
+    }
+
+
+def test_runs_that_share_no_benchmark_say_nothing_about_seeds():
+    low, high = answered({1: {"tdc": 0.2}, 2: {"harmbench": 0.2}}), answered({1: {"tdc": 0.6}, 2: {"harmbench": 0.6}})
+    found = compare([low], [high])
+    assert found.difference.p < 1e-4 and (found.seeds, found.crossed) == (1, None)
+    assert rate_over_seeds(low).seeds == 1
+
+
+def test_an_arms_rate_its_runs_and_its_interval_are_of_the_same_answers():
+    found = rate_over_seeds(answered({1: {"tdc": 0.1, "harmbench": 0.9}, 2: {"tdc": 0.2}}))
+    assert found.runs == pytest.approx({1: 0.1, 2: 0.2}) and found.rate == pytest.approx(0.15)
+    assert found.low < 0.15 < found.high < 0.9
+    gap = compare(
+        [answered({1: {"tdc": 0.1, "x": 0.5}, 2: {"tdc": 0.2}})],
+        [answered({s: {"tdc": 0.4, "x": 0.1} for s in (1, 2)})],
+    )
+    assert gap.difference.value == pytest.approx(-0.25) and gap.n == 40
+    unequal = {("b", "0"): PromptMean("0", 0.0, 1), ("b", "1"): PromptMean("1", 1.0, 5)}
+    assert rate_over_seeds({1: unequal, 2: unequal}).rate == pytest.approx(5 / 6) == rate_over_seeds({1: unequal}).rate
+
+
+def test_a_prompt_with_one_parsed_answer_does_not_hide_how_much_samples_vary():
+    (rates,) = draw_rates(keyed_rng("parsed"), Cell(seeds=3, prompts=40, rates=(0.4,)), 1)
+    means = by_seed(rates[0])
+    whole = rate_over_seeds(means).crossed
+    means[0]["b", "0"] = PromptMean("0", 1.0, 1)
+    found = rate_over_seeds(means).crossed
+    assert whole.components.sample > 0 and found.components.sample == pytest.approx(whole.components.sample, rel=0.1)
 
 
 def test_a_benchmark_that_a_run_lacks_is_left_out():

@@ -10,8 +10,8 @@ from study_rows import verdict_rows
 
 from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.statistics import (
+    Mean,
     Pairs,
-    SubsetGaps,
     Tally,
     clustered_error,
     difference,
@@ -23,6 +23,7 @@ from curricula.eval.analysis.statistics import (
     pair_prompts,
     prompt_means,
     rate_interval,
+    summed,
     tally,
 )
 from curricula.randomness import keyed_rng
@@ -200,13 +201,22 @@ def test_one_sided_p_values_test_against_a_bound():
     assert p_below(level, -0.1) > 0.999 and p_above(level, 0.1) > 0.999
 
 
-def test_probe_differences_use_students_t_over_seeds():
+def test_a_mean_is_tested_by_students_t():
     gaps = np.subtract([0.9, 0.92, 0.91, 0.93, 0.9], [0.85, 0.86, 0.88, 0.86, 0.87])
-    found = difference(SubsetGaps(tuple(gaps)), 5)
-    expected = stats.ttest_rel([0.9, 0.92, 0.91, 0.93, 0.9], [0.85, 0.86, 0.88, 0.86, 0.87])
+    found = difference(Mean(gaps.mean(), gaps.std(ddof=1) / 5**0.5, 4), 5)
+    expected = stats.ttest_1samp(gaps, 0.0)
     interval = expected.confidence_interval(0.95)
     assert found.p == pytest.approx(expected.pvalue)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_the_freedom_of_a_sum_of_variances_is_welchs():
+    a, b = np.array([0.1, 0.4, 0.35, 0.2]), np.array([0.9, 0.1, 0.7, 0.3, 0.5, 0.2])
+    variance, freedom = summed((a.var(ddof=1) / 4, 3), (b.var(ddof=1) / 6, 5))
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    assert freedom == pytest.approx(expected.df)
+    assert (a.mean() - b.mean()) / variance**0.5 == pytest.approx(expected.statistic)
+    assert summed((0.04, 7), (0.0, 2)) == pytest.approx((0.04, 7))
 
 
 def test_holm_steps_down_and_stays_monotone():

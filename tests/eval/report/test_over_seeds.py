@@ -120,7 +120,7 @@ def test_with_one_seed_a_point_is_the_run_itself(shown):
 @pytest.mark.parametrize("figure", FIGURES[:9], ids=lambda figure: figure.name)
 def test_every_caption_says_what_the_interval_covers_and_over_how_many_seeds(shown, figure):
     caption = figure.caption(shown)
-    covers = "over seeds and training subsets" if "probe" in figure.name else "over seeds and prompts"
+    covers = "over seeds, test texts and training subsets" if "probe" in figure.name else "over seeds and prompts"
     seeds = "1 to 3 training seeds" if "benign-asr" in figure.name else "over 3 training seeds"
     assert covers in caption and seeds in caption and "Small marks: single runs." in caption
     assert "sampling seeds" not in caption and "band" not in caption.lower()
