@@ -35,6 +35,7 @@ def smaller_demo() -> dict:
     for stage in ("instruct", "benign"):
         raw["tuning"][stage].update(conversations=24, global_batch=4, micro_batch=4)
     raw["evaluation"].update(
+        benchmarks=["harmbench", "jailbreakbench"],
         topk={"samples": 2, "max_new_tokens": 8},
         safebeam={"beams": 2, "candidates": 4, "max_new_tokens": 8},
         gcg={"steps": 2, "search_width": 8, "topk": 8, "suffix": "x x", "prompts": 1},
