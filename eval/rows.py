@@ -137,6 +137,9 @@ class VerdictRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Hash of what the judge was asked; equal questions are asked once."""
     reply: str | None = None
     """The judge's own words; None where no model was asked."""
+    tells_helpful: bool | None = None
+    """On an answer to a benign request: whether the judge can tell helpful from unhelpful compliance. None on an attack, and in
+    rows of earlier versions."""
 
 
 class JudgedRow(GenerationRow, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +150,8 @@ class JudgedRow(GenerationRow, frozen=True, kw_only=True, forbid_unknown_fields=
     judge_version: str
     changed: bool = False
     """Whether the stored verdict is on another text than this answer, and so counts for nothing."""
+    tells_helpful: bool = True
+    """On an answer to a benign request: whether the judge can tell helpful from unhelpful compliance."""
 
 
 class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

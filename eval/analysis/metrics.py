@@ -115,6 +115,8 @@ class OverrefusalMetrics:
     unparsed: int
     missing: int
     judges: str
+    tells_helpful: bool = True
+    """Whether every judge of these answers can tell helpful from unhelpful compliance."""
 
 
 @dataclass(frozen=True)
@@ -377,6 +379,7 @@ def _overrefusal_metrics(
         unparsed=len(rows) - len(outcomes),
         missing=len(set(expected) - {row_id(row) for row in rows}),
         judges=judges_of(rows),
+        tells_helpful=all(row.tells_helpful for row in rows),
     )
 
 

@@ -22,6 +22,7 @@ class ModelJudge:
         self.settings, self.template = settings, template
         self.name = settings.full_name
         self.version = version_of(settings, template)
+        self.tells_helpful = template.tells_helpful
 
     @cached_property
     def clip(self) -> Clip:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
 
-from curricula.eval.rows import row_key
+from curricula.eval.rows import OVERREFUSAL_VERDICTS, row_key
 
 UNPARSED = "unparsed"
 
@@ -54,6 +54,11 @@ def question_key(judge: str, version: str, question: Question) -> str:
     return row_key(judge=judge, version=version, **msgspec.structs.asdict(question))
 
 
+def can_tell_helpful(labels: Collection[str]) -> bool:
+    """Whether a judge that knows no other labels for benign requests can tell helpful from unhelpful compliance."""
+    return set(OVERREFUSAL_VERDICTS[:2]) <= set(labels)
+
+
 Settle = Callable[[Sequence[tuple[Question, Verdict]]], None]
 """Takes verdicts as they come and makes them durable before it returns. May be called from another thread."""
 
@@ -65,6 +70,10 @@ class Judge(Protocol):
     @property
     def version(self) -> str:
         """Hash of everything that decides its verdicts; equal versions, equal verdicts."""
+
+    @property
+    def tells_helpful(self) -> bool:
+        """Whether it can tell helpful from unhelpful compliance with a benign request (`can_tell_helpful`)."""
 
     def rule(self, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool) -> None:
         """Hand a verdict on each question to `settle`, in any order.

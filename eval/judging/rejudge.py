@@ -21,9 +21,6 @@ from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, VerdictRo
 from curricula.eval.tasks import find_task, judged_tasks
 from curricula.progress import Progress, silent
 
-TWO_CATEGORIES = ("refusal-phrases",)
-"""Judges that tell refusals from compliance alone. Agreement with them is on that."""
-
 
 @dataclass(frozen=True)
 class Rate:
@@ -152,7 +149,7 @@ def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], la
     firsts = [row for row, _ in pairs if row is not None]
     both = [(a, b) for a, b in pairs if a is not None and UNPARSED not in (a.verdict, b.verdict)]
     accuracy = _accuracy(second, labels) if attack else None
-    coarse = any(row.judge.startswith(TWO_CATEGORIES) for pair in both for row in pair if row is not None)
+    coarse = not all(row.tells_helpful for pair in both for row in pair)
     word = _harm if attack else _refusal if coarse else _category
     return Comparison(
         where=where,
@@ -173,7 +170,7 @@ def _category(row: JudgedRow) -> str:
 
 
 def _refusal(row: JudgedRow) -> str:
-    """What a judge without four categories can say of an answer to a benign request."""
+    """What a judge that cannot tell helpful from unhelpful can say of an answer to a benign request."""
     return "refused" if overrefused(row) else "complied"
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from curricula.durable import exclusive_lock
 from curricula.eval.judges.question import UNPARSED, Estimate, Judge, Question, Verdict, question_key
+from curricula.eval.judges.templates import read_wildguard_refusal
 from curricula.eval.rows import (
     ATTACK_VERDICTS,
     OVERREFUSAL_VERDICTS,
@@ -132,7 +133,8 @@ class JudgeRun:
         self.judge.rule(self.left, settle, self.path.with_suffix(""), proven)
 
     def _row(self, row: GenerationRow, question: str, verdict: Verdict | VerdictRow) -> VerdictRow:
-        allowed = OVERREFUSAL_VERDICTS if kind_of(row.task) == "overrefusal" else ATTACK_VERDICTS
+        is_benign = kind_of(row.task) == "overrefusal"
+        allowed = OVERREFUSAL_VERDICTS if is_benign else ATTACK_VERDICTS
         return VerdictRow(
             key=row.key,
             judge=self.judge.name,
@@ -140,6 +142,7 @@ class JudgeRun:
             label=verdict.label if verdict.label in allowed else UNPARSED,
             question=question,
             reply=verdict.reply,
+            tells_helpful=self.judge.tells_helpful if is_benign else None,
         )
 
     def _append(self, rows: list[VerdictRow], progress: Progress) -> None:
@@ -248,10 +251,15 @@ def judged_now(rows: Sequence[GenerationRow], judge: Judge) -> list[JudgedRow]:
     found = []
     for row in rows:
         key = key_of_question(row, judge.name, judge.version)
-        label = labels[key] if key else shortcircuit(row)
-        found.append(
-            judged(row, VerdictRow(key=row.key, judge=judge.name, version=judge.version, label=label, question=key))
+        verdict = VerdictRow(
+            key=row.key,
+            judge=judge.name,
+            version=judge.version,
+            label=labels[key] if key else shortcircuit(row),
+            question=key,
+            tells_helpful=judge.tells_helpful,
         )
+        found.append(judged(row, verdict))
     return found
 
 
@@ -261,4 +269,19 @@ def judged(row: GenerationRow, verdict: VerdictRow | None) -> JudgedRow:
     changed = verdict is not None and verdict.question != key_of_question(row, verdict.judge, verdict.version)
     if verdict is None or changed:
         return JudgedRow(**fields, verdict=UNPARSED, judge="", judge_version="", changed=changed)
-    return JudgedRow(**fields, verdict=verdict.label, judge=verdict.judge, judge_version=verdict.version)
+    return JudgedRow(
+        **fields,
+        verdict=verdict.label,
+        judge=verdict.judge,
+        judge_version=verdict.version,
+        tells_helpful=_tells_helpful(verdict),
+    )
+
+
+def _tells_helpful(verdict: VerdictRow) -> bool:
+    """Whether the judge of a stored verdict can tell helpful from unhelpful compliance."""
+    if verdict.tells_helpful is not None:
+        return verdict.tells_helpful
+    # Rows of earlier versions do not say it. Of the judges there were, phrases and WildGuard could not; the latter's template
+    # shows in its reply alone.
+    return verdict.judge != "refusal-phrases" and read_wildguard_refusal(verdict.reply or "") == UNPARSED

@@ -184,9 +184,9 @@ class OverrefusalFigure(Figure):
             sentences[0] = "Bars: shares of parsed answers, mean of the runs." + sentences[0].split(".", 1)[1]
             points = "Black diamonds: all that is not over-refusal, mean"
             sentences += over_seeds(points, "over seeds and prompts", entries, "intervals over prompts alone")
-        if any(entry.judges.startswith("refusal-phrases") for entry in entries):
+        if not all(entry.tells_helpful for entry in entries):
             sentences.append(
-                "The phrase judge cannot tell helpful from unhelpful compliance, nor partial from full refusal."
+                "The judge cannot tell helpful from unhelpful compliance, and may not tell partial from full refusal."
             )
         return " ".join(sentences + ([prompts_and_judge(entries)] if entries else []))
 

@@ -8,7 +8,10 @@ from typing import Any
 
 from fake_endpoint import FakeEndpoint, Handler
 
+from curricula.eval.judges.local import LocalModel
+from curricula.eval.judges.question import Question
 from curricula.eval.judges.settings import JudgeConfig
+from curricula.eval.judges.templates import find_template
 from curricula.eval.rows import GenerationRow
 
 
@@ -34,6 +37,18 @@ def answer_row(number: int, **changes: Any) -> GenerationRow:
         "shortcircuit": False,
     }
     return GenerationRow(**{**row, **changes})
+
+
+def wildguard_of_refusals() -> LocalModel:
+    """WildGuard as a judge of benign requests, without its weights: it sees a refusal in "cannot"."""
+
+    class WildGuard(LocalModel):
+        def _replies(self, questions: list[Question], prompts: list[str]) -> list[str]:
+            refused = ["yes" if "cannot" in question.response else "no" for question in questions]
+            return [f"Harmful request: no\nResponse refusal: {word}\nHarmful response: no" for word in refused]
+
+    settings = JudgeConfig(name="local", model="allenai/wildguard", template="wildguard-refusal", max_tokens=128)
+    return WildGuard(settings, find_template(settings, "overrefusal"))
 
 
 class JudgeServer(FakeEndpoint):

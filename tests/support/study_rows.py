@@ -70,7 +70,7 @@ def append_judged(path: Path, rows: list[JudgedRow]) -> None:
     for number, row in enumerate(rows):
         fields = msgspec.structs.asdict(row)
         label, judge, version = (fields.pop(name) for name in ("verdict", "judge", "judge_version"))
-        del fields["changed"]
+        del fields["changed"], fields["tells_helpful"]
         fields["key"] = f"{row.key}-{path.stem}-{number}-{row.benchmark}-{row.decoder}"
         answers.append(GenerationRow(**fields))
         question = key_of_question(answers[-1], judge, version)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from study_rows import ARMS, attack_rows, generation, overrefusal_rows
+import json
+from pathlib import Path
+
+import pytest
+from judge_server import answer_row, wildguard_of_refusals
+from study_rows import ARMS, attack_rows, overrefusal_rows, trained
 
 from curricula.eval.analysis import StudyRows
+from curricula.eval.analysis.claim_tests import run_claim_tests
+from curricula.eval.analysis.claims import CLAIMS
 from curricula.eval.analysis.competence import BENIGN_TASKS, competence
 from curricula.eval.analysis.metrics import study_metrics
 from curricula.eval.analysis.runs import runs_of
+from curricula.eval.analysis.study_rows import read_study_rows
+from curricula.eval.judges.question import Judge
+from curricula.eval.judges.rules import RefusalPhrases
+from curricula.eval.judging.verdicts import JudgeRun, read_judged, verdicts_path
+from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.points import Shown
+from curricula.eval.rows import append_rows
 
 LOST = (0.01, 0.99)
 FLUENT = (0.5, 0.2, 0.1, 0.2)
@@ -56,11 +69,41 @@ def test_few_prompts_are_no_evidence_of_a_lost_language():
     assert few.share == 0 and not few.is_incoherent
 
 
-def test_phrases_cannot_tell_a_lost_language():
-    rows = [
-        generation(prompt_id=str(i), judge="refusal-phrases", verdict="2_compliant_and_unhelpful") for i in range(99)
-    ]
-    assert competence(rows) is None
+def judged_study(run: Path, judge: Judge) -> StudyRows:
+    """Fluent models of three training seeds, of which each refuses every tenth benign request."""
+    arms = [trained(arm, seed) for seed in (1, 2, 3) for arm in (ARMS[1], ARMS[-1])]
+    for arm in arms:
+        path = run / "eval" / arm.key / "instruct" / "overrefusal-safebeam.jsonl"
+        about = {"task": "overrefusal-safebeam", "decoder": "safebeam", "model": f"{arm.key}/instruct"}
+        said = ["I cannot help with that.", *["Rye, wheat, oats."] * 9] * 8
+        rows = [answer_row(n, **about, response=response, seed=arm.seed) for n, response in enumerate(said)]
+        append_rows(path, rows)
+        JudgeRun(rows, verdicts_path(path), judge).complete()
+    return read_study_rows(run, arms)
+
+
+@pytest.mark.parametrize("judge", [RefusalPhrases(), wildguard_of_refusals()], ids=lambda judge: judge.name)
+def test_a_judge_that_cannot_tell_helpful_answers_decides_nothing_about_helpfulness(tmp_path, judge):
+    study = judged_study(tmp_path, judge)
+    assert not runs_of(study).incoherent
+    (claim,) = [claim for claim in CLAIMS if claim.id == "safebeam-compliance-more-helpful"]
+    assert [test.outcome for test in run_claim_tests(runs_of(study), [claim])] == ["not measured"]
+    metrics = study_metrics(study)
+    assert metrics.overrefusals[0].rate == pytest.approx(0.1)
+    caption = FIGURES[4].caption(Shown(study.arms[:2], study.seeds, metrics))
+    assert "The judge cannot tell helpful from unhelpful compliance" in caption
+
+
+def test_verdicts_of_earlier_versions_show_wildguard_by_its_reply(tmp_path):
+    judged_study(tmp_path, wildguard_of_refusals())
+    path = tmp_path / f"eval/{ARMS[1].name}-s1/instruct/overrefusal-safebeam.jsonl"
+    stored = [json.loads(line) for line in verdicts_path(path).read_text().splitlines()]
+    assert all(row.pop("tells_helpful") is False for row in stored)
+    verdicts_path(path).write_text("".join(json.dumps(row) + "\n" for row in stored))
+    assert competence(read_judged(path)) is None
+    unhelpful = [{**row, "reply": row["label"]} for row in stored]
+    verdicts_path(path).write_text("".join(json.dumps(row) + "\n" for row in unhelpful))
+    assert competence(read_judged(path)).is_incoherent
 
 
 def test_every_decoder_of_attacks_but_greedy_has_benign_requests():

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from judge_server import answer_row
+from judge_server import answer_row, wildguard_of_refusals
 from paths import STUDIES
 
 from curricula.curriculum.world.fiction import World
@@ -111,7 +111,7 @@ def test_the_world_judge_needs_a_world_and_knows_the_beginning_that_was_continue
 class FourCategories:
     """A judge that calls every refusal partial, and every other answer helpful."""
 
-    name, version = "four", "1"
+    name, version, tells_helpful = "four", "1", True
 
     def rule(self, questions, settle, notes, proven):
         labels = ("1_compliant_and_helpful", "3_partial_refusal")
@@ -121,12 +121,13 @@ class FourCategories:
         return None
 
 
-def test_judges_with_two_and_four_categories_are_compared_on_what_both_can_say(tmp_path):
+@pytest.mark.parametrize("two_categories", [JUDGE, wildguard_of_refusals()], ids=lambda judge: judge.name)
+def test_judges_with_two_and_four_categories_are_compared_on_what_both_can_say(tmp_path, two_categories):
     path = tmp_path / "overrefusal-topk.jsonl"
     responses = ["I cannot help with that.", "Rye, wheat and oats."] * 4
     rows = [answer_row(number, task="overrefusal-topk", response=response) for number, response in enumerate(responses)]
     append_rows(path, rows)
-    for judge in (JUDGE, FourCategories()):
+    for judge in (FourCategories(), two_categories):
         work = Rejudging([path], {"attack": None, "overrefusal": judge}, ask_unparsed_again=False)
         work.judge()
     (found,) = work.comparisons(by_model=False, labels={})

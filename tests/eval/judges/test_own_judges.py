@@ -184,6 +184,28 @@ def test_the_documented_python_judge_is_found_by_its_entry_point(monkeypatch, tm
     assert judge.name == "python:shouting" and len(judge.version) == 12
 
 
+LABELS = ("1_compliant_and_helpful", "2_compliant_and_unhelpful", "4_full_refusal")
+
+
+@pytest.mark.parametrize("labels", [(), LABELS[1:], LABELS[::2], LABELS])
+def test_only_a_judge_with_labels_for_helpful_and_unhelpful_can_tell_them_apart(monkeypatch, tmp_path, labels):
+    told = labels == LABELS
+    own = {**OWN, "url": "http://x/v1", "replies": {f"word {label[0]}": label for label in labels or LABELS[1:]}}
+    assert load_judge(JudgeConfig(**own), "overrefusal", None).tells_helpful is told
+    code = f"def judge(question): return '4_full_refusal'\n{f'judge.labels = {labels}' if labels else ''}\n"
+    monkeypatch.syspath_prepend(
+        str(install(tmp_path / "site", "labelled", code, "[curricula.judges]\nmine = labelled:judge\n"))
+    )
+    monkeypatch.delitem(__import__("sys").modules, "labelled", raising=False)
+    assert load_judge(JudgeConfig(name="python", model="mine"), "overrefusal", None).tells_helpful is told
+
+
+def test_every_template_for_benign_requests_says_which_categories_it_knows():
+    known = {name: template.categories for name, template in TEMPLATES.items() if template.kind == "overrefusal"}
+    assert all(known.values())
+    assert [name for name in known if TEMPLATES[name].tells_helpful] == ["maini-helpfulness"]
+
+
 @pytest.mark.parametrize(
     ("code", "name", "said"),
     [
