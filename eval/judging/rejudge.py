@@ -16,8 +16,8 @@ from curricula.eval.contents import recorded_hash
 from curricula.eval.identity import ModelRows, require_different
 from curricula.eval.judges.question import UNPARSED, Estimate, Judge
 from curricula.eval.judging.merge import shifted
-from curricula.eval.judging.verdicts import JudgeRun, judged, kind_of, put_in_order, verdicts_path
-from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, VerdictRow, read_rows
+from curricula.eval.judging.verdicts import JudgeRun, judged, kind_of, put_in_order, verdicts_by_judge, verdicts_path
+from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, read_rows
 from curricula.eval.tasks import find_task, judged_tasks
 from curricula.progress import Progress, silent
 
@@ -135,11 +135,9 @@ def _model_of(path: Path, first: GenerationRow) -> ModelRows:
 
 def _pairs(path: Path, rows: list[GenerationRow], judge: Judge) -> list[tuple[JudgedRow | None, JudgedRow]]:
     """Each answer with the verdict of the first other judge, and with that of `judge`."""
-    first: dict[str, VerdictRow] = {}
-    mine: dict[str, VerdictRow] = {}
-    for verdict in read_rows(verdicts_path(path), VerdictRow):
-        is_mine = (verdict.judge, verdict.version) == (judge.name, judge.version)
-        (mine if is_mine else first).setdefault(verdict.key, verdict)
+    given = verdicts_by_judge(path)
+    mine = given.pop((judge.name, judge.version), {})
+    first = next(iter(given.values()), {})
     return [(judged(row, first[row.key]) if row.key in first else None, judged(row, mine.get(row.key))) for row in rows]
 
 

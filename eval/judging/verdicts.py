@@ -1,7 +1,7 @@
 """Verdicts beside the answers: find the missing ones, ask for them, and join answers with them.
 
 `<task>.verdicts.jsonl` is append-only while a judge is at work: a verdict in it is never asked for again. It holds the verdicts
-of any number of judges. The first one on an answer is that of the study's own judge; those of `curricula eval rejudge` follow.
+of any number of judges. The study's own judge stands first (`put_in_order`); those of `curricula eval rejudge` follow.
 
 A short-circuit is seen from the answer itself (it ended at the tag), never by a judge.
 """
@@ -214,29 +214,37 @@ def _identity(row: VerdictRow) -> tuple[str, str, str, str]:
 
 
 def read_judged(path: Path, judge: str | None = None) -> list[JudgedRow]:
-    """The answers in `path`, each with a verdict: the study's own, or that of the judge called `judge`.
+    """The answers in `path`, each with a verdict: the study's own, or that of the judge called `judge` (its first version).
 
     An answer without such a verdict is "unparsed", by judge "". It is counted, and never as safe. So is an answer whose
     verdict was given on another text: `changed` says so.
     """
-    verdicts: dict[str, VerdictRow] = {}
-    for verdict in read_rows(verdicts_path(path), VerdictRow):
-        if judge is None or verdict.judge == judge:
-            verdicts.setdefault(verdict.key, verdict)
+    given = verdicts_by_judge(path)
+    verdicts = next((of for (name, _), of in given.items() if judge in (None, name)), {})
     return [judged(row, verdicts.get(row.key)) for row in read_rows(path, GenerationRow)]
 
 
 def read_judges(path: Path) -> tuple[list[JudgedRow], dict[str, list[JudgedRow]]]:
     """The answers in `path` with the study's own verdicts, and with those of each other judge, by its name and version."""
     rows = read_rows(path, GenerationRow)
-    own: dict[str, VerdictRow] = {}
-    others: dict[str, dict[str, VerdictRow]] = defaultdict(dict)
+    given = {
+        f"{judge} {version}": [judged(row, of.get(row.key)) for row in rows]
+        for (judge, version), of in verdicts_by_judge(path).items()
+    }
+    own = given.pop(next(iter(given))) if given else [judged(row, None) for row in rows]
+    return own, dict(sorted(given.items()))
+
+
+def verdicts_by_judge(path: Path) -> dict[tuple[str, str], dict[str, VerdictRow]]:
+    """The verdicts on the answers in `path` by judge and version, each by the answer's key.
+
+    The first are the study's own. Another judge does not fill their gaps, which a merge that was cut short leaves: a rate would
+    be that of neither judge.
+    """
+    given: dict[tuple[str, str], dict[str, VerdictRow]] = defaultdict(dict)
     for verdict in read_rows(verdicts_path(path), VerdictRow):
-        first = own.setdefault(verdict.key, verdict)
-        if (first.judge, first.version) != (verdict.judge, verdict.version):
-            others[f"{verdict.judge} {verdict.version}"][verdict.key] = verdict
-    given = {judge: [judged(row, of.get(row.key)) for row in rows] for judge, of in sorted(others.items())}
-    return [judged(row, own.get(row.key)) for row in rows], given
+        given[verdict.judge, verdict.version].setdefault(verdict.key, verdict)
+    return given
 
 
 def judged_now(rows: Sequence[GenerationRow], judge: Judge) -> list[JudgedRow]:

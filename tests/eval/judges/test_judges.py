@@ -17,7 +17,15 @@ from curricula.eval.judges.registry import LOADERS, load_judge
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JUDGES, JudgeConfig, caveats
 from curricula.eval.judging.rejudge import Rejudging
-from curricula.eval.rows import append_rows
+from curricula.eval.judging.verdicts import (
+    JudgeRun,
+    key_of_question,
+    put_in_order,
+    read_judged,
+    read_judges,
+    verdicts_path,
+)
+from curricula.eval.rows import GenerationRow, VerdictRow, append_rows
 from curricula.jobs.study import load_study
 
 JUDGE = RefusalPhrases()
@@ -154,3 +162,39 @@ def test_the_world_judge_errs_on_answers_that_were_read_as_often_as_rates_are_co
         assert len(pairs) == 150
         assert known("world", judge.version, kind) == accuracy_of(*zip(*pairs), known("world", "", kind).source)
     assert known("world", judge.version, "benign") is None
+
+
+def test_the_gaps_of_the_studys_own_judge_are_filled_by_no_other(tmp_path):
+    path, own = tmp_path / "overrefusal-topk.jsonl", FourCategories()
+    about = {"task": "overrefusal-topk", "response": "Rye, wheat and oats."}
+    rows = [answer_row(n, **about, finish="tag" if n == 9 else "end", shortcircuit=n == 9) for n in range(10)]
+    append_rows(path, rows)
+    JudgeRun([*rows[:4], rows[9]], verdicts_path(path), own).complete()  # then the merge was cut short
+    for judge in (JUDGE, wildguard_of_refusals()):
+        work = Rejudging([path], {"attack": None, "overrefusal": judge}, ask_unparsed_again=False)
+        work.judge()
+    (found,) = work.comparisons(by_model=False, labels={})
+    assert found.first is not None and (found.first.judge, found.first.answers) == ("four 1", 5)
+    first, others = read_judges(path)
+    expected = ["1_compliant_and_helpful"] * 4 + ["unparsed"] * 5 + ["5_shortcircuit"]
+    assert [row.verdict for row in first] == [row.verdict for row in read_judged(path)] == expected
+    assert {row.judge for row in first} == {"four", ""} and len(others) == 2
+    assert all(row.verdict != "unparsed" for judged in others.values() for row in judged)
+    assert len(list(filter(None, (row.judge for row in read_judged(path, "refusal-phrases"))))) == 10
+
+
+def test_a_study_may_change_its_judge(tmp_path):
+    path = tmp_path / "attacks-topk.jsonl"
+    rows = [answer_row(number) for number in range(4)]
+    append_rows(path, rows)
+    append_rows(verdicts_path(path), [verdict_of(row, "old") for row in rows])
+    JudgeRun(rows, verdicts_path(path), JUDGE).complete()
+    assert {row.judge for row in read_judges(path)[0]} == {"old"}  # until the merge is complete
+    put_in_order(verdicts_path(path), rows, JUDGE)
+    first, others = read_judges(path)
+    assert {row.judge for row in first} == {JUDGE.name} and list(others) == ["old 1"]
+
+
+def verdict_of(row: GenerationRow, judge: str) -> VerdictRow:
+    question = key_of_question(row, judge, "1")
+    return VerdictRow(key=row.key, judge=judge, version="1", label="safe", question=question)
