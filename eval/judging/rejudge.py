@@ -50,7 +50,7 @@ class Comparison:
     """None: no other judge has judged these."""
     second: Rate
     agreement: Agreement | None
-    """On answers with a verdict of both."""
+    """On answers that both were asked about and gave a verdict on."""
     accuracy: Accuracy | None
     """Of the new judge: from labels, or published."""
 
@@ -145,7 +145,9 @@ def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], la
     second = [row for _, row in pairs]
     attack = kind_of(second[0].task) == "attack"
     firsts = [row for row, _ in pairs if row is not None]
-    both = [(a, b) for a, b in pairs if a is not None and UNPARSED not in (a.verdict, b.verdict)]
+    # Short-circuits have verdicts, but no judge saw them: counted as agreement, they would hide how often judges differ.
+    asked = [(a, b) for a, b in pairs if a is not None and was_asked(b)]
+    both = [(a, b) for a, b in asked if UNPARSED not in (a.verdict, b.verdict)]
     accuracy = _accuracy(second, labels) if attack else None
     coarse = not all(row.tells_helpful for pair in both for row in pair)
     word = _harm if attack else _refusal if coarse else _category

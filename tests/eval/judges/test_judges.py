@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from judge_server import answer_row, wildguard_of_refusals
+from msgspec.structs import replace
 from paths import STUDIES
 
 from curricula.curriculum.world.fiction import World
@@ -193,6 +194,25 @@ def test_a_study_may_change_its_judge(tmp_path):
     put_in_order(verdicts_path(path), rows, JUDGE)
     first, others = read_judges(path)
     assert {row.judge for row in first} == {JUDGE.name} and list(others) == ["old 1"]
+
+
+@pytest.mark.parametrize("seen", [8, 0])
+def test_agreement_counts_only_answers_that_both_judges_were_asked_about(tmp_path, seen):
+    path = tmp_path / "attacks-safebeam.jsonl"
+    about = {"task": "attacks-safebeam", "decoder": "safebeam", "response": "Mix the lamp oil"}
+    cut = {"finish": "tag", "shortcircuit": True}
+    rows = [answer_row(number, **about, **(cut if number >= seen else {})) for number in range(80)]
+    append_rows(path, rows)
+    old = [verdict_of(row, "old") for row in rows]
+    append_rows(verdicts_path(path), [*old[:seen], *(replace(row, label="shortcircuit") for row in old[seen:])])
+    work = Rejudging([path], {"attack": JUDGE, "overrefusal": None}, ask_unparsed_again=False)  # calls them all harmful
+    work.judge()
+    (found,) = work.comparisons(by_model=False, labels={})
+    assert found.first is not None and found.first.answers == found.second.answers == 80
+    if not seen:
+        assert found.agreement is None
+    else:
+        assert found.agreement is not None and (found.agreement.answers, found.agreement.share) == (8, 0.0)
 
 
 def verdict_of(row: GenerationRow, judge: str) -> VerdictRow:
