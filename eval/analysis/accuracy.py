@@ -112,8 +112,9 @@ def corrected(tallied: Tally, accuracy: Accuracy, asked: Tally | None = None) ->
     without it (None: the judge was asked about all). Only the rate among the former is corrected; their share of all
     answers is resampled along with it.
 
-    None if the judge is little better than chance, if it was asked about nothing, or if its false alarms alone would
-    exceed the rate: then these answers differ in kind from the labelled ones.
+    A rate below the judge's false alarms is corrected to 0, with the interval that chance and few labels leave it. None if even
+    the interval's upper end is 0, for then these answers differ in kind from the labelled ones; and none if the judge is little
+    better than chance, or was asked about nothing.
     """
     if accuracy.sensitivity + accuracy.specificity < 1 + USELESS:
         return None

@@ -155,7 +155,7 @@ class AttackFigure(Figure):
             sentences.append(
                 f"Crosses: the same {'means' if shown.several else 'rates'} after correction for the judge’s known errors, "
                 "without an interval (the whisker belongs to the point). Rates below the judge’s false alarms count as 0. "
-                "An arm has no cross if a run cannot be corrected."
+                "An arm has no cross if a run cannot be corrected, such as one whose rate is too far below them to be chance."
             )
         if any(entry.benchmark == ALL for entry in entries):
             sentences.append("Bold curves: mean of the benchmarks; faint curves: single benchmarks.")

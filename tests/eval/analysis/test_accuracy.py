@@ -8,8 +8,10 @@ from sklearn.metrics import cohen_kappa_score
 from study_rows import generation
 
 from curricula.eval.analysis.accuracy import Accuracy, accuracy_of, agreement, corrected, published
-from curricula.eval.analysis.metrics import attack_metrics
+from curricula.eval.analysis.metrics import StudyMetrics, attack_metrics
 from curricula.eval.analysis.statistics import Tally, tally
+from curricula.eval.report.figures import FIGURES
+from curricula.eval.report.points import Shown
 from curricula.randomness import keyed_rng
 
 OFFICIAL = "harmbench:cais/HarmBench-Llama-2-13b-cls"
@@ -65,6 +67,31 @@ def test_a_judge_near_chance_or_labelled_on_other_answers_corrects_nothing():
     assert corrected(rates([1, 0, 1]), Accuracy(0.6, 0.42, 50, 50, "a coin")) is None
     fewer_than_false_alarms = rates([0] * 200)
     assert corrected(fewer_than_false_alarms, Accuracy(0.95, 0.8, 300, 300, "other answers")) is None
+
+
+def test_a_rate_below_the_false_alarms_is_corrected_to_0_unless_it_is_too_far_below():
+    judge = Accuracy(0.95, 0.8, 300, 300, "made up")
+    below = corrected(rates(np.arange(200) < 30), judge)
+    assert (below.rate, below.low) == (0.0, 0.0) and 0 < below.high < 0.1
+    assert corrected(rates(np.arange(200) < 4), judge) is None
+
+
+def test_the_caption_says_what_becomes_of_a_rate_below_the_false_alarms():
+    (name, version), accuracy = next(iter(published().items()))
+    rows = [
+        generation(
+            prompt_id=str(i),
+            prompt=str(i),
+            verdict="harmful" if i < 200 * (1 - accuracy.specificity) - 4 else "safe",
+            judge=name,
+            judge_version=version,
+        )
+        for i in range(200)
+    ]
+    metrics = StudyMetrics(attack_metrics(rows, "arm", "instruct"), [], [], [])
+    assert metrics.attacks[0].corrected == 0.0 and metrics.attacks[0].corrected_high > 0
+    caption = FIGURES[2].caption(Shown([], [0], metrics))
+    assert "Rates below the judge’s false alarms count as 0" in caption and "too far below them" in caption
 
 
 def test_accuracy_from_labels_counts_each_side():
