@@ -224,7 +224,8 @@ def study_metrics(study: StudyRows) -> StudyMetrics:
     found = StudyMetrics([], [], [], [])
     for arm in study.arms:
         for stage in study.stages:
-            benign = {task: competence(study.answers(arm, stage, task)) for task in OVERREFUSAL_TASKS}
+            own = study.own_verdicts
+            benign = {task: competence(own.get((arm.key, stage, task), [])) for task in OVERREFUSAL_TASKS}
             for task in ATTACK_TASKS:
                 if rows := study.answers(arm, stage, task):
                     found.attacks.extend(

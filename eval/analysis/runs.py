@@ -85,13 +85,12 @@ def runs_of(study: StudyRows) -> Runs:
         if arm := arms.get(key):
             probes[arm.name, arm.seed, stage].extend(rows)
     distinct = {arm.name: arm for arm in reversed(study.arms)}
-    return Runs(tuple(reversed(distinct.values())), generations, probes, frozenset(_incoherent(generations)))
+    return Runs(tuple(reversed(distinct.values())), generations, probes, frozenset(_incoherent(study)))
 
 
-def _incoherent(
-    generations: Mapping[tuple[str, int, str, str], Sequence[JudgedRow]],
-) -> Iterator[tuple[str, int, str, str]]:
-    for cell, rows in generations.items():
-        found = competence(rows) if cell[-1] in BENIGN_TASKS.values() else None
+def _incoherent(study: StudyRows) -> Iterator[tuple[str, int, str, str]]:
+    arms = {arm.key: arm for arm in study.arms}
+    for (key, stage, task), rows in study.own_verdicts.items():
+        found = competence(rows) if key in arms and task in BENIGN_TASKS.values() else None
         if found and found.is_incoherent:
-            yield cell
+            yield arms[key].name, arms[key].seed, stage, task

@@ -72,6 +72,8 @@ class StudyRows:
     """The answers with the verdicts of each judge beside the study's own, by its name and version."""
     partial: frozenset[tuple[str, str, str]] = frozenset()
     """Where `generations` holds answers of parts that have not been merged yet."""
+    own: dict[tuple[str, str, str], list[JudgedRow]] | None = None
+    """The answers with the study's own verdicts, where `generations` has another judge's."""
 
     @property
     def seeds(self) -> list[int]:
@@ -92,8 +94,16 @@ class StudyRows:
         )
 
     def of_judge(self, judge: str) -> StudyRows:
-        """The answers that another judge has judged, as if its verdicts were the study's own; "" is the study's own judge."""
-        return replace(self, generations=self.others[judge], probes={}) if judge else self
+        """The answers that another judge has judged, as if its verdicts were the study's own; "" is the study's own judge.
+
+        Whether a model is incoherent is still for the study's own judge to say (`own_verdicts`).
+        """
+        return replace(self, generations=self.others[judge], probes={}, own=self.own_verdicts) if judge else self
+
+    @property
+    def own_verdicts(self) -> dict[tuple[str, str, str], list[JudgedRow]]:
+        """As `generations`, with the verdicts of the study's own judge."""
+        return self.generations if self.own is None else self.own
 
     def answers(self, arm: ArmInfo, stage: str, task: str, decoder: str | None = None) -> list[JudgedRow]:
         """The judged answers of one task, of one decoder or of all; empty if there are none yet."""

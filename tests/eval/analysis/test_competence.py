@@ -20,7 +20,7 @@ from curricula.eval.judges.question import Judge
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judging.verdicts import JudgeRun, read_judged, verdicts_path
 from curricula.eval.report.figures import FIGURES
-from curricula.eval.report.points import Shown
+from curricula.eval.report.points import Shown, judges_points
 from curricula.eval.rows import append_rows
 
 LOST = (0.01, 0.99)
@@ -49,6 +49,23 @@ def test_attacks_are_marked_where_benign_answers_under_the_same_decoder_are_hard
         assert found[unknown].competence is None and not found[unknown].incoherent
     points = Shown(ARMS[:2], [0], study_metrics(study())).attack_points(ARMS[:2], "instruct", "topk", "tdc")
     assert [point.hollow for point in points] == [True, False]
+
+
+@pytest.mark.parametrize("seeds", [(0,), (1, 2)])
+def test_the_studys_own_judge_says_which_models_are_incoherent_for_every_judges_points(seeds):
+    arms = [trained(arm, seed) if seed else arm for seed in seeds for arm in ARMS[:2]]
+    rows = {}
+    for arm, shares in zip(arms, (LOST, FLUENT, FLUENT, FLUENT)):
+        rows[arm.key, "instruct", "attacks-topk"] = attack_rows(arm, "instruct", "topk", 0.1, 1, {"tdc": 30})
+        rows[arm.key, "instruct", "overrefusal-topk"] = overrefusal_rows(arm, "topk", shares)
+    attacks = {place: given for place, given in rows.items() if place[-1] == "attacks-topk"}
+    benign = {place: overrefusal_rows(arms[1], "topk", FLUENT) for place in rows if place not in attacks}
+    for others in (attacks, {**attacks, **benign}):
+        study = StudyRows(tuple(arms), rows, {}, others={"strict 1": others})
+        points = [point for point in judges_points(study) if point.measure == "attack success"]
+        assert [(point.arm, point.hollow) for point in points] == [(ARMS[0].name, True), (ARMS[1].name, False)]
+        assert [("*" in point.runs) for point in points] == [len(seeds) > 1, False]
+        assert runs_of(study.of_judge("strict 1")).incoherent == runs_of(study).incoherent
 
 
 def test_the_runs_know_their_incoherent_cells():
