@@ -36,6 +36,8 @@ class Branch:
     loss: list[float]
     step: int
     """The last."""
+    last_loss: float
+    """Of that step alone, where the last point of the curve is a mean."""
     validation: dict[str, list[tuple[float, float]]]
     """(tokens, loss) by source."""
     device_hours: float
@@ -110,6 +112,7 @@ def _branch(path: Path, is_tuning: bool) -> Branch | None:
         tokens=[lot[-1]["tokens"] for lot in lots],
         loss=[round(fmean(row["loss"] for row in lot), 5) for lot in lots],
         step=steps[-1]["step"],
+        last_loss=round(steps[-1]["loss"], 5),
         validation=dict(validation),
         device_hours=sum(hours),
         stall_s=sum(one.get("save_stall_s", 0.0) for one in timing),
@@ -287,7 +290,7 @@ def training_rows(training: Training) -> list[dict[str, Any]]:
             "run": branch.name,
             "step": branch.step,
             "tokens": branch.tokens[-1],
-            "loss": branch.loss[-1],
+            "loss": branch.last_loss,
             "device_hours": branch.device_hours,
             "restarts": training.restarts(branch),
             "lost_steps": branch.lost_steps,

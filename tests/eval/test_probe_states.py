@@ -156,7 +156,12 @@ def test_intervals_of_an_auc_hold_the_truth_and_a_perfect_one_is_not_certain():
     assert 0.92 <= held / studies <= 0.98
     perfect = placements(np.arange(40.0), np.arange(40) >= 20)
     assert perfect[0].mean() == 1.0 and standard_error(perfect) == 0.5 / 20
-    assert standard_error(placements(np.arange(2.0), np.arange(2) >= 1)) == 0.5
+
+
+@pytest.mark.parametrize("texts", [2, 5])
+def test_the_error_of_an_auc_is_known_where_a_class_has_one_text(texts):
+    for positive in (np.arange(texts) == 1, np.arange(texts) != 1):
+        assert standard_error(placements(np.arange(float(texts)), positive)) == 0.5
 
 
 def test_metrics_have_an_interval_over_texts_and_subsets_and_none_for_rows_without_errors(loaded, data, tmp_path):

@@ -32,6 +32,7 @@ from curricula.eval.report.training import (
     curriculum_panels,
     loss_panels,
     read_training,
+    training_rows,
     tree_panels,
     validation_panels,
 )
@@ -123,6 +124,16 @@ def test_cost_counts_devices_restarts_and_lost_steps(trained):
     assert next(one for one in training.branches if one.name == "data-20").starts == 0  # written by an earlier version
 
 
+def test_the_loss_of_the_latest_step_is_its_own_and_no_mean(trained):
+    (tmp := trained / "pretrain/long").mkdir(parents=True)
+    rows = [{"step": k, "tokens": 512 * k, "loss": 9.0 if k == 1000 else 2.0} for k in range(1, 1001)]
+    append_jsonl(tmp / "metrics.jsonl", rows)
+    training = read_training(trained, {})
+    (long,) = (row for row in training_rows(training) if row["run"] == "long")
+    assert (long["step"], long["loss"]) == (1000, 9.0)
+    assert next(one for one in training.branches if one.name == "long").loss[-1] == pytest.approx((9 + 3 * 2) / 4)
+
+
 def test_midtraining_is_not_counted_as_tuning(trained):
     timing = {"seconds": 3.6, "tokens_per_second": 10.0, "tokens_per_second_per_device": 10.0}
     for stage, steps in (("mt", 100), ("instruct", 10)):
@@ -151,7 +162,7 @@ def test_the_curriculum_and_the_tree_are_those_of_the_plan(trained):
 
 def branch(name: str, validation: int = 1) -> Branch:
     points = [(512.0 * k, 2.0) for k in range(validation)]
-    return Branch(name, "/" in name, [512.0], [2.0], 1, {"web": points}, 0.0, 0.0, 0.0, 1, 0)
+    return Branch(name, "/" in name, [512.0], [2.0], 1, 2.0, {"web": points}, 0.0, 0.0, 0.0, 1, 0)
 
 
 def test_the_seeds_of_an_arm_share_a_colour_and_the_further_ones_are_faint_in_every_panel():
