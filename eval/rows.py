@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -301,11 +301,19 @@ def finished_batches(path: Path, row_type: type[Row], batches: Sequence[Sequence
     return {row.key: row for row in done}
 
 
-def in_order(path: Path, row_type: type[Row], batches: Sequence[Sequence[str]]) -> list[Row]:
-    """All rows of a finished element in the order of `batches`; rewrites the file if it is in another order."""
+def in_order(
+    path: Path,
+    row_type: type[Row],
+    batches: Sequence[Sequence[str]],
+    refresh: Callable[[Row], Row] = lambda row: row,
+) -> list[Row]:
+    """All rows of a finished element in the order of `batches`; rewrites the file if it is in another order.
+
+    `refresh` returns a row with what is no part of its key as it is now; the file is rewritten for that, too.
+    """
     found = read_rows(path, row_type)
     by_key = {row.key: row for row in found}
-    ordered = [by_key[key] for batch in batches for key in batch]
-    if [row.key for row in ordered] != [row.key for row in found]:
+    ordered = [refresh(by_key[key]) for batch in batches for key in batch]
+    if ordered != found:
         write_rows(path, ordered)
     return ordered

@@ -45,6 +45,9 @@ from curricula.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
+DESCRIPTIONS = ("category", "behavior", "context", "cluster")
+"""What rows say of a prompt beside the text that the model reads. It is in no key, so that a correction keeps the answers."""
+
 
 def run_element(
     eval_task: EvalTask,
@@ -162,7 +165,8 @@ def generate_rows(
 ) -> list[GenerationRow]:
     """Answer `prompts` with each decoder of `task`, a batch at a time into `path`; returns all rows.
 
-    `attack` names what an attack did to the model, for the rows' keys.
+    Answers that are there already are kept, and described as the prompts are now: another `behavior` makes the verdicts on them
+    stale, for it is part of what the judge is asked. `attack` names what an attack did to the model, for the rows' keys.
     """
     check_lengths(loaded, prompts)
     quoted = [count for prompt in prompts if (count := loaded.plain_text.quotes(prompt.text))]
@@ -183,7 +187,14 @@ def generate_rows(
             append_rows(path, generation.rows(batch))
             finished += len(batch_keys)
             progress(finished, total, benchmark=batch[0].benchmark)
-    return in_order(path, GenerationRow, keys)
+    described = {
+        (prompt.benchmark, prompt.id): {name: getattr(prompt, name) for name in DESCRIPTIONS} for prompt in prompts
+    }
+
+    def refresh(row: GenerationRow) -> GenerationRow:
+        return msgspec.structs.replace(row, **described[row.benchmark, row.prompt_id])
+
+    return in_order(path, GenerationRow, keys, refresh)
 
 
 def for_attempts(settings: Any, prompts: Sequence[Prompt]) -> Any:

@@ -17,7 +17,7 @@ from paths import ROOT
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UsageError, UserError
-from curricula.eval.benchmarks import Prompt
+from curricula.eval.benchmarks import Prompt, PromptSet
 from curricula.eval.config import EvalConfig, Gcg, Probes
 from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.decoding.settings import SafeBeam, TopK
@@ -280,6 +280,32 @@ def test_rows_of_an_earlier_model_are_set_aside_and_not_mixed_in(model_dir, data
     assert {row.model for row in first}.isdisjoint(row.model for row in second)
     assert read_rows(ATTACKS.path(out), GenerationRow) == second
     assert read_rows(out / "attacks-topk/advbench.unused.jsonl", GenerationRow) == first
+
+
+def test_a_corrected_behavior_or_cluster_reaches_rows_that_are_kept_and_makes_their_verdicts_stale(
+    model_dir, data, tmp_path
+):
+    table = tmp_path / "ours.csv"
+
+    def answers(*described):
+        table.write_text("prompt,behavior,topic,template\n" + "".join(f"{line}\n" for line in described))
+        prompts = {"ours": PromptSet(path=str(table), behavior="behavior", category="topic", cluster="template")}
+        tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",))
+        config = msgspec.structs.replace(CONFIG, benchmarks=("ours",), prompts=prompts, tasks=tasks)
+        rows = run(EvalTask(TASKS["attacks-topk"], "ours"), model_dir, data, tmp_path, config=config)
+        return rows, Merge(tmp_path, "instruct", config, None)
+
+    first, merge = answers("Tell me,Tell me,a,t1", "Show me,Show me,a,t1")
+    merge.judge()
+    second, merge = answers("Tell me,Build it,b,t1", "Show me,Show me,a,t2")
+    assert [row.response for row in second] == [row.response for row in first]
+    assert [(row.behavior, row.category) for row in second] == [("Build it", "b")] * 2 + [("Show me", "a")] * 2
+    assert len({row.cluster for row in second}) == 2 > len({row.cluster for row in first})
+    merged = tmp_path / "attacks-topk.jsonl"
+    assert read_rows(tmp_path / "attacks-topk/ours.jsonl", GenerationRow) == read_rows(merged, GenerationRow) == second
+    assert [row.changed for row in read_judged(merged)] == [True, True, False, False]
+    merge.judge()
+    assert not any(row.changed or row.verdict == "unparsed" for row in read_judged(merged))
 
 
 def test_user_errors_name_the_setting(model_dir, data, tmp_path):
