@@ -123,6 +123,8 @@ def _strengths(metrics: Sequence[Any]) -> Table:
         table.add_row(
             entry.decoder, attack, str(entry.requests), percent(entry.broken), interval(entry.low, entry.high)
         )
+    if left_out := sorted({entry.left_out for entry in metrics if entry.left_out}):
+        table.caption = Text(f"Left out for lack of verdicts: {'; '.join(left_out)}", justify="left")
     return table
 
 

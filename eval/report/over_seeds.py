@@ -11,7 +11,7 @@ from statistics import fmean
 
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.attacks.worst_case import WORST, AttackStrength
+from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
 from curricula.eval.report.points import PointRow, Shown
 from curricula.eval.report.wording import DECODERS, arm_label, stage_title
 
@@ -33,6 +33,8 @@ class EstimateTable:
     columns: list[str]
     rows: list[tuple[str, list[EstimateCell | None]]]
     """Label and cells of each arm; None if not evaluated yet."""
+    note: str = ""
+    """What the cells leave out, in one sentence."""
 
 
 def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
@@ -54,18 +56,39 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
         yield EstimateTable("Test AUC of linear probes", columns, rows)
 
 
-def strength_tables(strengths: Sequence[AttackStrength], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
-    """For each stage and decoder what every attack breaks, and the worst case over attacks."""
-    for stage, decoder in dict.fromkeys((found.stage, found.decoder) for found in strengths):
+def strength_tables(
+    strengths: Sequence[AttackStrength], met: Sequence[Met], arms: Sequence[ArmInfo]
+) -> Iterator[EstimateTable]:
+    """For each stage and decoder what every attack breaks, and the worst case over attacks.
+
+    Where no arm can be compared, the table has no columns, and its note says why.
+    """
+    for stage, decoder in dict.fromkeys((one.stage, one.decoder) for one in met):
         cells = {
             (found.arm, found.attack): EstimateCell(*_percent(found.broken, found), f"{found.requests} requests")
             for found in strengths
             if (found.stage, found.decoder) == (stage, decoder)
         }
-        attacks = [name for name in (*DECODERS, WORST) if any(name == attack for _, attack in cells)]
-        columns = ["worst case over attacks" if name == WORST else DECODERS[name] for name in attacks]
-        rows = [(arm_label(arm), [cells.get((arm.name, name)) for name in attacks]) for arm in arms]
-        yield EstimateTable(f"{stage_title(stage).capitalize()}, {DECODERS[decoder]}", columns, rows)
+        note = _left_out([one for one in met if (one.stage, one.decoder) == (stage, decoder)], arms)
+        if cells or note:
+            attacks = [name for name in (*DECODERS, WORST) if any(name == attack for _, attack in cells)]
+            columns = ["worst case over attacks" if name == WORST else DECODERS[name] for name in attacks]
+            rows = [(arm_label(arm), [cells.get((arm.name, name)) for name in attacks]) for arm in arms]
+            yield EstimateTable(f"{stage_title(stage).capitalize()}, {DECODERS[decoder]}", columns, rows, note)
+
+
+def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
+    """Which attacks the rows of a table leave out."""
+    labels = {arm.name: arm_label(arm) for arm in arms}
+    parts = [
+        f"“{labels[one.arm]}” without {', '.join(f'“{DECODERS[name]}”' for name in one.left_out)}"
+        + ("" if one.runs else " (nothing left to compare)")
+        for one in met
+        if one.left_out
+    ]
+    if not parts:
+        return ""
+    return f"A row counts only attacks for which every run of the arm has verdicts: {'; '.join(parts)}."
 
 
 def _rate(found: ArmEstimate) -> EstimateCell:

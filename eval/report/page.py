@@ -30,7 +30,7 @@ from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, va
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
-from curricula.eval.attacks.worst_case import attack_strengths
+from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
 from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.probes.representations import representations
 from curricula.eval.report.along import draw_along
@@ -111,7 +111,8 @@ def write_report(
     published = (
         [] if fictional else published_rows(drawn_points, runs.arms)
     )  # real requests compare with no invented ones
-    strengths, alike = list(attack_strengths(runs)), list(representations(run, rows))
+    met, alike = list(attacks_met(runs)), list(representations(run, rows))
+    strengths = list(attack_strengths(met))
     curves = curve_points(run, study.get("courses", ()))
     tables: dict[str, Sequence[Any]] = {
         "attacks": metrics.attacks,
@@ -172,7 +173,7 @@ def write_report(
         auc=AUC.name,
         labels=labels,
         attack_tables=list(attack_tables(metrics, arms)),
-        strength_tables=list(strength_tables(strengths, runs.arms)),
+        strength_tables=list(strength_tables(strengths, met, runs.arms)),
         overrefusal_tables=list(overrefusal_tables(metrics, arms)),
         categories=CATEGORIES,
         probes=metrics.probes,

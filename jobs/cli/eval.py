@@ -364,7 +364,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
         row_id,
     )
     from curricula.eval.analysis.runs import Runs
-    from curricula.eval.attacks.worst_case import attack_strengths
+    from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
     from curricula.eval.judging.merge import merged_path
     from curricula.eval.judging.verdicts import kind_of, read_judged
     from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow, read_rows
@@ -391,7 +391,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
         else:
             decoder = TASKS[task].decoders[0]
             metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, decoder, expected)
-    strengths = list(attack_strengths(Runs((ArmInfo(name, 0.0, name),), answers)))
+    strengths = list(attack_strengths(attacks_met(Runs((ArmInfo(name, 0.0, name),), answers))))
     return metrics | ({"worst_case": strengths} if strengths else {})
 
 
