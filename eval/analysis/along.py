@@ -7,12 +7,19 @@ have answered the same prompts; all points are rates over the same prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curricula import durable
-from curricula.eval.analysis.metrics import SAFE_VERDICTS, attack_metrics, overrefusal_metrics, probe_metrics
+from curricula.eval.analysis.metrics import (
+    SAFE_VERDICTS,
+    RowId,
+    attack_metrics,
+    overrefusal_metrics,
+    probe_metrics,
+    row_id,
+)
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
 from curricula.eval.contents import recorded_hash
 from curricula.eval.identity import ModelRows
@@ -93,8 +100,9 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
             for step, place in ((0, course.begin), (last_step, course.end)):
                 rows = read_judged(run / "eval" / place / f"{task}.jsonl") if place else []
                 steps.append((step, [row for row in rows if _prompt(row) in asked]))
+            expected = {row_id(row) for _, rows in steps for row in rows}
             for step, rows in sorted(steps, key=lambda one: one[0]):
-                for numbers in _measured(rows, task) if rows else ():
+                for numbers in _measured(rows, task, expected) if rows else ():
                     yield at(step, *numbers)
         elif TASKS[task].kind == "probes":
             for place in (*course.points, course.end):
@@ -114,15 +122,19 @@ def _prompt(row: JudgedRow) -> tuple[str, str]:
     return row.benchmark, row.prompt_id
 
 
-def _measured(rows: Answers, task: str) -> Iterator[tuple[str, str, float, float | None, float | None, int]]:
-    """(measure, series, value, low, high, prompts) of the answers of one model to one task."""
+def _measured(
+    rows: Answers, task: str, expected: Collection[RowId]
+) -> Iterator[tuple[str, str, float, float | None, float | None, int]]:
+    """(measure, series, value, low, high, prompts) of the answers of one model to one task; `expected`: all of the curve."""
     if kind_of(task) == "overrefusal":
         decoder = TASKS[task].decoders[0]
-        for one in overrefusal_metrics(rows, "", "", decoder)[-1:]:  # the last is over all sets
+        for one in overrefusal_metrics(rows, "", "", decoder, expected)[-1:]:  # the last is over all sets
             if one.rate is not None:
                 yield "over-refusal", decoder, one.rate, one.low, one.high, one.prompts
         return
-    found = {entry.decoder: entry for entry in attack_metrics(rows, "", "")}  # the last is over all benchmarks
+    found = {
+        entry.decoder: entry for entry in attack_metrics(rows, "", "", expected)
+    }  # the last is over all benchmarks
     for decoder, entry in found.items():
         if entry.rate is None:
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -30,7 +30,7 @@ class CapabilityMetrics:
     """The seed of the arm's training."""
     stage: str
     benchmark: str
-    """"all" is the average over the tasks, each with the same weight."""
+    """"all" is the average over all tasks that any arm has, each with the same weight; only where this run has them all."""
     metric: str
     value: float
     error: float | None
@@ -90,11 +90,13 @@ class BitsEstimate:
     runs: str
 
 
-def capability_metrics(rows: Sequence[CapabilityRow], arm: str, stage: str, seed: int = 0) -> list[CapabilityMetrics]:
-    """The metrics of each task and, where there are several, their average."""
+def capability_metrics(
+    rows: Sequence[CapabilityRow], arm: str, stage: str, seed: int = 0, expected: Collection[str] = ()
+) -> list[CapabilityMetrics]:
+    """The metrics of each task and, where there are several and none of the `expected` is lacking, their average."""
     benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
     found = []
-    for name in benchmarks + ([ALL] if len(benchmarks) > 1 else []):
+    for name in benchmarks + ([ALL] if len(benchmarks) > 1 and set(expected) <= set(benchmarks) else []):
         own = [row for row in rows if name in (row.benchmark, ALL)]
         tallied = tally((_question(row), row.benchmark, row.value) for row in own)
         assert tallied is not None  # a benchmark has rows
@@ -119,24 +121,50 @@ def capability_metrics(rows: Sequence[CapabilityRow], arm: str, stage: str, seed
 
 
 def study_capability(study: StudyRows) -> list[CapabilityMetrics]:
+    """The metrics of every run. A task that any arm has is expected of every arm."""
+    expected = {stage: _tasks(study, stage) for stage in study.stages}
     return [
         metrics
         for arm in study.arms
         for stage in study.stages
-        for metrics in capability_metrics(study.capability.get((arm.key, stage), []), arm.name, stage, arm.seed)
+        for metrics in capability_metrics(
+            study.capability.get((arm.key, stage), []), arm.name, stage, arm.seed, expected[stage]
+        )
     ]
 
 
+def _tasks(study: StudyRows, stage: str) -> list[str]:
+    """The tasks that any model of a stage has answered."""
+    rows = [row for arm in study.arms for row in study.capability.get((arm.key, stage), ())]
+    return list(dict.fromkeys(row.benchmark for row in rows))
+
+
+def lacking_tasks(study: StudyRows) -> dict[tuple[str, str], list[str]]:
+    """By stage and arm, the tasks that other models of the stage have answered and one of the arm's runs, begun, has not."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for stage in study.stages:
+        names = _tasks(study, stage)
+        for arm in study.arms:
+            answered = {row.benchmark for row in study.capability.get((arm.key, stage), ())}
+            if answered:
+                own = found.setdefault((stage, arm.name), [])
+                own += [name for name in names if name not in answered and name not in own]
+    return {place: lacking for place, lacking in found.items() if lacking}
+
+
 def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
-    """Every arm on every task and on their average, by stage."""
+    """Every arm on every task, by stage, and on their average if each of its runs has them all."""
+    lacking = lacking_tasks(study)
     for stage in study.stages:
         by_arm: dict[str, dict[int, Sequence[CapabilityRow]]] = defaultdict(dict)
         for arm in study.arms:
             if rows := study.capability.get((arm.key, stage)):
                 by_arm[arm.name][arm.seed] = rows
-        names = list(dict.fromkeys(row.benchmark for runs in by_arm.values() for rows in runs.values() for row in rows))
+        names = _tasks(study, stage)
         for name in names + ([ALL] if len(names) > 1 else []):
             for arm_name, runs in by_arm.items():
+                if name == ALL and (stage, arm_name) in lacking:
+                    continue
                 if found := rate_over_seeds(_by_seed(runs, name)):
                     each = ", ".join(f"{seed}: {value:.3f}" for seed, value in found.runs.items())
                     numbers = (found.rate, found.low, found.high, found.spread)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib import pyplot
@@ -17,7 +18,7 @@ from curricula.eval.report.drawing.curves import SAFE_ONLY_COLOUR, add_legend, c
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.over_seeds import EstimateCell, EstimateTable
 from curricula.eval.report.points import Point, Shown
-from curricula.eval.report.wording import DECODERS, arm_label, stage_title, start_label
+from curricula.eval.report.wording import DECODERS, arm_label, left_out, stage_title, start_label
 
 NAME = "capability"
 """Of the figure's files."""
@@ -49,7 +50,26 @@ def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folde
     return picture, (
         f"Attack success under {DECODERS[decoder]} against capability. Right and low is better. The line joins the arms on the "
         f"Pareto front: no other arm is better in one and not worse in the other. Whiskers: 95% intervals over {over}."
+        + "".join(f" {sentence}" for sentence in _left_out(shown, by_stage, drawn, decoder))
     )
+
+
+def _left_out(
+    shown: Shown,
+    by_stage: Mapping[str, Sequence[CapabilityEstimate]],
+    drawn: Mapping[str, Sequence[tuple[ArmInfo, CapabilityEstimate, Point]]],
+    decoder: str,
+) -> Iterator[str]:
+    """What the figure says of arms that have both numbers for some benchmarks, but not both means."""
+    for stage, points in drawn.items():
+        attacked = {entry.arm for entry in shown.metrics.attacks_by(stage, decoder) if entry.rate is not None}
+        both = attacked & {one.arm for one in by_stage[stage]}
+        yield from left_out(
+            shown.arms,
+            both - {arm.name for arm, _, _ in points},
+            "a task or a benchmark",
+            f"among the {stage_title(stage)}",
+        )
 
 
 def _by_stage(estimates: Sequence[CapabilityEstimate]) -> dict[str, list[CapabilityEstimate]]:
@@ -61,7 +81,7 @@ def _by_stage(estimates: Sequence[CapabilityEstimate]) -> dict[str, list[Capabil
 
 def _main(estimates: Sequence[CapabilityEstimate]) -> str:
     names = list(dict.fromkeys(found.benchmark for found in estimates))
-    return "mean of the tasks" if ALL in names else names[0]
+    return "mean of the tasks" if len(names) > 1 else names[0]
 
 
 def _points(
@@ -69,7 +89,7 @@ def _points(
 ) -> list[tuple[ArmInfo, CapabilityEstimate, Point]]:
     """The arms with both numbers."""
     names = {found.benchmark for found in estimates}
-    main = ALL if ALL in names else next(iter(names), "")
+    main = ALL if len(names) > 1 else next(iter(names), "")
     found = {one.arm: one for one in estimates if one.benchmark == main}
     benchmarks = {entry.benchmark for entry in shown.metrics.attacks_by(stage, decoder)}
     attacked = ALL if ALL in benchmarks else next(iter(benchmarks), "")
@@ -102,15 +122,25 @@ def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, CapabilityEstimate, Point
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
-def capability_tables(arms: Sequence[ArmInfo], estimates: Sequence[CapabilityEstimate]) -> Iterator[EstimateTable]:
-    """One table a stage, the tasks in its columns."""
+def capability_tables(
+    arms: Sequence[ArmInfo],
+    estimates: Sequence[CapabilityEstimate],
+    lacking: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({}),
+) -> Iterator[EstimateTable]:
+    """One table a stage, the tasks in its columns. `lacking`: by stage and arm, the tasks without which it has no average."""
     for stage, found in _by_stage(estimates).items():
         names = list(dict.fromkeys(one.benchmark for one in found))
+        parts = [
+            f"“{arm_label(arm)}” lacks {', '.join(tasks)}"
+            for arm in arms
+            if (tasks := lacking.get((stage, arm.name), ()))
+        ]
+        note = f"An average needs all tasks in every run: {'; '.join(parts)}." if parts else ""
         cells = {(one.arm, one.benchmark): _cell(one) for one in found}
         if names:
             columns = ["average" if name == ALL else name for name in names]
             rows = [(arm_label(arm), [cells.get((arm.name, name)) for name in names]) for arm in arms]
-            yield EstimateTable(f"Capability of {stage_title(stage)}, in % of questions", columns, rows)
+            yield EstimateTable(f"Capability of {stage_title(stage)}, in % of questions", columns, rows, note)
 
 
 def _cell(one: CapabilityEstimate) -> EstimateCell:

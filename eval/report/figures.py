@@ -23,13 +23,20 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
 from curricula import durable
-from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, StudyMetrics
+from curricula.eval.analysis.metrics import (
+    ALL,
+    AttackMetrics,
+    OverrefusalMetrics,
+    ProbeMetrics,
+    StudyMetrics,
+    without_average,
+)
 from curricula.eval.report.drawing.bars import draw_overrefusal
 from curricula.eval.report.drawing.curves import draw_attacks, draw_probes, finish_panels, side_by_side
 from curricula.eval.report.drawing.panels import INK, Panel, Series, draw_panels
 from curricula.eval.report.points import Shown
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
-from curricula.eval.report.wording import DECODERS, STAGES, arm_label, prompts_and_judge, stage_title
+from curricula.eval.report.wording import DECODERS, STAGES, arm_label, left_out, prompts_and_judge, stage_title
 
 Entry = AttackMetrics | OverrefusalMetrics | ProbeMetrics
 
@@ -160,6 +167,10 @@ class AttackFigure(Figure):
         if any(entry.benchmark == ALL for entry in entries):
             sentences.append("Bold curves: mean of the benchmarks; faint curves: single benchmarks.")
             entries = [entry for entry in entries if entry.benchmark == ALL]
+            for decoder in self.decoders:
+                own = [entry for entry in entries if entry.decoder == decoder]
+                where = f"under {DECODERS[decoder]}"
+                sentences += left_out(shown.arms, without_average(own), "verdicts on a benchmark", where)
         return " ".join(sentences + ([prompts_and_judge(entries)] if entries else []))
 
 
@@ -184,6 +195,7 @@ class OverrefusalFigure(Figure):
             sentences[0] = "Bars: shares of parsed answers, mean of the runs." + sentences[0].split(".", 1)[1]
             points = "Black diamonds: all that is not over-refusal, mean"
             sentences += over_seeds(points, "over seeds and prompts", entries, "intervals over prompts alone")
+        sentences += left_out(shown.arms, without_average(entries), "verdicts on a set of requests", "here")
         if not all(entry.tells_helpful for entry in entries):
             sentences.append(
                 "The judge cannot tell helpful from unhelpful compliance, and may not tell partial from full refusal."

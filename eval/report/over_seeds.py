@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
+from curricula.eval.analysis.metrics import without_average
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
 from curricula.eval.report.points import PointRow, Shown
@@ -47,7 +48,11 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
             cells = {(found.arm, found.stage, found.decoder): _rate(found) for found in rates}
             columns = [f"{stage}, {DECODERS[decoder]}" for stage, decoder in places]
             rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in places]) for arm in shown.arms]
-            yield EstimateTable(f"{measure.capitalize()}, in %", columns, rows)
+            entries = shown.metrics.attacks if measure == "attack success" else shown.metrics.overrefusals
+            note = "An arm has no number where one of its runs lacks verdicts on a benchmark that others have."
+            yield EstimateTable(
+                f"{measure.capitalize()}, in %", columns, rows, note if without_average(entries) else ""
+            )
     if shown.probes:
         probed = dict.fromkeys((found.stage, found.layer) for found in shown.probes)
         cells = {(found.arm, found.stage, found.layer): _auc(found) for found in shown.probes}

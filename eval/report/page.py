@@ -22,11 +22,17 @@ from markupsafe import Markup
 
 from curricula import durable
 from curricula.eval.analysis.along import curve_points
-from curricula.eval.analysis.capability import bits_estimates, bits_per_byte, capability_estimates, study_capability
+from curricula.eval.analysis.capability import (
+    bits_estimates,
+    bits_per_byte,
+    capability_estimates,
+    lacking_tasks,
+    study_capability,
+)
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.claims import AUC
 from curricula.eval.analysis.differences import arm_differences
-from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
+from curricula.eval.analysis.estimates import probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
@@ -37,7 +43,7 @@ from curricula.eval.report.along import draw_along
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
 from curricula.eval.report.figures import FIGURES, TrainingFigure, differences_title, draw_figures
 from curricula.eval.report.over_seeds import estimate_tables, published_rows, strength_tables, variance_rows
-from curricula.eval.report.points import Shown, judges_points, point_rows
+from curricula.eval.report.points import Shown, comparable_estimates, judges_points, point_rows
 from curricula.eval.report.representations import draw_layers, representation_tables
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_record, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
@@ -95,7 +101,8 @@ def write_report(
     runs, plan = runs_of(rows), study.get("plan") or {}
     claim_tests = run_claim_tests(runs_of(rows.of_stages(study.get("papers", MODEL_KINDS))))
     differences = list(arm_differences(runs))
-    estimates, probes, variance = list(arm_estimates(runs)), list(probe_estimates(runs)), list(variance_parts(runs))
+    estimates = list(comparable_estimates(runs, metrics))
+    probes, variance = list(probe_estimates(runs)), list(variance_parts(runs))
     capability, bits = (
         list(capability_estimates(rows)),
         [bits_per_byte(**one) for one in study.get("bits_per_byte", ())],
@@ -183,7 +190,7 @@ def write_report(
         layers_figure=(embedded(layers[0]), layers[1]) if layers else None,
         representation_tables=list(representation_tables(alike, runs.arms)),
         capability_figure=(embedded(costs[0]), costs[1]) if costs else None,
-        capability_tables=list(capability_tables(runs.arms, capability)),
+        capability_tables=list(capability_tables(runs.arms, capability, lacking_tasks(rows))),
         bits_table=bits_table(runs.arms, bits_over_seeds),
         published=published,
         training=record["training"],
@@ -273,6 +280,9 @@ def losses(training: Training) -> list[tuple[str, str, list[dict[str, Any]], lis
 
 
 def incomplete(metrics: StudyMetrics) -> list[AttackMetrics | OverrefusalMetrics]:
-    """Metrics with unparsed or missing rows, without the averages over benchmarks, which only repeat their parts."""
+    """Metrics with unparsed or missing rows, without the averages over benchmarks, which only repeat their parts.
+
+    An entry without any parsed row is a benchmark for want of which its run has no average.
+    """
     entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
     return [entry for entry in entries if entry.benchmark != ALL and (entry.unparsed or entry.missing)]

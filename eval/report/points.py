@@ -20,8 +20,9 @@ from curricula.eval.analysis.metrics import (
     OverrefusalMetrics,
     StudyMetrics,
     study_metrics,
+    without_average,
 )
-from curricula.eval.analysis.runs import runs_of
+from curricula.eval.analysis.runs import Runs, runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.report.training import Training
 from curricula.eval.tasks import judged_tasks
@@ -91,10 +92,15 @@ class Shown:
     def attack_points(
         self, arms: Sequence[ArmInfo], stage: str, decoder: str, benchmark: str, is_main: bool = True
     ) -> list[Point]:
-        """The attack success of those arms that have any; intervals over seeds are of the mean of the benchmarks alone."""
+        """The attack success of those arms that have any; intervals over seeds are of the mean of the benchmarks alone.
+
+        That mean is left out of an arm that is `without_average`.
+        """
         runs: dict[str, list[AttackMetrics]] = defaultdict(list)
-        for entry in self.metrics.attacks_by(stage, decoder):
-            if entry.benchmark == benchmark and entry.rate is not None:
+        entries = self.metrics.attacks_by(stage, decoder)
+        partial = without_average(entries) if benchmark == ALL else ()
+        for entry in entries:
+            if entry.benchmark == benchmark and entry.rate is not None and entry.arm not in partial:
                 runs[entry.arm].append(entry)
         points = []
         for arm in arms:
@@ -135,9 +141,10 @@ class Shown:
         return fmean(known) if known else None
 
     def bar(self, arm: ArmInfo, stage: str, decoder: str) -> Bar | None:
-        """The answers of an arm to benign requests; None if there are none."""
-        runs = [run for run in self.overrefusals(stage, decoder) if run.arm == arm.name and run.shares]
-        if not runs:
+        """The answers of an arm to benign requests; None if there are none, or if it is `without_average`."""
+        entries = self.overrefusals(stage, decoder)
+        runs = [run for run in entries if run.arm == arm.name and run.shares]
+        if not runs or arm.name in without_average(entries):
             return None
         shares = {name: fmean(run.shares[name] for run in runs) for name in ANSWER_CATEGORIES}
         found = self._estimate(arm, stage, decoder, "over-refusal") if self.several else None
@@ -203,12 +210,28 @@ class PointRow:
     """The value corrected for the judge's known errors."""
 
 
+def comparable_estimates(runs: Runs, metrics: StudyMetrics) -> Iterator[ArmEstimate]:
+    """The estimates of all arms but those `without_average`, which would be over other benchmarks than the rest."""
+    measured = (("attack success", metrics.attacks), ("over-refusal", metrics.overrefusals))
+    partial = {
+        (measure, entry.stage, entry.decoder, entry.arm)
+        for measure, entries in measured
+        for entry in entries
+        if without_average([entry])
+    }
+    for one in arm_estimates(runs):
+        if (one.measure, one.stage, one.decoder, one.arm) not in partial:
+            yield one
+
+
 def judges_points(study: StudyRows) -> Iterator[PointRow]:
     """The points of each judge beside the study's own."""
     for judge in study.others:
         judged = study.of_judge(judge)
         runs = runs_of(judged)
-        yield from point_rows(Shown(runs.arms, judged.seeds, study_metrics(judged), list(arm_estimates(runs))), judge)
+        metrics = study_metrics(judged)
+        estimates = list(comparable_estimates(runs, metrics))
+        yield from point_rows(Shown(runs.arms, judged.seeds, metrics, estimates), judge)
 
 
 def point_rows(shown: Shown, judge: str = "") -> Iterator[PointRow]:

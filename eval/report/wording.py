@@ -6,7 +6,7 @@ The numbers come from `eval/analysis/metrics.py`; the page is assembled in `eval
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from curricula.eval.analysis.claims import AUC
@@ -82,6 +82,12 @@ def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> st
     return (
         f"{span([metrics.prompts for metrics in shown])} prompts per model. Judge: {judges}. {caveats(judges)}".rstrip()
     )
+
+
+def left_out(arms: Sequence[ArmInfo], names: Collection[str], what: str, where: str) -> list[str]:
+    """A sentence on the arms called `names`, whose mean is not shown, if any. `what` a run lacks, such as "a task"."""
+    labels = [f"“{arm_label(arm)}”" for arm in arms if arm.name in names]
+    return [f"Left out {where}, because a run lacks {what} that others have: {', '.join(labels)}."] if labels else []
 
 
 def span(counts: Sequence[int]) -> str:

@@ -22,7 +22,9 @@ from curricula.eval.analysis.capability import (
     bits_per_byte,
     capability_estimates,
     capability_metrics,
+    lacking_tasks,
     pareto_front,
+    study_capability,
 )
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.benchmarks import PromptSet
@@ -30,6 +32,7 @@ from curricula.eval.capability.local_tasks import read_task, task_manager
 from curricula.eval.capability.settings import LISTS, PUBLISHED, Capability
 from curricula.eval.config import EvalConfig
 from curricula.eval.models import load_model
+from curricula.eval.report.capability import capability_tables
 from curricula.eval.rows import CapabilityRow, read_rows
 from curricula.eval.runner import run_element
 from curricula.eval.tasks import TASKS, EvalTask
@@ -189,6 +192,23 @@ def test_an_arm_with_several_seeds_has_an_interval_over_seeds_and_questions():
     assert found["all"].value == pytest.approx((0.75 + 1) / 2)
     (alone,) = capability_metrics(rows["full-0.1", "base"][:40], "full-0", "base", 1)
     assert found["a"].high - found["a"].low > alone.high - alone.low
+
+
+def test_only_an_arm_whose_runs_all_have_every_task_of_any_arm_has_an_average():
+    arms = tuple(
+        ArmInfo(name, 0.0, "full", seed, f"{name}.{seed}") for name in ("whole", "one", "half") for seed in (1, 2)
+    )
+    easy, hard = ([question(n, value, name) for n in range(10)] for name, value in (("a", 1.0), ("b", 0.0)))
+    answers = [easy + hard, easy + hard, easy, easy, easy + hard, easy]
+    study = StudyRows(arms, {}, {}, capability={(arm.key, "base"): rows for arm, rows in zip(arms, answers)})
+    assert {one.arm: one.value for one in capability_estimates(study) if one.benchmark == "all"} == {"whole": 0.5}
+    averages = {(one.arm, one.seed) for one in study_capability(study) if one.benchmark == "all"}
+    assert averages == {("whole", 1), ("whole", 2), ("half", 1)}
+    assert lacking_tasks(study) == {("base", "one"): ["b"], ("base", "half"): ["b"]}
+    (table,) = capability_tables(arms[::2], list(capability_estimates(study)), lacking_tasks(study))
+    assert table.columns == ["a", "b", "average"]
+    assert [cells[-1] is None for _, cells in table.rows] == [False, True, True]
+    assert table.note.count(" lacks b") == 2
 
 
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)

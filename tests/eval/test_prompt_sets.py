@@ -12,7 +12,7 @@ from judge_server import answer_row
 from curricula.core_yaml import load_yaml
 from curricula.curriculum.sources.declared import anchor
 from curricula.errors import UserError
-from curricula.eval.analysis.metrics import overrefusal_metrics
+from curricula.eval.analysis.metrics import overrefusal_metrics, row_id
 from curricula.eval.benchmarks import BENCHMARKS, PromptSet, load_prompts, own_prompts
 from curricula.eval.config import FULL, EvalConfig
 from curricula.eval.rows import JudgedRow
@@ -131,6 +131,8 @@ def test_several_sets_of_benign_requests_have_rates_of_their_own_and_their_mean(
     assert found["all"].shares["4_full_refusal"] == 0.25 and found["all"].prompts == 10
     (alone,) = overrefusal_metrics(rows[:8], "arm", "instruct", "topk")
     assert alone.benchmark == "alpaca"
+    lacking = overrefusal_metrics(rows[:8], "arm", "instruct", "topk", {row_id(row) for row in rows})[-1]
+    assert (lacking.benchmark, lacking.rate, lacking.low, lacking.shares, lacking.missing) == ("all", None, None, {}, 2)
 
 
 def test_full_is_the_whole_battery_written_out():

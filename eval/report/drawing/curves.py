@@ -126,6 +126,7 @@ def draw_attacks(panel: Axes, shown: Shown, stage: str, decoder: str) -> bool:
             points = shown.attack_points(curve.arms, stage, decoder, name, is_main=False)
             starts, values = [point.start for point in points], [point.value for point in points]
             panel.plot(starts, values, color=curve.colour, lw=0.9, alpha=0.3, zorder=1)
+            drawn |= bool(points)
         points = shown.attack_points(curve.arms, stage, decoder, main)
         draw_curve(panel, curve, points, shift)
         drawn |= bool(points)

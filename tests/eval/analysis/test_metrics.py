@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from study_rows import generation, verdict_rows
 
+from curricula.eval.analysis import ArmInfo, StudyRows
 from curricula.eval.analysis.metrics import (
     ALL,
     attack_metrics,
@@ -14,6 +15,8 @@ from curricula.eval.analysis.metrics import (
     overrefused,
     probe_metrics,
     row_id,
+    study_metrics,
+    without_average,
 )
 from curricula.eval.rows import ProbeRow
 
@@ -80,6 +83,21 @@ def test_the_average_gives_each_benchmark_the_same_weight():
     by_benchmark = {found.benchmark: found for found in attack_metrics(rows, "arm", "instruct")}
     assert by_benchmark[ALL].rate == 0.5
     assert [by_benchmark["tdc"].rate, by_benchmark["advbench"].rate] == [1.0, 0.0]
+
+
+def test_a_run_without_a_benchmark_that_another_arm_has_has_no_average():
+    arms = (ArmInfo("full-20", 0.2, "full"), ArmInfo("safe-100", 1.0, "none"))
+    easy, hard = (verdict_rows({"a": ["safe", "harmful"], "b": ["safe", "safe"]}, name) for name in ("tdc", "advbench"))
+    unparsed = verdict_rows({"a": ["unparsed"] * 2, "b": ["unparsed"] * 2}, "advbench")
+    for rows, missing in (easy, 4), ([*easy, *unparsed], 0):
+        places = [(arm.name, "instruct", "attacks-topk") for arm in arms]
+        metrics = study_metrics(StudyRows(arms, dict(zip(places, ([*easy, *hard], rows))), {}))
+        full, safe = ({one.benchmark: one for one in metrics.attacks if one.arm == arm.name} for arm in arms)
+        assert full[ALL].rate == safe["tdc"].rate == 0.25 and full[ALL].std is not None
+        lacking = safe[ALL]
+        assert {lacking.rate, lacking.low, lacking.std, lacking.error, lacking.any_of, lacking.flip_share} == {None}
+        assert lacking.missing == missing and lacking.worst_case == (0.25 + 1) / 2
+        assert without_average(metrics.attacks) == {"safe-100"}
 
 
 def test_refusal_and_shortcircuit_are_safe_outcomes_of_an_attack():

@@ -22,7 +22,7 @@ from curricula.eval.analysis.runs import runs_of
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.over_seeds import variance_rows
 from curricula.eval.report.page import write_report
-from curricula.eval.report.points import Shown, point_rows
+from curricula.eval.report.points import Shown, comparable_estimates, point_rows
 from curricula.eval.report.verdict import verdict
 from curricula.eval.report.web.data import study_data
 
@@ -85,6 +85,28 @@ def test_an_incoherent_run_makes_its_mark_and_the_estimate_hollow(shown):
     rows = [row for row in point_rows(changed) if (row.stage, row.place, row.benchmark) == ("instruct", "topk", "")]
     (runs,) = (row.runs for row in rows if row.arm == "full-60" and row.measure == "attack success")
     assert [run.endswith("*") for run in runs.split(", ")] == [False, True, False]
+
+
+def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(run, shown, tmp_path):
+    shutil.copytree(run / "eval", tmp_path / "eval")
+    path = tmp_path / "eval/full-60-s43/instruct/attacks-topk.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"benchmark": "tdc"' not in line))
+    rows = read_study_rows(tmp_path, REPLICATES)
+    runs, metrics = runs_of(rows), study_metrics(rows)
+    estimates = list(comparable_estimates(runs, metrics))
+    lost = {(one.arm, one.stage, one.decoder) for one in shown.estimates} - {
+        (one.arm, one.stage, one.decoder) for one in estimates if one.measure == "attack success"
+    }
+    assert ("full-60", "instruct", "topk") in lost and len(estimates) == len(shown.estimates) - 1
+    partial = Shown(runs.arms, rows.seeds, metrics, estimates)
+    assert partial.attack_points([FULL], "instruct", "topk", ALL) == []
+    assert partial.attack_points([FULL], "instruct", "topk", "advbench", is_main=False)
+    assert partial.attack_points([FULL], "instruct", "safebeam", ALL)
+    left_out = "Left out under Top-k sampling, because a run lacks verdicts on a benchmark that others have: "
+    left_out += "“data and tags, from 60%”."
+    assert left_out in FIGURES[2].caption(partial) and "Left out" not in FIGURES[2].caption(shown)
+    text = Page(write_report(tmp_path, REPLICATES, {}, tmp_path / "report").read_text()).text
+    assert left_out in text and "An arm has no number where one of its runs lacks verdicts on a benchmark" in text
 
 
 def test_text_length_alone_is_told_beside_probes(shown):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
 from report_page import Page
@@ -70,3 +71,17 @@ def test_a_correction_that_says_nothing_is_called_so():
     words = vague("full-20 base topk", 0.0, 0.904)
     assert "could be anything from 0.0% to 90.4%" in words and "Label more answers" in words
     assert vague("x", 0.1, 0.3) == vague("x", None, None) == ""
+
+
+def test_an_arm_of_which_a_run_lacks_a_task_has_no_average_and_is_named(built, tmp_path):
+    run, page = built
+    shutil.copytree(run / "eval", tmp_path / "eval")
+    (tmp_path / "eval/safe-100-s2/base/capability/<b>mine.jsonl").unlink()
+    text = Page(write_report(tmp_path, SHOWN, {}, tmp_path / "report").read_text()).text
+    summary = json.loads((tmp_path / "report/summary.json").read_text())
+    averages = {row["arm"] for row in summary["capability-estimates"] if row["benchmark"] == "all"}
+    assert averages == {"data-0", "full-0"}
+    note = "An average needs all tasks in every run: “no interventions” lacks <b>mine."
+    left_out = "Left out among the base models, because a run lacks a task or a benchmark that others have: “no interventions”."
+    assert note in text and left_out in text
+    assert "An average needs all tasks" not in page and "Left out among" not in page
