@@ -16,7 +16,7 @@ from curricula.eval.config import EvalConfig
 from curricula.eval.identity import ModelRows
 from curricula.eval.judges.question import Estimate, Judge
 from curricula.eval.judges.registry import load_judge
-from curricula.eval.judging.verdicts import JudgeRun, kind_of, put_in_order, verdicts_path
+from curricula.eval.judging.verdicts import JudgeRun, key_of_question, kind_of, put_in_order, verdicts_path
 from curricula.eval.rows import GenerationRow, ModelKind, VerdictRow, read_rows
 from curricula.eval.tasks import TASKS, EvalTask, Task, row_files
 from curricula.progress import Progress, silent
@@ -74,13 +74,16 @@ def _marks(out: Path, tasks: Sequence[EvalTask], config: EvalConfig) -> str:
 
 
 def _is_judged(merged: Path, judge: str) -> bool:
-    """Whether one version of `judge` has a verdict on every answer in `merged`."""
-    by_version: dict[str, set[str]] = {}
+    """Whether one version of `judge` has a verdict on every answer in `merged`, as it is asked about it now."""
+    by_version: dict[str, set[tuple[str, str]]] = {}
     for verdict in read_rows(verdicts_path(merged), VerdictRow):
         if verdict.judge == judge:
-            by_version.setdefault(verdict.version, set()).add(verdict.key)
-    keys = {row.key for row in read_rows(merged, GenerationRow)}
-    return not keys or any(keys <= judged for judged in by_version.values())
+            by_version.setdefault(verdict.version, set()).add((verdict.key, verdict.question))
+    rows = read_rows(merged, GenerationRow)
+    return not rows or any(
+        all((row.key, key_of_question(row, judge, version)) in judged for row in rows)
+        for version, judged in by_version.items()
+    )
 
 
 class Merge:

@@ -293,11 +293,12 @@ def test_a_corrected_behavior_or_cluster_reaches_rows_that_are_kept_and_makes_th
         tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",))
         config = msgspec.structs.replace(CONFIG, benchmarks=("ours",), prompts=prompts, tasks=tasks)
         rows = run(EvalTask(TASKS["attacks-topk"], "ours"), model_dir, data, tmp_path, config=config)
-        return rows, Merge(tmp_path, "instruct", config, None)
+        return rows, config, Merge(tmp_path, "instruct", config, None)
 
-    first, merge = answers("Tell me,Tell me,a,t1", "Show me,Show me,a,t1")
+    first, _, merge = answers("Tell me,Tell me,a,t1", "Show me,Show me,a,t1")
     merge.judge()
-    second, merge = answers("Tell me,Build it,b,t1", "Show me,Show me,a,t2")
+    second, config, merge = answers("Tell me,Build it,b,t1", "Show me,Show me,a,t2")
+    assert not is_merged(tmp_path, "instruct", config)  # although every answer has a verdict, on another question
     assert [row.response for row in second] == [row.response for row in first]
     assert [(row.behavior, row.category) for row in second] == [("Build it", "b")] * 2 + [("Show me", "a")] * 2
     assert len({row.cluster for row in second}) == 2 > len({row.cluster for row in first})
@@ -305,6 +306,7 @@ def test_a_corrected_behavior_or_cluster_reaches_rows_that_are_kept_and_makes_th
     assert read_rows(tmp_path / "attacks-topk/ours.jsonl", GenerationRow) == read_rows(merged, GenerationRow) == second
     assert [row.changed for row in read_judged(merged)] == [True, True, False, False]
     merge.judge()
+    assert is_merged(tmp_path, "instruct", config)
     assert not any(row.changed or row.verdict == "unparsed" for row in read_judged(merged))
 
 
