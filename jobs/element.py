@@ -8,6 +8,7 @@ again does nothing unless something it read has been made again since; an interr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -144,14 +146,21 @@ def _rank() -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the element and return the exit code; errors go to standard error."""
+    """Run the element and return the exit code; errors go to standard error.
+
+    After an error under NCCL this does not return but ends the process (see `group_until_end` of
+    curricula.model.runtime.distributed).
+    """
     if len(arguments) != 3:
         print(__doc__, file=sys.stderr)
         return 2
     root, job_name, label = arguments
     note(f"{job_name}/{label}, rank {_rank()} on {socket.gethostname()}, process {os.getpid()}")
     with guarded_output():  # to the log
-        return _exit_code(Path(root), job_name, label)
+        code = _exit_code(Path(root), job_name, label)
+        if _has_process_group():
+            _leave(code)
+        return code
 
 
 def _exit_code(root: Path, job_name: str, label: str) -> int:
@@ -169,6 +178,21 @@ def _exit_code(root: Path, job_name: str, label: str) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _has_process_group() -> bool:
+    group = sys.modules.get("torch.distributed")
+    return group is not None and group.is_available() and group.is_initialized()
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process at once. On a usual end NCCL would first wait for processes that wait for this one; when it is gone,
+    srun or torchrun ends them."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def train(
 
     Raises UserError when a checkpoint or the data cannot be used or the loss is not a number, UsageError when the job
     contradicts itself, `PeerLost` when another process ended, and `Interrupted` when a signal asked for a stop, after saving
-    the state. A process that hangs is ended with status `HANG_EXIT_CODE` of `curricula.model.runtime.stopping`.
+    the state. A process that hangs is ended with status `HANG_EXIT_CODE` of `curricula.model.runtime.stopping`. After an error
+    under NCCL the process group is still there if it has several processes (see `group_until_end`): leave by `os._exit`.
     """
     watchdog = Watchdog(job.execution.hang_minutes)
     with (

@@ -188,6 +188,8 @@ def _measure(decide: _Judge, ranks: Ranks, nodes: Sequence[str], settings: Prefl
     import torch
     import torch.distributed as dist
 
+    from curricula.model.runtime.distributed import group_until_end
+
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
@@ -201,16 +203,14 @@ def _measure(decide: _Judge, ranks: Ranks, nodes: Sequence[str], settings: Prefl
         world_size=ranks.size,
         timeout=datetime.timedelta(seconds=settings.patience_s),
     )
-    try:
+    with group_until_end():
         speed, floor = _bus_bandwidth(message, None), settings.min_bandwidth_gb_s
         places = list(dict.fromkeys(nodes))
         verdict = decide("measured", lambda: _judge_speed(speed, floor, places))
         if verdict.find_pair and floor is not None:
             slow = _slow_pairs(message, nodes, floor, decide.rendezvous)
             decide("pairs", lambda: _blame(places, slow, speed, floor))
-        return speed
-    finally:
-        dist.destroy_process_group()
+    return speed
 
 
 def _bus_bandwidth(message: torch.Tensor, group: ProcessGroup | None) -> float:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from curricula.errors import UsageError
 from curricula.model.megatron import model_parallel_cuda_manual_seed, parallel_state
 from curricula.model.runtime.cpu import CpuAsCuda, cuda_functions_on_cpu
+from curricula.model.runtime.stopping import Interrupted
 
 T = TypeVar("T")
 
@@ -147,7 +148,7 @@ def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0, ranks: Rank
         if not on_gpu:
             stack.enter_context(cuda_functions_on_cpu())
         _join(ranks, "nccl" if on_gpu else "gloo", datetime.timedelta(minutes=timeout_minutes))
-        stack.callback(dist.destroy_process_group)
+        stack.enter_context(group_until_end())
         stack.enter_context(_parallel_state(tensor_parallel, timeout_minutes))
         yield _describe(ranks, device, tensor_parallel)
 
@@ -158,6 +159,23 @@ def _join(ranks: Ranks, backend: str, timeout: datetime.timedelta) -> None:
     else:
         address = f"tcp://{ranks.master}"
         dist.init_process_group(backend, init_method=address, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
+
+
+@contextlib.contextmanager
+def group_until_end() -> Iterator[None]:
+    """Destroy the process group at the block's end; after an error under NCCL leave it, unless this process is alone.
+
+    Destroying it waits there for all that was begun on the GPU, and the others may be waiting for this process in a
+    collective: none would ever end, nor say why. `curricula.jobs.element` ends a process that is left with its group.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # All processes agree on an interrupt between two steps, so none waits for another.
+        if dist.get_backend() != "nccl" or dist.get_world_size() == 1 or isinstance(error, Interrupted):
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager

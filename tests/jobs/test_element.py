@@ -1,4 +1,4 @@
-"""An element's marks when another process has taken the element over meanwhile."""
+"""An element's marks, and how its process ends."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ import pytest
 from run_folders import new_run
 
 from curricula.durable import read_json
+from curricula.errors import UserError
 from curricula.fencing import Superseded
 from curricula.jobs.element import main, run_element
 from curricula.jobs.stages import STAGES
@@ -15,6 +16,20 @@ KEY = ("prepare", "prepare")
 TAKE_OVER = """
 import sys; from pathlib import Path; from curricula.fencing import generation
 with generation(Path(sys.argv[1])): pass
+"""
+LEFT_WITH_ITS_GROUP = """
+import atexit, sys, torch.distributed as dist
+from curricula.errors import UserError
+from curricula.jobs.element import main
+from curricula.jobs.stages import STAGES
+
+def fail(*_):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    raise UserError("the shard is gone")
+
+type(STAGES["prepare"]).run = fail
+atexit.register(print, "a library waits for other processes")
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -40,3 +55,13 @@ def test_the_mark_of_an_element_names_its_start(tmp_path, monkeypatch):
         run_element(run.root, *KEY)
         assert read_json(run.element(*KEY) / "done.json")["generation"] == number
         (run.element(*KEY) / "done.json").unlink()
+
+
+def test_a_process_that_is_left_with_its_group_notes_the_error_and_waits_for_no_library(tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    command = [sys.executable, "-c", LEFT_WITH_ITS_GROUP, str(run.root), *KEY]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == UserError.exit_code and "curricula: the shard is gone" in ended.stderr
+    assert ended.stdout == ""
+    failure = read_json(run.element(*KEY) / "failed.json")
+    assert failure["error"] == "the shard is gone" and failure["final"]

@@ -40,6 +40,8 @@ class WatchedBatches(RandomBatches):
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif fault["kind"] == "asked to stop":
                 os.kill(os.getpid(), getattr(signal, fault["signal"]))
+            elif fault["kind"] == "error":
+                raise UserError("the shard is gone")
         if fault.get("kind") == "slow":
             time.sleep(fault["seconds"])
         return super().rows(step, start, stop)
@@ -73,6 +75,9 @@ if __name__ == "__main__":
         checkpoint_folder.point_at = lambda folder: kill_myself() if folder.name == fault["folder"] else moved(folder)
     if fault.get("kind") == "full disk":
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 1024, resource.RLIM_INFINITY))
+    if asked.get("like_nccl"):  # there an end waits for collectives, which wait for the process that failed
+        torch.distributed.get_backend = lambda group=None: "nccl"
+        torch.distributed.destroy_process_group = lambda group=None: time.sleep(3600)
     if asked.get("compare_every_step"):
         stragglers.INTERVAL_S = 0.0
         logging.basicConfig(level=logging.INFO)

@@ -23,7 +23,7 @@ CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "preflight_ranks"]
 def preflights(
     root: Path, port: int, nodes: list[str], settings: Preflight, *, job: str = "pretrain-20", label: str = "full-20",
     absent: tuple[int, ...] = (), skew_s: dict[int, float] | None = None, slow: tuple[str, ...] = (),
-    blind: tuple[str, ...] = (), path: str = "",
+    blind: tuple[str, ...] = (), path: str = "", like_nccl: bool = False,
 ) -> list[tuple]:  # fmt: skip
     """The outcome in each process: ("fit",), ("unfit", nodes, sentence) or ("error", sentence)."""
     answers = CONTEXT.Queue()
@@ -49,6 +49,7 @@ def preflights(
             node in slow,
             node in blind,
             path,
+            like_nccl,
         )
         children.append(CONTEXT.Process(target=_rank, args=(answers, *arguments)))
         children[-1].start()
@@ -59,7 +60,7 @@ def preflights(
     return [outcomes[rank] for rank in sorted(outcomes)]
 
 
-def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_slow, is_blind, path) -> None:
+def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_slow, is_blind, path, like_nccl) -> None:
     import torch
     import torch.distributed as dist
 
@@ -80,8 +81,12 @@ def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_sl
         if is_blind
         else nullcontext()
     )
+    hanging = patch.multiple(
+        "torch.distributed", get_backend=lambda *_: "nccl", destroy_process_group=lambda *_: time.sleep(3600)
+    )  # where one process failed, the end of NCCL's group waits for ever
     with (
         sight,
+        hanging if like_nccl else nullcontext(),
         patch("curricula.jobs.preflight.preflight.time.time", lambda: true_time() + skew_s),
         patch("torch.distributed.all_reduce", slow_reduce),
     ):

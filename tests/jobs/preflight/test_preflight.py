@@ -86,8 +86,10 @@ def test_the_slow_node_among_four_is_found_by_pairs(run, free_port):
     assert "either neighbour is below the floor of 0.02 GB/s" in outcomes[0][2]
 
 
-def test_a_slow_fabric_is_nobodys_fault_and_excludes_nobody(run, free_port):
-    outcomes = preflights(run.root, free_port, ["a", "b"], Preflight(min_bandwidth_gb_s=1e6))
+@pytest.mark.parametrize("like_nccl", [False, True], ids=["gloo", "like NCCL"])
+def test_a_slow_fabric_is_nobodys_fault_and_excludes_nobody(run, free_port, like_nccl):
+    settings = Preflight(min_bandwidth_gb_s=1e6)
+    outcomes = preflights(run.root, free_port, ["a", "b"], settings, like_nccl=like_nccl)
     assert {outcome[0] for outcome in outcomes} == {"error"}
     assert "below the floor of 1e+06, between a and b" in outcomes[0][1] and bad_nodes(run) == []
 

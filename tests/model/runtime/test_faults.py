@@ -104,6 +104,15 @@ def test_when_one_rank_is_killed_in_a_step_the_others_end_and_nothing_is_lost(tm
     assert_finishes_undisturbed(tmp_path, undisturbed, exactly=False)
 
 
+def test_a_rank_with_an_error_says_so_and_ends_although_nccl_would_wait_for_the_others(tmp_path, free_port):
+    fault = {"kind": "error", "rank": 1, "step": 7}
+    (other, _), (failed, said) = ended(
+        start(tmp_path, 2, free_port, fault=fault, like_nccl=True, job={"micro_batch": 4})
+    )
+    assert failed == UserError.exit_code and "the shard is gone" in said
+    assert other == PeerLost.exit_code
+
+
 @pytest.mark.parametrize(
     ("fault", "saved"),
     [
