@@ -22,7 +22,7 @@ import math
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 import torch
@@ -103,6 +103,19 @@ def _settled_heap() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+class Agreed(NamedTuple):
+    """What all processes know at the end of a step, as soon as one of them does."""
+
+    stop: bool
+    """A signal asked for it."""
+    writing: bool
+    """Some file of the save that was begun is still being written."""
+    overdue: bool
+    """The last save began longer ago than `save_interval_minutes`."""
+    comparing: bool
+    """It is time to look for stragglers."""
 
 
 class Trainer:
@@ -229,16 +242,18 @@ class Trainer:
     def advance(self, progress: Progress) -> None:
         """One step with everything around it: validation before, report and save after."""
         self._validate_if_due()
-        row = self._train_step()
+        row, agreed = self._train_step()
         if self.reports:
             self.reports.step(row)
             slow = {"straggler": self.stragglers.named} if self.stragglers.named else {}
             progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"], **slow)
+        if agreed.comparing:
+            self.stragglers.compare()
         with self.save_stall:
-            self._save_if_due()
+            self._save_if_due(agreed)
 
-    def _train_step(self) -> dict[str, Any]:
-        """One optimizer step; returns its metrics."""
+    def _train_step(self) -> tuple[dict[str, Any], Agreed]:
+        """One optimizer step; returns its metrics, and what the processes agree on at its end."""
         began = time.perf_counter()
         config = self.job.config
         lr = learning_rate(self.step, self.batches.total_steps, config.optimizer, config.schedule)
@@ -255,9 +270,10 @@ class Trainer:
         grad_norm, skipped = self._update(loss)
         description = self.batches.describe(self.step)
         self.step += 1
+        agreed = self._agree()  # on several GPUs this waits for the update of the weights, which was only launched
         seconds = time.perf_counter() - began
         self.watchdog.step_ended(self.step, seconds)
-        return {
+        row = {
             "step": self.step,
             "loss": loss,
             "lr": lr,
@@ -270,6 +286,7 @@ class Trainer:
             )
             | self.stragglers.take_statistics(),
         }
+        return row, agreed
 
     def _update(self, loss: float) -> tuple[float, dict[str, Any]]:
         """Update the weights, unless the step is a spike; returns the gradient norm and what the metrics say of a skip."""
@@ -345,25 +362,24 @@ class Trainer:
         if self.reports:
             self.reports.validation(self.step, losses)
 
-    def _save_if_due(self) -> None:
-        """Between two steps: finish a save whose files are written, begin one that is due, stop if asked to.
-
-        The same agreement of all processes says when to look for stragglers.
-        """
-        config, last = self.job.config, self.step == self.stop_step
-        minutes = config.save_interval_minutes
-        stop, writing, overdue, comparing = self.parallel.any_of(
-            bool(self.stop),
-            self.saver.is_writing,
-            minutes is not None and time.monotonic() - self._saved_at > 60 * minutes,
-            self.parallel.is_main and self.stragglers.is_due,
+    def _agree(self) -> Agreed:
+        minutes = self.job.config.save_interval_minutes
+        return Agreed(
+            *self.parallel.any_of(
+                bool(self.stop),
+                self.saver.is_writing,
+                minutes is not None and time.monotonic() - self._saved_at > 60 * minutes,
+                self.parallel.is_main and self.stragglers.is_due,
+            )
         )
-        if comparing:
-            self.stragglers.compare()
-        if self.saver.is_unfinished and not writing:
+
+    def _save_if_due(self, agreed: Agreed) -> None:
+        """Between two steps: finish a save whose files are written, begin one that is due, stop if asked to."""
+        config, last = self.job.config, self.step == self.stop_step
+        if self.saver.is_unfinished and not agreed.writing:
             self._finish_save()
-        interrupted = stop and not last
-        due = overdue or self.step % config.save_interval_steps == 0 or self.step in self.job.keep_steps
+        interrupted = agreed.stop and not last
+        due = agreed.overdue or self.step % config.save_interval_steps == 0 or self.step in self.job.keep_steps
         if last or interrupted or due:
             self._save()
         if last or interrupted:

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from curricula.errors import UserError
 from curricula.model.checkpoints.folder import latest_checkpoint
 from curricula.model.config import OptimizerConfig, ScheduleConfig
 from curricula.model.runtime import Interrupted
+from curricula.model.runtime.distributed import Parallel
 from curricula.model.train import train
 
 CHILD = SUPPORT / "train_in_child.py"
@@ -98,17 +100,30 @@ def test_resume_after_sigkill_gives_the_same_metrics_bit_for_bit(tmp_path, whole
 
 @pytest.mark.parametrize("asked", [signal.SIGUSR2, signal.SIGTERM])
 def test_a_stop_signal_saves_at_the_step_boundary_and_training_goes_on_from_there(tmp_path, whole_run, asked):
-    def signal_at_4(done, total, **figures):
-        if done == 4:
+    def signal_in_step_4(done, total, **figures):
+        if done == 3:
             os.kill(os.getpid(), asked)
 
     handler = signal.getsignal(asked)
     with pytest.raises(Interrupted, match=f"{asked.name} at step 4 of 12"):
-        train(train_job(tmp_path), RandomBatches(), signal_at_4)
+        train(train_job(tmp_path), RandomBatches(), signal_in_step_4)
     assert signal.getsignal(asked) is handler
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000004\n"
     train(train_job(tmp_path), RandomBatches())
     assert numbers(tmp_path) == numbers(whole_run)
+
+
+def test_a_step_lasts_until_all_processes_have_updated_their_weights_and_only_saves_stall(tmp_path, monkeypatch):
+    agree = Parallel.any_of
+
+    def waiting(parallel, *flags):  # as for the update, which a GPU may not have done yet
+        time.sleep(0.05)
+        return agree(parallel, *flags)
+
+    monkeypatch.setattr(Parallel, "any_of", waiting)
+    train(train_job(tmp_path, stop_step=4), RandomBatches())
+    timings = [row["timing"] for row in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert all(timing["seconds"] >= 0.05 and timing["save_stall_s"] < 0.05 for timing in timings)
 
 
 def test_a_finished_run_is_left_as_it_is(whole_run):
