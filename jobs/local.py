@@ -193,6 +193,8 @@ def _first_look(root: Path, job: str, label: str) -> None:
 
 
 def _begin(root: Path, job: str, label: str) -> None:
+    # Here CUDA may be initialised, and only that tells whether the driver is new enough for it: NVML just counts cards.
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher sends SIGTERM
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -1,0 +1,32 @@
+"""What a forked element finds in its process."""
+
+import multiprocessing
+import os
+
+import pytest
+import torch
+
+from curricula.jobs import local
+from curricula.jobs.run import Run
+
+
+def _say_whether_there_is_cuda(root, answers):
+    local._begin(root, "prepare", "prepare")
+    answers.put(torch.cuda.is_available())
+
+
+@pytest.mark.parametrize("usable", [0, 1], ids=["old driver", "usable"])
+def test_an_element_uses_the_cards_that_cuda_can_use_not_those_that_nvml_counts(tmp_path, monkeypatch, usable):
+    monkeypatch.setattr(torch.cuda, "_is_compiled", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: 1)
+    monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", lambda: usable, raising=False)
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as `_forkserver` sets it
+    assert torch.cuda.is_available()
+    Run(tmp_path).element("prepare", "prepare").mkdir(parents=True)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    element = context.Process(target=_say_whether_there_is_cuda, args=(tmp_path, answers))
+    element.start()
+    element.join(timeout=60)
+    assert answers.get() is bool(usable)
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
