@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from typing import Any
@@ -22,6 +23,7 @@ def _not_compiled(function: Any = None, **options: Any) -> Any:
     return function if function is not None else lambda decorated: decorated
 
 
+_has_compiler_cache = "TORCHINDUCTOR_CACHE_DIR" in os.environ
 _without_compiler = (
     contextlib.nullcontext() if torch.cuda.is_available() else mock.patch.object(torch, "compile", _not_compiled)
 )
@@ -82,6 +84,10 @@ with warnings.catch_warnings(), _without_compiler:
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from megatron.core.transformer.transformer_config import TransformerConfig
     from megatron.core.transformer.transformer_layer import TransformerLayer
+
+# Loading the compiler makes torch write its default folder there, which would then look like the user's choice.
+if not _has_compiler_cache:
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
 
 # One optimizer for all backends: torch's fused AdamW. Where Transformer Engine is installed, Megatron-core would take its
 # FusedAdam instead, which is no faster (a prototype's step took 26 ms with either) and keeps its state in another form.

@@ -1,5 +1,8 @@
 """How torch's compiler is set up beside other processes."""
 
+import json
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -30,3 +33,36 @@ def test_what_a_site_says_about_compiling_stays(tmp_path, monkeypatch):
     share_compiler(tmp_path, processes=8, cores=64, environment=environment)
     assert environment["TRITON_CACHE_DIR"] == "/local/triton"
     assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == "2"
+
+
+FOLDERS = """
+import json, os, sys, torch
+from pathlib import Path
+from unittest import mock
+with mock.patch.object(torch.cuda, "is_available", lambda: True):  # Megatron-core then loads the compiler
+    import curricula.model.megatron
+assert "torch._inductor" in sys.modules
+from curricula.model.runtime.compiling import share_compiler
+share_compiler(Path(sys.argv[1]), processes=1, cores=1)
+from torch._inductor.codecache import FxGraphCache
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+torch.compile(lambda x: x + 1, backend="inductor")
+print(json.dumps([cache_dir(), FxGraphCache._get_tmp_dir()]))
+"""
+
+
+@pytest.mark.parametrize("chosen", [None, "of-the-site"])
+def test_what_importing_megatron_core_makes_torch_write_is_no_choice_of_the_site(tmp_path, chosen):
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    if chosen:
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / chosen)
+    ran = subprocess.run(
+        [sys.executable, "-c", FOLDERS, str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    folder = tmp_path / chosen if chosen else tmp_path / "run" / "inductor"
+    assert json.loads(ran.stdout.splitlines()[-1]) == [str(folder), str(folder / "fxgraph")]
