@@ -9,6 +9,7 @@ process, T the tokens of its micro-batch, h the hidden size, k the size of keys 
     activations  T x layers x what one layer keeps for its backward pass (`layer_bytes`)
     loss         2 T vocabulary (the logits, which become their gradient), or a layer's gradients if those are larger
     other        1.5 GiB for kernels' workspaces and what the allocator cannot use
+    nccl         2 GiB for NCCL's buffers where there are several GPUs: an estimate, not measured
 
 Within 3% of the peaks of SmolLM2-1.7B on an H100 with micro-batch 8 (in tests/model/test_memory.py), measured with a
 hand-written prototype of this step, not with this package.
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 OTHER = int(1.5 * GIB)
+NCCL = 2 * GIB
+"""NCCL allocates outside torch's allocator: each group that communicates has buffers of some MiB for each channel and peer,
+several hundred MiB together, and a step uses about four groups. An estimate, not measured."""
 TIGHT = 0.92
 """Share of the free memory above which the estimate's own error may decide."""
 
@@ -57,6 +61,7 @@ class MemoryEstimate:
     activations: int
     loss: int
     other: int = OTHER
+    nccl: int = 0
 
     @property
     def total(self) -> int:
@@ -84,6 +89,7 @@ def estimate(model: ModelConfig, layout: Layout) -> MemoryEstimate:
         optimizer=12 * parameters // layout.data_parallel,
         activations=tokens * per_token,
         loss=tokens * max(logits, layer_gradients),
+        nccl=NCCL if layout.data_parallel * layout.tensor_parallel > 1 else 0,
     )
 
 

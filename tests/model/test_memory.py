@@ -35,6 +35,12 @@ def test_weights_gradients_and_optimizer_take_18_bytes_a_parameter_and_the_optim
     assert among_32.activations == alone.activations
 
 
+@pytest.mark.parametrize("several", [{"data_parallel": 2}, {"tensor_parallel": 2}], ids=["data", "tensor"])
+def test_several_gpus_need_room_for_nccls_buffers(several):
+    assert estimate(BIG, ON_ONE).nccl == 0
+    assert estimate(BIG, dataclasses.replace(ON_ONE, **several)).nccl == 2 * GIB
+
+
 def test_micro_batch_16_fits_an_h100_once_the_optimizer_is_split_and_alone_with_recomputation():
     double = dataclasses.replace(ON_ONE, micro_batch=16)
     assert estimate(BIG, dataclasses.replace(double, data_parallel=8)).total < H100
