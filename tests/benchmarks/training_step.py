@@ -26,6 +26,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,20 +79,24 @@ SMOKE = (
 )
 
 
+def options() -> argparse.ArgumentParser:
+    asked = machine.parser(__doc__)
+    asked.add_argument("--out", type=Path, required=True, help="folder for the results")
+    asked.add_argument("--text", type=Path, default=os.environ.get("CURRICULA_DATA"), help="folder of real text")
+    asked.add_argument("--litgpt-python", default=sys.executable, help="interpreter of an environment with LitGPT")
+    asked.add_argument("--micro-batch", type=int, default=8, help="sequences")
+    asked.add_argument("--timed", type=int, default=5, help="timed steps of each variant")
+    asked.add_argument("--steps", type=int, default=300, help="steps of each variant's loss curve")
+    asked.add_argument("--only", help="variants whose names hold one of these, by commas")
+    asked.add_argument("--sweep", action="store_true", help="also over micro-batch and sequence length, by ours")
+    asked.add_argument("--smoke", action="store_true", help="a tiny model on the CPU, to try the program itself")
+    return asked
+
+
 def main() -> None:
     from curricula.model.config import PRESETS
 
-    options = machine.parser(__doc__)
-    options.add_argument("--out", type=Path, required=True, help="folder for the results")
-    options.add_argument("--text", type=Path, default=os.environ.get("CURRICULA_DATA"), help="folder of real text")
-    options.add_argument("--litgpt-python", default=sys.executable, help="interpreter of an environment with LitGPT")
-    options.add_argument("--micro-batch", type=int, default=8, help="sequences")
-    options.add_argument("--timed", type=int, default=5, help="timed steps of each variant")
-    options.add_argument("--steps", type=int, default=300, help="steps of each variant's loss curve")
-    options.add_argument("--only", help="variants whose names hold one of these, by commas")
-    options.add_argument("--sweep", action="store_true", help="also over micro-batch and sequence length, by ours")
-    options.add_argument("--smoke", action="store_true", help="a tiny model on the CPU, to try the program itself")
-    args = options.parse_args()
+    args = options().parse_args()
     if args.smoke:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         args.micro_batch, args.timed, args.steps = 2, 2, 4
@@ -100,6 +105,7 @@ def main() -> None:
     chosen = args.only.split(",") if args.only else [""]
     variants = [each for each in (SMOKE if args.smoke else FULL) if any(part in each.name for part in chosen)]
     args.out.mkdir(parents=True, exist_ok=True)
+    args.json = args.json or args.out / "results.json"
     about = machine.describe()
     with tempfile.TemporaryDirectory(dir=args.folder) as aside:
         weights, tokens = f"{aside}/weights.safetensors", Path(aside) / "tokens.npy"
@@ -107,14 +113,17 @@ def main() -> None:
         if any(each.is_peer and installed(each.needs, args.litgpt_python) for each in variants):
             machine.progress("initial weights")
             machine.fresh({"measure": "weights", "model": as_task(model), "out": weights})
-        rows = []
+        rows: list[dict[str, Any]] = []
+        swept: list[dict[str, Any]] = []
         for each in variants:
             rows.append(measured(each, model, args, str(tokens), weights, args.steps))
-        swept = sweep(model, args, tokens, weights) if args.sweep else []
+            machine.keep(args, about, [], rows)
+        for row in sweep(model, args, tokens, weights) if args.sweep else ():
+            swept.append(row)
+            machine.keep(args, about, [], rows + swept)
     tables = [main_table(rows, model, global_batch), *([sweep_table(swept, model)] if swept else [])]
     if any(row.get("kernel_milliseconds") for row in rows):
         tables.append(kernel_table(rows))
-    args.json = args.json or args.out / "results.json"
     machine.report(args, about, tables, [f"text: {text}", *loss_notes(rows)], rows + swept)
     write_text_table(args.out / "table.txt", tables)
     plot(rows, args.out / "losses.png")
@@ -165,30 +174,30 @@ def measured(
         return row | {"failed": "out of memory" if "out of memory" in str(error).lower() else said[:120]}
 
 
-def sweep(model: ModelConfig, args: argparse.Namespace, tokens: Path, weights: str) -> list[dict[str, Any]]:
+def sizes(model: ModelConfig, args: argparse.Namespace) -> dict[tuple[int, int], str]:
+    """The (micro-batch, sequence length) of each row of the sweep, and its name: what both sweeps have is one row."""
+    found: dict[tuple[int, int], str] = {}
+    for what, values in SWEEPS.items():
+        for value in values[:1] if args.smoke else values:
+            length = value if what == "sequence_length" else model.sequence_length
+            micro_batch = value if what == "micro_batch" else max(1, args.micro_batch * model.sequence_length // value)
+            size = (min(micro_batch, 4), 64) if args.smoke else (micro_batch, length)
+            found.setdefault(size, f"{what} {value}")
+    return found
+
+
+def sweep(model: ModelConfig, args: argparse.Namespace, tokens: Path, weights: str) -> Iterator[dict[str, Any]]:
     """Tokens/s of our default backend by micro-batch, and by sequence length at equal tokens."""
     import msgspec
 
-    rows = []
-    for what, values in SWEEPS.items():
-        for value in values:
-            sized, micro_batch = model, value
-            if what == "sequence_length":
-                sized = msgspec.structs.replace(model, sequence_length=value)
-                micro_batch = max(1, args.micro_batch * model.sequence_length // value)
-            if args.smoke:
-                micro_batch, sized = min(micro_batch, 4), msgspec.structs.replace(sized, sequence_length=64)
-            file = tokens.with_name(f"sweep-{sized.sequence_length}.npy")
-            if not file.exists():
-                count = 4 if args.smoke else TOKENS_PER_STEP // sized.sequence_length
-                write_tokens(file, args.text, sized, args.timed + 3, count)
-            variant = Variant(f"{what} {value}", "ours", engine(), micro_batch=micro_batch)
-            found = measured(variant, sized, args, str(file), weights, 0)
-            tokens_a_step = int(np.prod(np.load(file, mmap_mode="r").shape[1:]) - np.load(file, mmap_mode="r").shape[1])
-            rows.append(found | {"tokens_per_step": tokens_a_step, "sequence_length": sized.sequence_length})
-            if args.smoke:
-                break
-    return rows
+    for (micro_batch, length), name in sizes(model, args).items():
+        sized = msgspec.structs.replace(model, sequence_length=length)
+        file = tokens.with_name(f"sweep-{length}.npy")
+        if not file.exists():
+            write_tokens(file, args.text, sized, args.timed + 3, 4 if args.smoke else TOKENS_PER_STEP // length)
+        found = measured(Variant(name, "ours", engine(), micro_batch=micro_batch), sized, args, str(file), weights, 0)
+        sequences = np.load(file, mmap_mode="r").shape[1]
+        yield found | {"tokens_per_step": sequences * length, "sequence_length": length}
 
 
 def write_tokens(file: Path, text: Path | None, model: ModelConfig, steps: int, sequences: int) -> str:

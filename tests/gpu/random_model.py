@@ -16,12 +16,16 @@ from curricula.curriculum.tokens.tokenizer import train_tokenizer
 from curricula.model import PRESETS
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("folder", type=Path)
     asked.add_argument("--tokenizer", type=Path, help="the folder of a tokenizer; default: a tiny one of 512 entries")
     asked.add_argument("--tiny", action="store_true", help="the shape of the preset tiny")
-    args = asked.parse_args()
+    return asked
+
+
+def main() -> None:
+    args = options().parse_args()
     if args.tokenizer:
         shutil.copytree(args.tokenizer, args.folder, dirs_exist_ok=True)
     else:

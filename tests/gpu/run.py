@@ -6,15 +6,19 @@
     python tests/gpu/run.py engine --out RESULTS --smoke               # the program itself, without a card
 
 A part is a list of commands: tests of tests/gpu and programs of tests/benchmarks. It writes RESULTS/PART.json, and what its
-commands write to RESULTS/PART/. Each call writes RESULTS/table.md anew, from all parts that are there. What is not installed
-(Transformer Engine, LitGPT, vLLM) is skipped and named. The exit code is 0 if every command of the part ended with 0.
+commands write to RESULTS/PART/, with their output in output-N.txt. Each call writes RESULTS/table.md anew, from all parts that
+are there. What is not installed (Transformer Engine, LitGPT, vLLM) is skipped and named. The exit code is 0 if every command
+of the part ended with 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -25,8 +29,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS, BENCHMARKS = ROOT / "tests" / "gpu", ROOT / "tests" / "benchmarks"
-LIMIT_S = 590.0
-"""Of a part: a borrowed card is often given for ten minutes at a time."""
+LIMIT_S = 560.0
+"""Of a part: a borrowed card is often given for ten minutes at a time, and what is ended needs some seconds."""
+GRACE_S = 10.0
+"""Between the request to end and the kill."""
 SHOWN_LINES = 40
 """Of a command's output, in the JSON."""
 
@@ -42,11 +48,11 @@ class Part:
     """Of each variant's losses."""
     sweep: bool = False
     decoders: str = ""
-    """Tables of tests/benchmarks/decoding.py."""
+    """Tables of tests/benchmarks/decoding.py; tests/benchmarks/gcg.py follows, on the same model."""
 
 
 PARTS = {
-    "engine": Part("torch backend, kernels, a killed run, preflight", tests="gpu and not te"),
+    "engine": Part("torch backend, kernels, packed rows, a killed run, preflight", tests="gpu and not te"),
     "step-bf16": Part("a step in bf16 beside LitGPT", variants="LitGPT,ours torch bf16"),
     "te": Part("Transformer Engine and fp8: losses, change of backend, memory", tests="gpu and te"),
     "step-te": Part("a step with Transformer Engine, bf16 and fp8", variants="ours te"),
@@ -54,12 +60,12 @@ PARTS = {
     "losses-bf16": Part("300 steps in bf16", variants="ours te bf16", steps=300),
     "losses-fp8": Part("300 steps in fp8", variants="ours te fp8 delayed", steps=300),
     "decoding": Part(
-        "SafeBeam, top-k and GCG of a model of 1.7B's shape beside transformers", decoders="beams,topk,gcg"
+        "SafeBeam, top-k and GCG of a model of 1.7B's shape beside transformers", decoders="beams,topk,refill"
     ),
 }
 
 
-def main() -> int:
+def options() -> argparse.ArgumentParser:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("part", nargs="?", choices=PARTS)
     asked.add_argument("--list", action="store_true", help="name the parts and stop")
@@ -68,20 +74,36 @@ def main() -> int:
     asked.add_argument("--tokenizer", type=Path, help="decoding: the folder of a tokenizer of 49,152 entries")
     asked.add_argument("--litgpt-python", default=sys.executable, help="interpreter of an environment with LitGPT")
     asked.add_argument("--smoke", action="store_true", help="collect the tests, run the benchmarks tiny and on the CPU")
-    args = asked.parse_args()
+    return asked
+
+
+def main() -> int:
+    args = options().parse_args()
     if args.list or args.part is None:
         print("\n".join(f"{name:12}  {part.title}" for name, part in PARTS.items()))
         return 0 if args.list else 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that commands end with this program
+    with_absolute_paths(args)
     folder = args.out / args.part
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LIMIT_S
-    ran = [run(command, deadline, folder) for command in commands(PARTS[args.part], args, folder)]
+    words = commands(PARTS[args.part], args, folder)
+    ran = [run(command, deadline, folder / f"output-{number}.txt") for number, command in enumerate(words, 1)]
     found = {"part": args.part, "title": PARTS[args.part].title, "device": device(), "commands": ran}
     (args.out / f"{args.part}.json").write_text(json.dumps(found, indent=1) + "\n")
     text = table(args.out)
     (args.out / "table.md").write_text(text)
     print(text)
     return 0 if all(one["code"] == 0 for one in ran) else 1
+
+
+def with_absolute_paths(args: argparse.Namespace) -> None:
+    """Commands run in the repository's root, wherever this program was started."""
+    for name in ("out", "text", "tokenizer"):
+        if path := getattr(args, name):
+            setattr(args, name, path.resolve())
+    if os.sep in args.litgpt_python:  # else a name to be found on PATH; links stay, an environment's python is one
+        args.litgpt_python = os.path.abspath(args.litgpt_python)
 
 
 def commands(part: Part, args: argparse.Namespace, folder: Path) -> list[list[str]]:
@@ -98,11 +120,14 @@ def commands(part: Part, args: argparse.Namespace, folder: Path) -> list[list[st
         model = folder / "model"
         shape = ["--tiny"] if args.smoke else []
         made.append([str(TESTS / "random_model.py"), str(model), *_given("--tokenizer", args.tokenizer), *shape])
-        size = ["--tokens", "4", "--rows", "2", "--candidates", "4", "--prompts", "1"] if args.smoke else []
+        once = ["--model", str(model), "--repeats", "1", "--json"]
+        size = ["--tokens", "4", "--rows", "2", "--prompts", "1"] if args.smoke else []
         made.append([
-            str(BENCHMARKS / "decoding.py"), "--model", str(model), "--only", "topk" if args.smoke else part.decoders,
-            "--repeats", "1", "--json", str(folder / "results.json"), *size,
+            str(BENCHMARKS / "decoding.py"), *once, str(folder / "results.json"),
+            "--only", "topk" if args.smoke else part.decoders, *size,
         ])  # fmt: skip
+        size = ["--width", "4", "--steps", "1", "--behaviours", "1"] if args.smoke else ["--device", "cuda"]
+        made.append([str(BENCHMARKS / "gcg.py"), *once, str(folder / "gcg.json"), *size])
     return made
 
 
@@ -110,28 +135,58 @@ def _given(option: str, value: Path | None) -> list[str]:
     return [option, str(value)] if value else []
 
 
-def run(words: list[str], deadline: float, folder: Path) -> dict[str, Any]:
+def run(words: list[str], deadline: float, output: Path) -> dict[str, Any]:
     """A command with this interpreter, as a record; one that would outlast the part is ended, with code 124."""
     command = [sys.executable, *words]
     print(f"$ {shlex.join(command)}", flush=True)
+    written = results_of(words, output.parent)
+    if written:
+        written.unlink(missing_ok=True)  # of an earlier call
     began = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-            timeout=max(1.0, deadline - began),
-        )  # fmt: skip
-        code, said = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as ended:
-        code, said = 124, ended.stdout.decode(errors="replace") if ended.stdout else ""
+    code = ended(command, max(1.0, deadline - began), output)
+    said = output.read_text(errors="replace")
     print(said, flush=True)
     record = {"command": shlex.join(words), "code": code, "seconds": round(time.monotonic() - began, 1)}
-    tests = folder / "tests.xml"
-    if "pytest" in words and tests.exists():
-        record["tests"] = outcomes(tests)
-    results = folder / "results.json"
-    if results.exists() and str(BENCHMARKS) in words[0]:
-        record["results"] = json.loads(results.read_text())
+    if written and written.exists():  # also by a command that was ended
+        record |= {"tests": outcomes(written)} if "pytest" in words else {"results": json.loads(written.read_text())}
     return record | {"output": said.splitlines()[-SHOWN_LINES:]}
+
+
+def results_of(words: list[str], folder: Path) -> Path | None:
+    """The file in which a command keeps its results."""
+    if "pytest" in words:
+        return folder / "tests.xml"
+    if "--json" in words:
+        return Path(words[words.index("--json") + 1])
+    return folder / "results.json" if "--out" in words else None
+
+
+def ended(command: list[str], limit_s: float, output: Path) -> int:
+    """Run the command with its output in a file and return its exit code; after `limit_s` end it, and return 124."""
+    path = os.pathsep.join(
+        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )  # the suite need not be installed
+    with open(output, "wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        return 124
+    finally:
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End all processes of the command: one that lived on would keep the card's memory."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def outcomes(file: Path) -> dict[str, str]:
@@ -166,17 +221,24 @@ def table(out: Path) -> str:
 
 
 def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the table for one command: a test suite in counts, a training benchmark by variant."""
+    """Rows of the table for one command: how it ended if that was early, and what it came to."""
+    found = details(record)
     if record["code"]:
         last = record["output"][-1] if record["output"] else ""
-        return [(f"`{record['command'][:60]}`", f"code {record['code']} after {record['seconds']} s: {last[:120]}")]
+        early = f"code {record['code']} after {record['seconds']} s: {last[:120]}"
+        return [(f"`{record['command'][:60]}`", early), *found]
+    return found or [(f"`{Path(record['command'].split()[0]).name}`", f"{record['seconds']} s")]
+
+
+def details(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """A test suite in counts, a training benchmark by variant."""
     if "tests" in record:
-        ended = [outcome.partition(":")[0] for outcome in record["tests"].values()]
-        return [("tests", ", ".join(f"{ended.count(how)} {how}" for how in sorted(set(ended))) or "none")]
+        ways = [outcome.partition(":")[0] for outcome in record["tests"].values()]
+        return [("tests", ", ".join(f"{ways.count(how)} {how}" for how in sorted(set(ways))) or "none")]
     rows = record.get("results", {}).get("rows")
     if isinstance(rows, list):
         return [(row["name"], row.get("failed") or f"{1000 * row['median_seconds']:,.0f} ms a step") for row in rows]
-    return [(f"`{Path(record['command'].split()[0]).name}`", f"{record['seconds']} s")]
+    return []
 
 
 if __name__ == "__main__":

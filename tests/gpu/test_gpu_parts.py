@@ -1,14 +1,34 @@
 """The program that runs the GPU checks part by part, on this machine: its plumbing, not what it measures."""
 
+import argparse
+import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
-from paths import ROOT
+from paths import BENCHMARKS, ROOT
 
 PROGRAM = ROOT / "tests" / "gpu" / "run.py"
+
+
+def loaded(file):
+    """A program as a module of its own name."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location(f"program_{Path(file).stem}", file)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return module
+
+
+program = loaded(PROGRAM)
 
 
 def run(*words):
@@ -33,3 +53,94 @@ def test_a_part_leaves_its_record_and_a_row_in_the_table(tmp_path, part):
     record = json.loads((tmp_path / f"{part}.json").read_text())
     assert record["part"] == part and all(one["code"] == 0 for one in record["commands"])
     assert f"| {part} | " in (tmp_path / "table.md").read_text()
+
+
+@pytest.fixture
+def no_handlers(monkeypatch):
+    """The programs' handlers of signals are not for this process."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+
+@pytest.mark.parametrize("smoke", [[], ["--smoke"]], ids=["whole", "smoke"])
+@pytest.mark.parametrize("part", program.PARTS)
+def test_the_programs_of_a_part_take_the_words_that_it_gives_them(tmp_path, no_handlers, part, smoke):
+    args = program.options().parse_args([part, "--text", "texts", "--tokenizer", "folder", *smoke])
+    commands = program.commands(program.PARTS[part], args, tmp_path)
+    assert commands
+    for words in commands:
+        if words[0].endswith(".py"):
+            loaded(words[0]).options().parse_args(words[1:])
+    assert (part == "decoding") == any("gcg.py" in words[0] for words in commands)
+
+
+def test_commands_get_absolute_paths_since_they_run_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["decoding", "--out", "a", "--text", "b", "--tokenizer", "c", "--litgpt-python", "env/bin/python"]
+    args = program.options().parse_args(words)
+    program.with_absolute_paths(args)
+    assert [args.out, args.text, args.tokenizer] == [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
+    assert args.litgpt_python == str(tmp_path / "env/bin/python")
+
+
+def test_commands_find_the_suite_of_this_checkout_first(tmp_path):
+    say = "import os, pathlib, curricula; print(pathlib.Path(curricula.__file__).parents[1], os.environ['PYTHONPATH'])"
+    assert program.ended([sys.executable, "-c", say], 60.0, tmp_path / "output.txt") == 0
+    package, path = (tmp_path / "output.txt").read_text().split()
+    assert package == str(ROOT) and path.split(os.pathsep)[0] == str(ROOT)
+
+
+def test_a_command_that_outlasts_its_part_is_ended_with_its_children_and_its_results_are_kept(tmp_path):
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import json, pathlib, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "rows = [{'name': 'first', 'median_seconds': child.pid}]\n"
+        "pathlib.Path(sys.argv[2]).write_text(json.dumps({'rows': rows}))\n"
+        "time.sleep(3600)\n"
+    )
+    words = [str(script), "--json", str(tmp_path / "found.json")]
+    record = program.run(words, time.monotonic() + 5, tmp_path / "output-1.txt")
+    assert record["code"] == 124
+    number = record["results"]["rows"][0]["median_seconds"]
+    assert ended_or_zombie(number)
+    assert [what for what, _ in program.summary(record)][1:] == ["first"]
+
+
+def ended_or_zombie(number):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_training_benchmark_keeps_each_row_as_it_is_measured(tmp_path, no_handlers, monkeypatch):
+    benchmark = loaded(BENCHMARKS / "training_step.py")
+
+    def measured(variant, *_):
+        if "loop" in variant.name:
+            raise SystemExit(143)
+        return {"name": variant.name, "failed": "not tried"}
+
+    monkeypatch.setattr(benchmark, "measured", measured)
+    monkeypatch.setattr(benchmark, "installed", lambda *_: False)
+    monkeypatch.setattr(benchmark, "write_tokens", lambda *_: "no text")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(sys, "argv", ["training_step.py", "--smoke", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert [row["name"] for row in kept["rows"]] == ["LitGPT fp32", "ours cpu fp32"]
+
+
+def test_no_size_is_measured_twice():
+    from curricula.model.config import PRESETS
+
+    asked = argparse.Namespace(smoke=False, micro_batch=8)
+    sizes = loaded(BENCHMARKS / "training_step.py").sizes(PRESETS["smollm2-1.7b"], asked)
+    assert len(sizes) == 9 and sizes[8, 2048] == "micro_batch 8" and (4, 4096) in sizes and (16, 2048) in sizes
