@@ -9,51 +9,59 @@ from pathlib import Path
 
 import pytest
 import torch
-from paths import BENCHMARKS, SUPPORT
+from msgspec.structs import replace
+from paths import BENCHMARKS, ROOT, SUPPORT
 
 from curricula.durable import read_jsonl
+from curricula.errors import UserError
 from curricula.model.checkpoints.folder import latest_checkpoint
 from curricula.model.config import ModelConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
+KILL_AT = 9
+"""A step after the save of step 8 began, which finishes that of step 4."""
 MODEL = ModelConfig(layers=2, hidden=256, heads=4, kv_heads=2, ffn=512, vocabulary=512, sequence_length=128)
 
 
-def losses(out: Path, *, device: str, kill_at: int | None = None, steps: int = 12, **engine) -> list[float]:
-    """Losses of a small run in a process of its own, on the GPU or with the GPU hidden; `engine` as in EngineConfig."""
-    code = (
-        "import json, os, signal, sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
-        "import logging, msgspec; logging.basicConfig(level=logging.INFO)\n"
-        "from random_batches import RandomBatches, train_job; from curricula.model.config import *\n"
-        "from curricula.model.train import train\n"
-        "asked = json.loads(sys.argv[1])\n"
-        "job = train_job(Path(asked['out']), model=msgspec.convert(asked['model'], ModelConfig), micro_batch=8,\n"
-        "    engine=EngineConfig(**asked['engine']),\n"
-        "    optimizer=OptimizerConfig(lr=3e-3), schedule=ScheduleConfig(warmup_steps=2), save_interval_steps=4)\n"
-        "batches = RandomBatches(sequence_length=128, global_batch=16, total_steps=asked['steps'], vocabulary=512)\n"
-        "def die(done, total, **figures):\n"
-        "    if done == asked['kill_at']: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train(job, batches, die)\n"
-    )
-    asked = {"out": str(out), "model": {name: getattr(MODEL, name) for name in MODEL.__struct_fields__}}
-    asked |= {"kill_at": kill_at, "steps": steps, "engine": engine}
+def child(out: Path, batches: str = "random", kill_at: int | None = None, steps: int = 12, **engine) -> list[str]:
+    """The words after `python` that train a small run in `out`; `engine` as in EngineConfig, or the `model`."""
+    model = engine.pop("model", MODEL)
+    asked = {"out": str(out), "model": {name: getattr(model, name) for name in model.__struct_fields__}}
+    asked |= {"batches": batches, "kill_at": kill_at, "steps": steps, "engine": engine}
+    return [str(SUPPORT / "engine_in_child.py"), json.dumps(asked)]
+
+
+def trained(out: Path, *, device: str = "gpu", processes: int = 1, **wanted) -> list[dict]:
+    """The metrics of a run of `child` on one or several GPUs, or with them hidden."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     ran = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(asked), str(SUPPORT)],
-        env={**os.environ, **hidden},
+        [sys.executable, *(launcher if processes > 1 else []), *child(out, **wanted)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **hidden},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert ran.returncode == (0 if kill_at is None else -9), ran.stderr[-3000:]
-    return [row["loss"] for row in read_jsonl(out / "metrics.jsonl") if "loss" in row]
+    assert ran.returncode == (-9 if wanted.get("kill_at") else 0), ran.stderr[-3000:]
+    return [row for row in read_jsonl(out / "metrics.jsonl") if "loss" in row]
+
+
+def losses(out: Path, **wanted) -> list[float]:
+    return [row["loss"] for row in trained(out, **wanted)]
+
+
+def resumed_losses(out: Path, **wanted) -> list[float]:
+    """Losses of a run that was killed before, which has to go on from the checkpoint of step 4 or a later one."""
+    found = losses(out, **wanted)
+    assert read_jsonl(out / "starts.jsonl")[-1]["resumed_step"] >= 4
+    return found
 
 
 @pytest.fixture(scope="module")
 def gpu_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("gpu")
-    return out, losses(out, device="gpu")
+    return out, losses(out)
 
 
 def test_losses_on_the_gpu_are_those_of_the_cpu_within_bfloat16_rounding(gpu_run, tmp_path):
@@ -77,15 +85,15 @@ needs_te = (pytest.mark.te, no_te)
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
 def test_all_backends_give_the_same_losses(gpu_run, tmp_path, engine, tolerance):
-    assert losses(tmp_path, device="gpu", **engine) == pytest.approx(gpu_run[1], rel=tolerance)
+    assert losses(tmp_path, **engine) == pytest.approx(gpu_run[1], rel=tolerance)
 
 
 @pytest.mark.te
 @no_te
 @pytest.mark.parametrize("engines", [("torch", "te"), ("te", "torch")], ids="-to-".join)
 def test_a_run_continues_with_another_backend(gpu_run, tmp_path, engines):
-    losses(tmp_path, device="gpu", backend=engines[0], kill_at=7)
-    assert losses(tmp_path, device="gpu", backend=engines[1]) == pytest.approx(gpu_run[1], rel=0.02)
+    losses(tmp_path, backend=engines[0], kill_at=KILL_AT)
+    assert resumed_losses(tmp_path, backend=engines[1]) == pytest.approx(gpu_run[1], rel=0.02)
 
 
 def test_attention_between_borders_is_attention_under_the_mask():
@@ -163,9 +171,58 @@ def test_the_memory_estimate_is_within_fifteen_percent(tmp_path, backend):
     assert 0.85 < float(ran.stdout.split()[-1]) < 1.15
 
 
-def test_a_killed_run_continues_from_its_checkpoint(gpu_run, tmp_path):
-    losses(tmp_path, device="gpu", kill_at=7)
-    assert losses(tmp_path, device="gpu") == pytest.approx(gpu_run[1], rel=5e-3)
+@pytest.mark.parametrize(
+    "engine",
+    [{}, pytest.param({"backend": "te", "fp8": "delayed"}, marks=needs_te)],
+    ids=lambda engine: "-".join(engine.values()) or "default",
+)
+def test_a_killed_run_continues_from_its_checkpoint(gpu_run, tmp_path, engine):
+    whole = losses(tmp_path / "whole", **engine) if engine else gpu_run[1]
+    losses(tmp_path / "killed", kill_at=KILL_AT, **engine)
+    assert resumed_losses(tmp_path / "killed", **engine) == pytest.approx(whole, rel=5e-3)
+
+
+def test_packed_rows_train_as_on_the_cpu_where_a_mask_keeps_their_texts_apart(tmp_path):
+    """With weights so large that attention matters: gradients differ by a tenth where it crosses borders."""
+    runs = {"gpu": ("gpu", "packed"), "cpu": ("cpu", "packed"), "crossing": ("gpu", "crossing")}
+    rows = {
+        name: trained(tmp_path / name, device=device, batches=batches, steps=3, model=replace(MODEL, init_std=0.1))
+        for name, (device, batches) in runs.items()
+    }
+    gpu, cpu, crossing = ([row["grad_norm"] for row in rows[name]] for name in runs)
+    assert [row["loss"] for row in rows["gpu"]] == pytest.approx([row["loss"] for row in rows["cpu"]], rel=5e-3)
+    assert gpu == pytest.approx(cpu, rel=0.03)
+    assert crossing != pytest.approx(cpu, rel=0.06)
+
+
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+
+
+@two_gpus
+@pytest.mark.parametrize("backend", ["torch", pytest.param("te", marks=needs_te)])
+def test_two_gpus_train_like_one(gpu_run, tmp_path, backend):
+    assert losses(tmp_path, processes=2, backend=backend) == pytest.approx(gpu_run[1], rel=0.02)
+
+
+@two_gpus
+def test_an_error_on_one_gpu_ends_its_process_while_the_other_waits_for_it(tmp_path, free_port):
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "PYTHONPATH": str(ROOT)}
+    other, failed = (
+        subprocess.Popen(
+            [sys.executable, *child(tmp_path, batches="failing")],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    )
+    try:
+        said = failed.communicate(timeout=180)[1]
+        assert failed.returncode == UserError.exit_code and said.endswith("the shard is gone\n")
+    finally:
+        for process in (other, failed):
+            process.kill()
+            process.communicate()
 
 
 def test_the_exported_model_has_the_trained_models_loss(gpu_run, tmp_path):

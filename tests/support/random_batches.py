@@ -72,7 +72,7 @@ class SpoiltBatches(RandomBatches, frozen=True, kw_only=True):
 
 
 LENGTHS = (5, 4, 7)
-"""Of the texts in a row of `PackedBatches`."""
+"""Of the texts in a row of `PackedBatches` of 16 tokens; longer rows have longer texts."""
 
 
 class PackedBatches(RandomBatches):
@@ -85,7 +85,8 @@ class PackedBatches(RandomBatches):
         documents = np.full(packed.shape, len(LENGTHS), np.int32)
         mask = np.zeros(packed.shape, np.float32)
         position = 0
-        for number, length in enumerate(LENGTHS):
+        for number, share in enumerate(LENGTHS):
+            length = share * self.sequence_length // sum(LENGTHS)
             here = slice(position, position + length)
             packed[:, here], documents[:, here] = texts[:, number, :length], number
             mask[:, position + 1 : position + length] = 1.0
