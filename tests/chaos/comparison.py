@@ -11,9 +11,13 @@ from pathlib import Path
 from curricula.durable import read_json, read_jsonl
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
+from curricula.model.checkpoints import latest_checkpoint
 
 CLOCKS = 0.05
 """Seconds by which times of one machine may differ from one another."""
+
+READ = ("step", "consumed_samples", "consumed_tokens", "data", "recipe")
+"""What a checkpoint's record says of the past."""
 
 
 def results(root: Path) -> dict[str, str]:
@@ -22,9 +26,11 @@ def results(root: Path) -> dict[str, str]:
     for path in _metrics(root):
         rows = [{key: value for key, value in row.items() if key != "timing"} for row in read_jsonl(path)]
         found[str(path.relative_to(root))] = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
-        pointer = path.parent / "checkpoints" / "latest"
-        record = read_json(pointer.parent / pointer.read_text().strip() / "checkpoint.json")
-        read = {name: record[name] for name in ("step", "consumed_samples", "consumed_tokens", "data", "recipe")}
+        last = latest_checkpoint(
+            path.parent / "checkpoints"
+        )  # also where the pointer to it was damaged and read no more
+        record = read_json(last / "checkpoint.json") if last else dict.fromkeys(READ)
+        read = {name: record[name] for name in READ}
         found[f"{path.parent.relative_to(root)}, samples read"] = json.dumps(read, sort_keys=True)
     for path in root.glob("models/*/*/*.safetensors"):
         found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -52,8 +52,13 @@ class Disturbed:
         return self.lab.run(*self.submission, check=False, stdin=subprocess.DEVNULL, cwd=ROOT)
 
     def queue(self) -> list[str]:
-        """What the lab has of the run, a line for each task; a controller that is away counts as one."""
-        return self.lab.run("squeue", "--noheader", "--array", "--format=%F_%K %T %r", check=False).splitlines()
+        """What the lab has of the run, a line for each task; a controller that is away counts as one.
+
+        A killed controller may come back with jobs of an earlier round, whose folder is gone.
+        """
+        said = self.lab.run("squeue", "--noheader", "--array", "--format=%F_%K %T %r|%o", check=False).splitlines()
+        parts = [line.partition("|") for line in said]
+        return [line for line, mark, script in parts if not mark or script.startswith(f"{self.root}/")]
 
     def processes(self, program: str = "python") -> dict[Key, list[int]]:
         """The processes of each element: its ranks, or its launchers (`srun`)."""
