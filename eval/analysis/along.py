@@ -132,9 +132,8 @@ def _measured(
             if one.rate is not None:
                 yield "over-refusal", decoder, one.rate, one.low, one.high, one.prompts
         return
-    found = {
-        entry.decoder: entry for entry in attack_metrics(rows, "", "", expected)
-    }  # the last is over all benchmarks
+    # Of a decoder's metrics the last are those over all benchmarks.
+    found = {entry.decoder: entry for entry in attack_metrics(rows, "", "", expected)}
     for decoder, entry in found.items():
         if entry.rate is None:
             continue

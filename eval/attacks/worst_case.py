@@ -114,12 +114,9 @@ def attack_strengths(met: Iterable[Met]) -> Iterator[AttackStrength]:
             if rate is not None:
                 each = ", ".join(f"{seed}: {share:.3f}" for seed, share in rate.runs.items())
                 requests = len(set().union(*outcomes.values()))
-                place, numbers = (
-                    (one.stage, one.decoder, attack, one.arm),
-                    (rate.rate, rate.low, rate.high, rate.spread),
-                )
-                left_out = ", ".join(one.left_out)
-                yield AttackStrength(*place, *numbers, len(rate.runs), each, requests, left_out)
+                place = (one.stage, one.decoder, attack, one.arm)
+                numbers = (rate.rate, rate.low, rate.high, rate.spread)
+                yield AttackStrength(*place, *numbers, len(rate.runs), each, requests, ", ".join(one.left_out))
 
 
 def _outcomes(rows: Sequence[JudgedRow]) -> Mapping[Prompt, PromptMean]:
@@ -143,9 +140,8 @@ def broken(outcomes: Broken) -> Broken:
     shared = sorted(set.intersection(*map(set, outcomes.values()))) if len(outcomes) > 1 else []
     if not shared:
         return {}
-    clusters = {
-        request: of[request].cluster for of in outcomes.values() for request in shared
-    }  # one, whatever the attack
+    # A request has one cluster, whatever the attack.
+    clusters = {request: of[request].cluster for of in outcomes.values() for request in shared}
     means = {name: {request: of[request].mean for request in shared} for name, of in outcomes.items()}
     means[WORST] = {request: max(of[request] for of in means.values()) for request in shared}
     return {

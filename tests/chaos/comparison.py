@@ -26,9 +26,8 @@ def results(root: Path) -> dict[str, str]:
     for path in _metrics(root):
         rows = [{key: value for key, value in row.items() if key != "timing"} for row in read_jsonl(path)]
         found[str(path.relative_to(root))] = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
-        last = latest_checkpoint(
-            path.parent / "checkpoints"
-        )  # also where the pointer to it was damaged and read no more
+        # The pointer to it may have been damaged after the last save, so it is read as a resumed run would.
+        last = latest_checkpoint(path.parent / "checkpoints")
         record = read_json(last / "checkpoint.json") if last else dict.fromkeys(READ)
         read = {name: record[name] for name in READ}
         found[f"{path.parent.relative_to(root)}, samples read"] = json.dumps(read, sort_keys=True)
