@@ -452,7 +452,7 @@ def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:
     with matplotlib.rc_context(STYLE):
         canvas = draw()
         canvas.draw_without_rendering()
-        canvas.set_layout_engine("none")  # the layout is done: do not repeat it for each format
+        canvas.set_layout_engine(None)  # the layout is done: with an engine, each format would be drawn twice
         for suffix, metadata in FORMATS.items():
             with durable.open_atomically(folder / (name + suffix)) as file:
                 canvas.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata)
