@@ -69,8 +69,8 @@ class Block(TransformerLayer):
         rotary_pos_emb: torch.Tensor,
         **unused: Any,
     ) -> Any:
-        """Hidden states in either order, with S/TP positions under sequence parallelism; angles [S, 1, 1, size]; mask as in
-        `attend`."""
+        """Hidden states in either order, with S/TP positions under sequence parallelism; `turns_of` the rotary angles; mask as
+        in `attend`."""
         x, attention, mlp = hidden_states, self.self_attention, self.mlp
         mixed, _ = attention.linear_qkv(self.input_layernorm(x))
         groups = attention.num_query_groups_per_partition
@@ -92,16 +92,15 @@ def positions_first(config: TransformerConfig) -> bool:
 
 
 def attend(
-    mixed: torch.Tensor, angles: torch.Tensor, groups: int, queries: int, mask: torch.Tensor | None = None
+    mixed: torch.Tensor, turns: torch.Tensor, groups: int, queries: int, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
 
-    For each of the `groups` key-value heads `mixed` holds its query heads, then the key, then the value. Attention is causal.
-    For rows of several documents `mask` is what `borders` or `crossing_mask` returns.
+    For each of the `groups` key-value heads `mixed` holds its query heads, then the key, then the value; `turns` is what
+    `turns_of` returns. Attention is causal. For rows of several documents `mask` is what `borders` or `crossing_mask` returns.
     """
     batch, sequence, _ = mixed.shape
-    size = angles.shape[-1]
-    turns = angles.view(sequence, 1, size)
+    size = turns.shape[-1]
     query, key, value = mixed.view(batch, sequence, groups, queries + 2, size).split([queries, 1, 1], dim=3)
     query, key, value = rotate(query.flatten(2, 3), turns), rotate(key.squeeze(3), turns), value.squeeze(3)
     if queries > 1:
@@ -152,11 +151,19 @@ def crossing_mask(documents: torch.Tensor) -> torch.Tensor:
     return ~(same & earlier)
 
 
-def rotate(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotary positions: turn the pairs (i, i + size / 2) of heads [B, S, heads, size] by angles [S, 1, size]."""
-    wide = heads.to(torch.promote_types(heads.dtype, angles.dtype))
+def turns_of(angles: torch.Tensor) -> torch.Tensor:
+    """Cosine and sine, [2, S, 1, size], of Megatron-core's rotary angles [S, 1, 1, size].
+
+    All blocks share them: code compiled for a block would compute them anew for each head, forward and backward.
+    """
+    return torch.stack([angles.cos(), angles.sin()]).squeeze(2)
+
+
+def rotate(heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rotary positions: turn the pairs (i, i + size / 2) of heads [B, S, heads, size] by `turns` [2, S, 1, size]."""
+    wide = heads.to(torch.promote_types(heads.dtype, turns.dtype))
     first, second = wide.chunk(2, dim=-1)
-    return (wide * torch.cos(angles) + torch.cat([-second, first], dim=-1) * torch.sin(angles)).to(heads.dtype)
+    return (wide * turns[0] + torch.cat([-second, first], dim=-1) * turns[1]).to(heads.dtype)
 
 
 class Network(GPTModel):
@@ -202,12 +209,13 @@ class Network(GPTModel):
     ) -> torch.Tensor:
         group = self.pg_collection.tp
         sequences_first = self.backend.own_layers and not positions_first(self.config)
+        angles = self.rotary_pos_emb(rotary_length)
         hidden = self.decoder(
             hidden_states=self.embedding.word_embeddings(input_ids)
             if sequences_first
             else self.embedding(input_ids=input_ids, position_ids=None),
             attention_mask=attention_mask,
-            rotary_pos_emb=self.rotary_pos_emb(rotary_length),
+            rotary_pos_emb=turns_of(angles) if self.backend.own_layers else angles,
             **packed,
         )
         tied = self.share_embeddings_and_output_weights

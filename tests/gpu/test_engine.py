@@ -97,7 +97,7 @@ def test_a_run_continues_with_another_backend(gpu_run, tmp_path, engines):
 
 
 def test_attention_between_borders_is_attention_under_the_mask():
-    from curricula.model.network.transformer import attend, borders, crossing_mask, has_kernel_for_borders
+    from curricula.model.network.transformer import attend, borders, crossing_mask, has_kernel_for_borders, turns_of
 
     documents = torch.arange(256, device="cuda").div(50, rounding_mode="floor").expand(2, 256)
     assert has_kernel_for_borders(documents), "this torch computes packed rows under a mask: slower"
@@ -106,7 +106,7 @@ def test_attention_between_borders_is_attention_under_the_mask():
     results = []
     for mask in (crossing_mask(documents), borders(documents, steady=True)):
         wanted = mixed.clone().requires_grad_()
-        context = attend(wanted, angles, groups=2, queries=2, mask=mask)
+        context = attend(wanted, turns_of(angles), groups=2, queries=2, mask=mask)
         context.float().square().sum().backward()
         results.append((context, wanted.grad))
     for masked, other in zip(*results):

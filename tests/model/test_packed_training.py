@@ -54,7 +54,7 @@ def test_attention_between_borders_is_attention_under_the_mask(monkeypatch):
     results = []
     for mask in (transformer.crossing_mask(documents), transformer.borders(documents, steady=True)):
         wanted = mixed.clone().requires_grad_()
-        context = transformer.attend(wanted, angles, groups=2, queries=2, mask=mask)
+        context = transformer.attend(wanted, transformer.turns_of(angles), groups=2, queries=2, mask=mask)
         (context**2).sum().backward()
         results.append((context, wanted.grad))
     for exact, other in zip(*results):
