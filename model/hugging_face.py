@@ -36,7 +36,7 @@ def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelC
     """
     config, weights = _read_gguf(source) if source.suffix == ".gguf" else _read_folder(source)
     model = model_config(source, config, weights, sequence_length)
-    for name, shape in _shapes(model):  # one by one: config.json may claim any number of layers
+    for name, shape in tensor_shapes(model):  # one by one: config.json may claim any number of layers
         if name not in weights:
             raise UserError(f"{source}: lacks the tensor {name}; fetch the model again")
         found = tuple(weights[name].shape)
@@ -58,12 +58,8 @@ def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelC
     return model, weights
 
 
-def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of a Llama model's tensors, by Hugging Face's names."""
-    return dict(_shapes(model))
-
-
-def _shapes(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def tensor_shapes(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The names of a Llama model's tensors, as Hugging Face has them, and their shapes."""
     hidden, kv = model.hidden, model.kv_heads * model.head_size
     yield "model.embed_tokens.weight", (model.vocabulary, hidden)
     yield "model.norm.weight", (hidden,)

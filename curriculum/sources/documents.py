@@ -20,7 +20,7 @@ import numpy as np
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.hub import upstream_rows
 from curricula.curriculum.sources.registry import dataset
-from curricula.curriculum.sources.tables import Row, Table, columns_of, text_of
+from curricula.curriculum.sources.tables import Row, Table, columns_of, is_utf8, text_of
 from curricula.errors import UserError
 
 
@@ -139,7 +139,7 @@ class Documents:
             raise UserError(
                 f"{self.table.place(place)} of dataset {self.name} has {text!r:.60} for its text; fix the row"
             )
-        return Document(number, name, text) if _is_unicode(text) else Document(number, name, "", "not_utf8")
+        return Document(number, name, text) if is_utf8(text) else Document(number, name, "", "not_utf8")
 
 
 def in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
@@ -155,12 +155,3 @@ def in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
     for part in by_remainder[: total - sum(shares)]:
         shares[part] += 1
     return shares
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether the text can be encoded as UTF-8. Lone surrogates, from JSON escapes or broken bytes, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

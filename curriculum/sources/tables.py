@@ -134,6 +134,15 @@ def text_of(row: Row, text: str) -> Any:
     return _BRACES.sub(lambda found: str(values[found[1]]), text)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether `text` can be encoded. Lone surrogates, from JSON escapes or bytes that were not UTF-8, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def table_exists(stem: Path) -> bool:
     return stem.is_dir() or any(_with_suffix(stem, suffix).is_file() for suffix in SUFFIXES)
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from curricula.curriculum.sources.declared import TextTable
-from curricula.curriculum.sources.tables import Table, columns_of, text_of
+from curricula.curriculum.sources.tables import Table, columns_of, is_utf8, text_of
 from curricula.errors import UserError
 from curricula.eval.probes.settings import Probes, ProbeTexts
 from curricula.randomness import key_seed, keyed_rng
@@ -93,15 +93,6 @@ def _texts(table: TextTable, root: Path | None, name: str) -> Iterator[str]:
             raise UserError(f"{where}: {opened.place(number)} has {text!r:.60} where a text is needed; correct the row")
         if text:
             yield text
-
-
-def is_utf8(text: str) -> bool:
-    """Whether `text` holds no lone surrogate, which stands for a byte that was not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def balanced(unsafe: np.ndarray, per_class: int | None, *key: object, lengths: np.ndarray | None = None) -> np.ndarray:

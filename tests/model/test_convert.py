@@ -297,7 +297,7 @@ def test_layers_of_the_1_7b_shape_keep_their_logits():
             ours = network(tokens, None, None)
         state = {name: tensor for name, tensor in network.state_dict().items() if tensor is not None}
     weights = to_hugging_face(state, model)
-    assert {name: tuple(weight.shape) for name, weight in weights.items()} == tensor_shapes(model)
+    assert {name: tuple(weight.shape) for name, weight in weights.items()} == dict(tensor_shapes(model))
     info = CheckpointInfo(step=0, consumed_samples=0, consumed_tokens=0, model=model, precision="float32", full=False)
     theirs = LlamaForCausalLM(LlamaConfig(**hugging_face_config(info)))
     theirs.load_state_dict({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]})
