@@ -30,6 +30,9 @@ from curricula.eval.analysis.study_rows import ArmInfo
 ClaimOutcome = Literal["reproduced", "not reproduced", "inconclusive", "single run", "not measured"]
 
 SINGLE_RUN = "single run: differences may be the seed's"
+NOTHING_SHARED = "the runs share no benchmark, so nothing is known of seeds"
+OLD_PROBES = "probes of an earlier version lack their test texts: delete their probes.jsonl and submit the study again"
+
 LEFT_OUT = "left out as incoherent"
 
 SIGNIFICANT = 0.05
@@ -77,17 +80,13 @@ class Comparison:
 def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimTest]:
     """Test every claim, in order."""
     comparisons = [_compare_all(runs, claim) for claim in claims]
-    tested = [i for i, pairs in enumerate(comparisons) if pairs and _seeds(pairs) > 1]
+    tested = [i for i, pairs in enumerate(comparisons) if pairs and all(pair.compared.crossed for pair in pairs)]
     holds = holm([max(pair.p for pair in comparisons[i]) for i in tested])
     fails = holm([min(1.0, len(comparisons[i]) * min(p.p_against for p in comparisons[i])) for i in tested])
     adjusted = dict(zip(tested, zip(holds, fails)))
     return [
         _claim_test(claim, comparisons[i], adjusted.get(i), _left_out(runs, claim)) for i, claim in enumerate(claims)
     ]
-
-
-def _seeds(pairs: Sequence[Comparison]) -> int:
-    return min(pair.compared.seeds for pair in pairs)
 
 
 def _claim_test(
@@ -102,8 +101,9 @@ def _claim_test(
     outcome: ClaimOutcome = "inconclusive"
     p: float | None = None
     if adjusted is None:
-        outcome, shown = "single run", min(pairs, key=lambda pair: (pair.compared.seeds, -pair.p))
-        notes.insert(0, SINGLE_RUN)
+        untested = [pair for pair in pairs if not pair.compared.crossed]
+        outcome, shown = "single run", min(untested, key=lambda pair: (pair.compared.seeds, -pair.p))
+        notes.insert(0, SINGLE_RUN if shown.compared.seeds == 1 else NOTHING_SHARED)
     else:
         p, p_against = adjusted
         if p < SIGNIFICANT:
@@ -162,7 +162,13 @@ def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo) -> list[int]:
 
 
 def _left_out(runs: Runs, claim: Claim) -> str:
+    """What a claim cannot count, in a sentence; empty if there is nothing."""
     arms = dict.fromkeys(arm for pair in claim.pairs for group in pair for arm in group.select(runs.arms))
+    if claim.measure is AUC:
+        layers = {group.layer for pair in claim.pairs for group in pair}
+        of_arm = [runs.aucs(arm, claim.stage, layer) for arm in arms for layer in layers]
+        probes = [probe for seeds in of_arm for of_seed in seeds.values() for probe in of_seed.values()]
+        return OLD_PROBES if any(probe.placements is None for probe in probes) else ""
     cells = [f"{arm.name} (seed {seed})" for arm in arms for seed in _incoherent(runs, claim, arm)]
     return f"{LEFT_OUT}: {', '.join(cells)}" if cells else ""
 

@@ -42,7 +42,8 @@ class ArmDifference:
     p_holm: float
     """Adjusted over the arms of this stage and decoder."""
     test: str
-    """The test behind `p` and the interval: "seeds" (`eval/analysis/seeds.py`) or, of a single run, "score" (Tango)."""
+    """The test behind `p` and the interval: "seeds" (`eval/analysis/seeds.py`) or "score" (Tango): of a single run, and of runs
+    without a benchmark that all have answered."""
     prompts: int
     """Shared prompts."""
     seeds: int
@@ -80,7 +81,7 @@ def _family(runs: Runs, reference: ArmInfo, stage: str, task: str, decoder: str)
             high=gap.high,
             p=gap.p,
             p_holm=p_holm,
-            test="seeds" if one.seeds > 1 else "score",
+            test="seeds" if one.crossed else "score",
             prompts=gap.n,
             seeds=one.seeds,
             runs=_by_seed(runs.rates(arm, stage, task, decoder, outcome), baseline),

@@ -96,7 +96,7 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
                 each = ", ".join(f"{seed}: {rate:.3f}" for seed, rate in found.runs.items())
                 lost = ", ".join(map(str, runs.incoherent_seeds(arm, stage, decoder)))
                 numbers = (found.rate, found.low, found.high, found.spread)
-                yield ArmEstimate(stage, task, decoder, measure, arm.name, *numbers, found.seeds, each, lost)
+                yield ArmEstimate(stage, task, decoder, measure, arm.name, *numbers, len(found.runs), each, lost)
 
 
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
@@ -109,7 +109,9 @@ def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
                 if found is not None:
                     low, high = (found.low, found.high) if found.crossed else (None, None)
                     each = ", ".join(f"{seed}: {auc:.3f}" for seed, auc in found.runs.items())
-                    yield ProbeEstimate(stage, layer, arm.name, found.rate, low, high, found.spread, found.seeds, each)
+                    yield ProbeEstimate(
+                        stage, layer, arm.name, found.rate, low, high, found.spread, len(found.runs), each
+                    )
 
 
 def variance_parts(runs: Runs) -> Iterator[VarianceParts]:

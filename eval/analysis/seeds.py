@@ -32,10 +32,10 @@ from curricula.eval.analysis.statistics import (
     TIE,
     Difference,
     Evidence,
-    Mean,
     PairedMean,
     Prompt,
     PromptMean,
+    StudentMean,
     Tally,
     difference,
     pair,
@@ -219,11 +219,11 @@ class Compared:
 
     evidence: Evidence
     seeds: int
-    """1 where nothing can be said about seeds, however many runs there are."""
+    """Shared training seeds."""
     n: int
     """Shared prompts; for probes, training subsets."""
     crossed: Crossed | None
-    """None for one seed, and for runs without a benchmark that all have answered."""
+    """None where nothing can be said about seeds: for one, and for runs without a benchmark that all have answered."""
 
     @property
     def difference(self) -> Difference:
@@ -253,7 +253,7 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
         for means in paired.values()
     )
     evidence = Both(crossed, pooled) if crossed else pooled
-    return Compared(evidence, len(runs) if crossed else 1, len(by_prompt), crossed)
+    return Compared(evidence, len(runs), len(by_prompt), crossed)
 
 
 def _on_shared_benchmarks(runs: Mapping[int, Mapping[Prompt, T]]) -> dict[int, dict[Prompt, T]]:
@@ -292,7 +292,7 @@ def compare_probes(plus: Sequence[ProbesBySeed], minus: Sequence[ProbesBySeed]) 
     if found is None:
         return None
     crossed, pooled, subsets = found
-    return Compared(Both(crossed, pooled) if crossed else pooled, len(gaps) if crossed else 1, subsets, crossed)
+    return Compared(Both(crossed, pooled) if crossed else pooled, len(gaps), subsets, crossed)
 
 
 def _combined(weighted: Sequence[tuple[float, ProbeAuc]]) -> ProbeAuc:
@@ -307,7 +307,7 @@ def _combined(weighted: Sequence[tuple[float, ProbeAuc]]) -> ProbeAuc:
     return ProbeAuc(auc, (np.asarray(unsafe), np.asarray(safe)))
 
 
-def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, Mean, int] | None:
+def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, StudentMean, int] | None:
     """What the probes say over seeds, and all runs together over test texts and training subsets; the number of shared subsets.
 
     All runs share the test texts, and the subsets too, so neither variance falls with more seeds. None without shared subsets,
@@ -324,7 +324,7 @@ def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, Mean, int] | None
     drawn = float(np.var(by_subset, ddof=1)) / len(subsets) if len(subsets) > 1 else 0.0
     texts = standard_error(mean.placements) ** 2, max(1, min(map(len, mean.placements)) - 1)
     variance, freedom = summed(texts, (drawn, max(1, len(subsets) - 1)))
-    pooled = Mean(mean.auc, math.sqrt(variance), freedom)
+    pooled = StudentMean(mean.auc, math.sqrt(variance), freedom)
     crossed = cross(
         Entry(seed, str(subset), "", of[subset].auc, 1.0, math.nan) for seed, of in probes.items() for subset in subsets
     )
@@ -346,11 +346,6 @@ class RateOverSeeds(NamedTuple):
     """Each run's rate by its seed."""
     crossed: Crossed | None
     """As in `Compared`."""
-
-    @property
-    def seeds(self) -> int:
-        """As in `Compared`."""
-        return self.crossed.seeds if self.crossed else 1
 
 
 def rate_over_seeds(arm: BySeed) -> RateOverSeeds | None:
@@ -378,11 +373,11 @@ def auc_over_seeds(arm: ProbesBySeed) -> RateOverSeeds | None:
     runs = {seed: _mean(probe.auc for probe in probes.values()) for seed, probes in sorted(arm.items()) if probes}
     if not runs:
         return None
+    spread = float(np.std(list(runs.values()), ddof=1)) if len(runs) > 1 else None
     crossed, pooled, _ = _over_texts(arm) or (None, None, 0)
     if crossed is None or pooled is None:
-        return RateOverSeeds(_mean(runs.values()), 0.0, 1.0, None, runs, None)
+        return RateOverSeeds(_mean(runs.values()), 0.0, 1.0, spread, runs, None)
     low, high = Both(crossed, pooled).interval()
-    spread = math.sqrt(crossed.seed_variance * crossed.seeds)
     return RateOverSeeds(crossed.value, max(low, 0.0), min(high, 1.0), spread, runs, crossed)
 
 

@@ -307,7 +307,7 @@ def difference(evidence: Evidence, n: int) -> Difference:
 
 
 @dataclass(frozen=True)
-class Mean:
+class StudentMean:
     """A mean, or a difference of means, by Student's t."""
 
     value: float

@@ -10,8 +10,8 @@ is over the attacks that every run has met.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from curricula.eval.analysis.metrics import any_harm, harmful
@@ -88,17 +88,25 @@ def attacks_met(runs: Runs) -> Iterator[Met]:
     for stage in list(dict.fromkeys(stage for stage, _ in answers)):
         for decoder in dict.fromkeys(INFERENCE.values()):
             arms = answers.get((stage, decoder), {})
-            put = {attack for of_arm in arms.values() for of_seed in of_arm.values() for attack in of_seed}
+            of_runs = [found for of_arm in arms.values() for found in of_arm.values()]
+            put = {attack: _most_answers(found.get(attack, ()) for found in of_runs) for of in of_runs for attack in of}
             for arm in runs.arms:
                 if arm.name in arms and len(put) > 1:
                     yield _met(stage, decoder, arm.name, arms[arm.name], put)
 
 
 def _met(
-    stage: str, decoder: str, arm: str, answers: Mapping[int, Mapping[str, Sequence[JudgedRow]]], put: Collection[str]
+    stage: str,
+    decoder: str,
+    arm: str,
+    answers: Mapping[int, Mapping[str, Sequence[JudgedRow]]],
+    put: Mapping[str, Mapping[Prompt, int]],
 ) -> Met:
-    """What an arm has met of the attacks that were `put` to any model of the study."""
-    known = {seed: {attack: _outcomes(rows) for attack, rows in found.items()} for seed, found in answers.items()}
+    """What an arm has met of the attacks that were `put` to any model of the study, each with its answers to a request."""
+    known = {
+        seed: {attack: _outcomes(rows, put[attack]) for attack, rows in found.items()}
+        for seed, found in answers.items()
+    }
     shared = set.intersection(*({name for name, found in of.items() if found} for of in known.values()))
     by_seed = {seed: broken({name: of[name] for name in INFERENCE if name in shared}) for seed, of in known.items()}
     left_out = tuple(name for name in INFERENCE if name in put and name not in shared)
@@ -119,17 +127,28 @@ def attack_strengths(met: Iterable[Met]) -> Iterator[AttackStrength]:
                 yield AttackStrength(*place, *numbers, len(rate.runs), each, requests, ", ".join(one.left_out))
 
 
-def _outcomes(rows: Sequence[JudgedRow]) -> Mapping[Prompt, PromptMean]:
-    """1 or 0 for each request of which it is known whether the answers to an attack break it."""
+def _request(row: JudgedRow) -> Prompt:
+    return "", f"{row.context}\n{row.behavior}"  # one stratum, whatever the benchmark
+
+
+def _most_answers(runs: Iterable[Sequence[JudgedRow]]) -> Counter[Prompt]:
+    """The answers to each request in the run that has most: what a run cut short lacks may be the harmful one."""
+    most: Counter[Prompt] = Counter()
+    for rows in runs:
+        most |= Counter(map(_request, rows))
+    return most
+
+
+def _outcomes(rows: Sequence[JudgedRow], expected: Mapping[Prompt, int]) -> Mapping[Prompt, PromptMean]:
+    """1 or 0 for each request of which it is known whether the `expected` answers to an attack break it."""
     values: dict[Prompt, list[float | None]] = defaultdict(list)
     clusters: dict[Prompt, str] = {}
     for row in rows:
-        request = ("", f"{row.context}\n{row.behavior}")  # one stratum, whatever the benchmark
-        values[request].append(harmful(row))
-        clusters[request] = cluster_of(row)
+        values[_request(row)].append(harmful(row))
+        clusters[_request(row)] = cluster_of(row)
     found = {}
     for request, given in values.items():
-        known = any_harm([value for value in given if value is not None], len(given))
+        known = any_harm([value for value in given if value is not None], expected[request])
         if known is not None:
             found[request] = PromptMean(clusters[request], known, 1)
     return found

@@ -164,8 +164,11 @@ class PythonJudge(RuleJudge):
     def __init__(self, settings: JudgeConfig) -> None:
         self.name = settings.full_name
         self._label = load_plugin(JUDGE_PLUGINS, settings.model, f"judge.model: {settings.model}")
-        self.tells_helpful = can_tell_helpful(getattr(self._label, "labels", ()))
+        labels = getattr(self._label, "labels", ())
+        self.tells_helpful = can_tell_helpful(labels)
         own = getattr(self._label, "version", "")
+        if labels:  # whether it can tell helpful from unhelpful is stored with each verdict
+            own = f"{own} {sorted(labels)}"
         self._version = hashlib.sha256(f"{plugin_version(JUDGE_PLUGINS, settings.model)} {own}".encode()).hexdigest()[
             :12
         ]

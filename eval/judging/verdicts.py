@@ -290,6 +290,6 @@ def _tells_helpful(verdict: VerdictRow) -> bool:
     """Whether the judge of a stored verdict can tell helpful from unhelpful compliance."""
     if verdict.tells_helpful is not None:
         return verdict.tells_helpful
-    # Rows of earlier versions do not say it. Of the judges there were, phrases and WildGuard could not; the latter's template
-    # shows in its reply alone.
+    # Rows of earlier versions do not say it. Of the suite's judges phrases and WildGuard could not; the latter's template shows
+    # in its reply alone. A judge of the user's own is taken to be able to, as it was then.
     return verdict.judge != "refusal-phrases" and read_wildguard_refusal(verdict.reply or "") == UNPARSED

@@ -28,9 +28,9 @@ def placements(scores: np.ndarray, positive: np.ndarray) -> Placements:
 def standard_error(of: Placements) -> float:
     """DeLong's standard error of an AUC, or of a mean or difference of AUCs on the same texts.
 
-    Where no text differs from another, as with an AUC of 1, it is not 0 but what it would be if one text of the smaller class
-    were ordered rightly with half of the other class. So it is where a class has a single text.
+    Never less than if one text of the smaller class were ordered rightly with half of the other class: near an AUC of 1, or
+    where two arms order all texts alike, DeLong's variance would be close to 0. So it is where a class has a single text.
     """
     fewest = min(map(len, of))
     variance = sum(part.var(ddof=1) / len(part) for part in of) if fewest > 1 else 0.0
-    return float(variance**0.5) or 0.5 / fewest
+    return max(float(variance**0.5), 0.5 / fewest)

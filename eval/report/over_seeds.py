@@ -86,14 +86,15 @@ def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
     """Which attacks the rows of a table leave out."""
     labels = {arm.name: arm_label(arm) for arm in arms}
     parts = [
-        f"“{labels[one.arm]}” without {', '.join(f'“{DECODERS[name]}”' for name in one.left_out)}"
+        f"“{labels[one.arm]}”"
+        + (f" without {', '.join(f'“{DECODERS[name]}”' for name in one.left_out)}" if one.left_out else "")
         + ("" if one.runs else " (nothing left to compare)")
         for one in met
-        if one.left_out
+        if one.left_out or not one.runs
     ]
     if not parts:
         return ""
-    return f"A row counts only attacks for which every run of the arm has verdicts: {'; '.join(parts)}."
+    return f"A row counts only attacks and requests for which every run of the arm has verdicts: {'; '.join(parts)}."
 
 
 def _rate(found: ArmEstimate) -> EstimateCell:

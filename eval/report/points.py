@@ -211,7 +211,7 @@ class PointRow:
 
 
 def comparable_estimates(runs: Runs, metrics: StudyMetrics) -> Iterator[ArmEstimate]:
-    """The estimates of all arms but those `without_average`, which would be over other benchmarks than the rest."""
+    """The estimates of all arms except those `without_average`: theirs would cover other benchmarks."""
     measured = (("attack success", metrics.attacks), ("over-refusal", metrics.overrefusals))
     partial = {
         (measure, entry.stage, entry.decoder, entry.arm)

@@ -143,7 +143,7 @@ def run(words: list[str], deadline: float, output: Path) -> dict[str, Any]:
     if written:
         written.unlink(missing_ok=True)  # of an earlier call
     began = time.monotonic()
-    code = ended(command, max(1.0, deadline - began), output)
+    code = run_limited(command, max(1.0, deadline - began), output)
     said = output.read_text(errors="replace")
     print(said, flush=True)
     record = {"command": shlex.join(words), "code": code, "seconds": round(time.monotonic() - began, 1)}
@@ -161,7 +161,7 @@ def results_of(words: list[str], folder: Path) -> Path | None:
     return folder / "results.json" if "--out" in words else None
 
 
-def ended(command: list[str], limit_s: float, output: Path) -> int:
+def run_limited(command: list[str], limit_s: float, output: Path) -> int:
     """Run the command with its output in a file and return its exit code; after `limit_s` end it, and return 124."""
     path = os.pathsep.join(
         [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

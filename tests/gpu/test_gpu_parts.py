@@ -84,7 +84,7 @@ def test_commands_get_absolute_paths_since_they_run_elsewhere(tmp_path, monkeypa
 
 def test_commands_find_the_suite_of_this_checkout_first(tmp_path):
     say = "import os, pathlib, curricula; print(pathlib.Path(curricula.__file__).parents[1], os.environ['PYTHONPATH'])"
-    assert program.ended([sys.executable, "-c", say], 60.0, tmp_path / "output.txt") == 0
+    assert program.run_limited([sys.executable, "-c", say], 60.0, tmp_path / "output.txt") == 0
     package, path = (tmp_path / "output.txt").read_text().split()
     assert package == str(ROOT) and path.split(os.pathsep)[0] == str(ROOT)
 

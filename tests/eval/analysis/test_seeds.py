@@ -203,8 +203,23 @@ def test_an_auc_over_seeds_is_no_surer_than_its_test_texts():
         found = auc_over_seeds(arm)
         held += found.low <= truth <= found.high
         one = auc_over_seeds({0: arm[0]})
-        assert found.seeds == 3 and (one.seeds, one.crossed) == (1, None)
+        assert found.crossed.seeds == 3 and one.crossed is None
     assert held >= 0.93 * 150
+
+
+@pytest.mark.parametrize("texts", [37, 100, 500])
+def test_perfect_probes_are_not_certain_and_a_little_worse_ones_no_surer(texts):
+    def runs(scores: np.ndarray) -> dict[int, dict[int, ProbeAuc]]:
+        of = placements(scores, np.arange(2 * texts) >= texts)
+        return {seed: dict.fromkeys(range(5), ProbeAuc(of[0].mean(), of)) for seed in range(3)}
+
+    perfect, swapped = np.arange(2.0 * texts), np.arange(2.0 * texts)
+    swapped[[texts - 1, texts]] = swapped[[texts, texts - 1]]
+    for scores in (perfect, swapped):
+        found = auc_over_seeds(runs(scores))
+        assert found.low < 1 - 0.5 / texts < found.high == 1.0
+    gap = compare_probes([runs(perfect)] * 5, [runs(perfect)] * 3).difference
+    assert gap.low < -0.5 / texts and gap.high > 0.5 / texts and gap.p == 1.0
 
 
 def test_probes_of_earlier_rows_have_no_verdict_and_no_interval():
@@ -212,7 +227,8 @@ def test_probes_of_earlier_rows_have_no_verdict_and_no_interval():
     old = {seed: {k: probe._replace(placements=None) for k, probe in of.items()} for seed, of in arm.items()}
     assert compare_probes([old], [base]) is None
     found = auc_over_seeds(old)
-    assert found.seeds == 1 and found.rate == pytest.approx(auc_over_seeds(arm).rate)
+    known = auc_over_seeds(arm)
+    assert found.crossed is None and (found.rate, found.spread) == pytest.approx((known.rate, known.spread))
 
 
 def answered(rates: dict[int, dict[str, float]], answers: int = 5) -> dict[int, dict[tuple[str, str], PromptMean]]:
@@ -226,8 +242,8 @@ def answered(rates: dict[int, dict[str, float]], answers: int = 5) -> dict[int, 
 def test_runs_that_share_no_benchmark_say_nothing_about_seeds():
     low, high = answered({1: {"tdc": 0.2}, 2: {"harmbench": 0.2}}), answered({1: {"tdc": 0.6}, 2: {"harmbench": 0.6}})
     found = compare([low], [high])
-    assert found.difference.p < 1e-4 and (found.seeds, found.crossed) == (1, None)
-    assert rate_over_seeds(low).seeds == 1
+    assert found.difference.p < 1e-4 and (found.seeds, found.crossed) == (2, None)
+    assert rate_over_seeds(low).crossed is None
 
 
 def test_an_arms_rate_its_runs_and_its_interval_are_of_the_same_answers():

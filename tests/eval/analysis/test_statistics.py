@@ -10,8 +10,8 @@ from study_rows import verdict_rows
 
 from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.statistics import (
-    Mean,
     Pairs,
+    StudentMean,
     Tally,
     clustered_error,
     difference,
@@ -203,7 +203,7 @@ def test_one_sided_p_values_test_against_a_bound():
 
 def test_a_mean_is_tested_by_students_t():
     gaps = np.subtract([0.9, 0.92, 0.91, 0.93, 0.9], [0.85, 0.86, 0.88, 0.86, 0.87])
-    found = difference(Mean(gaps.mean(), gaps.std(ddof=1) / 5**0.5, 4), 5)
+    found = difference(StudentMean(gaps.mean(), gaps.std(ddof=1) / 5**0.5, 4), 5)
     expected = stats.ttest_1samp(gaps, 0.0)
     interval = expected.confidence_interval(0.95)
     assert found.p == pytest.approx(expected.pvalue)
