@@ -1,3 +1,4 @@
+import os
 import random
 import socket
 
@@ -18,6 +19,22 @@ def free_port() -> int:
         return port
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the Slurm lab first: they mostly wait, and one of several workers that begins with them is done in time."""
-    items.sort(key=lambda item: item.path.parent.name != "slurm" or item.path.parents[1].name != "tests")
+FIRST = ("tests/slurm/", "tests/jobs/test_local_run.py", "tests/model/runtime/test_faults.py", "tests/jobs/stages/")
+"""Tests that take long, mostly by waiting. Each of several workers begins with one group; others steal what is behind it. So no
+group is left for the end, nor torn from the study that its tests share."""
+
+
+@pytest.hookimpl(trylast=True)  # when only the chosen tests are left
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    groups: dict[str, list[pytest.Item]] = {name: [] for name in (*FIRST, "")}
+    for item in items:
+        place = item.path.relative_to(config.rootpath).as_posix()
+        groups[next((name for name in FIRST if place.startswith(name)), "")].append(item)
+    rest, workers = groups.pop(""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = len(items) // workers  # pytest-xdist's `worksteal` gives each worker as many to begin with, in this order
+    ordered: list[pytest.Item] = []
+    for number, group in enumerate(groups.values()):
+        filled = min(number, workers - 1) * share - len(ordered)
+        ordered += [*rest[: max(0, filled)], *group]
+        del rest[: max(0, filled)]
+    items[:] = ordered + rest
