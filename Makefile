@@ -29,10 +29,10 @@ test: $(WEIGHTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow and not gpu"
 
 test-all: $(WEIGHTS)
-	$(BIN)/python -m pytest -n 4 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 $(STAMP): setup.cfg env/bootstrap.py env/constraints.txt
 	$(PYTHON) env/bootstrap.py $(VENV) --torch
