@@ -121,11 +121,12 @@ class Stage(ABC):
 
 
 def saved_steps(branch: Path) -> int:
-    """The step of the newest checkpoint of a training run, 0 without one."""
-    from curricula.model.checkpoints import latest_checkpoint
+    """The step of the newest checkpoint from which a training run may go on, 0 without one. `latest` itself may name one that
+    was found damaged and set aside."""
+    from curricula.model.checkpoints.folder import checkpoints_to_resume
 
-    latest = latest_checkpoint(branch / "checkpoints")
-    return int(latest.name.rpartition("_")[2]) if latest else 0
+    newest = next(iter(checkpoints_to_resume(branch / "checkpoints")), None)
+    return int(newest.name.rpartition("_")[2]) if newest else 0
 
 
 def checkpoint_to_resume(branch: Path) -> Path | None:

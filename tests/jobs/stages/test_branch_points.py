@@ -12,6 +12,7 @@ from curricula.errors import UserError
 from curricula.jobs.completion import is_done
 from curricula.jobs.graph import plan_study
 from curricula.jobs.stages import Work
+from curricula.jobs.stages.base import saved_steps
 from curricula.jobs.stages.export import base_checkpoint
 from curricula.model import PRESETS
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, stored_file
@@ -65,3 +66,16 @@ def _save(folder: Path) -> None:
     }
     record = CheckpointInfo(step=1, consumed_samples=0, consumed_tokens=0, **held)
     write_json(folder / "checkpoint.json", msgspec.to_builtins(record))
+
+
+def test_what_was_saved_is_counted_where_the_newest_checkpoint_was_set_aside(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    assert saved_steps(tmp_path) == 0
+    for step in (4, 6):
+        (checkpoints / f"step_{step:08d}").mkdir(parents=True)
+    (checkpoints / "latest").write_text("step_00000004\n")
+    assert saved_steps(tmp_path) == 4
+    (checkpoints / "latest").write_text(
+        "step_00000008\n"
+    )  # damaged; set aside by a start that was killed before its next save
+    assert saved_steps(tmp_path) == 6
