@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import random
 import re
 import time
@@ -14,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 from evaluating_child import evaluate
+from forked import started
 from judge_server import JudgeServer
-from paths import ROOT, SUPPORT
 from tiny_llama import save_tiny_llama
 
 from curricula.eval.config import EvalConfig, Tasks
@@ -62,10 +60,6 @@ def test_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, monkeypat
     (data / "advbench/harmful_behaviors.csv").write_text("goal,target\n" + goals)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evaluating_child"])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SUPPORT), str(ROOT)]))
-
     def start(out: Path, server: JudgeServer) -> Any:
         config = EvalConfig(
             benchmarks=("advbench",),
@@ -75,9 +69,7 @@ def test_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, monkeypat
             topk=TopK(max_new_tokens=8, samples=2, batch_prompts=2),
             tasks=Tasks(instruct=("attacks-topk",)),
         )
-        child = context.Process(target=evaluate, args=(model, data, out, msgspec.json.encode(config)))
-        child.start()
-        return child
+        return started(evaluate, model, data, out, msgspec.json.encode(config))
 
     with WaywardServer() as server:
         child = start(whole, server)

@@ -1,14 +1,11 @@
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from paths import SUPPORT
+from forked import ended, ranks
 from random_batches import RandomBatches, train_job
 
 from curricula.curriculum.tokens.tokenizer import train_tokenizer
@@ -19,18 +16,13 @@ from curricula.model.convert import export_hf, import_hf
 from curricula.model.runtime.distributed import first_host, read_ranks
 from curricula.model.train import train
 
-CHILD = SUPPORT / "train_in_child.py"
 BATCHES = {"masked": True, "total_steps": 20}
 
 
 def train_in_processes(size: int, out: Path, port: int, **wanted) -> None:
-    children = []
-    for rank in map(str, range(size)):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(size), "MASTER_PORT": str(port)}
-        argument = json.dumps({"out": str(out), "batches": BATCHES, "micro_batch": 2, **wanted})
-        environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
-        children.append(subprocess.Popen([sys.executable, str(CHILD), argument], env=environment))
-    assert [child.wait(timeout=240) for child in children] == [0] * size
+    argument = json.dumps({"out": str(out), "batches": BATCHES, "micro_batch": 2, **wanted})
+    outcomes = ended(ranks("train_in_child.py", argument, out, size, port), timeout_s=240)
+    assert [status for status, _ in outcomes] == [0] * size, outcomes
 
 
 def train_alone(out: Path, **wanted) -> list[dict]:

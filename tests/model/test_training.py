@@ -1,15 +1,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from paths import SUPPORT
+from forked import Program
 from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
@@ -19,8 +17,6 @@ from curricula.model.config import OptimizerConfig, ScheduleConfig
 from curricula.model.runtime import Interrupted
 from curricula.model.runtime.distributed import Parallel
 from curricula.model.train import train
-
-CHILD = SUPPORT / "train_in_child.py"
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +86,8 @@ def test_an_arm_that_branches_at_the_very_end_is_the_trunk_itself(tmp_path):
 
 def test_resume_after_sigkill_gives_the_same_metrics_bit_for_bit(tmp_path, whole_run):
     wanted = {"out": str(tmp_path), "save_interval_steps": 3, "kill_at": 8}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.run([sys.executable, str(CHILD), json.dumps(wanted)], env=environment, timeout=120)
-    assert child.returncode == -signal.SIGKILL
+    status, said = Program("train_in_child.py", json.dumps(wanted), tmp_path).ended()
+    assert status == -signal.SIGKILL, said
     assert [row["step"] for row in numbers(tmp_path)] == list(range(1, 9))
     train(train_job(tmp_path, save_interval_steps=3), RandomBatches())
     assert numbers(tmp_path) == numbers(whole_run)

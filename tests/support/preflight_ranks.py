@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
+
+from forked import forkserver, started
 
 from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
@@ -16,9 +17,6 @@ from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES, Work
 from curricula.model.runtime.distributed import Ranks
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "preflight_ranks"])
-
 
 def preflights(
     root: Path, port: int, nodes: list[str], settings: Preflight, *, job: str = "pretrain-20", label: str = "full-20",
@@ -26,7 +24,7 @@ def preflights(
     blind: tuple[str, ...] = (), path: str = "", like_nccl: bool = False,
 ) -> list[tuple]:  # fmt: skip
     """The outcome in each process: ("fit",), ("unfit", nodes, sentence) or ("error", sentence)."""
-    answers = CONTEXT.Queue()
+    answers = forkserver().Queue()
     children = []
     for rank, node in enumerate(nodes):
         if rank in absent:
@@ -51,8 +49,7 @@ def preflights(
             path,
             like_nccl,
         )
-        children.append(CONTEXT.Process(target=_rank, args=(answers, *arguments)))
-        children[-1].start()
+        children.append(started(_rank, answers, *arguments))
     outcomes = dict(answers.get(timeout=120) for _ in children)
     for child in children:
         child.join(timeout=60)

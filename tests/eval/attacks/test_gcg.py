@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import random
 import time
 
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evaluating_child import attack_prompts
-from paths import ROOT, SUPPORT
+from forked import started
 from scipy.stats import spearmanr
 from tiny_llama import save_tiny_llama
 
@@ -381,16 +379,11 @@ def test_an_interrupted_attack_resumes_from_its_last_saved_step(loaded, tmp_path
         assert save.read() == {}
 
 
-def test_a_killed_attack_ends_with_the_same_bytes_and_repeats_few_steps(loaded, tmp_path, monkeypatch):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evaluating_child"])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SUPPORT), str(ROOT)]))
+def test_a_killed_attack_ends_with_the_same_bytes_and_repeats_few_steps(loaded, tmp_path):
     config = msgspec.json.encode(Gcg(steps=25, search_width=8, topk=16, suffix="x x x", batch_prompts=2, buffer=2))
 
     def start(out):
-        child = context.Process(target=attack_prompts, args=(loaded.folder, REQUESTS, out, config))
-        child.start()
-        return child
+        return started(attack_prompts, loaded.folder, REQUESTS, out, config)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     child = start(whole)

@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from paths import SUPPORT
+from forked import PROMPT_S, Program, ended, ranks
 from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
@@ -26,11 +24,9 @@ from curricula.model.runtime.reporting import read_metrics
 from curricula.model.runtime.stopping import HANG_EXIT_CODE
 from curricula.model.train import train
 
-CHILD = SUPPORT / "faulty_child.py"
+CHILD = "faulty_child.py"
 TOTAL = RandomBatches().total_steps
 BATCH = RandomBatches().global_batch
-PROMPT_S = 120.0
-"""Far more than any of this takes, and far less than torch's own timeouts."""
 HANG_MINUTES = 0.05
 
 
@@ -46,29 +42,11 @@ def undisturbed(tmp_path_factory):
     return read_metrics(out / "metrics.jsonl")
 
 
-def start(out: Path, ranks: int, port: int = 0, **asked) -> list[subprocess.Popen]:
-    """A training job of `ranks` processes."""
-    children = []
-    for rank in range(ranks):
-        place = {"OMP_NUM_THREADS": "1"}
-        if ranks > 1:
-            place |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
-        command = [sys.executable, str(CHILD), json.dumps({"out": str(out), **asked})]
-        children.append(subprocess.Popen(command, env={**os.environ, **place}, stderr=subprocess.PIPE, text=True))
-    return children
-
-
-def ended(children: list[subprocess.Popen], kill: bool = False) -> list[tuple[int, str]]:
-    """Exit status and error output of each; one that does not end fails the test. `kill` ends them first."""
-    for child in children if kill else []:
-        child.kill()
-    deadline = time.monotonic() + PROMPT_S
-    try:
-        said = [child.communicate(timeout=max(1.0, deadline - time.monotonic()))[1] for child in children]
-        return [(child.returncode, text) for child, text in zip(children, said)]
-    finally:
-        for child in children:
-            child.kill()
+def start(out: Path, size: int, port: int = 0, **asked) -> list[Program]:
+    """A training job of `size` processes."""
+    out.mkdir(parents=True, exist_ok=True)
+    argument = json.dumps({"out": str(out), **asked})
+    return ranks(CHILD, argument, out, size, port) if size > 1 else [Program(CHILD, argument, out)]
 
 
 def assert_finishes_undisturbed(out: Path, undisturbed: list[dict], exactly: bool = True) -> None:
@@ -133,16 +111,16 @@ def test_a_run_killed_while_saving_continues_from_the_last_complete_checkpoint(t
 
 def assert_no_process_is_left(out: Path) -> None:
     deadline = time.monotonic() + PROMPT_S
-    while left := [process for process in Path("/proc").glob("[0-9]*") if str(out).encode() in command_of(process)]:
+    while left := [process for process in Path("/proc").glob("[0-9]*") if works_in(process) == out]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
 
-def command_of(process: Path) -> bytes:
+def works_in(process: Path) -> Path | None:
     try:
-        return (process / "cmdline").read_bytes()
+        return (process / "cwd").readlink()
     except OSError:
-        return b""
+        return None
 
 
 def test_a_full_disk_on_one_rank_ends_all_ranks_with_a_sentence_and_keeps_earlier_checkpoints(
@@ -170,7 +148,7 @@ def test_when_one_rank_is_stopped_the_others_end_and_log_that_they_waited(tmp_pa
     fault = {"kind": "stopped", "rank": 1, "step": 6}
     waiting, still = start(tmp_path, 2, free_port, fault=fault, job={"micro_batch": 4, "hang_minutes": HANG_MINUTES})
     ((status, said),) = ended([waiting])
-    ended([still], kill=True)
+    still.kill()
     assert status == HANG_EXIT_CODE
     assert "what each thread of process" in said and "forward_backward.py" in said
 

@@ -2,16 +2,13 @@
 
 import json
 import logging
-import os
 import signal
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from paths import SUPPORT
+from forked import ended, ranks
 from random_batches import RandomBatches, SpoiltBatches, train_job
 
 from curricula.durable import read_jsonl
@@ -112,13 +109,9 @@ def test_a_branch_skips_what_the_same_arm_trained_from_scratch_skips(tmp_path):
 
 def test_two_ranks_skip_together_and_one_process_continues_after_one_of_them_is_killed(guarded, tmp_path, free_port):
     wanted = {"batches": {"total_steps": TOTAL, "spoilt": SPOILT}, "spike_guard": {"window": 8}, "micro_batch": 4}
-    children = []
-    for rank in map(str, range(2)):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": str(free_port)}
-        argument = json.dumps({"out": str(tmp_path), **wanted, "save_interval_steps": 4, "kill_at": 15})
-        command = [sys.executable, str(SUPPORT / "train_in_child.py"), argument]
-        children.append(subprocess.Popen(command, env={**os.environ, **place, "OMP_NUM_THREADS": "1"}))
-    assert [child.wait(timeout=120) for child in children] == [-signal.SIGKILL, 1]
+    argument = json.dumps({"out": str(tmp_path), **wanted, "save_interval_steps": 4, "kill_at": 15})
+    outcomes = ended(ranks("train_in_child.py", argument, tmp_path, 2, free_port))
+    assert [status for status, _ in outcomes] == [-signal.SIGKILL, 1], outcomes
     train(train_job(tmp_path, spike_guard=GUARD), spoilt())
     assert skipped(tmp_path) == skipped(guarded)
     for row, other in zip(numbers(tmp_path), numbers(guarded), strict=True):
