@@ -28,7 +28,7 @@ from curricula.jobs.completion import done_elements
 from curricula.jobs.element import main
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.environment import RANKS
+from curricula.jobs.slurm.commands import RANKS
 from curricula.jobs.stages import STAGES
 
 TERM_GRACE_S = 20.0

@@ -13,7 +13,7 @@ runs/<study>/
   jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
   slurm/submissions.jsonl     what was submitted to Slurm (jobs/slurm/submissions.py)
   slurm/<array>.continued     the arrays that continue it where Slurm does not requeue (jobs/slurm/submit.py)
-  slurm/bad-nodes.jsonl       nodes that failed a check (jobs/preflight/bad_nodes.py)
+  slurm/bad-nodes.jsonl       nodes that failed a check (jobs/slurm/submissions.py)
   contamination.csv           which prompts occur in the training text (`curricula data check --run`)
   report/
 """

@@ -6,7 +6,7 @@ Imports no other part of the jobs until it selects, so that a command's help app
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,20 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> Chosen
     if not chosen:
         raise UsageError(f"no element is {selection} at once; leave one of them out")
     return chosen
+
+
+def check_needs(plan: Plan, chosen: Chosen, done: Collection[Key], live: Collection[Key]) -> None:
+    """Raise UsageError when a chosen element needs one that is neither done nor `live` (queued or running) nor chosen."""
+    from curricula.jobs.plan import keys_of
+
+    available = {*done, *live, *keys_of(chosen)}
+    for job, label in keys_of(chosen):
+        for need, must_be_ok in plan.needs[job, label]:
+            if must_be_ok and need not in available:
+                raise UsageError(
+                    f"{job} needs {need[0]}/{need[1]}, which is neither done nor queued nor chosen; "
+                    f"begin earlier, with --from {need[0]}"
+                )
 
 
 def _is_named(job: Job, name: str | None) -> bool:

@@ -27,7 +27,7 @@ from curricula.jobs.local import run_plan
 from curricula.jobs.monitor.progress import Reading, number, read_progress
 from curricula.jobs.plan import Chosen, Key, Plan, keys_of
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.arrays import check_needs
+from curricula.jobs.selection import check_needs
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
 from curricula.terminal import clock, count, one_line

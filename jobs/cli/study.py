@@ -29,7 +29,7 @@ from curricula.jobs.growth import cut_branches
 from curricula.jobs.plan import Chosen, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
-from curricula.jobs.slurm.environment import ignored_explained
+from curricula.jobs.slurm.commands import ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile, load_profile
 from curricula.jobs.slurm.script import check_root
 from curricula.jobs.study import STUDIES, Study, load_study
@@ -139,8 +139,7 @@ def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool, console: C
 
 def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, console: Console) -> None:
     """Print every sbatch script, Slurm's answer to it where Slurm is installed, and a table of the arrays; writes nothing."""
-    from curricula.jobs.slurm.commands import on_cluster, tested
-    from curricula.jobs.slurm.site import partition_minutes, too_long
+    from curricula.jobs.slurm.commands import on_cluster, partition_minutes, tested, too_long
     from curricula.jobs.slurm.submit import preview
 
     if explained := ignored_explained(os.environ):
@@ -175,8 +174,8 @@ def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, con
 
 
 def render(args: argparse.Namespace) -> int:
-    from curricula.jobs.slurm.render import render as write_scripts
-    from curricula.jobs.slurm.render import write_resubmit
+    from curricula.jobs.slurm.script import render as write_scripts
+    from curricula.jobs.slurm.script import write_resubmit
     from curricula.jobs.slurm.submissions import submissions
 
     study, profile = read_study(args.study, args.set), load_profile(args.profile)

@@ -1,8 +1,8 @@
 """The first seconds of a job of several processes: find the node that would ruin it, and name it.
 
 Every node checks itself (`node_checks.py`); then clocks are compared and an all-reduce over all processes is timed. All
-processes reach the same verdict (`rendezvous.py`, which also finds the missing ones). A node that failed is recorded
-(`bad_nodes.py`), and the job avoids it when it starts again.
+processes reach the same verdict, through a store that rank 0 serves before they open a process group: unlike a collective, it
+tells which processes are missing. A node that failed is recorded, and the job avoids it when it starts again.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from curricula.errors import UserError
 from curricula.jobs.monitor.logs import note
-from curricula.jobs.preflight.bad_nodes import BadNode, record_bad_nodes
 from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, reach_problems, temporary_folders, within
-from curricula.jobs.preflight.rendezvous import Rendezvous
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import host_names, own_task
 from curricula.jobs.slurm.profile import Preflight
+from curricula.jobs.slurm.submissions import BadNode, record_bad_nodes
+from curricula.model.runtime import PeerLost
+from curricula.settings import decode
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, Store
 
     from curricula.model.runtime.distributed import Ranks
 
@@ -37,6 +38,9 @@ WARM_UP, TIMED = 2, 5
 """All-reduces before the clock runs, and while it runs."""
 MESSAGE_BYTES = {"cuda": 256_000_000, "cpu": 4_000_000}
 """Size of the all-reduce that is timed."""
+GOODBYE_S = 20.0
+"""How long rank 0 waits for the others to read its last value: when it ends, the store does."""
+Value = TypeVar("Value")
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -285,3 +289,71 @@ def _nodes_of(ranks: Sequence[int], size: int, environment: Mapping[str, str]) -
     except (UserError, OSError):
         return []
     return list(dict.fromkeys(names[rank * len(names) // size] for rank in ranks)) if names else []
+
+
+class Rendezvous:
+    """Values by name, as JSON. Raises PeerLost when the store cannot be opened or reached within `patience_s`: another start,
+    with another port or without that node, may succeed."""
+
+    def __init__(self, ranks: Ranks, patience_s: float):
+        from torch.distributed import TCPStore
+
+        assert ranks.master is not None  # there are several processes
+        host, _, port = ranks.master.rpartition(":")
+        address = f"{host}:{int(port) + 1}"  # the next port: the training's own store comes later
+        self.rank, self.size, self.patience_s = ranks.rank, ranks.size, patience_s
+        patience = datetime.timedelta(seconds=patience_s)
+        try:
+            self.store: Store = TCPStore(
+                host, int(port) + 1, ranks.size, ranks.rank == 0, patience, wait_for_workers=False
+            )
+        except RuntimeError as error:
+            what = "opened" if ranks.rank == 0 else "reached"
+            raise PeerLost(
+                f"{address}: the store of the preflight cannot be {what} ({str(error).splitlines()[0]})"
+            ) from None
+
+    def put(self, name: str, value: object) -> None:
+        self.store.set(name, msgspec.json.encode(value).decode())
+
+    def get(self, name: str, kind: type[Value]) -> Value:
+        """The value of this name; waits for it."""
+        return decode(self.store.get(name), kind)
+
+    def put_own(self, name: str, value: object) -> None:
+        """This rank's value of a name that each rank has."""
+        self.put(f"{name}/{self.rank}", value)
+
+    def gather(self, name: str, kind: type[Value]) -> dict[int, Value]:
+        """Every rank's own value; without the ranks that put none within `patience_s`."""
+        missing = self._missing(name, self.patience_s)
+        return {rank: self.get(f"{name}/{rank}", kind) for rank in range(self.size) if rank not in missing}
+
+    def broadcast(self, name: str, kind: type[Value], value: Value | None) -> Value:
+        """Rank 0's `value`, in every process; rank 0 stays until all have read it.
+
+        Raises PeerLost when rank 0 ended before it put one.
+        """
+        if self.rank == 0:
+            assert value is not None
+            self.put(name, value)
+            self.put_own(f"{name} received", True)
+            self._missing(f"{name} received", GOODBYE_S)
+            return value
+        try:
+            self.store.wait([name], datetime.timedelta(seconds=2 * self.patience_s))
+            received = self.get(name, kind)
+            self.put_own(f"{name} received", True)
+        except RuntimeError:  # torch's DistError among them
+            raise PeerLost("the first process ended without a verdict; see the log of rank 0") from None
+        return received
+
+    def _missing(self, name: str, patience_s: float) -> Sequence[int]:
+        """The ranks that have not put their own value of this name in time."""
+        deadline = time.monotonic() + patience_s
+        missing = list(range(self.size))
+        while True:
+            missing = [rank for rank in missing if not self.store.check([f"{name}/{rank}"])]
+            if not missing or time.monotonic() > deadline:
+                return missing
+            time.sleep(0.01)

@@ -1,11 +1,16 @@
 """Slurm's commands, and what they print as typed values: squeue, sacct, scancel, scontrol, sbatch --test-only.
 
 Each function runs its command once and waits for it. What Slurm has of one run is in `submissions.py`.
+
+Slurm reads variables such as SBATCH_PARTITION, SBATCH_EXPORT or SQUEUE_STATES as options, which override those in a script; a
+shell on a node may also hold the ranks' variables of another job. Neither reaches the commands: profile and study alone decide
+what a job asks for.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import shutil
@@ -14,10 +19,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import tenacity
 
 from curricula.errors import UserError
-from curricula.jobs.slurm.environment import cleaned
+from curricula.jobs.slurm.profile import Profile, Request
 from curricula.terminal import one_line
 
 PATIENCE_S = 60.0
@@ -63,6 +69,17 @@ REASONS = {
     "AssocGrpGRES": "your account's limit of GPUs is reached",
 }
 """Slurm's reasons for waiting, explained."""
+
+RANKS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+"""A rank's variables, which torchrun sets. A profile's `environment` may set some for the jobs."""
+OPTIONS = ("SBATCH", "SRUN", "SLURM", "SALLOC", "SQUEUE", "SACCT", "SCANCEL", "SCONTROL")
+"""Variables whose names begin so are options of Slurm's commands, or describe an allocation."""
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS")
+"""Where Slurm's controller is, and who calls it."""
+IGNORED = f"^(({'|'.join(OPTIONS)})_.*|TORCHELASTIC_.*|{'|'.join(RANKS)})$"
+"""The names of all these, as an expression of Python's and of bash's."""
 
 
 _cluster: str | None = None
@@ -120,6 +137,28 @@ class TaskState:
         return self.state == "PENDING" and self.reason == "DependencyNeverSatisfied"
 
 
+def ignored(environment: Mapping[str, str]) -> list[str]:
+    """The variables that Slurm's commands and the jobs do not get."""
+    return sorted(name for name in environment if re.match(IGNORED, name) and name not in KEPT)
+
+
+def cleaned(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of Slurm's commands."""
+    dropped = set(ignored(environment))
+    return {name: value for name, value in environment.items() if name not in dropped}
+
+
+def ignored_explained(environment: Mapping[str, str]) -> str:
+    """One line that names the ignored variables that would have changed jobs; empty if there are none.
+
+    Inside an allocation the SLURM_ variables describe that allocation, and nobody set them to change anything.
+    """
+    described = ("SLURM_",) if "SLURM_JOB_ID" in environment else ()
+    readers = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", *described)
+    names = [name for name in ignored(environment) if not name.startswith(readers)]
+    return f"Ignored variables of this shell: {', '.join(names)}. The profile decides." if names else ""
+
+
 def require_slurm() -> None:
     """Raise UserError where Slurm is not installed."""
     if shutil.which("sbatch") is None:
@@ -158,8 +197,8 @@ def patiently(say: Callable[[str], object] | None = None) -> tenacity.Retrying:
     )
 
 
-def call(*command: str, text: str | None = None, patience_s: float | None = None) -> str:
-    """What the command prints, given `text` on its standard input.
+def call(*command: str, patience_s: float | None = None) -> str:
+    """What the command prints.
 
     Raises ControllerAway when it gets no answer from Slurm, UserError when it cannot run or fails otherwise.
     """
@@ -169,7 +208,12 @@ def call(*command: str, text: str | None = None, patience_s: float | None = None
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         done = subprocess.run(
-            command, input=text or "", env=cleaned(os.environ), capture_output=True, text=True, timeout=patience_s
+            command,
+            stdin=subprocess.DEVNULL,
+            env=cleaned(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=patience_s,
         )
     except FileNotFoundError:
         raise UserError(f"{name}: not on this machine's PATH") from None
@@ -314,6 +358,53 @@ def tested(script: str) -> str:
     except subprocess.TimeoutExpired:
         return f"no answer within {PATIENCE_S:.0f} s"
     return " ".join((done.stderr or done.stdout).replace("sbatch: ", "").split())
+
+
+def within_array_limit(profile: Profile) -> Profile:
+    """The profile with arrays no longer than the site's MaxArraySize, where Slurm tells it."""
+    try:
+        site = re.search(r"^MaxArraySize *= *([1-9]\d*)", call("scontrol", "show", "config"), re.MULTILINE)
+    except UserError:
+        return profile
+    longest = min(profile.max_array_size, int(site[1])) if site else profile.max_array_size
+    return msgspec.structs.replace(profile, max_array_size=longest)
+
+
+def partition_minutes() -> dict[str, float]:
+    """The longest time of each partition; the default one is also under "". None where Slurm does not answer."""
+    try:
+        listing = call("scontrol", "--oneliner", "show", "partition")
+    except UserError:
+        return {}
+    found = {}
+    for fields in map(_fields, listing.splitlines()):
+        if "PartitionName" in fields and "MaxTime" in fields:
+            found[fields["PartitionName"]] = _minutes(fields["MaxTime"])
+            if fields.get("Default") == "YES":
+                found[""] = found[fields["PartitionName"]]
+    return found
+
+
+def too_long(request: Request, limits: dict[str, float]) -> str:
+    """Why a job will not start in any of its partitions, in a sentence; empty if it can, as far as the limits tell."""
+    names = (request.options.partition or "").split(",")
+    longest = max(limits.get(name, math.inf) for name in names)
+    if request.minutes <= longest:
+        return ""
+    where = f"partition {', '.join(names)}" if names != [""] else "the default partition"
+    return (
+        f"it asks for {request.minutes / 60:g} h, and {where} allows {longest / 60:g} h, so it will not start; "
+        f"set stages.{request.section}.hours to at most {longest / 60:g}"
+    )
+
+
+def _minutes(text: str) -> float:
+    """Slurm's DAYS-HOURS:MINUTES:SECONDS; infinite for UNLIMITED and anything else."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if not match:
+        return math.inf
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + minutes + seconds / 60
 
 
 def own_task(environment: Mapping[str, str]) -> str | None:

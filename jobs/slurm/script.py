@@ -1,44 +1,59 @@
-"""The batch script of a job array: the options of sbatch, and the body.
+"""The batch script of a job array: the options of sbatch, the body, and the snapshot of the code that it runs.
 
-Both `curricula submit`, through submitit, and `curricula render`, which writes plain scripts, use it. Whatever a user can name
-is quoted before it reaches the shell, and checked before it reaches an #SBATCH line.
+Both `curricula submit`, through submitit, and `curricula render` use it. The latter writes plain scripts, for users who want to
+read, change and submit the jobs with bash and Slurm alone; they record what they submit in the same place, so `status`, `logs`,
+`retry` and `cancel` work on it too. Whatever a user can name is quoted before it reaches the shell, and checked before it
+reaches an #SBATCH line.
+
+Jobs run the code that they were submitted with, however the checkout changes: a snapshot, RUN/code/DIGEST/, named by its
+content, so that another submission makes a new one only if the code has changed. Its seal, a hash of every file in it, goes
+into the batch scripts. Slurm keeps those itself, so a job runs no code but that of the submission even if somebody has changed
+the run folder since.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from curricula.durable import team
-from curricula.errors import UsageError
+from curricula.durable import disk_full_explained, make_folder, open_atomically, sync_folder, team, write_json
+from curricula.errors import UsageError, UserError
 from curricula.fencing import Superseded
-from curricula.jobs.plan import Job
-from curricula.jobs.slurm.commands import AWAY
-from curricula.jobs.slurm.environment import IGNORED, KEPT, RANKS
+from curricula.jobs.plan import Chosen, Edge, EdgeKind, Job, Plan, keys_of
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS
 from curricula.jobs.slurm.profile import RESERVE_S, Profile
-from curricula.jobs.slurm.snapshot import ENTRY, Snapshot
+from curricula.jobs.slurm.submissions import contents_line, latest_tasks, submissions
 from curricula.jobs.study import Study
-from curricula.provenance import PACKAGE, RECORD
-from curricula.settings import decode
+from curricula.provenance import PACKAGE, RECORD, ROOT, running_commit
 
 if TYPE_CHECKING:
     import jinja2
 
 TEMPLATES = PACKAGE / "sbatch_templates"
-CONTENTS = "# runs "
-"""Begins the line of a script that says what it runs: a `Contents` as JSON."""
 LOG = "%A_%a_%t_log.out"
 """A task's log in RUN/slurm: array, index and rank. The script's own output goes to that of rank 0."""
+OUTPUT = LOG.replace("%t", "0")
+"""The log of a batch script. The command line names it too, by which `sacct` knows whose job it is."""
+ENTRY = "run_element.py"
+ENTRY_TEXT = '''"""What the jobs run: `python run_element.py RUN JOB ELEMENT`. Python looks beside this file first."""
 
+import sys
+
+from curricula.jobs.element import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+'''
 EXIT_PATIENCE_S = 60
 """How long the other tasks of a job may take to end after its first one has finished the work."""
 
@@ -168,26 +183,6 @@ def body(
     )
 
 
-class Contents(msgspec.Struct, frozen=True):
-    """What a batch script runs: array task i runs the element labels[i]. It identifies a job that was never recorded."""
-
-    job: str
-    labels: tuple[str, ...]
-
-
-def contents_line(job: str, labels: Sequence[str]) -> str:
-    return CONTENTS + json.dumps({"job": job, "labels": list(labels)})
-
-
-def contents_in(script: str) -> Contents | None:
-    """What a batch script runs; None where it is not one of ours."""
-    for line in script.splitlines():
-        if line.startswith(CONTENTS):
-            with contextlib.suppress(msgspec.DecodeError):
-                return decode(line.removeprefix(CONTENTS), Contents)
-    return None
-
-
 def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
     """Folders that the container mounts, each under its own name, and the profile's own mounts."""
     assert profile.container is not None
@@ -211,3 +206,198 @@ def templates() -> jinja2.Environment:
     environment.filters["quote"] = shlex.quote
     environment.globals.update(ranks=" ".join(RANKS), ignored=IGNORED, kept="|".join(KEPT))
     return environment
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot of the code as it is now, taken or not."""
+
+    folder: Path
+    seal: str
+    """SHA-256 of the lines that sha256sum prints for its files in the order of their names, except for RECORD."""
+
+
+def take_snapshot(run_root: Path) -> Snapshot:
+    """Copy the code into the run folder unless it is there already. Raises UserError if it is there and was changed."""
+    contents = _contents()
+    snapshot = _snapshot(run_root, contents)
+    folder = snapshot.folder
+    if folder.exists():
+        if _seal(_read(folder, folder)) != snapshot.seal:
+            raise UserError(f"{folder}: this copy of the code was changed; delete it and give the same command again")
+        return snapshot
+    aside = folder.with_name(f".{folder.name}.aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    with disk_full_explained(folder):
+        make_folder(folder.parent)
+        for path, content in contents.items():
+            make_folder((aside / path).parent)
+            (aside / path).write_bytes(content)
+        commit = running_commit()
+        write_json(
+            aside / RECORD,
+            {"commit": commit.split("-dirty")[0], "dirty": "-dirty" in commit, "digest": folder.name},
+        )
+        os.rename(aside, folder)
+        sync_folder(folder.parent)
+    return snapshot
+
+
+def planned_snapshot(run_root: Path) -> Snapshot:
+    """The snapshot that `take_snapshot` would take."""
+    return _snapshot(run_root, _contents())
+
+
+def _contents() -> dict[Path, bytes]:
+    """The files of a snapshot. Those of the package are relative to the folder that holds it; links in it are followed."""
+    return {**_read(PACKAGE, ROOT), Path(ENTRY): ENTRY_TEXT.encode()}
+
+
+def _read(folder: Path, base: Path) -> dict[Path, bytes]:
+    found = []
+    for place, names, files in os.walk(folder, followlinks=True):
+        names[:] = [name for name in names if name != "__pycache__"]
+        found += [Path(place, name) for name in files]
+    return {path.relative_to(base): path.read_bytes() for path in sorted(found)}
+
+
+def _snapshot(run_root: Path, contents: Mapping[Path, bytes]) -> Snapshot:
+    digest = hashlib.sha256()
+    for path, content in contents.items():
+        if path != Path(ENTRY):
+            digest.update(f"{path}\0{len(content)}\0".encode())
+            digest.update(content)
+    return Snapshot(run_root / "code" / digest.hexdigest()[:12], _seal(contents))
+
+
+def _seal(contents: Mapping[Path, bytes]) -> str:
+    lines = {f"./{path}".encode(): hashlib.sha256(content).hexdigest() for path, content in contents.items()}
+    lines.pop(f"./{RECORD}".encode(), None)  # another commit may have the same code
+    return hashlib.sha256(b"".join(lines[name].encode() + b"  " + name + b"\n" for name in sorted(lines))).hexdigest()
+
+
+@dataclass(frozen=True)
+class Script:
+    """One job array as a file."""
+
+    file: str
+    job: Job
+    labels: tuple[str, ...]
+    piece: int
+    """Its number among the arrays of its job."""
+    variable: str
+    """The shell variable for the array's number at Slurm."""
+
+    @property
+    def record(self) -> str:
+        """Its line in submissions.jsonl as a format of printf, which fills in number and time of the submission."""
+        record = json.dumps({"job": self.job.name, "job_id": "@ID@", "labels": self.labels, "submitted": "@TIME@"})
+        escaped = record.replace("\\", "\\\\").replace("%", "%%")
+        return escaped.replace("@ID@", "%s").replace('"@TIME@"', "%s") + "\\n"
+
+
+def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
+    """Write a script for each array of the plan, and submit_all.sh, which submits them; returns their paths, that one last."""
+    scripts = _write_scripts(run, plan.jobs, profile, out)
+    return [*(out / script.file for script in scripts), _write_submission(run, scripts, profile, out / "submit_all.sh")]
+
+
+def write_resubmit(run: Run, plan: Plan, profile: Profile, chosen: Chosen | None = None) -> None:
+    """Write RUN/resubmit.sh, which submits again what is not done, with bash and Slurm alone.
+
+    Of a run of which a part was submitted, it submits that part: all that is on record, and the elements `chosen` now. Without
+    `chosen`, all. Its sbatch scripts go to RUN/slurm/scripts.
+    """
+    folder = run.slurm / "scripts"
+    scripts = _write_scripts(run, _part(run, plan, chosen), profile, folder)
+    _write_submission(run, scripts, profile, run.root / "resubmit.sh", first=False)
+    for old in set(folder.glob("*.sbatch")) - {folder / script.file for script in scripts}:
+        old.unlink()
+
+
+def _part(run: Run, plan: Plan, chosen: Chosen | None) -> list[Job]:
+    """The plan's jobs with only those elements that were submitted or are `chosen`; all jobs without `chosen`."""
+    if chosen is None:
+        return list(plan.jobs)
+    wanted = {*latest_tasks(submissions(run)), *keys_of(chosen)}
+    parts = (
+        replace(job, elements=tuple(element for element in job.elements if (job.name, element.label) in wanted))
+        for job in plan.jobs
+    )
+    return [job for job in parts if job.elements]
+
+
+def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -> list[Script]:
+    """Write a script for each array of the jobs."""
+    study, root = run.study, check_root(run.root)
+    code = take_snapshot(root)
+    scripts = _scripts(jobs, profile.max_array_size)
+    for script in scripts:
+        options: Options = {
+            **sbatch_options(script.job, study, profile),
+            "array": array_option(len(script.labels), script.job.request.options.throttle),
+            "output": str(root / "slurm" / OUTPUT),
+        }
+        text = templates().get_template("array.sbatch.j2").render(
+            job=script.job,
+            labels=script.labels,
+            directives=[_directive(name, options[name]) for name in sorted(options)],
+            body=body(script.job, script.labels, study, profile, root, code),
+        )  # fmt: skip
+        _write_script(out / script.file, text)
+    return scripts
+
+
+def _scripts(jobs: Sequence[Job], longest: int) -> list[Script]:
+    scripts: list[Script] = []
+    for job in jobs:
+        pieces = [job.labels[start : start + longest] for start in range(0, len(job.labels), longest)]
+        for piece, labels in enumerate(pieces):
+            number = len(scripts)
+            name = job.name if len(pieces) == 1 else f"{job.name}-part{piece}"
+            scripts.append(Script(f"{number:02d}-{name}.sbatch", job, labels, piece, f"job_{number:02d}"))
+    return scripts
+
+
+def _directive(name: str, value: str | int | bool) -> str:
+    return f"--{name}" if value is True else f"--{name}={shlex.quote(str(value))}"
+
+
+def _write_submission(run: Run, scripts: Sequence[Script], profile: Profile, path: Path, first: bool = True) -> Path:
+    """Write the script that submits `scripts`: `first`, all of them in a new run, else what is not done yet."""
+    by_job: dict[str, list[Script]] = {}
+    for script in scripts:
+        by_job.setdefault(script.job.name, []).append(script)
+
+    def wait(edge: Edge, script: Script) -> tuple[EdgeKind, list[str]]:
+        """The kind of dependency, and the variables of the arrays to wait for."""
+        others = by_job[edge.job]
+        if edge.kind != "aftercorr":
+            return edge.kind, [other.variable for other in others]
+        # Both have the same elements, so they are cut at the same places, if nothing is left out.
+        return ("aftercorr", [others[script.piece].variable]) if first else ("afterok", [it.variable for it in others])
+
+    text = templates().get_template("submit.sh.j2").render(
+        first=first,
+        study=run.study.name,
+        team=team(),
+        cluster=profile.cluster,
+        root=str(run.root.resolve()),
+        log=OUTPUT,
+        scripts=[
+            (
+                script,
+                [wait(edge, script) for edge in script.job.needs if edge.job in by_job],
+                [run.element(script.job.name, label).relative_to(run.root / "jobs") for label in script.labels],
+            )
+            for script in scripts
+        ],
+    )  # fmt: skip
+    _write_script(path, text)
+    return path
+
+
+def _write_script(path: Path, text: str) -> None:
+    with open_atomically(path, "w") as file:
+        file.write(text)
+    path.chmod(0o700 if team() is None else 0o770)

@@ -1,30 +1,37 @@
-"""A run's submissions to Slurm: their record, and which of them Slurm still has.
+"""What RUN/slurm records: the submissions, which of them Slurm still has, and the nodes that failed a check.
 
 RUN/slurm/submissions.jsonl has one line for each sbatch, in order. Array task i of a submission runs the element labels[i]. An
 element may have several tasks: it was submitted again, or later ones continue the first where Slurm does not requeue.
 
 Numbers are not enough to find a job: a controller that lost its state gives them again, to anyone's jobs. So a job counts as
 this run's only if its output, or the command that submitted it, names RUN/slurm. Of two lines with a number the later counts.
+
+RUN/slurm/bad-nodes.jsonl has a line for each failure of a node. Jobs of the run avoid these nodes when they start again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from curricula.durable import append_jsonl, team
+from curricula.durable import append_jsonl, read_jsonl, team, write_text
 from curricula.errors import UserError
 from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import Task, TaskState, batch_script, scancel, squeue
-from curricula.jobs.slurm.script import contents_in
-from curricula.settings import decode
+from curricula.settings import convert, decode
 
 Queue = Mapping[Task, TaskState]
 """Array tasks in Slurm's queue, as `commands.squeue()` lists them."""
+
+CONTENTS = "# runs "
+"""Begins the line of a script that says what it runs: a `Contents` as JSON."""
+REMEMBERED_S = 7 * 86400.0
+"""After a week a node may have been repaired."""
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +88,26 @@ def queued(run: Run) -> dict[Task, TaskState]:
     others = {one.job_id for one in submissions(run)} - {task.job_id for task in own} if team() is not None else None
     theirs = squeue(sorted(others)) if others else {}  # ended ones, too
     return {**{task: state for task, state in theirs.items() if state.is_running or state.is_waiting}, **own}
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """What a batch script runs: array task i runs the element labels[i]. It identifies a job that was never recorded."""
+
+    job: str
+    labels: tuple[str, ...]
+
+
+def contents_line(job: str, labels: Sequence[str]) -> str:
+    return CONTENTS + json.dumps({"job": job, "labels": list(labels)})
+
+
+def contents_in(script: str) -> Contents | None:
+    """What a batch script runs; None where it is not one of ours."""
+    for line in script.splitlines():
+        if line.startswith(CONTENTS):
+            with contextlib.suppress(msgspec.DecodeError):
+                return decode(line.removeprefix(CONTENTS), Contents)
+    return None
 
 
 def unrecorded(run: Run, queue: Queue) -> list[Submission]:
@@ -153,3 +180,33 @@ def cancel_hopeless(run: Run, queue: Queue) -> None:
     known = known_tasks(run, submissions(run), queue)
     with contextlib.suppress(UserError):  # some may have left the queue meanwhile
         scancel(task for tasks in known.values() for task, state in tasks.items() if state.is_hopeless)
+
+
+class BadNode(msgspec.Struct, frozen=True, kw_only=True):
+    node: str
+    reason: str
+    time: float
+    """Unix time."""
+    task: str = ""
+    """The array task that found the problem."""
+
+
+def record_bad_nodes(run: Run, found: Iterable[BadNode]) -> None:
+    """Append them, and write the names to RUN/slurm/exclude, which the batch script reads when it requeues the job."""
+    append_jsonl(run.bad_nodes, map(msgspec.to_builtins, found))
+    write_text(run.slurm / "exclude", exclusion(run))
+
+
+def bad_nodes(run: Run) -> list[BadNode]:
+    """The failures of the last week, oldest first; raises UserError if the file holds something else."""
+    try:
+        found = convert(read_jsonl(run.bad_nodes), list[BadNode])
+    except msgspec.ValidationError as error:
+        raise UserError(f"{run.bad_nodes}: holds something else ({error}); remove those lines") from None
+    since = time.time() - REMEMBERED_S
+    return [bad for bad in found if bad.time > since]
+
+
+def exclusion(run: Run) -> str:
+    """The nodes to avoid, as sbatch's --exclude and scontrol's ExcNodeList take them; empty if there are none."""
+    return ",".join(sorted({bad.node for bad in bad_nodes(run)}))

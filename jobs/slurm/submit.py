@@ -10,7 +10,8 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +21,15 @@ from submitit.core.utils import UncompletedJobError
 from curricula.durable import make_folder, write_text
 from curricula.errors import UsageError, UserError
 from curricula.jobs.completion import done_elements
-from curricula.jobs.plan import Chosen, Key, Plan, keys_of
-from curricula.jobs.preflight.bad_nodes import exclusion
+from curricula.jobs.plan import Chosen, Job, Key, Plan, keys_of
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.arrays import Array, arrays_of, check_needs, dependency
+from curricula.jobs.selection import check_needs
 from curricula.jobs.slurm.commands import (
     ControllerAway,
     QueueFull,
     Task,
+    ignored,
+    ignored_explained,
     is_away,
     is_full,
     on_cluster,
@@ -35,16 +37,22 @@ from curricula.jobs.slurm.commands import (
     require_slurm,
     squeue,
     why_not_requeued,
+    within_array_limit,
 )
-from curricula.jobs.slurm.environment import ignored, ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile, kept_cluster
-from curricula.jobs.slurm.render import write_resubmit
-from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options
-from curricula.jobs.slurm.site import within_array_limit
-from curricula.jobs.slurm.snapshot import planned_snapshot, take_snapshot
+from curricula.jobs.slurm.script import (
+    Options,
+    body,
+    check_root,
+    planned_snapshot,
+    sbatch_options,
+    take_snapshot,
+    write_resubmit,
+)
 from curricula.jobs.slurm.submissions import (
     Submission,
     cancel_hopeless,
+    exclusion,
     live_elements,
     queued,
     record,
@@ -53,6 +61,14 @@ from curricula.jobs.slurm.submissions import (
 )
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Array:
+    """Elements of one job that are submitted together; task i runs labels[i]."""
+
+    job: Job
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -259,6 +275,68 @@ def _arrays(plan: Plan, chosen: Chosen, profile: Profile, numbering: _Numbering)
     """The arrays of `chosen` in the plan's order. Those of a job are computed after its predecessors are submitted."""
     for job in plan.jobs:
         yield from arrays_of(plan, job, chosen.get(job.name, ()), numbering.tasks, profile.max_array_size)
+
+
+def arrays_of(
+    plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, Task], max_array_size: int
+) -> list[Array]:
+    """The job's elements in arrays of at most `max_array_size`.
+
+    Elements that wait for their counterparts (aftercorr) in different arrays are kept apart, and so are those that have
+    nothing left to wait for. `tasks`: the array tasks of elements that are queued or running.
+    """
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for label in labels:
+        found = _counterparts(plan, job, label, tasks)
+        groups[tuple(task.job_id for task in found if task)].append(label)
+    return [
+        Array(job, tuple(group[start : start + max_array_size]))
+        for group in groups.values()
+        for start in range(0, len(group), max_array_size)
+    ]
+
+
+def _counterparts(plan: Plan, job: Job, label: str, tasks: Mapping[Key, Task]) -> list[Task | None]:
+    """For each aftercorr edge the array task of the element that `label` waits for, if it is queued or running."""
+    edges = [edge for edge in job.needs if edge.kind == "aftercorr"]
+    if not edges:
+        return []
+    place = job.labels.index(label)
+    return [tasks.get((edge.job, plan.by_name[edge.job].labels[place])) for edge in edges]
+
+
+def dependency(plan: Plan, array: Array, tasks: Mapping[Key, Task], sizes: Mapping[str, int]) -> str:
+    """The value of sbatch's --dependency; empty when there is nothing to wait for. `sizes`: how many tasks each array has."""
+    places = {label: place for place, label in enumerate(array.job.labels)}
+    clauses = []
+    for edge in array.job.needs:
+        others = plan.by_name[edge.job].labels
+        if edge.kind == "aftercorr":
+            counterparts = [tasks.get((edge.job, others[places[label]])) for label in array.labels]
+            found = [task for task in counterparts if task is not None]
+            if not found:
+                continue
+            if found == [Task(found[0].job_id, number) for number in range(len(array.labels))]:
+                clauses.append(f"aftercorr:{found[0].job_id}")
+            else:  # not in step with the other array: all wait for all
+                clauses.append(f"afterok:{_ids(found, sizes)}")
+        elif found := [tasks[edge.job, label] for label in others if (edge.job, label) in tasks]:
+            if edge.kind == "afterany":  # tasks that have ended do no harm
+                clauses.append(":".join(["afterany", *dict.fromkeys(task.job_id for task in found)]))
+            else:
+                clauses.append(f"afterok:{_ids(found, sizes)}")
+    return ",".join(dict.fromkeys(clauses))
+
+
+def _ids(found: Sequence[Task], sizes: Mapping[str, int]) -> str:
+    """The tasks as Slurm names them, whole arrays by one number."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for task in found:
+        numbers[task.job_id].add(task.number)
+    ids = []
+    for job_id, of_job in numbers.items():
+        ids += [job_id] if len(of_job) == sizes[job_id] else [f"{job_id}_{number}" for number in sorted(of_job)]
+    return ":".join(ids)
 
 
 def _options(plan: Plan, array: Array, profile: Profile, numbering: _Numbering) -> Options:

@@ -8,7 +8,7 @@ from run_folders import FakeSlurm, finish, new_run, squeue_line, submitted
 from curricula.jobs.cli.main import main
 from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.profile import Profile, keep_profile
-from curricula.jobs.slurm.script import contents_line
+from curricula.jobs.slurm.submissions import contents_line
 
 
 @pytest.fixture

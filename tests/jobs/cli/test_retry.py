@@ -13,12 +13,11 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.local import Outcome
 from curricula.jobs.monitor.state import ElementStatus
 from curricula.jobs.plan import keys_of
-from curricula.jobs.preflight.bad_nodes import BadNode, record_bad_nodes
 from curricula.jobs.recovery import to_run_again
 from curricula.jobs.slurm.commands import Task
 from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, kept_profile
-from curricula.jobs.slurm.render import write_resubmit
-from curricula.jobs.slurm.submissions import latest_tasks, submissions
+from curricula.jobs.slurm.script import write_resubmit
+from curricula.jobs.slurm.submissions import BadNode, latest_tasks, record_bad_nodes, submissions
 from curricula.jobs.slurm.submit import Standing, submit_plan
 from curricula.jobs.study import parse_study
 

@@ -5,8 +5,9 @@ from small_studies import demo
 
 from curricula.errors import UsageError
 from curricula.jobs.plan import Edge, Element, Job, Plan
-from curricula.jobs.slurm.arrays import arrays_of, check_needs, dependency
+from curricula.jobs.selection import check_needs
 from curricula.jobs.slurm.commands import Task
+from curricula.jobs.slurm.submit import arrays_of, dependency
 from curricula.jobs.study import parse_study
 
 

@@ -7,9 +7,9 @@ from run_folders import FakeSlurm, new_run
 
 from curricula.jobs.graph import plan_study
 from curricula.jobs.slurm import commands
-from curricula.jobs.slurm.environment import ignored, ignored_explained
+from curricula.jobs.slurm.commands import ignored, ignored_explained
 from curricula.jobs.slurm.profile import Profile
-from curricula.jobs.slurm.render import render
+from curricula.jobs.slurm.script import render
 from curricula.jobs.slurm.submit import Standing, submit_plan
 
 SHELL = {

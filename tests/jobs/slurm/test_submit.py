@@ -14,11 +14,18 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
 from curricula.jobs.slurm import commands
-from curricula.jobs.slurm.commands import ControllerAway, QueueFull, Task, is_full, why_not_requeued
+from curricula.jobs.slurm.commands import (
+    ControllerAway,
+    QueueFull,
+    Task,
+    is_full,
+    partition_minutes,
+    too_long,
+    why_not_requeued,
+    within_array_limit,
+)
 from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages
-from curricula.jobs.slurm.script import contents_line
-from curricula.jobs.slurm.site import partition_minutes, too_long, within_array_limit
-from curricula.jobs.slurm.submissions import submissions
+from curricula.jobs.slurm.submissions import contents_line, submissions
 from curricula.jobs.slurm.submit import ElementExecutor, Standing, standing, submit_plan
 
 AWAY = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
