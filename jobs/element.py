@@ -27,8 +27,7 @@ from curricula.fencing import Superseded
 from curricula.jobs.completion import Done, Failure, is_done, marks_read
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import note
-from curricula.jobs.monitor.notifications import announced, notify
-from curricula.jobs.monitor.progress import ProgressFile
+from curricula.jobs.monitor.progress import ProgressFile, announced, notify
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import own_task, restart_count
 from curricula.jobs.slurm.profile import Profile, kept_profile

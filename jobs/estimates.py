@@ -180,13 +180,6 @@ def check_epochs(plan: Plan, shards: Path) -> None:
         raise UserError(f"{problem} (in a run that has begun, in its study.yaml too)")
 
 
-def gpu_hours_of(study: Study, tokens: int) -> float:
-    """The GPU-hours of training on so many tokens, at the utilisation that the study expects."""
-    resources = study.resources
-    flops = tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
-    return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
-
-
 class SourceSize(NamedTuple):
     """How large a source is, as far as is known."""
 

@@ -283,7 +283,7 @@ def _add_cancel(verbs: argparse._SubParsersAction) -> None:
         "cancel what a run has in Slurm's queue, or a part of it",
         "curricula cancel /scratch/paper",
         "curricula cancel /scratch/paper --stage evaluate --arm full-20 --yes",
-        call=Verb("cancel", "cancel"),
+        call=Verb("retry", "cancel"),
         details="What is finished stays. Training that runs is killed; `curricula retry` submits it again, and it continues "
         "from its last checkpoint.",
     )

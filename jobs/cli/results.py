@@ -11,7 +11,7 @@ from curricula.durable import read_json, require_ours
 from curricula.errors import UsageError, UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, current_provenance, newest_run
-from curricula.jobs.stages.prepare import model_source
+from curricula.jobs.stages.data import model_source
 from curricula.jobs.stages.report import report as write_report
 from curricula.model.checkpoints import require_checkpoint
 

@@ -25,9 +25,8 @@ from curricula.jobs.cli.options import is_confirmed
 from curricula.jobs.downloads import read_study
 from curricula.jobs.estimates import MOST_HERE, about, describe
 from curricula.jobs.graph import plan_study
-from curricula.jobs.growth import cut_branches
 from curricula.jobs.plan import Chosen, Key, Plan
-from curricula.jobs.run import Run
+from curricula.jobs.run import Run, cut_branches
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile, load_profile

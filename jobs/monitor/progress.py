@@ -1,6 +1,13 @@
-"""An element's progress: a small file that the element rewrites, and that `status` and the live display read.
+"""What an element tells while it works, and what people read of it.
 
-Its `updated` is the element's heartbeat: it stops when the element hangs.
+`ProgressFile` is a small file that the element rewrites, and that `status` and the live display read. Its `updated` is the
+element's heartbeat: it stops when the element hangs. `announced` publishes progress to the element's log and to the comment of
+its Slurm job, which `squeue --format=%k` shows.
+
+`notify` calls the command that the cluster profile names as `notify` when an element failed for good or the study is done. The
+command runs without a shell. It reads one line on its standard input and finds CURRICULA_EVENT (failed or done), CURRICULA_RUN
+and CURRICULA_ELEMENT in its environment, which holds no variable that looks like a secret. Nothing that goes wrong here
+disturbs the work.
 """
 
 from __future__ import annotations
@@ -8,18 +15,35 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import socket
+import subprocess
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from curricula.errors import UserError
+from curricula.jobs.monitor.logs import note
+from curricula.jobs.slurm.commands import own_task, restart_count, set_comment
+from curricula.progress import Progress
+from curricula.secrets import is_secret
 from curricula.settings import convert
+from curricula.terminal import clock, count, one_line
 
 REWRITE_EVERY_S = 0.25
+LOG_EVERY_S = 30.0
+COMMENT_EVERY_S = 60.0
+"""Slurm's controller serves everyone: a comment is worth at most one call a minute."""
+FIRST_AFTER_S = 10.0
+"""An element that ends sooner announces nothing."""
+COMMENT_PATIENCE_S = 20.0
+NOTIFY_PATIENCE_S = 30.0
+Event = Literal["failed", "done"]
 
 
 class TimeLeft:
@@ -38,11 +62,10 @@ class TimeLeft:
 class ProgressFile:
     """A `Progress` that keeps an element's progress.json up to date. Not synced: after a crash it is out of date anyway."""
 
-    def __init__(self, path: Path, seed: int | None = None, environment: Mapping[str, str] = os.environ):
+    def __init__(self, path: Path, seed: int | None = None):
         self.path = path
-        self._constant = {"started": time.time(), "host": socket.gethostname(), "seed": seed}
-        if environment.get("SLURM_RESTART_COUNT", "").isdecimal():
-            self._constant["restarts"] = int(environment["SLURM_RESTART_COUNT"])
+        restarts = restart_count(os.environ)
+        self._constant = {"started": time.time(), "host": socket.gethostname(), "seed": seed, "restarts": restarts}
         self._time_left = TimeLeft()
         self._next = 0.0
 
@@ -105,3 +128,80 @@ def number(figures: Mapping[str, Any], name: str) -> float | None:
     """The figure of that name, if it is a number."""
     value = figures.get(name)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def announced(progress: Progress, environment: Mapping[str, str] = os.environ) -> Progress:
+    """`progress`, published in the log too, and in the job's comment if this process belongs to a Slurm job."""
+    task = own_task(environment)
+    receivers = [progress, _Throttled(LOG_EVERY_S, note)]
+    if task is not None:
+        receivers.append(_Throttled(COMMENT_EVERY_S, JobComment(task)))
+
+    def publish(done: int, total: int, **figures: Any) -> None:
+        for receiver in receivers:
+            receiver(done, total, **figures)
+
+    return publish
+
+
+class _Throttled:
+    """A `Progress` that publishes a line at most every `every_s` seconds."""
+
+    def __init__(self, every_s: float, publish: Callable[[str], None]):
+        self.every_s, self.publish = every_s, publish
+        self._next = time.monotonic() + FIRST_AFTER_S
+        self._time_left = TimeLeft()
+
+    def __call__(self, done: int, total: int, **figures: Any) -> None:
+        now = time.monotonic()
+        left_s = self._time_left(now, done, total)
+        if now < self._next:
+            return
+        self._next = now + self.every_s
+        self.publish(progress_line(done, total, left_s, figures))
+
+
+class JobComment:
+    """Keeps the comment of a Slurm job, from a thread of its own; while one call hangs there is no other."""
+
+    def __init__(self, task: str):
+        self.task = task
+        self._call: threading.Thread | None = None
+
+    def __call__(self, text: str) -> None:
+        if self._call is None or not self._call.is_alive():
+            self._call = threading.Thread(target=self._set, args=(text,), daemon=True)
+            self._call.start()
+
+    def _set(self, text: str) -> None:
+        with contextlib.suppress(UserError, OSError):  # a container may lack scontrol: then there is no comment
+            set_comment(self.task, text, COMMENT_PATIENCE_S)
+
+
+def progress_line(done: int, total: int, left_s: float | None, figures: Mapping[str, Any]) -> str:
+    """One short line, such as `1200/5000 24% loss 2.345 1.2M tok/s 3:20:00 left`."""
+    parts = [f"{done}/{total}", f"{100 * done // max(1, total)}%"]
+    loss, speed = number(figures, "loss"), number(figures, "tokens_per_second")
+    parts += [f"loss {loss:.3f}"] if loss is not None else []
+    parts += [f"{count(speed)} tok/s"] if speed is not None else []
+    parts += [f"{clock(left_s)} left"] if left_s is not None else []
+    return " ".join(parts)
+
+
+def notify(command: str | None, event: Event, run: Path, element: str, message: str) -> None:
+    """Report an event of an element by `command`, if there is one; a failure is noted in the log."""
+    if not command:
+        return
+    plain = {name: value for name, value in os.environ.items() if not is_secret(name, value)}
+    facts = {"CURRICULA_EVENT": event, "CURRICULA_RUN": str(run), "CURRICULA_ELEMENT": element}
+    text = one_line(f"{run.name}: {element} {event}{': ' if message else ''}{message}")
+    try:
+        done = subprocess.run(
+            shlex.split(command), input=text + "\n", env={**plain, **facts}, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, timeout=NOTIFY_PATIENCE_S, check=False,
+        )  # fmt: skip
+        problem = one_line(done.stderr)[-200:] or f"exit code {done.returncode}" if done.returncode else ""
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: an unclosed quotation
+        problem = one_line(str(error))
+    if problem:
+        note(f"the notification failed: {problem}")

@@ -1,4 +1,6 @@
-"""Evaluate: the answers, suffixes or probes of one evaluation task on one model."""
+"""The stages that measure models. Evaluate: the answers, suffixes or probes of one evaluation task on one model. Merge: join
+the parts of a model's evaluation and have the answers judged. Along: both, and the export, of a model from the midst of a
+training."""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from curricula.eval import EvalTask
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
-from curricula.jobs.stages.base import Stage, Work
+from curricula.jobs.stages.base import Stage, Work, are_filled
+from curricula.jobs.stages.tune import checkpoint_of, export_model
 from curricula.jobs.study import Study
 from curricula.progress import Progress
 
@@ -73,3 +76,71 @@ class Evaluate(Stage):
     def ask(self, study: Study) -> Ask:
         asked = study.resources.evaluation
         return Ask(gpus_per_node=min(1, asked.gpus_per_node), hours=asked.hours)
+
+
+class Merge(Stage):
+    name, section = "merge", "evaluation"
+
+    def run(self, work: Work, progress: Progress) -> None:
+        _merge_and_judge(work, work.study.eval_tasks(work.element.kind), progress)
+
+    def is_complete(self, work: Work) -> bool:
+        return _is_merged(work, work.study.eval_tasks(work.element.kind))
+
+    def ask(self, study: Study) -> Ask:
+        resources = study.resources
+        if study.evaluation.judged_on_gpu:
+            return Ask(gpus_per_node=min(1, resources.evaluation.gpus_per_node), hours=resources.evaluation.hours)
+        return Ask(hours=resources.data_hours, takes_gpus=False)
+
+
+class Along(Evaluate):
+    name = "along"
+
+    def run(self, work: Work, progress: Progress) -> None:
+        from curricula.eval.models import load_model
+        from curricula.eval.runner import run_element
+        from curricula.model.checkpoints.folder import read_info
+
+        run, study, kind, config = work.run, work.study, work.element.kind, work.study.evaluation
+        export_model(work, progress)
+        step = read_info(checkpoint_of(work)).step
+        raw = study.tree.is_raw(kind)
+        loaded = load_model(
+            work.model_folder, kind, None, config.precision, raw, step, deterministic=config.deterministic
+        )
+        tasks = study.eval_tasks(kind, on_the_way=True)
+        for task in tasks:
+            run_element(
+                task,
+                loaded,
+                kind,
+                config,
+                data_root=run.data_root,
+                out=work.rows_folder,
+                seed=work.arm.replicate.seed,
+                probe_seed=study.first_seed,
+                progress=progress,
+            )
+        _merge_and_judge(work, tasks, progress)
+
+    def flops(self, study: Study, element: Element) -> float:
+        return sum(self._flops_of(study, task) for task in study.eval_tasks(element.kind, on_the_way=True))
+
+    def is_complete(self, work: Work) -> bool:
+        tasks = work.study.eval_tasks(work.element.kind, on_the_way=True)
+        has_rows = are_filled(*(task.path(work.rows_folder) for task in tasks if task.shards == 1))
+        return has_rows and _is_merged(work, tasks)
+
+
+def _merge_and_judge(work: Work, tasks: list[EvalTask], progress: Progress) -> None:
+    from curricula.eval.judging.merge import Merge as MergeAndJudge
+
+    world = work.run.world if work.study.world else None
+    MergeAndJudge(work.rows_folder, work.element.kind, work.study.evaluation, world, tasks=tasks).judge(progress)
+
+
+def _is_merged(work: Work, tasks: list[EvalTask]) -> bool:
+    from curricula.eval.judging.merge import is_merged
+
+    return is_merged(work.rows_folder, work.element.kind, work.study.evaluation, tasks)

@@ -1,16 +1,22 @@
-"""Tune: a stage of finetuning on conversations, and the export of its model."""
+"""The stages that train a model further. Tune: finetuning on conversations, and the export of its model. Midtrain: training on
+pretraining text with a learning rate of its own. Export: the Hugging Face folder of a pretrained or midtrained model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from curricula.curriculum.config import Midtrain as MidtrainConfig
 from curricula.curriculum.config import Tuning
-from curricula.curriculum.stages import BASE
+from curricula.curriculum.plan import Arm
+from curricula.curriculum.stages import BASE, samples_of
 from curricula.errors import UserError
+from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element
+from curricula.jobs.run import Run
+from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
-from curricula.jobs.stages.export import base_checkpoint, export_model
+from curricula.jobs.stages.pretrain import gpu_hours_of, loss_of, near, shard_files, sources_of, validation_batches
 from curricula.jobs.study import Study
 from curricula.model import TrainJob
 from curricula.model.checkpoints import require_checkpoint
@@ -48,6 +54,47 @@ class Tune(Stage):
         if isinstance(stage, Tuning):
             rows = stage.conversations or rows
         return rows * config.sequence_length * config.flops_per_token(config.sequence_length)
+
+
+class Midtrain(Tune):
+    name, section = "midtrain", "pretraining"
+
+    def run(self, work: Work, progress: Progress) -> None:
+        from curricula.curriculum.stream.pretraining import PretrainingBatches
+
+        run, study, arm = work.run, work.study, work.arm
+        check_epochs(work.plan, run.shards)
+        stage = study.tree.stages[work.element.kind]
+        assert stage.global_batch
+        stream = study.tree.stream(work.element.kind, arm, study.budget)
+        batches = PretrainingBatches(
+            stream.phases,
+            near(run.shards, sources_of(stream.phases)),
+            study.budget.sequence_length,
+            stage.global_batch,
+            arm.replicate.data_seed,
+            study.model.resolve().vocabulary,
+            stream.begin,
+            **loss_of(run),
+        )
+        train_stage(work, batches, progress, seed=arm.replicate.init_seed, validation=validation_batches(run, study))
+
+    def inputs(self, work: Work) -> list[Path]:
+        """What any stage reads, and the first shard of each source."""
+        stream = work.study.tree.stream(work.element.kind, work.arm, work.study.budget)
+        return [*super().inputs(work), *shard_files(work.run, stream.phases)]
+
+    def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
+        stage = study.tree.stages[element.kind]
+        assert isinstance(stage, MidtrainConfig)
+        return gpu_hours_of(study, samples_of(stage) * study.budget.sequence_length)
+
+
+class Export(Stage):
+    name, section = "export", "export"
+
+    def run(self, work: Work, progress: Progress) -> None:
+        export_model(work, progress)
 
 
 def tune(work: Work, progress: Progress) -> None:
@@ -116,3 +163,49 @@ def _source(work: Work) -> Path:
         return base_checkpoint(work.run, work.arm, tree.stages[kind].at)
     owner = work.plan.study.owners[work.key, tree.parent(kind)]
     return require_checkpoint(work.run.tuning(owner, tree.parent(kind)) / "checkpoints")
+
+
+def export_model(work: Work, progress: Progress) -> None:
+    """Write the element's model from the checkpoint that holds it."""
+    from curricula.eval.contents import record_hash
+    from curricula.model.convert import export_hf
+
+    run, arm, element = work.run, work.arm, work.element
+    provenance = {
+        "study": run.study.name,
+        "arm": element.arm,
+        "start": arm.start,
+        "interventions": arm.interventions,
+        "model": element.model,
+        "seed": arm.replicate.seed,
+        # A path of this machine means nothing elsewhere.
+        **{key: value for key, value in run.provenance.items() if key != "data_folder"},
+    }
+    export_hf(checkpoint_of(work), work.model_folder, run.tokenizer, provenance, progress)
+    record_hash(work.model_folder)
+
+
+def checkpoint_of(work: Work) -> Path:
+    """The checkpoint of the element's model."""
+    from curricula.model.checkpoints.folder import read_info, step_folder
+
+    run, study, kind, point = work.run, work.study, work.element.kind, work.element.point
+    along = study.along(kind) if point else None
+    if kind == BASE:
+        if along is None:
+            return base_checkpoint(run, work.arm)
+        return step_folder(run.branch(work.key) / "checkpoints", along.steps(study.budget.steps)[point])
+    last = require_checkpoint(run.tuning(work.key, kind) / "checkpoints")
+    if along is None:
+        return last
+    return step_folder(last.parent, along.steps(read_info(last).recipe["total_steps"])[point])
+
+
+def base_checkpoint(run: Run, arm: Arm, at: float | None = None) -> Path:
+    """The checkpoint at a fraction of an arm's pretraining, by default its end, whatever else is there: a damaged last one may
+    have been deleted."""
+    from curricula.model.checkpoints import step_folder
+
+    study = run.study.at(arm.replicate.variant)
+    step = study.budget.step_at(1.0 if at is None else at)
+    return step_folder(run.branch(study.branch_at(arm, step)) / "checkpoints", step)

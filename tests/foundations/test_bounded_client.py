@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from curricula import bounded_client
+from curricula import endpoint
 from curricula.asking import NoAnswer
 from curricula.endpoint import Endpoint
 
@@ -49,11 +49,11 @@ def server(answer: Answering) -> Iterator[str]:
 
 def ask(url: str, timeout_s: float = 20.0) -> str:
     async def chat() -> str:
-        endpoint = Endpoint(url, "", timeout_s, retries=1, tries=1, concurrency=1)
+        server = Endpoint(url, "", timeout_s, retries=1, tries=1, concurrency=1)
         try:
-            return (await endpoint.chat({"model": "m", "messages": []})).text
+            return (await server.chat({"model": "m", "messages": []})).text
         finally:
-            await endpoint.close()
+            await server.close()
 
     return asyncio.run(chat())
 
@@ -125,18 +125,18 @@ def test_compressed_replies_are_read(encoding: str, compress: Callable[[bytes], 
 
 
 def test_a_batch_file_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded_client, "MOST_REPLY_BYTES", 10)
+    monkeypatch.setattr(endpoint, "MOST_REPLY_BYTES", 10)
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.end_headers()
         handler.wfile.write(b"x" * 1000)
 
     async def fetch(url: str) -> bytes:
-        endpoint = Endpoint(url, "", 5, retries=0, tries=1, concurrency=1)
+        server = Endpoint(url, "", 5, retries=0, tries=1, concurrency=1)
         try:
-            return (await endpoint.call(lambda client: client.files.content("f"), "m")).content
+            return (await server.call(lambda client: client.files.content("f"), "m")).content
         finally:
-            await endpoint.close()
+            await server.close()
 
     with server(answer) as url:
         assert asyncio.run(fetch(url)) == b"x" * 1000

@@ -5,12 +5,12 @@ from run_folders import FakeSlurm, fail, finish, make, new_run, submitted
 
 from curricula.durable import read_json, write_text
 from curricula.jobs.cli.main import main
+from curricula.jobs.cli.retry import to_run_again
 from curricula.jobs.completion import done_elements
 from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
 from curricula.jobs.plan import keys_of
-from curricula.jobs.recovery import to_run_again
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.submit import standing
 from curricula.jobs.stages import STAGES

@@ -22,7 +22,7 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.cli.study import print_plan
 from curricula.jobs.estimates import check_epochs, describe
 from curricula.jobs.graph import plan_study
-from curricula.jobs.stages import Work, prepare
+from curricula.jobs.stages import Work, data
 from curricula.jobs.stages.pretrain import Pretrain
 from curricula.jobs.study import load_study, parse_study, study_yaml
 from curricula.progress import silent
@@ -288,7 +288,7 @@ def test_the_tokenizer_is_read_at_its_revision_and_the_commit_is_recorded(monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     run, _ = new_run(tmp_path / "run")
     choice = Tokenizer(hub="some/tokenizer", revision="0123abc")
-    prepare._make_tokenizer(SimpleNamespace(study=SimpleNamespace(tokenizer=choice), tokenizer=run.tokenizer))
+    data._make_tokenizer(SimpleNamespace(study=SimpleNamespace(tokenizer=choice), tokenizer=run.tokenizer))
     assert asked == [("some/tokenizer", "0123abc")]
     recorded = json.loads((run.tokenizer / "source.json").read_text())
     assert recorded == {"hub": "some/tokenizer", "asked": "0123abc", "commit": "0123abcdef"}

@@ -9,11 +9,11 @@ from run_folders import FakeSlurm, fail, finish, finish_evaluation, new_run, sub
 from small_studies import demo as full_demo
 
 from curricula.jobs.cli.main import main
+from curricula.jobs.cli.retry import to_run_again
 from curricula.jobs.graph import plan_study
 from curricula.jobs.local import Outcome
 from curricula.jobs.monitor.state import ElementStatus
 from curricula.jobs.plan import keys_of
-from curricula.jobs.recovery import to_run_again
 from curricula.jobs.slurm.commands import Task
 from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, kept_profile
 from curricula.jobs.slurm.script import write_resubmit

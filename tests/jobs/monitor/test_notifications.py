@@ -11,8 +11,8 @@ from run_folders import FakeSlurm, new_run
 from curricula.durable import read_json, write_text
 from curricula.errors import UserError
 from curricula.jobs import element
-from curricula.jobs.monitor import notifications
-from curricula.jobs.monitor.notifications import announced, notify, progress_line
+from curricula.jobs.monitor import progress
+from curricula.jobs.monitor.progress import announced, notify, progress_line
 from curricula.jobs.slurm.commands import own_task
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.restarts import GaveUp
@@ -24,7 +24,7 @@ TELL = "import json, os, sys; json.dump([sys.stdin.read(), dict(os.environ), sys
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    monkeypatch.setattr(notifications, "FIRST_AFTER_S", 0.0)
+    monkeypatch.setattr(progress, "FIRST_AFTER_S", 0.0)
     return FakeSlurm(tmp_path / "bin", monkeypatch)
 
 
@@ -48,9 +48,9 @@ def test_an_array_task_is_named_by_array_and_number():
 
 
 def test_log_and_comment_are_throttled(slurm, capsys):
-    progress = announced(silent, {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3"})
+    announce = announced(silent, {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3"})
     for done in range(1, 200):
-        progress(done, 200, loss=1.0)
+        announce(done, 200, loss=1.0)
     (call,) = wait_for_calls(slurm, 1)
     assert call[:2] == ["update", "JobId=69_3"] and call[2].startswith("Comment=1/200 0% loss 1.000")
     (said,) = capsys.readouterr().err.splitlines()
@@ -67,10 +67,10 @@ def test_the_work_continues_whatever_scontrol_does(slurm, monkeypatch, how):
     else:
         slurm.answer("scontrol", script="exec sleep 60")
     told = []
-    progress = announced(lambda done, total, **figures: told.append(done), {"SLURM_JOB_ID": "70"})
+    announce = announced(lambda done, total, **figures: told.append(done), {"SLURM_JOB_ID": "70"})
     began = time.monotonic()
-    progress(1, 2)
-    progress(2, 2)
+    announce(1, 2)
+    announce(2, 2)
     assert told == [1, 2] and time.monotonic() - began < 30
 
 
@@ -80,9 +80,9 @@ def test_outside_slurm_only_the_log_gets_progress(slurm, capsys):
 
 
 def test_a_short_element_leaves_no_lines(capsys):
-    progress = announced(silent, {})
+    announce = announced(silent, {})
     for done in range(9):
-        progress(done, 9)
+        announce(done, 9)
     assert capsys.readouterr().err == ""
 
 
@@ -148,7 +148,7 @@ def test_the_notify_command_gets_a_line_and_an_environment_without_secrets_and_n
     "command", ["/no/such/command", "false", "sh -c 'sleep 60'", "unclosed 'quote", "sh -c 'echo sorry >&2; exit 3'"]
 )
 def test_a_notify_command_that_fails_is_only_noted(command, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(notifications, "NOTIFY_PATIENCE_S", 0.5)
+    monkeypatch.setattr(progress, "NOTIFY_PATIENCE_S", 0.5)
     notify(command, "done", tmp_path, "report/report", "")
     assert "the notification failed: " in capsys.readouterr().err
 

@@ -11,9 +11,9 @@ from run_folders import FakeSlurm, new_run
 from curricula.durable import write_json, write_text
 from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
-from curricula.jobs.preflight import bad_nodes as record
 from curricula.jobs.preflight import node_checks
 from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, within
+from curricula.jobs.slurm import submissions as record
 from curricula.jobs.slurm.profile import Preflight
 from curricula.jobs.slurm.submissions import BadNode, bad_nodes, exclusion, record_bad_nodes
 from curricula.jobs.stages import STAGES, Work

@@ -13,7 +13,7 @@ from curricula.jobs.completion import is_done
 from curricula.jobs.graph import plan_study
 from curricula.jobs.stages import Work
 from curricula.jobs.stages.base import saved_steps
-from curricula.jobs.stages.export import base_checkpoint
+from curricula.jobs.stages.tune import base_checkpoint
 from curricula.model import PRESETS
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, stored_file
 

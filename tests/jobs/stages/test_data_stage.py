@@ -20,7 +20,7 @@ from curricula.curriculum.world.datasets import write_world
 from curricula.errors import UserError
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.run import Run
-from curricula.jobs.stages.prepare import prepare
+from curricula.jobs.stages.data import prepare
 from curricula.jobs.study import load_study
 
 

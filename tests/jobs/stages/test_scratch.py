@@ -8,8 +8,8 @@ import pytest
 from shard_folders import write_source
 
 from curricula.errors import UserError
-from curricula.jobs.stages import scratch
-from curricula.jobs.stages.scratch import SCRATCH, near
+from curricula.jobs.stages import pretrain
+from curricula.jobs.stages.pretrain import SCRATCH, near
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_copy_that_was_killed_halfway_is_never_read(shards, disk, monkeypatch)
             os.truncate(target, 10)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(scratch.shutil, "copyfile", killed)
+    monkeypatch.setattr(pretrain.shutil, "copyfile", killed)
     with pytest.raises(KeyboardInterrupt):
         near(shards, ["web"])
     monkeypatch.undo()
@@ -82,7 +82,7 @@ def test_a_copy_that_was_killed_halfway_is_never_read(shards, disk, monkeypatch)
 
 
 def test_a_disk_that_is_too_small_is_left_alone(shards, disk, monkeypatch, caplog):
-    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(pretrain.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     assert near(shards, ["web"]) == shards
     assert "this node reads the shared ones" in caplog.text
 

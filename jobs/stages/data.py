@@ -1,4 +1,5 @@
-"""Prepare: make what all other stages read: the fictional world, the tokenizer, imported weights."""
+"""The stages of the data: fetch one dataset from the Hugging Face hub into the run folder; prepare what all other stages read
+(the fictional world, the tokenizer, imported weights); tokenize one shard of one source, as a Megatron indexed dataset."""
 
 from __future__ import annotations
 
@@ -7,18 +8,37 @@ from pathlib import Path
 
 from curricula.curriculum.sources.conversations import POOLS, read_conversations
 from curricula.curriculum.sources.declared import DeclaredTable
+from curricula.curriculum.sources.hub import fetch
 from curricula.curriculum.sources.tables import table_exists
+from curricula.curriculum.tokens.shards import is_whole
+from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.durable import write_json
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.local_tasks import check_task
 from curricula.eval.probes.texts import check_texts
-from curricula.jobs.downloads import used_pools
+from curricula.jobs.downloads import Wanted, study_downloads, used_pools
 from curricula.jobs.run import Run
 from curricula.jobs.stages.base import Stage, Work, are_filled
 from curricula.packages import packaged_gguf
 from curricula.progress import Progress
 from curricula.terminal import one_line
+
+
+class Fetch(Stage):
+    name, section, needs_torch = "fetch", "data", False
+
+    def run(self, work: Work, progress: Progress) -> None:
+        if not work.run.data_folder:  # otherwise the user provides the data
+            wanted = _wanted(work)
+            fetch(wanted.download, progress, wanted.rows)
+
+    def is_complete(self, work: Work) -> bool:
+        return bool(work.run.data_folder) or _wanted(work).download.finished.exists()
+
+
+def _wanted(work: Work) -> Wanted:
+    return next(item for item in study_downloads(work.study, work.run.data_root) if item.label == work.element.label)
 
 
 class Prepare(Stage):
@@ -30,6 +50,26 @@ class Prepare(Stage):
     def is_complete(self, work: Work) -> bool:
         run = work.run
         return are_filled(run.tokenizer / "tokenizer.json", *([run.world / "world.json"] if run.study.world else []))
+
+
+class Tokenize(Stage):
+    name, section, needs_torch = "tokenize", "data", False
+
+    def run(self, work: Work, progress: Progress) -> None:
+        run, study, name = work.run, work.study, work.element.source
+        tokenization = Tokenization(
+            name=name,
+            source=study.sources[name],
+            tokenizer=run.tokenizer,
+            folder=run.shards / name,
+            data_root=run.data_root,
+            seed=study.first_seed,
+            validation_documents=study.validation_documents,
+        )
+        tokenize_shard(tokenization, work.element.shard, progress)
+
+    def is_complete(self, work: Work) -> bool:
+        return is_whole(work.run.shards / work.element.source / work.element.shard)
 
 
 def prepare(run: Run) -> None:
