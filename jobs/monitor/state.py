@@ -10,22 +10,22 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Literal
 
 from curricula.durable import is_held
 from curricula.errors import UserError
 from curricula.jobs.completion import READERS, Done, is_complete, last_failure, made_again, read_done, read_failure
 from curricula.jobs.monitor.logs import find_logs, first_error
 from curricula.jobs.monitor.progress import Reading, read_progress
-from curricula.jobs.plan import Element, Job, Key, Plan
+from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import Task, TaskState, on_cluster, sacct, squeue
 from curricula.jobs.slurm.profile import kept_cluster
-from curricula.jobs.slurm.submissions import known_tasks, latest_tasks, submissions
+from curricula.jobs.slurm.submissions import Queue, Submission, known_tasks, latest_tasks, submissions
 from curricula.jobs.stages import Work
 
 State = Literal["done", "running", "pending", "failed", "cancelled", "interrupted", "stale", "waiting"]
@@ -85,56 +85,73 @@ class _Facts:
     error: str = ""
     is_held: bool = False
     """Whether a live process holds its lock."""
-    interrupted: str | None = None
-    """Not None if it began and has to continue; the reason, if there is one to tell."""
+    has_begun: bool = False
+    """Whether it began, or was done, and has to continue."""
+    why: str = ""
+    """Why it has to, if there is a reason to tell."""
     progress: Reading | None = None
     has_failed: bool = False
     """Whether it, or an earlier start of it, left the mark of a failure."""
 
+    @property
+    def beats(self) -> bool:
+        return self.progress is not None and time.time() - self.progress.updated < FRESH_S
+
+
+@dataclass(frozen=True)
+class _OnSlurm:
+    """What Slurm says of an element."""
+
+    task: Task | None = None
+    """The task that tells its state; None if it was never submitted."""
+    state: TaskState | None = None
+    """None where Slurm does not know the task."""
+    is_asked: bool = False
+    """Whether Slurm answered at all."""
+
 
 def run_status(run: Run, plan: Plan) -> RunStatus:
     """The status of every element. Slurm is asked while the folder is read."""
-    works = [Work(run, plan, job, element) for job, element in plan.elements()]
+    works = {(job.name, element.label): Work(run, plan, job, element) for job, element in plan.elements()}
     submitted = submissions(run)
-    tasks = latest_tasks(submitted)
-    job_ids = [submission.job_id for submission in submitted]
-    on_cluster(kept_cluster(run.profile) if tasks else None)
-    with ThreadPoolExecutor(1) as slurm:
-        listing = slurm.submit(squeue, job_ids, SLURM_PATIENCE_S) if tasks else None
+    latest = latest_tasks(submitted)
+    on_cluster(kept_cluster(run.profile) if latest else None)
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(squeue, [one.job_id for one in submitted], SLURM_PATIENCE_S) if latest else None
         facts = _read_all(run.root, works)
-    known_of: Mapping[Key, Mapping[Task, TaskState]] = {}
+    known: Mapping[Key, Mapping[Task, TaskState]] = {}
     problem = ""
-    if listing:
-        try:
-            queue = listing.result()
-        except UserError as error:
-            problem = f"{error}; only what the run folder tells is shown"
-        else:
-            known_of = known_tasks(run, submitted, queue)
-            unfinished = [key for key, fact in facts.items() if not fact.done and not fact.error]
-            if any(key in tasks and tasks[key] not in known_of.get(key, ()) for key in unfinished):
-                # A controller that was killed forgets jobs that the accounting still has as waiting or running.
-                accounted = sacct(job_ids, SLURM_PATIENCE_S).items()
-                ended = {task: state for task, state in accounted if not (state.is_waiting or state.is_running)}
-                in_accounting = known_tasks(run, submitted, ended)
-                known_of = {key: {**in_accounting.get(key, {}), **known_of.get(key, {})} for key in tasks}
-    stale = _stale(plan, facts)
-    found = []
-    logs_to_read = LOGS_READ
-    for work in works:
-        job, element = work.job, work.element
-        key = (job.name, element.label)
-        fact, (task, known) = facts[key], _telling(tasks.get(key), known_of.get(key, {}))
-        restarted = last_failure(work.folder, str(task)) if task and fact.has_failed and not fact.done else None
-        status = _merged(job, element, fact, stale.get(key, ""), task, known, asked=bool(listing) and not problem)
-        if restarted and status.state in ("running", "pending"):
-            status = replace(status, last_failure=restarted.error, restarts=max(status.restarts, restarted.restarts))
-        if task and status.state == "failed" and not fact.error and logs_to_read:  # it left no error of its own
+    try:
+        if listing:
+            unfinished = [key for key in latest if key in facts and not facts[key].done and not facts[key].error]
+            known = _known(run, submitted, listing.result(), unfinished)
+    except UserError as error:
+        problem = f"{error}; only what the run folder tells is shown"
+    stale, found, logs_to_read = _stale(plan, facts), [], LOGS_READ
+    for key, work in works.items():
+        slurm = _OnSlurm(*_telling(latest.get(key), known.get(key, {})), is_asked=bool(listing) and not problem)
+        status = _status(work, facts[key], stale.get(key, ""), slurm)
+        left_no_error = status.state == "failed" and not facts[key].error
+        if slurm.task and left_no_error and logs_to_read:
             logs_to_read -= 1
-            logged = first_error(find_logs(run, job.name, element.label, [task]))
+            logged = first_error(find_logs(run, *key, [slurm.task]))
             status = replace(status, error=f"{status.error}; {logged.message}") if logged else status
         found.append(status)
     return RunStatus(found, problem)
+
+
+def _known(
+    run: Run, submitted: list[Submission], queue: Queue, unfinished: Iterable[Key]
+) -> Mapping[Key, Mapping[Task, TaskState]]:
+    """What Slurm knows of each element's tasks: its queue, and its accounting if that has forgotten one of `unfinished`."""
+    known, latest = known_tasks(run, submitted, queue), latest_tasks(submitted)
+    if all(latest[key] in known.get(key, ()) for key in unfinished):
+        return known
+    # A controller that was killed forgets jobs that the accounting still has as waiting or running.
+    accounted = sacct([one.job_id for one in submitted], SLURM_PATIENCE_S).items()
+    ended = {task: state for task, state in accounted if not (state.is_waiting or state.is_running)}
+    in_accounting = known_tasks(run, submitted, ended)
+    return {key: {**in_accounting.get(key, {}), **known.get(key, {})} for key in latest}
 
 
 def _telling(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task | None, TaskState | None]:
@@ -147,41 +164,45 @@ def _telling(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task
     return latest, known.get(latest) if latest else None
 
 
-def _read_all(root: Path, works: list[Work]) -> dict[Key, _Facts]:
+def _read_all(root: Path, works: Mapping[Key, Work]) -> dict[Key, _Facts]:
     present = {name: _names(root / "jobs" / name) for name in _names(root / "jobs")}
     chunk = max(1, len(works) // (4 * READERS))
 
     def read(some: list[Work]) -> list[_Facts]:
         return [_read(work) if work.folder.name in present.get(work.job.name, ()) else _Facts() for work in some]
 
-    chunks = [works[start : start + chunk] for start in range(0, len(works), chunk)]
-    keys = [(work.job.name, work.element.label) for work in works]
+    listed = list(works.values())
+    chunks = [listed[start : start + chunk] for start in range(0, len(works), chunk)]
     with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(keys, itertools.chain.from_iterable(pool.map(read, chunks))))
+        return dict(zip(works, itertools.chain.from_iterable(pool.map(read, chunks))))
 
 
 def _read(work: Work) -> _Facts:
     folder = work.folder
     names = _names(folder)
-    has_failed = not names.isdisjoint(("failed.json", "failed-before.json"))
-    progress = read_progress(folder / "progress.json") if "progress.json" in names else None
-    interrupted = "" if "progress.json" in names else None
-    if interrupted is not None and progress is None:
-        interrupted = f"{folder / 'progress.json'}: not an element's progress; it is rewritten when the element runs"
+    facts = _Facts(
+        has_begun="progress.json" in names,
+        progress=read_progress(folder / "progress.json") if "progress.json" in names else None,
+        has_failed=not names.isdisjoint(("failed.json", "failed-before.json")),
+    )
+    if facts.has_begun and facts.progress is None:
+        odd = f"{folder / 'progress.json'}: not an element's progress; it is rewritten when the element runs"
+        facts = replace(facts, why=odd)
     try:
         done = read_done(folder) if "done.json" in names else None
         if done and is_complete(work):
-            return _Facts(done=done, progress=progress)
+            return _Facts(done=done, progress=facts.progress)
         if done:
-            interrupted = "was done, but what it made is no longer there: it will be made again"
+            facts = replace(
+                facts, has_begun=True, why="was done, but what it made is no longer there: it will be made again"
+            )
         held = is_held(folder / "lock") if "lock" in names else False
-        if held or (held is None and _beats(progress)):
-            return _Facts(is_held=True, progress=progress, has_failed=has_failed)
+        if held or (held is None and facts.beats):
+            return replace(facts, is_held=True)
         failure = read_failure(folder) if "failed.json" in names else None
     except UserError as error:
-        return _Facts(error=str(error), progress=progress)
-    error_text = (failure.error or "failed without a message") if failure else ""
-    return _Facts(error=error_text, interrupted=interrupted, progress=progress, has_failed=has_failed)
+        return _Facts(error=str(error), progress=facts.progress)
+    return replace(facts, error=failure.error or "failed without a message") if failure else facts
 
 
 def _names(folder: Path) -> set[str]:
@@ -205,41 +226,15 @@ def _stale(plan: Plan, facts: Mapping[Key, _Facts]) -> dict[Key, str]:
     return found
 
 
-def _merged(
-    job: Job, element: Element, fact: _Facts, stale: str, task: Task | None, known: TaskState | None, asked: bool
-) -> ElementStatus:
-    """`stale` is why a done element must run again, if it must. `known` is what Slurm knows of the element's task, if Slurm was
-    `asked` and knows it at all."""
-    state: State
-    reason = known.reason if known else ""
-    error = fact.error
-    if fact.done and not stale:
-        state, reason = "done", ""
-    elif fact.is_held or (known and known.is_running):
-        state, reason, error = "running", "", ""
-    elif known and known.is_waiting:
-        state, error = "pending", ""
-    elif stale:
-        state, reason, error = "stale", stale, ""
-    elif error:
-        state = "failed"
-    elif known and known.state == "CANCELLED":
-        state = "cancelled"
-    elif known:
-        state, error = "failed", _ending(known)
-        reason = known.state
-    elif task and not asked:  # Slurm cannot be asked
-        state = "running" if _beats(fact.progress) else "pending" if fact.interrupted is None else "interrupted"
-    elif task:
-        state, error = "interrupted", fact.interrupted or f"Slurm no longer knows task {task}, which left no mark"
-    elif _beats(fact.progress) and fact.progress.host != socket.gethostname():  # its lock may not be seen from here
-        state = "running"
-    else:
-        state, error = ("waiting", "") if fact.interrupted is None else ("interrupted", fact.interrupted)
-    progress = fact.progress
+def _status(work: Work, fact: _Facts, stale: str, slurm: _OnSlurm) -> ElementStatus:
+    """`stale` is why a done element must run again, if it must."""
+    element, progress, known = work.element, fact.progress, slurm.state
+    state, reason, error = _state(fact, stale, slurm)
+    starts_again = slurm.task and fact.has_failed and state in ("running", "pending")
+    failure = last_failure(work.folder, str(slurm.task)) if starts_again else None
     return ElementStatus(
-        job=job.name,
-        stage=job.stage,
+        job=work.job.name,
+        stage=work.job.stage,
         label=element.label,
         state=state,
         arm=element.arm,
@@ -249,14 +244,43 @@ def _merged(
         seconds=fact.done.seconds if fact.done else None,
         error=error,
         reason=reason,
-        task=str(task) if task else "",
+        task=str(slurm.task) if slurm.task else "",
         nodes=(known.nodes if known else "") or (progress.host if progress and state == "running" else ""),
-        restarts=max(known.restarts if known else 0, progress.restarts if progress else 0),
+        restarts=max(one.restarts if one else 0 for one in (known, progress, failure)),
+        last_failure=failure.error if failure else "",
     )
 
 
-def _beats(progress: Reading | None) -> TypeGuard[Reading]:
-    return progress is not None and time.time() - progress.updated < FRESH_S
+def _state(fact: _Facts, stale: str, slurm: _OnSlurm) -> tuple[State, str, str]:
+    """The element's state, with the reason for it and the error."""
+    known = slurm.state
+    reason = known.reason if known else ""
+    if fact.done and not stale:
+        return "done", "", ""
+    if fact.is_held or (known and known.is_running):
+        return "running", "", ""
+    if known and known.is_waiting:
+        return "pending", reason, ""
+    if stale:
+        return "stale", stale, ""
+    if fact.error:
+        return "failed", reason, fact.error
+    if known and known.state == "CANCELLED":
+        return "cancelled", reason, ""
+    if known:
+        return "failed", known.state, _ending(known)
+    if slurm.task and slurm.is_asked:
+        return "interrupted", "", fact.why or f"Slurm no longer knows task {slurm.task}, which left no mark"
+    if fact.beats and (slurm.task or _is_elsewhere(fact)):
+        return "running", "", ""
+    if not fact.has_begun:
+        return "pending" if slurm.task else "waiting", "", ""
+    return "interrupted", "", "" if slurm.task else fact.why
+
+
+def _is_elsewhere(fact: _Facts) -> bool:
+    """Whether its process is on another machine, whose lock may not be seen from here."""
+    return fact.progress is not None and fact.progress.host != socket.gethostname()
 
 
 def _ending(known: TaskState) -> str:
