@@ -57,8 +57,6 @@ def tokenize(args: argparse.Namespace) -> int:
     for name in args.source or ():
         if name not in study.sources:
             raise UsageError(f"--source {name}: the study has no such source; it has {', '.join(study.sources)}")
-    if args.workers is not None and args.workers < 1:
-        raise UsageError(f"--workers {args.workers}: give at least 1")
     plan = plan_study(study)
     chosen = [
         (job.name, element.label)
@@ -75,8 +73,6 @@ def tokenize(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     """Open everything that a study reads; the exit code is 1 if something is wrong or not there yet."""
     study = load_study(args.study)
-    if args.documents is not None and args.documents < 1:
-        raise UsageError(f"--documents {args.documents}: give at least 1")
     run = Run.open(args.run) if args.run else None
     if run:
         run.check(study)
@@ -270,8 +266,6 @@ def _chosen_tokens(args: argparse.Namespace, prefix: Path, shard: Shard) -> np.n
     """The tokens of the requested document or sample."""
     if args.sample is not None:
         length = args.sequence_length
-        if length < 1:
-            raise UsageError(f"--sequence-length {length}: give at least 1")
         samples = max(0, (len(shard.tokens) - 1) // length)
         if not 0 <= args.sample < samples:
             raise UsageError(

@@ -36,7 +36,7 @@ from curricula.eval.judges.question import Estimate
 from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
 from curricula.eval.rows import Precision
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
-from curricula.jobs.cli.options import add_json_flag, add_verb
+from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
 from curricula.progress import Progress
 from curricula.settings import convert, parse, read_yaml
 from curricula.terminal import json_text
@@ -101,9 +101,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar="B,...",
         help="benchmarks whose prompts may differ from the published set, which is an error otherwise",
     )
-    parser.add_argument("--prompts", type=int, metavar="N", help="no more than this many prompts of each benchmark")
-    parser.add_argument("--samples", type=int, metavar="N", help="answers to each prompt under top-k (default: 5)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens of an answer (default: 256)")
+    parser.add_argument(
+        "--prompts", **at_least(1), metavar="N", help="no more than this many prompts of each benchmark"
+    )
+    parser.add_argument("--samples", **at_least(1), metavar="N", help="answers to each prompt under top-k (default: 5)")
+    parser.add_argument("--max-new-tokens", **at_least(1), metavar="N", help="tokens of an answer (default: 256)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
     parser.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="default: %(default)s")
@@ -169,10 +171,6 @@ def _config(args: argparse.Namespace) -> EvalConfig:
             f"--overrefusal {args.overrefusal}: is measured under topk and safebeam, and --decoder is greedy alone; "
             "add one of them, or leave --overrefusal out"
         )
-    for option in ("prompts", "samples", "max_new_tokens"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise UsageError(f"--{option.replace('_', '-')} {value}: give 1 or more")
     tasks = [task.name for task in (*tasks_with("attack", decoders), *overrefusal)]
     capability = _names("--capability", args.capability) if args.capability else []
     _require_use(args, benchmarks, benign)

@@ -24,7 +24,7 @@ from curricula.curriculum.sources.registry import DATASETS, dataset
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.synthesis.shard import parse_shard
 from curricula.errors import UsageError, UserError
-from curricula.jobs.cli.options import add_json_flag, add_verb
+from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
 from curricula.jobs.downloads import Wanted, benchmark_downloads, named_downloads, once, study_downloads
 from curricula.jobs.study import load_study
 from curricula.terminal import json_text
@@ -45,7 +45,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="a dataset or benchmark, as --list shows them")
     parser.add_argument("--study", type=Path, help="everything that this study file needs")
     parser.add_argument("--out", type=Path, help="the data folder (default: CURRICULA_DATA, else data)")
-    parser.add_argument("--rows", type=int, metavar="N", help="only the first N rows of each dataset, to try things")
+    parser.add_argument(
+        "--rows", **at_least(1), metavar="N", help="only the first N rows of each dataset, to try things"
+    )
     parser.add_argument("--part", metavar="I/N", help="only every Nth file, from the Ith on (from 0): for array jobs")
     parser.add_argument("--list", action="store_true", help="show what is known, and what is in the data folder")
     add_json_flag(parser)
@@ -58,8 +60,8 @@ def fetch_data(args: argparse.Namespace) -> int:
             raise UsageError("--list shows everything; give it without names and --study")
         return _show(root, args.json)
     part = parse_shard(args.part) if args.part is not None else None
-    if args.rows is not None and (args.rows < 1 or part):
-        raise UsageError(f"--rows {args.rows}: give at least 1, and no --part: the first rows are in one file")
+    if args.rows and part:
+        raise UsageError(f"--rows {args.rows}: give no --part: the first rows are in one file")
     wanted = [item for name in args.names for item in named_downloads(name, root)]
     if args.study:
         study = load_study(args.study)

@@ -91,12 +91,7 @@ class Display:
     """A `curricula.jobs.local.Watcher` that counts the `chosen` elements, or all; use it as a context manager."""
 
     def __init__(
-        self,
-        run: Run,
-        plan: Plan,
-        console: Console,
-        chosen: Collection[Key] | None = None,
-        workers: int | None = None,
+        self, run: Run, plan: Plan, console: Console, chosen: Collection[Key] | None = None, workers: int | None = None
     ):
         self.workers = workers or plan.study.resources.workers
         self.run, self.console = run, console

@@ -39,8 +39,6 @@ class _Log(NamedTuple):
 
 def show_logs(args: argparse.Namespace) -> int:
     rank, pattern = _rank(args.rank), _pattern(args.grep)
-    if args.lines is not None and args.lines < 1:
-        raise UsageError(f"--lines {args.lines}: give at least 1")
     run = _run(args)
     chosen = _chosen(run, args)
     if not chosen:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from curricula.errors import UserError
 from curricula.jobs import selection
-from curricula.jobs.cli.options import HelpFormatter, Verb, add_json_flag, add_verb, completion
+from curricula.jobs.cli.options import HelpFormatter, Parser, Verb, add_json_flag, add_verb, at_least, completion
 from curricula.terminal import folded, guarded_output, printable
 
 STUDY = "jobs/studies/demo.yaml"
@@ -24,28 +24,14 @@ WITH_OWN_PARSERS = ("data", "eval")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = build_parser(arguments)
-    args = parser.parse_args(arguments)
-    if args.version:
-        from curricula import __version__
-
-        print(f"curricula {__version__}")
-        return 0
-    if args.print_completion:
-        print(completion(build_parser(WITH_OWN_PARSERS), args.print_completion))
-        return 0
-    if args.verb is None:
-        parser.print_help()
-        return 0
     with guarded_output():
-        return _carried_out(args)
+        return _exit_code(sys.argv[1:] if arguments is None else arguments)
 
 
-def _carried_out(args: argparse.Namespace) -> int:
-    """Carry out the verb and return the exit code; an error becomes a sentence."""
+def _exit_code(arguments: list[str]) -> int:
+    """Carry out the command and return the exit code; an error becomes a sentence."""
     try:
-        return args.verb(args)
+        return _carried_out(arguments)
     except UserError as error:
         print(folded(f"curricula: {printable(str(error))}", sys.__stderr__), file=sys.stderr)
         return error.exit_code
@@ -64,9 +50,25 @@ def _carried_out(args: argparse.Namespace) -> int:
         return 130
 
 
+def _carried_out(arguments: list[str]) -> int:
+    parser = build_parser(arguments)
+    args = parser.parse_args(arguments)
+    if args.version:
+        from curricula import __version__
+
+        print(f"curricula {__version__}")
+    elif args.print_completion:
+        print(completion(build_parser(WITH_OWN_PARSERS), args.print_completion))
+    elif args.verb is None:
+        parser.print_help()
+    else:
+        return args.verb(args)
+    return 0
+
+
 def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser for `arguments`, with the options of those verbs of `WITH_OWN_PARSERS` that are among them."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="curricula",
         description="When should safety enter pretraining? Plan, run and evaluate the study, end to end.",
         epilog="a whole study on this machine, in about ten minutes:\n  curricula demo\n"
@@ -254,7 +256,11 @@ def _add_logs(verbs: argparse._SubParsersAction) -> None:
     logs.add_argument("--rank", default="0", metavar="N", help="the process to read, or all (default: 0)")
     logs.add_argument("--grep", metavar="RE", help="only lines that match this regular expression")
     logs.add_argument(
-        "-n", "--lines", type=int, metavar="N", help="only the last N lines (default: all, or 20 of each of several)"
+        "-n",
+        "--lines",
+        **at_least(1),
+        metavar="N",
+        help="only the last N lines (default: all, or 20 of each of several)",
     )
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
 
@@ -319,11 +325,9 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     tokenize.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
     tokenize.add_argument(
-        "--source",
-        action="append",
-        help="only this source; can be repeated (the others' datasets must still be there)",
+        "--source", action="append", help="only this source; can be repeated (the others' datasets must still be there)"
     )
-    tokenize.add_argument("--workers", type=int, help="shards at a time (default: the study's resources.workers)")
+    tokenize.add_argument("--workers", **at_least(1), help="shards at a time (default: the study's resources.workers)")
 
     check = add_verb(
         verbs,
@@ -337,7 +341,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     check.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     check.add_argument("--run", type=Path, help="read the data of this run folder")
-    check.add_argument("--documents", type=int, metavar="N", help="read only the first N documents of each table")
+    check.add_argument("--documents", **at_least(1), metavar="N", help="read only the first N documents of each table")
     add_json_flag(check)
 
     inspect = add_verb(
@@ -358,7 +362,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     shown.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
     shown.add_argument("--sample", type=int, metavar="K", help="decode this sample of the shard, as training cuts it")
     inspect.add_argument(
-        "--sequence-length", type=int, default=2048, metavar="TOKENS", help="of a sample (default: %(default)s)"
+        "--sequence-length", **at_least(1), default=2048, metavar="TOKENS", help="of a sample (default: %(default)s)"
     )
     inspect.add_argument("--verify", action="store_true", help="compare the tokens with the manifest's hash")
     add_json_flag(inspect)

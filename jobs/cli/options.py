@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -19,6 +21,29 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if "\n" in text:
             return super()._fill_text(text, width, indent)
         return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+class Parser(argparse.ArgumentParser):
+    """Has the verb itself report options that it does not know, in place of `curricula`."""
+
+    def parse_known_args(self, *args: Any, **named: Any) -> Any:
+        known, unknown = super().parse_known_args(*args, **named)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
+
+def at_least(least: float, most: float = math.inf) -> dict[str, Any]:
+    """Of `add_argument`: for a number, of the type of `least`, within these bounds; another is a UsageError."""
+
+    class Bounded(argparse._StoreAction):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+            if not least <= values <= most:
+                limit = "or more" if most == math.inf else f"to {most:g}"
+                raise UsageError(f"{self.option_strings[-1]} {values}: give {least:g} {limit}")
+            super().__call__(parser, namespace, values, option_string)
+
+    return {"type": type(least), "action": Bounded}
 
 
 @dataclass(frozen=True)

@@ -280,12 +280,7 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
         notes.append(Text(f"and {len(wrong) - ERRORS_SHOWN} other errors; --json shows all", "dim"))
     if any(element.state in ENDED_BADLY for element in status.elements):
         first = next(element for element in status.elements if element.state in ENDED_BADLY)
-        notes.append(
-            Text(
-                f"see `curricula logs {run.root} {first.job}`; `curricula retry {run.root}` goes on",
-                "dim",
-            )
-        )
+        notes.append(Text(f"see `curricula logs {run.root} {first.job}`; `curricula retry {run.root}` goes on", "dim"))
     elif any(element.state == "stale" for element in status.elements):
         notes.append(Text(f"`curricula retry {run.root}` makes what is stale again", "dim"))
     return [Text(""), *notes] if notes else []

@@ -32,7 +32,7 @@ from curricula.curriculum.synthesis.shard import (
     slurm_shard,
 )
 from curricula.errors import UsageError
-from curricula.jobs.cli.options import add_json_flag, add_verb
+from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
 from curricula.terminal import json_text
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
@@ -72,7 +72,10 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--data", type=Path, metavar="ROOT", help="the data folder (default: CURRICULA_DATA)")
     source.add_argument("--scores", metavar="N,...", help="only these scores of the dataset, such as 4,5")
     source.add_argument(
-        "--limit", type=int, metavar="N", help="no more than N documents: the first ones, of each part in proportion"
+        "--limit",
+        **at_least(1),
+        metavar="N",
+        help="no more than N documents: the first ones, of each part in proportion",
     )
 
     output = parser.add_argument_group("output")
@@ -89,9 +92,12 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("the server and its replies")
     server.add_argument("--base-url", metavar="URL", help="the server's address (default: OPENAI_BASE_URL)")
     server.add_argument("--model", required=True, help="the model's name on the server")
-    server.add_argument("--temperature", type=float, metavar="T", help="default: 0 for scores, else 0.7")
+    server.add_argument("--temperature", **at_least(0.0, 2), metavar="T", help="default: 0 for scores, else 0.7")
     server.add_argument(
-        "--max-tokens", type=int, metavar="N", help="tokens of a reply (default: 256 for scores, else 2048 or 4096)"
+        "--max-tokens",
+        **at_least(1),
+        metavar="N",
+        help="tokens of a reply (default: 256 for scores, else 2048 or 4096)",
     )
     server.add_argument(
         "--seed", type=int, default=0, metavar="N", help="another seed, other styles and replies (default: 0)"
@@ -99,7 +105,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--no-seed", action="store_true", help="for servers that refuse requests with a seed")
     server.add_argument(
         "--piece-characters",
-        type=int,
+        **at_least(100),
         default=PIECE_CHARACTERS,
         metavar="N",
         help="characters: score longer documents in pieces; the other kinds use only the first piece (default: %(default)s)",
@@ -113,26 +119,38 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 def _add_pace(parser: argparse.ArgumentParser) -> None:
     pace = parser.add_argument_group("pace and cost")
     pace.add_argument(
-        "--concurrency", type=int, default=64, metavar="N", help="requests at once (default: %(default)s)"
+        "--concurrency", **at_least(1, 1000), default=64, metavar="N", help="requests at once (default: %(default)s)"
     )
     pace.add_argument(
-        "--timeout", type=float, default=300.0, metavar="S", help="seconds for a whole reply (default: %(default)g)"
+        "--timeout",
+        **at_least(0.001, 86400),
+        default=300.0,
+        metavar="S",
+        help="seconds for a whole reply (default: %(default)g)",
     )
     pace.add_argument(
         "--retries",
-        type=int,
+        **at_least(0, 1000),
         default=8,
         metavar="N",
         help="retries of a request without a reply (default: %(default)s)",
     )
     pace.add_argument(
-        "--tries", type=int, default=4, metavar="N", help="attempts at a readable reply (default: %(default)s)"
+        "--tries",
+        **at_least(1, 100),
+        default=4,
+        metavar="N",
+        help="attempts at a readable reply (default: %(default)s)",
     )
     pace.add_argument("--dry-run", action="store_true", help="print the estimate and one request; send nothing")
-    pace.add_argument("--price-in", type=float, metavar="DOLLARS", help="per million tokens read")
-    pace.add_argument("--price-out", type=float, metavar="DOLLARS", help="per million tokens written")
+    pace.add_argument("--price-in", **at_least(0.0), metavar="DOLLARS", help="per million tokens read")
+    pace.add_argument("--price-out", **at_least(0.0), metavar="DOLLARS", help="per million tokens written")
     pace.add_argument(
-        "--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
+        "--max-cost",
+        **at_least(0.0),
+        default=5.0,
+        metavar="DOLLARS",
+        help="ask before spending more (default: %(default)g)",
     )
     pace.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
 
@@ -160,22 +178,6 @@ def synthesize(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     judges = KINDS[args.kind].judges
-    for option, value, lowest, highest in (
-        ("--limit", args.limit, 1, None),
-        ("--concurrency", args.concurrency, 1, 1000),
-        ("--tries", args.tries, 1, 100),
-        ("--retries", args.retries, 0, 1000),
-        ("--timeout", args.timeout, 0.001, 86400),
-        ("--max-tokens", args.max_tokens, 1, None),
-        ("--temperature", args.temperature, 0, 2),
-        ("--piece-characters", args.piece_characters, 100, None),
-        ("--price-in", args.price_in, 0, None),
-        ("--price-out", args.price_out, 0, None),
-        ("--max-cost", args.max_cost, 0, None),
-    ):
-        if value is not None and not (lowest <= value and (highest is None or value <= highest)):
-            upper = "or more" if highest is None else f"to {highest}"
-            raise UsageError(f"{option} {value}: give {lowest} {upper}")
     if (args.price_in is None) != (args.price_out is None):
         raise UsageError("--price-in and --price-out: give both, or neither")
     if args.classifier and not judges:
