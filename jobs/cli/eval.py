@@ -6,22 +6,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Lines
 from rich.prompt import Confirm
-from rich.text import Text
 
 from curricula.core_yaml import load_yaml
 from curricula.curriculum.sources.declared import anchor
@@ -36,8 +31,8 @@ from curricula.eval.judges.question import Estimate
 from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
 from curricula.eval.rows import Precision
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
+from curricula.jobs.cli.bars import Bars
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
-from curricula.progress import Progress
 from curricula.settings import convert, parse, read_yaml
 from curricula.terminal import json_text
 
@@ -497,53 +492,6 @@ def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None],
         raise UsageError(f"about ${dollars:,.2f} is more than --max-cost {args.max_cost:g}; pass --yes, or raise it")
     if not Confirm.ask("Continue?", default=False, console=console):
         raise UsageError("nothing was asked and nothing spent; --prompts makes it less")
-
-
-class Bars:
-    """A bar for each part of the work, on a terminal; elsewhere a line at its start, at its end and every minute."""
-
-    def __init__(self, console: Console, line_interval_s: float = 60.0) -> None:
-        self.console, self.line_interval_s = console, line_interval_s
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._lines = Lines(*columns, console=console, disable=not console.is_terminal)
-
-    def __enter__(self) -> Bars:
-        self._lines.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._lines.stop()
-
-    def line(self, name: str) -> Progress:
-        """A `Progress` that draws a new bar."""
-        task = self._lines.add_task(name, total=None)
-        ended, next_line = False, 0.0
-
-        def report(done: int, total: int, **_: Any) -> None:
-            nonlocal ended, next_line
-            self._lines.update(task, completed=done, total=total)
-            now = time.monotonic()
-            if self.console.is_terminal or ended or (done < total and now < next_line):
-                return
-            ended, next_line = done == total, now + self.line_interval_s
-            self.console.print(Text(f"{name}: {done:,} of {total:,}"))
-
-        return report
-
-    @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """A bar without a length, which disappears when the block ends."""
-        task = self._lines.add_task(what, total=None)
-        try:
-            yield
-        finally:
-            self._lines.remove_task(task)
 
 
 def no_other_bars() -> None:

@@ -15,8 +15,8 @@ from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
 from curricula.eval.judges.settings import JudgeConfig, caveats, vague
 from curricula.eval.report.console import interval, new_table, percent
+from curricula.jobs.cli.bars import Bars
 from curricula.jobs.cli.eval import (
-    Bars,
     add_judge_options,
     confirm_cost,
     judge_from,

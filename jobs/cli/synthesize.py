@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.prompt import Confirm
 from rich.text import Text
 
@@ -32,6 +30,7 @@ from curricula.curriculum.synthesis.shard import (
     slurm_shard,
 )
 from curricula.errors import UsageError
+from curricula.jobs.cli.bars import Bars
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
 from curricula.terminal import json_text
 
@@ -40,8 +39,6 @@ if TYPE_CHECKING:  # it imports the openai package, which takes a while
 
 PIECE_CHARACTERS = 8000
 """The longest piece of a document that one request holds, by default."""
-LINE_EVERY_S = 60.0
-"""Between progress lines where there is no terminal."""
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -168,10 +165,11 @@ def synthesize(args: argparse.Namespace) -> int:
         print_dry_run(shard, now, all_parts, args.json)
         return 0
     servers = _servers(args)
-    print_estimate(Console(stderr=True, highlight=False), shard, now, all_parts)
+    console = Console(stderr=True, highlight=False)
+    print_estimate(console, shard, now, all_parts)
     _confirm(args, now, all_parts)
-    with Display(shard.name) as display:
-        summary = run_shard(shard, servers, args.retry_dead, display)
+    with Bars(console) as bars:
+        summary = run_shard(shard, servers, args.retry_dead, bars.line(shard.name, _pace))
     print_summary(summary, args.json)
     return 0
 
@@ -325,39 +323,9 @@ def print_summary(summary: Summary, as_json: bool) -> None:
     Console(highlight=False).print(Text("\n".join(lines)), soft_wrap=True)
 
 
-class Display:
-    """The progress of a part, on stderr: a live line on a terminal, else a line a minute. A `curricula.progress.Progress`."""
-
-    def __init__(self, name: str):
-        self.console = Console(stderr=True, highlight=False)
-        self.line = Progress(
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.line.add_task(name, total=None, figures="")
-        self.name, self.started = name, time.monotonic()
-        self._next_line = self.started + LINE_EVERY_S
-
-    def __enter__(self) -> Display:
-        self.line.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.line.stop()
-
-    def __call__(self, done: int, total: int, **figures: Any) -> None:
-        now = time.monotonic()
-        seconds = max(now - self.started, 1e-9)
-        rates = (
-            f"{done / seconds:,.1f} docs/s, {figures['tokens'] / seconds:,.0f} tokens/s, "
-            f"{figures['retries']:,} retries, {figures['dead']:,} dead"
-        )
-        self.line.update(self.task, completed=done, total=total, figures=rates)
-        if not self.console.is_terminal and now >= self._next_line:
-            self._next_line = now + LINE_EVERY_S
-            left = f", {(total - done) / (done / seconds) / 60:,.0f} min left" if done else ""
-            self.console.print(Text(f"{self.name}: {done:,}/{total:,}, {rates}{left}"), soft_wrap=True)
+def _pace(done: int, total: int, seconds: float, figures: dict[str, Any]) -> str:
+    left = f", {(total - done) * seconds / done / 60:,.0f} min left" if done else ""
+    return (
+        f"{done / seconds:,.1f} docs/s, {figures['tokens'] / seconds:,.0f} tokens/s, {figures['retries']:,} retries, "
+        f"{figures['dead']:,} dead{left}"
+    )

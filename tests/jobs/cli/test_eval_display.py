@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from curricula.jobs.cli.eval import Bars
+from curricula.jobs.cli.bars import Bars
 
 
 @pytest.mark.parametrize(

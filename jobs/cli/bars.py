@@ -1,0 +1,64 @@
+"""The progress of a long command for people: bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Lines
+from rich.text import Text
+
+from curricula.progress import Progress
+
+Described = Callable[[int, int, float, dict[str, Any]], str]
+"""What more to say of some work: from how much is done, of how much, after how many seconds, and its figures."""
+
+
+class Bars:
+    """A bar for each part of the work, on a terminal; elsewhere a line at its start, at its end and every minute."""
+
+    def __init__(self, console: Console, line_interval_s: float = 60.0) -> None:
+        self.console, self.line_interval_s = console, line_interval_s
+        columns = (
+            *(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()),
+            *(TextColumn("{task.fields[more]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn()),
+        )
+        self._lines = Lines(*columns, console=console, disable=not console.is_terminal)
+
+    def __enter__(self) -> Bars:
+        self._lines.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lines.stop()
+
+    def line(self, name: str, described: Described = lambda *_: "") -> Progress:
+        """A `Progress` that draws a new bar."""
+        task = self._lines.add_task(name, total=None, more="")
+        ended, next_line, began = False, 0.0, time.monotonic()
+
+        def report(done: int, total: int, **figures: Any) -> None:
+            nonlocal ended, next_line
+            now = time.monotonic()
+            more = described(done, total, max(now - began, 1e-9), figures)
+            self._lines.update(task, completed=done, total=total, more=more)
+            if self.console.is_terminal or ended or (done < total and now < next_line):
+                return
+            ended, next_line = done == total, now + self.line_interval_s
+            said = f"{name}: {done:,} of {total:,}"
+            self.console.print(Text(f"{said}, {more}" if more else said), soft_wrap=True)
+
+        return report
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """A bar without a length, which disappears when the block ends."""
+        task = self._lines.add_task(what, total=None, more="")
+        try:
+            yield
+        finally:
+            self._lines.remove_task(task)
