@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from curricula.eval.capability.settings import PUBLISHED
 from curricula.eval.config import EvalConfig
 from curricula.eval.tasks import EvalTask
 from curricula.jobs.downloads import study_downloads
-from curricula.jobs.plan import Key, Plan
+from curricula.jobs.plan import Element, Key, Plan
 from curricula.jobs.study import Study
 from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
 
@@ -78,13 +78,14 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     """The plan and its costs as plain values. `shards` is the run's shard folder; where it is complete, its sizes are used."""
     study, segments, arms = plan.study, plan.segments.values(), plan.arms
     sizes = _source_sizes(study, shards)
+    seeds = list(dict.fromkeys(one.seed for one in study.replicates))
     described = [_arm(arm, study.at(arm.replicate.variant), sizes) for arm in arms]  # of any seed
     midtrained = [one for variant in study.variants.values() for one in _midtrained(variant, sizes)]
     tokens = {s.name: (s.stop - s.start) * study.at(s.arm.replicate.variant).budget.step_tokens for s in segments}
     unshared = sum(study.at(arm.replicate.variant).budget.tokens for arm in study.trainings)
     return {
         "study": study.name,
-        "seeds": list(dict.fromkeys(one.seed for one in study.replicates)),
+        "seeds": seeds,
         **described_size(study),
         "points": _points(plan) if study.sweep is not None else [],
         "arms": described,
@@ -121,7 +122,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         ],
         "minutes_on_this_machine": minutes_here(plan),
         "gpu_hours": _described_hours(plan),
-        "gpu_hours_by_seed": _hours_by_seed(plan),
+        "gpu_hours_by_seed": _hours_by(plan, map(str, seeds), lambda element: str(element.seed)),
         "evaluation_gpu_hours": _evaluation_hours(plan),
         "gpu_memory": _gpu_memory(study),
     }
@@ -151,13 +152,7 @@ def described_size(study: Study) -> dict[str, Any]:
 
 def _points(plan: Plan) -> list[dict[str, Any]]:
     """The points of a sweep with the GPU-hours of what each adds to those before it."""
-    hours: dict[str, dict[str, float]] = {
-        name: {"pretraining": 0.0, "other_at_most": 0.0} for name in plan.study.variants
-    }
-    for job, element in plan.elements():
-        if element.variant:
-            part = "pretraining" if job.request.section == "pretraining" else "other_at_most"
-            hours[element.variant][part] += element.gpu_hours
+    hours = _hours_by(plan, plan.study.variants, lambda element: element.variant)
     return [
         {
             "name": name,
@@ -361,13 +356,13 @@ def _described_hours(plan: Plan) -> dict[str, float]:
     }
 
 
-def _hours_by_seed(plan: Plan) -> dict[str, dict[str, float]]:
-    """For each seed the GPU-hours of its own elements: those of pretraining, and at most those of all else."""
-    found = {str(one.seed): {"pretraining": 0.0, "other_at_most": 0.0} for one in plan.study.replicates}
+def _hours_by(plan: Plan, groups: Iterable[str], of: Callable[[Element], str]) -> dict[str, dict[str, float]]:
+    """The GPU-hours of each group's own elements: those of pretraining, and at most those of all else."""
+    found = {name: {"pretraining": 0.0, "other_at_most": 0.0} for name in groups}
     for job, element in plan.elements():
-        if element.seed is not None:
+        if of(element) in found:
             part = "pretraining" if job.request.section == "pretraining" else "other_at_most"
-            found[str(element.seed)][part] += element.gpu_hours
+            found[of(element)][part] += element.gpu_hours
     return found
 
 

@@ -140,21 +140,16 @@ def _is_named(job: Job, name: str | None) -> bool:
 def _training_of(plan: Plan, arms: Sequence[str]) -> set[Key]:
     """The pretraining from which the models of `arms` come: their own branches, and the trunk up to these."""
     training = {(job.name, element.label) for job, element in plan.elements() if element.segment}
-    todo = [(job.name, element.label) for job, element in plan.elements() if element.arm in arms]
-    found = training.intersection(todo)
-    while todo:
-        new = {need for need, _ in plan.needs[todo.pop()] if need in training} - found
-        found |= new
-        todo += new
-    return found
+    own = [(job.name, element.label) for job, element in plan.elements() if element.arm in arms]
+    return training.intersection(own) | _needed_by(plan, own, training)
 
 
-def _needed_by(plan: Plan, keys: Iterable[Key]) -> set[Key]:
-    """All that these elements wait for, directly or through others."""
+def _needed_by(plan: Plan, keys: Iterable[Key], among: Collection[Key] | None = None) -> set[Key]:
+    """All that these elements wait for, directly or through others; with `among`, through these alone."""
     found: set[Key] = set()
     todo = list(keys)
     while todo:
-        new = {need for need, _ in plan.needs[todo.pop()]} - found
+        new = {need for need, _ in plan.needs[todo.pop()] if among is None or need in among} - found
         found |= new
         todo += new
     return found

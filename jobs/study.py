@@ -474,11 +474,11 @@ class Study(Settings, frozen=True, dict=True):
         arms = arms_of(self.curriculum, self.budget)
         return tuple(replace(arm, replicate=one) for one in self.replicates for arm in arms)
 
-    def training(self, arm: str, seed: int | None, variant: str = "") -> Arm:
+    def training(self, arm: str, seed: int | None) -> Arm:
         """The training of an arm, or of the trunk, with a seed."""
-        replicate = self.replicate_of(seed, variant)
+        replicate = self.replicate_of(seed)
         if arm == TRUNK:
-            return safe_only_arm(self.at(variant).curriculum, replicate)
+            return safe_only_arm(self.curriculum, replicate)
         return next(one for one in self.trainings if (one.name, one.replicate) == (arm, replicate))
 
     @cached_property

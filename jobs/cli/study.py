@@ -34,6 +34,9 @@ from curricula.jobs.slurm.script import check_root
 from curricula.jobs.study import STUDIES, Study, load_study
 from curricula.terminal import json_text
 
+AFTER = {"afterok": "{}", "aftercorr": "{}, each after its own", "afterany": "the end of {}"}
+"""What a job waits for, in words that fit any machine."""
+
 
 def demo(args: argparse.Namespace) -> int:
     study = load_study(STUDIES / ("demo-full.yaml" if args.full else "demo.yaml"))
@@ -354,7 +357,7 @@ def _job_table(value: dict[str, Any]) -> _Rows:
         after = ""
         if job["needs"]:
             more = f" and {len(job['needs']) - 1} more" if len(job["needs"]) > 1 else ""
-            after = f"{job['needs'][0]['kind']} {job['needs'][0]['job']}{more}"
+            after = AFTER[job["needs"][0]["kind"]].format(job["needs"][0]["job"]) + more
         rows.append((job["name"], f"{len(job['elements']):,}", after))
     return _Rows("Jobs", ("job", "elements", "after"), rows, left=(0, 2))
 

@@ -181,11 +181,11 @@ def is_full(message: str) -> bool:
     return "SubmitJob" in named[0] if named else "job submit limit" in message
 
 
-def patiently(say: Callable[[str], object] | None = None) -> tenacity.Retrying:
+def patiently(say: Callable[[str], object]) -> tenacity.Retrying:
     """Retry while the controller is away, for up to RESTART_PATIENCE_S; then raise ControllerAway."""
 
     def announce(state: tenacity.RetryCallState) -> None:
-        if state.attempt_number == 1 and say is not None:
+        if state.attempt_number == 1:
             say("Slurm's controller does not answer; waiting for it …")
 
     return tenacity.Retrying(
@@ -253,7 +253,7 @@ def _squeue_row(line: str) -> tuple[Task, TaskState] | None:
     )
 
 
-def sacct(job_ids: Iterable[str], patience_s: float | None = None) -> dict[Task, TaskState]:
+def sacct(job_ids: Iterable[str], patience_s: float) -> dict[Task, TaskState]:
     """The tasks of these arrays in Slurm's accounting; none where a cluster has no accounting."""
     try:
         listing = call(
