@@ -47,13 +47,13 @@ def run_root(study: Study, given: Path | None) -> Path:
 def run_here(root: Path, plan: Plan, chosen: Chosen | None = None) -> None:
     """Run the `chosen` elements of a plan, or all, that are not done yet in the run folder `root`; print the outcome."""
     console = Console(highlight=False, markup=False)
+    done_before = done_elements(Run(root), plan) if root.exists() else set()
     if chosen is not None:
-        check_needs(plan, chosen, done_elements(Run(root), plan) if root.exists() else (), ())
+        check_needs(plan, chosen, done_before, ())
     started = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
     keys = list(plan.needs) if chosen is None else keys_of(chosen)
-    open_keys = set(keys) - (done_elements(Run(root), plan) if root.exists() else set())
-    if open_keys:
+    if open_keys := set(keys) - done_before:
         count_open = f"{len(open_keys)} element" + "s" * (len(open_keys) > 1)
         takes = about(minutes_here(plan, open_keys))
         console.print(
@@ -101,13 +101,14 @@ class Display:
         for name, _ in counted:
             self.total[self.stage_of[name]] += 1
         self.done = dict.fromkeys(self.total, 0)
-        for name, _ in done_elements(run, plan).intersection(counted):
+        done_before = done_elements(run, plan).intersection(counted)
+        for name, _ in done_before:
             self.done[self.stage_of[name]] += 1
         self.running: list[Key] | None = None
         """None until the first element has started."""
         self.started = time.monotonic()
         self.estimates = {key: seconds for key, seconds in seconds_here(plan).items() if key in counted}
-        self.open = set(counted) - done_elements(run, plan)
+        self.open = set(counted) - done_before
         self.done_before = self._estimate_done()
         self.needs_torch = any(STAGES[self.stage_of[name]].needs_torch for name, _ in self.open)
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)

@@ -250,36 +250,31 @@ def _is_late(element: ElementStatus) -> bool:
 
 
 def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
-    notes: list[RenderableType] = []
     waits = Counter(element.reason for element in status.elements if element.state == "pending" and element.reason)
-    for reason, times in waits.most_common():
-        notes.append(Text(f"{times} pending: {explained(one_line(reason))}"))
+    notes = [Text(f"{times} pending: {explained(one_line(reason))}") for reason, times in waits.most_common()]
+
+    def note(element: ElementStatus, text: str, style: str = "yellow", more: str = "") -> None:
+        name = one_line(f"{element.job}/{element.label}{more}")
+        notes.append(Text.assemble((f"{name}: ", style), text))
+
     wrong: dict[tuple[str, str], list[ElementStatus]] = {}
     for element in status.elements:
         if text := element.reason if element.state == "stale" else element.error:
             wrong.setdefault((element.job, text), []).append(element)
-    for (job, error), elements in list(wrong.items())[:ERRORS_SHOWN]:
+    for (_, error), elements in list(wrong.items())[:ERRORS_SHOWN]:
         more = f" and {len(elements) - 1} more" if len(elements) > 1 else ""
-        name = one_line(f"{job}/{elements[0].label}{more}")
-        notes.append(Text.assemble((f"{name}: ", STYLES[elements[0].state]), one_line(error)))
+        note(elements[0], one_line(error), STYLES[elements[0].state], more)
     looping = [element for element in status.elements if element.last_failure]
     for element in looping[:ERRORS_SHOWN]:
-        name = one_line(f"{element.job}/{element.label}")
-        text = f"restarted {element.restarts}x, last failure: {one_line(element.last_failure)}"
-        notes.append(Text.assemble((f"{name}: ", "yellow"), text))
+        note(element, f"restarted {element.restarts}x, last failure: {one_line(element.last_failure)}")
     for element in status.elements:
         slow = element.progress.figures.get("straggler") if element.progress and element.state == "running" else None
         if isinstance(slow, str):
-            name = one_line(f"{element.job}/{element.label}")
-            notes.append(Text.assemble((f"{name}: ", "yellow"), f"held up: {one_line(slow)}"))
-    if len(looping) > ERRORS_SHOWN:
-        notes.append(
-            Text(f"and {len(looping) - ERRORS_SHOWN} more that failed and start again; --json shows all", "dim")
-        )
-    if len(wrong) > ERRORS_SHOWN:
-        notes.append(Text(f"and {len(wrong) - ERRORS_SHOWN} other errors; --json shows all", "dim"))
-    if any(element.state in ENDED_BADLY for element in status.elements):
-        first = next(element for element in status.elements if element.state in ENDED_BADLY)
+            note(element, f"held up: {one_line(slow)}")
+    for count_all, what in ((len(looping), "more that failed and start again"), (len(wrong), "other errors")):
+        if count_all > ERRORS_SHOWN:
+            notes.append(Text(f"and {count_all - ERRORS_SHOWN} {what}; --json shows all", "dim"))
+    if first := next((element for element in status.elements if element.state in ENDED_BADLY), None):
         notes.append(Text(f"see `curricula logs {run.root} {first.job}`; `curricula retry {run.root}` goes on", "dim"))
     elif any(element.state == "stale" for element in status.elements):
         notes.append(Text(f"`curricula retry {run.root}` makes what is stale again", "dim"))

@@ -21,7 +21,7 @@ from submitit.core.utils import UncompletedJobError
 from curricula.durable import make_folder, write_text
 from curricula.errors import UsageError, UserError
 from curricula.jobs.completion import done_elements
-from curricula.jobs.plan import Chosen, Job, Key, Plan, keys_of
+from curricula.jobs.plan import Chosen, Job, Key, Plan, chosen_of, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
 from curricula.jobs.slurm.commands import (
@@ -81,11 +81,7 @@ class Standing:
 
     def open(self, chosen: Chosen) -> Chosen:
         """The `chosen` elements that are neither done nor live."""
-        left = {
-            job: tuple(label for label in labels if (job, label) not in self.done and (job, label) not in self.live)
-            for job, labels in chosen.items()
-        }
-        return {job: labels for job, labels in left.items() if labels}
+        return chosen_of(key for key in keys_of(chosen) if key not in self.done and key not in self.live)
 
 
 def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
