@@ -106,6 +106,21 @@ def test_a_selection_whose_needs_are_not_done_is_refused(tmp_path, capsys):
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    "words", ["submit demo --clutser slurm", "data fetch --lits", "eval rejudge run --judge rules --no"]
+)
+def test_an_unknown_option_is_reported_by_its_verb(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    verb = words.partition(" -")[0].removesuffix(" demo").removesuffix(" run")
+    assert stop.value.code == 2 and f"curricula {verb}: error: unrecognized arguments: --" in capsys.readouterr().err
+
+
+def test_a_plan_for_this_machine_has_no_words_of_slurm(capsys):
+    assert main(["plan", "demo"]) == 0
+    assert not re.search("afterok|aftercorr|afterany|partition|GPU|node", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("verb", ["status", "logs", "retry", "cancel", "submit"])
 def test_elements_are_selected_by_the_same_options(verb, capsys):
     with pytest.raises(SystemExit):
