@@ -5,6 +5,7 @@ training."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from curricula.eval import EvalTask
 from curricula.eval.benchmarks import BENCHMARKS
@@ -15,6 +16,9 @@ from curricula.jobs.stages.tune import checkpoint_of, export_model
 from curricula.jobs.study import Study
 from curricula.progress import Progress
 
+if TYPE_CHECKING:
+    from curricula.eval.models import LoadedModel
+
 SUFFIX_TOKENS = 40
 """Tokens of a suffix with its target, which each of GCG's candidates reads anew."""
 
@@ -23,8 +27,6 @@ class Evaluate(Stage):
     name, section = "evaluate", "evaluation"
 
     def run(self, work: Work, progress: Progress) -> None:
-        from curricula.eval.runner import run_element
-
         run, study, element = work.run, work.study, work.element
         assert element.eval_task is not None
 
@@ -32,19 +34,8 @@ class Evaluate(Stage):
             key = study.training(arm, element.seed).key
             return run.evaluation(study.whole.owners.get((key, element.kind), key), element.kind)
 
-        run_element(
-            element.eval_task,
-            work.model_folder,
-            element.kind,
-            study.evaluation,
-            data_root=run.data_root,
-            out=work.rows_folder,
-            seed=work.arm.replicate.seed,
-            probe_seed=study.first_seed,
-            rows_of=rows_of,
-            progress=progress,
-            raw=study.tree.is_raw(element.kind),
-        )
+        raw = study.tree.is_raw(element.kind)
+        _measure(work, element.eval_task, work.model_folder, progress, rows_of=rows_of, raw=raw)
 
     def is_complete(self, work: Work) -> bool:
         task = work.element.eval_task
@@ -99,10 +90,9 @@ class Along(Evaluate):
 
     def run(self, work: Work, progress: Progress) -> None:
         from curricula.eval.models import load_model
-        from curricula.eval.runner import run_element
         from curricula.model.checkpoints.folder import read_info
 
-        run, study, kind, config = work.run, work.study, work.element.kind, work.study.evaluation
+        study, kind, config = work.study, work.element.kind, work.study.evaluation
         export_model(work, progress)
         step = read_info(checkpoint_of(work)).step
         raw = study.tree.is_raw(kind)
@@ -111,17 +101,7 @@ class Along(Evaluate):
         )
         tasks = study.eval_tasks(kind, on_the_way=True)
         for task in tasks:
-            run_element(
-                task,
-                loaded,
-                kind,
-                config,
-                data_root=run.data_root,
-                out=work.rows_folder,
-                seed=work.arm.replicate.seed,
-                probe_seed=study.first_seed,
-                progress=progress,
-            )
+            _measure(work, task, loaded, progress)
         _merge_and_judge(work, tasks, progress)
 
     def flops(self, study: Study, element: Element) -> float:
@@ -131,6 +111,24 @@ class Along(Evaluate):
         tasks = work.study.eval_tasks(work.element.kind, on_the_way=True)
         has_rows = are_filled(*(task.path(work.rows_folder) for task in tasks if task.shards == 1))
         return has_rows and _is_merged(work, tasks)
+
+
+def _measure(work: Work, task: EvalTask, model: Path | LoadedModel, progress: Progress, **more: Any) -> None:
+    """Answer one task with the element's model."""
+    from curricula.eval.runner import run_element
+
+    run_element(
+        task,
+        model,
+        work.element.kind,
+        work.study.evaluation,
+        data_root=work.run.data_root,
+        out=work.rows_folder,
+        seed=work.arm.replicate.seed,
+        probe_seed=work.study.first_seed,
+        progress=progress,
+        **more,
+    )
 
 
 def _merge_and_judge(work: Work, tasks: list[EvalTask], progress: Progress) -> None:

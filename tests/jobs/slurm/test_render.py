@@ -86,6 +86,12 @@ def call(tmp_path, *words, **environment):
     )
 
 
+def run_trunk(tmp_path: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script of an array of one element, as Slurm would."""
+    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
+    return call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+
+
 def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded(rendered, tmp_path):
     run, out = rendered
     ran = call(tmp_path, out / "submit_all.sh", "--nice=1 2")
@@ -152,8 +158,7 @@ def test_what_ended_is_requeued_unless_that_is_of_no_use(rendered, tmp_path, cod
     folder, file = shlex.quote(str(mark.parent)), shlex.quote(str(mark))
     stand_in(tmp_path, "srun", f"#!/bin/bash\nmkdir -p {folder}\necho {told} >{file}\nexit {code}\n")
     stand_in(tmp_path, "squeue", SQUEUE.format(state=state))
-    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
-    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    ran = run_trunk(tmp_path, out)
     log = tmp_path / "scontrol.log"
     if requeued:
         assert log.read_text() == "requeue 7_0\n"
@@ -178,10 +183,9 @@ def test_a_refused_requeue_ends_the_job_at_once_and_says_how_to_go_on(rendered, 
         tmp_path, "scontrol", f'#!/bin/bash\n[ $1 = update ] || {{ echo >>"{log}"; echo "{told}" >&2; exit 1; }}\n'
     )
     stand_in(tmp_path, "sleep", "#!/bin/bash\n")
-    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
     began = run / "jobs/pretrain-trunk-100/trunk"
     began.mkdir(parents=True)
-    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    ran = run_trunk(tmp_path, out)
     assert ran.returncode == 75 and len(log.read_text().splitlines()) == calls
     failure = read_failure(began)
     assert (failure is None) == (calls == 60)
@@ -249,8 +253,7 @@ def test_only_what_ended_by_itself_is_counted(rendered, tmp_path, state, preempt
     starts = f"sleep 0.05; echo >{shlex.quote(str(folder / 'lock'))}" if began else ":"
     stand_in(tmp_path, "srun", f"#!/bin/bash\n{starts}\nexit 137\n")
     stand_in(tmp_path, "squeue", f'#!/bin/bash\n[[ $* = *PreemptTime* ]] && echo "{preempted}" || echo {state}\n')
-    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
-    call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    run_trunk(tmp_path, out)
     found = {name: (folder / name).read_text() for name in ("own-ends", "never-began") if (folder / name).exists()}
     assert found == ({counted: "137\n"} if counted else {})
 
@@ -259,8 +262,7 @@ def test_work_that_left_no_mark_is_not_taken_for_done(rendered, tmp_path):
     """srun lost its step's daemon and ended with 0."""
     _, out = rendered
     stand_in(tmp_path, "srun", "#!/bin/bash\n")
-    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
-    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    ran = run_trunk(tmp_path, out)
     assert ran.returncode and "requeue 7_0" in (tmp_path / "scontrol.log").read_text()
 
 
@@ -302,8 +304,7 @@ def test_a_job_whose_code_cannot_be_read_is_held_and_not_ended(rendered, tmp_pat
     _, out = rendered
     stand_in(tmp_path, "sha256sum", "#!/bin/bash\nexit 1\n")
     stand_in(tmp_path, "sleep", "#!/bin/bash\n")
-    script = next(out.glob("*-pretrain-trunk-100.sbatch"))
-    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    ran = run_trunk(tmp_path, out)
     assert "cannot be read on" in ran.stderr and "delete" not in ran.stderr
     assert (tmp_path / "scontrol.log").read_text() == "requeuehold 7_0\n"
 
@@ -312,12 +313,7 @@ def test_a_job_whose_code_cannot_be_read_is_held_and_not_ended(rendered, tmp_pat
 def test_a_job_touches_nothing_in_a_folder_that_has_become_another_users(rendered, tmp_path):
     run, out = rendered
     os.chown(run, 64003, -1)
-    ran = call(
-        tmp_path,
-        next(out.glob("*-pretrain-trunk-100.sbatch")),
-        SLURM_ARRAY_TASK_ID="0",
-        SLURM_ARRAY_JOB_ID="7",
-    )
+    ran = run_trunk(tmp_path, out)
     assert ran.returncode == 1 and f"{run}/: belongs to another user now" in ran.stderr
     assert not (run / "jobs").exists()
 
@@ -325,12 +321,7 @@ def test_a_job_touches_nothing_in_a_folder_that_has_become_another_users(rendere
 def test_an_element_that_another_job_has_taken_over_is_not_requeued(rendered, tmp_path):
     _, out = rendered
     stand_in(tmp_path, "srun", "#!/bin/bash\nexit 250\n")
-    ran = call(
-        tmp_path,
-        next(out.glob("*-pretrain-trunk-100.sbatch")),
-        SLURM_ARRAY_TASK_ID="0",
-        SLURM_ARRAY_JOB_ID="7",
-    )
+    ran = run_trunk(tmp_path, out)
     assert ran.returncode == 250 and not (tmp_path / "scontrol.log").exists()
 
 
