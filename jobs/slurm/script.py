@@ -234,10 +234,8 @@ def take_snapshot(run_root: Path) -> Snapshot:
             make_folder((aside / path).parent)
             (aside / path).write_bytes(content)
         commit = running_commit()
-        write_json(
-            aside / RECORD,
-            {"commit": commit.split("-dirty")[0], "dirty": "-dirty" in commit, "digest": folder.name},
-        )
+        told = {"commit": commit.split("-dirty")[0], "dirty": "-dirty" in commit, "digest": folder.name}
+        write_json(aside / RECORD, told)
         os.rename(aside, folder)
         sync_folder(folder.parent)
     return snapshot
@@ -371,11 +369,10 @@ def _write_submission(run: Run, scripts: Sequence[Script], profile: Profile, pat
 
     def wait(edge: Edge, script: Script) -> tuple[EdgeKind, list[str]]:
         """The kind of dependency, and the variables of the arrays to wait for."""
-        others = by_job[edge.job]
-        if edge.kind != "aftercorr":
-            return edge.kind, [other.variable for other in others]
-        # Both have the same elements, so they are cut at the same places, if nothing is left out.
-        return ("aftercorr", [others[script.piece].variable]) if first else ("afterok", [it.variable for it in others])
+        others = [other.variable for other in by_job[edge.job]]
+        if edge.kind == "aftercorr":  # both have the same elements, cut at the same places, if none is left out
+            return ("aftercorr", [others[script.piece]]) if first else ("afterok", others)
+        return edge.kind, others
 
     text = templates().get_template("submit.sh.j2").render(
         first=first,
