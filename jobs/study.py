@@ -44,7 +44,7 @@ from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import FULL, EvalConfig, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import TrackingConfig, TrainConfig
-from curricula.model.schedule import decay_start, warmup_steps
+from curricula.model.config import decay_start, warmup_steps
 from curricula.model.study import Finetuning, Model, Pretraining, Resources, train_config_of
 from curricula.provenance import PACKAGE
 from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml

@@ -13,12 +13,11 @@ from unittest import mock
 
 import torch
 
-from curricula.curriculum.stream.batches import BatchSource
+from curricula.curriculum.stream.pretraining import BatchSource
 from curricula.model.megatron import get_forward_backward_func
-from curricula.model.runtime.distributed import Parallel
+from curricula.model.runtime.distributed import OwnTime, Parallel
 from curricula.model.runtime.loading import MicroBatch, MicroBatches
 from curricula.model.runtime.reporting import Stopwatch
-from curricula.model.runtime.stragglers import OwnTime
 
 Report = dict[str, torch.Tensor]
 ForwardStep = Callable[[Iterator[MicroBatch], Any], tuple[torch.Tensor, Any]]

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 import torch
 
-from curricula.curriculum.stream.batches import BatchSource
+from curricula.curriculum.stream.pretraining import BatchSource
 from curricula.errors import UsageError
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import (
@@ -40,18 +40,18 @@ from curricula.model.checkpoints.folder import (
     read_info,
     step_folder,
 )
-from curricula.model.config import TrainJob
+from curricula.model.config import TrainJob, learning_rate, warmup_steps
 from curricula.model.forward_backward import ForwardBackward
 from curricula.model.megatron import GPTModel
 from curricula.model.network.backends import attention_kernel, choose_backend, describe
 from curricula.model.network.build import build_network, build_optimizer, check_memory, initialize, wrap
-from curricula.model.runtime.compiling import share_compiler
-from curricula.model.runtime.distributed import Parallel, started
+from curricula.model.runtime.distributed import Parallel, Stragglers, share_compiler, started
 from curricula.model.runtime.loading import MicroBatch, read_micro_batches
 from curricula.model.runtime.reporting import Pace, Reports, Stopwatch, banner
-from curricula.model.runtime.spikes import Measured, SpikeWindow
 from curricula.model.runtime.stopping import (
     Interrupted,
+    Measured,
+    SpikeWindow,
     StopRequest,
     Watchdog,
     listening,
@@ -59,8 +59,6 @@ from curricula.model.runtime.stopping import (
     named_samples,
     nonfinite_error,
 )
-from curricula.model.runtime.stragglers import Stragglers
-from curricula.model.schedule import learning_rate, warmup_steps
 from curricula.progress import Progress, silent
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,5 @@
-"""Which sample comes next: a stateless map from the global sample index to (source, position), across phases.
+"""Which sample comes next: a stateless map from the global sample index to (source, position), across phases (`Blend`), and
+from there to a sample of the source, in an order of its own for each epoch (`Order`).
 
 Invariants. At every n of the first phase, each source has been drawn as often as the weights demand, to within 1.7
 samples. After hundreds of phases of a few samples, in which a dozen sources come and go, the count is still within four
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -32,10 +34,14 @@ from math import gcd, lcm
 
 import numpy as np
 
+from curricula.randomness import key_seed
+
 FINEST = 2**48
 """Integer weights sum to at most this, so that the arithmetic of a block fits 63 bits."""
 BLOCK = 1024
 """Samples computed at once."""
+ROUNDS = 6
+"""Of `permute`: enough for orders of a thousand samples or more to pass a chi-square test of randomness."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Phase:
 
 
 class Blend:
-    """The order of a run's samples: `draw(start, stop)` gives source and position for any range of indices."""
+    """The sources of a run's samples: `draw(start, stop)` gives source and position for any range of indices."""
 
     def __init__(self, phases: list[Phase]):
         """`phases` follow one another; their weights need not sum to one."""
@@ -67,7 +73,6 @@ class Blend:
             drawn = self._counts_in_phase(self._trees[-1], phase.until - start, 0)[:, 0]
             self._consumed.append(self._consumed[-1] + drawn)
             owed = _still_owed(owed, weights, phase.until - start, drawn.tolist())
-        self._block = lru_cache(maxsize=8)(self._compute_block)
 
     @property
     def total(self) -> int:
@@ -84,16 +89,10 @@ class Blend:
 
     def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Sources (int16, index into `self.sources`) and positions within them (int64) of samples [start, stop)."""
-        if not 0 <= start <= stop <= self.total:
-            raise ValueError(f"samples [{start}, {stop}) are not within the run's {self.total}")
-        blocks = [self._block(number) for number in range(start // BLOCK, -(-stop // BLOCK))]
-        if not blocks:
-            return np.empty(0, np.int16), np.empty(0, np.int64)
-        first = start // BLOCK * BLOCK
-        sources, positions = (np.concatenate(arrays)[start - first : stop - first] for arrays in zip(*blocks))
+        sources, positions = _gathered(self._block, start, stop, self.total)
         return sources, positions
 
-    def _compute_block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         index, stop = number * BLOCK, min((number + 1) * BLOCK, self.total)
         sources, positions = np.empty(stop - index, np.int16), np.empty(stop - index, np.int64)
         first = index
@@ -112,6 +111,46 @@ class Blend:
         counts = np.zeros((len(self.sources), samples + 1), np.int64)
         _spread(tree, start + np.arange(samples + 1, dtype=np.int64), counts)
         return counts
+
+
+class Order:
+    """Where a run's samples come from: `locate(start, stop)` gives source, epoch and number in the source of any range."""
+
+    def __init__(self, blend: Blend, sizes: Mapping[str, int], *key: object):
+        """`sizes` says how many samples each source has. By `key`, each of its epochs has an order of its own."""
+        self._blend, self._sizes, self._key = blend, sizes, key
+        self._block = lru_cache(maxsize=8)(self._compute_block)
+
+    def locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sources (index into the blend's `sources`), epochs and numbers of samples [start, stop)."""
+        sources, epochs, numbers = _gathered(self._block, start, stop, self._blend.total)
+        return sources, epochs, numbers
+
+    def samples(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """The same, each with the name of its source."""
+        located = zip(*(values.tolist() for values in self.locate(start, stop)))
+        return [(self._blend.sources[source], epoch, number) for source, epoch, number in located]
+
+    def _compute_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A whole block at once: the permutation costs a few array operations, however many samples it maps."""
+        sources, positions = self._blend.draw(block * BLOCK, min((block + 1) * BLOCK, self._blend.total))
+        epochs, numbers = np.zeros_like(positions), np.zeros_like(positions)
+        for source in np.unique(sources):
+            name, drawn = self._blend.sources[source], sources == source
+            epochs[drawn], places = np.divmod(positions[drawn], self._sizes[name])
+            numbers[drawn] = permute(places, self._sizes[name], *self._key, name, epochs=epochs[drawn])
+        return sources, epochs, numbers
+
+
+def _gathered(
+    block: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: int, total: int
+) -> tuple[np.ndarray, ...]:
+    """What `block` computes for each of samples [start, stop); it takes the number of a block."""
+    if not 0 <= start <= stop <= total:
+        raise IndexError(f"samples [{start}, {stop}) of {total}")
+    blocks = [block(number) for number in range(start // BLOCK, max(start, stop - 1) // BLOCK + 1)]
+    window = slice(start % BLOCK, start % BLOCK + stop - start)
+    return tuple(np.concatenate(values)[window] for values in zip(*blocks))
 
 
 @dataclass(frozen=True)
@@ -198,3 +237,45 @@ def exact_shares(mix: dict[str, float]) -> dict[str, int]:
     weights = integer_weights(mix, names)
     common = gcd(*weights)
     return {name: weight // common for name, weight in zip(names, weights) if weight}
+
+
+def permute(positions: np.ndarray, size: int, *key: object, epochs: np.ndarray | int = 0) -> np.ndarray:
+    """Map `positions` (int64, each in [0, size)) to their places in the permutation of 0..size-1 named by `key`.
+
+    Each epoch has its own permutation; `epochs` (int64) names one for all positions or one for each.
+
+    The permutation is computed, not stored: a Feistel network with cycle walking. The order of 300 million samples costs no
+    memory and no start-up time. Any position can be computed alone, so a single integer resumes at any sample. A balanced
+    Feistel network permutes the smallest domain of 2^(2h) values that holds `size`. Values that land outside are permuted
+    again until they land inside (at most 4 times on average, since the domain is smaller than four times `size`).
+    """
+    if size <= 0:
+        raise ValueError(f"a permutation needs a positive size, not {size}")
+    values = np.asarray(positions, dtype=np.int64)
+    if values.size and (values.min() < 0 or values.max() >= size):
+        raise ValueError(f"positions must lie in [0, {size})")
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    tweaks = np.broadcast_to(_scrambled(np.asarray(epochs, np.uint64)), values.shape)
+    round_keys = [np.uint64(key_seed(*key, "round", number)) for number in range(ROUNDS)]
+    walked = _feistel(values.astype(np.uint64), half_bits, round_keys, tweaks)
+    outside = walked >= size
+    while outside.any():
+        walked[outside] = _feistel(walked[outside], half_bits, round_keys, tweaks[outside])
+        outside = walked >= size
+    return walked.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half_bits: int, round_keys: list[np.uint64], tweaks: np.ndarray) -> np.ndarray:
+    mask = np.uint64((1 << half_bits) - 1)
+    left, right = values >> np.uint64(half_bits), values & mask
+    for round_key in round_keys:
+        left, right = right, left ^ (_scrambled(right ^ round_key ^ tweaks) & mask)
+    return (left << np.uint64(half_bits)) | right
+
+
+def _scrambled(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: every input bit reaches every output bit (Steele, Lea, Flood 2014)."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

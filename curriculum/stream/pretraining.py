@@ -1,23 +1,64 @@
-"""The exact token stream of a pretraining run: a blend over shards, in batches as a training loop asks for them."""
+"""What a training loop asks of its data (`BatchSource`: any row of any global batch, computed only from the step), and the
+exact token stream of a pretraining run, a blend over shards, that answers it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
 from curricula.curriculum.config import VALIDATION
-from curricula.curriculum.permutation import permute
-from curricula.curriculum.stream.batches import Rows
-from curricula.curriculum.stream.blend import BLOCK, Blend, Phase, exact_shares
+from curricula.curriculum.stream.blend import Blend, Order, Phase, exact_shares
 from curricula.curriculum.tokens.shards import MEND, TokenStream, content_hash, read_manifest, source_shards
 from curricula.errors import UserError
 
 ORDER = "tree with debts, feistel-6"
 """The algorithm that orders samples. A run that began under another order cannot continue under this one."""
+
+
+class Rows(NamedTuple):
+    """Rows of a batch, n sequences of S tokens."""
+
+    tokens: np.ndarray
+    """int64 [n, S + 1]: the inputs and, shifted by one, their targets."""
+    mask: np.ndarray | None = None
+    """float32 [n, S]: the weight of each target's loss; None where every target counts."""
+    documents: np.ndarray | None = None
+    """int32 [n, S]: the document within the row that each input belongs to, which attention must not leave; None where a
+    row is one text."""
+
+
+class BatchSource(Protocol):
+    """A stream of global batches that is a pure function of the step, so a single integer resumes it.
+
+    It does not know the data-parallel size: each rank asks for its own rows of the global batch.
+    """
+
+    @property
+    def sequence_length(self) -> int: ...
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences in one global batch."""
+
+    @property
+    def total_steps(self) -> int: ...
+
+    def rows(self, step: int, start: int, stop: int) -> Rows:
+        """Rows [start, stop) of global batch `step`."""
+
+    def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """(source, epoch, number in the source) of what global samples [start, stop) begin with: a run's record of what it
+        consumed. Row r of batch s is global sample s * global_batch + r."""
+
+    def fingerprint(self, step: int) -> dict[str, Any]:
+        """A JSON-serialisable record of all that determines the batches before `step`: equal records mean equal batches."""
+
+    def describe(self, step: int) -> dict[str, Any]:
+        """What batch `step` consists of, for the metrics line: {"phase": 1, "mix": {"web": 0.7, ...}}."""
 
 
 class PretrainingBatches:
@@ -78,17 +119,16 @@ class PretrainingBatches:
                 f"{shards}: {one} and {other} were tokenised by different tokenizers; delete the folder of the one that is "
                 "out of date and run `curricula data tokenize`"
             )
-        self._located = lru_cache(maxsize=8)(self._locate_block)
+        sizes = {name: stream.samples for name, stream in zip(self.blend.sources, self.streams)}
+        self._order = Order(self.blend, sizes, seed, "samples")
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """(source, epoch, sample of the source) of samples [start, stop) of this run."""
-        sources, epochs, numbers = self._locate(self.begin + start, self.begin + stop)
-        return [(self.blend.sources[s], int(e), int(n)) for s, e, n in zip(sources, epochs, numbers)]
+        return self._order.samples(self.begin + start, self.begin + stop)
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
         first = self.begin + step * self.global_batch
         tokens = np.empty((stop - start, self.sequence_length + 1), np.int64)
-        sources, _, numbers = self._locate(first + start, first + stop)
+        sources, _, numbers = self._order.locate(first + start, first + stop)
         for row, source, number in zip(tokens, sources.tolist(), numbers.tolist()):
             self.streams[source].read(number, row)
         bad = _outside(tokens, self.vocabulary)
@@ -107,31 +147,6 @@ class PretrainingBatches:
             if kind != "all":
                 mask[row] = targets == self._tag if kind == "tags" else 0.0
         return mask
-
-    def _locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Source index, epoch and sample number of global samples [start, stop)."""
-        if not 0 <= start <= stop <= self.blend.total:
-            raise IndexError(f"samples [{start}, {stop}) of {self.blend.total}")
-        if start == stop:
-            return np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.int64)
-        blocks = [self._located(number) for number in range(start // BLOCK, (stop - 1) // BLOCK + 1)]
-        window = slice(start % BLOCK, start % BLOCK + stop - start)
-        if len(blocks) == 1:
-            sources, epochs, numbers = blocks[0]
-            return sources[window], epochs[window], numbers[window]
-        sources, epochs, numbers = (np.concatenate(arrays)[window] for arrays in zip(*blocks))
-        return sources, epochs, numbers
-
-    def _locate_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A whole block at once: the permutation costs a few array operations, however many samples it maps."""
-        sources, positions = self.blend.draw(block * BLOCK, min((block + 1) * BLOCK, self.blend.total))
-        epochs, numbers = np.zeros_like(positions), np.zeros_like(positions)
-        for source in np.unique(sources):
-            name, size = self.blend.sources[source], self.streams[source].samples
-            drawn = sources == source
-            epochs[drawn], places = np.divmod(positions[drawn], size)
-            numbers[drawn] = permute(places, size, self.seed, "samples", name, epochs=epochs[drawn])
-        return sources, epochs, numbers
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         """Settings, sources and phases up to the samples before `step`: a changed future leaves it unchanged."""

@@ -11,17 +11,15 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from curricula.curriculum.permutation import permute
 from curricula.curriculum.sources.conversations import HARMFUL, Conversation, TuningSet, read_conversations
-from curricula.curriculum.stream.batches import Rows
-from curricula.curriculum.stream.blend import BLOCK, Blend, Phase
+from curricula.curriculum.stream.blend import Blend, Order, Phase, permute
+from curricula.curriculum.stream.pretraining import Rows
 from curricula.curriculum.tokens.chat import ChatEncoder
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from curricula.curriculum.tokens.transforms import insert_tags
@@ -100,8 +98,8 @@ class TuningBatches:
         self._pools, self.mix = pools, weights
         self._quoting = self._count_quoting()
         count -= 0 if packing else count % global_batch
-        self.blend = Blend([Phase(count, weights)])
-        self._block = lru_cache(maxsize=8)(self._compute_block)
+        sizes = {name: len(pool) for name, pool in pools.items()}
+        self._order = Order(Blend([Phase(count, weights)]), sizes, seed, "conversations")
         self._rows = self._packed(count) if packing else None
         self.total_steps = (count if self._rows is None else len(self._rows)) // global_batch
         if not self.total_steps:
@@ -139,19 +137,7 @@ class TuningBatches:
 
     def _conversation(self, place: int) -> tuple[str, int, int]:
         """(pool, epoch, number in the pool) of the conversation at `place` in the order of the run."""
-        return self._block(place // BLOCK)[place % BLOCK]
-
-    def _compute_block(self, block: int) -> list[tuple[str, int, int]]:
-        """`BLOCK` conversations at once: the permutation costs a few array operations, however many it maps."""
-        sources, positions = self.blend.draw(block * BLOCK, min((block + 1) * BLOCK, self.blend.total))
-        found: list[tuple[str, int, int]] = [("", 0, 0)] * len(sources)
-        for source in np.unique(sources):
-            pool, drawn = self.blend.sources[source], np.flatnonzero(sources == source)
-            size = len(self._pools[pool])
-            epochs, positions_in_epoch = np.divmod(positions[drawn], size)
-            numbers = permute(positions_in_epoch, size, self.seed, "conversations", pool, epochs=epochs)
-            for place, epoch, number in zip(drawn.tolist(), epochs.tolist(), numbers.tolist()):
-                found[place] = (pool, epoch, number)
+        (found,) = self._order.samples(place, place + 1)
         return found
 
     def _row(self, places: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,7 +186,7 @@ class TuningBatches:
 
     def _lengths(self, count: int) -> Iterator[int]:
         for start in range(0, count, CHUNK):
-            chosen = [self._conversation(place) for place in range(start, min(start + CHUNK, count))]
+            chosen = self._order.samples(start, min(start + CHUNK, count))
             chats = [self._pools[pool][number].messages for pool, _, number in chosen]
             for (pool, epoch, number), length in zip(chosen, self._encoder.lengths(chats)):
                 yield len(self._encoded(pool, epoch, number)[0]) if pool == HARMFUL else length

@@ -25,8 +25,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from curricula.curriculum.config import VALIDATION, Source
-from curricula.curriculum.permutation import permute
 from curricula.curriculum.sources.documents import Document, Documents
+from curricula.curriculum.stream.blend import permute
 from curricula.curriculum.tokens.encoder import Encoder
 from curricula.curriculum.tokens.shards import is_whole, manifest_path, read_manifest, write_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash

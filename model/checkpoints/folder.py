@@ -27,13 +27,12 @@ import msgspec
 from curricula import fencing
 from curricula.durable import read_json, sync_folder, write_json, write_text
 from curricula.errors import UserError
-from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig
-from curricula.model.schedule import learning_rate
+from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
 from curricula.randomness import key_seed
 from curricula.settings import convert
 
 if TYPE_CHECKING:
-    from curricula.curriculum.stream.batches import BatchSource
+    from curricula.curriculum.stream.pretraining import BatchSource
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from curricula.curriculum.stream.batches import BatchSource, Rows
+from curricula.curriculum.stream.pretraining import BatchSource, Rows
 from curricula.errors import UserError
 from curricula.model.runtime.stopping import PeerLost
 

@@ -25,11 +25,10 @@ import msgspec
 from curricula.durable import append_jsonl, disk_full_explained, read_jsonl, write_text
 from curricula.errors import UserError
 from curricula.fencing import check_fences
-from curricula.model.config import TrainConfig, TrainJob
-from curricula.model.schedule import decay_start, warmup_steps
+from curricula.model.config import TrainConfig, TrainJob, decay_start, warmup_steps
 
 if TYPE_CHECKING:
-    from curricula.curriculum.stream.batches import BatchSource
+    from curricula.curriculum.stream.pretraining import BatchSource
     from curricula.model.runtime.distributed import Parallel
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,5 @@
-"""What ends a training run before its last step: a request to stop, a lost process, a hang, a loss that is not a number.
+"""What ends a training run before its last step (a request to stop, a lost process, a hang, a loss that is not a number), or
+makes it skip one (a spike).
 
 - A request: Slurm's signal before a time limit or a pre-emption. The handler only raises a flag. The training loop looks at
   it between steps, agrees on it with all processes, saves and raises `Interrupted`; whoever started the loop requeues the job.
@@ -7,6 +8,7 @@
   collective for ever, so the watchdogs of all ranks end their processes within the same limit. The stacks in their logs
   distinguish the rank that hung from those that waited for it.
 - A loss or gradient that is not a number: the error names the samples, and nonfinite.json lists them all.
+- A loss or gradient norm far above those before it: `SpikeWindow` says so, and the training loop skips the update.
 
 Imports no torch.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import math
 import os
 import signal
 import statistics
@@ -22,17 +25,18 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from curricula.durable import write_json
 from curricula.errors import UserError
+from curricula.model.config import SpikeGuard
 
 if TYPE_CHECKING:
-    from curricula.curriculum.stream.batches import BatchSource
+    from curricula.curriculum.stream.pretraining import BatchSource
 
 HANG_EXIT_CODE = os.EX_SOFTWARE
 """A hung process ends with 70: worth starting again, unlike 1, which would only end in 1 again."""
@@ -46,6 +50,8 @@ BACKSTOP = 1.5
 """Times the limit: when a timer in C writes the stacks, in case the interpreter itself is stuck."""
 NAMED_SAMPLES = 8
 """Samples that a message about a batch names before it counts the others."""
+FLOOR = 0.01
+"""Least standard deviation, as a share of the mean: however calm the steps before, a smaller rise is no spike."""
 
 Sample = tuple[str, int, int]
 """Source, epoch, number in the source."""
@@ -229,3 +235,48 @@ def named_samples(samples: list[Sample]) -> str:
     if rest:
         text += f" and {rest.total()} more ({', '.join(f'{count} {source}' for source, count in rest.items())})"
     return text
+
+
+class Measured(NamedTuple):
+    """What a step is judged by."""
+
+    loss: float
+    grad_norm: float
+
+    def is_beyond(self, limits: Measured) -> bool:
+        return self.loss > limits.loss or self.grad_norm > limits.grad_norm
+
+
+class SpikeWindow:
+    """The latest steps of this phase. What it says is a function of the steps before, which checkpoints hold.
+
+    As OLMo-core's `SkipStepOptimizer` does (2 OLMo 2 Furious, 2025), with three differences. Steps of another phase of the
+    curriculum are no measure, since their text has another loss. A spike enters the window as no more than its limit: so it
+    hides no second one, and a lasting change of level is accepted after a few steps. Calm windows have a floor.
+    """
+
+    def __init__(self, guard: SpikeGuard, steps: Iterable[Measured]) -> None:
+        self._guard = guard
+        self._steps = deque(steps, maxlen=guard.window)
+
+    @property
+    def steps(self) -> tuple[Measured, ...]:
+        return tuple(self._steps)
+
+    def begin_phase(self) -> None:
+        self._steps.clear()
+
+    def limits(self) -> Measured | None:
+        """The largest values that are no spike; None until half the window is filled."""
+        if len(self._steps) < self._guard.window / 2:
+            return None
+        return Measured(*(self._limit(values) for values in zip(*self._steps)))
+
+    def _limit(self, values: tuple[float, ...]) -> float:
+        mean = math.fsum(values) / len(values)
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+        return mean + self._guard.sigmas * max(deviation, FLOOR * mean)
+
+    def add(self, step: Measured) -> None:
+        limits = self.limits()
+        self._steps.append(step if limits is None else Measured(*map(min, step, limits)))

@@ -34,7 +34,7 @@ import machine
 import numpy as np
 import torch
 
-from curricula.curriculum.stream.batches import Rows
+from curricula.curriculum.stream.pretraining import Rows
 from curricula.model import PRESETS, TrackingConfig, TrainConfig, TrainJob
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, step_folder

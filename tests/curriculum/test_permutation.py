@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from curricula.curriculum.permutation import permute
+from curricula.curriculum.stream.blend import permute
 
 
 @settings(max_examples=100, deadline=None)

@@ -19,7 +19,7 @@ from curricula.curriculum.plan import (
 )
 from curricula.curriculum.stream.blend import Blend, exact_shares
 from curricula.model import OptimizerConfig, ScheduleConfig
-from curricula.model.schedule import learning_rate
+from curricula.model.config import learning_rate
 
 SMALL = Budget(1000 * 64, 16, 4)  # a thousand steps
 DECAYS_AT = 900

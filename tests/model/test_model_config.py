@@ -3,8 +3,7 @@ import sys
 
 import pytest
 
-from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig
-from curricula.model.schedule import learning_rate
+from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
 
 
 def test_smollm2_has_the_published_number_of_parameters():
@@ -35,7 +34,7 @@ def test_a_model_that_cannot_be_built_is_refused():
 
 
 def test_planning_does_not_import_torch():
-    code = "import sys; from curricula.model import config, memory, schedule; from curricula.model.runtime import reporting\n"
+    code = "import sys; from curricula.model import config, memory; from curricula.model.runtime import reporting\n"
     code += "import curricula.model.checkpoints, curricula.model.network\n"
     code += "assert not {'torch', 'megatron'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

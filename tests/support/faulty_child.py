@@ -19,7 +19,7 @@ from random_batches import RandomBatches, train_job
 from curricula.errors import UserError
 from curricula.model.checkpoints import folder as checkpoint_folder
 from curricula.model.checkpoints import writer
-from curricula.model.runtime import Interrupted, stragglers
+from curricula.model.runtime import Interrupted, distributed
 from curricula.model.train import train
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -79,7 +79,7 @@ if __name__ == "__main__":
         torch.distributed.get_backend = lambda group=None: "nccl"
         torch.distributed.destroy_process_group = lambda group=None: time.sleep(3600)
     if asked.get("compare_every_step"):
-        stragglers.INTERVAL_S = 0.0
+        distributed.INTERVAL_S = 0.0
         logging.basicConfig(level=logging.INFO)
     job = train_job(Path(asked["out"]), **asked.get("job", {}))
     Path(asked["out"]).mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from curricula.curriculum.stream.batches import Rows
+from curricula.curriculum.stream.pretraining import Rows
 from curricula.model import ExecutionConfig, ModelConfig, ScheduleConfig, TrainConfig, TrainJob
 from curricula.randomness import keyed_rng
 

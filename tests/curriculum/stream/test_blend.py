@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curricula.curriculum.permutation import permute
-from curricula.curriculum.stream.blend import BLOCK, Blend, Phase
+from curricula.curriculum.stream.blend import BLOCK, Blend, Phase, permute
 
 weights = st.one_of(
     st.integers(1, 100).map(float),

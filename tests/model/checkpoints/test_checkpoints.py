@@ -19,8 +19,8 @@ from random_batches import SMALL, RandomBatches, train_job
 from curricula.errors import StorageError, UserError
 from curricula.fencing import Superseded, generation
 from curricula.model.checkpoints import checkpoint, folder, writer
+from curricula.model.checkpoints.checkpoint import _rectangles
 from curricula.model.checkpoints.folder import differences, latest_checkpoint, read_info
-from curricula.model.checkpoints.optimizer_state import _rectangles
 from curricula.model.megatron import CheckpointingException, ShardedTensor, distrib_optimizer
 from curricula.model.runtime.reporting import read_metrics
 from curricula.model.train import train

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from curricula.model.runtime.compiling import share_compiler
+from curricula.model.runtime.distributed import share_compiler
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(128, "8"), (32, "4"), (4, "1")])
@@ -42,7 +42,7 @@ from unittest import mock
 with mock.patch.object(torch.cuda, "is_available", lambda: True):  # Megatron-core then loads the compiler
     import curricula.model.megatron
 assert "torch._inductor" in sys.modules
-from curricula.model.runtime.compiling import share_compiler
+from curricula.model.runtime.distributed import share_compiler
 share_compiler(Path(sys.argv[1]), processes=1, cores=1)
 from torch._inductor.codecache import FxGraphCache
 from torch._inductor.runtime.cache_dir_utils import cache_dir

@@ -15,7 +15,7 @@ from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.model import ScheduleConfig, SpikeGuard
 from curricula.model.checkpoints.folder import read_info, step_folder
-from curricula.model.runtime.spikes import Measured, SpikeWindow
+from curricula.model.runtime.stopping import Measured, SpikeWindow
 from curricula.model.train import train
 
 GUARD = SpikeGuard(window=8, sigmas=6)
