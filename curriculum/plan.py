@@ -12,7 +12,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -409,44 +409,57 @@ class TrainingTree:
         return {one.branch: one for one in self.segments}
 
 
+@dataclass(frozen=True, eq=False)
+class _Branch:
+    """What is trained for one line alone: its steps from `start` on, where it leaves its `host`."""
+
+    line: Line
+    host: _Branch | None
+    start: int
+    cuts: set[int] = field(default_factory=set)
+    """Steps at which a segment ends: a model is made there, or another branch begins."""
+
+    @property
+    def name(self) -> str:
+        return branch_of(self.line.arm)
+
+    @property
+    def last(self) -> _Branch:
+        """The branch that trains the line's last step: the host, where the two never part."""
+        return self.host if self.host and self.start == self.line.steps else self
+
+
 def training_tree(lines: Sequence[Line]) -> TrainingTree:
     """Of each line the piece that no earlier line has trained, cut where later lines branch from it.
 
     Raises ValueError where two arms of one study are the same.
     """
-    alike: dict[Hashable, list[int]] = defaultdict(list)
-    hosts = []
-    for number, line in enumerate(lines):
-        earlier = alike[line.beginning]
-        hosts.append(_host(lines, number, earlier))
-        earlier.append(number)
-    ends = [host if start == line.steps else number for number, (line, (host, start)) in enumerate(zip(lines, hosts))]
-    cuts: dict[int, set[int]] = defaultdict(set)
-    for number in reversed(range(len(lines))):
-        host, start = hosts[number]
-        if lines[number].is_wanted:
-            cuts[ends[number]].add(lines[number].steps)
-        if start and cuts[number]:
-            cuts[host].add(start)
+    branches: list[_Branch] = []
+    alike: dict[Hashable, list[_Branch]] = defaultdict(list)
+    for line in lines:
+        branches.append(_branch(line, alike[line.beginning]))
+        alike[line.beginning].append(branches[-1])
+    for branch in reversed(branches):  # hosts come before the branches for which they must be cut
+        if branch.line.is_wanted:
+            branch.last.cuts.add(branch.line.steps)
+        if branch.host and branch.cuts:
+            branch.host.cuts.add(branch.start)
     segments: list[Segment] = []
-    made: dict[tuple[int, int], str] = {}
-    for number, (line, (host, start)) in enumerate(zip(lines, hosts)):
-        parent = made[host, start] if start and cuts[number] else None
-        for stop in sorted(cuts[number]):
-            segments.append(Segment(branch_of(line.arm), start, stop, line.arm, parent))
+    for branch in branches:
+        start, parent = branch.start, f"{branch.host.name}@{branch.start}" if branch.host else None
+        for stop in sorted(branch.cuts):
+            segments.append(Segment(branch.name, start, stop, branch.line.arm, parent))
             start, parent = stop, segments[-1].name
-            made[number, stop] = parent
-    branches = {line.arm.key: branch_of(lines[end].arm) for line, end in zip(lines, ends) if line.is_wanted}
-    return TrainingTree(tuple(segments), branches)
+    ends = {branch.line.arm.key: branch.last.name for branch in branches if branch.line.is_wanted}
+    return TrainingTree(tuple(segments), ends)
 
 
-def _host(lines: Sequence[Line], number: int, earlier: Sequence[int]) -> tuple[int, int]:
-    """The first of the `earlier` lines, which begin alike, that shares most steps with this one, and how many steps."""
-    line, best = lines[number], (0, 0)
-    for place in earlier:
-        if (shared := line.shared_steps(lines[place])) > best[1]:
-            best = (place, shared)
-    twin = lines[best[0]].arm
-    if line.is_wanted and best[1] == line.steps and twin.replicate == line.arm.replicate:
-        raise ValueError(f"arms {twin.name} and {line.arm.name} read the same to the end; leave one of them out")
-    return best
+def _branch(line: Line, earlier: Sequence[_Branch]) -> _Branch:
+    """The branch of a line: its host is the first of those `earlier` ones, which begin alike, with which it shares most."""
+    host = max(earlier, key=lambda other: line.shared_steps(other.line), default=None)
+    start = line.shared_steps(host.line) if host else 0
+    if host and line.is_wanted and start == line.steps and host.line.arm.replicate == line.arm.replicate:
+        raise ValueError(
+            f"arms {host.line.arm.name} and {line.arm.name} read the same to the end; leave one of them out"
+        )
+    return _Branch(line, host if start else None, start)
