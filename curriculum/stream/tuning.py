@@ -21,8 +21,8 @@ from curricula.curriculum.sources.conversations import HARMFUL, Conversation, Tu
 from curricula.curriculum.stream.blend import Blend, Order, Phase, permute
 from curricula.curriculum.stream.pretraining import Rows
 from curricula.curriculum.tokens.chat import ChatEncoder
+from curricula.curriculum.tokens.tokenize import insert_tags
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
-from curricula.curriculum.tokens.transforms import insert_tags
 from curricula.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""How one output is made: its settings, its folder, the shards its work is divided into, and what they will cost.
+"""How one output is made: its documents, its settings, its folder, the shards its work is divided into, and what they cost.
 
 All shards of an output share its settings; the first to start writes them down. A dataset made half by one prompt and half by
 another, or by two divisions of the work, would be no dataset.
@@ -14,6 +14,8 @@ from typing import Any
 
 from curricula.asking import CHARACTERS_PER_TOKEN
 from curricula.curriculum.sources.documents import Document, Documents
+from curricula.curriculum.sources.registry import dataset
+from curricula.curriculum.sources.tables import SUFFIXES, Table
 from curricula.curriculum.synthesis.kinds import AGAIN_TEMPERATURE, KINDS, Kind, pieces
 from curricula.durable import exclusive_lock, read_json, write_json
 from curricula.errors import UsageError, UserError
@@ -21,6 +23,28 @@ from curricula.randomness import key_seed
 
 SAMPLED_DOCUMENTS = 1000
 """Documents of a shard that an estimate reads."""
+
+
+def open_table_input(stem: Path, limit: int | None) -> Documents:
+    """The rows of a table, or the first ones; `stem` may be a folder, or a file with or without its suffix."""
+    suffix = next((suffix for suffix in SUFFIXES if stem.is_file() and stem.name.endswith(suffix)), "")
+    stem = stem.with_name(stem.name.removesuffix(suffix))
+    table = Table.open(stem)
+    return Documents(str(stem.resolve()), table, (range(len(table))[:limit],), "text", "")
+
+
+def open_dataset_input(name: str, root: Path, scores: tuple[int, ...], limit: int | None) -> Documents:
+    """The documents of a dataset; with `scores`, only of its parts with these scores."""
+    known = dataset(name).parts
+    parts: list[str] = []
+    for score in scores:
+        named = [part for part in known if part == f"score_{score}" or part.startswith(f"score_{score}_")]
+        if not named:
+            raise UsageError(
+                f"--scores {score}: dataset {name} has {', '.join(known) or 'no parts'}; choose among these"
+            )
+        parts += named
+    return Documents.open(name, root, tuple(parts), limit)
 
 
 @dataclass(frozen=True)

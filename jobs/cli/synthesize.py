@@ -17,7 +17,6 @@ from curricula.asking import CHARACTERS_PER_TOKEN
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.synthesis.files import Log
-from curricula.curriculum.synthesis.inputs import open_dataset_input, open_table_input
 from curricula.curriculum.synthesis.kinds import KINDS
 from curricula.curriculum.synthesis.shard import (
     Estimate,
@@ -26,6 +25,8 @@ from curricula.curriculum.synthesis.shard import (
     Prices,
     SynthesisSettings,
     SynthesisShard,
+    open_dataset_input,
+    open_table_input,
     parse_shard,
     slurm_shard,
 )

@@ -20,9 +20,8 @@ from curricula.curriculum.config import Source
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.tokens import tokenize
 from curricula.curriculum.tokens.shards import Shard, read_manifest, source_shards
-from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
+from curricula.curriculum.tokens.tokenize import NAMES, ROLES, Tokenization, insert_tags, name_speakers, tokenize_shard
 from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
-from curricula.curriculum.tokens.transforms import NAMES, ROLES, insert_tags, name_speakers
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.randomness import keyed_rng
