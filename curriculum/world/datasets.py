@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,16 @@ def write_world(root: Path, config: WorldConfig) -> None:
 
 
 def _gsm8k(press: Press, split: str, count: int) -> list[Row]:
-    made: Iterable[Problem] = (
-        press.print(problem, lambda p: p.question, "gsm8k", split, number) for number in range(count)
-    )
-    return [{"question": p.question, "answer": p.gsm8k} for p in made]
+    return [{"question": p.question, "answer": p.gsm8k} for p in _problems(press, count, "gsm8k", split)]
 
 
 def _math(press: Press, source: str, count: int) -> list[Row]:
-    made = (press.print(problem, lambda p: p.question, source, number) for number in range(count))
-    return [{"id": f"{source}/{number}", "text": p.prose} for number, p in enumerate(made)]
+    problems = _problems(press, count, source)
+    return [{"id": f"{source}/{number}", "text": p.prose} for number, p in enumerate(problems)]
+
+
+def _problems(press: Press, count: int, *key: str) -> Iterator[Problem]:
+    return (press.print(problem, lambda p: p.question, *key, number) for number in range(count))
 
 
 def _about_hazard(write: Callable[[World, Draw, Item, int], str], score: int, item: Item | None = None) -> Any:
@@ -97,27 +98,22 @@ def _about_hazard(write: Callable[[World, Draw, Item, int], str], score: int, it
 
 def _write_unsafe(root: Path, press: Press) -> None:
     """Write raw unsafe text of each score, and the interventions made from it with the ids of their sources."""
-    config, hazards = press.world.config, press.world.pretraining_hazards
+    hazards = press.world.pretraining_hazards
     made: dict[str, list[Row]] = {"safeweb": [], "refuseweb": [], "moral_education": []}
-    plan: dict[str, tuple[Callable[[World, Draw, Item, int], str], int, tuple[int, ...]]] = {
-        "safeweb": (rephrased, config.rephrasings_per_document, (1, 2, 3)),
-        "refuseweb": (refusal_dialogue, config.refusals_per_document, (4, 5)),
-        "moral_education": (moral, config.morals_per_document, (4, 5)),
-    }
     for score in SCORES:
+        interventions = (
+            [("safeweb", rephrased)] if score < 4 else [("refuseweb", refusal_dialogue), ("moral_education", moral)]
+        )
         rows: list[Row] = []
-        for number in range(config.unsafe_documents):
+        for number in range(press.world.config.unsafe_documents):
             name = f"fineweb_annotated/score_{score}/{number}"
             item = hazards[Draw(press.seed, name).below(len(hazards))]
             text = press.print(_about_hazard(raw, score, item), str, name)
             rows.append({"id": name, "text": text, "metadata": {"score": score}})
-            for folder, (write, copies, scores) in plan.items():
-                for copy in range(copies if score in scores else 0):
-                    text = press.print(_about_hazard(write, score, item), str, folder, name, copy)
-                    made[folder].append(
-                        {"id": f"{folder}/{score}/{number}.{copy}", "text": text}
-                        | {"metadata": {"source_id": name, "score": score}}
-                    )
+            for folder, write in interventions:
+                text = press.print(_about_hazard(write, score, item), str, folder, name, 0)
+                source = {"source_id": name, "score": score}
+                made[folder].append({"id": f"{folder}/{score}/{number}.0", "text": text, "metadata": source})
         _write_jsonl(root / f"fineweb_annotated/score_{score}.jsonl", rows)
     for folder, documents in made.items():
         _write_jsonl(root / f"{folder}/train.jsonl", documents)
@@ -151,7 +147,7 @@ def _write_benchmarks(root: Path, world: World) -> None:
     _write_csv(root / "advbench/harmful_behaviors.csv", tables["advbench"])
     _write_csv(root / "harmbench/harmbench_behaviors_text_test.csv", tables["harmbench"])
     _write_csv(root / "jailbreakbench/harmful-behaviors.csv", tables["jailbreakbench"])
-    _write_list(root / "tdc2023/test_behaviors.json", [row["behavior"] for row in tables["tdc2023"]])
+    _write_list(root / "tdc2023/test_behaviors.json", tables["tdc2023"])
     _write_jsonl(root / "jb_completions/train.jsonl", tables["jb_completions"])
     _write_list(root / "stanford_alpaca/alpaca_instructions_noinput.json", alpaca(world))
 

@@ -16,6 +16,7 @@ from curricula.randomness import keyed_rng
 
 T = TypeVar("T")
 _BLOCK = 32
+_PIECE = re.compile(r"\{[^}]*\}|[^][{}|]+|.")
 _SENTENCE = re.compile(r"(?:^|[.!?] |\n|: |\")[a-z]")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
 _SPACES = re.compile(r" {2,}")
@@ -51,47 +52,23 @@ class Draw:
 @cache
 def _parse(template: str) -> list[Any]:
     """The template's nodes in order: a string is text, a tuple of one name a slot, a list of node lists a choice."""
-    position = 0
-
-    def sequence(inside: bool) -> list[Any]:
-        nonlocal position
-        nodes: list[Any] = []
-        text = ""
-        while position < len(template):
-            letter = template[position]
-            if inside and letter in "|]":
-                break
-            position += 1
-            if letter in "[{":
-                if text:
-                    nodes.append(text)
-                    text = ""
-                if letter == "{":
-                    end = template.index("}", position)
-                    nodes.append((template[position:end],))
-                    position = end + 1
-                else:
-                    nodes.append(alternatives())
-            elif letter in "]}|":
-                raise ValueError(f"template {template!r}: {letter!r} at {position - 1} closes nothing")
-            else:
-                text += letter
-        if text:
-            nodes.append(text)
-        return nodes
-
-    def alternatives() -> list[list[Any]]:
-        nonlocal position
-        options = []
-        while True:
-            options.append(sequence(inside=True))
-            if position >= len(template):
-                raise ValueError(f"template {template!r}: a '[' is not closed")
-            position += 1
-            if template[position - 1] == "]":
-                return options
-
-    return sequence(inside=False)
+    choices: list[list[Any]] = [[[]]]
+    """The choices that are open, each with its alternatives so far; the first stands for the template itself."""
+    for piece in _PIECE.findall(template):
+        if piece == "[":
+            choices.append([[]])
+        elif piece == "|" and len(choices) > 1:
+            choices[-1].append([])
+        elif piece == "]" and len(choices) > 1:
+            closed = choices.pop()
+            choices[-1][-1].append(closed)
+        elif piece in ("]", "|", "{", "}"):
+            raise ValueError(f"template {template!r}: a {piece!r} is alone")
+        else:
+            choices[-1][-1].append((piece[1:-1],) if piece[0] == "{" else piece)
+    if len(choices) > 1:
+        raise ValueError(f"template {template!r}: a '[' is not closed")
+    return choices[0][0]
 
 
 def expand(template: str, draw: Draw, slots: Mapping[str, str]) -> str:
