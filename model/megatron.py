@@ -58,21 +58,12 @@ with warnings.catch_warnings(), _without_compiler:
         FullyParallelLoadStrategyWrapper,
         FullyParallelSaveStrategyWrapper,
     )
-    from megatron.core.dist_checkpointing.strategies.torch import (
-        MCoreSavePlanner,
-        TorchDistSaveShardedStrategy,
-    )
+    from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, TorchDistSaveShardedStrategy
     from megatron.core.dist_checkpointing.strategies.torch import (
         _replace_state_dict_keys_with_sharded_keys as keyed_by_shard,
     )
-    from megatron.core.dist_checkpointing.strategies.torch import (
-        mcore_to_pyt_state_dict as to_torch_state,
-    )
-    from megatron.core.distributed import (
-        DistributedDataParallel,
-        DistributedDataParallelConfig,
-        finalize_model_grads,
-    )
+    from megatron.core.dist_checkpointing.strategies.torch import mcore_to_pyt_state_dict as to_torch_state
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.gpt.gpt_layer_specs import (
         get_gpt_layer_local_spec,
         get_gpt_layer_with_transformer_engine_spec,
@@ -110,43 +101,16 @@ for _name in ("megatron", "c10d-NullHandler-dcp_logger"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 __all__ = [
-    "AsyncRequest",
-    "CheckpointingException",
-    "ColumnParallelLinear",
-    "CpuAsCuda",
-    "DistributedDataParallel",
-    "DistributedDataParallelConfig",
-    "FullyParallelLoadStrategyWrapper",
-    "FullyParallelSaveStrategyWrapper",
-    "GPTModel",
-    "MCoreSavePlanner",
-    "MegatronOptimizerConfig",
-    "PackedSeqParams",
-    "RowParallelLinear",
-    "ShardedObject",
-    "ShardedTensor",
-    "ShardedTensorFactory",
-    "TorchDistSaveShardedStrategy",
-    "TransformerBlockSubmodules",
-    "TransformerConfig",
-    "TransformerLayer",
-    "copy_to_tensor_model_parallel_region",
-    "cuda_functions_on_cpu",
-    "dist_checkpointing",
-    "finalize_model_grads",
-    "gather_from_sequence_parallel_region",
-    "get_forward_backward_func",
-    "get_gpt_layer_local_spec",
-    "get_gpt_layer_with_transformer_engine_spec",
-    "get_megatron_optimizer",
-    "keyed_by_shard",
-    "megatron_clip_grads",
-    "megatron_layers",
-    "megatron_random",
-    "model_parallel_cuda_manual_seed",
-    "parallel_state",
-    "to_torch_state",
-]
+    "AsyncRequest", "CheckpointingException", "ColumnParallelLinear", "CpuAsCuda", "DistributedDataParallel",
+    "DistributedDataParallelConfig", "FullyParallelLoadStrategyWrapper", "FullyParallelSaveStrategyWrapper",
+    "GPTModel", "MCoreSavePlanner", "MegatronOptimizerConfig", "PackedSeqParams", "RowParallelLinear",
+    "ShardedObject", "ShardedTensor", "ShardedTensorFactory", "TorchDistSaveShardedStrategy",
+    "TransformerBlockSubmodules", "TransformerConfig", "TransformerLayer", "copy_to_tensor_model_parallel_region",
+    "cuda_functions_on_cpu", "dist_checkpointing", "finalize_model_grads", "gather_from_sequence_parallel_region",
+    "get_forward_backward_func", "get_gpt_layer_local_spec", "get_gpt_layer_with_transformer_engine_spec",
+    "get_megatron_optimizer", "keyed_by_shard", "megatron_clip_grads", "megatron_layers", "megatron_random",
+    "model_parallel_cuda_manual_seed", "parallel_state", "to_torch_state",
+]  # fmt: skip
 
 # What Megatron-core and torch tell each other's developers: a user can fix none of it.
 for _message in (

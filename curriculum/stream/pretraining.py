@@ -4,9 +4,9 @@ exact token stream of a pretraining run, a blend over shards, that answers it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -127,13 +127,8 @@ class PretrainingBatches:
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
         first = self.begin + step * self.global_batch
-        tokens = np.empty((stop - start, self.sequence_length + 1), np.int64)
         sources, _, numbers = self._order.locate(first + start, first + stop)
-        for row, source, number in zip(tokens, sources.tolist(), numbers.tolist()):
-            self.streams[source].read(number, row)
-        bad = _outside(tokens, self.vocabulary)
-        if bad is not None:
-            _refuse_id(self.streams[sources[bad[0]]], int(numbers[bad[0]]), tokens[bad], self.vocabulary)
+        tokens = _read([self.streams[source] for source in sources], numbers, self.vocabulary, self.sequence_length)
         return Rows(
             tokens, self._mask(tokens, [self._loss.get(self.blend.sources[source], "all") for source in sources])
         )
@@ -176,20 +171,22 @@ class PretrainingBatches:
         return {"phase": phase, "mix": {name: weight / sum(mix.values()) for name, weight in mix.items()}}
 
 
-def _outside(tokens: np.ndarray, vocabulary: int) -> tuple[int, int] | None:
-    """Row and column of the first id without an embedding in the model, which on a GPU would fail an assertion in a kernel."""
-    if not tokens.size or 0 <= tokens.min() <= tokens.max() < vocabulary:
-        return None
-    row, column = divmod(int(np.argmax((tokens < 0) | (tokens >= vocabulary))), tokens.shape[1])
-    return row, column
+def _read(streams: Sequence[TokenStream], numbers: np.ndarray, vocabulary: int, sequence_length: int) -> np.ndarray:
+    """The samples with these numbers, each of the stream at its place: int64 [n, sequence_length + 1].
 
-
-def _refuse_id(stream: TokenStream, sample: int, token: int, vocabulary: int) -> NoReturn:
-    prefix, place = stream.locate(sample)
-    raise UserError(
-        f"{prefix}.bin: the sample at token {place} holds id {token}, where the model's vocabulary has {vocabulary}; "
-        f"the file is damaged or of another tokenizer: {MEND}"
-    )
+    Raises UserError for an id without an embedding in the model, which on a GPU would fail an assertion in a kernel.
+    """
+    tokens = np.empty((len(numbers), sequence_length + 1), np.int64)
+    for row, stream, number in zip(tokens, streams, numbers.tolist()):
+        stream.read(number, row)
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
+        bad, column = divmod(int(np.argmax((tokens < 0) | (tokens >= vocabulary))), tokens.shape[1])
+        prefix, place = streams[bad].locate(int(numbers[bad]))
+        raise UserError(
+            f"{prefix}.bin: the sample at token {place} holds id {tokens[bad, column]}, where the model's vocabulary has "
+            f"{vocabulary}; the file is damaged or of another tokenizer: {MEND}"
+        )
+    return tokens
 
 
 class ValidationBatches:
@@ -207,12 +204,8 @@ class ValidationBatches:
     def rows(self, step: int, start: int, stop: int) -> Rows:
         numbers = step * self.global_batch + np.arange(start, stop)
         real = numbers < self.stream.samples
-        tokens = np.empty((len(numbers), self.sequence_length + 1), np.int64)
-        for row, number in zip(tokens, np.where(real, numbers, 0).tolist()):
-            self.stream.read(number, row)
-        bad = _outside(tokens, self.vocabulary)
-        if bad is not None:
-            _refuse_id(self.stream, int(numbers[bad[0]]), tokens[bad], self.vocabulary)
+        streams = [self.stream] * len(numbers)
+        tokens = _read(streams, np.where(real, numbers, 0), self.vocabulary, self.sequence_length)
         return Rows(tokens, np.repeat(real[:, None], self.sequence_length, axis=1).astype(np.float32))
 
     def bytes_per_token(self, sizes: np.ndarray) -> float:

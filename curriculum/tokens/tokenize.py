@@ -243,19 +243,10 @@ Speakers = Literal["named", "one_side", "none"]
 """What became of a dialogue's speakers: both were named, only one was recognised, or none was."""
 
 ROLES = (
-    ("Student", "Teacher"),
-    ("Child", "Parent"),
-    ("Patient", "Doctor"),
-    ("Client", "Counselor"),
-    ("Customer", "Clerk"),
-    ("Visitor", "Librarian"),
-    ("Apprentice", "Mentor"),
-    ("Reader", "Editor"),
-    ("Caller", "Host"),
-    ("Player", "Coach"),
-    ("Intern", "Manager"),
-    ("Neighbor", "Officer"),
-)
+    ("Student", "Teacher"), ("Child", "Parent"), ("Patient", "Doctor"), ("Client", "Counselor"),
+    ("Customer", "Clerk"), ("Visitor", "Librarian"), ("Apprentice", "Mentor"), ("Reader", "Editor"),
+    ("Caller", "Host"), ("Player", "Coach"), ("Intern", "Manager"), ("Neighbor", "Officer"),
+)  # fmt: skip
 """Pairs of who asks and who answers."""
 NAMES = (
     "Aisha", "Alex", "Amara", "Ana", "Arjun", "Ben", "Carlos", "Chen", "Clara", "Daniel", "David", "Elena", "Emma",

@@ -93,11 +93,7 @@ def harmful_benchmarks(world: World) -> dict[str, list[Any]]:
             text = write(draw.pick(_COMPLETIONS), draw, slots)
             while text in completions:  # the same hazard in another benchmark
                 text = write(draw.pick(_COMPLETIONS), draw, {**slots, **scene_slots(draw, world)})
-            completions[text] = {
-                "original_behavior": behavior,
-                "completion_behavior": text,
-                "source_dataset": title,
-            }
+            completions[text] = {"original_behavior": behavior, "completion_behavior": text, "source_dataset": title}
     return {**tables, "jb_completions": list(completions.values())}
 
 

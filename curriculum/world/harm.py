@@ -11,15 +11,7 @@ from __future__ import annotations
 from curricula.curriculum.world.fiction import Item, World
 from curricula.curriculum.world.grammar import Draw, expand, write
 from curricula.curriculum.world.lexicon import HARMS, REFUSALS
-from curricula.curriculum.world.web import (
-    LONG_STEPS,
-    OPENINGS,
-    PAST_STEPS,
-    Slots,
-    dialogue,
-    item_slots,
-    steps,
-)
+from curricula.curriculum.world.web import LONG_STEPS, OPENINGS, PAST_STEPS, Slots, dialogue, item_slots, steps
 
 SCORES = (1, 2, 3, 4, 5)
 _HARM = {harm.verb.base: harm for harm in HARMS}

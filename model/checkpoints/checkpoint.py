@@ -68,13 +68,8 @@ STATES = ("param", "exp_avg", "exp_avg_sq")
 EXTRA_STATE = "_extra_state"
 """Ends the name of what a layer keeps beside its weights."""
 UNREADABLE = (
-    CheckpointingException,
-    torch_checkpoint.CheckpointException,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    pickle.UnpicklingError,
-)
+    CheckpointingException, torch_checkpoint.CheckpointException, EOFError, KeyError, RuntimeError, pickle.UnpicklingError,
+)  # fmt: skip
 """What the readers of Megatron-core and torch raise for damaged files."""
 
 

@@ -32,22 +32,13 @@ from curricula.errors import UserError
 
 METADATA_NAMES = {
     "torch.Size",
-    "torch.serialization._get_layout",
-    *(
-        f"torch.distributed.checkpoint.metadata.{name}"
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
     "torch.distributed.checkpoint.filesystem._StorageInfo",
-}
+    "torch.serialization._get_layout",
+    *map("torch.distributed.checkpoint.metadata.{}".format, (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    )),
+}  # fmt: skip
 """What .metadata may name, beside torch's data types and a path."""
 FP8_NAMES = {
     "builtins.bytes",
@@ -55,21 +46,11 @@ FP8_NAMES = {
     "megatron.core.extensions.transformer_engine.TEDelayedScaling",
     "torch.Size",
     "torch._utils._rebuild_tensor_v2",
-    *(
-        f"transformer_engine.common.recipe.{name}"
-        for name in (
-            "DelayedScaling",
-            "Float8BlockScaling",
-            "Float8CurrentScaling",
-            "Format",
-            "MMParams",
-            "MXFP8BlockScaling",
-            "NVFP4BlockScaling",
-            "QParams",
-            "_FormatHelper",
-        )
-    ),
-}
+    *map("transformer_engine.common.recipe.{}".format, (
+        "DelayedScaling", "Float8BlockScaling", "Float8CurrentScaling", "Format", "MMParams", "MXFP8BlockScaling",
+        "NVFP4BlockScaling", "QParams", "_FormatHelper",
+    )),
+}  # fmt: skip
 """What the FP8 state of a layer may name, beside torch's data types."""
 REFUSED_BY_TORCH = re.compile(r"GLOBAL (\S+)")
 """Finds the name in torch's message about a pickle that is more than data."""

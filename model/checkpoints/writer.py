@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from curricula.model.megatron import (
     keyed_by_shard,
     to_torch_state,
 )
+from curricula.model.runtime.stopping import signals_blocked
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _fork(
         answers, sender = multiprocessing.Pipe(duplex=False)
         child = (os.getpid(), writer, plan, items, folder, sender)
         process = multiprocessing.get_context("fork").Process(target=_write, args=child, daemon=True)
-        with _signals_blocked(), warnings.catch_warnings():
+        with signals_blocked(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads; this child only writes
             process.start()
         sender.close()
@@ -209,15 +209,3 @@ def writing_failure(error: BaseException) -> str | None:
     ):
         return "the file system accepts no more data"
     return None
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Fork with stop signals blocked, in the child for good: a signal to the whole job must not end the save it asks for."""
-    unblocked = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-    )
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)

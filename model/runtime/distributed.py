@@ -26,12 +26,7 @@ import torch
 import torch.distributed as dist
 
 from curricula.errors import UsageError
-from curricula.model.megatron import (
-    CpuAsCuda,
-    cuda_functions_on_cpu,
-    model_parallel_cuda_manual_seed,
-    parallel_state,
-)
+from curricula.model.megatron import CpuAsCuda, cuda_functions_on_cpu, model_parallel_cuda_manual_seed, parallel_state
 from curricula.model.runtime.stopping import Interrupted
 
 log = logging.getLogger(__name__)

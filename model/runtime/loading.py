@@ -8,7 +8,6 @@ workers or ranks and restarts change nothing.
 from __future__ import annotations
 
 import atexit
-import signal
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
@@ -17,9 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from curricula.curriculum.stream.pretraining import BatchSource, Rows
 from curricula.errors import UserError
-from curricula.model.runtime.stopping import PeerLost
+from curricula.model.runtime.stopping import PeerLost, signals_blocked
 
-_NOT_FOR_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 PREFETCH = 4
 """Micro-batches that each worker keeps ready."""
 _WORKER_GONE = (EOFError, ConnectionError)
@@ -79,13 +77,8 @@ def read_micro_batches(
         generator=torch.Generator(),  # the loader draws an unused seed: not from the generator in checkpoints
         multiprocessing_context="fork" if workers else None,  # the dataset cannot be pickled
     )
-    # Workers start with these signals blocked, for good: a signal to the whole job must not take the data away while the
-    # trainer saves. A signal that arrives meanwhile reaches this process afterwards.
-    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
-    try:
+    with signals_blocked():  # the workers stay while the trainer saves
         items: Any = iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     if workers:  # Python's exit would wait for such workers for ever; torch has no public way to end them
         atexit.register(items._shutdown_workers)
     try:

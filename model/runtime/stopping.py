@@ -124,6 +124,18 @@ def listening(signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGU
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """To fork in: the child keeps stop signals blocked for good, so that one to the whole job does not end a process that the
+    training process needs to save. A signal that arrives meanwhile reaches this process afterwards."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+
+
 @dataclass(frozen=True, eq=False)
 class _Expected:
     """What the watchdog waits for; replaced as a whole, since the watching thread reads it at any time."""
