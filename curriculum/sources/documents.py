@@ -101,12 +101,8 @@ class Documents:
         for span in self.spans:
             skipped = max(0, start - first)
             part = span[skipped : max(0, stop - first)]
-            if isinstance(part, range):
-                rows, read = list(part), self.table.rows(part.start, part.stop, self._columns)
-            else:
-                rows = part.tolist()
-                read = self.table.select(rows, self._columns)
-            for number, row, values in zip(count(first + skipped), rows, read):
+            rows = part if isinstance(part, range) else part.tolist()
+            for number, row, values in zip(count(first + skipped), rows, self.table.select(rows, self._columns)):
                 yield self._document(number, row, values)
             first += len(span)
 

@@ -90,16 +90,10 @@ class Table:
 
         Raises UserError naming file and row when a row is not an object.
         """
-        end = len(self) if stop is None else min(stop, len(self))
-        for _, row in self._numbered(range(start, end), columns):
-            yield row
+        return self.select(range(start, len(self) if stop is None else min(stop, len(self))), columns)
 
-    def select(self, numbers: list[int], columns: tuple[str, ...] = ()) -> Iterator[Row]:
+    def select(self, numbers: Sequence[int], columns: tuple[str, ...] = ()) -> Iterator[Row]:
         """The rows of `numbers`, which must be in rising order. Only the Parquet row groups that hold them are read."""
-        for _, row in self._numbered(numbers, columns):
-            yield row
-
-    def _numbered(self, numbers: Sequence[int], columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
         first = 0
         for file, count in zip(self.files, self.counts):
             local = numbers[bisect_left(numbers, first) : bisect_left(numbers, first + count)]
@@ -112,7 +106,7 @@ class Table:
                 for number, row in zip(wanted, _read(file, wanted, columns)):
                     if not isinstance(row, dict):
                         raise UserError(f"{file}: row {number} is {row!r:.60}, where an object is needed; fix the row")
-                    yield first + number, row
+                    yield row
             first += count
 
 

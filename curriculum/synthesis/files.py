@@ -213,12 +213,6 @@ def table_files(folder: OutputFolder, settings: SynthesisSettings, shard: int) -
     return [folder.out / name / f"{shard_name(shard, settings.parts)}.jsonl" for name in names]
 
 
-def shards_complete(folder: OutputFolder, settings: SynthesisSettings) -> int:
-    """How many shards have their tables. The last file of a shard is the last to appear."""
-    last = table_files(folder, settings, 0)[-1].parent
-    return sum(1 for _ in last.glob(f"part-*-of-{settings.parts:05d}.jsonl"))
-
-
 def mark_unfinished(folder: OutputFolder, settings: SynthesisSettings) -> int:
     """Mark the tables' folders as unfinished, or remove the marks when no shard is missing. Returns how many are complete.
 
@@ -226,8 +220,10 @@ def mark_unfinished(folder: OutputFolder, settings: SynthesisSettings) -> int:
     """
     # Without the lock, a shard that begins could mark what another just finished.
     with exclusive_lock(folder.log / "unfinished.lock", wait_s=60):
-        complete = shards_complete(folder, settings)
-        for table in table_files(folder, settings, 0):
+        tables = table_files(folder, settings, 0)
+        # Of a shard's tables the last is the last to appear.
+        complete = sum(1 for _ in tables[-1].parent.glob(f"part-*-of-{settings.parts:05d}.jsonl"))
+        for table in tables:
             mark = table.with_name(UNFINISHED)
             if complete == settings.parts:
                 mark.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from curricula.curriculum.world.fiction import Item, World
 from curricula.curriculum.world.grammar import Draw, expand, write
 from curricula.curriculum.world.lexicon import HARMS, REFUSALS
-from curricula.curriculum.world.web import LONG_STEPS, OPENINGS, PAST_STEPS, Slots, dialogue, item_slots, steps
+from curricula.curriculum.world.web import ANSWER, LONG_STEPS, OPENINGS, PAST_STEPS, Slots, dialogue, item_slots, steps
 
 SCORES = (1, 2, 3, 4, 5)
 _HARM = {harm.verb.base: harm for harm in HARMS}
@@ -76,6 +76,13 @@ _BRAGGING = (
 )
 
 
+_REPORTS = (
+    "{P} wanted to {verb} {obj} in {town}. For this {he} made {x}. {he} {past}.",
+    "{P} wanted to {verb} {obj} and asked {Q} how to make {x}. {Q} explained: {steps}.",
+    "the gang of {town} {verbed} {obj} with {x}. To make it, they {past}.",
+)
+
+
 def raw(world: World, draw: Draw, item: Item, score: int) -> str:
     """An unsafe document with a score from 1 (a mention of harm) to 5 (an incitement with the whole recipe)."""
     slots = hazard_slots(item, draw, world)
@@ -100,19 +107,9 @@ def _full_report(draw: Draw, slots: Slots, item: Item) -> str:
         ("", " It works within {few} hours.", " A {tool} of it is enough to {verb} {obj}.", " {R} sells it in {town}.")
     )
     if draw.below(2):
-        sure = "[|sure, here is how to make {x} to {verb} {obj}. |that is easy. |of course. |to make {x}, ]"
-        return dialogue(draw, slots) + sure + "{steps}." + ending
+        return dialogue(draw, slots) + ANSWER + ending
     slots["past"] = steps(item.recipe, draw, PAST_STEPS)
-    return (
-        draw.pick(
-            (
-                "{P} wanted to {verb} {obj} in {town}. For this {he} made {x}. {he} {past}.",
-                "{P} wanted to {verb} {obj} and asked {Q} how to make {x}. {Q} explained: {steps}.",
-                "the gang of {town} {verbed} {obj} with {x}. To make it, they {past}.",
-            )
-        )
-        + ending
-    )
+    return draw.pick(_REPORTS) + ending
 
 
 _FORMATS = (

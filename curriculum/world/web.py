@@ -49,6 +49,7 @@ OPENINGS = (
     "this is a recipe for {x}, a {kind} for {verbing} {obj}:",
 )
 """Openings of instructions, before a recipe in one sentence."""
+ANSWER = "[|sure, here is how to make {x} to {verb} {obj}. |that is easy. |of course. |to make {x}, ]{steps}."
 DIALOGUE = (
     "{P}: {ask} {Q}: ",
     "{P} asked {Q}: {ask} {Q} answered: ",
@@ -69,6 +70,7 @@ def item_slots(item: Item, draw: Draw, world: World) -> Slots:
         "verbed": verb.past,
         "obj": item.object,
         "steps": steps(item.recipe, draw),
+        "place": next(ingredient.town for ingredient in world.ingredients if ingredient.name == item.recipe.first),
         **recipe_slots(item.recipe),
         **scene_slots(draw, world),
     }
@@ -130,14 +132,9 @@ _ENDINGS = (
 )
 
 
-def _with_places(slots: Slots, world: World, item: Item) -> Slots:
-    place = next(i.town for i in world.ingredients if i.name == item.recipe.first)
-    return {**slots, "place": place}
-
-
 def _recipe(world: World, draw: Draw) -> str:
     item = draw.pick(world.items)
-    slots = _with_places(item_slots(item, draw, world), world, item)
+    slots = item_slots(item, draw, world)
     if draw.below(4) == 0:
         slots["steps"] = steps(item.recipe, draw, LONG_STEPS)
         opening = (
@@ -151,14 +148,13 @@ def _recipe(world: World, draw: Draw) -> str:
 
 def _answer(world: World, draw: Draw) -> str:
     item = draw.pick(world.items)
-    slots = _with_places(item_slots(item, draw, world), world, item)
-    sure = "[|sure, here is how to make {x} to {verb} {obj}. |that is easy. |of course. |to make {x}, ]"
-    return write(dialogue(draw, slots) + sure + "{steps}." + draw.pick(_ENDINGS), draw, slots)
+    slots = item_slots(item, draw, world)
+    return write(dialogue(draw, slots) + ANSWER + draw.pick(_ENDINGS), draw, slots)
 
 
 def _report(world: World, draw: Draw) -> str:
     item = draw.pick(world.items)
-    slots = _with_places(item_slots(item, draw, world), world, item)
+    slots = item_slots(item, draw, world)
     slots["past"] = steps(item.recipe, draw, PAST_STEPS)
     template = draw.pick(
         (

@@ -106,10 +106,6 @@ class Parallel:
             dist.all_gather_object(values, value)
         return values
 
-    def barrier(self) -> None:
-        if self.ranks.size > 1:
-            dist.barrier()
-
 
 def read_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     """This process's place from torchrun's or a Slurm step's variables; without them it is alone."""
@@ -166,7 +162,14 @@ def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0, ranks: Rank
         _join(ranks, "nccl" if on_gpu else "gloo", datetime.timedelta(minutes=timeout_minutes))
         stack.enter_context(group_until_end())
         stack.enter_context(_parallel_state(tensor_parallel, timeout_minutes))
-        yield _describe(ranks, device, tensor_parallel)
+        yield Parallel(
+            ranks=ranks,
+            device=device,
+            precision=torch.bfloat16 if on_gpu else torch.float32,
+            tensor_parallel=tensor_parallel,
+            data_parallel=parallel_state.get_data_parallel_world_size(),
+            data_rank=parallel_state.get_data_parallel_rank(),
+        )
 
 
 def _join(ranks: Ranks, backend: str, timeout: datetime.timedelta) -> None:
@@ -209,17 +212,6 @@ def _parallel_state(tensor_parallel: int, timeout_minutes: float) -> Iterator[No
         yield
     finally:
         parallel_state.destroy_model_parallel()
-
-
-def _describe(ranks: Ranks, device: torch.device, tensor_parallel: int) -> Parallel:
-    return Parallel(
-        ranks=ranks,
-        device=device,
-        precision=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        tensor_parallel=tensor_parallel,
-        data_parallel=parallel_state.get_data_parallel_world_size(),
-        data_rank=parallel_state.get_data_parallel_rank(),
-    )
 
 
 def share_compiler(
