@@ -1,19 +1,53 @@
 """Whose rows a file holds: what keeps one model's rows from being read as those of another.
 
-Every row names its model by a hash of the model's contents. Where a file lies says which arm, stage and task its rows
+Every row names its model by a hash of what the model's folder holds. Where a file lies says which arm, stage and task its rows
 should be of; `ModelRows` compares the two for all files of one model, and `require_different` compares models. No model is
-read: an exported model carries its hash (`eval/contents.py`).
+read: an exported model carries its hash.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from curricula import durable
 from curricula.errors import UserError
 from curricula.eval.rows import CapabilityRow, GenerationRow, ModelKind, ProbeRow
-from curricula.eval.tasks import Task
+
+RECORD = "curricula.json"
+"""The file in an exported model's folder that holds its hash."""
+
+
+def content_hash(path: Path) -> str:
+    """Hash of what decides a model's outputs: weights, config, tokenizer and chat template, wherever they are stored."""
+    names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    files = [path] if path.is_file() else [*(path / name for name in names), *weight_files(path)]
+    digest = hashlib.sha256()
+    for file_path in files:
+        if file_path.is_file():
+            digest.update(f"{file_path.name}\x00{file_path.stat().st_size}\x00".encode())
+            with open(file_path, "rb") as file:
+                for block in iter(lambda: file.read(1 << 22), b""):
+                    digest.update(block)
+    return digest.hexdigest()[:32]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def record_hash(folder: Path) -> None:
+    """Record the hash of an exported model in its folder."""
+    durable.write_json(folder / RECORD, {"content_hash": content_hash(folder)})
+
+
+def recorded_hash(folder: Path) -> str:
+    """The hash that the export of `folder` recorded; "" if there is none."""
+    recorded = durable.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    found = recorded.get("content_hash") if isinstance(recorded, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 @dataclass
@@ -29,15 +63,14 @@ class ModelRows:
     """The file with the first row."""
     _answered: dict[tuple[str, str, str, str, int], Path] = field(default_factory=dict)
 
-    def add_answers(self, path: Path, rows: Sequence[GenerationRow], task: Task) -> None:
-        """Check the rows of `path`: of this model and task, each sample of a prompt once."""
-        decoders = [label for label, _ in task.labelled_decoders()]
+    def add_answers(self, path: Path, rows: Sequence[GenerationRow], task: str, decoders: Sequence[str]) -> None:
+        """Check the rows of `path`: of this model, the task and its `decoders`, each sample of a prompt once."""
         self._add(path, rows)
         for number, row in enumerate(rows, start=1):
-            if row.task != task.name or row.decoder not in decoders:
+            if row.task != task or row.decoder not in decoders:
                 raise UserError(
                     f"{path}: line {number} is of task {row.task!r} and decoder {row.decoder!r}, and the file is for "
-                    f"{task.name} ({', '.join(decoders)}); remove the file and evaluate again"
+                    f"{task} ({', '.join(decoders)}); remove the file and evaluate again"
                 )
             answered = (row.task, row.decoder, row.benchmark, row.prompt_id, row.sample)
             if answered in self._answered:

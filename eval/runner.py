@@ -21,8 +21,7 @@ import msgspec
 from curricula.errors import UsageError, UserError
 from curricula.eval.attacks.ablation import find_direction, without_direction
 from curricula.eval.attacks.gcg import attacked_prompts
-from curricula.eval.attacks.replay import artifact_prompts, suffixed_prompts
-from curricula.eval.attacks.rewriting import rewritten
+from curricula.eval.attacks.prompts import artifact_prompts, rewritten, suffixed_prompts
 from curricula.eval.benchmarks import Prompt, limited, load_prompts, own_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after

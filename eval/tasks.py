@@ -83,6 +83,11 @@ class Task:
         labels = [variant.label for variant in self.variants] or [""] * len(self.decoders)
         return [(self.prefix + name + label, DECODERS[name]) for name, label in zip(self.decoders, labels)]
 
+    @property
+    def labels(self) -> list[str]:
+        """The decoders' names in rows."""
+        return [label for label, _ in self.labelled_decoders()]
+
 
 def _cheap_attacks(kind: Kind, title: str, *decoders: str) -> list[Task]:
     """The tasks of an attack that needs no search, one for each decoder."""

@@ -21,8 +21,7 @@ from curricula.eval.analysis.metrics import (
     row_id,
 )
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
-from curricula.eval.contents import recorded_hash
-from curricula.eval.identity import ModelRows
+from curricula.eval.identity import ModelRows, recorded_hash
 from curricula.eval.judging.verdicts import kind_of, read_judged
 from curricula.eval.rows import JudgedRow, ProbeRow, read_rows
 from curricula.eval.tasks import TASKS
@@ -114,7 +113,7 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
 def _answers(run: Path, place: str, stage: str, task: str) -> Answers:
     path = run / "eval" / place / f"{task}.jsonl"
     rows = read_judged(path)
-    ModelRows(stage, recorded_hash(run / "models" / place)).add_answers(path, rows, TASKS[task])
+    ModelRows(stage, recorded_hash(run / "models" / place)).add_answers(path, rows, task, TASKS[task].labels)
     return rows
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from curricula.eval.contents import recorded_hash
-from curricula.eval.identity import ModelRows, require_different
+from curricula.eval.identity import ModelRows, recorded_hash, require_different
 from curricula.eval.judges.question import Judge
 from curricula.eval.judging.verdicts import judged, judged_now, kind_of, read_judges
 from curricula.eval.rows import MODEL_KINDS, CapabilityRow, GenerationRow, JudgedRow, ProbeRow, read_rows
@@ -141,7 +140,7 @@ def read_study_rows(
                 place = (arm.key, stage, task)
                 answers, by_others = read_judges(path)
                 if answers:
-                    model.add_answers(path, answers, TASKS[task])
+                    model.add_answers(path, answers, task, TASKS[task].labels)
                 elif parts := _unmerged(folder, TASKS[task], model):
                     partial.add(place)
                     judge = judges.get(kind_of(task))
@@ -167,6 +166,6 @@ def _unmerged(folder: Path, task: Task, model: ModelRows) -> list[GenerationRow]
     rows = []
     for path in row_files(folder, task):
         found = read_rows(path, GenerationRow)
-        model.add_answers(path, found, task)
+        model.add_answers(path, found, task.name, task.labels)
         rows += found
     return rows

@@ -28,9 +28,8 @@ import torch
 
 from curricula import durable
 from curricula.errors import UserError
-from curricula.eval.attacks.settings import Ablation
 from curricula.eval.benchmarks import load_prompts
-from curricula.eval.config import EvalConfig
+from curricula.eval.config import Ablation, EvalConfig
 from curricula.eval.models import MARK, LoadedModel
 from curricula.eval.rows import row_key
 from curricula.progress import Progress, silent

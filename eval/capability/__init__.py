@@ -1,6 +1,6 @@
 """What safety costs: a model's capability by tasks of EleutherAI's lm_eval, published ones and those of a local folder.
 
-`settings.py` says which tasks, `local_tasks.py` reads those of a folder, `harness.py` runs lm_eval on a loaded model.
+`settings.py` says which tasks, `harness.py` reads those of a folder and runs lm_eval on a loaded model.
 """
 
 from curricula.eval.capability.settings import Capability as Capability

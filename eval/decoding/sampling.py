@@ -10,22 +10,33 @@ first, so that memory peaks at the start and neighbours have similar lengths; fr
 are enough of them. Which row an answer gets makes no difference to it. All rows have room for the longest text and attend
 over its width, so a prompt much longer than the others is not decoded among them: prompts are taken in groups of similar
 length, and long ones get fewer rows.
+
+**vLLM** samples for large models on GPUs where `topk.backend` says so (the extra `curricula[vllm]`). It draws its own random
+numbers: its answers have the distribution of those here but are not the same, and their rows have other keys. Every answer has
+its own seed there too, but vLLM promises only "mostly" the same answer for the same seed, since its kernels depend on what else
+is in the batch. SafeBeam always runs on transformers: vLLM gives no distribution after a candidate without reading the whole
+text again.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
+from curricula.errors import UserError
 from curricula.eval.decoding.answers import Answer, Stop, make_answer, room_after
 from curricula.eval.decoding.batch import Decoding
 from curricula.eval.decoding.settings import Greedy, TopK
 from curricula.eval.models import LoadedModel
-from curricula.randomness import keyed_rng
+from curricula.randomness import key_seed, keyed_rng
 
+GPU_MEMORY = 0.6
+"""Share of the GPU's memory for vLLM; the rest holds the model that the other decoders use."""
 REFILL_SHARE = 8
 """Rows are refilled once one in this many is free."""
 ROW_TOKENS = 512
@@ -43,12 +54,7 @@ def sample_topk(
     Raises UserError for a prompt that is empty or fills the model's context.
     """
     asked = [(ids, (*key, sample)) for ids, key in zip(prompts, draw_keys) for sample in range(config.samples)]
-    if config.backend == "vllm":
-        from curricula.eval.decoding.vllm_backend import sample_ids
-
-        generated = sample_ids(loaded, asked, config)
-    else:
-        generated = _sample(loaded, asked, config)
+    generated = (_sample_by_vllm if config.backend == "vllm" else _sample)(loaded, asked, config)
     answers = [
         make_answer(loaded, ids, config.stop_at_tag, config.safe_completions, key)
         for ids, (_, key) in zip(generated, asked)
@@ -68,6 +74,53 @@ def _sample(
         lambda logits, answers, steps: draw(logits, uniforms[answers, steps], config),
         config,
     )
+
+
+def _sample_by_vllm(
+    loaded: LoadedModel, asked: Sequence[tuple[Sequence[int], tuple[object, ...]]], config: TopK
+) -> list[list[int]]:
+    """Generated token ids for each (prompt ids, key of its draws), up to and including the token that ended it.
+
+    Raises UserError when vLLM is not installed, and for a prompt that is empty or fills the model's context.
+    """
+    try:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+    except ImportError as error:
+        raise UserError(
+            f"topk.backend is 'vllm', which cannot be imported ({error}); `pip install curricula[vllm]` or use "
+            "'transformers'"
+        ) from error
+    stops = {*loaded.end_ids, *([loaded.tag_id] if config.stop_at_tag and loaded.tag_id is not None else [])}
+    settings = [
+        SamplingParams(
+            temperature=config.temperature,
+            top_k=config.k,
+            max_tokens=room_after(loaded, ids, config.max_new_tokens),
+            seed=key_seed("topk", *key) % 2**31,
+            stop_token_ids=sorted(stops),
+            ignore_eos=True,  # the end marks are among the stops
+            detokenize=False,
+        )
+        for ids, key in asked
+    ]
+    prompts = [TokensPrompt(prompt_token_ids=list(ids)) for ids, _ in asked]
+    outputs = _engine(str(loaded.folder), loaded.precision).generate(prompts, settings)
+    return [_answer_ids(output.outputs[0]) for output in outputs]
+
+
+@lru_cache(maxsize=1)
+def _engine(folder: str, dtype: str) -> Any:
+    from vllm import LLM
+
+    return LLM(model=folder, dtype=dtype, gpu_memory_utilization=GPU_MEMORY, enable_prefix_caching=True)
+
+
+def _answer_ids(completion: Any) -> list[int]:
+    """The token ids of one answer with its stop token, which some versions of vLLM leave out."""
+    ids = list(completion.token_ids)
+    stop = completion.stop_reason
+    return [*ids, stop] if isinstance(stop, int) and ids[-1:] != [stop] else ids
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor, config: TopK) -> torch.Tensor:

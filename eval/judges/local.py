@@ -107,8 +107,7 @@ class LocalModel(InProcess):
         return [answer.text for answer in search_greedy(self._loaded, ids, settings)]
 
     def _ids(self, question: Question, prompt: str) -> list[int]:
-        from curricula.eval.chat_template import render_turns
-        from curricula.eval.models import MARK
+        from curricula.eval.models import MARK, render_turns
 
         loaded, name = self._loaded, self.settings.model_name
         if self.completes:

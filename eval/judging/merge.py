@@ -150,7 +150,7 @@ def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list
     rows = []
     for shard in shards:
         found = read_rows(shard, GenerationRow)
-        model.add_answers(shard, found, task)
+        model.add_answers(shard, found, task.name, task.labels)
         rows += found
     data = _concatenated(shards)
     if not path.exists() or path.read_bytes() != data:

@@ -12,8 +12,7 @@ from curricula.errors import UsageError, UserError
 from curricula.eval.analysis.accuracy import Accuracy, Agreement, Corrected, accuracy_of, agreement
 from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, known_accuracy, overrefused, was_asked
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
-from curricula.eval.contents import recorded_hash
-from curricula.eval.identity import ModelRows, require_different
+from curricula.eval.identity import ModelRows, recorded_hash, require_different
 from curricula.eval.judges.question import UNPARSED, Estimate, Judge
 from curricula.eval.judging.merge import shifted
 from curricula.eval.judging.verdicts import JudgeRun, judged, kind_of, put_in_order, verdicts_by_judge, verdicts_path
@@ -76,7 +75,8 @@ class Rejudging:
             rows = read_rows(path, GenerationRow)
             if rows:
                 model = models.setdefault(path.parent, _model_of(path, rows[0]))
-                model.add_answers(path, rows, find_task(path.stem))
+                task = find_task(path.stem)
+                model.add_answers(path, rows, task.name, task.labels)
             judge = judges[kind_of(rows[0].task)] if rows else None
             if judge is None:
                 self.left_alone += len(rows)

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from curricula.errors import UserError
+from curricula.eval.config import Layer, Probes
 from curricula.eval.models import LoadedModel
 from curricula.eval.probes.auc import Placements, placements, standard_error
-from curricula.eval.probes.settings import Layer, Probes
 from curricula.eval.probes.store import FOLDER, Fitted, Store, read_fitted
 from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts
 from curricula.eval.rows import ProbeRow, append_rows, finished_batches, in_order, row_key

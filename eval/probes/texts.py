@@ -11,7 +11,7 @@ import numpy as np
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.tables import Table, columns_of, is_utf8, text_of
 from curricula.errors import UserError
-from curricula.eval.probes.settings import Probes, ProbeTexts
+from curricula.eval.config import Probes, ProbeTexts
 from curricula.randomness import key_seed, keyed_rng
 
 MATCHED_WITHIN = 0.05

@@ -47,7 +47,6 @@ from curricula.eval.report.points import Shown, comparable_estimates, judges_poi
 from curricula.eval.report.representations import draw_layers, representation_tables
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_record, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
-from curricula.eval.report.verdict import basis, verdict
 from curricula.eval.report.web.answers import Answers
 from curricula.eval.report.web.data import HERE, digest, drawn, embedded, embedded_json, hashes, program, study_data
 from curricula.eval.report.wording import (
@@ -57,6 +56,7 @@ from curricula.eval.report.wording import (
     STAGES,
     amount,
     arm_label,
+    basis,
     facts,
     flattened,
     judge_names,
@@ -66,6 +66,7 @@ from curricula.eval.report.wording import (
     points,
     stage_title,
     start_label,
+    verdict,
     visible,
 )
 from curricula.eval.rows import MODEL_KINDS

@@ -161,7 +161,7 @@ class Shown:
         benign = place.removeprefix("overrefusal-")
         if benign != place:
             return place in self.planned.get(stage, ()) or bool(self.overrefusals(stage, benign))
-        tasks = [task.name for task in judged_tasks("attack") if place in dict(task.labelled_decoders())]
+        tasks = [task.name for task in judged_tasks("attack") if place in task.labels]
         return any(task in self.planned.get(stage, ()) for task in tasks) or bool(self.metrics.attacks_by(stage, place))
 
     def overrefusals(self, stage: str, decoder: str) -> list[OverrefusalMetrics]:

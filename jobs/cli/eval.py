@@ -269,7 +269,7 @@ def _check(
     console: Console,
 ) -> None:
     """Refuse now what would fail after hours: benchmarks, the judge, its server's address."""
-    from curricula.eval.capability.local_tasks import check_task
+    from curricula.eval.capability.harness import check_task
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judging.verdicts import kind_of
     from curricula.eval.probes.texts import check_texts

@@ -15,7 +15,7 @@ from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.durable import write_json
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
-from curricula.eval.capability.local_tasks import check_task
+from curricula.eval.capability.harness import check_task
 from curricula.eval.probes.texts import check_texts
 from curricula.jobs.downloads import Wanted, study_downloads, used_pools
 from curricula.jobs.run import Run

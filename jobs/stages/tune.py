@@ -167,7 +167,7 @@ def _source(work: Work) -> Path:
 
 def export_model(work: Work, progress: Progress) -> None:
     """Write the element's model from the checkpoint that holds it."""
-    from curricula.eval.contents import record_hash
+    from curricula.eval.identity import record_hash
     from curricula.model.convert import export_hf
 
     run, arm, element = work.run, work.arm, work.element

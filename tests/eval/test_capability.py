@@ -28,7 +28,7 @@ from curricula.eval.analysis.capability import (
 )
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.benchmarks import PromptSet
-from curricula.eval.capability.local_tasks import read_task, task_manager
+from curricula.eval.capability.harness import read_task, task_manager
 from curricula.eval.capability.settings import LISTS, PUBLISHED, Capability
 from curricula.eval.config import EvalConfig
 from curricula.eval.models import load_model

@@ -12,7 +12,7 @@ from study_rows import ARMS, append_judged, attack_rows, probe_rows
 from curricula.errors import UserError
 from curricula.eval import EvalConfig
 from curricula.eval.analysis import read_study_rows
-from curricula.eval.contents import content_hash, record_hash, recorded_hash
+from curricula.eval.identity import content_hash, record_hash, recorded_hash
 from curricula.eval.judging.merge import Merge
 from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.report.page import write_report

@@ -12,7 +12,7 @@ from tiny_llama import SPECIALS, TEXT, save_tiny_llama, tiny_tokenizer
 
 from curricula.curriculum.tokens.chat import ChatEncoder
 from curricula.errors import UserError
-from curricula.eval import chat_template
+from curricula.eval import models
 from curricula.eval.models import load_model, locate
 
 
@@ -123,7 +123,7 @@ def test_a_tokenizer_without_template_and_chatml_marks_is_refused(tmp_path):
     ids=["endless", "sandbox", "raises", "huge range", "syntax", "memory", "long output", "long"],
 )
 def test_a_chat_template_that_cannot_be_used_is_refused_in_a_sentence(copied, monkeypatch, template, said):
-    monkeypatch.setattr(chat_template, "PATIENCE_S", 1)
+    monkeypatch.setattr(models, "PATIENCE_S", 1)
     (copied / "chat_template.jinja").write_text(template)
     with pytest.raises(UserError, match=f"^{copied}: its chat template {said}.*; correct chat_template"):
         load_model(copied, "instruct", "cpu")

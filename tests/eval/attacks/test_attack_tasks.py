@@ -8,8 +8,7 @@ import msgspec
 import pytest
 from tiny_llama import save_tiny_llama
 
-from curricula.eval.attacks.settings import Ablation, Attacks, BestOfN, Prefill
-from curricula.eval.config import EvalConfig, Gcg, Tasks
+from curricula.eval.config import Ablation, Attacks, BestOfN, EvalConfig, Gcg, Prefill, Tasks
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judging.merge import Merge
 from curricula.eval.judging.verdicts import read_judged

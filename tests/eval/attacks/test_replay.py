@@ -7,7 +7,7 @@ import json
 import pytest
 
 from curricula.errors import UserError
-from curricula.eval.attacks.replay import artifact_prompts, suffixed_prompts
+from curricula.eval.attacks.prompts import artifact_prompts, suffixed_prompts
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.rows import SuffixRow, append_rows
 

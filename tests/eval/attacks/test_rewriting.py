@@ -8,10 +8,9 @@ import pytest
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UsageError
-from curricula.eval.attacks.rewriting import distorted, rewritten
-from curricula.eval.attacks.settings import Attacks, BestOfN, Prefill
+from curricula.eval.attacks.prompts import distorted, rewritten
 from curricula.eval.benchmarks import Prompt
-from curricula.eval.config import EvalConfig, Tasks
+from curricula.eval.config import Attacks, BestOfN, EvalConfig, Prefill, Tasks
 from curricula.eval.models import load_model
 from curricula.eval.runner import prompt_ids
 from curricula.randomness import key_seed

@@ -9,7 +9,7 @@ import pytest
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UserError
-from curricula.eval.decoding import vllm_backend
+from curricula.eval.decoding import sampling
 from curricula.eval.decoding.sampling import sample_topk
 from curricula.eval.decoding.settings import TopK
 from curricula.eval.models import load_model
@@ -51,9 +51,9 @@ def asked(monkeypatch):
     inputs.TokensPrompt = lambda **how: how
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setitem(sys.modules, "vllm.inputs", inputs)
-    vllm_backend.engine.cache_clear()
+    sampling._engine.cache_clear()
     yield calls
-    vllm_backend.engine.cache_clear()
+    sampling._engine.cache_clear()
 
 
 def test_every_answer_has_its_own_seed_and_is_cut_where_it_ended(loaded, asked):

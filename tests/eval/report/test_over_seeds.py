@@ -23,8 +23,8 @@ from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.over_seeds import estimate_tables, variance_rows
 from curricula.eval.report.page import write_report
 from curricula.eval.report.points import Shown, comparable_estimates, point_rows
-from curricula.eval.report.verdict import verdict
 from curricula.eval.report.web.data import study_data
+from curricula.eval.report.wording import verdict
 
 SEEDS = [42, 43, 44]
 FIRST = [replace(arm, seed=42) for arm in ARMS[-3:]]

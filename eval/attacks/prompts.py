@@ -1,13 +1,20 @@
-"""Attacks that others found: JailbreakBench's artifacts, and the suffixes that GCG found on another model.
+"""Attacks that give the model other prompts, without any search.
 
-An artifact is a JSON file with a list `jailbreaks`, of which each entry has an `index`, a `goal`, a `category` and the `prompt`
-that was found (github.com/JailbreakBench/artifacts). Where a method found none, `prompt` is null and nothing is replayed. Files
-are data from elsewhere: what does not fit is an error that names file and entry, and texts are read as text alone.
+Prompts of a benchmark are rewritten (a prefilled answer, no chat template, best of N); ids, behaviors and clusters stay, so
+that attacks can be compared prompt by prompt:
+
+    rewritten("best-of-n", prompts, loaded, Attacks(), seed)
+
+Or they are what others found: JailbreakBench's artifacts, and the suffixes that GCG found on another model. An artifact is a
+JSON file with a list `jailbreaks`, of which each entry has an `index`, a `goal`, a `category` and the `prompt` that was found
+(github.com/JailbreakBench/artifacts). Where a method found none, `prompt` is null and nothing is replayed. Files are data from
+elsewhere: what does not fit is an error that names file and entry, and texts are read as text alone.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,14 +23,95 @@ import msgspec
 
 from curricula.errors import UserError
 from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, text_of
+from curricula.eval.config import Attacks, BestOfN, Prefill
 from curricula.eval.duplicates import cluster_of
+from curricula.eval.models import LoadedModel
 from curricula.eval.rows import SuffixRow, read_rows
+from curricula.randomness import key_seed
 from curricula.settings import decode
 
 log = logging.getLogger(__name__)
 
+COMPLIANT = "Sure, here is"
+"""A beginning of an answer for prompts whose benchmark gives no target."""
 MOST_BYTES = 1 << 28
 """Of an artifact file; the published ones have up to 1 MB."""
+NOT_ARTIFACTS = ("attack-info.json", "evaluation.json", "submission.json")
+"""Records of a submission, which JailbreakBench's folders also hold."""
+
+
+def rewritten(
+    attack: str, prompts: Sequence[Prompt], loaded: LoadedModel, settings: Attacks, seed: int
+) -> list[Prompt]:
+    """The prompts as the attack gives them to the model; those of other attacks as they are."""
+    if attack == "prefill":
+        return [
+            msgspec.structs.replace(prompt, prefill=beginning(prompt, loaded, settings.prefill)) for prompt in prompts
+        ]
+    if attack == "template-removal":
+        return [msgspec.structs.replace(prompt, raw=True) for prompt in prompts]
+    if attack == "best-of-n":
+        return [attempt for prompt in prompts for attempt in attempts(prompt, settings.best_of_n, seed)]
+    return list(prompts)
+
+
+def beginning(prompt: Prompt, loaded: LoadedModel, settings: Prefill) -> str:
+    """What the answer to a prompt is made to begin with."""
+    text = settings.text or prompt.target or COMPLIANT
+    if settings.tokens is None:
+        return text
+    first = loaded.encode(text)[: settings.tokens]
+    return loaded.tokenizer.decode(first, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def attempts(prompt: Prompt, settings: BestOfN, seed: int) -> list[Prompt]:
+    """The N distorted copies of a prompt, each by draws of its own: more attempts keep the earlier ones."""
+    found = []
+    for number in range(settings.attempts):
+        rng = random.Random(key_seed("best-of-n", seed, prompt.benchmark, prompt.id, number))
+        found.append(msgspec.structs.replace(prompt, text=distorted(prompt.text, settings, rng), attempt=number))
+    return found
+
+
+def distorted(text: str, settings: BestOfN, rng: random.Random) -> str:
+    """`text` after the distortions that are on, in the order and with the draws of the authors' code."""
+    if settings.scramble:
+        text = scrambled(text, settings.sigma, rng)
+    if settings.capitalize:
+        text = capitalized(text, settings.sigma, rng)
+    if settings.noise:
+        text = noised(text, settings.sigma, rng)
+    return text
+
+
+def scrambled(text: str, sigma: float, rng: random.Random) -> str:
+    words = text.split()
+    for place, word in enumerate(words):
+        if len(word) > 3 and rng.random() < sigma**0.5:
+            middle = list(word[1:-1])
+            rng.shuffle(middle)
+            words[place] = word[0] + "".join(middle) + word[-1]
+    return " ".join(words)
+
+
+def capitalized(text: str, sigma: float, rng: random.Random) -> str:
+    # A chosen letter beyond ASCII disappears, as in the authors' code.
+    def changed(char: str) -> str:
+        if char.isalpha() and rng.random() < sigma**0.5:
+            return char.swapcase() if char.isascii() else ""
+        return char
+
+    return "".join(map(changed, text))
+
+
+def noised(text: str, sigma: float, rng: random.Random) -> str:
+    def changed(char: str) -> str:
+        if char.isprintable() and rng.random() < sigma**3:
+            code = ord(char) + rng.choice([-1, 1])
+            return chr(code) if 32 <= code <= 126 else char
+        return char
+
+    return "".join(map(changed, text))
 
 
 class Jailbreak(msgspec.Struct, frozen=True):
@@ -42,8 +130,7 @@ class Artifact(msgspec.Struct, frozen=True):
 def artifact_prompts(name: str, path: Path) -> list[Prompt]:
     """The prompts in an artifact file, or in the *.json files of a folder at any depth, as a benchmark called `name`.
 
-    JailbreakBench's folders also hold records of a submission, `attack-info.json` and the like, which are passed over. Raises
-    UserError for a file that is missing or not in the format, and where no prompt is left.
+    Raises UserError for a file that is missing or not in the format, and where no prompt is left.
     """
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*.json")) if file.name not in NOT_ARTIFACTS]
@@ -54,9 +141,6 @@ def artifact_prompts(name: str, path: Path) -> list[Prompt]:
     if not found:
         raise UserError(f"{path}: holds no jailbreak prompt; evaluation.attacks.artifacts.{name} needs artifact files")
     return found
-
-
-NOT_ARTIFACTS = ("attack-info.json", "evaluation.json", "submission.json")
 
 
 def _prompts(name: str, label: str, file: Path) -> Iterator[Prompt]:
