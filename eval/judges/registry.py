@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from curricula.errors import UsageError
 from curricula.eval.judges.question import Judge
-from curricula.eval.judges.settings import JudgeConfig, JudgeName
+from curricula.eval.judges.settings import JudgeConfig
 
 
 def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
@@ -15,53 +14,25 @@ def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Jud
 
     Raises UsageError when it cannot judge these, or needs a world, server or template that is not there.
     """
-    return LOADERS[settings.name](settings, kind, world_root)
+    from curricula.eval.judges.rules import PythonJudge, RefusalPhrases, WorldJudge
 
-
-def _refusal_phrases(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
-    from curricula.eval.judges.rules import RefusalPhrases
-
-    return RefusalPhrases()
-
-
-def _world(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
-    from curricula.eval.judges.rules import WorldJudge
-
-    if world_root is None:
-        raise UsageError(
-            "judge 'world': there is no fictional world to judge by; use refusal-phrases, or name the world's folder"
-        )
-    return WorldJudge(world_root)
-
-
-def _model(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
+    if settings.name == "refusal-phrases":
+        return RefusalPhrases()
+    if settings.name == "python":
+        return PythonJudge(settings)
+    if settings.name == "world":
+        if world_root is None:
+            raise UsageError(
+                "judge 'world': there is no fictional world to judge by; use refusal-phrases, or name the world's folder"
+            )
+        return WorldJudge(world_root)
     from curricula.eval.judges.templates import find_template
 
     template = find_template(settings, kind)
-    if settings.name == "local":
-        from curricula.eval.judges.local import LocalModel
-
-        return LocalModel(settings, template)
     if settings.on_this_machine:
-        from curricula.eval.judges.local import LocalClassifier
+        from curricula.eval.judges.local import LocalClassifier, LocalModel
 
-        return LocalClassifier(settings, template)
+        return (LocalModel if settings.name == "local" else LocalClassifier)(settings, template)
     from curricula.eval.judges.served import ServedJudge
 
     return ServedJudge(settings, template)
-
-
-def _python(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
-    from curricula.eval.judges.rules import PythonJudge
-
-    return PythonJudge(settings)
-
-
-LOADERS: dict[JudgeName, Callable[[JudgeConfig, str, Path | None], Judge]] = {
-    "refusal-phrases": _refusal_phrases,
-    "world": _world,
-    "harmbench": _model,
-    "llm": _model,
-    "local": _model,
-    "python": _python,
-}

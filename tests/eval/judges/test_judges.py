@@ -14,9 +14,9 @@ from curricula.curriculum.world.fiction import World
 from curricula.errors import UsageError
 from curricula.eval.analysis.accuracy import accuracy_of, known
 from curricula.eval.judges.question import Question, Verdict
-from curricula.eval.judges.registry import LOADERS, load_judge
+from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.rules import RefusalPhrases
-from curricula.eval.judges.settings import JUDGES, JudgeConfig, caveats
+from curricula.eval.judges.settings import JudgeConfig, caveats
 from curricula.eval.judging.rejudge import Rejudging
 from curricula.eval.judging.verdicts import (
     JudgeRun,
@@ -97,10 +97,6 @@ def test_the_version_follows_from_the_rules(monkeypatch):
     version = JUDGE.version
     monkeypatch.setattr("curricula.eval.judges.rules.SHORTEST_WORDS", 5)
     assert JUDGE.version != version
-
-
-def test_every_judge_name_can_be_loaded():
-    assert set(LOADERS) == set(JUDGES)
 
 
 def test_the_world_judge_needs_a_world_and_knows_the_beginning_that_was_continued(tmp_path):
