@@ -220,5 +220,5 @@ def _compile_layers(network: GPTModel) -> None:
                 layer.mlp.linear_fc2,
             ):
                 linear.forward = torch.compiler.disable(linear.forward)
-        layer.forward = torch.compile(layer.forward, fullgraph=whole, dynamic=False)
+        layer.compute = torch.compile(layer.compute, fullgraph=whole, dynamic=False)
     network.decoder.final_layernorm.compile(dynamic=False)

@@ -1,0 +1,38 @@
+"""What the compiler makes of a block, as far as its graphs show it without a GPU."""
+
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+from curricula.model.config import PRESETS, EngineConfig
+from curricula.model.network.backends import choose_backend
+from curricula.model.network.build import build_network
+from curricula.model.network.transformer import turns_of
+from curricula.model.runtime.distributed import started
+
+
+def graphs_of_a_block() -> list[torch.fx.Graph]:
+    """The forward and the backward graph of a tiny model's block, as they are handed to the code generator."""
+    graphs = []
+
+    def note(module, inputs):
+        graphs.append(module.graph)
+        return make_boxed_func(module.forward)
+
+    backend = aot_autograd(fw_compiler=note, bw_compiler=note, partition_fn=min_cut_rematerialization_partition)
+    with started() as parallel:
+        network = build_network(PRESETS["tiny"], parallel, choose_backend(EngineConfig(), parallel))
+        block = network.decoder.layers[0]
+        x = torch.randn(2, 8, network.config.hidden_size, requires_grad=True)
+        compute = torch.compile(block.compute, fullgraph=True, dynamic=False, backend=backend)
+        compute(x, None, turns_of(network.rotary_pos_emb(8)))[0].sum().backward()
+    return graphs
+
+
+def test_the_sum_between_the_halves_is_kept_for_the_backward_pass():
+    forward, backward = graphs_of_a_block()
+    kept = [node for node in forward.output_node().args[0] if isinstance(node, torch.fx.Node)]
+    assert any(node.target is torch.ops.aten.add.Tensor for node in kept[2:])
+    projected = [node for node in forward.nodes if node.target is torch.ops.aten.mm.default][1]
+    assert projected not in kept
