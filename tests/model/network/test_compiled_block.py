@@ -6,7 +6,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from curricula.model.config import PRESETS, EngineConfig
-from curricula.model.network.backends import choose_backend
+from curricula.model.network.backends import LAYER_OPTIONS, choose_backend
 from curricula.model.network.build import build_network
 from curricula.model.network.transformer import turns_of
 from curricula.model.runtime.distributed import started
@@ -36,3 +36,7 @@ def test_the_sum_between_the_halves_is_kept_for_the_backward_pass():
     assert any(node.target is torch.ops.aten.add.Tensor for node in kept[2:])
     projected = [node for node in forward.nodes if node.target is torch.ops.aten.mm.default][1]
     assert projected not in kept
+
+
+def test_the_options_of_layers_are_known_to_this_torch():
+    assert set(LAYER_OPTIONS) <= set(torch._inductor.list_options())
