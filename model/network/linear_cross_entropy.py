@@ -106,11 +106,12 @@ def _statistics(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For each row of logits [N, V]: maximum, sum of exponentials relative to it, target's logit (0 if in another part)."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    maximum = wide.amax(dim=-1)
-    total = (wide - maximum[:, None]).exp_().sum(dim=-1)
+    # Kept dimensions make this the softmax that the compiler knows: it reads the logits once for both results, not twice.
+    maximum = wide.amax(dim=-1, keepdim=True)
+    total = (wide - maximum).exp_().sum(dim=-1, keepdim=True)
     here, column = _columns(targets, first, logits.shape[1])
     at_target = wide.gather(1, column).squeeze(1)
-    return maximum, total, torch.where(here, at_target, torch.zeros_like(at_target))
+    return maximum.squeeze(1), total.squeeze(1), torch.where(here, at_target, torch.zeros_like(at_target))
 
 
 def _to_gradient(logits: torch.Tensor, targets: torch.Tensor, first: int, log_total: torch.Tensor) -> None:
