@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,3 +64,17 @@ class Bars:
             yield
         finally:
             self._lines.remove_task(task)
+
+
+def no_other_bars() -> None:
+    """Keep libraries from drawing bars over ours; tqdm reads this when it is imported."""
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+def quiet_libraries() -> None:
+    """Turn off transformers' own bars, and warnings that mean nothing here."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -31,7 +29,7 @@ from curricula.eval.judges.question import Estimate
 from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
 from curricula.eval.rows import Precision
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
-from curricula.jobs.cli.bars import Bars
+from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
 from curricula.settings import convert, parse, read_yaml
 from curricula.terminal import json_text
@@ -492,17 +490,3 @@ def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None],
         raise UsageError(f"about ${dollars:,.2f} is more than --max-cost {args.max_cost:g}; pass --yes, or raise it")
     if not Confirm.ask("Continue?", default=False, console=console):
         raise UsageError("nothing was asked and nothing spent; --prompts makes it less")
-
-
-def no_other_bars() -> None:
-    """Keep libraries from drawing bars over ours; tqdm reads this when it is imported."""
-    os.environ["TQDM_DISABLE"] = "1"
-
-
-def quiet_libraries() -> None:
-    """Turn off transformers' own bars, and warnings that mean nothing here."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.simplefilter("ignore")

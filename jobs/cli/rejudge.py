@@ -15,15 +15,8 @@ from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
 from curricula.eval.judges.settings import JudgeConfig, caveats, vague
 from curricula.eval.report.console import interval, new_table, percent
-from curricula.jobs.cli.bars import Bars
-from curricula.jobs.cli.eval import (
-    add_judge_options,
-    confirm_cost,
-    judge_from,
-    no_other_bars,
-    quiet_libraries,
-    warn_of_server,
-)
+from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
+from curricula.jobs.cli.eval import add_judge_options, confirm_cost, judge_from, warn_of_server
 from curricula.jobs.cli.options import add_json_flag, add_verb
 from curricula.terminal import json_text
 
