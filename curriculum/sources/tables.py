@@ -40,9 +40,9 @@ class Table:
     """Rows of each file."""
 
     @classmethod
-    def open(cls, *stems: Path) -> Table:
-        """The files of all `stems` as one table; raises UserError when one is missing or unreadable."""
-        return cls.of([file for stem in stems for file in stem_files(stem)])
+    def open(cls, stem: Path) -> Table:
+        """The files of a stem as one table; raises UserError when there is none or one is unreadable."""
+        return cls.of(stem_files(stem))
 
     @classmethod
     def of(cls, files: Sequence[Path]) -> Table:

@@ -32,6 +32,8 @@ from curricula.model.runtime.stopping import Interrupted
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+TIMEOUT_MINUTES = 30
+"""How long a collective may wait for another process."""
 MOST_THREADS = 8
 """The kernels of one layer keep no more compiling processes busy."""
 INTERVAL_S = 30.0
@@ -138,7 +140,7 @@ def first_host(nodelist: str) -> str:
 
 
 @contextlib.contextmanager
-def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0, ranks: Ranks | None = None) -> Iterator[Parallel]:
+def started(tensor_parallel: int = 1, ranks: Ranks | None = None) -> Iterator[Parallel]:
     """The process group and Megatron-core's parallel state while the block lasts; may be entered again afterwards.
 
     It spans all processes of this job unless `ranks` says otherwise. Raises UsageError when the number of processes is not a
@@ -159,9 +161,13 @@ def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0, ranks: Rank
     with contextlib.ExitStack() as stack:
         if not on_gpu:
             stack.enter_context(cuda_functions_on_cpu())
-        _join(ranks, "nccl" if on_gpu else "gloo", datetime.timedelta(minutes=timeout_minutes))
+        meet: dict[str, Any] = {"init_method": f"tcp://{ranks.master}"} if ranks.master else {"store": dist.HashStore()}
+        timeout = datetime.timedelta(minutes=TIMEOUT_MINUTES)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", rank=ranks.rank, world_size=ranks.size, timeout=timeout, **meet
+        )
         stack.enter_context(group_until_end())
-        stack.enter_context(_parallel_state(tensor_parallel, timeout_minutes))
+        stack.enter_context(_parallel_state(tensor_parallel))
         yield Parallel(
             ranks=ranks,
             device=device,
@@ -170,14 +176,6 @@ def started(tensor_parallel: int = 1, timeout_minutes: float = 30.0, ranks: Rank
             data_parallel=parallel_state.get_data_parallel_world_size(),
             data_rank=parallel_state.get_data_parallel_rank(),
         )
-
-
-def _join(ranks: Ranks, backend: str, timeout: datetime.timedelta) -> None:
-    if ranks.master is None:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        address = f"tcp://{ranks.master}"
-        dist.init_process_group(backend, init_method=address, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
 
 
 @contextlib.contextmanager
@@ -198,11 +196,11 @@ def group_until_end() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _parallel_state(tensor_parallel: int, timeout_minutes: float) -> Iterator[None]:
+def _parallel_state(tensor_parallel: int) -> Iterator[None]:
     # Nothing uses Megatron-core's groups over gloo, which would hang where a host's name resolves to 127.0.1.1.
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel,
-        distributed_timeout_minutes=int(timeout_minutes),
+        distributed_timeout_minutes=TIMEOUT_MINUTES,
         create_gloo_process_groups=False,
     )
     try:
