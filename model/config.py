@@ -108,11 +108,7 @@ class OptimizerConfig(Settings, frozen=True):
 
 
 class ScheduleConfig(Settings, frozen=True):
-    """How the learning rate changes over a run.
-
-    Under "warmup-stable-decay" the rate before the decay depends on neither the arm nor the length of the run; the length only
-    determines where the decay begins. That is what lets the arms of a study branch from one shared trunk.
-    """
+    """How the learning rate changes over a run; `curricula.model.config.learning_rate` has the formulas."""
 
     kind: Literal["warmup-stable-decay", "cosine"] = "warmup-stable-decay"
     """"warmup-stable-decay" for pretraining, "cosine" for tuning."""
@@ -130,7 +126,8 @@ def learning_rate(step: int, total_steps: int, optimizer: OptimizerConfig, sched
     """The rate of optimizer step `step`, counted from 0, in a run of `total_steps`.
 
     Both kinds warm up linearly and reach the peak at the last step of the warm-up. Then "warmup-stable-decay" stays at
-    the peak and falls linearly over the last `decay_fraction` of the steps; "cosine" falls along half a cosine.
+    the peak and falls linearly over the last `decay_fraction` of the steps; "cosine" falls along half a cosine. Before the
+    decay the former depends on neither the arm nor the length of the run, which is what lets arms branch from a shared trunk.
     """
     warmup = warmup_steps(total_steps, schedule)
     if step < warmup:
