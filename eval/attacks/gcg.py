@@ -102,9 +102,13 @@ def attacked_prompts(
                     prompt_id=prompt.id,
                     behavior=prompt.behavior,
                     seed=seed,
-                    **msgspec.structs.asdict(result),
+                    suffix=suffix,
+                    loss=state.best_loss,
+                    initial_loss=state.initial_loss,
+                    losses=state.losses,
+                    idle_steps=state.idle_steps,
                 )
-                for (prompt, key), result in zip(batch, results)
+                for (prompt, key), (suffix, state) in zip(batch, results)
             ],
         )
     save.forget()
@@ -115,18 +119,6 @@ def attacked_prompts(
     ]
 
 
-class GcgResult(msgspec.Struct, frozen=True, kw_only=True):
-    suffix: str
-    """The suffix of lowest loss over all steps, with its leading space: the attacked prompt is request + suffix."""
-    loss: float
-    """Mean cross-entropy of the target, in nats per token."""
-    initial_loss: float
-    losses: list[float]
-    """Loss of the best candidate of each step, of which there are fewer after an early stop."""
-    idle_steps: int
-    """Steps at which no candidate kept its tokens, so that the suffix stayed."""
-
-
 class State(msgspec.Struct, kw_only=True):
     """An attack on one prompt after some steps."""
 
@@ -134,14 +126,17 @@ class State(msgspec.Struct, kw_only=True):
     current: list[int]
     """The suffix that the next step starts from."""
     loss: float
-    """Of the candidate taken last."""
+    """Of the candidate taken last: mean cross-entropy of the target, in nats per token."""
     initial_loss: float
     best: list[int]
+    """The suffix of lowest loss over all steps."""
     best_loss: float
     losses: list[float]
+    """Of the best candidate of each step, of which there are fewer after an early stop."""
     buffer: list[tuple[float, list[int]]]
     """The suffixes of lowest loss, the best first; empty without a buffer."""
     idle_steps: int = 0
+    """Steps at which no candidate kept its tokens, so that the suffix stayed."""
     stopped: bool = False
     """Whether some candidate has made the model begin with the target, where that ends the attack."""
 
@@ -174,8 +169,8 @@ def optimise_suffixes(
     on_step: OnStep | None = None,
     save: Save | None = None,
     draft: Draft | None = None,
-) -> list[GcgResult]:
-    """Run the attack on requests side by side.
+) -> list[tuple[str, State]]:
+    """Run the attack on requests side by side; returns each one's suffix, with its leading space, and its last state.
 
     `draws` has for each request, in order, a key under which `save` keeps its state, and the words that seed its draws.
     With `save` a killed attack resumes. Raises UserError for a prompt that fills the context with its suffix, or in which the
@@ -209,16 +204,7 @@ def optimise_suffixes(
             save.write(states)
     if save is not None and passes:
         save.write(states)
-    return [
-        GcgResult(
-            suffix=attack.texts([state.best])[0],
-            loss=state.best_loss,
-            initial_loss=state.initial_loss,
-            losses=state.losses,
-            idle_steps=state.idle_steps,
-        )
-        for attack, state in zip(attacks, states.values())
-    ]
+    return [(attack.texts([state.best])[0], state) for attack, state in zip(attacks, states.values())]
 
 
 def first_state(attack: Attack) -> State:

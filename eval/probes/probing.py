@@ -39,20 +39,6 @@ DIGITS = 6
 """Decimals of a text's placement in the rows."""
 
 
-class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
-    layer: str
-    layer_index: int
-    seed: int
-    auc: float
-    error: float
-    placements: tuple[list[float], list[float]]
-    n_train: int
-    n_test: int
-    baseline_length_auc: float
-    baseline_words_auc: float | None
-    baseline_untrained_auc: float | None
-
-
 def probe_rows(
     loaded: LoadedModel, config: Probes, data_root: Path | None, path: Path, seed: int, progress: Progress
 ) -> list[ProbeRow]:
@@ -84,12 +70,10 @@ def probe_rows(
     folder = path.with_name(FOLDER)
     fitted, found = read_fitted(folder), finished_batches(path, ProbeRow, [keys])
     if not found or fitted is None or fitted.key != row_key(probes=keys):
-        results, fitted = run_probes(loaded, train, test, config, seed, folder, progress)
+        rows, fitted = run_probes(loaded, train, test, config, seed, folder, progress)
         dataclasses.replace(fitted, key=row_key(probes=keys)).write(folder)
         if not found:
-            fields = zip(keys, map(msgspec.structs.asdict, results))
-            shared: dict[str, Any] = {"model": loaded.content_hash, "model_kind": loaded.kind, "step": loaded.step}
-            append_rows(path, [ProbeRow(key=key, **shared, **result) for key, result in fields])
+            append_rows(path, [msgspec.structs.replace(row, key=key) for key, row in zip(keys, rows, strict=True)])
     progress(len(keys), len(keys))
     return in_order(path, ProbeRow, [keys])
 
@@ -117,8 +101,11 @@ def run_probes(
     seed: int,
     folder: Path,
     progress: Progress = silent,
-) -> tuple[list[ProbeResult], Fitted]:
-    """Probes for all layers and seeds; the test set is drawn once and shared by all of them. States are kept in `folder`."""
+) -> tuple[list[ProbeRow], Fitted]:
+    """Probes for all layers and seeds; the test set is drawn once and shared by all of them. States are kept in `folder`.
+
+    Neither the rows nor what was fitted have keys yet.
+    """
     layers = layers_of(config.layers, loaded.layers)
     indices = [index for _, index in layers]
     train_ids, test_ids = (encoded_texts(loaded, texts.texts, config) for texts in (train, test))
@@ -141,7 +128,7 @@ def run_probes(
         tested = [test.texts[i] for i in held_out]
         by_words = [words_auc([train.texts[i] for i in of], train.unsafe[of], tested, test_labels) for of in subsets]
     unsafe = train.unsafe[needed]
-    found: list[list[ProbeResult]] = [[] for _ in subsets]
+    found: list[list[ProbeRow]] = [[] for _ in subsets]
     weights, biases, directions = [], [], []
     for place, (layer, index) in enumerate(layers):
         test_states, states = (store.read(of, place) for of in names)
@@ -154,13 +141,17 @@ def run_probes(
             ordered = probe.placements(test_states, test_labels)
             before_auc = fresh[draw].auc(before.read(names[0], place), test_labels) if before else None
             found[draw].append(
-                ProbeResult(
+                ProbeRow(
+                    key="",
+                    model=loaded.content_hash,
+                    model_kind=loaded.kind,
+                    step=loaded.step,
                     layer=layer,
                     layer_index=index,
                     seed=draw,
                     auc=float(ordered[0].mean()),
                     error=standard_error(ordered),
-                    placements=(ordered[0].round(DIGITS).tolist(), ordered[1].round(DIGITS).tolist()),
+                    placements=(tuple(ordered[0].round(DIGITS).tolist()), tuple(ordered[1].round(DIGITS).tolist())),
                     n_train=len(subset),
                     n_test=len(held_out),
                     baseline_length_auc=by_length[draw],

@@ -139,7 +139,7 @@ def ours(model: str, requests: list[str], steps: int, width: int, device: str) -
     draws = {str(number): (SEED, number) for number in range(len(requests))}
     results = gcg.optimise_suffixes(loaded, requests, config, draws)
     measured = clock.each(steps * len(requests))
-    found = {"candidates": float(np.mean(kept)), "losses": [result.losses for result in results]}
+    found = {"candidates": float(np.mean(kept)), "losses": [state.losses for _, state in results]}
     if device != "cpu":
         return {**measured, **found}
     head = loaded.model.get_output_embeddings()

@@ -162,22 +162,23 @@ def test_a_model_that_diverged_is_not_attacked(tmp_path):
 
 def test_the_loss_falls_and_the_result_is_the_lowest_of_all_steps(loaded):
     seen = []
-    result = optimise_suffix(loaded, REQUEST, CONFIG, (0, "bench", "a"), lambda step, loss: seen.append((step, loss)))
-    assert result.loss < result.initial_loss - 0.05
-    assert result.loss == min([result.initial_loss, *result.losses])
-    assert seen == list(enumerate(result.losses, start=1))
-    assert result.suffix.startswith(" ") and result.suffix.isascii()
+    words = (0, "bench", "a")
+    suffix, state = optimise_suffix(loaded, REQUEST, CONFIG, words, lambda step, loss: seen.append((step, loss)))
+    assert state.best_loss < state.initial_loss - 0.05
+    assert state.best_loss == min([state.initial_loss, *state.losses])
+    assert seen == list(enumerate(state.losses, start=1))
+    assert suffix.startswith(" ") and suffix.isascii()
     attack = Attack(loaded, REQUEST, CONFIG)
-    ids = loaded.encode(loaded.chat(REQUEST + result.suffix))
+    ids = loaded.encode(loaded.chat(REQUEST + suffix))
     suffix_ids = ids[len(attack.opening_ids) : len(ids) - len(attack.closing_ids)]
     assert len(suffix_ids) == len(attack.initial_ids)
-    assert attack.losses([suffix_ids])[0][0] == pytest.approx(result.loss, abs=1e-5)
+    assert attack.losses([suffix_ids])[0][0] == pytest.approx(state.best_loss, abs=1e-5)
 
 
 def test_the_same_key_gives_the_same_suffix_and_another_key_another(loaded):
     first, again, other = (optimise_suffix(loaded, REQUEST, CONFIG, key) for key in [(0, "a"), (0, "a"), (1, "a")])
     assert first == again
-    assert first.losses != other.losses
+    assert first[1].losses != other[1].losses
 
 
 def test_a_base_model_is_attacked_in_the_raw_prompt_that_it_decodes(base, tmp_path):
@@ -317,12 +318,12 @@ def test_losses_and_suffixes_equal_those_of_a_plain_loop(loaded, base, kind, cha
     requests = REQUESTS[:2]
     draws = {str(number): (3, number) for number in range(len(requests))}
     results = optimise_suffixes(model, requests, config, draws)
-    for request, words, result in zip(requests, draws.values(), results):
+    for request, words, (suffix, state) in zip(requests, draws.values(), results):
         plain = plain_gcg(model, request, config, words)
-        assert result.losses == pytest.approx([loss for loss, _ in plain], abs=2e-5)
-        if min(plain)[0] < result.initial_loss:
-            assert result.suffix == model.tokenizer.decode(min(plain)[1])
-    assert not changed.get("early_stop") or 0 < len(results[0].losses) < 30
+        assert state.losses == pytest.approx([loss for loss, _ in plain], abs=2e-5)
+        if min(plain)[0] < state.initial_loss:
+            assert suffix == model.tokenizer.decode(min(plain)[1])
+    assert not changed.get("early_stop") or 0 < len(results[0][1].losses) < 30
 
 
 def target_within_reach(loaded):
