@@ -78,8 +78,8 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model_kind: ModelKind
     step: Count | None = None
     """The step of the stage at which the model was taken, if that was before its end."""
-    raw: bool = False
-    """Whether the model got the prompt as it is, without a chat template; rows of older base models do not say so."""
+    raw: bool
+    """Whether the model got the prompt as it is, without a chat template."""
     precision: str
     """Precision of the weights."""
     benchmark: str
@@ -117,10 +117,6 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     pruning: Pruning | None = None
     """None for other decoders than SafeBeam, and in rows of earlier versions."""
 
-    @property
-    def is_raw(self) -> bool:
-        return self.raw or self.model_kind == "base"
-
 
 class VerdictRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One judge's verdict on one answer."""
@@ -137,9 +133,8 @@ class VerdictRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Hash of what the judge was asked; equal questions are asked once."""
     reply: str | None = None
     """The judge's own words; None where no model was asked."""
-    tells_helpful: bool | None = None
-    """On an answer to a benign request: whether the judge can tell helpful from unhelpful compliance. None on an attack, and in
-    rows of earlier versions."""
+    tells_helpful: bool | None
+    """On an answer to a benign request: whether the judge can tell helpful from unhelpful compliance. None on an attack."""
 
 
 class JudgedRow(GenerationRow, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -200,11 +195,11 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """0 .. seeds - 1: the balanced subset that the probe was trained on."""
     auc: Annotated[float, msgspec.Meta(ge=0, le=1)]
     """Area under the ROC curve on the balanced test set."""
-    error: float | None = None
-    """Its standard error over test texts (DeLong); None in rows of earlier versions."""
-    placements: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    error: float
+    """Its standard error over test texts (DeLong)."""
+    placements: tuple[tuple[float, ...], tuple[float, ...]]
     """Of each unsafe and each safe test text, in the order of the test set, the share of the other class that it is ordered
-    rightly with: by these, arms are compared on the same texts. None in rows of earlier versions."""
+    rightly with: by these, arms are compared on the same texts."""
     n_train: Count
     """Training texts."""
     n_test: Count

@@ -31,7 +31,6 @@ ClaimOutcome = Literal["reproduced", "not reproduced", "inconclusive", "single r
 
 SINGLE_RUN = "single run: differences may be the seed's"
 NOTHING_SHARED = "the runs share no benchmark, so nothing is known of seeds"
-OLD_PROBES = "probes of an earlier version lack their test texts: delete their probes.jsonl and submit the study again"
 
 LEFT_OUT = "left out as incoherent"
 
@@ -164,11 +163,6 @@ def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo) -> list[int]:
 def _left_out(runs: Runs, claim: Claim) -> str:
     """What a claim cannot count, in a sentence; empty if there is nothing."""
     arms = dict.fromkeys(arm for pair in claim.pairs for group in pair for arm in group.select(runs.arms))
-    if claim.measure is AUC:
-        layers = {group.layer for pair in claim.pairs for group in pair}
-        of_arm = [runs.aucs(arm, claim.stage, layer) for arm in arms for layer in layers]
-        probes = [probe for seeds in of_arm for of_seed in seeds.values() for probe in of_seed.values()]
-        return OLD_PROBES if any(probe.placements is None for probe in probes) else ""
     cells = [f"{arm.name} (seed {seed})" for arm in arms for seed in _incoherent(runs, claim, arm)]
     return f"{LEFT_OUT}: {', '.join(cells)}" if cells else ""
 

@@ -137,9 +137,9 @@ class ProbeMetrics:
     """Its number, from 1."""
     auc: float
     """Mean over seeds."""
-    low: float | None
-    """Lower end of its 95% interval, over test texts and training subsets; None in rows of earlier versions."""
-    high: float | None
+    low: float
+    """Lower end of its 95% interval, over test texts and training subsets."""
+    high: float
     std: float | None
     error: float | None
     """Standard error of the mean."""
@@ -184,11 +184,6 @@ class StudyMetrics:
     overrefusals: list[OverrefusalMetrics]
     probes: list[ProbeMetrics]
     pruning: list[PruningMetrics]
-
-    def of_seed(self, seed: int) -> StudyMetrics:
-        """The metrics of the arms that were trained with this seed."""
-        parts = (self.attacks, self.overrefusals, self.probes, self.pruning)
-        return StudyMetrics(*([entry for entry in part if entry.seed == seed] for part in parts))  # type: ignore[arg-type]
 
     @property
     def stages(self) -> list[str]:
@@ -430,12 +425,9 @@ def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0)
         probes = [row for row in rows if row.layer == layer]
         aucs = [probe.auc for probe in probes]
         auc, std = float(np.mean(aucs)), float(np.std(aucs, ddof=1)) if len(probes) > 1 else None
-        low = high = None
-        errors = [probe.error for probe in probes if probe.error is not None]
-        if len(errors) == len(probes):
-            # The subsets share the test texts, so the mean over them is as uncertain over texts as each, at most.
-            reach = NORMAL_95 * float(np.hypot(np.mean(errors), (std or 0.0) / len(probes) ** 0.5))
-            low, high = max(auc - reach, 0.0), min(auc + reach, 1.0)
+        # The subsets share the test texts, so the mean over them is as uncertain over texts as each, at most.
+        over_texts = np.mean([probe.error for probe in probes])
+        reach = NORMAL_95 * float(np.hypot(over_texts, (std or 0.0) / len(probes) ** 0.5))
         found.append(
             ProbeMetrics(
                 arm=arm,
@@ -444,8 +436,8 @@ def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0)
                 layer=layer,
                 layer_index=index,
                 auc=auc,
-                low=low,
-                high=high,
+                low=max(auc - reach, 0.0),
+                high=min(auc + reach, 1.0),
                 std=std,
                 error=std / len(probes) ** 0.5 if std is not None else None,
                 seeds=len(probes),

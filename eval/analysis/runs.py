@@ -54,7 +54,11 @@ class Runs:
     def aucs(self, arm: ArmInfo, stage: str, layer: str) -> ProbesBySeed:
         """The AUC of each probe on one layer of an arm, by training seed and by the probe's own seed."""
         found = {
-            seed: {row.seed: probe_auc(row) for row in rows if row.layer == layer}
+            seed: {
+                row.seed: ProbeAuc(row.auc, (np.array(row.placements[0]), np.array(row.placements[1])))
+                for row in rows
+                if row.layer == layer
+            }
             for (name, seed, kind), rows in self.probes.items()
             if (name, kind) == (arm.name, stage)
         }
@@ -64,10 +68,6 @@ class Runs:
         """The training seeds whose run is incoherent at this stage under this decoder."""
         task = BENIGN_TASKS.get(decoder)
         return sorted(cell[1] for cell in self.incoherent if (cell[0], *cell[2:]) == (arm.name, stage, task))
-
-
-def probe_auc(row: ProbeRow) -> ProbeAuc:
-    return ProbeAuc(row.auc, row.placements and (np.array(row.placements[0]), np.array(row.placements[1])))
 
 
 def runs_of(study: StudyRows) -> Runs:

@@ -79,10 +79,6 @@ class StudyRows:
         """The training seeds, the study's first one first."""
         return list(dict.fromkeys(arm.seed for arm in self.arms))
 
-    def of_seed(self, seed: int) -> StudyRows:
-        """The study as if only the arms of this seed had been trained."""
-        return replace(self, arms=tuple(arm for arm in self.arms if arm.seed == seed))
-
     def of_stages(self, stages: Collection[str]) -> StudyRows:
         """The study as if only the models of these stages had been measured."""
         return replace(

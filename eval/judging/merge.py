@@ -16,7 +16,15 @@ from curricula.eval.config import EvalConfig
 from curricula.eval.identity import ModelRows
 from curricula.eval.judges.question import Estimate, Judge
 from curricula.eval.judges.registry import load_judge
-from curricula.eval.judging.verdicts import JudgeRun, key_of_question, kind_of, put_in_order, verdicts_path
+from curricula.eval.judging.verdicts import (
+    JudgeRun,
+    key_of_question,
+    kind_of,
+    put_in_order,
+    read_stamp,
+    stamp_path,
+    verdicts_path,
+)
 from curricula.eval.rows import GenerationRow, ModelKind, VerdictRow, read_rows
 from curricula.eval.tasks import TASKS, EvalTask, Task, row_files
 from curricula.progress import Progress, silent
@@ -42,7 +50,7 @@ def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Seque
     them are not read, for the status of a run asks this of every model.
     """
     tasks = config.eval_tasks(model_kind) if tasks is None else tasks
-    if _stamp(out).exists() and _stamp(out).read_text() == _marks(out, tasks, config):
+    if stamp_path(out).exists() and stamp_path(out).read_text() == _marks(out, tasks, config):
         return True
     for task, shards in shards_by_task(tasks).items():
         found = [shard.path(out) for shard in shards if shard.path(out).exists()]
@@ -55,10 +63,6 @@ def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Seque
         except UserError:
             return False
     return True
-
-
-def _stamp(out: Path) -> Path:
-    return out / ".merged.json"
 
 
 def _marks(out: Path, tasks: Sequence[EvalTask], config: EvalConfig) -> str:
@@ -106,6 +110,7 @@ class Merge:
     ) -> None:
         self._tasks = tasks = config.eval_tasks(model_kind) if tasks is None else tasks
         self._out, self._config = out, config
+        _note_judges(out, tasks, config)
         judges: dict[str, Judge] = {}
         model = ModelRows(model_kind)
         self._work: list[tuple[list[GenerationRow], JudgeRun]] = []
@@ -132,8 +137,15 @@ class Merge:
             judge_run.complete(shifted(progress, finished, total))
             finished += judge_run.total
             put_in_order(judge_run.path, rows, judge_run.judge)
-        durable.write_text(_stamp(self._out), _marks(self._out, self._tasks, self._config))
+        durable.write_text(stamp_path(self._out), _marks(self._out, self._tasks, self._config))
         progress(total, total)
+
+
+def _note_judges(out: Path, tasks: Sequence[EvalTask], config: EvalConfig) -> None:
+    """Note who judges each task before anybody does: the verdicts of whoever comes first are not yet the study's own."""
+    judges, known = {task: config.judge_of(kind_of(task)).full_name for task in shards_by_task(tasks)}, read_stamp(out)
+    if judges.keys() - known.keys():
+        durable.write_text(stamp_path(out), json.dumps(judges | known))
 
 
 def shifted(progress: Progress, finished: int, whole: int) -> Progress:

@@ -8,16 +8,19 @@ A short-circuit is seen from the answer itself (it ended at the tag), never by a
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from curricula import durable
 from curricula.durable import exclusive_lock
+from curricula.errors import UserError
 from curricula.eval.judges.question import UNPARSED, Estimate, Judge, Question, Verdict, question_key
-from curricula.eval.judges.templates import read_wildguard_refusal
 from curricula.eval.rows import (
     ATTACK_VERDICTS,
     OVERREFUSAL_VERDICTS,
@@ -48,7 +51,7 @@ def question_of(row: GenerationRow) -> Question:
         behavior=row.behavior,
         response=row.response,
         context=row.context,
-        beginning=row.prompt if attack and row.is_raw else "",
+        beginning=row.prompt if attack and row.raw else "",
     )
 
 
@@ -205,6 +208,19 @@ def _alone_with(path: Path) -> AbstractContextManager[None]:
     return exclusive_lock(path.with_name(f".{path.stem}.lock"))
 
 
+def stamp_path(out: Path) -> Path:
+    """The stamp of merging in the folder of a model: the judge of each task and, once that is done, what it was done with."""
+    return out / ".merged.json"
+
+
+def read_stamp(out: Path) -> dict[str, Any]:
+    """What the stamp holds; nothing if there is none, or it is damaged."""
+    with contextlib.suppress(OSError, UserError):
+        found = durable.read_json(stamp_path(out))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
 def unused_path(path: Path) -> Path:
     return path.with_name(path.stem + ".unused.jsonl")
 
@@ -238,13 +254,17 @@ def read_judges(path: Path) -> tuple[list[JudgedRow], dict[str, list[JudgedRow]]
 def verdicts_by_judge(path: Path) -> dict[tuple[str, str], dict[str, VerdictRow]]:
     """The verdicts on the answers in `path` by judge and version, each by the answer's key.
 
-    The first are the study's own. Another judge does not fill their gaps, which a merge that was cut short leaves: a rate would
-    be that of neither judge.
+    The first are the study's own, even if a merge that was cut short has left none. Another judge does not fill their gaps: a
+    rate would be that of neither judge.
     """
     given: dict[tuple[str, str], dict[str, VerdictRow]] = defaultdict(dict)
     for verdict in read_rows(verdicts_path(path), VerdictRow):
         given[verdict.judge, verdict.version].setdefault(verdict.key, verdict)
-    return given
+    own = read_stamp(path.parent).get(path.stem)
+    if own is None:
+        return given
+    first = next((key for key in given if key[0] == own), (str(own), ""))
+    return {first: given.pop(first, {}), **given}
 
 
 def judged_now(rows: Sequence[GenerationRow], judge: Judge) -> list[JudgedRow]:
@@ -282,14 +302,5 @@ def judged(row: GenerationRow, verdict: VerdictRow | None) -> JudgedRow:
         verdict=verdict.label,
         judge=verdict.judge,
         judge_version=verdict.version,
-        tells_helpful=_tells_helpful(verdict),
+        tells_helpful=verdict.tells_helpful is not False,
     )
-
-
-def _tells_helpful(verdict: VerdictRow) -> bool:
-    """Whether the judge of a stored verdict can tell helpful from unhelpful compliance."""
-    if verdict.tells_helpful is not None:
-        return verdict.tells_helpful
-    # Rows of earlier versions do not say it. Of the suite's judges phrases and WildGuard could not; the latter's template shows
-    # in its reply alone. A judge of the user's own is taken to be able to, as it was then.
-    return verdict.judge != "refusal-phrases" and read_wildguard_refusal(verdict.reply or "") == UNPARSED

@@ -115,6 +115,7 @@ def pipeline(url: str, count: int, limit: float | None, concurrency: int, folder
         "task": "attacks-topk",
         "model": "m",
         "model_kind": "instruct",
+        "raw": False,
         "precision": "float32",
         "benchmark": "b",
         "category": "",

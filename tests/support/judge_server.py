@@ -22,6 +22,7 @@ def answer_row(number: int, **changes: Any) -> GenerationRow:
         "task": "attacks-topk",
         "model": "m",
         "model_kind": "instruct",
+        "raw": False,
         "precision": "float32",
         "benchmark": "advbench",
         "prompt_id": str(number),

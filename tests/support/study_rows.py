@@ -33,6 +33,7 @@ def generation(**changes: object) -> JudgedRow:
         "task": "attacks-topk",
         "model": "m",
         "model_kind": "instruct",
+        "raw": False,
         "precision": "float32",
         "benchmark": "harmbench",
         "prompt_id": "0",
@@ -74,7 +75,14 @@ def append_judged(path: Path, rows: list[JudgedRow]) -> None:
         fields["key"] = f"{row.key}-{path.stem}-{number}-{row.benchmark}-{row.decoder}"
         answers.append(GenerationRow(**fields))
         question = key_of_question(answers[-1], judge, version)
-        verdicts.append(VerdictRow(key=fields["key"], judge=judge, version=version, label=label, question=question))
+        given = {
+            "judge": judge,
+            "version": version,
+            "label": label,
+            "question": question,
+            "tells_helpful": row.tells_helpful,
+        }
+        verdicts.append(VerdictRow(key=fields["key"], **given))
     append_rows(path, answers)
     append_rows(verdicts_path(path), verdicts)
 
@@ -108,6 +116,7 @@ def attack_rows(
                         task="gcg" if decoder.startswith("gcg+") else f"attacks-{decoder}",
                         model=f"{arm.key}/{stage}",
                         model_kind=stage,
+                        raw=stage == "base",
                         benchmark=benchmark,
                         prompt_id=f"{prompt}",
                         behavior=f"{benchmark} request {prompt}",
@@ -168,6 +177,7 @@ def probe_rows(arm: ArmInfo, stage: str, layer: str, auc: float, seeds: int = 5)
             layer_index={"first": 1, "middle": 13, "last": 24}[layer],
             seed=seed,
             auc=aucs[seed],
+            error=0.02,
             placements=tuple(tuple((aucs[seed] + 0.1 * of).tolist()) for of in hardness),
             n_train=1000,
             n_test=600,

@@ -12,7 +12,7 @@ from seed_studies import Cell, SimulatedRuns
 from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_rows, trained
 
 from curricula.eval.analysis import ArmInfo, StudyRows
-from curricula.eval.analysis.claim_tests import NOTHING_SHARED, OLD_PROBES, SINGLE_RUN, ClaimTest, run_claim_tests
+from curricula.eval.analysis.claim_tests import NOTHING_SHARED, SINGLE_RUN, ClaimTest, run_claim_tests
 from curricula.eval.analysis.claims import CLAIMS, Claim
 from curricula.eval.analysis.runs import Runs, runs_of
 from curricula.eval.rows import JudgedRow
@@ -171,23 +171,12 @@ def test_a_single_run_of_each_arm_gives_no_verdict():
                 assert test.low < test.difference < test.high and test.n == 100
 
 
-def test_runs_that_share_no_benchmark_and_probes_of_earlier_versions_are_no_evidence_and_say_why():
+def test_runs_that_share_no_benchmark_are_no_evidence_and_say_why():
     runs = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer, seeds=(1, 2))
     for (_, seed, _, _), rows in runs.generations.items():
         rows[:] = [msgspec.structs.replace(row, benchmark=f"only {seed}") for row in rows]
     found = only(run_claim_tests(runs, [claim("benign-early-beats-safe-only")]))
     assert (found.outcome, found.note, found.p) == ("single run", NOTHING_SHARED, None)
-    probes = {
-        (arm.name, seed, "base"): [
-            msgspec.structs.replace(row, placements=None)
-            for layer in ("first", "last")
-            for row in probe_rows(arm, "base", layer, 0.8)
-        ]
-        for arm in ARMS
-        for seed in (1, 2)
-    }
-    found = only(run_claim_tests(Runs(tuple(ARMS), {}, probes), [claim("probe-earlier-separates")]))
-    assert (found.outcome, found.note) == ("not measured", OLD_PROBES)
 
 
 def test_a_second_seed_of_some_arms_alone_gives_no_verdict():

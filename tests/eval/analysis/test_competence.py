@@ -9,6 +9,7 @@ import pytest
 from judge_server import answer_row, wildguard_of_refusals
 from study_rows import ARMS, attack_rows, overrefusal_rows, trained
 
+from curricula.errors import UserError
 from curricula.eval.analysis import StudyRows
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.claims import CLAIMS
@@ -111,16 +112,14 @@ def test_a_judge_that_cannot_tell_helpful_answers_decides_nothing_about_helpfuln
     assert "The judge cannot tell helpful from unhelpful compliance" in caption
 
 
-def test_verdicts_of_earlier_versions_show_wildguard_by_its_reply(tmp_path):
+def test_verdicts_of_an_earlier_version_which_do_not_say_it_are_refused_in_a_sentence(tmp_path):
     judged_study(tmp_path, wildguard_of_refusals())
-    path = tmp_path / f"eval/{ARMS[1].name}-s1/instruct/overrefusal-safebeam.jsonl"
-    stored = [json.loads(line) for line in verdicts_path(path).read_text().splitlines()]
+    path = verdicts_path(tmp_path / f"eval/{ARMS[1].name}-s1/instruct/overrefusal-safebeam.jsonl")
+    stored = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(row.pop("tells_helpful") is False for row in stored)
-    verdicts_path(path).write_text("".join(json.dumps(row) + "\n" for row in stored))
-    assert competence(read_judged(path)) is None
-    unhelpful = [{**row, "reply": row["label"]} for row in stored]
-    verdicts_path(path).write_text("".join(json.dumps(row) + "\n" for row in unhelpful))
-    assert competence(read_judged(path)).is_incoherent
+    path.write_text("".join(json.dumps(row) + "\n" for row in stored))
+    with pytest.raises(UserError, match=f"^{path}: line 1 is not a VerdictRow .*tells_helpful.*remove the line"):
+        read_judged(path.with_name("overrefusal-safebeam.jsonl"))
 
 
 def test_every_decoder_of_attacks_but_greedy_has_benign_requests():

@@ -162,6 +162,8 @@ def test_probe_metrics_give_mean_deviation_and_standard_error_per_layer():
             layer_index=1,
             seed=seed,
             auc=0.8 + seed / 100,
+            error=0.02,
+            placements=((0.8,), (0.8,)),
             n_train=100,
             n_test=50,
             baseline_length_auc=0.5,

@@ -222,11 +222,11 @@ def test_perfect_probes_are_not_certain_and_a_little_worse_ones_no_surer(texts):
     assert gap.low < -0.5 / texts and gap.high > 0.5 / texts and gap.p == 1.0
 
 
-def test_probes_of_earlier_rows_have_no_verdict_and_no_interval():
-    arm, base = probes(keyed_rng("earlier probes"), 20, own=0.1)
-    old = {seed: {k: probe._replace(placements=None) for k, probe in of.items()} for seed, of in arm.items()}
-    assert compare_probes([old], [base]) is None
-    found = auc_over_seeds(old)
+def test_probes_on_different_texts_have_no_verdict_and_no_interval():
+    arm, base = probes(keyed_rng("other texts"), 20, own=0.1)
+    apart = {seed: {k: probe._replace(placements=None) for k, probe in of.items()} for seed, of in arm.items()}
+    assert compare_probes([apart], [base]) is None
+    found = auc_over_seeds(apart)
     known = auc_over_seeds(arm)
     assert found.crossed is None and (found.rate, found.spread) == pytest.approx((known.rate, known.spread))
 

@@ -13,10 +13,12 @@ from paths import STUDIES
 from curricula.curriculum.world.fiction import World
 from curricula.errors import UsageError
 from curricula.eval.analysis.accuracy import accuracy_of, known
+from curricula.eval.config import EvalConfig
 from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JudgeConfig, caveats
+from curricula.eval.judging.merge import Merge, is_merged
 from curricula.eval.judging.rejudge import Rejudging
 from curricula.eval.judging.verdicts import (
     JudgeRun,
@@ -192,6 +194,21 @@ def test_a_study_may_change_its_judge(tmp_path):
     assert {row.judge for row in first} == {JUDGE.name} and list(others) == ["old 1"]
 
 
+def test_a_merge_that_died_before_its_first_verdict_leaves_its_place_to_no_other_judge(tmp_path):
+    rows = [answer_row(number) for number in range(4)]
+    append_rows(tmp_path / "attacks-topk/advbench.jsonl", rows)
+    merge = Merge(tmp_path, "instruct", EvalConfig(), None)  # and then it died
+    path = tmp_path / "attacks-topk.jsonl"
+    append_rows(verdicts_path(path), [verdict_of(row, "other") for row in rows])
+    first, others = read_judges(path)
+    assert [row.verdict for row in first] == [row.verdict for row in read_judged(path)] == ["unparsed"] * 4
+    assert list(others) == ["other 1"] and not is_merged(tmp_path, "instruct", EvalConfig())
+    merge.judge()
+    first, others = read_judges(path)
+    assert {row.judge for row in first} == {JUDGE.name} and list(others) == ["other 1"]
+    assert is_merged(tmp_path, "instruct", EvalConfig())
+
+
 @pytest.mark.parametrize("seen", [8, 0])
 def test_agreement_counts_only_answers_that_both_judges_were_asked_about(tmp_path, seen):
     path = tmp_path / "attacks-safebeam.jsonl"
@@ -213,4 +230,4 @@ def test_agreement_counts_only_answers_that_both_judges_were_asked_about(tmp_pat
 
 def verdict_of(row: GenerationRow, judge: str) -> VerdictRow:
     question = key_of_question(row, judge, "1")
-    return VerdictRow(key=row.key, judge=judge, version="1", label="safe", question=question)
+    return VerdictRow(key=row.key, judge=judge, version="1", label="safe", question=question, tells_helpful=None)

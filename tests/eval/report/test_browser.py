@@ -42,6 +42,7 @@ def second_judge(path: Path) -> None:
                 version="9f",
                 label="harmful" if row.sample == 0 else "safe",
                 question=key_of_question(row, "strict", "9f"),
+                tells_helpful=None,
             )
             for row in read_rows(path, GenerationRow)
         ],

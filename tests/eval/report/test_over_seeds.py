@@ -17,7 +17,7 @@ from study_rows import ARMS, trained, write_study
 from curricula.eval.analysis import read_study_rows
 from curricula.eval.analysis.claim_tests import ClaimTest
 from curricula.eval.analysis.estimates import VarianceParts, arm_estimates, probe_estimates
-from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, study_metrics
+from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics, study_metrics
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.over_seeds import estimate_tables, variance_rows
@@ -53,6 +53,12 @@ def page(run) -> Page:
     return Page(write_report(run, REPLICATES, {}, run / "report").read_text())
 
 
+def of_seed(metrics: StudyMetrics, seed: int) -> StudyMetrics:
+    """The metrics of the arms that were trained with this seed."""
+    parts = (metrics.attacks, metrics.overrefusals, metrics.probes, metrics.pruning)
+    return StudyMetrics(*([entry for entry in part if entry.seed == seed] for part in parts))
+
+
 def test_a_point_is_the_estimate_over_seeds_with_its_runs_behind_it(shown):
     (point,) = shown.attack_points([FULL], "instruct", "topk", ALL)
     (estimate,) = (
@@ -65,7 +71,7 @@ def test_a_point_is_the_estimate_over_seeds_with_its_runs_behind_it(shown):
              if (entry.arm, entry.benchmark) == ("full-60", ALL)]  # fmt: skip
     assert [mark.value for mark in point.runs] == rates and len(rates) == 3 and not point.one_run
     assert point.value == pytest.approx(fmean(rates))
-    first = shown.metrics.of_seed(42).attacks_by("instruct", "topk")
+    first = of_seed(shown.metrics, 42).attacks_by("instruct", "topk")
     (alone,) = (entry for entry in first if (entry.arm, entry.benchmark) == ("full-60", ALL))
     assert point.high - point.low > alone.high - alone.low  # few seeds know less of an arm than one run of its prompts
 
@@ -128,7 +134,7 @@ def test_probes_and_bars_are_means_over_seeds(shown):
 
 
 def test_with_one_seed_a_point_is_the_run_itself(shown):
-    metrics = shown.metrics.of_seed(42)
+    metrics = of_seed(shown.metrics, 42)
     one = Shown(shown.arms, [42], metrics)
     (point,) = one.attack_points([FULL], "instruct", "topk", ALL)
     (entry,) = (
@@ -150,7 +156,7 @@ def test_every_caption_says_what_the_interval_covers_and_over_how_many_seeds(sho
 
 
 def test_captions_of_single_runs_in_a_study_of_several_claim_no_interval_over_seeds(shown):
-    first = replace(shown, metrics=shown.metrics.of_seed(42))
+    first = replace(shown, metrics=of_seed(shown.metrics, 42))
     for figure in FIGURES[:9]:
         assert "A single run of each arm so far" in figure.caption(first)
 
@@ -215,7 +221,7 @@ def test_variance_is_told_in_shares_of_what_each_source_adds():
 def test_each_run_keeps_rows_of_its_own_and_none_is_pooled_or_lost(run, page):
     report = run / "report"
     alone, both = (study_metrics(read_study_rows(run, arms)) for arms in (FIRST, REPLICATES))
-    assert both.of_seed(42).probes == alone.probes
+    assert of_seed(both, 42).probes == alone.probes
     for name, key in (
         ("attacks", "stage benchmark decoder"),
         ("overrefusal", "stage decoder"),

@@ -58,7 +58,7 @@ def write_answers(run: Path, rate: float = 0.4, stage: str = "instruct") -> Path
 def test_every_judges_verdicts_become_points_of_their_own(tmp_path):
     path = write_answers(tmp_path) / "eval/data-20/instruct/attacks-topk.jsonl"
     rows = read_rows(path, GenerationRow)
-    kind = {"judge": "strict", "version": "9f", "label": "harmful"}
+    kind = {"judge": "strict", "version": "9f", "label": "harmful", "tells_helpful": None}
     given = [VerdictRow(key=row.key, question=key_of_question(row, "strict", "9f"), **kind) for row in rows]
     append_rows(verdicts_path(path), given)
     study = read_study_rows(tmp_path, TWO)
