@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from scipy import special
 
 from curricula.eval.analysis.metrics import ALL
-from curricula.eval.analysis.seeds import BySeed, rate_over_seeds
+from curricula.eval.analysis.seeds import BySeed, by_seed, rate_over_seeds
 from curricula.eval.analysis.statistics import PromptMean, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.rows import CapabilityRow
@@ -166,9 +166,7 @@ def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
                 if name == ALL and (stage, arm_name) in lacking:
                     continue
                 if found := rate_over_seeds(_by_seed(runs, name)):
-                    each = ", ".join(f"{seed}: {value:.3f}" for seed, value in found.runs.items())
-                    numbers = (found.rate, found.low, found.high, found.spread)
-                    yield CapabilityEstimate(stage, name, arm_name, *numbers, len(found.runs), each)
+                    yield CapabilityEstimate(stage, name, arm_name, *found.columns)
 
 
 def _by_seed(runs: dict[int, Sequence[CapabilityRow]], name: str) -> BySeed:
@@ -197,13 +195,11 @@ def bits_estimates(found: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
     for one in found:
         by_place[one.arm, one.source][one.seed] = one.value
     for (arm, source), runs in by_place.items():
-        mean, several, reach = fmean(runs.values()), len(runs) > 1, 0.0
-        if several:
+        mean, low, high = fmean(runs.values()), None, None
+        if len(runs) > 1:
             reach = -float(special.stdtrit(len(runs) - 1, 0.025)) * stdev(runs.values()) / math.sqrt(len(runs))
-        each = ", ".join(f"{seed}: {value:.4f}" for seed, value in sorted(runs.items()))
-        yield BitsEstimate(
-            arm, source, mean, mean - reach if several else None, mean + reach if several else None, len(runs), each
-        )
+            low, high = mean - reach, mean + reach
+        yield BitsEstimate(arm, source, mean, low, high, len(runs), by_seed(dict(sorted(runs.items())), ".4f"))
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

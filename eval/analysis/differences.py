@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from curricula.eval.analysis.metrics import harmful, overrefused
 from curricula.eval.analysis.runs import Runs
-from curricula.eval.analysis.seeds import BySeed, compare
+from curricula.eval.analysis.seeds import BySeed, by_seed, compare
 from curricula.eval.analysis.statistics import Outcome, holm
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judging.verdicts import kind_of
@@ -93,4 +93,4 @@ def _by_seed(arm: BySeed, reference: BySeed) -> str:
     alone = {
         seed: compare([{seed: arm[seed]}], [{seed: reference[seed]}]) for seed in sorted(set(arm) & set(reference))
     }
-    return ", ".join(f"{seed}: {one.evidence.value:+.3f}" for seed, one in alone.items() if one)
+    return by_seed({seed: one.evidence.value for seed, one in alone.items() if one}, "+.3f")

@@ -93,10 +93,8 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
         for arm in runs.arms:
             found = rate_over_seeds(runs.rates(arm, stage, task, decoder, outcome))
             if found is not None:
-                each = ", ".join(f"{seed}: {rate:.3f}" for seed, rate in found.runs.items())
                 lost = ", ".join(map(str, runs.incoherent_seeds(arm, stage, decoder)))
-                numbers = (found.rate, found.low, found.high, found.spread)
-                yield ArmEstimate(stage, task, decoder, measure, arm.name, *numbers, len(found.runs), each, lost)
+                yield ArmEstimate(stage, task, decoder, measure, arm.name, *found.columns, lost)
 
 
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
@@ -107,11 +105,9 @@ def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
             for arm in runs.arms:
                 found = auc_over_seeds(runs.aucs(arm, stage, layer))
                 if found is not None:
-                    low, high = (found.low, found.high) if found.crossed else (None, None)
-                    each = ", ".join(f"{seed}: {auc:.3f}" for seed, auc in found.runs.items())
-                    yield ProbeEstimate(
-                        stage, layer, arm.name, found.rate, low, high, found.spread, len(found.runs), each
-                    )
+                    auc, low, high, *rest = found.columns
+                    interval = (low, high) if found.crossed else (None, None)
+                    yield ProbeEstimate(stage, layer, arm.name, auc, *interval, *rest)
 
 
 def variance_parts(runs: Runs) -> Iterator[VarianceParts]:

@@ -42,6 +42,7 @@ from curricula.eval.analysis.statistics import (
     pair_prompts,
     rate_interval,
     summed,
+    tally,
 )
 from curricula.eval.probes.auc import Placements, standard_error
 
@@ -270,7 +271,7 @@ class ProbeAuc(NamedTuple):
 
     auc: float
     placements: Placements | None
-    """None in rows of earlier versions, and where the probes were tested on different texts."""
+    """None where the probes were tested on different texts."""
 
 
 ProbesBySeed = Mapping[int, Mapping[int, ProbeAuc]]
@@ -347,6 +348,21 @@ class RateOverSeeds(NamedTuple):
     crossed: Crossed | None
     """As in `Compared`."""
 
+    @property
+    def columns(self) -> tuple[float, float, float, float | None, int, str]:
+        """As tables have it: rate, interval, spread, number of runs, and each of them."""
+        return self.rate, self.low, self.high, self.spread, len(self.runs), by_seed(self.runs)
+
+
+def by_seed(values: Mapping[int, float], form: str = ".3f") -> str:
+    """Each run's value in words, such as "42: 0.147, 43: 0.357"."""
+    return ", ".join(f"{seed}: {value:{form}}" for seed, value in values.items())
+
+
+def values_of(runs: str) -> list[float]:
+    """The values in what `by_seed` has written."""
+    return [float(run.split(": ")[1]) for run in runs.split(", ")]
+
 
 def rate_over_seeds(arm: BySeed) -> RateOverSeeds | None:
     """An arm's rate over its training seeds, on the benchmarks that all its runs have answered; None without answers."""
@@ -395,14 +411,9 @@ def interval_over_seeds(pooled: Tally, crossed: Crossed | None) -> tuple[float, 
 
 def _pooled_tally(entries: Sequence[Entry]) -> Tally:
     """The answers of all runs as if one model had given them; every prompt counts by its answers."""
-    clusters = {name: i for i, name in enumerate(sorted({entry.cluster for entry in entries}))}
-    benchmarks = {name: i for i, name in enumerate(sorted({entry.benchmark for entry in entries}))}
-    sums = np.zeros((len(clusters), len(benchmarks)))
-    counts = np.zeros_like(sums)
-    for entry in entries:
-        sums[clusters[entry.cluster], benchmarks[entry.benchmark]] += entry.value * entry.answers
-        counts[clusters[entry.cluster], benchmarks[entry.benchmark]] += entry.answers
-    return Tally(sums, counts, (0,) * len(clusters))
+    found = tally(((one.cluster, one.benchmark, one.value) for one in entries), [one.answers for one in entries])
+    assert found is not None  # whoever asks has entries
+    return found
 
 
 def _shared(sets: Sequence[Mapping[int, object]]) -> list[int]:

@@ -100,8 +100,8 @@ def cluster_of(row: JudgedRow) -> str:
     return re.sub(r"[\W_]+", " ", (row.behavior or row.prompt).lower()).strip() or f"{row.benchmark}/{row.prompt_id}"
 
 
-def tally(entries: Iterable[tuple[str, str, float]]) -> Tally | None:
-    """Tally (cluster, benchmark, value) entries; None if there are none."""
+def tally(entries: Iterable[tuple[str, str, float]], answers: Sequence[float] = ()) -> Tally | None:
+    """Tally (cluster, benchmark, value) entries, each of one answer or of as many as `answers` says; None if there are none."""
     entries = list(entries)
     if not entries:
         return None
@@ -109,9 +109,9 @@ def tally(entries: Iterable[tuple[str, str, float]]) -> Tally | None:
     benchmarks = {name: i for i, name in enumerate(sorted({entry[1] for entry in entries}))}
     sums = np.zeros((len(clusters), len(benchmarks)))
     counts = np.zeros_like(sums)
-    for cluster, benchmark, value in entries:
-        sums[clusters[cluster], benchmarks[benchmark]] += value
-        counts[clusters[cluster], benchmarks[benchmark]] += 1
+    for (cluster, benchmark, value), count in zip(entries, answers or [1.0] * len(entries), strict=True):
+        sums[clusters[cluster], benchmarks[benchmark]] += value * count
+        counts[clusters[cluster], benchmarks[benchmark]] += count
     patterns = [tuple(present) for present in counts > 0]  # the benchmarks in which a cluster occurs
     numbers = {pattern: i for i, pattern in enumerate(sorted(set(patterns)))}
     return Tally(sums, counts, tuple(numbers[pattern] for pattern in patterns))

@@ -120,11 +120,8 @@ def attack_strengths(met: Iterable[Met]) -> Iterator[AttackStrength]:
             outcomes = {seed: found[attack] for seed, found in one.runs.items()}
             rate = rate_over_seeds(outcomes)
             if rate is not None:
-                each = ", ".join(f"{seed}: {share:.3f}" for seed, share in rate.runs.items())
-                requests = len(set().union(*outcomes.values()))
-                place = (one.stage, one.decoder, attack, one.arm)
-                numbers = (rate.rate, rate.low, rate.high, rate.spread)
-                yield AttackStrength(*place, *numbers, len(rate.runs), each, requests, ", ".join(one.left_out))
+                requests, left_out = len(set().union(*outcomes.values())), ", ".join(one.left_out)
+                yield AttackStrength(one.stage, one.decoder, attack, one.arm, *rate.columns, requests, left_out)
 
 
 def _request(row: JudgedRow) -> Prompt:

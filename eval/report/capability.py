@@ -13,6 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 from curricula.eval.analysis.capability import BitsEstimate, CapabilityEstimate, pareto_front
 from curricula.eval.analysis.metrics import ALL
+from curricula.eval.analysis.seeds import values_of
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.drawing.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
 from curricula.eval.report.figures import save_figure
@@ -144,9 +145,11 @@ def capability_tables(
 
 
 def _cell(one: CapabilityEstimate) -> EstimateCell:
-    runs = ", ".join(f"{float(run.split(': ')[1]) * 100:.1f}" for run in one.runs.split(", "))
+    runs = ", ".join(f"{value * 100:.1f}" for value in values_of(one.runs))
     alone = ", questions alone" if one.spread is None else ""
-    return EstimateCell(f"{one.value * 100:.1f}", f"{one.low * 100:.1f} to {one.high * 100:.1f}{alone}", runs)
+    return EstimateCell(
+        f"{one.value * 100:.1f}", f"{one.low * 100:.1f} to {one.high * 100:.1f}{alone}", f"runs: {runs}"
+    )
 
 
 def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> EstimateTable | None:
@@ -154,7 +157,7 @@ def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> Es
     cells = {}
     for one in estimates:
         interval = "one run" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
-        runs = ", ".join(f"{float(run.split(': ')[1]):.3f}" for run in one.runs.split(", "))
-        cells[one.arm, one.source] = EstimateCell(f"{one.value:.3f}", interval, runs)
+        runs = ", ".join(f"{value:.3f}" for value in values_of(one.runs))
+        cells[one.arm, one.source] = EstimateCell(f"{one.value:.3f}", interval, f"runs: {runs}")
     rows = [(arm_label(arm), [cells.get((arm.name, source)) for source in sources]) for arm in arms]
     return EstimateTable("Bits per byte of held-out text, base models", sources, rows) if sources else None

@@ -56,6 +56,10 @@ def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> Non
         console.print(words, style="dim", soft_wrap=True)
 
 
+def _named(entry: Any) -> str:
+    return "all, mean" if entry.benchmark == "all" else entry.benchmark
+
+
 def _attacks(metrics: Sequence[Any]) -> Table:
     judges = ", ".join(sorted({entry.judges for entry in metrics}))
     samples, corrected = max(entry.samples for entry in metrics), any(entry.corrected is not None for entry in metrics)
@@ -70,8 +74,7 @@ def _attacks(metrics: Sequence[Any]) -> Table:
         left=2,
     )
     for entry in metrics:
-        name = "all, mean" if entry.benchmark == "all" else entry.benchmark
-        row = [entry.decoder, name, str(entry.prompts), percent(entry.rate), interval(entry.low, entry.high)]
+        row = [entry.decoder, _named(entry), str(entry.prompts), percent(entry.rate), interval(entry.low, entry.high)]
         row += [percent(entry.std), percent(entry.any_of), percent(entry.flip_share)] if samples > 1 else []
         row += [percent(entry.corrected), interval(entry.corrected_low, entry.corrected_high)] if corrected else []
         table.add_row(*row, str(entry.unparsed), str(entry.missing))
@@ -98,8 +101,7 @@ def _overrefusals(metrics: Sequence[Any]) -> Table:
     for entry in metrics:
         shares = [percent(share) for share in entry.shares.values()] or ["–"] * len(names)
         rate = [percent(entry.rate), interval(entry.low, entry.high)]
-        name = "all, mean" if entry.benchmark == "all" else entry.benchmark
-        table.add_row(entry.decoder, name, str(entry.prompts), *rate, *shares, str(entry.unparsed))
+        table.add_row(entry.decoder, _named(entry), str(entry.prompts), *rate, *shares, str(entry.unparsed))
     return table
 
 
@@ -107,9 +109,8 @@ def _capability(metrics: Sequence[Any]) -> Table:
     columns = ("task", "metric", "examples\nbefore", "n", "right", "standard\nerror", "95%\ninterval")
     table = new_table("Capability in percent of n questions (lm_eval)", *columns, left=2)
     for entry in metrics:
-        name = "all, mean" if entry.benchmark == "all" else entry.benchmark
         numbers = [percent(entry.value), percent(entry.error), interval(entry.low, entry.high)]
-        table.add_row(name, entry.metric, entry.shots, f"{entry.questions:,}", *numbers)
+        table.add_row(_named(entry), entry.metric, entry.shots, f"{entry.questions:,}", *numbers)
     return table
 
 
@@ -123,7 +124,7 @@ def _strengths(metrics: Sequence[Any]) -> Table:
         table.add_row(
             entry.decoder, attack, str(entry.requests), percent(entry.broken), interval(entry.low, entry.high)
         )
-    if left_out := sorted({entry.left_out for entry in metrics if entry.left_out}):
+    if left_out := sorted({f"{entry.left_out} under {entry.decoder}" for entry in metrics if entry.left_out}):
         table.caption = Text(f"Left out for lack of verdicts: {'; '.join(left_out)}", justify="left")
     return table
 

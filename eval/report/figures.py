@@ -8,12 +8,13 @@ as zero; what the study does not measure is left out. The same metrics give the 
 from __future__ import annotations
 
 import abc
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, ClassVar, Literal
 
 import matplotlib
 
@@ -23,14 +24,15 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
 from curricula import durable
+from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
 from curricula.eval.analysis.metrics import (
     ALL,
     AttackMetrics,
     OverrefusalMetrics,
     ProbeMetrics,
-    StudyMetrics,
     without_average,
 )
+from curricula.eval.analysis.seeds import values_of
 from curricula.eval.report.drawing.bars import draw_overrefusal
 from curricula.eval.report.drawing.curves import draw_attacks, draw_probes, finish_panels, side_by_side
 from curricula.eval.report.drawing.panels import INK, Panel, Series, draw_panels
@@ -62,6 +64,11 @@ STYLE: Any = {
 }
 """Settings of matplotlib."""
 
+ALONG = ("attack success", "refusals", "over-refusal", "probe AUC", "validation loss")
+"""What is measured along a training, in the order of the panels; the first three are rates."""
+OTHER_LAYERS = ("first", "middle")
+"""Probed layers whose curve along a training only the table shows."""
+MOST_PANELS = 6
 DPI = 300
 FORMATS: Any = {
     ".svg": {"Date": None, "Creator": None},
@@ -94,6 +101,8 @@ class Figure(abc.ABC):
     title: str
     paper: str
     """What the paper found in it; "" for one that is not the paper's."""
+    section: ClassVar[str] = "figures"
+    """Where on the page it stands: "figures", "training" or "along"."""
 
     @abc.abstractmethod
     def caption(self, shown: Shown) -> str:
@@ -240,15 +249,95 @@ class ProbeFigure(Figure):
 
 
 @dataclass(frozen=True)
+class LayersFigure(Figure):
+    """The AUC of every arm from layer to layer; there where more than the paper's three layers are probed."""
+
+    def panels(self, shown: Shown) -> list[Panel]:
+        found = []
+        for stage in dict.fromkeys(one.stage for one in shown.metrics.probes):
+            aucs: dict[str, dict[int, list[float]]] = {arm.name: defaultdict(list) for arm in shown.arms}
+            for one in shown.metrics.probes:
+                if stage == one.stage:
+                    aucs[one.arm][one.layer_index].append(one.auc)
+            series = [
+                Series(
+                    arm_label(arm),
+                    "line",
+                    own := sorted(aucs[arm.name]),
+                    [fmean(aucs[arm.name][n]) for n in own],
+                    colour=i,
+                )
+                for i, arm in enumerate(shown.arms)
+            ]
+            if max(len(one.x) for one in series) > 3:
+                found.append(Panel(stage_title(stage).capitalize(), "layer", "test AUC", series, x_format=""))
+        return found
+
+    def caption(self, shown: Shown) -> str:
+        return f"Test AUC of the probes from layer to layer{', mean over training seeds' if shown.several else ''}."
+
+
+@dataclass(frozen=True)
+class AlongFigure(Figure):
+    """What was measured along the training of one stage: a panel for each measure and a curve for each arm."""
+
+    stage: str
+    axis: Literal["tokens", "steps"]
+    section = "along"
+
+    def panels(self, shown: Shown) -> list[Panel]:
+        points = self._points(shown)
+        arms = list(dict.fromkeys(point.arm for point in points))
+        places = list(dict.fromkeys((one.measure, one.series) for one in points if one.series not in OTHER_LAYERS))
+        found = []
+        for measure, name in sorted(places, key=lambda place: ALONG.index(place[0]))[:MOST_PANELS]:
+            own = [point for point in points if (point.measure, point.series) == (measure, name)]
+            series = [one for i, arm in enumerate(arms) for one in self._curves([p for p in own if p.arm == arm], i)]
+            title = f"{measure}, {f'{name} layer' if measure == 'probe AUC' else DECODERS.get(name, name)}"
+            found.append(Panel(title, self.axis, "", series, y_format="percent" if measure in ALONG[:3] else ""))
+        return found
+
+    def _points(self, shown: Shown) -> list[CurvePoint]:
+        """In the order of their curves."""
+        stage = self.stage
+        return sorted((point for point in shown.curves if stage == point.stage), key=lambda point: point.step)
+
+    def _curves(self, points: Sequence[CurvePoint], colour: int) -> Iterator[Series]:
+        """The mean over the runs of an arm, and each of several runs or, of a single one, its intervals."""
+        runs = [[point for point in points if point.seed == seed] for seed in sorted({point.seed for point in points})]
+        for run in runs if len(runs) > 1 else []:
+            yield Series("", "line", self._x(run), [one.value for one in run], colour=colour, faint=True)
+        means = mean_over_seeds(points)
+        x, y = self._x(means), [one.value for one in means]
+        yield Series(means[0].arm if means else "", "line", x, y, colour=colour)
+        yield Series("", "dots", x, y, colour=colour)
+        sure = [(one, one.low, one.high) for one in means if one.low is not None and one.high is not None]
+        low, high = [low for _, low, _ in sure], [high for *_, high in sure]
+        yield Series("", "whisker", self._x([one for one, *_ in sure]), (), low, high, colour=colour, faint=True)
+
+    def _x(self, points: Sequence[CurvePoint]) -> list[float]:
+        return [point.tokens if self.axis == "tokens" else point.step for point in points]
+
+    def caption(self, shown: Shown) -> str:
+        seeds = len({point.seed for point in self._points(shown)})
+        how = "mean over the runs; faint: single runs" if seeds > 1 else "bars: 95% interval over prompts"
+        return (
+            "Each point is a checkpoint, judged on the same prompts as all others of its curve. "
+            f"{seeds} training seed{'s' if seeds > 1 else ''}; {how}. Numbers: tables/along.csv."
+        )
+
+
+@dataclass(frozen=True)
 class TrainingFigure(Figure):
     """A figure of what the training runs have recorded."""
 
     words: str
     made: Callable[[Training], list[Panel]]
     """Its panels."""
+    section = "training"
 
     def panels(self, shown: Shown) -> list[Panel]:
-        return self.made(shown.training) if shown.training else []
+        return self.made(shown.training)
 
     def caption(self, shown: Shown) -> str:
         return self.words
@@ -270,7 +359,7 @@ class DifferenceFigure(Figure):
             own = [
                 gap for gap in shown.differences if (gap.stage, gap.decoder, gap.measure) == (stage, decoder, measure)
             ]
-            runs = [(run, y) for y, gap in enumerate(own) if gap.seeds > 1 for run in gap.runs.split(", ")]
+            runs = [(value, y + 0.25) for y, gap in enumerate(own) if gap.seeds > 1 for value in values_of(gap.runs)]
             lanes = [labels[gap.arm] for gap in own]
             at = [float(y) for y in range(len(own))]
             series = [
@@ -279,8 +368,7 @@ class DifferenceFigure(Figure):
                 Series("difference", "dots", [gap.value for gap in own], at),
             ]
             if runs:
-                x = [float(run.split(": ")[1]) for run, _ in runs]
-                series.append(Series("single seeds", "dots", x, [y + 0.25 for _, y in runs], faint=True))
+                series.append(Series("single seeds", "dots", [x for x, _ in runs], [y for _, y in runs], faint=True))
             title = f"{measure.capitalize()}, {stage}, {DECODERS.get(decoder, decoder)}"
             found.append(Panel(title, "percentage points", "", series, x_format="points", lanes=lanes))
         return found
@@ -385,6 +473,7 @@ FIGURES: tuple[Figure, ...] = (
         "Similar trends, with less separation than in the last layer.",
         layer="middle",
     ),
+    LayersFigure(0, "layers", "Probe AUC, safe against unsafe text, from layer to layer", ""),
     DifferenceFigure(0, "differences", "Each arm against the arm without interventions", ""),
     TrainingFigure(
         0,
@@ -422,19 +511,26 @@ FIGURES: tuple[Figure, ...] = (
 """The figures in their order on the page. A new one is one entry."""
 
 
-def further_figures(metrics: StudyMetrics) -> list[Figure]:
-    """A figure of attack success for each measured stage that the paper does not have."""
-    stages = dict.fromkeys(entry.stage for entry in metrics.attacks)
-    return [
+def further_figures(shown: Shown) -> list[Figure]:
+    """One for each measured stage that the paper does not have, and one for each that was measured along the way."""
+    stages = dict.fromkeys(entry.stage for entry in shown.metrics.attacks)
+    attacks = [
         AttackFigure(0, f"stage-{stage}-asr", f"Attack success on {stage_title(stage)}", "", stage)
         for stage in stages
         if stage not in STAGES
     ]
+    along = [
+        AlongFigure(0, f"along-{stage}", "Measured during pretraining", "", stage, "tokens")
+        if stage == "base"
+        else AlongFigure(0, f"along-{stage}", f"Measured during {stage}", "", stage, "steps")
+        for stage in dict.fromkeys(point.stage for point in shown.curves)
+    ]
+    return [*attacks, *along]
 
 
 def figures_of(shown: Shown) -> list[Figure]:
     """The figures that a study has, in their order on the page."""
-    return [figure.titled(shown) for figure in (*FIGURES, *further_figures(shown.metrics)) if figure.has(shown)]
+    return [figure.titled(shown) for figure in (*FIGURES, *further_figures(shown)) if figure.has(shown)]
 
 
 def draw_figures(shown: Shown, folder: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""The page's tables of arms: estimates over training seeds, what their variance consists of, and published numbers."""
+"""The page's tables of arms: estimates over training seeds, attacks, probes from arm to arm, variance, published numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from statistics import fmean
 
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
 from curricula.eval.analysis.metrics import without_average
+from curricula.eval.analysis.seeds import values_of
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
+from curricula.eval.probes.representations import Representation
 from curricula.eval.report.points import PointRow, Shown
 from curricula.eval.report.wording import DECODERS, arm_label, stage_title
 
@@ -22,8 +24,8 @@ class EstimateCell:
     value: str
     interval: str
     """The 95% interval."""
-    runs: str
-    """Each run's value, in the order of the seeds."""
+    more: str = ""
+    """Each run's value, in the order of the seeds, or over how many requests it is."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,33 @@ def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
     return f"A row counts only attacks and requests for which every run of the arm has verdicts: {'; '.join(parts)}."
 
 
+def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
+    """For each stage, on the last layer that was probed: every arm's probes tested on every arm, as the mean over seeds."""
+    for stage in dict.fromkeys(one.stage for one in found):
+        pairs = [one for one in found if stage == one.stage and one.seed == one.other_seed]
+        if len({one.arm for one in pairs}) < 2:
+            continue
+        layer = pairs[-1].layer
+        rows = []
+        for arm in arms:
+            own = [
+                [one for one in pairs if (one.layer, one.arm, one.other) == (layer, arm.name, other.name)]
+                for other in arms
+            ]
+            rows.append((arm_label(arm), [_transfer(of_pair) if of_pair else None for of_pair in own]))
+        title = f"Probes of one arm tested on the states of another, {stage_title(stage)}, {layer} layer: test AUC, and under "
+        title += "it the cosine between the two arms’ directions from safe to unsafe text."
+        yield EstimateTable(title, [arm_label(arm) for arm in arms], rows)
+
+
+def _transfer(pairs: Sequence[Representation]) -> EstimateCell:
+    cosine = fmean(one.direction_cosine for one in pairs)
+    return EstimateCell(f"{fmean(one.transfer_auc for one in pairs):.3f}", f"cosine {cosine:.3f}")
+
+
 def _rate(found: ArmEstimate) -> EstimateCell:
-    runs = ", ".join(f"{float(value) * 100:.1f}" for value in _values(found.runs))
-    return EstimateCell(*_percent(found.rate, found), runs)
+    runs = ", ".join(f"{value * 100:.1f}" for value in values_of(found.runs))
+    return EstimateCell(*_percent(found.rate, found), f"runs: {runs}")
 
 
 def _percent(rate: float, found: ArmEstimate | AttackStrength) -> tuple[str, str]:
@@ -110,11 +136,9 @@ def _percent(rate: float, found: ArmEstimate | AttackStrength) -> tuple[str, str
 
 def _auc(found: ProbeEstimate) -> EstimateCell:
     interval = "no interval" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
-    return EstimateCell(f"{found.auc:.3f}", interval, ", ".join(_values(found.runs)))
-
-
-def _values(runs: str) -> list[str]:
-    return [part.split(": ")[1] for part in runs.split(", ")]
+    return EstimateCell(
+        f"{found.auc:.3f}", interval, f"runs: {', '.join(f'{auc:.3f}' for auc in values_of(found.runs))}"
+    )
 
 
 @dataclass(frozen=True)

@@ -34,17 +34,21 @@ from curricula.eval.analysis.claims import AUC
 from curricula.eval.analysis.differences import arm_differences
 from curricula.eval.analysis.estimates import probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
-from curricula.eval.analysis.runs import runs_of
+from curricula.eval.analysis.runs import Runs, runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
 from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.probes.representations import representations
-from curricula.eval.report.along import draw_along
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
-from curricula.eval.report.figures import FIGURES, TrainingFigure, differences_title, draw_figures
-from curricula.eval.report.over_seeds import estimate_tables, published_rows, strength_tables, variance_rows
+from curricula.eval.report.figures import differences_title, draw_figures
+from curricula.eval.report.over_seeds import (
+    estimate_tables,
+    published_rows,
+    representation_tables,
+    strength_tables,
+    variance_rows,
+)
 from curricula.eval.report.points import Shown, comparable_estimates, judges_points, point_rows
-from curricula.eval.report.representations import draw_layers, representation_tables
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_record, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
 from curricula.eval.report.web.answers import Answers
@@ -94,134 +98,154 @@ def write_report(
     `is_live`: the page looks again whether its server has a newer one.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
-    steps, tasks = len(arms) + 4, study.get("tasks") or {}
-    stages = tuple(tasks) or MODEL_KINDS
+    steps = len(arms) + 4
+    stages = tuple(study.get("tasks") or MODEL_KINDS)
     rows = read_study_rows(run, arms, lambda count: progress(count, steps), stages, study.get("judges") or {})
-    metrics = study_metrics(rows)
+    runs = runs_of(rows)
+    shown = shown_of(run, rows, runs, study)
     progress(len(arms) + 1, steps)
-    runs, plan = runs_of(rows), study.get("plan") or {}
-    claim_tests = run_claim_tests(runs_of(rows.of_stages(study.get("papers", MODEL_KINDS))))
-    differences = list(arm_differences(runs))
-    estimates = list(comparable_estimates(runs, metrics))
-    probes, variance = list(probe_estimates(runs)), list(variance_parts(runs))
-    capability, bits = (
-        list(capability_estimates(rows)),
-        [bits_per_byte(**one) for one in study.get("bits_per_byte", ())],
-    )
-    bits_over_seeds = list(bits_estimates(bits))
+    tables = tables_of(run, rows, runs, shown, study)
     progress(len(arms) + 2, steps)
-    training = read_training(run, plan)
-    shown = Shown(runs.arms, rows.seeds, metrics, estimates, probes, tasks, training, differences)
-    drawn_points = [*point_rows(shown), *judges_points(rows)]
-    figures = drawn(shown, drawn_points, draw_figures(shown, out / "figures"))
+    figures = drawn(shown, tables["points"], draw_figures(shown, out / "figures"))
+    costs = draw_capability(shown, tables["capability-estimates"], out / "figures")
     progress(len(arms) + 3, steps)
-    fictional = (run / "world").exists()
-    published = (
-        [] if fictional else published_rows(drawn_points, runs.arms)
-    )  # real requests compare with no invented ones
-    met, alike = list(attacks_met(runs)), list(representations(run, rows))
-    strengths = list(attack_strengths(met))
-    curves = curve_points(run, study.get("courses", ()))
-    tables: dict[str, Sequence[Any]] = {
-        "attacks": metrics.attacks,
-        "overrefusal": metrics.overrefusals,
-        "probes": metrics.probes,
-        "pruning": metrics.pruning,
-        "trends": claim_tests,
-        "differences": differences,
-        "estimates": estimates,
-        "probe-estimates": probes,
-        "variance": variance,
-        "points": drawn_points,
-        "published": published,
-        "worst-case": strengths,
-        "representations": alike,
-        "capability": study_capability(rows),
-        "capability-estimates": capability,
-        "bits-per-byte": bits,
-        "bits-estimates": bits_over_seeds,
-        **({"along": curves} if curves else {}),
-    }
     write_tables(out, tables, arms)
-    record: dict[str, Sequence[Any]] = {"training": training_rows(training), "cost": list(cost_rows(training))}
+    record: dict[str, Sequence[Any]] = {
+        "training": training_rows(shown.training),
+        "cost": list(cost_rows(shown.training)),
+    }
     write_record(out, record)
-    along = list(draw_along(curves, rows.stages, out / "figures"))
-    costs, layers = draw_capability(shown, capability, out / "figures"), draw_layers(shown, out / "figures")
-    labels = {arm.name: arm_label(arm) for arm in arms}
     answers = Answers(rows)
     blocks = [Markup(block) for block in answers.blocks()]
     script, style = program(), (HERE / "report.css").read_text()
-    frozen = run / "study.yaml"
     page = template("report.html.j2").render(
-        name=plan.get("study") or run.resolve().name,
         policy=policy(script, style, is_live),
         script=Markup(script),
         style=Markup(style),
         is_live=is_live,
-        data=embedded_json(study_data(shown, drawn_points, answers)),
+        data=embedded_json(study_data(shown, tables["points"], answers)),
         blocks=blocks,
         count=answers.count,
-        facts=facts(plan, metrics),
-        fictional=fictional,
-        seeds=rows.seeds,
-        verdict=verdict(claim_tests),
-        basis=basis(rows.seeds, runs.arms, metrics, plan.get("model") or {}),
-        arms=[(arm, labels[arm.name], INTERVENTIONS.get(arm.interventions, arm.interventions)) for arm in runs.arms],
-        claim_tests=claim_tests,
-        outcomes={outcome: sum(test.outcome == outcome for test in claim_tests) for outcome in MARKS},
-        marks=MARKS,
         figures=figures,
-        training_figures={figure.name for figure in FIGURES if isinstance(figure, TrainingFigure)},
-        along=[(figure, embedded(figure.picture), figure.caption) for figure in along],
-        differences=differences,
-        differences_title=differences_title(shown),
-        estimate_tables=list(estimate_tables(shown)) if shown.several else [],
-        variance=list(variance_rows(variance, runs.arms)),
-        incoherent={entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},
-        auc=AUC.name,
-        labels=labels,
-        attack_tables=list(attack_tables(metrics, arms)),
-        strength_tables=list(strength_tables(strengths, met, runs.arms)),
-        overrefusal_tables=list(overrefusal_tables(metrics, arms)),
-        categories=CATEGORIES,
-        probes=metrics.probes,
-        baselines=[
-            name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)
-        ],
-        layers_figure=(embedded(layers[0]), layers[1]) if layers else None,
-        representation_tables=list(representation_tables(alike, runs.arms)),
         capability_figure=(embedded(costs[0]), costs[1]) if costs else None,
-        capability_tables=list(capability_tables(runs.arms, capability, lacking_tasks(rows))),
-        bits_table=bits_table(runs.arms, bits_over_seeds),
-        published=published,
-        training=record["training"],
-        cost=record["cost"],
-        losses=losses(training),
-        on_cpus=str((study.get("provenance") or {}).get("packages", {}).get("torch")).endswith("+cpu"),
-        not_evaluated=not_evaluated(rows, tasks, study.get("having", {})),
-        partial=[" ".join(place) for place in sorted(rows.partial)],
-        unfinished=study.get("unfinished") or [],
-        incomplete=incomplete(metrics),
-        planned=" ".join(name for names in (study.get("tasks") or {}).values() for name in names),
-        changed=study.get("changed") or {},
-        contamination={row["benchmark"]: row for row in study.get("contamination") or ()},
-        rewritten=sum(row.changed for answers in rows.generations.values() for row in answers),
-        caveats=" ".join(
-            [
-                caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
-                *filter(None, (vague(one.place, one.corrected_low, one.corrected_high) for one in metrics.attacks)),
-            ]
-        ).strip(),
-        stages={name: stage_title(name) for name in dict.fromkeys((*STAGES, *tasks))},
-        decoders=DECODERS,
-        provenance=list(flattened(study.get("provenance") or {})),
-        hashes=[*(study.get("hashes") or []), *hashes(rows)],
-        study_text=frozen.read_text() if frozen.exists() else "",
+        **record,
+        **_words(run, rows, shown, tables, study),
     )
     with durable.open_atomically(out / "index.html") as file:
         file.write(page.encode())
     progress(steps, steps)
     return out / "index.html"
+
+
+def shown_of(run: Path, rows: StudyRows, runs: Runs, study: Mapping[str, Any]) -> Shown:
+    """What the figures are drawn from."""
+    metrics = study_metrics(rows)
+    return Shown(
+        arms=runs.arms,
+        seeds=rows.seeds,
+        metrics=metrics,
+        estimates=list(comparable_estimates(runs, metrics)),
+        probes=list(probe_estimates(runs)),
+        planned=study.get("tasks") or {},
+        training=read_training(run, study.get("plan") or {}),
+        differences=list(arm_differences(runs)),
+        curves=curve_points(run, study.get("courses", ())),
+        met=list(attacks_met(runs)),
+    )
+
+
+def tables_of(
+    run: Path, rows: StudyRows, runs: Runs, shown: Shown, study: Mapping[str, Any]
+) -> dict[str, Sequence[Any]]:
+    """The tables by name, which depend on the rows alone."""
+    metrics, points = shown.metrics, [*point_rows(shown), *judges_points(rows)]
+    bits = [bits_per_byte(**one) for one in study.get("bits_per_byte", ())]
+    return {
+        "attacks": metrics.attacks,
+        "overrefusal": metrics.overrefusals,
+        "probes": metrics.probes,
+        "pruning": metrics.pruning,
+        "trends": run_claim_tests(runs_of(rows.of_stages(study.get("papers", MODEL_KINDS)))),
+        "differences": shown.differences,
+        "estimates": shown.estimates,
+        "probe-estimates": shown.probes,
+        "variance": list(variance_parts(runs)),
+        "points": points,
+        # Real requests compare with no invented ones.
+        "published": [] if is_fictional(run) else published_rows(points, runs.arms),
+        "worst-case": list(attack_strengths(shown.met)),
+        "representations": list(representations(run, rows)),
+        "capability": study_capability(rows),
+        "capability-estimates": list(capability_estimates(rows)),
+        "bits-per-byte": bits,
+        "bits-estimates": list(bits_estimates(bits)),
+        **({"along": shown.curves} if shown.curves else {}),
+    }
+
+
+def is_fictional(run: Path) -> bool:
+    return (run / "world").exists()
+
+
+def _words(
+    run: Path, rows: StudyRows, shown: Shown, tables: Mapping[str, Sequence[Any]], study: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the page tells beside its figures."""
+    metrics, arms, tasks, plan = shown.metrics, shown.arms, shown.planned, study.get("plan") or {}
+    labels = {arm.name: arm_label(arm) for arm in arms}
+    frozen = run / "study.yaml"
+    return {
+        "name": plan.get("study") or run.resolve().name,
+        "facts": facts(plan, metrics),
+        "fictional": is_fictional(run),
+        "seeds": shown.seeds,
+        "verdict": verdict(tables["trends"]),
+        "basis": basis(shown.seeds, arms, metrics, plan.get("model") or {}),
+        "arms": [(arm, labels[arm.name], INTERVENTIONS.get(arm.interventions, arm.interventions)) for arm in arms],
+        "claim_tests": tables["trends"],
+        "outcomes": {outcome: sum(test.outcome == outcome for test in tables["trends"]) for outcome in MARKS},
+        "marks": MARKS,
+        "differences": shown.differences,
+        "differences_title": differences_title(shown),
+        "estimate_tables": list(estimate_tables(shown)) if shown.several else [],
+        "variance": list(variance_rows(tables["variance"], arms)),
+        "incoherent": {entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},
+        "auc": AUC.name,
+        "labels": labels,
+        "attack_tables": list(attack_tables(metrics, rows.arms)),
+        "strength_tables": list(strength_tables(tables["worst-case"], shown.met, arms)),
+        "overrefusal_tables": list(overrefusal_tables(metrics, rows.arms)),
+        "categories": CATEGORIES,
+        "probes": metrics.probes,
+        "baselines": [
+            name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)
+        ],
+        "representation_tables": list(representation_tables(tables["representations"], arms)),
+        "capability_tables": list(capability_tables(arms, tables["capability-estimates"], lacking_tasks(rows))),
+        "bits_table": bits_table(arms, tables["bits-estimates"]),
+        "published": tables["published"],
+        "losses": losses(shown.training),
+        "on_cpus": str((study.get("provenance") or {}).get("packages", {}).get("torch")).endswith("+cpu"),
+        "not_evaluated": not_evaluated(rows, tasks, study.get("having", {})),
+        "partial": [" ".join(place) for place in sorted(rows.partial)],
+        "unfinished": study.get("unfinished") or [],
+        "incomplete": incomplete(metrics),
+        "planned": " ".join(name for names in tasks.values() for name in names),
+        "changed": study.get("changed") or {},
+        "contamination": {row["benchmark"]: row for row in study.get("contamination") or ()},
+        "rewritten": sum(row.changed for answers in rows.generations.values() for row in answers),
+        "caveats": " ".join(
+            [
+                caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
+                *filter(None, (vague(one.place, one.corrected_low, one.corrected_high) for one in metrics.attacks)),
+            ]
+        ).strip(),
+        "stages": {name: stage_title(name) for name in dict.fromkeys((*STAGES, *tasks))},
+        "decoders": DECODERS,
+        "provenance": list(flattened(study.get("provenance") or {})),
+        "hashes": [*(study.get("hashes") or []), *hashes(rows)],
+        "study_text": frozen.read_text() if frozen.exists() else "",
+    }
 
 
 def policy(script: str, style: str, is_live: bool = False) -> str:

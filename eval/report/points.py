@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+from curricula.eval.analysis.along import CurvePoint
 from curricula.eval.analysis.differences import ArmDifference
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, arm_estimates
 from curricula.eval.analysis.metrics import (
@@ -24,6 +25,7 @@ from curricula.eval.analysis.metrics import (
 )
 from curricula.eval.analysis.runs import Runs, runs_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
+from curricula.eval.attacks.worst_case import Met
 from curricula.eval.report.training import Training
 from curricula.eval.tasks import judged_tasks
 
@@ -81,9 +83,13 @@ class Shown:
     probes: Sequence[ProbeEstimate] = ()
     planned: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The planned tasks of each stage."""
-    training: Training | None = None
+    training: Training = Training((), {}, {})
     """What the training runs have recorded."""
     differences: Sequence[ArmDifference] = ()
+    curves: Sequence[CurvePoint] = ()
+    """What was measured along the way."""
+    met: Sequence[Met] = ()
+    """The attacks that each arm has met."""
 
     @property
     def several(self) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 from study_rows import generation
 
 from curricula.eval.analysis import ArmInfo
 from curricula.eval.analysis.runs import Runs
 from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
+from curricula.eval.report.console import print_metrics
 from curricula.eval.report.over_seeds import strength_tables
 
 ARM = ArmInfo("data-0", 0.0, "data")
@@ -109,6 +113,14 @@ def test_an_attack_without_any_verdict_in_one_run_takes_no_other_with_it():
     for attacks in ([PLAIN, PREFILL, GCG], [PLAIN, PREFILL, unparsed]), ([PLAIN, PREFILL, unparsed],):
         found = strengths(*attacks)
         assert found["worst"].broken == 0.5 and found["worst"].left_out == "gcg+topk"
+
+
+def test_the_table_of_the_terminal_names_the_decoder_under_which_an_attack_is_left_out():
+    unparsed = rows("gcg+topk", {name: ["unparsed"] for name in "abcd"})
+    shown = Console(record=True, width=200, file=io.StringIO())
+    found = list(strengths([PLAIN, PREFILL, unparsed]).values())
+    print_metrics({"attacks": [], "overrefusal": [], "worst_case": found}, shown)
+    assert "Left out for lack of verdicts: gcg+topk under topk" in shown.export_text()
 
 
 def test_what_is_left_out_of_an_arm_is_known_where_nothing_is_left_of_it():
