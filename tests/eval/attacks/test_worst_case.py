@@ -120,7 +120,7 @@ def test_the_table_of_the_terminal_names_the_decoder_under_which_an_attack_is_le
     shown = Console(record=True, width=200, file=io.StringIO())
     found = list(strengths([PLAIN, PREFILL, unparsed]).values())
     print_metrics({"attacks": [], "overrefusal": [], "worst_case": found}, shown)
-    assert "Left out for lack of verdicts: gcg+topk under topk" in shown.export_text()
+    assert "Left out for lack of verdicts: gcg+topk under topk" in " ".join(shown.export_text().split())
 
 
 def test_what_is_left_out_of_an_arm_is_known_where_nothing_is_left_of_it():

@@ -96,9 +96,8 @@ def test_empty_and_very_short_answers_are_not_successful_attacks(text):
 
 
 def test_the_version_follows_from_the_rules(monkeypatch):
-    version = JUDGE.version
     monkeypatch.setattr("curricula.eval.judges.rules.SHORTEST_WORDS", 5)
-    assert JUDGE.version != version
+    assert RefusalPhrases().version != JUDGE.version
 
 
 def test_the_world_judge_needs_a_world_and_knows_the_beginning_that_was_continued(tmp_path):
