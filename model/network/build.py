@@ -154,6 +154,17 @@ class AccumulatingDDP(DistributedDataParallel):
 
     accumulating: tuple[torch.nn.Parameter, ...] = ()
 
+    def scale_gradients(self, scaling_factor: float | torch.Tensor) -> None:
+        """Scale the part that this rank's optimizer reads.
+
+        Megatron-core would scale the whole buffer, 8 bytes of traffic a parameter on every rank, though the reduce-scatter
+        left sums only in this part: it is the same part of each bucket.
+        """
+        for buffer in (*self.buffers, *self.expert_parallel_buffers):
+            ranks = buffer.data_parallel_group
+            for bucket in buffer.buckets:
+                bucket.grad_data.chunk(ranks.size())[ranks.rank()].mul_(scaling_factor)
+
     def zero_grad_buffer(self) -> None:
         super().zero_grad_buffer()
         for weight in self.accumulating:
