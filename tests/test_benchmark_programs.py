@@ -55,6 +55,7 @@ def test_every_benchmark_is_run():
         "machine",
         "megatron_peer",
         "tokenization_measures",
+        "training_changes",
         "training_litgpt",
         "training_measure",
         "training_ours",

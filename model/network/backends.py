@@ -37,7 +37,7 @@ from curricula.model.runtime.distributed import Parallel
 ATTENTION_MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
 """The modules from which torch loads the kernels of `EngineConfig.attention`."""
 LAYER_OPTIONS = {"max_complex_pointwise_cat_inputs": 2}
-"""Inductor's settings for a layer's code, of which `_compile_layers` takes those that this torch knows (2.13 does).
+"""Inductor's settings for a layer's code, for `layer_options`.
 
 The gradient of `mixed` in `attend` is three tensors side by side. By default one kernel computes all three at every element and
 takes one of them: 45 instructions an element, which take about as long as the memory does. With this, one kernel turns queries
@@ -218,7 +218,7 @@ def _compile_layers(network: GPTModel) -> None:
     # Shapes, masks and gradient modes are compiled separately: training, tuning, validation, recomputation make more than 8.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     whole = network.config.tensor_model_parallel_size == 1
-    options = {name: value for name, value in LAYER_OPTIONS.items() if name in torch._inductor.list_options()}
+    options = layer_options()
     for layer in network.decoder.layers:
         if not whole:
             for linear in (
@@ -230,3 +230,10 @@ def _compile_layers(network: GPTModel) -> None:
                 linear.forward = torch.compiler.disable(linear.forward)
         layer.compute = torch.compile(layer.compute, fullgraph=whole, dynamic=False, options=options)
     network.decoder.final_layernorm.compile(dynamic=False)
+
+
+def layer_options() -> dict[str, Any]:
+    """Those of `LAYER_OPTIONS` that this torch knows: 2.13 knows all."""
+    import torch._inductor
+
+    return {name: value for name, value in LAYER_OPTIONS.items() if name in torch._inductor.list_options()}

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from training_changes import CHANGES
 from training_measure import PEAK_LR, UNTIMED_STEPS, WARMUP_STEPS, Step, measure
 
 from curricula.model import (
@@ -53,11 +54,15 @@ def bare_step(
     micro_batch: int,
     tokens: str,
     weights: str,
+    change: str = "nothing",
     **asked: Any,
 ) -> dict[str, Any]:
-    """The engine's step without the loop around it. The peer reads `weights`; ours are drawn with the same seed."""
+    """The engine's step without the loop around it, with one of `CHANGES`.
+
+    The peer reads `weights`; ours are drawn with the same seed.
+    """
     config = msgspec.convert(model, ModelConfig)
-    with started() as parallel:
+    with CHANGES[change](), started() as parallel:
         step = make_step(config, msgspec.convert(engine, EngineConfig), micro_batch, parallel)
         return measure(step, tokens, **asked)
 

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/training_step.py --out RESULTS            # on one H100: about an hour
     python tests/benchmarks/training_step.py --out RESULTS --sweep    # and tokens/s by micro-batch and sequence length
+    python tests/benchmarks/training_step.py --out RESULTS --only ablation,compilation    # what each part of ours is worth
     python tests/benchmarks/training_step.py --out RESULTS --smoke    # the program itself, tiny, on a CPU
 
 Each variant runs in its own process, with the same initial weights, the same batches of 32 sequences of 2,048 tokens and the
@@ -72,10 +73,29 @@ FULL = (
     Variant("ours te fp8 delayed", "ours", engine(backend="te", fp8="delayed"), "transformer_engine"),
     Variant("ours te fp8 tensorwise", "ours", engine(backend="te", fp8="tensorwise"), "transformer_engine"),
 )
+ABLATIONS = tuple(
+    Variant(f"ablation: {change}", "ours", engine(backend="torch") | {"change": change})
+    for change in (
+        "nothing",
+        "SwiGLU by the compiler",
+        "gradients added by autograd",
+        "sum between halves not kept",
+        "norm gradients in two kernels",
+        "QKV gradient in one kernel",
+        "logits read twice",
+    )
+)
+"""What each part of the torch backend is worth: rows with one of `training_changes.CHANGES`, measured only if asked for."""
+COMPILATIONS = tuple(
+    Variant(f"compilation: {change}", "ours", engine(backend="torch") | {"change": change})
+    for change in ("nothing", "layers as one graph", "products chosen by trial")
+)
+"""Slower ways to compile, which may give faster code; also only if asked for."""
 SMOKE = (
     Variant("LitGPT fp32", "litgpt", {"precision": "32-true", "compiled": False}, "litgpt"),
     Variant("ours cpu fp32", "ours", engine(backend="cpu")),
     Variant("ours cpu fp32, whole loop", "loop", engine(backend="cpu")),
+    Variant("ablation cpu fp32", "ours", engine(backend="cpu") | {"change": "gradients added by autograd"}),
 )
 
 
@@ -102,8 +122,7 @@ def main() -> None:
         args.micro_batch, args.timed, args.steps = 2, 2, 4
     model = PRESETS["tiny"] if args.smoke else PRESETS["smollm2-1.7b"]
     global_batch = 4 if args.smoke else TOKENS_PER_STEP // model.sequence_length
-    chosen = args.only.split(",") if args.only else [""]
-    variants = [each for each in (SMOKE if args.smoke else FULL) if any(part in each.name for part in chosen)]
+    variants = choose(SMOKE if args.smoke else FULL, ABLATIONS + COMPILATIONS, args.only)
     args.out.mkdir(parents=True, exist_ok=True)
     args.json = args.json or args.out / "results.json"
     about = machine.describe()
@@ -128,6 +147,13 @@ def main() -> None:
     write_text_table(args.out / "table.txt", tables)
     plot(rows, args.out / "losses.png")
     machine.progress(f"results: {args.out}")
+
+
+def choose(usual: tuple[Variant, ...], others: tuple[Variant, ...], only: str | None) -> list[Variant]:
+    """The usual variants, or of all those whose names hold a part of `only`."""
+    if not only:
+        return list(usual)
+    return [each for each in usual + others if any(part in each.name for part in only.split(","))]
 
 
 def as_task(model: ModelConfig) -> dict[str, Any]:

@@ -57,6 +57,8 @@ PARTS = {
     "te": Part("Transformer Engine and fp8: losses, change of backend, memory", tests="gpu and te"),
     "step-te": Part("a step with Transformer Engine, bf16 and fp8", variants="ours te"),
     "sizes": Part("a step by micro-batch and sequence length", variants="nothing else", sweep=True),
+    "ablations": Part("a step without one part of the torch backend at a time", variants="ablation"),
+    "compilations": Part("a step as one graph, and with products chosen by trial", variants="compilation"),
     "losses-bf16": Part("300 steps in bf16", variants="ours te bf16", steps=300),
     "losses-fp8": Part("300 steps in fp8", variants="ours te fp8 delayed", steps=300),
     "decoding": Part(

@@ -38,7 +38,8 @@ def run(*words):
 def test_every_part_is_named():
     listed = run("--list").stdout
     assert [line.split()[0] for line in listed.splitlines()] == [
-        "engine", "step-bf16", "te", "step-te", "sizes", "losses-bf16", "losses-fp8", "decoding",
+        "engine", "step-bf16", "te", "step-te", "sizes", "ablations", "compilations", "losses-bf16",
+        "losses-fp8", "decoding",
     ]  # fmt: skip
 
 
@@ -136,6 +137,27 @@ def test_the_training_benchmark_keeps_each_row_as_it_is_measured(tmp_path, no_ha
         benchmark.main()
     kept = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in kept["rows"]] == ["LitGPT fp32", "ours cpu fp32"]
+
+
+def test_each_part_measures_its_own_variants_and_a_plain_run_no_ablations():
+    benchmark = loaded(BENCHMARKS / "training_step.py")
+    others = benchmark.ABLATIONS + benchmark.COMPILATIONS
+    assert benchmark.choose(benchmark.FULL, others, None) == list(benchmark.FULL)
+    for part, own in {"ablations": benchmark.ABLATIONS, "compilations": benchmark.COMPILATIONS}.items():
+        assert benchmark.choose(benchmark.FULL, others, program.PARTS[part].variants) == list(own)
+    for part in ("step-bf16", "step-te", "sizes", "losses-bf16", "losses-fp8"):
+        assert all(
+            each in benchmark.FULL for each in benchmark.choose(benchmark.FULL, others, program.PARTS[part].variants)
+        )
+
+
+def test_every_change_to_the_backend_is_measured_and_can_be_made():
+    benchmark, changes = (loaded(BENCHMARKS / f"{name}.py") for name in ("training_step", "training_changes"))
+    asked = [each.settings["change"] for each in benchmark.ABLATIONS + benchmark.COMPILATIONS]
+    assert set(asked) == set(changes.CHANGES)
+    for change in changes.CHANGES.values():
+        with change():
+            pass
 
 
 def test_no_size_is_measured_twice():

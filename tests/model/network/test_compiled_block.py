@@ -6,7 +6,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from curricula.model.config import PRESETS, EngineConfig
-from curricula.model.network.backends import LAYER_OPTIONS, choose_backend
+from curricula.model.network.backends import LAYER_OPTIONS, choose_backend, layer_options
 from curricula.model.network.build import build_network
 from curricula.model.network.transformer import turns_of
 from curricula.model.runtime.distributed import started
@@ -38,5 +38,7 @@ def test_the_sum_between_the_halves_is_kept_for_the_backward_pass():
     assert projected not in kept
 
 
-def test_the_options_of_layers_are_known_to_this_torch():
-    assert set(LAYER_OPTIONS) <= set(torch._inductor.list_options())
+def test_options_that_torch_does_not_know_are_left_out(monkeypatch):
+    assert layer_options().items() <= LAYER_OPTIONS.items()
+    monkeypatch.setitem(LAYER_OPTIONS, "of_another_torch", True)
+    assert "of_another_torch" not in layer_options()
