@@ -505,6 +505,6 @@ def test_the_log_is_read_for_the_estimate_and_before_and_after_the_work(tmp_path
 
 
 def test_without_a_local_classifier_no_torch_is_loaded():
-    modules = ", ".join(f"curricula.curriculum.synthesis.{name}" for name in ("run", "classifier", "inputs", "files"))
+    modules = ", ".join(f"curricula.curriculum.synthesis.{name}" for name in ("run", "classifier", "shard", "files"))
     code = f"import sys, {modules}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
