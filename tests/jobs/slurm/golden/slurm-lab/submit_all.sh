@@ -6,7 +6,7 @@ umask 077
 root=/RUN
 slurm=$root/slurm record=$root/slurm/submissions.jsonl
 cd "$(dirname "${BASH_SOURCE[0]}")"
-scripts=.
+scripts=$PWD
 mkdir -p "$slurm"
 if [ -s "$record" ]; then
     echo "$record: this run was submitted before; go on with \`curricula submit\` or \`curricula retry\`" >&2
