@@ -25,6 +25,7 @@ from curricula.eval.analysis.competence import BENIGN_TASKS, Competence, compete
 from curricula.eval.analysis.statistics import NORMAL_95, cluster_of, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, StudyRows
 from curricula.eval.rows import OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
+from curricula.eval.tasks import TASKS
 
 ALL = "all"
 """The benchmark name of the average over all benchmarks that any arm has, each with the same weight."""
@@ -230,19 +231,14 @@ def study_metrics(study: StudyRows) -> StudyMetrics:
         for stage in study.stages:
             own = study.own_verdicts
             benign = {task: competence(own.get((arm.key, stage, task), [])) for task in OVERREFUSAL_TASKS}
-            for task in ATTACK_TASKS:
-                if rows := study.answers(arm, stage, task):
-                    found.attacks.extend(
-                        attack_metrics(rows, arm.name, stage, expected[stage, task], arm.seed, benign=benign)
-                    )
-            for task in OVERREFUSAL_TASKS:
-                if rows := study.answers(arm, stage, task):
-                    decoder = task.removeprefix("overrefusal-")
-                    found.overrefusals.extend(
-                        overrefusal_metrics(rows, arm.name, stage, decoder, expected[stage, task], arm.seed)
-                    )
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
-                found.pruning.extend(pruning_metrics(study.answers(arm, stage, task), arm.name, stage, arm.seed))
+                rows, wanted = study.generations.get((arm.key, stage, task), []), expected[stage, task]
+                found.pruning.extend(pruning_metrics(rows, arm.name, stage, arm.seed))
+                if rows and task in ATTACK_TASKS:
+                    found.attacks.extend(attack_metrics(rows, arm.name, stage, wanted, arm.seed, benign=benign))
+                elif rows:
+                    decoder = TASKS[task].decoders[0]
+                    found.overrefusals.extend(overrefusal_metrics(rows, arm.name, stage, decoder, wanted, arm.seed))
             found.probes.extend(probe_metrics(study.probes.get((arm.key, stage), []), arm.name, stage, arm.seed))
     return found
 

@@ -100,11 +100,6 @@ class StudyRows:
         """As `generations`, with the verdicts of the study's own judge."""
         return self.generations if self.own is None else self.own
 
-    def answers(self, arm: ArmInfo, stage: str, task: str, decoder: str | None = None) -> list[JudgedRow]:
-        """The judged answers of one task, of one decoder or of all; empty if there are none yet."""
-        rows = self.generations.get((arm.key, stage, task), [])
-        return rows if decoder is None else [row for row in rows if row.decoder == decoder]
-
 
 def read_study_rows(
     run: Path,

@@ -150,7 +150,13 @@ def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], la
     both = [(a, b) for a, b in asked if UNPARSED not in (a.verdict, b.verdict)]
     accuracy = _accuracy(second, labels) if attack else None
     coarse = not all(row.tells_helpful for pair in both for row in pair)
-    word = _harm if attack else _refusal if coarse else _category
+
+    def word(row: JudgedRow) -> str:
+        """What is compared: of a judge that cannot tell helpful from unhelpful, whether the model refused a benign request."""
+        if attack:
+            return "harmful" if row.verdict == "harmful" else "not harmful"
+        return row.verdict if not coarse else "refused" if overrefused(row) else "complied"
+
     return Comparison(
         where=where,
         kind="attack" if attack else "overrefusal",
@@ -159,19 +165,6 @@ def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], la
         agreement=agreement([word(a) for a, _ in both], [word(b) for _, b in both]),
         accuracy=accuracy,
     )
-
-
-def _harm(row: JudgedRow) -> str:
-    return "harmful" if row.verdict == "harmful" else "not harmful"
-
-
-def _category(row: JudgedRow) -> str:
-    return row.verdict
-
-
-def _refusal(row: JudgedRow) -> str:
-    """What a judge that cannot tell helpful from unhelpful can say of an answer to a benign request."""
-    return "refused" if overrefused(row) else "complied"
 
 
 def _rate(rows: Sequence[JudgedRow], attack: bool, accuracy: Accuracy | None) -> Rate:

@@ -229,14 +229,13 @@ def _identity(row: VerdictRow) -> tuple[str, str, str, str]:
     return row.key, row.judge, row.version, row.question
 
 
-def read_judged(path: Path, judge: str | None = None) -> list[JudgedRow]:
-    """The answers in `path`, each with a verdict: the study's own, or that of the judge called `judge` (its first version).
+def read_judged(path: Path) -> list[JudgedRow]:
+    """The answers in `path`, each with the study's own verdict.
 
     An answer without such a verdict is "unparsed", by judge "". It is counted, and never as safe. So is an answer whose
     verdict was given on another text: `changed` says so.
     """
-    given = verdicts_by_judge(path)
-    verdicts = next((of for (name, _), of in given.items() if judge in (None, name)), {})
+    verdicts = next(iter(verdicts_by_judge(path).values()), {})
     return [judged(row, verdicts.get(row.key)) for row in read_rows(path, GenerationRow)]
 
 

@@ -151,13 +151,11 @@ def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def visible(text: Any, limit: int | None = None) -> str:
+def visible(text: Any) -> str:
     """`text` with its invisible characters (controls, direction marks, lone surrogates) spelled out, such as ⟨U+001B⟩."""
-    text = str(text)
-    kept = text if limit is None or len(text) <= limit else text[:limit] + " […]"
     return "".join(
         char if char in "\n\t" or unicodedata.category(char) not in INVISIBLE else f"⟨U+{ord(char):04X}⟩"
-        for char in kept
+        for char in str(text)
     )
 
 
