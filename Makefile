@@ -32,7 +32,7 @@ test: $(WEIGHTS)
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow and not gpu"
 
 test-all: $(WEIGHTS)
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	CURRICULA_THOROUGH=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 $(STAMP): setup.cfg env/bootstrap.py env/constraints.txt
 	$(PYTHON) env/bootstrap.py $(VENV) --torch

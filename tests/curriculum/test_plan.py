@@ -3,7 +3,8 @@
 import itertools
 
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from curricula.curriculum.config import Curriculum, PhaseConfig
@@ -120,7 +121,7 @@ def test_an_arm_that_means_nothing_is_refused(phases, said):
 starts = st.lists(st.integers(0, 95).map(lambda n: n / 100), min_size=1, max_size=4, unique=True).map(sorted)
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(starts, st.floats(1e-4, 0.9), st.floats(0.01, 10), st.integers(100, 5000))
 def test_matched_exposure_gives_every_arm_of_a_set_the_same_interventions(starts, share, ratio, steps):
     budget = Budget(steps * 64, 16, 4)

@@ -4,7 +4,8 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curricula.curriculum.config import Curriculum, PhaseConfig, Source
@@ -170,7 +171,7 @@ def curricula(draw):
     return with_arms(starts=draw(st.sampled_from([(0.0, 1.0), (0.2, 0.5), (1.0,)])), **arms)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(curricula())
 def test_each_arm_is_trained_whole_once_and_by_its_own_stream_and_learning_rate(curriculum):
     try:
@@ -207,7 +208,7 @@ def test_each_arm_is_trained_whole_once_and_by_its_own_stream_and_learning_rate(
             assert at(one.arm, one.start + 1) != at(other.arm, other.start + 1)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.lists(
         st.tuples(curricula(), st.sampled_from([500, 1000]), st.sampled_from([0.1, 0.3]), st.booleans()), max_size=3
@@ -303,7 +304,7 @@ def test_sets_of_the_same_sources_in_other_doses_are_each_their_own_measure():
     assert [round(seen(arms[name], {"refusals"}), -1) for name in ("weak-0", "strong-0", "late")] == [400, 2000, 2000]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     st.lists(st.tuples(st.integers(1, 300), st.floats(0, 1)), min_size=1, max_size=5),
     st.floats(0.001, 0.9),

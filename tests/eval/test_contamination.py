@@ -2,6 +2,7 @@
 
 import random
 
+from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +36,7 @@ def is_near_naively(prompt, text):
     return False
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(st.lists(texts, max_size=6), st.lists(texts, max_size=6), st.data())
 def test_prompts_are_found_as_by_comparing_every_gram(prompts, pieces, data):
     # Some texts hold a prompt, or a part of it, between other words.

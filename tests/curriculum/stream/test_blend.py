@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curricula.curriculum.stream.blend import BLOCK, Blend, Phase, permute
@@ -55,19 +56,19 @@ def furthest(phases: list[Phase]) -> float:
     return worst
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(mixes, st.integers(1, 5000))
 def test_every_prefix_of_a_phase_follows_the_weights(mix, samples):
     assert furthest([Phase(samples, mix)]) <= 1.69  # see the module's docstring
 
 
-@settings(max_examples=2000, deadline=None)
+@examples(2000)
 @given(phase_lists())
 def test_every_prefix_of_a_run_follows_the_weights_of_its_phases(phases):
     assert furthest(phases) <= 3
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(ramps())
 def test_errors_do_not_add_up_over_the_steps_of_a_ramp(phases):
     assert furthest(phases) <= 4
@@ -80,7 +81,7 @@ def test_a_share_too_small_for_one_sample_of_a_phase_is_repaid_by_later_phases(w
     assert abs(blend.counts(blend.total)["rare"] - weight * length * phases) <= 1
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(phase_lists(), st.data())
 def test_a_range_drawn_alone_equals_that_range_of_the_whole(phases, data):
     blend = Blend(phases)
@@ -90,7 +91,7 @@ def test_a_range_drawn_alone_equals_that_range_of_the_whole(phases, data):
     assert np.array_equal(whole[0][start:stop], alone[0]) and np.array_equal(whole[1][start:stop], alone[1])
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(phase_lists(), mixes, st.integers(1, 500))
 def test_a_changed_future_leaves_the_past_as_it_was(phases, other, length):
     """Arms that share a beginning differ in where its last phase ends and in what follows."""
@@ -102,7 +103,7 @@ def test_a_changed_future_leaves_the_past_as_it_was(phases, other, length):
     assert np.array_equal(old[1], new[1])
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(phase_lists(), st.data())
 def test_counts_agree_with_counting(phases, data):
     blend = Blend(phases)
@@ -111,7 +112,7 @@ def test_counts_agree_with_counting(phases, data):
     assert blend.counts(index) == {name: int(np.sum(sources == n)) for n, name in enumerate(blend.sources)}
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(mixes, st.integers(0, 2**50), st.integers(1, 3000))
 def test_far_into_a_run_the_counts_equal_the_ideal_in_exact_fractions(mix, start, length):
     blend = Blend([Phase(2**50 + 5000, mix)])

@@ -5,7 +5,8 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from shard_folders import write_source
 
@@ -42,7 +43,7 @@ def opened(shards, phases, batch, seed=1):
     return PretrainingBatches(phases, shards, LENGTH, batch, seed, VOCABULARY)
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(runs())
 def test_no_sample_of_a_source_appears_twice_before_all_appeared_once(shards, run):
     phases, batch = run
@@ -57,7 +58,7 @@ def test_no_sample_of_a_source_appears_twice_before_all_appeared_once(shards, ru
         assert max(seen.values()) - min(seen.values()) <= 1 and max(seen) < SAMPLES[source]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(runs(), st.data())
 def test_ranks_resumes_and_micro_batches_of_any_size_read_the_same_rows(shards, run, data):
     phases, batch = run
@@ -74,7 +75,7 @@ def test_ranks_resumes_and_micro_batches_of_any_size_read_the_same_rows(shards, 
             assert row.tolist() == list(range(number * LENGTH, number * LENGTH + LENGTH + 1))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(runs(), mixes, st.integers(1, 30))
 def test_arms_share_the_stream_and_the_fingerprint_until_they_part(shards, run, other, more):
     phases, batch = run
@@ -92,7 +93,7 @@ def test_arms_share_the_stream_and_the_fingerprint_until_they_part(shards, run, 
         assert changed.fingerprint(step) != arm.fingerprint(step)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(mixes, st.floats(0.1, 10))
 def test_equal_fingerprints_mean_equal_streams(shards, mix, factor):
     """Weights whose shares are equal as floating-point numbers need not be in the same ratio."""
@@ -188,7 +189,7 @@ def test_a_manifest_that_contradicts_its_shard_or_the_other_manifests_is_refused
         opened(tmp_path, [Phase(4, {"web": 1.0})], 2)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(runs(), st.dictionaries(st.sampled_from(sorted(SIZES)), st.sampled_from(["all", "tags", "none"])))
 def test_only_what_a_sources_loss_asks_for_counts_and_the_stream_stays_the_same(shards, run, loss):
     phases, batch = run

@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from examples import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -61,7 +62,7 @@ pieces = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=800, deadline=None)
+@examples(800)
 @given(st.lists(st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=60)), min_size=1, max_size=8))
 @example([""])
 @example(["!\x04!", "12  34 a  5", "a  \n", " \n 1"])
@@ -69,7 +70,7 @@ def test_any_text_of_a_trained_tokenizer(trained, texts):
     check(trained, texts)
 
 
-@settings(max_examples=800, deadline=None)
+@examples(800)
 @given(st.lists(st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=60)), min_size=1, max_size=8))
 @example(["!\x04!", "12  34 a  5", "a  \n", " \n 1", "\U00011de0 \U00011de0"])
 def test_any_text_of_smollm2s_tokenizer(smollm2, texts):

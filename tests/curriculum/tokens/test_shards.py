@@ -5,6 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,7 +106,7 @@ def test_a_damaged_shard_is_refused_naming_the_file_and_the_remedy(tmp_path, suf
     assert str(path) in str(caught.value) and "tokenize" in str(caught.value)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(st.binary(max_size=200), st.integers(0, 3), st.integers(0, 3), st.sampled_from([1, 3, 4, 5, 8, 9]))
 def test_no_bytes_in_an_index_crash_the_reader(tmp_path_factory, raw, sequences, boundaries, code):
     """Arbitrary bytes, and arbitrary bytes after a header that fits their number."""

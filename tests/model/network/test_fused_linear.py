@@ -46,6 +46,7 @@ def test_gradients_summed_in_the_sink_equal_autograds(announced):
     assert_same(gradients(announced), gradients(None))
 
 
+@pytest.mark.slow
 @compiler
 @pytest.mark.parametrize("announced", [False, True])
 def test_compiled_they_are_summed_in_the_sink_too(announced):

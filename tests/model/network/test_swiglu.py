@@ -23,6 +23,7 @@ def test_the_gradient_is_that_of_the_formula():
     assert torch.autograd.gradcheck(swiglu, gate_up())
 
 
+@pytest.mark.slow
 @compiler
 def test_compiled_it_is_one_graph_and_the_same():
     ours, plain = gate_up(), gate_up()
