@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,8 @@ import time
 
 import msgspec
 import pytest
-import torch
-from paths import ROOT
+from evaluating_child import evaluate_slowly
+from forked import started
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UsageError, UserError
@@ -206,36 +205,18 @@ def test_a_base_model_continues_the_beginnings_that_replace_missing_ones(model_d
     assert rows[0].prompt == "Here is a lock"
 
 
-CHILD = """
-import sys, msgspec
-from pathlib import Path
-from curricula.eval import TASKS, EvalConfig, EvalTask
-from curricula.eval.runner import Generation, run_element
-task, benchmark, limit, model_dir, data, out, config = sys.argv[1:]
-def slow(done, total, **figures):
-    import time; time.sleep(0.15)
-config = msgspec.json.decode(config, type=EvalConfig)
-eval_task = EvalTask(TASKS[task], benchmark, msgspec.json.decode(limit))
-run_element(eval_task, Path(model_dir), "instruct", config, data_root=Path(data), out=Path(out), seed=1, device="cpu",
-            progress=slow)
-"""
-
-
 @pytest.mark.parametrize("task", [ATTACKS, GCG], ids=["attacks", "gcg"])
 def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_dir, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(task, model_dir, data, whole)
     watched = killed / ("gcg/jailbreakbench.suffixes.jsonl" if task is GCG else f"{task.name}.jsonl")
-    limit, config = (msgspec.json.encode(value).decode() for value in (task.limit, CONFIG))
-    arguments = [task.task.name, task.benchmark, limit, str(model_dir), str(data), str(killed), config]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
+    child = started(evaluate_slowly, task, model_dir, data, killed, msgspec.json.encode(CONFIG))
     deadline = time.monotonic() + 60
     while not (watched.exists() and watched.stat().st_size) and time.monotonic() < deadline:
-        assert child.poll() is None, "the child ended before it could be killed"
+        assert child.is_alive(), "the child ended before it could be killed"
         time.sleep(0.005)
     child.kill()
-    child.wait()
+    child.join()
     left = watched.read_bytes()
     assert left and left != (whole / watched.relative_to(killed)).read_bytes()
     with open(watched, "ab") as file:  # and the kill tore a line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from curricula.eval.config import EvalConfig, Gcg
 from curricula.eval.judging.merge import Merge
 from curricula.eval.models import load_model
 from curricula.eval.runner import run_element
+from curricula.eval.tasks import EvalTask
 from curricula.progress import silent
 
 
@@ -25,6 +27,15 @@ def evaluate(model: Path, data: Path, out: Path, config_json: bytes) -> None:
     for task in config.eval_tasks("instruct"):
         run_element(task, model, "instruct", config, data_root=data, out=out, seed=1, device="cpu")
     Merge(out, "instruct", config, None).judge()
+
+
+def evaluate_slowly(task: EvalTask, model: Path, data: Path, out: Path, config_json: bytes) -> None:
+    """One element, with a pause after each step."""
+    config = msgspec.json.decode(config_json, type=EvalConfig)
+    run_element(
+        task, model, "instruct", config, data_root=data, out=out, seed=1, device="cpu",
+        progress=lambda done, total, **figures: time.sleep(0.15),
+    )  # fmt: skip
 
 
 def attack_prompts(model: Path, requests: Sequence[str], out: Path, config_json: bytes) -> None:
