@@ -116,6 +116,7 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(lab, place):
     assert {name: studies.task_of(run, name, "trunk") for name in number} == number
 
 
+@pytest.mark.slow
 def test_where_preempted_jobs_are_cancelled_the_next_array_continues(own_lab, tmp_path):
     study = studies.write_study(tmp_path, steps=STEPS, batch=32, micro_batch=16)
     profile = studies.write_profile(tmp_path, continuations=1)

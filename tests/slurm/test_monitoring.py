@@ -47,10 +47,14 @@ def states(run: Path) -> dict[str, ElementStatus]:
 
 def until(run: Path, name: str, *wanted: str) -> ElementStatus:
     """The element's status once it is in one of the `wanted` states."""
-    studies.wait_until(
-        lambda: states(run)[name].state in wanted, f"{name} to be {wanted}", 300, lambda: studies.logs(run)
-    )
-    return states(run)[name]
+    found: dict[str, ElementStatus] = {}
+
+    def is_reached() -> bool:
+        found.update(states(run))
+        return found[name].state in wanted
+
+    studies.wait_until(is_reached, f"{name} to be {wanted}", 300, lambda: studies.logs(run), every_s=1.0)
+    return found[name]
 
 
 def test_a_failure_is_shown_retried_and_what_waits_for_it_too(lab, place):

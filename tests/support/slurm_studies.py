@@ -88,12 +88,16 @@ def show(lab, task: str) -> dict[str, str]:
 
 
 def wait_until(
-    condition: Callable[[], object], what: str, timeout_s: float = 300.0, tell: Callable[[], str] = str
+    condition: Callable[[], object],
+    what: str,
+    timeout_s: float = 300.0,
+    tell: Callable[[], str] = str,
+    every_s: float = 0.25,
 ) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}\n{tell()}"
-        time.sleep(0.25)
+        time.sleep(every_s)
 
 
 def is_done(run: Path, job: str, label: str) -> bool:
