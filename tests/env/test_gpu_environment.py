@@ -166,6 +166,10 @@ def newer_megatron(node):
     node.versions["megatron-core"] = "0.20.0"
 
 
+def no_library_of_the_driver(node):
+    node.modules["megatron/core"] = "raise OSError('libcuda.so.1: cannot open shared object file')"
+
+
 def no_such_device(node):
     node.environment["NCCL_IB_HCA"] = "=mlx5_0,mlx5_7"
 
@@ -207,6 +211,7 @@ def ports_down(node):
             "Transformer Engine",
             "compiled for another torch: .* -> env/gpu/install VENV --rebuild",
         ),
+        (no_library_of_the_driver, "Megatron-core", "not imported: there is no driver here -> run this on a GPU node"),
         (newer_megatron, "tested set", r"megatron-core 0.20.0 \(tested: 0.19.2\) -> run env/gpu/install again"),
         (no_such_device, "fabric", "2 of 2 devices active: .*names mlx5_7 -> correct NCCL_IB_HCA"),
         (no_such_interface, "network", "ib0, lo; NCCL_SOCKET_IFNAME is bond -> correct NCCL_SOCKET_IFNAME"),
