@@ -397,7 +397,10 @@ class Unbounded(_httpx.TransportError):
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
-    """The openai package's own client with both limits. Redirects are not followed: the key is for one server."""
+    """The openai package's own client, with a limit on the time and on the size of a whole reply.
+
+    Redirects are not followed: the key is for one server.
+    """
 
     def __init__(self) -> None:
         super().__init__(follow_redirects=False, headers={"Accept-Encoding": "gzip, deflate"})

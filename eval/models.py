@@ -316,7 +316,7 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             file.parent, gguf_file=file.name, local_files_only=True, dtype=dtype, attn_implementation="sdpa"
         )
     except ImportError as error:
-        raise UserError(f"{file}: GGUF files need `pip install curricula[gguf]` ({one_line(error)})") from error
+        raise UserError(f"{file}: GGUF files need `pip install safety-curricula[gguf]` ({one_line(error)})") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{file}: cannot be loaded ({one_line(error)}); fetch the file again") from error
     return model, tokenizer

@@ -1,4 +1,5 @@
 """The run folder: everything about a submitted study. Its elements exchange data through this folder alone.
+`refusal` says why a run may not go on with a changed study.
 
 runs/<study>/
   study.yaml  run.json        the study as submitted, all defaults written out; versions and git SHA

@@ -1,6 +1,7 @@
-"""Which elements of a study a command acts on: the flags that every verb shares, and the elements that they select.
+"""Which elements of a study a command acts on: the flags that every verb shares, and what they select.
 
-Imports no other part of the jobs until it selects, so that a command's help appears at once.
+`check_needs` says whether all that the selected elements need is there. Imports no other part of the jobs until it selects, so
+that a command's help appears at once.
 """
 
 from __future__ import annotations

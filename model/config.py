@@ -1,4 +1,6 @@
-"""The configuration of a model and of its training: sizes, presets, exact parameter and FLOP counts. Imports no torch.
+"""The configuration of a model and of its training: sizes, presets, the learning rate of each step.
+
+Parameters and FLOPs are counted exactly. Imports no torch.
 
 Sizes are those of SmolLM2's published pretraining configurations. The released Hugging Face models differ in two ways:
 after pretraining, the RoPE base was raised for longer contexts, and the maximum length with it.

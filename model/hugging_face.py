@@ -207,7 +207,9 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         import accelerate  # noqa: F401 (transformers needs it)
         import gguf  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{source}: reading GGUF needs the package {error.name}; pip install curricula[gguf]") from None
+        raise UserError(
+            f"{source}: reading GGUF needs the package {error.name}; pip install safety-curricula[gguf]"
+        ) from None
     from transformers import AutoModelForCausalLM
 
     try:

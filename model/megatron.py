@@ -3,7 +3,7 @@
 Versions 0.16 to 0.19 work; what is about to change in them (`GPTModel`, checkpoint strategies) is visible here. Megatron-core
 decorates its fused functions with `torch.compile` at import, which loads the compiler: 1.7 s that a process on a CPU never
 earns back. So without CUDA the decorator does nothing. It also expects an ImportError where Transformer Engine cannot be
-loaded; without NVIDIA's driver, as on a login node or a CPU partition, it is another error.
+loaded, but without NVIDIA's driver, as on a login node or a CPU partition, the error is another.
 
 Megatron-core allocates with device="cuda", asks for `torch.cuda.current_device()`, waits on CUDA streams and recognises
 parameters by the type name "torch.cuda.FloatTensor". On a CPU each of these has an obvious answer: the tensor lives on the
@@ -38,7 +38,7 @@ _without_compiler = (
     contextlib.nullcontext() if torch.cuda.is_available() else mock.patch.object(torch, "compile", _not_compiled)
 )
 with warnings.catch_warnings(), _without_compiler:
-    # That Transformer Engine and Apex are missing: the log's line about the backend says it.
+    # Warnings that Transformer Engine and Apex are missing; the log's line about the backend says so.
     warnings.simplefilter("ignore")
     try:
         import transformer_engine  # noqa: F401

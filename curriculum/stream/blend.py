@@ -114,7 +114,10 @@ class Blend:
 
 
 class Order:
-    """Where a run's samples come from: `locate(start, stop)` gives source, epoch and number in the source of any range."""
+    """Turns the blend's positions into samples: `locate(start, stop)` gives source, epoch and number in the source.
+
+    Each epoch has an order of its own.
+    """
 
     def __init__(self, blend: Blend, sizes: Mapping[str, int], *key: object):
         """`sizes` says how many samples each source has. By `key`, each of its epochs has an order of its own."""

@@ -1,5 +1,6 @@
-"""What a training loop asks of its data (`BatchSource`: any row of any global batch, computed only from the step), and the
-exact token stream of a pretraining run, a blend over shards, that answers it.
+"""`BatchSource`, what a training loop asks of its data: any row of any global batch, computed from the step alone.
+
+And `PretrainingBatches`, which answers for pretraining: a blend over shards of tokens.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Shard s of n covers the s-th n-th of the source's documents. Documents held out for validation are left out, the others are
 shuffled, and each is followed by the end-of-document token. Speakers of dialogues get names, and unsafe text harmfulness tags,
-by draws that are keyed by the document's id. So its tokens depend only on that and the study's seed, any number of shards gives
-the same ones, and samples are shuffled across shards when they are read (curriculum/stream/pretraining.py).
+by draws that are keyed by the document's id. So a document's tokens depend only on its id, its text and the study's seed,
+whatever the number of shards. Samples are shuffled across shards when they are read (curriculum/stream/pretraining.py).
 
 A shard is finished when its manifest, which is written last, matches the one that would be written now. A finished shard is
 never made again.

@@ -47,7 +47,7 @@ def _mark(left: int, sign: str, right: int) -> str:
 
 
 class _Told(NamedTuple):
-    """A problem before it is told of somebody and something: templates, and the numbers in them."""
+    """A problem whose people and things are not filled in yet: templates, and the numbers in them."""
 
     question: str
     lines: tuple[str, ...]

@@ -3,7 +3,8 @@
 Read in this order: `study_rows` (what goes in), `statistics` (the arithmetic over prompts), `accuracy` (a judge's errors),
 `competence` (lost fluency), `metrics` (one model on one benchmark); then `runs` (the rows by training run), `seeds` (the
 arithmetic over seeds and prompts), `differences` (arm against arm), `estimates` (rates and variances over seeds), `claims`
-(the paper's, as data) and `claim_tests`. `power` is for before a study.
+(the paper's, as data) and `claim_tests`. `along` has curves over a training, `capability` what safety costs; `power` is for
+before a study.
 
 All but `study_rows` import scipy, so only its names are handed on here.
 """

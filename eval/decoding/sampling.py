@@ -11,11 +11,11 @@ are enough of them. Which row an answer gets makes no difference to it. All rows
 over its width, so a prompt much longer than the others is not decoded among them: prompts are taken in groups of similar
 length, and long ones get fewer rows.
 
-**vLLM** samples for large models on GPUs where `topk.backend` says so (the extra `curricula[vllm]`). It draws its own random
-numbers: its answers have the distribution of those here but are not the same, and their rows have other keys. Every answer has
-its own seed there too, but vLLM promises only "mostly" the same answer for the same seed, since its kernels depend on what else
-is in the batch. SafeBeam always runs on transformers: vLLM gives no distribution after a candidate without reading the whole
-text again.
+**vLLM** samples for large models on GPUs where `topk.backend` says so (the extra `safety-curricula[vllm]`). It draws its own
+random numbers: its answers have the distribution of those here but are not the same, and their rows have other keys. Every
+answer has its own seed there too, but vLLM promises only "mostly" the same answer for the same seed, since its kernels depend
+on what else is in the batch. SafeBeam always runs on transformers: vLLM gives no distribution after a candidate without
+reading the whole text again.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _sample_by_vllm(
         from vllm.inputs import TokensPrompt
     except ImportError as error:
         raise UserError(
-            f"topk.backend is 'vllm', which cannot be imported ({error}); `pip install curricula[vllm]` or use "
+            f"topk.backend is 'vllm', which cannot be imported ({error}); `pip install safety-curricula[vllm]` or use "
             "'transformers'"
         ) from error
     stops = {*loaded.end_ids, *([loaded.tag_id] if config.stop_at_tag and loaded.tag_id is not None else [])}

@@ -250,7 +250,7 @@ class ProbeFigure(Figure):
 
 @dataclass(frozen=True)
 class LayersFigure(Figure):
-    """The AUC of every arm from layer to layer; there where more than the paper's three layers are probed."""
+    """Every arm's AUC by layer, shown where more than the paper's three layers are probed."""
 
     def panels(self, shown: Shown) -> list[Panel]:
         found = []

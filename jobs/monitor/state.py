@@ -86,9 +86,9 @@ class _Facts:
     is_held: bool = False
     """Whether a live process holds its lock."""
     has_begun: bool = False
-    """Whether it began, or was done, and has to continue."""
+    """Whether it has begun, or was done, and must continue."""
     why: str = ""
-    """Why it has to, if there is a reason to tell."""
+    """Why it must continue; empty where that needs no explanation."""
     progress: Reading | None = None
     has_failed: bool = False
     """Whether it, or an earlier start of it, left the mark of a failure."""

@@ -292,8 +292,11 @@ def _nodes_of(ranks: Sequence[int], size: int, environment: Mapping[str, str]) -
 
 
 class Rendezvous:
-    """Values by name, as JSON. Raises PeerLost when the store cannot be opened or reached within `patience_s`: another start,
-    with another port or without that node, may succeed."""
+    """The store that rank 0 serves before there is a process group: values by name, as JSON.
+
+    Raises PeerLost when it cannot be opened or reached within `patience_s`: another start, with another port or without that
+    node, may succeed.
+    """
 
     def __init__(self, ranks: Ranks, patience_s: float):
         from torch.distributed import TCPStore

@@ -1,5 +1,8 @@
-"""The stages that train a model further. Tune: finetuning on conversations, and the export of its model. Midtrain: training on
-pretraining text with a learning rate of its own. Export: the Hugging Face folder of a pretrained or midtrained model."""
+"""The stages that train a model further, and the one that exports it.
+
+Tune: finetuning on conversations, and the export of its model. Midtrain: training on pretraining text with a learning rate of
+its own. Export: the Hugging Face folder of a pretrained or midtrained model.
+"""
 
 from __future__ import annotations
 

