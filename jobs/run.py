@@ -142,7 +142,15 @@ class Run:
 
     @cached_property
     def study(self) -> Study:
-        return load_study(self.root / "study.yaml")
+        try:
+            return load_study(self.root / "study.yaml")
+        except UsageError as error:
+            made = self.provenance["git"]["sha"] if (self.root / "run.json").exists() else ""
+            if made in ("", _git()["sha"]):
+                raise
+            raise UsageError(
+                f"{error}; the run was made by the code of commit {made[:12]}, which can read it"
+            ) from None
 
     @property
     def arms(self) -> list[ArmInfo]:

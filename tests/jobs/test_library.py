@@ -8,6 +8,8 @@ from small_studies import demo
 from study_rows import append_judged, generation
 
 import curricula
+from curricula.durable import write_json
+from curricula.errors import UsageError
 from curricula.jobs.study import parse_study
 
 
@@ -37,3 +39,15 @@ def test_what_is_offered_is_there_without_torch(name):
 def test_what_is_not_offered_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Rnu'"):
         _ = curricula.Rnu
+
+
+@pytest.mark.parametrize("by_this_code", [True, False])
+def test_a_study_that_cannot_be_read_names_the_code_that_made_the_run(tmp_path, by_this_code):
+    made = curricula.Run.create(tmp_path / "run", parse_study(demo(), "demo"))
+    with open(made.root / "study.yaml", "a") as file:
+        file.write("later: 1\n")
+    if not by_this_code:
+        write_json(made.root / "run.json", {**made.provenance, "git": {"sha": "0123456789abcdef", "changed_files": []}})
+    with pytest.raises(UsageError, match="unknown key .later.") as refused:
+        _ = curricula.Run(made.root).study
+    assert ("the code of commit 0123456789ab, which can read it" in str(refused.value)) != by_this_code

@@ -56,7 +56,10 @@ class Program:
         """Its exit status, negative for a signal, and what it wrote to standard error. Fails if it does not end in time."""
         self._process.join(timeout_s)
         status = self._process.exitcode
-        assert status is not None, f"{self._process} has not ended after {timeout_s} s"
+        if status is None:  # whatever is left would hold up this process's own end
+            self._process.kill()
+            self._process.join()
+        assert status is not None, f"{self._process} had not ended after {timeout_s} s"
         return status, Path(self._said.name).read_text()
 
 

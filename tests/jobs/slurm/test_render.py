@@ -97,6 +97,9 @@ def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded
     ran = call(tmp_path, out / "submit_all.sh", "--nice=1 2")
     assert ran.returncode == 0, ran.stderr
     calls = [json.loads(line) for line in (tmp_path / "sbatch.jsonl").read_text().splitlines()]
+    assert not any(
+        word.startswith("--array") for call in calls for word in call
+    )  # the scripts say it, and may be edited
     jobs = plan_study(load_study(tmp_path / "study.yaml")).jobs
     made = submissions(Run(run))
     assert [(one.job, one.labels) for one in made] == [(job.name, tuple(e.label for e in job.elements)) for job in jobs]
