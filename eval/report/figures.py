@@ -271,7 +271,10 @@ class LayersFigure(Figure):
             ]
             if max(len(one.x) for one in series) > 3:
                 found.append(Panel(stage_title(stage).capitalize(), "layer", "test AUC", series, x_format=""))
-        return found
+        aucs_shown = [auc for panel in found for one in panel.series for auc in one.y]
+        low, high = min(aucs_shown, default=0.0), max(aucs_shown, default=1.0)
+        margin = 0.05 * (high - low) or 0.01
+        return [replace(panel, y_range=(low - margin, high + margin)) for panel in found]
 
     def caption(self, shown: Shown) -> str:
         return f"Test AUC of the probes from layer to layer{', mean over training seeds' if shown.several else ''}."

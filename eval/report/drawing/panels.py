@@ -51,8 +51,11 @@ class Panel:
     series: Sequence[Series]
     x_format: Format = "count"
     y_format: Format = ""
+    """In "percent" the axis is that of a share, from 0 to 100%."""
     lanes: Sequence[str] = field(default=())
     """Names of y = 0, 1, ... from the top, where y is no number."""
+    y_range: tuple[float, float] | None = None
+    """Where the axis begins and ends, such as that of panels to compare by eye. None: it fits the series."""
 
 
 def colour_of(index: int) -> str:
@@ -116,6 +119,10 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         elif name == "points":
             axis.set_major_formatter(lambda value, _: f"{value * 100:+.0f}".replace("-", "\N{MINUS SIGN}"))
+    if panel.y_range is not None:
+        axes.set_ylim(*panel.y_range)
+    elif panel.y_format == "percent":
+        axes.set_ylim(-0.03, 1.03)  # room for marks at 0 and 100%
     if panel.lanes:
         axes.yaxis.set_major_locator(FixedLocator(range(len(panel.lanes))))
         axes.yaxis.set_minor_locator(NullLocator())

@@ -155,7 +155,7 @@ function plainPanel(panel) {
   }
   const lanes = panel.lanes.length
     ? { type: "linear", domain: [panel.lanes.length - 0.5, -0.5], ticks: panel.lanes.map((_, i) => i), tickFormat: (i) => panel.lanes[i] ?? "", tickSize: 0 }
-    : { tickFormat: formats[panel.y_format], grid: true, ...(panel.y_format === "percent" && { domain: [0, 1] }) };
+    : { tickFormat: formats[panel.y_format], grid: true, ...(panel.y_format === "percent" && { domain: [0, 1] }), ...(panel.y_range && { domain: panel.y_range }) };
   return { title: panel.title, legend: [...used.values()], rows, text: null, options: { marks,
     ...(panel.lanes.length && { height: 60 + 22 * panel.lanes.length, marginTop: 8, marginLeft: 150 }),
     x: { label: panel.x, tickFormat: formats[panel.x_format], ticks: 5 }, y: { label: panel.y || null, ...lanes } } };

@@ -1,0 +1,63 @@
+"""The axes and colours of panels of lines, points and areas."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from matplotlib import pyplot
+from study_rows import ARMS, probe_rows
+
+from curricula.eval.analysis.along import CurvePoint
+from curricula.eval.analysis.metrics import StudyMetrics, probe_metrics
+from curricula.eval.report.drawing.panels import Panel, Series, draw_panels
+from curricula.eval.report.figures import FIGURES, figures_of
+from curricula.eval.report.points import Shown
+
+(LAYERS,) = (figure for figure in FIGURES if figure.name == "layers")
+
+
+@pytest.fixture(autouse=True)
+def closing():
+    yield
+    pyplot.close("all")
+
+
+@pytest.fixture
+def probed() -> Shown:
+    """Six layers of base and tuned models of every arm; tuning lowers the AUC by 0.3."""
+    found = []
+    for arm in ARMS:
+        for stage, auc in (("base", 0.9), ("instruct", 0.6)):
+            rows = [
+                msgspec.structs.replace(row, layer=str(layer), layer_index=layer)
+                for layer in range(6)
+                for row in probe_rows(arm, stage, "last", auc + layer / 100)
+            ]
+            found += probe_metrics(rows, arm.name, stage)
+    return Shown(ARMS, [42], StudyMetrics([], [], found, []))
+
+
+def test_rates_along_a_training_have_an_axis_from_0_to_100_percent_and_losses_their_own():
+    values = {"attack success": (0.02, 0.04), "refusals": (0.9, 0.95), "validation loss": (2.9, 3.1)}
+    curves = [
+        CurvePoint("benign", "full-20", 42, step, 10 * step, measure, "topk", value)
+        for measure, both in values.items()
+        for step, value in enumerate(both)
+    ]
+    shown = Shown(ARMS[:1], [42], StudyMetrics([], [], [], []), curves=curves)
+    (figure,) = figures_of(shown)
+    attacked, refused, loss, *_ = [axes.get_ylim() for axes in figure.draw(shown).axes]
+    assert attacked == refused == (-0.03, 1.03) and loss[0] > 2
+
+
+def test_stacked_shares_fill_the_axis_of_percent():
+    shares = [Series(name, "area", [0, 1], [0.5, 0.5], colour=i) for i, name in enumerate("ab")]
+    (axes,) = draw_panels([Panel("", "tokens", "share", shares, y_format="percent")]).axes
+    low, high = axes.get_ylim()
+    assert low <= axes.dataLim.y0 == 0 and axes.dataLim.y1 == 1 <= high
+
+
+def test_base_and_tuned_models_are_drawn_on_one_scale_of_auc(probed):
+    base, tuned = [axes.get_ylim() for axes in LAYERS.draw(probed).axes]
+    assert base == tuned and base[0] < 0.6 and base[1] > 0.94
+    assert [panel.y_range for panel in LAYERS.panels(probed)] == [base, tuned]  # what the page draws
