@@ -34,8 +34,8 @@ from curricula.eval.analysis.metrics import (
 )
 from curricula.eval.analysis.seeds import values_of
 from curricula.eval.report.drawing.bars import draw_overrefusal
-from curricula.eval.report.drawing.curves import draw_attacks, draw_probes, finish_panels, side_by_side
-from curricula.eval.report.drawing.panels import INK, Panel, Series, draw_panels
+from curricula.eval.report.drawing.curves import curves_of, draw_attacks, draw_probes, finish_panels, side_by_side
+from curricula.eval.report.drawing.panels import INK, PALETTE, Panel, Series, draw_panels
 from curricula.eval.report.points import Shown
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
 from curricula.eval.report.wording import DECODERS, STAGES, arm_label, left_out, prompts_and_judge, stage_title
@@ -253,6 +253,8 @@ class LayersFigure(Figure):
     """Every arm's AUC by layer, shown where more than the paper's three layers are probed."""
 
     def panels(self, shown: Shown) -> list[Panel]:
+        colours = {arm.name: PALETTE.index(curve.colour) for curve in curves_of(shown.arms) for arm in curve.arms}
+        colours |= {arm.name: INK for arm in shown.arms if arm.interventions == "none"}
         found = []
         for stage in dict.fromkeys(one.stage for one in shown.metrics.probes):
             aucs: dict[str, dict[int, list[float]]] = {arm.name: defaultdict(list) for arm in shown.arms}
@@ -265,9 +267,10 @@ class LayersFigure(Figure):
                     "line",
                     own := sorted(aucs[arm.name]),
                     [fmean(aucs[arm.name][n]) for n in own],
-                    colour=i,
+                    colour=colours[arm.name],
+                    strength=1.0 if colours[arm.name] == INK else 1 - 0.6 * min(arm.start, 1.0),
                 )
-                for i, arm in enumerate(shown.arms)
+                for arm in shown.arms
             ]
             if max(len(one.x) for one in series) > 3:
                 found.append(Panel(stage_title(stage).capitalize(), "layer", "test AUC", series, x_format=""))
@@ -277,7 +280,11 @@ class LayersFigure(Figure):
         return [replace(panel, y_range=(low - margin, high + margin)) for panel in found]
 
     def caption(self, shown: Shown) -> str:
-        return f"Test AUC of the probes from layer to layer{', mean over training seeds' if shown.several else ''}."
+        seeds = ", mean over training seeds" if shown.several else ""
+        return (
+            f"Test AUC of the probes from layer to layer{seeds}. Colours are those of the intervention sets; the earlier an "
+            "arm’s interventions start, the stronger its line."
+        )
 
 
 @dataclass(frozen=True)

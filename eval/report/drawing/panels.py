@@ -40,6 +40,8 @@ class Series:
     colour: int = 0
     """A place in `PALETTE`, which begins again after its end, or `INK`."""
     faint: bool = False
+    strength: float = 1.0
+    """The opacity of a line; it tells apart lines of one colour."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,10 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
     below: list[float] = []
     for series in panel.series:
         handle: Any = None
-        look: dict[str, Any] = {"color": colour_of(series.colour), "alpha": 0.45 if series.faint else 1.0}
+        look: dict[str, Any] = {
+            "color": colour_of(series.colour),
+            "alpha": (0.45 if series.faint else 1.0) * series.strength,
+        }
         if series.kind == "line":
             handle = axes.plot(series.x, series.y, lw=1.0 if series.faint else 1.6, **look)[0]
         elif series.kind == "dots":

@@ -16,13 +16,13 @@ const DARK = matchMedia("(prefers-color-scheme: dark)");
 const faintly = (light, dark) => (DARK.matches ? dark : light);
 
 /** What a legend shows beside a label: the mark as the panels have it. `shape` is a kind of series or a symbol of Plot's. */
-function swatch(ink, shape, isFaint) {
+function swatch(ink, shape, isFaint, strength = 1) {
   const made = (tag, properties) => {
     const part = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [name, value] of Object.entries(properties)) part.setAttribute(name, value);
     return part;
   };
-  const picture = made("svg", { viewBox: "-9 -6 18 12", width: 18, height: 12, "aria-hidden": "true", opacity: isFaint ? 0.7 : 1 });
+  const picture = made("svg", { viewBox: "-9 -6 18 12", width: 18, height: 12, "aria-hidden": "true", opacity: (isFaint ? 0.7 : 1) * strength });
   const lines = { line: "M-8,0H8", span: "M-8,0H8", whisker: "M0,-6V6", rule: "M0,-6V6" };
   if (shape in lines) picture.append(made("path", { d: lines[shape], stroke: ink, "stroke-width": isFaint ? 1 : 2, "stroke-dasharray": shape === "rule" ? "3,2" : "none" }));
   else if (shape === "area") picture.append(made("path", { d: "M-6,-5H6V5H-6Z", fill: ink }));
@@ -139,7 +139,7 @@ function plainPanel(panel) {
     const long = series.x.length ? series.x : series.y;
     const data = long.map((_, i) => ({ x: series.x[i], y: series.y[i], ...(series.low.length && { low: series.low[i], high: series.high[i] }) }));
     for (const one of data) { one.label = series.label; rows.push(one); }
-    const look = { stroke: colour(series.colour), strokeOpacity: series.faint ? faintly(0.4, 0.6) : 1 };
+    const look = { stroke: colour(series.colour), strokeOpacity: (series.faint ? faintly(0.4, 0.6) : 1) * series.strength };
     if (series.kind === "line") marks.push(Plot.line(data, { x: "x", y: "y", ...look, strokeWidth: series.faint ? 1 : 2 }));
     else if (series.kind === "dots") marks.push(Plot.dot(data, { x: "x", y: "y", r: series.faint ? 2 : 4, fill: colour(series.colour), fillOpacity: series.faint ? faintly(0.6, 0.85) : 1 }));
     else if (series.kind === "rule") marks.push(Plot.ruleX(data, { x: "x", ...look, strokeDasharray: "4,3" }));
@@ -151,7 +151,7 @@ function plainPanel(panel) {
       marks.push(Plot.areaY(data, { x: "x", y1: "y1", y2: "y2", fill: colour(series.colour) }));
     }
     const known = used.get(series.label);
-    if (series.label && (!known || known[3] > series.faint)) used.set(series.label, [series.label, colour(series.colour), series.kind, series.faint]);
+    if (series.label && (!known || known[3] > series.faint)) used.set(series.label, [series.label, colour(series.colour), series.kind, series.faint, series.strength]);
   }
   const lanes = panel.lanes.length
     ? { type: "linear", domain: [panel.lanes.length - 0.5, -0.5], ticks: panel.lanes.map((_, i) => i), tickFormat: (i) => panel.lanes[i] ?? "", tickSize: 0 }

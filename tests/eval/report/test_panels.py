@@ -29,8 +29,8 @@ def probed() -> Shown:
     for arm in ARMS:
         for stage, auc in (("base", 0.9), ("instruct", 0.6)):
             rows = [
-                msgspec.structs.replace(row, layer=str(layer), layer_index=layer)
-                for layer in range(6)
+                msgspec.structs.replace(row, layer=name, layer_index=layer)
+                for layer, name in enumerate(("first", "2", "middle", "4", "5", "last"))
                 for row in probe_rows(arm, stage, "last", auc + layer / 100)
             ]
             found += probe_metrics(rows, arm.name, stage)
@@ -61,3 +61,19 @@ def test_base_and_tuned_models_are_drawn_on_one_scale_of_auc(probed):
     base, tuned = [axes.get_ylim() for axes in LAYERS.draw(probed).axes]
     assert base == tuned and base[0] < 0.6 and base[1] > 0.94
     assert [panel.y_range for panel in LAYERS.panels(probed)] == [base, tuned]  # what the page draws
+
+
+def legend(canvas) -> dict[str, tuple[str, float]]:
+    """Colour and opacity of each entry."""
+    lines = zip(canvas.legends[0].get_texts(), canvas.legends[0].get_lines(), strict=True)
+    return {text.get_text(): (line.get_color(), line.get_alpha()) for text, line in lines}
+
+
+def test_arms_have_the_colours_of_their_sets_from_layer_to_layer_too(probed):
+    (probes,) = (figure for figure in FIGURES if figure.name == "fig7-probe-last")
+    elsewhere = {label: colour for label, (colour, _) in legend(probes.draw(probed)).items()}
+    found = legend(LAYERS.draw(probed))
+    assert {label: elsewhere[label.partition(", from")[0]] for label in found} == {
+        label: colour for label, (colour, _) in found.items()
+    }
+    assert len(set(found.values())) == len(found) == len(ARMS)  # arms of one set differ in strength
