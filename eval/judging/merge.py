@@ -110,10 +110,9 @@ class Merge:
     ) -> None:
         self._tasks = tasks = config.eval_tasks(model_kind) if tasks is None else tasks
         self._out, self._config = out, config
-        _note_judges(out, tasks, config)
         judges: dict[str, Judge] = {}
         model = ModelRows(model_kind)
-        self._work: list[tuple[list[GenerationRow], JudgeRun]] = []
+        self._work: list[tuple[str, list[GenerationRow], JudgeRun]] = []
         for task, shards in shards_by_task(tasks).items():
             found = [shard.path(out) for shard in shards if shard.path(out).exists()]
             if whatever_is_there:
@@ -124,28 +123,34 @@ class Merge:
             rows = _merge(path, found, TASKS[task], model)
             if kind not in judges:
                 judges[kind] = load_judge(config.judge_of(kind), kind, world_root)
-            self._work.append((rows, JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)))
+            self._work.append((task, rows, JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)))
 
     def estimates(self) -> list[Estimate | None]:
         """What servers will be asked, task by task."""
-        return [judge_run.estimate() for _, judge_run in self._work]
+        return [judge_run.estimate() for *_, judge_run in self._work]
 
     def judge(self, progress: Progress = silent) -> None:
         """Raises UserError when a judge cannot go on; all verdicts until then are kept."""
-        total, finished = sum(judge_run.total for _, judge_run in self._work), 0
-        for rows, judge_run in self._work:
+        total, finished = sum(judge_run.total for *_, judge_run in self._work), 0
+        self._note_judges()
+        for _, rows, judge_run in self._work:
             judge_run.complete(shifted(progress, finished, total))
             finished += judge_run.total
             put_in_order(judge_run.path, rows, judge_run.judge)
         durable.write_text(stamp_path(self._out), _marks(self._out, self._tasks, self._config))
         progress(total, total)
 
+    def _note_judges(self) -> None:
+        """Note who judges each task before anybody does: the verdicts of whoever comes first are not yet the study's own.
 
-def _note_judges(out: Path, tasks: Sequence[EvalTask], config: EvalConfig) -> None:
-    """Note who judges each task before anybody does: the verdicts of whoever comes first are not yet the study's own."""
-    judges, known = {task: config.judge_of(kind_of(task)).full_name for task in shards_by_task(tasks)}, read_stamp(out)
-    if judges.keys() - known.keys():
-        durable.write_text(stamp_path(out), json.dumps(judges | known))
+        A judge takes the place of an earlier one in all of its tasks at once, whether or not it comes to their end. What that
+        one's merge was done with is forgotten then: with another judge's name, it would pass for a merge by that one.
+        """
+        judges = {task: self._config.judge_of(kind_of(task)).full_name for task, *_ in self._work}
+        known = read_stamp(self._out)
+        if judges != {task: known.get(task) for task in judges}:
+            names = {task: name for task, name in known.items() if isinstance(name, str)}
+            durable.write_text(stamp_path(self._out), json.dumps(names | judges))
 
 
 def shifted(progress: Progress, finished: int, whole: int) -> Progress:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
 from judge_server import answer_row, wildguard_of_refusals
 from msgspec.structs import replace
 from paths import STUDIES
+from plugin_package import install
 
 from curricula.curriculum.world.fiction import World
-from curricula.errors import UsageError
+from curricula.errors import UsageError, UserError
 from curricula.eval.analysis.accuracy import accuracy_of, known
 from curricula.eval.config import EvalConfig
 from curricula.eval.judges.question import Question, Verdict
@@ -193,10 +195,13 @@ def test_a_study_may_change_its_judge(tmp_path):
     assert {row.judge for row in first} == {JUDGE.name} and list(others) == ["old 1"]
 
 
-def test_a_merge_that_died_before_its_first_verdict_leaves_its_place_to_no_other_judge(tmp_path):
+def test_a_merge_that_died_before_its_first_verdict_leaves_its_place_to_no_other_judge(tmp_path, monkeypatch):
     rows = [answer_row(number) for number in range(4)]
     append_rows(tmp_path / "attacks-topk/advbench.jsonl", rows)
-    merge = Merge(tmp_path, "instruct", EvalConfig(), None)  # and then it died
+    merge = Merge(tmp_path, "instruct", EvalConfig(), None)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RefusalPhrases, "label", killed)
+        merge.judge()
     path = tmp_path / "attacks-topk.jsonl"
     append_rows(verdicts_path(path), [verdict_of(row, "other") for row in rows])
     first, others = read_judges(path)
@@ -206,6 +211,30 @@ def test_a_merge_that_died_before_its_first_verdict_leaves_its_place_to_no_other
     first, others = read_judges(path)
     assert {row.judge for row in first} == {JUDGE.name} and list(others) == ["other 1"]
     assert is_merged(tmp_path, "instruct", EvalConfig())
+
+
+def killed(judge, question):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_new_judge_whose_merge_was_cut_short_has_taken_the_place_of_the_old_one(tmp_path, monkeypatch, done):
+    for task, benchmark in (("attacks-topk", "advbench"), ("overrefusal-topk", "alpaca")):
+        about = {"task": task, "benchmark": benchmark, "response": "Rye, wheat and oats."}
+        append_rows(tmp_path / task / f"{benchmark}.jsonl", [answer_row(number, **about) for number in range(4)])
+    Merge(tmp_path, "instruct", EvalConfig(), None).judge()
+    code = f"def judge(question):\n    return 'safe' if {done} and question.kind == 'attack' else 1 / 0\n"
+    package = install(tmp_path / "site", "cut_short", code, "[curricula.judges]\nmine = cut_short:judge\n")
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.delitem(sys.modules, "cut_short", raising=False)
+    judge = JudgeConfig(name="python", model="mine")
+    changed = EvalConfig(judge=judge, overrefusal_judge=judge)
+    with pytest.raises(UserError, match="fails on an answer"):
+        Merge(tmp_path, "instruct", changed, None).judge()
+    assert {row.judge for row in read_judged(tmp_path / "attacks-topk.jsonl")} == {"python:mine" if done else ""}
+    benign, others = read_judges(tmp_path / "overrefusal-topk.jsonl")
+    assert {row.judge for row in benign} == {""} and list(others) == [f"{JUDGE.name} {JUDGE.version}"]
+    assert not is_merged(tmp_path, "instruct", changed)
 
 
 @pytest.mark.parametrize("seen", [8, 0])
