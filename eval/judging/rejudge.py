@@ -134,10 +134,10 @@ def _model_of(path: Path, first: GenerationRow) -> ModelRows:
 
 
 def _pairs(path: Path, rows: list[GenerationRow], judge: Judge) -> list[tuple[JudgedRow | None, JudgedRow]]:
-    """Each answer with the verdict of the first other judge, and with that of `judge`."""
+    """Each answer with the verdict of the first other judge that has left any, and with that of `judge`."""
     given = verdicts_by_judge(path)
     mine = given.pop((judge.name, judge.version), {})
-    first = next(iter(given.values()), {})
+    first = next(filter(None, given.values()), {})
     return [(judged(row, first[row.key]) if row.key in first else None, judged(row, mine.get(row.key))) for row in rows]
 
 

@@ -213,6 +213,22 @@ def test_a_merge_that_died_before_its_first_verdict_leaves_its_place_to_no_other
     assert is_merged(tmp_path, "instruct", EvalConfig())
 
 
+def test_a_judge_is_compared_with_the_first_other_that_has_judged_where_the_studys_own_has_not(tmp_path, monkeypatch):
+    rows = [answer_row(number) for number in range(4)]
+    append_rows(tmp_path / "attacks-topk/advbench.jsonl", rows)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    out_of_reach = JudgeConfig(name="llm", model="m", url="http://127.0.0.1:9/v1", retries=0)
+    with pytest.raises(UserError, match="127.0.0.1:9"):
+        Merge(tmp_path, "instruct", EvalConfig(judge=out_of_reach), None).judge()
+    path = tmp_path / "attacks-topk.jsonl"
+    append_rows(verdicts_path(path), [verdict_of(row, "other") for row in rows])
+    work = Rejudging([path], {"attack": JUDGE, "overrefusal": None}, ask_unparsed_again=False)
+    work.judge()
+    (found,) = work.comparisons(by_model=False, labels={})
+    assert found.first is not None and (found.first.judge, found.first.answers) == ("other 1", 4)
+    assert found.agreement is not None
+
+
 def killed(judge, question):
     raise KeyboardInterrupt
 
