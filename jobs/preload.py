@@ -1,8 +1,10 @@
 """What the process that local elements are forked from imports once, so that each element starts in milliseconds."""
 
+import gc
 import os
 
 os.dup2(2, 1)  # libraries may print, and standard output is the live display's
+gc.disable()  # nothing of what is imported is garbage
 
 import scipy.stats
 import sklearn.linear_model
@@ -12,5 +14,9 @@ import transformers.models.llama.modeling_llama
 from transformers import AutoTokenizer
 
 import curricula.eval.runner
+import curricula.jobs.local
 import curricula.model.convert
 import curricula.model.train
+
+gc.freeze()  # an element's first collection would go through all these modules' objects, and copy their memory pages
+gc.enable()

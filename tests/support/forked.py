@@ -20,7 +20,7 @@ from paths import ROOT, SUPPORT
 
 PROMPT_S = 120.0
 """Until a process has ended: far more than any of these takes, and far less than torch's own timeouts."""
-PRELOADED = ["curricula.model.train", "evaluating_child", "preflight_ranks", "random_batches"]
+PRELOADED = ["evaluating_child", "preflight_ranks", "random_batches", "curricula.jobs.preload"]
 
 
 @functools.cache
