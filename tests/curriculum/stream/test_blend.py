@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curricula.curriculum.stream.blend import BLOCK, Blend, Phase, permute
@@ -64,8 +64,9 @@ def test_every_prefix_of_a_phase_follows_the_weights(mix, samples):
 
 @examples(2000)
 @given(phase_lists())
+@example([Phase(222, dict.fromkeys("abcdefghijkl", 1.0)), Phase(237, {**dict.fromkeys("flhdj", 1.0), "b": 25.0})])  # 3
 def test_every_prefix_of_a_run_follows_the_weights_of_its_phases(phases):
-    assert furthest(phases) <= 3
+    assert furthest(phases) <= 4  # as for ramps
 
 
 @examples(200)
