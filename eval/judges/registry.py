@@ -27,7 +27,7 @@ def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Jud
             )
         return WorldJudge(world_root)
     if not settings.has_template:
-        raise NotImplementedError(f"judge {settings.name!r} is in settings.JudgeName, and load_judge makes none of it")
+        raise ValueError(f"judge {settings.name!r} is in settings.JudgeName, and load_judge makes none of it")
     from curricula.eval.judges.templates import find_template
 
     template = find_template(settings, kind)
