@@ -154,6 +154,21 @@ def decay_start(total_steps: int, schedule: ScheduleConfig) -> int:
     return total_steps - round(schedule.decay_fraction * total_steps)
 
 
+def ending_starts(total_steps: int, schedule: ScheduleConfig) -> int:
+    """The step from which the learning rate depends on where the run ends."""
+    is_stable = schedule.kind == "warmup-stable-decay"
+    return decay_start(total_steps, schedule) if is_stable else warmup_steps(total_steps, schedule)
+
+
+class Rewind(Settings, frozen=True):
+    """Goes back to an earlier checkpoint when spikes do not end, and on from there with the data that comes next."""
+
+    after: Positive = 5
+    """Skipped steps in a row at which the weights are at fault, not the batches."""
+    interval_steps: Positive = 500
+    """Optimizer steps between the checkpoints that the run can go back to; at least the guard's window."""
+
+
 class SpikeGuard(Settings, frozen=True):
     """Skips the update of a step whose loss or gradient norm is far above those of the steps before it."""
 
@@ -161,6 +176,15 @@ class SpikeGuard(Settings, frozen=True):
     """Latest steps to compare with, of the same phase of the curriculum. With fewer than half of them nothing is skipped."""
     sigmas: PositiveNumber = 6.0
     """Standard deviations above their mean at which a spike begins."""
+    rewind: Rewind | None = None
+    """When to take back the steps before spikes that do not end; by default their updates are skipped and no more."""
+
+    def check(self) -> None:
+        if self.rewind and self.rewind.interval_steps < self.window:
+            raise ValueError(
+                f"spike_guard.rewind.interval_steps is {self.rewind.interval_steps}, less than the window of {self.window}; "
+                "raise it"
+            )
 
 
 class TrainConfig(Settings, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ import msgspec
 import torch
 
 from curricula.curriculum.stream.pretraining import BatchSource
-from curricula.errors import UsageError
+from curricula.errors import StorageError, UsageError, UserError
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
@@ -40,7 +40,7 @@ from curricula.model.checkpoints.folder import (
     read_info,
     step_folder,
 )
-from curricula.model.config import TrainJob, learning_rate, warmup_steps
+from curricula.model.config import TrainJob, ending_starts, learning_rate, warmup_steps
 from curricula.model.forward_backward import ForwardBackward
 from curricula.model.megatron import GPTModel
 from curricula.model.network.backends import attention_kernel, choose_backend, describe
@@ -138,7 +138,7 @@ class Trainer:
         self.stop_step = batches.total_steps if job.stop_step is None else job.stop_step
         self.checkpoints = job.out / "checkpoints"
         self._check_sizes()
-        network = self._build_network()
+        self.network = network = self._build_network()
         own, self._fills_gap = checkpoint.newest_whole(
             self.checkpoints, parallel, self.stop_step if self.stop_step in job.keep_steps else None
         )
@@ -151,14 +151,16 @@ class Trainer:
         self.wrapped = wrap(network, parallel)
         self.optimizer = build_optimizer(self.wrapped, job.config.optimizer, parallel)
         self.step = 0
-        recent: tuple[tuple[float, float], ...] = ()
+        guard = job.config.spike_guard
+        self.spikes = SpikeWindow(guard) if guard else None
         if source is not None and source != job.init_weights:
             info = read_info(source)
             check_past(source, info, job.model, self._recipe(), batches)
             checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
-            self.step, recent = info.step, info.recent
-        guard = job.config.spike_guard
-        self.spikes = SpikeWindow(guard, (Measured(*step) for step in recent)) if guard else None
+            self.step = info.step
+            if guard:
+                recent = [Measured(*step) for step in info.recent]
+                self.spikes = SpikeWindow(guard, recent, info.guarded_from, info.skipped_in_a_row)
         self.saver = checkpoint.Saver(network, self.optimizer, parallel)
         self.save_stall = Stopwatch()
         self._saved_at = time.monotonic()
@@ -268,6 +270,7 @@ class Trainer:
         grad_norm, skipped = self._update(loss)
         description = self.batches.describe(self.step)
         self.step += 1
+        rewound = self._rewind_if_due()
         agreed = self._agree()  # on several GPUs this waits for the update of the weights, which was only launched
         seconds = time.perf_counter() - began
         self.watchdog.step_ended(self.step, seconds)
@@ -279,6 +282,7 @@ class Trainer:
             "tokens": self.step * self.batches.global_batch * self.batches.sequence_length,
             **description,
             **skipped,
+            **rewound,
             "timing": self.pace.timing(
                 seconds, self.forward_backward.data_wait.take(), self.save_stall.take(), self.stop_step - self.step
             )
@@ -303,7 +307,9 @@ class Trainer:
         self.spikes.add(measured)
         is_spike = limits is not None and measured.is_beyond(limits)
         # The first rank decides for all, since its window is the one in checkpoints.
-        if self.parallel.any(self.parallel.is_main and is_spike):
+        is_skipped = self.parallel.any(self.parallel.is_main and is_spike)
+        self.spikes.count(is_skipped)
+        if is_skipped:
             assert limits is not None
             return measured.grad_norm, {"skipped": self._skip_record(measured, limits)}
         with self.parallel.cuda_names():
@@ -312,10 +318,12 @@ class Trainer:
 
     def _spike_limits(self, spikes: SpikeWindow) -> Measured | None:
         """The largest loss and gradient norm that this step may have; None where no step is skipped."""
-        batches, step = self.batches, self.step
+        batches, step, schedule = self.batches, self.step, self.job.config.schedule
         if step and batches.describe(step) != batches.describe(step - 1):
-            spikes.begin_phase()
-        if step < warmup_steps(batches.total_steps, self.job.config.schedule):
+            spikes.begin(step)
+        if step == ending_starts(batches.total_steps, schedule):
+            spikes.begins = step
+        if step < warmup_steps(batches.total_steps, schedule):
             return None  # gradient norms rise and fall
         return spikes.limits()
 
@@ -330,6 +338,37 @@ class Trainer:
                 named_samples(self.batches.sample_ids(first, end)),
             )  # fmt: skip
         return {"samples": [first, end], "loss_limit": limits.loss, "grad_norm_limit": limits.grad_norm}
+
+    def _rewind_if_due(self) -> dict[str, Any]:
+        """Go back to an earlier state where spikes do not end; returns what the metrics say of it.
+
+        Steps, data and learning rates go on as if nothing had happened. The state is saved at once, so a kill before that
+        repeats the rewind from the same checkpoint, and a kill after it need not.
+        """
+        earlier = self.spikes.rewinds_to(self.step) if self.spikes else None
+        if self.spikes is None or earlier is None:
+            return {}
+        if self.saver.is_unfinished:
+            self._finish_save()
+        if self.parallel.is_main:
+            log.warning(
+                "%d steps in a row are spikes: step %d goes on from the weights and the optimizer of step %d",
+                self.spikes.skipped_in_a_row, self.step + 1, earlier,
+            )  # fmt: skip
+        self.watchdog.expect("the reading of a checkpoint")
+        try:
+            checkpoint.load(step_folder(self.checkpoints, earlier), self.network, self.optimizer, self.parallel)
+        except StorageError:  # says nothing about the checkpoint
+            raise
+        except UserError as error:
+            reason, _, _ = str(error).partition(";")
+            raise UserError(
+                f"{reason}; step {self.step} has to go back to it: delete the later ones and {self.checkpoints / 'latest'}, "
+                "and start again"
+            ) from error
+        self.spikes.begin(self.step)
+        batch = self.batches.global_batch
+        return {"rewound": {"to_step": earlier, "samples": [earlier * batch, self.step * batch]}}
 
     def _stop_nonfinite(self, what: str, bad_rows: list[int]) -> NoReturn:
         """Stop all processes together before anything of this step is saved; earlier checkpoints are kept."""
@@ -377,13 +416,19 @@ class Trainer:
         if self.saver.is_unfinished and not agreed.writing:
             self._finish_save()
         interrupted = agreed.stop and not last
-        due = agreed.overdue or self.step % config.save_interval_steps == 0 or self.step in self.job.keep_steps
+        is_rewound = self.spikes is not None and self.spikes.begins == self.step
+        regular = self.step % config.save_interval_steps == 0 or self.step in self._kept_steps()
+        due = agreed.overdue or regular or is_rewound
         if last or interrupted or due:
             self._save()
         if last or interrupted:
             self._finish_save()
         if interrupted:
             raise Interrupted(self.step, self.stop_step, self.stop.signal_name or "a signal to another process")
+
+    def _kept_steps(self) -> set[int]:
+        """Steps to save at and to keep: where others branch off, and where a rewind may lead."""
+        return {*self.job.keep_steps, *(self.spikes.kept_steps(self.step) if self.spikes else ())}
 
     def _save(self) -> None:
         """Begin a save, after finishing an earlier one."""
@@ -403,8 +448,14 @@ class Trainer:
             recipe=self._recipe(),
             versions=checkpoint.versions(),
             tensor_parallel=self.parallel.tensor_parallel,
-            recent=() if self.spikes is None else self.spikes.steps,
         )
+        if self.spikes:
+            info = msgspec.structs.replace(
+                info,
+                recent=self.spikes.steps,
+                guarded_from=self.spikes.begins,
+                skipped_in_a_row=self.spikes.skipped_in_a_row,
+            )
         self.saver.start(step_folder(self.checkpoints, self.step), info)
         self._saved_at = time.monotonic()
 
@@ -414,7 +465,7 @@ class Trainer:
         self.saver.finish()
         # While training fills a gap, everything it saves lies before the latest and would be deleted at once.
         if self.parallel.is_main and not (self._fills_gap and self.step < self.stop_step):
-            prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps)
+            prune(self.checkpoints, self.job.config.keep_last, self._kept_steps())
         self.watchdog.step_begins(self.step + 1)
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ def _is_judged(merged: Path, judge: str) -> bool:
     )
 
 
-class Merge:
+class MergeAndJudge:
     """The merged shards in `out`, and the judges' work on them.
 
     `tasks` are by default those of the paper's model of this kind. A shard that does not exist is left out: its rows are

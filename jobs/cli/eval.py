@@ -336,9 +336,9 @@ def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
 def _judge(
     args: argparse.Namespace, config: EvalConfig, out: Path, world: Path | None, console: Console, bars: Bars
 ) -> None:
-    from curricula.eval.judging.merge import Merge
+    from curricula.eval.judging.merge import MergeAndJudge
 
-    work = Merge(out, args.kind, config, world, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
+    work = MergeAndJudge(out, args.kind, config, world, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
     confirm_cost(args, work.estimates(), console)
     work.judge(bars.line("judge"))
 

@@ -1,40 +1,34 @@
-"""The batch script of a job array: the options of sbatch, the body, and the snapshot of the code that it runs.
+"""The batch script of a job array: the options of sbatch, and the body.
 
 Both `curricula submit`, through submitit, and `curricula render` use it. The latter writes plain scripts, for users who want to
 read, change and submit the jobs with bash and Slurm alone; they record what they submit in the same place, so `status`, `logs`,
 `retry` and `cancel` work on it too. Whatever a user can name is quoted before it reaches the shell, and checked before it
 reaches an #SBATCH line.
-
-Jobs run the code that they were submitted with, however the checkout changes: a snapshot, RUN/code/DIGEST/, named by its
-content, so that another submission makes a new one only if the code has changed. Its seal, a hash of every file in it, goes
-into the batch scripts. Slurm keeps those itself, so a job runs no code but that of the submission even if somebody has changed
-the run folder since.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import re
 import shlex
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curricula.durable import disk_full_explained, make_folder, open_atomically, sync_folder, team, write_json
-from curricula.errors import UsageError, UserError
+from curricula.durable import open_atomically, team
+from curricula.errors import UsageError
 from curricula.fencing import Superseded
 from curricula.jobs.plan import Chosen, Edge, EdgeKind, Job, Plan, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS
 from curricula.jobs.slurm.profile import RESERVE_S, Profile
+from curricula.jobs.slurm.snapshot import ENTRY, Snapshot, take_snapshot
 from curricula.jobs.slurm.submissions import contents_line, latest_tasks, submissions
 from curricula.jobs.study import Study
-from curricula.provenance import PACKAGE, RECORD, ROOT, running_commit
+from curricula.provenance import PACKAGE, RECORD
 
 if TYPE_CHECKING:
     import jinja2
@@ -44,16 +38,6 @@ LOG = "%A_%a_%t_log.out"
 """A task's log in RUN/slurm: array, index and rank. The script's own output goes to that of rank 0."""
 OUTPUT = LOG.replace("%t", "0")
 """The log of a batch script. The command line names it too, by which `sacct` knows whose job it is."""
-ENTRY = "run_element.py"
-ENTRY_TEXT = '''"""What the jobs run: `python run_element.py RUN JOB ELEMENT`. Python looks beside this file first."""
-
-import sys
-
-from curricula.jobs.element import main
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-'''
 EXIT_PATIENCE_S = 60
 """How long the other tasks of a job may take to end after its first one has finished the work."""
 
@@ -206,72 +190,6 @@ def templates() -> jinja2.Environment:
     environment.filters["quote"] = shlex.quote
     environment.globals.update(ranks=" ".join(RANKS), ignored=IGNORED, kept="|".join(KEPT))
     return environment
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A snapshot of the code as it is now, taken or not."""
-
-    folder: Path
-    seal: str
-    """SHA-256 of the lines that sha256sum prints for its files in the order of their names, except for RECORD."""
-
-
-def take_snapshot(run_root: Path) -> Snapshot:
-    """Copy the code into the run folder unless it is there already. Raises UserError if it is there and was changed."""
-    contents = _contents()
-    snapshot = _snapshot(run_root, contents)
-    folder = snapshot.folder
-    if folder.exists():
-        if _seal(_read(folder, folder)) != snapshot.seal:
-            raise UserError(f"{folder}: this copy of the code was changed; delete it and give the same command again")
-        return snapshot
-    aside = folder.with_name(f".{folder.name}.aside")
-    shutil.rmtree(aside, ignore_errors=True)
-    with disk_full_explained(folder):
-        make_folder(folder.parent)
-        for path, content in contents.items():
-            make_folder((aside / path).parent)
-            (aside / path).write_bytes(content)
-        commit = running_commit()
-        told = {"commit": commit.split("-dirty")[0], "dirty": "-dirty" in commit, "digest": folder.name}
-        write_json(aside / RECORD, told)
-        os.rename(aside, folder)
-        sync_folder(folder.parent)
-    return snapshot
-
-
-def planned_snapshot(run_root: Path) -> Snapshot:
-    """The snapshot that `take_snapshot` would take."""
-    return _snapshot(run_root, _contents())
-
-
-def _contents() -> dict[Path, bytes]:
-    """The files of a snapshot. Those of the package are relative to the folder that holds it; links in it are followed."""
-    return {**_read(PACKAGE, ROOT), Path(ENTRY): ENTRY_TEXT.encode()}
-
-
-def _read(folder: Path, base: Path) -> dict[Path, bytes]:
-    found = []
-    for place, names, files in os.walk(folder, followlinks=True):
-        names[:] = [name for name in names if name != "__pycache__"]
-        found += [Path(place, name) for name in files]
-    return {path.relative_to(base): path.read_bytes() for path in sorted(found)}
-
-
-def _snapshot(run_root: Path, contents: Mapping[Path, bytes]) -> Snapshot:
-    digest = hashlib.sha256()
-    for path, content in contents.items():
-        if path != Path(ENTRY):
-            digest.update(f"{path}\0{len(content)}\0".encode())
-            digest.update(content)
-    return Snapshot(run_root / "code" / digest.hexdigest()[:12], _seal(contents))
-
-
-def _seal(contents: Mapping[Path, bytes]) -> str:
-    lines = {f"./{path}".encode(): hashlib.sha256(content).hexdigest() for path, content in contents.items()}
-    lines.pop(f"./{RECORD}".encode(), None)  # another commit may have the same code
-    return hashlib.sha256(b"".join(lines[name].encode() + b"  " + name + b"\n" for name in sorted(lines))).hexdigest()
 
 
 @dataclass(frozen=True)

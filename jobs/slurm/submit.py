@@ -44,11 +44,10 @@ from curricula.jobs.slurm.script import (
     Options,
     body,
     check_root,
-    planned_snapshot,
     sbatch_options,
-    take_snapshot,
     write_resubmit,
 )
+from curricula.jobs.slurm.snapshot import planned_snapshot, take_snapshot
 from curricula.jobs.slurm.submissions import (
     Submission,
     cancel_hopeless,

@@ -132,7 +132,7 @@ def _measure(work: Work, task: EvalTask, model: Path | LoadedModel, progress: Pr
 
 
 def _merge_and_judge(work: Work, tasks: list[EvalTask], progress: Progress) -> None:
-    from curricula.eval.judging.merge import Merge as MergeAndJudge
+    from curricula.eval.judging.merge import MergeAndJudge
 
     world = work.run.world if work.study.world else None
     MergeAndJudge(work.rows_folder, work.element.kind, work.study.evaluation, world, tasks=tasks).judge(progress)

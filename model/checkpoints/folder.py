@@ -74,6 +74,10 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Tensor-parallel size that wrote it. Only the states of random generators depend on it."""
     recent: tuple[tuple[float, float], ...] = ()
     """Loss and gradient norm of the latest steps, as the spike guard compares with them."""
+    guarded_from: int = 0
+    """Steps done before the first that the spike guard compares with or goes back to."""
+    skipped_in_a_row: int = 0
+    """How many of the latest steps the spike guard skipped."""
     generation: int = 0
     """Which start of the element saved it (`curricula.fencing`); 0 outside a study."""
     files: dict[str, StoredFile] = {}

@@ -1,10 +1,11 @@
 """What a training run reports: metrics.jsonl, its curves in TensorBoard or Weights & Biases, and its log. Imports no torch.
 
 metrics.jsonl is the record; curves and log repeat it. A step's line holds {"step", "loss", "lr", "grad_norm", "tokens", ...the
-batch source's description..., "timing": {...}} and, where its update was skipped, "skipped": {...}. A validation's line is
-{"step", "validation": {name: loss}}. `step` counts finished steps, `tokens` those read so far. Everything except "timing" is a
-function of the study: it stays the same after any number of kills and resumes. starts.jsonl has a line for each start instead,
-with the steps that were on record but not saved, and so were lost.
+batch source's description..., "timing": {...}}; where its update was skipped, also "skipped": {...}, and where the run then
+went back to an earlier state, "rewound": {...}. A validation's line is {"step", "validation": {name: loss}}. `step` counts
+finished steps, `tokens` those read so far. Everything except "timing" is a function of the study: it stays the same after any
+number of kills and resumes. starts.jsonl has a line for each start instead, with the steps that were on record but not saved,
+and so were lost.
 """
 
 from __future__ import annotations

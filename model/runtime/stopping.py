@@ -8,7 +8,8 @@ makes it skip one (a spike).
   collective for ever, so the watchdogs of all ranks end their processes within the same limit. The stacks in their logs
   distinguish the rank that hung from those that waited for it.
 - A loss or gradient that is not a number: the error names the samples, and nonfinite.json lists them all.
-- A loss or gradient norm far above those before it: `SpikeWindow` says so, and the training loop skips the update.
+- A loss or gradient norm far above those before it: `SpikeWindow` says so, and the training loop skips the update. When one
+  step after another is skipped, it says where the loop goes back to.
 
 Imports no torch.
 """
@@ -265,18 +266,29 @@ class SpikeWindow:
     As OLMo-core's `SkipStepOptimizer` does (2 OLMo 2 Furious, 2025), with three differences. Steps of another phase of the
     curriculum are no measure, since their text has another loss. A spike enters the window as no more than its limit: so it
     hides no second one, and a lasting change of level is accepted after a few steps. Calm windows have a floor.
+
+    Where the guard has a rewind, skipped steps that do not end lead back to a checkpoint at a multiple of `interval_steps`, at
+    least half a window before the first of them: the weights may have gone astray before it showed. The checkpoint lies in the
+    same phase, and on the same side of the step from which the learning rate depends on the run's end. Those are the steps at
+    which arms part that share a past, so each finds it in its own folder.
     """
 
-    def __init__(self, guard: SpikeGuard, steps: Iterable[Measured]) -> None:
+    def __init__(
+        self, guard: SpikeGuard, steps: Iterable[Measured] = (), begins: int = 0, skipped_in_a_row: int = 0
+    ) -> None:
+        """`begins` is the number of steps done before the first that counts, as `CheckpointInfo` has it."""
         self._guard = guard
         self._steps = deque(steps, maxlen=guard.window)
+        self.begins, self.skipped_in_a_row = begins, skipped_in_a_row
 
     @property
     def steps(self) -> tuple[Measured, ...]:
         return tuple(self._steps)
 
-    def begin_phase(self) -> None:
+    def begin(self, step: int) -> None:
+        """Forget what was before: the steps after `step` are of another phase, or begin with other weights."""
         self._steps.clear()
+        self.begins, self.skipped_in_a_row = step, 0
 
     def limits(self) -> Measured | None:
         """The largest values that are no spike; None until half the window is filled."""
@@ -292,3 +304,26 @@ class SpikeWindow:
     def add(self, step: Measured) -> None:
         limits = self.limits()
         self._steps.append(step if limits is None else Measured(*map(min, step, limits)))
+
+    def count(self, is_skipped: bool) -> None:
+        """Tell what became of the step that was added."""
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
+
+    def rewinds_to(self, step: int) -> int | None:
+        """The step whose checkpoint replaces the state after `step`; None where the run simply goes on."""
+        rewind = self._guard.rewind
+        if rewind is None or self.skipped_in_a_row < rewind.after:
+            return None
+        return max((kept for kept in self.kept_steps(step) if kept <= self._last_good(step)), default=None)
+
+    def kept_steps(self, step: int) -> set[int]:
+        """The steps up to `step` whose checkpoints a rewind may need, now or later."""
+        rewind = self._guard.rewind
+        if rewind is None:
+            return set()
+        interval, good = rewind.interval_steps, self._last_good(step)
+        first = max(self.begins + 1, good - good % interval)
+        return set(range(-(-first // interval) * interval, step + 1, interval))
+
+    def _last_good(self, step: int) -> int:
+        return step - self.skipped_in_a_row - self._guard.window // 2

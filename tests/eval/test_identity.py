@@ -13,7 +13,7 @@ from curricula.errors import UserError
 from curricula.eval import EvalConfig
 from curricula.eval.analysis import read_study_rows
 from curricula.eval.identity import content_hash, record_hash, recorded_hash
-from curricula.eval.judging.merge import Merge
+from curricula.eval.judging.merge import MergeAndJudge
 from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.report.page import write_report
 from curricula.eval.rows import GenerationRow, append_rows, read_rows, write_rows
@@ -134,5 +134,5 @@ def test_merging_refuses_the_shard_of_another_model(run, tmp_path):
         write_rows(out / f"attacks-topk/{benchmark}.jsonl", read_rows(tmp_path / f"{arm.name}.jsonl", GenerationRow))
     config = EvalConfig(benchmarks=("advbench", "harmbench"), gcg=None, probes=None)
     with pytest.raises(UserError, match=r"harmbench\.jsonl: line 1 is of model full-0/instr"):
-        Merge(out, "instruct", config, None)
+        MergeAndJudge(out, "instruct", config, None)
     assert not (out / "attacks-topk.jsonl").exists()

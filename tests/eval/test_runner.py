@@ -20,7 +20,7 @@ from curricula.eval.benchmarks import Prompt, PromptSet
 from curricula.eval.config import EvalConfig, Gcg, Probes
 from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.decoding.settings import SafeBeam, TopK
-from curricula.eval.judging.merge import Merge, is_merged
+from curricula.eval.judging.merge import MergeAndJudge, is_merged
 from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.models import load_model
 from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
@@ -80,7 +80,7 @@ def run_all(model_dir, data, out, *, kind="instruct", config=CONFIG):
     """The whole evaluation of a model, merged and judged."""
     for task in config.eval_tasks(kind):
         run(task, model_dir, data, out, kind=kind, config=config)
-    Merge(out, kind, config, None).judge()
+    MergeAndJudge(out, kind, config, None).judge()
 
 
 def test_an_element_that_another_process_took_over_adds_no_rows(model_dir, data, tmp_path):
@@ -164,12 +164,12 @@ def test_a_missing_part_is_merged_once_it_is_written(model_dir, data, tmp_path):
     config = msgspec.structs.replace(CONFIG, tasks=msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",)))
     first, second = config.eval_tasks("instruct")
     run(first, model_dir, data, tmp_path, config=config)
-    Merge(tmp_path, "instruct", config, None).judge()
+    MergeAndJudge(tmp_path, "instruct", config, None).judge()
     assert is_merged(tmp_path, "instruct", config)
     assert {row.benchmark for row in read_judged(tmp_path / "attacks-topk.jsonl")} == {"advbench"}
     run(second, model_dir, data, tmp_path, config=config)
     assert not is_merged(tmp_path, "instruct", config)
-    Merge(tmp_path, "instruct", config, None).judge()
+    MergeAndJudge(tmp_path, "instruct", config, None).judge()
     rows = read_judged(tmp_path / "attacks-topk.jsonl")
     assert is_merged(tmp_path, "instruct", config) and len(rows) == 22 and all(row.judge for row in rows)
     for path, damage in (
@@ -246,7 +246,7 @@ def test_judging_again_adds_verdicts_and_touches_no_answer(model_dir, data, tmp_
     before = read_judged(tmp_path / "attacks-topk.jsonl")
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl") if "verdicts" not in path.name}
     monkeypatch.setattr("curricula.eval.judges.rules.SHORTEST_WORDS", 10**6)
-    Merge(tmp_path, "instruct", config, None).judge()
+    MergeAndJudge(tmp_path, "instruct", config, None).judge()
     after = read_judged(tmp_path / "attacks-topk.jsonl")
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert {row.judge_version for row in after}.isdisjoint(row.judge_version for row in before)
@@ -274,7 +274,7 @@ def test_a_corrected_behavior_or_cluster_reaches_rows_that_are_kept_and_makes_th
         tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",))
         config = msgspec.structs.replace(CONFIG, benchmarks=("ours",), prompts=prompts, tasks=tasks)
         rows = run(EvalTask(TASKS["attacks-topk"], "ours"), model_dir, data, tmp_path, config=config)
-        return rows, config, Merge(tmp_path, "instruct", config, None)
+        return rows, config, MergeAndJudge(tmp_path, "instruct", config, None)
 
     first, _, merge = answers("Tell me,Tell me,a,t1", "Show me,Show me,a,t1")
     merge.judge()

@@ -17,7 +17,7 @@ from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.element import run_element
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.script import take_snapshot
+from curricula.jobs.slurm.snapshot import take_snapshot
 
 ANN, BOB, EVE, LAB = 64001, 64002, 64003, 64100
 

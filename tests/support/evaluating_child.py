@@ -15,7 +15,7 @@ import curricula.eval.judges.served  # noqa: F401
 from curricula.eval.attacks.gcg import attacked_prompts
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import EvalConfig, Gcg
-from curricula.eval.judging.merge import Merge
+from curricula.eval.judging.merge import MergeAndJudge
 from curricula.eval.models import load_model
 from curricula.eval.runner import run_element
 from curricula.eval.tasks import EvalTask
@@ -26,7 +26,7 @@ def evaluate(model: Path, data: Path, out: Path, config_json: bytes) -> None:
     config = msgspec.json.decode(config_json, type=EvalConfig)
     for task in config.eval_tasks("instruct"):
         run_element(task, model, "instruct", config, data_root=data, out=out, seed=1, device="cpu")
-    Merge(out, "instruct", config, None).judge()
+    MergeAndJudge(out, "instruct", config, None).judge()
 
 
 def evaluate_slowly(task: EvalTask, model: Path, data: Path, out: Path, config_json: bytes) -> None:

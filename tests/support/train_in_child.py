@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import msgspec
 import torch
 from random_batches import SpoiltBatches, train_job
 
@@ -18,7 +19,7 @@ if __name__ == "__main__":
     kill_at, out = wanted.pop("kill_at", None), Path(wanted.pop("out"))
     wanted["engine"] = EngineConfig(**wanted.pop("engine", {}))
     if "spike_guard" in wanted:
-        wanted["spike_guard"] = SpikeGuard(**wanted["spike_guard"])
+        wanted["spike_guard"] = msgspec.convert(wanted["spike_guard"], SpikeGuard)
     batches = SpoiltBatches(**wanted.pop("batches", {}))
 
     def die(done: int, total: int, **figures: object) -> None:

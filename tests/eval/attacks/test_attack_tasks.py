@@ -10,7 +10,7 @@ from tiny_llama import save_tiny_llama
 
 from curricula.eval.config import Ablation, Attacks, BestOfN, EvalConfig, Gcg, Prefill, Tasks
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
-from curricula.eval.judging.merge import Merge
+from curricula.eval.judging.merge import MergeAndJudge
 from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.models import load_model
 from curricula.eval.runner import run_element
@@ -103,7 +103,7 @@ def whole(tmp_path_factory, data, models):
     out = tmp_path_factory.mktemp("whole")
     for task in CONFIG.eval_tasks("instruct"):
         run(task, models, data, out)
-    Merge(out, "instruct", CONFIG, None).judge()
+    MergeAndJudge(out, "instruct", CONFIG, None).judge()
     return out
 
 

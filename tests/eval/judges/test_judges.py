@@ -20,7 +20,7 @@ from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JudgeConfig, caveats
-from curricula.eval.judging.merge import Merge, is_merged
+from curricula.eval.judging.merge import MergeAndJudge, is_merged
 from curricula.eval.judging.rejudge import Rejudging
 from curricula.eval.judging.verdicts import (
     JudgeRun,
@@ -198,7 +198,7 @@ def test_a_study_may_change_its_judge(tmp_path):
 def test_a_merge_that_died_before_its_first_verdict_leaves_its_place_to_no_other_judge(tmp_path, monkeypatch):
     rows = [answer_row(number) for number in range(4)]
     append_rows(tmp_path / "attacks-topk/advbench.jsonl", rows)
-    merge = Merge(tmp_path, "instruct", EvalConfig(), None)
+    merge = MergeAndJudge(tmp_path, "instruct", EvalConfig(), None)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(RefusalPhrases, "label", killed)
         merge.judge()
@@ -219,7 +219,7 @@ def test_a_judge_is_compared_with_the_first_other_that_has_judged_where_the_stud
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     out_of_reach = JudgeConfig(name="llm", model="m", url="http://127.0.0.1:9/v1", retries=0)
     with pytest.raises(UserError, match="127.0.0.1:9"):
-        Merge(tmp_path, "instruct", EvalConfig(judge=out_of_reach), None).judge()
+        MergeAndJudge(tmp_path, "instruct", EvalConfig(judge=out_of_reach), None).judge()
     path = tmp_path / "attacks-topk.jsonl"
     append_rows(verdicts_path(path), [verdict_of(row, "other") for row in rows])
     work = Rejudging([path], {"attack": JUDGE, "overrefusal": None}, ask_unparsed_again=False)
@@ -238,7 +238,7 @@ def test_a_new_judge_whose_merge_was_cut_short_has_taken_the_place_of_the_old_on
     for task, benchmark in (("attacks-topk", "advbench"), ("overrefusal-topk", "alpaca")):
         about = {"task": task, "benchmark": benchmark, "response": "Rye, wheat and oats."}
         append_rows(tmp_path / task / f"{benchmark}.jsonl", [answer_row(number, **about) for number in range(4)])
-    Merge(tmp_path, "instruct", EvalConfig(), None).judge()
+    MergeAndJudge(tmp_path, "instruct", EvalConfig(), None).judge()
     code = f"def judge(question):\n    return 'safe' if {done} and question.kind == 'attack' else 1 / 0\n"
     package = install(tmp_path / "site", "cut_short", code, "[curricula.judges]\nmine = cut_short:judge\n")
     monkeypatch.syspath_prepend(str(package))
@@ -246,7 +246,7 @@ def test_a_new_judge_whose_merge_was_cut_short_has_taken_the_place_of_the_old_on
     judge = JudgeConfig(name="python", model="mine")
     changed = EvalConfig(judge=judge, overrefusal_judge=judge)
     with pytest.raises(UserError, match="fails on an answer"):
-        Merge(tmp_path, "instruct", changed, None).judge()
+        MergeAndJudge(tmp_path, "instruct", changed, None).judge()
     assert {row.judge for row in read_judged(tmp_path / "attacks-topk.jsonl")} == {"python:mine" if done else ""}
     benign, others = read_judges(tmp_path / "overrefusal-topk.jsonl")
     assert {row.judge for row in benign} == {""} and list(others) == [f"{JUDGE.name} {JUDGE.version}"]

@@ -11,7 +11,8 @@ from curricula.errors import UsageError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Job
 from curricula.jobs.slurm.profile import Profile, load_profile
-from curricula.jobs.slurm.script import Snapshot, sbatch_options
+from curricula.jobs.slurm.script import sbatch_options
+from curricula.jobs.slurm.snapshot import Snapshot
 from curricula.jobs.study import load_study
 
 PROFILES = sorted((ROOT / "env" / "profiles").glob("*.yaml"))

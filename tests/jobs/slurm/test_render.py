@@ -23,7 +23,8 @@ from curricula.jobs.completion import read_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Profile, Request
-from curricula.jobs.slurm.script import body, sbatch_options, take_snapshot
+from curricula.jobs.slurm.script import body, sbatch_options
+from curricula.jobs.slurm.snapshot import take_snapshot
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.study import load_study
 

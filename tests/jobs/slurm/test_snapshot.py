@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from curricula.durable import read_json, write_json
-from curricula.jobs.slurm.script import take_snapshot
+from curricula.jobs.slurm.snapshot import take_snapshot
 from curricula.provenance import running_commit
 
 

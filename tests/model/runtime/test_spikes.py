@@ -1,26 +1,35 @@
-"""Steps whose loss or gradient norm is a spike make no update, and a run that is killed and resumed skips the same ones."""
+"""Steps whose loss or gradient norm is a spike make no update, spikes that do not end are taken back to before them, and a run
+that is killed and resumed does the same."""
 
 import json
 import logging
+import shutil
 import signal
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
+from examples import examples
 from forked import ended, ranks
+from hypothesis import given
+from hypothesis import strategies as st
 from random_batches import RandomBatches, SpoiltBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.model import ScheduleConfig, SpikeGuard
 from curricula.model.checkpoints.folder import read_info, step_folder
+from curricula.model.config import Rewind
 from curricula.model.runtime.stopping import Measured, SpikeWindow
 from curricula.model.train import train
 
 GUARD = SpikeGuard(window=8, sigmas=6)
+REWIND = SpikeGuard(window=8, sigmas=6, rewind=Rewind(after=3, interval_steps=8))
 TOTAL, BATCH = 24, RandomBatches().global_batch
 SPOILT = (9, 10, 17)
+ASTRAY = (14, 15, 16)
+"""Batches after which `REWIND` leads from step 17 back to step 8."""
 
 
 @pytest.fixture(autouse=True)
@@ -107,14 +116,84 @@ def test_a_branch_skips_what_the_same_arm_trained_from_scratch_skips(tmp_path):
     assert list(skipped(tmp_path / "scratch")) == [10, 11, 18]
 
 
-def test_two_ranks_skip_together_and_one_process_continues_after_one_of_them_is_killed(guarded, tmp_path, free_port):
-    wanted = {"batches": {"total_steps": TOTAL, "spoilt": SPOILT}, "spike_guard": {"window": 8}, "micro_batch": 4}
-    argument = json.dumps({"out": str(tmp_path), **wanted, "save_interval_steps": 4, "kill_at": 15})
+def rewound(out: Path) -> dict[int, dict]:
+    return {row["step"]: row["rewound"] for row in numbers(out) if "rewound" in row}
+
+
+def astray(**settings) -> SpoiltBatches:
+    return SpoiltBatches(total_steps=TOTAL, spoilt=ASTRAY, **settings)
+
+
+@pytest.fixture(scope="module")
+def taken_back(tmp_path_factory):
+    out = tmp_path_factory.mktemp("taken-back")
+    train(train_job(out, spike_guard=REWIND, keep_steps=(8,)), astray())
+    return out
+
+
+def test_spikes_that_do_not_end_lead_back_to_the_state_before_them(taken_back):
+    assert rewound(taken_back) == {17: {"to_step": 8, "samples": [8 * BATCH, 17 * BATCH]}}
+    before, after = (step_folder(taken_back / "checkpoints", step) for step in (8, 17))
+    assert files_of(before) == files_of(after)
+    assert read_info(after).step == 17 and read_info(after).consumed_samples == 17 * BATCH
+
+
+def test_what_is_taken_back_leaves_no_trace_in_the_weights(taken_back, tmp_path):
+    train(train_job(tmp_path, spike_guard=REWIND), astray(token=1))
+    assert numbers(tmp_path)[17:] == numbers(taken_back)[17:]
+    ends = [step_folder(out / "checkpoints", TOTAL) for out in (taken_back, tmp_path)]
+    assert files_of(ends[0]) == files_of(ends[1])
+
+
+@pytest.mark.parametrize("killed_at", [9, 15, 16, 17, 18])
+def test_a_run_that_stops_anywhere_and_resumes_goes_back_to_the_same_step(taken_back, tmp_path, killed_at):
+    class Stopped(Exception):
+        pass
+
+    def stop(done, total, **figures):
+        if done == killed_at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(train_job(tmp_path, spike_guard=REWIND, save_interval_steps=3, keep_last=1), astray(), stop)
+    train(train_job(tmp_path, spike_guard=REWIND, save_interval_steps=3, keep_last=1), astray())
+    assert numbers(tmp_path) == numbers(taken_back)
+
+
+def test_a_branch_goes_back_where_the_same_arm_trained_from_scratch_does(tmp_path):
+    late = SpoiltBatches(total_steps=40, spoilt=(21, 22, 23), switch_step=12)
+    train(train_job(tmp_path / "scratch", spike_guard=REWIND), late)
+    trunk = SpoiltBatches(total_steps=40)
+    train(train_job(tmp_path / "trunk", spike_guard=REWIND, stop_step=12, keep_steps=(12,)), trunk)
+    start = step_folder(tmp_path / "trunk/checkpoints", 12)
+    # Its first part ends amid the spikes.
+    train(train_job(tmp_path / "arm", spike_guard=REWIND, init_from=start, stop_step=23), late)
+    train(train_job(tmp_path / "arm", spike_guard=REWIND, init_from=start), late)
+    assert numbers(tmp_path / "trunk") + numbers(tmp_path / "arm") == numbers(tmp_path / "scratch")
+    assert rewound(tmp_path / "arm") == {24: {"to_step": 16, "samples": [16 * BATCH, 24 * BATCH]}}
+
+
+def test_without_the_checkpoint_to_go_back_to_a_run_stops_and_says_so(tmp_path):
+    train(train_job(tmp_path, spike_guard=REWIND, stop_step=16), astray())
+    shutil.rmtree(step_folder(tmp_path / "checkpoints", 8))
+    with pytest.raises(UserError, match="step_00000008: no such checkpoint.*delete the later ones"):
+        train(train_job(tmp_path, spike_guard=REWIND), astray())
+
+
+def test_two_ranks_skip_and_go_back_together_and_one_process_continues_after_one_is_killed(tmp_path, free_port):
+    batches, guard = (
+        {"total_steps": TOTAL, "spoilt": (9, *ASTRAY)},
+        {"window": 8, "rewind": {"after": 3, "interval_steps": 8}},
+    )
+    wanted = {"out": str(tmp_path / "two"), "batches": batches, "spike_guard": guard, "micro_batch": 4}
+    argument = json.dumps({**wanted, "save_interval_steps": 4, "kill_at": 18})
     outcomes = ended(ranks("train_in_child.py", argument, tmp_path, 2, free_port))
     assert [status for status, _ in outcomes] == [-signal.SIGKILL, 1], outcomes
-    train(train_job(tmp_path, spike_guard=GUARD), spoilt())
-    assert skipped(tmp_path) == skipped(guarded)
-    for row, other in zip(numbers(tmp_path), numbers(guarded), strict=True):
+    for name in ("two", "one"):
+        train(train_job(tmp_path / name, spike_guard=REWIND), SpoiltBatches(**batches))
+    assert skipped(tmp_path / "two") == skipped(tmp_path / "one") and set(skipped(tmp_path / "one")) > {10}
+    assert rewound(tmp_path / "two") == rewound(tmp_path / "one") == {17: {"to_step": 8, "samples": [64, 136]}}
+    for row, other in zip(numbers(tmp_path / "two"), numbers(tmp_path / "one"), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
@@ -153,3 +232,30 @@ def test_a_spike_in_the_window_hides_no_second_one_and_a_lasting_level_is_accept
         after.add(Measured(4.0, 1.0))
         taken += 1
     assert taken < 8
+
+
+@given(
+    st.lists(st.sampled_from(["trained", "trained", "trained", "skipped", "skipped", "phase"]), max_size=120),
+    st.integers(1, 6),
+    st.integers(8, 20),
+)
+@examples(200)
+def test_a_rewind_stays_in_its_phase_and_its_checkpoint_was_kept_all_the_time(events, after, interval):
+    found = SpikeWindow(SpikeGuard(window=8, rewind=Rewind(after=after, interval_steps=interval)))
+    kept: set[int] = set()
+    began = skipped_in_a_row = 0
+    for step, event in enumerate(events, start=1):
+        if event == "phase":
+            found.begin(began := step - 1)
+        skipped_in_a_row = skipped_in_a_row + 1 if event == "skipped" else 0
+        found.count(event == "skipped")
+        kept = found.kept_steps(step) & {*kept, step}  # what the pruning after each step leaves
+        earlier = found.rewinds_to(step)
+        candidates = range(interval, step - skipped_in_a_row - 4 + 1, interval)
+        wanted = max((one for one in candidates if one > began), default=None) if skipped_in_a_row >= after else None
+        assert earlier == wanted
+        if earlier is not None:
+            assert earlier in kept
+            found.begin(began := step)
+            skipped_in_a_row = 0
+    assert len(kept) <= 2 + (4 + skipped_in_a_row) // interval

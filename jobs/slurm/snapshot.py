@@ -1,0 +1,97 @@
+"""The copy of the code that jobs run.
+
+Jobs run the code that they were submitted with, however the checkout changes: a snapshot, RUN/code/DIGEST/, named by its
+content, so that another submission makes a new one only if the code has changed. Its seal, a hash of every file in it, goes
+into the batch scripts. Slurm keeps those itself, so a job runs no code but that of the submission even if somebody has changed
+the run folder since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from curricula.durable import disk_full_explained, make_folder, sync_folder, write_json
+from curricula.errors import UserError
+from curricula.provenance import PACKAGE, RECORD, ROOT, running_commit
+
+ENTRY = "run_element.py"
+ENTRY_TEXT = '''"""What the jobs run: `python run_element.py RUN JOB ELEMENT`. Python looks beside this file first."""
+
+import sys
+
+from curricula.jobs.element import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+'''
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot of the code as it is now, taken or not."""
+
+    folder: Path
+    seal: str
+    """SHA-256 of the lines that sha256sum prints for its files in the order of their names, except for RECORD."""
+
+
+def take_snapshot(run_root: Path) -> Snapshot:
+    """Copy the code into the run folder unless it is there already. Raises UserError if it is there and was changed."""
+    contents = _contents()
+    snapshot = _snapshot(run_root, contents)
+    folder = snapshot.folder
+    if folder.exists():
+        if _seal(_read(folder, folder)) != snapshot.seal:
+            raise UserError(f"{folder}: this copy of the code was changed; delete it and give the same command again")
+        return snapshot
+    aside = folder.with_name(f".{folder.name}.aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    with disk_full_explained(folder):
+        make_folder(folder.parent)
+        for path, content in contents.items():
+            make_folder((aside / path).parent)
+            (aside / path).write_bytes(content)
+        commit = running_commit()
+        told = {"commit": commit.split("-dirty")[0], "dirty": "-dirty" in commit, "digest": folder.name}
+        write_json(aside / RECORD, told)
+        os.rename(aside, folder)
+        sync_folder(folder.parent)
+    return snapshot
+
+
+def planned_snapshot(run_root: Path) -> Snapshot:
+    """The snapshot that `take_snapshot` would take."""
+    return _snapshot(run_root, _contents())
+
+
+def _contents() -> dict[Path, bytes]:
+    """The files of a snapshot. Those of the package are relative to the folder that holds it; links in it are followed."""
+    return {**_read(PACKAGE, ROOT), Path(ENTRY): ENTRY_TEXT.encode()}
+
+
+def _read(folder: Path, base: Path) -> dict[Path, bytes]:
+    found = []
+    for place, names, files in os.walk(folder, followlinks=True):
+        names[:] = [name for name in names if name != "__pycache__"]
+        found += [Path(place, name) for name in files]
+    return {path.relative_to(base): path.read_bytes() for path in sorted(found)}
+
+
+def _snapshot(run_root: Path, contents: Mapping[Path, bytes]) -> Snapshot:
+    digest = hashlib.sha256()
+    for path, content in contents.items():
+        if path != Path(ENTRY):
+            digest.update(f"{path}\0{len(content)}\0".encode())
+            digest.update(content)
+    return Snapshot(run_root / "code" / digest.hexdigest()[:12], _seal(contents))
+
+
+def _seal(contents: Mapping[Path, bytes]) -> str:
+    lines = {f"./{path}".encode(): hashlib.sha256(content).hexdigest() for path, content in contents.items()}
+    lines.pop(f"./{RECORD}".encode(), None)  # another commit may have the same code
+    return hashlib.sha256(b"".join(lines[name].encode() + b"  " + name + b"\n" for name in sorted(lines))).hexdigest()
