@@ -1,8 +1,26 @@
+import gc
 import os
 import random
 import socket
+from collections.abc import Iterator
 
 import pytest
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Garbage collection skips what was imported. Training collects all that is left before its first step and at each save."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def svg_alone() -> Iterator[None]:
+    """A module's reports have each figure as SVG, which the page shows; PNG and PDF take most of a report's time."""
+    from figure_files import written_as
+
+    with written_as(".svg"):
+        yield
 
 
 @pytest.fixture

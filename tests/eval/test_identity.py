@@ -18,6 +18,8 @@ from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.report.page import write_report
 from curricula.eval.rows import GenerationRow, append_rows, read_rows, write_rows
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 TWO = ARMS[:2]
 
 

@@ -19,6 +19,8 @@ from curricula.jobs.element import run_element
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.snapshot import take_snapshot
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 ANN, BOB, EVE, LAB = 64001, 64002, 64003, 64100
 
 

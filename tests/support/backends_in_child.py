@@ -6,6 +6,7 @@ Transformer Engine is its stand-in, and "torch" is not compiled: what is compare
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import json
 import shutil
@@ -59,6 +60,7 @@ def main(folder: Path) -> None:
     torch.compile = lambda function=None, **options: function if function is not None else lambda decorated: decorated
     torch.nn.Module.compile = lambda self, **options: None
     training.Trainer = Observed
+    gc.freeze()  # each of forty trainings would go through all that was imported
     found: dict = {"undisturbed": trained(folder / "undisturbed", "cpu", stop_step=6), "optimizers": {}}
     for backend in BACKENDS:
         trained(folder / backend, backend, stop_step=4)

@@ -13,6 +13,8 @@ from curricula.eval.analysis.metrics import pruning_metrics
 from curricula.eval.report.page import write_report
 from curricula.eval.rows import GenerationRow, Pruning, read_rows
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 
 def row(number, cost, decoder="safebeam", arm=ARMS[0]):
     made = generation(

@@ -18,6 +18,11 @@ OPTIONS += ["--disable-component-update", "--disable-sync"]
 INSTALL = ["apt-get", "-o", "DPkg::Lock::Timeout=600", "install", "--yes", "--no-install-recommends", "chromium"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def figures_as_svg(svg_alone: None) -> None:
+    """For all modules of this folder."""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Of one module: while Playwright is open, its event loop runs in this thread, which other modules must not meet."""

@@ -71,7 +71,7 @@ def test_the_strongest_attack_and_the_worst_case_have_a_table(built):
 def test_layers_and_transfer_between_arms_are_shown(built):
     run, page = built
     parsed = Page(page)
-    assert "layers" in parsed.ids and (run / "report/figures/layers.png").exists()
+    assert "layers" in parsed.ids and (run / "report/figures/layers.svg").exists()
     assert "from layer to layer" in parsed.text and "Probes of one arm tested on the states of another" in parsed.text
     assert "words alone" in parsed.text and "before training" not in parsed.text
     rows = table(run, "representations")

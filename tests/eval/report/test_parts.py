@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from figure_files import EVERY_FORMAT, written_as
 from small_studies import tree_study
 from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal_rows
 
@@ -246,7 +247,8 @@ def test_several_studies_are_compared_from_the_numbers_of_their_pages(tmp_path):
         run = write_answers(tmp_path / name, rate)
         write_report(run, TWO, {}, run / "report")
         summaries[name] = json.loads((run / "report/summary.json").read_text())
-    page = write_comparison(summaries, tmp_path / "out")
+    with written_as(*EVERY_FORMAT):
+        page = write_comparison(summaries, tmp_path / "out")
     with open(tmp_path / "out/tables/comparison.csv") as file:
         row = next(row for row in csv.DictReader(file) if row["arm"] == "safe-100")
     for name, summary in summaries.items():
@@ -311,7 +313,8 @@ def test_a_taken_port_is_named(live, tmp_path):
 
 def test_weights_and_biases_receives_tables_and_figures(tmp_path, monkeypatch):
     run = write_answers(tmp_path / "run")
-    write_report(run, TWO, {}, run / "report")
+    with written_as(".svg", ".png"):
+        write_report(run, TWO, {}, run / "report")
     logged, begun = {}, {}
 
     class Run:

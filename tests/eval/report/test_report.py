@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from figure_files import EVERY_FORMAT, written_as
 from report_page import Page
 from study_rows import ARMS, append_judged, generation, write_study
 
@@ -59,7 +60,8 @@ def built(tmp_path_factory) -> tuple[Path, str]:
         path = run / "eval" / arm.name / "instruct" / "attacks-safebeam.jsonl"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
     shutil.rmtree(run / "eval/full-20/benign")
-    return run, write_report(run, ARMS, STUDY, run / "report").read_text()
+    with written_as(*EVERY_FORMAT):
+        return run, write_report(run, ARMS, STUDY, run / "report").read_text()
 
 
 def test_a_spread_over_sampling_seeds_is_not_taken_for_one_over_training_seeds(built):
@@ -149,7 +151,8 @@ def test_unparsed_and_missing_answers_are_shown(built):
 def test_the_summary_and_tables_are_the_same_bytes_for_the_same_rows(built, tmp_path):
     run, _ = built
     shutil.copytree(run / "eval", tmp_path / "elsewhere/eval")
-    write_report(tmp_path / "elsewhere", ARMS, {}, tmp_path / "out")
+    with written_as(*EVERY_FORMAT):
+        write_report(tmp_path / "elsewhere", ARMS, {}, tmp_path / "out")
     names = [path.relative_to(run / "report") for path in (run / "report").glob("[ft]*/*")]
     assert len(names) >= 50
     for name in ["summary.json", *names]:

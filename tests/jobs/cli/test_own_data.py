@@ -23,6 +23,8 @@ from curricula.jobs.element import run_element
 from curricula.jobs.run import Run, read_contamination
 from curricula.jobs.study import load_study
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 
 def write_rows(path, *rows):
     path.parent.mkdir(parents=True, exist_ok=True)
