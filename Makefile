@@ -8,7 +8,7 @@ WEIGHTS := $(VENV)/.smollm2
 
 CONSTRAINTS ?= --constraint env/constraints.txt
 
-.PHONY: demo demo-full smollm2 docs test test-all constraints audit clean
+.PHONY: demo demo-full smollm2 docs test types quick-tests test-all constraints audit clean
 
 demo: $(STAMP)
 	$(BIN)/curricula demo
@@ -28,7 +28,12 @@ docs: $(STAMP)
 test: $(WEIGHTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory --jobs 2 types quick-tests
+
+types: $(STAMP)
 	$(BIN)/mypy
+
+quick-tests: $(WEIGHTS)
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow and not gpu"
 
 test-all: $(WEIGHTS)

@@ -10,9 +10,12 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from curricula.secrets import without_userinfo
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LONGEST = 500
 """Characters of a failure's text in a line of its own."""
@@ -75,6 +78,11 @@ def folded(sentence: str, stream: IO[str] | None) -> str:
         textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in sentence.splitlines()
     ]
     return "\n".join(lines)
+
+
+def say(console: Console, sentence: str, style: str | None = None) -> None:
+    """Print a sentence on a `rich` console, `folded`."""
+    console.print(folded(sentence, console.file), style=style, markup=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curricula.eval.judges.settings import caveats, vague
+from curricula.terminal import say
 
 
 def percent(value: float | None) -> str:
@@ -51,9 +52,9 @@ def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> Non
         console.print(_probes(metrics["probes"]))
     for entry in metrics["attacks"]:
         if words := vague(f"{entry.decoder} on {entry.benchmark}", entry.corrected_low, entry.corrected_high):
-            console.print(words, style="yellow", soft_wrap=True)
+            say(console, words, "yellow")
     if words := caveats(" ".join(entry.judges for kind in ("attacks", "overrefusal") for entry in metrics[kind])):
-        console.print(words, style="dim", soft_wrap=True)
+        say(console, words, "dim")
 
 
 def _named(entry: Any) -> str:

@@ -32,7 +32,7 @@ from curricula.jobs.downloads import look_at_tables, read_study, read_tables, us
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, tokenised, write_contamination
 from curricula.jobs.study import Study, load_study
-from curricula.terminal import count, json_text, one_line, printable
+from curricula.terminal import count, json_text, one_line, printable, say
 
 PIECE = 1 << 24
 """Tokens held in memory at a time: a shard may be larger than memory."""
@@ -175,7 +175,7 @@ def _print_check(facts: dict[str, Any], console: Console) -> None:
     console.print()
     console.print(table)
     for problem in facts["problems"]:
-        console.print(f"✗ {problem}", style="red", soft_wrap=True)
+        say(console, f"✗ {problem}", "red")
 
 
 _COUNTED = {

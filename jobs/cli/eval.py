@@ -32,7 +32,7 @@ from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
 from curricula.settings import convert, parse, read_yaml
-from curricula.terminal import json_text
+from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:
     from curricula.eval.models import LoadedModel
@@ -451,12 +451,7 @@ def warn_of_server(settings: JudgeConfig, console: Console) -> None:
         from curricula.eval.judges.served import doubt
 
         if why := doubt(settings):
-            console.print(
-                f"judge: {why}; continuing, for it may be up by the time it is asked",
-                style="yellow",
-                markup=False,
-                soft_wrap=True,
-            )
+            say(console, f"judge: {why}; continuing, for it may be up by the time it is asked", "yellow")
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -479,10 +474,10 @@ def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None],
     dollars = None if None in prices else sum(price for price in prices if price is not None)
     cost = "prices not given (--judge-set price_in=...)" if dollars is None else f"about ${dollars:,.2f}"
     questions = sum(one.questions for one in asked)
-    console.print(
+    say(
+        console,
         f"The judge will be asked {questions:,} question{'s' if questions > 1 else ''}: about {tokens_in:,} tokens in and at "
         f"most {tokens_out:,} out, {cost}.",
-        soft_wrap=True,
     )
     if args.yes or dollars is None or dollars <= args.max_cost:
         return

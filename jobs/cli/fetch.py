@@ -27,7 +27,7 @@ from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
 from curricula.jobs.downloads import Wanted, benchmark_downloads, named_downloads, once, study_downloads
 from curricula.jobs.study import load_study
-from curricula.terminal import json_text
+from curricula.terminal import json_text, say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -81,7 +81,7 @@ def fetch_data(args: argparse.Namespace) -> int:
             try:
                 record = _fetch(item, args.rows or item.rows, part, bar)
             except UserError as error:
-                console.print(f"curricula: {item.label}: {error}", style="red", soft_wrap=True)
+                say(console, f"curricula: {item.label}: {error}", "red")
                 failed[item.label] = str(error)
                 continue
             console.print(f"{item.label}: {_summary(record)}", soft_wrap=True)

@@ -18,7 +18,7 @@ from curricula.eval.report.console import interval, new_table, percent
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
 from curricula.jobs.cli.eval import add_judge_options, confirm_cost, judge_from, warn_of_server
 from curricula.jobs.cli.options import add_json_flag, add_verb
-from curricula.terminal import json_text
+from curricula.terminal import json_text, say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -119,7 +119,7 @@ def _print(found: list, console: Console) -> None:
                     warnings.append(words)
     console.print(table)
     for words in warnings:
-        console.print(words, style="yellow", soft_wrap=True)
+        say(console, words, "yellow")
     agreed = new_table("Agreement", "answers of", "verdicts\nof both", "agree", "Cohen's\nkappa", "95%\ninterval")
     for one in found:
         if one.agreement:
@@ -130,9 +130,6 @@ def _print(found: list, console: Console) -> None:
     if agreed.row_count:
         console.print(agreed)
     if words := caveats(" ".join(letters.keys())):
-        console.print(words, style="dim", soft_wrap=True)
+        say(console, words, "dim")
     for source in sorted({one.accuracy.source for one in found if one.accuracy}):
-        console.print(
-            f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.",
-            soft_wrap=True,
-        )
+        say(console, f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.")

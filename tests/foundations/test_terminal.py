@@ -5,9 +5,10 @@ import json
 import sys
 
 import pytest
+from rich.console import Console
 
 from curricula.secrets import is_secret, secret_in, without_userinfo
-from curricula.terminal import folded, guarded_output, json_text, one_line, printable
+from curricula.terminal import folded, guarded_output, json_text, one_line, printable, say
 
 OBEYED = ["\x1b]0;title\x07", "\x9b2J", "\x85", "\x7f", "\u202e", "\u2066", "\u200f", "\u061c"]
 
@@ -83,3 +84,5 @@ def test_an_error_breaks_between_words_on_a_terminal_and_stays_whole_elsewhere(m
     lines = folded(said, screen).split("\n")
     assert " ".join(lines) == said
     assert (max(map(len, lines)) <= 30) is is_terminal
+    say(Console(file=screen), said)
+    assert screen.getvalue().splitlines() == lines
