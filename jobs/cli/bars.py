@@ -12,12 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Lines
-from rich.text import Text
+from rich.table import Column
 
 from curricula.progress import Progress
+from curricula.terminal import clock, say
 
-Described = Callable[[int, int, float, dict[str, Any]], str]
-"""What more to say of some work: from how much is done, of how much, after how many seconds, and its figures."""
+Described = Callable[[int, float, dict[str, Any]], str]
+"""What more to say of some work, in some 30 characters: from how much is done, after how many seconds, and its figures."""
 
 
 class Bars:
@@ -25,11 +26,12 @@ class Bars:
 
     def __init__(self, console: Console, line_interval_s: float = 60.0) -> None:
         self.console, self.line_interval_s = console, line_interval_s
+        bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # gives way to the others
         columns = (
-            *(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()),
+            *(TextColumn("{task.description}", markup=False), bar, MofNCompleteColumn()),
             *(TextColumn("{task.fields[more]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn()),
         )
-        self._lines = Lines(*columns, console=console, disable=not console.is_terminal)
+        self._lines = Lines(*columns, console=console, disable=not console.is_terminal, expand=True)
 
     def __enter__(self) -> Bars:
         self._lines.start()
@@ -46,13 +48,14 @@ class Bars:
         def report(done: int, total: int, **figures: Any) -> None:
             nonlocal ended, next_line
             now = time.monotonic()
-            more = described(done, total, max(now - began, 1e-9), figures)
+            seconds = max(now - began, 1e-9)
+            more = described(done, seconds, figures)
             self._lines.update(task, completed=done, total=total, more=more)
             if self.console.is_terminal or ended or (done < total and now < next_line):
                 return
             ended, next_line = done == total, now + self.line_interval_s
-            said = f"{name}: {done:,} of {total:,}"
-            self.console.print(Text(f"{said}, {more}" if more else said), soft_wrap=True)
+            left = f"{clock((total - done) * seconds / done)} left" if 0 < done < total else ""
+            say(self.console, ", ".join(filter(None, (f"{name}: {done:,} of {total:,}", more, left))))
 
         return report
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.prompt import Confirm
-from rich.text import Text
 
 from curricula.asking import CHARACTERS_PER_TOKEN
 from curricula.curriculum.sources.documents import Documents
@@ -33,7 +32,7 @@ from curricula.curriculum.synthesis.shard import (
 from curricula.errors import UsageError
 from curricula.jobs.cli.bars import Bars
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
-from curricula.terminal import json_text
+from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
     from curricula.curriculum.synthesis.run import Servers, Summary
@@ -170,7 +169,7 @@ def synthesize(args: argparse.Namespace) -> int:
     print_estimate(console, shard, now, all_parts)
     _confirm(args, now, all_parts)
     with Bars(console) as bars:
-        summary = run_shard(shard, servers, args.retry_dead, bars.line(shard.name, _pace))
+        summary = run_shard(shard, servers, args.retry_dead, bars.line(f"part {shard.number}", _pace))
     print_summary(summary, args.json)
     return 0
 
@@ -295,7 +294,8 @@ def print_estimate(console: Console, shard: SynthesisShard, now: Estimate, all_p
         f"(from the first documents of the part: {CHARACTERS_PER_TOKEN} characters a token in, "
         f"{min(shard.settings.how.expected_tokens, shard.settings.max_tokens):,} tokens a reply)"
     )
-    console.print(Text("\n".join(lines)), soft_wrap=True)
+    for line in lines:
+        say(console, line)
 
 
 def print_dry_run(shard: SynthesisShard, now: Estimate, all_parts: Estimate, as_json: bool) -> None:
@@ -321,12 +321,10 @@ def print_summary(summary: Summary, as_json: bool) -> None:
     ]
     if summary.dead_letters:
         lines.append(f"dead letters: {summary.dead_letters} (asked again with --retry-dead)")
-    Console(highlight=False).print(Text("\n".join(lines)), soft_wrap=True)
+    console = Console(highlight=False)
+    for line in lines:
+        say(console, line)
 
 
-def _pace(done: int, total: int, seconds: float, figures: dict[str, Any]) -> str:
-    left = f", {(total - done) * seconds / done / 60:,.0f} min left" if done else ""
-    return (
-        f"{done / seconds:,.1f} docs/s, {figures['tokens'] / seconds:,.0f} tokens/s, {figures['retries']:,} retries, "
-        f"{figures['dead']:,} dead{left}"
-    )
+def _pace(done: int, seconds: float, figures: dict[str, Any]) -> str:
+    return f"{done / seconds:,.1f} docs/s, {figures['retries']:,} retries, {figures['dead']:,} dead"

@@ -1,4 +1,4 @@
-"""The progress of an evaluation where there is no terminal for bars."""
+"""The progress of a long command: bars on a terminal, however narrow, and lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import pytest
 from rich.console import Console
 
 from curricula.jobs.cli.bars import Bars
+from curricula.jobs.cli.synthesize import _pace
 
 
 @pytest.mark.parametrize(
     ("interval_s", "lines"),
-    [(1e9, ["topk: 0 of 1,200", "topk: 1,200 of 1,200"]), (0, [f"topk: {n} of 1,200" for n in (0, 600, "1,200")])],
+    [
+        (1e9, ["topk: 0 of 1,200", "topk: 1,200 of 1,200"]),
+        (0, ["topk: 0 of 1,200", "topk: 600 of 1,200, 0:00 left", "topk: 1,200 of 1,200"]),
+    ],
 )
 def test_without_a_terminal_a_long_part_reports_its_progress(interval_s, lines):
     shown = io.StringIO()
@@ -22,3 +26,12 @@ def test_without_a_terminal_a_long_part_reports_its_progress(interval_s, lines):
             report(done, 1200)
     assert shown.getvalue().split("\n")[: len(lines)] == lines
     assert shown.getvalue().count("topk:") == len(lines)
+
+
+def test_on_a_narrow_terminal_a_line_keeps_its_bar_its_count_and_the_time_left():
+    shown = io.StringIO()
+    with Bars(Console(file=shown, force_terminal=True, width=80)) as bars:
+        pace = _pace(600, 10.0, {"retries": 123, "dead": 12})
+        bars.line("part 12", lambda *_: pace)(600, 90_000)
+    last = [line for line in shown.getvalue().splitlines() if "part 12" in line][-1]
+    assert "━" in last and "600/90000" in last and "60.0 docs/s, 123 retries, 12 dead" in last and last.count(":") >= 4
