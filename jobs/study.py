@@ -44,7 +44,7 @@ from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import FULL, EvalConfig, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import TrackingConfig, TrainConfig
-from curricula.model.config import ending_starts, warmup_steps
+from curricula.model.config import decay_start, warmup_steps
 from curricula.model.study import Finetuning, Model, Pretraining, Resources, train_config_of
 from curricula.provenance import PACKAGE
 from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml
@@ -114,7 +114,7 @@ class Study(Settings, frozen=True, dict=True):
         self._check_arms()
         self._check_stages()
         self._check_evaluation()
-        self._check_tree()
+        _ = self.segments  # raises where a start leaves an arm no step
 
     def _check_seeds(self) -> None:
         """Also writes one seed as `seed` and several as `seeds`, so that equal studies compare equal."""
@@ -264,25 +264,7 @@ class Study(Settings, frozen=True, dict=True):
         key, count = Counter(keys).most_common(1)[0]
         if count > 1:
             raise ValueError(f"sweep: two arms, points or seeds give the name {key}; rename a point")
-        self._check_tree()
-        _ = self.stage_names
-
-    def _check_tree(self) -> None:
-        """Raise ValueError where a start leaves an arm no step, or an arm leaves another behind steps that it may rewind to."""
-        branches = {segment.name: segment.branch for segment in self.segments}
-        lines = {line.arm.key: line for one in self.variants.values() for line in one.lines}
-        for segment in self.segments:
-            guard = self.at(segment.arm.replicate.variant).pretraining.spike_guard
-            host = branches[segment.parent] if segment.parent else segment.branch
-            if host == segment.branch or not (guard and guard.rewind):
-                continue
-            line = lines[segment.arm.key]
-            borders = [line.decays_at, *(until // line.sequences for until, _ in line.phases)]
-            if segment.start not in borders:
-                raise ValueError(
-                    f"arm {segment.arm.name} leaves {host} at step {segment.start:,}, amid a phase that both read, and could "
-                    "not go back behind it; name the arm with the longer phase first, or leave spike_guard.rewind out"
-                )
+        _ = self.segments, self.stage_names
 
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
@@ -536,7 +518,7 @@ class Study(Settings, frozen=True, dict=True):
         """The trainings with all that their pretraining depends on."""
         pretraining, steps = self.pretraining, self.budget.steps
         schedule, warmup = pretraining.schedule, warmup_steps(steps, pretraining.schedule)
-        decays_at = ending_starts(steps, schedule)
+        decays_at = decay_start(steps, schedule) if schedule.kind == "warmup-stable-decay" else warmup
         fixed = msgspec.structs.replace(schedule, decay_fraction=0.0, warmup_fraction=None, warmup_steps=warmup)
         recipe = {**msgspec.to_builtins(pretraining), "schedule": msgspec.to_builtins(fixed)}
         for key in ("budget_tokens", "tokens_per_parameter", *SAVING):

@@ -154,17 +154,11 @@ def decay_start(total_steps: int, schedule: ScheduleConfig) -> int:
     return total_steps - round(schedule.decay_fraction * total_steps)
 
 
-def ending_starts(total_steps: int, schedule: ScheduleConfig) -> int:
-    """The step from which the learning rate depends on where the run ends."""
-    is_stable = schedule.kind == "warmup-stable-decay"
-    return decay_start(total_steps, schedule) if is_stable else warmup_steps(total_steps, schedule)
-
-
 class Rewind(Settings, frozen=True):
     """Goes back to an earlier checkpoint when spikes do not end, and on from there with the data that comes next."""
 
     after: Positive = 5
-    """Skipped steps in a row at which the weights are at fault, not the batches."""
+    """How many consecutive skipped steps mean that the weights, not the batches, are at fault."""
     interval_steps: Positive = 500
     """Optimizer steps between the checkpoints that the run can go back to; at least the guard's window."""
 
@@ -177,7 +171,7 @@ class SpikeGuard(Settings, frozen=True):
     sigmas: PositiveNumber = 6.0
     """Standard deviations above their mean at which a spike begins."""
     rewind: Rewind | None = None
-    """When to take back the steps before spikes that do not end; by default their updates are skipped and no more."""
+    """When to undo the steps that led to a run of spikes; by default only the spikes' own updates are skipped."""
 
     def check(self) -> None:
         if self.rewind and self.rewind.interval_steps < self.window:
@@ -253,6 +247,8 @@ class TrainJob:
     """Steps to validate at, besides the end."""
     init_from: Path | None = None
     """Checkpoint of another run to branch from, with its whole state: optimizer, step, position in the data."""
+    earlier_branch_points: tuple[Path, ...] = ()
+    """Checkpoints that `init_from`'s run and those before it branched from, the latest first: a rewind may lead behind them."""
     init_weights: Path | None = None
     """Checkpoint whose weights were or are step 0. A branch names its trunk's, since they are part of its past."""
     compiled: Path | None = None

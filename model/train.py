@@ -22,13 +22,14 @@ import math
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 import torch
 
 from curricula.curriculum.stream.pretraining import BatchSource
-from curricula.errors import StorageError, UsageError, UserError
+from curricula.errors import UsageError, UserError
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
@@ -39,8 +40,9 @@ from curricula.model.checkpoints.folder import (
     prune,
     read_info,
     step_folder,
+    step_of,
 )
-from curricula.model.config import TrainJob, ending_starts, learning_rate, warmup_steps
+from curricula.model.config import TrainJob, learning_rate, warmup_steps
 from curricula.model.forward_backward import ForwardBackward
 from curricula.model.megatron import GPTModel
 from curricula.model.network.backends import attention_kernel, choose_backend, describe
@@ -327,8 +329,6 @@ class Trainer:
         batches, step, schedule = self.batches, self.step, self.job.config.schedule
         if step and batches.describe(step) != batches.describe(step - 1):
             spikes.begin(step)
-        if step == ending_starts(batches.total_steps, schedule):
-            spikes.begins = step
         if step < warmup_steps(batches.total_steps, schedule):
             return None  # gradient norms rise and fall
         return spikes.limits()
@@ -348,13 +348,13 @@ class Trainer:
     def _rewind_if_due(self) -> dict[str, Any]:
         """Go back to an earlier state where spikes do not end; returns what the metrics say of it.
 
-        Steps, data and learning rates go on as if nothing had happened. The state is saved at once, so a kill before that
-        repeats the rewind from the same checkpoint, and a kill after it need not.
+        Steps, data and learning rates go on as if nothing had happened. The new state is saved at once; a run that is killed
+        before that repeats the rewind. At the end of training nothing could be learned after it, so there is none.
         """
         earlier = self.spikes.rewinds_to(self.step) if self.spikes else None
-        if self.spikes is None or earlier is None:
+        if self.spikes is None or earlier is None or self.step == self.batches.total_steps:
             return {}
-        if self.saver.is_unfinished:
+        if self.saver.is_unfinished:  # it may be of the very step
             self._finish_save()
         if self.parallel.is_main:
             log.warning(
@@ -362,19 +362,22 @@ class Trainer:
                 self.spikes.skipped_in_a_row, self.step + 1, earlier,
             )  # fmt: skip
         self.watchdog.expect("the reading of a checkpoint")
-        try:
-            checkpoint.load(step_folder(self.checkpoints, earlier), self.network, self.optimizer, self.parallel)
-        except StorageError:  # says nothing about the checkpoint
-            raise
-        except UserError as error:
-            reason, _, _ = str(error).partition(";")
+        folder = self._checkpoint_of(earlier)
+        if problem := checkpoint.problem_of(folder, self.parallel):
             raise UserError(
-                f"{reason}; step {self.step} has to go back to it: delete the later ones and {self.checkpoints / 'latest'}, "
-                "and start again"
-            ) from error
+                f"{problem.partition(';')[0]}; step {self.step} has to go back to it: write the name of an older checkpoint "
+                f"into {folder.with_name('latest')}, or delete all checkpoints beside it, and run what trained it again"
+            )
+        checkpoint.load(folder, self.network, self.optimizer, self.parallel, is_checked=True)
         self.spikes.begin(self.step)
         batch = self.batches.global_batch
         return {"rewound": {"to_step": earlier, "samples": [earlier * batch, self.step * batch]}}
+
+    def _checkpoint_of(self, step: int) -> Path:
+        """Where the checkpoint of an earlier step is: in this run's folder, or in that of a run that it branched from."""
+        branch_points = [*((self.job.init_from,) if self.job.init_from else ()), *self.job.earlier_branch_points]
+        holders = [self.checkpoints, *(point.parent for point in branch_points if step <= step_of(point))]
+        return step_folder(holders[-1], step)
 
     def _stop_nonfinite(self, what: str, bad_rows: list[int]) -> NoReturn:
         """Stop all processes together before anything of this step is saved; earlier checkpoints are kept."""
@@ -422,19 +425,14 @@ class Trainer:
         if self.saver.is_unfinished and not agreed.writing:
             self._finish_save()
         interrupted = agreed.stop and not last
-        is_rewound = self.spikes is not None and self.spikes.begins == self.step
-        regular = self.step % config.save_interval_steps == 0 or self.step in self._kept_steps()
-        due = agreed.overdue or regular or is_rewound
+        regular = self.step % config.save_interval_steps == 0 or self.step in self.job.keep_steps
+        due = agreed.overdue or regular or (self.spikes is not None and self.spikes.is_save_due(self.step))
         if last or interrupted or due:
             self._save()
         if last or interrupted:
             self._finish_save()
         if interrupted:
             raise Interrupted(self.step, self.stop_step, self.stop.signal_name or "a signal to another process")
-
-    def _kept_steps(self) -> set[int]:
-        """Steps to save at and to keep: where others branch off, and where a rewind may lead."""
-        return {*self.job.keep_steps, *(self.spikes.kept_steps(self.step) if self.spikes else ())}
 
     def _save(self) -> None:
         """Begin a save, after finishing an earlier one."""
@@ -471,8 +469,15 @@ class Trainer:
         self.saver.finish()
         # While training fills a gap, everything it saves lies before the latest and would be deleted at once.
         if self.parallel.is_main and not (self._fills_gap and self.step < self.stop_step):
-            prune(self.checkpoints, self.job.config.keep_last, self._kept_steps())
+            prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, self._needed_by)
         self.watchdog.step_begins(self.step + 1)
+
+    def _needed_by(self, info: CheckpointInfo) -> set[int]:
+        """The steps that a run which goes on from a checkpoint may have to go back to."""
+        guard = self.job.config.spike_guard
+        if guard is None or info.step == self.batches.total_steps:
+            return set()
+        return SpikeWindow(guard, (), info.guarded_from, info.skipped_in_a_row).needed_steps(info.step)
 
     def close(self) -> None:
         self.saver.abandon()

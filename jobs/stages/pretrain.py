@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
             keep_steps=tuple(sorted(ends | study.kept_steps(segment.branch))),
             validate_steps=tuple(sorted(points)),
             init_from=_last_checkpoint(run, parent) if parent else None,
+            earlier_branch_points=tuple(_branch_points(run, plan, parent)),
             init_weights=require_checkpoint(run.initial_checkpoint) if study.model.weights else None,
             compiled=run.compiled,
         ),
@@ -175,6 +176,13 @@ def _has_to_begin(work: Work) -> bool:
     segment = work.plan.segments.get(element.segment)
     own = run.branch(segment.branch) if segment else run.tuning(work.key, element.kind)
     return not any((own / "checkpoints").glob("step_*")) and not (work.folder / "done.json").exists()
+
+
+def _branch_points(run: Run, plan: Plan, segment: Segment | None) -> Iterator[Path]:
+    """Where `segment` begins, and where what it begins from begins, up to the root."""
+    while segment and segment.parent:
+        segment = plan.segments[segment.parent]
+        yield _last_checkpoint(run, segment)
 
 
 def _last_checkpoint(run: Run, segment: Segment) -> Path:

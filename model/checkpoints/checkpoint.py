@@ -183,7 +183,7 @@ def newest_whole(checkpoints: Path, parallel: Parallel, kept_step: int | None) -
     own = _newest_whole(checkpoints, parallel)
     if own is None or kept_step is None or own <= (end := step_folder(checkpoints, kept_step)):
         return own, False
-    problem = _problem(end, parallel)
+    problem = problem_of(end, parallel)
     if problem is None:
         return end, True
     if parallel.is_main:
@@ -191,7 +191,7 @@ def newest_whole(checkpoints: Path, parallel: Parallel, kept_step: int | None) -
         if end.exists():
             set_aside(end)
     older = Group(None, True, 0).broadcast_object(checkpoints_to_resume(checkpoints) if parallel.is_main else None)
-    return next((path for path in older if path < end and _problem(path, parallel) is None), None), True
+    return next((path for path in older if path < end and problem_of(path, parallel) is None), None), True
 
 
 def _newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
@@ -202,7 +202,7 @@ def _newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
     problems: dict[Path, str] = {}
     candidates = Group(None, True, 0).broadcast_object(checkpoints_to_resume(checkpoints) if parallel.is_main else None)
     for folder in candidates or []:
-        problem = _problem(folder, parallel)
+        problem = problem_of(folder, parallel)
         if problem is None:
             if problems and parallel.is_main:
                 log.warning("%s; going on from %s", next(iter(problems.values())), folder.name)
@@ -216,7 +216,7 @@ def _newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
     return None
 
 
-def _problem(folder: Path, parallel: Parallel) -> str | None:
+def problem_of(folder: Path, parallel: Parallel) -> str | None:
     """What is damaged in a checkpoint, in a sentence, the same on all processes; each reads its share of the files.
 
     Raises StorageError on all processes when one cannot read its share: that says nothing about the checkpoint.
@@ -250,7 +250,7 @@ def load(
     is run. Raises UserError when a file is missing, truncated or damaged, or when the checkpoint lacks the optimizer's state.
     A checkpoint with damaged bytes is set aside, so that the run that made it makes it again.
     """
-    if not is_checked and (problem := _problem(folder, parallel)):
+    if not is_checked and (problem := problem_of(folder, parallel)):
         if parallel.is_main:
             retire(folder)
         raise UserError(problem)

@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,10 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def latest_checkpoint(checkpoints: Path) -> Path | None:
@@ -214,23 +218,30 @@ def point_at(folder: Path) -> None:
     write_text(folder.parent / "latest", folder.name + "\n")
 
 
-def prune(checkpoints: Path, keep_last: int, keep_steps: Collection[int]) -> None:
-    """Keep `keep_steps` and the newest `keep_last` up to the latest; delete all others and what a kill left half-written.
+def prune(
+    checkpoints: Path,
+    keep_last: int,
+    keep_steps: Collection[int],
+    needed_by: Callable[[CheckpointInfo], Collection[int]] = lambda info: (),
+) -> None:
+    """Keep `keep_steps`, the newest `keep_last` up to the latest, and the steps that each of these needs; delete all others and
+    what a kill left half-written.
 
     Checkpoints beyond the latest belong to an abandoned future: `latest` was set back, or a kill came before it moved.
     """
     latest = latest_checkpoint(checkpoints)
     complete = sorted(_complete(checkpoints))
     past = [folder for folder in complete if latest is None or folder.name <= latest.name]
+    kept = {*past[-keep_last:], *(folder for folder in past if step_of(folder) in keep_steps)}
+    needed: set[int] = set()
+    for folder in kept:
+        with contextlib.suppress(UserError):  # a damaged one is no place to go on from
+            needed.update(needed_by(read_info(folder)))
     for folder in complete:
-        if folder not in past or (folder not in past[-keep_last:] and _step_of(folder) not in keep_steps):
+        if folder not in past or (folder not in kept and step_of(folder) not in needed):
             remove(folder)
     for leftover in checkpoints.glob(".step_*"):
         shutil.rmtree(leftover)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
 
 
 def remove(folder: Path) -> None:

@@ -268,9 +268,8 @@ class SpikeWindow:
     hides no second one, and a lasting change of level is accepted after a few steps. Calm windows have a floor.
 
     Where the guard has a rewind, skipped steps that do not end lead back to a checkpoint at a multiple of `interval_steps`, at
-    least half a window before the first of them: the weights may have gone astray before it showed. The checkpoint lies in the
-    same phase, and on the same side of the step from which the learning rate depends on the run's end. Those are the steps at
-    which arms part that share a past, so each finds it in its own folder.
+    least half a window before the first of them: the weights may have gone astray before it showed. The checkpoint is of the
+    same phase, and of no step that was undone.
     """
 
     def __init__(
@@ -314,16 +313,21 @@ class SpikeWindow:
         rewind = self._guard.rewind
         if rewind is None or self.skipped_in_a_row < rewind.after:
             return None
-        return max((kept for kept in self.kept_steps(step) if kept <= self._last_good(step)), default=None)
+        return max((needed for needed in self.needed_steps(step) if needed <= self._last_good(step)), default=None)
 
-    def kept_steps(self, step: int) -> set[int]:
-        """The steps up to `step` whose checkpoints a rewind may need, now or later."""
+    def needed_steps(self, step: int) -> set[int]:
+        """The steps up to `step` whose checkpoints a run that goes on from there may have to go back to."""
         rewind = self._guard.rewind
         if rewind is None:
             return set()
         interval, good = rewind.interval_steps, self._last_good(step)
         first = max(self.begins + 1, good - good % interval)
         return set(range(-(-first // interval) * interval, step + 1, interval))
+
+    def is_save_due(self, step: int) -> bool:
+        """Whether a rewind may lead to this step, or has just ended at it."""
+        rewind = self._guard.rewind
+        return rewind is not None and (step % rewind.interval_steps == 0 or step == self.begins)
 
     def _last_good(self, step: int) -> int:
         return step - self.skipped_in_a_row - self._guard.window // 2

@@ -105,6 +105,10 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             r"pretraining.budget_tokens: expected `int \| null`, got `str`; it is 'much'",
         ),
         ({"pretraining__budget_tokens": 10}, r"budget_tokens 10 is less than one step of \d+ tokens"),
+        (
+            {"pretraining__spike_guard": {"rewind": {"interval_steps": 8}}},
+            r"spike_guard.rewind.interval_steps is 8, less than the window of 128; raise it",
+        ),
         ({"curriculum__starts": [0.2, 1.5]}, r"curriculum.starts.1: expected `float` <= 1.0; it is 1.5"),
         ({"curriculum__starts": [0.6, 0.2]}, r"curriculum: starts \[0.6, 0.2\] must be distinct and in rising order"),
         ({"curriculum__safe__wbe": 1.0}, r"the mix 'safe' names source 'wbe', which sources does not define"),
@@ -206,22 +210,6 @@ def test_arms_of_any_shape_are_planned_beside_the_papers():
     assert next(s for s in value["segments"] if s["name"].startswith("dose@"))["parent"] == f"trunk@{steps * 4 // 10}"
     jobs = {job["name"]: job["elements"] for job in value["jobs"]}
     assert jobs["pretrain-40"] == jobs["instruct-40"] == ["dose"]
-
-
-def test_a_rewind_is_refused_where_an_arm_would_have_to_go_back_into_another_branch():
-    brief = [{"until": 0.4, "mix": "safe"}, {"until": 0.7, "mix": "full"}, {"until": 1, "mix": "data"}]
-    whole = [{"until": 0.4, "mix": "safe"}, {"until": 1, "mix": "full"}]
-    rewind = {"curriculum__starts": [1.0], "pretraining__spike_guard": {"window": 8, "rewind": {"interval_steps": 8}}}
-    with pytest.raises(
-        UsageError, match=r"arm whole leaves brief at step \d+, amid a phase .* name the arm with the longer"
-    ):
-        parse_study(demo(**rewind, curriculum__arms={"brief": brief, "whole": whole}), "study.yaml")
-    study = parse_study(demo(**rewind, curriculum__arms={"whole": whole, "brief": brief}), "study.yaml")
-    assert {segment.branch for segment in study.segments} == {"trunk", "whole", "brief"}
-    with pytest.raises(
-        UsageError, match=r"spike_guard.rewind.interval_steps is 8, less than the window of 128; raise it"
-    ):
-        parse_study(demo(pretraining__spike_guard={"rewind": {"interval_steps": 8}}), "study.yaml")
 
 
 def test_a_study_without_benign_finetuning_plans_no_such_models():

@@ -1,13 +1,17 @@
 """Steps whose loss or gradient norm is a spike make no update, spikes that do not end are taken back to before them, and a run
 that is killed and resumed does the same."""
 
+import dataclasses
 import json
 import logging
 import shutil
 import signal
 import statistics
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from examples import examples
@@ -16,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_batches import RandomBatches, SpoiltBatches, train_job
 
-from curricula.durable import read_jsonl
+from curricula.durable import read_jsonl, write_json
 from curricula.errors import UserError
-from curricula.model import ScheduleConfig, SpikeGuard
-from curricula.model.checkpoints.folder import read_info, step_folder
+from curricula.model import ModelConfig, ScheduleConfig, SpikeGuard
+from curricula.model.checkpoints.folder import CheckpointInfo, prune, read_info, step_folder, step_of
 from curricula.model.config import Rewind
 from curricula.model.runtime.stopping import Measured, SpikeWindow
 from curricula.model.train import train
@@ -160,24 +164,62 @@ def test_a_run_that_stops_anywhere_and_resumes_goes_back_to_the_same_step(taken_
     assert numbers(tmp_path) == numbers(taken_back)
 
 
-def test_a_branch_goes_back_where_the_same_arm_trained_from_scratch_does(tmp_path):
-    late = SpoiltBatches(total_steps=40, spoilt=(21, 22, 23), switch_step=12)
-    train(train_job(tmp_path / "scratch", spike_guard=REWIND), late)
-    trunk = SpoiltBatches(total_steps=40)
-    train(train_job(tmp_path / "trunk", spike_guard=REWIND, stop_step=12, keep_steps=(12,)), trunk)
-    start = step_folder(tmp_path / "trunk/checkpoints", 12)
+def test_branches_go_back_where_the_same_arm_trained_from_scratch_does_even_into_the_runs_before_them(tmp_path):
+    """The arm parts from the trunk amid a phase, its own branch soon after, and the spikes come soon after that."""
+    spoilt = SpoiltBatches(total_steps=40, spoilt=(14, 15, 16, 33, 34, 35))
+    settings = {"spike_guard": REWIND, "keep_last": 1}
+    train(train_job(tmp_path / "scratch", **settings), spoilt)
+    assert {step: found["to_step"] for step, found in rewound(tmp_path / "scratch").items()} == {17: 8, 36: 24}
+
+    def point(run: str, step: int) -> Path:
+        return step_folder(tmp_path / run / "checkpoints", step)
+
+    train(train_job(tmp_path / "trunk", **settings, keep_steps=(11, 40)), spoilt)
+    train(
+        train_job(tmp_path / "arm", **settings, keep_steps=(13, 27), init_from=point("trunk", 11), stop_step=27), spoilt
+    )
+    pasts = {"init_from": point("arm", 13), "earlier_branch_points": (point("trunk", 11),)}
     # Its first part ends amid the spikes.
-    train(train_job(tmp_path / "arm", spike_guard=REWIND, init_from=start, stop_step=23), late)
-    train(train_job(tmp_path / "arm", spike_guard=REWIND, init_from=start), late)
-    assert numbers(tmp_path / "trunk") + numbers(tmp_path / "arm") == numbers(tmp_path / "scratch")
-    assert rewound(tmp_path / "arm") == {24: {"to_step": 16, "samples": [16 * BATCH, 24 * BATCH]}}
+    train(train_job(tmp_path / "branch", **settings, **pasts, stop_step=16, keep_steps=(16,)), spoilt)
+    train(train_job(tmp_path / "branch", **settings, **pasts), spoilt)
+    expected = numbers(tmp_path / "scratch")
+    assert numbers(tmp_path / "arm") == expected[11:27] and numbers(tmp_path / "branch") == expected[13:]
+    late = {"init_from": point("arm", 27), "earlier_branch_points": (point("trunk", 11),)}
+    train(train_job(tmp_path / "late", **settings, **late), spoilt)
+    assert numbers(tmp_path / "late") == expected[27:]
+
+
+def test_a_rewind_stays_within_its_phase(tmp_path):
+    late = SpoiltBatches(total_steps=26, spoilt=(21, 22, 23), switch_step=15)
+    train(train_job(tmp_path / "a", spike_guard=REWIND), late)
+    assert {step: found["to_step"] for step, found in rewound(tmp_path / "a").items()} == {24: 16}
+    train(train_job(tmp_path / "b", spike_guard=REWIND), msgspec.structs.replace(late, switch_step=16))
+    assert list(skipped(tmp_path / "b"))[:3] == [22, 23, 24] and not rewound(tmp_path / "b")
+
+
+def test_a_lost_branch_point_is_made_again_across_a_rewind(tmp_path):
+    job = train_job(tmp_path, spike_guard=REWIND, keep_steps=(11, 19), keep_last=1)
+    train(job, astray())
+    whole = files_of(step_folder(tmp_path / "checkpoints", 19))
+    shutil.rmtree(step_folder(tmp_path / "checkpoints", 19))
+    train(dataclasses.replace(job, stop_step=19), astray())
+    assert files_of(step_folder(tmp_path / "checkpoints", 19)) == whole
+    assert (tmp_path / "checkpoints/latest").read_text().strip() == f"step_{TOTAL:08d}"
 
 
 def test_without_the_checkpoint_to_go_back_to_a_run_stops_and_says_so(tmp_path):
     train(train_job(tmp_path, spike_guard=REWIND, stop_step=16), astray())
-    shutil.rmtree(step_folder(tmp_path / "checkpoints", 8))
-    with pytest.raises(UserError, match="step_00000008: no such checkpoint.*delete the later ones"):
+    lost = step_folder(tmp_path / "checkpoints", 8)
+    shutil.rmtree(lost)
+    with pytest.raises(
+        UserError, match="step_00000008: no such checkpoint; step 17 has to go back to it: write the name"
+    ):
         train(train_job(tmp_path, spike_guard=REWIND), astray())
+
+
+def test_nothing_is_taken_back_at_the_very_end(tmp_path):
+    train(train_job(tmp_path, spike_guard=REWIND), SpoiltBatches(total_steps=TOTAL, spoilt=(21, 22, 23)))
+    assert list(skipped(tmp_path)) == [22, 23, 24] and not rewound(tmp_path)
 
 
 def test_two_ranks_skip_and_go_back_together_and_one_process_continues_after_one_is_killed(tmp_path, free_port):
@@ -235,27 +277,59 @@ def test_a_spike_in_the_window_hides_no_second_one_and_a_lasting_level_is_accept
 
 
 @given(
-    st.lists(st.sampled_from(["trained", "trained", "trained", "skipped", "skipped", "phase"]), max_size=120),
-    st.integers(1, 6),
-    st.integers(8, 20),
+    st.lists(st.tuples(st.sampled_from(["trained", "trained", "skipped", "phase"]), st.integers(1, 14)), max_size=7),
+    st.integers(1, 4),
+    st.integers(8, 12),
+    st.integers(1, 2),
+    st.integers(5, 40),
 )
-@examples(200)
-def test_a_rewind_stays_in_its_phase_and_its_checkpoint_was_kept_all_the_time(events, after, interval):
-    found = SpikeWindow(SpikeGuard(window=8, rewind=Rewind(after=after, interval_steps=interval)))
-    kept: set[int] = set()
-    began = skipped_in_a_row = 0
-    for step, event in enumerate(events, start=1):
+@examples(120)
+def test_whatever_checkpoint_a_run_goes_on_from_those_it_goes_back_to_are_there(blocks, after, interval, last, kept):
+    """Checked for each start from each checkpoint that is kept, after each save; a start meets the same steps again."""
+    events = [event for block, length in blocks for event in (["phase"] if block == "phase" else [block] * length)]
+    guard = SpikeGuard(window=8, rewind=Rewind(after=after, interval_steps=interval))
+    with tempfile.TemporaryDirectory() as folder:
+        for step, window, taken_back in steps_of(events, guard, SpikeWindow(guard)):
+            if taken_back is not None:
+                assert window.begins == step and taken_back % interval == 0
+            if window.is_save_due(step) or step % 5 == 0 or step == kept:
+                info = CheckpointInfo(
+                    **UNIMPORTANT, step=step, guarded_from=window.begins, skipped_in_a_row=window.skipped_in_a_row
+                )
+                step_folder(Path(folder), step).mkdir()
+                write_json(step_folder(Path(folder), step) / "checkpoint.json", msgspec.to_builtins(info))
+                prune(Path(folder), last, (kept,), lambda info: window_of(guard, info).needed_steps(info.step))
+                there = {step_of(path) for path in Path(folder).glob("step_*")}
+                for begins in {*sorted(there)[-last:], *({kept} & there)}:
+                    again = window_of(guard, read_info(step_folder(Path(folder), begins)))
+                    on_disk = {other for other in there if other <= begins}
+                    for later, _, taken_back in steps_of(events, guard, again, begins):
+                        assert taken_back is None or taken_back in on_disk
+                        on_disk.add(later)
+
+
+UNIMPORTANT = {
+    **{"consumed_samples": 0, "consumed_tokens": 0, "precision": "float32", "full": True},
+    "model": ModelConfig(layers=1, hidden=8, heads=1, kv_heads=1, ffn=8),
+}
+
+
+def window_of(guard: SpikeGuard, info: CheckpointInfo) -> SpikeWindow:
+    return SpikeWindow(guard, (), info.guarded_from, info.skipped_in_a_row)
+
+
+def steps_of(
+    events: list[str], guard: SpikeGuard, window: SpikeWindow, begins: int = 0
+) -> Iterator[tuple[int, SpikeWindow, int | None]]:
+    """The steps after `begins`, and where each goes back to, checked against what the guard's docstring says."""
+    for step, event in enumerate(events[begins:], start=begins + 1):
         if event == "phase":
-            found.begin(began := step - 1)
-        skipped_in_a_row = skipped_in_a_row + 1 if event == "skipped" else 0
-        found.count(event == "skipped")
-        kept = found.kept_steps(step) & {*kept, step}  # what the pruning after each step leaves
-        earlier = found.rewinds_to(step)
-        candidates = range(interval, step - skipped_in_a_row - 4 + 1, interval)
-        wanted = max((one for one in candidates if one > began), default=None) if skipped_in_a_row >= after else None
-        assert earlier == wanted
-        if earlier is not None:
-            assert earlier in kept
-            found.begin(began := step)
-            skipped_in_a_row = 0
-    assert len(kept) <= 2 + (4 + skipped_in_a_row) // interval
+            window.begin(step - 1)
+        window.count(event == "skipped")
+        good = range(0, step - window.skipped_in_a_row - guard.window // 2 + 1, guard.rewind.interval_steps)
+        wanted = max((one for one in good if one > window.begins), default=None)
+        taken_back = window.rewinds_to(step)
+        assert taken_back == (wanted if window.skipped_in_a_row >= guard.rewind.after else None)
+        if taken_back is not None:
+            window.begin(step)
+        yield step, window, taken_back
