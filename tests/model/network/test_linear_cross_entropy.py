@@ -1,10 +1,10 @@
-import multiprocessing
 import shutil
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from forked import forkserver, started
 
 from curricula.model.network.linear_cross_entropy import linear_cross_entropy
 
@@ -98,11 +98,8 @@ def compute_in_one_process(rank: int, size: int, port: int, results) -> None:
 
 
 def test_a_vocabulary_split_over_two_processes_gives_the_same(free_port):
-    fork = multiprocessing.get_context("fork")
-    results = fork.SimpleQueue()
-    children = [fork.Process(target=compute_in_one_process, args=(rank, 2, free_port, results)) for rank in range(2)]
-    for child in children:
-        child.start()
+    results = forkserver().SimpleQueue()
+    children = [started(compute_in_one_process, rank, 2, free_port, results) for rank in range(2)]
     for child in children:
         child.join(timeout=120)
     assert [child.exitcode for child in children] == [0, 0]
