@@ -53,6 +53,23 @@ def test_midtraining_starts_from_its_branch_point_and_reads_on(root, trained):
     assert trained("mt-100", "safe-100")[0].init_weights == step_folder(root / "pretrain/trunk/checkpoints", 18)
 
 
+def test_a_branch_of_a_branch_is_told_where_both_begin(root, trained):
+    study = (root / "study.yaml").read_text()
+    raw = tree_study()
+    raw["curriculum"]["arms"] = {
+        "brief": [{"until": 0.5, "mix": "safe"}, {"until": 0.75, "mix": "full"}, {"until": 1, "mix": "safe"}]
+    }
+    (root / "study.yaml").write_text(study_yaml(parse_study(raw, "study.yaml")))
+    try:
+        plan = plan_study(Run.open(root).study)
+        name = next(job.name for job, element in plan.elements() if element.segment == "brief@24")
+        job, _ = trained(name, "brief")
+    finally:
+        (root / "study.yaml").write_text(study)
+    assert job.init_from == step_folder(root / "pretrain/full-50/checkpoints", 18)
+    assert job.earlier_branch_points == (step_folder(root / "pretrain/trunk/checkpoints", 12),)
+
+
 def test_pretraining_keeps_what_is_measured_and_where_stages_begin(trained):
     job, _ = trained("pretrain-trunk-12", TRUNK)
     assert job.keep_steps == (6, 12, 18, 24) and job.validate_steps == (6, 18)
