@@ -9,6 +9,7 @@ from curricula.model.config import EngineConfig as EngineConfig
 from curricula.model.config import ExecutionConfig as ExecutionConfig
 from curricula.model.config import ModelConfig as ModelConfig
 from curricula.model.config import OptimizerConfig as OptimizerConfig
+from curricula.model.config import Rewind as Rewind
 from curricula.model.config import ScheduleConfig as ScheduleConfig
 from curricula.model.config import SpikeGuard as SpikeGuard
 from curricula.model.config import TrackingConfig as TrackingConfig

@@ -195,7 +195,8 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
     save_interval_minutes: PositiveNumber | None = 30.0
     """Save also when this much time has passed since the last save: the most that a kill without warning can cost."""
     keep_last: Positive = 2
-    """Newest checkpoints to keep besides branch points. With 1, a damaged checkpoint leaves none to fall back to."""
+    """Newest checkpoints to keep, besides branch points and what a spike guard may go back to. With 1, a damaged checkpoint may
+    leave none to fall back to."""
     validation_interval_steps: Positive | None = None
     """Steps between validation losses; by default they are measured at the end only."""
     spike_guard: SpikeGuard | None = None
@@ -248,7 +249,7 @@ class TrainJob:
     init_from: Path | None = None
     """Checkpoint of another run to branch from, with its whole state: optimizer, step, position in the data."""
     earlier_branch_points: tuple[Path, ...] = ()
-    """Checkpoints that `init_from`'s run and those before it branched from, the latest first: a rewind may lead behind them."""
+    """Where `init_from`'s run begins, and where those before it begin, the latest first: a rewind may go back past them."""
     init_weights: Path | None = None
     """Checkpoint whose weights were or are step 0. A branch names its trunk's, since they are part of its past."""
     compiled: Path | None = None

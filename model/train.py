@@ -29,7 +29,7 @@ import msgspec
 import torch
 
 from curricula.curriculum.stream.pretraining import BatchSource
-from curricula.errors import UsageError, UserError
+from curricula.errors import StorageError, UsageError, UserError
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
@@ -148,7 +148,10 @@ class Trainer:
         self._check_sizes()
         self.network = network = self._build_network()
         own, self._fills_gap = checkpoint.newest_whole(
-            self.checkpoints, parallel, self.stop_step if self.stop_step in job.keep_steps else None
+            self.checkpoints,
+            parallel,
+            self.stop_step if self.stop_step in job.keep_steps else None,
+            self._has_what_it_needs,
         )
         source = own or job.init_from or job.init_weights
         if source is None:
@@ -167,8 +170,7 @@ class Trainer:
             checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
             self.step = info.step
             if guard:
-                recent = [Measured(*step) for step in info.recent]
-                self.spikes = SpikeWindow(guard, recent, info.guarded_from, info.skipped_in_a_row)
+                self.spikes = SpikeWindow.of(guard, info)
         self.saver = checkpoint.Saver(network, self.optimizer, parallel)
         self.save_stall = Stopwatch()
         self._saved_at = time.monotonic()
@@ -348,11 +350,11 @@ class Trainer:
     def _rewind_if_due(self) -> dict[str, Any]:
         """Go back to an earlier state where spikes do not end; returns what the metrics say of it.
 
-        Steps, data and learning rates go on as if nothing had happened. The new state is saved at once; a run that is killed
-        before that repeats the rewind. At the end of training nothing could be learned after it, so there is none.
+        Steps, data and learning rates go on as if nothing had happened. A run that is killed before it saves the new state
+        repeats the rewind.
         """
         earlier = self.spikes.rewinds_to(self.step) if self.spikes else None
-        if self.spikes is None or earlier is None or self.step == self.batches.total_steps:
+        if self.spikes is None or earlier is None:
             return {}
         if self.saver.is_unfinished:  # it may be of the very step
             self._finish_save()
@@ -364,10 +366,8 @@ class Trainer:
         self.watchdog.expect("the reading of a checkpoint")
         folder = self._checkpoint_of(earlier)
         if problem := checkpoint.problem_of(folder, self.parallel):
-            raise UserError(
-                f"{problem.partition(';')[0]}; step {self.step} has to go back to it: write the name of an older checkpoint "
-                f"into {folder.with_name('latest')}, or delete all checkpoints beside it, and run what trained it again"
-            )
+            log.error("%s", problem)
+            raise self._lost(folder)
         checkpoint.load(folder, self.network, self.optimizer, self.parallel, is_checked=True)
         self.spikes.begin(self.step)
         batch = self.batches.global_batch
@@ -375,9 +375,17 @@ class Trainer:
 
     def _checkpoint_of(self, step: int) -> Path:
         """Where the checkpoint of an earlier step is: in this run's folder, or in that of a run that it branched from."""
-        branch_points = [*((self.job.init_from,) if self.job.init_from else ()), *self.job.earlier_branch_points]
+        branch_points = filter(None, (self.job.init_from, *self.job.earlier_branch_points))
         holders = [self.checkpoints, *(point.parent for point in branch_points if step <= step_of(point))]
         return step_folder(holders[-1], step)
+
+    def _lost(self, folder: Path) -> UserError:
+        """The error to raise when the checkpoint to go back to is missing or damaged."""
+        if folder.parent == self.checkpoints:
+            remedy = f"write the name of an older one into {folder.with_name('latest')} and start again"
+        else:
+            remedy = f"delete {folder.parent} and {self.checkpoints} and train both again"
+        return UserError(f"{folder}: missing or damaged, and step {self.step} has to go back to it; {remedy}")
 
     def _stop_nonfinite(self, what: str, bad_rows: list[int]) -> NoReturn:
         """Stop all processes together before anything of this step is saved; earlier checkpoints are kept."""
@@ -468,16 +476,31 @@ class Trainer:
         self.watchdog.expect("the writing of a checkpoint")
         self.saver.finish()
         # While training fills a gap, everything it saves lies before the latest and would be deleted at once.
-        if self.parallel.is_main and not (self._fills_gap and self.step < self.stop_step):
-            prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, self._needed_by)
+        if self.parallel.is_main and not (
+            self._fills_gap and not step_folder(self.checkpoints, self.stop_step).is_dir()
+        ):
+            guard = self.job.config.spike_guard
+            needed_by = self._needed_by if guard and guard.rewind else None
+            prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, needed_by)
         self.watchdog.step_begins(self.step + 1)
 
     def _needed_by(self, info: CheckpointInfo) -> set[int]:
         """The steps that a run which goes on from a checkpoint may have to go back to."""
         guard = self.job.config.spike_guard
-        if guard is None or info.step == self.batches.total_steps:
-            return set()
-        return SpikeWindow(guard, (), info.guarded_from, info.skipped_in_a_row).needed_steps(info.step)
+        return SpikeWindow.of(guard, info).needed_steps(info.step) if guard else set()
+
+    def _has_what_it_needs(self, folder: Path) -> bool:
+        """Whether all that a run which goes on from this checkpoint may have to go back to is there."""
+        guard = self.job.config.spike_guard
+        if not (guard and guard.rewind):
+            return True
+        try:
+            needed = self._needed_by(read_info(folder))
+        except StorageError:
+            raise
+        except UserError:
+            return True  # which the check of all its bytes finds out
+        return all(self._checkpoint_of(step).is_dir() for step in needed)
 
     def close(self) -> None:
         self.saver.abandon()

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Garbage collection skips what was imported. Training collects all that is left before its first step and at each save."""
+    """Garbage collection skips what was imported: training collects at each save, and once more where nothing is frozen."""
     gc.collect()
     gc.freeze()
 

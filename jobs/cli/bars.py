@@ -44,9 +44,11 @@ class Bars:
         """A `Progress` that draws a new bar."""
         task = self._lines.add_task(name, total=None, more="")
         ended, next_line, began = False, 0.0, time.monotonic()
+        there: int | None = None  # from the beginning, as after a resume
 
         def report(done: int, total: int, **figures: Any) -> None:
-            nonlocal ended, next_line
+            nonlocal ended, next_line, there
+            there = done if there is None else there
             now = time.monotonic()
             seconds = max(now - began, 1e-9)
             more = described(done, seconds, figures)
@@ -54,7 +56,7 @@ class Bars:
             if self.console.is_terminal or ended or (done < total and now < next_line):
                 return
             ended, next_line = done == total, now + self.line_interval_s
-            left = f"{clock((total - done) * seconds / done)} left" if 0 < done < total else ""
+            left = f"{clock((total - done) * seconds / (done - there))} left" if there < done < total else ""
             say(self.console, ", ".join(filter(None, (f"{name}: {done:,} of {total:,}", more, left))))
 
         return report

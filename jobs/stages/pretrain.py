@@ -179,7 +179,7 @@ def _has_to_begin(work: Work) -> bool:
 
 
 def _branch_points(run: Run, plan: Plan, segment: Segment | None) -> Iterator[Path]:
-    """Where `segment` begins, and where what it begins from begins, up to the root."""
+    """Where `segment` begins, then where its ancestors begin."""
     while segment and segment.parent:
         segment = plan.segments[segment.parent]
         yield _last_checkpoint(run, segment)

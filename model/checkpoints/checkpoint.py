@@ -20,7 +20,7 @@ import math
 import pickle
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +174,25 @@ def save(folder: Path, network: GPTModel, optimizer: Any | None, info: Checkpoin
     saver.finish()
 
 
-def newest_whole(checkpoints: Path, parallel: Parallel, kept_step: int | None) -> tuple[Path | None, bool]:
+def newest_whole(
+    checkpoints: Path,
+    parallel: Parallel,
+    kept_step: int | None,
+    is_usable: Callable[[Path], bool] = lambda folder: True,
+) -> tuple[Path | None, bool]:
     """The checkpoint to train from, and whether training only fills a gap before the latest.
 
     The gap is a branch point at `kept_step`, where this training ends (None if that step is not kept), which was lost or
-    damaged after the run had gone on. `latest` then stays where it is. Raises UserError as `_newest_whole` does.
+    damaged after the run had gone on. `latest` then stays where it is. Checkpoints before the latest must be `is_usable`, as
+    the main process finds. Raises UserError as `_newest_whole` does.
     """
-    own = _newest_whole(checkpoints, parallel)
+
+    def candidates() -> list[Path]:
+        found = checkpoints_to_resume(checkpoints)
+        return [*found[:1], *filter(is_usable, found[1:])]
+
+    ordered = Group(None, True, 0).broadcast_object(candidates() if parallel.is_main else None)
+    own = _newest_whole(ordered, parallel)
     if own is None or kept_step is None or own <= (end := step_folder(checkpoints, kept_step)):
         return own, False
     problem = problem_of(end, parallel)
@@ -190,18 +202,16 @@ def newest_whole(checkpoints: Path, parallel: Parallel, kept_step: int | None) -
         log.warning("%s; training up to step %d again", problem, kept_step)
         if end.exists():
             set_aside(end)
-    older = Group(None, True, 0).broadcast_object(checkpoints_to_resume(checkpoints) if parallel.is_main else None)
-    return next((path for path in older if path < end and problem_of(path, parallel) is None), None), True
+    return next((path for path in ordered if path < end and problem_of(path, parallel) is None), None), True
 
 
-def _newest_whole(checkpoints: Path, parallel: Parallel) -> Path | None:
-    """The checkpoint to continue from, every byte of it checked: the latest, or the newest undamaged one before it.
+def _newest_whole(ordered: Sequence[Path], parallel: Parallel) -> Path | None:
+    """The checkpoint to continue from, every byte of it checked: the first of these, or the next undamaged one.
 
     Falling back sets `latest` back and the damaged ones aside. Raises UserError when all checkpoints are damaged.
     """
     problems: dict[Path, str] = {}
-    candidates = Group(None, True, 0).broadcast_object(checkpoints_to_resume(checkpoints) if parallel.is_main else None)
-    for folder in candidates or []:
+    for folder in ordered:
         problem = problem_of(folder, parallel)
         if problem is None:
             if problems and parallel.is_main:

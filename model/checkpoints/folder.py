@@ -26,7 +26,7 @@ import msgspec
 
 from curricula import fencing
 from curricula.durable import read_json, sync_folder, write_json, write_text
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
 from curricula.randomness import key_seed
 from curricula.settings import convert
@@ -222,7 +222,7 @@ def prune(
     checkpoints: Path,
     keep_last: int,
     keep_steps: Collection[int],
-    needed_by: Callable[[CheckpointInfo], Collection[int]] = lambda info: (),
+    needed_by: Callable[[CheckpointInfo], Collection[int]] | None = None,
 ) -> None:
     """Keep `keep_steps`, the newest `keep_last` up to the latest, and the steps that each of these needs; delete all others and
     what a kill left half-written.
@@ -234,9 +234,13 @@ def prune(
     past = [folder for folder in complete if latest is None or folder.name <= latest.name]
     kept = {*past[-keep_last:], *(folder for folder in past if step_of(folder) in keep_steps)}
     needed: set[int] = set()
-    for folder in kept:
-        with contextlib.suppress(UserError):  # a damaged one is no place to go on from
+    for folder in kept if needed_by else ():
+        try:
             needed.update(needed_by(read_info(folder)))
+        except StorageError:  # which says nothing about the checkpoint
+            raise
+        except UserError:  # a damaged one is no place to go on from
+            continue
     for folder in complete:
         if folder not in past or (folder not in kept and step_of(folder) not in needed):
             remove(folder)

@@ -38,6 +38,7 @@ from curricula.model.config import SpikeGuard
 
 if TYPE_CHECKING:
     from curricula.curriculum.stream.pretraining import BatchSource
+    from curricula.model.checkpoints.folder import CheckpointInfo
 
 HANG_EXIT_CODE = os.EX_SOFTWARE
 """A hung process ends with 70: worth starting again, unlike 1, which would only end in 1 again."""
@@ -265,7 +266,7 @@ class SpikeWindow:
 
     As OLMo-core's `SkipStepOptimizer` does (2 OLMo 2 Furious, 2025), with three differences. Steps of another phase of the
     curriculum are no measure, since their text has another loss. A spike enters the window as no more than its limit: so it
-    hides no second one, and a lasting change of level is accepted after a few steps. Calm windows have a floor.
+    hides no second one, and a lasting change of level is accepted in the end. Calm windows have a floor.
 
     Where the guard has a rewind, skipped steps that do not end lead back to a checkpoint at a multiple of `interval_steps`, at
     least half a window before the first of them: the weights may have gone astray before it showed. The checkpoint is of the
@@ -279,6 +280,11 @@ class SpikeWindow:
         self._guard = guard
         self._steps = deque(steps, maxlen=guard.window)
         self.begins, self.skipped_in_a_row = begins, skipped_in_a_row
+
+    @classmethod
+    def of(cls, guard: SpikeGuard, info: CheckpointInfo) -> SpikeWindow:
+        """The window of a run that goes on from the checkpoint that `info` describes."""
+        return cls(guard, (Measured(*step) for step in info.recent), info.guarded_from, info.skipped_in_a_row)
 
     @property
     def steps(self) -> tuple[Measured, ...]:
@@ -325,9 +331,9 @@ class SpikeWindow:
         return set(range(-(-first // interval) * interval, step + 1, interval))
 
     def is_save_due(self, step: int) -> bool:
-        """Whether a rewind may lead to this step, or has just ended at it."""
+        """Whether a rewind may lead to this step."""
         rewind = self._guard.rewind
-        return rewind is not None and (step % rewind.interval_steps == 0 or step == self.begins)
+        return rewind is not None and step % rewind.interval_steps == 0
 
     def _last_good(self, step: int) -> int:
         return step - self.skipped_in_a_row - self._guard.window // 2

@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from curricula.jobs.cli.bars import Bars
-from curricula.jobs.cli.synthesize import _pace
 
 
 @pytest.mark.parametrize(
@@ -24,6 +23,8 @@ def test_without_a_terminal_a_long_part_reports_its_progress(interval_s, lines):
         report = bars.line("topk")
         for done in (0, 600, 1200, 1200):
             report(done, 1200)
+        bars.line("resumed")(600, 1200)
+    assert shown.getvalue().endswith("resumed: 600 of 1,200\n")
     assert shown.getvalue().split("\n")[: len(lines)] == lines
     assert shown.getvalue().count("topk:") == len(lines)
 
@@ -31,7 +32,6 @@ def test_without_a_terminal_a_long_part_reports_its_progress(interval_s, lines):
 def test_on_a_narrow_terminal_a_line_keeps_its_bar_its_count_and_the_time_left():
     shown = io.StringIO()
     with Bars(Console(file=shown, force_terminal=True, width=80)) as bars:
-        pace = _pace(600, 10.0, {"retries": 123, "dead": 12})
-        bars.line("part 12", lambda *_: pace)(600, 90_000)
+        bars.line("part 12", lambda *_: "60.0 docs/s, 123 retries, 12 dead")(600, 90_000)
     last = [line for line in shown.getvalue().splitlines() if "part 12" in line][-1]
     assert "━" in last and "600/90000" in last and "60.0 docs/s, 123 retries, 12 dead" in last and last.count(":") >= 4

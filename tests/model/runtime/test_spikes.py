@@ -131,7 +131,7 @@ def astray(**settings) -> SpoiltBatches:
 @pytest.fixture(scope="module")
 def taken_back(tmp_path_factory):
     out = tmp_path_factory.mktemp("taken-back")
-    train(train_job(out, spike_guard=REWIND, keep_steps=(8,)), astray())
+    train(train_job(out, spike_guard=REWIND, keep_steps=(8, 17)), astray())
     return out
 
 
@@ -197,29 +197,41 @@ def test_a_rewind_stays_within_its_phase(tmp_path):
     assert list(skipped(tmp_path / "b"))[:3] == [22, 23, 24] and not rewound(tmp_path / "b")
 
 
-def test_a_lost_branch_point_is_made_again_across_a_rewind(tmp_path):
-    job = train_job(tmp_path, spike_guard=REWIND, keep_steps=(11, 19), keep_last=1)
+@pytest.mark.parametrize("lost", [17, 19])
+def test_a_lost_branch_point_is_made_again_across_a_rewind(tmp_path, lost):
+    job = train_job(tmp_path, spike_guard=REWIND, keep_steps=(lost,), keep_last=1)
     train(job, astray())
-    whole = files_of(step_folder(tmp_path / "checkpoints", 19))
-    shutil.rmtree(step_folder(tmp_path / "checkpoints", 19))
-    train(dataclasses.replace(job, stop_step=19), astray())
-    assert files_of(step_folder(tmp_path / "checkpoints", 19)) == whole
+    point = step_folder(tmp_path / "checkpoints", lost)
+    whole = files_of(point)
+    shutil.rmtree(point)
+    train(dataclasses.replace(job, stop_step=lost), astray())
+    assert files_of(point) == whole
     assert (tmp_path / "checkpoints/latest").read_text().strip() == f"step_{TOTAL:08d}"
 
 
-def test_without_the_checkpoint_to_go_back_to_a_run_stops_and_says_so(tmp_path):
+def test_a_branch_point_is_made_again_from_no_checkpoint_that_lacks_what_it_may_go_back_to(tmp_path):
+    """A new arm leaves at step 18, where nothing was kept but step 16, from which spikes would lead back to step 8."""
+    calm = RandomBatches(total_steps=40)
+    train(train_job(tmp_path / "trunk", spike_guard=REWIND, keep_last=1, stop_step=26), calm)
+    kept = sorted(step_of(folder) for folder in (tmp_path / "trunk/checkpoints").glob("step_*"))
+    assert kept == [16, 24, 26]
+    train(train_job(tmp_path / "trunk", spike_guard=REWIND, keep_last=1, stop_step=18, keep_steps=(18,)), calm)
+    arm = SpoiltBatches(total_steps=40, spoilt=(18, 19, 20))
+    start = step_folder(tmp_path / "trunk/checkpoints", 18)
+    train(train_job(tmp_path / "arm", spike_guard=REWIND, init_from=start), arm)
+    train(train_job(tmp_path / "scratch", spike_guard=REWIND), arm)
+    assert numbers(tmp_path / "arm") == numbers(tmp_path / "scratch")[18:]
+    assert rewound(tmp_path / "arm")[21]["to_step"] == 8
+
+
+@pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: (folder / "common.pt").write_bytes(b"")])
+def test_without_the_checkpoint_to_go_back_to_a_run_stops_and_says_so(tmp_path, harm):
     train(train_job(tmp_path, spike_guard=REWIND, stop_step=16), astray())
-    lost = step_folder(tmp_path / "checkpoints", 8)
-    shutil.rmtree(lost)
+    harm(step_folder(tmp_path / "checkpoints", 8))
     with pytest.raises(
-        UserError, match="step_00000008: no such checkpoint; step 17 has to go back to it: write the name"
+        UserError, match="step_00000008: missing or damaged, and step 17 has to go back to it; write the name"
     ):
         train(train_job(tmp_path, spike_guard=REWIND), astray())
-
-
-def test_nothing_is_taken_back_at_the_very_end(tmp_path):
-    train(train_job(tmp_path, spike_guard=REWIND), SpoiltBatches(total_steps=TOTAL, spoilt=(21, 22, 23)))
-    assert list(skipped(tmp_path)) == [22, 23, 24] and not rewound(tmp_path)
 
 
 def test_two_ranks_skip_and_go_back_together_and_one_process_continues_after_one_is_killed(tmp_path, free_port):
@@ -276,36 +288,35 @@ def test_a_spike_in_the_window_hides_no_second_one_and_a_lasting_level_is_accept
     assert taken < 8
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["trained", "trained", "skipped", "phase"]), st.integers(1, 14)), max_size=7),
-    st.integers(1, 4),
-    st.integers(8, 12),
-    st.integers(1, 2),
-    st.integers(5, 40),
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["trained", "trained", "skipped", "phase"]), st.integers(1, 14)), max_size=7
 )
+
+
+@given(EVENTS, EVENTS, st.integers(1, 4), st.integers(8, 12), st.integers(1, 2), st.integers(5, 40))
 @examples(120)
-def test_whatever_checkpoint_a_run_goes_on_from_those_it_goes_back_to_are_there(blocks, after, interval, last, kept):
-    """Checked for each start from each checkpoint that is kept, after each save; a start meets the same steps again."""
-    events = [event for block, length in blocks for event in (["phase"] if block == "phase" else [block] * length)]
+def test_whatever_checkpoint_a_run_goes_on_from_those_it_goes_back_to_are_there(
+    past, other, after, interval, last, kept
+):
+    """After each save, from each checkpoint that is kept, with the same steps again and with others, as a branch has them."""
+    events, others = flat(past), flat(other)
     guard = SpikeGuard(window=8, rewind=Rewind(after=after, interval_steps=interval))
     with tempfile.TemporaryDirectory() as folder:
-        for step, window, taken_back in steps_of(events, guard, SpikeWindow(guard)):
-            if taken_back is not None:
-                assert window.begins == step and taken_back % interval == 0
-            if window.is_save_due(step) or step % 5 == 0 or step == kept:
-                info = CheckpointInfo(
-                    **UNIMPORTANT, step=step, guarded_from=window.begins, skipped_in_a_row=window.skipped_in_a_row
-                )
-                step_folder(Path(folder), step).mkdir()
-                write_json(step_folder(Path(folder), step) / "checkpoint.json", msgspec.to_builtins(info))
-                prune(Path(folder), last, (kept,), lambda info: window_of(guard, info).needed_steps(info.step))
-                there = {step_of(path) for path in Path(folder).glob("step_*")}
-                for begins in {*sorted(there)[-last:], *({kept} & there)}:
-                    again = window_of(guard, read_info(step_folder(Path(folder), begins)))
+        for step, window in steps_of(events, guard, SpikeWindow(guard), 0):
+            if not (window.is_save_due(step) or step % 5 == 0 or step == kept):
+                continue
+            state = {"guarded_from": window.begins, "skipped_in_a_row": window.skipped_in_a_row}
+            info = CheckpointInfo(**UNIMPORTANT, step=step, **state)
+            step_folder(Path(folder), step).mkdir()
+            write_json(step_folder(Path(folder), step) / "checkpoint.json", msgspec.to_builtins(info))
+            prune(Path(folder), last, (kept,), lambda info: SpikeWindow.of(guard, info).needed_steps(info.step))
+            there = {step_of(path) for path in Path(folder).glob("step_*")}
+            for begins in {*sorted(there)[-last:], *({kept} & there)}:
+                for future in (events[begins:], others):
+                    window_there = SpikeWindow.of(guard, read_info(step_folder(Path(folder), begins)))
                     on_disk = {other for other in there if other <= begins}
-                    for later, _, taken_back in steps_of(events, guard, again, begins):
-                        assert taken_back is None or taken_back in on_disk
-                        on_disk.add(later)
+                    for _ in steps_of(future, guard, window_there, begins, on_disk):
+                        pass
 
 
 UNIMPORTANT = {
@@ -314,22 +325,25 @@ UNIMPORTANT = {
 }
 
 
-def window_of(guard: SpikeGuard, info: CheckpointInfo) -> SpikeWindow:
-    return SpikeWindow(guard, (), info.guarded_from, info.skipped_in_a_row)
+def flat(blocks: list[tuple[str, int]]) -> list[str]:
+    return [event for block, length in blocks for event in (["phase"] if block == "phase" else [block] * length)]
 
 
 def steps_of(
-    events: list[str], guard: SpikeGuard, window: SpikeWindow, begins: int = 0
-) -> Iterator[tuple[int, SpikeWindow, int | None]]:
-    """The steps after `begins`, and where each goes back to, checked against what the guard's docstring says."""
-    for step, event in enumerate(events[begins:], start=begins + 1):
+    events: list[str], guard: SpikeGuard, window: SpikeWindow, begins: int, on_disk: set[int] | None = None
+) -> Iterator[tuple[int, SpikeWindow]]:
+    """The steps after `begins`; where a run goes back to is checked against the guard's docstring and what is `on_disk`."""
+    for step, event in enumerate(events, start=begins + 1):
         if event == "phase":
             window.begin(step - 1)
         window.count(event == "skipped")
         good = range(0, step - window.skipped_in_a_row - guard.window // 2 + 1, guard.rewind.interval_steps)
         wanted = max((one for one in good if one > window.begins), default=None)
-        taken_back = window.rewinds_to(step)
-        assert taken_back == (wanted if window.skipped_in_a_row >= guard.rewind.after else None)
-        if taken_back is not None:
+        earlier = window.rewinds_to(step)
+        assert earlier == (wanted if window.skipped_in_a_row >= guard.rewind.after else None)
+        if on_disk is not None:
+            assert earlier is None or earlier in on_disk
+            on_disk.add(step)
+        if earlier is not None:
             window.begin(step)
-        yield step, window, taken_back
+        yield step, window
