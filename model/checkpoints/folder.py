@@ -233,19 +233,24 @@ def prune(
     complete = sorted(_complete(checkpoints))
     past = [folder for folder in complete if latest is None or folder.name <= latest.name]
     kept = {*past[-keep_last:], *(folder for folder in past if step_of(folder) in keep_steps)}
+    needed = _needed(kept, needed_by) if needed_by else set()
+    for folder in complete:
+        if folder not in past or (folder not in kept and step_of(folder) not in needed):
+            remove(folder)
+    for leftover in checkpoints.glob(".step_*"):
+        shutil.rmtree(leftover)
+
+
+def _needed(kept: Collection[Path], needed_by: Callable[[CheckpointInfo], Collection[int]]) -> set[int]:
     needed: set[int] = set()
-    for folder in kept if needed_by else ():
+    for folder in kept:
         try:
             needed.update(needed_by(read_info(folder)))
         except StorageError:  # which says nothing about the checkpoint
             raise
         except UserError:  # a damaged one is no place to go on from
             continue
-    for folder in complete:
-        if folder not in past or (folder not in kept and step_of(folder) not in needed):
-            remove(folder)
-    for leftover in checkpoints.glob(".step_*"):
-        shutil.rmtree(leftover)
+    return needed
 
 
 def remove(folder: Path) -> None:
