@@ -145,6 +145,8 @@ class Trainer:
         self.stop, self.watchdog = stop, watchdog
         self.stop_step = batches.total_steps if job.stop_step is None else job.stop_step
         self.checkpoints = job.out / "checkpoints"
+        guard = job.config.spike_guard
+        self._may_rewind = guard is not None and guard.rewind is not None
         self._check_sizes()
         self.network = network = self._build_network()
         own, self._fills_gap = checkpoint.newest_whole(
@@ -162,7 +164,6 @@ class Trainer:
         self.wrapped = wrap(network, parallel)
         self.optimizer = build_optimizer(self.wrapped, job.config.optimizer, parallel)
         self.step = 0
-        guard = job.config.spike_guard
         self.spikes = SpikeWindow(guard) if guard else None
         if source is not None and source != job.init_weights:
             info = read_info(source)
@@ -328,10 +329,10 @@ class Trainer:
 
     def _spike_limits(self, spikes: SpikeWindow) -> Measured | None:
         """The largest loss and gradient norm that this step may have; None where no step is skipped."""
-        batches, step, schedule = self.batches, self.step, self.job.config.schedule
+        batches, step = self.batches, self.step
         if step and batches.describe(step) != batches.describe(step - 1):
             spikes.begin(step)
-        if step < warmup_steps(batches.total_steps, schedule):
+        if step < warmup_steps(batches.total_steps, self.job.config.schedule):
             return None  # gradient norms rise and fall
         return spikes.limits()
 
@@ -479,8 +480,7 @@ class Trainer:
         if self.parallel.is_main and not (
             self._fills_gap and not step_folder(self.checkpoints, self.stop_step).is_dir()
         ):
-            guard = self.job.config.spike_guard
-            needed_by = self._needed_by if guard and guard.rewind else None
+            needed_by = self._needed_by if self._may_rewind else None
             prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, needed_by)
         self.watchdog.step_begins(self.step + 1)
 
@@ -491,8 +491,7 @@ class Trainer:
 
     def _has_what_it_needs(self, folder: Path) -> bool:
         """Whether all that a run which goes on from this checkpoint may have to go back to is there."""
-        guard = self.job.config.spike_guard
-        if not (guard and guard.rewind):
+        if not self._may_rewind:
             return True
         try:
             needed = self._needed_by(read_info(folder))

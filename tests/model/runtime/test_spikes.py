@@ -22,9 +22,8 @@ from random_batches import RandomBatches, SpoiltBatches, train_job
 
 from curricula.durable import read_jsonl, write_json
 from curricula.errors import UserError
-from curricula.model import ModelConfig, ScheduleConfig, SpikeGuard
+from curricula.model import ModelConfig, Rewind, ScheduleConfig, SpikeGuard, TrainJob
 from curricula.model.checkpoints.folder import CheckpointInfo, prune, read_info, step_folder, step_of
-from curricula.model.config import Rewind
 from curricula.model.runtime.stopping import Measured, SpikeWindow
 from curricula.model.train import train
 
@@ -56,6 +55,19 @@ def spoilt(**settings) -> SpoiltBatches:
 
 def files_of(checkpoint: Path) -> dict:
     return {name: file for name, file in read_info(checkpoint).files.items() if name.endswith(".distcp")}
+
+
+def stopped_and_resumed(job: TrainJob, batches: SpoiltBatches, killed_at: int) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(done, total, **figures):
+        if done == killed_at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(job, batches, stop)
+    train(job, batches)
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +108,7 @@ def test_a_skipped_batch_leaves_no_trace_in_the_weights(guarded, tmp_path):
 
 @pytest.mark.parametrize("killed_at", [8, 10, 11])
 def test_a_run_that_stops_anywhere_and_resumes_skips_the_same_steps(guarded, tmp_path, killed_at):
-    class Stopped(Exception):
-        pass
-
-    def stop(done, total, **figures):
-        if done == killed_at:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train(train_job(tmp_path, spike_guard=GUARD, save_interval_steps=3), spoilt(), stop)
-    train(train_job(tmp_path, spike_guard=GUARD, save_interval_steps=3), spoilt())
+    stopped_and_resumed(train_job(tmp_path, spike_guard=GUARD, save_interval_steps=3), spoilt(), killed_at)
     assert numbers(tmp_path) == numbers(guarded)
 
 
@@ -151,16 +154,9 @@ def test_what_is_taken_back_leaves_no_trace_in_the_weights(taken_back, tmp_path)
 
 @pytest.mark.parametrize("killed_at", [9, 16, 17])
 def test_a_run_that_stops_anywhere_and_resumes_goes_back_to_the_same_step(taken_back, tmp_path, killed_at):
-    class Stopped(Exception):
-        pass
-
-    def stop(done, total, **figures):
-        if done == killed_at:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train(train_job(tmp_path, spike_guard=REWIND, save_interval_steps=3, keep_last=1), astray(), stop)
-    train(train_job(tmp_path, spike_guard=REWIND, save_interval_steps=3, keep_last=1), astray())
+    stopped_and_resumed(
+        train_job(tmp_path, spike_guard=REWIND, save_interval_steps=3, keep_last=1), astray(), killed_at
+    )
     assert numbers(tmp_path) == numbers(taken_back)
 
 
