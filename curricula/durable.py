@@ -149,6 +149,7 @@ def _make(folder: Path, mode: int) -> bool:
 def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Iterator[IO[Any]]:
     """Yield a file that appears as `path` only when the block succeeds. An error leaves nothing behind.
 
+    One process may write a file at a time: where several could, they hold a lock.
     `shared` is about its folder, as in `make_folder`.
     """
     make_folder(path.parent, shared)
@@ -157,7 +158,8 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Itera
     with disk_full_explained(path):
         try:
             _clear(temporary)
-            with open(temporary, mode, opener=_private_no_link) as file:
+            encoding = None if "b" in mode else "utf-8"
+            with open(temporary, mode, encoding=encoding, opener=_private_no_link) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -217,7 +219,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises UserError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; has the job that writes it finished?") from None
     except OSError as error:

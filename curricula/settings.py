@@ -127,7 +127,7 @@ def replaced(raw: Any, keys: list[str], value: Any) -> Any:
     first, *rest = keys
     if isinstance(raw, dict):
         return {**raw, first: replaced(raw.get(first, {}) if rest else None, rest, value)}
-    if isinstance(raw, list) and first.isdecimal() and int(first) < len(raw):
+    if isinstance(raw, list | tuple) and first.isdecimal() and int(first) < len(raw):
         return [replaced(part, rest, value) if place == int(first) else part for place, part in enumerate(raw)]
     raise LookupError(
         f"the key {first!r} does not exist in {raw!r:.60}; give keys of the study with dots, such as a.b.c"
@@ -234,7 +234,7 @@ def _value(keys: list[str], raw: Any) -> Any:
     """The value in `raw` at `keys`; None when there is none."""
     for key in keys:
         try:
-            raw = raw[int(key)] if isinstance(raw, list) else raw[key]
+            raw = raw[int(key)] if isinstance(raw, list | tuple) else raw[key]
         except (KeyError, IndexError, TypeError, ValueError):
             return None
     return raw

@@ -291,6 +291,10 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
         self.require_one_length("conversations", "epochs", "steps")
         if self.packing and self.steps:
             raise ValueError(f"steps is {self.steps} with packing, where rows hold as many as fit; give conversations")
+        if self.total_steps == 0:
+            raise ValueError(
+                f"conversations is {self.conversations}, fewer than one batch of global_batch {self.global_batch}; ask for more"
+            )
 
     @property
     def total_steps(self) -> int | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +96,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             *_too_many_epochs([*described, *midtrained], study),
             *_unknown_sizes(described, sizes),
             *dict.fromkeys(line for variant in study.variants.values() for line in _too_little_memory(variant)),
+            *_overlaps(study),
             *_unpinned(study),
             *_licences(study),
         ],
@@ -330,6 +333,23 @@ def _unpinned(study: Study) -> list[str]:
         if table.hub and not table.revision:
             found.append(f"{key}: no revision of {table.hub}, so the newest commit is read; the fetch records which")
     return found
+
+
+def _overlaps(study: Study) -> Iterator[str]:
+    """Sources that may read the same rows, where that repeats documents or spoils what is held out."""
+    arms = {arm.name: arm.sources for variant in study.variants.values() for arm in variant.arms}
+    for (name, one), (other_name, other) in combinations(study.sources.items(), 2):
+        with contextlib.suppress(UserError):  # files may be moved away once they are tokenised
+            if not one.overlaps(other):
+                continue
+            both = [arm for arm, read in arms.items() if {name, other_name} <= read]
+            if both:
+                yield f"{name} and {other_name} may read the same rows: documents repeat in {', '.join(both)}"
+            if (one.parts, one.documents, one.bounds) != (other.parts, other.documents, other.bounds):
+                yield (
+                    f"{name} and {other_name} may read the same rows, but choose among them differently: what one holds out, "
+                    "the other may train on, so their held-out losses can be too low"
+                )
 
 
 def _licences(study: Study) -> list[str]:

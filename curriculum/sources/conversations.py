@@ -80,7 +80,10 @@ class TuningSet(DeclaredTable, frozen=True):
         return found
 
     def conversation(self, row: Row) -> Conversation | None:
-        """The conversation of a row, or None where it is not one to learn from; raises KeyError for a missing column."""
+        """The conversation of a row, or None where it is not one to learn from.
+
+        Raises KeyError for a missing column, ValueError for a message without a role or a content.
+        """
         is_harmful, is_bad = _labelled(row, self.harmful_prompt), _labelled(row, self.harmful_response)
         is_refusal = _labelled(row, self.refusal) if self.refusal else is_harmful
         if self.response and not row[self.response]:
@@ -91,10 +94,9 @@ class TuningSet(DeclaredTable, frozen=True):
             return None
         refuses = (is_harmful if self.harmful_prompt else is_refusal) and not is_bad
         if self.messages:
-            turns = [{"role": turn["role"], "content": turn["content"]} for turn in row[self.messages]]
-            if not turns or not all(turn["role"] for turn in turns):
-                raise TypeError("a turn needs a role")
-            return Conversation(turns, refuses)
+            if not row[self.messages]:
+                return None
+            return Conversation([_turn(turn) for turn in row[self.messages]], refuses)
         if self.text:
             content = text_of(row, self.text)
             return Conversation([{"role": TEXT, "content": content}], refuses) if content else None
@@ -109,6 +111,8 @@ class TuningSet(DeclaredTable, frozen=True):
                 conversation = self.conversation(row)
             except KeyError as missing:
                 raise UserError(f"{where}: row {number} has no column {missing}, only {sorted(row)}") from None
+            except ValueError as error:
+                raise UserError(f"{where}: row {number}: {error}") from None
             except (TypeError, AttributeError):
                 conversation = Conversation([{}])
             if conversation is None:
@@ -120,6 +124,13 @@ class TuningSet(DeclaredTable, frozen=True):
             ):
                 raise UserError(f"{where}: row {number} holds other values than text in its messages; fix the row")
             yield conversation
+
+
+def _turn(message: dict[str, str]) -> dict[str, str]:
+    for key in ("role", "content"):
+        if isinstance(message, dict) and key not in message:
+            raise ValueError(f"a message has no {key!r}, only {', '.join(map(str, message))}; rename its keys")
+    return {"role": message["role"], "content": message["content"]}
 
 
 def _labelled(row: Row, labels: Labels) -> bool:

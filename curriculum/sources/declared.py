@@ -219,12 +219,16 @@ class TextTable(DeclaredTable, frozen=True):
                 chosen.append(number)
         return np.array(chosen, np.int64)
 
-    def shares_rows(self, other: TextTable) -> bool:
-        """Whether both may read the same row of the same file."""
-        if self.path is None or other.path is None or not {*files_matching(self.path)} & {*files_matching(other.path)}:
-            return False
+    def overlaps(self, other: TextTable) -> bool:
+        """Whether both may read the same row of the same table."""
         (low, high), (other_low, other_high) = self.bounds, other.bounds
-        return self.score != other.score or max(low, other_low) <= min(high, other_high)
+        if self.score == other.score and max(low, other_low) > min(high, other_high):
+            return False
+        if self.path is not None and other.path is not None:
+            return bool({*files_matching(self.path)} & {*files_matching(other.path)})
+        if self.dataset is not None and self.dataset == other.dataset:
+            return not (self.parts and other.parts) or bool({*self.parts} & {*other.parts})
+        return self.hub is not None and self.place == other.place
 
 
 def declared_in(settings: Any, key: str = "") -> Iterator[tuple[str, DeclaredTable]]:

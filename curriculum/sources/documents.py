@@ -125,7 +125,7 @@ class Documents:
         except KeyError as missing:
             raise UserError(
                 f"{self.table.place(place)} of dataset {self.name} has no column {missing}, only "
-                f"{self.table.columns(place, row)}; name its text {missing}"
+                f"{self.table.columns(place, row)}; add it to the row, or name in `text` a column that every row has"
             ) from None
         own = row.get(self.id)
         name = f"{self.prefix}{place}" if own in (None, "") else str(own)

@@ -198,7 +198,7 @@ def upstream_rows(stem: Path) -> int | None:
 def read_record(path: Path) -> dict[str, Any]:
     """The record of a fetch in `path`; raises UserError when it is damaged."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         record = None
     keys = _FINISHED_RECORD if path.name.endswith("fetched.json") else _RECORD
@@ -355,9 +355,15 @@ def _refuse_difference(
 ) -> None:
     for key in ("hub", "config", "split", "columns", "constants", "limit", *more_keys):
         if recorded[key] != wanted[key]:
+            then, now = (
+                ("all rows" if one[key] is None else f"the first {one[key]:,} rows")
+                if key == "limit"
+                else f"{key} {one[key]!r}"
+                for one in (recorded, wanted)
+            )
             raise UserError(
-                f"{path}: {recorded['hub']} was fetched with {key} {recorded[key]!r}, not {wanted[key]!r}; ask for "
-                f"{key} {recorded[key]!r} again, remove the folder, or name another with --out"
+                f"{path}: {recorded['hub']} was fetched with {then}, not {now}; ask for {then} again, remove the folder, or "
+                "name another with --out"
             )
 
 

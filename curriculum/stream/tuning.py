@@ -97,21 +97,26 @@ class TuningBatches:
                 raise UserError(f"tuning set {name}: holds no conversation; give it rows or a weight of 0")
         self._pools, self.mix = pools, weights
         self._quoting = self._count_quoting()
+        if count < (1 if packing else global_batch):
+            raise self._too_few(count)
         count -= 0 if packing else count % global_batch
         sizes = {name: len(pool) for name, pool in pools.items()}
         self._order = Order(Blend([Phase(count, weights)]), sizes, seed, "conversations")
         self._rows = self._packed(count) if packing else None
         self.total_steps = (count if self._rows is None else len(self._rows)) // global_batch
         if not self.total_steps:
-            raise UserError(
-                f"tuning: {conversations or count} conversations are fewer than one batch of {global_batch} rows; add "
-                "conversations"
-            )
+            raise self._too_few(count)
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
         self._pool_hashes = {
             name: hashlib.sha256(json.dumps([item.messages for item in pool]).encode()).hexdigest()
             for name, pool in self._pools.items()
         }
+
+    def _too_few(self, count: int) -> UserError:
+        return UserError(
+            f"tuning: {count} conversations are fewer than one batch of {self.global_batch} rows; add conversations, or make "
+            "global_batch smaller"
+        )
 
     def _examples(self, name: str, pool: list[Conversation], most: int) -> list[Conversation]:
         """`most` conversations of a pool, the same for every larger number."""

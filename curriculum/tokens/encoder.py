@@ -29,6 +29,8 @@ _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N
 A digit ends the piece before it, so white space before a digit is not split as it is before a letter."""
 _RARE = re.compile("[\U00010000-\U0001efff\U0002a6e0-\U0010ffff]")
 """Code points where Unicode still adds letters: whether one counts as a letter depends on a library's version of Unicode."""
+_LONG = 500_000
+"""So many characters of white space in a row the fast libraries may give up on: their expressions go back over all of them."""
 _ODD = "It's  12 lamps\n\tand\u00a03\u00b2 \u6f22\u5b57, e\u0301!? <|endoftext|> <|im_end|>\x04 \U0001f44d\U0001f3fd  "
 _PRE_TOKENIZER = [
     {"type": "Digits", "individual_digits": True},
@@ -61,7 +63,7 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, integers [n]."""
-        if self._fast is None:
+        if self._fast is None or any(len(text) > _LONG and re.search(rf"\s{{{_LONG}}}", text) for text in texts):
             return self._encode_slowly(texts)
         found = self._fast(texts)
         for number, (text, ids) in enumerate(zip(texts, found)):

@@ -49,6 +49,11 @@ def test_a_mapping_sweeps_over_all_combinations_and_points_are_named_by_their_se
     assert parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study
 
 
+def test_a_point_may_change_one_entry_of_a_list():
+    study = swept({"curriculum.starts.1": [0.3, 0.4]}).study
+    assert [one.curriculum.starts[1] for one in study.variants.values()] == [0.3, 0.4]
+
+
 def test_a_list_sweeps_over_its_points_alone_and_lists_as_values_get_numbers():
     points = [{"name": "early", "curriculum.starts": [0, 1]}, {"curriculum.starts": [0.6, 1]}]
     assert list(swept(points).study.variants) == ["early", "point-2"]

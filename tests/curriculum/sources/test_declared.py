@@ -1,6 +1,7 @@
 """Tables that a study declares: their places, their rows, and what is said of wrong ones."""
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -97,6 +98,32 @@ def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, sai
 def test_contradictory_keys_are_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         TextTable(**keys)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"talk": [{"from": "human", "value": "Hi"}]},
+            "row 0: a message has no 'role', only from, value; rename its keys",
+        ),
+        ({"talk": [{"role": "user", "content": None}]}, "row 0 holds other values than text in its messages"),
+        ({"talk": ["Hi"]}, "row 0 holds other values than text in its messages"),
+    ],
+)
+def test_messages_of_another_form_are_named(tmp_path, row, said):
+    path = tmp_path / "chats.jsonl"
+    write_rows(path, row)
+    with pytest.raises(UserError, match=re.escape(said)):
+        list(read_conversations("mine", tmp_path, {"mine": TuningSet(path=str(path), messages="talk")}))
+
+
+def test_rows_without_messages_are_left_out_as_those_without_a_response_are(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    write_rows(path, {"talk": turns}, {"talk": []}, {"talk": None})
+    (found,) = read_conversations("mine", tmp_path, {"mine": TuningSet(path=str(path), messages="talk")})
+    assert found.messages == turns
 
 
 def test_labels_tell_refusals_and_harmful_answers_apart(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curricula.curriculum.config import Tuning
 from curricula.curriculum.sources.conversations import TuningSet, read_conversations
 from curricula.curriculum.sources.tables import text_of
 from curricula.curriculum.stream.tuning import TuningBatches, pack
@@ -131,6 +132,15 @@ def test_a_set_reduced_to_some_examples_repeats_them_over_the_epochs_and_a_large
     assert kept(4) < kept(10)
     with pytest.raises(UserError, match="tuning set gsm8k: examples asks for 22 of its 21 conversations"):
         tuning(data, {"gsm8k": 1}, examples={"gsm8k": 22})
+
+
+def test_fewer_conversations_than_a_batch_are_refused_before_and_within_the_run(data):
+    with pytest.raises(UserError, match="tuning: 1 conversations are fewer than one batch of 2 rows; add"):
+        tuning(data, {"gsm8k": 1}, conversations=1)
+    with pytest.raises(UserError, match="tuning: 0 conversations are fewer"):
+        tuning(data, {"gsm8k": 1}, epochs=0.01)
+    with pytest.raises(ValueError, match="conversations is 3, fewer than one batch of global_batch 4"):
+        Tuning(mix={"gsm8k": 1}, conversations=3)
 
 
 def test_steps_say_how_long_a_stage_is(data):

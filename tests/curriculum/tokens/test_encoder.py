@@ -77,6 +77,10 @@ def test_any_text_of_smollm2s_tokenizer(smollm2, texts):
     check(smollm2, texts)
 
 
+def test_a_million_spaces_are_encoded(smollm2):
+    check(smollm2, ["a" + " " * 1_200_000 + "b", "c"])
+
+
 def test_real_text_of_smollm2s_tokenizer(smollm2):
     root = Path(os.environ.get("CURRICULA_DATA") or "nowhere")
     if not (root / "gsm8k/train.jsonl").exists():

@@ -79,6 +79,16 @@ def test_an_arm_must_not_read_the_same_rows_through_two_sources(tmp_path, capsys
     assert not status, shown
 
 
+def test_the_same_rows_through_two_sources_are_found_on_the_hub_and_in_known_datasets_too(tmp_path, capsys):
+    hub = {"hub": "org/name", "revision": "1a2b3c4"}
+    status, shown = planned(tmp_path, capsys, {"one": hub, "two": {**hub, "text": "body"}}, world=None)
+    assert status and "arm full-50 would read the same rows of org/name/train through both" in shown
+    few = {"dataset": "fineweb-edu", "documents": 100}
+    status, shown = planned(tmp_path, capsys, {"few": few})
+    assert not status and "few and web may read the same rows: documents repeat in full-50" in shown
+    assert "few and web may read the same rows, but choose among them differently: what one holds out" in shown
+
+
 def test_one_table_of_the_hub_has_one_revision(tmp_path, capsys):
     one = {"hub": "org/name", "revision": "1a2b3c4"}
     two = {"hub": "org/name", "revision": "5d6e7f8", "text": "{title} {body}"}
