@@ -93,7 +93,7 @@ class EngineConfig(Settings, frozen=True):
 
 
 class OptimizerConfig(Settings, frozen=True):
-    """AdamW as SmolLM2 was trained with it. Norm weights are not decayed."""
+    """AdamW as SmolLM2 was trained with it."""
 
     lr: PositiveNumber = 5e-4
     """Peak learning rate."""
@@ -104,7 +104,7 @@ class OptimizerConfig(Settings, frozen=True):
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.01
-    """Of all weights but those of norms; SmolLM2's and the paper's are 0.01."""
+    """Of all weights, those of norms too; SmolLM2's and the paper's are 0.01."""
     clip_grad: float = 1.0
     """Largest global norm of the gradient."""
 

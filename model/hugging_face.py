@@ -128,6 +128,10 @@ def model_config(
     ]
     if unsupported:
         raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
+    if config.get("tie_word_embeddings") is False and "lm_head.weight" not in weights:
+        raise UserError(
+            f"{source}: the weights lack 'lm_head.weight', though config.json ties none; fetch the model again"
+        )
     kv_heads = "num_attention_heads" if config.get("num_key_value_heads") is None else "num_key_value_heads"
     try:
         model = ModelConfig(

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 
-from curricula.errors import UsageError
+from curricula.errors import UsageError, UserError
 from curricula.model.config import EngineConfig, ModelConfig
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ OTHER = int(1.5 * GIB)
 NCCL = 2 * GIB
 """NCCL allocates outside torch's allocator: each group that communicates has buffers of some MiB for each channel and peer,
 several hundred MiB together, and a step uses about four groups. An estimate, not measured."""
+OWN_BYTES = 2 * GIB
+"""The most that this process itself has of a GPU before it builds a network: its CUDA context and NCCL's buffers."""
 TIGHT = 0.92
 """Share of the free memory above which the estimate's own error may decide."""
 
@@ -147,14 +150,28 @@ def layout_of(
     )
 
 
-def check_fit(model: ModelConfig, layout: Layout, available: int) -> MemoryEstimate:
-    """The estimate; logs a warning when memory is tight. Raises UsageError when it exceeds `available` bytes."""
+class GpuInUse(UserError):
+    """Another process holds memory of this GPU. It may be gone when the job starts again."""
+
+    exit_code = os.EX_UNAVAILABLE
+    """69."""
+
+
+def check_fit(model: ModelConfig, layout: Layout, free: int, total: int) -> MemoryEstimate:
+    """The estimate; logs a warning when memory is tight. `free` and `total` are the GPU's bytes.
+
+    Raises UsageError when the GPU is too small, GpuInUse when only what others hold of it is lacking.
+    """
     needed = estimate(model, layout)
-    if needed.total > available:
-        raise UsageError(
-            f"micro_batch {layout.micro_batch} of {layout.sequence_length} tokens needs about {needed} on each GPU, which "
-            f"has {available / GIB:.1f} GiB free; use {' or '.join(what_would_fit(model, layout, available))}"
-        )
-    if needed.total > TIGHT * available:
-        log.warning("memory will be tight: about %s of %.1f GiB on each GPU", needed, available / GIB)
+    if needed.total > free:
+        what = f"micro_batch {layout.micro_batch} of {layout.sequence_length} tokens needs about {needed} on each GPU"
+        if needed.total <= total - OWN_BYTES and total - free > OWN_BYTES:
+            raise GpuInUse(
+                f"{what}, of whose {total / GIB:.1f} GiB other processes hold {(total - free) / GIB:.1f}; `nvidia-smi` on "
+                f"{os.uname().nodename} names them: end them, or start again elsewhere"
+            )
+        fitting = " or ".join(what_would_fit(model, layout, free))
+        raise UsageError(f"{what}, which has {free / GIB:.1f} GiB free; use {fitting}")
+    if needed.total > TIGHT * free:
+        log.warning("memory will be tight: about %s of %.1f GiB on each GPU", needed, free / GIB)
     return needed

@@ -47,7 +47,7 @@ from curricula.model.forward_backward import ForwardBackward
 from curricula.model.megatron import GPTModel
 from curricula.model.network.backends import attention_kernel, choose_backend, describe
 from curricula.model.network.build import build_network, build_optimizer, check_memory, initialize, wrap
-from curricula.model.runtime.distributed import Parallel, Stragglers, share_compiler, started
+from curricula.model.runtime.distributed import Parallel, Stragglers, read_ranks, share_compiler, started
 from curricula.model.runtime.loading import MicroBatch, read_micro_batches
 from curricula.model.runtime.reporting import Pace, Reports, Stopwatch, banner
 from curricula.model.runtime.stopping import (
@@ -80,11 +80,12 @@ def train(
     under NCCL the process group is still there if it has several processes (see `group_until_end`): leave by `os._exit`.
     """
     watchdog = Watchdog(job.execution.hang_minutes)
+    ranks = read_ranks()
     with (
         watchdog.on_duty(),
-        started(job.execution.tensor_parallel) as parallel,
+        lost_peers_named(ranks.rank, ranks.size),
+        started(job.execution.tensor_parallel, ranks) as parallel,
         listening() as stop,
-        lost_peers_named(parallel.ranks.rank, parallel.ranks.size),
     ):
         trainer = Trainer(job, batches, dict(validation or {}), parallel, stop, watchdog)
         try:
@@ -148,6 +149,7 @@ class Trainer:
         guard = job.config.spike_guard
         self._may_rewind = guard is not None and guard.rewind is not None
         self._check_sizes()
+        self._recipe = self._recipe_of(job)  # once: what it names may be moved away later
         self.network = network = self._build_network()
         own, self._fills_gap = checkpoint.newest_whole(
             self.checkpoints,
@@ -167,7 +169,7 @@ class Trainer:
         self.spikes = SpikeWindow(guard) if guard else None
         if source is not None and source != job.init_weights:
             info = read_info(source)
-            check_past(source, info, job.model, self._recipe(), batches)
+            check_past(source, info, job.model, self._recipe, batches)
             checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
             self.step = info.step
             if guard:
@@ -214,14 +216,14 @@ class Trainer:
                 f"{job.model.sequence_length}; shorten them"
             )
 
-    def _recipe(self) -> dict[str, Any]:
+    def _recipe_of(self, job: TrainJob) -> dict[str, Any]:
         """What determines the state besides model and data, as checkpoints store it."""
-        guard = self.job.config.spike_guard
+        guard = job.config.spike_guard
         return {
-            "seed": self.job.seed,
-            "init_weights": None if self.job.init_weights is None else identity(self.job.init_weights),
-            "optimizer": msgspec.to_builtins(self.job.config.optimizer),
-            "schedule": msgspec.to_builtins(self.job.config.schedule),
+            "seed": job.seed,
+            "init_weights": None if job.init_weights is None else identity(job.init_weights),
+            "optimizer": msgspec.to_builtins(job.config.optimizer),
+            "schedule": msgspec.to_builtins(job.config.schedule),
             "total_steps": self.batches.total_steps,
             "global_batch": self.batches.global_batch,
             "sequence_length": self.batches.sequence_length,
@@ -244,7 +246,8 @@ class Trainer:
         """
         while self.step < self.stop_step:
             self.advance(progress)
-        if latest_checkpoint(self.checkpoints) is None:  # branched off at the very end, with nothing left to train
+        # Branched off at the very end, with nothing left to train. One asks the disk: others may see another state of it.
+        if self.parallel.any(self.parallel.is_main and latest_checkpoint(self.checkpoints) is None):
             self._save()
             self._finish_save()
         # After the save, so that a failed validation costs no training; a resume makes up for a missed one.
@@ -458,7 +461,7 @@ class Trainer:
             precision=str(self.parallel.precision).removeprefix("torch."),
             full=True,
             data=self.batches.fingerprint(self.step),
-            recipe=self._recipe(),
+            recipe=self._recipe,
             versions=checkpoint.versions(),
             tensor_parallel=self.parallel.tensor_parallel,
         )

@@ -1,8 +1,8 @@
 """Pretrain: one segment of the training tree, from its own last checkpoint or from where its parent ends.
 
 Where a profile names `node_scratch`, shards are read from copies on each node's own disk: random reads then load no shared
-disk. One process of a node copies, the others wait for it. A copy is complete or absent, and one that differs from the shared
-file in size or time is replaced, so that a requeued job on the same node reads what is there.
+disk. One process of a node copies, the others wait for it, for a while. A copy is complete or absent, and one that differs from
+the shared file in size or time is replaced, so that a requeued job on the same node reads what is there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,8 @@ SCRATCH = "CURRICULA_NODE_SCRATCH"
 """The variable by which a batch script hands on the profile's `node_scratch`, which the node expands."""
 SPARE = 1.05
 """Free space that must be there, as a multiple of what is copied."""
-PATIENCE_S = 4 * 3600.0
-"""How long a process waits for the one that copies."""
+COPY_S = 20 * 60.0
+"""How long a start may copy: the processes of other nodes wait for half an hour to begin."""
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,8 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
     copies = scratch / f"curricula-{os.geteuid()}" / hashlib.sha256(os.fsencode(shards.resolve())).hexdigest()[:16]
     make_folder(copies)
     require_ours(copies.parent)
-    with exclusive_lock(copies / "lock", PATIENCE_S):
+    until = time.monotonic() + COPY_S
+    with exclusive_lock(copies / "lock", 2 * COPY_S):
         missing = [file for file in files if not _is_copied(file, copies / file.relative_to(shards))]
         needed, free = sum(file.stat().st_size for file in missing), shutil.disk_usage(copies).free
         if needed * SPARE > free:
@@ -239,6 +241,13 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
         if missing:
             log.info("copying %.1f GB of shards to %s", needed / 1e9, copies)
         for file in missing:
+            if time.monotonic() > until:
+                log.warning(
+                    "node_scratch: %.0f minutes were too short to copy all; this start reads the shared shards, the next one "
+                    "copies on",
+                    COPY_S / 60,
+                )
+                return shards
             _copy(file, copies / file.relative_to(shards))
     return copies
 

@@ -184,14 +184,22 @@ def newest_whole(
 
     The gap is a branch point at `kept_step`, where this training ends (None if that step is not kept), which was lost or
     damaged after the run had gone on. `latest` then stays where it is. Checkpoints before the latest must be `is_usable`, as
-    the main process finds. Raises UserError as `_newest_whole` does.
+    the main process finds. Raises UserError as `_newest_whole` does, StorageError on all processes when the main one cannot
+    read the folder.
     """
 
-    def candidates() -> list[Path]:
-        found = checkpoints_to_resume(checkpoints)
-        return [*found[:1], *filter(is_usable, found[1:])]
-
-    ordered = Group(None, True, 0).broadcast_object(candidates() if parallel.is_main else None)
+    ordered, unread = [], None
+    if parallel.is_main:
+        try:
+            found = checkpoints_to_resume(checkpoints)
+            ordered = [*found[:1], *filter(is_usable, found[1:])]
+        except StorageError as error:
+            unread = str(error)
+        except OSError as error:
+            unread = _unread(error, checkpoints)
+    ordered, unread = Group(None, True, 0).broadcast_object((ordered, unread))
+    if unread:
+        raise StorageError(unread)
     own = _newest_whole(ordered, parallel)
     if own is None or kept_step is None or own <= (end := step_folder(checkpoints, kept_step)):
         return own, False
@@ -242,12 +250,16 @@ def problem_of(folder: Path, parallel: Parallel) -> str | None:
     except UserError as error:
         found = str(error)
     except OSError as error:
-        unread = f"{error.filename or folder}: cannot be read ({error.strerror}); fix that and run it again"
+        unread = _unread(error, folder)
     answers = Group(None, True, 0).all_gather_object((unread, found))
     for unread, _ in answers:
         if unread:
             raise StorageError(unread)
     return next((found for _, found in answers if found), None)
+
+
+def _unread(error: OSError, folder: Path) -> str:
+    return f"{error.filename or folder}: cannot be read ({error.strerror}); fix that and run it again"
 
 
 def load(

@@ -72,16 +72,17 @@ class Backend:
         """Whether layers keep a history of largest values besides their weights, by which delayed scaling scales."""
         return self.fp8 == "delayed"
 
-    def transformer_settings(self) -> dict[str, Any]:
+    def transformer_settings(self, tensor_parallel: int) -> dict[str, Any]:
         """Fields of Megatron-core's TransformerConfig."""
         te = not self.own_layers
+        megatrons_linears = te or tensor_parallel > 1
         settings: dict[str, Any] = dict(
             sequence_parallel=self.sequence_parallel,
             bias_dropout_fusion=te,
             apply_rope_fusion=te,
             fused_single_qkv_rope=te and not self.packed,  # it knows no borders between documents
             use_te_activation_func=te,
-            gradient_accumulation_fusion=te,  # ours does the same, in `curricula.model.network.fused_linear`
+            gradient_accumulation_fusion=megatrons_linears,  # our own do the same, in `network/fused_linear.py`
         )
         if self.fp8:
             settings |= dict(fp8="hybrid", fp8_recipe=self.fp8, fp8_amax_history_len=16, fp8_amax_compute_algo="max")
@@ -117,7 +118,8 @@ def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = Fals
     if name == "te" and not (on_gpu and _is_installed("transformer_engine")):
         lacking = "transformer_engine is not installed" if on_gpu else "there is no CUDA device"
         setting = f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'
-        raise UsageError(f"{setting}, but {lacking}; install it with env/gpu/install, or leave the setting out")
+        mend = "install it with env/gpu/install, or " if on_gpu else ""
+        raise UsageError(f"{setting}, but {lacking}; {mend}leave the setting out")
     if engine.attention != "torch":
         module = ATTENTION_MODULES[engine.attention]
         if not on_gpu or not _is_installed(module):

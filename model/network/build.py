@@ -87,8 +87,8 @@ def check_memory(
         sequence_parallel=backend.sequence_parallel,
         recompute_layers=backend.recompute_layers,
     )
-    free, _ = torch.cuda.mem_get_info(parallel.device)
-    needed = check_fit(model, layout, free)
+    free, total = torch.cuda.mem_get_info(parallel.device)
+    needed = check_fit(model, layout, free, total)
     if parallel.is_main:
         log.info("memory: about %s of %.1f GiB on each GPU", needed, free / GIB)
 
@@ -116,7 +116,7 @@ def transformer_config(model: ModelConfig, parallel: Parallel, backend: Backend)
         bias_activation_fusion=False,  # Transformer Engine's SwiGLU and ours are faster
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        **backend.transformer_settings(),
+        **backend.transformer_settings(parallel.tensor_parallel),
     )
 
 

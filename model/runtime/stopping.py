@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from curricula.durable import write_json
 from curricula.errors import UserError
 from curricula.model.config import SpikeGuard
+from curricula.terminal import one_line
 
 if TYPE_CHECKING:
     from curricula.curriculum.stream.pretraining import BatchSource
@@ -87,10 +88,11 @@ def lost_peers_named(rank: int, processes: int) -> Iterator[None]:
         yield
     except RuntimeError as error:  # the base class of torch.distributed's errors
         text = str(error)
-        if processes == 1 or not any(sign in text for sign in ("peer", "Connection", "NCCL", "Timed out")):
+        is_lost = any(sign in text for sign in ("peer", "Connection", "NCCL", "Timed out"))
+        if processes == 1 or not is_lost or any(sign in text for sign in ("invalid usage", "Duplicate GPU")):
             raise
         raise PeerLost(
-            f"rank {rank}: another process of this job ended or stopped answering ({text.strip().splitlines()[0][:200]}); "
+            f"rank {rank}: another process of this job ended or stopped answering ({one_line(text, 400)}); "
             "see its log, then start the job again to continue from its last checkpoint"
         ) from error
 

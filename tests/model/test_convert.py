@@ -206,6 +206,7 @@ def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
         (lambda hf: change(hf / "config.json", num_hidden_layers=None), r"config.json lacks 'num_hidden_layers'"),
         (lambda hf: change(hf / "config.json", hidden_size="big"), r"config.json cannot be used"),
         (lambda hf: change(hf / "config.json", rope_scaling="odd"), r"its RoPE entry is 'odd'"),
+        (lambda hf: change(hf / "config.json", tie_word_embeddings=False), r"the weights lack 'lm_head.weight'"),
         (lambda hf: change(hf / "config.json", num_key_value_heads=3), r"4 is not a multiple of model.kv_heads 3"),
         (
             lambda hf: change(hf / "config.json", num_hidden_layers=3),

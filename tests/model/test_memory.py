@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 
 from curricula.errors import UsageError
+from curricula.jobs.element import FINAL
 from curricula.model.config import PRESETS, EngineConfig
-from curricula.model.memory import GIB, Layout, check_fit, estimate, layout_of, what_would_fit
+from curricula.model.memory import GIB, GpuInUse, Layout, check_fit, estimate, layout_of, what_would_fit
 
 BIG = PRESETS["smollm2-1.7b"]
 ON_ONE = Layout(micro_batch=8, sequence_length=2048)
@@ -59,7 +60,7 @@ def test_tensor_parallelism_halves_what_it_splits():
 def test_a_step_that_cannot_fit_is_refused_with_its_numbers_and_what_would_fit():
     greedy = dataclasses.replace(ON_ONE, micro_batch=16)
     with pytest.raises(UsageError) as refusal:
-        check_fit(BIG, greedy, H100)
+        check_fit(BIG, greedy, H100, H100)
     message = str(refusal.value)
     assert message.startswith("micro_batch 16 of 2048 tokens needs about 9")
     assert "which has 79.0 GiB free; use micro_batch 8 or engine." in message
@@ -69,10 +70,19 @@ def test_a_step_that_cannot_fit_is_refused_with_its_numbers_and_what_would_fit()
     assert "more GPUs" in what_would_fit(BIG, ON_ONE, 10 * GIB)[0]
 
 
+def test_memory_that_others_hold_is_no_reason_to_change_the_study():
+    needed = estimate(BIG, ON_ONE).total
+    with pytest.raises(GpuInUse, match=r"of whose 79.0 GiB other processes hold 40.0; `nvidia-smi` on") as busy:
+        check_fit(BIG, ON_ONE, H100 - 40 * GIB, H100)
+    assert busy.value.exit_code not in FINAL
+    with pytest.raises(UsageError):  # its own context and buffers, no one else's
+        check_fit(BIG, ON_ONE, needed - 1, needed + GIB)
+
+
 def test_tight_memory_is_logged(caplog):
-    needed = check_fit(BIG, ON_ONE, H100)
+    needed = check_fit(BIG, ON_ONE, H100, H100)
     assert not caplog.records
-    check_fit(BIG, ON_ONE, int(needed.total * 1.02))
+    check_fit(BIG, ON_ONE, int(needed.total * 1.02), H100)
     assert "memory will be tight: about 61" in caplog.text
 
 

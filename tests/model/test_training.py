@@ -13,7 +13,7 @@ from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
-from curricula.model.checkpoints.folder import latest_checkpoint
+from curricula.model.checkpoints.folder import latest_checkpoint, read_info
 from curricula.model.config import OptimizerConfig, ScheduleConfig
 from curricula.model.runtime import Interrupted
 from curricula.model.runtime.distributed import Parallel
@@ -141,6 +141,20 @@ def test_resuming_on_changed_data_names_what_changed(tmp_path):
     train(train_job(tmp_path, stop_step=3), RandomBatches())
     with pytest.raises(UserError, match=r"other data up to step 3 \(data.key: was 'safe', is 'unsafe'\)"):
         train(train_job(tmp_path), RandomBatches(key="unsafe"))
+
+
+def test_weights_that_a_run_began_from_may_be_moved_away_while_it_trains(tmp_path):
+    train(train_job(tmp_path / "first", stop_step=2), RandomBatches())
+    weights = latest_checkpoint(tmp_path / "first/checkpoints")
+
+    def move(done, total, **figures):
+        if done == 2:
+            weights.rename(tmp_path / "elsewhere")
+
+    job = train_job(tmp_path / "run", stop_step=6, init_weights=weights, save_interval_steps=4)
+    train(job, RandomBatches(), move)
+    infos = [read_info(folder) for folder in sorted((tmp_path / "run/checkpoints").glob("step_*"))]
+    assert len(infos) >= 2 and len({json.dumps(info.recipe, sort_keys=True) for info in infos}) == 1
 
 
 def test_resuming_with_a_changed_future_is_allowed(tmp_path):

@@ -81,6 +81,13 @@ def test_a_copy_that_was_killed_halfway_is_never_read(shards, disk, monkeypatch)
         del os.environ[SCRATCH]
 
 
+def test_a_copy_that_takes_long_is_finished_by_a_later_start(shards, disk, monkeypatch, caplog):
+    monkeypatch.setattr(pretrain, "COPY_S", -1.0)
+    assert near(shards, ["web"]) == shards and "the next one copies on" in caplog.text
+    monkeypatch.setattr(pretrain, "COPY_S", 60.0)
+    assert contents(near(shards, ["web"]) / "web") == contents(shards / "web")
+
+
 def test_a_disk_that_is_too_small_is_left_alone(shards, disk, monkeypatch, caplog):
     monkeypatch.setattr(pretrain.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     assert near(shards, ["web"]) == shards

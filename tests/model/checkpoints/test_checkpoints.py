@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from forked import ended, ranks
 from random_batches import SMALL, RandomBatches, train_job
 
 from curricula.errors import StorageError, UserError
@@ -339,6 +340,13 @@ def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, name)
     assert raised.value.exit_code == os.EX_IOERR
     monkeypatch.undo()
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == files
+
+
+def test_what_the_main_process_cannot_read_stops_all_processes_with_one_sentence(tmp_path, free_port):
+    (tmp_path / "checkpoints/latest").mkdir(parents=True)
+    argument = json.dumps({"out": str(tmp_path), "batches": {"total_steps": 3}})
+    for status, said in ended(ranks("train_in_child.py", argument, tmp_path, 2, free_port)):
+        assert status == 1 and "StorageError" in said and "latest: cannot be read (Is a directory)" in said, said
 
 
 def test_a_save_gathers_no_state_from_other_ranks(tmp_path, monkeypatch):

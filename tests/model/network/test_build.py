@@ -8,8 +8,8 @@ import torch
 from random_batches import SMALL
 
 from curricula.errors import UsageError
-from curricula.model.config import PRESETS, ModelConfig
-from curricula.model.network.build import build_network, initialize
+from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig
+from curricula.model.network.build import build_network, build_optimizer, initialize, wrap
 from curricula.model.runtime.distributed import Parallel, Ranks, started
 
 WIDE = ModelConfig(layers=8, hidden=256, heads=8, kv_heads=4, ffn=512, vocabulary=1024, sequence_length=64)
@@ -72,6 +72,20 @@ def test_norms_have_the_published_epsilon():
     network = built(SMALL)
     layer = network.decoder.layers[0]
     assert {layer.input_layernorm.eps, layer.pre_mlp_layernorm.eps, network.decoder.final_layernorm.eps} == {1e-5}
+
+
+def test_the_optimizer_decays_all_weights_alike_as_torchs_adamw_does():
+    """As the paper's did: weights whose gradients are 0 shrink by the rate times the decay, those of norms too."""
+    optimizer = OptimizerConfig(lr=0.5, weight_decay=0.1)
+    with started() as parallel:
+        network = build_network(SMALL, parallel)
+        initialize(network, SMALL, 0)
+        adamw = build_optimizer(wrap(network, parallel), optimizer, parallel)
+        before = {name: weight.clone() for name, weight in network.named_parameters()}
+        with parallel.cuda_names():
+            adamw.step()
+        for name, weight in network.named_parameters():
+            assert torch.allclose(weight, before[name] * 0.95), name
 
 
 def test_tensor_parallelism_that_does_not_divide_the_model_is_refused():

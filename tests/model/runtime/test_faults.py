@@ -21,7 +21,7 @@ from curricula.errors import UserError
 from curricula.model.checkpoints.folder import latest_checkpoint
 from curricula.model.runtime import Interrupted, PeerLost
 from curricula.model.runtime.reporting import read_metrics
-from curricula.model.runtime.stopping import HANG_EXIT_CODE
+from curricula.model.runtime.stopping import HANG_EXIT_CODE, lost_peers_named
 from curricula.model.train import train
 
 CHILD = "faulty_child.py"
@@ -80,6 +80,20 @@ def test_when_one_rank_is_killed_in_a_step_the_others_end_and_nothing_is_lost(tm
     assert survivor == PeerLost.exit_code and "another process of this job ended" in said
     assert latest_checkpoint(tmp_path / "checkpoints").name in ("step_00000003", "step_00000006")
     assert_finishes_undisturbed(tmp_path, undisturbed, exactly=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_lost"),
+    [
+        ("NCCL error in: x.cpp:1, remote process exited or there was a network error\nLast error: peer gone", True),
+        ("NCCL error in: x.cpp:1, invalid usage\nDuplicate GPU detected : rank 1 and rank 0", False),
+        ("shape mismatch", False),
+    ],
+)
+def test_a_wrong_set_up_is_not_taken_for_a_lost_peer(said, is_lost):
+    kind, shown = (PeerLost, "Last error: peer gone") if is_lost else (RuntimeError, said[:9])
+    with pytest.raises(kind, match=shown), lost_peers_named(1, 8):
+        raise RuntimeError(said)
 
 
 def test_a_rank_with_an_error_says_so_and_ends_although_nccl_would_wait_for_the_others(tmp_path, free_port):
