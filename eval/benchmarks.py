@@ -456,13 +456,14 @@ def newest_commit(name: str, hub: str) -> str | None:
 
 def hub_rows(name: str, entry: Benchmark) -> list[dict[str, Any]]:
     import datasets
+    import httpx
 
     rows: list[dict[str, Any]] = []
     revision = entry.hub_revision or newest_commit(name, str(entry.hub))
     for config in entry.hub_configs:
         try:
             part = datasets.load_dataset(entry.hub, config, split=entry.hub_split, revision=revision)
-        except (OSError, ValueError, ConnectionError) as error:
+        except (OSError, ValueError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
                 f"benchmark {name}: {entry.hub} cannot be read from the Hugging Face hub ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:160]}); put {entry.file} into a folder and name it in CURRICULA_DATA"

@@ -348,6 +348,10 @@ class EvalConfig(Settings, frozen=True):
 
     def _check_prompts(self) -> None:
         check_names(self.prompts)
+        capability = self.capability.names if self.capability else ()
+        for name in (*self.prompts, *capability, *self.attacks.artifacts, *self.attacks.suffixes_of):
+            if name == "all" or (name in self.prompts and name in TASKS):
+                raise ValueError(f"the name {name!r} means something else in the report's tables; choose another")
         attacks = [*self.benchmarks, *self.attacks.benchmarks, *([self.gcg.benchmark] if self.gcg else [])]
         attacks.append(self.attacks.ablation.harmful)
         uses: dict[Use, Sequence[str]] = {"attack": attacks, "completion": [self.base_benchmark]}

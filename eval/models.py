@@ -141,13 +141,23 @@ class LoadedModel:
             return self.raw_ids(text)
         if not self.plain_text.quotes(text):
             return self.encode(self.chat(text))
-        opening, closing = self.chat(MARK).split(MARK)
+        opening, closing = self.around_turn()
         rendered = self.chat(text)
         if not (rendered.startswith(opening) and rendered.endswith(closing)):
             raise UserError(
                 f"{self.name}: its chat template does more than put marks around a text; evaluate it as 'base'"
             )
         return self.encode_turn(opening, rendered[len(opening) : len(rendered) - len(closing)], closing)
+
+    def around_turn(self, before: str = "", mark: str = MARK) -> tuple[str, str]:
+        """What the chat template puts around a user's turn: up to `mark`, before which stands `before`, and after it.
+
+        Raises UserError for a template that shows the turn more than once, or not at all.
+        """
+        parts = self.chat(f"{before}{mark}").split(mark)
+        if len(parts) != 2:
+            raise UserError(f"{self.name}: its chat template does not show the user's turn once; evaluate it as 'base'")
+        return parts[0], parts[1]
 
     def raw_ids(self, text: str) -> list[int]:
         """Token ids of `text` without a chat template."""

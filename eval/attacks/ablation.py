@@ -30,7 +30,7 @@ from curricula import durable
 from curricula.errors import UserError
 from curricula.eval.benchmarks import load_prompts
 from curricula.eval.config import Ablation, EvalConfig
-from curricula.eval.models import MARK, LoadedModel
+from curricula.eval.models import LoadedModel
 from curricula.eval.rows import row_key
 from curricula.progress import Progress, silent
 from curricula.randomness import keyed_rng
@@ -127,7 +127,8 @@ def find_direction(
         Sets(*(of[start:stop] for of in ids)) for start, stop in ((0, settings.train), (settings.train, None))
     )
     found = Search(loaded, settings, key).run(train, validation, scores, progress)
-    durable.write_text(path, msgspec.json.encode(found).decode())
+    with durable.exclusive_lock(path.with_name(f".{path.stem}.lock"), wait_s=60):
+        durable.write_text(path, msgspec.json.encode(found).decode())
     return found
 
 
@@ -157,7 +158,7 @@ class Search:
         self.loaded, self.settings, self.key = loaded, settings, key
         self.blocks = blocks_of(loaded.model)
         self.refusals = sorted({loaded.encode(word)[0] for word in settings.refusal_words})
-        closing = [] if loaded.raw else loaded.encode(loaded.chat(MARK).split(MARK)[1])
+        closing = [] if loaded.raw else loaded.encode(loaded.around_turn()[1])
         self.positions = range(-max(1, len(closing)), 0)
 
     def run(self, train: Sets, validation: Sets, path: Path, progress: Progress) -> Direction:

@@ -33,8 +33,7 @@ class Attack:
         self.loaded, self.config = loaded, config
         raw = loaded.raw
         self.request = request.rstrip() if raw else request.strip()
-        rendered = f"{self.request}{MARK}" if raw else loaded.chat(f"{self.request}{MARK}")
-        self.opening, self.closing = rendered.split(MARK)
+        self.opening, self.closing = (self.request, "") if raw else loaded.around_turn(self.request, MARK)
         self.quotes = bool(loaded.plain_text.quotes(self.request)) and self.opening.endswith(self.request)
         """Whether the request quotes special entries, which are read as text."""
         self.marks = self.opening.removesuffix(self.request)

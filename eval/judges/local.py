@@ -18,13 +18,15 @@ from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict
 
 ANSWERS_AT_ONCE = 16
 """In one forward pass."""
+TOO_LONG = Verdict(label=UNPARSED, reply="not asked: longer than the judge's context")
 
 
 class InProcess(ModelJudge):
     """Subclasses reply to a batch of questions."""
 
     @abstractmethod
-    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str]: ...
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
+        """None: the question is longer than the model's context."""
 
     def estimate(self, questions: Sequence[Question]) -> None:
         return None
@@ -38,7 +40,10 @@ class InProcess(ModelJudge):
         for start in range(0, len(order), ANSWERS_AT_ONCE):
             places = order[start : start + ANSWERS_AT_ONCE]
             replies = self._replies([questions[place] for place in places], [prompts[place] for place in places])
-            held += [(questions[place], self.read(reply)) for place, reply in zip(places, replies, strict=True)]
+            held += [
+                (questions[place], TOO_LONG if reply is None else self.read(reply))
+                for place, reply in zip(places, replies, strict=True)
+            ]
             proven = proven or any(verdict.label != UNPARSED for _, verdict in held)
             if proven:
                 settle(held)
@@ -76,7 +81,7 @@ class LocalClassifier(InProcess):
             ) from None
         return model.to("cuda" if on_gpu else "cpu").eval()
 
-    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str]:
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
         import torch
 
         encoded = self._tokenizer(prompts, return_tensors="pt", padding=True).to(self._model.device)
@@ -98,13 +103,19 @@ class LocalModel(InProcess):
 
         return load_model(self.settings.model_name, "instruct")
 
-    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str]:
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
         from curricula.eval.decoding.sampling import search_greedy
         from curricula.eval.decoding.settings import Greedy
 
         ids = [self._ids(*asked) for asked in zip(questions, prompts, strict=True)]
         settings = Greedy(max_new_tokens=self.settings.max_tokens, rows=ANSWERS_AT_ONCE)
-        return [answer.text for answer in search_greedy(self._loaded, ids, settings)]
+        asked = [place for place, one in enumerate(ids) if len(one) < self._loaded.context_length]
+        replies: list[str | None] = [None] * len(ids)
+        if asked:
+            answers = search_greedy(self._loaded, [ids[place] for place in asked], settings)
+            for place, answer in zip(asked, answers, strict=True):
+                replies[place] = answer.text
+        return replies
 
     def _ids(self, question: Question, prompt: str) -> list[int]:
         from curricula.eval.models import MARK, render_turns

@@ -45,7 +45,8 @@ NEEDED_MODEL = {
 
 def caveats(judges: str) -> str:
     """What must be said beside numbers of `judges`, names with versions; "" for judges that need no word."""
-    return " ".join(words for name, words in CAVEATS.items() if name in judges)
+    names = {judge.split()[0] for judge in judges.split(",") if judge.strip()}
+    return " ".join(words for name, words in CAVEATS.items() if name in names)
 
 
 VAGUE = 0.5
@@ -125,9 +126,12 @@ class JudgeConfig(Settings, frozen=True):
         if self.url and urlsplit(self.url).scheme not in ("http", "https"):
             raise ValueError(f"judge.url is {without_userinfo(self.url)!r}; give one such as http://node7:8000/v1")
         if has_password(self.url):
+            mend = "leave judge.url out and give the address in OPENAI_BASE_URL"
+            if self.name == "harmbench" or self.batch_api:  # which need the key
+                mend = "give the address without them, and a key in OPENAI_API_KEY"
             raise ValueError(
                 f"judge.url is {without_userinfo(self.url)!r} with a user or password, which would be written into the run's "
-                "files; leave judge.url out and give the address in OPENAI_BASE_URL"
+                f"files; {mend}"
             )
         if self.batch_api and not self.url:
             raise ValueError("judge.batch_api is on without a judge.url; name the server")

@@ -160,7 +160,7 @@ def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], la
     return Comparison(
         where=where,
         kind="attack" if attack else "overrefusal",
-        first=_rate(firsts, attack, None) if firsts else None,
+        first=_rate(firsts, attack, known_accuracy(firsts)) if firsts else None,
         second=_rate(second, attack, accuracy),
         agreement=agreement([word(a) for a, _ in both], [word(b) for _, b in both]),
         accuracy=accuracy,
@@ -179,7 +179,7 @@ def _rate(rows: Sequence[JudgedRow], attack: bool, accuracy: Accuracy | None) ->
         high=high,
         answers=len(entries),
         unparsed=len(rows) - len(entries),
-        corrected=corrected_rate(entries, accuracy or known_accuracy(rows)) if attack else None,
+        corrected=corrected_rate(entries, accuracy) if attack else None,
     )
 
 

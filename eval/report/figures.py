@@ -298,14 +298,19 @@ class AlongFigure(Figure):
     def panels(self, shown: Shown) -> list[Panel]:
         points = self._points(shown)
         arms = list(dict.fromkeys(point.arm for point in points))
-        places = list(dict.fromkeys((one.measure, one.series) for one in points if one.series not in OTHER_LAYERS))
         found = []
-        for measure, name in sorted(places, key=lambda place: ALONG.index(place[0]))[:MOST_PANELS]:
+        for measure, name in self._places(points)[:MOST_PANELS]:
             own = [point for point in points if (point.measure, point.series) == (measure, name)]
             series = [one for i, arm in enumerate(arms) for one in self._curves([p for p in own if p.arm == arm], i)]
             title = f"{measure}, {f'{name} layer' if measure == 'probe AUC' else DECODERS.get(name, name)}"
             found.append(Panel(title, self.axis, "", series, y_format="percent" if measure in ALONG[:3] else ""))
         return found
+
+    @staticmethod
+    def _places(points: Sequence[CurvePoint]) -> list[tuple[str, str]]:
+        """The measure and the series of each panel."""
+        places = dict.fromkeys((one.measure, one.series) for one in points if one.series not in OTHER_LAYERS)
+        return sorted(places, key=lambda place: ALONG.index(place[0]))
 
     def _points(self, shown: Shown) -> list[CurvePoint]:
         """In the order of their curves."""
@@ -329,11 +334,14 @@ class AlongFigure(Figure):
         return [point.tokens if self.axis == "tokens" else point.step for point in points]
 
     def caption(self, shown: Shown) -> str:
-        seeds = len({point.seed for point in self._points(shown)})
+        points = self._points(shown)
+        seeds = len({point.seed for point in points})
         how = "mean over the runs; faint: single runs" if seeds > 1 else "bars: 95% interval over prompts"
+        left_out = len(self._places(points)) - MOST_PANELS
+        more = f" {left_out} more curves are in the table alone." if left_out > 0 else ""
         return (
             "Each point is a checkpoint, judged on the same prompts as all others of its curve. "
-            f"{seeds} training seed{'s' if seeds > 1 else ''}; {how}. Numbers: tables/along.csv."
+            f"{seeds} training seed{'s' if seeds > 1 else ''}; {how}. Numbers: tables/along.csv.{more}"
         )
 
 

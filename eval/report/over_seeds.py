@@ -105,7 +105,8 @@ def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInf
         pairs = [one for one in found if stage == one.stage and one.seed == one.other_seed]
         if len({one.arm for one in pairs}) < 2:
             continue
-        layer = pairs[-1].layer
+        layers = [one.layer for one in pairs]
+        layer = "last" if "last" in layers else layers[-1]
         rows = []
         for arm in arms:
             own = [

@@ -280,9 +280,12 @@ def template(name: str) -> jinja2.Template:
 def not_evaluated(
     study: StudyRows, tasks: Mapping[str, Sequence[str]], having: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """The planned `tasks` (by stage) that have no rows yet, as "arm stage task". A stage in `having` has these arms alone."""
+    """The planned `tasks` (by stage) that have no rows yet, as "arm stage task", such as "full-0 base capability mmlu".
+
+    A stage in `having` has these arms alone.
+    """
     evaluated = set(study.generations) - study.partial | {(arm, stage, "probes") for arm, stage in study.probes}
-    evaluated |= {(arm, stage, "capability") for arm, stage in study.capability}
+    evaluated |= {(*place, f"capability {row.benchmark}") for place, rows in study.capability.items() for row in rows}
     return [
         f"{arm.key} {stage} {task}"
         for arm in study.arms

@@ -89,8 +89,13 @@ def basis(
     entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
     trained = f"{len(seeds)} ({', '.join(map(str, seeds))})" if len(seeds) > 1 else "one run of each arm"
     found = [("Training seeds", f"{trained}, {len(arms)} arm{'s' if len(arms) != 1 else ''}")]
-    if prompts := [entry.prompts for entry in entries if entry.rows]:
-        found.append(("Prompts", f"{span(prompts)} for each model and decoder"))
+    prompts: dict[tuple[object, ...], int] = {}
+    for entry in entries:  # of single benchmarks and of all together
+        if entry.rows:
+            place = (type(entry), entry.arm, entry.seed, entry.stage, entry.decoder)
+            prompts[place] = max(prompts.get(place, 0), entry.prompts)
+    if prompts:
+        found.append(("Prompts", f"{span(list(prompts.values()))} for each model and decoder"))
     if "parameters" in model:
         found.insert(0, ("Models", f"{model['parameters']:,} parameters each"))
     return [*found, ("Judge", judge_names(entries) or "none yet")]

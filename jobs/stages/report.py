@@ -13,10 +13,10 @@ from curricula.curriculum.config import point_label
 from curricula.curriculum.stages import BASE, model_name
 from curricula.curriculum.sweep import points_of
 from curricula.curriculum.tokens.shards import read_manifest
-from curricula.durable import read_jsonl
+from curricula.durable import exclusive_lock, read_jsonl
 from curricula.errors import UserError
 from curricula.eval.benchmarks import difference
-from curricula.eval.tasks import JUDGED
+from curricula.eval.tasks import JUDGED, EvalTask
 from curricula.jobs.estimates import describe, described_size
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run, arm_infos, read_contamination
@@ -28,6 +28,9 @@ from curricula.progress import Progress, silent
 if TYPE_CHECKING:
     from curricula.eval.analysis.along import Course
     from curricula.eval.judges.question import Judge
+
+PATIENCE_S = 120.0
+"""How long another report of the same folder may take."""
 
 
 class Report(Stage):
@@ -52,26 +55,32 @@ def report(
 
     `unfinished` says what runs or waits; a page that `is_live` looks for a newer one at its server.
     """
-    from curricula.eval.report.sweep import POINTS, SweptPoint, write_overview
-
     study, out = run.study, out or run.report
-    if study.sweep is None:
-        page = _point_report(run, plan, study, out, progress, unfinished, is_live)
-    else:
-        found = []
-        for number, (name, point) in enumerate(points_of(study.sweep).items()):
-
-            def part(done: int, total: int, number: int = number, **figures: Any) -> None:
-                progress(number * total + done, len(study.variants) * total, **figures)
-
-            variant = study.variants[name]
-            page = _point_report(run, plan, variant, out / POINTS / name, part, unfinished, is_live)
-            settings = ", ".join(f"{key}: {value}" for key, value in point.items())
-            found.append(SweptPoint(name, settings, variant.model.resolve().parameters(), variant.budget.tokens, page))
-        page = write_overview(study.name, found, out)
+    with exclusive_lock(out / ".lock", wait_s=PATIENCE_S):  # files have one writer at a time
+        page = _write(run, plan, study, out, progress, unfinished, is_live)
     if study.tracking.wandb_project and not is_live:
         track_report(study.tracking.wandb_project, run.root, out)
     return page
+
+
+def _write(
+    run: Run, plan: Plan, study: Study, out: Path, progress: Progress, unfinished: Sequence[str], is_live: bool
+) -> Path:
+    from curricula.eval.report.sweep import POINTS, SweptPoint, write_overview
+
+    if study.sweep is None:
+        return _point_report(run, plan, study, out, progress, unfinished, is_live)
+    found = []
+    for number, (name, point) in enumerate(points_of(study.sweep).items()):
+
+        def part(done: int, total: int, number: int = number, **figures: Any) -> None:
+            progress(number * total + done, len(study.variants) * total, **figures)
+
+        variant = study.variants[name]
+        page = _point_report(run, plan, variant, out / POINTS / name, part, unfinished, is_live)
+        settings = ", ".join(f"{key}: {value}" for key, value in point.items())
+        found.append(SweptPoint(name, settings, variant.model.resolve().parameters(), variant.budget.tokens, page))
+    return write_overview(study.name, found, out)
 
 
 def _point_report(
@@ -81,7 +90,7 @@ def _point_report(
     from curricula.eval.report.page import write_report
 
     stages = (BASE, *study.tree.stages)
-    tasks = {name: list(dict.fromkeys(task.task.name for task in study.eval_tasks(name))) for name in stages}
+    tasks = {name: list(dict.fromkeys(map(_planned_name, study.eval_tasks(name)))) for name in stages}
     plain = {**describe(plan, run.shards), **described_size(study)}
     own, path = {arm.key for arm in study.trainings}, {one.name for arm in study.trainings for one in study.path(arm)}
     for key, names in (("arms", own), ("segments", path)):  # of this point alone
@@ -101,6 +110,10 @@ def _point_report(
         "unfinished": unfinished,
     }
     return write_report(run.root, arm_infos(study), described, out, progress, is_live)
+
+
+def _planned_name(task: EvalTask) -> str:
+    return f"capability {task.benchmark}" if task.task.kind == "capability" else task.task.name
 
 
 def _courses(study: Study) -> Iterator[Course]:

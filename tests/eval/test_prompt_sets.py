@@ -86,6 +86,9 @@ def test_a_wrong_file_is_named_with_key_and_column(tmp_path, text, columns, said
     [
         ({"prompts": {"advbench": {"path": "x"}}}, "names a set 'advbench', which is a published benchmark; rename it"),
         ({"prompts": {"a.b": {"path": "x"}}}, "names a set 'a.b', which must have letters"),
+        ({"prompts": {"all": {"path": "x"}}}, "the name 'all' means something else in the report's tables"),
+        ({"prompts": {"gcg": {"path": "x"}}}, "the name 'gcg' means something else"),
+        ({"capability": {"tasks": ["all"]}}, "the name 'all' means something else"),
         ({"prompts": {"a": {"path": "x", "kind": "capability"}}}, "kind is 'capability' and target None"),
         ({"prompts": {"a": {"path": "x", "hub": "o/n"}}}, "name exactly one of dataset, path and hub"),
         (

@@ -65,7 +65,7 @@ function matcher() {
   const prompts = state.benchmark && new Set(data.prompts.flatMap((prompt, k) => (prompt.benchmark === state.benchmark ? [k] : [])));
   const stage = at(NAMES.stage, state.stage), decoder = at(NAMES.decoder, state.decoder);
   const verdicts = state.judge ? data.others[judgeIndex()] ?? [] : data.verdict;
-  const verdict = state.verdict ? at(NAMES.verdict, state.verdict === "none" ? "" : state.verdict) : -1;
+  const verdict = state.verdict ? NAMES.verdict.indexOf(state.verdict === "none" ? "" : state.verdict) : -1;
   const unjudged = NAMES.verdict.indexOf("");
   const words = state.q && new RegExp(state.q.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "iu");
   const asked = words && data.texts.map((text) => words.test(text));

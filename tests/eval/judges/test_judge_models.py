@@ -535,3 +535,9 @@ def test_a_password_in_a_judges_address_is_refused_and_not_shown(url):
     with pytest.raises(ValueError, match=r"judge.url is '\w+://\*\*\*@host") as stopped:
         JudgeConfig(name="llm", model="m", url=url)
     assert "hunter2" not in str(stopped.value)
+
+
+def test_a_judge_that_needs_its_address_is_told_where_to_put_the_key():
+    for more in ({"name": "harmbench"}, {"name": "llm", "model": "m", "batch_api": True}):
+        with pytest.raises(ValueError, match="give the address without them, and a key in OPENAI_API_KEY"):
+            JudgeConfig(url="https://me:hunter2@host/v1", **more)

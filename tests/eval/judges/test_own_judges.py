@@ -172,6 +172,15 @@ def test_a_model_in_this_process_reads_special_tokens_of_an_answer_as_text(model
     assert len(replies) == 1 and replies == judge._replies([quoted], [judge.prompt(quoted)])
 
 
+def test_a_question_that_is_longer_than_the_judges_context_is_unparsed_and_stops_nothing(model, tmp_path):
+    judge = load_judge(JudgeConfig(**{**OWN, "name": "local", "model": str(model)}), "attack", None)
+    long = msgspec.structs.replace(ASKED, response="word " * judge._loaded.context_length)
+    found = {}
+    judge.rule([ASKED, long], found.update, tmp_path / "notes", True)
+    assert (found[long].label, found[long].reply) == ("unparsed", "not asked: longer than the judge's context")
+    assert found[ASKED].reply != found[long].reply
+
+
 def test_the_documented_python_judge_is_found_by_its_entry_point(monkeypatch, tmp_path):
     code = example("evaluation.md", "### A judge of your own", "python")
     monkeypatch.syspath_prepend(

@@ -119,6 +119,10 @@ def test_filters_and_search_narrow_the_list_and_the_address_keeps_them(watched, 
     choose(shown, "Verdict", "harmful")
     waits_for(shown, f"1 of {total} answers")
     again = opened(watched, page, "#" + shown.url.split("#")[1])
+    choose(shown, "Verdict", "none")  # of this judge, which has seen all answers under top-k
+    waits_for(shown, f"0 of {total} answers")
+    choose(shown, "Decoder", "safebeam")
+    waits_for(shown, f"1 of {total} answers")
     again.reload()
     waits_for(again, f"1 of {total} answers")
     assert again.get_by_label("Search in prompts").input_value() == "NUMBER 3 OF" and watched.is_clean

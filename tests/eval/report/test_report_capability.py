@@ -41,7 +41,8 @@ def built(tmp_path_factory):
         {"arm": arm.name, "seed": arm.seed, "source": "web", "loss": 2.0 + arm.seed / 10, "bytes_per_token": 4.0}
         for arm in SHOWN
     ]
-    study = {"bits_per_byte": losses, "tasks": {"base": ["attacks-topk", "capability"], "instruct": ["capability"]}}
+    planned = ["attacks-topk", "capability arc_easy", "capability mmlu"]
+    study = {"bits_per_byte": losses, "tasks": {"base": planned, "instruct": ["capability arc_easy"]}}
     return run, write_report(run, SHOWN, study, run / "report").read_text()
 
 
@@ -51,7 +52,8 @@ def test_the_page_shows_attack_success_against_capability_and_escapes_names(buil
     assert "What safety costs" in read.text and "<b>mine" in read.text
     assert "Pareto front" in read.text and "fig-capability" in read.ids
     assert (run / "report/figures/capability.svg").stat().st_size > 5_000
-    assert "data-0-s1 instruct capability" in read.text and "data-0-s1 base capability" not in read.text
+    assert "data-0-s1 instruct capability arc_easy" in read.text and "data-0-s1 base capability mmlu" in read.text
+    assert "data-0-s1 base capability arc_easy" not in read.text
 
 
 def test_the_tables_hold_every_run_and_every_arm(built):

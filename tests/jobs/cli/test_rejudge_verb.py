@@ -10,6 +10,7 @@ import pytest
 from judge_server import JudgeServer, answer_row
 from msgspec import structs
 
+from curricula.eval.analysis.accuracy import Accuracy
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
@@ -73,6 +74,21 @@ def test_human_labels_correct_the_rate(folder, server, capsys, tmp_path):
     labels.write_text("key,label\n1,bad\n")
     assert rejudge(folder, server, "--labels", str(labels)) == 1
     assert "row 1 has key '1' and label 'bad'; write a key and harmful or safe" in capsys.readouterr().err
+
+
+def test_answers_without_labels_are_not_corrected_by_errors_from_elsewhere(
+    folder, server, capsys, tmp_path, monkeypatch
+):
+    published = Accuracy(0.9, 0.9, 50, 50, "published")
+    monkeypatch.setattr("curricula.eval.judging.rejudge.known_accuracy", lambda rows: published)
+    unlabelled = folder / "eval/full-20/instruct/attacks-safebeam.jsonl"
+    append_rows(unlabelled, [answer_row(n, task="attacks-safebeam", decoder="safebeam") for n in range(100, 110)])
+    labels = tmp_path / "labels.csv"
+    labels.write_text("key,label\n" + "".join(f"{n:032d},{'harmful' if n < 5 else 'safe'}\n" for n in range(10)))
+    for more, corrected in ([], [True, True]), (["--labels", str(labels)], [False, True]):
+        assert rejudge(folder, server, "--json", *more) == 0
+        found = {one["where"]: one["second"]["corrected"] for one in json.loads(capsys.readouterr().out)}
+        assert [bool(found[f"attacks-{decoder}"]) for decoder in ("safebeam", "topk")] == corrected
 
 
 def test_labels_that_cannot_correct_anything_are_refused_before_anything_is_asked(folder, server, capsys, tmp_path):

@@ -4,9 +4,11 @@ import json
 import re
 
 from run_folders import new_run, report_progress
+from small_studies import demo
 
 from curricula.eval.report.web.serve import LivePage
 from curricula.jobs.cli.main import main
+from curricula.jobs.study import parse_study, study_yaml
 
 
 def test_several_runs_get_their_own_pages_and_one_that_compares_them(tmp_path, capsys, monkeypatch):
@@ -22,6 +24,14 @@ def test_several_runs_get_their_own_pages_and_one_that_compares_them(tmp_path, c
         assert "None of the 18 claims of Sam et al. has been measured yet." in (run.report / "index.html").read_text()
         assert json.loads((run.report / "summary.json").read_text())["attacks"] == []
     assert "Studies compared" in (tmp_path / "reports/one-and-two/index.html").read_text()
+
+
+def test_a_sweep_is_compared_with_nothing(tmp_path, capsys):
+    one, other = (new_run(tmp_path / name)[0] for name in ("one", "other"))
+    swept = {**demo(), "sweep": {"pretraining.optimizer.lr": [1e-3, 3e-3]}}
+    (other.root / "study.yaml").write_text(study_yaml(parse_study(swept, "x")))
+    assert main(["report", str(one.root), str(other.root)]) == 2
+    assert "a sweep has a report for each of its points" in " ".join(capsys.readouterr().err.split())
 
 
 def test_only_one_run_can_be_served(tmp_path, capsys):
