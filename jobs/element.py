@@ -48,9 +48,14 @@ def run_element(root: Path, job_name: str, label: str) -> None:
     """Do the work of one element and mark it as done; any error is written to failed.json before it is raised."""
     _log_to_stderr()
     run = Run.open(root)
-    run.admit()
-    plan = plan_study(run.study)
-    work = Work(run, plan, *plan.find(job_name, label))
+    try:
+        run.admit()
+        plan = plan_study(run.study)
+        work = Work(run, plan, *plan.find(job_name, label))
+    except UserError as error:
+        if _is_final(error):  # else Slurm starts it again
+            _note_failure(run.element(job_name, label), error)
+        raise
     if _rank() != 0:  # only the first process marks the element
         _share(work)
         return
@@ -100,8 +105,13 @@ def _share(work: Work) -> None:
 
 
 def _profile(run: Run) -> Profile:
-    """The cluster's profile; the defaults for a run that was never submitted to a cluster."""
-    return kept_profile(run.profile) if run.profile.exists() else Profile()
+    """The cluster's profile; the defaults for a run that was never submitted to a cluster, or whose profile a newer version of
+    this code has written since: work that waits in the queue must not end for a key that it does not know."""
+    try:
+        return kept_profile(run.profile) if run.profile.exists() else Profile()
+    except UsageError as error:
+        note(f"preflight and notify have their defaults: {error}")
+        return Profile()
 
 
 def _check_nodes(work: Work, profile: Profile) -> None:

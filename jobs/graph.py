@@ -57,7 +57,8 @@ class _Planner:
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         own, ask = STAGES[stage], STAGES[stage].ask(self.study)
-        request = self.profile.request(stage, own.section, ask) if self.profile else plain_request(own.section, ask)
+        section = own.section_of(self.study)
+        request = self.profile.request(stage, section, ask) if self.profile else plain_request(section, ask)
         priced = (
             replace(
                 one,
@@ -242,8 +243,12 @@ class _Planner:
         name, arms, _ = group
         # A failed evaluation does not hold back the others: the report says what is missing.
         after = [Edge(job, "afterany") for _, job in measured]
-        kinds = list(dict.fromkeys(kind for kind, _ in measured))
-        models = [one for kind in kinds for one in _models(self._having(kind, arms), kind, len(kinds) > 1)]
+        kinds = dict.fromkeys(kind for kind, _ in measured)
+        models = [
+            replace(one, label=f"{one.label}/{kind}")
+            for kind in kinds
+            for one in _models(self._having(kind, arms), kind)
+        ]
         return [self._add(f"merge-{name}", "merge", models, *after)]
 
     def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> list[str]:
@@ -275,15 +280,9 @@ def _training(segment: Segment) -> Element:
     return Element(segment.branch, segment=segment.name, arm=arm, seed=replicate.seed, variant=replicate.variant)
 
 
-def _models(arms: list[Arm], kind: ModelKind, several: bool = False) -> list[Element]:
-    """An element for the model of this kind of each arm; with `several` kinds in the job, the label says which."""
+def _models(arms: list[Arm], kind: ModelKind) -> list[Element]:
+    """An element for the model of this kind of each arm."""
     return [
-        Element(
-            f"{arm.key}/{kind}" if several else arm.key,
-            arm=arm.name,
-            seed=arm.replicate.seed,
-            variant=arm.replicate.variant,
-            kind=kind,
-        )
+        Element(arm.key, arm=arm.name, seed=arm.replicate.seed, variant=arm.replicate.variant, kind=kind)
         for arm in arms
     ]

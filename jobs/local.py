@@ -28,7 +28,7 @@ from curricula.jobs.completion import done_elements
 from curricula.jobs.element import main
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.commands import RANKS
+from curricula.jobs.slurm.commands import ignored
 from curricula.jobs.stages import STAGES
 
 TERM_GRACE_S = 20.0
@@ -159,8 +159,8 @@ def _forkserver(workers: int, preload: bool, log: Path) -> multiprocessing.conte
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of the tokenizer
-    for name in RANKS:  # of another job
-        os.environ.pop(name, None)
+    for name in ignored(os.environ):  # an allocation's, or another job's: an element here is a process of its own
+        del os.environ[name]
     # Looking for a GPU while preloading must not initialise CUDA, which does not survive a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")

@@ -17,7 +17,7 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import TO_REPEAT, ElementStatus, run_status
 from curricula.jobs.plan import Key, Plan, chosen_of, keys_of
 from curricula.jobs.run import Run
-from curricula.jobs.selection import Selection, select
+from curricula.jobs.selection import Selection, check_needs, select
 from curricula.jobs.slurm.commands import on_cluster, scancel
 from curricula.jobs.slurm.profile import kept_cluster, kept_profile, load_profile
 from curricula.jobs.slurm.submissions import known_tasks, queued, submissions, unrecorded
@@ -51,12 +51,12 @@ def _submit(run: Run, again: Sequence[Key], profile: Path | None, console: Conso
     plan = plan_study(run.study, used)
     with Run.locked(run.root):
         now = standing(run, plan, used, console.print)
+        live = {key: tasks for key, tasks in now.live.items() if key not in again}
+        left = Standing(now.done - set(again), live)
+        check_needs(plan, chosen_of(again), left.done, left.live)  # before anything is cancelled
         scancel(task for key in again for task in now.live.get(key, ()))  # they wait for what ended badly
-        now = Standing(now.done - set(again), {key: tasks for key, tasks in now.live.items() if key not in again})
-        for key in again:
-            (run.element(*key) / "failed.json").unlink(missing_ok=True)
-        made = submit_plan(run, plan, chosen_of(again), used, now, console.print)
-    count = sum(len(submission.labels) for submission in made)
+        made = submit_plan(run, plan, chosen_of(again), used, left, console.print)
+    count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
     console.print(f"{count} elements in {len(made)} arrays. Watch them with `curricula status {run.root}`.")
 
 

@@ -117,6 +117,8 @@ def _check_cut_branches(run: Run, plan: Plan, live: Iterable[Key]) -> None:
     """Raise UserError while a branch is trained that new arms are to leave: two elements would write to its folder."""
     cut = cut_branches(run.study, plan.study)
     for job, label in live:
+        if (job, label) not in plan.needs:  # an element of an earlier plan
+            continue
         _, element = plan.find(job, label)
         if element.segment and plan.segments[element.segment].branch in cut:
             raise UserError(

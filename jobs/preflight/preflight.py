@@ -68,9 +68,9 @@ class _Report(msgspec.Struct, frozen=True):
 
     node: str
     own: tuple[str, ...] = ()
-    """Problems of the node alone."""
+    """Problems of the node alone; of several nodes, its fault if others do not have them."""
     shared: tuple[str, ...] = ()
-    """Problems with what all nodes share; the node's fault if other nodes do not have them."""
+    """Problems with what all nodes share; its fault if others do not have them."""
 
 
 class _Verdict(msgspec.Struct, frozen=True):
@@ -164,9 +164,15 @@ def _judge_reports(rendezvous: Rendezvous, settings: Preflight, environment: Map
     nodes = tuple(reports[rank].node for rank in range(rendezvous.size))
     own = [Problem(report.node, reason) for report in reports.values() for reason in report.own]
     shared = [Problem(report.node, reason) for report in reports.values() for reason in report.shared]
-    if len({problem.node for problem in shared}) == len(set(nodes)):  # all have it: no node's fault
-        return _Verdict(tuple(own), nodes, failure=shared[0].reason if not own else "")
-    return _Verdict((*own, *shared), nodes)
+    blamed: list[Problem] = []
+    failure = ""
+    for problems, may_be_one in ((own, True), (shared, False)):
+        is_everywhere = {problem.node for problem in problems} == set(nodes)
+        if is_everywhere and not (may_be_one and len(set(nodes)) == 1):  # no node's fault: there is no better one
+            failure = f"on every node: {problems[0].reason}"
+        else:
+            blamed += problems
+    return _Verdict(tuple(blamed), nodes, failure="" if blamed else failure)
 
 
 def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Preflight) -> _Verdict:

@@ -314,17 +314,21 @@ def why_not_requeued(job_id: str) -> str:
         job = _fields(call("scontrol", "--oneliner", "show", "job", job_id))
         if job.get("Requeue") == "0":
             return "Slurm accepted it with Requeue=0"
-        kind = re.search(r"^PreemptType *= *(\S+)", call("scontrol", "show", "config"), re.MULTILINE)
-        if kind and kind[1] == "preempt/partition_prio":
+        site = dict(re.findall(r"^(Preempt\w+) *= *(\S+)", call("scontrol", "show", "config"), re.MULTILINE))
+        kind = site.get("PreemptType")
+        if kind == "preempt/partition_prio":
             for name in job.get("Partition", "").split(","):
                 if "CANCEL" in _fields(call("scontrol", "--oneliner", "show", "partition", name)).get(
                     "PreemptMode", ""
                 ):
-                    return f"partition {name} cancels the jobs that it preempts"
-        elif kind and kind[1] == "preempt/qos" and (qos := job.get("QOS")):
+                    return f"jobs of partition {name} are cancelled when others preempt them"
+        elif kind == "preempt/qos" and (qos := job.get("QOS")):
             words = ("--noheader", "--parsable2", "show", "qos", qos, "format=PreemptMode")
-            if "cancel" in call("sacctmgr", *words).lower():
-                return f"QOS {qos} cancels the jobs that it preempts"
+            mode = call("sacctmgr", *words).strip().lower()
+            if mode in ("", "off", "cluster"):  # the QOS has none of its own
+                mode = site.get("PreemptMode", "").lower()
+            if "cancel" in mode:
+                return f"jobs of QOS {qos} are cancelled when others preempt them"
     except ControllerAway:
         raise
     except UserError:  # the job has ended already, or there is no accounting

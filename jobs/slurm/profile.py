@@ -49,7 +49,7 @@ class StageOptions(Settings, frozen=True):
     exclude: OneLine | None = None
     """Nodes to stay away from, such as "n[3,7-9]"."""
     nodes: Positive | None = None
-    """Machines of an element; by default the study's."""
+    """Machines of an element that trains; by default the study's. All others have one."""
     gpus_per_node: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """GPUs on each of them; by default the study's."""
     gpu_type: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]+\Z")] | None = None
@@ -105,9 +105,14 @@ class Stages(Settings, frozen=True):
     export: StageOptions = StageOptions()
     """The export of pretrained and midtrained models."""
     evaluation: StageOptions = StageOptions()
-    """Evaluating, and merging and judging the answers."""
+    """Answering, and judging the answers where the judge runs on a GPU."""
     report: StageOptions = StageOptions()
-    """The page with figures and tables."""
+    """The page with figures and tables, and merging and judging the answers where that takes no GPU."""
+
+    def check(self) -> None:
+        for name in ("data", "export", "evaluation", "report"):
+            if (nodes := getattr(self, name).nodes or 1) > 1:
+                raise ValueError(f"{name}.nodes is {nodes}, but only training runs on several nodes; remove the key")
 
 
 class Container(Settings, frozen=True):
@@ -295,7 +300,7 @@ def _request(section: str, ask: Ask, options: StageOptions) -> Request:
     if options.gpus_per_node is not None and ask.takes_gpus:
         gpus = options.gpus_per_node
     return Request(
-        nodes=options.nodes or ask.nodes,
+        nodes=(options.nodes or ask.nodes) if ask.one_task_per_gpu else 1,
         tasks_per_node=max(1, gpus) if ask.one_task_per_gpu else 1,
         gpus_per_node=gpus,
         cpus_per_task=options.cpus_per_task or ask.cpus_per_task,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from curricula.curriculum.sources.registry import local_root
 from curricula.durable import open_atomically, team
 from curricula.errors import UsageError
 from curricula.fencing import Superseded
@@ -170,8 +171,9 @@ def body(
 def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
     """Folders that the container mounts, each under its own name, and the profile's own mounts."""
     assert profile.container is not None
-    data = None if study.world else os.environ.get("CURRICULA_DATA")  # the same for the whole run: see Run.create
-    folders = [str(root), *([str(Path(data).resolve())] if data else [])]
+    run = Run(root)  # which a preview has not made yet
+    data = None if study.world else run.data_folder if (root / "run.json").exists() else local_root()
+    folders = [str(root), *([str(data.resolve())] if data else [])]
     return [*(f"{folder}:{folder}" for folder in folders), *(os.path.expandvars(it) for it in profile.container.mounts)]
 
 

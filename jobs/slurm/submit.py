@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
-from submitit.core.utils import UncompletedJobError
+from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
 from curricula.durable import make_folder, write_text
 from curricula.errors import UsageError, UserError
@@ -397,13 +397,19 @@ class ElementExecutor(submitit.SlurmExecutor):
         """
         try:
             return self._submit_command(body).job_id
+        except FailedSubmissionError as error:  # sbatch said something, but no number: Slurm may have the job
+            raise ControllerAway(_last_words(str(error))) from None
         except UncompletedJobError as error:
             said = _last_words(str(error))  # what sbatch wrote to its standard error
             if is_away(said):
                 raise ControllerAway(said) from None
             if is_full(said):
                 raise QueueFull(f"Slurm takes no more of your jobs now ({said})") from None
-            raise UserError(f"sbatch refused job {self._job}: {said}; correct the profile or the study") from None
+            avoided = self.parameters.get("exclude")
+            without = f" (it avoids nodes {avoided}, of the profile or of bad-nodes.jsonl)" if avoided else ""
+            raise UserError(
+                f"sbatch refused job {self._job}{without}: {said}; correct the profile or the study"
+            ) from None
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         submission_file_path.chmod(0o700)

@@ -79,6 +79,10 @@ class Stage(ABC):
     ends_study: ClassVar[bool] = False
     """Whether the study is done when its element is."""
 
+    def section_of(self, study: Study) -> str:
+        """The section whose options the jobs of a study have."""
+        return self.section
+
     def names(self, element: Element) -> tuple[str, ...]:
         """The names by which a command can select a job of such elements."""
         return (self.name,)

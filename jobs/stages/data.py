@@ -33,6 +33,10 @@ class Fetch(Stage):
             wanted = _wanted(work)
             fetch(wanted.download, progress, wanted.rows)
 
+    def saved(self, work: Work) -> int:
+        out = _wanted(work).download.out
+        return sum(path.stat().st_size for path in out.glob("*.parquet"))
+
     def is_complete(self, work: Work) -> bool:
         return bool(work.run.data_folder) or _wanted(work).download.finished.exists()
 

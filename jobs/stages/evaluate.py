@@ -44,8 +44,10 @@ class Evaluate(Stage):
         return path.is_file() and (path.stat().st_size > 0 or task.shards > 1)  # a shard may have no prompts
 
     def saved(self, work: Work) -> int:
-        folder = work.rows_folder
-        return sum(path.stat().st_size for path in folder.rglob("*.jsonl")) if folder.is_dir() else 0
+        """Of its own rows and what lies beside them, such as suffixes; other elements write to the folder too."""
+        assert work.element.eval_task is not None
+        rows = work.element.eval_task.path(work.rows_folder)
+        return _size(rows.parent, f"{rows.stem}.*") + _size(rows.parent, f"{rows.stem}.*/*")
 
     def flops(self, study: Study, element: Element) -> float:
         """Of the forward passes, as if every answer had its full length."""
@@ -72,8 +74,14 @@ class Evaluate(Stage):
 class Merge(Stage):
     name, section = "merge", "evaluation"
 
+    def section_of(self, study: Study) -> str:
+        return self.section if study.evaluation.judged_on_gpu else "report"  # a site's GPUs are for jobs that use them
+
     def run(self, work: Work, progress: Progress) -> None:
         _merge_and_judge(work, work.study.eval_tasks(work.element.kind), progress)
+
+    def saved(self, work: Work) -> int:
+        return _size(work.rows_folder, "**/*")
 
     def is_complete(self, work: Work) -> bool:
         return _is_merged(work, work.study.eval_tasks(work.element.kind))
@@ -104,6 +112,9 @@ class Along(Evaluate):
             _measure(work, task, loaded, progress)
         _merge_and_judge(work, tasks, progress)
 
+    def saved(self, work: Work) -> int:
+        return _size(work.rows_folder, "**/*")
+
     def flops(self, study: Study, element: Element) -> float:
         return sum(self._flops_of(study, task) for task in study.eval_tasks(element.kind, on_the_way=True))
 
@@ -111,6 +122,11 @@ class Along(Evaluate):
         tasks = work.study.eval_tasks(work.element.kind, on_the_way=True)
         has_rows = are_filled(*(task.path(work.rows_folder) for task in tasks if task.shards == 1))
         return has_rows and _is_merged(work, tasks)
+
+
+def _size(folder: Path, pattern: str) -> int:
+    """Bytes of the files in `folder` whose names match."""
+    return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
 
 
 def _measure(work: Work, task: EvalTask, model: Path | LoadedModel, progress: Progress, **more: Any) -> None:

@@ -6,8 +6,8 @@ import sys
 import pytest
 from run_folders import new_run
 
-from curricula.durable import read_json
-from curricula.errors import UserError
+from curricula.durable import read_json, write_text
+from curricula.errors import UsageError, UserError
 from curricula.fencing import Superseded
 from curricula.jobs.element import main, run_element
 from curricula.jobs.stages import STAGES
@@ -65,3 +65,18 @@ def test_a_process_that_is_left_with_its_group_notes_the_error_and_waits_for_no_
     assert ended.stdout == ""
     failure = read_json(run.element(*KEY) / "failed.json")
     assert failure["error"] == "the shard is gone" and failure["final"]
+
+
+def test_an_error_before_the_work_begins_is_final_too(tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    write_text(run.root / "study.yaml", "name: [")
+    assert main([str(run.root), *KEY]) == UsageError.exit_code
+    assert read_json(run.element(*KEY) / "failed.json")["final"]
+
+
+def test_work_that_waits_outlives_a_profile_with_keys_of_newer_code(tmp_path, monkeypatch, capfd):
+    run, _ = new_run(tmp_path / "run")
+    monkeypatch.setattr(type(STAGES["prepare"]), "run", lambda *_: None)
+    write_text(run.profile, "a_key_of_tomorrow: 1\n")
+    assert main([str(run.root), *KEY]) == 0 and (run.element(*KEY) / "done.json").exists()
+    assert "a_key_of_tomorrow" in capfd.readouterr().err

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 import yaml
 from paths import STUDIES
+from small_studies import demo
 
 from curricula.errors import UsageError
 from curricula.jobs.estimates import describe
@@ -79,6 +80,11 @@ def test_an_evaluation_is_an_element_for_each_part_and_one_that_merges_each_mode
         f"{arm}-20/{kind}" for kind in kinds for arm in ("data", "full")
     ]
     assert [(edge.job, edge.kind) for edge in merge.needs] == [(f"evaluate-{kind}-20", "afterany") for kind in kinds]
+    alone = {**demo()["evaluation"], "tasks": {"base": ["attacks-topk"], "instruct": [], "benign": []}}
+    (merge,) = [
+        job for job in plan_study(parse_study({**demo(), "evaluation": alone}, "x")).jobs if job.name == "merge-20"
+    ]
+    assert merge.labels == ("data-20/base", "full-20/base")  # as they are when the study grows by other kinds
     merges = {(name, "afterany") for name, job in jobs.items() if name.startswith("merge")}
     assert {(edge.job, edge.kind) for edge in jobs["report"].needs} == merges
 

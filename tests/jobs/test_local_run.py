@@ -54,9 +54,10 @@ def wait_for(condition, what: str, timeout_s: float = 240.0) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing disturbed, although the shell holds the variables of another job's rank."""
+    """A run that nothing disturbed, although the shell holds the variables of another job's rank and of a Slurm step."""
     folder = tmp_path_factory.mktemp("whole")
-    finished(submit(small_study(folder), folder / "run", RANK="3", WORLD_SIZE="8"))
+    rank = {"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_ID": "7"}
+    finished(submit(small_study(folder), folder / "run", **rank))
     return folder / "run"
 
 

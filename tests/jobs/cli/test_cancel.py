@@ -73,6 +73,9 @@ def test_a_person_is_asked_and_may_say_no(demo, slurm, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 1
     assert slurm.calls("scancel") == [] and "Cancel 1 running" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", Terminal(""))  # Ctrl-D
+    assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 130
+    assert slurm.calls("scancel") == []
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))
     assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 0
     assert slurm.calls("scancel") == [["9_[0]"]]

@@ -41,6 +41,13 @@ def demo(tmp_path, slurm):
     return run, jobs
 
 
+def hide_ended(slurm):
+    """Have `squeue --me` list what waits alone, as Slurm does."""
+    listing = (slurm.folder / "squeue.out").read_text()
+    waiting = f'[[ " $* " != *" --me "* ]] || {{ grep PENDING "{slurm.folder}/squeue.out"; exit 0; }}'
+    slurm.answer("squeue", listing, script=waiting)
+
+
 def statuses(plan, states, default="done"):
     return [
         ElementStatus(
@@ -135,9 +142,7 @@ def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, ca
             else:
                 rows.append((task.job_id, str(task.number), "PENDING", "Dependency", "", 0))
     slurm.queue(*rows)
-    listing = (slurm.folder / "squeue.out").read_text()
-    without_ended = f'[[ " $* " != *" --me "* ]] || {{ grep PENDING "{slurm.folder}/squeue.out"; exit 0; }}'
-    slurm.answer("squeue", listing, script=without_ended)
+    hide_ended(slurm)
     record_bad_nodes(run, [BadNode(node="n7", reason="x", time=4e9)])
     assert main(["retry", str(run.root)]) == 0
     new = latest_tasks(submissions(run))
@@ -156,6 +161,26 @@ def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, ca
     assert len(list(script)) == 1 and "elements in" in capsys.readouterr().out
     sent = [path.read_text() for path in run.slurm.glob("*.sh")] + [" ".join(call) for call in slurm.calls("sbatch")]
     assert any("--exclude=n7" in text for text in sent)
+
+
+def test_a_retry_that_cannot_be_submitted_cancels_nothing(demo, slurm, capsys):
+    run, jobs = demo
+    tasks = latest_tasks(submissions(run))
+    fail(run, "export-base-20", "full-20")
+    fail(run, "evaluate-base-20", "full-20/probes")
+    waiting = tasks["merge-20", "full-20/base"]
+    slurm.queue(
+        *(
+            (task.job_id, str(task.number), "FAILED", "NonZeroExitCode", "n1", 0)
+            for key, task in tasks.items()
+            if key != ("merge-20", "full-20/base")
+        ),
+        (waiting.job_id, str(waiting.number), "PENDING", "Dependency", "", 0),
+    )
+    hide_ended(slurm)
+    assert main(["retry", str(run.root), "--job", "evaluate-base-20"]) != 0
+    assert "needs" in capsys.readouterr().err
+    assert not slurm.calls("scancel") and not slurm.calls("sbatch")
 
 
 def test_dry_run_names_what_would_run_again_and_submits_nothing(demo, slurm, capsys):

@@ -51,11 +51,18 @@ def test_fit_processes_begin_and_nothing_is_recorded(run, free_port):
 def test_a_node_with_a_sick_gpu_is_named_by_all_and_recorded(run, free_port, tmp_path, monkeypatch):
     slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
     slurm.answer("nvidia-smi", script=f'[ "$SLURMD_NODENAME" ] || printf %s "{GOOD}" | sed "1s/ 0, 31/ 3, 31/"')
-    outcomes = preflights(run.root, free_port, ["a", "b"], Preflight(), path=os.environ["PATH"])
-    assert {outcome[:2] for outcome in outcomes} == {("unfit", ("a", "b"))}  # the same machine plays both
+    outcomes = preflights(run.root, free_port, ["a", "a"], Preflight(), path=os.environ["PATH"])
+    assert {outcome[:2] for outcome in outcomes} == {("unfit", ("a",))}
     assert all("GPU 0 has 3 uncorrected memory errors" in outcome[2] for outcome in outcomes)
-    assert [(bad.node, bad.task) for bad in bad_nodes(run)] == [("a", "70"), ("b", "70")]
-    assert exclusion(run) == "a,b"
+    assert [(bad.node, bad.task) for bad in bad_nodes(run)] == [("a", "70")]
+    assert exclusion(run) == "a"
+
+
+def test_what_every_node_lacks_is_the_fault_of_none(run, free_port):
+    outcomes = preflights(run.root, free_port, ["a", "b"], Preflight(min_free_gb=1e9))
+    assert [kind for kind, _ in outcomes] == ["error", "error"]
+    assert all("on every node: " in said and "GB are free" in said for _, said in outcomes), outcomes
+    assert not bad_nodes(run)
 
 
 def test_the_node_whose_clock_is_wrong_is_named_even_if_it_is_the_first(run, free_port):

@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from paths import ROOT
 
 from curricula.errors import UsageError
+from curricula.eval import EvalConfig
 from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Job
 from curricula.jobs.slurm.profile import Profile, load_profile
@@ -44,6 +46,23 @@ def test_sizes_come_from_the_stage_then_from_all_then_from_the_study():
     assert sbatch_options(first("pretrain", profile), PAPER, profile)["partition"] == "b"
     assert sbatch_options(first("export", profile), PAPER, profile)["partition"] == "a"
     assert first("evaluate", profile).request.tasks_per_node == 1
+
+
+def test_only_training_runs_on_several_nodes():
+    profile = parse(stages={"all": {"nodes": 4}})
+    nodes = {stage: first(stage, profile).request.nodes for stage in ("tokenize", "export", "evaluate", "report")}
+    assert set(nodes.values()) == {1} and first("pretrain", profile).request.nodes == 4
+    with pytest.raises(UsageError, match=r"evaluation.nodes is 2, but only training runs on several nodes"):
+        parse(stages={"evaluation": {"nodes": 2}})
+
+
+def test_answers_are_merged_where_gpus_are_only_if_the_judge_needs_one():
+    profile = parse(stages={"evaluation": {"partition": "gpu"}, "report": {"partition": "cpu"}})
+    by_judge = {"refusal-phrases": "cpu", "harmbench": "gpu"}
+    for judge, partition in by_judge.items():
+        study = msgspec.structs.replace(PAPER, evaluation=EvalConfig(judge=judge, overrefusal_judge="refusal-phrases"))
+        merge = plan_study(study, profile).by_name["merge-20"].request
+        assert (merge.options.partition, merge.gpus_per_node) == (partition, int(partition == "gpu"))
 
 
 def test_hours_that_end_before_a_job_could_save_are_refused():

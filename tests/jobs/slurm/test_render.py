@@ -22,7 +22,7 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.completion import read_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.profile import Profile, Request
+from curricula.jobs.slurm.profile import Container, Profile, Request
 from curricula.jobs.slurm.script import body, sbatch_options
 from curricula.jobs.slurm.snapshot import take_snapshot
 from curricula.jobs.slurm.submissions import submissions
@@ -408,6 +408,17 @@ def test_names_of_jobs_differ_in_the_columns_that_squeue_shows(study):
     plan, profile = plan_study(load_study(STUDIES / f"{study}.yaml")), Profile()
     names = [str(sbatch_options(job, plan.study, profile)["job-name"]) for job in plan.jobs]
     assert len({name[:8] for name in names}) == len(names) and all(name.endswith(f"@{study}") for name in names)
+
+
+def test_an_image_sees_the_data_folder_that_the_run_was_made_with(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path / "data"))
+    study = load_study(STUDIES / "paper.yaml")
+    run = Run.create(tmp_path / "run", study)
+    monkeypatch.delenv("CURRICULA_DATA")  # as in another shell
+    job, profile = plan_study(study).jobs[0], Profile(container=Container(kind="apptainer", image="a.sif"))
+    text = body(job, list(job.labels), study, profile, run.root, take_snapshot(run.root))
+    assert f"--bind {tmp_path}/data:{tmp_path}/data" in text
 
 
 def test_an_image_is_wrapped_around_the_work_alone(tmp_path):

@@ -8,7 +8,7 @@ from small_studies import demo
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.restarts import GaveUp, check_restarts
-from curricula.jobs.stages import Work
+from curricula.jobs.stages import STAGES, Work
 from curricula.jobs.study import parse_study
 
 PLAN = plan_study(parse_study(demo(), "demo"))
@@ -79,6 +79,24 @@ def test_starts_of_arrays_that_continue_one_another_count_together(tmp_path):
             start(run, 0, job_id, continues="5")
     with pytest.raises(GaveUp, match="restarted 3 times"):
         start(run, 0, "8", continues="5")
+
+
+def work_of(run: Run, job: str, label: str) -> Work:
+    return Work(run, PLAN, *PLAN.find(job, label))
+
+
+def test_what_other_elements_save_is_no_progress_of_an_evaluation_but_verdicts_are_of_its_merge(tmp_path):
+    run = Run(tmp_path)
+    rows = run.evaluation("full-0", "base")
+    (rows / "attacks-topk").mkdir(parents=True)
+    own = work_of(run, "evaluate-base-0", "full-0/attacks-topk/jb_completions")
+    merge = work_of(run, "merge-0", "full-0/base")
+    saved = [STAGES[work.job.stage].saved(work) for work in (own, merge)]
+    for name, is_own in (("attacks-topk/other.jsonl", False), ("attacks-topk/jb_completions.jsonl", True)):
+        (rows / name).write_text("{}\n")
+        assert (STAGES["evaluate"].saved(own) > saved[0]) is is_own
+    (rows / "attacks-topk.verdicts.jsonl").write_text("{}\n")
+    assert STAGES["merge"].saved(merge) == 9 and STAGES["evaluate"].saved(own) == 3
 
 
 def test_restarts_are_not_counted_outside_of_slurm(tmp_path):

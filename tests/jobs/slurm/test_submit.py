@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shlex
+import time
 
 import pytest
 from run_folders import FakeSlurm, fail, finish, new_run, squeue_line, submitted
@@ -25,7 +26,7 @@ from curricula.jobs.slurm.commands import (
     within_array_limit,
 )
 from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages
-from curricula.jobs.slurm.submissions import contents_line, submissions
+from curricula.jobs.slurm.submissions import BadNode, contents_line, record_bad_nodes, submissions
 from curricula.jobs.slurm.submit import ElementExecutor, Standing, standing, submit_plan
 
 AWAY = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
@@ -235,7 +236,7 @@ def test_what_a_colleague_submitted_is_not_submitted_again(slurm, tmp_path, monk
 
 SHOW = {
     "Requeue=0": ("JobId=1 Requeue=0 Partition=gpu", "PreemptType = preempt/none", ""),
-    "partition gpu cancels": (
+    "jobs of partition gpu are cancelled": (
         "JobId=1 Requeue=1 Partition=gpu",
         "PreemptType = preempt/partition_prio",
         "PreemptMode=CANCEL",
@@ -289,15 +290,52 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
     assert (status.state, status.task) == ("running", "4_0")
 
 
-def test_a_qos_that_cancels_is_found_where_a_login_node_serves_several_clusters(slurm, monkeypatch):
+@pytest.mark.parametrize(
+    ("mode", "site", "is_cancelled"),
+    [
+        ("cancel", "REQUEUE", True),
+        ("requeue", "CANCEL", False),
+        ("cluster", "CANCEL", True),
+        ("cluster", "REQUEUE", False),
+        ("", "GANG,CANCEL", True),
+    ],
+)
+def test_a_qos_that_cancels_is_found_where_a_login_node_serves_several_clusters(
+    slurm, monkeypatch, mode, site, is_cancelled
+):
+    """A QOS without a mode of its own has the cluster's, which sacctmgr calls "cluster"."""
     monkeypatch.setattr(commands, "_cluster", "blue")
+    config = f"PreemptMode = {site}\nPreemptType = preempt/qos"
+    slurm.answer("scontrol", script=f'[[ $* = *job* ]] && echo "JobId=1 Requeue=1 QOS=low" || echo "{config}"')
     slurm.answer(
-        "scontrol", script='[[ $* = *job* ]] && echo "JobId=1 Requeue=1 QOS=low" || echo "PreemptType = preempt/qos"'
+        "sacctmgr", script=f'[[ $* = *--clusters* ]] && {{ echo "unrecognized option" >&2; exit 1; }}; echo "{mode}"'
     )
-    slurm.answer(
-        "sacctmgr", script='[[ $* = *--clusters* ]] && { echo "unrecognized option" >&2; exit 1; }; echo cancel'
-    )
-    assert why_not_requeued("1") == "QOS low cancels the jobs that it preempts"
+    assert why_not_requeued("1") == ("jobs of QOS low are cancelled when others preempt them" if is_cancelled else "")
+
+
+def test_a_job_that_sbatch_took_without_telling_its_number_is_looked_for_before_it_is_sent_again(
+    slurm, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    run, _ = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    slurm.answer("sbatch", "site banner\n")
+    slurm.answer("scontrol", contents_line("prepare", ["prepare"]) + "\n")
+    slurm.answer("squeue", squeue_line("7", "0", "PENDING", output=slurm.output) + "\n")
+    (made,) = submit_plan(run, plan, {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None)
+    assert made.job_id == "7"
+
+
+def test_a_refusal_names_the_nodes_that_the_job_avoids(slurm, tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    record_bad_nodes(run, [BadNode(node="n3", reason="x", time=time.time())])
+    slurm.answer("sbatch", script='echo "sbatch: error: Requested node configuration is not available" >&2; exit 1')
+    with pytest.raises(
+        UserError, match=r"refused job prepare \(it avoids nodes n3, of the profile or of bad-nodes.jsonl\)"
+    ):
+        submit_plan(
+            run, plan_study(run.study), {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None
+        )
 
 
 def test_an_array_is_continued_as_often_as_its_hours_need(slurm, tmp_path):
