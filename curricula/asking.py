@@ -46,7 +46,7 @@ class Unreadable(Exception):
 
 
 class Unaskable(Exception):
-    """Nothing in the question can be asked, such as an empty text. The server has no part in it."""
+    """The question cannot be sent, for example because its text is empty. The server is not involved."""
 
 
 class Stopped(Exception):

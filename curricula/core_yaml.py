@@ -1,4 +1,4 @@
-"""YAML with the types of version 1.2's core schema, from files that nobody vouches for.
+"""Reads untrusted YAML, with the types of YAML 1.2's core schema.
 
 PyYAML reads version 1.1: there `168:00:00` is 604,800, `no` is false, `010` is 8 and `2026-01-01` is a date. Here they are
 the text "168:00:00", the text "no", the number 10 and the text "2026-01-01". One liberty is kept: underscores may group an

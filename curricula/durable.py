@@ -4,8 +4,8 @@ A whole file is written under another name, synced and renamed. Rows are appende
 when they are read.
 
 Files and folders made here are for their owner alone (0600 and 0700), for many hold generated harmful text; where
-CURRICULA_GROUP names a Unix group, for that group too (0660 and 2770). Those that exist keep their permissions. docs/trust.md
-says whose folders are trusted.
+CURRICULA_GROUP names a Unix group, for that group too (0660 and 2770). Folders that exist keep
+their permissions; a file that is rewritten as a whole gets these. docs/trust.md says whose folders are trusted.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _group(name: str) -> int:
 
 
 def _shown(group: int) -> int:
-    """By which number files of `group` show here: a container without root shows all groups but the user's own as one."""
+    """The number that `group` has in this container: a rootless one maps every group but the user's own to one number."""
     try:
         ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/gid_map").read_text().splitlines()]
     except FileNotFoundError:  # not Linux

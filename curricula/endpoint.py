@@ -2,14 +2,14 @@
 
 The openai client repeats a request on 408, 409, 429, 5xx, timeouts, broken connections and half bodies. It waits as long as
 Retry-After says, up to two minutes. It does not check that the body of a good status is what the API promises: that is
-repeated here. `retrying` is for callers whose replies are well-formed and useless.
+repeated here. `retrying` is for callers that get well-formed replies which they cannot use.
 
 `CongestionWindow` decides how many requests are under way at a server that answers 429 or fails: fewer at once, then slowly
 more again. `Pace` keeps to a known rate limit.
 
-`BoundedClient` is a client that no server holds for ever or fills the memory of. httpx limits the time between two bytes, not
-the time of a whole reply, and reads a body however large. This client gives a reply as long as its request waits for a single
-byte, and reads no more of it than a limit, also when it is compressed.
+`BoundedClient` cannot be blocked for ever, or run out of memory, by a server. httpx limits the time between two bytes, but
+neither the total time nor the size of a reply. Here the whole reply must arrive within the request's timeout, and its size
+after decompression is limited.
 
 The key is sent to this server alone. It is removed from whatever the server says before that is shown or written.
 """

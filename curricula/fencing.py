@@ -38,7 +38,7 @@ RELEASED = b"released"
 
 
 class Superseded(UserError):
-    """Another process has begun the same work since; it has the say now."""
+    """Another process has since taken over this work; this one must stop."""
 
     exit_code = 250
     """Above the codes of signals: srun returns the highest of all ranks, and the batch script must not requeue this one."""

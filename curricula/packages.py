@@ -31,7 +31,8 @@ def plugins(group: str) -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def load_plugin(group: str, name: str, where: str) -> Any:
-    """What the entry point `name` of a group names; UserError, beginning with `where` it is asked for, if it cannot be had."""
+    """The object that the entry point `name` of `group` refers to. Raises UserError, which begins with `where`, if it is
+    missing or cannot be imported."""
     found = plugins(group)
     if name not in found:
         known = ", ".join(found) or "none"

@@ -10,8 +10,8 @@ SECRET = re.compile(
     r"|(^|_)(DATABASE|DB|SQL\w*|MYSQL|MARIADB|POSTGRES\w*|PG|MONGO\w*|REDIS|AMQP|RABBITMQ|BROKER|CELERY\w*|SMTP)_UR[IL]",
     re.IGNORECASE,
 )
-"""Names of variables that look like a secret's; neither scripts nor the notify command get them. The expression spares
-what only sounds so, such as PWD, TOKENIZER_PATH, TIKTOKEN_CACHE_DIR, MAX_TOKENS, SSH_AUTH_SOCK or NCCL_IB_PKEY."""
+"""Names of variables that look like a secret's; neither scripts nor the notify command get them. The expression leaves out
+names that merely look similar: PWD, TOKENIZER_PATH, TIKTOKEN_CACHE_DIR, MAX_TOKENS, SSH_AUTH_SOCK, NCCL_IB_PKEY."""
 _USERINFO = re.compile(r"(?<![\w+.-])([a-z][a-z0-9+.-]*://)[^\s/?#'\"<>]*@", re.IGNORECASE)
 _PASSWORD = re.compile(
     r"\bhttps?://[^\s/?#'\"<>]*@|\b[a-z][a-z0-9+.-]*://[^\s/?#'\"<>@]*:[^\s/?#'\"<>]+@", re.IGNORECASE

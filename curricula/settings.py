@@ -44,8 +44,8 @@ Struct = TypeVar("Struct", bound=msgspec.Struct)
 Kind = TypeVar("Kind")
 
 _CONVERTING = threading.RLock()
-"""msgspec learns a struct's fields when it first meets it, and a thread that comes in the midst finds half of them: the
-process dies of a segmentation fault (msgspec 0.22). A check may convert further values, so a thread may enter twice."""
+"""msgspec collects a struct's fields on first use. A thread that converts the same struct meanwhile sees only some of them, and
+the process dies of a segmentation fault (msgspec 0.22). Reentrant, since a check may convert further values."""
 
 
 def convert(value: Any, kind: type[Kind], strict: bool = True) -> Kind:

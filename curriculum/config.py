@@ -235,7 +235,8 @@ class StageConfig(Settings, frozen=True, kw_only=True):
     arms: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     """The arms that have this stage; null: all that have the stage it continues from."""
     tasks: tuple[str, ...] | None = None
-    """What is measured at its end; null: as `evaluation.tasks` says for instruct, and for base where it is raw text."""
+    """Tasks measured at its end. Null: `evaluation.tasks.base` for a model that has read only raw text, otherwise
+    `evaluation.tasks.instruct`."""
     along: Along | None = None
     """What is measured on the way; null measures the end alone."""
     steps: Positive | None = None
@@ -278,7 +279,7 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
     decay_fraction: Share | None = None
     """Share of the steps, at the end, over which the learning rate falls linearly to 0; null: along half a cosine."""
     weight_decay: float = 0.01
-    """Of AdamW. Not given for the paper's tuning; that of its pretraining."""
+    """Of AdamW. The paper does not state it for tuning; this is its pretraining value."""
 
     def check(self) -> None:
         require_weights("mix", self.mix)
@@ -319,7 +320,7 @@ class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="mi
     decay_fraction: Share = 1.0
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
     weight_decay: float | None = None
-    """Of AdamW, per step and unit of learning rate; null: as in pretraining, as all else that is not said here."""
+    """Of AdamW. Null: as in pretraining, like every setting that is not listed here."""
     global_batch: Positive | None = None
     """Sequences in one optimizer step; null: as in pretraining."""
     micro_batch: Positive | None = None

@@ -281,7 +281,8 @@ def _too_little(arm: Arm, target: float, steps: float, curriculum: Curriculum, b
 
 
 def _interventions_of(arm: Arm, curriculum: Curriculum) -> str | frozenset[str]:
-    """What an arm is to see as much of as others: the one set that it names, or whose sources it reads; else its sources."""
+    """The key by which arms are matched: the one intervention set that the arm names or whose sources it reads; otherwise its
+    intervention sources."""
     if arm.name not in curriculum.arms:
         return arm.interventions if intervention_share(arm.phases[-1].mix, curriculum) else frozenset()
 
@@ -296,7 +297,7 @@ def _interventions_of(arm: Arm, curriculum: Curriculum) -> str | frozenset[str]:
 
 
 def _with_share(mix: Mix, share: float, curriculum: Curriculum) -> Mix:
-    """`mix` with this share of interventions; what they leave goes to its other sources, or to the safe mix without any."""
+    """`mix` rescaled so that interventions make up `share`; the rest goes to its other sources or, if none, to the safe mix."""
     before = intervention_share(mix, curriculum)
     rest = (1 - share) / (1 - before) if before < 1 else 0.0
     scaled = {
@@ -366,7 +367,7 @@ def lines_of(
     otherwise: Hashable = None,
 ) -> list[Line]:
     """A line for each arm, and one for the trunk of each replicate before them. `decays_at` is the step from which the study's
-    learning rate falls; by default nothing but the end of the run depends on it."""
+    learning rate falls; None: it does not fall before the run ends."""
     lines = []
     for replicate in dict.fromkeys(arm.replicate for arm in arms):
         own = [arm for arm in arms if arm.replicate == replicate]
@@ -430,7 +431,7 @@ class _Branch:
 
 
 def training_tree(lines: Sequence[Line]) -> TrainingTree:
-    """Of each line the piece that no earlier line has trained, cut where later lines branch from it.
+    """The training tree: for each line, the part that no earlier line trains, split where later lines branch off.
 
     Raises ValueError where two arms of one study are the same.
     """
@@ -455,7 +456,8 @@ def training_tree(lines: Sequence[Line]) -> TrainingTree:
 
 
 def _branch(line: Line, earlier: Sequence[_Branch]) -> _Branch:
-    """The branch of a line: its host is the first of those `earlier` ones, which begin alike, with which it shares most."""
+    """The branch of a line. Its host is the branch among `earlier`, which begin alike, with which it shares the most steps (on
+    a tie, the first)."""
     host = max(earlier, key=lambda other: line.shared_steps(other.line), default=None)
     start = line.shared_steps(host.line) if host else 0
     if host and line.is_wanted and start == line.steps and host.line.arm.replicate == line.arm.replicate:

@@ -25,7 +25,7 @@ NOT_STAGES = (
     *("fetch", "prepare", "tokenize", "pretrain", "tune", "midtrain", "export", "evaluate", "along", "merge", "report"),
 )
 NOT_BEGINNINGS = ("fetch-", "pretrain-", "export-", "evaluate-", "along-", "merge-")
-"""Names that stages cannot have, since jobs and the option --stage do."""
+"""No stage may have one of these names or begin with one of these prefixes: jobs and the option --stage use them."""
 
 
 def model_name(stage: str, point: str = "") -> str:
@@ -97,7 +97,7 @@ def _up_to(phases: Sequence[Phase], end: int) -> list[Phase]:
 def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mapping[str, str]) -> StageTree:
     """The tree of `stages`. `arms` are all of the study; `place` is each stage's key in the study, for messages.
 
-    Raises ValueError for a circle, an unknown stage or arm, and an `at` that pretraining does not have.
+    Raises ValueError for a circle, an unknown stage or arm, and `at` on a stage that does not continue from base.
     """
     ordered: dict[str, AnyStage] = {}
     having: dict[str, tuple[str, ...]] = {BASE: tuple(arms)}

@@ -68,7 +68,7 @@ def _shown(value: Any) -> str:
 
 
 def variants_of(study: Study, sweep: Sweep) -> dict[str, Study]:
-    """The study of each point, by its name. Raises ValueError, naming the point, for a study that is none."""
+    """The study of each point, by name. Raises ValueError, naming the point, if a point's study is invalid."""
     raw = {**msgspec.to_builtins(study), "sweep": None}
     found = {}
     for name, point in points_of(sweep).items():

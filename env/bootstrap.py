@@ -42,7 +42,7 @@ def choose_torch(folder, python):
     announce(folder, *(LARGE if is_cuda else SMALL))
     if is_cuda and not has_gpu:
         print(
-            "  most of it torch for CUDA, which this machine has no use for: its CPU build is not to be had from here.\n"
+            "  most of it is torch for CUDA, which this machine cannot use; the CPU build cannot be downloaded from here.\n"
             f"  Ctrl-C stops this. To bring your own: {python} -m pip install torch (with an index or a wheel), then make",
             flush=True,
         )

@@ -275,7 +275,7 @@ class PromptSet(DeclaredTable, frozen=True):
     id: str | None = None
     """The column of unique ids; by default the row's number."""
     cluster: str | None = None
-    """The column whose equal values mark prompts that are no independent draws; by default equal prompts are one cluster."""
+    """Prompts with the same value in this column are one cluster, not independent draws; by default, equal prompts are."""
 
     def check(self) -> None:
         super().check()
@@ -456,14 +456,13 @@ def newest_commit(name: str, hub: str) -> str | None:
 
 def hub_rows(name: str, entry: Benchmark) -> list[dict[str, Any]]:
     import datasets
-    import httpx
 
     rows: list[dict[str, Any]] = []
     revision = entry.hub_revision or newest_commit(name, str(entry.hub))
     for config in entry.hub_configs:
         try:
             part = datasets.load_dataset(entry.hub, config, split=entry.hub_split, revision=revision)
-        except (OSError, ValueError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
                 f"benchmark {name}: {entry.hub} cannot be read from the Hugging Face hub ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:160]}); put {entry.file} into a folder and name it in CURRICULA_DATA"

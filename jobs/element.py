@@ -48,8 +48,8 @@ def run_element(root: Path, job_name: str, label: str) -> None:
     """Do the work of one element and mark it as done; any error is written to failed.json before it is raised."""
     _log_to_stderr()
     run = Run.open(root)
+    run.admit()
     try:
-        run.admit()
         plan = plan_study(run.study)
         work = Work(run, plan, *plan.find(job_name, label))
     except UserError as error:

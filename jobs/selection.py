@@ -37,13 +37,6 @@ class Selection:
     def __bool__(self) -> bool:
         return self != Selection()
 
-    def __str__(self) -> str:
-        named = [("stage", self.stages), ("job", self.jobs), ("arm", self.arms), ("seed", self.seeds)]
-        named += [("point", self.points)]
-        parts = [f"{name} {', '.join(values)}" for name, values in named if values]
-        start = [f"from {self.start} on"] if self.start else []
-        return " ".join(([f"of {' and '.join(parts)}"] if parts else []) + start)
-
 
 def add_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
     group = parser.add_argument_group(f"which elements (default: {default})")
@@ -116,7 +109,7 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> Chosen
         if labels:
             chosen[job.name] = labels
     if not chosen:
-        raise UsageError(f"no element is {selection} at once; leave one of them out")
+        raise UsageError("no element matches all these options together; drop one of them")
     return chosen
 
 
@@ -129,8 +122,8 @@ def check_needs(plan: Plan, chosen: Chosen, done: Collection[Key], live: Collect
         for need, must_be_ok in plan.needs[job, label]:
             if must_be_ok and need not in available:
                 raise UsageError(
-                    f"{job} needs {need[0]}/{need[1]}, which is neither done nor queued nor chosen; "
-                    f"begin earlier, with --from {need[0]}"
+                    f"{job} needs {need[0]}/{need[1]}, which is not done, queued or selected; "
+                    f"start earlier, with --from {need[0]}"
                 )
 
 

@@ -99,7 +99,8 @@ class Study(Settings, frozen=True, dict=True):
     validation_documents: NonNegative = 64
     """Documents of each source that are held out of training."""
     sweep: Sweep | None = None
-    """Do all of it at several points: keys of the study, each with a list of values (all combinations), or a list of points."""
+    """Run the study at several points: keys of the study with a list of values each (all combinations), or an explicit list of
+    points."""
 
     def check(self) -> None:
         self._check_seeds()
@@ -328,7 +329,7 @@ class Study(Settings, frozen=True, dict=True):
         except CycleError as error:
             circle = " from ".join(error.args[1])
             raise ValueError(
-                f"sweep turns the order of stages round ({circle}); give one of them another name"
+                f"sweep: its points order these stages in contradictory ways ({circle}); rename one of them"
             ) from None
 
     def train_config(self, name: str) -> TrainConfig:

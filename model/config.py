@@ -249,9 +249,9 @@ class TrainJob:
     init_from: Path | None = None
     """Checkpoint of another run to branch from, with its whole state: optimizer, step, position in the data."""
     earlier_branch_points: tuple[Path, ...] = ()
-    """Where `init_from`'s run begins, and where those before it begin, the latest first: a rewind may go back past them."""
+    """The branch points of the runs before it, nearest first: a rewind may need checkpoints from before them."""
     init_weights: Path | None = None
-    """Checkpoint whose weights were or are step 0. A branch names its trunk's, since they are part of its past."""
+    """Checkpoint whose weights are step 0 of this run, or were step 0 of the trunk it branches from."""
     compiled: Path | None = None
     """Folder that keeps compiled code, so that a restart does not compile again; by default a temporary one."""
     packed: bool = False

@@ -86,7 +86,7 @@ with warnings.catch_warnings(), _without_compiler:
     from megatron.core.transformer.transformer_config import TransformerConfig
     from megatron.core.transformer.transformer_layer import TransformerLayer
 
-# Loading the compiler makes torch write its default folder there, which would then look like the user's choice.
+# Importing the compiler sets this variable to torch's default, which `share_compiler` would take for the user's choice.
 if not _has_compiler_cache:
     os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
 

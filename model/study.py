@@ -60,7 +60,7 @@ class Pretraining(TrainConfig, frozen=True, kw_only=True):
 
 
 class Finetuning(Settings, frozen=True):
-    """Short for the paper's two stages after pretraining: safety instruction tuning, then benign finetuning of its result."""
+    """Shorthand for the paper's two stages after pretraining: safety instruction tuning, then benign finetuning."""
 
     instruct: Tuning
     """Safety instruction tuning of the base model (section 4.4 of the paper)."""

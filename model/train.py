@@ -97,9 +97,8 @@ def train(
 
 @contextlib.contextmanager
 def _settled_heap() -> Iterator[None]:
-    """Make Python's garbage collector skip what lives as long as the run: Megatron-core runs it at every save, for 0.2 s.
-
-    Where a process has done so for what it imported, as those of local elements have, the rest takes no time.
+    """Freeze the objects that live as long as the run, so that the full collection which Megatron-core triggers at every save
+    (0.2 s) skips them. Local elements have frozen their imports already; what is left takes no time.
     """
     if gc.get_freeze_count():
         yield
@@ -488,12 +487,12 @@ class Trainer:
         self.watchdog.step_begins(self.step + 1)
 
     def _needed_by(self, info: CheckpointInfo) -> set[int]:
-        """The steps that a run which goes on from a checkpoint may have to go back to."""
+        """The steps to which a rewind could return after resuming from this checkpoint."""
         guard = self.job.config.spike_guard
         return SpikeWindow.of(guard, info).needed_steps(info.step) if guard else set()
 
     def _has_what_it_needs(self, folder: Path) -> bool:
-        """Whether all that a run which goes on from this checkpoint may have to go back to is there."""
+        """Whether every checkpoint that a rewind could need, after resuming from this one, still exists."""
         if not self._may_rewind:
             return True
         try:

@@ -33,8 +33,8 @@ class Conversation:
 class TuningSet(DeclaredTable, frozen=True):
     """A table of conversations: a column of messages, or columns of prompts and responses.
 
-    Labels map a column to the values that mean yes. A harmful prompt is answered well by a refusal; where refusals are not
-    labelled, every answer to one counts as such.
+    Labels map a column to the values that mean yes. The good answer to a harmful prompt is a refusal; without refusal
+    labels, every answer to a harmful prompt counts as one.
     """
 
     messages: str | None = None

@@ -43,7 +43,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _PLAIN = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 Kind = Literal["text", "number", "messages", "value"]
-"""What a column holds. A column of values may be empty."""
+"""What a column must hold. "value" accepts anything, even an empty column."""
 
 
 class Reads(NamedTuple):

@@ -119,7 +119,7 @@ class TuningBatches:
         )
 
     def _examples(self, name: str, pool: list[Conversation], most: int) -> list[Conversation]:
-        """`most` conversations of a pool, the same for every larger number."""
+        """The first `most` conversations in an order drawn by the seed: a larger `most` includes those of a smaller one."""
         if most > len(pool):
             raise UserError(
                 f"tuning set {name}: examples asks for {most:,} of its {len(pool):,} conversations; ask for fewer"

@@ -15,7 +15,7 @@ from curricula.randomness import key_seed
 HIGHEST = 5
 SCORES = tuple(range(HIGHEST + 1))
 AGAIN_TEMPERATURE = 0.5
-"""The least for a second attempt: asked again at 0, a model would say the same again."""
+"""Minimum temperature of a repeated attempt: at 0 the model would give the same reply again."""
 
 
 @dataclass(frozen=True)

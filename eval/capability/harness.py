@@ -142,7 +142,9 @@ def _rows(results: dict[str, Any], name: str, key: str, loaded: LoadedModel) -> 
         whole = results["results"][task].get(f"{metric},{reading}")
         is_mean = whole is not None and math.isclose(whole, sum(values) / len(values), abs_tol=1e-6)
         if not is_mean or not all(0 <= value <= 1 for value in values):
-            raise UserError(f"capability task {task}: {metric} is no mean over questions of 0 to 1; leave the task out")
+            raise UserError(
+                f"capability task {task}: {metric} is not a mean of per-question scores between 0 and 1; leave the task out"
+            )
         for sample, value in sorted(zip(chosen, values), key=lambda pair: pair[0]["doc_id"]):
             yield CapabilityRow(
                 key=key,
@@ -169,7 +171,7 @@ def _headline(name: str, task: str, samples: Sequence[Mapping[str, Any]]) -> tup
     metric = next((one for one in (*([wanted.metric] if wanted else []), *HEADLINES) if one in metrics), None)
     if metric is None:
         raise UserError(
-            f"capability task {task}: has the metrics {', '.join(metrics)}, of which none is a share of questions"
+            f"capability task {task}: has only the metrics {', '.join(metrics)}, none of which scores single questions"
         )
     return metric, wanted.filter if wanted and wanted.filter in readings else readings[0]
 

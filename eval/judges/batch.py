@@ -161,8 +161,8 @@ class _Batches:
             self._close(mark, spent=True)
             last = self.endpoint.shown(verdicts[-1][1].reply or "")
             raise UserError(
-                f"judge {self.model} at {self.endpoint.host} gives no verdicts: to all {len(verdicts)} questions of batch {id} "
-                f"{last!r} or the like; check the judge's settings (patience, if so many are to be expected)"
+                f"judge {self.model} at {self.endpoint.host} gave no verdict: its replies to all {len(verdicts)} questions of "
+                f"batch {id} were like {last!r}; check the judge's settings (patience, if so many are to be expected)"
             )
         self.settle(verdicts)
         self._close(mark, spent=none_good)

@@ -50,8 +50,8 @@ class InProcess(ModelJudge):
                 held = []
         if held:
             raise UserError(
-                f"{self.settings.model_name}: answers {held[-1][1].reply!r} or the like to all {len(held)} questions, which "
-                f"is no verdict; is it a classifier for the template {self.template.name}?"
+                f"{self.settings.model_name}: replied {held[-1][1].reply!r}, or something similar, to all {len(held)} "
+                f"questions, which is no verdict; is it a classifier for the template {self.template.name}?"
             )
 
 

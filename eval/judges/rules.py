@@ -5,7 +5,7 @@
 HarmBench publishes, such tests reach a kappa of about 0.37 and read the attack success rate 13 points too high. It is a
 baseline, not a measurement: `settings.CAVEATS` goes with every number of it.
 
-`world` judges the fictional world of the demo, which knows every right and wrong answer: its verdicts are exact.
+`world` judges the demo's fictional world by rules; how often they err is in docs/evaluation.md.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class JudgeConfig(Settings, frozen=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
     """Of a judge that is a model; 0 takes its likeliest reply."""
     max_tokens: Positive = 16
-    """Of a reply. A model that thinks first needs more."""
+    """Most tokens in a reply. A model that reasons first needs more."""
     request: dict[str, Any] = {}
     """Merged into each request. null takes a field out, such as {max_tokens: null}."""
     concurrency: Annotated[int, Meta(ge=1, le=1000)] = 32
@@ -100,7 +100,7 @@ class JudgeConfig(Settings, frozen=True):
     retries: NonNegative = 8
     """Of a request without a reply, with growing waits, or as long as Retry-After says."""
     patience: Positive = 16
-    """Replies in a row without a verdict until the judge is at fault."""
+    """So many replies in a row without a verdict stop the work: the judge is then taken to be at fault."""
     batch_api: bool = False
     """Hand all questions to the server's Batch API and wait: half the price, up to 24 hours."""
     price_in: NonNegativeNumber | None = None

@@ -108,7 +108,7 @@ def balanced(unsafe: np.ndarray, per_class: int | None, *key: object, lengths: n
     count = have if per_class is None else per_class
     if count > have or have == 0:
         found = (
-            f"{have} pairs of equal length" if paired else f"{len(classes[0])} safe and {len(classes[1])} unsafe ones"
+            f"{have} pairs of similar length" if paired else f"{len(classes[0])} safe and {len(classes[1])} unsafe ones"
         )
         raise UserError(
             f"the probe texts hold {found}, fewer than {max(count, 1)} of each; lower probes.train_per_class or add texts"

@@ -119,7 +119,9 @@ def _strengths(metrics: Sequence[Any]) -> Table:
     from curricula.eval.attacks.worst_case import WORST  # needs scipy, which the command line imports late
 
     columns = ("decoder", "attack", "n", "broken", "95%\ninterval")
-    table = new_table("Requests with any harmful answer in percent, n that all attacks were tried on", *columns, left=2)
+    table = new_table(
+        "Requests with any harmful answer, in percent; n: requests tried with every attack", *columns, left=2
+    )
     for entry in metrics:
         attack = {entry.decoder: "none", WORST: "worst case over attacks"}.get(entry.attack, entry.attack)
         table.add_row(

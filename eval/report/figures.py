@@ -170,8 +170,9 @@ class AttackFigure(Figure):
         if any(entry.corrected is not None for entry in entries):
             sentences.append(
                 f"Crosses: the same {'means' if shown.several else 'rates'} after correction for the judge’s known errors, "
-                "without an interval (the whisker belongs to the point). Rates below the judge’s false alarms count as 0. "
-                "An arm has no cross if a run cannot be corrected, such as one whose rate is too far below them to be chance."
+                "without an interval (the whisker belongs to the point). Rates below the judge’s false-alarm rate are shown as "
+                "0. An arm has no cross if one of its runs cannot be corrected, for example because its rate is too far below "
+                "the false-alarm rate to be chance."
             )
         if any(entry.benchmark == ALL for entry in entries):
             sentences.append("Bold curves: mean of the benchmarks; faint curves: single benchmarks.")
@@ -417,7 +418,7 @@ def over_seeds(points: str, interval: str, entries: Sequence[Entry], alone: str)
         seeds = f"{counts[0]} to {seeds}"
     sentences = [f"{points} over {seeds}. Whiskers: 95% interval {interval}. Small marks: single runs."]
     if counts[-1] == 1:
-        return [f"A single run of each arm so far, with {alone}: differences may be the seed’s."]
+        return [f"A single run of each arm so far, with {alone}: differences between arms may be due to the seed."]
     if counts[0] == 1:
         sentences.append(f"Arms with a single run so far have {alone}.")
     return sentences

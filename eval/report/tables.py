@@ -21,7 +21,7 @@ from curricula.eval.report.wording import DECODERS, arm_labels
 from curricula.eval.tasks import judged_tasks
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet would compute."""
+"""First characters of a cell that a spreadsheet would run as a formula."""
 
 
 def write_tables(out: Path, tables: Mapping[str, Sequence[Any]], arms: Sequence[ArmInfo]) -> None:

@@ -113,7 +113,7 @@ def facts(plan: Mapping[str, Any], metrics: StudyMetrics) -> list[tuple[str, str
         found.append(("Pretraining of each arm", f"{budget['tokens']:,} tokens, {detail}"))
     if "trained_tokens" in plan:
         found.append(
-            ("Tokens trained in all", f"{plan['trained_tokens']['with_trunk_sharing']:,}, with a shared trunk")
+            ("Tokens trained in total", f"{plan['trained_tokens']['with_trunk_sharing']:,}, with a shared trunk")
         )
     if len(seeds := plan.get("seeds", ())) > 1:
         found.append(("Training seeds", ", ".join(map(str, seeds))))

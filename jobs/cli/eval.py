@@ -86,7 +86,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="the folder of rows of a model that attacks.suffixes_of names, whose GCG suffixes are tried on this one",
+        help="where the rows of a model named in attacks.suffixes_of are; its GCG suffixes are tried on this model",
     )
     parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
     parser.add_argument(
@@ -451,7 +451,7 @@ def warn_of_server(settings: JudgeConfig, console: Console) -> None:
         from curricula.eval.judges.served import doubt
 
         if why := doubt(settings):
-            say(console, f"judge: {why}; continuing, for it may be up by the time it is asked", "yellow")
+            say(console, f"judge: {why}; continuing, since it may be up when it is needed", "yellow")
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def _exit_code(arguments: list[str]) -> int:
             return 0
         place = f"{printable(str(error.filename))}: " if error.filename else ""
         print(
-            f"curricula: {place}{error.strerror or error}; name another file or folder, or free this one",
+            f"curricula: {place}{error.strerror or error}; use another path, or correct this one",
             file=sys.stderr,
         )
         return 1
@@ -133,7 +133,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
     plan.add_argument(
         "--power",
         action="store_true",
-        help="which difference in attack success these seeds can show, and what more cost",
+        help="the smallest difference in attack success that these seeds can detect, and what more seeds would cost",
     )
     add_json_flag(plan)
 
@@ -146,8 +146,8 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         f"curricula submit {PAPER} --cluster slurm \\\n      --profile {PROFILE} --dry-run",
         f"curricula submit {PAPER} --cluster slurm \\\n      --profile {PROFILE} --stage pretrain --arm full-20",
         call=Verb("study", "submit"),
-        details="Finished elements are not run again. --arm takes along what the arm shares with others: the data, and the "
-        "pretraining up to where it branches off. What needs an element that is neither done nor chosen is refused.",
+        details="Finished elements are not run again. --arm includes what the arm shares with others: the data, and "
+        "pretraining up to where it branches off. An element whose prerequisites are neither done nor selected is refused.",
     )
     _add_study(submit)
     submit.add_argument(

@@ -40,7 +40,7 @@ def retry(args: argparse.Namespace) -> int:
     else:
         run_here(run.root, plan, chosen_of(again) if selection else None)
     for job, label in overtaken(plan, elements, set(again)):
-        console.print(f"{job}/{label} runs without the new results; when it has ended, give the same command again")
+        console.print(f"{job}/{label} is running on the old results; give the same command again when it has ended")
     return 0
 
 

@@ -34,7 +34,8 @@ OneLine = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 
 
 class StageOptions(Settings, frozen=True):
-    """What jobs of a stage ask for. Absent options come from the stage `all`; absent sizes and hours then from the study."""
+    """What the jobs of a stage request. Options not given here come from `all`; sizes and hours given in neither come from the
+    study."""
 
     partition: OneLine | None = None
     """`--partition` of sbatch. See `sinfo`."""
@@ -165,8 +166,8 @@ class Profile(Settings, frozen=True):
     environment: dict[str, OneLine | int] = {}
     """Variables of the work, such as those of NCCL and the fabric. No secrets."""
     secrets_file: OneLine | None = None
-    """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment. A value is all that
-    follows the `=`, as it stands, without quotes around the whole."""
+    """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment. Everything
+    after the `=` is the value, taken literally; quotes around the whole value are removed."""
     node_scratch: OneLine | None = None
     """A folder on each node's own disk, such as $SLURM_TMPDIR, to which pretraining copies its shards first; each node expands
     $NAME. With a container, name it in `mounts` too."""
@@ -179,11 +180,12 @@ class Profile(Settings, frozen=True):
     max_array_size: Positive = 1001
     """`scontrol show config` says MaxArraySize; longer arrays are split."""
     continuations: Annotated[int, msgspec.Meta(ge=0, le=200)] | None = None
-    """How many arrays continue one that Slurm will not requeue, one after the other. Default: as many as its hours need."""
+    """How many follow-up arrays to submit for an array that Slurm will not requeue. Default: as many as its hours need."""
     lead_time_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 120
     """How long before its time limit a job is told to save; give it more than a step and a save take."""
     restarts_without_progress: Positive = 5
-    """A job that was requeued this often without saving anything new gives up, and jobs that wait for it are cancelled."""
+    """A job gives up after this many failed or timed-out starts that saved nothing new; jobs that wait for it are cancelled.
+    Preemptions and lost nodes do not count."""
     gpu_hours_limit: PositiveNumber = 100
     """`curricula submit` asks before it submits more than this."""
     preflight: Preflight = Preflight()

@@ -61,7 +61,7 @@ Options = dict[str, str | int | bool]
 
 
 def check_root(root: Path) -> Path:
-    """The run folder as an absolute path; raises UsageError where Slurm would take it for something else."""
+    """The run folder as an absolute path; raises UsageError if it contains characters that Slurm interprets."""
     root = root.resolve()
     if re.search(r"[\x00-\x1f\x7f%\\,]", str(root)):
         raise UsageError(

@@ -196,7 +196,7 @@ def _continuations(
 
 
 def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFull | None:
-    """Submit the array, or as long a beginning of it as Slurm takes, halving it; returns Slurm's refusal of the rest."""
+    """Submit the array; when Slurm refuses, its first half, and so on. Returns the refusal if anything was left out."""
     count, refusal = len(array.labels), None
     while count:
         try:
@@ -209,7 +209,7 @@ def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFul
 
 @contextlib.contextmanager
 def _unmarked(run: Run, array: Array) -> Iterator[None]:
-    """Remove the marks of elements that are made again, with which they would end at once; a refused array gets them back."""
+    """Remove the marks of elements about to run again, since a marked element ends at once. Restore them if sbatch refuses."""
     folders = [run.element(array.job.name, label) for label in array.labels]
     paths = [folder / mark for folder in folders for mark in ("done.json", "failed.json")]
     marks = {path: path.read_text() for path in paths if path.exists()}

@@ -182,9 +182,9 @@ def newest_whole(
 ) -> tuple[Path | None, bool]:
     """The checkpoint to train from, and whether training only fills a gap before the latest.
 
-    The gap is a branch point at `kept_step`, where this training ends (None if that step is not kept), which was lost or
-    damaged after the run had gone on. `latest` then stays where it is. Checkpoints before the latest must be `is_usable`, as
-    the main process finds. Raises UserError as `_newest_whole` does, StorageError on all processes when the main one cannot
+    A gap is a branch point at `kept_step`, the end of this training (None if that step is not kept), that was lost or damaged
+    after the run had gone on; `latest` then stays where it is. Older checkpoints are tried only if `is_usable` accepts them on
+    the main process. Raises UserError as `_newest_whole` does, StorageError on all processes when the main one cannot
     read the folder.
     """
 
@@ -331,7 +331,7 @@ def _sharded_state(
 
 
 def _is_needed(name: str, entry: Any, network: GPTModel, stored: Set[str] | None) -> bool:
-    """Every weight; a layer's extra state only where it says something: the history that delayed fp8 scaling scales by.
+    """Every weight, but extra state only for delayed fp8 scaling, whose history of maxima it holds.
 
     Layers of other backends have extra states that are empty, each at other places. Without a stored history, fp8 begins
     a new one.

@@ -259,7 +259,8 @@ def remove(folder: Path) -> None:
 
 
 def retire(folder: Path) -> None:
-    """Set aside a checkpoint that was found damaged, unless names and sizes show it anyway or another version wrote it."""
+    """Set aside a checkpoint whose bytes are damaged. One that `read_info` refuses already stays: its fault shows without
+    reading all of it, or another version wrote it."""
     with contextlib.suppress(UserError, FileNotFoundError):  # the latter: another process was faster
         read_info(folder)
         set_aside(folder)

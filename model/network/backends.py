@@ -39,9 +39,9 @@ ATTENTION_MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
 LAYER_OPTIONS = {"max_complex_pointwise_cat_inputs": 2}
 """Inductor's settings for a layer's code, for `layer_options`.
 
-The gradient of `mixed` in `attend` is three tensors side by side. By default one kernel computes all three at every element and
-takes one of them: 45 instructions an element, which take about as long as the memory does. With this, one kernel turns queries
-and keys and another copies values: 11 instructions an element, for the same traffic.
+The gradient of `mixed` in `attend` is three tensors side by side. By default, one kernel computes all three for each element
+and keeps one: 45 instructions, which take about as long as the memory traffic. With this, one kernel turns queries and keys and
+another copies values: 11 instructions an element, for the same traffic.
 """
 
 

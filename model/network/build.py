@@ -229,7 +229,8 @@ def build_optimizer(wrapped: DistributedDataParallel, optimizer: OptimizerConfig
 
 
 def _prepare(adamw: torch.optim.AdamW) -> None:
-    """Make AdamW read each tensor once instead of ten times, and give it its zero state now: checkpoints load into it."""
+    """Use AdamW's fused kernel, which reads each tensor once instead of ten times, and allocate its state now, so that
+    checkpoints can be loaded into it."""
     for group in adamw.param_groups:
         group.update(fused=True, foreach=False)
         for parameter in group["params"]:

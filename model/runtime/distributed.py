@@ -37,7 +37,7 @@ T = TypeVar("T")
 TIMEOUT_MINUTES = 30
 """How long a collective may wait for another process."""
 MOST_THREADS = 8
-"""The kernels of one layer keep no more compiling processes busy."""
+"""One layer has too few kernels to keep more compiling processes busy."""
 INTERVAL_S = 30.0
 """Between two comparisons of how long each process takes."""
 FACTOR = 1.2
@@ -184,8 +184,8 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None) -> Iterator[Pa
 def group_until_end() -> Iterator[None]:
     """Destroy the process group at the block's end; after an error under NCCL leave it, unless this process is alone.
 
-    Destroying it waits there for all that was begun on the GPU, and the others may be waiting for this process in a
-    collective: none would ever end, nor say why. `curricula.jobs.element` ends a process that is left with its group.
+    Under NCCL, destroying it waits for all pending work of the GPU. If the others wait for this process in a collective, none
+    would ever end or report the error. `curricula.jobs.element` ends a process that is left with its group.
     """
     try:
         yield

@@ -44,8 +44,8 @@ class Reports:
     def __init__(self, job: TrainJob, resumed_step: int, stop_step: int, is_on_record: bool) -> None:
         """Reports of the run in `job.out`, which continues after `resumed_step`.
 
-        Steps that are on record already, and trained again for a lost checkpoint, only appear in the log. Raises UserError
-        when metrics.jsonl is damaged or a tracker's package is missing.
+        With `is_on_record`, the steps are trained again only to replace a lost checkpoint: they appear in the log and are not
+        recorded twice. Raises UserError when metrics.jsonl is damaged or a tracker's package is missing.
         """
         self._stop_step, self._logged_at = stop_step, 0.0
         self._metrics = None if is_on_record else MetricsFile(job.out / "metrics.jsonl", resumed_step)

@@ -46,8 +46,8 @@ HANG_EXIT_CODE = os.EX_SOFTWARE
 HANG_FACTOR = 20.0
 """A step counts as hung when it takes longer than this many times the median step, and longer than the configured limit."""
 UNKNOWN_FACTOR, UNKNOWN_LEAST_S = 6.0, 120.0
-"""What has no median (loading, compiling, the first steps, waiting for a save) may take so many times the configured limit, and
-at least so long."""
+"""Limits for what has no median (loading, compiling, the first steps, waiting for a save): this multiple of the configured
+limit, and at least so many seconds."""
 TICK_S = 1.0
 BACKSTOP = 1.5
 """Times the limit: when a timer in C writes the stacks, in case the interpreter itself is stuck."""
@@ -267,8 +267,8 @@ class SpikeWindow:
     """The latest steps of this phase. What it says is a function of the steps before, which checkpoints hold.
 
     As OLMo-core's `SkipStepOptimizer` does (2 OLMo 2 Furious, 2025), with three differences. Steps of another phase of the
-    curriculum are no measure, since their text has another loss. A spike enters the window as no more than its limit: so it
-    hides no second one, and a lasting change of level is accepted in the end. Calm windows have a floor.
+    curriculum are not compared with, since other text has another loss. A spike enters the window only up to its limit, so that
+    it does not hide the next one, while a lasting change of level is accepted in the end. Calm windows have a floor.
 
     Where the guard has a rewind, skipped steps that do not end lead back to a checkpoint at a multiple of `interval_steps`, at
     least half a window before the first of them: the weights may have gone astray before it showed. The checkpoint is of the

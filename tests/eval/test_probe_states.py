@@ -201,7 +201,7 @@ def test_matched_pairs_are_as_many_as_there_can_be():
     places = balanced(unsafe, None, "test", lengths=lengths)
     assert places.tolist() == [0, 1, 3, 4, 5, 7]
     with pytest.raises(
-        UserError, match="hold 3 pairs of equal length, fewer than 4 of each; lower probes.train_per_class"
+        UserError, match="hold 3 pairs of similar length, fewer than 4 of each; lower probes.train_per_class"
     ):
         balanced(unsafe, 4, "train", lengths=lengths)
     rng = np.random.default_rng(5)

@@ -124,7 +124,7 @@ def test_retry_names_the_running_report_that_it_overtakes(demo, capsys, tmp_path
     assert capsys.readouterr().out.splitlines() == [
         "merge-20/full-20/base",
         "1 elements would run again",
-        "report/report runs without the new results; when it has ended, give the same command again",
+        "report/report is running on the old results; give the same command again when it has ended",
     ]
 
 

@@ -56,7 +56,7 @@ def test_stages_kinds_and_jobs_can_be_named():
         (["--job", "tuning"], "job 'tuning' is not in this study; choose one of prepare"),
         (["--from", "x"], "stage or job 'x' is not in this study; choose one of prepare"),
         (["--arm", "full-30"], "arm 'full-30' is not in this study; choose one of trunk, data-0"),
-        (["--stage", "prepare", "--from", "report"], "no element is of stage prepare from report on at once"),
+        (["--stage", "prepare", "--from", "report"], "no element matches all these options together"),
     ],
 )
 def test_a_name_that_selects_nothing_is_refused(arguments, message):

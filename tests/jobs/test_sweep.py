@@ -159,7 +159,7 @@ def test_a_stage_may_continue_from_another_one_at_each_point():
     ]
     swept(turned, stages={**stages, "plain": {**stages["plain"]}})
     turned[0]["stages.plain.from"] = "mt"
-    with pytest.raises(UsageError, match=r"sweep turns the order of stages round \(.* from .*\)"):
+    with pytest.raises(UsageError, match=r"sweep: its points order these stages in contradictory ways \(.* from .*\)"):
         swept(turned, stages=stages)
 
 

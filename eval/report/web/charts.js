@@ -190,7 +190,7 @@ function drawFigure(name) {
     svg.querySelector("style")?.remove(); // the page's policy allows its own style alone, which has these rules
     svg.setAttribute("role", "img");
     for (const part of svg.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label"); // the picture has one label
-    grid.append(element("div", {}, element("h4", {}, panel.title), ...(empty ? [element("p", { className: "none" }, Object.values(choice).some(Boolean) ? "nothing is measured so" : "not evaluated yet")] : [svg])));
+    grid.append(element("div", {}, element("h4", {}, panel.title), ...(empty ? [element("p", { className: "none" }, Object.values(choice).some(Boolean) ? "nothing was measured for this choice" : "not evaluated yet")] : [svg])));
   }
   drawn.append(grid);
   picture.querySelector(".static").hidden = true;

@@ -333,7 +333,10 @@ def test_only_the_first_rows(hub, worker, tmp_path):
     assert answer["records"][0]["rows"] == 1500 and answer["calls"] == [[1000, 1500], [1500, 1500]]
     assert list(contents(tmp_path / "out")) == ["00000-of-00001.parquet"]
     assert ids(tmp_path / "out") == [f"a-{n // 1000}-{n % 1000}" for n in range(1500)]
-    assert "limit 1500, not None" in worker(download=asked)["error"]
+    assert (
+        "was fetched with the first 1,500 rows, not all rows; ask for the first 1,500 rows again"
+        in worker(download=asked)["error"]
+    )
 
 
 def test_a_few_rows_are_not_taken_for_the_whole(hub, worker, tmp_path):

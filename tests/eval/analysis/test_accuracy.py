@@ -91,7 +91,7 @@ def test_the_caption_says_what_becomes_of_a_rate_below_the_false_alarms():
     metrics = StudyMetrics(attack_metrics(rows, "arm", "instruct"), [], [], [])
     assert metrics.attacks[0].corrected == 0.0 and metrics.attacks[0].corrected_high > 0
     caption = FIGURES[2].caption(Shown([], [0], metrics))
-    assert "Rates below the judge’s false alarms count as 0" in caption and "too far below them" in caption
+    assert "Rates below the judge’s false-alarm rate are shown as 0" in caption and "too far below" in caption
 
 
 def test_accuracy_from_labels_counts_each_side():

@@ -516,7 +516,9 @@ def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_gave_verdicts
     path = stored(tmp_path, 3)
     settings = server.settings(batch_api=True)
     server.batch_reply = reply
-    with pytest.raises(UserError, match=f"gives no verdicts: to all 3 questions of batch batch-0 .*{said}"):
+    with pytest.raises(
+        UserError, match=f"gave no verdict: its replies to all 3 questions of batch batch-0 were like .*{said}"
+    ):
         complete(path, settings)
     assert not read_rows(verdicts_path(path), VerdictRow)
     server.batch_reply = ""

@@ -208,13 +208,14 @@ def test_a_run_without_evaluations_gives_a_page_that_says_so(tmp_path):
 def test_single_runs_get_no_verdict_and_the_page_says_why(built):
     page = Page(built[1])
     assert (
-        "Single run: differences may be the seed’s, so none of the 18 claims of Sam et al. gets a verdict." in page.text
+        "Single run: differences may be due to the seed, so none of the 18 claims of Sam et al. gets a verdict."
+        in page.text
     )
     assert "Whiskers in both panels: 95% interval over prompts." in page.text
     assert "Over training seeds" not in page.text and "Each training run by itself" not in page.text
     assert "0 reproduced" in page.text and "0 not reproduced" in page.text
     cards = set(re.findall(r'class="card ([a-z-]+)"', built[1]))
-    assert cards == {"single-run", "not-measured"} and "single run: differences may be the seed's" in page.text
+    assert cards == {"single-run", "not-measured"} and "single run: differences may be due to the seed" in page.text
 
 
 def test_an_unfinished_study_lists_what_is_missing_and_draws_the_rest(built):

@@ -130,8 +130,8 @@ def test_a_judge_that_would_not_answer_is_named_before_the_answers(root, tmp_pat
         judge = ["--judge", "llm", "--judge-model", name, "--judge-url", url, "--judge-set", "retries=0"]
         assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") != 0
     shown = " ".join(capsys.readouterr().err.split())
-    assert said in shown and "continuing, for it may be up by the time" in shown and "sk-secret" not in shown
-    assert shown.index("continuing, for") < shown.index("attacks-greedy/tdc")
+    assert said in shown and "continuing, since it may be up when it is needed" in shown and "sk-secret" not in shown
+    assert shown.index("continuing, since") < shown.index("attacks-greedy/tdc")
     # Nothing is lost: with the fault mended the answers are there.
     with JudgeServer() as server:
         server.key_of = lambda text: "ask-0"  # type: ignore[method-assign]

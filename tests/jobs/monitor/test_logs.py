@@ -172,7 +172,7 @@ def test_stage_arm_grep_and_lines_choose(demo, capsys):
         (["pretrain-0", "nobody"], "element of pretrain-0 'nobody' is not in this study; choose one of data-0, full-0"),
         (["--arm", "full-21"], "arm 'full-21' is not in this study; choose one of trunk, data-0"),
         (["--stage", "train"], "stage 'train' is not in this study; choose one of prepare"),
-        (["--stage", "prepare", "--arm", "full-0"], "no element is of stage prepare and arm full-0 at once"),
+        (["--stage", "prepare", "--arm", "full-0"], "no element matches all these options together"),
         (["pretrain-0", "--grep", "("], "--grep '(': not a regular expression"),
         (["pretrain-0", "--rank", "x"], "--rank x: give a number"),
         (["pretrain-0", "-n", "0"], "--lines 0: give 1 or more"),
