@@ -1,5 +1,6 @@
 """What the process that local elements are forked from imports once, so that each element starts in milliseconds."""
 
+import contextlib
 import gc
 import os
 
@@ -17,6 +18,14 @@ import curricula.eval.runner
 import curricula.jobs.local
 import curricula.model.convert
 import curricula.model.train
+from curricula.jobs.study import STUDIES, load_study
+
+# What is computed at first use and then kept: the fields of a study's structs, and transformers' thousand expressions.
+load_study(STUDIES / "demo.yaml")
+with contextlib.suppress(ImportError):  # of transformers 4
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("llama")
 
 gc.freeze()  # an element's first collection would go through all these modules' objects, and copy their memory pages
 gc.enable()

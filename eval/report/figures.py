@@ -71,9 +71,12 @@ OTHER_LAYERS = ("first", "middle")
 MOST_PANELS = 6
 DPI = 300
 FORMATS: Any = {
-    ".svg": {"Date": None, "Creator": None},
-    ".png": {"Software": None},
-    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".svg": {"metadata": {"Date": None, "Creator": None}},
+    ".png": {
+        "metadata": {"Software": None},
+        "pil_kwargs": {"compress_level": 3},
+    },  # in half the time of 6, and a third larger
+    ".pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
 }
 """The files of each figure, with metadata that make the same figure the same bytes."""
 
@@ -568,8 +571,8 @@ def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:
         canvas = draw()
         canvas.draw_without_rendering()
         canvas.set_layout_engine(None)  # the layout is done: with an engine, each format would be drawn twice
-        for suffix, metadata in FORMATS.items():
+        for suffix, options in FORMATS.items():
             with durable.open_atomically(folder / (name + suffix)) as file:
-                canvas.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata)
+                canvas.savefig(file, format=suffix[1:], dpi=DPI, **options)
         pyplot.close(canvas)
     return folder / f"{name}.svg"
