@@ -133,7 +133,8 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
     numbering = _Numbering({key: tasks[-1] for key, tasks in now.live.items()}, sizes)
 
-    def submit(array: Array) -> None:
+    def submit(array: Array, first: Submission | None = None) -> None:
+        """Submit an array with what continues it; `first`, if given, is the array itself, which Slurm has already."""
         options = _options(plan, array, profile, numbering)
         if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
             options["exclude"] = avoided
@@ -143,11 +144,16 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
             text = body(array.job, array.labels, plan.study, profile, root, code, continues)
             return _submit(run, executor, array, text, say)
 
-        with _unmarked(run, array):
-            made.append(send(options))
-        made.extend(_continuations(run, array, made[-1], options, profile, send, say))
-        numbering.add(array, made[-1].job_id)
+        if first is None:
+            with _unmarked(run, array):
+                first = send(options)
+            made.append(first)
+        further = _continuations(run, array, first, options, profile, send, say)
+        made.extend(further)
+        numbering.add(array, [first, *further][-1].job_id)
 
+    for first in _unasked(run, plan, now):
+        submit(Array(plan.by_name[first.job], first.labels), first)
     for array in _arrays(plan, chosen, profile, numbering):
         if full := _submit_what_fits(array, submit):
             if not made:
@@ -156,6 +162,18 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
             say(f"{full}; {left} elements are not submitted yet: give the same command again when some jobs have ended")
             break
     return made
+
+
+def _unasked(run: Run, plan: Plan, now: Standing) -> list[Submission]:
+    """The live arrays of which no command has asked yet whether Slurm requeues them: one was interrupted before."""
+    live = {task.job_id for tasks in now.live.values() for task in tasks}
+    files = list(run.slurm.glob("*.continued"))
+    asked = {job_id for file in files for job_id in (file.stem, *file.read_text().split())}
+    return [
+        one
+        for one in submissions(run)
+        if one.job_id in live - asked and one.job in plan.by_name and {*one.labels} <= {*plan.by_name[one.job].labels}
+    ]
 
 
 def _continuations(
@@ -178,6 +196,7 @@ def _continuations(
     for attempt in patiently(say):
         with attempt:
             reason = why_not_requeued(first.job_id)
+    write_text(followers, "")
     if not reason:
         return made
     request = array.job.request

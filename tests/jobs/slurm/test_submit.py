@@ -338,6 +338,33 @@ def test_a_refusal_names_the_nodes_that_the_job_avoids(slurm, tmp_path):
         )
 
 
+def test_an_array_whose_submission_was_interrupted_is_continued_by_the_next_command(slurm, tmp_path, monkeypatch):
+    """The controller went away after sbatch, before it said whether it requeues the array."""
+    monkeypatch.setattr(commands, "RESTART_PATIENCE_S", 0)
+    run, _ = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    slurm.answer(
+        "sbatch", script=f'echo x >> "{tmp_path}/n"; echo "Submitted batch job $(wc -l < "{tmp_path}/n")"; exit 0'
+    )
+    slurm.answer("scontrol", script=f'[[ $* = *job* ]] && {{ echo "{AWAY}" >&2; exit 1; }}; exit 0')
+    profile, said = Profile(continuations=2), []
+    with pytest.raises(ControllerAway):
+        submit_plan(run, plan, {"prepare": ("prepare",)}, profile, Standing(set(), {}), said.append)
+    slurm.answer("scontrol", "JobId=1 Requeue=0\n")
+    now = Standing(set(), {("prepare", "prepare"): (Task("1", 0),)})
+    made = submit_plan(run, plan, {"tokenize": plan.by_name["tokenize"].labels}, profile, now, said.append)
+    assert [(one.job, one.job_id) for one in made] == [
+        ("prepare", "2"), ("prepare", "3"), ("tokenize", "4"), ("tokenize", "5"), ("tokenize", "6"),
+    ]  # fmt: skip
+    assert (run.slurm / "1.continued").read_text() == "2\n3\n"
+    now = Standing(set(), {("prepare", "prepare"): (Task("1", 0), Task("2", 0), Task("3", 0))})
+    (one,) = {
+        one.job
+        for one in submit_plan(run, plan, {"tokenize": plan.by_name["tokenize"].labels}, profile, now, said.append)
+    }
+    assert one == "tokenize"  # what was asked once is not asked again
+
+
 def test_an_array_is_continued_as_often_as_its_hours_need(slurm, tmp_path):
     run, _ = new_run(tmp_path / "run")
     plan = plan_study(run.study, profile := Profile(stages=Stages(data=StageOptions(hours=0.25))))
