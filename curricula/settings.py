@@ -25,7 +25,7 @@ import msgspec
 import yaml
 
 from curricula.core_yaml import MOST_CHARACTERS, load_yaml
-from curricula.errors import UsageError
+from curricula.errors import StorageError, UsageError
 from curricula.secrets import SECRET, without_userinfo
 
 SHOWN_CHARACTERS = 60
@@ -95,14 +95,17 @@ def located(key: str) -> Iterator[None]:
 
 
 def read_yaml(path: Path, missing: str) -> Any:
-    """The plain value in a YAML file. Raises UsageError that names the file, with the words `missing` when there is none."""
+    """The plain value in a YAML file. Raises UsageError that names the file, with the words `missing` when there is none, and
+    StorageError when its disk fails."""
     try:
         with open(path, encoding="utf-8") as file:
             return load_yaml(file.read(MOST_CHARACTERS + 1))
     except FileNotFoundError:
         raise UsageError(f"{path}: {missing}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({_reason(error)}); name a YAML file") from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({_reason(error)}); try again when its disk answers") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 

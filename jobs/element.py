@@ -53,7 +53,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         plan = plan_study(run.study)
         work = Work(run, plan, *plan.find(job_name, label))
     except UserError as error:
-        if _is_final(error):  # else Slurm starts it again
+        if _rank() == 0 and _is_final(error):  # else Slurm starts it again
             _note_failure(run.element(job_name, label), error)
         raise
     if _rank() != 0:  # only the first process marks the element

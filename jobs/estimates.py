@@ -337,15 +337,16 @@ def _unpinned(study: Study) -> list[str]:
 
 def _overlaps(study: Study) -> Iterator[str]:
     """Sources that may read the same rows, where that repeats documents or spoils what is held out."""
-    arms = {arm.name: arm.sources for variant in study.variants.values() for arm in variant.arms}
+    arms = [arm for variant in study.variants.values() for arm in variant.arms]
     for (name, one), (other_name, other) in combinations(study.sources.items(), 2):
         with contextlib.suppress(UserError):  # files may be moved away once they are tokenised
             if not one.overlaps(other):
                 continue
-            both = [arm for arm, read in arms.items() if {name, other_name} <= read]
+            both = dict.fromkeys(arm.name for arm in arms if {name, other_name} <= arm.sources)
             if both:
                 yield f"{name} and {other_name} may read the same rows: documents repeat in {', '.join(both)}"
-            if (one.parts, one.documents, one.bounds) != (other.parts, other.documents, other.bounds):
+            choices = [(source.parts, source.documents, source.bounds) for source in (one, other)]
+            if study.validation_documents and choices[0] != choices[1]:
                 yield (
                     f"{name} and {other_name} may read the same rows, but choose among them differently: what one holds out, "
                     "the other may train on, so their held-out losses can be too low"

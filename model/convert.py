@@ -89,7 +89,7 @@ def export_hf(
         progress(3, 3)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"{out}: the model could not be written ({error}); mend that and run it again") from error
+        raise UserError(f"{out}: the model could not be written ({error}); fix that and run it again") from error
 
 
 def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Path:

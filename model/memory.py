@@ -32,7 +32,7 @@ NCCL = 2 * GIB
 """NCCL allocates outside torch's allocator: each group that communicates has buffers of some MiB for each channel and peer,
 several hundred MiB together, and a step uses about four groups. An estimate, not measured."""
 OWN_BYTES = 2 * GIB
-"""The most that this process itself has of a GPU before it builds a network: its CUDA context and NCCL's buffers."""
+"""What a process has of a GPU besides its tensors: the CUDA context and NCCL's first buffers."""
 TIGHT = 0.92
 """Share of the free memory above which the estimate's own error may decide."""
 
@@ -162,16 +162,16 @@ def check_fit(model: ModelConfig, layout: Layout, free: int, total: int) -> Memo
 
     Raises UsageError when the GPU is too small, GpuInUse when only what others hold of it is lacking.
     """
-    needed = estimate(model, layout)
+    needed, usable = estimate(model, layout), total - OWN_BYTES
     if needed.total > free:
         what = f"micro_batch {layout.micro_batch} of {layout.sequence_length} tokens needs about {needed} on each GPU"
-        if needed.total <= total - OWN_BYTES and total - free > OWN_BYTES:
-            raise GpuInUse(
-                f"{what}, of whose {total / GIB:.1f} GiB other processes hold {(total - free) / GIB:.1f}; `nvidia-smi` on "
-                f"{os.uname().nodename} names them: end them, or start again elsewhere"
-            )
-        fitting = " or ".join(what_would_fit(model, layout, free))
-        raise UsageError(f"{what}, which has {free / GIB:.1f} GiB free; use {fitting}")
+        if needed.total > usable:
+            fitting = " or ".join(what_would_fit(model, layout, usable))
+            raise UsageError(f"{what}, which can have {usable / GIB:.1f} GiB of it; use {fitting}")
+        raise GpuInUse(
+            f"{what}, of whose {total / GIB:.1f} GiB only {free / GIB:.1f} are free; `nvidia-smi` on {os.uname().nodename} "
+            "names what holds the others: end it, or start again elsewhere"
+        )
     if needed.total > TIGHT * free:
         log.warning("memory will be tight: about %s of %.1f GiB on each GPU", needed, free / GIB)
     return needed

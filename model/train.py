@@ -148,7 +148,7 @@ class Trainer:
         guard = job.config.spike_guard
         self._may_rewind = guard is not None and guard.rewind is not None
         self._check_sizes()
-        self._recipe = self._recipe_of(job)  # once: what it names may be moved away later
+        self._recipe = self._recipe_of(job)  # once: what it names may change on the disk meanwhile
         self.network = network = self._build_network()
         own, self._fills_gap = checkpoint.newest_whole(
             self.checkpoints,

@@ -118,9 +118,8 @@ class TuningSet(DeclaredTable, frozen=True):
             if conversation is None:
                 continue
             if not all(
-                isinstance(value, str)
+                message.get("role") and all(isinstance(value, str) for value in message.values())
                 for message in conversation.messages
-                for value in (*message.values(), message.get("role"))
             ):
                 raise UserError(f"{where}: row {number} holds other values than text in its messages; fix the row")
             yield conversation

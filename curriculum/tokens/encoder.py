@@ -30,7 +30,7 @@ A digit ends the piece before it, so white space before a digit is not split as 
 _RARE = re.compile("[\U00010000-\U0001efff\U0002a6e0-\U0010ffff]")
 """Code points where Unicode still adds letters: whether one counts as a letter depends on a library's version of Unicode."""
 _LONG = 500_000
-"""So many characters of white space in a row the fast libraries may give up on: their expressions go back over all of them."""
+"""The fast libraries fail on white space of about a million characters in a row: their expressions go back over all of it."""
 _ODD = "It's  12 lamps\n\tand\u00a03\u00b2 \u6f22\u5b57, e\u0301!? <|endoftext|> <|im_end|>\x04 \U0001f44d\U0001f3fd  "
 _PRE_TOKENIZER = [
     {"type": "Digits", "individual_digits": True},
@@ -63,7 +63,7 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, integers [n]."""
-        if self._fast is None or any(len(text) > _LONG and re.search(rf"\s{{{_LONG}}}", text) for text in texts):
+        if self._fast is None or any(map(_has_long_space, texts)):
             return self._encode_slowly(texts)
         found = self._fast(texts)
         for number, (text, ids) in enumerate(zip(texts, found)):
@@ -98,6 +98,10 @@ class Encoder:
             return [flat[start:stop] for start, stop in zip(bounds, bounds[1:])]
 
         return encode if encode([_ODD])[0].tolist() == self._encode_slowly([_ODD])[0].tolist() else None
+
+
+def _has_long_space(text: str) -> bool:
+    return len(text) > _LONG and any(len(space[0]) > _LONG for space in re.finditer(r"\s+", text))
 
 
 def _tiktoken(model: dict[str, Any], merges: list[str]) -> Callable[[Sequence[str]], list[np.ndarray]]:

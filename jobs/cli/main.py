@@ -45,7 +45,7 @@ def _exit_code(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    except (KeyboardInterrupt, EOFError):  # Ctrl-C, or Ctrl-D at a question
+    except KeyboardInterrupt:
         print("curricula: interrupted; the same command continues from here", file=sys.stderr)
         return 130
 

@@ -106,4 +106,7 @@ def is_confirmed(question: str, unattended: UserError) -> bool:
     """Whether the user answers yes; raises `unattended` if standard input is not a terminal."""
     if not sys.stdin.isatty():
         raise unattended
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        raise KeyboardInterrupt from None

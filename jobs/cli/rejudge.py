@@ -129,7 +129,7 @@ def _print(found: list, console: Console) -> None:
             agreed.add_row(Text(one.where), f"{agreement.answers:,}", percent(agreement.share), kappa, span)
     if agreed.row_count:
         console.print(agreed)
-    if words := caveats(" ".join(letters.keys())):
+    if words := caveats(", ".join(letters.keys())):
         say(console, words, "dim")
     for source in sorted({one.accuracy.source for one in found if one.accuracy}):
         say(console, f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import socket
 import statistics
 import time
@@ -68,9 +69,9 @@ class _Report(msgspec.Struct, frozen=True):
 
     node: str
     own: tuple[str, ...] = ()
-    """Problems of the node alone; of several nodes, its fault if others do not have them."""
+    """Problems of the node itself."""
     shared: tuple[str, ...] = ()
-    """Problems with what all nodes share; its fault if others do not have them."""
+    """Problems with what all nodes share. Of either, the node is to blame unless all have the same."""
 
 
 class _Verdict(msgspec.Struct, frozen=True):
@@ -164,15 +165,21 @@ def _judge_reports(rendezvous: Rendezvous, settings: Preflight, environment: Map
     nodes = tuple(reports[rank].node for rank in range(rendezvous.size))
     own = [Problem(report.node, reason) for report in reports.values() for reason in report.own]
     shared = [Problem(report.node, reason) for report in reports.values() for reason in report.shared]
-    blamed: list[Problem] = []
-    failure = ""
-    for problems, may_be_one in ((own, True), (shared, False)):
-        is_everywhere = {problem.node for problem in problems} == set(nodes)
-        if is_everywhere and not (may_be_one and len(set(nodes)) == 1):  # no node's fault: there is no better one
-            failure = f"on every node: {problems[0].reason}"
-        else:
-            blamed += problems
-    return _Verdict(tuple(blamed), nodes, failure="" if blamed else failure)
+    places: dict[str, set[str]] = {}
+    for problem in (*own, *shared):
+        places.setdefault(_kind(problem.reason), set()).add(problem.node)
+    several = len(set(nodes)) > 1
+    # What is so on every node is no node's fault: there is no better one.
+    common = [
+        problem for problem in (*(own if several else ()), *shared) if places[_kind(problem.reason)] == set(nodes)
+    ]
+    blamed = tuple(problem for problem in (*own, *shared) if problem not in common)
+    return _Verdict(blamed, nodes, failure=f"on every node: {common[0].reason}" if common and not blamed else "")
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers, by which two nodes differ that have the same problem."""
+    return re.sub(r"\d+(\.\d+)?", "", reason)
 
 
 def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Preflight) -> _Verdict:

@@ -106,9 +106,9 @@ class Stages(Settings, frozen=True):
     export: StageOptions = StageOptions()
     """The export of pretrained and midtrained models."""
     evaluation: StageOptions = StageOptions()
-    """Answering, and judging the answers where the judge runs on a GPU."""
+    """Evaluating, measuring along the way, and merging and judging answers if the judge needs a GPU."""
     report: StageOptions = StageOptions()
-    """The page with figures and tables, and merging and judging the answers where that takes no GPU."""
+    """The page with figures and tables, and merging and judging answers if the judge needs no GPU."""
 
     def check(self) -> None:
         for name in ("data", "export", "evaluation", "report"):

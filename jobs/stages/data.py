@@ -34,8 +34,8 @@ class Fetch(Stage):
             fetch(wanted.download, progress, wanted.rows)
 
     def saved(self, work: Work) -> int:
-        out = _wanted(work).download.out
-        return sum(path.stat().st_size for path in out.glob("*.parquet"))
+        wanted = _wanted(work).download
+        return sum(path.stat().st_size for path in wanted.out.glob(f"{wanted.prefix}[0-9]*.parquet"))
 
     def is_complete(self, work: Work) -> bool:
         return bool(work.run.data_folder) or _wanted(work).download.finished.exists()

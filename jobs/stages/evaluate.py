@@ -4,6 +4,7 @@ training."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +126,12 @@ class Along(Evaluate):
 
 
 def _size(folder: Path, pattern: str) -> int:
-    """Bytes of the files in `folder` whose names match."""
-    return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
+    """Bytes of the files in `folder` whose names match, without hidden ones: locks and temporary files are no results."""
+    total = 0
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() and not path.name.startswith(".") else 0
+    return total
 
 
 def _measure(work: Work, task: EvalTask, model: Path | LoadedModel, progress: Progress, **more: Any) -> None:

@@ -226,7 +226,7 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
     copies = scratch / f"curricula-{os.geteuid()}" / hashlib.sha256(os.fsencode(shards.resolve())).hexdigest()[:16]
     make_folder(copies)
     require_ours(copies.parent)
-    until = time.monotonic() + COPY_S
+    began, copied = time.monotonic(), 0
     with exclusive_lock(copies / "lock", 2 * COPY_S):
         missing = [file for file in files if not _is_copied(file, copies / file.relative_to(shards))]
         needed, free = sum(file.stat().st_size for file in missing), shutil.disk_usage(copies).free
@@ -241,7 +241,8 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
         if missing:
             log.info("copying %.1f GB of shards to %s", needed / 1e9, copies)
         for file in missing:
-            if time.monotonic() > until:
+            passed, size = time.monotonic() - began, file.stat().st_size
+            if (passed * (1 + size / copied) if copied else passed) > COPY_S:  # at the speed until now
                 log.warning(
                     "node_scratch: %.0f minutes were too short to copy all; this start reads the shared shards, the next one "
                     "copies on",
@@ -249,6 +250,7 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
                 )
                 return shards
             _copy(file, copies / file.relative_to(shards))
+            copied += size
     return copies
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from curricula.eval.analysis.along import Course
     from curricula.eval.judges.question import Judge
 
-PATIENCE_S = 120.0
-"""How long another report of the same folder may take."""
+PATIENCE_S = 1800.0
+"""How long another report of the same folder may take: a large sweep's takes minutes."""
 
 
 class Report(Stage):

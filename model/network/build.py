@@ -88,7 +88,7 @@ def check_memory(
         recompute_layers=backend.recompute_layers,
     )
     free, total = torch.cuda.mem_get_info(parallel.device)
-    needed = check_fit(model, layout, free, total)
+    needed = check_fit(model, layout, free + torch.cuda.memory_reserved(parallel.device), total)
     if parallel.is_main:
         log.info("memory: about %s of %.1f GiB on each GPU", needed, free / GIB)
 
@@ -221,6 +221,7 @@ def build_optimizer(wrapped: DistributedDataParallel, optimizer: OptimizerConfig
         params_dtype=parallel.precision,
         use_distributed_optimizer=True,
     )
+    # Norms are in a group whose `wd_mult` is 0, which Megatron-core's own scheduler would apply. Nothing does so here.
     with parallel.cuda_names():
         built = get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False)
     for part in getattr(built, "chained_optimizers", [built]):

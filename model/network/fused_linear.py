@@ -121,7 +121,7 @@ def use_quick_gradient_kernels() -> None:
         megatron_clip_grads.l2_norm_impl = joint_norm
         megatron_clip_grads.multi_tensor_scale_impl = scale_all
     if not megatron_layers._grad_accum_fusion_available:
-        # Transformer Engine's layers have their own; Megatron-core's output layer asks for this one.
+        # Transformer Engine's layers have their own; Megatron-core's ask for this one, under tensor parallelism and with TE.
         megatron_layers.fused_weight_gradient_mlp_cuda = types.SimpleNamespace(
             wgrad_gemm_accum_fp32=add_weight_gradient, wgrad_gemm_accum_fp16=add_weight_gradient
         )

@@ -65,12 +65,12 @@ function matcher() {
   const prompts = state.benchmark && new Set(data.prompts.flatMap((prompt, k) => (prompt.benchmark === state.benchmark ? [k] : [])));
   const stage = at(NAMES.stage, state.stage), decoder = at(NAMES.decoder, state.decoder);
   const verdicts = state.judge ? data.others[judgeIndex()] ?? [] : data.verdict;
-  const verdict = state.verdict ? NAMES.verdict.indexOf(state.verdict === "none" ? "" : state.verdict) : -1;
+  const verdict = NAMES.verdict.indexOf(state.verdict === "none" ? "" : state.verdict); // -1: no answer has it
   const unjudged = NAMES.verdict.indexOf("");
   const words = state.q && new RegExp(state.q.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "iu");
   const asked = words && data.texts.map((text) => words.test(text));
   return (i) => arms.has(data.arm[i]) && (stage < 0 || data.stage[i] === stage) && (decoder < 0 || data.decoder[i] === decoder) &&
-    (!prompts || prompts.has(data.prompt[i])) && (verdict < 0 || verdicts[i] === verdict) && (!state.judge || verdict >= 0 || verdicts[i] !== unjudged) &&
+    (!prompts || prompts.has(data.prompt[i])) && (!state.verdict || verdicts[i] === verdict) && (!state.judge || state.verdict || verdicts[i] !== unjudged) &&
     (!words || asked[data.text[i]] || words.test(data.answers[i]));
 }
 

@@ -176,7 +176,8 @@ def test_a_question_that_is_longer_than_the_judges_context_is_unparsed_and_stops
     judge = load_judge(JudgeConfig(**{**OWN, "name": "local", "model": str(model)}), "attack", None)
     long = msgspec.structs.replace(ASKED, response="word " * judge._loaded.context_length)
     found = {}
-    judge.rule([ASKED, long], found.update, tmp_path / "notes", True)
+    judge.rule([long], found.update, tmp_path / "notes", False)  # which says nothing of the judge
+    judge.rule([ASKED], found.update, tmp_path / "notes", True)
     assert (found[long].label, found[long].reply) == ("unparsed", "not asked: longer than the judge's context")
     assert found[ASKED].reply != found[long].reply
 

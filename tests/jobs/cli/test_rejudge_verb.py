@@ -62,6 +62,7 @@ def test_answers_stay_and_verdicts_are_added_and_the_judges_are_compared(folder,
     assert sum(server.requests.values()) == requests
     shown = capsys.readouterr().out
     assert "Cohen's" in shown and "llm:fake" in shown and "refusal-phrases" in shown
+    assert "Refusal phrases are a baseline" in " ".join(shown.split())  # though it is not the first judge named
 
 
 def test_human_labels_correct_the_rate(folder, server, capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.preflight import node_checks
 from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, within
+from curricula.jobs.preflight.preflight import _judge_reports, _Report
 from curricula.jobs.slurm import submissions as record
 from curricula.jobs.slurm.profile import Preflight
 from curricula.jobs.slurm.submissions import BadNode, bad_nodes, exclusion, record_bad_nodes
@@ -63,6 +65,16 @@ def test_what_every_node_lacks_is_the_fault_of_none(run, free_port):
     assert [kind for kind, _ in outcomes] == ["error", "error"]
     assert all("on every node: " in said and "GB are free" in said for _, said in outcomes), outcomes
     assert not bad_nodes(run)
+
+
+def test_nodes_with_different_problems_are_each_to_blame():
+    reports = {
+        0: _Report("a", own=("GPU 0 has 3 uncorrected memory errors",)),
+        1: _Report("b", own=("/tmp: 0.2 GB are free",)),
+    }
+    rendezvous = SimpleNamespace(size=2, gather=lambda *_: reports)
+    verdict = _judge_reports(rendezvous, Preflight(), {})
+    assert [problem.node for problem in verdict.problems] == ["a", "b"] and not verdict.failure
 
 
 def test_the_node_whose_clock_is_wrong_is_named_even_if_it_is_the_first(run, free_port):

@@ -128,6 +128,12 @@ def test_more_layers_to_recompute_than_there_are_is_refused(tmp_path):
         losses(tmp_path, recompute_layers=3)
 
 
+def test_weight_gradients_are_added_by_the_product_wherever_megatrons_linears_make_them():
+    """Our own linears, without tensor parallelism, do it themselves."""
+    own = choose_backend(EngineConfig(backend="torch"), machine())
+    assert [own.transformer_settings(size)["gradient_accumulation_fusion"] for size in (1, 2)] == [False, True]
+
+
 def test_warnings_for_developers_of_megatron_and_torch_stay_out_of_the_logs():
     code = "import warnings, curricula.model.megatron; warnings.warn('full scope is deprecated. Use'); warnings.warn('another')"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
