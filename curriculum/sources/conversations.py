@@ -118,8 +118,9 @@ class TuningSet(DeclaredTable, frozen=True):
             if conversation is None:
                 continue
             if not all(
-                message.get("role") and all(isinstance(value, str) for value in message.values())
+                isinstance(value, str)
                 for message in conversation.messages
+                for value in (*message.values(), message.get("role"))
             ):
                 raise UserError(f"{where}: row {number} holds other values than text in its messages; fix the row")
             yield conversation
@@ -129,6 +130,8 @@ def _turn(message: dict[str, str]) -> dict[str, str]:
     for key in ("role", "content"):
         if isinstance(message, dict) and key not in message:
             raise ValueError(f"a message has no {key!r}, only {', '.join(map(str, message))}; rename its keys")
+    if message["role"] == "":
+        raise ValueError("a message has an empty role; write who speaks")
     return {"role": message["role"], "content": message["content"]}
 
 

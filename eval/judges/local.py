@@ -41,7 +41,8 @@ class InProcess(ModelJudge):
             places = order[start : start + ANSWERS_AT_ONCE]
             replies = self._replies([questions[place] for place in places], [prompts[place] for place in places])
             asked = list(zip(places, replies, strict=True))
-            settle([(questions[place], TOO_LONG) for place, reply in asked if reply is None])
+            if too_long := [(questions[place], TOO_LONG) for place, reply in asked if reply is None]:
+                settle(too_long)
             held += [(questions[place], self.read(reply)) for place, reply in asked if reply is not None]
             proven = proven or any(verdict.label != UNPARSED for _, verdict in held)
             if proven:
@@ -83,23 +84,14 @@ class LocalClassifier(InProcess):
     def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
         import torch
 
-        most = getattr(self._model.config, "max_position_embeddings", None)
-        sizes = [len(ids) for ids in self._tokenizer(prompts)["input_ids"]]
-        asked = [place for place, size in enumerate(sizes) if most is None or size <= most]
-        replies: list[str | None] = [None] * len(prompts)
-        if not asked:
-            return replies
-        encoded = self._tokenizer([prompts[place] for place in asked], return_tensors="pt", padding=True)
-        encoded = encoded.to(self._model.device)
+        encoded = self._tokenizer(prompts, return_tensors="pt", padding=True).to(self._model.device)
         mask = encoded["attention_mask"]
         places = (mask.cumsum(-1) - 1).clamp(min=0)  # padding moves no token
         with torch.inference_mode():
             out = self._model(
                 input_ids=encoded["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1
             )
-        for place, token in zip(asked, out.logits[:, -1].argmax(-1).tolist(), strict=True):
-            replies[place] = self._tokenizer.decode([token])
-        return replies
+        return [self._tokenizer.decode([token]) for token in out.logits[:, -1].argmax(-1).tolist()]
 
 
 class LocalModel(InProcess):

@@ -108,7 +108,7 @@ def test_contradictory_keys_are_refused(keys, said):
             "row 0: a message has no 'role', only from, value; rename its keys",
         ),
         ({"talk": [{"role": "user", "content": None}]}, "row 0 holds other values than text in its messages"),
-        ({"talk": [{"role": "", "content": "Hi"}]}, "row 0 holds other values than text in its messages"),
+        ({"talk": [{"role": "", "content": "Hi"}]}, "row 0: a message has an empty role; write who speaks"),
         ({"talk": ["Hi"]}, "row 0 holds other values than text in its messages"),
     ],
 )
