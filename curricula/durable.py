@@ -4,8 +4,8 @@ A whole file is written under another name, synced and renamed. Rows are appende
 when they are read.
 
 Files and folders made here are for their owner alone (0600 and 0700), for many hold generated harmful text; where
-CURRICULA_GROUP names a Unix group, for that group too (0660 and 2770). Folders that exist keep
-their permissions; a file that is rewritten as a whole gets these. docs/trust.md says whose folders are trusted.
+CURRICULA_GROUP names a Unix group, for that group too (0660 and 2770). Folders that exist keep their permissions; a file
+that is rewritten as a whole gets these. docs/trust.md says whose folders are trusted.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def _make(folder: Path, mode: int) -> bool:
 def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Iterator[IO[Any]]:
     """Yield a file that appears as `path` only when the block succeeds. An error leaves nothing behind.
 
-    One process may write a file at a time: where several could, they hold a lock.
-    `shared` is about its folder, as in `make_folder`.
+    One process may write a file at a time: where several could, they hold a lock. `shared` is about its folder, as in
+    `make_folder`.
     """
     make_folder(path.parent, shared)
     temporary = path.with_name(f".{path.name}.aside")  # always the same name, so that kills do not fill the disk

@@ -11,8 +11,8 @@ stands for: one text in sampling and greedy search, all beams of a prompt in Saf
 
 **Fixed shapes.** In bfloat16 the same product rounds differently in another shape. With `fixed` rows, the shapes of a pass
 follow from one row's own text alone: each prompt is read by itself, and each pass has exactly so many rows, filled up with
-a dummy row, of texts whose lengths end in the same stretch of WIDTH columns. What a row computes then
-depends on its place and its neighbours only if the kernels treat rows differently, which is tried out at the start.
+a dummy row, of texts whose lengths end in the same stretch of WIDTH columns. What a row computes then depends on its place and
+its neighbours only if the kernels treat rows differently, which is tried out at the start.
 """
 
 from __future__ import annotations

@@ -148,3 +148,12 @@ def checkpoint_to_resume(branch: Path) -> Path | None:
 
 def are_filled(*paths: Path) -> bool:
     return all(path.is_file() and path.stat().st_size for path in paths)
+
+
+def size_of(folder: Path, pattern: str) -> int:
+    """Bytes of the files in `folder` whose names match, without hidden ones: locks and temporary files are no results."""
+    total = 0
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() and not path.name.startswith(".") else 0
+    return total

@@ -19,7 +19,7 @@ from curricula.eval.capability.harness import check_task
 from curricula.eval.probes.texts import check_texts
 from curricula.jobs.downloads import Wanted, study_downloads, used_pools
 from curricula.jobs.run import Run
-from curricula.jobs.stages.base import Stage, Work, are_filled
+from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
 from curricula.packages import packaged_gguf
 from curricula.progress import Progress
 from curricula.terminal import one_line
@@ -35,7 +35,7 @@ class Fetch(Stage):
 
     def saved(self, work: Work) -> int:
         wanted = _wanted(work).download
-        return sum(path.stat().st_size for path in wanted.out.glob(f"{wanted.prefix}[0-9]*.parquet"))
+        return size_of(wanted.out, f"{wanted.prefix}[0-9]*.parquet")
 
     def is_complete(self, work: Work) -> bool:
         return bool(work.run.data_folder) or _wanted(work).download.finished.exists()

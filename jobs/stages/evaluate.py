@@ -4,7 +4,6 @@ training."""
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from curricula.eval import EvalTask
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
-from curricula.jobs.stages.base import Stage, Work, are_filled
+from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
 from curricula.jobs.stages.tune import checkpoint_of, export_model
 from curricula.jobs.study import Study
 from curricula.progress import Progress
@@ -48,7 +47,7 @@ class Evaluate(Stage):
         """Of its own rows and what lies beside them, such as suffixes; other elements write to the folder too."""
         assert work.element.eval_task is not None
         rows = work.element.eval_task.path(work.rows_folder)
-        return _size(rows.parent, f"{rows.stem}.*") + _size(rows.parent, f"{rows.stem}.*/*")
+        return size_of(rows.parent, f"{rows.stem}.*") + size_of(rows.parent, f"{rows.stem}.*/*")
 
     def flops(self, study: Study, element: Element) -> float:
         """Of the forward passes, as if every answer had its full length."""
@@ -82,7 +81,7 @@ class Merge(Stage):
         _merge_and_judge(work, work.study.eval_tasks(work.element.kind), progress)
 
     def saved(self, work: Work) -> int:
-        return _size(work.rows_folder, "**/*")
+        return size_of(work.rows_folder, "**/*")
 
     def is_complete(self, work: Work) -> bool:
         return _is_merged(work, work.study.eval_tasks(work.element.kind))
@@ -114,7 +113,7 @@ class Along(Evaluate):
         _merge_and_judge(work, tasks, progress)
 
     def saved(self, work: Work) -> int:
-        return _size(work.rows_folder, "**/*")
+        return size_of(work.rows_folder, "**/*")
 
     def flops(self, study: Study, element: Element) -> float:
         return sum(self._flops_of(study, task) for task in study.eval_tasks(element.kind, on_the_way=True))
@@ -123,15 +122,6 @@ class Along(Evaluate):
         tasks = work.study.eval_tasks(work.element.kind, on_the_way=True)
         has_rows = are_filled(*(task.path(work.rows_folder) for task in tasks if task.shards == 1))
         return has_rows and _is_merged(work, tasks)
-
-
-def _size(folder: Path, pattern: str) -> int:
-    """Bytes of the files in `folder` whose names match, without hidden ones: locks and temporary files are no results."""
-    total = 0
-    for path in folder.glob(pattern):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() and not path.name.startswith(".") else 0
-    return total
 
 
 def _measure(work: Work, task: EvalTask, model: Path | LoadedModel, progress: Progress, **more: Any) -> None:
