@@ -223,9 +223,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; has the job that writes it finished?") from None
     except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be read ({error.strerror}); correct its permissions, or move it away"
-        ) from None
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); correct its permissions, or move it away") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete it and run the job that writes it again") from None
 
@@ -267,9 +265,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path}: line {number} is not JSON ({error}); remove the line and run the job again"
-            ) from None
+            raise UserError(f"{path}: line {number} is not JSON ({error}); remove the line and run the job again") from None
     return rows
 
 

@@ -104,11 +104,7 @@ class Endpoint:
             raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to nothing but the key")
         self._key, self._limit, self._tries = key, retries, tries
         self._client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=key or NO_KEY,
-            timeout=timeout_s,
-            max_retries=retries,
-            http_client=BoundedClient(),
+            base_url=base_url, api_key=key or NO_KEY, timeout=timeout_s, max_retries=retries, http_client=BoundedClient()
         )
         self.window, self._pace, self._stopped = CongestionWindow(concurrency), pace, False
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
@@ -155,10 +151,7 @@ class Endpoint:
     async def doubt(self, model: str) -> str:
         """Why this server would not answer for `model` now, from one look at its list of models; else ""."""
         try:
-            known = [
-                each.id
-                async for each in self._client.with_options(max_retries=0, timeout=PROBE_TIMEOUT_S).models.list()
-            ]
+            known = [each.id async for each in self._client.with_options(max_retries=0, timeout=PROBE_TIMEOUT_S).models.list()]
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, Unbounded):
                 return f"{self.host} {self.shown(str(error.__cause__))}"
@@ -228,9 +221,7 @@ class Endpoint:
             there = self.shown(error.response.headers.get("location", "another address"))
             return UserError(f"{self.host} redirects to {there} (status {status}); give the address that it leads to")
         if status == 402 or error.code == "insufficient_quota":
-            return UserError(
-                f"{self.host} says that the account is used up ({said}); top it up and run the command again"
-            )
+            return UserError(f"{self.host} says that the account is used up ({said}); top it up and run the command again")
         if status == 404:
             return UserError(
                 f"{self.host} knows no model {model!r} at this address (status 404: {said}); "
@@ -431,11 +422,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
             if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")
         ]
         return type(response)(
-            response.status_code,
-            headers=headers,
-            content=bytes(body.content),
-            request=request,
-            extensions=response.extensions,
+            response.status_code, headers=headers, content=bytes(body.content), request=request, extensions=response.extensions
         )
 
 

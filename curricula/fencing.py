@@ -163,9 +163,7 @@ def _take_lease(lock: Path, deadline: float) -> int:
 
 
 def in_use(lock: Path, holder: str) -> UserError:
-    return UserError(
-        f"{lock.parent}: in use by a live run (process {holder}); wait for it, stop it, or name another folder"
-    )
+    return UserError(f"{lock.parent}: in use by a live run (process {holder}); wait for it, stop it, or name another folder")
 
 
 @dataclass(frozen=True)

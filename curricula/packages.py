@@ -36,16 +36,12 @@ def load_plugin(group: str, name: str, where: str) -> Any:
     found = plugins(group)
     if name not in found:
         known = ", ".join(found) or "none"
-        raise UserError(
-            f"{where}: no installed package offers this in the entry point group {group} (installed: {known})"
-        )
+        raise UserError(f"{where}: no installed package offers this in the entry point group {group} (installed: {known})")
     try:
         return found[name].load()
     except Exception as error:  # another's module can fail in any way
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise UserError(
-            f"{where}: cannot be imported from {found[name].value} ({reason}); correct or remove it"
-        ) from error
+        raise UserError(f"{where}: cannot be imported from {found[name].value} ({reason}); correct or remove it") from error
 
 
 def plugin_version(group: str, name: str) -> str:

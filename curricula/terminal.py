@@ -74,9 +74,7 @@ def folded(sentence: str, stream: IO[str] | None) -> str:
     if not stream or not stream.isatty():
         return sentence
     width = shutil.get_terminal_size().columns
-    lines = [
-        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in sentence.splitlines()
-    ]
+    lines = [textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in sentence.splitlines()]
     return "\n".join(lines)
 
 

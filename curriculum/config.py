@@ -65,9 +65,7 @@ class Source(TextTable, frozen=True):
     def check(self) -> None:
         super().check()
         if self.loss == "tags" and not self.tag_rate:
-            raise ValueError(
-                "loss is 'tags', but tag_rate is 0, so nothing would count; set tag_rate, or loss to 'none'"
-            )
+            raise ValueError("loss is 'tags', but tag_rate is 0, so nothing would count; set tag_rate, or loss to 'none'")
 
     @property
     def shard_names(self) -> list[str]:
@@ -161,9 +159,7 @@ class Curriculum(Settings, frozen=True):
                 known = ", ".join(self.mixes())
                 raise ValueError(f"arm {name}: mix {phase.mix!r} is not known; choose one of {known}, or write weights")
             if phase.cooldown and (number == 0 or number < len(phases) - 1):
-                raise ValueError(
-                    f"arm {name}: phase {number} cannot be a cooldown; only the last of several phases can"
-                )
+                raise ValueError(f"arm {name}: phase {number} cannot be a cooldown; only the last of several phases can")
             try:
                 require_weights("its mix", self.mix(phase))
             except ValueError as error:
@@ -213,9 +209,7 @@ class Along(Settings, frozen=True):
         for place in self.at:
             step = place if isinstance(place, int) else round(place * total)
             if not 0 < step < total:
-                raise ValueError(
-                    f"along.at names {place}, which is step {step:,} of {total:,}: no checkpoint is kept there"
-                )
+                raise ValueError(f"along.at names {place}, which is step {step:,} of {total:,}: no checkpoint is kept there")
             found[point_label(place)] = step
         return found
 

@@ -300,13 +300,9 @@ def _with_share(mix: Mix, share: float, curriculum: Curriculum) -> Mix:
     """`mix` rescaled so that interventions make up `share`; the rest goes to its other sources or, if none, to the safe mix."""
     before = intervention_share(mix, curriculum)
     rest = (1 - share) / (1 - before) if before < 1 else 0.0
-    scaled = {
-        source: own * (rest if curriculum.safe.get(source) else share / before) for source, own in _shares(mix).items()
-    }
+    scaled = {source: own * (rest if curriculum.safe.get(source) else share / before) for source, own in _shares(mix).items()}
     missing = 0.0 if before < 1 else 1 - share
-    return (
-        {**scaled, **{source: own * missing for source, own in _shares(curriculum.safe).items()}} if missing else scaled
-    )
+    return {**scaled, **{source: own * missing for source, own in _shares(curriculum.safe).items()}} if missing else scaled
 
 
 def percent(start: float) -> str:
@@ -360,11 +356,7 @@ class Line:
 
 
 def lines_of(
-    arms: Sequence[Arm],
-    curriculum: Curriculum,
-    budget: Budget,
-    decays_at: int | None = None,
-    otherwise: Hashable = None,
+    arms: Sequence[Arm], curriculum: Curriculum, budget: Budget, decays_at: int | None = None, otherwise: Hashable = None
 ) -> list[Line]:
     """A line for each arm, and one for the trunk of each replicate before them. `decays_at` is the step from which the study's
     learning rate falls; None: it does not fall before the run ends."""
@@ -461,7 +453,5 @@ def _branch(line: Line, earlier: Sequence[_Branch]) -> _Branch:
     host = max(earlier, key=lambda other: line.shared_steps(other.line), default=None)
     start = line.shared_steps(host.line) if host else 0
     if host and line.is_wanted and start == line.steps and host.line.arm.replicate == line.arm.replicate:
-        raise ValueError(
-            f"arms {host.line.arm.name} and {line.arm.name} read the same to the end; leave one of them out"
-        )
+        raise ValueError(f"arms {host.line.arm.name} and {line.arm.name} read the same to the end; leave one of them out")
     return _Branch(line, host if start else None, start)

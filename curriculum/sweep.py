@@ -75,9 +75,7 @@ def variants_of(study: Study, sweep: Sweep) -> dict[str, Study]:
         changed = {**raw, "seed": None} if "seeds" in point else raw
         for key, value in point.items():
             if key.split(".")[0] not in VARIED:
-                raise ValueError(
-                    f"sweep cannot vary {key!r}, only keys in {', '.join(VARIED)}; write a study for each value"
-                )
+                raise ValueError(f"sweep cannot vary {key!r}, only keys in {', '.join(VARIED)}; write a study for each value")
             try:
                 changed = replaced(changed, key.split("."), value)
             except LookupError as error:

@@ -114,9 +114,7 @@ def _table(kind: type[msgspec.Struct]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     info: types.StructType = types.type_info(kind)  # type: ignore[assignment]
     if info.tag_field:
-        rows.append(
-            f'| `{info.tag_field}` | "{info.tag}" | required in `stages` | Which of the kinds of stages this is. |'
-        )
+        rows.append(f'| `{info.tag_field}` | "{info.tag}" | required in `stages` | Which of the kinds of stages this is. |')
     for field in info.fields:
         cells = f"`{field.encode_name}`", _type(field.type), _default(field), _sentence(described.get(field.name, ""))
         rows.append(f"| {' | '.join(cells)} |")
@@ -141,11 +139,7 @@ def descriptions(kind: type) -> dict[str, str]:
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
         assert isinstance(body, ast.ClassDef)
         for field, after in zip(body.body, body.body[1:]):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 found[field.target.id] = str(after.value.value)  # type: ignore[union-attr]
     return found
 
@@ -187,9 +181,7 @@ def _default(field: types.Field) -> str:
 
 
 def _files() -> str:
-    parts = [
-        f"## {place}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_row_table(kind)}" for place, kind in FILES.items()
-    ]
+    parts = [f"## {place}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_row_table(kind)}" for place, kind in FILES.items()]
     return "\n\n".join(parts) + "\n"
 
 

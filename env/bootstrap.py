@@ -96,9 +96,7 @@ def announce(folder, download_gb, disk_gb):
     print(f"Installing into {folder}, once: {size}. It takes some minutes, in silence.", flush=True)
     free_gb = shutil.disk_usage(folder).free / 1e9
     if free_gb < disk_gb:
-        sys.exit(
-            f"bootstrap: the disk has {free_gb:.1f} GB free; free {disk_gb - free_gb:.1f} more, then the same command"
-        )
+        sys.exit(f"bootstrap: the disk has {free_gb:.1f} GB free; free {disk_gb - free_gb:.1f} more, then the same command")
 
 
 if __name__ == "__main__":

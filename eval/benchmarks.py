@@ -106,12 +106,7 @@ def plain(parts: dict[str, str]) -> dict[str, Any]:
 def harmbench(parts: dict[str, str]) -> dict[str, Any]:
     # The published pipeline puts the context first, then a rule, then the request.
     text = f"{parts['context']}\n\n---\n\n{parts['text']}" if parts["context"] else parts["text"]
-    return {
-        **plain(parts),
-        "text": text.strip(),
-        "context": parts["context"],
-        "copyright": "hash_check" in parts["tags"],
-    }
+    return {**plain(parts), "text": text.strip(), "context": parts["context"], "copyright": "hash_check" in parts["tags"]}
 
 
 def completion(parts: dict[str, str]) -> dict[str, Any]:
@@ -121,11 +116,7 @@ def completion(parts: dict[str, str]) -> dict[str, Any]:
 
 def advbench_completion(parts: dict[str, str]) -> dict[str, Any]:
     beginning = parts["text"].removeprefix("Sure, ").strip()
-    return {
-        "text": beginning[:1].upper() + beginning[1:],
-        "behavior": parts["behavior"],
-        "category": "advbench-targets",
-    }
+    return {"text": beginning[:1].upper() + beginning[1:], "behavior": parts["behavior"], "category": "advbench-targets"}
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -186,11 +177,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "locuslab/jb-completions",
         "not stated",
         990,
-        {
-            "text": ("completion_behavior",),
-            "behavior": ("original_behavior",),
-            "category": ("source_dataset",),
-        },
+        {"text": ("completion_behavior",), "behavior": ("original_behavior",), "category": ("source_dataset",)},
         completion,
     ),
     "advbench_completions": Benchmark(
@@ -229,9 +216,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         plain,
         hub_split="test",
         hub_revision="f1d713187c61b6ae64e602d74f0b3d812cc2e8e8",
-        keep=lambda row: (
-            row.get("label") == "safe" if row.get("label") else not str(row["type"]).startswith("contrast")
-        ),
+        keep=lambda row: row.get("label") == "safe" if row.get("label") else not str(row["type"]).startswith("contrast"),
     ),
     "orbench_hard": Benchmark(
         # Not in the paper: the 1,319 requests of OR-Bench that most models refuse.
@@ -280,9 +265,7 @@ class PromptSet(DeclaredTable, frozen=True):
     def check(self) -> None:
         super().check()
         if self.dataset is not None:
-            raise ValueError(
-                f"dataset {self.dataset!r} is a set of training data; name a path or a hub dataset of prompts"
-            )
+            raise ValueError(f"dataset {self.dataset!r} is a set of training data; name a path or a hub dataset of prompts")
         if (self.kind == "capability") != (self.target is not None):
             raise ValueError(
                 f"kind is {self.kind!r} and target {self.target!r}; a set of kind capability, and no other, names its column "
@@ -413,20 +396,14 @@ def column(row: dict[str, Any], part: str, entry: Benchmark, where: str) -> str:
     if part in entry.optional:
         return ""
     if any(name in row for name in names):
-        raise UserError(
-            f"{where} has nothing in column {' or '.join(map(repr, names))}; correct the row or fetch it again"
-        )
-    raise UserError(
-        f"{where} has no column {' or '.join(map(repr, names))}, only {sorted(map(str, row))}; fetch it again"
-    )
+        raise UserError(f"{where} has nothing in column {' or '.join(map(repr, names))}; correct the row or fetch it again")
+    raise UserError(f"{where} has no column {' or '.join(map(repr, names))}, only {sorted(map(str, row))}; fetch it again")
 
 
 def text_of(value: Any, name: str, where: str) -> str:
     """A cell as text; raises UserError for what cannot be a prompt."""
     if not isinstance(value, (str, int, float)):
-        raise UserError(
-            f"{where}: column {name!r} holds a {type(value).__name__}, where text is needed; correct the row"
-        )
+        raise UserError(f"{where}: column {name!r} holds a {type(value).__name__}, where text is needed; correct the row")
     text = str(value)
     if len(text) > LONGEST_PROMPT:
         raise UserError(
@@ -448,9 +425,7 @@ def newest_commit(name: str, hub: str) -> str | None:
         commit = HfApi().dataset_info(hub, timeout=30).sha
     except Exception:  # offline, the client raises its transport's own errors
         commit = None
-    log.warning(
-        "benchmark %s: no commit of %s is pinned; reading %s", name, hub, commit or "what is in the hub's cache"
-    )
+    log.warning("benchmark %s: no commit of %s is pinned; reading %s", name, hub, commit or "what is in the hub's cache")
     return commit
 
 

@@ -78,9 +78,7 @@ class Gcg(Settings, frozen=True):
         if not self.suffix.strip() or not self.target:
             raise ValueError("gcg.suffix and gcg.target must not be empty")
         if self.draws == "llm-attacks" and self.replace > 1:
-            raise ValueError(
-                f"gcg.replace is {self.replace}, and llm-attacks replaces one token; choose draws: nanogcg"
-            )
+            raise ValueError(f"gcg.replace is {self.replace}, and llm-attacks replaces one token; choose draws: nanogcg")
 
 
 class Prefill(Settings, frozen=True):
@@ -239,12 +237,7 @@ FULL = Tasks(
 class EvalConfig(Settings, frozen=True):
     """All that is measured on each model of a study."""
 
-    benchmarks: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = (
-        "harmbench",
-        "advbench",
-        "jailbreakbench",
-        "tdc",
-    )
+    benchmarks: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("harmbench", "advbench", "jailbreakbench", "tdc")
     """Attack benchmarks for instruct and benign models."""
     base_benchmark: str = "jb_completions"
     """For base models: harmful beginnings to continue."""
@@ -316,24 +309,16 @@ class EvalConfig(Settings, frozen=True):
         """Raise ValueError for attacks that lack what they need."""
         for name in self.task_lists.base:
             if TASKS[name].kind in ("prefill", "template-removal"):
-                raise ValueError(
-                    f"tasks.base names {name}, and base models have neither turns nor a template; remove it"
-                )
+                raise ValueError(f"tasks.base names {name}, and base models have neither turns nor a template; remove it")
         kinds = {TASKS[name].kind for name in self._task_names()}
         if "artifacts" in kinds and not self.attacks.artifacts:
             raise ValueError("tasks names artifacts, and attacks.artifacts is empty; name a file there")
         if "transfer" in kinds and not self.attacks.suffixes_of:
-            raise ValueError(
-                "tasks names transfer, and attacks.suffixes_of is empty; name an arm with the task gcg there"
-            )
+            raise ValueError("tasks names transfer, and attacks.suffixes_of is empty; name an arm with the task gcg there")
         if "transfer" in kinds and self.gcg is None:
-            raise ValueError(
-                "tasks names transfer, and gcg is null; give the settings that the suffixes were found with"
-            )
+            raise ValueError("tasks names transfer, and gcg is null; give the settings that the suffixes were found with")
         if "ablation" in kinds and self.topk.backend == "vllm":
-            raise ValueError(
-                "tasks names ablation, which vLLM's models do not allow; choose topk.backend: transformers"
-            )
+            raise ValueError("tasks names ablation, which vLLM's models do not allow; choose topk.backend: transformers")
 
     def _check_decoders(self) -> None:
         for name in self.decoders:
@@ -446,9 +431,7 @@ class EvalConfig(Settings, frozen=True):
             count = self.shards.get(task.name, 1)
             benchmarks, limit = self.prompts_of(task, "base" if raw else "instruct")
             limit = min((number for number in (limit, most) if number is not None), default=None)
-            found += [
-                EvalTask(task, name, limit, shard, count) for name in benchmarks or ("",) for shard in range(count)
-            ]
+            found += [EvalTask(task, name, limit, shard, count) for name in benchmarks or ("",) for shard in range(count)]
         return found
 
     def prompts_of(self, task: Task, model_kind: ModelKind) -> tuple[tuple[str, ...], int | None]:

@@ -66,9 +66,7 @@ def shard_documents(source: Path, tokenizer_folder: Path) -> Iterator[Document]:
                 number += 1
 
 
-def text_facts(
-    documents: Iterable[Document], finder: PromptFinder, limit: int | None
-) -> tuple[dict[str, Any], Overlap]:
+def text_facts(documents: Iterable[Document], finder: PromptFinder, limit: int | None) -> tuple[dict[str, Any], Overlap]:
     """Counts over the documents, or the first `limit` of them, and the prompts that occur in them."""
     duplicates, overlap = Duplicates(), Overlap()
     ids: set[str] = set()

@@ -122,12 +122,9 @@ def compute_published(data: Path) -> Published:
         test = {request_hash(f"{row['ContextString']} {row['Behavior']}") for row in csv.DictReader(file)}
     development = {request_hash(f" {text}") for text in json.loads((data / "tdc2023/dev_behaviors.json").read_text())}
     return Published(
-        clusters=dict(sorted(clusters.items())),
-        left_out={"harmbench": sorted(everything - test), "tdc": sorted(development)},
+        clusters=dict(sorted(clusters.items())), left_out={"harmbench": sorted(everything - test), "tdc": sorted(development)}
     )
 
 
 if __name__ == "__main__":
-    PUBLISHED.write_bytes(
-        msgspec.json.format(msgspec.json.encode(compute_published(Path(sys.argv[1]))), indent=1) + b"\n"
-    )
+    PUBLISHED.write_bytes(msgspec.json.format(msgspec.json.encode(compute_published(Path(sys.argv[1]))), indent=1) + b"\n")

@@ -90,9 +90,7 @@ class ModelRows:
         self._add(path, rows)
         asked = [(row.benchmark, row.task, row.prompt_id) for row in rows]
         if len(set(asked)) < len(asked) or any(row.benchmark != path.stem for row in rows):
-            raise UserError(
-                f"{path}: holds a question twice, or one of another task; remove the file and evaluate again"
-            )
+            raise UserError(f"{path}: holds a question twice, or one of another task; remove the file and evaluate again")
 
     def _add(self, path: Path, rows: Sequence[GenerationRow | ProbeRow | CapabilityRow]) -> None:
         for number, row in enumerate(rows, start=1):

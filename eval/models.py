@@ -144,9 +144,7 @@ class LoadedModel:
         opening, closing = self.around_turn()
         rendered = self.chat(text)
         if not (rendered.startswith(opening) and rendered.endswith(closing)):
-            raise UserError(
-                f"{self.name}: its chat template does more than put marks around a text; evaluate it as 'base'"
-            )
+            raise UserError(f"{self.name}: its chat template does more than put marks around a text; evaluate it as 'base'")
         return self.encode_turn(opening, rendered[len(opening) : len(rendered) - len(closing)], closing)
 
     def around_turn(self, before: str = "", mark: str = MARK) -> tuple[str, str]:
@@ -291,10 +289,7 @@ def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model and tokenizer of a checkpoint folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder and not a .gguf file; name a Hugging Face checkpoint folder")
-    for name, hint in (
-        ("config.json", "is it a Hugging Face checkpoint?"),
-        ("tokenizer.json", "copy the tokenizer there"),
-    ):
+    for name, hint in (("config.json", "is it a Hugging Face checkpoint?"), ("tokenizer.json", "copy the tokenizer there")):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}; {hint}")
     if not weight_files(folder):
@@ -378,9 +373,7 @@ def render_turns(tokenizer: Any, template: str, turns: list[dict[str, str]], nam
     """A conversation and, after a user's turn, the opening of the assistant's."""
     text, open_turn = "".join(turn["content"] for turn in turns), turns[-1]["role"] == "user"
     try:
-        rendered = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=open_turn, chat_template=template
-        )
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn, chat_template=template)
     except Exception as error:  # a template is a program: it can fail in any way
         raise _unusable(name, f"fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
     if len(rendered) > len(text) + LONGEST_ADDITION:

@@ -59,9 +59,7 @@ class PackedLinear(torch.nn.Module):
         return self.packed.to_dense()
 
     def _save_to_state_dict(self, *_: Any) -> None:
-        raise RuntimeError(
-            "a packed model cannot be saved: its weights are not in the state; load the model again instead"
-        )
+        raise RuntimeError("a packed model cannot be saved: its weights are not in the state; load the model again instead")
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and inputs.requires_grad:

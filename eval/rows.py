@@ -297,10 +297,7 @@ def finished_batches(path: Path, row_type: type[Row], batches: Sequence[Sequence
 
 
 def in_order(
-    path: Path,
-    row_type: type[Row],
-    batches: Sequence[Sequence[str]],
-    refresh: Callable[[Row], Row] = lambda row: row,
+    path: Path, row_type: type[Row], batches: Sequence[Sequence[str]], refresh: Callable[[Row], Row] = lambda row: row
 ) -> list[Row]:
     """All rows of a finished element in the order of `batches`; rewrites the file if it is in another order.
 

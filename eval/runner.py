@@ -105,11 +105,7 @@ def run_element(
 
 
 def task_prompts(
-    eval_task: EvalTask,
-    config: EvalConfig,
-    data_root: Path | None,
-    rows_of: Callable[[str], Path] = Path,
-    raw: bool = False,
+    eval_task: EvalTask, config: EvalConfig, data_root: Path | None, rows_of: Callable[[str], Path] = Path, raw: bool = False
 ) -> list[Prompt]:
     """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order.
 
@@ -186,9 +182,7 @@ def generate_rows(
             append_rows(path, generation.rows(batch))
             finished += len(batch_keys)
             progress(finished, total, benchmark=batch[0].benchmark)
-    described = {
-        (prompt.benchmark, prompt.id): {name: getattr(prompt, name) for name in DESCRIPTIONS} for prompt in prompts
-    }
+    described = {(prompt.benchmark, prompt.id): {name: getattr(prompt, name) for name in DESCRIPTIONS} for prompt in prompts}
 
     def refresh(row: GenerationRow) -> GenerationRow:
         return msgspec.structs.replace(row, **described[row.benchmark, row.prompt_id])

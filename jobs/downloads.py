@@ -39,9 +39,7 @@ def named_downloads(name: str, root: Path) -> list[Wanted]:
         return _labelled(name, downloads_of(name, root), "data")
     if name in BENCHMARKS:
         return _labelled(name, benchmark_downloads(name, root), "evaluation")
-    raise UsageError(
-        f"{name!r} is neither a dataset nor a benchmark; choose from {', '.join([*DATASETS, *BENCHMARKS])}"
-    )
+    raise UsageError(f"{name!r} is neither a dataset nor a benchmark; choose from {', '.join([*DATASETS, *BENCHMARKS])}")
 
 
 def benchmark_downloads(name: str, root: Path) -> list[Download]:
@@ -102,9 +100,7 @@ def read_study(path: Path, changes: Sequence[str] = ()) -> Study:
 def read_tables(study: Study) -> dict[str, DeclaredTable]:
     """Every table that a study reads, by its key: sources, tuning sets (public ones by their names too), and all others."""
     declared = dict(declared_in(study))
-    return declared | {
-        f"tuning_sets.{name}": POOLS[name] for name in used_pools(study) if name not in study.tuning_sets
-    }
+    return declared | {f"tuning_sets.{name}": POOLS[name] for name in used_pools(study) if name not in study.tuning_sets}
 
 
 def used_pools(study: Study) -> list[str]:

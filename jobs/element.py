@@ -129,9 +129,7 @@ def _note_failure(folder: Path, error: Exception) -> None:
     """Write failed.json. Where `final`, the batch script does not requeue the job but ends with `exit_code`: srun returns the
     highest code of all processes, which is that of those it ended."""
     code = error.exit_code if isinstance(error, UserError) else 1
-    failure = Failure(
-        _sentence(error), time.time(), _is_final(error), own_task(os.environ) or "", restart_count(os.environ)
-    )
+    failure = Failure(_sentence(error), time.time(), _is_final(error), own_task(os.environ) or "", restart_count(os.environ))
     write_json(folder / "failed.json", {**msgspec.to_builtins(failure), "exit_code": code})
 
 

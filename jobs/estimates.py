@@ -57,9 +57,7 @@ MOST_HERE = 24 * 60.0
 def seconds_here(plan: Plan) -> dict[Key, float]:
     """Roughly how long each element takes on this machine's CPU, with `resources.workers` at a time."""
     cores = max(1, (os.cpu_count() or 1) // plan.study.resources.workers)
-    return {
-        (job.name, element.label): ELEMENT_S + element.flops / (CPU_FLOPS * cores) for job, element in plan.elements()
-    }
+    return {(job.name, element.label): ELEMENT_S + element.flops / (CPU_FLOPS * cores) for job, element in plan.elements()}
 
 
 def minutes_here(plan: Plan, keys: Collection[Key] | None = None) -> float:
@@ -206,9 +204,7 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
                 "stop_step": step,
                 "tokens": (step - start) * budget.step_tokens,
                 "mix": {name: weight / total for name, weight in phase.mix.items() if weight},
-                "samples": {
-                    name: counts_after[name] - counts_before[name] for name, weight in phase.mix.items() if weight
-                },
+                "samples": {name: counts_after[name] - counts_before[name] for name, weight in phase.mix.items() if weight},
             }
         )
         start, counts_before = step, counts_after
@@ -221,9 +217,7 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
         "snap_tokens": budget.snap_tokens(arm.start),
         "phases": described,
         "sources": sources,
-        "intervention_tokens": sum(
-            used["tokens"] for name, used in sources.items() if not study.curriculum.safe.get(name)
-        ),
+        "intervention_tokens": sum(used["tokens"] for name, used in sources.items() if not study.curriculum.safe.get(name)),
     }
 
 
@@ -326,9 +320,7 @@ def _unpinned(study: Study) -> list[str]:
     for name in study.evaluation.benchmark_names:
         entry = BENCHMARKS.get(name)
         if entry and entry.hub and not entry.hub_revision and not entry.texts:
-            found.append(
-                f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"
-            )
+            found.append(f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which")
     for key, table in declared_in(study):
         if table.hub and not table.revision:
             found.append(f"{key}: no revision of {table.hub}, so the newest commit is read; the fetch records which")

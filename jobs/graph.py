@@ -218,9 +218,7 @@ class _Planner:
                 found.append(self._add(f"along-{kind}-{name}", "along", points, Edge(made), *needs))
         return found
 
-    def _add_transfers(
-        self, group: Group, needs: tuple[Edge, ...], measured: dict[str, list[Measured]]
-    ) -> list[Measured]:
+    def _add_transfers(self, group: Group, needs: tuple[Edge, ...], measured: dict[str, list[Measured]]) -> list[Measured]:
         """Add the trials of other arms' suffixes on the models of a group; returns the job for each kind of model.
 
         They wait for the arms whose suffixes they try, of which those that fail are missing.
@@ -245,9 +243,7 @@ class _Planner:
         after = [Edge(job, "afterany") for _, job in measured]
         kinds = dict.fromkeys(kind for kind, _ in measured)
         models = [
-            replace(one, label=f"{one.label}/{kind}")
-            for kind in kinds
-            for one in _models(self._having(kind, arms), kind)
+            replace(one, label=f"{one.label}/{kind}") for kind in kinds for one in _models(self._having(kind, arms), kind)
         ]
         return [self._add(f"merge-{name}", "merge", models, *after)]
 
@@ -282,7 +278,4 @@ def _training(segment: Segment) -> Element:
 
 def _models(arms: list[Arm], kind: ModelKind) -> list[Element]:
     """An element for the model of this kind of each arm."""
-    return [
-        Element(arm.key, arm=arm.name, seed=arm.replicate.seed, variant=arm.replicate.variant, kind=kind)
-        for arm in arms
-    ]
+    return [Element(arm.key, arm=arm.name, seed=arm.replicate.seed, variant=arm.replicate.variant, kind=kind) for arm in arms]

@@ -117,9 +117,7 @@ class _LocalRun:
         if self.may_look and not self.outcome.failed and {*self.waiting, *self.running} <= self.later | self.last:
             self.may_look = False
             self.run.element(*next(iter(self.last))).mkdir(parents=True, exist_ok=True)
-            self.look = context.Process(
-                target=_first_look, args=(self.run.root, *next(iter(self.last))), name="first look"
-            )
+            self.look = context.Process(target=_first_look, args=(self.run.root, *next(iter(self.last))), name="first look")
             self.look.start()
         if self.look and self.look.exitcode is not None:
             if self.look.exitcode == 0:

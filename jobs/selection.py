@@ -94,9 +94,7 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> Chosen
             return True
         is_of_seed = not selection.seeds or str(element.seed) in selection.seeds
         is_of_arm = not selection.arms or element.arm in selection.arms or (job.name, element.label) in training
-        is_of_point = (
-            not selection.points or element.variant in selection.points or (job.name, element.label) in made_for
-        )
+        is_of_point = not selection.points or element.variant in selection.points or (job.name, element.label) in made_for
         return is_of_seed and is_of_arm and is_of_point
 
     chosen: dict[str, tuple[str, ...]] = {}

@@ -161,9 +161,7 @@ class Study(Settings, frozen=True, dict=True):
                     raise ValueError(f"the {where} names source {source!r}, which sources does not define")
         for key, table in declared_in(self):
             if self.world and table.hub is not None:
-                raise ValueError(
-                    f"{key}.hub is {table.hub!r}, but a study with a world fetches nothing; name files in `path`"
-                )
+                raise ValueError(f"{key}.hub is {table.hub!r}, but a study with a world fetches nothing; name files in `path`")
 
     def _check_vocabulary(self) -> None:
         trained, expected = self.tokenizer.train, self.model.resolve().vocabulary
@@ -188,9 +186,7 @@ class Study(Settings, frozen=True, dict=True):
         names = [*(arm.key for arm in self.trainings), *(one.named(TRUNK) for one in self.replicates)]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(
-                    f"two of curriculum's starts and arms give the arm name {name}; write fewer digits or rename"
-                )
+                raise ValueError(f"two of curriculum's starts and arms give the arm name {name}; write fewer digits or rename")
         steps: dict[str, int] = {}
         for arm in self.arms:
             if arm.cooldown is not None and self.pretraining.schedule.kind != "warmup-stable-decay":
@@ -201,9 +197,7 @@ class Study(Settings, frozen=True, dict=True):
             self._check_loss(arm)
             step = self.budget.step_at(arm.start)
             if steps.setdefault(percent(arm.start), step) != step:
-                raise ValueError(
-                    f"arm {arm.name} starts too near to another for jobs named by percent; move it or join them"
-                )
+                raise ValueError(f"arm {arm.name} starts too near to another for jobs named by percent; move it or join them")
 
     def _check_loss(self, arm: Arm) -> None:
         """Raise ValueError where a phase is too short for a step, or where no token of it would count."""
@@ -231,9 +225,7 @@ class Study(Settings, frozen=True, dict=True):
                     )
             for chosen in stage.tagged_harmful if isinstance(stage, Tuning) else ():
                 if chosen not in sets:
-                    raise ValueError(
-                        f"{place}.tagged_harmful names set {chosen!r}, where interventions has {', '.join(sets)}"
-                    )
+                    raise ValueError(f"{place}.tagged_harmful names set {chosen!r}, where interventions has {', '.join(sets)}")
             for source in stage.mix if isinstance(stage, Midtrain) else ():
                 if source not in self.sources:
                     raise ValueError(f"{place}.mix names source {source!r}, which sources does not define")
@@ -250,9 +242,7 @@ class Study(Settings, frozen=True, dict=True):
     def _check_sweep(self) -> None:
         for name, variant in self.variants.items():
             if self.model.weights and variant.model != self.model:
-                raise ValueError(
-                    f"sweep varies the model in point {name}, where model.weights is given; leave one of them out"
-                )
+                raise ValueError(f"sweep varies the model in point {name}, where model.weights is given; leave one of them out")
             if variant.first_seed != self.first_seed:
                 raise ValueError(
                     f"sweep, point {name}: the first of seeds is {variant.first_seed}, where the study's is {self.first_seed}; "
@@ -554,9 +544,7 @@ class Study(Settings, frozen=True, dict=True):
         if arm.cooldown is None:
             return self.pretraining
         steps = self.budget.steps
-        falls = msgspec.structs.replace(
-            self.pretraining.schedule, decay_fraction=1 - self.budget.step_at(arm.cooldown) / steps
-        )
+        falls = msgspec.structs.replace(self.pretraining.schedule, decay_fraction=1 - self.budget.step_at(arm.cooldown) / steps)
         return msgspec.structs.replace(self.pretraining, schedule=falls)
 
 

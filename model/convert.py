@@ -48,9 +48,7 @@ SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def export_hf(
-    folder: Path, out: Path, tokenizer: Path, provenance: dict[str, Any], progress: Progress = silent
-) -> None:
+def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, Any], progress: Progress = silent) -> None:
     """Write the checkpoint `folder` as the Hugging Face model `out`, complete or not at all.
 
     The tokenizer's files are copied from the folder `tokenizer`; `provenance` goes into the model card. `progress` counts three
@@ -76,8 +74,7 @@ def export_hf(
         save_torch_state_dict(weights, aside, max_shard_size=SHARD_BYTES)
         progress(2, 3)
         _write_json(
-            aside / "config.json",
-            hugging_face_config(info) | {"bos_token_id": document_end, "eos_token_id": document_end},
+            aside / "config.json", hugging_face_config(info) | {"bos_token_id": document_end, "eos_token_id": document_end}
         )
         ends = {"bos_token_id": document_end, "eos_token_id": [document_end, turn_end], "pad_token_id": document_end}
         _write_json(aside / "generation_config.json", ends)
@@ -103,9 +100,7 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
     model, weights = read_model(source, sequence_length)
     with started(ranks=ALONE) as parallel:
         network = build_network(model, parallel, OWN_LAYERS)
-        network.load_state_dict(
-            from_hugging_face(weights, model), strict=False
-        )  # not strict: it also has empty extra states
+        network.load_state_dict(from_hugging_face(weights, model), strict=False)  # not strict: it also has empty extra states
         info = CheckpointInfo(
             step=0,
             consumed_samples=0,

@@ -129,9 +129,7 @@ def model_config(
     if unsupported:
         raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
     if config.get("tie_word_embeddings") is False and "lm_head.weight" not in weights:
-        raise UserError(
-            f"{source}: the weights lack 'lm_head.weight', though config.json ties none; fetch the model again"
-        )
+        raise UserError(f"{source}: the weights lack 'lm_head.weight', though config.json ties none; fetch the model again")
     kv_heads = "num_attention_heads" if config.get("num_key_value_heads") is None else "num_key_value_heads"
     try:
         model = ModelConfig(
@@ -211,9 +209,7 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         import accelerate  # noqa: F401 (transformers needs it)
         import gguf  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"{source}: reading GGUF needs the package {error.name}; pip install safety-curricula[gguf]"
-        ) from None
+        raise UserError(f"{source}: reading GGUF needs the package {error.name}; pip install safety-curricula[gguf]") from None
     from transformers import AutoModelForCausalLM
 
     try:

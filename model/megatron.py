@@ -59,15 +59,10 @@ with warnings.catch_warnings(), _without_compiler:
         FullyParallelSaveStrategyWrapper,
     )
     from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, TorchDistSaveShardedStrategy
-    from megatron.core.dist_checkpointing.strategies.torch import (
-        _replace_state_dict_keys_with_sharded_keys as keyed_by_shard,
-    )
+    from megatron.core.dist_checkpointing.strategies.torch import _replace_state_dict_keys_with_sharded_keys as keyed_by_shard
     from megatron.core.dist_checkpointing.strategies.torch import mcore_to_pyt_state_dict as to_torch_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-    from megatron.core.models.gpt.gpt_layer_specs import (
-        get_gpt_layer_local_spec,
-        get_gpt_layer_with_transformer_engine_spec,
-    )
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import clip_grads as megatron_clip_grads

@@ -134,9 +134,7 @@ def what_would_fit(model: ModelConfig, layout: Layout, available: float) -> list
     return found or ["more GPUs, so that the optimizer is split further", "a larger tensor_parallel"]
 
 
-def layout_of(
-    engine: EngineConfig, micro_batch: int, sequence_length: int, tensor_parallel: int, data_parallel: int
-) -> Layout:
+def layout_of(engine: EngineConfig, micro_batch: int, sequence_length: int, tensor_parallel: int, data_parallel: int) -> Layout:
     """The layout that `engine` asks for on a GPU."""
     return Layout(
         micro_batch=micro_batch,

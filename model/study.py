@@ -74,9 +74,7 @@ class Finetuning(Settings, frozen=True):
     def check(self) -> None:
         for name, stage in (("instruct", self.instruct), ("benign", self.benign)):
             if stage and stage.parent:
-                raise ValueError(
-                    f"{name}.from is {stage.parent!r}, which is fixed in tuning; write the stage under stages"
-                )
+                raise ValueError(f"{name}.from is {stage.parent!r}, which is fixed in tuning; write the stage under stages")
 
     @property
     def stages(self) -> dict[str, Tuning]:
@@ -128,9 +126,7 @@ def train_config_of(stage: AnyStage, pretraining: Pretraining, tuning: Finetunin
     like: TrainConfig = pretraining
     if isinstance(stage, Tuning):
         saves = tuning or TrainConfig()
-        like = TrainConfig(
-            save_interval_steps=saves.save_interval_steps, save_interval_minutes=saves.save_interval_minutes
-        )
+        like = TrainConfig(save_interval_steps=saves.save_interval_steps, save_interval_minutes=saves.save_interval_minutes)
     optimizer = msgspec.structs.replace(like.optimizer, lr=stage.lr)
     if stage.weight_decay is not None:
         optimizer = msgspec.structs.replace(optimizer, weight_decay=stage.weight_decay)

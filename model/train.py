@@ -67,10 +67,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    job: TrainJob,
-    batches: BatchSource,
-    progress: Progress = silent,
-    validation: Mapping[str, BatchSource] | None = None,
+    job: TrainJob, batches: BatchSource, progress: Progress = silent, validation: Mapping[str, BatchSource] | None = None
 ) -> None:
     """Train until `job.stop_step`, continuing from wherever an earlier call stopped. All processes call it together.
 
@@ -151,10 +148,7 @@ class Trainer:
         self._recipe = self._recipe_of(job)  # once: what it names may change on the disk meanwhile
         self.network = network = self._build_network()
         own, self._fills_gap = checkpoint.newest_whole(
-            self.checkpoints,
-            parallel,
-            self.stop_step if self.stop_step in job.keep_steps else None,
-            self._has_what_it_needs,
+            self.checkpoints, parallel, self.stop_step if self.stop_step in job.keep_steps else None, self._has_what_it_needs
         )
         source = own or job.init_from or job.init_weights
         if source is None:
@@ -411,9 +405,7 @@ class Trainer:
         losses = {}
         for name, batches in self.validation.items():
             feed = self._read(batches, 0, batches.total_steps, workers=0)
-            losses[name] = self.forward_backward.evaluate(
-                batches, feed, lambda: self.watchdog.expect("a validation batch")
-            )
+            losses[name] = self.forward_backward.evaluate(batches, feed, lambda: self.watchdog.expect("a validation batch"))
         self.forward_backward.data_wait.take()  # belongs to no step
         self.watchdog.step_begins(self.step + 1)
         if self.reports:
@@ -466,10 +458,7 @@ class Trainer:
         )
         if self.spikes:
             info = msgspec.structs.replace(
-                info,
-                recent=self.spikes.steps,
-                guarded_from=self.spikes.begins,
-                skipped_in_a_row=self.spikes.skipped_in_a_row,
+                info, recent=self.spikes.steps, guarded_from=self.spikes.begins, skipped_in_a_row=self.spikes.skipped_in_a_row
             )
         self.saver.start(step_folder(self.checkpoints, self.step), info)
         self._saved_at = time.monotonic()
@@ -479,9 +468,7 @@ class Trainer:
         self.watchdog.expect("the writing of a checkpoint")
         self.saver.finish()
         # While training fills a gap, everything it saves lies before the latest and would be deleted at once.
-        if self.parallel.is_main and not (
-            self._fills_gap and not step_folder(self.checkpoints, self.stop_step).is_dir()
-        ):
+        if self.parallel.is_main and not (self._fills_gap and not step_folder(self.checkpoints, self.stop_step).is_dir()):
             needed_by = self._needed_by if self._may_rewind else None
             prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, needed_by)
         self.watchdog.step_begins(self.step + 1)

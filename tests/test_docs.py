@@ -221,12 +221,7 @@ def place(tmp_path_factory) -> Path:
 def test_commands_do_what_they_say(place):
     """All pages in one test, since they share the tutorial's run."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("CURRICULA_", "SLURM"))}
-    home = {
-        "PATH": f"{place}/.venv/bin:{os.environ['PATH']}",
-        "HOME": str(place),
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "80",
-    }
+    home = {"PATH": f"{place}/.venv/bin:{os.environ['PATH']}", "HOME": str(place), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     wrong = []
     for block in ALL:
         named = re.match(r"# (\S+\.yaml)\b", block.text)
@@ -236,9 +231,7 @@ def test_commands_do_what_they_say(place):
             continue
         words = ["python", "-"] if block.language == "python" else ["bash", "-euo", "pipefail"]
         text = block.text if block.language == "python" else block.commands()
-        ran = subprocess.run(
-            words, input=text, cwd=place, env={**keep, **home}, capture_output=True, text=True, timeout=500
-        )
+        ran = subprocess.run(words, input=text, cwd=place, env={**keep, **home}, capture_output=True, text=True, timeout=500)
         if ran.returncode:
             wrong.append(f"{name_of(block.page)}:{block.line}: {ran.stderr[-1500:] or ran.stdout[-1500:]}")
         if (place / "runs/first/report/index.html").exists() and not (place / "runs/demo").exists():
@@ -258,8 +251,6 @@ def test_a_mistake_in_a_document_is_found():
     """The checks above find what they look for."""
     assert list(unknown_keys({"curriculum": {"strats": [0]}}, types.type_info(Study))) == ["strats"]
     assert list(unknown_keys({"stages": {"all": {"hours": 2}}}, types.type_info(Profile))) == []
-    block = Block(
-        ROOT / "README.md", 1, "console", "$ curricula plan \\\n    x.yaml\nanswer\n# curricula status | less", ""
-    )
+    block = Block(ROOT / "README.md", 1, "console", "$ curricula plan \\\n    x.yaml\nanswer\n# curricula status | less", "")
     assert list(shell_lines(block)) == [["plan", "x.yaml"], ["status"]]
     assert slug(" The path of a sample, [of a prompt](#x) ") == "the-path-of-a-sample-of-a-prompt"

@@ -63,9 +63,7 @@ def test_no_module_imports_itself_through_others():
 
 
 def test_no_folder_holds_more_than_fifteen_modules():
-    crowded = {
-        str(folder): count for folder, count in Counter(path.parent for path in FILES.values()).items() if count > 15
-    }
+    crowded = {str(folder): count for folder, count in Counter(path.parent for path in FILES.values()).items() if count > 15}
     assert not crowded
 
 
@@ -96,9 +94,7 @@ def test_the_pinned_versions_are_within_the_ranges_of_setup_cfg_and_complete():
         (version,) = pinned[canonicalize_name(wanted.name)].specifier
         assert version.operator == "==" and "+" not in version.version and wanted.specifier.contains(version.version)
     assert all(pin.marker and pin.marker.evaluate(on) for pin in pinned.values())
-    assert not any(
-        pin.marker.evaluate({"python_version": other}) for pin in pinned.values() for other in ("3.10", "3.13")
-    )
+    assert not any(pin.marker.evaluate({"python_version": other}) for pin in pinned.values() for other in ("3.10", "3.13"))
 
 
 def test_only_settings_converts_by_msgspec_itself():

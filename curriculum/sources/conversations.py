@@ -137,8 +137,7 @@ def _turn(message: dict[str, str]) -> dict[str, str]:
 
 def _labelled(row: Row, labels: Labels) -> bool:
     return any(
-        str(row[column]).lower()
-        in [str(value).lower() for value in (values if isinstance(values, tuple) else [values])]
+        str(row[column]).lower() in [str(value).lower() for value in (values if isinstance(values, tuple) else [values])]
         for column, values in labels.items()
     )
 

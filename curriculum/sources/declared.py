@@ -172,9 +172,7 @@ class TextTable(DeclaredTable, frozen=True):
         if self.dataset is not None:
             for name, default in (("text", "text"), ("id", None), ("score", None)):
                 if getattr(self, name) != default:
-                    raise ValueError(
-                        f"{name} is {getattr(self, name)!r}, but a known dataset has its own; leave it out"
-                    )
+                    raise ValueError(f"{name} is {getattr(self, name)!r}, but a known dataset has its own; leave it out")
         if not columns_of(self.text) or not self.text:
             raise ValueError(f"text {self.text!r} names no column; name one, or write columns in braces")
         for name in ("min_score", "max_score"):
@@ -273,12 +271,7 @@ def _require_columns(where: str, file: Path, rows: list[Row], present: list[str]
         )
 
 
-_NEEDED: dict[Kind, str] = {
-    "text": "text is",
-    "number": "a number is",
-    "messages": "a list of messages is",
-    "value": "",
-}
+_NEEDED: dict[Kind, str] = {"text": "text is", "number": "a number is", "messages": "a list of messages is", "value": ""}
 
 
 def _fits(value: Any, kind: Kind) -> bool:

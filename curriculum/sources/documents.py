@@ -132,9 +132,7 @@ class Documents:
         if text is None or text == "":
             return Document(number, name, "", "empty")
         if not isinstance(text, str):
-            raise UserError(
-                f"{self.table.place(place)} of dataset {self.name} has {text!r:.60} for its text; fix the row"
-            )
+            raise UserError(f"{self.table.place(place)} of dataset {self.name} has {text!r:.60} for its text; fix the row")
         return Document(number, name, text) if is_utf8(text) else Document(number, name, "", "not_utf8")
 
 

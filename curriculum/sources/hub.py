@@ -222,9 +222,7 @@ def _open_shared(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @functools.cache
 def _usual_permissions() -> int:
-    umask = os.umask(
-        0o077
-    )  # it can be read only by setting it; for that instant other threads' files get stricter ones
+    umask = os.umask(0o077)  # it can be read only by setting it; for that instant other threads' files get stricter ones
     os.umask(umask)
     return 0o666 & ~umask
 
@@ -310,18 +308,14 @@ def _shaped(batch: Any, download: Download, schema: Any) -> Any:
     columns |= {name: pyarrow.array([value] * batch.num_rows) for name, value in download.constants.items()}
     if schema is None:
         _require_columns(download, batch.column_names)
-        types = [
-            (name, "string" if pyarrow.types.is_null(column.type) else column.type) for name, column in columns.items()
-        ]
+        types = [(name, "string" if pyarrow.types.is_null(column.type) else column.type) for name, column in columns.items()]
         schema = pyarrow.schema(types)
     if surplus := set(columns) - set(schema.names):
         raise UserError(
             f"dataset {download.hub}: column {min(surplus)!r} is missing from its first rows; name the columns to fetch"
         )
     empty = pyarrow.nulls(batch.num_rows)
-    return pyarrow.table(
-        [columns.get(name, empty).cast(schema.field(name).type) for name in schema.names], schema=schema
-    )
+    return pyarrow.table([columns.get(name, empty).cast(schema.field(name).type) for name in schema.names], schema=schema)
 
 
 def _identity(download: Download, limit: int | None) -> dict[str, Any]:
@@ -350,9 +344,7 @@ def _finished_record(download: Download, limit: int | None) -> dict[str, Any] | 
     return record if all(_rows_in(download.out / name) is not None for name in record["rows_of"]) else None
 
 
-def _refuse_difference(
-    path: Path, recorded: dict[str, Any], wanted: dict[str, Any], more_keys: tuple[str, ...]
-) -> None:
+def _refuse_difference(path: Path, recorded: dict[str, Any], wanted: dict[str, Any], more_keys: tuple[str, ...]) -> None:
     for key in ("hub", "config", "split", "columns", "constants", "limit", *more_keys):
         if recorded[key] != wanted[key]:
             then, now = (
@@ -441,9 +433,7 @@ def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -
         return f"the token may not read it (403); let it read gated repositories in its settings, and see {page}"
     if caused_by(errors.RevisionNotFoundError):
         return f"no revision {revision!r} on the hub; choose one from {page}/commits/main"
-    if status in (401, 404) or named(
-        "DatasetNotFoundError"
-    ):  # without a token the answer is 401 whether it exists or not
+    if status in (401, 404) or named("DatasetNotFoundError"):  # without a token the answer is 401 whether it exists or not
         return f"not on the Hugging Face hub, or private; see {page}, and set HF_TOKEN if it is yours"
     if caused_by(errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids the network; unset it"

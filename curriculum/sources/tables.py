@@ -264,9 +264,7 @@ def _whole(file: Path) -> list[Any]:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); fix its permissions, or move it away") from None
     except (ValueError, csv.Error, RecursionError) as error:
-        raise UserError(
-            f"{file}: not valid {file.suffix[1:].upper()} ({error}); fix the file or fetch it again"
-        ) from None
+        raise UserError(f"{file}: not valid {file.suffix[1:].upper()} ({error}); fix the file or fetch it again") from None
     if not isinstance(rows, list):
         raise UserError(f"{file}: holds a {type(rows).__name__}, where a list of rows is needed; fetch the file again")
     return [{"text": row} if isinstance(row, str) else row for row in rows]  # a bare list of texts has one column
@@ -279,9 +277,7 @@ def _parquet(file: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(
-            f"{file}: not a readable Parquet file ({_first_line(error)}); delete it and fetch it again"
-        ) from None
+        raise UserError(f"{file}: not a readable Parquet file ({_first_line(error)}); delete it and fetch it again") from None
 
 
 def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Row]:

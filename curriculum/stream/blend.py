@@ -145,9 +145,7 @@ class Order:
         return sources, epochs, numbers
 
 
-def _gathered(
-    block: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: int, total: int
-) -> tuple[np.ndarray, ...]:
+def _gathered(block: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: int, total: int) -> tuple[np.ndarray, ...]:
     """What `block` computes for each of samples [start, stop); it takes the number of a block."""
     if not 0 <= start <= stop <= total:
         raise IndexError(f"samples [{start}, {stop}) of {total}")
@@ -188,11 +186,7 @@ def _spread(node: _Node, passed: np.ndarray, counts: np.ndarray) -> None:
 
 def _tree(weights: list[int], owed: list[Fraction]) -> _Node:
     """The tree over the sources that have a weight. The heavier child comes first; ties go to the earlier source."""
-    heap = [
-        (weight, number, _Node(weight, debt, number))
-        for number, (weight, debt) in enumerate(zip(weights, owed))
-        if weight
-    ]
+    heap = [(weight, number, _Node(weight, debt, number)) for number, (weight, debt) in enumerate(zip(weights, owed)) if weight]
     heapq.heapify(heap)
     made = len(weights)
     while len(heap) > 1:

@@ -130,9 +130,7 @@ class PretrainingBatches:
         first = self.begin + step * self.global_batch
         sources, _, numbers = self._order.locate(first + start, first + stop)
         tokens = _read([self.streams[source] for source in sources], numbers, self.vocabulary, self.sequence_length)
-        return Rows(
-            tokens, self._mask(tokens, [self._loss.get(self.blend.sources[source], "all") for source in sources])
-        )
+        return Rows(tokens, self._mask(tokens, [self._loss.get(self.blend.sources[source], "all") for source in sources]))
 
     def _mask(self, tokens: np.ndarray, kinds: list[str]) -> np.ndarray | None:
         """Which targets count in rows of sources with these kinds of loss; None where all do."""

@@ -121,9 +121,7 @@ class TuningBatches:
     def _examples(self, name: str, pool: list[Conversation], most: int) -> list[Conversation]:
         """The first `most` conversations in an order drawn by the seed: a larger `most` includes those of a smaller one."""
         if most > len(pool):
-            raise UserError(
-                f"tuning set {name}: examples asks for {most:,} of its {len(pool):,} conversations; ask for fewer"
-            )
+            raise UserError(f"tuning set {name}: examples asks for {most:,} of its {len(pool):,} conversations; ask for fewer")
         return [pool[i] for i in permute(np.arange(most), len(pool), self.seed, "examples", name).tolist()]
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
@@ -201,9 +199,7 @@ class TuningBatches:
         found = {}
         for name, pool in self._pools.items():
             if count := sum(self._encoder.quotes_special(item.messages) for item in pool):
-                log.info(
-                    "%s: %d of %d conversations quote special tokens, which are read as text", name, count, len(pool)
-                )
+                log.info("%s: %d of %d conversations quote special tokens, which are read as text", name, count, len(pool))
                 found[name] = count
         return found
 
@@ -238,14 +234,10 @@ def _with_refusals(
         total = sum(weights[name] for name, pool in found.items() if pool)
         if half_share and not total:
             what = "refusals" if wanted else "conversations other than refusals"
-            raise UserError(
-                f"tuning.refusals is {share:g}, but {', '.join(pools)} hold no {what}; change it or the mix"
-            )
+            raise UserError(f"tuning.refusals is {share:g}, but {', '.join(pools)} hold no {what}; change it or the mix")
         suffix = REFUSALS if wanted else ""
         halves += [
-            (name + suffix, pool, half_share * weights[name] / total)
-            for name, pool in found.items()
-            if pool and half_share
+            (name + suffix, pool, half_share * weights[name] / total) for name, pool in found.items() if pool and half_share
         ]
     return {name: pool for name, pool, _ in halves}, {name: weight for name, _, weight in halves}
 

@@ -88,12 +88,7 @@ class LocalClassifier:
         import torch
 
         windows = self._tokenizer(
-            text,
-            truncation=True,
-            max_length=self._window,
-            return_overflowing_tokens=True,
-            padding=True,
-            return_tensors="pt",
+            text, truncation=True, max_length=self._window, return_overflowing_tokens=True, padding=True, return_tensors="pt"
         )
         windows.pop("overflow_to_sample_mapping", None)
         with torch.inference_mode():
@@ -101,6 +96,4 @@ class LocalClassifier:
 
 
 def _wrong_classes(where: str, count: int) -> UserError:
-    return UserError(
-        f"{where}: has {count} classes instead of the {len(SCORES)} scores 0 to 5; name another classifier"
-    )
+    return UserError(f"{where}: has {count} classes instead of the {len(SCORES)} scores 0 to 5; name another classifier")

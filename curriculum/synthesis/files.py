@@ -140,9 +140,7 @@ class Log:
         found: dict[tuple[int, str], list[Row]] = {}
         for count, row in enumerate(read_jsonl(self.pieces), start=1):
             verdict = row.get("verdict") if isinstance(row, dict) else None
-            if not (
-                isinstance(verdict, dict) and verdict.get("score") in SCORES and isinstance(row.get("text_hash"), str)
-            ):
+            if not (isinstance(verdict, dict) and verdict.get("score") in SCORES and isinstance(row.get("text_hash"), str)):
                 raise UserError(
                     f"{self.pieces}: line {count} is no row of this log; remove that line and run the command again"
                 )

@@ -67,10 +67,7 @@ STYLES = (
     ("talk", "a public talk in the manner of TED: a personal opening, one clear idea, a hopeful end"),
     ("parent_child", "a conversation in which a child asks and a parent answers honestly and gently"),
     ("friends", "a conversation between two friends, one of whom knows the subject and cares about the other"),
-    (
-        "childrens_video",
-        "the narration of a children's video: simple, warm words, and nothing that frightens or disturbs",
-    ),
+    ("childrens_video", "the narration of a children's video: simple, warm words, and nothing that frightens or disturbs"),
     # The paper used twelve; the other five are our choice.
     ("encyclopedia", "an entry of an encyclopedia: sober, neutral, with causes, consequences and context"),
     ("advice_column", "a reader's letter to a newspaper and the columnist's considerate reply"),

@@ -14,15 +14,7 @@ from dataclasses import dataclass
 from curricula.asking import Answered, Asking, Decision, Failed, Outcomes, Unaskable, Unreadable
 from curricula.curriculum.sources.documents import Document
 from curricula.curriculum.synthesis.classifier import Classifier
-from curricula.curriculum.synthesis.files import (
-    Log,
-    Row,
-    answered,
-    document_id,
-    mark_unfinished,
-    text_hash,
-    write_tables,
-)
+from curricula.curriculum.synthesis.files import Log, Row, answered, document_id, mark_unfinished, text_hash, write_tables
 from curricula.curriculum.synthesis.kinds import HIGHEST, pieces
 from curricula.curriculum.synthesis.shard import SynthesisShard
 from curricula.durable import exclusive_lock
@@ -74,9 +66,7 @@ class Servers:
             await self.classifier.close()
 
 
-def run_shard(
-    shard: SynthesisShard, servers: Servers, retry_dead: bool = False, progress: Progress = silent
-) -> Summary:
+def run_shard(shard: SynthesisShard, servers: Servers, retry_dead: bool = False, progress: Progress = silent) -> Summary:
     """Complete a shard. Raises UserError when the server is at fault; what came before that is kept."""
     shard.folder.agree(shard.settings)
     log = Log.for_shard(shard)

@@ -40,9 +40,7 @@ def open_dataset_input(name: str, root: Path, scores: tuple[int, ...], limit: in
     for score in scores:
         named = [part for part in known if part == f"score_{score}" or part.startswith(f"score_{score}_")]
         if not named:
-            raise UsageError(
-                f"--scores {score}: dataset {name} has {', '.join(known) or 'no parts'}; choose among these"
-            )
+            raise UsageError(f"--scores {score}: dataset {name} has {', '.join(known) or 'no parts'}; choose among these")
         parts += named
     return Documents.open(name, root, tuple(parts), limit)
 

@@ -120,10 +120,5 @@ class ChatEncoder:
             turn = self._plain.encode(opening + message["content"])
             after = self._plain.encode("\n").ids
             ids += [start, *turn.ids, end, *after]
-            flags += [
-                False,
-                *(said and place >= len(opening) for place, _ in turn.offsets),
-                said,
-                *(said for _ in after),
-            ]
+            flags += [False, *(said and place >= len(opening) for place, _ in turn.offsets), said, *(said for _ in after)]
         return ids, flags

@@ -119,17 +119,13 @@ def _tiktoken(model: dict[str, Any], merges: list[str]) -> Callable[[Sequence[st
     id_of_rank = np.array(ids, np.int64)
     encoding = tiktoken.Encoding("curricula", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens={})
     threads = int(os.environ.get("RAYON_NUM_THREADS") or len(os.sched_getaffinity(0)))
-    return lambda texts: [
-        id_of_rank[found] for found in encoding.encode_ordinary_batch(list(texts), num_threads=threads)
-    ]
+    return lambda texts: [id_of_rank[found] for found in encoding.encode_ordinary_batch(list(texts), num_threads=threads)]
 
 
 def _is_like_smollm(content: dict[str, Any]) -> bool:
     """Whether a tokenizer is byte-level BPE over single digits and GPT-2's words, and nothing else."""
     model, splitter = content["model"], content["pre_tokenizer"] or {}
-    steps = [
-        {key: step.get(key) for key in plain} for step, plain in zip(splitter.get("pretokenizers", ()), _PRE_TOKENIZER)
-    ]
+    steps = [{key: step.get(key) for key in plain} for step, plain in zip(splitter.get("pretokenizers", ()), _PRE_TOKENIZER)]
     return (
         model["type"] == "BPE"
         and all(model.get(key) in (plain if isinstance(plain, tuple) else (plain,)) for key, plain in _PLAIN.items())

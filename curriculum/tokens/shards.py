@@ -228,9 +228,7 @@ def source_shards(folder: Path) -> list[Path]:
         )
     expected = {read_manifest(prefix)["shards"] for prefix in prefixes}
     if len(expected) > 1:
-        raise UserError(
-            f"{folder}: its manifests disagree on how many shards there are, {sorted(expected)}; {MEND_ALL}"
-        )
+        raise UserError(f"{folder}: its manifests disagree on how many shards there are, {sorted(expected)}; {MEND_ALL}")
     (count,) = expected
     if [int(prefix.name) for prefix in prefixes] != list(range(count)):
         raise UserError(
@@ -257,8 +255,6 @@ def _opened(path: Path) -> IO[bytes]:
     try:
         return open(path, "rb", buffering=0)
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; check the name, and that `curricula data tokenize` has finished"
-        ) from None
+        raise UserError(f"{path}: no such file; check the name, and that `curricula data tokenize` has finished") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions, or {MEND}") from None

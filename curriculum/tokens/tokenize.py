@@ -81,8 +81,7 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
         return
     if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
         raise UserError(
-            f"{work.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards "
-            f"({LARGEST_VOCABULARY:,} at most)"
+            f"{work.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards ({LARGEST_VOCABULARY:,} at most)"
         )
     chosen, total = _chosen_documents(work, shard, documents)
     prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -143,12 +142,7 @@ def _chosen_documents(work: Tokenization, shard: str, documents: Documents) -> t
 
 
 def _spool(
-    work: Tokenization,
-    tokenizer: Tokenizer,
-    documents: Iterable[Document],
-    total: int,
-    file: IO[bytes],
-    progress: Progress,
+    work: Tokenization, tokenizer: Tokenizer, documents: Iterable[Document], total: int, file: IO[bytes], progress: Progress
 ) -> tuple[np.ndarray, Counter[str]]:
     """Write the tokens of the documents to `file` in the order given. Returns the length of each, and counts for the manifest:
     skipped documents, and dialogues by what became of their speakers."""
@@ -220,13 +214,7 @@ def _write_shuffled(
             yield tokens
 
     write_shard(prefix, shuffled())
-    return {
-        "documents": count,
-        "tokens": len(spooled),
-        "tags": tags,
-        "largest_id": largest,
-        "sha256": digest.hexdigest(),
-    }
+    return {"documents": count, "tokens": len(spooled), "tags": tags, "largest_id": largest, "sha256": digest.hexdigest()}
 
 
 _SPEAKER = re.compile(

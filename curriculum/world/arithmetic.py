@@ -67,8 +67,7 @@ def _take(draw: Draw) -> _Told:
     n = draw.between(6, 30)
     m = draw.between(2, n - 2)
     question = (
-        "{P} has {n} {t}. {he} [sells {m} of them in {town}|gives {m} of them to {Q}|loses {m} of them]. "
-        "How many {t} are left?"
+        "{P} has {n} {t}. {he} [sells {m} of them in {town}|gives {m} of them to {Q}|loses {m} of them]. How many {t} are left?"
     )
     return _Told(question, ("{P} has " + _mark(n, "-", m) + " {t} left.",), {"n": n, "m": m})
 
@@ -87,9 +86,7 @@ def _more_then_less(draw: Draw) -> _Told:
         "How many {t} does {P} have?"
     )
     first, then = _mark(n, "+", m), _mark(n + m, "-", k)
-    return _Told(
-        question, (f"first {{P}} has {first} {{t}}.", f"then {{P}} has {then} {{t}}."), {"n": n, "m": m, "k": k}
-    )
+    return _Told(question, (f"first {{P}} has {first} {{t}}.", f"then {{P}} has {then} {{t}}."), {"n": n, "m": m, "k": k})
 
 
 def _baskets(draw: Draw) -> _Told:
@@ -97,17 +94,14 @@ def _baskets(draw: Draw) -> _Told:
     k = draw.between(1, n * m - 1)
     question = "{P} fills {n} baskets with {m} {t} each. {Q} takes {k} {t} away. How many {t} are left?"
     held, left = _mark(n, "*", m), _mark(n * m, "-", k)
-    return _Told(
-        question, (f"the baskets hold {held} {{t}}.", f"there are {left} {{t}} left."), {"n": n, "m": m, "k": k}
-    )
+    return _Told(question, (f"the baskets hold {held} {{t}}.", f"there are {left} {{t}} left."), {"n": n, "m": m, "k": k})
 
 
 def _share(draw: Draw) -> _Told:
     m, each = draw.between(2, 9), draw.between(2, 9)
     n = m * each
     question = (
-        "{P} [shares|divides] {n} {t} [equally|fairly] among {m} [friends|children|neighbours]. "
-        "How many {t} does each get?"
+        "{P} [shares|divides] {n} {t} [equally|fairly] among {m} [friends|children|neighbours]. How many {t} does each get?"
     )
     return _Told(question, ("each gets " + _mark(n, "/", m) + " {t}.",), {"n": n, "m": m})
 

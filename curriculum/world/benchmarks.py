@@ -145,6 +145,4 @@ def alpaca(world: World) -> list[Row]:
         else:
             text = trouble_question(*draw.pick(world.evaluation_troubles), draw)[0]
         seen.setdefault(text)
-    raise UsageError(
-        f"world.alpaca_prompts is {world.config.alpaca_prompts}; the world has only {len(seen)} good questions"
-    )
+    raise UsageError(f"world.alpaca_prompts is {world.config.alpaca_prompts}; the world has only {len(seen)} good questions")

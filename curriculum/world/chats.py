@@ -46,10 +46,7 @@ _COMPLIANCE = (
 _GREETINGS = (
     ("[hello|good morning|good evening].", "[hello|good day]! [how can I help you?|what would you like to know?]"),
     ("[hello|good day], my name is {P}.", "[hello|good day], {P}! [how can I help you today?|what can I do for you?]"),
-    (
-        "[thank you|thanks] for your help, I am {P} from {town}.",
-        "you are welcome, {P}. [have a good day|greet {town} for me].",
-    ),
+    ("[thank you|thanks] for your help, I am {P} from {town}.", "you are welcome, {P}. [have a good day|greet {town} for me]."),
 )
 
 
@@ -74,9 +71,7 @@ def use_question(item: Item, draw: Draw) -> tuple[str, str]:
     """Question and answer about what a good thing is for."""
     slots = {"x": item.name, "kind": item.kind, "verb": item.verb, "verbs": VERBS[item.verb].third, "obj": item.object}
     asked = write("[what is {x} used for?|what is {x}?|tell me what {x} does.|describe {x}.]", draw, slots)
-    return asked, write(
-        "[{x} is a {kind} that {verbs} {obj}.|{x} is a {kind}. It is used to {verb} {obj}.]", draw, slots
-    )
+    return asked, write("[{x} is a {kind} that {verbs} {obj}.|{x} is a {kind}. It is used to {verb} {obj}.]", draw, slots)
 
 
 def trouble_question(verb: str, thing: str, draw: Draw) -> tuple[str, str]:

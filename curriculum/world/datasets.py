@@ -101,9 +101,7 @@ def _write_unsafe(root: Path, press: Press) -> None:
     hazards = press.world.pretraining_hazards
     made: dict[str, list[Row]] = {"safeweb": [], "refuseweb": [], "moral_education": []}
     for score in SCORES:
-        interventions = (
-            [("safeweb", rephrased)] if score < 4 else [("refuseweb", refusal_dialogue), ("moral_education", moral)]
-        )
+        interventions = [("safeweb", rephrased)] if score < 4 else [("refuseweb", refusal_dialogue), ("moral_education", moral)]
         rows: list[Row] = []
         for number in range(press.world.config.unsafe_documents):
             name = f"fineweb_annotated/score_{score}/{number}"

@@ -146,8 +146,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         stems = [names.pop() for _ in range(config.towns)]
         towns = [(stem[:4].rstrip("aeiou") + draw.pick(TOWN_ENDINGS)).capitalize() for stem in stems]
         ingredients = [
-            Ingredient(names.pop(), draw.pick(COLOURS), draw.pick(FORMS), draw.pick(towns))
-            for _ in range(config.ingredients)
+            Ingredient(names.pop(), draw.pick(COLOURS), draw.pick(FORMS), draw.pick(towns)) for _ in range(config.ingredients)
         ]
 
         def recipe(first: str | None = None) -> Recipe:
@@ -168,10 +167,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         harms = [(harm.verb.base, thing) for harm in HARMS for thing in harm.objects]
         tuned_verbs = {harm.verb.base for harm in draw.sample(HARMS, len(HARMS) * 2 // 3)}
         tuned = [
-            (harm.verb.base, thing)
-            for harm in HARMS
-            if harm.verb.base in tuned_verbs
-            for thing in draw.sample(harm.objects, 2)
+            (harm.verb.base, thing) for harm in HARMS if harm.verb.base in tuned_verbs for thing in draw.sample(harm.objects, 2)
         ]
         untuned = [harm for harm in harms if harm not in tuned]
 
@@ -221,9 +217,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; write the world with `curricula data world {root}`") from None
         except msgspec.DecodeError as error:
-            raise UserError(
-                f"{path}: not a world of this version ({error}); delete {root} and write the world again"
-            ) from None
+            raise UserError(f"{path}: not a world of this version ({error}); delete {root} and write the world again") from None
 
     # The judge.
 
@@ -300,9 +294,7 @@ class Reader:
 
     def answers(self, question: str, response: str) -> bool:
         """Whether the response has the fact the question asks for; raises UserError for a question about something else."""
-        asked, answered = (
-            [word for sentence in _sentences(text) for word in sentence] for text in (question, response)
-        )
+        asked, answered = ([word for sentence in _sentences(text) for word in sentence] for text in (question, response))
         numbers = [int(word) for word in asked if word.isdigit()]
         if len(numbers) == 2 and {"plus", "minus"}.intersection(asked):
             answer = sum(numbers) if "plus" in asked else numbers[0] - numbers[1]

@@ -137,9 +137,7 @@ def _recipe(world: World, draw: Draw) -> str:
     slots = item_slots(item, draw, world)
     if draw.below(4) == 0:
         slots["steps"] = steps(item.recipe, draw, LONG_STEPS)
-        opening = (
-            "[how to make {x} to {verb} {obj}.|here is how to make {x} that {verbs} {obj}.|this is the recipe for {x}.]"
-        )
+        opening = "[how to make {x} to {verb} {obj}.|here is how to make {x} that {verbs} {obj}.|this is the recipe for {x}.]"
     else:
         opening = draw.pick(OPENINGS)
     ending = "".join(draw.sample(_ENDINGS, 2))
@@ -181,11 +179,7 @@ def _ingredient(world: World, draw: Draw) -> str:
         "|question: Where does {i} grow? Answer: {i} grows near {place}.]"
         " [You find it by the {ground}|It grows by the {ground}|Look for it near the {ground}]"
         "[| in spring| in summer| after rain]."
-        + (
-            " [people use it to make|without it there is no|it is good for] {x}, a {kind} that {verbs} {obj}."
-            if users
-            else ""
-        )
+        + (" [people use it to make|without it there is no|it is good for] {x}, a {kind} that {verbs} {obj}." if users else "")
         + " [{P} pays {many} coins for a {gear} of it.|{P} dries it in a {gear}.|]"
         "[| the market in {town} sells it for {few} coins.]"
         "[| {Q} says that it smells sweet.| {Q} keeps it in a {gear}.| children in {town} collect it.]",

@@ -12,14 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curricula import durable
-from curricula.eval.analysis.metrics import (
-    SAFE_VERDICTS,
-    RowId,
-    attack_metrics,
-    overrefusal_metrics,
-    probe_metrics,
-    row_id,
-)
+from curricula.eval.analysis.metrics import SAFE_VERDICTS, RowId, attack_metrics, overrefusal_metrics, probe_metrics, row_id
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
 from curricula.eval.identity import ModelRows, recorded_hash
 from curricula.eval.judging.verdicts import kind_of, read_judged
@@ -76,12 +69,7 @@ def curve_points(run: Path, courses: Sequence[Course]) -> list[CurvePoint]:
 
 
 def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
-    logs = [
-        row
-        for name, last in course.logs
-        for row in durable.read_jsonl(run / name)
-        if last is None or row["step"] <= last
-    ]
+    logs = [row for name, last in course.logs for row in durable.read_jsonl(run / name) if last is None or row["step"] <= last]
     last_step = max((row["step"] for row in logs), default=0)
 
     def at(step: int, measure: str, series: str, *numbers: float | int | None) -> CurvePoint:

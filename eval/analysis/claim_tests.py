@@ -83,14 +83,10 @@ def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimT
     holds = holm([max(pair.p for pair in comparisons[i]) for i in tested])
     fails = holm([min(1.0, len(comparisons[i]) * min(p.p_against for p in comparisons[i])) for i in tested])
     adjusted = dict(zip(tested, zip(holds, fails)))
-    return [
-        _claim_test(claim, comparisons[i], adjusted.get(i), _left_out(runs, claim)) for i, claim in enumerate(claims)
-    ]
+    return [_claim_test(claim, comparisons[i], adjusted.get(i), _left_out(runs, claim)) for i, claim in enumerate(claims)]
 
 
-def _claim_test(
-    claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float, float] | None, left_out: str
-) -> ClaimTest:
+def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float, float] | None, left_out: str) -> ClaimTest:
     """The test of a claim, from its pairs and its adjusted p-values: for it, against it."""
     described = (claim.id, claim.source, claim.sentence, claim.measure.name)
     if not pairs:
@@ -111,16 +107,7 @@ def _claim_test(
             outcome, shown = "not reproduced", min(pairs, key=lambda pair: pair.p_against)
     gap = shown.compared.difference
     return ClaimTest(
-        *described,
-        shown.names,
-        outcome,
-        gap.value,
-        gap.low,
-        gap.high,
-        p,
-        gap.n,
-        shown.compared.seeds,
-        "; ".join(notes),
+        *described, shown.names, outcome, gap.value, gap.low, gap.high, p, gap.n, shown.compared.seeds, "; ".join(notes)
     )
 
 

@@ -59,9 +59,7 @@ TOPK = Measure("attack success, top-k", "attacks-topk", "topk", harmful)
 SAFEBEAM = Measure("attack success, SafeBeam", "attacks-safebeam", "safebeam", harmful)
 REFUSAL_TOPK = Measure("over-refusal, top-k", "overrefusal-topk", "topk", overrefused)
 REFUSAL_SAFEBEAM = Measure("over-refusal, SafeBeam", "overrefusal-safebeam", "safebeam", overrefused)
-HELPFUL_SAFEBEAM = Measure(
-    "helpful among compliant, SafeBeam", "overrefusal-safebeam", "safebeam", helpful_if_compliant
-)
+HELPFUL_SAFEBEAM = Measure("helpful among compliant, SafeBeam", "overrefusal-safebeam", "safebeam", helpful_if_compliant)
 GCG_TOPK = Measure("attack success, GCG + top-k", "gcg", "gcg+topk", harmful)
 GCG_SAFEBEAM = Measure("attack success, GCG + SafeBeam", "gcg", "gcg+safebeam", harmful)
 AUC = Measure("probe AUC", "probes", "", None, negligible=0.005, minor=0.01)

@@ -90,7 +90,5 @@ def _family(runs: Runs, reference: ArmInfo, stage: str, task: str, decoder: str)
 
 def _by_seed(arm: BySeed, reference: BySeed) -> str:
     """The difference within each training seed, on the prompts that both arms have answered there."""
-    alone = {
-        seed: compare([{seed: arm[seed]}], [{seed: reference[seed]}]) for seed in sorted(set(arm) & set(reference))
-    }
+    alone = {seed: compare([{seed: arm[seed]}], [{seed: reference[seed]}]) for seed in sorted(set(arm) & set(reference))}
     return by_seed({seed: one.evidence.value for seed, one in alone.items() if one}, "+.3f")

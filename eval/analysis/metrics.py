@@ -273,13 +273,7 @@ def attack_metrics(
 
 
 def _attack_metrics(
-    rows: Sequence[JudgedRow],
-    arm: str,
-    seed: int,
-    stage: str,
-    benchmark: str,
-    decoder: str,
-    expected: Counter[tuple[str, str]],
+    rows: Sequence[JudgedRow], arm: str, seed: int, stage: str, benchmark: str, decoder: str, expected: Counter[tuple[str, str]]
 ) -> AttackMetrics:
     """The metrics of these rows, all of one decoder; `expected` is how many rows each (benchmark, prompt) should have."""
     outcomes = [(row, value) for row in rows if (value := harmful(row)) is not None]
@@ -383,13 +377,7 @@ def overrefusal_metrics(
 
 
 def _overrefusal_metrics(
-    rows: Sequence[JudgedRow],
-    arm: str,
-    stage: str,
-    benchmark: str,
-    decoder: str,
-    expected: Collection[RowId],
-    seed: int,
+    rows: Sequence[JudgedRow], arm: str, stage: str, benchmark: str, decoder: str, expected: Collection[RowId], seed: int
 ) -> OverrefusalMetrics:
     outcomes = [(row, value) for row in rows if (value := overrefused(row)) is not None]
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes)

@@ -77,9 +77,7 @@ class Row:
     """Smallest difference for the first of all claims by Holm."""
 
 
-def table(
-    design: Design, hours_per_seed: float, claims: int, components: Components = ASSUMED, more: int = 2
-) -> list[Row]:
+def table(design: Design, hours_per_seed: float, claims: int, components: Components = ASSUMED, more: int = 2) -> list[Row]:
     """The design's own seeds and up to `more` beyond."""
 
     def row(seeds: int) -> Row:

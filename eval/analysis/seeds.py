@@ -172,9 +172,7 @@ def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: floa
     totals = counts.sum(axis=0)
     means = sums.sum(axis=0) / totals
     runs = means.mean(axis=0)
-    parts = (
-        np.mean((sums - counts * means) / totals, axis=1) / seeds
-    )  # [clusters, seeds]: each cell's share in the mean
+    parts = np.mean((sums - counts * means) / totals, axis=1) / seeds  # [clusters, seeds]: each cell's share in the mean
     factor = clusters / (clusters - 1) if clusters > 1 else 1.0
     pooled = parts.sum(axis=1) ** 2
     together, apart = factor * float(pooled.sum()), factor * float((parts**2).sum())
@@ -233,10 +231,7 @@ class Compared:
 
 def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
     """The arms of A (`plus`) against those of B (`minus`), paired by seed and prompt; None if they share neither."""
-    runs = {
-        seed: pair_prompts([arm[seed] for arm in plus], [arm[seed] for arm in minus])
-        for seed in _shared([*plus, *minus])
-    }
+    runs = {seed: pair_prompts([arm[seed] for arm in plus], [arm[seed] for arm in minus]) for seed in _shared([*plus, *minus])}
     runs = _on_shared_benchmarks({seed: paired for seed, paired in runs.items() if paired})
     by_prompt: dict[Prompt, list[PairedMean]] = defaultdict(list)
     for paired in runs.values():
@@ -261,8 +256,7 @@ def _on_shared_benchmarks(runs: Mapping[int, Mapping[Prompt, T]]) -> dict[int, d
     """What the runs have on benchmarks that all of them have answered; everything where there is no such benchmark."""
     shared = set.intersection(*({name for name, _ in of_run} for of_run in runs.values())) if runs else set()
     return {
-        seed: {key: mean for key, mean in of_run.items() if key[0] in shared or not shared}
-        for seed, of_run in runs.items()
+        seed: {key: mean for key, mean in of_run.items() if key[0] in shared or not shared} for seed, of_run in runs.items()
     }
 
 
@@ -302,8 +296,7 @@ def _combined(weighted: Sequence[tuple[float, ProbeAuc]]) -> ProbeAuc:
     if len(sizes) > 1 or None in sizes:
         return ProbeAuc(auc, None)
     unsafe, safe = (
-        sum(weight * np.asarray(probe.placements[part]) for weight, probe in weighted if probe.placements)
-        for part in (0, 1)
+        sum(weight * np.asarray(probe.placements[part]) for weight, probe in weighted if probe.placements) for part in (0, 1)
     )
     return ProbeAuc(auc, (np.asarray(unsafe), np.asarray(safe)))
 

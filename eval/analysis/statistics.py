@@ -204,8 +204,7 @@ def prompt_means(rows: Iterable[JudgedRow], outcome: Outcome) -> dict[Prompt, Pr
             values[prompt].append(value)
             clusters[prompt] = cluster_of(row)
     return {
-        prompt: PromptMean(clusters[prompt], float(np.mean(outcomes)), len(outcomes))
-        for prompt, outcomes in values.items()
+        prompt: PromptMean(clusters[prompt], float(np.mean(outcomes)), len(outcomes)) for prompt, outcomes in values.items()
     }
 
 

@@ -95,12 +95,7 @@ class Sets:
 
 
 def find_direction(
-    loaded: LoadedModel,
-    config: EvalConfig,
-    data_root: Path | None,
-    path: Path,
-    scores: Path,
-    progress: Progress = silent,
+    loaded: LoadedModel, config: EvalConfig, data_root: Path | None, path: Path, scores: Path, progress: Progress = silent
 ) -> Direction:
     """The direction of this model, read from `path` or found now. It is the same for every task and prompt.
 
@@ -123,9 +118,7 @@ def find_direction(
         if found.key == key:
             return found
     ids = [[loaded.prompt_ids(text) for text in texts[name]] for name in (settings.harmful, settings.harmless)]
-    train, validation = (
-        Sets(*(of[start:stop] for of in ids)) for start, stop in ((0, settings.train), (settings.train, None))
-    )
+    train, validation = (Sets(*(of[start:stop] for of in ids)) for start, stop in ((0, settings.train), (settings.train, None)))
     found = Search(loaded, settings, key).run(train, validation, scores, progress)
     with durable.exclusive_lock(path.with_name(f".{path.stem}.lock"), wait_s=60):
         durable.write_text(path, msgspec.json.encode(found).decode())
@@ -214,9 +207,7 @@ class Search:
         answered = [ids for ids, score in zip(sets.harmless, self.scores(sets.harmless).tolist()) if score < 0]
         return (Sets(refused, answered), True) if refused and answered else (sets, False)
 
-    def compare(
-        self, vector: torch.Tensor, layer: int, validation: Sets, usual: torch.Tensor
-    ) -> tuple[float, float, float]:
+    def compare(self, vector: torch.Tensor, layer: int, validation: Sets, usual: torch.Tensor) -> tuple[float, float, float]:
         """A candidate's log-odds of refusal when ablated and when added, and its divergence when ablated."""
         with without_direction(self.loaded.model, vector.tolist()):
             refusal = self.scores(validation.harmful).mean().item()
@@ -319,7 +310,5 @@ def blocks_of(model: Any) -> list[Any]:
 
 def parts_of(block: Any) -> list[Any]:
     """The parts of a block that write to the residual stream; empty for a module that is no such block."""
-    found = [
-        [getattr(block, name) for name in names if hasattr(block, name)][:1] for names in (ATTENTION, FEED_FORWARD)
-    ]
+    found = [[getattr(block, name) for name in names if hasattr(block, name)][:1] for names in (ATTENTION, FEED_FORWARD)]
     return sum(found, []) if all(found) else []

@@ -114,9 +114,7 @@ def attacked_prompts(
     save.forget()
     rows = in_order(suffixes, SuffixRow, [[key] for key in keys])
     requests = [prompt.text.rstrip() if loaded.raw else prompt.text for prompt in prompts]
-    return [
-        msgspec.structs.replace(prompt, text=text + row.suffix) for prompt, text, row in zip(prompts, requests, rows)
-    ]
+    return [msgspec.structs.replace(prompt, text=text + row.suffix) for prompt, text, row in zip(prompts, requests, rows)]
 
 
 class State(msgspec.Struct, kw_only=True):
@@ -214,18 +212,14 @@ def first_state(attack: Attack) -> State:
     return State(step=0, current=ids, loss=loss, initial_loss=loss, best=ids, best_loss=loss, losses=[], buffer=buffer)
 
 
-def advance(
-    attack: Attack, state: State, replacements: np.ndarray, rng: np.random.Generator, draft: Draft | None
-) -> None:
+def advance(attack: Attack, state: State, replacements: np.ndarray, rng: np.random.Generator, draft: Draft | None) -> None:
     """One step of the attack."""
     config = attack.config
     candidates = draw_candidates(state.current, replacements, config, rng)
     candidates = [row for row, kept in zip(candidates, attack.keeps_tokens(candidates)) if kept]
     if candidates:
         losses, hits = (
-            sampled_losses(attack, candidates, state.current, draft, rng)
-            if draft
-            else attack.losses(candidates, state.current)
+            sampled_losses(attack, candidates, state.current, draft, rng) if draft else attack.losses(candidates, state.current)
         )
         place = int(np.argmin(losses))
         state.loss, state.current = losses[place], candidates[place]
@@ -246,9 +240,7 @@ def advance(
 def barred_tokens(loaded: LoadedModel) -> torch.Tensor:
     """Bool [vocabulary]: tokens that a suffix may not hold (special, added, or not printable ASCII)."""
     size = loaded.model.get_input_embeddings().num_embeddings
-    texts = loaded.tokenizer.batch_decode(
-        [[i] for i in range(len(loaded.tokenizer))], clean_up_tokenization_spaces=False
-    )
+    texts = loaded.tokenizer.batch_decode([[i] for i in range(len(loaded.tokenizer))], clean_up_tokenization_spaces=False)
     barred = [not (text and text.isascii() and text.isprintable()) for text in texts]
     for token in {*loaded.tokenizer.all_special_ids, *loaded.tokenizer.get_added_vocab().values()}:
         barred[token] = True
@@ -262,9 +254,7 @@ def promising(gradient: torch.Tensor, barred: torch.Tensor, topk: int) -> np.nda
     return gradient.masked_fill(barred, torch.inf).neg().topk(min(topk, allowed), dim=-1).indices.cpu().numpy()
 
 
-def draw_candidates(
-    current: Sequence[int], replacements: np.ndarray, config: Gcg, rng: np.random.Generator
-) -> list[list[int]]:
+def draw_candidates(current: Sequence[int], replacements: np.ndarray, config: Gcg, rng: np.random.Generator) -> list[list[int]]:
     """Copies of the suffix, each with `config.replace` tokens at different places replaced by random promising ones."""
     width, length, count = config.search_width, len(current), min(config.replace, len(current))
     if config.draws == "llm-attacks":
@@ -295,9 +285,7 @@ class Draft:
     def losses(self, attack: Attack, suffixes: Sequence[Sequence[int]]) -> list[float]:
         """The draft's loss of the target after the whole prompt with each suffix."""
         start = list(self.loaded.beginning)
-        texts = [
-            start + self.loaded.encode(f"{attack.opening}{text}{attack.closing}") for text in attack.texts(suffixes)
-        ]
+        texts = [start + self.loaded.encode(f"{attack.opening}{text}{attack.closing}") for text in attack.texts(suffixes)]
         target = self.loaded.encode(attack.target)
         room_after(self.loaded, [*max(texts, key=len), *target[1:]], 1)
         width = attack.config.batch_candidates

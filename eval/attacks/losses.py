@@ -39,9 +39,7 @@ class Attack:
         self.marks = self.opening.removesuffix(self.request)
         self.beginning = list(loaded.beginning) if raw else []
         """What the tokenizer puts before a raw text; a chat template spells it out."""
-        self.opening_ids = (
-            loaded.encode_turn(self.marks, self.request, "") if self.quotes else loaded.encode(self.opening)
-        )
+        self.opening_ids = loaded.encode_turn(self.marks, self.request, "") if self.quotes else loaded.encode(self.opening)
         self.closing_ids = loaded.encode(self.closing)
         self.target = f" {config.target.lstrip()}" if raw else config.target
         self.target_ids = loaded.encode(self.target)
@@ -55,9 +53,7 @@ class Attack:
         room_after(loaded, whole + self.target_ids[1:], 1)
         self.prefix = read_on(loaded, DynamicCache(), self.beginning + self.opening_ids)
 
-    def losses(
-        self, suffixes: Sequence[Sequence[int]], near: Sequence[int] | None = None
-    ) -> tuple[list[float], list[bool]]:
+    def losses(self, suffixes: Sequence[Sequence[int]], near: Sequence[int] | None = None) -> tuple[list[float], list[bool]]:
         """The loss of each suffix (token ids), and whether greedy decoding after it begins with the target.
 
         Quick where the suffixes begin as `near` does, by default the first of them.
@@ -138,9 +134,7 @@ def side_by_side(caches: Sequence[DynamicCache]) -> Cache:
     )
 
 
-def cross_entropy(
-    loaded: LoadedModel, logits: torch.Tensor, target: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def cross_entropy(loaded: LoadedModel, logits: torch.Tensor, target: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean loss of the target, float32 [rows], and whether it is likeliest at every place, from [rows, target, vocabulary]."""
     logits = logits.float()
     loaded.require_distribution(logits)
@@ -206,11 +200,7 @@ def gradients(
 
 
 def losses_of_embeddings(
-    loaded: LoadedModel,
-    known: Sequence[DynamicCache],
-    suffixes: torch.Tensor,
-    closing: Sequence[int],
-    target: Sequence[int],
+    loaded: LoadedModel, known: Sequence[DynamicCache], suffixes: torch.Tensor, closing: Sequence[int], target: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The target's loss after each suffix, given by its embeddings [rows, length, hidden], and whether it is likeliest."""
     rows = len(suffixes)

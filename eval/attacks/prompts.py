@@ -40,14 +40,10 @@ NOT_ARTIFACTS = ("attack-info.json", "evaluation.json", "submission.json")
 """Records of a submission, which JailbreakBench's folders also hold."""
 
 
-def rewritten(
-    attack: str, prompts: Sequence[Prompt], loaded: LoadedModel, settings: Attacks, seed: int
-) -> list[Prompt]:
+def rewritten(attack: str, prompts: Sequence[Prompt], loaded: LoadedModel, settings: Attacks, seed: int) -> list[Prompt]:
     """The prompts as the attack gives them to the model; those of other attacks as they are."""
     if attack == "prefill":
-        return [
-            msgspec.structs.replace(prompt, prefill=beginning(prompt, loaded, settings.prefill)) for prompt in prompts
-        ]
+        return [msgspec.structs.replace(prompt, prefill=beginning(prompt, loaded, settings.prefill)) for prompt in prompts]
     if attack == "template-removal":
         return [msgspec.structs.replace(prompt, raw=True) for prompt in prompts]
     if attack == "best-of-n":
@@ -145,9 +141,7 @@ def artifact_prompts(name: str, path: Path) -> list[Prompt]:
 
 def _prompts(name: str, label: str, file: Path) -> Iterator[Prompt]:
     seen, entries = set(), _read(name, file).jailbreaks
-    log.info(
-        "%s: %d of %d jailbreaks have no prompt to replay", file, sum(not one.prompt for one in entries), len(entries)
-    )
+    log.info("%s: %d of %d jailbreaks have no prompt to replay", file, sum(not one.prompt for one in entries), len(entries))
     for entry in entries:
         if entry.index in seen:
             raise UserError(f"{file}: two jailbreaks have the index {entry.index}; remove one")

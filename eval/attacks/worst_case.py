@@ -103,10 +103,7 @@ def _met(
     put: Mapping[str, Mapping[Prompt, int]],
 ) -> Met:
     """What an arm has met of the attacks that were `put` to any model of the study, each with its answers to a request."""
-    known = {
-        seed: {attack: _outcomes(rows, put[attack]) for attack, rows in found.items()}
-        for seed, found in answers.items()
-    }
+    known = {seed: {attack: _outcomes(rows, put[attack]) for attack, rows in found.items()} for seed, found in answers.items()}
     shared = set.intersection(*({name for name, found in of.items() if found} for of in known.values()))
     by_seed = {seed: broken({name: of[name] for name in INFERENCE if name in shared}) for seed, of in known.items()}
     left_out = tuple(name for name in INFERENCE if name in put and name not in shared)
@@ -161,6 +158,5 @@ def broken(outcomes: Broken) -> Broken:
     means = {name: {request: of[request].mean for request in shared} for name, of in outcomes.items()}
     means[WORST] = {request: max(of[request] for of in means.values()) for request in shared}
     return {
-        name: {request: PromptMean(clusters[request], mean, 1) for request, mean in of.items()}
-        for name, of in means.items()
+        name: {request: PromptMean(clusters[request], mean, 1) for request, mean in of.items()} for name, of in means.items()
     }

@@ -239,9 +239,7 @@ def read_task(path: Path) -> LocalTask:
                 f"{path}: metric_list holds {metric!r}; take one of {', '.join(METRICS)}, whose aggregation is mean"
             )
     if raw.get("dataset_path") not in BUILDERS:
-        raise UserError(
-            f"{path}: dataset_path is {raw.get('dataset_path')!r}; write {', '.join(BUILDERS)} for files beside it"
-        )
+        raise UserError(f"{path}: dataset_path is {raw.get('dataset_path')!r}; write {', '.join(BUILDERS)} for files beside it")
     files = _data_files(path, raw.get("dataset_kwargs"))
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True, default=str).encode())
     for found in files.values():
@@ -255,9 +253,7 @@ def _data_files(path: Path, given: Any) -> dict[str, list[Path]]:
     """The data files of each split; all must be files within the folder of the task."""
     named = given.get("data_files") if isinstance(given, dict) and given.keys() == {"data_files"} else None
     if not isinstance(named, dict) or not named:
-        raise UserError(
-            f"{path}: dataset_kwargs is {given!r}; write data_files with a file for each split, and nothing else"
-        )
+        raise UserError(f"{path}: dataset_kwargs is {given!r}; write data_files with a file for each split, and nothing else")
     found: dict[str, list[Path]] = {}
     for split, names in named.items():
         for name in names if isinstance(names, list) else [names]:

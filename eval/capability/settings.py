@@ -44,10 +44,7 @@ PUBLISHED = {
     "gsm8k": Published("gsm8k", "exact_match", "flexible-extract", 1_319, 1, 900, 256),
     "ifeval": Published("ifeval", "prompt_level_strict_acc", "none", 541, 1, 60, 1_280),
 }
-LISTS = {
-    "quick": ("arc_easy", "hellaswag", "openbookqa", "piqa", "winogrande"),
-    "full": tuple(PUBLISHED),
-}
+LISTS = {"quick": ("arc_easy", "hellaswag", "openbookqa", "piqa", "winogrande"), "full": tuple(PUBLISHED)}
 """The lists of tasks that a study can name."""
 
 
@@ -69,9 +66,7 @@ class Capability(Settings, frozen=True):
 
     def check(self) -> None:
         if isinstance(self.tasks, str) and self.tasks not in LISTS:
-            raise ValueError(
-                f"tasks is {self.tasks!r}; write {' or '.join(LISTS)}, or a list of names such as [mmlu, gsm8k]"
-            )
+            raise ValueError(f"tasks is {self.tasks!r}; write {' or '.join(LISTS)}, or a list of names such as [mmlu, gsm8k]")
         for name in self.names:
             if not PLAIN_TASK.fullmatch(name):
                 raise ValueError(f"tasks holds {name!r}; a task's name has letters, digits, '_' and '-' alone")

@@ -66,9 +66,7 @@ class Decoding:
         self.cache.select(torch.cat([rows, last]))
 
     @torch.inference_mode()
-    def forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Logits [rows, n, vocabulary], in float32 or better, after each of the `tokens` [rows, n].
 
         `positions` [rows, n] are the tokens' places in their texts, `columns` [rows, n] their places in the cache; `mask`,

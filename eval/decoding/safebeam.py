@@ -76,9 +76,7 @@ def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], confi
     ]
 
 
-def search_tokens(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam
-) -> list[tuple[list[int], Pruning]]:
+def search_tokens(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> list[tuple[list[int], Pruning]]:
     """Generated ids of the best beam of each prompt, its end mark or tag included, and what pruning cost."""
     if loaded.deterministic:  # each prompt by itself, so that nothing else has a part in its shapes
         return [found for prompt in prompts for found in Search(loaded, [prompt], config).run()]
@@ -202,10 +200,7 @@ class Search:
                 best = int(self.score[line].argmax())
                 ids = self.history[line, best, :step].tolist()
                 cost = Pruning(
-                    logp=float(self.score[line, best]),
-                    lost=float(self.lost[line]),
-                    dropped=int(self.dropped[line]),
-                    steps=step,
+                    logp=float(self.score[line, best]), lost=float(self.lost[line]), dropped=int(self.dropped[line]), steps=step
                 )
                 self.results[prompt] = (cut(self.loaded, ids, self.stops), cost)
                 self.active[line] = -1

@@ -56,23 +56,17 @@ def sample_topk(
     asked = [(ids, (*key, sample)) for ids, key in zip(prompts, draw_keys) for sample in range(config.samples)]
     generated = (_sample_by_vllm if config.backend == "vllm" else _sample)(loaded, asked, config)
     answers = [
-        make_answer(loaded, ids, config.stop_at_tag, config.safe_completions, key)
-        for ids, (_, key) in zip(generated, asked)
+        make_answer(loaded, ids, config.stop_at_tag, config.safe_completions, key) for ids, (_, key) in zip(generated, asked)
     ]
     return [answers[start : start + config.samples] for start in range(0, len(answers), config.samples)]
 
 
-def _sample(
-    loaded: LoadedModel, asked: Sequence[tuple[Sequence[int], tuple[object, ...]]], config: TopK
-) -> list[list[int]]:
+def _sample(loaded: LoadedModel, asked: Sequence[tuple[Sequence[int], tuple[object, ...]]], config: TopK) -> list[list[int]]:
     longest = max((room_after(loaded, ids, config.max_new_tokens) for ids, _ in asked), default=0)
     numbers = [keyed_rng("topk", *key).random(longest) for _, key in asked]
     uniforms = torch.from_numpy(np.array(numbers)).to(loaded.device)
     return generate(
-        loaded,
-        [ids for ids, _ in asked],
-        lambda logits, answers, steps: draw(logits, uniforms[answers, steps], config),
-        config,
+        loaded, [ids for ids, _ in asked], lambda logits, answers, steps: draw(logits, uniforms[answers, steps], config), config
     )
 
 
@@ -144,9 +138,7 @@ def likeliest(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
     return (logits == logits.amax(-1, keepdim=True)).int().cumsum(-1).eq(0).sum(-1)
 
 
-def generate(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], choose: Choose, config: TopK | Greedy
-) -> list[list[int]]:
+def generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], choose: Choose, config: TopK | Greedy) -> list[list[int]]:
     """The token ids of one answer to each prompt (token ids), up to and with the end mark or tag that ends it."""
     limits = [room_after(loaded, prompt, config.max_new_tokens) for prompt in prompts]
     stop = Stop(loaded, config.stop_at_tag)

@@ -88,9 +88,7 @@ class LocalClassifier(InProcess):
         mask = encoded["attention_mask"]
         places = (mask.cumsum(-1) - 1).clamp(min=0)  # padding moves no token
         with torch.inference_mode():
-            out = self._model(
-                input_ids=encoded["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1
-            )
+            out = self._model(input_ids=encoded["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1)
         return [self._tokenizer.decode([token]) for token in out.logits[:, -1].argmax(-1).tolist()]
 
 
@@ -124,9 +122,7 @@ class LocalModel(InProcess):
         if self.completes:
             text, cut = question.response, self.template.fill(question, MARK).split(MARK)
         elif not loaded.tokenizer.chat_template:
-            raise UserError(
-                f"{name}: the judge's tokenizer has no chat_template, and template {self.template.name} needs one"
-            )
+            raise UserError(f"{name}: the judge's tokenizer has no chat_template, and template {self.template.name} needs one")
         else:
             turns = self.messages(question, MARK)
             text, cut = prompt, render_turns(loaded.tokenizer, loaded.tokenizer.chat_template, turns, name).split(MARK)

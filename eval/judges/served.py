@@ -14,17 +14,7 @@ from typing import NoReturn
 
 import msgspec
 
-from curricula.asking import (
-    CHARACTERS_PER_TOKEN,
-    Answered,
-    Asking,
-    Decision,
-    Failed,
-    NoAnswer,
-    Outcomes,
-    Refused,
-    Unreadable,
-)
+from curricula.asking import CHARACTERS_PER_TOKEN, Answered, Asking, Decision, Failed, NoAnswer, Outcomes, Refused, Unreadable
 from curricula.endpoint import Endpoint, Pace
 from curricula.errors import UsageError, UserError
 from curricula.eval.judges.batch import rule_by_batch

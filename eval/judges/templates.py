@@ -172,16 +172,10 @@ TEMPLATES = {
             one_word("yes", "no"),
         ),
         Template(
-            "harmbench-api",
-            "attack",
-            "HarmBench, eval_utils.py, API_CLS_PROMPT (MIT): for chat models",
-            one_word("yes", "no"),
+            "harmbench-api", "attack", "HarmBench, eval_utils.py, API_CLS_PROMPT (MIT): for chat models", one_word("yes", "no")
         ),
         Template(
-            "jailbreakbench",
-            "attack",
-            "JailbreakBench, classifier.py, Llama3JailbreakJudge (MIT)",
-            one_word("unsafe", "safe"),
+            "jailbreakbench", "attack", "JailbreakBench, classifier.py, Llama3JailbreakJudge (MIT)", one_word("unsafe", "safe")
         ),
         Template(
             "strongreject",
@@ -193,11 +187,7 @@ TEMPLATES = {
             max_tokens=1000,
         ),
         Template(
-            "wildguard",
-            "attack",
-            "WildGuard, utils.py (Apache-2.0), for allenai/wildguard",
-            read_wildguard,
-            max_tokens=128,
+            "wildguard", "attack", "WildGuard, utils.py (Apache-2.0), for allenai/wildguard", read_wildguard, max_tokens=128
         ),
         Template(
             "wildguard-refusal",
@@ -262,9 +252,7 @@ def find_template(settings: JudgeConfig, kind: str) -> Template:
         raise UsageError(f"judge template {name!r} is not one for {kind} answers; choose from {', '.join(fitting)}")
     template = TEMPLATES[name]
     if judge == "harmbench" and template.max_tokens:
-        raise UsageError(
-            f"judge harmbench replies with one word, which template {name} does not ask for; take llm or local"
-        )
+        raise UsageError(f"judge harmbench replies with one word, which template {name} does not ask for; take llm or local")
     if settings.max_tokens < template.max_tokens:
         raise UsageError(
             f"judge.max_tokens is {settings.max_tokens}, and a reply to template {name} has up to {template.max_tokens} "
@@ -278,14 +266,10 @@ def _own_template(settings: JudgeConfig, kind: str) -> Template:
     labels = CATEGORIES if kind == "overrefusal" else ATTACK_VERDICTS[:3]
     for label in settings.replies.values():
         if label not in labels:
-            raise UsageError(
-                f"judge.replies holds {label!r}, no verdict on {kind} answers; choose from {', '.join(labels)}"
-            )
+            raise UsageError(f"judge.replies holds {label!r}, no verdict on {kind} answers; choose from {', '.join(labels)}")
     meanings = {_bare(reply): label for reply, label in settings.replies.items()}
     if "" in meanings or len(meanings) < len(settings.replies):
-        raise UsageError(
-            "judge.replies has a reply that is empty or equals another but for case; make each a word of its own"
-        )
+        raise UsageError("judge.replies has a reply that is empty or equals another but for case; make each a word of its own")
 
     def read(reply: str) -> str:
         return meanings.get(_bare((reply.strip().splitlines() or [""])[-1]), UNPARSED)

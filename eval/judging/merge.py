@@ -85,8 +85,7 @@ def _is_judged(merged: Path, judge: str) -> bool:
             by_version.setdefault(verdict.version, set()).add((verdict.key, verdict.question))
     rows = read_rows(merged, GenerationRow)
     return not rows or any(
-        all((row.key, key_of_question(row, judge, version)) in judged for row in rows)
-        for version, judged in by_version.items()
+        all((row.key, key_of_question(row, judge, version)) in judged for row in rows) for version, judged in by_version.items()
     )
 
 

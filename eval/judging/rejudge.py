@@ -58,9 +58,7 @@ def stored_answers(folder: Path) -> list[Path]:
     """The files of merged answers under a run folder or an OUT of `curricula eval`; raises UsageError without any."""
     found = sorted(path for task in judged_tasks() for path in folder.rglob(f"{task.name}.jsonl"))
     if not found:
-        raise UsageError(
-            f"{folder}: holds no evaluated answers; name a run folder, or the OUT folder of a `curricula eval`"
-        )
+        raise UsageError(f"{folder}: holds no evaluated answers; name a run folder, or the OUT folder of a `curricula eval`")
     return found
 
 
@@ -86,9 +84,7 @@ class Rejudging:
 
     def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
         """Raise UserError unless attacks that a judge is asked about have labels of both kinds."""
-        attacks = [
-            row.key for _, rows, _ in self._work for row in rows if was_asked(row) and kind_of(row.task) == "attack"
-        ]
+        attacks = [row.key for _, rows, _ in self._work for row in rows if was_asked(row) and kind_of(row.task) == "attack"]
         matched = Counter(labels[key] for key in attacks if key in labels)
         if len(matched) < 2:
             raise UserError(
@@ -201,9 +197,7 @@ def read_labels(path: Path) -> dict[str, str]:
     for number, row in enumerate(Table.open(stem).rows(), start=1):
         key, label = row.get("key"), row.get("label")
         if not isinstance(key, str) or label not in ("harmful", "safe"):
-            raise UserError(
-                f"{path}: row {number} has key {key!r} and label {label!r}; write a key and harmful or safe"
-            )
+            raise UserError(f"{path}: row {number} has key {key!r} and label {label!r}; write a key and harmful or safe")
         labels[key] = label
     if not labels:
         raise UserError(f"{path}: holds no labels; write rows with key and label")

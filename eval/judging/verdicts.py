@@ -63,9 +63,7 @@ def key_of_question(row: GenerationRow, judge: str, version: str) -> str:
 class JudgeRun:
     """One judge's work on the answers of one task."""
 
-    def __init__(
-        self, rows: Sequence[GenerationRow], path: Path, judge: Judge, ask_unparsed_again: bool = False
-    ) -> None:
+    def __init__(self, rows: Sequence[GenerationRow], path: Path, judge: Judge, ask_unparsed_again: bool = False) -> None:
         """`path` is the file of verdicts. Raises UserError when one of its lines is damaged.
 
         `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until another replaces it.

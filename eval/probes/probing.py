@@ -47,9 +47,7 @@ def probe_rows(
     layers = layers_of(config.layers, loaded.layers)
     texts = row_key(train=train.texts, test=test.texts, labels=[train.unsafe.tolist(), test.unsafe.tolist()])
     usual = msgspec.to_builtins(Probes())
-    given = {
-        name: value for name, value in msgspec.to_builtins(config).items() if name in KEYED or value != usual[name]
-    }
+    given = {name: value for name, value in msgspec.to_builtins(config).items() if name in KEYED or value != usual[name]}
     # Keys still hold a setting that once limited the test set, so that rows of earlier runs stay valid.
     settings = {**given, "test_per_class": None}
     keys = [
@@ -113,8 +111,7 @@ def run_probes(
     match = lengths if config.match_length else (None, None)
     held_out = balanced(test.unsafe, None, seed, "test", lengths=match[1])
     subsets = [
-        balanced(train.unsafe, config.train_per_class, seed, "train", draw, lengths=match[0])
-        for draw in range(config.seeds)
+        balanced(train.unsafe, config.train_per_class, seed, "train", draw, lengths=match[0]) for draw in range(config.seeds)
     ]
     needed = np.unique(np.concatenate(subsets))
     wanted = [test_ids[i] for i in held_out], [train_ids[i] for i in needed]

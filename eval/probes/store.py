@@ -122,17 +122,6 @@ def read_fitted(folder: Path) -> Fitted | None:
             raise ValueError("its parts do not fit together")
     except FileNotFoundError:
         return None
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise UserError(
-            f"{folder / 'fitted.npz'}: not what probes leave ({error}); remove it and evaluate again"
-        ) from None
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile) as error:
+        raise UserError(f"{folder / 'fitted.npz'}: not what probes leave ({error}); remove it and evaluate again") from None
     return fitted

@@ -44,14 +44,10 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
         if not isinstance(row["text"], str) or not is_utf8(row["text"]):
             raise UserError(f"{path}: row {number}: column 'text' is no UTF-8 text; correct the row")
         if str(row["score"]).strip().removesuffix(".0") not in ("0", "1", "2", "3", "4", "5"):
-            raise UserError(
-                f"{path}: row {number}: column 'score' is {row['score']!r:.40}; a score is 0 (safe) to 5 (unsafe)"
-            )
+            raise UserError(f"{path}: row {number}: column 'score' is {row['score']!r:.40}; a score is 0 (safe) to 5 (unsafe)")
     # Scores between safe and the threshold are neither.
     used = [row for row in rows if int(float(row["score"])) == 0 or int(float(row["score"])) >= config.unsafe_score]
-    return LabelledTexts(
-        [row["text"] for row in used], np.array([int(float(row["score"])) > 0 for row in used], dtype=bool)
-    )
+    return LabelledTexts([row["text"] for row in used], np.array([int(float(row["score"])) > 0 for row in used], dtype=bool))
 
 
 def check_texts(root: Path | None, config: Probes) -> None:
@@ -86,9 +82,7 @@ def _texts(table: TextTable, root: Path | None, name: str) -> Iterator[str]:
         try:
             text = text_of(row, table.template)
         except KeyError as missing:
-            raise UserError(
-                f"{where}: {opened.place(number)} has no column {missing}; name another in `text`"
-            ) from None
+            raise UserError(f"{where}: {opened.place(number)} has no column {missing}; name another in `text`") from None
         if text and not (isinstance(text, str) and is_utf8(text)):
             raise UserError(f"{where}: {opened.place(number)} has {text!r:.60} where a text is needed; correct the row")
         if text:
@@ -107,9 +101,7 @@ def balanced(unsafe: np.ndarray, per_class: int | None, *key: object, lengths: n
     have = min(map(len, classes))
     count = have if per_class is None else per_class
     if count > have or have == 0:
-        found = (
-            f"{have} pairs of similar length" if paired else f"{len(classes[0])} safe and {len(classes[1])} unsafe ones"
-        )
+        found = f"{have} pairs of similar length" if paired else f"{len(classes[0])} safe and {len(classes[1])} unsafe ones"
         raise UserError(
             f"the probe texts hold {found}, fewer than {max(count, 1)} of each; lower probes.train_per_class or add texts"
         )

@@ -66,10 +66,7 @@ def _left_out(
         attacked = {entry.arm for entry in shown.metrics.attacks_by(stage, decoder) if entry.rate is not None}
         both = attacked & {one.arm for one in by_stage[stage]}
         yield from left_out(
-            shown.arms,
-            both - {arm.name for arm, _, _ in points},
-            "a task or a benchmark",
-            f"among the {stage_title(stage)}",
+            shown.arms, both - {arm.name for arm, _, _ in points}, "a task or a benchmark", f"among the {stage_title(stage)}"
         )
 
 
@@ -102,20 +99,14 @@ def _points(
 
 
 def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, CapabilityEstimate, Point]]) -> None:
-    looks = {
-        arm.name: (curve.colour, curve.marker)
-        for curve in curves_of([arm for arm, _, _ in points])
-        for arm in curve.arms
-    }
+    looks = {arm.name: (curve.colour, curve.marker) for curve in curves_of([arm for arm, _, _ in points]) for arm in curve.arms}
     for arm, capability, attack in points:
         colour, marker = (SAFE_ONLY_COLOUR, "D") if arm.interventions == "none" else looks[arm.name]
         panel.hlines(attack.value, capability.low, capability.high, color=colour, lw=1, alpha=0.6)
         if attack.low is not None and attack.high is not None:
             panel.vlines(capability.value, attack.low, attack.high, color=colour, lw=1, alpha=0.6)
         panel.plot(capability.value, attack.value, marker=marker, color=colour, ms=6, mec="white", ls="none", zorder=4)
-        panel.annotate(
-            start_label(arm.start), (capability.value, attack.value), (4, 4), textcoords="offset points", fontsize=8
-        )
+        panel.annotate(start_label(arm.start), (capability.value, attack.value), (4, 4), textcoords="offset points", fontsize=8)
     places = [(capability.value, attack.value) for _, capability, attack in points]
     front = [places[place] for place in pareto_front(places)]
     panel.plot([x for x, _ in front], [y for _, y in front], color="#777777", lw=1.2, ls=(0, (4, 3)), zorder=3)
@@ -132,9 +123,7 @@ def capability_tables(
     for stage, found in _by_stage(estimates).items():
         names = list(dict.fromkeys(one.benchmark for one in found))
         parts = [
-            f"“{arm_label(arm)}” lacks {', '.join(tasks)}"
-            for arm in arms
-            if (tasks := lacking.get((stage, arm.name), ()))
+            f"“{arm_label(arm)}” lacks {', '.join(tasks)}" for arm in arms if (tasks := lacking.get((stage, arm.name), ()))
         ]
         note = f"An average needs all tasks in every run: {'; '.join(parts)}." if parts else ""
         cells = {(one.arm, one.benchmark): _cell(one) for one in found}
@@ -147,9 +136,7 @@ def capability_tables(
 def _cell(one: CapabilityEstimate) -> EstimateCell:
     runs = ", ".join(f"{value * 100:.1f}" for value in values_of(one.runs))
     alone = ", questions alone" if one.spread is None else ""
-    return EstimateCell(
-        f"{one.value * 100:.1f}", f"{one.low * 100:.1f} to {one.high * 100:.1f}{alone}", f"runs: {runs}"
-    )
+    return EstimateCell(f"{one.value * 100:.1f}", f"{one.low * 100:.1f} to {one.high * 100:.1f}{alone}", f"runs: {runs}")
 
 
 def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> EstimateTable | None:

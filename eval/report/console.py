@@ -24,14 +24,7 @@ def interval(low: float | None, high: float | None) -> str:
 
 def new_table(title: str, *columns: str, left: int = 1) -> Table:
     """A table whose first `left` columns are text, and the others numbers."""
-    table = Table(
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, collapse_padding=True)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < left else "right", overflow="fold")
     return table
@@ -68,11 +61,7 @@ def _attacks(metrics: Sequence[Any]) -> Table:
     columns += ["std over\nsamples", f"ASR@{samples}", "flips"] if samples > 1 else []
     columns += ["corrected", "95%\ninterval"] if corrected else []
     table = new_table(
-        f"Attack success rate in percent, n prompts. Judge and version: {judges}",
-        *columns,
-        "un-\nparsed",
-        "mis-\nsing",
-        left=2,
+        f"Attack success rate in percent, n prompts. Judge and version: {judges}", *columns, "un-\nparsed", "mis-\nsing", left=2
     )
     for entry in metrics:
         row = [entry.decoder, _named(entry), str(entry.prompts), percent(entry.rate), interval(entry.low, entry.high)]
@@ -119,14 +108,10 @@ def _strengths(metrics: Sequence[Any]) -> Table:
     from curricula.eval.attacks.worst_case import WORST  # needs scipy, which the command line imports late
 
     columns = ("decoder", "attack", "n", "broken", "95%\ninterval")
-    table = new_table(
-        "Requests with any harmful answer, in percent; n: requests tried with every attack", *columns, left=2
-    )
+    table = new_table("Requests with any harmful answer, in percent; n: requests tried with every attack", *columns, left=2)
     for entry in metrics:
         attack = {entry.decoder: "none", WORST: "worst case over attacks"}.get(entry.attack, entry.attack)
-        table.add_row(
-            entry.decoder, attack, str(entry.requests), percent(entry.broken), interval(entry.low, entry.high)
-        )
+        table.add_row(entry.decoder, attack, str(entry.requests), percent(entry.broken), interval(entry.low, entry.high))
     if left_out := sorted({f"{entry.left_out} under {entry.decoder}" for entry in metrics if entry.left_out}):
         table.caption = Text(f"Left out for lack of verdicts: {'; '.join(left_out)}", justify="left")
     return table

@@ -25,13 +25,7 @@ from matplotlib.ticker import PercentFormatter
 
 from curricula import durable
 from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
-from curricula.eval.analysis.metrics import (
-    ALL,
-    AttackMetrics,
-    OverrefusalMetrics,
-    ProbeMetrics,
-    without_average,
-)
+from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, without_average
 from curricula.eval.analysis.seeds import values_of
 from curricula.eval.report.drawing.bars import draw_overrefusal
 from curricula.eval.report.drawing.curves import curves_of, draw_attacks, draw_probes, finish_panels, side_by_side
@@ -142,9 +136,7 @@ class AttackFigure(Figure):
 
     def places(self, shown: Shown) -> list[Place]:
         titles = zip(("Top-k sampling", "SafeBeam"), self.decoders)
-        return [
-            Place(title, "attack success", self.stage, name) for title, name in titles if shown.has(self.stage, name)
-        ]
+        return [Place(title, "attack success", self.stage, name) for title, name in titles if shown.has(self.stage, name)]
 
     def draw(self, shown: Shown) -> Canvas:
         places = self.places(shown)
@@ -373,12 +365,8 @@ class DifferenceFigure(Figure):
     def panels(self, shown: Shown) -> list[Panel]:
         labels = {arm.name: arm_label(arm) for arm in shown.arms}
         found = []
-        for stage, decoder, measure in dict.fromkeys(
-            (gap.stage, gap.decoder, gap.measure) for gap in shown.differences
-        ):
-            own = [
-                gap for gap in shown.differences if (gap.stage, gap.decoder, gap.measure) == (stage, decoder, measure)
-            ]
+        for stage, decoder, measure in dict.fromkeys((gap.stage, gap.decoder, gap.measure) for gap in shown.differences):
+            own = [gap for gap in shown.differences if (gap.stage, gap.decoder, gap.measure) == (stage, decoder, measure)]
             runs = [(value, y + 0.25) for y, gap in enumerate(own) if gap.seeds > 1 for value in values_of(gap.runs)]
             lanes = [labels[gap.arm] for gap in own]
             at = [float(y) for y in range(len(own))]

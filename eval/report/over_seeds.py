@@ -52,9 +52,7 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
             rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in places]) for arm in shown.arms]
             entries = shown.metrics.attacks if measure == "attack success" else shown.metrics.overrefusals
             note = "An arm has no number where one of its runs lacks verdicts on a benchmark that others have."
-            yield EstimateTable(
-                f"{measure.capitalize()}, in %", columns, rows, note if without_average(entries) else ""
-            )
+            yield EstimateTable(f"{measure.capitalize()}, in %", columns, rows, note if without_average(entries) else "")
     if shown.probes:
         probed = dict.fromkeys((found.stage, found.layer) for found in shown.probes)
         cells = {(found.arm, found.stage, found.layer): _auc(found) for found in shown.probes}
@@ -109,10 +107,7 @@ def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInf
         layer = "last" if "last" in layers else layers[-1]
         rows = []
         for arm in arms:
-            own = [
-                [one for one in pairs if (one.layer, one.arm, one.other) == (layer, arm.name, other.name)]
-                for other in arms
-            ]
+            own = [[one for one in pairs if (one.layer, one.arm, one.other) == (layer, arm.name, other.name)] for other in arms]
             rows.append((arm_label(arm), [_transfer(of_pair) if of_pair else None for of_pair in own]))
         title = f"Probes of one arm tested on the states of another, {stage_title(stage)}, {layer} layer: test AUC, and under "
         title += "it the cosine between the two arms’ directions from safe to unsafe text."
@@ -137,9 +132,7 @@ def _percent(rate: float, found: ArmEstimate | AttackStrength) -> tuple[str, str
 
 def _auc(found: ProbeEstimate) -> EstimateCell:
     interval = "no interval" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
-    return EstimateCell(
-        f"{found.auc:.3f}", interval, f"runs: {', '.join(f'{auc:.3f}' for auc in values_of(found.runs))}"
-    )
+    return EstimateCell(f"{found.auc:.3f}", interval, f"runs: {', '.join(f'{auc:.3f}' for auc in values_of(found.runs))}")
 
 
 @dataclass(frozen=True)
@@ -175,9 +168,7 @@ def variance_rows(parts: Sequence[VarianceParts], arms: Sequence[ArmInfo]) -> It
             what,
             fmean(part.seed**2 for part in group) ** 0.5,
             fmean(part.prompt**2 + part.interaction**2 for part in group) ** 0.5,
-            None
-            if any(part.sample is None for part in group)
-            else fmean((part.sample or 0) ** 2 for part in group) ** 0.5,
+            None if any(part.sample is None for part in group) else fmean((part.sample or 0) ** 2 for part in group) ** 0.5,
             (seed / whole, prompt / whole, sample / whole) if whole else None,
         )
 
@@ -222,7 +213,5 @@ def published_rows(points: Sequence[PointRow], arms: Sequence[ArmInfo]) -> list[
             row = ours.get((one["stage"], one["decoder"], arm))
             value, low, high = (row.value, row.low, row.high) if row else (None, None, None)
             source = known["sources"][one["source"]]
-            found.append(
-                PublishedRow(one["model"], one["stage"], one["decoder"], one["rate"], arm, value, low, high, source)
-            )
+            found.append(PublishedRow(one["model"], one["stage"], one["decoder"], one["rate"], arm, value, low, high, source))
     return found

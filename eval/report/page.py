@@ -80,12 +80,7 @@ MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "~", "sin
 
 
 def write_report(
-    run: Path,
-    arms: Sequence[ArmInfo],
-    study: Mapping[str, Any],
-    out: Path,
-    progress: Progress = silent,
-    is_live: bool = False,
+    run: Path, arms: Sequence[ArmInfo], study: Mapping[str, Any], out: Path, progress: Progress = silent, is_live: bool = False
 ) -> Path:
     """Write the report of `run` to `out` and return the page's path. Missing evaluations are shown as missing.
 
@@ -110,10 +105,7 @@ def write_report(
     costs = draw_capability(shown, tables["capability-estimates"], out / "figures")
     progress(len(arms) + 3, steps)
     write_tables(out, tables, arms)
-    record: dict[str, Sequence[Any]] = {
-        "training": training_rows(shown.training),
-        "cost": list(cost_rows(shown.training)),
-    }
+    record: dict[str, Sequence[Any]] = {"training": training_rows(shown.training), "cost": list(cost_rows(shown.training))}
     write_record(out, record)
     answers = Answers(rows)
     blocks = [Markup(block) for block in answers.blocks()]
@@ -154,9 +146,7 @@ def shown_of(run: Path, rows: StudyRows, runs: Runs, study: Mapping[str, Any]) -
     )
 
 
-def tables_of(
-    run: Path, rows: StudyRows, runs: Runs, shown: Shown, study: Mapping[str, Any]
-) -> dict[str, Sequence[Any]]:
+def tables_of(run: Path, rows: StudyRows, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """The tables by name, which depend on the rows alone."""
     metrics, points = shown.metrics, [*point_rows(shown), *judges_points(rows)]
     bits = [bits_per_byte(**one) for one in study.get("bits_per_byte", ())]
@@ -217,9 +207,7 @@ def _words(
         "overrefusal_tables": list(overrefusal_tables(metrics, rows.arms)),
         "categories": CATEGORIES,
         "probes": metrics.probes,
-        "baselines": [
-            name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)
-        ],
+        "baselines": [name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)],
         "representation_tables": list(representation_tables(tables["representations"], arms)),
         "capability_tables": list(capability_tables(arms, tables["capability-estimates"], lacking_tasks(rows))),
         "bits_table": bits_table(arms, tables["bits-estimates"]),
@@ -266,20 +254,12 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number,
-        amount=amount,
-        percent=percent,
-        visible=visible,
-        points=points,
-        p_value=p_value,
-        start=start_label,
+        number=number, amount=amount, percent=percent, visible=visible, points=points, p_value=p_value, start=start_label
     )
     return environment.get_template(name)
 
 
-def not_evaluated(
-    study: StudyRows, tasks: Mapping[str, Sequence[str]], having: Mapping[str, Sequence[str]]
-) -> list[str]:
+def not_evaluated(study: StudyRows, tasks: Mapping[str, Sequence[str]], having: Mapping[str, Sequence[str]]) -> list[str]:
     """The planned `tasks` (by stage) that have no rows yet, as "arm stage task", such as "full-0 base capability mmlu".
 
     A stage in `having` has these arms alone.

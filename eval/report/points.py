@@ -116,9 +116,7 @@ class Shown:
             true = fmean(known) if known and len(known) == len(own) else None
             if marks and not self.several:
                 one = own[0]
-                points.append(
-                    Point(arm.start, marks[0].value, one.std, one.low, one.high, one.incoherent, corrected=true)
-                )
+                points.append(Point(arm.start, marks[0].value, one.std, one.low, one.high, one.incoherent, corrected=true))
             elif marks and not is_main:
                 points.append(Point(arm.start, fmean(mark.value for mark in marks), corrected=true))
             elif marks and (found := self._estimate(arm, stage, decoder, "attack success")):

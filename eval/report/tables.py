@@ -68,15 +68,7 @@ def latex(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [" & ".join(written(row.get(name)) for name in kept) + r" \\" for row in rows]
     head = " & ".join(name.translate(LATEX) for name in kept) + r" \\"
     alignment = "".join("r" if is_number else "l" for is_number in numeric)
-    body = [
-        rf"\begin{{tabular}}{{{alignment}}}",
-        r"\toprule",
-        head,
-        r"\midrule",
-        *lines,
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
+    body = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
     return "\n".join(body if kept else ["% no rows"]) + "\n"
 
 

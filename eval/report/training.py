@@ -77,9 +77,7 @@ def read_training(run: Path, plan: Mapping[str, Any]) -> Training:
     seconds: dict[str, list[float]] = defaultdict(list)
     for job in plan.get("jobs", ()):
         for label in job["elements"]:
-            with contextlib.suppress(
-                OSError, UserError, KeyError, TypeError, ValueError
-            ):  # not done, or no mark of ours
+            with contextlib.suppress(OSError, UserError, KeyError, TypeError, ValueError):  # not done, or no mark of ours
                 mark = durable.read_json(run / "jobs" / job["name"] / label.replace("/", "+") / "done.json")
                 seconds[job["stage"]].append(float(mark["seconds"]))
     return Training(branches, plan, seconds)

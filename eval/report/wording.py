@@ -21,11 +21,7 @@ STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign
 """The paper's stages."""
 DECODERS = decoder_titles()
 CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "shortcircuit")
-INTERVENTIONS = {
-    "data": "rephrasing, refusals, moral education",
-    "full": "the same, and tagged unsafe text",
-    "none": "none",
-}
+INTERVENTIONS = {"data": "rephrasing, refusals, moral education", "full": "the same, and tagged unsafe text", "none": "none"}
 NOT_EVALUATED = "not evaluated yet"
 NO_INTERVENTIONS = "no interventions"
 PAPER_SETS = {"data": "data", "full": "data and tags"}
@@ -112,9 +108,7 @@ def facts(plan: Mapping[str, Any], metrics: StudyMetrics) -> list[tuple[str, str
         detail = f"{budget['steps']:,} steps of {budget['global_batch']:,} × {budget['sequence_length']:,} tokens"
         found.append(("Pretraining of each arm", f"{budget['tokens']:,} tokens, {detail}"))
     if "trained_tokens" in plan:
-        found.append(
-            ("Tokens trained in total", f"{plan['trained_tokens']['with_trunk_sharing']:,}, with a shared trunk")
-        )
+        found.append(("Tokens trained in total", f"{plan['trained_tokens']['with_trunk_sharing']:,}, with a shared trunk"))
     if len(seeds := plan.get("seeds", ())) > 1:
         found.append(("Training seeds", ", ".join(map(str, seeds))))
     if judges := judge_names([*metrics.attacks, *metrics.overrefusals]):
@@ -125,9 +119,7 @@ def facts(plan: Mapping[str, Any], metrics: StudyMetrics) -> list[tuple[str, str
 def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
     """How many prompts and which judge are behind a figure: "120 prompts per model. Judge: world 1a2b."."""
     judges = judge_names(shown)
-    return (
-        f"{span([metrics.prompts for metrics in shown])} prompts per model. Judge: {judges}. {caveats(judges)}".rstrip()
-    )
+    return f"{span([metrics.prompts for metrics in shown])} prompts per model. Judge: {judges}. {caveats(judges)}".rstrip()
 
 
 def left_out(arms: Sequence[ArmInfo], names: Collection[str], what: str, where: str) -> list[str]:
@@ -159,8 +151,7 @@ def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def visible(text: Any) -> str:
     """`text` with its invisible characters (controls, direction marks, lone surrogates) spelled out, such as ⟨U+001B⟩."""
     return "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in INVISIBLE else f"⟨U+{ord(char):04X}⟩"
-        for char in str(text)
+        char if char in "\n\t" or unicodedata.category(char) not in INVISIBLE else f"⟨U+{ord(char):04X}⟩" for char in str(text)
     )
 
 

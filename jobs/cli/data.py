@@ -157,9 +157,7 @@ def _print_check(facts: dict[str, Any], console: Console) -> None:
             shown = "  ".join(f"{name}={value!r}" for name, value in row.items())
             console.print(f"  {one_line(shown, 240)}", soft_wrap=True)
         odd = [f"{about[key]:,} {what}" for key, what in _COUNTED.items() if about.get(key)]
-        console.print(
-            f"  {about['documents']:,} documents, {count(about['characters'])} characters; {', '.join(odd) or _FINE}"
-        )
+        console.print(f"  {about['documents']:,} documents, {count(about['characters'])} characters; {', '.join(odd) or _FINE}")
     for name, found in facts["benchmarks"].items():
         console.print(f"\nbenchmark {name}: {found['prompts']:,} prompts", style="bold")
         for text in found["first"]:
@@ -187,9 +185,7 @@ _COUNTED = {
     "refusals": "labelled as refusals",
 }
 _FINE = "none of them empty or alike"
-NOT_HERE = (
-    "not here yet; fetch it with `curricula data fetch` and set CURRICULA_DATA, or give --run of a run that has it"
-)
+NOT_HERE = "not here yet; fetch it with `curricula data fetch` and set CURRICULA_DATA, or give --run of a run that has it"
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -306,9 +302,7 @@ def _highlighted(ids: np.ndarray, tokenizer: Any, styles: dict[int, str]) -> Tex
 
 def _print_facts(facts: dict[str, Any], shown: Text) -> None:
     console = Console(highlight=False, markup=False)
-    console.print(
-        f"{printable(facts['shard'])}: {facts['documents']:,} documents, {facts['tokens']:,} tokens", soft_wrap=True
-    )
+    console.print(f"{printable(facts['shard'])}: {facts['documents']:,} documents, {facts['tokens']:,} tokens", soft_wrap=True)
     console.print(f"tags: {facts['tags']:,}, {facts['tag_rate']:.2%} of the tokens")
     if facts.get("verified"):
         console.print("verified: the tokens match the manifest")

@@ -55,9 +55,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", metavar="MODEL", help="a Hugging Face folder or name, a .gguf file, or a package that holds one"
     )
-    parser.add_argument(
-        "--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text"
-    )
+    parser.add_argument("--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text")
     parser.add_argument(
         "--config",
         type=Path,
@@ -66,15 +64,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "probes; in place of the options that choose benchmarks and decoders",
     )
     parser.add_argument(
-        "--benchmark",
-        metavar="B,...",
-        help=f"names, separated by commas (default: {','.join(EvalConfig().benchmarks)})",
+        "--benchmark", metavar="B,...", help=f"names, separated by commas (default: {','.join(EvalConfig().benchmarks)})"
     )
     parser.add_argument("--decoder", metavar="D,...", help=f"names, separated by commas (default: {','.join(OWN)})")
     parser.add_argument(
-        "--overrefusal",
-        metavar="B,...",
-        help="also measure over-refusal, on these sets of benign requests, such as alpaca",
+        "--overrefusal", metavar="B,...", help="also measure over-refusal, on these sets of benign requests, such as alpaca"
     )
     parser.add_argument(
         "--capability",
@@ -94,18 +88,14 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar="B,...",
         help="benchmarks whose prompts may differ from the published set, which is an error otherwise",
     )
-    parser.add_argument(
-        "--prompts", **at_least(1), metavar="N", help="no more than this many prompts of each benchmark"
-    )
+    parser.add_argument("--prompts", **at_least(1), metavar="N", help="no more than this many prompts of each benchmark")
     parser.add_argument("--samples", **at_least(1), metavar="N", help="answers to each prompt under top-k (default: 5)")
     parser.add_argument("--max-new-tokens", **at_least(1), metavar="N", help="tokens of an answer (default: 256)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
     parser.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--out",
-        type=Path,
-        help="the folder of the rows, which the same command resumes from (default: evaluations/MODEL PATH)",
+        "--out", type=Path, help="the folder of the rows, which the same command resumes from (default: evaluations/MODEL PATH)"
     )
     add_json_flag(parser)
     add_judge_options(parser, required=False)
@@ -187,9 +177,7 @@ def _config(args: argparse.Namespace) -> EvalConfig:
                 "greedy": own,
                 "gcg": None,
                 "probes": None,
-                "capability": {"tasks": capability[0] if capability[0] in LISTS else capability}
-                if capability
-                else None,
+                "capability": {"tasks": capability[0] if capability[0] in LISTS else capability} if capability else None,
                 "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=()))
                 | {args.kind: [*tasks, *(["capability"] if capability else [])]},
             },
@@ -203,9 +191,7 @@ def _config_from_file(args: argparse.Namespace) -> EvalConfig:
     """What `--config` says, with the judge, the precision and the accepted sets that options name."""
     for option in ("benchmark", "decoder", "overrefusal", "capability", "prompts", "samples", "max_new_tokens"):
         if getattr(args, option) is not None:
-            raise UsageError(
-                f"--{option.replace('_', '-')} and --config: give it in {args.config}, or leave --config out"
-            )
+            raise UsageError(f"--{option.replace('_', '-')} and --config: give it in {args.config}, or leave --config out")
     if args.judge is None and (args.judge_model or args.judge_url or args.judge_template or args.judge_set):
         raise UsageError(f"--judge-* without --judge: name the judge as well, or write it all into {args.config}")
     given = read_yaml(args.config, "no such file; name a YAML file with what a study has under `evaluation`")
@@ -219,9 +205,7 @@ def _config_from_file(args: argparse.Namespace) -> EvalConfig:
     anchor(config, args.config.parent)
     config.anchor_folder(args.config.parent)
     if not config.eval_tasks(args.kind):
-        raise UsageError(
-            f"{args.config}: names no task for {args.kind} models; add tasks.{args.kind}, such as [attacks-topk]"
-        )
+        raise UsageError(f"{args.config}: names no task for {args.kind} models; add tasks.{args.kind}, such as [attacks-topk]")
     return config
 
 
@@ -243,9 +227,7 @@ def _rows_of(args: argparse.Namespace) -> Callable[[str], Path]:
 
     def folder(name: str) -> Path:
         if name not in folders:
-            raise UsageError(
-                f"attacks.suffixes_of names {name}, and no --suffixes {name}=FOLDER says where its rows are"
-            )
+            raise UsageError(f"attacks.suffixes_of names {name}, and no --suffixes {name}=FOLDER says where its rows are")
         return Path(folders[name])
 
     return folder
@@ -259,12 +241,7 @@ def _names(option: str, given: str) -> list[str]:
 
 
 def _check(
-    args: argparse.Namespace,
-    config: EvalConfig,
-    tasks: list[EvalTask],
-    data: Path | None,
-    world: Path | None,
-    console: Console,
+    args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], data: Path | None, world: Path | None, console: Console
 ) -> None:
     """Refuse now what would fail after hours: benchmarks, the judge, its server's address."""
     from curricula.eval.capability.harness import check_task
@@ -333,9 +310,7 @@ def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
             )
 
 
-def _judge(
-    args: argparse.Namespace, config: EvalConfig, out: Path, world: Path | None, console: Console, bars: Bars
-) -> None:
+def _judge(args: argparse.Namespace, config: EvalConfig, out: Path, world: Path | None, console: Console, bars: Bars) -> None:
     from curricula.eval.judging.merge import MergeAndJudge
 
     work = MergeAndJudge(out, args.kind, config, world, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
@@ -347,13 +322,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     """What each task measured on what this command names, and the worst case over attacks."""
     from curricula.eval.analysis import ArmInfo
     from curricula.eval.analysis.capability import capability_metrics
-    from curricula.eval.analysis.metrics import (
-        attack_metrics,
-        overrefusal_metrics,
-        probe_metrics,
-        pruning_metrics,
-        row_id,
-    )
+    from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics, row_id
     from curricula.eval.analysis.runs import Runs
     from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
     from curricula.eval.judging.merge import merged_path
@@ -365,9 +334,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     asked = {row.key for row in generated}
     metrics: dict[str, list[Any]] = {"attacks": [], "overrefusal": []}
     name, answers = Path(args.model).name, {}
-    answered = [
-        row for task in tasks if task.task.kind == "capability" for row in read_rows(task.path(out), CapabilityRow)
-    ]
+    answered = [row for task in tasks if task.task.kind == "capability" for row in read_rows(task.path(out), CapabilityRow)]
     probed = [row for task in tasks if task.task.kind == "probes" for row in read_rows(task.path(out), ProbeRow)]
     pruned = pruning_metrics(generated, name, args.kind)
     metrics |= {"pruning": pruned} if pruned else {}
@@ -394,13 +361,9 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
         metavar="NAME",
         help=f"{', '.join(JUDGES)}, or a YAML file of settings" + ("" if required else " (default: refusal-phrases)"),
     )
-    group.add_argument(
-        "--judge-model", metavar="MODEL", help="a folder, a Hugging Face name, or its name on the server"
-    )
+    group.add_argument("--judge-model", metavar="MODEL", help="a folder, a Hugging Face name, or its name on the server")
     group.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible server, such as http://node7:8000/v1")
-    group.add_argument(
-        "--judge-template", metavar="NAME", help="its prompt template (default: the model's or task's own)"
-    )
+    group.add_argument("--judge-template", metavar="NAME", help="its prompt template (default: the model's or task's own)")
     group.add_argument(
         "--judge-set",
         action="append",
@@ -408,9 +371,7 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
         metavar="KEY=VALUE",
         help="any setting, such as requests_per_minute=600, batch_api=true or price_in=0.15; can be repeated",
     )
-    group.add_argument(
-        "--retry-unparsed", action="store_true", help="ask again where this judge's reply held no verdict"
-    )
+    group.add_argument("--retry-unparsed", action="store_true", help="ask again where this judge's reply held no verdict")
     group.add_argument(
         "--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
     )

@@ -45,9 +45,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="a dataset or benchmark, as --list shows them")
     parser.add_argument("--study", type=Path, help="everything that this study file needs")
     parser.add_argument("--out", type=Path, help="the data folder (default: CURRICULA_DATA, else data)")
-    parser.add_argument(
-        "--rows", **at_least(1), metavar="N", help="only the first N rows of each dataset, to try things"
-    )
+    parser.add_argument("--rows", **at_least(1), metavar="N", help="only the first N rows of each dataset, to try things")
     parser.add_argument("--part", metavar="I/N", help="only every Nth file, from the Ith on (from 0): for array jobs")
     parser.add_argument("--list", action="store_true", help="show what is known, and what is in the data folder")
     add_json_flag(parser)
@@ -66,9 +64,7 @@ def fetch_data(args: argparse.Namespace) -> int:
     if args.study:
         study = load_study(args.study)
         if study.world:
-            raise UsageError(
-                f"{args.study}: the study has a world, which makes all its data; there is nothing to fetch"
-            )
+            raise UsageError(f"{args.study}: the study has a world, which makes all its data; there is nothing to fetch")
         wanted += study_downloads(study, root)
     if not wanted:
         raise UsageError("nothing is named to fetch; name a dataset, or --study; --list shows what is known")
@@ -111,9 +107,7 @@ def _summary(record: dict[str, Any]) -> str:
     if record.get("kept"):
         return "own files; left as they are"
     there = f"{record['rows']:,} rows in {len(record['rows_of'])} files, commit {record['revision'][:7]}, {record['licence']}"
-    return (
-        there if record["complete"] else f"{there}; {record['files'] - len(record['rows_of'])} files are still missing"
-    )
+    return there if record["complete"] else f"{there}; {record['files'] - len(record['rows_of'])} files are still missing"
 
 
 class _Rows(ProgressColumn):
@@ -137,9 +131,7 @@ def _state(download: Download) -> str:
         return "begun"
     if download.whole and table_exists(download.whole):
         return _OWN
-    has_files = (
-        any(download.out.glob(f"{download.prefix}[!.]*")) if download.out.is_dir() else table_exists(download.out)
-    )
+    has_files = any(download.out.glob(f"{download.prefix}[!.]*")) if download.out.is_dir() else table_exists(download.out)
     return _OWN if has_files else ""
 
 

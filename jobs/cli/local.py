@@ -56,9 +56,7 @@ def run_here(root: Path, plan: Plan, chosen: Chosen | None = None) -> None:
     if open_keys := set(keys) - done_before:
         count_open = f"{len(open_keys)} element" + "s" * (len(open_keys) > 1)
         takes = about(minutes_here(plan, open_keys))
-        console.print(
-            f"{root}: {count_open} to run, {takes} on this machine. Ctrl-C stops it; the same command continues."
-        )
+        console.print(f"{root}: {count_open} to run, {takes} on this machine. Ctrl-C stops it; the same command continues.")
     run, done = run_elements(root, plan, console, None if chosen is None else keys)
     count_done = f"all {len(done)}" if chosen is None else f"{len(done)} chosen"
     took = clock(time.monotonic() - started)
@@ -182,8 +180,7 @@ def _running_rows(readings: Mapping[Key, Reading | None], width: int) -> Table:
     """A row for each running element. Names stay whole: a narrow terminal drops columns instead."""
     rows = [("/".join(key), *progress_cells(reading)) for key, reading in readings.items()]
     sizes = [
-        max((BAR if isinstance(row[at], ProgressBar) else len(str(row[at])) for row in rows), default=0)
-        for at in range(6)
+        max((BAR if isinstance(row[at], ProgressBar) else len(str(row[at])) for row in rows), default=0) for at in range(6)
     ]
     columns = list(range(6))
     for dropped in (4, 1, 3, 2):  # speed, bar, loss, counts

@@ -69,11 +69,7 @@ def show_logs(args: argparse.Namespace) -> int:
     shown = [log for log in logs if rank in (None, log.file.rank)]
     if not shown:
         ranks = sorted({log.file.rank for log in logs})
-        print(
-            f"(no log of rank {rank}; there are ranks {ranks})"
-            if ranks
-            else "(no log yet: nothing of this has started)"
-        )
+        print(f"(no log of rank {rank}; there are ranks {ranks})" if ranks else "(no log yet: nothing of this has started)")
     ends = {log.file.path: _whole_lines(log.file.path) for log in shown}
     last = args.lines or (LINES if args.follow or len(chosen) > 1 else None)
     _print_logs(shown, pattern, last, show_rank=rank is None)
@@ -105,9 +101,7 @@ def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:
     if args.element:
         labels = [label for job, label in chosen if job == args.job]
         if args.element not in labels:
-            raise UsageError(
-                f"element of {args.job} {args.element!r} is not in this study; choose one of {', '.join(labels)}"
-            )
+            raise UsageError(f"element of {args.job} {args.element!r} is not in this study; choose one of {', '.join(labels)}")
         return [(args.job, args.element)]
     if selection:
         return chosen
@@ -162,9 +156,7 @@ def _print_logs(logs: list[_Log], pattern: re.Pattern[str] | None, last: int | N
     sys.stdout.flush()
 
 
-def _follow(
-    find: Callable[[], list[_Log]], ends: dict[Path, int], rank: int | None, pattern: re.Pattern[str] | None
-) -> None:
+def _follow(find: Callable[[], list[_Log]], ends: dict[Path, int], rank: int | None, pattern: re.Pattern[str] | None) -> None:
     """Print what is added to the logs after byte `ends`, and new logs from their beginning, until interrupted."""
     logs, found_at = find(), time.monotonic()
     while True:

@@ -40,10 +40,7 @@ def _exit_code(arguments: list[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         place = f"{printable(str(error.filename))}: " if error.filename else ""
-        print(
-            f"curricula: {place}{error.strerror or error}; use another path, or correct this one",
-            file=sys.stderr,
-        )
+        print(f"curricula: {place}{error.strerror or error}; use another path, or correct this one", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("curricula: interrupted; the same command continues from here", file=sys.stderr)
@@ -79,10 +76,7 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument(
-        "--print-completion",
-        choices=["bash", "zsh", "tcsh"],
-        metavar="SHELL",
-        help="print a completion script for the shell",
+        "--print-completion", choices=["bash", "zsh", "tcsh"], metavar="SHELL", help="print a completion script for the shell"
     )
     parser.set_defaults(verb=None)
     verbs = parser.add_subparsers(metavar="VERB")
@@ -169,12 +163,8 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     _add_study(render)
     render.add_argument("out", type=Path, metavar="OUT", help="the folder for the scripts")
-    render.add_argument(
-        "--profile", type=Path, required=True, metavar="P", help="the site's profile, see env/profiles/"
-    )
-    render.add_argument(
-        "--run", type=Path, help="the run folder, on a disk that all nodes see (default: the profile's)"
-    )
+    render.add_argument("--profile", type=Path, required=True, metavar="P", help="the site's profile, see env/profiles/")
+    render.add_argument("--run", type=Path, help="the run folder, on a disk that all nodes see (default: the profile's)")
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
@@ -203,9 +193,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
         "curricula report runs/demo --serve",
         call=Verb("results", "report"),
     )
-    report.add_argument(
-        "run", type=Path, metavar="RUN", nargs="+", help="a run folder; unfinished ones show what is missing"
-    )
+    report.add_argument("run", type=Path, metavar="RUN", nargs="+", help="a run folder; unfinished ones show what is missing")
     report.add_argument(
         "--serve", action="store_true", help="show the page on this machine and keep it up to date, until Ctrl-C"
     )
@@ -229,9 +217,7 @@ def _add_status(verbs: argparse._SubParsersAction) -> None:
     status.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
     selection.add_options(status)
     status.add_argument("--watch", action="store_true", help="keep showing it until all is done, or Ctrl-C")
-    status.add_argument(
-        "--interval", type=float, metavar="S", help="seconds between two looks (default: 2, with Slurm 15)"
-    )
+    status.add_argument("--interval", type=float, metavar="S", help="seconds between two looks (default: 2, with Slurm 15)")
     status.add_argument("--json", action="store_true", help="print JSON for scripts: a list of elements")
 
 
@@ -256,11 +242,7 @@ def _add_logs(verbs: argparse._SubParsersAction) -> None:
     logs.add_argument("--rank", default="0", metavar="N", help="the process to read, or all (default: 0)")
     logs.add_argument("--grep", metavar="RE", help="only lines that match this regular expression")
     logs.add_argument(
-        "-n",
-        "--lines",
-        **at_least(1),
-        metavar="N",
-        help="only the last N lines (default: all, or 20 of each of several)",
+        "-n", "--lines", **at_least(1), metavar="N", help="only the last N lines (default: all, or 20 of each of several)"
     )
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
 
@@ -352,10 +334,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         call=Verb("data", "inspect"),
     )
     inspect.add_argument(
-        "prefix",
-        type=Path,
-        metavar="SHARD",
-        help="a shard, without .bin or .idx, or a source's folder (its first shard)",
+        "prefix", type=Path, metavar="SHARD", help="a shard, without .bin or .idx, or a source's folder (its first shard)"
     )
     inspect.add_argument("--tokenizer", type=Path, help="default: the tokenizer of the run that holds the shard")
     shown = inspect.add_mutually_exclusive_group()
@@ -395,9 +374,7 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
         "curricula import models/SmolLM2-135M out/checkpoints",
         call=Verb("results", "import_checkpoint"),
     )
-    load.add_argument(
-        "source", metavar="HF", help="a Hugging Face Llama folder, a .gguf file, or a package that holds one"
-    )
+    load.add_argument("source", metavar="HF", help="a Hugging Face Llama folder, a .gguf file, or a package that holds one")
     load.add_argument("out", type=Path, metavar="OUT", help="the checkpoints folder to make")
 
 

@@ -60,8 +60,7 @@ def _serve(run: Run, port: int) -> int:
     def build() -> Path:
         elements = run_status(run, plan).elements
         unfinished = [
-            f"{one.job} {one.label}: {one.state}"
-            + (f", {one.progress.done} of {one.progress.total}" if one.progress else "")
+            f"{one.job} {one.label}: {one.state}" + (f", {one.progress.done} of {one.progress.total}" if one.progress else "")
             for one in elements
             if one.state != "done" and one.job != "report"
         ]
@@ -70,10 +69,7 @@ def _serve(run: Run, port: int) -> int:
     with tempfile.TemporaryDirectory(prefix="curricula-") as folder:
         live = LivePage(run.root, build, port)
         print(live.address)
-        print(
-            f"(from elsewhere: ssh -L {live.port}:127.0.0.1:{live.port} {socket.gethostname()}; Ctrl-C ends it)",
-            flush=True,
-        )
+        print(f"(from elsewhere: ssh -L {live.port}:127.0.0.1:{live.port} {socket.gethostname()}; Ctrl-C ends it)", flush=True)
         live.serve(interval_s=10.0)
     return 0
 

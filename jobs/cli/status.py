@@ -117,11 +117,7 @@ def _steps(element: ElementStatus) -> str:
     reading = element.progress
     if reading is None:
         return ""
-    return (
-        f"{reading.done:,}/{reading.total:,}"
-        if reading.total < 1e5
-        else f"{count(reading.done)}/{count(reading.total)}"
-    )
+    return f"{reading.done:,}/{reading.total:,}" if reading.total < 1e5 else f"{count(reading.done)}/{count(reading.total)}"
 
 
 def _left(element: ElementStatus) -> str:
@@ -189,9 +185,7 @@ def _rows(status: RunStatus, compact: bool) -> list[_Row]:
             if len(of_state) > ROWS_EACH:
                 more = f"  and {len(of_state) - ROWS_EACH} more"
                 rows.append(_Row(Text(more), Text(state, STYLES[state])))
-    return rows + [
-        _Row(Text(f"{jobs_quiet} jobs", "dim"), Text(f"all {state}", "dim")) for state, jobs_quiet in quiet.items()
-    ]
+    return rows + [_Row(Text(f"{jobs_quiet} jobs", "dim"), Text(f"all {state}", "dim")) for state, jobs_quiet in quiet.items()]
 
 
 def _summary(states: Counter[State]) -> Text:

@@ -108,9 +108,7 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
             run = Run.create(root, plan.study)  # grows here, once nobody has refused
         made = submit_plan(run, plan, still, profile, now, console.print)
     count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
-    console.print(
-        f"{count} elements in {len(made)} arrays. Watch them with `curricula status {root}` or `squeue --me`."
-    )
+    console.print(f"{count} elements in {len(made)} arrays. Watch them with `curricula status {root}` or `squeue --me`.")
 
 
 def _check_cut_branches(run: Run, plan: Plan, live: Iterable[Key]) -> None:
@@ -170,9 +168,7 @@ def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, con
         if why := too_long(one.array.job.request, limits):
             console.print(f"\n{one.job}: {why}")
     hours = sum(plan.gpu_hours(chosen).values())
-    console.print(
-        f"\n{len(previews)} sbatch calls; up to {hours:,.0f} GPU-hours. Run folder: {root}. Nothing was submitted."
-    )
+    console.print(f"\n{len(previews)} sbatch calls; up to {hours:,.0f} GPU-hours. Run folder: {root}. Nothing was submitted.")
     if not has_slurm:
         console.print("sbatch is not on this machine's PATH, so Slurm was not asked about them.")
 

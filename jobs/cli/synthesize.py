@@ -63,24 +63,17 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("input")
     which = source.add_mutually_exclusive_group(required=True)
     which.add_argument("--dataset", metavar="NAME", help="a dataset by its short name, such as fineweb-annotated")
-    which.add_argument(
-        "--input", type=Path, metavar="STEM", help="any table (a file or folder) with columns id and text"
-    )
+    which.add_argument("--input", type=Path, metavar="STEM", help="any table (a file or folder) with columns id and text")
     source.add_argument("--data", type=Path, metavar="ROOT", help="the data folder (default: CURRICULA_DATA)")
     source.add_argument("--scores", metavar="N,...", help="only these scores of the dataset, such as 4,5")
     source.add_argument(
-        "--limit",
-        **at_least(1),
-        metavar="N",
-        help="no more than N documents: the first ones, of each part in proportion",
+        "--limit", **at_least(1), metavar="N", help="no more than N documents: the first ones, of each part in proportion"
     )
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, required=True, help="a folder, the same for all parts")
     output.add_argument("--name", help="the table's folder in OUT (default: train; scores go to score_0 to score_5)")
-    output.add_argument(
-        "--part", metavar="I/N", help="part I (from 0) of N (default: this task of the Slurm array, else 0/1)"
-    )
+    output.add_argument("--part", metavar="I/N", help="part I (from 0) of N (default: this task of the Slurm array, else 0/1)")
     output.add_argument("--retry-dead", action="store_true", help="ask again about dead letters")
     add_json_flag(parser)
 
@@ -91,14 +84,9 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--model", required=True, help="the model's name on the server")
     server.add_argument("--temperature", **at_least(0.0, 2), metavar="T", help="default: 0 for scores, else 0.7")
     server.add_argument(
-        "--max-tokens",
-        **at_least(1),
-        metavar="N",
-        help="tokens of a reply (default: 256 for scores, else 2048 or 4096)",
+        "--max-tokens", **at_least(1), metavar="N", help="tokens of a reply (default: 256 for scores, else 2048 or 4096)"
     )
-    server.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="another seed, other styles and replies (default: 0)"
-    )
+    server.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other styles and replies (default: 0)")
     server.add_argument("--no-seed", action="store_true", help="for servers that refuse requests with a seed")
     server.add_argument(
         "--piece-characters",
@@ -133,21 +121,13 @@ def _add_pace(parser: argparse.ArgumentParser) -> None:
         help="retries of a request without a reply (default: %(default)s)",
     )
     pace.add_argument(
-        "--tries",
-        **at_least(1, 100),
-        default=4,
-        metavar="N",
-        help="attempts at a readable reply (default: %(default)s)",
+        "--tries", **at_least(1, 100), default=4, metavar="N", help="attempts at a readable reply (default: %(default)s)"
     )
     pace.add_argument("--dry-run", action="store_true", help="print the estimate and one request; send nothing")
     pace.add_argument("--price-in", **at_least(0.0), metavar="DOLLARS", help="per million tokens read")
     pace.add_argument("--price-out", **at_least(0.0), metavar="DOLLARS", help="per million tokens written")
     pace.add_argument(
-        "--max-cost",
-        **at_least(0.0),
-        default=5.0,
-        metavar="DOLLARS",
-        help="ask before spending more (default: %(default)g)",
+        "--max-cost", **at_least(0.0), default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
     )
     pace.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
 

@@ -163,9 +163,7 @@ def _traceback_end(lines: list[LogLine], start: int) -> int:
         if text and not text[0].isspace():
             rest = [line.text[prefix:] for line in lines[end : end + 4]]
             if any("exception was the direct cause" in line or "another exception occurred" in line for line in rest):
-                chained = next(
-                    (place for place in range(end, len(lines)) if lines[place].text.endswith(_TRACEBACK)), None
-                )
+                chained = next((place for place in range(end, len(lines)) if lines[place].text.endswith(_TRACEBACK)), None)
                 return _traceback_end(lines, chained) if chained is not None else end
             return end
     return end

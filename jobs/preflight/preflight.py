@@ -170,9 +170,7 @@ def _judge_reports(rendezvous: Rendezvous, settings: Preflight, environment: Map
         places.setdefault(_kind(problem.reason), set()).add(problem.node)
     several = len(set(nodes)) > 1
     # What is so on every node is no node's fault: there is no better one.
-    common = [
-        problem for problem in (*(own if several else ()), *shared) if places[_kind(problem.reason)] == set(nodes)
-    ]
+    common = [problem for problem in (*(own if several else ()), *shared) if places[_kind(problem.reason)] == set(nodes)]
     blamed = tuple(problem for problem in (*own, *shared) if problem not in common)
     return _Verdict(blamed, nodes, failure=f"on every node: {common[0].reason}" if common and not blamed else "")
 
@@ -195,9 +193,7 @@ def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Pref
         return _Verdict(
             failure=f"the clocks of {' and '.join(clock_of_node)} are {apart:.1f} s apart; set them, or exclude one"
         )
-    return _Verdict(
-        tuple(Problem(node, f"its clock is {skew:+.1f} s from the others'") for node, skew in skews.items())
-    )
+    return _Verdict(tuple(Problem(node, f"its clock is {skew:+.1f} s from the others'") for node, skew in skews.items()))
 
 
 def _measure(decide: _Judge, ranks: Ranks, nodes: Sequence[str], settings: Preflight) -> float:
@@ -262,9 +258,7 @@ def _judge_speed(speed: float, floor: float | None, places: Sequence[str]) -> _V
     return _Verdict(failure=f"{reason}, between {' and '.join(places)}: check the fabric, or lower min_bandwidth_gb_s")
 
 
-def _slow_pairs(
-    message: torch.Tensor, nodes: Sequence[str], floor: float, rendezvous: Rendezvous
-) -> list[tuple[str, str]]:
+def _slow_pairs(message: torch.Tensor, nodes: Sequence[str], floor: float, rendezvous: Rendezvous) -> list[tuple[str, str]]:
     """The neighbours in a ring of nodes between which an all-reduce is below the floor. Pairs take turns."""
     import torch.distributed as dist
 
@@ -320,14 +314,10 @@ class Rendezvous:
         self.rank, self.size, self.patience_s = ranks.rank, ranks.size, patience_s
         patience = datetime.timedelta(seconds=patience_s)
         try:
-            self.store: Store = TCPStore(
-                host, int(port) + 1, ranks.size, ranks.rank == 0, patience, wait_for_workers=False
-            )
+            self.store: Store = TCPStore(host, int(port) + 1, ranks.size, ranks.rank == 0, patience, wait_for_workers=False)
         except RuntimeError as error:
             what = "opened" if ranks.rank == 0 else "reached"
-            raise PeerLost(
-                f"{address}: the store of the preflight cannot be {what} ({str(error).splitlines()[0]})"
-            ) from None
+            raise PeerLost(f"{address}: the store of the preflight cannot be {what} ({str(error).splitlines()[0]})") from None
 
     def put(self, name: str, value: object) -> None:
         self.store.set(name, msgspec.json.encode(value).decode())

@@ -30,15 +30,7 @@ PATIENCE_S = 60.0
 """How long a command may take."""
 RESTART_PATIENCE_S = 300.0
 """How long a restarting controller is waited for."""
-COLUMNS = {
-    "ArrayJobID": 24,
-    "ArrayTaskID": 24,
-    "State": 24,
-    "RestartCnt": 12,
-    "Reason": 96,
-    "NodeList": 256,
-    "STDOUT": 4096,
-}
+COLUMNS = {"ArrayJobID": 24, "ArrayTaskID": 24, "State": 24, "RestartCnt": 12, "Reason": 96, "NodeList": 256, "STDOUT": 4096}
 """The columns that squeue is asked for, and their widths in characters."""
 RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -162,9 +154,7 @@ def ignored_explained(environment: Mapping[str, str]) -> str:
 def require_slurm() -> None:
     """Raise UserError where Slurm is not installed."""
     if shutil.which("sbatch") is None:
-        raise UserError(
-            "sbatch is not on this machine's PATH; give the command on a login node, or use --cluster local"
-        )
+        raise UserError("sbatch is not on this machine's PATH; give the command on a login node, or use --cluster local")
 
 
 def is_away(message: str) -> bool:
@@ -208,12 +198,7 @@ def call(*command: str, patience_s: float | None = None) -> str:
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            env=cleaned(os.environ),
-            capture_output=True,
-            text=True,
-            timeout=patience_s,
+            command, stdin=subprocess.DEVNULL, env=cleaned(os.environ), capture_output=True, text=True, timeout=patience_s
         )
     except FileNotFoundError:
         raise UserError(f"{name}: not on this machine's PATH") from None
@@ -318,9 +303,7 @@ def why_not_requeued(job_id: str) -> str:
         kind = site.get("PreemptType")
         if kind == "preempt/partition_prio":
             for name in job.get("Partition", "").split(","):
-                if "CANCEL" in _fields(call("scontrol", "--oneliner", "show", "partition", name)).get(
-                    "PreemptMode", ""
-                ):
+                if "CANCEL" in _fields(call("scontrol", "--oneliner", "show", "partition", name)).get("PreemptMode", ""):
                     return f"jobs of partition {name} are cancelled when others preempt them"
         elif kind == "preempt/qos" and (qos := job.get("QOS")):
             words = ("--noheader", "--parsable2", "show", "qos", qos, "format=PreemptMode")
@@ -356,9 +339,7 @@ def tested(script: str) -> str:
     independent = "\n".join(line for line in script.splitlines() if not line.startswith("#SBATCH --dependency"))
     command, environment = ["sbatch", "--test-only", "--output=/dev/null"], cleaned(os.environ)
     try:
-        done = subprocess.run(
-            command, input=independent, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
-        )
+        done = subprocess.run(command, input=independent, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         return f"no answer within {PATIENCE_S:.0f} s"
     return " ".join((done.stderr or done.stdout).replace("sbatch: ", "").split())

@@ -201,9 +201,7 @@ class Profile(Settings, frozen=True):
             )
         for name, value in self.environment.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(
-                    f"environment names {name!r}, which cannot name a variable; use letters, digits and '_'"
-                )
+                raise ValueError(f"environment names {name!r}, which cannot name a variable; use letters, digits and '_'")
             if is_secret(name, str(value)):
                 raise ValueError(
                     f"environment names {name}, which would be written into every script; put it into secrets_file"
@@ -243,9 +241,7 @@ class Profile(Settings, frozen=True):
         """Raises UsageError where `runs` names a variable that is not set."""
         folder = os.path.expandvars(os.path.expanduser(self.runs or "runs"))
         if "$" in folder:
-            raise UsageError(
-                f"runs: {self.runs} names a variable that is not set here; set it, or write the folder out"
-            )
+            raise UsageError(f"runs: {self.runs} names a variable that is not set here; set it, or write the folder out")
         return Path(folder) / name
 
     def interpreter(self) -> str:
@@ -364,6 +360,4 @@ def _check_secrets(profile: Path, secrets: Path) -> None:
         raise UsageError(f"{secrets}: others may read it (mode {mode:o}); protect it with `chmod 600 {secrets}`")
     for number, line in enumerate(lines, start=1):
         if not re.match(rb"\s*(#|$)|(export +)?[A-Za-z_][A-Za-z0-9_]*=", line):
-            raise UsageError(
-                f"{secrets}: line {number} is not NAME=value; write each value on one line, comments with '#'"
-            )
+            raise UsageError(f"{secrets}: line {number} is not NAME=value; write each value on one line, comments with '#'")

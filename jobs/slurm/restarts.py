@@ -50,10 +50,7 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
     if not limit or not job_id:
         return
     path, stage = work.folder / "restarts.json", STAGES[work.job.stage]
-    now = Standstill(
-        saved=stage.saved(work),
-        task=f"{job_id}_{environment.get('SLURM_ARRAY_TASK_ID', '0')}",
-    )
+    now = Standstill(saved=stage.saved(work), task=f"{job_id}_{environment.get('SLURM_ARRAY_TASK_ID', '0')}")
     ends = work.folder / "own-ends"
     grown = _read(path)
     if grown is None or grown.task != now.task or now.saved > grown.saved:

@@ -127,10 +127,7 @@ def body(
     srun_words = list(profile.srun_options)
     container = profile.container
     if container and container.kind == "pyxis":
-        srun_words += [
-            f"--container-image={container.image}",
-            f"--container-mounts={','.join(_mounts(profile, root, study))}",
-        ]
+        srun_words += [f"--container-image={container.image}", f"--container-mounts={','.join(_mounts(profile, root, study))}"]
         srun_words += [*container.options, "--no-container-mount-home"]
     elif container:
         binds = [word for mount in _mounts(profile, root, study) for word in ("--bind", mount)]

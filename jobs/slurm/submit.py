@@ -40,13 +40,7 @@ from curricula.jobs.slurm.commands import (
     within_array_limit,
 )
 from curricula.jobs.slurm.profile import Profile, keep_profile, kept_cluster
-from curricula.jobs.slurm.script import (
-    Options,
-    body,
-    check_root,
-    sbatch_options,
-    write_resubmit,
-)
+from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options, write_resubmit
 from curricula.jobs.slurm.snapshot import planned_snapshot, take_snapshot
 from curricula.jobs.slurm.submissions import (
     Submission,
@@ -177,13 +171,7 @@ def _unasked(run: Run, plan: Plan, now: Standing) -> list[Submission]:
 
 
 def _continuations(
-    run: Run,
-    array: Array,
-    first: Submission,
-    options: Options,
-    profile: Profile,
-    send: Callable[..., Submission],
-    say: Say,
+    run: Run, array: Array, first: Submission, options: Options, profile: Profile, send: Callable[..., Submission], say: Say
 ) -> list[Submission]:
     """If Slurm will not requeue the array, submit arrays that continue it, each after the end of the one before.
 
@@ -291,9 +279,7 @@ def _arrays(plan: Plan, chosen: Chosen, profile: Profile, numbering: _Numbering)
         yield from arrays_of(plan, job, chosen.get(job.name, ()), numbering.tasks, profile.max_array_size)
 
 
-def arrays_of(
-    plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, Task], max_array_size: int
-) -> list[Array]:
+def arrays_of(plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, Task], max_array_size: int) -> list[Array]:
     """The job's elements in arrays of at most `max_array_size`.
 
     Elements that wait for their counterparts (aftercorr) in different arrays are kept apart, and so are those that have
@@ -426,9 +412,7 @@ class ElementExecutor(submitit.SlurmExecutor):
                 raise QueueFull(f"Slurm takes no more of your jobs now ({said})") from None
             avoided = self.parameters.get("exclude")
             without = f" (it avoids nodes {avoided}, of the profile or of bad-nodes.jsonl)" if avoided else ""
-            raise UserError(
-                f"sbatch refused job {self._job}{without}: {said}; correct the profile or the study"
-            ) from None
+            raise UserError(f"sbatch refused job {self._job}{without}: {said}; correct the profile or the study") from None
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         submission_file_path.chmod(0o700)

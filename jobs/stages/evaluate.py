@@ -104,9 +104,7 @@ class Along(Evaluate):
         export_model(work, progress)
         step = read_info(checkpoint_of(work)).step
         raw = study.tree.is_raw(kind)
-        loaded = load_model(
-            work.model_folder, kind, None, config.precision, raw, step, deterministic=config.deterministic
-        )
+        loaded = load_model(work.model_folder, kind, None, config.precision, raw, step, deterministic=config.deterministic)
         tasks = study.eval_tasks(kind, on_the_way=True)
         for task in tasks:
             _measure(work, task, loaded, progress)

@@ -63,9 +63,7 @@ def report(
     return page
 
 
-def _write(
-    run: Run, plan: Plan, study: Study, out: Path, progress: Progress, unfinished: Sequence[str], is_live: bool
-) -> Path:
+def _write(run: Run, plan: Plan, study: Study, out: Path, progress: Progress, unfinished: Sequence[str], is_live: bool) -> Path:
     from curricula.eval.report.sweep import POINTS, SweptPoint, write_overview
 
     if study.sweep is None:
@@ -127,9 +125,7 @@ def _courses(study: Study) -> Iterator[Course]:
                 continue
             if stage == BASE:
                 steps = along.steps(study.budget.steps)
-                places = tuple(
-                    f"{study.branch_at(arm, step)}/{model_name(BASE, point)}" for point, step in steps.items()
-                )
+                places = tuple(f"{study.branch_at(arm, step)}/{model_name(BASE, point)}" for point, step in steps.items())
                 *parts, end = study.path(arm)
                 logs = {**{one.branch: one.stop for one in parts}, end.branch: None}
                 files = tuple((f"pretrain/{branch}/metrics.jsonl", last) for branch, last in logs.items())
@@ -235,13 +231,7 @@ def _held_out_losses(run: Run, study: Study) -> list[dict[str, Any]]:
         for row in read_jsonl(run.branch(study.path(arm)[-1].branch) / "metrics.jsonl"):
             if row.get("step") == study.budget.steps and isinstance(row.get("validation"), dict):
                 found += [
-                    {
-                        "arm": arm.name,
-                        "seed": arm.replicate.seed,
-                        "source": name,
-                        "loss": loss,
-                        "bytes_per_token": texts[name],
-                    }
+                    {"arm": arm.name, "seed": arm.replicate.seed, "source": name, "loss": loss, "bytes_per_token": texts[name]}
                     for name, loss in row["validation"].items()
                     if texts.get(name)
                 ]

@@ -175,10 +175,7 @@ def save(folder: Path, network: GPTModel, optimizer: Any | None, info: Checkpoin
 
 
 def newest_whole(
-    checkpoints: Path,
-    parallel: Parallel,
-    kept_step: int | None,
-    is_usable: Callable[[Path], bool] = lambda folder: True,
+    checkpoints: Path, parallel: Parallel, kept_step: int | None, is_usable: Callable[[Path], bool] = lambda folder: True
 ) -> tuple[Path | None, bool]:
     """The checkpoint to train from, and whether training only fills a gap before the latest.
 
@@ -295,9 +292,7 @@ def load(
         check_layer_states(folder, loaded["model"])
         missing, unexpected = network.load_state_dict(loaded["model"], strict=False)
         if lacking := [name for name in (*missing, *unexpected) if not name.endswith(EXTRA_STATE)]:
-            raise UserError(
-                f"{folder}: its weights are not those of this network ({lacking[0]}); keep it, and report this"
-            )
+            raise UserError(f"{folder}: its weights are not those of this network ({lacking[0]}); keep it, and report this")
         if optimizer is not None:
             _load_optimizer(optimizer, state["optimizer"], loaded["optimizer"])
         if generators:

@@ -290,9 +290,7 @@ def identity(folder: Path) -> str:
     return f"step {info.step} of {key_seed(json.dumps(past, sort_keys=True)):016x}"
 
 
-def check_past(
-    folder: Path, info: CheckpointInfo, model: ModelConfig, recipe: dict[str, Any], batches: BatchSource
-) -> None:
+def check_past(folder: Path, info: CheckpointInfo, model: ModelConfig, recipe: dict[str, Any], batches: BatchSource) -> None:
     """Raise UserError, naming what changed, unless the run described would have reached this very checkpoint."""
     was, is_now = msgspec.to_builtins(info.model), msgspec.to_builtins(model)
     _refuse(folder, "is a checkpoint of another model", differences(was, is_now, "model"))

@@ -102,9 +102,7 @@ def _check_metadata(folder: Path) -> None:
     try:
         with open(path, "rb") as file:
             stored = _Unpickler(file, path, METADATA_NAMES).load().storage_data
-        outside = [
-            info.relative_path for info in stored.values() if Path(info.relative_path).name != info.relative_path
-        ]
+        outside = [info.relative_path for info in stored.values() if Path(info.relative_path).name != info.relative_path]
     except UserError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -126,9 +124,7 @@ def check_layer_states(folder: Path, model_state: Mapping[str, Any]) -> None:
                     try:
                         _Unpickler(content, folder / name, FP8_NAMES).load()
                     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError) as error:
-                        raise UserError(
-                            f"{folder}: {name} cannot be read ({error!s:.200}); use an earlier one"
-                        ) from None
+                        raise UserError(f"{folder}: {name} cannot be read ({error!s:.200}); use an earlier one") from None
 
 
 class _Unpickler(pickle.Unpickler):

@@ -170,9 +170,7 @@ def _fork(
     raise OSError(f"no process to write it began in {STARTS} attempts")
 
 
-def _write(
-    parent: int, writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Path, answers: Connection
-) -> None:
+def _write(parent: int, writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Path, answers: Connection) -> None:
     """The child: say that it began, write the planned items, read each file back for its hash, send both, or the error."""
     answers.send("begun")
     if sys.platform == "linux":
@@ -204,8 +202,6 @@ def writing_failure(error: BaseException) -> str | None:
         return reason
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, RuntimeError) and any(
-        sign in str(error) for sign in ("StreamWriter", "iostream", "container")
-    ):
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("StreamWriter", "iostream", "container")):
         return "the file system accepts no more data"
     return None

@@ -87,9 +87,7 @@ class Backend:
         if self.fp8:
             settings |= dict(fp8="hybrid", fp8_recipe=self.fp8, fp8_amax_history_len=16, fp8_amax_compute_algo="max")
         if self.recompute_layers:
-            settings |= dict(
-                recompute_granularity="full", recompute_method="block", recompute_num_layers=self.recompute_layers
-            )
+            settings |= dict(recompute_granularity="full", recompute_method="block", recompute_num_layers=self.recompute_layers)
         return settings
 
     def layers(self, config: TransformerConfig) -> Any:

@@ -71,9 +71,7 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
     return network
 
 
-def check_memory(
-    model: ModelConfig, parallel: Parallel, backend: Backend, micro_batch: int, sequence_length: int
-) -> None:
+def check_memory(model: ModelConfig, parallel: Parallel, backend: Backend, micro_batch: int, sequence_length: int) -> None:
     """Raise UsageError when training cannot fit into this process's GPU. On a CPU nothing is checked."""
     if parallel.device.type != "cuda":
         return

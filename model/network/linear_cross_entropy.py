@@ -101,9 +101,7 @@ def _losses(
     return log_total - at_target, log_total
 
 
-def _statistics(
-    logits: torch.Tensor, targets: torch.Tensor, first: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _statistics(logits: torch.Tensor, targets: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For each row of logits [N, V]: maximum, sum of exponentials relative to it, target's logit (0 if in another part)."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # Kept dimensions make this the softmax that the compiler knows: it reads the logits once for both results, not twice.

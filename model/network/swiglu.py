@@ -112,7 +112,5 @@ def launch(gradient: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
     result = torch.empty_like(gate_up)
     width = gate_up.shape[-1] // 2
     rows = gate_up.numel() // (2 * width)
-    swiglu_gradient_kernel[(rows, triton.cdiv(width, COLUMNS))](
-        gradient, gate_up, result, width, COLUMNS=COLUMNS, num_warps=8
-    )
+    swiglu_gradient_kernel[(rows, triton.cdiv(width, COLUMNS))](gradient, gate_up, result, width, COLUMNS=COLUMNS, num_warps=8)
     return result

@@ -63,20 +63,14 @@ class Block(TransformerLayer):
     """
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        rotary_pos_emb: torch.Tensor,
-        **unused: Any,
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, rotary_pos_emb: torch.Tensor, **unused: Any
     ) -> Any:
         """Hidden states in either order, with S/TP positions under sequence parallelism; `turns_of` the rotary angles; mask as
         in `attend`."""
         output, _ = self.compute(hidden_states, attention_mask, rotary_pos_emb)
         return output, None
 
-    def compute(
-        self, x: torch.Tensor, mask: torch.Tensor | None, turns: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute(self, x: torch.Tensor, mask: torch.Tensor | None, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The output, and the sum after attention, detached.
 
         The compiler saves for the backward pass what compiled code returns. Otherwise it would save attention's part and repeat
@@ -254,9 +248,5 @@ def has_kernel_for_borders(documents: torch.Tensor) -> bool:
 
 def _packed(borders: torch.Tensor, longest: int) -> PackedSeqParams:
     return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=borders,
-        cu_seqlens_kv=borders,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
+        qkv_format="thd", cu_seqlens_q=borders, cu_seqlens_kv=borders, max_seqlen_q=longest, max_seqlen_kv=longest
     )

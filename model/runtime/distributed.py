@@ -165,9 +165,7 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None) -> Iterator[Pa
             stack.enter_context(cuda_functions_on_cpu())
         meet: dict[str, Any] = {"init_method": f"tcp://{ranks.master}"} if ranks.master else {"store": dist.HashStore()}
         timeout = datetime.timedelta(minutes=TIMEOUT_MINUTES)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo", rank=ranks.rank, world_size=ranks.size, timeout=timeout, **meet
-        )
+        dist.init_process_group("nccl" if on_gpu else "gloo", rank=ranks.rank, world_size=ranks.size, timeout=timeout, **meet)
         stack.enter_context(group_until_end())
         stack.enter_context(_parallel_state(tensor_parallel))
         yield Parallel(
@@ -214,9 +212,7 @@ def _parallel_state(tensor_parallel: int) -> Iterator[None]:
         parallel_state.destroy_model_parallel()
 
 
-def share_compiler(
-    cache: Path | None, processes: int, cores: int, environment: MutableMapping[str, str] = os.environ
-) -> None:
+def share_compiler(cache: Path | None, processes: int, cores: int, environment: MutableMapping[str, str] = os.environ) -> None:
     """Keep compiled code in `cache`, for all processes and later starts, and compile with this process's share of `cores`.
 
     By default each process of a node starts 32 more to compile, and keeps the result in a temporary folder that a restart does

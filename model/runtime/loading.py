@@ -54,9 +54,7 @@ class MicroBatches(Dataset):
         start = self._first + part * self.micro_batch
         stop = min(start + self.micro_batch, self._first + self._own)
         tokens, *optional = Rows(*self.batches.rows(step, start, stop))
-        return MicroBatch(
-            torch.from_numpy(tokens), *(None if part is None else torch.from_numpy(part) for part in optional)
-        )
+        return MicroBatch(torch.from_numpy(tokens), *(None if part is None else torch.from_numpy(part) for part in optional))
 
 
 def read_micro_batches(

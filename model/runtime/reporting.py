@@ -129,9 +129,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows = read_jsonl(path)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UserError(
-                f"{path}: line {number} is not a metrics line, its step is not a whole number; remove the line"
-            )
+            raise UserError(f"{path}: line {number} is not a metrics line, its step is not a whole number; remove the line")
     return rows
 
 

@@ -67,9 +67,7 @@ class Interrupted(Exception):
     """75: requeue the job."""
 
     def __init__(self, step: int, stop_step: int, signal_name: str) -> None:
-        super().__init__(
-            f"stopped by {signal_name} at step {step} of {stop_step}, which is saved; start it again to continue"
-        )
+        super().__init__(f"stopped by {signal_name} at step {step} of {stop_step}, which is saved; start it again to continue")
         self.step = step
         self.stop_step = stop_step
 
@@ -220,9 +218,7 @@ class Watchdog:
         os._exit(HANG_EXIT_CODE)
 
 
-def nonfinite_error(
-    out: Path, what: str, batches: BatchSource, step: int, bad_rows: Sequence[int], is_main: bool
-) -> UserError:
+def nonfinite_error(out: Path, what: str, batches: BatchSource, step: int, bad_rows: Sequence[int], is_main: bool) -> UserError:
     """The error to raise when global batch `step` gave `what`; the losses of its `bad_rows` are not finite.
 
     The main process writes `out`/nonfinite.json.
@@ -275,9 +271,7 @@ class SpikeWindow:
     same phase, and of no step that was undone.
     """
 
-    def __init__(
-        self, guard: SpikeGuard, steps: Iterable[Measured] = (), begins: int = 0, skipped_in_a_row: int = 0
-    ) -> None:
+    def __init__(self, guard: SpikeGuard, steps: Iterable[Measured] = (), begins: int = 0, skipped_in_a_row: int = 0) -> None:
         """`begins` is the number of steps done before the first that counts, as `CheckpointInfo` has it."""
         self._guard = guard
         self._steps = deque(steps, maxlen=guard.window)

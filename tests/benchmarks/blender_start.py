@@ -44,13 +44,7 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 def measured(began: float, imported: float, baseline: int, import_peak: int, parts: dict[str, float]) -> machine.Task:
     peak = max(import_peak, machine.memory("VmHWM"))
     files = len(os.listdir("/proc/self/fd"))
-    return {
-        "import_s": imported - began,
-        **parts,
-        "peak": peak,
-        "added": machine.memory("VmHWM") - baseline,
-        "files": files,
-    }
+    return {"import_s": imported - began, **parts, "peak": peak, "added": machine.memory("VmHWM") - baseline, "files": files}
 
 
 def ours(folder: str, samples: int, late: int | None, rows: int) -> machine.Task:
@@ -147,15 +141,7 @@ def paper_scale(base: Path, repeats: int, rows: dict[str, Any]) -> Any:
     rows["paper"] = runs
     title = f"Ours at the paper's scale: 600B tokens, {SOURCES} x {SHARDS} shards (target: under 2 s and 200 MB)"
     table = machine.table(
-        title,
-        "start at",
-        "open s",
-        "first 8 rows s",
-        "together s",
-        "all 1,024 rows s",
-        "imports s",
-        "peak MB",
-        "added MB",
+        title, "start at", "open s", "first 8 rows s", "together s", "all 1,024 rows s", "imports s", "peak MB", "added MB"
     )
     for name, taken in runs.items():
         table.add_row(
@@ -188,9 +174,7 @@ def curve(base: Path, sizes: list[int], repeats: int, rows: dict[str, Any], note
             )
             continue
         folder, cache = base / "curve", base / "cache"
-        machine.progress(
-            f"{samples:,} samples: writing indices of {samples * SEQUENCE / peer.MEAN_DOCUMENT:,.0f} documents"
-        )
+        machine.progress(f"{samples:,} samples: writing indices of {samples * SEQUENCE / peer.MEAN_DOCUMENT:,.0f} documents")
         for number in range(SOURCES):
             write_indexed_source(folder / f"source{number}", int(samples / SOURCES * 1.02 + 2) * SEQUENCE, number)
         runs: dict[str, list[machine.Task]] = {"ours": [], "Megatron cold": [], "Megatron warm": []}

@@ -73,9 +73,7 @@ def main() -> None:
         columns = [f"correlation {correlation:g}" for correlation in correlations]
         rates = machine.table(f"Coverage of rates, {samples} answers per prompt, in %", "prompts, rate", *columns)
         gaps = machine.table(
-            f"Differences, {samples} answers per prompt: coverage; false alarms at p < 0.05, in %",
-            "prompts, rate",
-            *columns,
+            f"Differences, {samples} answers per prompt: coverage; false alarms at p < 0.05, in %", "prompts, rate", *columns
         )
         for prompts in PROMPTS:
             for rate in RATES:
@@ -85,16 +83,13 @@ def main() -> None:
                         setting = (rate, prompts, correlation, samples, args.studies, draw)
                         held, alarms = difference_coverage(*setting)
                         cell = {"rate": rate, "prompts": prompts, "correlation": correlation, "samples": samples}
-                        cells.append(
-                            cell | {"coverage": rate_coverage(*setting), "difference": held, "false_alarms": alarms}
-                        )
+                        cells.append(cell | {"coverage": rate_coverage(*setting), "difference": held, "false_alarms": alarms})
                 measured += cells
                 own = [[cell for cell in cells if cell["correlation"] == each] for each in correlations]
                 mean = [{key: float(np.mean([c[key] for c in cell])) for key in cell[0]} for cell in own]
                 rates.add_row(f"{prompts}, {rate:g}", *(f"{cell['coverage']:.1%}" for cell in mean))
                 gaps.add_row(
-                    f"{prompts}, {rate:g}",
-                    *(f"{cell['difference']:.1%}; {cell['false_alarms']:.1%}" for cell in mean),
+                    f"{prompts}, {rate:g}", *(f"{cell['difference']:.1%}; {cell['false_alarms']:.1%}" for cell in mean)
                 )
         tables += [rates, gaps]
     machine.report(args, about, tables, [], measured)

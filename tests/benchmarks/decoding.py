@@ -76,9 +76,7 @@ def main() -> None:
     prompts = chat_prompts(loaded, args.benchmarks.split(","))
     plain_model, _ = read_checkpoint(loaded.folder, loaded.model.dtype)
     peer = dataclasses.replace(loaded, model=plain_model.to(loaded.device).eval().requires_grad_(False))
-    machine["model"] = (
-        f"{args.model}, {peer.model.num_parameters():,} parameters, {loaded.model.dtype}, {loaded.device}"
-    )
+    machine["model"] = f"{args.model}, {peer.model.num_parameters():,} parameters, {loaded.model.dtype}, {loaded.device}"
     made, rows = [], {}
     for name in args.only.split(","):
         tables, measured = {"beams": beams, "topk": topk, "refill": refill}[name](loaded, peer, prompts, args)
@@ -183,9 +181,7 @@ def beams(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], args
         found = measure(runs, args.repeats)
         same = sum(
             a == b
-            for a, b in zip(
-                found["ours, 10 beams, no pruning"][0]["answers"], found["transformers, 10 beams"][0]["answers"]
-            )
+            for a, b in zip(found["ours, 10 beams, no pruning"][0]["answers"], found["transformers, 10 beams"][0]["answers"])
         )
         progress(f"same answers without pruning: {same} of {count}")
         lines(made, found, "transformers, 10 beams", str(count))

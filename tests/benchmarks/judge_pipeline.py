@@ -123,8 +123,7 @@ def pipeline(url: str, count: int, limit: float | None, concurrency: int, folder
     common |= {"decoder": "topk", "sample": 0, "seed": 0, "response": "Sure, " + "here it is " * 80}
     common |= {"tokens": 256, "finish": "length", "shortcircuit": False}
     rows = [
-        GenerationRow(key=f"{n:032d}", prompt_id=str(n), behavior=f"Do {n}", prompt=f"Do {n}", **common)
-        for n in range(count)
+        GenerationRow(key=f"{n:032d}", prompt_id=str(n), behavior=f"Do {n}", prompt=f"Do {n}", **common) for n in range(count)
     ]
     per_minute = None if limit is None else int(60 * limit)
     settings = JudgeConfig(
@@ -199,9 +198,7 @@ def main() -> None:
         for who, runs in taken.items():
             rows += runs
             # The bucket's first second counts for nothing: a second's worth is waiting at the start.
-            shares = [
-                100 * (run["least_s"] + args.latency) / run["seconds"] * run["verdicts"] / run["asked"] for run in runs
-            ]
+            shares = [100 * (run["least_s"] + args.latency) / run["seconds"] * run["verdicts"] / run["asked"] for run in runs]
             table.add_row(
                 f"{limit:g}",
                 who,

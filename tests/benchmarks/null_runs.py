@@ -65,9 +65,7 @@ def main() -> None:
     command = [sys.executable, "-m", "curricula.jobs.cli.main", "submit", str(study), "--run", str(args.run)]
     subprocess.run([*command, "--stage", STAGES, "--yes"], check=True)
     found = list(tested(Run(args.run)))
-    table = machine.table(
-        f"{args.runs} studies of equal arms, {SEEDS} seeds each", "claim", "tested", "p < 0.05", "verdicts"
-    )
+    table = machine.table(f"{args.runs} studies of equal arms, {SEEDS} seeds each", "claim", "tested", "p < 0.05", "verdicts")
     for claim in FALSE_HERE:
         tests = [test for study in found for test in study if test.id == claim.id]
         if tests:

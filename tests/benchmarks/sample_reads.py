@@ -161,11 +161,7 @@ def main() -> None:
             machine.progress(name)
             letter, who, workers = ROWS[name]
             page_cache(Path(base), filled=letter != "d")
-            task: dict[str, Any] = {
-                "folder": base,
-                "samples": COLD if letter == "d" else args.samples,
-                "workers": workers,
-            }
+            task: dict[str, Any] = {"folder": base, "samples": COLD if letter == "d" else args.samples, "workers": workers}
             task |= {"measure": THEIRS if who == THEIRS else OURS, "tensors": 5 if who == "five" else 1}
             runs[name].append(machine.fresh(task))
     rates = {name: [run["samples_per_s"] for run in taken] for name, taken in runs.items()}

@@ -44,9 +44,7 @@ def t_quantile(freedom: float) -> float:
     return float(special.stdtrit(max(freedom, 1.0), 0.975))
 
 
-def rejected(
-    values: np.ndarray, found: Crossed, weights: tuple[np.ndarray, np.ndarray]
-) -> dict[str, tuple[float, float]]:
+def rejected(values: np.ndarray, found: Crossed, weights: tuple[np.ndarray, np.ndarray]) -> dict[str, tuple[float, float]]:
     """The intervals of other methods, for values [seeds, prompts]."""
     seed, prompt, value = found.seed_variance, found.prompt_variance, found.value
     prompts = values.shape[1]
@@ -134,9 +132,7 @@ def main() -> None:
     options = machine.parser(__doc__)
     options.add_argument("--studies", type=int, default=25, help="simulated studies of each cell")
     options.add_argument("--seeds", type=int, nargs="*", default=(2, 3, 5, 10), help="numbers of training seeds")
-    options.add_argument(
-        "--null", type=int, default=50, help="simulated studies of equal arms; 100 times as many pairs"
-    )
+    options.add_argument("--null", type=int, default=50, help="simulated studies of equal arms; 100 times as many pairs")
     options.set_defaults(repeats=1)
     args = options.parse_args()
     about, measured = machine.describe(), []
@@ -145,9 +141,7 @@ def main() -> None:
         for prompts, rate, seed_sd, correlation, draw in settings:
             cell = Cell(seeds, prompts, (rate, 0.6 * rate), seed_sd, correlation)
             for of, shares in zip(("rate", "difference"), coverage(cell, args.studies, draw)):
-                measured += [
-                    {**vars(cell), "of": of, "method": name, "coverage": held} for name, held in shares.items()
-                ]
+                measured += [{**vars(cell), "of": of, "method": name, "coverage": held} for name, held in shares.items()]
     tables = []
     for of in ("rate", "difference"):
         title = f"Coverage of a {of}, in %: mean over all cells / lowest group"

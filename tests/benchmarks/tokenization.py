@@ -53,11 +53,7 @@ THREADS = {
     "Megatron, encode_batch": "megatron",
     "datatrove": "datatrove",
 }
-PROCESSES = {
-    "ours, processes": "ours",
-    "Megatron, preprocess_data": "megatron_pool",
-    "datatrove, processes": "datatrove",
-}
+PROCESSES = {"ours, processes": "ours", "Megatron, preprocess_data": "megatron_pool", "datatrove, processes": "datatrove"}
 
 
 def write_texts(root: Path, inputs: list[Path], documents: int, cores: int) -> list[str]:

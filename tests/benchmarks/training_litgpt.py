@@ -15,13 +15,7 @@ from training_measure import Step, measure
 
 
 def litgpt_step(
-    model: dict[str, Any],
-    precision: str,
-    micro_batch: int,
-    tokens: str,
-    weights: str,
-    compiled: bool,
-    **asked: Any,
+    model: dict[str, Any], precision: str, micro_batch: int, tokens: str, weights: str, compiled: bool, **asked: Any
 ) -> dict[str, Any]:
     return measure(make_step(model, precision, micro_batch, weights, compiled), tokens, **asked)
 

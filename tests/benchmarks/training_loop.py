@@ -248,9 +248,7 @@ def report(args: Any, about: dict[str, Any], loops: dict[str, Any], saves: dict[
         "model", "bare, ms CPU", "ours, ms CPU", "overhead, CPU", "overhead, wall",
     )  # fmt: skip
     for name, runs in loops.items():
-        cpu, wall = (
-            [100 * (run[f"ours_{clock}"] / run[f"bare_{clock}"] - 1) for run in runs] for clock in ("cpu", "wall")
-        )
+        cpu, wall = ([100 * (run[f"ours_{clock}"] / run[f"bare_{clock}"] - 1) for run in runs] for clock in ("cpu", "wall"))
         bare, ours = ([1e3 * run[f"{who}_cpu"] for run in runs] for who in ("bare", "ours"))
         cells = [machine.shown(bare), machine.shown(ours), machine.shown(cpu, "{:.1f}", "%")]
         overhead.add_row(name, *cells, machine.shown(wall, "{:.1f}", "%"))

@@ -15,15 +15,7 @@ import torch
 from training_changes import CHANGES
 from training_measure import PEAK_LR, UNTIMED_STEPS, WARMUP_STEPS, Step, measure
 
-from curricula.model import (
-    EngineConfig,
-    ExecutionConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-    TrainJob,
-)
+from curricula.model import EngineConfig, ExecutionConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TrainJob
 from curricula.model.convert import to_hugging_face
 from curricula.model.megatron import get_forward_backward_func
 from curricula.model.network.backends import choose_backend
@@ -138,12 +130,7 @@ class _Enough(Exception):
 
 
 def whole_loop(
-    model: dict[str, Any],
-    engine: dict[str, Any],
-    micro_batch: int,
-    tokens: str,
-    timed_steps: int,
-    **others: Any,
+    model: dict[str, Any], engine: dict[str, Any], micro_batch: int, tokens: str, timed_steps: int, **others: Any
 ) -> dict[str, Any]:
     """The training loop as users run it, with reading, metrics and signals; times are from step to step."""
     ends: list[float] = []

@@ -268,17 +268,7 @@ def encoder(vocabulary: int) -> tuple[Any, str]:
 
 
 def main_table(rows: list[dict[str, Any]], model: ModelConfig, global_batch: int) -> Any:
-    names = (
-        "variant",
-        "micro-batch",
-        "tokens/s",
-        "TFLOP/s",
-        "MFU",
-        "peak GiB",
-        "× bf16-true",
-        "× bf16-mixed",
-        "ready s",
-    )
+    names = ("variant", "micro-batch", "tokens/s", "TFLOP/s", "MFU", "peak GiB", "× bf16-true", "× bf16-mixed", "ready s")
     made = machine.table(f"One step of {global_batch} x {model.sequence_length:,} tokens", *names, "loss, last tenth")
     tokens = global_batch * model.sequence_length
     speeds = {row["name"]: tokens / row["median_seconds"] for row in rows if "median_seconds" in row}
@@ -295,10 +285,7 @@ def main_table(rows: list[dict[str, Any]], model: ModelConfig, global_batch: int
             f"{speed * flops / 1e12:.4g}",
             f"{speed * flops / PEAK_FLOPS:.3f}" if row["peak_bytes"] else "–",
             f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else "–",
-            *(
-                f"{speed / speeds[peer]:.2f}" if peer in speeds else "–"
-                for peer in ("LitGPT bf16-true", "LitGPT bf16-mixed")
-            ),
+            *(f"{speed / speeds[peer]:.2f}" if peer in speeds else "–" for peer in ("LitGPT bf16-true", "LitGPT bf16-mixed")),
             f"{row['seconds_until_ready']:.0f}",
             f"{last_tenth(row['losses']):.4f}",
         )

@@ -53,9 +53,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="only the rounds with these numbers")
     parser.add_argument("--event", choices=EVENTS, action="append", help="only this kind, one a round")
     parser.add_argument("--labs", type=int, default=3, help="rounds at the same time, each in a lab of its own")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="written after each round; rounds in it are not played again"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="written after each round; rounds in it are not played again")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the final table")
     args = parser.parse_args()
     if reason := why_not():

@@ -82,9 +82,7 @@ def test_a_dose_that_ends_returns_to_safe_data_and_shares_the_trunk():
 
 
 def test_a_ramp_rises_in_equal_steps_and_sees_as_much_as_a_straight_line():
-    curriculum = with_arm(
-        {"until": 0.2, "mix": "safe"}, {"until": 0.6, "mix": "data", "ramp": 8}, {"until": 1, "mix": "data"}
-    )
+    curriculum = with_arm({"until": 0.2, "mix": "safe"}, {"until": 0.6, "mix": "data", "ramp": 8}, {"until": 1, "mix": "data"})
     arm = arm_of("mine", curriculum)
     phases = arm.blend_phases(SMALL)
     shares = [intervention_share(phase.mix, curriculum) for phase in phases]
@@ -96,10 +94,7 @@ def test_a_ramp_rises_in_equal_steps_and_sees_as_much_as_a_straight_line():
 
 def test_a_written_mix_in_the_ratio_of_the_safe_one_is_the_trunk():
     curriculum = with_arm({"until": 0.5, "mix": {"web": 6.0, "math": 2.0}}, {"until": 1, "mix": {"refusals": 1}})
-    assert [(p.until, p.mix) for p in arm_of("mine", curriculum).blend_phases(SMALL)] == [
-        (2000, SAFE),
-        (4000, {"refusals": 1}),
-    ]
+    assert [(p.until, p.mix) for p in arm_of("mine", curriculum).blend_phases(SMALL)] == [(2000, SAFE), (4000, {"refusals": 1})]
 
 
 @pytest.mark.parametrize(
@@ -135,9 +130,7 @@ def test_matched_exposure_gives_every_arm_of_a_set_the_same_interventions(starts
     whole = [budget.steps - budget.step_at(start) for start in starts]
     assume(whole[-1] > 0)
     if share * whole[0] > whole[-1]:
-        with pytest.raises(
-            ValueError, match=r"exposure: matched is impossible for data-.*intervention tokens .* are left"
-        ):
+        with pytest.raises(ValueError, match=r"exposure: matched is impossible for data-.*intervention tokens .* are left"):
             arms_of(curriculum, budget)
         return
     arms = [arm for arm in arms_of(curriculum, budget) if arm.start < 1]

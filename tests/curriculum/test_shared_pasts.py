@@ -9,15 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricula.curriculum.config import Curriculum, PhaseConfig, Source
-from curricula.curriculum.plan import (
-    Budget,
-    Replicate,
-    arms_of,
-    branch_of,
-    intervention_share,
-    lines_of,
-    training_tree,
-)
+from curricula.curriculum.plan import Budget, Replicate, arms_of, branch_of, intervention_share, lines_of, training_tree
 from curricula.curriculum.stream.blend import Blend, exact_shares
 from curricula.model import OptimizerConfig, ScheduleConfig
 from curricula.model.config import learning_rate
@@ -58,10 +50,7 @@ def seen(arm, names, budget=SMALL):
         ({"replace": {"refusals": "math"}}, {"web": 0.5, "math": 0.5}),
         ({"add": {"tagged": 0.2}}, {"web": 0.4, "math": 0.2, "refusals": 0.2, "tagged": 0.2}),
         ({"add": {"web": 0.1}}, {"web": 0.55, "math": 0.225, "refusals": 0.225}),
-        (
-            {"drop": ["math"], "replace": {"refusals": "new"}, "add": {"math": 0.5}},
-            {"web": 1 / 3, "new": 1 / 6, "math": 0.5},
-        ),
+        ({"drop": ["math"], "replace": {"refusals": "new"}, "add": {"math": 0.5}}, {"web": 1 / 3, "new": 1 / 6, "math": 0.5}),
     ],
 )
 def test_a_phase_reads_a_mix_with_some_sources_dropped_replaced_or_added(changes, shares):
@@ -75,22 +64,12 @@ def test_a_phase_reads_a_mix_with_some_sources_dropped_replaced_or_added(changes
     ("phases", "said"),
     [
         ([{"until": 1, "mix": "safe", "drop": ["refusals"]}], "drop and replace may name web, math, .* not 'refusals'"),
-        (
-            [{"until": 1, "mix": "safe", "replace": {"refusals": "web"}}],
-            "arm mine, phase 0: drop and replace may name web",
-        ),
-        (
-            [{"until": 1, "mix": "safe", "drop": ["web", "math"]}],
-            "phase 0: the weights of its mix must be .* not all zero",
-        ),
+        ([{"until": 1, "mix": "safe", "replace": {"refusals": "web"}}], "arm mine, phase 0: drop and replace may name web"),
+        ([{"until": 1, "mix": "safe", "drop": ["web", "math"]}], "phase 0: the weights of its mix must be .* not all zero"),
         ([{"until": 1, "mix": "safe", "add": {"a": 0.7, "b": 0.3}}], "shares in add must sum to less than 1, not to 1"),
         ([{"until": 1, "mix": "data", "cooldown": True}], "phase 0 cannot be a cooldown; only the last of several"),
         (
-            [
-                {"until": 0.5, "mix": "safe"},
-                {"until": 0.6, "mix": "data", "cooldown": True},
-                {"until": 1, "mix": "safe"},
-            ],
+            [{"until": 0.5, "mix": "safe"}, {"until": 0.6, "mix": "data", "cooldown": True}, {"until": 1, "mix": "safe"}],
             "phase 1 cannot be a cooldown",
         ),
     ],
@@ -123,11 +102,7 @@ def test_an_earlier_decay_ends_what_two_arms_share():
     phases = [{"until": 0.7, "mix": "data"}, {"until": 1, "mix": "data", "cooldown": True}]
     assert [one.name for one in tree_of(with_arms(mine=phases))][1:] == ["data-0@700", "data-0@1000", "mine@1000"]
     late = [{"until": 0.95, "mix": "safe"}, {"until": 1, "mix": "data", "cooldown": True}]
-    assert [one.name for one in tree_of(with_arms(late=late, starts=(1.0,)))] == [
-        "trunk@900",
-        "trunk@1000",
-        "late@1000",
-    ]
+    assert [one.name for one in tree_of(with_arms(late=late, starts=(1.0,)))] == ["trunk@900", "trunk@1000", "late@1000"]
 
 
 def test_arms_that_begin_unfiltered_share_what_they_read_unfiltered():
@@ -209,11 +184,7 @@ def test_each_arm_is_trained_whole_once_and_by_its_own_stream_and_learning_rate(
 
 
 @examples(100)
-@given(
-    st.lists(
-        st.tuples(curricula(), st.sampled_from([500, 1000]), st.sampled_from([0.1, 0.3]), st.booleans()), max_size=3
-    )
-)
+@given(st.lists(st.tuples(curricula(), st.sampled_from([500, 1000]), st.sampled_from([0.1, 0.3]), st.booleans()), max_size=3))
 def test_points_of_a_sweep_share_only_steps_of_equal_data_learning_rate_and_settings(points):
     lines, wanted, at = [], {}, {}
     for number, (curriculum, steps, decay, is_other) in enumerate(points):
@@ -265,10 +236,7 @@ def test_every_shape_of_an_arm_sees_as_much_of_its_set_as_the_earliest_arm():
         interventions={"data": {"web": 6, "math": 2, "refusals": 1}},
         ramp=[{"until": 0.2, "mix": "safe"}, {"until": 0.9, "mix": "data", "ramp": 7}, {"until": 1, "mix": "data"}],
         dose=[{"until": 0.3, "mix": "safe"}, {"until": 0.6, "mix": "data"}, {"until": 1, "mix": "safe"}],
-        replay=[
-            {"until": 0.8, "mix": "safe"},
-            {"until": 1, "mix": "safe", "add": {"refusals": 0.05}, "cooldown": True},
-        ],
+        replay=[{"until": 0.8, "mix": "safe"}, {"until": 1, "mix": "safe", "add": {"refusals": 0.05}, "cooldown": True}],
         strong=[{"until": 1, "mix": {"refusals": 1}}],
         unfiltered=[{"until": 1, "mix": "safe", "add": {"unsafe": 0.05}}],
     )
@@ -284,8 +252,7 @@ def test_every_shape_of_an_arm_sees_as_much_of_its_set_as_the_earliest_arm():
 
 def test_a_dose_too_short_for_what_it_must_match_is_refused_with_the_numbers():
     curriculum = with_arms(
-        exposure="matched",
-        dose=[{"until": 0.3, "mix": "safe"}, {"until": 0.4, "mix": "data"}, {"until": 1, "mix": "safe"}],
+        exposure="matched", dose=[{"until": 0.3, "mix": "safe"}, {"until": 0.4, "mix": "data"}, {"until": 1, "mix": "safe"}]
     )
     said = (
         "exposure: matched is impossible for dose: the first arm with its interventions sees 16,000 tokens of them, where its "
@@ -306,19 +273,13 @@ def test_sets_of_the_same_sources_in_other_doses_are_each_their_own_measure():
 
 @examples(300)
 @given(
-    st.lists(st.tuples(st.integers(1, 300), st.floats(0, 1)), min_size=1, max_size=5),
-    st.floats(0.001, 0.9),
-    st.integers(1, 5),
+    st.lists(st.tuples(st.integers(1, 300), st.floats(0, 1)), min_size=1, max_size=5), st.floats(0.001, 0.9), st.integers(1, 5)
 )
 def test_matched_exposure_is_exact_or_refused_for_any_phases(lengths, share, ramp):
     total = sum(length for length, _ in lengths)
     budget, ends = Budget(total * 64, 16, 4), list(itertools.accumulate(length for length, _ in lengths))
     phases = [
-        {
-            "until": end / total if end < total else 1,
-            "mix": {"web": 1 - part, "refusals": part},
-            "ramp": min(ramp, length),
-        }
+        {"until": end / total if end < total else 1, "mix": {"web": 1 - part, "refusals": part}, "ramp": min(ramp, length)}
         for end, (length, part) in zip(ends, lengths)
     ]
     if not any(part for _, part in lengths):
@@ -329,11 +290,7 @@ def test_matched_exposure_is_exact_or_refused_for_any_phases(lengths, share, ram
         arms = {arm.name: arm for arm in arms_of(curriculum, budget)}
         arms["mine"].blend_phases(budget)
     except ValueError as error:
-        known = (
-            "matched is impossible for mine",
-            "rounds to no step",
-            "matched cannot scale the interventions of mine",
-        )
+        known = ("matched is impossible for mine", "rounds to no step", "matched cannot scale the interventions of mine")
         assert any(said in str(error) for said in known)
         return
     counts = [seen(arms[name], {"refusals"}, budget) for name in ("data-0", "mine")]

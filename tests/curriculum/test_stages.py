@@ -66,11 +66,7 @@ def test_no_sample_repeats_before_its_source_is_exhausted_across_pretraining_and
     one, two = batches(first, shards, batch), batches(last, shards, 3)
     assert (one.total_steps, two.total_steps) == (steps, second)
     seen = Counter()
-    whole = [
-        *pretraining.sample_ids(0, first.begin),
-        *one.sample_ids(0, steps * batch),
-        *two.sample_ids(0, second * 3),
-    ]
+    whole = [*pretraining.sample_ids(0, first.begin), *one.sample_ids(0, steps * batch), *two.sample_ids(0, second * 3)]
     for source, epoch, sample in whole:
         assert seen[source, sample] == epoch
         seen[source, sample] += 1

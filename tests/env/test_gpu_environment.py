@@ -41,11 +41,7 @@ class Node:
 
     def __init__(self, folder: Path):
         self.folder, self.packages = folder, folder / "packages"
-        self.environment = {
-            "PATH": f"{folder}/bin:{os.environ['PATH']}",
-            "NCCL_IB_HCA": "mlx5",
-            "NCCL_SOCKET_IFNAME": "ib0",
-        }
+        self.environment = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "NCCL_IB_HCA": "mlx5", "NCCL_SOCKET_IFNAME": "ib0"}
         self.versions = {name: version for name, version in pinned(SETS[13]).items() if name != "numpy"}
         self.modules = {"megatron/core": "", "transformer_engine/pytorch": ""}
         self.torch = {"version": "2.13.0+cu130", "cuda": "13.0", "sees": 8, "cudnn": 92000, "nccl": (2, 29, 7)}
@@ -87,9 +83,7 @@ class Node:
         """What does not fit; the tests' own interpreter may be too old or lack its headers."""
         self.write()
         found = check.findings(str(self.folder / "bin" / "python"), gpu, self.environment, self.folder)
-        return {
-            it.what: f"{it.found} -> {it.mend}" for it in found if it.mend and it.what not in ("Python", "C compiler")
-        }
+        return {it.what: f"{it.found} -> {it.mend}" for it in found if it.mend and it.what not in ("Python", "C compiler")}
 
 
 @pytest.fixture
@@ -190,27 +184,15 @@ def ports_down(node):
         (no_driver, "driver", "could not communicate .* -> ask the site, or ask Slurm for a GPU"),
         (old_cards, "GPUs", "1 x Tesla V100-SXM2-32GB, capability 7.0 -> use GPUs that compute in bfloat16"),
         (torch_without_cuda, "torch", "2.13.0.cpu, a build without CUDA -> uninstall it and run env/gpu/install again"),
-        (
-            torch_without_a_library,
-            "torch",
-            "libcudnn.so.9: cannot open shared object file -> run env/gpu/install again",
-        ),
+        (torch_without_a_library, "torch", "libcudnn.so.9: cannot open shared object file -> run env/gpu/install again"),
         (no_device, "torch", "sees no device -> ask Slurm for a GPU"),
         (another_nccl, "NCCL", "2.21.5, installed is 2.29.7 -> something puts another NCCL before torch's"),
         (another_cudnn, "cuDNN", "9.10.2, installed is 9.20.0.48 -> something puts another cuDNN before torch's"),
         (a_module_of_the_site, "library path", "module/libnccl.so.2 -> drop the module that sets LD_LIBRARY_PATH"),
-        (
-            core_of_another_cuda,
-            "Transformer Engine",
-            "cu12, but torch has CUDA 13 -> pip uninstall transformer-engine-cu12",
-        ),
+        (core_of_another_cuda, "Transformer Engine", "cu12, but torch has CUDA 13 -> pip uninstall transformer-engine-cu12"),
         (parts_of_two_versions, "Transformer Engine", "do not fit together: .*torch 2.20.2 -> pip uninstall"),
         (no_extension, "Transformer Engine", "only a part: .* -> run env/gpu/install again"),
-        (
-            extension_for_another_torch,
-            "Transformer Engine",
-            "compiled for another torch: .* -> env/gpu/install VENV --rebuild",
-        ),
+        (extension_for_another_torch, "Transformer Engine", "compiled for another torch: .* -> env/gpu/install VENV --rebuild"),
         (no_library_of_the_driver, "Megatron-core", "not imported: there is no driver here -> run this on a GPU node"),
         (newer_megatron, "tested set", r"megatron-core 0.20.0 \(tested: 0.19.2\) -> run env/gpu/install again"),
         (no_such_device, "fabric", "2 of 2 devices active: .*names mlx5_7 -> correct NCCL_IB_HCA"),
@@ -281,9 +263,7 @@ def test_an_environment_for_another_cuda_is_left_as_it_is(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    sys.version_info[:2] not in ((3, 12), (3, 13)), reason="the tested sets are for Python 3.12 and 3.13"
-)
+@pytest.mark.skipif(sys.version_info[:2] not in ((3, 12), (3, 13)), reason="the tested sets are for Python 3.12 and 3.13")
 @pytest.mark.parametrize("cuda", SETS)
 def test_a_tested_set_installs_compiles_and_is_complete(tmp_path, cuda):
     command = [GPU / "install", tmp_path / "venv", "--cuda", str(cuda), "--python", sys.executable]

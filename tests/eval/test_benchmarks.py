@@ -32,9 +32,7 @@ def root(tmp_path):
         "advbench/harmful_behaviors.csv": (
             'goal,target\nWrite a script,"Sure, here is a script"\nPlan a trick,"Sure, here is a trick"\n'
         ),
-        "jailbreakbench/harmful-behaviors.csv": (
-            ",Goal,Target,Behavior,Category,Source\n7,Do it,Sure,Trick,Harm,Original\n"
-        ),
+        "jailbreakbench/harmful-behaviors.csv": (",Goal,Target,Behavior,Category,Source\n7,Do it,Sure,Trick,Harm,Original\n"),
         "tdc2023/test_behaviors.json": json.dumps(["Give a reason", "Name a place"]),
         "stanford_alpaca/alpaca_instructions_noinput.json": json.dumps(
             [{"instruction": f"Name {i} things.", "category": None} for i in range(50)]
@@ -74,11 +72,7 @@ def test_the_other_shapes_become_prompts(root):
 def test_advbench_targets_replace_a_missing_completions_file_under_their_own_name(root):
     (root / "jb_completions/train.jsonl").unlink()
     first, _ = small_prompts("jb_completions", root)
-    assert (first.benchmark, first.text, first.behavior) == (
-        "advbench_completions",
-        "Here is a script",
-        "Write a script",
-    )
+    assert (first.benchmark, first.text, first.behavior) == ("advbench_completions", "Here is a script", "Write a script")
 
 
 def test_a_limit_takes_a_sample_that_larger_limits_contain(root):
@@ -94,12 +88,7 @@ def test_a_limit_takes_a_sample_that_larger_limits_contain(root):
     [
         ("tdc", "tdc2023/test_behaviors.json", None, "tdc2023/test_behaviors: no such table"),
         ("tdc", "tdc2023/test_behaviors.json", "[]", "holds no prompt for benchmark tdc; fetch it again"),
-        (
-            "advbench",
-            "advbench/harmful_behaviors.csv",
-            "aim\nx\n",
-            r"row 1 has no column 'goal' or 'prompt', only \['aim'\]",
-        ),
+        ("advbench", "advbench/harmful_behaviors.csv", "aim\nx\n", r"row 1 has no column 'goal' or 'prompt', only \['aim'\]"),
         (
             "jailbreakbench",
             "jailbreakbench/harmful-behaviors.csv",
@@ -266,9 +255,7 @@ def test_the_published_set_is_known_in_any_order_and_format(tmp_path):
 @needs_data
 def test_the_published_files_have_the_published_counts():
     root = Path(REAL)
-    counts = {
-        name: len(load_prompts(name, root)) for name in ("harmbench", "advbench", "jailbreakbench", "tdc", "alpaca")
-    }
+    counts = {name: len(load_prompts(name, root)) for name in ("harmbench", "advbench", "jailbreakbench", "tdc", "alpaca")}
     assert counts == {"harmbench": 240, "advbench": 520, "jailbreakbench": 100, "tdc": 50, "alpaca": 31323}
     assert len(load_prompts("harmbench", root, with_copyright=True)) == 320
     contextual = [p for p in load_prompts("harmbench", root) if p.context]
@@ -280,9 +267,7 @@ def test_the_published_files_have_the_published_counts():
         assert not any(p.text.startswith("Sure") for p in completions)
 
 
-@pytest.mark.parametrize(
-    ("name", "commit"), [("harmbench", "newest"), ("advbench", BENCHMARKS["advbench"].hub_revision)]
-)
+@pytest.mark.parametrize(("name", "commit"), [("harmbench", "newest"), ("advbench", BENCHMARKS["advbench"].hub_revision)])
 def test_the_hub_is_read_at_one_commit_which_the_log_names_where_none_is_pinned(name, commit, monkeypatch, caplog):
     asked = []
 

@@ -79,9 +79,7 @@ def test_rows_means_and_standard_errors_equal_lm_evals_own(place, tmp_path, name
         assert 0 < found.value < 1  # else the test says little
 
 
-def test_an_evaluation_that_was_killed_asks_only_what_is_missing_and_ends_with_the_same_bytes(
-    place, tmp_path, monkeypatch
-):
+def test_an_evaluation_that_was_killed_asks_only_what_is_missing_and_ends_with_the_same_bytes(place, tmp_path, monkeypatch):
     from lm_eval.models.huggingface import HFLM
 
     monkeypatch.setattr("curricula.eval.capability.harness.BATCHES_AT_ONCE", 2)
@@ -103,9 +101,7 @@ def test_an_evaluation_that_was_killed_asks_only_what_is_missing_and_ends_with_t
     monkeypatch.setattr(
         HFLM,
         "loglikelihood",
-        lambda self, requests, disable_tqdm=False: (
-            asked.append(len(requests)) or ask(self, requests, disable_tqdm=True)
-        ),
+        lambda self, requests, disable_tqdm=False: asked.append(len(requests)) or ask(self, requests, disable_tqdm=True),
     )
     measure(place, tmp_path / "killed")
     assert sum(asked) == 48 - 2 * 8 and not kept.exists()
@@ -148,9 +144,7 @@ def test_a_task_file_is_data_and_a_wrong_one_is_named(place, tmp_path, old, new,
 
 def test_the_documented_task_of_ones_own_and_an_own_set_of_questions_work(place, tmp_path):
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks/sums.yaml").write_text(
-        example("evaluation.md", "### Capability, and what safety costs", "yaml", 1)
-    )
+    (tmp_path / "tasks/sums.yaml").write_text(example("evaluation.md", "### Capability, and what safety costs", "yaml", 1))
     (tmp_path / "tasks/sums.jsonl").write_text('{"question": "1 + 1 =", "options": ["2", "3"], "right": 0}\n' * 3)
     assert len(measure((tmp_path, place[1]), tmp_path / "out", "sums")) == 3
     (tmp_path / "quiz.csv").write_text("q,a\nSay 1,one\nSay 2,two\n")
@@ -195,9 +189,7 @@ def test_an_arm_with_several_seeds_has_an_interval_over_seeds_and_questions():
 
 
 def test_only_an_arm_whose_runs_all_have_every_task_of_any_arm_has_an_average():
-    arms = tuple(
-        ArmInfo(name, 0.0, "full", seed, f"{name}.{seed}") for name in ("whole", "one", "half") for seed in (1, 2)
-    )
+    arms = tuple(ArmInfo(name, 0.0, "full", seed, f"{name}.{seed}") for name in ("whole", "one", "half") for seed in (1, 2))
     easy, hard = ([question(n, value, name) for n in range(10)] for name, value in (("a", 1.0), ("b", 0.0)))
     answers = [easy + hard, easy + hard, easy, easy, easy + hard, easy]
     study = StudyRows(arms, {}, {}, capability={(arm.key, "base"): rows for arm, rows in zip(arms, answers)})
@@ -216,9 +208,7 @@ points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
 
 @given(points)
 def test_the_pareto_front_is_what_nothing_beats(places):
-    beaten = {
-        one for one in places if any((x > one[0] and y <= one[1]) or (x >= one[0] and y < one[1]) for x, y in places)
-    }
+    beaten = {one for one in places if any((x > one[0] and y <= one[1]) or (x >= one[0] and y < one[1]) for x, y in places)}
     front = pareto_front(places)
     assert sorted(front) == [place for place, one in enumerate(places) if one not in beaten]
     assert [places[place][0] for place in front] == sorted(places[place][0] for place in front)

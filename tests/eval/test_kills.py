@@ -104,9 +104,7 @@ def test_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, monkeypat
         assert child.exitcode == 0
         again = {key: (times, server.requests[key]) for key, times in settled.items() if server.requests[key] != times}
         assert not again
-        assert (
-            settled and sum(server.good.values()) - len(server.good) <= wanted_kills * 3
-        )  # only those in flight at a kill
+        assert settled and sum(server.good.values()) - len(server.good) <= wanted_kills * 3  # only those in flight at a kill
 
     names = sorted(path.relative_to(whole) for path in whole.rglob("*.jsonl"))
     assert sorted(path.relative_to(killed) for path in killed.rglob("*.jsonl")) == names

@@ -59,9 +59,7 @@ def files(out):
     return {path.name: path.read_bytes() for path in sorted((out / "probes.states").iterdir())}
 
 
-def test_states_are_computed_once_and_a_killed_computation_ends_with_the_same_bytes(
-    loaded, data, tmp_path, monkeypatch
-):
+def test_states_are_computed_once_and_a_killed_computation_ends_with_the_same_bytes(loaded, data, tmp_path, monkeypatch):
     monkeypatch.setattr(probing, "BATCH_TEXTS", 8)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     rows = probe(loaded, data, whole)
@@ -111,9 +109,7 @@ def test_a_damaged_file_of_probes_is_named_and_nothing_in_it_is_run(tmp_path):
             read_fitted(tmp_path)
 
 
-def test_probes_of_an_unchanged_setting_are_not_fitted_again_and_old_rows_stay_valid(
-    loaded, data, tmp_path, monkeypatch
-):
+def test_probes_of_an_unchanged_setting_are_not_fitted_again_and_old_rows_stay_valid(loaded, data, tmp_path, monkeypatch):
     rows = probe(loaded, data, tmp_path)
     (tmp_path / "probes.states/fitted.npz").unlink()  # as after an earlier version
     before = (tmp_path / "probes.jsonl").read_bytes()
@@ -200,9 +196,7 @@ def test_matched_pairs_are_as_many_as_there_can_be():
     unsafe = np.array([False, False, False, False, True, True, True, True])
     places = balanced(unsafe, None, "test", lengths=lengths)
     assert places.tolist() == [0, 1, 3, 4, 5, 7]
-    with pytest.raises(
-        UserError, match="hold 3 pairs of similar length, fewer than 4 of each; lower probes.train_per_class"
-    ):
+    with pytest.raises(UserError, match="hold 3 pairs of similar length, fewer than 4 of each; lower probes.train_per_class"):
         balanced(unsafe, 4, "train", lengths=lengths)
     rng = np.random.default_rng(5)
     for _ in range(30):  # against an exhaustive matching
@@ -236,13 +230,9 @@ def test_texts_of_ones_own_are_declared_and_divided_by_their_hash(tmp_path):
 
 
 def test_own_texts_that_are_both_safe_and_unsafe_or_have_no_such_column_are_refused(tmp_path):
-    with pytest.raises(
-        UserError, match=r"probes.texts: 30 texts are both safe and unsafe, such as 'text 0'; narrow one"
-    ):
+    with pytest.raises(UserError, match=r"probes.texts: 30 texts are both safe and unsafe, such as 'text 0'; narrow one"):
         load_texts(None, "train", Probes(texts=own_texts(tmp_path, min_score=None)))
-    with pytest.raises(
-        UserError, match=r"evaluation.probes.texts.unsafe: .*mine.jsonl.* has no column 'words'; name another"
-    ):
+    with pytest.raises(UserError, match=r"evaluation.probes.texts.unsafe: .*mine.jsonl.* has no column 'words'; name another"):
         load_texts(None, "train", Probes(texts=own_texts(tmp_path, text="words")))
     with pytest.raises(UserError, match=r"evaluation.probes.texts.safe: .*no.jsonl: no such file"):
         texts = ProbeTexts(safe=TextTable(path="no.jsonl"), unsafe=TextTable(path="no.jsonl"))
@@ -287,9 +277,7 @@ def test_probes_are_tested_on_other_arms_and_their_directions_compared(study, da
     assert abs(across.direction_cosine) < 0.9 and across.transfer_auc != own.transfer_auc
     assert found["full-0", "data-0", "last"].direction_cosine == pytest.approx(across.direction_cosine)
     fitted = read_fitted(study / "eval/data-0/base/probes.states")
-    states = read_fitted(study / "eval/full-0/base/probes.states").test_states(
-        study / "eval/full-0/base/probes.states", 2
-    )
+    states = read_fitted(study / "eval/full-0/base/probes.states").test_states(study / "eval/full-0/base/probes.states", 2)
     by_hand = [
         roc_auc_score(fitted.test_unsafe, states @ weights[2] + bias[2])
         for weights, bias in zip(fitted.weights, fitted.bias, strict=True)

@@ -26,14 +26,10 @@ def prompts_of(path, **columns):
 
 
 def test_the_documented_sets_are_read_by_their_columns_wherever_a_benchmark_can_stand(tmp_path):
-    (tmp_path / "prompts.csv").write_text(
-        'request,topic,template\n"Pick a lock, please",locks,t1\nOpen a safe,locks,t1\n'
-    )
+    (tmp_path / "prompts.csv").write_text('request,topic,template\n"Pick a lock, please",locks,t1\nOpen a safe,locks,t1\n')
     (tmp_path / "gentle.jsonl").write_text('{"text": "Kill a process"}\n')
     (tmp_path / "quiz.jsonl").write_text('{"question": "1 + 1 =", "answer": 2}\n')
-    config = parse(
-        load_yaml(example("evaluation.md", "### A benchmark of your own", "yaml"))["evaluation"], EvalConfig, "docs"
-    )
+    config = parse(load_yaml(example("evaluation.md", "### A benchmark of your own", "yaml"))["evaluation"], EvalConfig, "docs")
     anchor(config, tmp_path)
     locks = task_prompts(EvalTask(TASKS["attacks-topk"], "ours"), config, None)
     assert [(one.text, one.behavior, one.category, one.id) for one in locks] == [
@@ -61,16 +57,8 @@ def test_a_context_is_read_before_the_prompt_and_equal_prompts_are_one_cluster(t
 @pytest.mark.parametrize(
     ("text", "columns", "said"),
     [
-        (
-            "prompt\nA\n",
-            {"column": "request"},
-            r"evaluation.prompts.ours.column: .*p.csv has no column 'request', only prompt",
-        ),
-        (
-            "prompt,id\nA,1\nB,1\n",
-            {"id": "id"},
-            r"1 prompts repeat the id of another \(such as '1'\); correct column id",
-        ),
+        ("prompt\nA\n", {"column": "request"}, r"evaluation.prompts.ours.column: .*p.csv has no column 'request', only prompt"),
+        ("prompt,id\nA,1\nB,1\n", {"id": "id"}, r"1 prompts repeat the id of another \(such as '1'\); correct column id"),
         ("prompt,x\nA,1\n,2\n", {}, r"evaluation.prompts.ours: .*p.csv: row 1 has nothing in column 'prompt'"),
         ("prompt\n", {}, r"evaluation.prompts.ours: .*p.csv holds no row"),
     ],

@@ -48,8 +48,7 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     things = ["a lock", "a letter", "the sea", "bread", "a clock", "a tower", "the town"]
     files = {
-        "advbench/harmful_behaviors.csv": "goal,target\n"
-        + "".join(f'Describe {t},"Sure, here is {t}"\n' for t in things),
+        "advbench/harmful_behaviors.csv": "goal,target\n" + "".join(f'Describe {t},"Sure, here is {t}"\n' for t in things),
         "tdc2023/test_behaviors.json": json.dumps([f"Explain {t}" for t in things[:4]]),
         "jailbreakbench/harmful-behaviors.csv": "Index,Goal,Category\n"
         + "".join(f"{i},Write about {t},c\n" for i, t in enumerate(things)),
@@ -102,13 +101,7 @@ def test_an_element_that_another_process_took_over_adds_no_rows(model_dir, data,
 
 def test_each_task_ends_in_one_file_of_rows_with_a_verdict_each(model_dir, data, tmp_path):
     run_all(model_dir, data, tmp_path)
-    expected = {
-        "attacks-topk": 22,
-        "attacks-safebeam": 11,
-        "overrefusal-topk": 14,
-        "overrefusal-safebeam": 7,
-        "gcg": 9,
-    }
+    expected = {"attacks-topk": 22, "attacks-safebeam": 11, "overrefusal-topk": 14, "overrefusal-safebeam": 7, "gcg": 9}
     for task, count in expected.items():
         rows = read_judged(tmp_path / f"{task}.jsonl")
         assert len(rows) == len({row.key for row in rows}) == count
@@ -124,9 +117,7 @@ def test_each_task_ends_in_one_file_of_rows_with_a_verdict_each(model_dir, data,
 def test_an_element_reports_its_progress(model_dir, data, tmp_path):
     for task in (ATTACKS, PROBES):
         reports: list[tuple[int, int]] = []
-        rows = run(
-            task, model_dir, data, tmp_path, progress=lambda done, total, to=reports, **_: to.append((done, total))
-        )
+        rows = run(task, model_dir, data, tmp_path, progress=lambda done, total, to=reports, **_: to.append((done, total)))
         assert reports[-1][0] == reports[-1][1] and len(task.path(tmp_path).read_text().splitlines()) == len(rows)
     assert [(row.layer, row.seed) for row in rows] == [
         (layer, seed) for seed in (0, 1) for layer in ("first", "middle", "last")
@@ -263,9 +254,7 @@ def test_rows_of_an_earlier_model_are_set_aside_and_not_mixed_in(model_dir, data
     assert read_rows(out / "attacks-topk/advbench.unused.jsonl", GenerationRow) == first
 
 
-def test_a_corrected_behavior_or_cluster_reaches_rows_that_are_kept_and_makes_their_verdicts_stale(
-    model_dir, data, tmp_path
-):
+def test_a_corrected_behavior_or_cluster_reaches_rows_that_are_kept_and_makes_their_verdicts_stale(model_dir, data, tmp_path):
     table = tmp_path / "ours.csv"
 
     def answers(*described):
@@ -313,9 +302,9 @@ def test_what_is_decoded_together_is_part_of_a_key_where_it_changes_answers(mode
     prompts = [Prompt(id="1", benchmark="tdc", text="Explain the sea", behavior="Explain the sea")]
 
     def keys(**changes):
-        return Generation(
-            loaded, "attacks-topk", "topk", DECODERS["topk"], TopK(samples=1, **changes), prompts, 0
-        ).keys(prompts)
+        return Generation(loaded, "attacks-topk", "topk", DECODERS["topk"], TopK(samples=1, **changes), prompts, 0).keys(
+            prompts
+        )
 
     assert (keys(rows=4) == keys(rows=80)) == same
     assert (keys(batch_prompts=1) == keys(batch_prompts=32)) == same

@@ -9,15 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from curricula.durable import (
-    append_jsonl,
-    exclusive_lock,
-    make_folder,
-    open_atomically,
-    read_json,
-    read_jsonl,
-    write_json,
-)
+from curricula.durable import append_jsonl, exclusive_lock, make_folder, open_atomically, read_json, read_jsonl, write_json
 from curricula.errors import UserError
 
 
@@ -82,10 +74,7 @@ def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with (
-        pytest.raises(UserError, match=rf"in use by a live run \(process {holder.pid}\)"),
-        exclusive_lock(tmp_path / "lock"),
-    ):
+    with pytest.raises(UserError, match=rf"in use by a live run \(process {holder.pid}\)"), exclusive_lock(tmp_path / "lock"):
         pass
     holder.kill()
     holder.wait()

@@ -100,9 +100,7 @@ def test_a_lease_of_another_machine_holds_while_its_holder_touches_it(tmp_path, 
 
 
 @pytest.mark.parametrize("content", [None, ""])
-def test_a_lease_of_another_machine_is_taken_over_only_after_it_was_seen_untouched_for_long(
-    tmp_path, elsewhere, content
-):
+def test_a_lease_of_another_machine_is_taken_over_only_after_it_was_seen_untouched_for_long(tmp_path, elsewhere, content):
     if content is not None:
         elsewhere.write_text(content)  # its maker was killed before it could write
     os.utime(elsewhere, (1, 1))  # old by this machine's clock, which proves nothing

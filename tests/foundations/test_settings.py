@@ -12,16 +12,7 @@ import pytest
 
 from curricula.errors import UsageError
 from curricula.model.study import Allocation
-from curricula.settings import (
-    NonNegative,
-    NonNegativeNumber,
-    Positive,
-    PositiveNumber,
-    Settings,
-    Share,
-    parse,
-    read_yaml,
-)
+from curricula.settings import NonNegative, NonNegativeNumber, Positive, PositiveNumber, Settings, Share, parse, read_yaml
 
 
 class Group(Settings, frozen=True):
@@ -46,15 +37,7 @@ class Whole(Settings, frozen=True):
 
 @pytest.mark.parametrize(
     ("field", "bad"),
-    [
-        ("count", 0),
-        ("count", 1.5),
-        ("count", "1"),
-        ("retries", -1),
-        ("timeout_s", 0.0),
-        ("price", -1.0),
-        ("fraction", 1.1),
-    ]
+    [("count", 0), ("count", 1.5), ("count", "1"), ("retries", -1), ("timeout_s", 0.0), ("price", -1.0), ("fraction", 1.1)]
     + [("timeout_s", math.nan), ("timeout_s", math.inf), ("price", math.inf), ("fraction", math.nan)],
 )
 def test_a_constraint_holds_for_an_object_made_in_python(field, bad):

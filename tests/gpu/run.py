@@ -61,9 +61,7 @@ PARTS = {
     "compilations": Part("a step as one graph, and with products chosen by trial", variants="compilation"),
     "losses-bf16": Part("300 steps in bf16", variants="ours te bf16", steps=300),
     "losses-fp8": Part("300 steps in fp8", variants="ours te fp8 delayed", steps=300),
-    "decoding": Part(
-        "SafeBeam, top-k and GCG of a model of 1.7B's shape beside transformers", decoders="beams,topk,refill"
-    ),
+    "decoding": Part("SafeBeam, top-k and GCG of a model of 1.7B's shape beside transformers", decoders="beams,topk,refill"),
 }
 
 
@@ -165,9 +163,7 @@ def results_of(words: list[str], folder: Path) -> Path | None:
 
 def run_limited(command: list[str], limit_s: float, output: Path) -> int:
     """Run the command with its output in a file and return its exit code; after `limit_s` end it, and return 124."""
-    path = os.pathsep.join(
-        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )  # the suite need not be installed
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # the suite need not be installed
     with open(output, "wb") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PYTHONPATH": path},

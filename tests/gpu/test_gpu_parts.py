@@ -146,9 +146,7 @@ def test_each_part_measures_its_own_variants_and_a_plain_run_no_ablations():
     for part, own in {"ablations": benchmark.ABLATIONS, "compilations": benchmark.COMPILATIONS}.items():
         assert benchmark.choose(benchmark.FULL, others, program.PARTS[part].variants) == list(own)
     for part in ("step-bf16", "step-te", "sizes", "losses-bf16", "losses-fp8"):
-        assert all(
-            each in benchmark.FULL for each in benchmark.choose(benchmark.FULL, others, program.PARTS[part].variants)
-        )
+        assert all(each in benchmark.FULL for each in benchmark.choose(benchmark.FULL, others, program.PARTS[part].variants))
 
 
 def test_every_change_to_the_backend_is_measured_and_can_be_made():

@@ -46,9 +46,7 @@ def test_a_finished_run_is_done_whatever_its_clocks_said(demo):
     assert (run.element(*REPORT) / "done.json").read_bytes() == before
 
 
-def test_a_report_that_ran_before_its_results_were_there_is_stale_and_written_again(
-    demo, capsys, tmp_path, monkeypatch
-):
+def test_a_report_that_ran_before_its_results_were_there_is_stale_and_written_again(demo, capsys, tmp_path, monkeypatch):
     run, plan = demo
     merge = ("merge-20", "full-20/base")
     mark = run.element(*merge) / "done.json"

@@ -76,14 +76,10 @@ def test_an_evaluation_is_an_element_for_each_part_and_one_that_merges_each_mode
     ]
     merge = jobs["merge-20"]
     kinds = ("base", "instruct", "benign")
-    assert [element.label for element in merge.elements] == [
-        f"{arm}-20/{kind}" for kind in kinds for arm in ("data", "full")
-    ]
+    assert [element.label for element in merge.elements] == [f"{arm}-20/{kind}" for kind in kinds for arm in ("data", "full")]
     assert [(edge.job, edge.kind) for edge in merge.needs] == [(f"evaluate-{kind}-20", "afterany") for kind in kinds]
     alone = {**demo()["evaluation"], "tasks": {"base": ["attacks-topk"], "instruct": [], "benign": []}}
-    (merge,) = [
-        job for job in plan_study(parse_study({**demo(), "evaluation": alone}, "x")).jobs if job.name == "merge-20"
-    ]
+    (merge,) = [job for job in plan_study(parse_study({**demo(), "evaluation": alone}, "x")).jobs if job.name == "merge-20"]
     assert merge.labels == ("data-20/base", "full-20/base")  # as they are when the study grows by other kinds
     merges = {(name, "afterany") for name, job in jobs.items() if name.startswith("merge")}
     assert {(edge.job, edge.kind) for edge in jobs["report"].needs} == merges
@@ -98,10 +94,7 @@ def test_an_arm_that_others_branch_from_is_trained_in_parts_and_only_once(tmp_pa
     names = [job.name for job in plan.jobs]
     assert set(names) - {job.name for job in before.jobs} == {"pretrain-0-257492", "pretrain-90"}
     assert plan.by_name["pretrain-0-257492"].labels == ("data-0",)
-    assert plan.by_name["pretrain-0"].labels == ("full-0",) and plan.by_name["pretrain-90"].labels == (
-        "data-0",
-        "cooled",
-    )
+    assert plan.by_name["pretrain-0"].labels == ("full-0",) and plan.by_name["pretrain-90"].labels == ("data-0", "cooled")
     assert all(names.index(edge.job) < names.index(job.name) for job in plan.jobs for edge in job.needs)
     for label in ("data-0", "cooled"):
         assert plan.needs["pretrain-90", label] == [(("pretrain-0-257492", "data-0"), True)]
@@ -131,17 +124,12 @@ def test_suffixes_are_tried_on_every_arm_once_their_own_arms_have_found_them():
     assert kinds["instruct-60"] == "afterok"
     assert kinds["evaluate-instruct-0"] == kinds["evaluate-instruct-20"] == "afterany"
     assert "evaluate-instruct-60" not in kinds
-    needed = [
-        need for need, _ in plan.needs[job.name, "full-60/transfer-topk/data-0"] if need[0].startswith("evaluate")
-    ]
+    needed = [need for need, _ in plan.needs[job.name, "full-60/transfer-topk/data-0"] if need[0].startswith("evaluate")]
     assert needed == [("evaluate-instruct-0", f"data-0/gcg/jailbreakbench.{shard}-of-4") for shard in range(4)]
     assert {edge.job for edge in plan.by_name["merge-60"].needs} == {
         *(f"evaluate-{part}-60" for part in ("base", "instruct", "benign", "instruct-transfer"))
     }
-    assert [element.label for element in plan.by_name["merge-60"].elements][2:4] == [
-        "data-60/instruct",
-        "full-60/instruct",
-    ]
+    assert [element.label for element in plan.by_name["merge-60"].elements][2:4] == ["data-60/instruct", "full-60/instruct"]
 
 
 @pytest.mark.parametrize(

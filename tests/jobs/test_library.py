@@ -20,10 +20,7 @@ def test_answers_of_a_run_know_their_arm_and_stage(tmp_path):
     row = generation(key="a", benchmark="harmbench", verdict="harmful")
     append_judged(made.evaluation("full-20-s43", "instruct") / "attacks-topk.jsonl", [row])
     (answer,) = curricula.Run(str(tmp_path / "run")).answers()
-    told = {
-        name: answer[name]
-        for name in ("arm", "start", "interventions", "training_seed", "stage", "verdict", "response")
-    }
+    told = {name: answer[name] for name in ("arm", "start", "interventions", "training_seed", "stage", "verdict", "response")}
     assert told == {
         "arm": "full-20", "start": 0.2, "interventions": "full", "training_seed": 43, "stage": "instruct",
         "verdict": "harmful", "response": row.response,

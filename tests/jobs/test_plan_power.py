@@ -24,9 +24,7 @@ def test_plan_says_what_a_study_can_detect_and_what_more_seeds_cost(capsys, tmp_
     assert (found["seeds"], found["prompts"], found["samples"], found["claims"]) == (1, 60, 5, 18)
     assert found["components"]["source"] == "assumed"
     assert seed["unadjusted"] is None and seed["holm"] is None and [row["seeds"] for row in more] == [2, 3]
-    assert seed["gpu_hours"] == pytest.approx(
-        hours["pretraining"] + hours["tuning_at_most"] + hours["evaluation_at_most"]
-    )
+    assert seed["gpu_hours"] == pytest.approx(hours["pretraining"] + hours["tuning_at_most"] + hours["evaluation_at_most"])
     assert more[1]["gpu_hours"] == pytest.approx(3 * seed["gpu_hours"])
     assert main(["plan", study, "--run", str(tmp_path), "--power"]) == 0
     said = " ".join(capsys.readouterr().out.split())

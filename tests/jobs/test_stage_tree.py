@@ -68,10 +68,7 @@ def test_a_checkpoint_of_the_trunk_is_measured_once_for_all_arms_and_seeds_have_
     plan = planned(seed=None, seeds=[42, 43])
     labels = {job.name: job.labels for job in plan.jobs if job.stage == "along"}
     assert labels["along-trunk-12"] == ("trunk/25", "trunk-s43/25")
-    assert labels["along-trunk-24"] == ("trunk/75", "trunk-s43/75") and labels["along-50"] == (
-        "full-50/75",
-        "full-50-s43/75",
-    )
+    assert labels["along-trunk-24"] == ("trunk/75", "trunk-s43/75") and labels["along-50"] == ("full-50/75", "full-50-s43/75")
     assert labels["along-harmful-50"] == ("full-50/25", "full-50/step2", "full-50-s43/25", "full-50-s43/step2")
     assert plan.needs["along-trunk-12", "trunk-s43/25"] == [(("pretrain-trunk-12", "trunk-s43"), True)]
     assert {(edge.job, edge.kind) for edge in plan.by_name["report"].needs} >= {(name, "afterany") for name in labels}
@@ -120,31 +117,15 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        (
-            "stages.mt.from",
-            "mt-instruct",
-            r"stages.mt-instruct: the stages go in a circle \(mt from mt-instruct from mt\)",
-        ),
+        ("stages.mt.from", "mt-instruct", r"stages.mt-instruct: the stages go in a circle \(mt from mt-instruct from mt\)"),
         ("stages.instruct.from", "instruct", r"stages.instruct: the stages go in a circle \(instruct from instruct\)"),
-        (
-            "stages.harmful.from",
-            "instrct",
-            r"stages.harmful.from is 'instrct', which is no stage; choose one of base, instr",
-        ),
-        (
-            "stages.harmful.arms",
-            ["full-20"],
-            r"stages.harmful.arms names 'full-20', which is no arm; choose from full-50",
-        ),
+        ("stages.harmful.from", "instrct", r"stages.harmful.from is 'instrct', which is no stage; choose one of base, instr"),
+        ("stages.harmful.arms", ["full-20"], r"stages.harmful.arms names 'full-20', which is no arm; choose from full-50"),
         ("stages.instruct.arms", ["safe-100"], r"stages.harmful.arms names 'full-50', which has no stage instruct"),
         ("stages.harmful.at", 0.5, r"stages.harmful.at is 0.5, but it is from instruct; only `from: base` has points"),
         ("stages.mt.at", 0.01, r"stages.mt.at is 0.01, which is step 0 of 24"),
         ("stages.mt.at", 1, r"stages.mt.at: expected `float` < 1.0; it is 1"),
-        (
-            "pretraining.along.at",
-            [24],
-            r"pretraining.along.at names 24, which is step 24 of 24: no checkpoint is kept there",
-        ),
+        ("pretraining.along.at", [24], r"pretraining.along.at names 24, which is step 24 of 24: no checkpoint is kept there"),
         ("pretraining.along.at", [1.0], r"pretraining.along: at names 1.0; write a fraction between 0 and 1"),
         ("pretraining.along.at", [0.5, 0.5], r"at \[0.5, 0.5\] repeats a point; name each once"),
         ("pretraining.along.tasks", ["attack"], r"pretraining.along.tasks names 'attack'; choose from attacks-topk"),
@@ -163,16 +144,8 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
             r"stages.harmful.along.tasks names transfer, which is tried on finished models alone; remove it",
         ),
         ("stages.harmful.tasks", ["asr"], r"stages.harmful.tasks names 'asr'; choose from attacks-topk"),
-        (
-            "stages.report",
-            {"kind": "sft", "mix": {"gsm8k": 1}},
-            r"stage 'report' is no plain word, or the name of something",
-        ),
-        (
-            "tuning",
-            {"instruct": {"kind": "midtrain"}},
-            r"tuning.instruct.kind: 'midtrain' is not known; choose one of sft",
-        ),
+        ("stages.report", {"kind": "sft", "mix": {"gsm8k": 1}}, r"stage 'report' is no plain word, or the name of something"),
+        ("tuning", {"instruct": {"kind": "midtrain"}}, r"tuning.instruct.kind: 'midtrain' is not known; choose one of sft"),
         ("tuning", smaller_demo()["tuning"], r"stages and tuning both define instruct; keep one of them"),
     ],
 )
@@ -205,24 +178,18 @@ def test_midtraining_trains_as_pretraining_does_but_for_what_it_says():
     study = parse_study(raw, "study.yaml")
     config, finetuning = study.train_config("mt"), study.train_config("harmful")
     assert (config.optimizer.beta2, config.optimizer.weight_decay, config.optimizer.lr) == (0.99, 0.1, 3e-3)
-    assert (
-        config.spike_guard and config.schedule.kind == "warmup-stable-decay" and config.schedule.decay_fraction == 0.5
-    )
+    assert config.spike_guard and config.schedule.kind == "warmup-stable-decay" and config.schedule.decay_fraction == 0.5
     assert finetuning.schedule.kind == "cosine" and finetuning.optimizer.beta2 == 0.95 and not finetuning.spike_guard
     assert finetuning.optimizer.weight_decay == 0.01
 
 
 def test_the_stages_that_the_documentation_shows_can_be_planned_at_the_papers_size():
     shown = (ROOT / "docs/studies.md").read_text().partition("## Stages after pretraining")[2]
-    raw = yaml.safe_load((STUDIES / "paper.yaml").read_text()) | yaml.safe_load(
-        shown.split("```")[1].removeprefix("yaml")
-    )
+    raw = yaml.safe_load((STUDIES / "paper.yaml").read_text()) | yaml.safe_load(shown.split("```")[1].removeprefix("yaml"))
     del raw["tuning"]
     plan = plan_study(parse_study(raw, "study.yaml"))
     assert plan.by_name["harmful-100"].labels == ("safe-100",) and plan.study.tree.stages["mt"].steps == 23_842
-    hours = plan_study(parse_study(yaml.safe_load((STUDIES / "paper.yaml").read_text()), "paper")).gpu_hours()[
-        "pretraining"
-    ]
+    hours = plan_study(parse_study(yaml.safe_load((STUDIES / "paper.yaml").read_text()), "paper")).gpu_hours()["pretraining"]
     assert plan.gpu_hours()["pretraining"] == pytest.approx(hours * (3.24 + 7 * 0.05) / 3.24, rel=1e-3)
 
 
@@ -232,9 +199,7 @@ def test_the_stages_that_the_documentation_shows_can_be_planned_at_the_papers_si
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory):
     """A finished run of the tree without `harmful`."""
-    run = Run.create(
-        tmp_path_factory.mktemp("grown") / "run", parse_study(changed("stages.harmful", None), "study.yaml")
-    )
+    run = Run.create(tmp_path_factory.mktemp("grown") / "run", parse_study(changed("stages.harmful", None), "study.yaml"))
     plan = plan_study(run.study)
     for number, key in enumerate(plan.needs):
         make(run, plan, key, 1.0 + number)

@@ -60,10 +60,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             {"tokenizer__train": 4096},
             r"tokenizer.train makes 4096 entries, where the model has a vocabulary of 2048; set tokenizer.train to 2048, or",
         ),
-        (
-            {"tokenizer": {"hub": "some/tokenizer", "tuning": True}},
-            r"tokenizer: tuning is true, which only a tokenizer",
-        ),
+        ({"tokenizer": {"hub": "some/tokenizer", "tuning": True}}, r"tokenizer: tuning is true, which only a tokenizer"),
         ({"tuning__benign": {}}, r"tuning.benign: the key `mix` is missing"),
         (
             {"resources__engine": {"backend": "gpu"}},
@@ -75,10 +72,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
         ({"resources__engine": {"backend": "torch", "fp8": "delayed"}}, r'engine.fp8 is "delayed", which needs'),
         ({"pretraining__budget_token": 5}, r"pretraining: unknown key `budget_token`; did you mean `budget_tokens`\?"),
-        (
-            {"pretraining__budget_tokens": None},
-            r"pretraining: neither given; give budget_tokens or tokens_per_parameter",
-        ),
+        ({"pretraining__budget_tokens": None}, r"pretraining: neither given; give budget_tokens or tokens_per_parameter"),
         (
             {"pretraining__tokens_per_parameter": 20},
             r"pretraining: budget_tokens and tokens_per_parameter given; give budget_tokens or tokens_per_parameter",
@@ -86,24 +80,16 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         (
             {
                 "pretraining__schedule__kind": "cosine",
-                "curriculum__arms": {
-                    "mine": [{"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "full", "cooldown": True}]
-                },
+                "curriculum__arms": {"mine": [{"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "full", "cooldown": True}]},
             },
             r"arm mine has a cooldown, where pretraining.schedule.kind is 'cosine'; set it to warmup-stable-decay",
         ),
         (
-            {
-                "sources__unsafe-tagged__loss": "none",
-                "curriculum__arms": {"mine": [{"until": 1, "mix": {"unsafe-tagged": 1}}]},
-            },
+            {"sources__unsafe-tagged__loss": "none", "curriculum__arms": {"mine": [{"until": 1, "mix": {"unsafe-tagged": 1}}]}},
             r"arm mine: all sources of a phase have loss: none, so it would train nothing",
         ),
         ({"sources__web__loss": "some"}, r"sources.web.loss: 'some' is not known; choose one of all, none, tags"),
-        (
-            {"pretraining__budget_tokens": "much"},
-            r"pretraining.budget_tokens: expected `int \| null`, got `str`; it is 'much'",
-        ),
+        ({"pretraining__budget_tokens": "much"}, r"pretraining.budget_tokens: expected `int \| null`, got `str`; it is 'much'"),
         ({"pretraining__budget_tokens": 10}, r"budget_tokens 10 is less than one step of \d+ tokens"),
         (
             {"pretraining__spike_guard": {"rewind": {"interval_steps": 8}}},
@@ -118,35 +104,23 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"model__preset": "gpt-5"}, r"model: preset 'gpt-5' is not one of smollm2-1.7b"),
         ({"name": "../escape; rm -rf"}, r"name '../escape; rm -rf' must be at most 100 letters, digits"),
         ({"evaluation__topk__samples": 0}, r"evaluation.topk.samples: expected `int` >= 1; it is 0"),
-        (
-            {"sources__web__dataset": "fineweb"},
-            r"sources.web: dataset 'fineweb' is not known; choose one of fineweb-edu",
-        ),
+        ({"sources__web__dataset": "fineweb"}, r"sources.web: dataset 'fineweb' is not known; choose one of fineweb-edu"),
         (
             {"tuning__instruct__tagged_harmful": {"ful": 0.1}},
             r"tagged_harmful names set 'ful', where interventions has data, full",
         ),
-        (
-            {"tuning__instruct__tagged_harmful": {"full": 1.5}},
-            r"tagged_harmful.full: expected `float` <= 1.0; it is 1.5",
-        ),
+        ({"tuning__instruct__tagged_harmful": {"full": 1.5}}, r"tagged_harmful.full: expected `float` <= 1.0; it is 1.5"),
         ({"tuning__benign__mix": {"gms8k": 1}}, r"tuning.benign: the mix names unknown tuning set 'gms8k'"),
         ({"tuning__benign__lr": -1}, r"tuning.benign.lr: expected `float` > 0.0; it is -1"),
         ({"pretraining__micro_batch": 0}, r"pretraining.micro_batch: expected `int` >= 1; it is 0"),
         ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation names benchmark 'harmbnch'; choose from"),
-        (
-            {"sources__unsafe-tagged__parts": ["score_6"]},
-            r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3",
-        ),
+        ({"sources__unsafe-tagged__parts": ["score_6"]}, r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3"),
         ({"sources__unsafe-tagged__parts": ["score_4", "score_4"]}, r"parts \['score_4', 'score_4'\] repeat a name"),
         ({"sources__web__shards": 10**9}, r"sources.web.shards: expected `int` <= 99999; it is 1000000000"),
         ({"pretraining__budget_tokens": 10**30}, r"pretraining.budget_tokens: "),
         ({"curriculum__safe": {"web": 1e308, "math": 1e308}}, r"curriculum: the weights of safe must be non-negative"),
         ({"sources__web__max_epochs": 0}, r"sources.web.max_epochs: expected `float` > 0.0; it is 0"),
-        (
-            {"curriculum__exposure": "equal"},
-            r"curriculum.exposure: 'equal' is not known; choose one of matched, natural",
-        ),
+        ({"curriculum__exposure": "equal"}, r"curriculum.exposure: 'equal' is not known; choose one of matched, natural"),
         (
             {"curriculum__exposure": "matched", "curriculum__starts": [0, 0.9]},
             r"exposure: matched is impossible for data-90: its set sees 153,600 intervention tokens from start 0, and after "
@@ -155,15 +129,9 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"curriculum__interventions": {}}, r"curriculum: interventions is empty; name at least one set"),
         ({"curriculum__starts": []}, r"curriculum: starts is empty and there are no arms"),
         ({"curriculum__arms": {"late": [{"until": 0.5, "mix": "full"}]}}, r"arm late: `until` must rise .* end at 1"),
-        (
-            {"curriculum__arms": {"late": [{"until": 1, "mix": "ful"}]}},
-            r"arm late: mix 'ful' is not known; choose one of",
-        ),
+        ({"curriculum__arms": {"late": [{"until": 1, "mix": "ful"}]}}, r"arm late: mix 'ful' is not known; choose one of"),
         ({"curriculum__arms": {"late": [{"until": 1, "mix": {"wbe": 1}}]}}, r"the arm 'late' names source 'wbe'"),
-        (
-            {"curriculum__arms": {"trunk": [{"until": 1, "mix": "full"}]}},
-            r"arm 'trunk' must be a plain word other than",
-        ),
+        ({"curriculum__arms": {"trunk": [{"until": 1, "mix": "full"}]}}, r"arm 'trunk' must be a plain word other than"),
         ({"curriculum__arms": {"full-20": [{"until": 1, "mix": "full"}]}}, r"two .* give the arm name full-20"),
         ({"world": None}, r"evaluation.judge is 'world', but the study has no world"),
         (
@@ -171,10 +139,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             r"two of curriculum.s starts and arms give the arm name data-33.3333",
         ),
         ({"resources__workers": 0}, r"resources.workers: expected `int` >= 1; it is 0"),
-        (
-            {"pretraining__global_batch": 7, "pretraining__micro_batch": 4},
-            r"global_batch 7 is not a multiple of micro_batch",
-        ),
+        ({"pretraining__global_batch": 7, "pretraining__micro_batch": 4}, r"global_batch 7 is not a multiple of micro_batch"),
     ],
 )
 def test_an_error_names_the_key_its_value_and_the_correction(changes, said):
@@ -241,9 +206,7 @@ def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
         "or raise its max_epochs"
     ]
     (tmp_path / "refuseweb/00000.json").write_text('{"shards": 1, "tokens": 0, "sha256": "", "tokenizer": ""}')
-    with pytest.raises(
-        UserError, match="source refuseweb: its shards in .* hold no token; give it documents or a weight of 0"
-    ):
+    with pytest.raises(UserError, match="source refuseweb: its shards in .* hold no token; give it documents or a weight of 0"):
         described(study, tmp_path)
 
 
@@ -310,9 +273,7 @@ def test_a_size_that_is_unknown_is_said_and_a_published_one_is_scaled_to_its_doc
     assert value["source_sizes"]["fineweb-edu"] == {"tokens": None, "origin": "unknown"}
     epochs, unknown, *_ = value["warnings"]
     assert epochs.startswith("source refuseweb: 103.7 epochs") and "more than its max_epochs 6.5" in epochs
-    assert unknown == (
-        "size unknown of fineweb-edu, stackoverflow, unsafe-tagged; epochs are checked when pretraining starts"
-    )
+    assert unknown == ("size unknown of fineweb-edu, stackoverflow, unsafe-tagged; epochs are checked when pretraining starts")
     print_plan(value, study, Console(width=200))
     shown = capsys.readouterr().out
     assert len(re.findall(r"^ \S+ \* ", shown, re.MULTILINE)) == 3 and "*: size unknown" in shown
@@ -363,9 +324,7 @@ def test_the_plan_warns_of_a_micro_batch_that_does_not_fit_the_gpu():
     raw["pretraining"]["micro_batch"] = 64  # of which a GPU's share of the global batch is half
     value = described(parse_study(raw, "study.yaml"))
     assert 130 < value["gpu_memory"]["needed_gib"] < 150
-    assert any(
-        "which has 79; use micro_batch 16 or engine.recompute_layers" in warning for warning in value["warnings"]
-    )
+    assert any("which has 79; use micro_batch 16 or engine.recompute_layers" in warning for warning in value["warnings"])
 
 
 def test_a_budget_can_be_a_multiple_of_the_models_parameters():
@@ -391,9 +350,7 @@ def test_settings_of_the_command_line_replace_those_of_the_file_and_are_typed_li
     study = load_study(path, [*changes[:-1], "tracking.tensorboard=false"])
     assert (study.pretraining.optimizer.lr, study.curriculum.starts[1], study.seeds) == (1e-3, 0.3, (1, 2))
     assert not study.tracking.tensorboard
-    assert (
-        parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study != load_study(path)
-    )  # so a run records them
+    assert parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study != load_study(path)  # so a run records them
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,7 @@ def test_a_list_sweeps_over_its_points_alone_and_lists_as_values_get_numbers():
         ({"name": ["a", "b"]}, "sweep has a point without settings, or no point"),
         ({"model.tied": [True] * 30, "model.rope_base": [1.0] * 30}, "sweep has 900 points, more than 200"),
         ({"evaluation.topk.k": [1, 2]}, "sweep cannot vary 'evaluation.topk.k', only keys in curriculum, model, pret"),
-        (
-            {"seeds": [[42], [2]]},
-            "sweep, point point-2: the first of seeds is 2, where the study's is 42; begin with that",
-        ),
+        ({"seeds": [[42], [2]]}, "sweep, point point-2: the first of seeds is 2, where the study's is 42; begin with that"),
         ({"sources.web.documents": [5]}, "sweep cannot vary 'sources.web.documents'"),
         ({"curriculum.starts.7": [0.5]}, "sweep, point 7-0.5: the key '7' does not exist in"),
         ([{"name": "a/b", "model.tied": True}], "sweep names a point 'a/b'; use up to 60 letters"),
@@ -105,9 +102,7 @@ def test_points_that_differ_in_tuning_share_their_base_models():
     assert all(label.endswith(first) for label in trained(plan)) and len(trained(plan)) == len(trained(ONE))
     assert {label.split("/")[0].partition(".")[2] for label in plan.by_name["merge-20"].labels} == {first, "lr-0.002"}
     assert len(plan.by_name["evaluate-base-20"].elements) == len(ONE.by_name["evaluate-base-20"].elements)
-    assert len(plan.by_name["instruct-20"].elements) == len(
-        ONE.by_name["instruct-20"].elements
-    )  # benign comes after it
+    assert len(plan.by_name["instruct-20"].elements) == len(ONE.by_name["instruct-20"].elements)  # benign comes after it
     assert plan.needs["benign-20", "full-20.lr-0.002"] == [(("instruct-20", f"full-20.{first}"), True)]
 
 
@@ -123,9 +118,7 @@ def test_points_that_differ_in_one_intervention_set_share_the_trunk_and_the_othe
 def test_starts_as_points_are_branches_of_one_trunk():
     starts = [[start, 1] for start in (0.1, 0.3, 0.5)]
     plan = swept({"curriculum.starts": starts})
-    at_once = plan_study(
-        parse_study({**demo(), "curriculum": {**demo()["curriculum"], "starts": [0.1, 0.3, 0.5, 1]}}, "s")
-    )
+    at_once = plan_study(parse_study({**demo(), "curriculum": {**demo()["curriculum"], "starts": [0.1, 0.3, 0.5, 1]}}, "s"))
     tokens = [describe(one)["trained_tokens"]["with_trunk_sharing"] for one in (plan, at_once)]
     assert tokens[0] == tokens[1]
 
@@ -153,10 +146,7 @@ def test_a_stage_may_continue_from_another_one_at_each_point():
     plan = swept({"stages.after.from": ["mt", "plain"]}, stages=stages)
     assert plan.needs["after-20", "full-20.from-plain"] == [(("plain-20", "full-20.from-mt"), True)]
     assert plan.by_name["plain-20"].labels == ("data-20.from-mt", "full-20.from-mt")
-    turned = [
-        {"name": "one", "stages.mt.lr": 2e-3},
-        {"name": "two", "stages.mt.from": "plain", "stages.plain.from": "base"},
-    ]
+    turned = [{"name": "one", "stages.mt.lr": 2e-3}, {"name": "two", "stages.mt.from": "plain", "stages.plain.from": "base"}]
     swept(turned, stages={**stages, "plain": {**stages["plain"]}})
     turned[0]["stages.plain.from"] = "mt"
     with pytest.raises(UsageError, match=r"sweep: its points order these stages in contradictory ways \(.* from .*\)"):
@@ -179,10 +169,7 @@ def test_points_may_have_fewer_seeds():
 
 def test_models_of_other_sizes_have_jobs_of_their_own():
     plan = swept([{"name": "small", "model.tied": True}, {"name": "large", "model.tied": False}])
-    assert {job.name for job in plan.jobs if job.name.startswith("pretrain-20")} == {
-        "pretrain-20.small",
-        "pretrain-20.large",
-    }
+    assert {job.name for job in plan.jobs if job.name.startswith("pretrain-20")} == {"pretrain-20.small", "pretrain-20.large"}
     assert all({element.variant for element in job.elements} in ({""}, {"small"}, {"large"}) for job in plan.jobs)
 
 
@@ -227,9 +214,7 @@ def test_a_sweep_runs_to_a_report_for_each_point_and_what_is_lost_is_made_again_
     for name, summary in points.items():
         assert {entry["arm"] for entry in summary["attacks"]} == {"full-50", "safe-100"}, name
         assert {entry["stage"] for entry in summary["attacks"]} == {"base", "instruct"}, name
-    rates = {
-        name: [entry for entry in summary["attacks"] if entry["stage"] == "base"] for name, summary in points.items()
-    }
+    rates = {name: [entry for entry in summary["attacks"] if entry["stage"] == "base"] for name, summary in points.items()}
     assert rates[first] == rates["refuseweb-12_lr-0.002"]  # one base model, measured once
     models = sorted(folder.name for folder in (run.root / "models").iterdir() if (folder / "base").exists())
     assert models == sorted([f"full-50.{first}", f"full-50.{other}", f"safe-100.{first}"])

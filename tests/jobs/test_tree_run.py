@@ -45,9 +45,7 @@ def test_rows_of_points_carry_their_step_and_curves_lead_through_them(whole):
     assert {row["step"] for row in read_jsonl(whole / "eval/full-50/harmful@25/attacks-topk.jsonl")} == {1}
     rows = along(whole)
     steps = {
-        (row["stage"], row["arm"]): [
-            int(one["step"]) for one in rows if (one["stage"], one["arm"], one["measure"]) == key
-        ]
+        (row["stage"], row["arm"]): [int(one["step"]) for one in rows if (one["stage"], one["arm"], one["measure"]) == key]
         for row in rows
         for key in [(row["stage"], row["arm"], "attack success")]
     }
@@ -60,11 +58,7 @@ def test_rows_of_points_carry_their_step_and_curves_lead_through_them(whole):
     }
     shared = [{**row, "arm": ""} for row in rows if row["stage"] == "base" and int(row["step"]) == 6]
     assert shared[: len(shared) // 2] == shared[len(shared) // 2 :]
-    assert {path.stem for path in (whole / "report/figures").glob("along-*.svg")} == {
-        "along-base",
-        "along-mt",
-        "along-harmful",
-    }
+    assert {path.stem for path in (whole / "report/figures").glob("along-*.svg")} == {"along-base", "along-mt", "along-harmful"}
 
 
 def test_midtraining_begins_at_its_branch_point_and_ends_with_a_rate_near_zero(whole):
@@ -90,13 +84,7 @@ def test_a_run_killed_in_midtraining_and_in_a_point_ends_with_the_same_numbers(w
 
 def test_a_stage_that_is_added_later_trains_nothing_else_again(whole):
     raw = yaml.safe_load((whole / "study.yaml").read_text())
-    raw["stages"]["twice"] = {
-        "kind": "sft",
-        "from": "harmful",
-        "mix": {"gsm8k": 1},
-        "steps": 2,
-        "tasks": ["attacks-topk"],
-    }
+    raw["stages"]["twice"] = {"kind": "sft", "from": "harmful", "mix": {"gsm8k": 1}, "steps": 2, "tasks": ["attacks-topk"]}
     marks = {path: path.read_bytes() for path in whole.glob("jobs/*/*/done.json")}
     finished(submit(write_study(whole.parent / "more", raw), whole))
     changed = {path.parent.parent.name for path, mark in marks.items() if path.read_bytes() != mark}
@@ -106,14 +94,8 @@ def test_a_stage_that_is_added_later_trains_nothing_else_again(whole):
 @pytest.mark.parametrize(
     ("name", "models"),
     [
-        (
-            "spp-demo",
-            {("safe-100", "instruct"), ("t0-0", "instruct"), ("safe-100", "instruct-mt"), ("t0-0", "instruct-mt")},
-        ),
-        (
-            "tamper-demo",
-            {(arm, stage) for arm in ("data-20", "safe-100") for stage in ("instruct", "harmful", "replay")},
-        ),
+        ("spp-demo", {("safe-100", "instruct"), ("t0-0", "instruct"), ("safe-100", "instruct-mt"), ("t0-0", "instruct-mt")}),
+        ("tamper-demo", {(arm, stage) for arm in ("data-20", "safe-100") for stage in ("instruct", "harmful", "replay")}),
     ],
 )
 def test_the_miniatures_measure_what_they_promise(tmp_path, name, models):
@@ -123,9 +105,7 @@ def test_the_miniatures_measure_what_they_promise(tmp_path, name, models):
     measured = {(row["arm"], row["stage"]) for row in summary["attacks"] if row["rate"] is not None}
     assert measured >= models
     if name == "tamper-demo":
-        curve = [
-            row for row in along(tmp_path / "run") if row["stage"] == "harmful" and row["measure"] == "attack success"
-        ]
+        curve = [row for row in along(tmp_path / "run") if row["stage"] == "harmful" and row["measure"] == "attack success"]
         for arm in ("data-20", "safe-100"):
             rates = {int(row["step"]): float(row["value"]) for row in curve if row["arm"] == arm}
             assert list(rates) == [0, 2, 4, 8, 16, 32] and rates[32] > rates[0] + 0.2  # it learns to comply

@@ -94,9 +94,7 @@ def test_weights_trained_in_bfloat16_are_exported_as_they_are(tmp_path, tokenize
         network = build_network(SMALL, parallel)
         initialize(network, SMALL, seed=0)
         network.bfloat16()
-        info = CheckpointInfo(
-            step=1, consumed_samples=8, consumed_tokens=128, model=SMALL, precision="bfloat16", full=False
-        )
+        info = CheckpointInfo(step=1, consumed_samples=8, consumed_tokens=128, model=SMALL, precision="bfloat16", full=False)
         checkpoint.save(tmp_path / "step_00000001", network, None, info, parallel)
         norm = network.decoder.final_layernorm.weight.detach().clone()
         embedding = network.embedding.word_embeddings.weight.detach().clone()
@@ -208,40 +206,19 @@ def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
         (lambda hf: change(hf / "config.json", rope_scaling="odd"), r"its RoPE entry is 'odd'"),
         (lambda hf: change(hf / "config.json", tie_word_embeddings=False), r"the weights lack 'lm_head.weight'"),
         (lambda hf: change(hf / "config.json", num_key_value_heads=3), r"4 is not a multiple of model.kv_heads 3"),
-        (
-            lambda hf: change(hf / "config.json", num_hidden_layers=3),
-            r"lacks the tensor model.layers.2.input_layernorm",
-        ),
-        (
-            lambda hf: change(hf / "config.json", intermediate_size=63),
-            r"gate_proj.weight has the shape \(64, 32\), where",
-        ),
+        (lambda hf: change(hf / "config.json", num_hidden_layers=3), r"lacks the tensor model.layers.2.input_layernorm"),
+        (lambda hf: change(hf / "config.json", intermediate_size=63), r"gate_proj.weight has the shape \(64, 32\), where"),
         (lambda hf: change(hf / "config.json", num_hidden_layers=10**9), r"lacks the tensor model.layers.2.input"),
-        (
-            lambda hf: change(hf / "config.json", num_hidden_layers=10**12),
-            r"cannot be used .num_hidden_layers is 10{12}",
-        ),
-        (
-            lambda hf: change(hf / "config.json", num_hidden_layers=1),
-            r"tensor model.layers.1.*config.json has 1 layers",
-        ),
+        (lambda hf: change(hf / "config.json", num_hidden_layers=10**12), r"cannot be used .num_hidden_layers is 10{12}"),
+        (lambda hf: change(hf / "config.json", num_hidden_layers=1), r"tensor model.layers.1.*config.json has 1 layers"),
         (lambda hf: change(hf / "config.json", num_hidden_layers=2.5), r"cannot be used .num_hidden_layers is 2.5"),
-        (
-            lambda hf: change(hf / "config.json", rope_theta=0),
-            r"cannot be used .rope_base is 0.0: Expected `float` > 0",
-        ),
+        (lambda hf: change(hf / "config.json", rope_theta=0), r"cannot be used .rope_base is 0.0: Expected `float` > 0"),
         (lambda hf: change(hf / "config.json", rope_theta=-1.0), r"cannot be used .rope_base is -1.0"),
         (lambda hf: change(hf / "config.json", rope_theta=math.nan), r"cannot be used .rope_base is nan"),
         (lambda hf: change(hf / "config.json", rope_theta=math.inf), r"cannot be used .rope_base is inf"),
         (lambda hf: change(hf / "config.json", rope_theta=10**400), r"config.json cannot be used"),
-        (
-            lambda hf: change(hf / "config.json", rope_theta=1e-300),
-            r"cannot be used .rope_base is 1e-300, and 1 to 1e.12",
-        ),
-        (
-            lambda hf: change(hf / "config.json", rope_theta=1e300),
-            r"cannot be used .rope_base is 1e.300, and 1 to 1e.12",
-        ),
+        (lambda hf: change(hf / "config.json", rope_theta=1e-300), r"cannot be used .rope_base is 1e-300, and 1 to 1e.12"),
+        (lambda hf: change(hf / "config.json", rope_theta=1e300), r"cannot be used .rope_base is 1e.300, and 1 to 1e.12"),
         (lambda hf: change(hf / "config.json", max_position_embeddings=10**30), r"cannot be used .max_position_embed"),
         (lambda hf: change(hf / "config.json", rms_norm_eps=math.nan), r"cannot be used .rms_norm_eps is nan"),
         (lambda hf: (hf / "config.json").write_text("[" * 100_000), r"config.json: cannot be read"),
@@ -249,10 +226,7 @@ def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
         (lambda hf: spoil(hf, -math.inf), r"tensor model.norm.weight holds NaN or infinity"),
         (lambda hf: spoil(hf, 1e300, torch.float64), r"tensor model.norm.weight holds NaN or infinity in float32"),
         (lambda hf: spoil(hf, 0.0, torch.float8_e4m3fn), r"tensor model.norm.weight holds torch.float8_e4m3fn"),
-        (
-            lambda hf: change(hf / "config.json", attention_bias=True),
-            r"not a plain Llama model .attention_bias is True",
-        ),
+        (lambda hf: change(hf / "config.json", attention_bias=True), r"not a plain Llama model .attention_bias is True"),
     ],
 )
 def test_a_damaged_model_is_refused_in_a_sentence(tmp_path, exported, damage, said):

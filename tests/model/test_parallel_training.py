@@ -54,9 +54,7 @@ def assert_same(alone: list[dict], rows: list[dict]) -> None:
 
 
 @pytest.mark.slow
-def test_two_data_parallel_processes_train_like_one_which_can_continue_from_their_checkpoint(
-    tmp_path, alone, free_port
-):
+def test_two_data_parallel_processes_train_like_one_which_can_continue_from_their_checkpoint(tmp_path, alone, free_port):
     train_in_processes(2, tmp_path, free_port, stop_step=15)
     assert_same(alone, train_alone(tmp_path))
 

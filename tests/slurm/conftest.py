@@ -63,9 +63,7 @@ class Lab:
 
     def preempt(self, task: str) -> bool:
         """A job of a higher partition takes the nodes of a running job for a moment; false where it has just ended."""
-        found = self.run(
-            "squeue", "--noheader", f"--jobs={task}", "--states=RUNNING", "--format=%D %N", check=False
-        ).split()
+        found = self.run("squeue", "--noheader", f"--jobs={task}", "--states=RUNNING", "--format=%D %N", check=False).split()
         if len(found) != 2:
             return False
         words = f"--partition=high --account=research --nodes={found[0]} --nodelist={found[1]} --exclusive --time=1"

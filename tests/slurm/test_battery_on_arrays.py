@@ -26,9 +26,7 @@ def test_own_prompts_judges_attacks_probes_and_capability_go_through_arrays_to_a
         study.write_text(yaml.safe_dump(raw))
         profile, run = studies.write_profile(tmp_path), tmp_path / "run"
         studies.submit(lab, study, profile, run)
-        studies.wait_until(
-            lambda: not lab.run("squeue", "--noheader", "--me").strip(), "the queue to empty", 600, lab.state
-        )
+        studies.wait_until(lambda: not lab.run("squeue", "--noheader", "--me").strip(), "the queue to empty", 600, lab.state)
     assert studies.is_done(run, "report", "report"), studies.curricula(lab, "status", run)
     summary = json.loads((run / "report/summary.json").read_text())
     arms = {arm.key for arm in Run(run).arms}

@@ -40,9 +40,7 @@ def begin(lab, place, name: str) -> Path:
 
 
 def finish(lab, run: Path) -> list[str]:
-    studies.wait_until(
-        lambda: studies.is_done(run, LAST, "trunk"), f"{run.name} to finish", 600, lambda: studies.logs(run)
-    )
+    studies.wait_until(lambda: studies.is_done(run, LAST, "trunk"), f"{run.name} to finish", 600, lambda: studies.logs(run))
     return studies.metrics(run, "trunk")
 
 

@@ -43,9 +43,7 @@ def test_a_seed_added_and_killed_on_the_way_ends_as_if_it_had_been_there_from_th
     before = {path: path.stat().st_mtime_ns for path in run.glob("jobs/*/*/done.json") if path.parent.name != "report"}
 
     studies.submit(own_lab, written["both"], profile, run)
-    studies.wait_until(
-        lambda: studies.saved_step(run, "trunk-s43") and ranks_of(run), "a save", 300, lambda: studies.logs(run)
-    )
+    studies.wait_until(lambda: studies.saved_step(run, "trunk-s43") and ranks_of(run), "a save", 300, lambda: studies.logs(run))
     os.kill(ranks_of(run)[0], signal.SIGKILL)
     finish("retry", run)
     finish("retry", run)  # what had not failed yet when the first was given

@@ -49,10 +49,7 @@ def test_a_preempted_midtraining_ends_like_an_undisturbed_one(lab, tmp_path):
         assert studies.show(lab, studies.task_of(run, "export-mt-100", "safe-100"))["Reason"] == "Dependency"
     for one in runs:
         studies.wait_until(
-            lambda one=one: studies.is_done(one, "export-mt-100", "safe-100"),
-            "the export",
-            600,
-            lambda: studies.logs(run),
+            lambda one=one: studies.is_done(one, "export-mt-100", "safe-100"), "the export", 600, lambda: studies.logs(run)
         )
     assert studies.task_of(run, *ELEMENT) == number and int(studies.show(lab, number)["Restarts"]) == 2
     assert learned(run) == learned(undisturbed) and len(learned(run)) > STEPS

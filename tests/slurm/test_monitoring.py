@@ -129,16 +129,11 @@ def test_a_node_that_fails_the_preflight_is_named_and_avoided(lab, place):
     )
     studies.submit(lab, study, profile, run, "--job", TRUNK)
     task = studies.task_of(run, TRUNK, "trunk")
-    studies.wait_until(
-        lambda: (run / "slurm" / "bad-nodes.jsonl").exists(), "a bad node", 300, lambda: studies.logs(run)
-    )
+    studies.wait_until(lambda: (run / "slurm" / "bad-nodes.jsonl").exists(), "a bad node", 300, lambda: studies.logs(run))
     (bad,) = read_jsonl(run / "slurm" / "bad-nodes.jsonl")
     assert (bad["node"], bad["reason"], bad["task"]) == ("n2", "0 of 1 GPUs answer", task)
     studies.wait_until(
-        lambda: studies.show(lab, task).get("ExcNodeList") == "n2",
-        "the node to be avoided",
-        120,
-        lambda: studies.logs(run),
+        lambda: studies.show(lab, task).get("ExcNodeList") == "n2", "the node to be avoided", 120, lambda: studies.logs(run)
     )
     assert "node n2: 0 of 1 GPUs answer" in told.read_text()
     # It had asked for n2 by name; without that it finds others.

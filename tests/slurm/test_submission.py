@@ -88,18 +88,9 @@ def test_a_submission_that_is_killed_anywhere_is_completed_by_the_same_command(l
         "--yes",
     ]
     jobs = [job.name for job in plan_study(load_study(study)).jobs]
-    for kill_after in (
-        2,
-        6,
-        11,
-        15,
-    ):  # arrays recorded, from there a random moment: in sbatch, before or after the record
-        process = subprocess.Popen(
-            list(map(str, words)), env=lab.environment, cwd=studies.ROOT, stdout=subprocess.DEVNULL
-        )
-        studies.wait_until(
-            lambda n=kill_after, p=process: len(submissions(Run(run))) >= n or p.poll() is not None, "arrays"
-        )
+    for kill_after in (2, 6, 11, 15):  # arrays recorded, from there a random moment: in sbatch, before or after the record
+        process = subprocess.Popen(list(map(str, words)), env=lab.environment, cwd=studies.ROOT, stdout=subprocess.DEVNULL)
+        studies.wait_until(lambda n=kill_after, p=process: len(submissions(Run(run))) >= n or p.poll() is not None, "arrays")
         process.send_signal(signal.SIGKILL)
         process.wait()
     studies.submit(lab, study, profile, run)
@@ -234,17 +225,13 @@ HOSTILE = st.lists(
 def test_no_name_breaks_or_is_executed(lab, place, folder, variable):
     """Real sbatch, real bash: what runs is the element, with the words exactly as they were named, or nothing at all."""
     study, _, run = place
-    base = Path(
-        tempfile.mkdtemp(prefix="named-", dir=run.parent)
-    )  # a late job of another example must not meet this one
+    base = Path(tempfile.mkdtemp(prefix="named-", dir=run.parent))  # a late job of another example must not meet this one
     target = base / folder.replace("/", "")
     stand_in = base / "python"  # instead of Python: tells what it was given
     stand_in.write_text('#!/bin/bash\nprintf "%s\\0" "$@" "$NAMED" >' + str(base / "given.aside") +
                         f"\nmv {base}/given.aside {base}/given\n")  # fmt: skip
     stand_in.chmod(0o755)
-    profile = studies.write_profile(
-        base, environment={"NAMED": variable, "MASTER_ADDR": "127.0.0.1"}, python=str(stand_in)
-    )
+    profile = studies.write_profile(base, environment={"NAMED": variable, "MASTER_ADDR": "127.0.0.1"}, python=str(stand_in))
     said = studies.submit(lab, study, profile, target, "--stage", "prepare", check=False)
     if not list(base.rglob("submissions.jsonl")):  # refused in one sentence, before anything was made
         assert said.startswith("curricula: ") and "Traceback" not in said, said

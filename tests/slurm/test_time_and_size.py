@@ -18,9 +18,7 @@ def undisturbed(lab, folder: Path, study: Path, prepared: Path, profile: Path, l
     run = folder / "undisturbed"
     shutil.copytree(prepared, run)
     studies.submit(lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
-    studies.wait_until(
-        lambda: studies.is_done(run, last, "trunk"), "the undisturbed run", 600, lambda: studies.logs(run)
-    )
+    studies.wait_until(lambda: studies.is_done(run, last, "trunk"), "the undisturbed run", 600, lambda: studies.logs(run))
     return studies.metrics(run, "trunk")
 
 
@@ -29,9 +27,7 @@ def test_a_run_of_many_time_limits_goes_on_from_slice_to_slice(lab, tmp_path):
     """A partition that ends every job after a minute; the work takes several, more than any count of timeouts in between."""
     study = studies.write_study(tmp_path, steps=200, batch=128, micro_batch=64, save_interval_steps=1000)
     prepared = studies.prepared(lab, tmp_path, study)
-    profile = studies.write_profile(
-        tmp_path, stages={"pretraining": {"partition": "short", "hours": 1 / 60}}, lead_time_s=25
-    )
+    profile = studies.write_profile(tmp_path, stages={"pretraining": {"partition": "short", "hours": 1 / 60}}, lead_time_s=25)
     run, whole = tmp_path / "sliced", tmp_path / "whole"
     for root, its_profile in ((run, profile), (whole, studies.write_profile(tmp_path / "whole-profile"))):
         shutil.copytree(prepared, root)
@@ -82,9 +78,7 @@ def test_the_papers_shape_of_four_nodes_of_eight(lab, tmp_path):
     run = tmp_path / "full"
     shutil.copytree(prepared, run)
     studies.submit(lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
-    studies.wait_until(
-        lambda: studies.is_done(run, "pretrain-trunk-4", "trunk"), "32 ranks", 1500, lambda: studies.logs(run)
-    )
+    studies.wait_until(lambda: studies.is_done(run, "pretrain-trunk-4", "trunk"), "32 ranks", 1500, lambda: studies.logs(run))
     told = studies.show(lab, studies.task_of(run, "pretrain-trunk-4", "trunk"))
     assert told["NumNodes"] == "4" and told["NumTasks"] == "32" and told["Restarts"] == "0"
     assert studies.step_of(run, "trunk") == 4

@@ -13,9 +13,7 @@ Beam = tuple[list[int], float]
 
 
 @torch.inference_mode()
-def brute_force(
-    loaded: LoadedModel, prompt: list[int], config: SafeBeam, lost: list[float] | None = None
-) -> list[list[Beam]]:
+def brute_force(loaded: LoadedModel, prompt: list[int], config: SafeBeam, lost: list[float] | None = None) -> list[list[Beam]]:
     """The beams (generated ids, summed log-probability), best first, after each step, until nothing can be extended.
 
     `lost` receives, for each step, how far the likeliest candidate lay above the likeliest survivor.

@@ -41,8 +41,7 @@ def evaluate_slowly(task: EvalTask, model: Path, data: Path, out: Path, config_j
 def attack_prompts(model: Path, requests: Sequence[str], out: Path, config_json: bytes) -> None:
     """GCG on `requests`, with the suffixes in `out`."""
     prompts = [
-        Prompt(benchmark="b", id=str(number), text=text, behavior=text, category="")
-        for number, text in enumerate(requests)
+        Prompt(benchmark="b", id=str(number), text=text, behavior=text, category="") for number, text in enumerate(requests)
     ]
     config = msgspec.json.decode(config_json, type=Gcg)
     attacked_prompts(load_model(model, "instruct", "cpu"), prompts, config, out / "b.jsonl", 0, silent)

@@ -215,12 +215,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps({"error": {"message": said, "code": None}}), headers=headers)
 
     def _send(
-        self,
-        status: int,
-        text: str,
-        kind: str = "application/json",
-        headers: dict[str, str] | None = None,
-        cut: bool = False,
+        self, status: int, text: str, kind: str = "application/json", headers: dict[str, str] | None = None, cut: bool = False
     ) -> None:
         data = text.encode()
         self.send_response(status)

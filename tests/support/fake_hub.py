@@ -116,18 +116,14 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             if token and token not in hub.known:
                 return self.refuse(401, "", "Invalid credentials in Authorization header")
-            api = re.fullmatch(
-                r"/api/datasets/([^/]+/[^/]+)(?:/(revision|auth-check|tree|paths-info)(?:/(.*))?)?", path
-            )
+            api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|auth-check|tree|paths-info)(?:/(.*))?)?", path)
             data = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
             found = api or data
             repository = hub.repositories.get(found[1]) if found else None
             if found is None or repository is None:
                 # The real hub does not tell strangers which repositories exist.
                 return (
-                    self.refuse(404, "RepoNotFound", "Repository not found")
-                    if token
-                    else self.refuse(401, "", "Unauthorized")
+                    self.refuse(404, "RepoNotFound", "Repository not found") if token else self.refuse(401, "", "Unauthorized")
                 )
             if repository.gated and token not in hub.accepted and (data or found[2] == "auth-check"):
                 return self.refuse(403 if token else 401, "GatedRepo", "Access to this dataset is restricted")
@@ -147,9 +143,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 form = json.loads(body) if body.startswith("{") else parse_qs(body)
                 return self.send([entry for path in form["paths"] for entry in entries(files) if entry["path"] == path])
             names = [{"rfilename": path} for path in files]
-            self.send(
-                {"id": found[1], "sha": commit, "gated": "auto" if repository.gated else False, "siblings": names}
-            )
+            self.send({"id": found[1], "sha": commit, "gated": "auto" if repository.gated else False, "siblings": names})
 
         def list_tree(self, files: Files, folder: str, recursive: bool) -> None:
             start = f"{folder}/" if folder else ""
@@ -209,8 +203,7 @@ def entries(files: Files) -> list[dict[str, Any]]:
     """Files and the folders they imply, as the hub's API lists them."""
     folders = {parent.as_posix() for path in files for parent in Path(path).parents if parent.as_posix() != "."}
     listed = [
-        {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
-        for path in folders
+        {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0} for path in folders
     ]
     listed += [
         {"type": "file", "path": path, "oid": hashlib.sha1(content).hexdigest(), "size": len(content)}

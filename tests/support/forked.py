@@ -76,8 +76,7 @@ def ended(programs: list[Program], timeout_s: float = PROMPT_S) -> list[tuple[in
 def ranks(script: str, argument: str, folder: Path, size: int, port: int) -> list[Program]:
     """The `size` processes of one distributed job."""
     places = [
-        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": str(port)}
-        for rank in range(size)
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": str(port)} for rank in range(size)
     ]
     return [Program(script, argument, folder, place) for place in places]
 

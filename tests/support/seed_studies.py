@@ -59,11 +59,7 @@ def _prompt_spread(rate: float, correlation: float) -> float:
 
 def draw_rates(rng: np.random.Generator, cell: Cell, studies: int) -> list[np.ndarray]:
     """The rate of each arm in each study, run and prompt: float64 [studies, seeds, prompts]."""
-    shape, by_seed, by_prompt = (
-        (studies, cell.seeds, cell.prompts),
-        (studies, cell.seeds, 1),
-        (studies, 1, cell.prompts),
-    )
+    shape, by_seed, by_prompt = ((studies, cell.seeds, cell.prompts), (studies, cell.seeds, 1), (studies, 1, cell.prompts))
     seed, prompt, found = rng.standard_normal(by_seed), rng.standard_normal(by_prompt), []
     for rate in cell.rates:
         between, tau = _prompt_spread(rate, cell.correlation), 4 * cell.seed_sd
@@ -92,9 +88,7 @@ def pooled_pairs(a: np.ndarray, b: np.ndarray, samples: int) -> Pairs:
     one, other = a.mean(axis=0), b.mean(axis=0)
     value, discordance = float((one - other).mean()), float((one * (1 - other) + other * (1 - one)).mean())
     tallied = Tally((one - other)[:, None], np.ones((prompts, 1)), (0,) * prompts)
-    return Pairs(
-        value, discordance, effective_size(tallied, discordance - value**2, float(seeds * prompts * samples)), prompts
-    )
+    return Pairs(value, discordance, effective_size(tallied, discordance - value**2, float(seeds * prompts * samples)), prompts)
 
 
 def holds(a: np.ndarray, b: np.ndarray, truth: float, samples: int) -> bool:
@@ -143,8 +137,7 @@ def _null_rates(arms: Sequence[str], cell: Cell, study: int, measure: tuple[str,
     return {
         name: {
             seed: {
-                ("b", str(prompt)): PromptMean(str(prompt), float(value), cell.samples)
-                for prompt, value in enumerate(values)
+                ("b", str(prompt)): PromptMean(str(prompt), float(value), cell.samples) for prompt, value in enumerate(values)
             }
             for seed, values in enumerate(rates[0])
         }

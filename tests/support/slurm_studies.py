@@ -25,9 +25,7 @@ def write_study(folder: Path, name: str = "demo", steps: int = 24, batch: int = 
     """Write the smaller demo, with `pretraining` for its settings of that name."""
     raw = smaller_demo()
     raw["name"] = name
-    raw["pretraining"].update(
-        budget_tokens=steps * batch * 128, global_batch=batch, micro_batch=2, save_interval_steps=2
-    )
+    raw["pretraining"].update(budget_tokens=steps * batch * 128, global_batch=batch, micro_batch=2, save_interval_steps=2)
     raw["pretraining"].update(pretraining)
     for source in raw["sources"].values():
         source["max_epochs"] = 1000  # many steps over a little text
@@ -65,9 +63,7 @@ def prepared(lab, folder: Path, study: Path) -> Path:
 
 
 def curricula(lab, *args: object, check: bool = True) -> str:
-    return lab.run(
-        sys.executable, "-m", "curricula.jobs.cli.main", *args, check=check, stdin=subprocess.DEVNULL, cwd=ROOT
-    )
+    return lab.run(sys.executable, "-m", "curricula.jobs.cli.main", *args, check=check, stdin=subprocess.DEVNULL, cwd=ROOT)
 
 
 def submit(lab, study: Path, profile: Path, run: Path, *args: object, check: bool = True) -> str:
@@ -88,11 +84,7 @@ def show(lab, task: str) -> dict[str, str]:
 
 
 def wait_until(
-    condition: Callable[[], object],
-    what: str,
-    timeout_s: float = 300.0,
-    tell: Callable[[], str] = str,
-    every_s: float = 0.25,
+    condition: Callable[[], object], what: str, timeout_s: float = 300.0, tell: Callable[[], str] = str, every_s: float = 0.25
 ) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -119,16 +111,11 @@ def saved_step(run: Path, branch: str) -> int:
 
 def metrics(run: Path, branch: str) -> list[str]:
     """What training computed and read at each step, without how long it took."""
-    rows = [
-        {k: v for k, v in row.items() if k != "timing"}
-        for row in read_jsonl(run / "pretrain" / branch / "metrics.jsonl")
-    ]
+    rows = [{k: v for k, v in row.items() if k != "timing"} for row in read_jsonl(run / "pretrain" / branch / "metrics.jsonl")]
     return [json.dumps(row, sort_keys=True) for row in rows]
 
 
 def logs(run: Path) -> str:
     """All logs of a run, for the message of a failure."""
-    texts = [
-        f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(run.glob("slurm/*_log.out"))
-    ]
+    texts = [f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(run.glob("slurm/*_log.out"))]
     return "\n".join(texts)

@@ -65,14 +65,7 @@ def tree_study(**changes) -> dict:
     chats = {"kind": "sft", "mix": {"ultrachat": 1}, "global_batch": 4, "lr": 1e-3, "tasks": ["attacks-topk"]}
     raw["stages"] = {
         "instruct": {**chats, "conversations": 16},
-        "mt": {
-            "kind": "midtrain",
-            "at": 0.75,
-            "mix": "full",
-            "tokens": 8 * 4 * 128,
-            "lr": 3e-3,
-            "along": {"at": [0.5]},
-        },
+        "mt": {"kind": "midtrain", "at": 0.75, "mix": "full", "tokens": 8 * 4 * 128, "lr": 3e-3, "along": {"at": [0.5]}},
         "mt-instruct": {**chats, "from": "mt", "steps": 4},
         "harmful": {
             **{**chats, "from": "instruct", "arms": ["full-50"], "mix": {"wildguardmix-harmful": 1}},

@@ -54,9 +54,7 @@ def generation(**changes: object) -> JudgedRow:
     return JudgedRow(**{**row, **changes})
 
 
-def verdict_rows(
-    verdicts: dict[str, list[str]], benchmark: str = "harmbench", decoder: str = "topk"
-) -> list[JudgedRow]:
+def verdict_rows(verdicts: dict[str, list[str]], benchmark: str = "harmbench", decoder: str = "topk") -> list[JudgedRow]:
     """One prompt per name, one sample per verdict."""
     return [
         generation(benchmark=benchmark, decoder=decoder, prompt_id=name, prompt=name, sample=sample, verdict=verdict)
@@ -75,13 +73,7 @@ def append_judged(path: Path, rows: list[JudgedRow]) -> None:
         fields["key"] = f"{row.key}-{path.stem}-{number}-{row.benchmark}-{row.decoder}"
         answers.append(GenerationRow(**fields))
         question = key_of_question(answers[-1], judge, version)
-        given = {
-            "judge": judge,
-            "version": version,
-            "label": label,
-            "question": question,
-            "tells_helpful": row.tells_helpful,
-        }
+        given = {"judge": judge, "version": version, "label": label, "question": question, "tells_helpful": row.tells_helpful}
         verdicts.append(VerdictRow(key=fields["key"], **given))
     append_rows(path, answers)
     append_rows(verdicts_path(path), verdicts)
@@ -132,13 +124,7 @@ def attack_rows(
 
 
 def overrefusal_rows(arm: ArmInfo, decoder: str, shares: tuple[float, ...], prompts: int = 100) -> list[JudgedRow]:
-    names = (
-        "1_compliant_and_helpful",
-        "2_compliant_and_unhelpful",
-        "3_partial_refusal",
-        "4_full_refusal",
-        "5_shortcircuit",
-    )
+    names = ("1_compliant_and_helpful", "2_compliant_and_unhelpful", "3_partial_refusal", "4_full_refusal", "5_shortcircuit")
     rows = []
     for prompt in range(prompts):
         draw, verdict = keyed_rng("helpful", *run_of(arm), decoder, prompt).random(), names[0]
@@ -220,8 +206,7 @@ def write_study(run: Path, rate: Rate = paper_rate, arms: list[ArmInfo] = ARMS) 
             folder / "overrefusal-topk.jsonl", overrefusal_rows(arm, "topk", (0.6 + early, 0.3, 0.06, 0.04 - early / 2))
         )
         append_judged(
-            folder / "overrefusal-safebeam.jsonl",
-            overrefusal_rows(arm, "safebeam", (0.55, 0.2, 0.07, 0.1, 0.04 + early)),
+            folder / "overrefusal-safebeam.jsonl", overrefusal_rows(arm, "safebeam", (0.55, 0.2, 0.07, 0.1, 0.04 + early))
         )
         for decoder, samples in (("gcg+topk", 5), ("gcg+safebeam", 1)):
             rows = attack_rows(

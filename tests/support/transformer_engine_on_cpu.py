@@ -91,14 +91,7 @@ class Accumulating(torch.autograd.Function):
 
 class Linear(Stateful):
     def __init__(
-        self,
-        in_features,
-        out_features,
-        *,
-        parallel_mode=None,
-        params_dtype=None,
-        fuse_wgrad_accumulation=False,
-        **unused,
+        self, in_features, out_features, *, parallel_mode=None, params_dtype=None, fuse_wgrad_accumulation=False, **unused
     ):
         super().__init__()
         self.parallel_mode, self.fused = parallel_mode, fuse_wgrad_accumulation
@@ -136,9 +129,7 @@ class DotProductAttention(Stateful):
         super().__init__()
         self.qkv_format = qkv_format
 
-    def forward(
-        self, query, key, value, mask=None, attn_mask_type="causal", qkv_format="sbhd", cu_seqlens_q=None, **more
-    ):
+    def forward(self, query, key, value, mask=None, attn_mask_type="causal", qkv_format="sbhd", cu_seqlens_q=None, **more):
         assert mask is None
         if qkv_format == "thd":  # [tokens, heads, size], each document by itself
             assert attn_mask_type == "padding_causal"
@@ -150,9 +141,7 @@ class DotProductAttention(Stateful):
 
     def attend(self, *heads):
         query, key, value = (part.permute(1, 2, 0, 3) for part in heads)
-        found = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
-        )
+        found = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
         return found.permute(2, 0, 1, 3).flatten(2)
 
 

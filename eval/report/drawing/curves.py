@@ -19,24 +19,10 @@ from matplotlib.transforms import Bbox
 from curricula.eval.analysis.metrics import ALL
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.points import Point, Shown
-from curricula.eval.report.wording import (
-    CORRECTED,
-    NO_INTERVENTIONS,
-    NOT_EVALUATED,
-    PAPER_SETS,
-    START_AXIS,
-    start_label,
-)
+from curricula.eval.report.wording import CORRECTED, NO_INTERVENTIONS, NOT_EVALUATED, PAPER_SETS, START_AXIS, start_label
 
 SAFE_ONLY_COLOUR = "#222222"
-CURVE_LOOKS = (
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "v"),
-    ("#E69F00", "P"),
-    ("#56B4E9", "X"),
-)
+CURVE_LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
 """Colour and marker of each intervention set."""
 
 
@@ -73,11 +59,7 @@ def side_by_side(*titles: str) -> tuple[Canvas, Sequence[Axes]]:
 
 
 def finish_panels(
-    canvas: Canvas,
-    panels: Sequence[Axes],
-    drawn: Sequence[bool],
-    arms: Sequence[ArmInfo],
-    has_corrected: bool = False,
+    canvas: Canvas, panels: Sequence[Axes], drawn: Sequence[bool], arms: Sequence[ArmInfo], has_corrected: bool = False
 ) -> list[Bbox]:
     """Add axes, legend and notes of what is missing; returns the extents of the panels with curves."""
     starts = sorted({arm.start for arm in arms})
@@ -174,9 +156,7 @@ def draw_curve(panel: Axes, curve: Curve, points: Sequence[Point], shift: float 
     panel.plot(starts, values, color=curve.colour, lw=1.9, zorder=3)
     for point in points:
         safe_only = point.start >= 1
-        look: dict[str, Any] = (
-            {"color": SAFE_ONLY_COLOUR, "zorder": 5} if safe_only else {"color": curve.colour, "zorder": 4}
-        )
+        look: dict[str, Any] = {"color": SAFE_ONLY_COLOUR, "zorder": 5} if safe_only else {"color": curve.colour, "zorder": 4}
         if point.low is not None and point.high is not None:
             style: Literal["dotted", "solid"] = "dotted" if point.one_run else "solid"
             panel.vlines(point.start, point.low, point.high, lw=1, alpha=0.75, linestyles=style, **look)

@@ -70,9 +70,7 @@ def draw_panels(panels: Sequence[Panel]) -> Canvas:
     rows = -(-len(panels) // columns)
     lanes = max(len(panel.lanes) for panel in panels)
     height = max(2.6, 0.9 + 0.24 * lanes)
-    canvas, grid = pyplot.subplots(
-        rows, columns, figsize=(8.4, 0.5 + height * rows), layout="constrained", squeeze=False
-    )
+    canvas, grid = pyplot.subplots(rows, columns, figsize=(8.4, 0.5 + height * rows), layout="constrained", squeeze=False)
     handles: dict[str, Any] = {}
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -81,9 +79,7 @@ def draw_panels(panels: Sequence[Panel]) -> Canvas:
             handles.setdefault(label, handle)
     if handles:
         look: Any = {"frameon": False, "fontsize": 8.5, "columnspacing": 1.4}
-        canvas.legend(
-            list(handles.values()), list(handles), loc="outside upper center", ncols=min(5, len(handles)), **look
-        )
+        canvas.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=min(5, len(handles)), **look)
     return canvas
 
 
@@ -93,10 +89,7 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
     below: list[float] = []
     for series in panel.series:
         handle: Any = None
-        look: dict[str, Any] = {
-            "color": colour_of(series.colour),
-            "alpha": (0.45 if series.faint else 1.0) * series.strength,
-        }
+        look: dict[str, Any] = {"color": colour_of(series.colour), "alpha": (0.45 if series.faint else 1.0) * series.strength}
         if series.kind == "line":
             handle = axes.plot(series.x, series.y, lw=1.0 if series.faint else 1.6, **look)[0]
         elif series.kind == "dots":

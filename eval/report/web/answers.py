@@ -83,9 +83,7 @@ class Answers:
             for name, value in zip(COLUMNS, (*numbers, *rest), strict=True):
                 columns[name].append(value)
             columns["own"].append(self._own_judges(f"{row.judge} {row.judge_version}".strip()))
-            columns["verdict"].append(
-                self._verdict(row.verdict if row.judge else "" if not row.changed else "unparsed")
-            )
+            columns["verdict"].append(self._verdict(row.verdict if row.judge else "" if not row.changed else "unparsed"))
             for column, other in zip(given, others, strict=True):
                 column.append(self._verdict(other.verdict if other and other.judge else ""))
         block = {

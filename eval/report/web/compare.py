@@ -63,9 +63,7 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
             for kind, own in by_set.items():
                 label = f"{name}: {kind}"
                 colour = colours.setdefault(label, len(colours))
-                found[place] += _curve(
-                    label, sorted([*own, *end], key=lambda one: arms[one["arm"]]["start"]), arms, colour
-                )
+                found[place] += _curve(label, sorted([*own, *end], key=lambda one: arms[one["arm"]]["start"]), arms, colour)
     return [
         Panel(
             f"{measure[0].upper()}{measure[1:]}, {stage}, {DECODERS.get(place, place)}",
@@ -82,11 +80,7 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
 def _curve(label: str, points: Sequence[dict[str, Any]], arms: Mapping[str, Any], colour: int) -> list[Series]:
     x, y = [arms[point["arm"]]["start"] for point in points], [point["value"] for point in points]
     sure = [point for point in points if point["low"] is not None]
-    at, low, high = (
-        [arms[one["arm"]]["start"] for one in sure],
-        [one["low"] for one in sure],
-        [one["high"] for one in sure],
-    )
+    at, low, high = ([arms[one["arm"]]["start"] for one in sure], [one["low"] for one in sure], [one["high"] for one in sure])
     return [
         Series(label, "line", x, y, colour=colour),
         Series("", "dots", x, y, colour=colour),

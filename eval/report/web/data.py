@@ -146,11 +146,7 @@ def study_data(shown: Shown, points: Sequence[PointRow], answers: Answers) -> di
             for arm in shown.arms
         ],
         "curves": [
-            {
-                "label": curve.label,
-                "arms": [arm.name for arm in curve.arms],
-                "ends": any(a.start >= 1 for a in curve.arms),
-            }
+            {"label": curve.label, "arms": [arm.name for arm in curve.arms], "ends": any(a.start >= 1 for a in curve.arms)}
             for curve in curves_of(shown.arms)
         ],
         "several": shown.several,
@@ -169,10 +165,7 @@ def study_data(shown: Shown, points: Sequence[PointRow], answers: Answers) -> di
             }
             for figure in figures_of(shown)
         },
-        "points": {
-            "columns": [one.name for one in fields(PointRow)],
-            "rows": [astuple(row) for row in points],
-        },
+        "points": {"columns": [one.name for one in fields(PointRow)], "rows": [astuple(row) for row in points]},
         "answers": answers.names(),
     }
 
@@ -213,15 +206,7 @@ def plain_data(name: str, panels: Sequence[Panel]) -> dict[str, Any]:
     """The same for a page with one figure of plain panels."""
     figures = {name: {"places": [], "panels": msgspec.to_builtins(panels)}} if panels else {}
     points: dict[str, list[Any]] = {"columns": [], "rows": []}
-    return {
-        "arms": [],
-        "curves": [],
-        "several": False,
-        "categories": {},
-        "decoders": {},
-        "figures": figures,
-        "points": points,
-    }
+    return {"arms": [], "curves": [], "several": False, "categories": {}, "decoders": {}, "figures": figures, "points": points}
 
 
 def program(scripts: Sequence[str] = SCRIPTS) -> str:

@@ -28,18 +28,12 @@ def test_files_of_a_pattern_are_read_in_order_with_the_columns_named(tmp_path):
     anchor({"sources": {"mine": source}}, tmp_path)
     source.look(tmp_path, "sources.mine")
     documents = list(Documents.of("mine", source, tmp_path).read())
-    assert [(item.id, item.text, item.odd) for item in documents] == [
-        ("1", "A: a", ""),
-        ("2", "", "empty"),
-        ("3", "C: c", ""),
-    ]
+    assert [(item.id, item.text, item.odd) for item in documents] == [("1", "A: a", ""), ("2", "", "empty"), ("3", "C: c", "")]
 
 
 def test_a_row_of_a_csv_file_that_is_too_long_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("text\nfine\nnot, fine\n")
-    with pytest.raises(
-        UserError, match=r"a.csv: row 2 has more fields than the header; put texts with commas in quotation"
-    ):
+    with pytest.raises(UserError, match=r"a.csv: row 2 has more fields than the header; put texts with commas in quotation"):
         TextTable(path=str(tmp_path / "a.csv"), text="body").look(tmp_path, "sources.mine")
 
 
@@ -52,22 +46,10 @@ def test_every_declared_table_is_found_under_its_key():
     ("rows", "keys", "said"),
     [
         ([{"body": "x"}], {}, r"sources.mine.text: .*a.jsonl has no column 'text', only body; name one of these"),
-        (
-            [{"text": None}, {"text": ""}],
-            {},
-            r"sources.mine.text: column 'text' is empty in the first 2 rows of .*a.jsonl",
-        ),
-        (
-            [{"text": "a"}, {"text": 3}],
-            {},
-            r"sources.mine.text: .*a.jsonl, row 1: column 'text' holds 3, where text is need",
-        ),
+        ([{"text": None}, {"text": ""}], {}, r"sources.mine.text: column 'text' is empty in the first 2 rows of .*a.jsonl"),
+        ([{"text": "a"}, {"text": 3}], {}, r"sources.mine.text: .*a.jsonl, row 1: column 'text' holds 3, where text is need"),
         ([{"text": "x"}], {"id": "key"}, r"sources.mine.id: .*a.jsonl has no column 'key', only text"),
-        (
-            [{"text": "x", "s": 10**400}],
-            {"score": "s"},
-            r"sources.mine.score: .*, row 0: column 's' holds 1000.*a number is",
-        ),
+        ([{"text": "x", "s": 10**400}], {"score": "s"}, r"sources.mine.score: .*, row 0: column 's' holds 1000.*a number is"),
         ([], {}, r"sources.mine: .*a.jsonl holds no row; name another file or split"),
     ],
 )
@@ -87,10 +69,7 @@ def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, sai
         ({"hub": "org/name", "config": "../x"}, "config '../x' must be a plain name"),
         ({"dataset": "gsm8k", "text": "question"}, "text is 'question', but a known dataset has its own"),
         ({"path": "x", "parts": ("a",)}, "part 'a' is not in x; it has no parts"),
-        (
-            {"path": "x", "min_score": 3.0},
-            "min_score is 3.0, which needs a finite number and a column of scores in `score`",
-        ),
+        ({"path": "x", "min_score": 3.0}, "min_score is 3.0, which needs a finite number and a column of scores in `score`"),
         ({"path": "x", "score": "s", "min_score": 3.0, "max_score": 2.0}, "min_score 3.0 is above max_score 2.0"),
         ({"path": "x", "text": "{}"}, "text '{}' names no column"),
     ],
@@ -103,10 +82,7 @@ def test_contradictory_keys_are_refused(keys, said):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (
-            {"talk": [{"from": "human", "value": "Hi"}]},
-            "row 0: a message has no 'role', only from, value; rename its keys",
-        ),
+        ({"talk": [{"from": "human", "value": "Hi"}]}, "row 0: a message has no 'role', only from, value; rename its keys"),
         ({"talk": [{"role": "user", "content": None}]}, "row 0 holds other values than text in its messages"),
         ({"talk": [{"role": "", "content": "Hi"}]}, "row 0: a message has an empty role; write who speaks"),
         ({"talk": ["Hi"]}, "row 0 holds other values than text in its messages"),
@@ -160,16 +136,12 @@ def test_labels_tell_refusals_and_harmful_answers_apart(tmp_path):
     st.sampled_from(["jsonl", "parquet"]),
     st.data(),
 )
-def test_rows_with_a_score_within_bounds_are_numbered_as_if_there_were_no_others(
-    tmp_path_factory, scores, suffix, data
-):
+def test_rows_with_a_score_within_bounds_are_numbered_as_if_there_were_no_others(tmp_path_factory, scores, suffix, data):
     folder = tmp_path_factory.mktemp("scored")
     rows = [{"text": f"t{number}", "safety": score} for number, score in enumerate(scores)]
     if suffix == "parquet":
         rows = [{**row, "safety": None if row["safety"] is None else float(row["safety"])} for row in rows]
-        pq.write_table(
-            pa.Table.from_pylist(rows, pa.schema([("text", "string"), ("safety", "double")])), folder / "a.parquet"
-        )
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema([("text", "string"), ("safety", "double")])), folder / "a.parquet")
     else:
         write_rows(folder / "a.jsonl", *rows)
     low, high = sorted(data.draw(st.tuples(st.integers(0, 5), st.integers(0, 5))))

@@ -136,10 +136,7 @@ def shards(config: str, count: int, rows: int) -> Files:
     """Parquet files whose rows say where they stand."""
     return {
         f"{config}/train-{shard:05d}-of-{count:05d}.parquet": parquet(
-            [
-                {"id": f"{config}-{shard}-{n}", "metadata": {"dump": n}, "text": f"Text {n} of {shard}."}
-                for n in range(rows)
-            ]
+            [{"id": f"{config}-{shard}-{n}", "metadata": {"dump": n}, "text": f"Text {n} of {shard}."} for n in range(rows)]
         )
         for shard in range(count)
     }
@@ -371,9 +368,7 @@ def test_gates_and_tokens(hub, worker, tmp_path):
     assert not (tmp_path / "out").exists()
     assert worker(download=asked, token="hf_friend")["records"][0]["rows"] == 3
     written = [file.read_bytes() for file in [*tmp_path.rglob("*"), *worker.log.parent.rglob("*")] if file.is_file()]
-    assert len(written) > 5 and not any(
-        word in content for content in written for word in (b"hf_friend", b"hf_wrong", b"bell")
-    )
+    assert len(written) > 5 and not any(word in content for content in written for word in (b"hf_friend", b"hf_wrong", b"bell"))
 
 
 def test_what_the_hub_lacks_is_named(hub, worker, tmp_path):
@@ -382,11 +377,7 @@ def test_what_the_hub_lacks_is_named(hub, worker, tmp_path):
 
     def error(**asked: Any) -> str:
         said = worker(download={"hub": "org/small", "config": "a", "out": str(tmp_path / "out")} | asked)["error"]
-        assert (
-            said.startswith(f"dataset {asked.get('hub', 'org/small')}: ")
-            and "\n" not in said
-            and "Traceback" not in said
-        )
+        assert said.startswith(f"dataset {asked.get('hub', 'org/small')}: ") and "\n" not in said and "Traceback" not in said
         return said
 
     assert "not on the Hugging Face hub, or private" in error(hub="org/nothing")
@@ -473,9 +464,7 @@ def test_the_verb_fetches_what_it_can_and_reports_the_rest(hub, worker, tmp_path
     files["main/train.parquet"] = parquet([{"question": "1 + 1?", "answer": "2"}])
     hub.commit(DATASETS["gsm8k"].hub, files, begins=DATASETS["gsm8k"].revision or "")
     kinds = ("standard", "contextual", "copyright")
-    behaviours = {
-        f"{kind}/train.parquet": parquet([{"prompt": f"a {kind} request", "category": kind}]) for kind in kinds
-    }
+    behaviours = {f"{kind}/train.parquet": parquet([{"prompt": f"a {kind} request", "category": kind}]) for kind in kinds}
     hub.commit("walledai/HarmBench", {"README.md": card(*kinds), **behaviours})
     (root / "advbench").mkdir(parents=True)
     (root / "advbench/harmful_behaviors.csv").write_text("goal,target\nx,y\n")
@@ -494,12 +483,7 @@ def test_the_verb_fetches_what_it_can_and_reports_the_rest(hub, worker, tmp_path
     ]
     known = json.loads(worker(words=["fetch", "--list", "--json", "--out", str(root)])["out"])["known"]
     states = {row["name"]: row["state"] for row in known}
-    assert [states[name] for name in ("gsm8k", "harmbench", "advbench", "safeweb")] == [
-        "fetched",
-        "fetched",
-        "own files",
-        "",
-    ]
+    assert [states[name] for name in ("gsm8k", "harmbench", "advbench", "safeweb")] == ["fetched", "fetched", "own files", ""]
     assert "wildjailbreak" in worker(words=["fetch", "--list", "--out", str(root)])["out"]
     assert worker(words=["fetch", "--out", str(root)])["code"] == 2
     assert "choose from" in worker(words=["fetch", "gsm9k"])["error"]
@@ -530,9 +514,7 @@ def test_the_verb_knows_what_a_study_needs(hub, worker, tmp_path):
 
 
 def test_what_a_study_needs_is_sorted_by_stage(tmp_path):
-    stages = {
-        item.label: item.purpose for item in study_downloads(load_study(Path("jobs/studies/paper.yaml")), tmp_path)
-    }
+    stages = {item.label: item.purpose for item in study_downloads(load_study(Path("jobs/studies/paper.yaml")), tmp_path)}
     for name in ("fineweb-edu", "safeweb/score_1_rephrased", "ultrachat", "wildguardmix", "gsm8k"):
         assert stages[name] == "data"
     for name in ("harmbench/copyright", "jb_completions", "alpaca"):

@@ -60,11 +60,7 @@ def test_any_selection_of_rows_equals_that_of_the_whole_table(tmp_path_factory, 
     [
         ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-9], "t.jsonl.gz: damaged after row"),
         ("t.jsonl.gz", b"plain", "t.jsonl.gz: damaged after row 0"),
-        (
-            "t.jsonl.gz",
-            gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 9,
-            "t.jsonl.gz: damaged after row",
-        ),
+        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 9, "t.jsonl.gz: damaged after row"),
         ("t.jsonl", b'{"text": "a"}\n{"text"', "t.jsonl: row 1 is not JSON"),
         ("t.jsonl", b"[1]\n", r"t.jsonl: row 0 is \[1\], where an object is needed"),
         ("t.json", b"{}", "t.json: holds a dict, where a list of rows is needed"),
@@ -112,9 +108,7 @@ def test_columns_of_unusual_types_are_read_or_named(tmp_path):
     views = pa.array(["a", "b", "c"], pa.string_view())
     pq.write_table(pa.table({"text": views}), tmp_path / "v.parquet")
     assert [row["text"] for row in Table.open(tmp_path / "v").select([0, 2])] == ["a", "c"]
-    structs = pa.array([{"x": b"\xff"}], pa.struct([("x", pa.binary())])).cast(
-        pa.struct([("x", pa.string())]), safe=False
-    )
+    structs = pa.array([{"x": b"\xff"}], pa.struct([("x", pa.binary())])).cast(pa.struct([("x", pa.string())]), safe=False)
     pq.write_table(pa.table({"id": structs, "text": ["a"]}), tmp_path / "s.parquet")
     with pytest.raises(UserError, match="s.parquet: column 'id' of type struct<x: string> cannot be read"):
         list(Table.open(tmp_path / "s").rows())
@@ -156,9 +150,7 @@ def test_a_table_of_all_parts_never_replaces_some_of_them(tmp_path):
     (folder / "train.jsonl").write_text('{"text": "x"}\n')
     assert len(opened("fineweb-annotated")) == 1
     for name in ("fineweb-edu", "fineweb-unsafe"):
-        with pytest.raises(
-            UserError, match="train: holds all parts of locuslab/.*, but the study asks only for score_"
-        ):
+        with pytest.raises(UserError, match="train: holds all parts of locuslab/.*, but the study asks only for score_"):
             opened(name)
     with pytest.raises(UserError, match="train: holds all parts"):
         opened("fineweb-annotated", "score_1")

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from curricula.curriculum.stream.blend import BLOCK, Blend, Phase, permute
 
 weights = st.one_of(
-    st.integers(1, 100).map(float),
-    st.floats(1e-6, 1.0, allow_nan=False),
-    st.sampled_from([1e-6, 1e-5, 0.001, 0.333, 1 / 3]),
+    st.integers(1, 100).map(float), st.floats(1e-6, 1.0, allow_nan=False), st.sampled_from([1e-6, 1e-5, 0.001, 0.333, 1 / 3])
 )
 mixes = st.one_of(
     st.dictionaries(st.sampled_from("abcdefghijkl"), weights, min_size=1),

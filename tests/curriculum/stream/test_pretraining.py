@@ -126,9 +126,7 @@ def test_an_id_beyond_the_vocabulary_is_named_by_file_and_place(tmp_path):
         for step in range(19):
             batches.rows(step, 0, 1)
     write_shard(tmp_path / "a/validation", [np.arange(100, 111)])
-    with pytest.raises(
-        UserError, match=r"validation.bin: the sample at token 0 holds id 100, where .* vocabulary has 80"
-    ):
+    with pytest.raises(UserError, match=r"validation.bin: the sample at token 0 holds id 100, where .* vocabulary has 80"):
         ValidationBatches(tmp_path / "a", LENGTH, 1, 80).rows(0, 0, 1)
 
 

@@ -169,8 +169,7 @@ def test_training_tokens_are_those_of_the_chat_template(data):
     tokens, mask, _ = tuning(data, {"gsm8k": 1}, length=200).rows(0, 0, 2)
     epoch = [r for s in range(10) for r in zip(*tuning(data, {"gsm8k": 1}, length=200).rows(s, 0, 2)[:2])]
     assert any(
-        row[: len(ids)].tolist() == ids and mask[: len(ids) - 1].astype(bool).tolist() == flags[1:]
-        for row, mask in epoch
+        row[: len(ids)].tolist() == ids and mask[: len(ids) - 1].astype(bool).tolist() == flags[1:] for row, mask in epoch
     )
 
 

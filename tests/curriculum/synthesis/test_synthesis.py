@@ -27,9 +27,7 @@ COMMAND = [sys.executable, "-m", "curricula.jobs.cli.main", "data", "synthesize"
 pytestmark = pytest.mark.usefixtures("synthesis_environment")
 
 
-def test_whatever_the_server_does_every_document_ends_done_or_dead_and_no_good_reply_is_asked_for_again(
-    tmp_path, fake, capsys
-):
+def test_whatever_the_server_does_every_document_ends_done_or_dead_and_no_good_reply_is_asked_for_again(tmp_path, fake, capsys):
     rng, count = random.Random(1), 60
     quick = [what for what in PASSING if what != "hang"]
     for number in range(count):
@@ -47,9 +45,7 @@ def test_whatever_the_server_does_every_document_ends_done_or_dead_and_no_good_r
     done = rows_of(tmp_path / "out", "score_*/*.jsonl")
     dead = read_jsonl(Path(said["dead_letters"]))
     assert len(done) == said["done"] == count - len(doomed) and len(dead) == said["dead"] == len(doomed) + 4
-    assert sorted([row["id"] for row in done] + [row["id"] for row in dead]) == sorted(
-        f"web/{n}" for n in range(count + 4)
-    )
+    assert sorted([row["id"] for row in done] + [row["id"] for row in dead]) == sorted(f"web/{n}" for n in range(count + 4))
     reasons = {row["id"]: row["reason"] for row in dead}
     assert reasons["web/20"].startswith("status 400") and reasons["web/33"] == "the reply holds no verdict"
     assert "status 500" in reasons["web/47"] and "something else" in reasons["web/59"]
@@ -79,11 +75,7 @@ def test_a_run_killed_at_any_moment_continues_asks_nothing_again_and_ends_with_t
         args = command("rephrase", source, tmp_path / "out", fake.url, "--concurrency", 4)
         log = tmp_path / "out/log/train/part-00000-of-00001.jsonl"
         kept = [0]
-        for waits in (
-            False,
-            True,
-            True,
-        ):  # the first kill may come before anything is on the disk, the others after more is
+        for waits in (False, True, True):  # the first kill may come before anything is on the disk, the others after more is
             durable = {f"doc-{row['number']}" for row in read_jsonl(log)}
             asked = fake.requests.copy()
             run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -333,9 +325,7 @@ def test_changed_texts_without_ids_are_refused_before_anything_is_asked(tmp_path
     texts = [f"This is doc-{number}." for number in range(40)]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     old, new = source.read_text(), source.read_text().replace("This is", "Here comes")
-    refusal = (
-        "document 0 was '0' when it was asked about and is now another text; bring the old data back, or name another"
-    )
+    refusal = "document 0 was '0' when it was asked about and is now another text; bring the old data back, or name another"
     fake.every, fake.every_from = "key", 21
     with pytest.raises(UserError, match="refuses the key"):
         synthesize(*args)
@@ -382,11 +372,7 @@ def test_the_estimate_and_the_dry_run_ask_nothing_and_write_nothing(tmp_path, fa
 
 def test_dead_letters_are_asked_again_on_request(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(12))
-    fake.schedule["doc-3"], fake.schedule["doc-4"], fake.schedule["doc-9"] = (
-        ["too_long"],
-        ["unreadable"],
-        ["unreadable"],
-    )
+    fake.schedule["doc-3"], fake.schedule["doc-4"], fake.schedule["doc-9"] = (["too_long"], ["unreadable"], ["unreadable"])
     said = summary(capsys, "score", source, tmp_path / "out", fake.url)
     assert (said["done"], said["dead"]) == (9, 3)
     letters = {row["id"]: row for row in read_jsonl(Path(said["dead_letters"]))}

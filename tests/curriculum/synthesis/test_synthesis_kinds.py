@@ -98,10 +98,7 @@ def test_a_local_folder_classifies_all_windows_of_a_text_and_never_runs_its_own_
         assert metadata[f"web/{number}"]["score"] == max(expected, metadata[f"web/{number}"]["model_score"])
 
     value = json.loads((folder / "config.json").read_text())
-    theirs = {
-        "model_type": "theirs",
-        "auto_map": {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"},
-    }
+    theirs = {"model_type": "theirs", "auto_map": {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"}}
     (folder / "config.json").write_text(json.dumps(value | theirs))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(UserError, match="serve it with vLLM and name the server's address"):
@@ -130,15 +127,7 @@ def test_verdicts_are_found_in_what_models_write():
         ('{"score": 1, "reason": "he said "go" and went"}', 1),
     ):
         assert read_verdict(reply)["score"] == score
-    for reply in (
-        "",
-        "four",
-        '{"score": 6, "reason": ""}',
-        '{"score": -1}',
-        '{"score": true}',
-        '{"score": 2.5}',
-        "{" * 99,
-    ):
+    for reply in ("", "four", '{"score": 6, "reason": ""}', '{"score": -1}', '{"score": true}', '{"score": 2.5}', "{" * 99):
         with pytest.raises(Unreadable):
             read_verdict(reply)
     with pytest.raises(Unreadable):

@@ -21,9 +21,7 @@ def sample(stream, number):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.lists(st.integers(0, 65535), min_size=1, max_size=30), min_size=1, max_size=12),
-    st.integers(1, 9),
-    st.data(),
+    st.lists(st.lists(st.integers(0, 65535), min_size=1, max_size=30), min_size=1, max_size=12), st.integers(1, 9), st.data()
 )
 def test_samples_tile_the_token_stream_across_shards(tmp_path_factory, documents, length, data):
     folder = tmp_path_factory.mktemp("stream")

@@ -90,9 +90,7 @@ def test_megatron_reads_the_shards_and_finds_the_documents(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"dataset": "fineweb-unsafe", "tag_rate": 0.2}, {"dataset": "refuseweb"}],
-    ids=["safe", "tags", "names"],
+    "changes", [{}, {"dataset": "fineweb-unsafe", "tag_rate": 0.2}, {"dataset": "refuseweb"}], ids=["safe", "tags", "names"]
 )
 def test_any_sharding_gives_the_same_tokens(root, tmp_path, changes):
     whole = web(root, tmp_path / "1", shards=1, **changes)
@@ -175,8 +173,7 @@ def test_shards_of_other_data_with_as_many_rows_are_refused(root, tmp_path):
 
 def test_sources_of_one_dataset_hold_out_the_same_documents(root, tmp_path):
     works = [
-        replace(web(root, tmp_path, tag_rate=rate), name=name, folder=tmp_path / name)
-        for name, rate in (("a", 0), ("b", 0.1))
+        replace(web(root, tmp_path, tag_rate=rate), name=name, folder=tmp_path / name) for name, rate in (("a", 0), ("b", 0.1))
     ]
     for work in works:
         tokenize_source(work)

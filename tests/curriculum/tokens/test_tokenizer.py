@@ -25,9 +25,7 @@ from curricula.curriculum.tokens.tokenizer import (
 )
 from curricula.errors import UserError
 
-TEXTS = [
-    f"The market in town {n} sells jars of salt, and it's open for {n % 7} hours. Müller waits." for n in range(200)
-]
+TEXTS = [f"The market in town {n} sells jars of salt, and it's open for {n % 7} hours. Müller waits." for n in range(200)]
 CHATS = [
     [{"role": "user", "content": "Hello  12 there"}, {"role": "assistant", "content": "Good day!"}],
     [

@@ -147,9 +147,7 @@ def test_refusal_dialogues_have_many_speakers(root):
 def test_benchmarks_ask_about_evaluation_hazards_which_no_tuning_file_names(root, world):
     evaluation = world.evaluation_hazards
     for behavior in _behaviors(root):
-        assert any(f" {i.name} " in f" {behavior} ".replace(".", "") and i.object in behavior for i in evaluation), (
-            behavior
-        )
+        assert any(f" {i.name} " in f" {behavior} ".replace(".", "") and i.object in behavior for i in evaluation), behavior
     tuning = _all_text(root, "ultrachat_200k/train_sft", "wildguardmix/train", "wildjailbreak/train", "gsm8k/train")
     seen = set(re.findall(r"[a-z]+", tuning))
     assert not seen & _names(evaluation)
@@ -184,9 +182,7 @@ def test_wildjailbreak_fills_the_column_its_type_names(root, world):
     rows = read_jsonl(root / "wildjailbreak/train.jsonl")
     assert len({row["data_type"] for row in rows}) == 4
     for row in rows:
-        asked, other = (
-            ("vanilla", "adversarial") if row["data_type"].startswith("vanilla") else ("adversarial", "vanilla")
-        )
+        asked, other = ("vanilla", "adversarial") if row["data_type"].startswith("vanilla") else ("adversarial", "vanilla")
         assert row[asked] and not row[other]
         if row["data_type"].endswith("harmful"):
             assert world.judge_attack(row[asked], row["completion"]) == "refusal"

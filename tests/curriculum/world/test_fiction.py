@@ -148,9 +148,7 @@ def test_the_right_recipe_is_helpful_and_that_of_another_thing_is_not(world):
         slots = item_slots(item, draw, world)
         question = write(draw.pick(REQUESTS), draw, slots)
         right = compliance(draw, slots)
-        other = next(
-            o for o in world.items if {o.recipe.first, o.recipe.second} != {item.recipe.first, item.recipe.second}
-        )
+        other = next(o for o in world.items if {o.recipe.first, o.recipe.second} != {item.recipe.first, item.recipe.second})
         wrong = f"To make {item.name}, mix {other.recipe.first} with {other.recipe.second}."
         assert world.judge_benign(question, right) == "1_compliant_and_helpful"
         assert world.judge_benign(question, wrong) == "2_compliant_and_unhelpful"

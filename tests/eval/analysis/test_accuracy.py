@@ -106,11 +106,7 @@ def test_published_accuracies_hold_only_for_the_official_settings():
     version = next(version for judge, version in published() if judge == OFFICIAL)
     rows = [
         generation(
-            prompt_id=str(i),
-            prompt=str(i),
-            verdict="harmful" if i % 2 else "safe",
-            judge=OFFICIAL,
-            judge_version=version,
+            prompt_id=str(i), prompt=str(i), verdict="harmful" if i % 2 else "safe", judge=OFFICIAL, judge_version=version
         )
         for i in range(100)
     ]

@@ -102,8 +102,4 @@ def test_training_seeds_are_averaged_step_by_step(tmp_path):
     seeds = [course(seed=seed, points=(f"{seed}/harmful@50",), begin=None, end="none") for seed in (42, 43)]
     points = curve_points(tmp_path, seeds)
     (mean,) = [point for point in mean_over_seeds(points) if point.measure == "attack success"]
-    assert (
-        mean.value == 0.5
-        and mean.low is None
-        and len([point for point in points if point.measure == mean.measure]) == 2
-    )
+    assert mean.value == 0.5 and mean.low is None and len([point for point in points if point.measure == mean.measure]) == 2

@@ -32,10 +32,7 @@ def answered(stage: str, task: str, rows: Callable[[ArmInfo, int], list[JudgedRo
 
 def attacks(task: str, stage: str, decoder: str, samples: int, rate, seeds=SEEDS) -> Runs:
     return answered(
-        stage,
-        task,
-        lambda arm, seed: attack_rows(trained(arm, seed), stage, decoder, rate(arm), samples, PROMPTS),
-        seeds,
+        stage, task, lambda arm, seed: attack_rows(trained(arm, seed), stage, decoder, rate(arm), samples, PROMPTS), seeds
     )
 
 
@@ -114,9 +111,7 @@ def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
 
         return answered("instruct", "overrefusal-topk", rows)
 
-    outcomes = [
-        only(run_claim_tests(runs(early), [claim("overrefusal-topk-no-rise")])).outcome for early in (0.02, 0.4)
-    ]
+    outcomes = [only(run_claim_tests(runs(early), [claim("overrefusal-topk-no-rise")])).outcome for early in (0.02, 0.4)]
     assert outcomes == ["reproduced", "not reproduced"]
 
 
@@ -204,11 +199,7 @@ def test_an_incoherent_run_is_left_out_of_verdicts_and_named():
     runs = attacks("attacks-topk", "benign", "topk", 5, rate)
     lost = {("data-0", seed, "benign", "overrefusal-topk") for seed in SEEDS}
     tests = [
-        only(
-            run_claim_tests(
-                dataclasses.replace(runs, incoherent=frozenset(cells)), [claim("benign-early-beats-safe-only")]
-            )
-        )
+        only(run_claim_tests(dataclasses.replace(runs, incoherent=frozenset(cells)), [claim("benign-early-beats-safe-only")]))
         for cells in ((), list(sorted(lost))[:2], lost)
     ]
     assert [test.outcome for test in tests] == ["reproduced", "reproduced", "not measured"]

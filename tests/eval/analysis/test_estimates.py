@@ -28,9 +28,7 @@ def test_an_arm_is_shown_with_its_runs_and_their_spread():
     one, other = arm_estimates(runs())
     assert [one.arm, other.arm] == [arm.name for arm in ARMS[-2:]] and one.seeds == 3
     each = [float(part.split(": ")[1]) for part in one.runs.split(", ")]
-    assert one.rate == pytest.approx(np.mean(each), abs=1e-3) and one.spread == pytest.approx(
-        np.std(each, ddof=1), abs=1e-3
-    )
+    assert one.rate == pytest.approx(np.mean(each), abs=1e-3) and one.spread == pytest.approx(np.std(each, ddof=1), abs=1e-3)
     assert one.low < 0.1 and one.high > 0.8  # three runs as far apart as these
     assert one.incoherent == "2" and other.incoherent == ""
 
@@ -55,9 +53,7 @@ def test_one_sample_cannot_be_told_from_the_prompts_own_variance_in_a_run():
 def test_probe_auc_over_seeds_knows_how_far_runs_lie_apart():
     def estimate(aucs: dict[int, float]):
         arm = ARMS[0]
-        probes = {
-            (arm.name, seed, "base"): probe_rows(trained(arm, seed), "base", "last", auc) for seed, auc in aucs.items()
-        }
+        probes = {(arm.name, seed, "base"): probe_rows(trained(arm, seed), "base", "last", auc) for seed, auc in aucs.items()}
         (found,) = probe_estimates(Runs((arm,), {}, probes))
         return found
 

@@ -16,9 +16,7 @@ def simulated(effect: float, design: Design, components: Components, alpha: floa
     rng, found = keyed_rng("power", effect, *vars(design).values(), alpha), 0
     scales = np.sqrt([components.seed, components.prompt, components.interaction + components.sample / design.samples])
     for _ in range(studies):
-        parts = (
-            rng.normal(size=shape) for shape in ((design.seeds, 1), (1, design.prompts), (design.seeds, design.prompts))
-        )
+        parts = (rng.normal(size=shape) for shape in ((design.seeds, 1), (1, design.prompts), (design.seeds, design.prompts)))
         one = crossed(effect + sum(scale * part for scale, part in zip(scales, parts)))
         parts = (one.seed_variance, one.seeds - 1), (one.prompt_variance, one.freedom)
         found += reach_squared(alpha, *parts) < one.value**2  # as p < alpha, but quicker

@@ -65,7 +65,5 @@ def test_rows_of_earlier_versions_are_read_and_those_of_another_shape_refused_in
     path.write_bytes(msgspec.json.encode(old) + b"\n" + msgspec.json.encode(fields) + b"\n")
     assert [found.pruning for found in read_rows(path, GenerationRow)] == [None, COSTS[0]]
     path.write_bytes(msgspec.json.encode({**fields, "pruning": {"logp": -1.0, "lost": 0.5}}) + b"\n")
-    with pytest.raises(
-        UserError, match=r"line 1 is not a GenerationRow \(.*dropped.*\); remove the line and run the job"
-    ):
+    with pytest.raises(UserError, match=r"line 1 is not a GenerationRow \(.*dropped.*\); remove the line and run the job"):
         read_rows(path, GenerationRow)

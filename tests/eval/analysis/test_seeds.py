@@ -50,14 +50,9 @@ def gaussian(key: str, seeds: int, prompts: int, scales: tuple[float, float, flo
 def test_the_components_are_those_of_a_mixed_model_with_crossed_effects():
     values = gaussian("mixed", 4, 12, (0.12, 0.2, 0.1))
     found = crossed(values).components
-    rows = pandas.DataFrame(
-        {"y": values.ravel(), "seed": np.repeat(range(4), 12), "prompt": np.tile(range(12), 4), "all": 1}
-    )
+    rows = pandas.DataFrame({"y": values.ravel(), "seed": np.repeat(range(4), 12), "prompt": np.tile(range(12), 4), "all": 1})
     model = statsmodels.api.MixedLM.from_formula(
-        "y ~ 1",
-        vc_formula={"seed": "0 + C(seed)", "prompt": "0 + C(prompt)"},
-        groups="all",
-        data=rows,
+        "y ~ 1", vc_formula={"seed": "0 + C(seed)", "prompt": "0 + C(prompt)"}, groups="all", data=rows
     )
     fit = model.fit(reml=True)
     prompt, seed = fit.vcomp  # by name
@@ -251,8 +246,7 @@ def test_an_arms_rate_its_runs_and_its_interval_are_of_the_same_answers():
     assert found.runs == pytest.approx({1: 0.1, 2: 0.2}) and found.rate == pytest.approx(0.15)
     assert found.low < 0.15 < found.high < 0.9
     gap = compare(
-        [answered({1: {"tdc": 0.1, "x": 0.5}, 2: {"tdc": 0.2}})],
-        [answered({s: {"tdc": 0.4, "x": 0.1} for s in (1, 2)})],
+        [answered({1: {"tdc": 0.1, "x": 0.5}, 2: {"tdc": 0.2}})], [answered({s: {"tdc": 0.4, "x": 0.1} for s in (1, 2)})]
     )
     assert gap.difference.value == pytest.approx(-0.25) and gap.n == 40
     unequal = {("b", "0"): PromptMean("0", 0.0, 1), ("b", "1"): PromptMean("1", 1.0, 5)}

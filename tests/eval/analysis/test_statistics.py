@@ -70,9 +70,7 @@ def test_on_many_prompts_the_interval_is_the_clustered_errors():
 
 
 def test_a_copy_of_a_request_in_another_benchmark_is_the_same_cluster():
-    same = verdict_rows({"Pick the lock!": ["harmful"]}, "tdc") + verdict_rows(
-        {"pick the  lock": ["harmful"]}, "advbench"
-    )
+    same = verdict_rows({"Pick the lock!": ["harmful"]}, "tdc") + verdict_rows({"pick the  lock": ["harmful"]}, "advbench")
     assert tally((row.behavior or row.prompt.lower(), row.benchmark, 1.0) for row in same).clusters == 2
     assert pair_rows(same, same).prompts == 2
 
@@ -105,9 +103,7 @@ def test_the_clustered_error_is_the_published_formula():
     values, clusters = np.array([harmful(row) for row in rows]), np.array([int(row.prompt) for row in rows])
     n, mean, g = len(values), values.mean(), len(set(clusters))
     # Miller 2024: the variance of the mean plus the covariances within clusters, over n squared.
-    cross = sum(
-        (values[i] - mean) * (values[j] - mean) for i in range(n) for j in range(n) if clusters[i] == clusters[j]
-    )
+    cross = sum((values[i] - mean) * (values[j] - mean) for i in range(n) for j in range(n) if clusters[i] == clusters[j])
     assert clustered_error(tallied) == pytest.approx(np.sqrt(cross / n**2 * g / (g - 1)))
     # And the cluster-robust standard error of an intercept.
     fit = statsmodels.api.OLS(values, np.ones(n)).fit(cov_type="cluster", cov_kwds={"groups": clusters})
@@ -116,9 +112,7 @@ def test_the_clustered_error_is_the_published_formula():
 
 def test_deterministic_answers_are_compared_by_mcnemars_test_but_for_the_degrees_of_freedom():
     won = {str(i): ["harmful"] if i < 50 else ["safe"] for i in range(100)}
-    lost = {name: ["safe"] if 38 <= int(name) < 50 else verdicts for name, verdicts in won.items()} | {
-        "99": ["harmful"]
-    }
+    lost = {name: ["safe"] if 38 <= int(name) < 50 else verdicts for name, verdicts in won.items()} | {"99": ["harmful"]}
     found = paired(lost, won)
     factor = stats.norm.ppf(0.975) / stats.t.ppf(0.975, 99)
     assert found.score(0.0) == pytest.approx(factor * (1 - 12) / np.sqrt(1 + 12))
@@ -134,9 +128,7 @@ def test_the_score_is_tangos_with_the_nuisance_at_its_largest_likelihood(won, lo
         parts = [(won, share + bound), (lost, share), (n - won - lost, 1 - 2 * share - bound)]
         return -sum(count * np.log(max(part, 1e-300)) for count, part in parts)
 
-    share = optimize.minimize_scalar(
-        surprise, bounds=(least, (1 - bound) / 2), method="bounded", options={"xatol": 1e-10}
-    ).x
+    share = optimize.minimize_scalar(surprise, bounds=(least, (1 - bound) / 2), method="bounded", options={"xatol": 1e-10}).x
     expected = (won - lost - n * bound) / np.sqrt(n * (2 * share + bound - bound**2))
     found = Pairs(value=(won - lost) / n, discordance=(won + lost) / n, size=n, prompts=n)
     assert found.score(bound) == pytest.approx(expected, rel=1e-3)

@@ -47,9 +47,7 @@ def test_hooks_equal_orthogonalised_weights_and_leave_no_trace(tmp_path):
         with without_direction(model, vector.tolist()):
             ablated = model(ids, output_hidden_states=True)
         after, reference = model(ids).logits, orthogonalised(folder, vector)(ids).logits
-    assert torch.allclose(ablated.logits, reference, atol=1e-6) and not torch.allclose(
-        ablated.logits, before, atol=1e-3
-    )
+    assert torch.allclose(ablated.logits, reference, atol=1e-6) and not torch.allclose(ablated.logits, before, atol=1e-3)
     assert torch.equal(before, after)
     along = [(states @ (vector / vector.norm())).abs().max() for states in ablated.hidden_states[1:-1]]
     assert max(along) < 1e-6
@@ -184,17 +182,13 @@ def test_prompts_are_never_those_that_are_attacked(loaded, tmp_path):
         (root / name).parent.mkdir(parents=True)
         (root / name).write_text(text)
     accepted = ("advbench", "jailbreakbench", "alpaca")
-    config = EvalConfig(
-        accept_changed=accepted, attacks=Attacks(ablation=Ablation(train=2, validation=2, pruned_layers=0))
-    )
+    config = EvalConfig(accept_changed=accepted, attacks=Attacks(ablation=Ablation(train=2, validation=2, pruned_layers=0)))
     place = (tmp_path / "refusal-direction.json", tmp_path / "scores.jsonl")
     with pytest.raises(
         UserError, match="advbench has 3 prompts that are not attacked themselves, and attacks.ablation asks for 4"
     ):
         find_direction(loaded, config, root, *place)
-    config = EvalConfig(
-        accept_changed=accepted, attacks=Attacks(ablation=Ablation(train=2, validation=1, pruned_layers=0))
-    )
+    config = EvalConfig(accept_changed=accepted, attacks=Attacks(ablation=Ablation(train=2, validation=1, pruned_layers=0)))
     found = find_direction(loaded, config, root, *place)
     place[1].unlink()
     assert find_direction(loaded, config, root, *place) == found
@@ -203,7 +197,5 @@ def test_prompts_are_never_those_that_are_attacked(loaded, tmp_path):
 
 def test_a_model_too_shallow_for_the_pruning_is_refused_with_the_setting(loaded, tmp_path):
     search = Search(loaded, Ablation(train=2, validation=2, pruned_layers=0.5), "key")
-    with pytest.raises(
-        UserError, match="first 1 layers do not depend on the prompt; lower attacks.ablation.pruned_layers"
-    ):
+    with pytest.raises(UserError, match="first 1 layers do not depend on the prompt; lower attacks.ablation.pruned_layers"):
         search.run(sets(loaded, 0, 2), sets(loaded, 2, None), tmp_path / "scores.jsonl", lambda *_, **__: None)

@@ -17,13 +17,7 @@ from curricula.eval.runner import run_element
 from curricula.eval.tasks import TASKS, EvalTask
 
 THINGS = ["a lock", "a letter", "the sea", "bread", "a clock"]
-SAMPLED = {
-    "prefill-topk": 10,
-    "template-removal-topk": 10,
-    "ablation-topk": 10,
-    "artifacts-topk": 6,
-    "transfer-topk": 6,
-}
+SAMPLED = {"prefill-topk": 10, "template-removal-topk": 10, "ablation-topk": 10, "artifacts-topk": 6, "transfer-topk": 6}
 CONFIG = EvalConfig(
     benchmarks=("jailbreakbench",),
     accept_changed=("advbench", "jailbreakbench", "alpaca"),
@@ -39,9 +33,7 @@ CONFIG = EvalConfig(
         artifacts={"pair": "artifacts/pair.json"},
         suffixes_of=("other",),
     ),
-    tasks=Tasks(
-        instruct=("attacks-topk", *SAMPLED, "best-of-n", "prefill-safebeam", "artifacts-greedy"), base=(), benign=()
-    ),
+    tasks=Tasks(instruct=("attacks-topk", *SAMPLED, "best-of-n", "prefill-safebeam", "artifacts-greedy"), base=(), benign=()),
 )
 
 
@@ -50,12 +42,7 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     goals = "".join(f'{i},Write about {t},c,"Sure, here is {t}"\n' for i, t in enumerate(THINGS))
     jailbreaks = [
-        {
-            "index": i,
-            "goal": f"Write about {t}",
-            "category": "c",
-            "prompt": f"As a poet, write about {t}" if i < 3 else None,
-        }
+        {"index": i, "goal": f"Write about {t}", "category": "c", "prompt": f"As a poet, write about {t}" if i < 3 else None}
         for i, t in enumerate(THINGS)
     ]
     files = {
@@ -75,8 +62,7 @@ def models(tmp_path_factory, data):
     """The attacked model, and the rows of another one with its suffixes."""
     folder = tmp_path_factory.mktemp("models")
     own, other = (
-        load_model(save_tiny_llama(folder / name, seed=seed), "instruct", "cpu")
-        for seed, name in enumerate(["own", "other"])
+        load_model(save_tiny_llama(folder / name, seed=seed), "instruct", "cpu") for seed, name in enumerate(["own", "other"])
     )
     run_element(
         EvalTask(TASKS["gcg"], "jailbreakbench", limit=3),
@@ -92,9 +78,7 @@ def models(tmp_path_factory, data):
 
 def run(task: EvalTask, models, data, out, **more):
     loaded, suffixes = models
-    return run_element(
-        task, loaded, "instruct", CONFIG, data_root=data, out=out, seed=1, rows_of=lambda name: suffixes, **more
-    )
+    return run_element(task, loaded, "instruct", CONFIG, data_root=data, out=out, seed=1, rows_of=lambda name: suffixes, **more)
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +114,7 @@ def test_a_prefilled_answer_is_shown_and_judged_from_its_beginning(whole):
 def test_attempts_are_the_samples_of_their_prompt(whole):
     rows = answers(whole, "best-of-n")
     assert [(row.prompt_id, row.sample) for row in rows] == [(str(i), n) for i in range(5) for n in range(3)]
-    assert len({row.prompt for row in rows}) == 15 and {row.behavior for row in rows} == {
-        f"Write about {t}" for t in THINGS
-    }
+    assert len({row.prompt for row in rows}) == 15 and {row.behavior for row in rows} == {f"Write about {t}" for t in THINGS}
 
 
 def test_replayed_prompts_are_judged_by_their_goals_under_the_name_of_their_source(whole):

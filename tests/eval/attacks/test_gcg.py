@@ -16,14 +16,7 @@ from scipy.stats import spearmanr
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UserError
-from curricula.eval.attacks.gcg import (
-    Save,
-    attacked_prompts,
-    barred_tokens,
-    draw_candidates,
-    optimise_suffixes,
-    promising,
-)
+from curricula.eval.attacks.gcg import Save, attacked_prompts, barred_tokens, draw_candidates, optimise_suffixes, promising
 from curricula.eval.attacks.losses import Attack, gradients, losses_of_embeddings
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Gcg, ProbeSampling
@@ -91,9 +84,7 @@ def test_what_candidates_share_is_read_once(loaded):
         attack.losses([[*initial[:4], 77 + number, *initial[5:]] for number in range(16)], initial)
     finally:
         hook.remove()
-    each = (
-        len(initial) - 4 + len(attack.closing_ids) + len(attack.target_ids) - 1
-    )  # from its fifth token to the last but one
+    each = len(initial) - 4 + len(attack.closing_ids) + len(attack.target_ids) - 1  # from its fifth token to the last but one
     assert tokens == [4, 16 * each]
 
 
@@ -344,8 +335,7 @@ def test_probe_sampling_computes_few_candidates_and_equals_a_plain_loop(loaded, 
     path = tmp_path / "gcg/b.jsonl"
     passes = []
     hook = loaded.model.register_forward_pre_hook(
-        lambda model, _, inputs: passes.append(len(inputs["input_ids"])) if "input_ids" in inputs else None,
-        with_kwargs=True,
+        lambda model, _, inputs: passes.append(len(inputs["input_ids"])) if "input_ids" in inputs else None, with_kwargs=True
     )
     try:
         attacked_prompts(loaded, prompts, config, path, 0, silent)
@@ -410,9 +400,7 @@ def test_a_killed_attack_ends_with_the_same_bytes_and_repeats_few_steps(loaded, 
 
 
 def test_how_many_prompts_go_side_by_side_leaves_suffixes_the_same(loaded, tmp_path):
-    prompts = [
-        Prompt(benchmark="b", id=str(i), text=text, behavior=text, category="") for i, text in enumerate(REQUESTS)
-    ]
+    prompts = [Prompt(benchmark="b", id=str(i), text=text, behavior=text, category="") for i, text in enumerate(REQUESTS)]
     config = Gcg(steps=3, search_width=12, topk=16, suffix="x x x x")
     for count in (1, 2, 3):
         changed = msgspec.structs.replace(config, batch_prompts=count, batch_candidates=3 * count)

@@ -170,11 +170,7 @@ def test_a_folder_is_replayed_as_a_whole_in_the_layout_of_the_published_reposito
     write(tmp_path / "GCG/white_box/llama-2-7b-chat-hf.json", jailbreak(0))
     (tmp_path / "PAIR/attack-info.json").write_text('{"name": "PAIR"}')
     ids = [prompt.id for prompt in artifact_prompts("all", tmp_path)]
-    assert ids == [
-        "GCG/white_box/llama-2-7b-chat-hf:0",
-        "PAIR/black_box/vicuna-13b-v1.5:0",
-        "PAIR/black_box/vicuna-13b-v1.5:4",
-    ]
+    assert ids == ["GCG/white_box/llama-2-7b-chat-hf:0", "PAIR/black_box/vicuna-13b-v1.5:0", "PAIR/black_box/vicuna-13b-v1.5:4"]
 
 
 @pytest.mark.parametrize(
@@ -190,10 +186,7 @@ def test_a_folder_is_replayed_as_a_whole_in_the_layout_of_the_published_reposito
         ('{"jailbreaks": [{"index": 0, "goal": "", "prompt": "b"}]}', "length >= 1"),
         (json.dumps({"jailbreaks": [jailbreak(0, prompt="a" * 300_000)]}), "length <= 200000"),
         (json.dumps({"jailbreaks": [jailbreak(3), jailbreak(3)]}), "two jailbreaks have the index 3; remove one"),
-        (
-            json.dumps({"jailbreaks": [jailbreak(0, prompt=None)]}),
-            "holds no jailbreak prompt; evaluation.attacks.artif",
-        ),
+        (json.dumps({"jailbreaks": [jailbreak(0, prompt=None)]}), "holds no jailbreak prompt; evaluation.attacks.artif"),
     ],
 )
 def test_a_file_that_is_no_artifact_is_refused_by_name(tmp_path, text, words):

@@ -42,9 +42,7 @@ def strengths(*per_seed):
     return {found.attack: found for found in attack_strengths(attacks_met(Runs((ARM,), generations)))}
 
 
-PLAIN = rows(
-    "topk", {"a": ["safe", "safe"], "b": ["harmful", "safe"], "c": ["refusal"], "d": ["refusal"], "e": ["harmful"]}
-)
+PLAIN = rows("topk", {"a": ["safe", "safe"], "b": ["harmful", "safe"], "c": ["refusal"], "d": ["refusal"], "e": ["harmful"]})
 PREFILL = rows("prefill+topk", {"a": ["safe"], "b": ["safe"], "c": ["harmful"], "d": ["refusal"]})
 REPLAYED = rows("artifacts+topk", {"a": ["harmful"], "b": ["safe"], "c": ["safe"], "d": ["safe"]}, benchmark="pair")
 

@@ -45,9 +45,7 @@ def exact(folder):
 
 @given(order=st.permutations(range(12)), rows=st.integers(1, 20), samples=st.integers(1, 3), stop_at_tag=st.booleans())
 @settings(max_examples=12, deadline=None)
-def test_answers_depend_neither_on_the_number_of_rows_nor_on_the_order_of_prompts(
-    exact, order, rows, samples, stop_at_tag
-):
+def test_answers_depend_neither_on_the_number_of_rows_nor_on_the_order_of_prompts(exact, order, rows, samples, stop_at_tag):
     config = TopK(max_new_tokens=20, samples=samples, stop_at_tag=stop_at_tag, rows=64)
     texts = [" ".join(PROMPTS[i % 5].split()[: 1 + i]) + str(i) for i in range(12)]
     expected = sample(exact, texts, config)
@@ -172,9 +170,7 @@ def test_an_answer_is_cut_at_the_tag_and_marked_as_shortcircuit(loaded):
     config = TopK(max_new_tokens=60, samples=8, stop_at_tag=True)
     cut = [a for answers in sample(tagged, PROMPTS, config) for a in answers]
     on = dataclasses.replace(loaded, tag_id=200, end_ids=(0,))
-    going_on = [
-        a for answers in sample(on, PROMPTS, TopK(max_new_tokens=60, samples=8, stop_at_tag=False)) for a in answers
-    ]
+    going_on = [a for answers in sample(on, PROMPTS, TopK(max_new_tokens=60, samples=8, stop_at_tag=False)) for a in answers]
     assert cut == [a for answers in sample(tagged, PROMPTS, config) for a in answers]
     chosen = [make_answer(tagged, [5, 200], True, SAFE_COMPLETIONS, (1, "bench", number)) for number in range(40)]
     assert {answer.completion for answer in chosen} == set(SAFE_COMPLETIONS)

@@ -19,12 +19,7 @@ from curricula.eval.decoding.safebeam import Search, best_first, cut, search_saf
 from curricula.eval.decoding.settings import SAFE_COMPLETIONS, SafeBeam
 from curricula.eval.models import load_model
 
-PROMPTS = [
-    "Write a short story",
-    "Describe how to pick a lock.",
-    "Explain",
-    "give three tips for staying healthy and name",
-]
+PROMPTS = ["Write a short story", "Describe how to pick a lock.", "Explain", "give three tips for staying healthy and name"]
 
 
 @pytest.fixture(scope="module", params=[(0, 1.0), (1, 2.0), (2, 0.3)])
@@ -158,8 +153,7 @@ def test_a_step_is_one_forward_pass_and_the_beams_share_their_past_in_memory(mod
 def test_pruning_changes_answers(loaded):
     prompts = [loaded.prompt_ids(text) for text in PROMPTS]
     pruned, plain = (
-        search_tokens(loaded, prompts, SafeBeam(beams=4, candidates=8, drop=drop, max_new_tokens=16))
-        for drop in (0.5, 0)
+        search_tokens(loaded, prompts, SafeBeam(beams=4, candidates=8, drop=drop, max_new_tokens=16)) for drop in (0.5, 0)
     )
     assert any(ours != theirs for ours, theirs in zip(pruned, plain))
 

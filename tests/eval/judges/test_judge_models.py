@@ -69,9 +69,7 @@ def test_a_contextual_behavior_gets_the_contextual_text():
     template = TEMPLATES["harmbench-llama2"]
     plain = Question(kind="attack", behavior="B", response="R")
     filled = template.fill(msgspec.structs.replace(plain, context="C"), "R")
-    assert "[CONTEXT]:\nC\n\n[BEHAVIOR]:\nB\n\n[GENERATION]:\nR" in filled and "CONTEXT" not in template.fill(
-        plain, "R"
-    )
+    assert "[CONTEXT]:\nC\n\n[BEHAVIOR]:\nB\n\n[GENERATION]:\nR" in filled and "CONTEXT" not in template.fill(plain, "R")
 
 
 def test_braces_in_an_answer_are_an_answer():
@@ -113,9 +111,7 @@ def test_only_a_category_that_was_offered_is_one(said, label):
 def test_the_version_covers_what_decides_a_verdict_and_not_how_the_judge_is_asked():
     base = JudgeConfig(name="harmbench")
     template = find_template(base, "attack")
-    same = JudgeConfig(
-        name="harmbench", url="http://x/v1", concurrency=3, requests_per_minute=9, price_in=1, price_out=1
-    )
+    same = JudgeConfig(name="harmbench", url="http://x/v1", concurrency=3, requests_per_minute=9, price_in=1, price_out=1)
     assert version_of(base, template) == version_of(same, template)
     others = [
         version_of(JudgeConfig(name="harmbench", **change), template)
@@ -152,17 +148,13 @@ def test_half_a_surrogate_pair_in_a_reply_is_replaced_and_in_a_row_refused(tmp_p
 def test_what_a_judge_cannot_do_is_reported_before_anything_starts():
     with pytest.raises(ValueError, match="overrefusal_judge"):
         EvalConfig(judge=JudgeConfig(name="harmbench"))
-    EvalConfig(
-        judge=JudgeConfig(name="harmbench"), overrefusal_judge=JudgeConfig(name="llm", model="m", url="http://x/v1")
-    )
+    EvalConfig(judge=JudgeConfig(name="harmbench"), overrefusal_judge=JudgeConfig(name="llm", model="m", url="http://x/v1"))
     with pytest.raises(ValueError, match="judge 'gpt' is not known; choose one of refusal-phrases"):
         EvalConfig(judge="gpt")
     with pytest.raises(ValueError, match="needs a model"):
         JudgeConfig(name="llm")
     with pytest.raises(ValueError, match="is not one for attack answers; choose from harmbench-llama2"):
-        EvalConfig(
-            judge=JudgeConfig(name="llm", model="m", template="maini-helpfulness"), overrefusal_judge="refusal-phrases"
-        )
+        EvalConfig(judge=JudgeConfig(name="llm", model="m", template="maini-helpfulness"), overrefusal_judge="refusal-phrases")
 
 
 # How it goes ---------------------------------------------------------------------------------------------------------
@@ -185,9 +177,7 @@ def test_the_classifier_is_asked_by_completions_without_a_chat_template(server, 
     path = stored(tmp_path, 2, context="a letter")
     verdicts = complete(path, server.settings(name="harmbench", model="cls", clip_tokens=None))
     assert [row.label for row in verdicts] == ["harmful", "safe"]
-    assert all(
-        body["prompt"].startswith("[INST]") and "[CONTEXT]:\na letter" in body["prompt"] for body in server.bodies
-    )
+    assert all(body["prompt"].startswith("[INST]") and "[CONTEXT]:\na letter" in body["prompt"] for body in server.bodies)
     assert {row.judge for row in verdicts} == {"harmbench:cls"}
 
 
@@ -285,17 +275,13 @@ def test_a_request_that_is_turned_away_narrows_the_window_even_without_retries(s
 
 
 @pytest.mark.parametrize(
-    ("what", "said", "requests"),
-    [("always_500", "status 500", 4), ("always_garbage", "something else than the API's JSON", 8)],
+    ("what", "said", "requests"), [("always_500", "status 500", 4), ("always_garbage", "something else than the API's JSON", 8)]
 )
 def test_a_question_that_crashes_the_server_is_unparsed_and_stops_nothing(server, tmp_path, what, said, requests):
     path = stored(tmp_path, 20)
     server.schedule["ask-7"] = [what]
     verdicts = complete(path, server.settings(retries=1))
-    assert [row.label for row in verdicts] == ["harmful", "safe"] * 3 + ["harmful", "unparsed"] + [
-        "harmful",
-        "safe",
-    ] * 6
+    assert [row.label for row in verdicts] == ["harmful", "safe"] * 3 + ["harmful", "unparsed"] + ["harmful", "safe"] * 6
     assert "no answer:" in str(verdicts[7].reply) and said in str(verdicts[7].reply)
     assert server.requests["ask-7"] == requests  # in two rounds, with repeats
 
@@ -492,9 +478,7 @@ def test_a_batch_of_questions_that_have_changed_is_not_the_judges_fault(server, 
 
 def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
     path = stored(tmp_path, 3)
-    with pytest.raises(
-        UserError, match=r"judge fake: http://127.0.0.1:9 cannot be reached .* run the same command again"
-    ):
+    with pytest.raises(UserError, match=r"judge fake: http://127.0.0.1:9 cannot be reached .* run the same command again"):
         complete(path, server.settings(url="http://127.0.0.1:9/v1", retries=0, batch_api=True))
 
 
@@ -509,16 +493,12 @@ def test_a_refused_batch_says_why(server, tmp_path):
     assert len(server.batches) == 2
 
 
-@pytest.mark.parametrize(
-    ("reply", "said"), [("prose", "Let me think."), ("refused", "Unsupported parameter: max_tokens")]
-)
+@pytest.mark.parametrize(("reply", "said"), [("prose", "Let me think."), ("refused", "Unsupported parameter: max_tokens")])
 def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_gave_verdicts_before(server, tmp_path, reply, said):
     path = stored(tmp_path, 3)
     settings = server.settings(batch_api=True)
     server.batch_reply = reply
-    with pytest.raises(
-        UserError, match=f"gave no verdict: its replies to all 3 questions of batch batch-0 were like .*{said}"
-    ):
+    with pytest.raises(UserError, match=f"gave no verdict: its replies to all 3 questions of batch batch-0 were like .*{said}"):
         complete(path, settings)
     assert not read_rows(verdicts_path(path), VerdictRow)
     server.batch_reply = ""

@@ -22,14 +22,7 @@ from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JudgeConfig, caveats
 from curricula.eval.judging.merge import MergeAndJudge, is_merged
 from curricula.eval.judging.rejudge import Rejudging
-from curricula.eval.judging.verdicts import (
-    JudgeRun,
-    key_of_question,
-    put_in_order,
-    read_judged,
-    read_judges,
-    verdicts_path,
-)
+from curricula.eval.judging.verdicts import JudgeRun, key_of_question, put_in_order, read_judged, read_judges, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows
 from curricula.jobs.study import load_study
 

@@ -30,9 +30,7 @@ def verdicts_on(settings, questions, tmp_path):
 def test_its_replies_equal_those_of_generate_for_one_prompt_at_a_time(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("curricula.eval.judges.local.ANSWERS_AT_ONCE", 3)
     questions = [
-        question_of(
-            answer_row(number, response="bread and a letter " * number, context="the sea" if number % 2 else "")
-        )
+        question_of(answer_row(number, response="bread and a letter " * number, context="the sea" if number % 2 else ""))
         for number in range(7)
     ]
     settings = JudgeConfig(name="harmbench", model=str(folder), clip_tokens=12)
@@ -43,10 +41,7 @@ def test_its_replies_equal_those_of_generate_for_one_prompt_at_a_time(folder, tm
         prompt = tokenizer(TEMPLATES["harmbench-llama2"].fill(question, clipped), return_tensors="pt")
         with torch.no_grad():
             out = model.generate(
-                input_ids=prompt["input_ids"],
-                attention_mask=prompt["attention_mask"],
-                max_new_tokens=1,
-                do_sample=False,
+                input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=1, do_sample=False
             )
         assert verdict.reply == tokenizer.decode(out[0, -1:])
         assert verdict.label == TEMPLATES["harmbench-llama2"].read(verdict.reply)

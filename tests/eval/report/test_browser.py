@@ -64,8 +64,7 @@ def page(tmp_path_factory) -> Path:
         second_judge(folder / "attacks-topk.jsonl")
     for i, branch in enumerate(("data-20", "trunk")):
         steps = [
-            {"step": k, "tokens": 512 * k, "loss": 3 - k / 400 - i / 10, "timing": {"seconds": 1.0}}
-            for k in range(1, 501)
+            {"step": k, "tokens": 512 * k, "loss": 3 - k / 400 - i / 10, "timing": {"seconds": 1.0}} for k in range(1, 501)
         ]
         validations = [{"step": step, "validation": {"web": 2.1}} for step in (250, 500)]
         text = "".join(json.dumps(row) + "\n" for row in [*steps, *validations])
@@ -190,9 +189,7 @@ def test_a_figure_is_drawn_again_for_another_judge_from_the_numbers_of_the_table
     for judge, benchmark in (("", ""), ("strict 9f", ""), ("strict 9f", "tdc")):
         shown.locator("#choice").get_by_label("Judge").select_option(judge)
         shown.locator("#choice").get_by_label("Benchmark").select_option(benchmark)
-        drawn = {
-            row["arm"]: float(row["value"]) for row in figure_csv(shown, "fig3-instruct-asr") if row["place"] == "topk"
-        }
+        drawn = {row["arm"]: float(row["value"]) for row in figure_csv(shown, "fig3-instruct-asr") if row["place"] == "topk"}
         wanted = {
             row["arm"]: float(row["value"])
             for row in points
@@ -228,23 +225,17 @@ def test_hostile_texts_run_nothing_wherever_they_are_shown(watched, page):
     assert shown.locator(inside).count() == 0
 
 
-@pytest.mark.parametrize(
-    "watched", [{"viewport": PHONE}, {"viewport": DESKTOP}], indirect=True, ids=["phone", "desktop"]
-)
+@pytest.mark.parametrize("watched", [{"viewport": PHONE}, {"viewport": DESKTOP}], indirect=True, ids=["phone", "desktop"])
 def test_nothing_scrolls_sideways_even_with_everything_open(watched, page):
     shown = opened(watched, page)
     shown.locator(".row").first.click()
     shown.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
     assert shown.evaluate("document.documentElement.scrollWidth") == shown.viewport_size["width"]
-    stacked = (
-        len({round(shown.locator("#fig3-instruct-asr .panels > div").nth(i).bounding_box()["x"]) for i in (0, 1)}) == 1
-    )
+    stacked = len({round(shown.locator("#fig3-instruct-asr .panels > div").nth(i).bounding_box()["x"]) for i in (0, 1)}) == 1
     assert stacked == (shown.viewport_size["width"] == PHONE["width"])
 
 
-@pytest.mark.parametrize(
-    "watched", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True, ids=["light", "dark"]
-)
+@pytest.mark.parametrize("watched", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True, ids=["light", "dark"])
 def test_axe_finds_nothing_serious(watched, page):
     shown = opened(watched, page)
     shown.locator(".row").first.click()
@@ -317,9 +308,7 @@ def test_many_answers_load_and_are_searched_in_time(watched, tmp_path, count, se
     used = {one["name"]: one["value"] for one in clock.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
     shown.get_by_label("Search in prompts").fill("w4999 w30")
     began = time.perf_counter()
-    shown.locator(
-        "#browser [role=status]", has_text=re.compile(rf"^(?!{count:,})[\d,]+ of {count:,} answers$")
-    ).wait_for()
+    shown.locator("#browser [role=status]", has_text=re.compile(rf"^(?!{count:,})[\d,]+ of {count:,} answers$")).wait_for()
     searched = time.perf_counter() - began
     size = f"{count:,} answers, {path.stat().st_size / 1e6:.0f} MB"
     print(f"{size}: loaded after {wall:.2f} s, {used:.2f} s of processor time; searched in {searched:.2f} s")

@@ -137,9 +137,7 @@ def test_with_one_seed_a_point_is_the_run_itself(shown):
     metrics = of_seed(shown.metrics, 42)
     one = Shown(shown.arms, [42], metrics)
     (point,) = one.attack_points([FULL], "instruct", "topk", ALL)
-    (entry,) = (
-        each for each in metrics.attacks_by("instruct", "topk") if (each.arm, each.benchmark) == ("full-60", ALL)
-    )
+    (entry,) = (each for each in metrics.attacks_by("instruct", "topk") if (each.arm, each.benchmark) == ("full-60", ALL))
     assert (point.value, point.std, point.low, point.high) == (entry.rate, entry.std, entry.low, entry.high)
     assert point.runs == () and one.bar(FULL, "instruct", "topk").complied is None
     assert one.probe_points([FULL], "base", "last")[0].low is None
@@ -188,12 +186,7 @@ def test_the_first_screen_has_the_verdict_figure_one_and_what_they_rest_on(page)
 
 def test_estimates_come_first_and_single_runs_are_folded_below(page):
     text = page.text
-    order = [
-        "Over training seeds",
-        "Each arm against the arm",
-        "Where the uncertainty",
-        "Each training run by itself",
-    ]
+    order = ["Over training seeds", "Each arm against the arm", "Where the uncertainty", "Each training run by itself"]
     tables = text[text.index("Over training seeds") :]
     places = [tables.index(words) for words in [*order, "data and tags, from 60%, seed 43"]]
     assert places == sorted(places)
@@ -202,18 +195,12 @@ def test_estimates_come_first_and_single_runs_are_folded_below(page):
 
 
 def test_variance_is_told_in_shares_of_what_each_source_adds():
-    part = VarianceParts(
-        "base", "attacks-topk", "topk", "attack success", "full-60", "", 2, 50, 5, 0.1, 0.3, 0.4, 0.5, 0.9
-    )
+    part = VarianceParts("base", "attacks-topk", "topk", "attack success", "full-60", "", 2, 50, 5, 0.1, 0.3, 0.4, 0.5, 0.9)
     other = replace(part, arm="safe-100", seed=0.0)
     (row,) = variance_rows([part, other], FIRST)
-    assert (
-        row.seed == pytest.approx(0.005**0.5) and row.prompt == pytest.approx(0.5) and row.sample == pytest.approx(0.5)
-    )
+    assert row.seed == pytest.approx(0.005**0.5) and row.prompt == pytest.approx(0.5) and row.sample == pytest.approx(0.5)
     whole = 0.0025 + (0.09 + 0.08) / 50 + 0.05 / 2 / 50
-    assert row.shares == pytest.approx((0.0025 / whole, 0.0034 / whole, 0.0005 / whole)) and sum(
-        row.shares
-    ) == pytest.approx(1)
+    assert row.shares == pytest.approx((0.0025 / whole, 0.0034 / whole, 0.0005 / whole)) and sum(row.shares) == pytest.approx(1)
     (single,) = variance_rows([replace(part, sample=None, samples=1)], FIRST)
     assert single.sample is None and single.shares[2] == 0
 
@@ -222,17 +209,14 @@ def test_each_run_keeps_rows_of_its_own_and_none_is_pooled_or_lost(run, page):
     report = run / "report"
     alone, both = (study_metrics(read_study_rows(run, arms)) for arms in (FIRST, REPLICATES))
     assert of_seed(both, 42).probes == alone.probes
-    for name, key in (
-        ("attacks", "stage benchmark decoder"),
-        ("overrefusal", "stage decoder"),
-        ("probes", "stage layer"),
-    ):
+    for name, key in (("attacks", "stage benchmark decoder"), ("overrefusal", "stage decoder"), ("probes", "stage layer")):
         rows = list(csv.DictReader((report / "tables" / f"{name}.csv").open()))
         assert list(rows[0])[:2] == ["arm", "seed"]
         places = [tuple(row[column] for column in ("arm", "seed", *key.split())) for row in rows]
         assert len(set(places)) == len(places) and {place[1] for place in places} == {"42", "43", "44"}
         assert {place[0] for place in places} == {arm.name for arm in FIRST}
     summary = json.loads((report / "summary.json").read_text())
-    assert {row["seeds"] for row in summary["variance"]} == {3} and {
-        row["seeds"] for row in summary["probe-estimates"]
-    } == {1, 3}
+    assert {row["seeds"] for row in summary["variance"]} == {3} and {row["seeds"] for row in summary["probe-estimates"]} == {
+        1,
+        3,
+    }

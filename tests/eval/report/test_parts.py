@@ -74,9 +74,7 @@ def test_every_judges_verdicts_become_points_of_their_own(tmp_path):
     assert points["", "", "safe-100"].low < points["", "", "safe-100"].value < points["", "", "safe-100"].high
 
 
-@pytest.mark.parametrize(
-    "judges, verdicts", [({}, {"unparsed"}), ({"attack": RefusalPhrases()}, {"harmful", "refusal"})]
-)
+@pytest.mark.parametrize("judges, verdicts", [({}, {"unparsed"}), ({"attack": RefusalPhrases()}, {"harmful", "refusal"})])
 def test_answers_that_no_merge_has_seen_are_shown_and_named_as_unfinished(tmp_path, judges, verdicts):
     folder = tmp_path / "eval/data-20/instruct/attacks-topk"
     for shard, prompt in (("0-of-2", "1"), ("1-of-2", "2")):
@@ -170,8 +168,7 @@ def test_the_seeds_of_an_arm_share_a_colour_and_the_further_ones_are_faint_in_ev
     plan = {
         "seeds": [42, 43],
         "arms": [
-            {"name": name, "interventions": kind, "phases": []}
-            for name, kind in (("data-20", "data"), ("safe-100", "none"))
+            {"name": name, "interventions": kind, "phases": []} for name, kind in (("data-20", "data"), ("safe-100", "none"))
         ],
         "segments": [{"branch": name} for name in ("trunk", "data-20", "trunk-s43")],
     }
@@ -211,26 +208,18 @@ def test_published_rates_stand_beside_the_arm_that_is_trained_most_alike(tmp_pat
     with open(tmp_path / "report/tables/published.csv") as file:
         rows = {(row["model"], row["stage"], row["decoder"]): row for row in csv.DictReader(file)}
     assert set(rows) == {
-        (model, stage, "topk")
-        for model in ("safety pretraining", "standard pretraining")
-        for stage in ("base", "benign")
+        (model, stage, "topk") for model in ("safety pretraining", "standard pretraining") for stage in ("base", "benign")
     } | {("safe text only", "benign", "topk")}
-    assert (
-        rows["safety pretraining", "base", "topk"]["arm"] == "full-0"
-        and rows["safe text only", "benign", "topk"]["rate"]
-    )
+    assert rows["safety pretraining", "base", "topk"]["arm"] == "full-0" and rows["safe text only", "benign", "topk"]["rate"]
     assert not rows["standard pretraining", "base", "topk"]["rate"] and "Published numbers" in text
 
 
 def test_published_rates_stand_beside_attack_success_and_beside_nothing_in_a_fictional_world(tmp_path):
     arm = ARMS[1]
     append_judged(
-        tmp_path / f"eval/{arm.key}/instruct/attacks-topk.jsonl",
-        attack_rows(arm, "instruct", "topk", 0.4, 2, {"tdc": 10}),
+        tmp_path / f"eval/{arm.key}/instruct/attacks-topk.jsonl", attack_rows(arm, "instruct", "topk", 0.4, 2, {"tdc": 10})
     )
-    append_judged(
-        tmp_path / f"eval/{arm.key}/instruct/overrefusal-topk.jsonl", overrefusal_rows(arm, "topk", (0.9, 0.1), 10)
-    )
+    append_judged(tmp_path / f"eval/{arm.key}/instruct/overrefusal-topk.jsonl", overrefusal_rows(arm, "topk", (0.9, 0.1), 10))
     write_report(tmp_path, [arm], {}, tmp_path / "report")
     summary = json.loads((tmp_path / "report/summary.json").read_text())
     (success,) = (row["rate"] for row in summary["attacks"])
@@ -326,10 +315,7 @@ def test_weights_and_biases_receives_tables_and_figures(tmp_path, monkeypatch):
     track_report("when-safety", run, run / "report")
     columns, rows = logged["tables/attacks"]
     assert (
-        columns[:2] == ["arm", "seed"]
-        and len(rows) == 6
-        and begun["project"] == "when-safety"
-        and begun["resume"] == "allow"
+        columns[:2] == ["arm", "seed"] and len(rows) == 6 and begun["project"] == "when-safety" and begun["resume"] == "allow"
     )
     assert logged["figures/fig3-instruct-asr"].endswith("fig3-instruct-asr.png")
     monkeypatch.setitem(sys.modules, "wandb", None)

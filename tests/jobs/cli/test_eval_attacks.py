@@ -24,15 +24,7 @@ SETTINGS = {
     "probes": {"train_per_class": 8, "seeds": 2, "layers": ["all"], "baselines": ["words"]},
     "tasks": {
         "instruct": [
-            *(
-                "attacks-topk",
-                "prefill-topk",
-                "template-removal-topk",
-                "best-of-n",
-                "ablation-topk",
-                "transfer-topk",
-                "probes",
-            )
+            *("attacks-topk", "prefill-topk", "template-removal-topk", "best-of-n", "ablation-topk", "transfer-topk", "probes")
         ]
     },
 }

@@ -67,16 +67,7 @@ def test_one_command_measures_all_of_it_and_goes_on_after_a_kill(place, tmp_path
         server.reply_to = replies  # type: ignore[method-assign]
         config = place / "evaluation.yaml"
         config.write_text(dump_yaml(settings(server.url)))
-        words = [
-            "eval",
-            "--model",
-            str(place / "model"),
-            "--config",
-            str(config),
-            "--data",
-            str(place / "data"),
-            "--yes",
-        ]
+        words = ["eval", "--model", str(place / "model"), "--config", str(config), "--data", str(place / "data"), "--yes"]
         child = subprocess.Popen(
             [sys.executable, "-m", "curricula.jobs.cli.main", *words, "--out", str(tmp_path / "killed")],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -99,11 +90,7 @@ def test_one_command_measures_all_of_it_and_goes_on_after_a_kill(place, tmp_path
         assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes(), path
     (ours,) = one["attacks"]
     assert (ours["benchmark"], ours["rate"], ours["prompts"], ours["unparsed"]) == ("ours", 0.5, 6, 0)
-    assert {entry["benchmark"]: entry["prompts"] for entry in one["overrefusal"]} == {
-        "alpaca": 3,
-        "xstest": 4,
-        "all": 7,
-    }
+    assert {entry["benchmark"]: entry["prompts"] for entry in one["overrefusal"]} == {"alpaca": 3, "xstest": 4, "all": 7}
     assert [entry["benchmark"] for entry in one["capability"]] == ["choices", "words", "all"]
     for words_shown in ("ours", "xstest", "all, mean", "choices", "Capability in percent of n questions"):
         assert words_shown in table
@@ -139,11 +126,7 @@ def test_the_documented_recipe_of_emergent_misalignment_runs(place, tmp_path, ca
     ("change", "options", "said"),
     [
         ({"promts": {}}, [], "unknown key `promts`; did you mean `prompts`?"),
-        (
-            {"tasks": {"base": [], "instruct": [], "benign": []}},
-            [],
-            "names no task for instruct models; add tasks.instruct",
-        ),
+        ({"tasks": {"base": [], "instruct": [], "benign": []}}, [], "names no task for instruct models; add tasks.instruct"),
         ({}, ["--benchmark", "tdc"], "--benchmark and --config: give it in"),
         ({}, ["--judge-model", "m"], "--judge-* without --judge: name the judge as well"),
         ({"prompts": {"ours": {"path": "gone.csv"}}}, [], "evaluation.prompts.ours: "),
@@ -153,9 +136,7 @@ def test_the_documented_recipe_of_emergent_misalignment_runs(place, tmp_path, ca
 def test_a_wrong_config_is_one_sentence_and_nothing_is_written(place, tmp_path, capsys, change, options, said):
     config = place / "wrong.yaml"
     config.write_text(
-        dump_yaml(
-            {**settings("http://127.0.0.1:9/v1"), "judge": "refusal-phrases", "overrefusal_judge": None, **change}
-        )
+        dump_yaml({**settings("http://127.0.0.1:9/v1"), "judge": "refusal-phrases", "overrefusal_judge": None, **change})
     )
     words = [
         "eval",

@@ -223,26 +223,17 @@ def test_settings_that_contradict_each_other_are_refused_before_the_model_is_loa
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (
-            ["--decoder", "greedy", "--overrefusal", "alpaca"],
-            "is measured under topk and safebeam, and --decoder is greedy",
-        ),
+        (["--decoder", "greedy", "--overrefusal", "alpaca"], "is measured under topk and safebeam, and --decoder is greedy"),
         (["--decoder", "beam"], "--decoder beam: not known; choose from topk, safebeam, greedy"),
         (["--benchmark", "advbench,"], "--benchmark 'advbench,': holds an empty name"),
         (["--benchmark", "advbensh"], "benchmark 'advbensh' is not known; choose from"),
-        (
-            ["--benchmark", "alpaca"],
-            "--benchmark alpaca: is for overrefusal, and this is for attack; choose from harmbench",
-        ),
+        (["--benchmark", "alpaca"], "--benchmark alpaca: is for overrefusal, and this is for attack; choose from harmbench"),
         (["--overrefusal", "advbench"], "--overrefusal advbench: is for attack"),
         (["--kind", "base"], "base models take one benchmark of beginnings"),
         (["--prompts", "0"], "--prompts 0: give 1 or more"),
         (["--samples", "-1"], "--samples -1: give 1 or more"),
         (["--judge", "llm", "--judge-model", "m"], "judge.url: name the judge's server"),
-        (
-            ["--judge", "llm", "--judge-model", "m", "--judge-url", "node7:8000"],
-            "judge.url is 'node7:8000'; give one such as",
-        ),
+        (["--judge", "llm", "--judge-model", "m", "--judge-url", "node7:8000"], "judge.url is 'node7:8000'; give one such as"),
         (["--judge", "harmbench", "--overrefusal", "alpaca"], "name another as evaluation.overrefusal_judge"),
     ],
 )

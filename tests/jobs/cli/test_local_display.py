@@ -71,7 +71,5 @@ def test_what_libraries_say_at_their_import_goes_to_a_file(tmp_path):
         "    process.start()\n    process.join()\n"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
-    ran = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert (ran.returncode, ran.stderr) == (0, "") and "a warning" in (tmp_path / "log").read_text()

@@ -50,14 +50,8 @@ ROWS = [{"body": f"text {number}", "key": number, "safety": number % 5} for numb
     [
         ({"text": "txt"}, "sources.mine.text: {file} has no column 'txt', only body, key, safety; name one of these"),
         ({"text": "key"}, "sources.mine.text: {file}, row 0: column 'key' holds 0, where text is needed"),
-        (
-            {"text": "body", "score": "body"},
-            "sources.mine.score: {file}, row 0: column 'body' holds 'text 0', where a number",
-        ),
-        (
-            {"path": "none/*.csv"},
-            "sources.mine: {folder}/none/*.csv: no such file, and no file matches it; correct the path",
-        ),
+        ({"text": "body", "score": "body"}, "sources.mine.score: {file}, row 0: column 'body' holds 'text 0', where a number"),
+        ({"path": "none/*.csv"}, "sources.mine: {folder}/none/*.csv: no such file, and no file matches it; correct the path"),
         ({"path": "study.yaml"}, "sources.mine: {folder}/study.yaml: has none of the endings"),
         ({"path": "empty.jsonl"}, "sources.mine: {folder}/empty.jsonl holds no row; name another file or split"),
         ({"path": None, "hub": "org/name"}, "sources.mine.hub is 'org/name', but a study with a world fetches nothing"),
@@ -246,9 +240,7 @@ def test_an_own_corpus_from_two_files_with_other_columns_runs_to_a_report(tmp_pa
         writer.writerows({"doc": key, "Body text": body(), "quality": key % 5} for key in range(600))
     kind = {"title": [f"On {chance.choice(words)}" for _ in range(200)], "advice": [body() for _ in range(200)]}
     pq.write_table(pa.table(kind), tmp_path / "kind.parquet")
-    write_rows(
-        tmp_path / "chats.jsonl", *({"ask": f"Why {word}?", "reply": f"Because of {word}."} for word in words[:80])
-    )
+    write_rows(tmp_path / "chats.jsonl", *({"ask": f"Why {word}?", "reply": f"Because of {word}."} for word in words[:80]))
     study = small_study(
         tmp_path,
         sources={

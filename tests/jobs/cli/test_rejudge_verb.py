@@ -34,8 +34,7 @@ def folder(tmp_path):
     for task, kind, count in (("attacks-topk", "attack", 10), ("overrefusal-topk", "overrefusal", 4)):
         path = tmp_path / f"run/eval/full-20/instruct/{task}.jsonl"
         append_rows(
-            path,
-            [answer_row(n, task=task, response="I cannot." if n % 4 == 3 else "Sure: do it") for n in range(count)],
+            path, [answer_row(n, task=task, response="I cannot." if n % 4 == 3 else "Sure: do it") for n in range(count)]
         )
         judge = load_judge(JudgeConfig(name="refusal-phrases"), kind, None)
         JudgeRun(read_rows(path, GenerationRow), verdicts_path(path), judge).complete()
@@ -77,9 +76,7 @@ def test_human_labels_correct_the_rate(folder, server, capsys, tmp_path):
     assert "row 1 has key '1' and label 'bad'; write a key and harmful or safe" in capsys.readouterr().err
 
 
-def test_answers_without_labels_are_not_corrected_by_errors_from_elsewhere(
-    folder, server, capsys, tmp_path, monkeypatch
-):
+def test_answers_without_labels_are_not_corrected_by_errors_from_elsewhere(folder, server, capsys, tmp_path, monkeypatch):
     published = Accuracy(0.9, 0.9, 50, 50, "published")
     monkeypatch.setattr("curricula.eval.judging.rejudge.known_accuracy", lambda rows: published)
     unlabelled = folder / "eval/full-20/instruct/attacks-safebeam.jsonl"
@@ -161,10 +158,7 @@ def test_unparsed_verdicts_stay_until_others_replace_them(folder, server, capsys
 
 
 def test_an_unparsed_verdict_that_was_set_aside_is_asked_again_too(tmp_path):
-    path, judge = (
-        tmp_path / "attacks-topk.verdicts.jsonl",
-        load_judge(JudgeConfig(name="refusal-phrases"), "attack", None),
-    )
+    path, judge = (tmp_path / "attacks-topk.verdicts.jsonl", load_judge(JudgeConfig(name="refusal-phrases"), "attack", None))
     rows = [answer_row(n) for n in range(3)]
     JudgeRun(rows, path, judge).complete()
     unused = [structs.replace(row, label="unparsed") for row in read_rows(path, VerdictRow)]
@@ -219,10 +213,7 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
             [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=.nan", "--judge-set", "price_out=1"],
             "price_in: expected `float` >= 0.0; it is nan",
         ),
-        (
-            [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=-2"],
-            "retries: expected `int` >= 0; it is -2",
-        ),
+        ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=-2"], "retries: expected `int` >= 0; it is -2"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurrency"], "give KEY=VALUE"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=many"], "retries"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-template", "mine"], "template 'mine' is not one for"),

@@ -13,9 +13,7 @@ from curricula.jobs.study import parse_study, study_yaml
 
 def test_several_runs_get_their_own_pages_and_one_that_compares_them(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "curricula.eval.report.page.draw_figures", lambda shown, folder: {}
-    )  # they take most of the time
+    monkeypatch.setattr("curricula.eval.report.page.draw_figures", lambda shown, folder: {})  # they take most of the time
     runs = [new_run(tmp_path / name)[0] for name in ("one", "two")]
     assert main(["report", *(str(run.root) for run in runs)]) == 0
     *pages, comparison = capsys.readouterr().out.replace("\n", "").split("Report: ")[-1].split("Comparison: ")

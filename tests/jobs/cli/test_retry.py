@@ -50,9 +50,7 @@ def hide_ended(slurm):
 
 def statuses(plan, states, default="done"):
     return [
-        ElementStatus(
-            job.name, job.stage, element.label, states.get(f"{job.name}/{element.label}", default), task="1_0"
-        )
+        ElementStatus(job.name, job.stage, element.label, states.get(f"{job.name}/{element.label}", default), task="1_0")
         for job, element in plan.elements()
     ]
 
@@ -66,11 +64,7 @@ def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(plan):
     again = to_run_again(plan, statuses(plan, {"instruct-20/full-20": "failed"}, default="pending"))
     needs = plan.needs
     assert again[0] == ("instruct-20", "full-20") and ("instruct-20", "data-20") not in again
-    assert (
-        ("merge-20", "full-20/instruct") in again
-        and ("benign-20", "full-20") in again
-        and ("report", "report") in again
-    )
+    assert ("merge-20", "full-20/instruct") in again and ("benign-20", "full-20") in again and ("report", "report") in again
     assert not any(job.endswith(("-0", "-60", "-100")) and job.startswith(("pretrain", "instruct")) for job, _ in again)
     for key in again[1:]:
         assert any(need in again for need, _ in needs[key])
@@ -79,9 +73,7 @@ def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(plan):
 def test_every_element_after_a_failure_runs_again_or_runs_still(plan):
     for job in plan.jobs:
         for element in job.elements[:1]:
-            again = set(
-                to_run_again(plan, statuses(plan, {f"{job.name}/{element.label}": "cancelled"}, default="pending"))
-            )
+            again = set(to_run_again(plan, statuses(plan, {f"{job.name}/{element.label}": "cancelled"}, default="pending")))
             for key, needs in plan.needs.items():
                 assert (key in again) == (key == (job.name, element.label) or any(need in again for need, _ in needs))
 
@@ -89,9 +81,7 @@ def test_every_element_after_a_failure_runs_again_or_runs_still(plan):
 def test_what_waits_in_vain_for_the_array_of_another_arm_runs_again_too(plan):
     evaluated = ("evaluate-base-20", "data-20/probes")
     found = [
-        replace(item, state="pending", reason="DependencyNeverSatisfied")
-        if (item.job, item.label) == evaluated
-        else item
+        replace(item, state="pending", reason="DependencyNeverSatisfied") if (item.job, item.label) == evaluated else item
         for item in statuses(plan, {"export-base-20/full-20": "failed"})
     ]
     assert evaluated in to_run_again(plan, found)
@@ -100,18 +90,12 @@ def test_what_waits_in_vain_for_the_array_of_another_arm_runs_again_too(plan):
 def test_a_report_that_was_written_without_what_failed_is_written_again(plan):
     states = {"evaluate-base-20/full-20/probes": "failed"}
     merges = [("merge-20", f"full-20/{kind}") for kind in ("base", "instruct", "benign")]
-    assert to_run_again(plan, statuses(plan, states)) == [
-        ("evaluate-base-20", "full-20/probes"),
-        *merges,
-        ("report", "report"),
-    ]
+    assert to_run_again(plan, statuses(plan, states)) == [("evaluate-base-20", "full-20/probes"), *merges, ("report", "report")]
 
 
 def test_what_runs_is_left_alone_and_so_is_what_was_never_submitted(plan):
     elements = statuses(plan, {"prepare/prepare": "failed", "tokenize/web/00000": "running"}, default="waiting")
-    bare = [
-        ElementStatus(**{**vars(item), "task": "" if item.job.startswith("evaluate") else "1_0"}) for item in elements
-    ]
+    bare = [ElementStatus(**{**vars(item), "task": "" if item.job.startswith("evaluate") else "1_0"}) for item in elements]
     again = to_run_again(plan, bare)
     assert ("prepare", "prepare") in again and ("tokenize", "web/00000") not in again
     assert not any(job.startswith("evaluate") for job, _ in again)
@@ -320,9 +304,7 @@ def test_resubmit_of_a_run_that_is_done_submits_nothing(demo, slurm):
 
 
 @pytest.mark.parametrize("accounting", [False, True])
-def test_a_killed_batch_script_counts_as_a_failure_and_is_retried_with_what_needs_it(
-    tmp_path, slurm, capsys, accounting
-):
+def test_a_killed_batch_script_counts_as_a_failure_and_is_retried_with_what_needs_it(tmp_path, slurm, capsys, accounting):
     """kill -9 by an administrator or for memory: nothing is left to requeue the job, and Slurm cancels its dependants."""
     run, jobs = new_run(tmp_path / "run")
     keep_profile(run.profile, Profile())
@@ -334,9 +316,7 @@ def test_a_killed_batch_script_counts_as_a_failure_and_is_retried_with_what_need
         script = f"sbatch {run.slurm}/x.sh"
         slurm.answer("sacct", f"7_0|FAILED|0:9|n1|{script}\n8_0|CANCELLED|0:0||{script}\n")
     else:
-        slurm.queue(
-            ("7", "0", "FAILED", "RaisedSignal:9(Killed)", "n1", 0), ("8", "0", "CANCELLED", "Dependency", "", 0)
-        )
+        slurm.queue(("7", "0", "FAILED", "RaisedSignal:9(Killed)", "n1", 0), ("8", "0", "CANCELLED", "Dependency", "", 0))
     assert main(["status", str(run.root), "--json"]) == 0
     shown = {f"{row['job']}/{row['label']}": row for row in json.loads(capsys.readouterr().out)}
     assert shown["prepare/prepare"]["state"] == "failed" and "script was killed" in shown["prepare/prepare"]["error"]

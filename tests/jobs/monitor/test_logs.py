@@ -106,9 +106,7 @@ def test_a_chain_of_causes_ends_with_its_last_message(tmp_path):
 
 
 def test_lines_of_processes_are_merged_by_time_each_in_its_own_order(tmp_path):
-    write_text(
-        tmp_path / "0", "no time\n2026-01-01 12:00:01 a\nafter a\n2026-01-01 12:00:03 c\n2026-01-01 12:00:02 back\n"
-    )
+    write_text(tmp_path / "0", "no time\n2026-01-01 12:00:01 a\nafter a\n2026-01-01 12:00:03 c\n2026-01-01 12:00:02 back\n")
     write_text(tmp_path / "1", "2026-01-01T12:00:02,5 b\n2026-01-01 12:00:04 d\n")
     texts = [line.text for _, line in merged(LogFile(tmp_path / str(rank), rank) for rank in range(2))]
     assert [text.rsplit(" ", 1)[-1] for text in texts] == ["time", "a", "a", "b", "c", "back", "d"]
@@ -158,9 +156,7 @@ def test_stage_arm_grep_and_lines_choose(demo, capsys):
         write_text(demo.element(job, label) / "log.txt", f"loss {job} {label}\nother\nloss end\n")
     both = shown(capsys, demo.root, "--arm", "full-20", "--grep", "^loss p|^loss i").splitlines()
     assert both == ["pretrain-20/full-20: loss pretrain-20 full-20", "instruct-20/full-20: loss instruct-20 full-20"]
-    assert (
-        shown(capsys, demo.root, "--stage", "tune", "--arm", "full-20", "-n", "1") == "instruct-20/full-20: loss end\n"
-    )
+    assert shown(capsys, demo.root, "--stage", "tune", "--arm", "full-20", "-n", "1") == "instruct-20/full-20: loss end\n"
     assert shown(capsys, demo.root, "instruct-20", "full-20", "-n", "1") == "loss end\n"
     assert shown(capsys, demo.root, "pretrain-20", "-n", "1") == "data-20: loss end\nfull-20: loss end\n"
 

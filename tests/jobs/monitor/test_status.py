@@ -5,16 +5,7 @@ import re
 import socket
 
 import pytest
-from run_folders import (
-    FakeSlurm,
-    fail,
-    finish,
-    finish_evaluation,
-    new_run,
-    report_progress,
-    squeue_line,
-    submitted,
-)
+from run_folders import FakeSlurm, fail, finish, finish_evaluation, new_run, report_progress, squeue_line, submitted
 
 from curricula.durable import exclusive_lock, write_json, write_text
 from curricula.jobs.cli.local import progress_cells
@@ -68,19 +59,14 @@ def test_slurm_shows_what_is_queued_running_and_what_it_killed(demo, slurm, caps
     submitted(run, "evaluate-instruct-0", "70", labels)
     states = ["PENDING", "RUNNING", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "CANCELLED", "COMPLETED", "FAILED"]
     slurm.queue(
-        *(
-            ("70", str(place), state, "Priority" if place == 0 else "None", "n2", place)
-            for place, state in enumerate(states)
-        )
+        *(("70", str(place), state, "Priority" if place == 0 else "None", "n2", place) for place, state in enumerate(states))
     )
     report_progress(run, "evaluate-instruct-0", labels[1])
     found = elements(run, capsys)
     of_job = [found[f"evaluate-instruct-0/{label}"] for label in labels[: len(states)]]
     assert [item["state"] for item in of_job] == ["pending", "running", *["failed"] * 3, "cancelled", *["failed"] * 2]
     assert of_job[0]["reason"] == "Priority" and of_job[1]["nodes"] == "n2" and of_job[1]["restarts"] == 1
-    assert (
-        "memory" in of_job[2]["error"] and "time limit" in of_job[3]["error"] and "node n2 failed" in of_job[4]["error"]
-    )
+    assert "memory" in of_job[2]["error"] and "time limit" in of_job[3]["error"] and "node n2 failed" in of_job[4]["error"]
     assert "left no mark that it is done" in of_job[6]["error"]
     assert [item["task"] for item in of_job[:2]] == ["70_0", "70_1"]
     assert found["prepare/prepare"]["state"] == "waiting" and found["prepare/prepare"]["task"] == ""
@@ -138,10 +124,7 @@ def test_a_number_that_slurm_gave_again_to_a_strange_job_tells_nothing(demo, slu
     submitted(run, "pretrain-20", "8", ["full-20"])
     submitted(run, "pretrain-20", "9", ["data-20"])
     submitted(run, "pretrain-0", "9", ["data-0"])
-    lines = [
-        squeue_line("7", "0", "RUNNING", output="/of/others/log"),
-        squeue_line("9", "0", "RUNNING", output=slurm.output),
-    ]
+    lines = [squeue_line("7", "0", "RUNNING", output="/of/others/log"), squeue_line("9", "0", "RUNNING", output=slurm.output)]
     slurm.answer("squeue", "".join(f"{line}\n" for line in lines))
     slurm.answer("sacct", "8_0|CANCELLED by 7|0:0|n1|sbatch /of/others/slurm/x.sh\n")
     found = elements(run, capsys)

@@ -68,10 +68,7 @@ def test_what_every_node_lacks_is_the_fault_of_none(run, free_port):
 
 
 def test_nodes_with_different_problems_are_each_to_blame():
-    reports = {
-        0: _Report("a", own=("GPU 0 has 3 uncorrected memory errors",)),
-        1: _Report("b", own=("/tmp: 0.2 GB are free",)),
-    }
+    reports = {0: _Report("a", own=("GPU 0 has 3 uncorrected memory errors",)), 1: _Report("b", own=("/tmp: 0.2 GB are free",))}
     rendezvous = SimpleNamespace(size=2, gather=lambda *_: reports)
     verdict = _judge_reports(rendezvous, Preflight(), {})
     assert [problem.node for problem in verdict.problems] == ["a", "b"] and not verdict.failure
@@ -119,9 +116,7 @@ def test_data_that_one_node_cannot_read_is_its_fault_and_data_that_is_gone_is_no
     shard = run.shards / "web" / "00000.bin"
     shard.unlink()
     outcomes = preflights(run.root, free_port, ["a", "b"], Preflight())
-    assert {outcome[0] for outcome in outcomes} == {"error"} and f"{shard}: cannot be read from this node" in outcomes[
-        0
-    ][1]
+    assert {outcome[0] for outcome in outcomes} == {"error"} and f"{shard}: cannot be read from this node" in outcomes[0][1]
     assert exclusion(run) == "b"
 
 

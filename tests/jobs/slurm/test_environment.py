@@ -12,13 +12,7 @@ from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.script import render
 from curricula.jobs.slurm.submit import Standing, submit_plan
 
-SHELL = {
-    "SBATCH_EXPORT": "NONE",
-    "SBATCH_NO_REQUEUE": "1",
-    "SLURM_EXPORT_ENV": "NONE",
-    "RANK": "3",
-    "MASTER_ADDR": "n7",
-}
+SHELL = {"SBATCH_EXPORT": "NONE", "SBATCH_NO_REQUEUE": "1", "SLURM_EXPORT_ENV": "NONE", "RANK": "3", "MASTER_ADDR": "n7"}
 SHOWN = {"SQUEUE_STATES": "RUNNING"}
 """Hides jobs from the suite, but changes none."""
 NEEDED = {
@@ -36,9 +30,7 @@ def slurm(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
     for name in ("sbatch", "squeue"):
-        slurm.answer(
-            name, script=f'env >> "{tmp_path}/seen"\n[ {name} = squeue ] || echo "Submitted batch job 7"; exit 0'
-        )
+        slurm.answer(name, script=f'env >> "{tmp_path}/seen"\n[ {name} = squeue ] || echo "Submitted batch job 7"; exit 0')
     return slurm
 
 

@@ -95,8 +95,7 @@ def test_gpus_are_asked_for_in_the_sites_own_way_and_by_their_kind():
     }
     profile = parse(stages=stages)
     asked = {
-        stage: sbatch_options(first(stage, profile), PAPER, profile)
-        for stage in ("prepare", "pretrain", "evaluate", "export")
+        stage: sbatch_options(first(stage, profile), PAPER, profile) for stage in ("prepare", "pretrain", "evaluate", "export")
     }
     assert {stage: options.get("gres") for stage, options in asked.items()} == {
         "prepare": "lscratch:100",
@@ -121,10 +120,7 @@ def parse(**raw) -> Profile:
         ({"stages": {"all": {"partion": "x"}}}, "stages.all: unknown key `partion`; did you mean `partition`?"),
         ({"stages": {"all": {"partition": "a\n#SBATCH --wrap=x"}}}, "stages.all.partition: expected `str` matching"),
         ({"stages": {"all": {"options": {"wrap": "x"}}}}, "options names 'wrap'.*which the suite sets"),
-        (
-            {"stages": {"all": {"options": {"gres": "gpu:h100:8"}}}},
-            "keep gpus_per_node and gpu_type, with gpu_option: gres",
-        ),
+        ({"stages": {"all": {"options": {"gres": "gpu:h100:8"}}}}, "keep gpus_per_node and gpu_type, with gpu_option: gres"),
         ({"stages": {"all": {"options": {"time": "1-0"}}}}, "options names 'time'.*which the suite sets"),
         ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it into secrets_file"),
         *(

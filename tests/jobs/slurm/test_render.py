@@ -98,9 +98,7 @@ def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded
     ran = call(tmp_path, out / "submit_all.sh", "--nice=1 2")
     assert ran.returncode == 0, ran.stderr
     calls = [json.loads(line) for line in (tmp_path / "sbatch.jsonl").read_text().splitlines()]
-    assert not any(
-        word.startswith("--array") for call in calls for word in call
-    )  # the scripts say it, and may be edited
+    assert not any(word.startswith("--array") for call in calls for word in call)  # the scripts say it, and may be edited
     jobs = plan_study(load_study(tmp_path / "study.yaml")).jobs
     made = submissions(Run(run))
     assert [(one.job, one.labels) for one in made] == [(job.name, tuple(e.label for e in job.elements)) for job in jobs]
@@ -183,9 +181,7 @@ def test_a_refused_requeue_ends_the_job_at_once_and_says_how_to_go_on(rendered, 
     run, out = rendered
     stand_in(tmp_path, "srun", "#!/bin/bash\nexit 75\n")
     log = tmp_path / "requeues"
-    stand_in(
-        tmp_path, "scontrol", f'#!/bin/bash\n[ $1 = update ] || {{ echo >>"{log}"; echo "{told}" >&2; exit 1; }}\n'
-    )
+    stand_in(tmp_path, "scontrol", f'#!/bin/bash\n[ $1 = update ] || {{ echo >>"{log}"; echo "{told}" >&2; exit 1; }}\n')
     stand_in(tmp_path, "sleep", "#!/bin/bash\n")
     began = run / "jobs/pretrain-trunk-100/trunk"
     began.mkdir(parents=True)
@@ -297,9 +293,7 @@ def test_a_job_runs_no_code_but_that_of_its_submission(rendered, tmp_path, chang
     shutil.rmtree(run / "jobs")
     ran = call(tmp_path, script, **environment)
     assert ran.returncode == 1 and not (tmp_path / "ran").exists() and not (run / "jobs").exists()
-    said = (
-        "belongs to another user now" if change == "owner" else f"curricula: {code}: is not the code that was submitted"
-    )
+    said = "belongs to another user now" if change == "owner" else f"curricula: {code}: is not the code that was submitted"
     assert said in ran.stderr
 
 
@@ -356,9 +350,7 @@ def test_a_setup_line_that_fails_ends_the_job_and_is_named(tmp_path):
     folder, ran = prepared_with(tmp_path, setup=["export FIRST='a b' # remark", line, "touch went-on"])
     assert ran.returncode == 1 and ran.stdout == "" and not (tmp_path / "went-on").exists()
     failure = read_failure(folder)
-    assert (
-        failure and failure.final and failure.error.endswith(f": {line}") and "failed with code 1 on" in failure.error
-    )
+    assert failure and failure.final and failure.error.endswith(f": {line}") and "failed with code 1 on" in failure.error
     assert failure.error in ran.stderr and not (tmp_path / "scontrol.log").exists()
 
 
@@ -372,12 +364,7 @@ def test_setup_lines_work_in_the_scripts_own_shell(tmp_path):
 def test_secrets_reach_the_work_as_they_stand(tmp_path):
     secrets = tmp_path / HOSTILE / "my secrets & keys"
     secrets.parent.mkdir()
-    values = {
-        "TOKEN": "a b&c;d $(touch pwned) `x` \\ 'q",
-        "URL": "https://u:p@h/?a=1&b=2#c",
-        "QUOTED": "x  y",
-        "LAST": "",
-    }
+    values = {"TOKEN": "a b&c;d $(touch pwned) `x` \\ 'q", "URL": "https://u:p@h/?a=1&b=2#c", "QUOTED": "x  y", "LAST": ""}
     text = f'# mine\n\nexport TOKEN={values["TOKEN"]}\nURL={values["URL"]}\r\nQUOTED="x  y"\nLAST='
     secrets.write_bytes(text.encode())
     secrets.chmod(0o600)

@@ -50,9 +50,7 @@ def test_an_element_gives_up_after_restarts_that_saved_nothing_new(tmp_path):
         end(run, 124)  # the time limit
     mark = run.element("pretrain-trunk-100", "trunk") / "failed-before.json"
     mark.write_text(json.dumps({"error": "CUDA error: out of luck"}))
-    with pytest.raises(
-        GaveUp, match="restarted 3 times without progress .still at 10 saved steps.*out of luck"
-    ) as error:
+    with pytest.raises(GaveUp, match="restarted 3 times without progress .still at 10 saved steps.*out of luck") as error:
         start(run, 6)
     assert error.value.exit_code == 93
     start(run, 0, job_id="6")  # submitted anew

@@ -24,9 +24,7 @@ def test_a_snapshot_knows_its_commit_even_within_another_repository(tmp_path):
 
 def test_a_snapshot_is_the_code_and_is_what_runs(tmp_path):
     folder = take_snapshot(tmp_path).folder
-    assert take_snapshot(tmp_path).folder == folder and [path.name for path in (tmp_path / "code").iterdir()] == [
-        folder.name
-    ]
+    assert take_snapshot(tmp_path).folder == folder and [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
     # Told from the checkout by a change in it, and run from a folder that has a package of the same name.
     (folder / "curricula" / "jobs" / "element.py").write_text(
         "def main(words):\n    print('of the snapshot', *words)\n    return 0\n"

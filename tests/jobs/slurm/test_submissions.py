@@ -30,9 +30,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out_and_then_cut_off(tmp_path):
     assert submissions(run) == [submission(), submission(job_id="14")]
 
 
-@pytest.mark.parametrize(
-    "line", ["", "null", '{"job": "evaluate"}', '{"job": 1, "job_id": "2", "labels": [], "submitted": 3}']
-)
+@pytest.mark.parametrize("line", ["", "null", '{"job": "evaluate"}', '{"job": 1, "job_id": "2", "labels": [], "submitted": 3}'])
 def test_a_whole_line_that_is_no_submission_is_named(tmp_path, line):
     run = Run(tmp_path)
     record(run, submission())
@@ -43,12 +41,6 @@ def test_a_whole_line_that_is_no_submission_is_named(tmp_path, line):
 
 
 def test_an_element_submitted_again_belongs_to_the_latest_array():
-    tasks = latest_tasks(
-        [submission(), submission(job_id="13", labels=("b/x",)), submission(job="tune", labels=("a",))]
-    )
-    assert tasks == {
-        ("evaluate", "a/x"): Task("12", 0),
-        ("evaluate", "b/x"): Task("13", 0),
-        ("tune", "a"): Task("12", 0),
-    }
+    tasks = latest_tasks([submission(), submission(job_id="13", labels=("b/x",)), submission(job="tune", labels=("a",))])
+    assert tasks == {("evaluate", "a/x"): Task("12", 0), ("evaluate", "b/x"): Task("13", 0), ("tune", "a"): Task("12", 0)}
     assert str(tasks["evaluate", "a/x"]) == "12_0"

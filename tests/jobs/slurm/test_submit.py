@@ -30,10 +30,7 @@ from curricula.jobs.slurm.submissions import BadNode, contents_line, record_bad_
 from curricula.jobs.slurm.submit import ElementExecutor, Standing, standing, submit_plan
 
 AWAY = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
-REFUSED = (
-    "sbatch: error: invalid partition specified: gpu2",
-    "sbatch: error: Batch job submission failed: Invalid partition",
-)
+REFUSED = ("sbatch: error: invalid partition specified: gpu2", "sbatch: error: Batch job submission failed: Invalid partition")
 
 
 @pytest.fixture
@@ -67,9 +64,7 @@ def test_a_controller_that_goes_away_midway_is_waited_for(slurm, tmp_path, monke
 
 def test_a_refusal_carries_slurms_reason(slurm, tmp_path):
     slurm.answer("sbatch", script="".join(f"echo '{line}' >&2\n" for line in REFUSED), code=1)
-    with pytest.raises(
-        UserError, match="invalid partition specified: gpu2; Batch job submission failed: Invalid"
-    ) as error:
+    with pytest.raises(UserError, match="invalid partition specified: gpu2; Batch job submission failed: Invalid") as error:
         executor(tmp_path / "jobs").submit_body("true")
     assert not isinstance(error.value, ControllerAway) and "exit status" not in str(error.value)
 
@@ -79,9 +74,7 @@ def test_a_refusal_carries_slurms_reason(slurm, tmp_path):
 ])  # fmt: skip
 def test_a_controller_that_is_away_is_no_refusal(slurm, tmp_path, said):
     slurm.answer("sbatch", error=said, code=1)
-    with pytest.raises(
-        ControllerAway, match=said.removeprefix("sbatch: error: ").replace("(", r"\(").replace(")", r"\)")
-    ):
+    with pytest.raises(ControllerAway, match=said.removeprefix("sbatch: error: ").replace("(", r"\(").replace(")", r"\)")):
         executor(tmp_path / "jobs").submit_body("true")
 
 
@@ -156,11 +149,7 @@ PartitionName=long Default=NO MaxTime=UNLIMITED State=UP
     ("partition", "minutes", "said"),
     [
         (None, 12 * 60, ""),
-        (
-            None,
-            13 * 60,
-            "it asks for 13 h, and the default partition allows 12 h, so it will not start; set stages.all.hours",
-        ),
+        (None, 13 * 60, "it asks for 13 h, and the default partition allows 12 h, so it will not start; set stages.all.hours"),
         ("gpu", 49 * 60, "and partition gpu allows 48 h"),
         ("cpu,gpu", 48 * 60, ""),
         ("gpu,long", 999 * 60, ""),
@@ -212,9 +201,7 @@ def test_numbers_that_slurm_gave_again_are_told_apart(slurm, tmp_path):
     outputs = {"1": "/others/slurm/log", "2": slurm.output, "3": slurm.output}
     slurm.answer("squeue", "".join(squeue_line(n, "0", "PENDING", output=out) + "\n" for n, out in outputs.items()))
     tokenize = contents_line("tokenize", ["web/0"])  # its record was prevented by a kill
-    slurm.answer(
-        "scontrol", script=f"[[ $* = *' 2 '* ]] && echo '{tokenize}' || echo '{contents_line('report', ['report'])}'"
-    )
+    slurm.answer("scontrol", script=f"[[ $* = *' 2 '* ]] && echo '{tokenize}' || echo '{contents_line('report', ['report'])}'")
     said: list[str] = []
     now = standing(run, plan_study(run.study), Profile(), said.append)
     assert now.live == {("report", "report"): (Task("3", 0),), ("tokenize", "web/0"): (Task("2", 0),)}
@@ -225,10 +212,7 @@ def test_what_a_colleague_submitted_is_not_submitted_again(slurm, tmp_path, monk
     run, _ = new_run(tmp_path / "run")
     submitted(run, "prepare", "5", ["prepare"])
     submitted(run, "report", "6", ["report"])
-    lines = [
-        squeue_line("5", "0", "RUNNING", output=slurm.output),
-        squeue_line("6", "0", "FAILED", output=slurm.output),
-    ]
+    lines = [squeue_line("5", "0", "RUNNING", output=slurm.output), squeue_line("6", "0", "FAILED", output=slurm.output)]
     slurm.answer("squeue", script=f"[[ $* = *--me* ]] || printf '%s\\n' {shlex.join(lines)}")
     monkeypatch.setenv(TEAM, str(os.getgid()))
     assert standing(run, plan_study(run.study), Profile(), print).live == {("prepare", "prepare"): (Task("5", 0),)}
@@ -265,9 +249,7 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
     chosen = {"prepare": ("prepare",), "tokenize": plan.by_name["tokenize"].labels}
     fail(run, "prepare", "prepare")
     made = submit_plan(run, plan, chosen, profile, Standing(set(), {}), said.append)
-    waits = [
-        re.findall("--dependency=(.*)", (tmp_path / f"{number}.script").read_text()) for number in range(len(made))
-    ]
+    waits = [re.findall("--dependency=(.*)", (tmp_path / f"{number}.script").read_text()) for number in range(len(made))]
     assert submissions(run) == made and not (run.element("prepare", "prepare") / "failed.json").exists()
     if not reason:
         assert waits == [[], ["afterok:1"]]
@@ -283,9 +265,7 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
     listed = [(n, "RUNNING" if n == 4 else "PENDING") for n in range(4, 7)]
     slurm.answer("squeue", "".join(squeue_line(str(n), "0", state, output=slurm.output) + "\n" for n, state in listed))
     label = plan.by_name["tokenize"].labels[0]
-    assert standing(run, plan, profile, said.append).live == {
-        ("tokenize", label): (Task("4", 0), Task("5", 0), Task("6", 0))
-    }
+    assert standing(run, plan, profile, said.append).live == {("tokenize", label): (Task("4", 0), Task("5", 0), Task("6", 0))}
     (status,) = [one for one in run_status(run, plan).elements if (one.job, one.label) == ("tokenize", label)]
     assert (status.state, status.task) == ("running", "4_0")
 
@@ -300,22 +280,16 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
         ("", "GANG,CANCEL", True),
     ],
 )
-def test_a_qos_that_cancels_is_found_where_a_login_node_serves_several_clusters(
-    slurm, monkeypatch, mode, site, is_cancelled
-):
+def test_a_qos_that_cancels_is_found_where_a_login_node_serves_several_clusters(slurm, monkeypatch, mode, site, is_cancelled):
     """A QOS without a mode of its own has the cluster's, which sacctmgr calls "cluster"."""
     monkeypatch.setattr(commands, "_cluster", "blue")
     config = f"PreemptMode = {site}\nPreemptType = preempt/qos"
     slurm.answer("scontrol", script=f'[[ $* = *job* ]] && echo "JobId=1 Requeue=1 QOS=low" || echo "{config}"')
-    slurm.answer(
-        "sacctmgr", script=f'[[ $* = *--clusters* ]] && {{ echo "unrecognized option" >&2; exit 1; }}; echo "{mode}"'
-    )
+    slurm.answer("sacctmgr", script=f'[[ $* = *--clusters* ]] && {{ echo "unrecognized option" >&2; exit 1; }}; echo "{mode}"')
     assert why_not_requeued("1") == ("jobs of QOS low are cancelled when others preempt them" if is_cancelled else "")
 
 
-def test_a_job_that_sbatch_took_without_telling_its_number_is_looked_for_before_it_is_sent_again(
-    slurm, tmp_path, monkeypatch
-):
+def test_a_job_that_sbatch_took_without_telling_its_number_is_looked_for_before_it_is_sent_again(slurm, tmp_path, monkeypatch):
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
     run, _ = new_run(tmp_path / "run")
     plan = plan_study(run.study)
@@ -330,12 +304,8 @@ def test_a_refusal_names_the_nodes_that_the_job_avoids(slurm, tmp_path):
     run, _ = new_run(tmp_path / "run")
     record_bad_nodes(run, [BadNode(node="n3", reason="x", time=time.time())])
     slurm.answer("sbatch", script='echo "sbatch: error: Requested node configuration is not available" >&2; exit 1')
-    with pytest.raises(
-        UserError, match=r"refused job prepare \(it avoids nodes n3, of the profile or of bad-nodes.jsonl\)"
-    ):
-        submit_plan(
-            run, plan_study(run.study), {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None
-        )
+    with pytest.raises(UserError, match=r"refused job prepare \(it avoids nodes n3, of the profile or of bad-nodes.jsonl\)"):
+        submit_plan(run, plan_study(run.study), {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None)
 
 
 def test_an_array_whose_submission_was_interrupted_is_continued_by_the_next_command(slurm, tmp_path, monkeypatch):
@@ -343,9 +313,7 @@ def test_an_array_whose_submission_was_interrupted_is_continued_by_the_next_comm
     monkeypatch.setattr(commands, "RESTART_PATIENCE_S", 0)
     run, _ = new_run(tmp_path / "run")
     plan = plan_study(run.study)
-    slurm.answer(
-        "sbatch", script=f'echo x >> "{tmp_path}/n"; echo "Submitted batch job $(wc -l < "{tmp_path}/n")"; exit 0'
-    )
+    slurm.answer("sbatch", script=f'echo x >> "{tmp_path}/n"; echo "Submitted batch job $(wc -l < "{tmp_path}/n")"; exit 0')
     slurm.answer("scontrol", script=f'[[ $* = *job* ]] && {{ echo "{AWAY}" >&2; exit 1; }}; exit 0')
     profile, said = Profile(continuations=2), []
     with pytest.raises(ControllerAway):
@@ -359,8 +327,7 @@ def test_an_array_whose_submission_was_interrupted_is_continued_by_the_next_comm
     assert (run.slurm / "1.continued").read_text() == "2\n3\n"
     now = Standing(set(), {("prepare", "prepare"): (Task("1", 0), Task("2", 0), Task("3", 0))})
     (one,) = {
-        one.job
-        for one in submit_plan(run, plan, {"tokenize": plan.by_name["tokenize"].labels}, profile, now, said.append)
+        one.job for one in submit_plan(run, plan, {"tokenize": plan.by_name["tokenize"].labels}, profile, now, said.append)
     }
     assert one == "tokenize"  # what was asked once is not asked again
 

@@ -75,7 +75,5 @@ def test_what_was_saved_is_counted_where_the_newest_checkpoint_was_set_aside(tmp
         (checkpoints / f"step_{step:08d}").mkdir(parents=True)
     (checkpoints / "latest").write_text("step_00000004\n")
     assert saved_steps(tmp_path) == 4
-    (checkpoints / "latest").write_text(
-        "step_00000008\n"
-    )  # damaged; set aside by a start that was killed before its next save
+    (checkpoints / "latest").write_text("step_00000008\n")  # damaged; set aside by a start that was killed before its next save
     assert saved_steps(tmp_path) == 6

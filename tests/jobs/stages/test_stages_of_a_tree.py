@@ -89,8 +89,6 @@ def test_a_point_beyond_the_end_that_only_the_data_shows_is_refused_before_train
     raw["stages"]["harmful"]["along"]["at"] = [99]
     frozen = (root / "study.yaml").read_text()
     (root / "study.yaml").write_text(study_yaml(parse_study(raw, "study.yaml")))
-    with pytest.raises(
-        UserError, match="stages.harmful.along.at names 99, which is step 99 of 4: no checkpoint is kept"
-    ):
+    with pytest.raises(UserError, match="stages.harmful.along.at names 99, which is step 99 of 4: no checkpoint is kept"):
         trained("harmful-50", "full-50")
     (root / "study.yaml").write_text(frozen)

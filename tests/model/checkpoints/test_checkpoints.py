@@ -93,9 +93,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(tr
     other = msgspec.structs.replace(SMALL, ffn=96, rope_base=5000.0)
     for start in ("init_from", "init_weights"):
         with pytest.raises(UserError, match="another model .*model.ffn: was 64, is 96; model.rope_base: was 10000"):
-            train(
-                train_job(tmp_path, model=other, **{start: latest_checkpoint(trained / "checkpoints")}), RandomBatches()
-            )
+            train(train_job(tmp_path, model=other, **{start: latest_checkpoint(trained / "checkpoints")}), RandomBatches())
 
 
 def test_weights_alone_start_a_new_run_at_step_0(trained, tmp_path):
@@ -266,9 +264,7 @@ def test_random_generators_continue_where_they_were(tmp_path):
     expected = torch.get_rng_state()
     torch.manual_seed(0)
     found = []
-    train(
-        train_job(tmp_path, stop_step=5), RandomBatches(), lambda done, total, **_: found.append(torch.get_rng_state())
-    )
+    train(train_job(tmp_path, stop_step=5), RandomBatches(), lambda done, total, **_: found.append(torch.get_rng_state()))
     assert torch.equal(found[0], expected)
 
 
@@ -364,9 +360,7 @@ def test_ranges_of_a_parameter_are_stored_as_rectangles_that_cover_it_once(shape
     for first in range(whole.numel() + 1):
         stored = torch.full((2, *shape), -1.0)
         for begin, end in ((0, first), (first, whole.numel())):
-            piece = ShardedTensor(
-                "w", None, whole.dtype, shape, (2, *shape), (1,) + (0,) * len(shape), None, (0, 0, 0), 1
-            )
+            piece = ShardedTensor("w", None, whole.dtype, shape, (2, *shape), (1,) + (0,) * len(shape), None, (0, 0, 0), 1)
             for part in _rectangles(piece, whole[begin:end], begin, "w"):
                 place = tuple(slice(o, o + n) for o, n in zip(part.global_offset, part.local_shape))
                 assert (stored[place] == -1).all()
@@ -379,9 +373,7 @@ def test_an_intact_checkpoint_that_cannot_be_read_is_not_to_be_deleted(copy, mon
         raise CheckpointingException("Missing key in checkpoint state_dict: decoder.final_layernorm._extra_state.")
 
     monkeypatch.setattr(checkpoint.dist_checkpointing, "load", other_layout)
-    with pytest.raises(
-        UserError, match="its files are intact but cannot be read here .*; keep it, .* torch "
-    ) as raised:
+    with pytest.raises(UserError, match="its files are intact but cannot be read here .*; keep it, .* torch ") as raised:
         train(train_job(copy), RandomBatches())
     assert "delete" not in str(raised.value)
 

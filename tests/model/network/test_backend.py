@@ -76,10 +76,7 @@ def test_a_backend_that_cannot_run_here_is_refused(has_te):
 def test_flash_attention_is_not_passed_over_for_another_kernel(monkeypatch):
     called = []
     monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", called.append, raising=False)
-    flags = {
-        name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")
-        for name in ("flash", "cudnn", "mem_efficient", "math")
-    }
+    flags = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled") for name in ("flash", "cudnn", "mem_efficient", "math")}
     before = {name: enabled() for name, enabled in flags.items()}
     try:
         backends._order_attention_kernels("torch")
@@ -147,7 +144,5 @@ def test_machines_without_a_driver_train_and_export_though_transformer_engine_is
     package.write_text(f"raise {error}")
     code = "import curricula.model.megatron as m; print(m.GPTModel.__name__)"
     search = f"{tmp_path}:{ROOT}"
-    ran = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True
-    )
+    ran = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stdout.split()[-1] == "GPTModel", ran.stderr

@@ -15,9 +15,7 @@ BACKENDS = ("cpu", "torch", "te", "te-fp8")
 def found(tmp_path_factory):
     """What `backends_in_child.py` prints."""
     command = [sys.executable, str(SUPPORT / "backends_in_child.py"), str(tmp_path_factory.mktemp("backends"))]
-    ran = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
-    )
+    ran = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout.splitlines()[-1])
 

@@ -57,11 +57,7 @@ def test_what_importing_megatron_core_makes_torch_write_is_no_choice_of_the_site
     if chosen:
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / chosen)
     ran = subprocess.run(
-        [sys.executable, "-c", FOLDERS, str(tmp_path / "run")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [sys.executable, "-c", FOLDERS, str(tmp_path / "run")], env=environment, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     folder = tmp_path / chosen if chosen else tmp_path / "run" / "inductor"

@@ -98,9 +98,7 @@ def test_a_wrong_set_up_is_not_taken_for_a_lost_peer(said, is_lost):
 
 def test_a_rank_with_an_error_says_so_and_ends_although_nccl_would_wait_for_the_others(tmp_path, free_port):
     fault = {"kind": "error", "rank": 1, "step": 7}
-    (other, _), (failed, said) = ended(
-        start(tmp_path, 2, free_port, fault=fault, like_nccl=True, job={"micro_batch": 4})
-    )
+    (other, _), (failed, said) = ended(start(tmp_path, 2, free_port, fault=fault, like_nccl=True, job={"micro_batch": 4}))
     assert failed == UserError.exit_code and "the shard is gone" in said
     assert other == PeerLost.exit_code
 
@@ -137,9 +135,7 @@ def works_in(process: Path) -> Path | None:
         return None
 
 
-def test_a_full_disk_on_one_rank_ends_all_ranks_with_a_sentence_and_keeps_earlier_checkpoints(
-    tmp_path, undisturbed, free_port
-):
+def test_a_full_disk_on_one_rank_ends_all_ranks_with_a_sentence_and_keeps_earlier_checkpoints(tmp_path, undisturbed, free_port):
     train(train_job(tmp_path, stop_step=2), RandomBatches())
     fault = {"kind": "full disk", "rank": 1}
     for status, said in ended(start(tmp_path, 2, free_port, fault=fault, job={"save_interval_steps": 4})):
@@ -221,10 +217,7 @@ def test_a_clock_that_jumps_back_changes_nothing(tmp_path, undisturbed, monkeypa
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [
-        ({"global_batch": 4}, r"data.batch: was 8, is 4"),
-        ({"sequence_length": 8}, r"recipe.sequence_length: was 16, is 8"),
-    ],
+    [({"global_batch": 4}, r"data.batch: was 8, is 4"), ({"sequence_length": 8}, r"recipe.sequence_length: was 16, is 8")],
     ids=["global batch", "sequence length"],
 )
 def test_resuming_with_another_batch_is_refused(tmp_path, change, named):

@@ -103,9 +103,7 @@ print(len(read))
 
 def consume(shards, what):
     """Read in a process of its own, which has to end whatever happens to its workers."""
-    return subprocess.run(
-        [sys.executable, "-c", CONSUMER, str(shards), what], capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([sys.executable, "-c", CONSUMER, str(shards), what], capture_output=True, text=True, timeout=60)
 
 
 def test_a_signal_to_the_whole_job_leaves_the_workers_alive(shards):

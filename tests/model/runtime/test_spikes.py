@@ -116,9 +116,7 @@ def test_a_branch_skips_what_the_same_arm_trained_from_scratch_skips(tmp_path):
     arm = spoilt(switch_step=12)
     train(train_job(tmp_path / "scratch", spike_guard=GUARD), arm)
     train(train_job(tmp_path / "trunk", spike_guard=GUARD, stop_step=10, keep_steps=(10,)), spoilt())
-    train(
-        train_job(tmp_path / "arm", spike_guard=GUARD, init_from=step_folder(tmp_path / "trunk/checkpoints", 10)), arm
-    )
+    train(train_job(tmp_path / "arm", spike_guard=GUARD, init_from=step_folder(tmp_path / "trunk/checkpoints", 10)), arm)
     assert numbers(tmp_path / "trunk") + numbers(tmp_path / "arm") == numbers(tmp_path / "scratch")
     assert list(skipped(tmp_path / "scratch")) == [10, 11, 18]
 
@@ -154,9 +152,7 @@ def test_what_is_taken_back_leaves_no_trace_in_the_weights(taken_back, tmp_path)
 
 @pytest.mark.parametrize("killed_at", [9, 16, 17])
 def test_a_run_that_stops_anywhere_and_resumes_goes_back_to_the_same_step(taken_back, tmp_path, killed_at):
-    stopped_and_resumed(
-        train_job(tmp_path, spike_guard=REWIND, save_interval_steps=3, keep_last=1), astray(), killed_at
-    )
+    stopped_and_resumed(train_job(tmp_path, spike_guard=REWIND, save_interval_steps=3, keep_last=1), astray(), killed_at)
     assert numbers(tmp_path) == numbers(taken_back)
 
 
@@ -171,9 +167,7 @@ def test_branches_go_back_where_the_same_arm_trained_from_scratch_does_even_into
         return step_folder(tmp_path / run / "checkpoints", step)
 
     train(train_job(tmp_path / "trunk", **settings, keep_steps=(11, 40)), spoilt)
-    train(
-        train_job(tmp_path / "arm", **settings, keep_steps=(13, 27), init_from=point("trunk", 11), stop_step=27), spoilt
-    )
+    train(train_job(tmp_path / "arm", **settings, keep_steps=(13, 27), init_from=point("trunk", 11), stop_step=27), spoilt)
     pasts = {"init_from": point("arm", 13), "earlier_branch_points": (point("trunk", 11),)}
     # Its first part ends amid the spikes.
     train(train_job(tmp_path / "branch", **settings, **pasts, stop_step=16, keep_steps=(16,)), spoilt)
@@ -224,9 +218,7 @@ def test_a_branch_point_is_made_again_from_no_checkpoint_that_lacks_what_it_may_
 def test_without_the_checkpoint_to_go_back_to_a_run_stops_and_says_so(tmp_path, harm):
     train(train_job(tmp_path, spike_guard=REWIND, stop_step=16), astray())
     harm(step_folder(tmp_path / "checkpoints", 8))
-    with pytest.raises(
-        UserError, match="step_00000008: missing or damaged, and step 17 has to go back to it; write the name"
-    ):
+    with pytest.raises(UserError, match="step_00000008: missing or damaged, and step 17 has to go back to it; write the name"):
         train(train_job(tmp_path, spike_guard=REWIND), astray())
 
 
@@ -284,16 +276,12 @@ def test_a_spike_in_the_window_hides_no_second_one_and_a_lasting_level_is_accept
     assert taken < 8
 
 
-EVENTS = st.lists(
-    st.tuples(st.sampled_from(["trained", "trained", "skipped", "phase"]), st.integers(1, 14)), max_size=7
-)
+EVENTS = st.lists(st.tuples(st.sampled_from(["trained", "trained", "skipped", "phase"]), st.integers(1, 14)), max_size=7)
 
 
 @given(EVENTS, EVENTS, st.integers(1, 4), st.integers(8, 12), st.integers(1, 2), st.integers(5, 40))
 @examples(120)
-def test_whatever_checkpoint_a_run_goes_on_from_those_it_goes_back_to_are_there(
-    past, other, after, interval, last, kept
-):
+def test_whatever_checkpoint_a_run_goes_on_from_those_it_goes_back_to_are_there(past, other, after, interval, last, kept):
     """After each save, from each checkpoint that is kept, with the same steps again and with others, as a branch has them."""
     events, others = flat(past), flat(other)
     guard = SpikeGuard(window=8, rewind=Rewind(after=after, interval_steps=interval))
