@@ -40,24 +40,20 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.sources.tables import Table
 from curricula.curriculum.stages import BASE
 from curricula.curriculum.tokens.shards import read_manifest
-from curricula.durable import (
-    NO_SPACE,
-    exclusive_lock,
-    make_folder,
-    read_json,
-    require_ours,
-    team,
-    write_json,
-    write_text,
-)
+from curricula.durable import NO_SPACE, exclusive_lock, make_folder, read_json, require_ours, team, write_json, write_text
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis import ArmInfo, StudyRows, read_study_rows
-from curricula.jobs.study import Study, load_study, study_yaml
+from curricula.jobs.study import SAVING, Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
 
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "submitit")
 
 CONTAMINATION = "contamination.csv"
+ASKING = (
+    "url", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "retries", "patience", "batch_api",
+    "price_in", "price_out",
+)  # fmt: skip
+"""Settings of a judge that its verdicts do not depend on."""
 
 
 class Run:
@@ -95,7 +91,7 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, study: Study) -> Run:
-        """Freeze `study` in `root`, or open the run that is there, which may grow by seeds and arms.
+        """Freeze `study` in `root`, or open the run that is there, which may grow and may change how it is carried out.
 
         Raises UserError if that run's study is another.
         """
@@ -108,9 +104,7 @@ class Run:
             return cls(root)
         data_folder = None if study.world else local_root()
         with _making(root):
-            write_json(
-                root / "run.json", {**current_provenance(), "data_folder": str(data_folder) if data_folder else None}
-            )
+            write_json(root / "run.json", {**current_provenance(), "data_folder": str(data_folder) if data_folder else None})
             write_text(root / "study.yaml", study_yaml(study))
         return cls(root)
 
@@ -148,9 +142,7 @@ class Run:
             made = self.provenance["git"]["sha"] if (self.root / "run.json").exists() else ""
             if made in ("", _git()["sha"]):
                 raise
-            raise UsageError(
-                f"{error}; the run was made by the code of commit {made[:12]}, which can read it"
-            ) from None
+            raise UsageError(f"{error}; the run was made by the code of commit {made[:12]}, which can read it") from None
 
     @property
     def arms(self) -> list[ArmInfo]:
@@ -287,9 +279,7 @@ def read_contamination(run: Run) -> list[dict[str, str]]:
     digest = shards_digest(run)
     rows = [row for row in Table.of([path]).rows() if row.get("shards") == digest]
     counts = ("prompts", "too_short", "overlapping", "near")
-    if not all(
-        {"benchmark", "text"} <= row.keys() and all(str(row.get(name)).isdecimal() for name in counts) for row in rows
-    ):
+    if not all({"benchmark", "text"} <= row.keys() and all(str(row.get(name)).isdecimal() for name in counts) for row in rows):
         raise UserError(f"{path}: damaged; make it again with `curricula data check STUDY --run {run.root}`")
     return rows
 
@@ -383,9 +373,7 @@ def _lost_start(old: Study, new: Study) -> str:
             for arm in one.trainings if name not in old.tree.stages and stage.at is not None else ():
                 branch = one.branch_at(arm, step)
                 if arm.name in one.tree.arms[name] and step not in ends.get(branch, {step}):
-                    return (
-                        f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint that study does not keep"
-                    )
+                    return f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint that study does not keep"
     return ""
 
 
@@ -398,10 +386,12 @@ def cut_branches(old: Study, new: Study) -> set[str]:
 
 
 def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
-    """Both studies as plain values, without what may grow: of mappings by arm or intervention set the old entries remain."""
+    """Both studies as plain values, without what may grow or change: of mappings by arm or intervention set the old entries
+    remain."""
     plain: tuple[Any, Any] = msgspec.to_builtins(old), msgspec.to_builtins(new)
     sets = {*old.curriculum.interventions, *old.curriculum.arms}
     for study in plain:
+        _drop_execution(study)
         del study["seed"], study["seeds"], study["curriculum"]["starts"]
         if len({one.seed for one in old.replicates}) == 1:
             del study["replicate"]  # has had no effect yet
@@ -413,6 +403,19 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
             for name in mapping.keys() - sets:
                 del mapping[name]
     return plain
+
+
+def _drop_execution(study: dict[str, Any]) -> None:
+    """Leave out of a study what only says how the work is done, so that a run survives a batch that did not fit or a judge's
+    server that moved. Of `resources` only the 8-bit arithmetic changes more than the last digits of a result."""
+    study["resources"] = {"engine": {"fp8": study["resources"]["engine"]["fp8"]}}
+    tuning = study["tuning"] or {}
+    for part in (study["pretraining"], tuning, tuning.get("instruct"), tuning.get("benign"), *study["stages"].values()):
+        for key in ("micro_batch", *SAVING):
+            (part or {}).pop(key, None)
+    for judge in (study["evaluation"]["judge"], study["evaluation"]["overrefusal_judge"]):
+        for key in ASKING if isinstance(judge, dict) else ():
+            judge.pop(key, None)
 
 
 def _first_difference(old: Any, new: Any, place: str = "") -> str:

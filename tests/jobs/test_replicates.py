@@ -126,9 +126,7 @@ def test_slurm_gets_the_same_arrays_with_the_same_dependencies(tmp_path):
 
     one, three = (waits(plan_study(plan.study, profile)) for plan in (ONE, THREE))
     assert one.keys() == three.keys()
-    kept_in_step = {
-        name: value for name, value in three.items() if "aftercorr" in value and "aftercorr" not in one[name]
-    }
+    kept_in_step = {name: value for name, value in three.items() if "aftercorr" in value and "aftercorr" not in one[name]}
     assert kept_in_step == {
         "pretrain-trunk-171661": "aftercorr:pretrain-trunk-57220",
         "pretrain-trunk-286102": "aftercorr:pretrain-trunk-171661",
@@ -296,6 +294,24 @@ def test_a_run_refuses_every_other_change_and_keeps_its_study(tmp_path, new, sai
     assert (run.root / "study.yaml").read_bytes() == frozen
 
 
+def test_how_the_work_is_done_may_change_in_a_run_that_has_begun(tmp_path):
+    llm = {"name": "llm", "model": "judge", "url": "http://one:8000/v1"}
+    old = study("demo", evaluation={**demo()["evaluation"], "judge": llm})
+    run = Run.create(tmp_path / "run", old)
+    changes = {"pretraining": {"hours": 9}, "engine": {"recompute_layers": 1}, "tensor_parallel": 2}
+    resources = {**demo()["resources"], **changes}
+    pretraining = {**demo()["pretraining"], "micro_batch": 1, "save_interval_steps": 7}
+    evaluation = {**demo()["evaluation"], "judge": {**llm, "url": "http://two:8000/v1", "concurrency": 4}}
+    new = study("demo", resources=resources, pretraining=pretraining, evaluation=evaluation)
+    assert Run.create(run.root, new).study == new != old
+    fp8 = study("demo", resources={**resources, "engine": {"fp8": "delayed"}}, evaluation=evaluation)
+    with pytest.raises(UserError, match="resources.engine.fp8 is None there and 'delayed' now"):
+        Run.create(run.root, fp8)
+    other = study("demo", evaluation={**evaluation, "judge": {**llm, "model": "another"}})
+    with pytest.raises(UserError, match="evaluation.judge.model is 'judge' there and 'another' now"):
+        Run.create(run.root, other)
+
+
 def test_a_new_start_that_would_change_what_other_arms_read_is_refused(tmp_path):
     old = study("demo", curriculum=curriculum(exposure="matched", starts=[0.1, 0.2, 1]))
     run = Run.create(tmp_path / "run", old)
@@ -311,10 +327,7 @@ def test_a_new_start_waits_until_the_trunk_that_it_cuts_is_no_longer_trained(tmp
     frozen = (run.root / "study.yaml").read_bytes()
     grown = tmp_path / "grown.yaml"
     grown.write_text(study_yaml(little(curriculum=curriculum(starts=[0, 0.2, 0.4, 0.6, 1]))))
-    assert (
-        main(["submit", str(grown), "--cluster", "slurm", "--profile", "slurm-lab", "--run", str(run.root), "--yes"])
-        == 1
-    )
+    assert main(["submit", str(grown), "--cluster", "slurm", "--profile", "slurm-lab", "--run", str(run.root), "--yes"]) == 1
     said = capsys.readouterr().err
     assert "pretrain-trunk-300/trunk is queued or running, and new arms would leave it before its end" in said
     assert (run.root / "study.yaml").read_bytes() == frozen and not slurm.calls("sbatch")
