@@ -236,6 +236,8 @@ def load_model(
 
 def find_device(name: str | None) -> torch.device:
     """`cpu`, `cuda` or `cuda:1`; without a name the GPU if there is one. Raises UsageError for a device that is missing."""
+    # cuDNN's attention, which newer versions of torch prefer on some GPUs, makes a plan for every new shape: at each token.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     asked = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]{0,2}))?", name)

@@ -60,7 +60,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
         raise UserError(f"{out}: exists and is not a Hugging Face model; name a new folder")
     entries = load_tokenizer(tokenizer)
     document_end, turn_end = (entries.token_to_id(mark) for mark in STOPS)
-    with started(ranks=ALONE) as parallel:
+    with started(ranks=ALONE, may_use_gpu=False) as parallel:
         network = build_network(info.model, parallel, OWN_LAYERS)
         checkpoint.load(folder, network, None, parallel)
         progress(1, 3)
@@ -86,7 +86,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
         progress(3, 3)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"{out}: the model could not be written ({error}); fix that and run it again") from error
+        raise UserError(f"{out}: the model could not be written ({error}); fix the cause and run it again") from error
 
 
 def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Path:
@@ -98,7 +98,7 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
     if any(folder != step_folder(out, 0) for folder in out.glob("step_[0-9]*")):
         raise UserError(f"{out}: holds the checkpoints of a training run; name a new folder")
     model, weights = read_model(source, sequence_length)
-    with started(ranks=ALONE) as parallel:
+    with started(ranks=ALONE, may_use_gpu=False) as parallel:
         network = build_network(model, parallel, OWN_LAYERS)
         network.load_state_dict(from_hugging_face(weights, model), strict=False)  # not strict: it also has empty extra states
         info = CheckpointInfo(

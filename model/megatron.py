@@ -40,14 +40,11 @@ _without_compiler = (
 with warnings.catch_warnings(), _without_compiler:
     # Warnings that Transformer Engine and Apex are missing; the log's line about the backend says so.
     warnings.simplefilter("ignore")
-    try:
-        import transformer_engine  # noqa: F401
-    except ImportError:
-        pass
-    except (OSError, RuntimeError):  # libcuda.so.1 comes with the driver
-        if torch.cuda.is_available():
-            raise
-        sys.modules["transformer_engine"] = None  # type: ignore[assignment]
+    if torch.cuda.is_available():
+        with contextlib.suppress(ImportError):
+            import transformer_engine  # noqa: F401
+    else:  # Megatron-core would call its kernels, or fail to import it where there is no driver
+        sys.modules.setdefault("transformer_engine", None)  # type: ignore[arg-type]
     import megatron.core.optimizer
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor

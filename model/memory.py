@@ -163,12 +163,12 @@ def check_fit(model: ModelConfig, layout: Layout, free: int, total: int) -> Memo
     needed, usable = estimate(model, layout), total - OWN_BYTES
     if needed.total > free:
         what = f"micro_batch {layout.micro_batch} of {layout.sequence_length} tokens needs about {needed} on each GPU"
-        if needed.total > usable:
+        if needed.total > usable or total - free < OWN_BYTES:
             fitting = " or ".join(what_would_fit(model, layout, usable))
             raise UsageError(f"{what}, which can have {usable / GIB:.1f} GiB of it; use {fitting}")
         raise GpuInUse(
             f"{what}, of whose {total / GIB:.1f} GiB only {free / GIB:.1f} are free; `nvidia-smi` on {os.uname().nodename} "
-            "names what holds the others: end it, or start again elsewhere"
+            "shows which processes are using the rest: end them, or start again elsewhere"
         )
     if needed.total > TIGHT * free:
         log.warning("memory will be tight: about %s of %.1f GiB on each GPU", needed, free / GIB)

@@ -70,7 +70,9 @@ class LocalClassifier(InProcess):
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
-        name, on_gpu = self.settings.model_name, torch.cuda.is_available()
+        from curricula.eval.models import find_device
+
+        name, on_gpu = self.settings.model_name, find_device(None).type == "cuda"
         dtype = torch.bfloat16 if on_gpu else torch.float32
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=dtype)

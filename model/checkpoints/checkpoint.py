@@ -17,12 +17,14 @@ import functools
 import itertools
 import logging
 import math
+import os
 import pickle
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed.checkpoint as torch_checkpoint
@@ -65,6 +67,8 @@ LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avo
 """Megatron-core's name for optimizer state in the shape of the parameters, which `_optimizer_state` writes."""
 STATES = ("param", "exp_avg", "exp_avg_sq")
 """The float32 master weight and AdamW's two moments; in AdamW's state they lie next to the step."""
+READS_CHECKED_STATES = {"NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE": "1"}
+"""Without this, Transformer Engine 2.17 reads no pickled state of a layer. Ours name only what `check_layer_states` allows."""
 EXTRA_STATE = "_extra_state"
 """Ends the name of what a layer keeps beside its weights."""
 UNREADABLE = (
@@ -256,7 +260,7 @@ def problem_of(folder: Path, parallel: Parallel) -> str | None:
 
 
 def _unread(error: OSError, folder: Path) -> str:
-    return f"{error.filename or folder}: cannot be read ({error.strerror}); fix that and run it again"
+    return f"{error.filename or folder}: cannot be read ({error.strerror}); fix the cause and run it again"
 
 
 def load(
@@ -290,7 +294,8 @@ def load(
                 raise refusal from None
             raise UserError(_intact_but_unreadable(folder, info, error)) from error
         check_layer_states(folder, loaded["model"])
-        missing, unexpected = network.load_state_dict(loaded["model"], strict=False)
+        with mock.patch.dict(os.environ, READS_CHECKED_STATES):
+            missing, unexpected = network.load_state_dict(loaded["model"], strict=False)
         if lacking := [name for name in (*missing, *unexpected) if not name.endswith(EXTRA_STATE)]:
             raise UserError(f"{folder}: its weights are not those of this network ({lacking[0]}); keep it, and report this")
         if optimizer is not None:

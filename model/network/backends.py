@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import inspect
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from curricula.model.runtime.distributed import Parallel
 
 ATTENTION_MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
 """The modules from which torch loads the kernels of `EngineConfig.attention`."""
+RECOMPILE_LIMIT = 64
 LAYER_OPTIONS = {"max_complex_pointwise_cat_inputs": 2}
 """Inductor's settings for a layer's code, for `layer_options`.
 
@@ -118,6 +120,12 @@ def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = Fals
         setting = f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'
         mend = "install it with env/gpu/install, or " if on_gpu else ""
         raise UsageError(f"{setting}, but {lacking}; {mend}leave the setting out")
+    if name == "te" and engine.fp8 == "blockwise":
+        from transformer_engine.pytorch.quantization import check_fp8_block_scaling_support
+
+        is_supported, reason_not = check_fp8_block_scaling_support()
+        if not is_supported:
+            raise UsageError(f'engine.fp8 is "blockwise": {reason_not}; use "tensorwise", or the CUDA 13 set')
     if engine.attention != "torch":
         module = ATTENTION_MODULES[engine.attention]
         if not on_gpu or not _is_installed(module):
@@ -139,7 +147,7 @@ def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = Fals
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the enclosing package is missing
+    except (ModuleNotFoundError, ValueError):  # the enclosing package is missing, or the module is kept from being imported
         return False
 
 
@@ -215,10 +223,13 @@ def _compile_layers(network: GPTModel) -> None:
 
     With tensor parallelism the compiled code breaks around the linears, which communicate with other processes.
     """
-    # Shapes, masks and gradient modes are compiled separately: training, tuning, validation, recomputation make more than 8.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     whole = network.config.tensor_model_parallel_size == 1
-    options = layer_options()
+    # Shapes, masks and gradient modes are compiled separately: training, tuning, validation, recomputation make more than 8.
+    # From torch 2.13 on, autograd's threads, which recompute layers, do not see the global setting.
+    limit: dict[str, Any] = {}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        limit = {"recompile_limit": RECOMPILE_LIMIT}
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     for layer in network.decoder.layers:
         if not whole:
             for linear in (
@@ -228,7 +239,7 @@ def _compile_layers(network: GPTModel) -> None:
                 layer.mlp.linear_fc2,
             ):
                 linear.forward = torch.compiler.disable(linear.forward)
-        layer.compute = torch.compile(layer.compute, fullgraph=whole, dynamic=False, options=options)
+        layer.compute = torch.compile(layer.compute, fullgraph=whole, dynamic=False, options=layer_options(), **limit)
     network.decoder.final_layernorm.compile(dynamic=False)
 
 

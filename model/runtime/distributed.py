@@ -142,7 +142,7 @@ def first_host(nodelist: str) -> str:
 
 
 @contextlib.contextmanager
-def started(tensor_parallel: int = 1, ranks: Ranks | None = None) -> Iterator[Parallel]:
+def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: bool = True) -> Iterator[Parallel]:
     """The process group and Megatron-core's parallel state while the block lasts; may be entered again afterwards.
 
     It spans all processes of this job unless `ranks` says otherwise. Raises UsageError when the number of processes is not a
@@ -154,7 +154,7 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None) -> Iterator[Pa
             f"tensor_parallel is {tensor_parallel}, which does not divide the {ranks.size} processes of this job; "
             "change it or the number of tasks"
         )
-    on_gpu = torch.cuda.is_available()
+    on_gpu = may_use_gpu and torch.cuda.is_available()
     if on_gpu:
         device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
@@ -167,7 +167,7 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None) -> Iterator[Pa
         timeout = datetime.timedelta(minutes=TIMEOUT_MINUTES)
         dist.init_process_group("nccl" if on_gpu else "gloo", rank=ranks.rank, world_size=ranks.size, timeout=timeout, **meet)
         stack.enter_context(group_until_end())
-        stack.enter_context(_parallel_state(tensor_parallel))
+        stack.enter_context(_parallel_state(tensor_parallel, on_gpu))
         yield Parallel(
             ranks=ranks,
             device=device,
@@ -196,7 +196,7 @@ def group_until_end() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _parallel_state(tensor_parallel: int) -> Iterator[None]:
+def _parallel_state(tensor_parallel: int, on_gpu: bool) -> Iterator[None]:
     # Nothing uses Megatron-core's groups over gloo, which would hang where a host's name resolves to 127.0.1.1.
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel,
@@ -205,7 +205,7 @@ def _parallel_state(tensor_parallel: int) -> Iterator[None]:
     )
     try:
         # Nothing draws from these generators (no dropout, weights by key), but Megatron-core wants them to exist.
-        with contextlib.nullcontext() if torch.cuda.is_available() else CpuAsCuda():
+        with contextlib.nullcontext() if on_gpu else CpuAsCuda():
             model_parallel_cuda_manual_seed(1)
         yield
     finally:
@@ -213,12 +213,13 @@ def _parallel_state(tensor_parallel: int) -> Iterator[None]:
 
 
 def share_compiler(cache: Path | None, processes: int, cores: int, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Keep compiled code in `cache`, for all processes and later starts, and compile with this process's share of `cores`.
+    """Keep compiled code in `cache`, for this node, and compile with this process's share of `cores`.
 
     By default each process of a node starts 32 more to compile, and keeps the result in a temporary folder that a restart does
     not find. Variables that are already set stay. Call it before the first compilation.
     """
     if cache is not None:
+        cache = cache / socket.gethostname()  # compilers of several nodes would race on a shared file system
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
         environment.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     threads = max(1, min(MOST_THREADS, cores // processes))

@@ -19,14 +19,18 @@ Change = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 def inductor(**settings: Any) -> Change:
-    """Inductor's settings, with `__` for the dot in their names."""
+    """Inductor's settings, with `__` for the dot in their names.
 
-    def change() -> contextlib.AbstractContextManager[Any]:
-        import torch._inductor.config
+    They are given with each call of `torch.compile`: on a GPU the backward graph is compiled in a thread of autograd's, which
+    from torch 2.13 on does not see what `torch._inductor.config.patch` sets here.
+    """
+    added = {name.replace("__", "."): value for name, value in settings.items()}
+    compile_plainly = torch.compile
 
-        return torch._inductor.config.patch({name.replace("__", "."): value for name, value in settings.items()})
+    def compile_with(*args: Any, options: dict[str, Any] | None = None, **named: Any) -> Any:
+        return compile_plainly(*args, options={**(options or {}), **added}, **named)
 
-    return change
+    return lambda: mock.patch.object(torch, "compile", compile_with)
 
 
 def plain_swiglu(gate_up: torch.Tensor) -> torch.Tensor:

@@ -197,6 +197,12 @@ def test_a_missing_gpu_is_reported(folder):
         load_model(folder, "base", "cuda")
 
 
+def test_models_do_not_take_attention_that_is_planned_anew_for_every_length(folder):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_model(folder, "base", "cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:01", "cuda:\u0663", "cuda:99999999999999999999", "cpu:0", ""])
 def test_an_impossible_device_is_refused(folder, name):
     with pytest.raises(UserError, match=f"device '{name}' is not known; give cpu, cuda, or one GPU"):

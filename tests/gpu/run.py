@@ -21,6 +21,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -87,8 +88,9 @@ def main() -> int:
     folder = args.out / args.part
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LIMIT_S
-    words = commands(PARTS[args.part], args, folder)
-    ran = [run(command, deadline, folder / f"output-{number}.txt") for number, command in enumerate(words, 1)]
+    with tempfile.TemporaryDirectory() as scratch:  # for a model that is too large to be brought back
+        words = commands(PARTS[args.part], args, folder, Path(scratch))
+        ran = [run(command, deadline, folder / f"output-{number}.txt") for number, command in enumerate(words, 1)]
     found = {"part": args.part, "title": PARTS[args.part].title, "device": device(), "commands": ran}
     (args.out / f"{args.part}.json").write_text(json.dumps(found, indent=1) + "\n")
     text = table(args.out)
@@ -106,7 +108,7 @@ def with_absolute_paths(args: argparse.Namespace) -> None:
         args.litgpt_python = os.path.abspath(args.litgpt_python)
 
 
-def commands(part: Part, args: argparse.Namespace, folder: Path) -> list[list[str]]:
+def commands(part: Part, args: argparse.Namespace, folder: Path, scratch: Path) -> list[list[str]]:
     made: list[list[str]] = []
     if part.tests:
         dry = ["--collect-only"] if args.smoke else []
@@ -117,7 +119,7 @@ def commands(part: Part, args: argparse.Namespace, folder: Path) -> list[list[st
         step += ["--smoke"] if args.smoke else ["--only", part.variants]
         made.append(step + (["--sweep", "--timed", "3"] if part.sweep else []))
     if part.decoders:
-        model = folder / "model"
+        model = scratch / "model"
         shape = ["--tiny"] if args.smoke else []
         made.append([str(TESTS / "random_model.py"), str(model), *_given("--tokenizer", args.tokenizer), *shape])
         once = ["--model", str(model), "--repeats", "1", "--json"]

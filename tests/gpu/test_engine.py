@@ -17,6 +17,9 @@ from curricula.errors import UserError
 from curricula.model.checkpoints.folder import latest_checkpoint
 from curricula.model.config import ModelConfig
 
+PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+"""Of child processes: the suite and its packages need not be installed."""
+
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 KILL_AT = 9
@@ -38,7 +41,7 @@ def trained(out: Path, *, device: str = "gpu", processes: int = 1, **wanted) -> 
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     ran = subprocess.run(
         [sys.executable, *(launcher if processes > 1 else []), *child(out, **wanted)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **hidden},
+        env={**os.environ, "PYTHONPATH": PATH, **hidden},
         capture_output=True,
         text=True,
         timeout=300,
@@ -206,7 +209,7 @@ def test_two_gpus_train_like_one(gpu_run, tmp_path, backend):
 
 @two_gpus
 def test_an_error_on_one_gpu_ends_its_process_while_the_other_waits_for_it(tmp_path, free_port):
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "PYTHONPATH": str(ROOT)}
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "PYTHONPATH": PATH}
     other, failed = (
         subprocess.Popen(
             [sys.executable, *child(tmp_path, batches="failing")],

@@ -66,7 +66,7 @@ def no_handlers(monkeypatch):
 @pytest.mark.parametrize("part", program.PARTS)
 def test_the_programs_of_a_part_take_the_words_that_it_gives_them(tmp_path, no_handlers, part, smoke):
     args = program.options().parse_args([part, "--text", "texts", "--tokenizer", "folder", *smoke])
-    commands = program.commands(program.PARTS[part], args, tmp_path)
+    commands = program.commands(program.PARTS[part], args, tmp_path, tmp_path)
     assert commands
     for words in commands:
         if words[0].endswith(".py"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.abc
 import importlib.machinery
+import os
 import pickle
 import sys
 import types
@@ -69,6 +70,8 @@ class Stateful(torch.nn.Module):
 
     def set_extra_state(self, state):
         if state is not None and state.numel():
+            if os.environ.get("NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE") != "1":  # as 2.17 does
+                raise RuntimeError("Refusing to load pickled Transformer Engine extra state")
             self.history = pickle.loads(state.numpy().tobytes())["history"]  # noqa: S301
 
 

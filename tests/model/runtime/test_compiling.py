@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -17,11 +18,12 @@ def test_the_processes_of_a_node_share_its_cores_and_the_code_compiled_by_an_ear
 ):
     compiler = SimpleNamespace(compile_threads=32)
     monkeypatch.setitem(sys.modules, "torch._inductor.config", compiler)
+    monkeypatch.setattr("socket.gethostname", lambda: "n1")
     environment: dict[str, str] = {}
     share_compiler(tmp_path, processes=8, cores=cores, environment=environment)
     assert environment == {
-        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
-        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "n1" / "inductor"),  # of this node: several would race on a shared disk
+        "TRITON_CACHE_DIR": str(tmp_path / "n1" / "triton"),
         "TORCHINDUCTOR_COMPILE_THREADS": threads,
     }
     assert compiler.compile_threads == int(threads)
@@ -60,5 +62,5 @@ def test_what_importing_megatron_core_makes_torch_write_is_no_choice_of_the_site
         [sys.executable, "-c", FOLDERS, str(tmp_path / "run")], env=environment, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
-    folder = tmp_path / chosen if chosen else tmp_path / "run" / "inductor"
+    folder = tmp_path / chosen if chosen else tmp_path / "run" / socket.gethostname() / "inductor"
     assert json.loads(ran.stdout.splitlines()[-1]) == [str(folder), str(folder / "fxgraph")]
