@@ -96,7 +96,7 @@ def require_ours(folder: Path) -> None:
         )
     if found.st_mode & 0o002 or (found.st_mode & 0o020 and not is_shared and not _is_private(found.st_gid)):
         raise UserError(
-            f"{folder}: others than its owner may write there (mode {found.st_mode & 0o7777:o}), and what is in it would run "
+            f"{folder}: others than its owner may write there (mode {found.st_mode & 0o7777:o}), so its contents could run "
             f"with your rights; `chmod -R go-w` the run folder, share it as a group and set {TEAM} (docs/trust.md), or, where "
             "the file system ignores permissions, name another folder"
         )

@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
     group = parser.add_argument_group(f"which elements (default: {default})")
     group.add_argument(
         "--stage", dest="stages", metavar="S,...", type=_names, default=(),
-        help="of these stages: fetch, prepare, tokenize, pretrain, midtrain, tune, export, evaluate, along, merge, report, "
+        help="only these stages: fetch, prepare, tokenize, pretrain, midtrain, tune, export, evaluate, along, merge, report, "
         "or one that the study names, such as instruct",
     )  # fmt: skip
     group.add_argument(
@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
     group.add_argument(
         "--point", dest="points", metavar="P,...", type=_names, default=(), help="of these points of the study's sweep"
     )
-    group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="from this stage or job onwards")
+    group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="start at this stage or job")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -55,7 +55,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", metavar="MODEL", help="a Hugging Face folder or name, a .gguf file, or a package that holds one"
     )
-    parser.add_argument("--kind", choices=["base", "instruct", "benign"], default="instruct", help="base models get raw text")
+    parser.add_argument(
+        "--kind",
+        choices=["base", "instruct", "benign"],
+        default="instruct",
+        help="base models get raw text, others chats (default: instruct)",
+    )
     parser.add_argument(
         "--config",
         type=Path,
@@ -92,8 +97,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument("--samples", **at_least(1), metavar="N", help="answers to each prompt under top-k (default: 5)")
     parser.add_argument("--max-new-tokens", **at_least(1), metavar="N", help="tokens of an answer (default: 256)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
-    parser.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 on a GPU, float32 on a CPU")
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), help="of weights (default: bfloat16 on a GPU, else float32)"
+    )
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="random seed (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, help="the folder of the rows, which the same command resumes from (default: evaluations/MODEL PATH)"
     )
@@ -363,7 +370,7 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
     )
     group.add_argument("--judge-model", metavar="MODEL", help="a folder, a Hugging Face name, or its name on the server")
     group.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible server, such as http://node7:8000/v1")
-    group.add_argument("--judge-template", metavar="NAME", help="its prompt template (default: the model's or task's own)")
+    group.add_argument("--judge-template", metavar="NAME", help="the judge's template (default: the model's or task's own)")
     group.add_argument(
         "--judge-set",
         action="append",
@@ -445,4 +452,4 @@ def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None],
     if not sys.stdin.isatty():
         raise UsageError(f"about ${dollars:,.2f} is more than --max-cost {args.max_cost:g}; pass --yes, or raise it")
     if not Confirm.ask("Continue?", default=False, console=console):
-        raise UsageError("nothing was asked and nothing spent; --prompts makes it less")
+        raise UsageError("cancelled; nothing was spent. Use --prompts to reduce the cost")

@@ -45,9 +45,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="a dataset or benchmark, as --list shows them")
     parser.add_argument("--study", type=Path, help="everything that this study file needs")
     parser.add_argument("--out", type=Path, help="the data folder (default: CURRICULA_DATA, else data)")
-    parser.add_argument("--rows", **at_least(1), metavar="N", help="only the first N rows of each dataset, to try things")
-    parser.add_argument("--part", metavar="I/N", help="only every Nth file, from the Ith on (from 0): for array jobs")
-    parser.add_argument("--list", action="store_true", help="show what is known, and what is in the data folder")
+    parser.add_argument("--rows", **at_least(1), metavar="N", help="only the first N rows of each dataset, for a trial run")
+    parser.add_argument("--part", metavar="I/N", help="fetch part I of N (numbered from 0), for array jobs")
+    parser.add_argument(
+        "--list", action="store_true", help="list known datasets and benchmarks, and what is in the data folder"
+    )
     add_json_flag(parser)
 
 
@@ -67,7 +69,7 @@ def fetch_data(args: argparse.Namespace) -> int:
             raise UsageError(f"{args.study}: the study has a world, which makes all its data; there is nothing to fetch")
         wanted += study_downloads(study, root)
     if not wanted:
-        raise UsageError("nothing is named to fetch; name a dataset, or --study; --list shows what is known")
+        raise UsageError("nothing to fetch: give a name or --study (see --list)")
     console = Console(stderr=True, highlight=False, markup=False)
     fetched: list[dict[str, Any]] = []
     failed: dict[str, str] = {}

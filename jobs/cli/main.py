@@ -111,10 +111,10 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         "run the study in miniature on this machine, and write its report",
         "curricula demo",
         call=Verb("study", "demo"),
-        details="Five arms in a fictional world, in some ten minutes on two cores. The same as `curricula submit demo`; the "
+        details="Five arms in a fictional world, in about ten minutes on two cores. The same as `curricula submit demo`; the "
         "same command continues after an interruption.",
     )
-    demo.add_argument("--full", action="store_true", help="every arm, stage and attack: demo-full, some 25 minutes")
+    demo.add_argument("--full", action="store_true", help="every arm, stage and attack: demo-full, about 25 minutes")
     plan = add_verb(
         verbs,
         "plan",
@@ -123,11 +123,11 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         call=Verb("study", "plan"),
     )
     _add_study(plan)
-    plan.add_argument("--run", type=Path, help="take source sizes from this run folder (default: runs/NAME)")
+    plan.add_argument("--run", type=Path, help="the run folder with sizes, and for --power variances (default: runs/NAME)")
     plan.add_argument(
         "--power",
         action="store_true",
-        help="the smallest difference in attack success that these seeds can detect, and what more seeds would cost",
+        help="show the smallest detectable difference in attack success, and the cost of more seeds",
     )
     add_json_flag(plan)
 
@@ -145,7 +145,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     _add_study(submit)
     submit.add_argument(
-        "--cluster", choices=["local", "slurm"], default="local", help="local: processes on this machine (default)"
+        "--cluster", choices=["local", "slurm"], default="local", help="where to run: local (here, the default) or slurm"
     )
     submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME, or the profile's)")
     selection.add_options(submit, default="all that are not done")
@@ -198,7 +198,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
         "--serve", action="store_true", help="show the page on this machine and keep it up to date, until Ctrl-C"
     )
     report.add_argument(
-        "--port", type=int, default=8642, metavar="N", help="of --serve (default: %(default)s; 0: any free one)"
+        "--port", type=int, default=8642, metavar="N", help="port for --serve (default: %(default)s; 0: any free one)"
     )
 
 
@@ -216,8 +216,8 @@ def _add_status(verbs: argparse._SubParsersAction) -> None:
     )
     status.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
     selection.add_options(status)
-    status.add_argument("--watch", action="store_true", help="keep showing it until all is done, or Ctrl-C")
-    status.add_argument("--interval", type=float, metavar="S", help="seconds between two looks (default: 2, with Slurm 15)")
+    status.add_argument("--watch", action="store_true", help="refresh until everything is done or you press Ctrl-C")
+    status.add_argument("--interval", type=float, metavar="S", help="seconds between refreshes (default: 2; 15 with Slurm)")
     status.add_argument("--json", action="store_true", help="print JSON for scripts: a list of elements")
 
 
@@ -251,7 +251,7 @@ def _add_retry(verbs: argparse._SubParsersAction) -> None:
     retry = add_verb(
         verbs,
         "retry",
-        "run again what failed or was cancelled, and what waits for it",
+        "rerun what failed, was cancelled or is stale, and all that depends on it",
         "curricula retry runs/demo",
         "curricula retry /scratch/paper --stage evaluate --dry-run",
         call=Verb("retry", "retry"),
@@ -259,7 +259,7 @@ def _add_retry(verbs: argparse._SubParsersAction) -> None:
         "again, with the same profile; any other run continues on this machine.",
     )
     retry.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    selection.add_options(retry, default="all that failed, were cancelled or were lost")
+    selection.add_options(retry, default="all that ended without success or are stale")
     retry.add_argument("--profile", type=Path, metavar="P", help="another cluster profile than that of the submission")
     retry.add_argument("--dry-run", action="store_true", help="only print what would run again")
 
@@ -268,7 +268,7 @@ def _add_cancel(verbs: argparse._SubParsersAction) -> None:
     cancel = add_verb(
         verbs,
         "cancel",
-        "cancel what a run has in Slurm's queue, or a part of it",
+        "cancel all or some of a run's Slurm jobs",
         "curricula cancel /scratch/paper",
         "curricula cancel /scratch/paper --stage evaluate --arm full-20 --yes",
         call=Verb("retry", "cancel"),
@@ -341,7 +341,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     shown.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
     shown.add_argument("--sample", type=int, metavar="K", help="decode this sample of the shard, as training cuts it")
     inspect.add_argument(
-        "--sequence-length", **at_least(1), default=2048, metavar="TOKENS", help="of a sample (default: %(default)s)"
+        "--sequence-length", **at_least(1), default=2048, metavar="TOKENS", help="length of a sample (default: %(default)s)"
     )
     inspect.add_argument("--verify", action="store_true", help="compare the tokens with the manifest's hash")
     add_json_flag(inspect)

@@ -74,7 +74,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--out", type=Path, required=True, help="a folder, the same for all parts")
     output.add_argument("--name", help="the table's folder in OUT (default: train; scores go to score_0 to score_5)")
     output.add_argument("--part", metavar="I/N", help="part I (from 0) of N (default: this task of the Slurm array, else 0/1)")
-    output.add_argument("--retry-dead", action="store_true", help="ask again about dead letters")
+    output.add_argument("--retry-dead", action="store_true", help="retry documents that failed permanently")
     add_json_flag(parser)
 
 
@@ -82,12 +82,12 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("the server and its replies")
     server.add_argument("--base-url", metavar="URL", help="the server's address (default: OPENAI_BASE_URL)")
     server.add_argument("--model", required=True, help="the model's name on the server")
-    server.add_argument("--temperature", **at_least(0.0, 2), metavar="T", help="default: 0 for scores, else 0.7")
+    server.add_argument("--temperature", **at_least(0.0, 2), metavar="T", help="of the model (default: 0 for scores, else 0.7)")
     server.add_argument(
         "--max-tokens", **at_least(1), metavar="N", help="tokens of a reply (default: 256 for scores, else 2048 or 4096)"
     )
-    server.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other styles and replies (default: 0)")
-    server.add_argument("--no-seed", action="store_true", help="for servers that refuse requests with a seed")
+    server.add_argument("--seed", type=int, default=0, metavar="N", help="random seed; changes styles and replies (default: 0)")
+    server.add_argument("--no-seed", action="store_true", help="omit the seed, for servers that reject it")
     server.add_argument(
         "--piece-characters",
         **at_least(100),
@@ -255,7 +255,7 @@ def _confirm(args: argparse.Namespace, now: Estimate, all_parts: Estimate) -> No
     if not sys.stdin.isatty():
         raise UsageError(f"{cost}; pass --yes to spend it, or raise --max-cost")
     if not Confirm.ask(f"This costs {cost}. Continue?", default=False, console=Console(stderr=True)):
-        raise UsageError("nothing was asked and nothing spent; --limit and --scores make it less")
+        raise UsageError("cancelled; nothing was spent. Use --limit or --scores to reduce the cost")
 
 
 def _described(estimate: Estimate) -> str:
