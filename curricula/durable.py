@@ -287,7 +287,7 @@ def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Ite
                 raise fencing.in_use(path, file.read().strip() or "unknown")
             time.sleep(0.05)
         if is_locked is None:
-            log.info("%s: %s has no flock; a lease takes its place", path, fencing.file_system_of(path))
+            log.info("%s: its file system has no flock; a lease takes its place", path)
         # A node without flock may have left leases here: then they count for all.
         needs_lease = is_locked is None or fencing.has_leases(path)
         with fencing.leased(path, wait_s) if needs_lease else contextlib.nullcontext():

@@ -251,15 +251,3 @@ def _make_next(lock: Path, kind: str, content: bytes, after: int | None = None) 
 
 def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW)
-
-
-def file_system_of(path: Path) -> str:
-    """The kind of file system that holds `path` and where it is mounted, for messages: "lustre at /scratch"."""
-    best, kind = "", ""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mounts").read_text().splitlines():
-            _, place, found, *_ = line.split(" ")
-            place = place.encode().decode("unicode_escape")
-            if len(place) >= len(best) and path.resolve().is_relative_to(place):
-                best, kind = place, found
-    return f"{kind} at {best}" if kind else "unknown"

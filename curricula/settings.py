@@ -114,7 +114,7 @@ def changed(raw: Any, change: str, where: str) -> Any:
     """A copy of `raw`, a plain value from a file, with one entry as `change` says: "a.b.0=VALUE", the value in YAML."""
     key, is_set, text = change.partition("=")
     if not is_set or not all(key.split(".")):
-        raise UsageError(f"{where}: not KEY=VALUE, such as pretraining.optimizer.lr=3e-4")
+        raise UsageError(f"{where}: not KEY=VALUE, such as optimizer.lr=3e-4")
     try:
         return replaced(raw, key.split("."), load_yaml(text))
     except LookupError as error:

@@ -9,5 +9,4 @@
 from curricula.eval.config import EvalConfig as EvalConfig
 from curricula.eval.rows import MODEL_KINDS as MODEL_KINDS
 from curricula.eval.rows import ModelKind as ModelKind
-from curricula.eval.tasks import TASKS as TASKS
 from curricula.eval.tasks import EvalTask as EvalTask

@@ -100,11 +100,9 @@ def find_clusters(requests: Sequence[str]) -> list[int]:
 
 def published_requests(data: Path) -> list[str]:
     """The requests of all published harmful sets, all splits, from a data folder."""
-    with open(data / "harmbench/harmbench_behaviors_text_all.csv", newline="", encoding="utf-8") as file:
-        requests = [row["Behavior"] for row in csv.DictReader(file)]
-    for name, column in (("advbench/harmful_behaviors.csv", "goal"), ("jailbreakbench/harmful-behaviors.csv", "Goal")):
-        with open(data / name, newline="", encoding="utf-8") as file:
-            requests += [row[column] for row in csv.DictReader(file)]
+    requests = [row["Behavior"] for row in _rows(data / "harmbench/harmbench_behaviors_text_all.csv")]
+    requests += [row["goal"] for row in _rows(data / "advbench/harmful_behaviors.csv")]
+    requests += [row["Goal"] for row in _rows(data / "jailbreakbench/harmful-behaviors.csv")]
     for name in ("dev", "test"):
         requests += json.loads((data / f"tdc2023/{name}_behaviors.json").read_text())
     return requests
@@ -116,14 +114,19 @@ def compute_published(data: Path) -> Published:
     first = find_clusters(requests)
     sizes = Counter(hashes[place] for place in first)
     clusters = {own: hashes[place] for own, place in zip(hashes, first) if sizes[hashes[place]] > 1}
-    with open(data / "harmbench/harmbench_behaviors_text_all.csv", newline="", encoding="utf-8") as file:
-        everything = {request_hash(f"{row['ContextString']} {row['Behavior']}") for row in csv.DictReader(file)}
-    with open(data / "harmbench/harmbench_behaviors_text_test.csv", newline="", encoding="utf-8") as file:
-        test = {request_hash(f"{row['ContextString']} {row['Behavior']}") for row in csv.DictReader(file)}
+    everything, test = (
+        {request_hash(f"{row['ContextString']} {row['Behavior']}") for row in _rows(data / f"harmbench/{name}.csv")}
+        for name in ("harmbench_behaviors_text_all", "harmbench_behaviors_text_test")
+    )
     development = {request_hash(f" {text}") for text in json.loads((data / "tdc2023/dev_behaviors.json").read_text())}
     return Published(
         clusters=dict(sorted(clusters.items())), left_out={"harmbench": sorted(everything - test), "tdc": sorted(development)}
     )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":

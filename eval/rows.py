@@ -1,14 +1,7 @@
 """Rows of an evaluation: what one element writes, line by line, and how a restarted element finds what is already done.
 
-Rows live in append-only JSON Lines files, one JSON object a line, in the folder of one model:
-
-- `<task>/<benchmark>.jsonl`, or `<task>/<benchmark>.<i>-of-<n>.jsonl` for a benchmark in n shards: `GenerationRow`, the
-  answers that one element wrote
-- `<task>.jsonl`: the same rows, merged (`eval/judging/merge.py`)
-- `<task>.verdicts.jsonl`: `VerdictRow`, the judges' verdicts on them (`eval/judging/verdicts.py`)
-- `gcg/<benchmark>.suffixes.jsonl`: `SuffixRow`, the optimised suffix of each prompt
-- `probes.jsonl`: `ProbeRow`; beside it, `probes.states` holds hidden states (`eval/probes/store.py`)
-- `capability/<task>.jsonl`: `CapabilityRow`
+Rows live in append-only JSON Lines files, one JSON object a line, in the folder of one model (docs/architecture.md lists
+them).
 
 Every row is content-addressed: `key` hashes everything that determined it (prompt, model content and precision, decoder,
 seed, sample). Rows are appended one whole batch at a time, and a batch is a fixed run of prompts, so an element that was

@@ -2,5 +2,3 @@
 
 `settings.py` says which tasks, `harness.py` reads those of a folder and runs lm_eval on a loaded model.
 """
-
-from curricula.eval.capability.settings import Capability as Capability

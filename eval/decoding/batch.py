@@ -9,10 +9,8 @@ texts, each token once (the beams of a prompt). The decoder's attention mask say
 first pass adds; so new rows and rows in mid-answer share one pass. It does not know how tokens are chosen, or what a row
 stands for: one text in sampling and greedy search, all beams of a prompt in SafeBeam.
 
-**Fixed shapes.** In bfloat16 the same product rounds differently in another shape. With `fixed` rows, the shapes of a pass
-follow from one row's own text alone: each prompt is read by itself, and each pass has exactly so many rows, filled up with
-a dummy row, of texts whose lengths end in the same stretch of WIDTH columns. What a row computes then depends on its place and
-its neighbours only if the kernels treat rows differently, which is tried out at the start.
+With `fixed` rows, the shapes of a pass follow from one row's own text alone, since in bfloat16 the same product rounds
+differently in another shape (docs/decoding.md, "deterministic").
 """
 
 from __future__ import annotations

@@ -1,47 +1,15 @@
 """SafeBeam: beam search that looks one token ahead and drops the candidates likeliest to be followed by the tag.
 
-Algorithm 1 of Maini et al. 2025, which the paper follows with 10 beams, 256 tokens and half of the candidates
-dropped. At every step: extend each beam y by a token to y', add up log-probabilities, ask the model for P(tag | y'),
-drop the `drop` share of all candidates with the highest P(tag), keep the `beams` best of the rest by log-probability.
-The answer is the beam with the highest log-probability at the end; there is no length normalisation.
+Algorithm 1 of Maini et al. 2025. At every step: extend each beam y by a token to y', add up log-probabilities, ask the model
+for P(tag | y'), drop the `drop` share of all candidates with the highest P(tag), keep the `beams` best of the rest by
+log-probability. One forward pass a step: the look-ahead distributions of the surviving candidates are those they are extended
+with next. docs/decoding.md says what the algorithm leaves open and what happens here (end marks, ties, a tag of several
+tokens), and why a prompt's beams take one row of the cache.
 
-What the algorithm leaves open, and what happens here (eval/decoding/settings.py has the settings):
-
-- `pool`: "all" takes the `candidates` likeliest extensions over all beams together (20 = 2 x beams, so that dropping
-  half leaves the beams); "beam" takes the N = candidates / beams likeliest of each beam, as the algorithm's text
-  says. Either way the first step, with one beam, takes its `candidates` likeliest tokens.
-- End mark: an extension by an end mark is a candidate like any other. It is then finished: it stays one candidate
-  with its log-probability until it is dropped or outscored, and nothing extends it. `ended_risk` says what its P(tag)
-  is: "before", that of its text without the end mark, so that ending is no way around the look-ahead; "after", what
-  the model gives after the end mark, the algorithm to the letter; "none", 0, since no tag can follow.
-- The tag: with `stop_at_tag` it finishes a text as an end mark does (and its risk is that of the text before it); an
-  answer so finished is a short-circuit. Without, it is an ordinary token to the search.
-- `tag`: what P(tag) is where the tokenizer splits the tag; see below.
-- Share: floor(drop x number of candidates) are dropped.
-- Ties: in log-probability (of one beam: in logits), the earlier beam, then the smaller token id, is the better one;
-  in P(tag), the candidate with the lower log-probability is dropped first.
-
-One forward pass a step: the look-ahead distributions of the surviving candidates are those they are extended with next.
-
-**Trees.** The beams of a prompt share the prompt and, mostly, all but their last few tokens. So each prompt is one row of
-the cache, which holds the prompt and then each generated token that some beam still contains, once; `ancestors` says for
-each beam which columns make up its text. A step appends all candidates (each attends to its parent's text and itself),
-and the survivors move to the front of that space. No beam is ever copied: the usual reordering of every beam's keys and
-values at every step becomes a move of one column per beam. Columns that no beam contains any more are cleared when the
-space is used up. Memory is that of prompt + live tree + slack. The live tree is about as long as one answer where beams
-share their past, and at most beams x answer length where they share nothing but the prompt.
-
-**P(tag | text).** The paper's tag is "ordinary text". Where a tokenizer has it as one entry, P(tag) is one number of the
-next-token distribution. Where it does not, the setting `tag` decides:
-
-- `one-token`: SafeBeam refuses such a tokenizer.
-- `product`: the probability that the tag's tokens follow one after the other, the product of their conditional
-  probabilities. The tokens are appended to each candidate as probes, in the same forward pass; SmolLM2's tokenizer
-  splits the tag into 9 (with a space before it too), which turns a pass of 20 candidates into one of 340 tokens.
-- `first-token`: the probability of its first token alone. Cheap, and an upper bound: "<" also begins other things.
-
-A split tag has two spellings, with and without a space before it. They begin with different tokens, so their
-probabilities add up.
+The cache of a prompt holds the prompt and then each generated token that some beam still contains, once; `ancestors` says for
+each beam which columns make up its text. A step appends all candidates (each attends to its parent's text and itself), and the
+survivors move to the front of that space, one column each. Columns that no beam contains any more are cleared when the space
+is used up.
 """
 
 from __future__ import annotations

@@ -1,21 +1,9 @@
 """Top-k sampling, the paper's standard inference, and greedy decoding: one row of the batch is one answer.
 
-**Draws.** Each (prompt, sample) has its own stream of uniform numbers, one per token; a token is the inverse of the
-cumulative distribution over the k likeliest at that number. So what else is decoded, and in how many rows, affects an
-answer only through the rounding of the logits. Two models that agree on a distribution draw the same token, which makes
-differences between arms less noisy. docs/decoding.md says how far rounding matters.
-
-**Rows.** In a batch that waits for its longest answer most rows are idle at the end. Here prompts queue up, the longest
-first, so that memory peaks at the start and neighbours have similar lengths; free rows are refilled together once there
-are enough of them. Which row an answer gets makes no difference to it. All rows have room for the longest text and attend
-over its width, so a prompt much longer than the others is not decoded among them: prompts are taken in groups of similar
-length, and long ones get fewer rows.
-
-**vLLM** samples for large models on GPUs where `topk.backend` says so (the extra `safety-curricula[vllm]`). It draws its own
-random numbers: its answers have the distribution of those here but are not the same, and their rows have other keys. Every
-answer has its own seed there too, but vLLM promises only "mostly" the same answer for the same seed, since its kernels depend
-on what else is in the batch. SafeBeam always runs on transformers: vLLM gives no distribution after a candidate without
-reading the whole text again.
+Each (prompt, sample) has its own stream of uniform numbers, one per token; a token is the inverse of the cumulative
+distribution over the k likeliest at that number. So what else is decoded, and in how many rows, affects an answer only through
+the rounding of the logits. docs/decoding.md has how rows are refilled, and what vLLM, which the setting `topk.backend` can
+choose, does otherwise.
 """
 
 from __future__ import annotations

@@ -6,17 +6,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
-import yaml
 from rich.console import Console
-from rich.prompt import Confirm
 
-from curricula.core_yaml import load_yaml
 from curricula.curriculum.sources.declared import anchor
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
@@ -30,8 +26,8 @@ from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
 from curricula.eval.rows import Precision
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
-from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
-from curricula.settings import convert, parse, read_yaml
+from curricula.jobs.cli.options import add_json_flag, add_verb, at_least, confirm_spending
+from curricula.settings import changed, convert, parse, read_yaml
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:
@@ -389,19 +385,15 @@ def judge_from(args: argparse.Namespace) -> JudgeConfig:
     """The judge that the options describe; raises UsageError for a wrong option."""
     given: dict[str, Any] = {"name": args.judge or "refusal-phrases"}
     if args.judge and args.judge not in JUDGES and Path(args.judge).is_file():
-        given = _from_file(Path(args.judge))
+        given = read_yaml(Path(args.judge), "no such file")
+        if not isinstance(given, dict):
+            raise UsageError(f"--judge {args.judge}: holds no settings; write name: and model: there")
     for option in ("model", "url", "template"):
         value = getattr(args, f"judge_{option}")
         if value is not None:
             given[option] = value
     for pair in args.judge_set:
-        key, sign, value = pair.partition("=")
-        if not sign:
-            raise UsageError(f"--judge-set {pair}: give KEY=VALUE, such as concurrency=64")
-        try:
-            given[key] = load_yaml(value)
-        except yaml.YAMLError:
-            raise UsageError(f"--judge-set {pair}: the value is not YAML; put it into quotes") from None
+        given = changed(given, pair, f"--judge-set {pair}")
     try:
         if set(given) == {"name"}:
             return judge_config(given["name"])
@@ -422,16 +414,6 @@ def warn_of_server(settings: JudgeConfig, console: Console) -> None:
             say(console, f"judge: {why}; continuing, since it may be up when it is needed", "yellow")
 
 
-def _from_file(path: Path) -> dict[str, Any]:
-    try:
-        value = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--judge {path}: not a YAML file ({' '.join(str(error).split())})") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"--judge {path}: holds no settings; write name: and model: there")
-    return value
-
-
 def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None], console: Console) -> None:
     """Print what the judge will be asked, and ask before more than --max-cost is spent; raises UsageError on a no."""
     asked = [estimate for estimate in estimates if estimate is not None and estimate.questions]
@@ -447,9 +429,5 @@ def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None],
         f"The judge will be asked {questions:,} question{'s' if questions > 1 else ''}: about {tokens_in:,} tokens in and at "
         f"most {tokens_out:,} out, {cost}.",
     )
-    if args.yes or dollars is None or dollars <= args.max_cost:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(f"about ${dollars:,.2f} is more than --max-cost {args.max_cost:g}; pass --yes, or raise it")
-    if not Confirm.ask("Continue?", default=False, console=console):
-        raise UsageError("cancelled; nothing was spent. Use --prompts to reduce the cost")
+    if dollars is not None:
+        confirm_spending(dollars, args.max_cost, args.yes, "--prompts")

@@ -102,6 +102,15 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     return shtab.complete(parser, shell)
 
 
+def confirm_spending(dollars: float, limit: float, yes: bool, mend: str) -> None:
+    """Ask before more than `limit` dollars are spent; raises UsageError if the answer is no or nobody can answer."""
+    if yes or dollars <= limit:
+        return
+    cost = f"about ${dollars:,.2f} is more than --max-cost {limit:g}"
+    if not is_confirmed(f"This costs {cost}. Continue?", UsageError(f"{cost}; pass --yes, or raise it")):
+        raise UsageError(f"cancelled; nothing was spent. Use {mend} to reduce the cost")
+
+
 def is_confirmed(question: str, unattended: UserError) -> bool:
     """Whether the user answers yes; raises `unattended` if standard input is not a terminal."""
     if not sys.stdin.isatty():

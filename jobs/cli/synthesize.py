@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.prompt import Confirm
 
 from curricula.asking import CHARACTERS_PER_TOKEN
 from curricula.curriculum.sources.documents import Documents
@@ -31,7 +29,7 @@ from curricula.curriculum.synthesis.shard import (
 )
 from curricula.errors import UsageError
 from curricula.jobs.cli.bars import Bars
-from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
+from curricula.jobs.cli.options import add_json_flag, add_verb, at_least, confirm_spending
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
@@ -249,13 +247,8 @@ def _servers(args: argparse.Namespace) -> Servers:
 
 def _confirm(args: argparse.Namespace, now: Estimate, all_parts: Estimate) -> None:
     """Ask about the cost of all parts together: an array's tasks cannot ask."""
-    if args.yes or not now.documents or all_parts.dollars is None or all_parts.dollars <= args.max_cost:
-        return
-    cost = f"about ${all_parts.dollars:,.2f} for all parts, more than --max-cost {args.max_cost:g}"
-    if not sys.stdin.isatty():
-        raise UsageError(f"{cost}; pass --yes to spend it, or raise --max-cost")
-    if not Confirm.ask(f"This costs {cost}. Continue?", default=False, console=Console(stderr=True)):
-        raise UsageError("cancelled; nothing was spent. Use --limit or --scores to reduce the cost")
+    if now.documents and all_parts.dollars is not None:
+        confirm_spending(all_parts.dollars, args.max_cost, args.yes, "--limit or --scores")
 
 
 def _described(estimate: Estimate) -> str:

@@ -35,9 +35,9 @@ import numpy as np
 import torch
 
 from curricula.curriculum.stream.pretraining import Rows
-from curricula.model import PRESETS, TrackingConfig, TrainConfig, TrainJob
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, step_folder
+from curricula.model.config import PRESETS, TrackingConfig, TrainConfig, TrainJob
 from curricula.model.megatron import dist_checkpointing
 from curricula.model.runtime.distributed import started
 from curricula.model.runtime.stopping import StopRequest, Watchdog

@@ -15,7 +15,15 @@ import torch
 from training_changes import CHANGES
 from training_measure import PEAK_LR, UNTIMED_STEPS, WARMUP_STEPS, Step, measure
 
-from curricula.model import EngineConfig, ExecutionConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TrainJob
+from curricula.model.config import (
+    EngineConfig,
+    ExecutionConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TrainJob,
+)
 from curricula.model.convert import to_hugging_face
 from curricula.model.megatron import get_forward_backward_func
 from curricula.model.network.backends import choose_backend

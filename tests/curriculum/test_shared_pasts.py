@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from curricula.curriculum.config import Curriculum, PhaseConfig, Source
 from curricula.curriculum.plan import Budget, Replicate, arms_of, branch_of, intervention_share, lines_of, training_tree
 from curricula.curriculum.stream.blend import Blend, exact_shares
-from curricula.model import OptimizerConfig, ScheduleConfig
-from curricula.model.config import learning_rate
+from curricula.model.config import OptimizerConfig, ScheduleConfig, learning_rate
 
 SMALL = Budget(1000 * 64, 16, 4)  # a thousand steps
 DECAYS_AT = 900

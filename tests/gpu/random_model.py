@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from curricula.curriculum.tokens.tokenizer import train_tokenizer
-from curricula.model import PRESETS
+from curricula.model.config import PRESETS
 
 
 def options() -> argparse.ArgumentParser:

@@ -356,7 +356,7 @@ def test_settings_of_the_command_line_replace_those_of_the_file_and_are_typed_li
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("seed", "--set seed: not KEY=VALUE, such as pretraining.optimizer.lr=3e-4"),
+        ("seed", "--set seed: not KEY=VALUE, such as optimizer.lr=3e-4"),
         ("a..b=1", "--set a..b=1: not KEY=VALUE"),
         ("pretraining.optimiser.lr=1", "pretraining: unknown key `optimiser`; did you mean `optimizer`?"),
         ("pretraining.optimizer.lr=fast", "pretraining.optimizer.lr: expected `float`, got `str`; it is 'fast'"),

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from curricula.curriculum.stream.pretraining import Rows
-from curricula.model import ExecutionConfig, ModelConfig, ScheduleConfig, TrainConfig, TrainJob
+from curricula.model.config import ExecutionConfig, ModelConfig, ScheduleConfig, TrainConfig, TrainJob
 from curricula.randomness import keyed_rng
 
 SMALL = ModelConfig(layers=2, hidden=32, heads=4, kv_heads=2, ffn=64, vocabulary=64, sequence_length=16, init_std=0.05)

@@ -10,7 +10,7 @@ import msgspec
 import torch
 from random_batches import SpoiltBatches, train_job
 
-from curricula.model import EngineConfig, SpikeGuard
+from curricula.model.config import EngineConfig, SpikeGuard
 from curricula.model.train import train
 
 if __name__ == "__main__":

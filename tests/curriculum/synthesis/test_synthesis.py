@@ -355,7 +355,7 @@ def test_the_estimate_and_the_dry_run_ask_nothing_and_write_nothing(tmp_path, fa
     assert "part-00000-of-00002: left to ask 5 documents, 10 requests" in shown
     assert "all 2 parts: 10 documents, 20 requests" in shown and "1,000 out, about $" in shown
     assert "\x1b" not in shown and '"role": "user"' in shown and "doc-0" in shown
-    with pytest.raises(UsageError, match=r"about \$[\d.]+ for all parts, more than --max-cost 5; pass --yes"):
+    with pytest.raises(UsageError, match=r"about \$[\d.]+ is more than --max-cost 5; pass --yes"):
         synthesize(*args)
     assert not fake.requests and not (tmp_path / "out").exists()
     said = summary(capsys, *args, "--yes")

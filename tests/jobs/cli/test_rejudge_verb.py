@@ -214,7 +214,7 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
             "price_in: expected `float` >= 0.0; it is nan",
         ),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=-2"], "retries: expected `int` >= 0; it is -2"),
-        ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurrency"], "give KEY=VALUE"),
+        ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurrency"], "not KEY=VALUE"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=many"], "retries"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-template", "mine"], "template 'mine' is not one for"),
     ],

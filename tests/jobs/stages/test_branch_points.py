@@ -14,8 +14,8 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.stages import Work
 from curricula.jobs.stages.base import saved_steps
 from curricula.jobs.stages.tune import base_checkpoint
-from curricula.model import PRESETS
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, stored_file
+from curricula.model.config import PRESETS
 
 
 def test_a_lost_branch_point_is_made_again_only_while_an_arm_begins_from_it(tmp_path):

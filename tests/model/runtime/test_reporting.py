@@ -10,7 +10,7 @@ from random_batches import SMALL, RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
-from curricula.model import TrackingConfig
+from curricula.model.config import TrackingConfig
 from curricula.model.runtime.reporting import MetricsFile, Pace, curves, read_metrics
 from curricula.model.train import train
 

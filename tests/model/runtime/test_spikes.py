@@ -22,8 +22,8 @@ from random_batches import RandomBatches, SpoiltBatches, train_job
 
 from curricula.durable import read_jsonl, write_json
 from curricula.errors import UserError
-from curricula.model import ModelConfig, Rewind, ScheduleConfig, SpikeGuard, TrainJob
 from curricula.model.checkpoints.folder import CheckpointInfo, prune, read_info, step_folder, step_of
+from curricula.model.config import ModelConfig, Rewind, ScheduleConfig, SpikeGuard, TrainJob
 from curricula.model.runtime.stopping import Measured, SpikeWindow
 from curricula.model.train import train
 
