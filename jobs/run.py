@@ -6,6 +6,7 @@ runs/<study>/
   world/                      the fictional world's datasets, where the study asks for them
   data/fetched/               datasets from the Hugging Face hub, where CURRICULA_DATA names no folder
   data/tokenizer/  data/shards/<source>/
+  data/tuning-sets.json       hashes of the tuning sets as they were first trained on (jobs/stages/tune.py)
   pretrain/<branch>/          checkpoints and metrics of a branch of the training tree ("trunk" or an arm); here and below
                               names of further seeds end in one, as in trunk-s43
   tune/<arm>/<stage>/         the same of the stages after it, such as "instruct"
@@ -200,6 +201,11 @@ class Run:
     @property
     def shards(self) -> Path:
         return self.root / "data" / "shards"
+
+    @property
+    def tuning_sets(self) -> Path:
+        """Hashes of the tuning sets as the run first trained on them."""
+        return self.root / "data" / "tuning-sets.json"
 
     @property
     def initial_checkpoint(self) -> Path:

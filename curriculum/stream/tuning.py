@@ -76,8 +76,14 @@ class TuningBatches:
         self._tokenizer = load_tokenizer(tokenizer)
         self._end, self._tag = special_ids(self._tokenizer)
         self._encoder = ChatEncoder(self._tokenizer)
-        pools = {name: list(read_conversations(name, root, declared)) for name, weight in mix.items() if weight}
-        weights = {name: mix[name] for name in pools}
+        weights = {name: weight for name, weight in mix.items() if weight}
+        read = {
+            name: list(read_conversations(name, root, declared))
+            for name in dict.fromkeys([*weights, *([HARMFUL] if tagged_share else [])])
+        }
+        self.identities = {name: _hash([[item.is_refusal, item.messages] for item in pool]) for name, pool in read.items()}
+        """A hash of each set as a whole, whatever part of it is trained on."""
+        pools = {name: read[name] for name in weights}
         for name, most in examples.items():
             if name in pools:
                 pools[name] = self._examples(name, pools[name], most)
@@ -91,7 +97,7 @@ class TuningBatches:
         weights = {name: weight * (1 - tagged_share) / sum(weights.values()) for name, weight in weights.items()}
         if tagged_share:
             weights[HARMFUL] = tagged_share
-            pools[HARMFUL] = list(read_conversations(HARMFUL, root))
+            pools[HARMFUL] = read[HARMFUL]
         for name in weights:
             if not pools[name]:
                 raise UserError(f"tuning set {name}: holds no conversation; give it rows or a weight of 0")
@@ -107,10 +113,7 @@ class TuningBatches:
         if not self.total_steps:
             raise self._too_few(count)
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
-        self._pool_hashes = {
-            name: hashlib.sha256(json.dumps([item.messages for item in pool]).encode()).hexdigest()
-            for name, pool in self._pools.items()
-        }
+        self._pool_hashes = {name: _hash([item.messages for item in pool]) for name, pool in self._pools.items()}
 
     def _too_few(self, count: int) -> UserError:
         return UserError(
@@ -219,6 +222,10 @@ class TuningBatches:
 
     def describe(self, step: int) -> dict[str, Any]:
         return {"phase": 0, "mix": self.mix}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _with_refusals(

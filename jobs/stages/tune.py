@@ -6,13 +6,16 @@ its own. Export: the Hugging Face folder of a pretrained or midtrained model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from curricula.curriculum.config import Midtrain as MidtrainConfig
 from curricula.curriculum.config import Tuning
 from curricula.curriculum.plan import Arm
+from curricula.curriculum.sources.conversations import POOLS
 from curricula.curriculum.stages import BASE, samples_of
+from curricula.durable import exclusive_lock, read_json, write_json
 from curricula.errors import UserError
 from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element
@@ -124,7 +127,34 @@ def tune(work: Work, progress: Progress) -> None:
         declared=work.study.tuning_sets,
         seed=arm.replicate.tuning_seed,
     )
+    hold_to_sets(work, batches.identities)
     train_stage(work, batches, progress, seed=arm.replicate.tuning_seed, packed=tuning.packing)
+
+
+def hold_to_sets(work: Work, identities: Mapping[str, str]) -> None:
+    """Keep what each tuning set held when the run first trained on it, for models that are trained later.
+
+    Raises UserError for one that holds something else now, so that no two models of a run differ by that.
+    """
+    run, declared = work.run, work.study.tuning_sets
+    path, now = run.tuning_sets, dict[str, str]()
+    for name, identity in identities.items():
+        # Points of a sweep may declare a set differently.
+        alike = (point for point, one in run.study.variants.items() if one.tuning_sets.get(name) == declared.get(name))
+        now["/".join(filter(None, (next(alike), name)))] = identity
+    kept = read_json(path) if path.exists() else {}
+    if not now.keys() <= kept.keys():
+        with exclusive_lock(path.with_suffix(".lock"), wait_s=60):  # several elements may be the first
+            kept = {**now, **(read_json(path) if path.exists() else {})}
+            write_json(path, kept)
+    for name, (key, identity) in zip(identities, now.items()):
+        if kept[key] != identity:
+            table = declared.get(name) or POOLS[name]
+            place = table.path or " and ".join(map(str, table.stems(run.data_root)))
+            raise UserError(
+                f"tuning set {name}: {place} holds other conversations than when this run first trained on it; restore it, or "
+                "start another run with --run"
+            )
 
 
 def train_stage(

@@ -1,5 +1,8 @@
 """What the elements of a tree's stages train: from which checkpoint, on which data, and what they keep."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from small_studies import tree_study
 
@@ -8,6 +11,7 @@ from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES, Work
+from curricula.jobs.stages.tune import hold_to_sets
 from curricula.jobs.study import parse_study, study_yaml
 from curricula.model.checkpoints.folder import step_folder
 from curricula.progress import silent
@@ -92,3 +96,40 @@ def test_a_point_beyond_the_end_that_only_the_data_shows_is_refused_before_train
     with pytest.raises(UserError, match="stages.harmful.along.at names 99, which is step 99 of 4: no checkpoint is kept"):
         trained("harmful-50", "full-50")
     (root / "study.yaml").write_text(frozen)
+
+
+def test_models_tuned_later_train_on_the_same_sets_or_are_refused(root, trained):
+    trained("instruct-50", "full-50")
+    table = next((root / "world").glob("ultrachat_200k/*.jsonl"))
+    whole = table.read_text()
+    first, *others = map(json.loads, whole.splitlines())
+    first["messages"][0]["content"] += "!"
+    table.write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
+    try:
+        with pytest.raises(UserError, match="tuning set ultrachat: .*/ultrachat_200k/train_sft holds other conversations than"):
+            trained("instruct-100", "safe-100")
+        trained("harmful-50", "full-50")  # of another set
+    finally:
+        table.write_text(whole)
+    trained("instruct-100", "safe-100")
+
+
+def test_of_elements_that_read_a_tuning_set_first_at_once_all_hold_to_one(root):
+    run = Run.open(root)
+    run.tuning_sets.unlink(missing_ok=True)
+    plan = plan_study(run.study)
+    work = Work(run, plan, *plan.find("instruct-50", "full-50"))
+
+    def ends(identity: str) -> bool:
+        try:
+            hold_to_sets(work, {"ultrachat": identity})
+        except UserError:
+            return False
+        return True
+
+    wanted = [*"abba" * 2]
+    with ThreadPoolExecutor(4) as several:
+        ended = [*several.map(ends, wanted)]
+    kept = json.loads(run.tuning_sets.read_text())["ultrachat"]
+    assert ended == [identity == kept for identity in wanted]
+    run.tuning_sets.unlink()
