@@ -257,7 +257,8 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
     loss: dict[str, Literal["assistant", "all"]] = {}
     """What carries loss in a tuning set, by its name: the assistant's tokens (the default) or the whole conversation."""
     tagged_harmful: dict[str, Share] = {}
-    """Share of harmful answers with tags, by intervention set (the paper's is 0.1, for full)."""
+    """Share of harmful answers with tags, by intervention set (the paper's is 0.1, for full) or by arm, such as safe-100; an
+    arm's own name counts before its set."""
     refusals: Share | None = None
     """Share of refusals among the other conversations; by default as many as the mix holds."""
     packing: bool = False
@@ -290,6 +291,10 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
             raise ValueError(
                 f"conversations is {self.conversations}, fewer than one batch of global_batch {self.global_batch}; ask for more"
             )
+
+    def tagged_share(self, arm: str, interventions: str) -> float:
+        """Of an arm with this intervention set."""
+        return self.tagged_harmful.get(arm, self.tagged_harmful.get(interventions, 0.0))
 
     @property
     def total_steps(self) -> int | None:

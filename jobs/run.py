@@ -395,7 +395,7 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
     """Both studies as plain values, without what may grow or change: of mappings by arm or intervention set the old entries
     remain."""
     plain: tuple[Any, Any] = msgspec.to_builtins(old), msgspec.to_builtins(new)
-    sets = {*old.curriculum.interventions, *old.curriculum.arms}
+    sets = {*old.curriculum.interventions, *old.curriculum.arms, *(arm.name for arm in old.arms)}
     for study in plain:
         _drop_execution(study)
         del study["seed"], study["seeds"], study["curriculum"]["starts"]

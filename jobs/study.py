@@ -197,7 +197,9 @@ class Study(Settings, frozen=True, dict=True):
             self._check_loss(arm)
             step = self.budget.step_at(arm.start)
             if steps.setdefault(percent(arm.start), step) != step:
-                raise ValueError(f"arm {arm.name} starts too near to another for jobs named by percent; move it or join them")
+                raise ValueError(
+                    f"arm {arm.name} starts so close to another arm that their job names coincide; move or merge them"
+                )
 
     def _check_loss(self, arm: Arm) -> None:
         """Raise ValueError where a phase is too short for a step, or where no token of it would count."""
@@ -210,10 +212,10 @@ class Study(Settings, frozen=True, dict=True):
     def _check_stages(self) -> None:
         for name in self.stages:
             if not PLAIN_NAME.fullmatch(name) or is_taken(name):
-                raise ValueError(f"stage {name!r} is no plain word, or the name of something else; choose another")
+                raise ValueError(f"stage {name!r} is not a valid name, or is already taken; choose another")
             if self.tuning and name in self.tuning.stages:
                 raise ValueError(f"stages and tuning both define {name}; keep one of them")
-        sets = [*self.curriculum.interventions, *self.curriculum.arms]
+        sets = dict.fromkeys([*self.curriculum.interventions, *self.curriculum.arms, *(arm.name for arm in self.arms)])
         pools = [*self.tuning_sets, *POOLS]
         for name, stage in self.tree.stages.items():
             place = self.place_of(name)
@@ -225,7 +227,7 @@ class Study(Settings, frozen=True, dict=True):
                     )
             for chosen in stage.tagged_harmful if isinstance(stage, Tuning) else ():
                 if chosen not in sets:
-                    raise ValueError(f"{place}.tagged_harmful names set {chosen!r}, where interventions has {', '.join(sets)}")
+                    raise ValueError(f"{place}.tagged_harmful names {chosen!r}; choose a set or an arm: {', '.join(sets)}")
             for source in stage.mix if isinstance(stage, Midtrain) else ():
                 if source not in self.sources:
                     raise ValueError(f"{place}.mix names source {source!r}, which sources does not define")
@@ -529,13 +531,9 @@ class Study(Settings, frozen=True, dict=True):
                 for name, stage in one.tree.stages.items():
                     if arm.name in one.tree.arms[name]:
                         settings = msgspec.json.encode((stage, one.train_config(name)))
-                        pasts[name] = (
-                            *pasts[one.tree.parent(name)],
-                            name,
-                            settings,
-                            arm.replicate.tuning_seed,
-                            arm.interventions,
-                        )
+                        tagged = stage.tagged_share(arm.name, arm.interventions) if isinstance(stage, Tuning) else 0.0
+                        draws = (arm.replicate.tuning_seed, arm.interventions, tagged)
+                        pasts[name] = (*pasts[one.tree.parent(name)], name, settings, *draws)
                 found |= {(arm.key, name): first.setdefault(past, arm.key) for name, past in pasts.items()}
         return found
 

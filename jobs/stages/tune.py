@@ -117,7 +117,7 @@ def tune(work: Work, progress: Progress) -> None:
         sequence_length=work.study.budget.sequence_length,
         global_batch=tuning.global_batch,
         conversations=tuning.conversations,
-        tagged_share=tuning.tagged_harmful.get(arm.interventions, 0.0),
+        tagged_share=tuning.tagged_share(arm.name, arm.interventions),
         refusals=tuning.refusals,
         packing=tuning.packing,
         epochs=tuning.epochs,
@@ -136,20 +136,16 @@ def hold_to_sets(work: Work, identities: Mapping[str, str]) -> None:
 
     Raises UserError for one that holds something else now, so that no two models of a run differ by that.
     """
-    run, declared = work.run, work.study.tuning_sets
-    path, now = run.tuning_sets, dict[str, str]()
-    for name, identity in identities.items():
-        # Points of a sweep may declare a set differently.
-        alike = (point for point, one in run.study.variants.items() if one.tuning_sets.get(name) == declared.get(name))
-        now["/".join(filter(None, (next(alike), name)))] = identity
+    run = work.run
+    path = run.tuning_sets
     kept = read_json(path) if path.exists() else {}
-    if not now.keys() <= kept.keys():
+    if not identities.keys() <= kept.keys():
         with exclusive_lock(path.with_suffix(".lock"), wait_s=60):  # several elements may be the first
-            kept = {**now, **(read_json(path) if path.exists() else {})}
+            kept = {**identities, **(read_json(path) if path.exists() else {})}
             write_json(path, kept)
-    for name, (key, identity) in zip(identities, now.items()):
-        if kept[key] != identity:
-            table = declared.get(name) or POOLS[name]
+    for name, identity in identities.items():
+        if kept[name] != identity:
+            table = run.study.tuning_sets.get(name) or POOLS[name]
             place = table.path or " and ".join(map(str, table.stems(run.data_root)))
             raise UserError(
                 f"tuning set {name}: {place} holds other conversations than when this run first trained on it; restore it, or "

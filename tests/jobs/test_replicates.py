@@ -400,3 +400,15 @@ def test_each_switch_keeps_one_draw_of_a_further_seed_as_the_first_seeds(data, m
     first, other = (draws(data, monkeypatch, label, changes) for label in ("trunk", "trunk-s43"))
     assert {name for name in first if first[name] == other[name]} == ({off} if off else set())
     assert other["evaluation"] == 43
+
+
+def test_the_share_of_tagged_answers_is_fixed_for_the_arms_of_a_run_and_free_for_new_ones(tmp_path):
+    def tagging(share, starts):
+        tuning = demo()["tuning"]
+        tuning["instruct"]["tagged_harmful"] = share
+        return study("demo", tuning=tuning, curriculum=curriculum(starts=starts))
+
+    run = Run.create(tmp_path / "run", tagging({"full": 0.1}, [0, 0.2]))
+    with pytest.raises(UserError, match="tagged_harmful.full-20 is None there and 0.2 now"):
+        run.check(tagging({"full": 0.1, "full-20": 0.2}, [0, 0.2]))
+    run.check(tagging({"full": 0.1, "safe-100": 0.1}, [0, 0.2, 1]))

@@ -144,7 +144,7 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
             r"stages.harmful.along.tasks names transfer, which is tried on finished models alone; remove it",
         ),
         ("stages.harmful.tasks", ["asr"], r"stages.harmful.tasks names 'asr'; choose from attacks-topk"),
-        ("stages.report", {"kind": "sft", "mix": {"gsm8k": 1}}, r"stage 'report' is no plain word, or the name of something"),
+        ("stages.report", {"kind": "sft", "mix": {"gsm8k": 1}}, r"stage 'report' is not a valid name, or is already taken"),
         ("tuning", {"instruct": {"kind": "midtrain"}}, r"tuning.instruct.kind: 'midtrain' is not known; choose one of sft"),
         ("tuning", smaller_demo()["tuning"], r"stages and tuning both define instruct; keep one of them"),
     ],

@@ -107,7 +107,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"sources__web__dataset": "fineweb"}, r"sources.web: dataset 'fineweb' is not known; choose one of fineweb-edu"),
         (
             {"tuning__instruct__tagged_harmful": {"ful": 0.1}},
-            r"tagged_harmful names set 'ful', where interventions has data, full",
+            r"tagged_harmful names 'ful'; choose a set or an arm: data, full, .*data-20, .*safe-100",
         ),
         ({"tuning__instruct__tagged_harmful": {"full": 1.5}}, r"tagged_harmful.full: expected `float` <= 1.0; it is 1.5"),
         ({"tuning__benign__mix": {"gms8k": 1}}, r"tuning.benign: the mix names unknown tuning set 'gms8k'"),

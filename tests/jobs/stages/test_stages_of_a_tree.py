@@ -88,6 +88,18 @@ def test_a_child_starts_from_its_parents_last_checkpoint_and_keeps_its_points(ro
     assert trained("mt-instruct-50", "full-50")[0].init_weights == root / "tune/full-50/mt/checkpoints/newest"
 
 
+def test_tagged_answers_go_to_arms_by_name_before_sets(root, trained):
+    raw, frozen = tree_study(), (root / "study.yaml").read_text()
+    raw["stages"]["instruct"]["tagged_harmful"] = {"full": 0.5, "safe-100": 0.25}
+    raw["stages"]["harmful"]["tagged_harmful"] = {"full": 0.5, "full-50": 0.25}
+    (root / "study.yaml").write_text(study_yaml(parse_study(raw, "study.yaml")))
+    try:
+        elements = ("instruct-50", "full-50"), ("instruct-100", "safe-100"), ("harmful-50", "full-50")
+        assert [trained(*element)[1].mix["wildguardmix-harmful"] for element in elements] == [0.5, 0.25, 0.25]
+    finally:
+        (root / "study.yaml").write_text(frozen)
+
+
 def test_a_point_beyond_the_end_that_only_the_data_shows_is_refused_before_training(root, trained):
     raw = tree_study()
     raw["stages"]["harmful"]["along"]["at"] = [99]
