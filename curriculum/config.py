@@ -57,7 +57,7 @@ class Source(TextTable, frozen=True):
     """Pieces that are tokenised and restarted on their own, each an element of an array."""
     loss: Literal["all", "tags", "none"] = "all"
     """Which of its tokens count in pretraining's loss: "tags" teaches the harmfulness tag without the text around it; with
-    "none" the source only takes up tokens. Validation counts all."""
+    "none" the source only takes up tokens. Validation counts all but the tags."""
     max_epochs: PositiveNumber = 4.0
     """Pretraining that reads the source more often is refused, and the plan warns of it. Up to 4 epochs are almost as good as
     new text (Muennighoff et al. 2023)."""

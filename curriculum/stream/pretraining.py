@@ -189,11 +189,14 @@ def _read(streams: Sequence[TokenStream], numbers: np.ndarray, vocabulary: int, 
 
 
 class ValidationBatches:
-    """The held-out documents of one source, in order, as a `BatchSource`; masked rows fill up the last batch."""
+    """The held-out documents of one source, in order, as a `BatchSource`; masked rows fill up the last batch.
 
-    def __init__(self, folder: Path, sequence_length: int, global_batch: int, vocabulary: int):
+    The tag, of id `tag`, is read but never counts as a target: models that have not seen it would lose by the tag alone.
+    """
+
+    def __init__(self, folder: Path, sequence_length: int, global_batch: int, vocabulary: int, tag: int):
         self.sequence_length, self.global_batch, self.name = sequence_length, global_batch, folder.name
-        self.vocabulary = vocabulary
+        self.vocabulary, self.tag = vocabulary, tag
         self.stream = TokenStream([folder / VALIDATION], sequence_length)
         self.total_steps = -(-self.stream.samples // global_batch)
 
@@ -205,15 +208,16 @@ class ValidationBatches:
         real = numbers < self.stream.samples
         streams = [self.stream] * len(numbers)
         tokens = _read(streams, np.where(real, numbers, 0), self.vocabulary, self.sequence_length)
-        return Rows(tokens, np.repeat(real[:, None], self.sequence_length, axis=1).astype(np.float32))
+        return Rows(tokens, (real[:, None] & (tokens[:, 1:] != self.tag)).astype(np.float32))
 
     def bytes_per_token(self, sizes: np.ndarray) -> float:
         """Bytes that the predicted tokens spell, on average, by the size of each entry: over the very tokens of the loss."""
-        row, total = np.empty(self.sequence_length + 1, np.int64), 0
+        row, total, counted = np.empty(self.sequence_length + 1, np.int64), 0, 0
         for number in range(self.stream.samples):
             self.stream.read(number, row)
-            total += int(sizes[row[1:]].sum())
-        return total / (self.stream.samples * self.sequence_length)
+            targets = row[1:][row[1:] != self.tag]
+            total, counted = total + int(sizes[targets].sum()), counted + len(targets)
+        return total / max(1, counted)
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         return {"validation": self.name}

@@ -196,12 +196,14 @@ def validation_batches(run: Run, study: Study) -> dict[str, ValidationBatches]:
     """The validation batches of each source with enough held-out text for one."""
     from curricula.curriculum.stream.pretraining import ValidationBatches
     from curricula.curriculum.tokens.shards import source_shards
+    from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
 
     budget, vocabulary = study.budget, study.model.resolve().vocabulary
+    _, tag = special_ids(load_tokenizer(run.tokenizer))
     found = {}
     for name in study.sources:
         source_shards(run.shards / name)
-        batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch, vocabulary)
+        batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch, vocabulary, tag)
         if batches.total_steps:
             found[name] = batches
     return found

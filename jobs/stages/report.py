@@ -215,7 +215,8 @@ def _changed_benchmarks(run: Run) -> dict[str, str]:
 
 
 def _held_out_losses(run: Run, study: Study) -> list[dict[str, Any]]:
-    """The last loss of each base model on the held-out text of each source, and that text's bytes a token."""
+    """The last loss of each base model on the held-out text of each source, and that text's bytes a token. Losses of tagged
+    sources that earlier versions recorded are left out, for the tags count in them."""
     from curricula.curriculum.tokens.tokenizer import load_tokenizer, token_bytes
 
     sizes, found = None, []
@@ -233,6 +234,6 @@ def _held_out_losses(run: Run, study: Study) -> list[dict[str, Any]]:
                 found += [
                     {"arm": arm.name, "seed": arm.replicate.seed, "source": name, "loss": loss, "bytes_per_token": texts[name]}
                     for name, loss in row["validation"].items()
-                    if texts.get(name)
+                    if texts.get(name) and ("validation_of" in row or not study.sources[name].tag_rate)
                 ]
     return found

@@ -2,7 +2,8 @@
 
 metrics.jsonl is the record; curves and log repeat it. A step's line holds {"step", "loss", "lr", "grad_norm", "tokens", ...the
 batch source's description..., "timing": {...}}; where its update was skipped, also "skipped": {...}, and where the run then
-went back to an earlier state, "rewound": {...}. A validation's line is {"step", "validation": {name: loss}}. `step` counts
+went back to an earlier state, "rewound": {...}. A validation's line is {"step", "validation": {name: loss}, "validation_of":
+"text"}: in lines of earlier versions, which lack the last key, the harmfulness tags of the text count too. `step` counts
 finished steps, `tokens` those read so far. Everything except "timing" is a function of the study: it stays the same after any
 number of kills and resumes. starts.jsonl has a line for each start instead, with the steps that were on record but not saved,
 and so were lost.
@@ -60,7 +61,7 @@ class Reports:
             log.info("%s", step_line(row, self._stop_step))
 
     def validation(self, step: int, losses: Mapping[str, float]) -> None:
-        self._record({"step": step, "validation": dict(losses)})
+        self._record({"step": step, "validation": dict(losses), "validation_of": "text"})
         log.info("validation after step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
     def _record(self, row: dict[str, Any]) -> None:

@@ -127,7 +127,7 @@ def test_an_id_beyond_the_vocabulary_is_named_by_file_and_place(tmp_path):
             batches.rows(step, 0, 1)
     write_shard(tmp_path / "a/validation", [np.arange(100, 111)])
     with pytest.raises(UserError, match=r"validation.bin: the sample at token 0 holds id 100, where .* vocabulary has 80"):
-        ValidationBatches(tmp_path / "a", LENGTH, 1, 80).rows(0, 0, 1)
+        ValidationBatches(tmp_path / "a", LENGTH, 1, 80, tag=1).rows(0, 0, 1)
 
 
 def test_a_negative_id_is_named_and_never_reaches_the_model(tmp_path):
@@ -143,11 +143,19 @@ def test_a_negative_id_is_named_and_never_reaches_the_model(tmp_path):
 
 def test_validation_batches_hold_every_sample_in_order_and_mask_the_rows_that_fill_up_the_last(tmp_path):
     write_shard(tmp_path / "a/validation", [np.arange(20), np.arange(20, 33)])
-    held_out = ValidationBatches(tmp_path / "a", LENGTH, 4, VOCABULARY)
+    held_out = ValidationBatches(tmp_path / "a", LENGTH, 4, VOCABULARY, tag=VOCABULARY - 1)
     assert held_out.total_steps == 2 and len(held_out.sample_ids(0, 8)) == 6
     batches = [held_out.rows(step, 0, 4) for step in range(2)]
     assert [row[0] for batch in batches for row in batch.tokens.tolist()][:6] == [0, 5, 10, 15, 20, 25]
     assert np.concatenate([batch.mask for batch in batches]).tolist() == [[1.0] * LENGTH] * 6 + [[0.0] * LENGTH] * 2
+
+
+def test_a_tag_is_read_in_validation_but_no_target(tmp_path):
+    write_shard(tmp_path / "a/validation", [np.array([3, 9, 4, 9, 9, 5, 6, 7, 8, 9, 3])])
+    held_out = ValidationBatches(tmp_path / "a", LENGTH, 2, VOCABULARY, tag=9)
+    tokens, mask, _ = held_out.rows(0, 0, 2)
+    assert tokens[0].tolist() == [3, 9, 4, 9, 9, 5] and mask.tolist() == [[0, 1, 0, 0, 1], [1, 1, 1, 0, 1]]
+    assert held_out.bytes_per_token(np.full(VOCABULARY, 2)) == 2.0
 
 
 @pytest.mark.parametrize("sizes", [[0], [0, 0], [5]])

@@ -11,6 +11,7 @@ from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES, Work
+from curricula.jobs.stages.report import report
 from curricula.jobs.stages.tune import hold_to_sets
 from curricula.jobs.study import parse_study, study_yaml
 from curricula.model.checkpoints.folder import step_folder
@@ -145,3 +146,17 @@ def test_of_elements_that_read_a_tuning_set_first_at_once_all_hold_to_one(root):
     kept = json.loads(run.tuning_sets.read_text())["ultrachat"]
     assert ended == [identity == kept for identity in wanted]
     run.tuning_sets.unlink()
+
+
+@pytest.mark.parametrize("count_tags", [True, False])
+def test_losses_in_which_tags_count_give_no_bits_per_byte(root, monkeypatch, count_tags):
+    run, found = Run.open(root), []
+    monkeypatch.setattr("curricula.eval.report.page.write_report", lambda root, arms, described, *_: found.append(described))
+    row = {"step": 24, "validation": {"web": 3.0, "unsafe-tagged": 4.0}, **({} if count_tags else {"validation_of": "text"})}
+    metrics = root / "pretrain/full-50/metrics.jsonl"
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write_text(json.dumps(row) + "\n")
+    report(run, plan_study(run.study))
+    metrics.unlink()
+    sources = {one["source"] for one in found[0]["bits_per_byte"] if one["bytes_per_token"] > 0}
+    assert sources == ({"web"} if count_tags else {"web", "unsafe-tagged"})
