@@ -129,13 +129,14 @@ def look_at_tables(study: Study, root: Path | None) -> None:
             )
     sources, arms = study.sources, [arm for variant in study.variants.values() for arm in variant.arms]
     for one, other in combinations(sources, 2):
-        if sources[one].dataset is not None or not sources[one].overlaps(sources[other]):
+        if any(sources[name].dataset for name in (one, other)) or not sources[one].overlaps(sources[other]):
             continue
         for arm in arms:
             if {one, other} <= arm.sources:
                 raise UserError(
                     f"sources.{one} and sources.{other}: arm {arm.name} would read the same rows of {sources[one].place} "
-                    "through both; keep one of them in its mixes, or separate their scores by min_score and max_score"
+                    "twice, through both sources; keep one of them in its mixes, or separate their scores by min_score and "
+                    "max_score"
                 )
 
 

@@ -329,20 +329,29 @@ def _unpinned(study: Study) -> list[str]:
 
 def _overlaps(study: Study) -> Iterator[str]:
     """Sources that may read the same rows, where that repeats documents or spoils what is held out."""
-    arms = [arm for variant in study.variants.values() for arm in variant.arms]
+    read = list(_read_together(study))
     for (name, one), (other_name, other) in combinations(study.sources.items(), 2):
         with contextlib.suppress(UserError):  # files may be moved away once they are tokenised
             if not one.overlaps(other):
                 continue
-            both = dict.fromkeys(arm.name for arm in arms if {name, other_name} <= arm.sources)
+            both = dict.fromkeys(arm for arm, sources in read if {name, other_name} <= sources)
             if both:
                 yield f"{name} and {other_name} may read the same rows: documents repeat in {', '.join(both)}"
-            choices = [(source.parts, source.documents, source.bounds) for source in (one, other)]
+            choices = [(source.dataset, source.parts, source.documents, source.bounds) for source in (one, other)]
             if study.validation_documents and choices[0] != choices[1]:
                 yield (
                     f"{name} and {other_name} may read the same rows, but choose among them differently: what one holds out, "
                     "the other may train on, so their held-out losses can be too low"
                 )
+
+
+def _read_together(study: Study) -> Iterator[tuple[str, set[str]]]:
+    """The sources that each arm reads by the end of pretraining, and by that of each stage."""
+    for variant in study.variants.values():
+        for stage, names in variant.tree.arms.items():
+            for arm in (arm for arm in variant.arms if arm.name in names):
+                phases = variant.tree.stream(stage, arm, variant.budget).phases
+                yield arm.name, {name for phase in phases for name, weight in phase.mix.items() if weight}
 
 
 def _licences(study: Study) -> list[str]:

@@ -122,7 +122,7 @@ class TuningSet(DeclaredTable, frozen=True):
                 for message in conversation.messages
                 for value in (*message.values(), message.get("role"))
             ):
-                raise UserError(f"{where}: row {number} holds other values than text in its messages; fix the row")
+                raise UserError(f"{where}: row {number} has a message that is not text; fix the row")
             yield conversation
 
 

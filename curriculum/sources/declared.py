@@ -113,6 +113,14 @@ class DeclaredTable(Settings, frozen=True):
             return str(self.path) if self.dataset is None else f"dataset {self.dataset}"
         return "/".join([self.hub, *([self.config] if self.config else []), self.split])
 
+    @property
+    def on_the_hub(self) -> set[tuple[str, str | None, str]]:
+        """The tables of the hub that it reads, as dataset, configuration and split: short names may share some."""
+        if self.dataset is not None:
+            known = dataset(self.dataset)
+            return {(known.hub, part, known.split) for part in self.parts or known.parts or (None,)}
+        return set() if self.hub is None else {(self.hub, self.config, self.split)}
+
     def stems(self, root: Path) -> list[Path]:
         """The tables in the data folder `root` that hold it; none for files of the user's own."""
         if self.dataset is not None:
@@ -146,7 +154,7 @@ class DeclaredTable(Settings, frozen=True):
         files = self.files(root, where)
         file, rows = next(((file, rows) for file in files if (rows := head(file, FIRST_ROWS))), (files[0], []))
         if not rows:
-            raise UserError(f"{where}: {self.place} holds no row; name another file or split")
+            raise UserError(f"{where}: {self.place} contains no rows; name another file or split")
         present = column_names(file, rows)
         for key, wanted in self.reads().items():
             _require_columns(f"{where}.{key}", file, rows, present, wanted)
@@ -224,9 +232,7 @@ class TextTable(DeclaredTable, frozen=True):
             return False
         if self.path is not None and other.path is not None:
             return bool({*files_matching(self.path)} & {*files_matching(other.path)})
-        if self.dataset is not None and self.dataset == other.dataset:
-            return not (self.parts and other.parts) or bool({*self.parts} & {*other.parts})
-        return self.hub is not None and self.place == other.place
+        return bool(self.on_the_hub & other.on_the_hub)
 
 
 def declared_in(settings: Any, key: str = "") -> Iterator[tuple[str, DeclaredTable]]:

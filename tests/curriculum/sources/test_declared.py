@@ -50,7 +50,7 @@ def test_every_declared_table_is_found_under_its_key():
         ([{"text": "a"}, {"text": 3}], {}, r"sources.mine.text: .*a.jsonl, row 1: column 'text' holds 3, where text is need"),
         ([{"text": "x"}], {"id": "key"}, r"sources.mine.id: .*a.jsonl has no column 'key', only text"),
         ([{"text": "x", "s": 10**400}], {"score": "s"}, r"sources.mine.score: .*, row 0: column 's' holds 1000.*a number is"),
-        ([], {}, r"sources.mine: .*a.jsonl holds no row; name another file or split"),
+        ([], {}, r"sources.mine: .*a.jsonl contains no rows; name another file or split"),
     ],
 )
 def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, said):
@@ -83,9 +83,9 @@ def test_contradictory_keys_are_refused(keys, said):
     ("row", "said"),
     [
         ({"talk": [{"from": "human", "value": "Hi"}]}, "row 0: a message has no 'role', only from, value; rename its keys"),
-        ({"talk": [{"role": "user", "content": None}]}, "row 0 holds other values than text in its messages"),
+        ({"talk": [{"role": "user", "content": None}]}, "row 0 has a message that is not text"),
         ({"talk": [{"role": "", "content": "Hi"}]}, "row 0: a message has an empty role; write who speaks"),
-        ({"talk": ["Hi"]}, "row 0 holds other values than text in its messages"),
+        ({"talk": ["Hi"]}, "row 0 has a message that is not text"),
     ],
 )
 def test_messages_of_another_form_are_named(tmp_path, row, said):

@@ -53,7 +53,7 @@ ROWS = [{"body": f"text {number}", "key": number, "safety": number % 5} for numb
         ({"text": "body", "score": "body"}, "sources.mine.score: {file}, row 0: column 'body' holds 'text 0', where a number"),
         ({"path": "none/*.csv"}, "sources.mine: {folder}/none/*.csv: no such file, and no file matches it; correct the path"),
         ({"path": "study.yaml"}, "sources.mine: {folder}/study.yaml: has none of the endings"),
-        ({"path": "empty.jsonl"}, "sources.mine: {folder}/empty.jsonl holds no row; name another file or split"),
+        ({"path": "empty.jsonl"}, "sources.mine: {folder}/empty.jsonl contains no rows; name another file or split"),
         ({"path": None, "hub": "org/name"}, "sources.mine.hub is 'org/name', but a study with a world fetches nothing"),
     ],
 )
@@ -76,11 +76,25 @@ def test_an_arm_must_not_read_the_same_rows_through_two_sources(tmp_path, capsys
 def test_the_same_rows_through_two_sources_are_found_on_the_hub_and_in_known_datasets_too(tmp_path, capsys):
     hub = {"hub": "org/name", "revision": "1a2b3c4"}
     status, shown = planned(tmp_path, capsys, {"one": hub, "two": {**hub, "text": "body"}}, world=None)
-    assert status and "arm full-50 would read the same rows of org/name/train through both" in shown
+    assert status and "arm full-50 would read the same rows of org/name/train twice, through both sources" in shown
     few = {"dataset": "fineweb-edu", "documents": 100}
     status, shown = planned(tmp_path, capsys, {"few": few})
     assert not status and "few and web may read the same rows: documents repeat in full-50" in shown
     assert "few and web may read the same rows, but choose among them differently: what one holds out" in shown
+
+
+def test_short_names_that_share_a_part_and_stages_that_read_both_are_found_too(tmp_path, capsys):
+    alike = {"again": {"dataset": "fineweb-annotated", "parts": ["score_0"]}, "other": {"dataset": "fineweb-unsafe"}}
+    status, shown = planned(tmp_path, capsys, alike)
+    assert not status and "again and web may read the same rows: documents repeat in full-50" in shown
+    assert "again and web may read the same rows, but choose among them differently" in shown and "other and" not in shown
+    sources = {"web": {"dataset": "fineweb-edu"}, "few": {"dataset": "fineweb-edu", "documents": 100}}
+    path = small_study(
+        tmp_path, sources=sources, curriculum={"safe": {"web": 1}, "starts": [1]}, tuning=None, evaluation={"judge": "world"},
+        stages={"mt": {"kind": "midtrain", "mix": {"few": 1}, "steps": 2, "lr": 1e-3}},
+    )  # fmt: skip
+    assert main(["plan", str(path)]) == 0
+    assert "few and web may read the same rows: documents repeat in safe-100" in " ".join(capsys.readouterr().out.split())
 
 
 def test_one_table_of_the_hub_has_one_revision(tmp_path, capsys):
