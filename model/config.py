@@ -70,7 +70,7 @@ class ModelConfig(Settings, frozen=True):
 
 
 class EngineConfig(Settings, frozen=True):
-    """How a network is computed, not what it computes: a run may change all of this between two checkpoints."""
+    """How a network is computed, not what it computes: a run may change all of it but `fp8` later."""
 
     backend: Literal["auto", "te", "torch", "cpu"] = "auto"
     """"te" (Transformer Engine), "torch" (compiled) or "cpu" (neither); "auto" takes the fastest: "torch", or "te" for fp8."""
@@ -204,7 +204,7 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
 
 
 class ExecutionConfig(Settings, frozen=True, kw_only=True):
-    """How the processes of a run share and do the work. A run may change all of this between two checkpoints."""
+    """How the processes of a run share and do the work. A run may change all of it but `engine.fp8` later."""
 
     tensor_parallel: Positive = 1
     """GPUs that split each matrix between them."""

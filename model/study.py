@@ -91,7 +91,7 @@ class Allocation(Settings, frozen=True):
     gpus_per_node: Positive = 1
     """GPUs on each of them, with a process each."""
     hours: PositiveNumber = 1.0
-    """The time limit, over all restarts."""
+    """The time limit of each start: a job that reaches it saves and is requeued. A profile may set a shorter one."""
 
     @property
     def gpus(self) -> int:
@@ -108,7 +108,7 @@ class Resources(ExecutionConfig, frozen=True, kw_only=True):
     evaluation: Allocation = Allocation(hours=1)
     """Of each task on one benchmark; it takes one GPU at most."""
     data_hours: PositiveNumber = 24
-    """The time limit of each element that fetches, prepares, tokenises, exports or reports."""
+    """The time limit of each element that fetches, prepares, tokenises, exports, merges or reports."""
     data_cpus: Positive = 8
     """CPUs of each element that fetches, prepares or tokenises; tokenising uses them all."""
     expected_mfu: PositiveNumber = 0.40
