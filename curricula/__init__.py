@@ -6,7 +6,7 @@
 The command line is `curricula` (`curricula --help`). What a notebook wants can be imported from here; docs/library.md has
 recipes. The packages, in the order of the data: `curricula.curriculum` (what the model reads, and when), `curricula.model`
 (training), `curricula.eval` (what the model does), `curricula.jobs` (where and when all this runs). Each package says in its
-docstring what to import from it.
+docstring what its modules are for.
 """
 
 from __future__ import annotations

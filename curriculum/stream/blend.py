@@ -1,25 +1,8 @@
 """Which sample comes next: a stateless map from the global sample index to (source, position), across phases (`Blend`), and
 from there to a sample of the source, in an order of its own for each epoch (`Order`).
 
-Invariants. At every n of the first phase, each source has been drawn as often as the weights demand, to within 1.7
-samples. After hundreds of phases of a few samples, in which a dozen sources come and go, the count is still within four
-samples of what all phases so far demand (the worst in thousands of random runs was 3.3). So there are no blocks, no
-small weight is rounded to nothing, and the steps of a ramp cause no drift. Counters carry over from phase to phase, so a
-source continues where it stopped and no sample repeats before all have been seen. A phase's stream does not depend on
-where the phase ends, so arms with the same beginning share its samples. Nothing depends on the data-parallel size, the
-number of workers or the step at which a run was resumed.
-
-Method. The sources are the leaves of a binary tree. A node that has passed on m samples has sent round(m * share) of
-them to its first child and the others to its second. Both counts grow by steps of 0 or 1 with m, so the count of each
-leaf is an exact integer formula in n that never falls. The tree joins the two lightest nodes first, as Huffman's does.
-A node's rounding error, at most 1/2, reaches a leaf in proportion to the shares p1, p2, ... on the path between them,
-counted from the leaf. In such a tree p(i+1) <= 1 / (1 + p(i)), so a leaf is off by at most
-(1 + 1 + 1/2 + 1/3 + 1/5 + ...) / 2 = 1.68 samples.
-
-The next phase repays what a phase leaves a source short of, or takes back its excess: `owed` samples, ideal minus drawn.
-A node that owes its children `first` and `second` rounds m * share + first - share * (first + second) instead, clamped
-to [0, m], which again grows by steps of 0 or 1. This brings the debt of the first child to its share of the node's debt,
-to within the same 1/2.
+Counts follow the weights to within a few samples, no sample repeats before all have been seen, and arms with the same past
+share their samples: docs/explanation/blender.md says what is promised, how it works and why it holds.
 """
 
 from __future__ import annotations

@@ -76,7 +76,6 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     tokenizer = load_tokenizer(work.tokenizer)
     inputs = _inputs(work, documents, tokenizer)
     prefix = work.folder / shard
-    prefix.with_name(f".{shard}.spool").unlink(missing_ok=True)  # earlier versions left one after a kill
     if _is_finished(prefix, inputs):
         return
     if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:

@@ -2,7 +2,3 @@
 
 `datasets.write_world` writes a world's data folder.
 """
-
-from curricula.curriculum.world.fiction import World, WorldConfig
-
-__all__ = ["World", "WorldConfig"]

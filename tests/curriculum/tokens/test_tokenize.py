@@ -124,8 +124,6 @@ def test_a_finished_shard_is_kept_and_an_unfinished_one_is_made_again(root, tmp_
     before, content = first.stat().st_mtime_ns, second.read_bytes()
     (tmp_path / "web" / "00001.json").unlink()  # as a kill before the manifest would leave it
     second.write_bytes(b"half")
-    for unfinished_or_finished in ("00001", "00000", "validation"):
-        (tmp_path / "web" / f".{unfinished_or_finished}.spool").write_bytes(b"left over")
     tokenize_source(web(root, tmp_path))
     assert first.stat().st_mtime_ns == before
     assert second.read_bytes() == content
