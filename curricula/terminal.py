@@ -95,6 +95,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def plural(number: int, thing: str) -> str:
+    """`number` of `thing`: 1 element, 2,000 elements."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def age(seconds: float) -> str:
     """A duration in its largest unit: 8s, 3m, 5h, 2d."""
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES, Work
@@ -83,12 +83,15 @@ def last_failure(folder: Path, task: str) -> Failure | None:
 
 
 def _read(path: Path, kind: type[Mark]) -> Mark | None:
-    """The mark in `path`, or None without one; raises UserError when the file holds anything else."""
+    """The mark in `path`, or None without one; raises UserError when the file holds anything else, and StorageError when it
+    cannot be read now: it may be whole."""
     try:
         return decode(path.read_bytes(), kind)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); give the same command again when it can be") from None
+    except ValueError as error:
         raise UserError(f"{path}: not an element's mark ({error}); delete it and give the same command again") from None
 
 
@@ -155,5 +158,7 @@ def _whole_mark(folder: Path) -> Done | None:
     """The element's mark of being done; a damaged one counts as none, so that the element runs again and replaces it."""
     try:
         return read_done(folder)
+    except StorageError:
+        raise
     except UserError:
         return None

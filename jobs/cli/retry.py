@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -17,47 +17,78 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import TO_REPEAT, ElementStatus, run_status
 from curricula.jobs.plan import Key, Plan, chosen_of, keys_of
 from curricula.jobs.run import Run
-from curricula.jobs.selection import Selection, check_needs, select
-from curricula.jobs.slurm.commands import on_cluster, scancel
-from curricula.jobs.slurm.profile import kept_cluster, kept_profile, load_profile
-from curricula.jobs.slurm.submissions import known_tasks, queued, submissions, unrecorded
+from curricula.jobs.selection import Selection, select
+from curricula.jobs.slurm.commands import QueueFull, Task, TaskState, on_cluster, scancel
+from curricula.jobs.slurm.profile import kept_cluster, kept_profile, load_profile, with_secrets
+from curricula.jobs.slurm.submissions import Submission, cancel_waiting, known_tasks, queued, submissions, unrecorded
+from curricula.terminal import plural
 
 
 def retry(args: argparse.Namespace) -> int:
     run, selection = Run.open(args.run), Selection.from_args(args)
     plan = plan_study(run.study)
-    elements = run_status(run, plan).elements
-    again = to_run_again(plan, elements, set(keys_of(select(plan, selection))))
+    chosen = set(keys_of(select(plan, selection)))
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    if run.submissions.exists() and not args.dry_run:
+        with Run.locked(run.root):  # from the decision on: another command could change what it rests on
+            again, left_alone = _submit(run, chosen, args.profile, console)
+    else:
+        again, left_alone = _decide(run, plan, chosen)
     if not again:
-        console.print(f"{run.root}: nothing has failed, was cancelled or is stale")
+        console.print(f"{run.root}: nothing has failed, been cancelled or gone stale")
     elif args.dry_run:
         for job, label in again:
             console.print(f"{job}/{label}")
-        console.print(f"{len(again)} elements would run again")
-    elif run.submissions.exists():
-        _submit(run, again, args.profile, console)
-    else:
+        console.print(f"{plural(len(again), 'element')} would run again")
+    elif not run.submissions.exists():
         run_here(run.root, plan, chosen_of(again) if selection else None)
-    for job, label in overtaken(plan, elements, set(again)):
+    for job, label in left_alone:
         console.print(f"{job}/{label} is running on the old results; give the same command again when it has ended")
     return 0
 
 
-def _submit(run: Run, again: Sequence[Key], profile: Path | None, console: Console) -> None:
+def _decide(run: Run, plan: Plan, chosen: Collection[Key]) -> tuple[list[Key], list[Key]]:
+    """What is to run again, and what runs on its old results. Raises UserError where the state of the run is not known."""
+    status = run_status(run, plan)
+    if status.problem:  # what waits or runs would look as if it had failed
+        raise UserError(
+            f"{run.root}: nothing was submitted or cancelled, because {status.problem}; give the command again later"
+        )
+    again = to_run_again(plan, status.elements, chosen)
+    return again, overtaken(plan, status.elements, again)
+
+
+def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Console) -> tuple[list[Key], list[Key]]:
+    """Submit what is to run again, and cancel what waited for it; returns what `_decide` does."""
     from curricula.jobs.slurm.submit import Standing, standing, submit_plan
 
-    used = load_profile(profile) if profile else kept_profile(run.profile)
+    used = load_profile(profile) if profile else with_secrets(kept_profile(run.profile), run.profile)
     plan = plan_study(run.study, used)
-    with Run.locked(run.root):
-        now = standing(run, plan, used, console.print)
-        live = {key: tasks for key, tasks in now.live.items() if key not in again}
-        left = Standing(now.done - set(again), live)
-        check_needs(plan, chosen_of(again), left.done, left.live)  # before anything is cancelled
-        scancel(task for key in again for task in now.live.get(key, ()))  # they wait for what ended badly
-        made = submit_plan(run, plan, chosen_of(again), used, left, console.print)
+    now = standing(run, plan, used, console.print)
+    again, left_alone = _decide(run, plan, chosen)
+    if not again:
+        return again, left_alone
+    live = {key: tasks for key, tasks in now.live.items() if key not in again}
+    left = Standing(now.done - set(again), live)
+    replaced = [task for key in reversed(again) for task in now.live.get(key, ())]
+    before = len(submissions(run))
+
+    def submit() -> list[Submission]:
+        return submit_plan(run, plan, chosen_of(again), used, left, console.print)
+
+    try:
+        made = submit()
+    except QueueFull:  # what is to be replaced may be what fills it
+        if not replaced or len(submissions(run)) > before:
+            raise
+        cancel_waiting(run, replaced, console.print)
+        made = submit()
+    finally:
+        if len(submissions(run)) > before:  # else everything keeps its place in the queue
+            cancel_waiting(run, replaced, console.print)
     count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
-    console.print(f"{count} elements in {len(made)} arrays. Watch them with `curricula status {run.root}`.")
+    console.print(f"{plural(count, 'element')} in {plural(len(made), 'array')}. Watch them with `curricula status {run.root}`.")
+    return again, left_alone
 
 
 def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collection[Key] | None = None) -> list[Key]:
@@ -97,28 +128,34 @@ def cancel(args: argparse.Namespace) -> int:
             f"{run.root}: nothing of it was submitted to Slurm; end a run on this machine with Ctrl-C where it runs"
         )
     on_cluster(kept_cluster(run.profile))
-    try:
-        queue = queued(run)
-        on_record = [*submissions(run), *unrecorded(run, queue)]
-    except UserError as error:
-        raise UserError(f"{error}; nothing was cancelled") from None
-    known = known_tasks(run, on_record, queue)
-    live = sorted(
-        task
-        for key, tasks in known.items()
-        for task, state in tasks.items()
-        if key in chosen and (state.is_running or state.is_waiting)
-    )
+    with Run.locked(run.root):  # else a `submit` that is at work would go on with what needs the cancelled
+        live = _live(run, chosen)
     if not live:
         print(f"{run.root}: nothing of this is in Slurm's queue")
         return 0
-    states = Counter("running" if queue[task].is_running else "pending" for task in live)
-    what = " and ".join(f"{number} {state}" for state, number in states.items())
-    question = f"Cancel {what} of {run.root}?"
+    question = f"Cancel {_told(live)} of {run.root}?"
     unattended = UserError(f"{question} Standard input is not a terminal: give --yes")
     if not args.yes and not is_confirmed(question, unattended):
         print("nothing was cancelled")
         return 1
-    scancel(live)
-    print(f"cancelled {what}; `curricula retry {run.root}` submits them again, with what needs them")
+    with Run.locked(run.root):  # which nobody holds while the user thinks
+        still = {task: state for task, state in _live(run, chosen).items() if task in live}
+        scancel(still)
+    print(f"cancelled {_told(still) or 'nothing'}; `curricula retry {run.root}` submits them again, with what needs them")
     return 0
+
+
+def _live(run: Run, chosen: Collection[Key]) -> dict[Task, TaskState]:
+    """The tasks of the `chosen` elements that Slurm runs or will run, recorded or not."""
+    try:
+        queue = queued(run)
+        known = known_tasks(run, [*submissions(run), *unrecorded(run, queue)], queue)
+    except UserError as error:
+        raise UserError(f"{error}; nothing was cancelled") from None
+    tasks = [item for key, of_key in known.items() if key in chosen for item in of_key.items()]
+    return {task: state for task, state in sorted(tasks) if state.is_running or state.is_waiting}
+
+
+def _told(live: Mapping[Task, TaskState]) -> str:
+    states = Counter("running" if state.is_running else "pending" for state in live.values())
+    return " and ".join(f"{number} {state}" for state, number in states.items())

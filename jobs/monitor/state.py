@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from curricula.durable import is_held
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.jobs.completion import READERS, Done, is_complete, last_failure, made_again, read_done, read_failure
 from curricula.jobs.monitor.logs import find_logs, first_error
 from curricula.jobs.monitor.progress import Reading, read_progress
@@ -73,7 +73,7 @@ class RunStatus:
     elements: list[ElementStatus]
     """In the plan's order."""
     problem: str = ""
-    """One line that says why Slurm's part is missing; empty if it is not."""
+    """One line that says what is missing, Slurm's part or a mark that cannot be read, and why; empty if nothing is."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class _Facts:
     done: Done | None = None
     """Its mark, when it is done."""
     error: str = ""
+    is_readable: bool = True
+    """Whether its marks could be read."""
     is_held: bool = False
     """Whether a live process holds its lock."""
     has_begun: bool = False
@@ -120,16 +122,16 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         listing = pool.submit(squeue, [one.job_id for one in submitted], SLURM_PATIENCE_S) if latest else None
         facts = _read_all(run.root, works)
     known: Mapping[Key, Mapping[Task, TaskState]] = {}
-    problem = ""
+    problem, is_asked = next((fact.error for fact in facts.values() if not fact.is_readable), ""), bool(listing)
     try:
         if listing:
             unfinished = [key for key in latest if key in facts and not facts[key].done and not facts[key].error]
             known = _known(run, submitted, listing.result(), unfinished)
     except UserError as error:
-        problem = f"{error}; only what the run folder tells is shown"
+        is_asked, problem = False, f"{error}; only what the run folder tells is known"
     stale, found, logs_to_read = _stale(plan, facts), [], LOGS_READ
     for key, work in works.items():
-        slurm = _OnSlurm(*_telling(latest.get(key), known.get(key, {})), is_asked=bool(listing) and not problem)
+        slurm = _OnSlurm(*_telling(latest.get(key), known.get(key, {})), is_asked=is_asked)
         status = _status(work, facts[key], stale.get(key, ""), slurm)
         left_no_error = status.state == "failed" and not facts[key].error
         if slurm.task and left_no_error and logs_to_read:
@@ -199,7 +201,7 @@ def _read(work: Work) -> _Facts:
             return replace(facts, is_held=True)
         failure = read_failure(folder) if "failed.json" in names else None
     except UserError as error:
-        return _Facts(error=str(error), progress=facts.progress)
+        return _Facts(error=str(error), is_readable=not isinstance(error, StorageError), progress=facts.progress)
     return replace(facts, error=failure.error or "failed without a message") if failure else facts
 
 

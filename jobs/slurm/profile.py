@@ -324,11 +324,19 @@ def load_profile(path: Path) -> Profile:
     profile = parse(
         read_yaml(path, "no such profile; copy one of env/profiles/ and change its marked lines"), Profile, str(path)
     )
-    if profile.secrets_file:
-        secrets = Path(os.path.expanduser(profile.secrets_file)).absolute()  # it is read from other folders, too
-        _check_secrets(path, secrets)
-        profile = msgspec.structs.replace(profile, secrets_file=str(secrets))
-    return profile
+    return with_secrets(profile, path)
+
+
+def with_secrets(profile: Profile, path: Path) -> Profile:
+    """The profile of file `path`, after a check that this user, who is about to submit, can read its secrets.
+
+    A path becomes absolute, as it is read from other folders, too. One in `~` stays: a team's members have files of their own.
+    """
+    if not profile.secrets_file:
+        return profile
+    secrets = Path(os.path.expanduser(profile.secrets_file)).absolute()
+    _check_secrets(path, secrets)
+    return profile if profile.secrets_file.startswith("~") else msgspec.structs.replace(profile, secrets_file=str(secrets))
 
 
 def keep_profile(path: Path, profile: Profile) -> None:
@@ -355,7 +363,10 @@ def _check_secrets(profile: Path, secrets: Path) -> None:
         mode = stat.S_IMODE(secrets.stat().st_mode)
         lines = secrets.read_bytes().splitlines()
     except OSError as error:
-        raise UsageError(f"{profile}: secrets_file is {secrets}, which cannot be read ({error.strerror})") from None
+        raise UsageError(
+            f"{profile}: secrets_file is {secrets}, which cannot be read ({error.strerror}); "
+            "name a file of yours, in a profile that you give with --profile"
+        ) from None
     if mode & 0o077:
         raise UsageError(f"{secrets}: others may read it (mode {mode:o}); protect it with `chmod 600 {secrets}`")
     for number, line in enumerate(lines, start=1):

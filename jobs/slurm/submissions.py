@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -22,7 +22,7 @@ from curricula.durable import append_jsonl, exclusive_lock, read_jsonl, team, wr
 from curricula.errors import UserError
 from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.commands import Task, TaskState, batch_script, scancel, squeue
+from curricula.jobs.slurm.commands import Task, TaskState, batch_script, patiently, scancel, squeue
 from curricula.settings import convert, decode
 
 Queue = Mapping[Task, TaskState]
@@ -180,6 +180,17 @@ def cancel_hopeless(run: Run, queue: Queue) -> None:
     known = known_tasks(run, submissions(run), queue)
     with contextlib.suppress(UserError):  # some may have left the queue meanwhile
         scancel(task for tasks in known.values() for task, state in tasks.items() if state.is_hopeless)
+
+
+def cancel_waiting(run: Run, tasks: Collection[Task], say: Callable[[str], object]) -> None:
+    """Cancel, in this order, those of `tasks` that still wait; what runs by now is left alone."""
+    try:
+        for attempt in patiently(say):
+            with attempt:
+                queue = queued(run)
+        scancel(task for task in tasks if task in queue and is_of(run, queue[task]) and queue[task].is_waiting)
+    except UserError as error:  # some have left the queue meanwhile, or are a colleague's
+        say(f"{error}: cancel yourself what still waits of {', '.join(dict.fromkeys(task.job_id for task in tasks))}")
 
 
 class BadNode(msgspec.Struct, frozen=True, kw_only=True):

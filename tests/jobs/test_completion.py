@@ -1,9 +1,14 @@
 """An element is done only if it read what is there now: for `status`, `retry`, the launchers and the element itself."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 from run_folders import FakeSlurm, fail, finish, make, new_run, submitted
 
 from curricula.durable import read_json, write_text
+from curricula.errors import StorageError
 from curricula.jobs.cli.main import main
 from curricula.jobs.cli.retry import to_run_again
 from curricula.jobs.completion import done_elements
@@ -109,6 +114,24 @@ def test_a_damaged_mark_counts_as_none_and_is_replaced(demo):
     assert done_elements(run, plan) == set(plan.needs)
 
 
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_mark_that_cannot_be_read_now_stands(demo, monkeypatch, code):
+    run, plan = demo
+    mark, read = run.element("prepare", "prepare") / "done.json", Path.read_bytes
+
+    def read_bytes(path):
+        if path == mark:
+            raise OSError(code, os.strerror(code), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    for look in (lambda: done_elements(run, plan), lambda: run_element(run.root, "prepare", "prepare")):
+        with pytest.raises(StorageError, match=rf"done\.json: cannot be read \({os.strerror(code)}\)"):
+            look()
+    status = run_status(run, plan)
+    assert status.problem.startswith(f"{mark}: cannot be read") and mark.exists()
+
+
 def test_retry_names_the_running_report_that_it_overtakes(demo, capsys, tmp_path, monkeypatch):
     run, plan = demo
     slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
@@ -121,7 +144,7 @@ def test_retry_names_the_running_report_that_it_overtakes(demo, capsys, tmp_path
     assert main(["retry", str(run.root), "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "merge-20/full-20/base",
-        "1 elements would run again",
+        "1 element would run again",
         "report/report is running on the old results; give the same command again when it has ended",
     ]
 

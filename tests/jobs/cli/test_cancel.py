@@ -6,9 +6,15 @@ import pytest
 from run_folders import FakeSlurm, finish, new_run, squeue_line, submitted
 
 from curricula.jobs.cli.main import main
+from curricula.jobs.run import Run
 from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.submissions import contents_line
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 @pytest.fixture
@@ -59,10 +65,6 @@ def test_an_arm_of_a_stage_is_cancelled_and_nothing_else(demo, slurm):
 
 
 def test_a_person_is_asked_and_may_say_no(demo, slurm, monkeypatch, capsys):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 1
     assert slurm.calls("scancel") == [] and "Cancel 1 running" in capsys.readouterr().out
@@ -84,6 +86,28 @@ def test_nothing_is_cancelled_while_squeue_fails(demo, slurm, capsys):
     slurm.answer("squeue", error="Unable to contact slurm controller", code=1)
     assert main(["cancel", str(demo[0].root), "--yes"]) == 1
     assert "Unable to contact slurm controller; nothing was cancelled" in capsys.readouterr().err
+
+
+def test_nothing_is_cancelled_while_another_command_submits(demo, slurm, capsys):
+    run, _ = demo
+    with Run.locked(run.root):
+        assert main(["cancel", str(run.root), "--yes"]) == 1
+    assert "in use by a live run" in capsys.readouterr().err and slurm.calls("scancel") == []
+
+
+def test_other_commands_may_change_the_run_while_the_user_thinks(demo, slurm, monkeypatch):
+    """And what has ended when the answer comes is not cancelled."""
+    run, _ = demo
+
+    def think(question):
+        with Run.locked(run.root):
+            slurm.queue(("9", "0", "RUNNING", "None", "n1", 0), ("8", "0", "COMPLETED", "None", "", 0))
+        return "y"
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("builtins.input", think)
+    assert main(["cancel", str(run.root)]) == 0
+    assert slurm.calls("scancel") == [["9_[0]"]]
 
 
 def test_an_error_of_scancel_is_passed_on(demo, slurm, capsys):

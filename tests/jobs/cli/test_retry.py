@@ -1,8 +1,11 @@
 """What runs again after a failure: what ended badly and what waits for it, no more; by `retry` and by resubmit.sh."""
 
+import errno
 import json
+import os
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from run_folders import FakeSlurm, fail, finish, finish_evaluation, new_run, submitted
@@ -14,6 +17,7 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.local import Outcome
 from curricula.jobs.monitor.state import ElementStatus
 from curricula.jobs.plan import keys_of
+from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import Task
 from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, kept_profile
 from curricula.jobs.slurm.script import write_resubmit
@@ -22,12 +26,13 @@ from curricula.jobs.slurm.submit import Standing, submit_plan
 from curricula.jobs.study import parse_study
 
 SBATCH = 'n=$(cat "$0.count" 2>/dev/null || echo 900); echo $((n + 1)) > "$0.count"; echo "$n"; exit 0'
+SUBMITTED = SBATCH.replace('"$n"', '"Submitted batch job $n"')
 
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
-    slurm.answer("sbatch", script=SBATCH.replace('"$n"', '"Submitted batch job $n"'))
+    slurm.answer("sbatch", script=SUBMITTED)
     return slurm
 
 
@@ -42,10 +47,10 @@ def demo(tmp_path, slurm):
 
 
 def hide_ended(slurm):
-    """Have `squeue --me` list what waits alone, as Slurm does."""
+    """Have `squeue --me` list only what waits or runs, as Slurm does."""
     listing = (slurm.folder / "squeue.out").read_text()
-    waiting = f'[[ " $* " != *" --me "* ]] || {{ grep PENDING "{slurm.folder}/squeue.out"; exit 0; }}'
-    slurm.answer("squeue", listing, script=waiting)
+    live = f'[[ " $* " != *" --me "* ]] || {{ grep -E "PENDING|RUNNING" "{slurm.folder}/squeue.out"; exit 0; }}'
+    slurm.answer("squeue", listing, script=live)
 
 
 def statuses(plan, states, default="done"):
@@ -108,7 +113,9 @@ def test_only_the_failures_of_an_arm_or_stage_are_retried(plan):
     assert ("instruct-20", "data-20") in again and ("instruct-20", "full-20") not in again
 
 
-def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, capsys, monkeypatch):
+@pytest.fixture
+def failed(demo, slurm, monkeypatch):
+    """All is trained, one export has failed, and the rest waits. The run, and the tasks of its elements."""
     for module in ("completion", "monitor.state"):
         monkeypatch.setattr(f"curricula.jobs.{module}.is_complete", lambda *_: True)
     run, jobs = demo
@@ -127,6 +134,11 @@ def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, ca
                 rows.append((task.job_id, str(task.number), "PENDING", "Dependency", "", 0))
     slurm.queue(*rows)
     hide_ended(slurm)
+    return run, tasks
+
+
+def test_retry_submits_the_failed_and_cancels_what_waited_for_it(failed, slurm, capsys):
+    run, tasks = failed
     record_bad_nodes(run, [BadNode(node="n7", reason="x", time=4e9)])
     assert main(["retry", str(run.root)]) == 0
     new = latest_tasks(submissions(run))
@@ -138,13 +150,106 @@ def test_retry_submits_the_failed_and_cancels_what_waited_for_it(demo, slurm, ca
     )
     assert ("pretrain-20", "full-20") not in moved and ("evaluate-base-60", "full-60/probes") not in moved
     (cancelled,) = slurm.calls("scancel")
-    assert f"{tasks['report', 'report'].job_id}_[0]" in cancelled
+    # Nothing that waits for the end of another must begin when that is cancelled, so it goes first.
+    assert cancelled[0] == f"{tasks['report', 'report'].job_id}_[0]" and len(cancelled) > 2
     assert not any(word.startswith(f"{tasks['export-base-60', 'full-60'].job_id}_") for word in cancelled)
     assert not (run.element("export-base-20", "full-20") / "failed.json").exists()
     script = (run.slurm / "scripts").glob("*export-base-20.sbatch")
     assert len(list(script)) == 1 and "elements in" in capsys.readouterr().out
     sent = [path.read_text() for path in run.slurm.glob("*.sh")] + [" ".join(call) for call in slurm.calls("sbatch")]
     assert any("--exclude=n7" in text for text in sent)
+
+
+AWAY = "slurm_load_jobs error: Unable to contact slurm controller"
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_nothing_is_cancelled_while_slurm_does_not_say_what_runs(demo, slurm, capsys, words):
+    """Elements that run or wait again, and left the mark of an earlier failure, would look as if they had ended badly."""
+    run, _ = demo
+    fail(run, "pretrain-20", "full-20")
+    tasks = latest_tasks(submissions(run)).values()
+    slurm.queue(*((task.job_id, str(task.number), "PENDING", "BeginTime", "", 1) for task in tasks))
+    listing = (slurm.folder / "squeue.out").read_text()
+    slurm.answer("squeue", listing, script=f"[[ $* = *--me* ]] || {{ echo '{AWAY}' >&2; exit 1; }}")
+    assert main(["retry", str(run.root), *words]) == 1
+    assert "nothing was submitted or cancelled, because squeue: slurm_load_jobs error: Unable" in capsys.readouterr().err
+    assert slurm.calls("scancel") == slurm.calls("sbatch") == []
+
+
+def test_nothing_runs_again_while_a_mark_cannot_be_read(failed, slurm, capsys, monkeypatch):
+    run, _ = failed
+    mark, read = run.element("prepare", "prepare") / "done.json", Path.read_bytes
+
+    def read_bytes(path):
+        if path == mark:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert main(["retry", str(run.root)]) == 74
+    assert f"{mark}: cannot be read (Stale file handle)" in capsys.readouterr().err
+    assert main(["retry", str(run.root), "--dry-run"]) == 1
+    assert f"{mark}: cannot be read (Stale file handle)" in capsys.readouterr().err
+    assert slurm.calls("scancel") == slurm.calls("sbatch") == [] and mark.exists()
+
+
+def test_retry_decides_when_no_other_command_changes_the_run(failed, slurm, capsys):
+    run, _ = failed
+    with Run.locked(run.root):
+        assert main(["retry", str(run.root)]) == 1
+    assert "in use by a live run" in capsys.readouterr().err and slurm.calls("squeue") == []
+
+
+def test_what_waits_keeps_its_place_when_sbatch_refuses_the_first_array(failed, slurm, capsys):
+    run, _ = failed
+    slurm.answer("sbatch", error="sbatch: error: invalid partition specified: gpu2", code=1)
+    assert main(["retry", str(run.root)]) == 1
+    assert "invalid partition" in capsys.readouterr().err and slurm.calls("scancel") == []
+    assert (run.element("export-base-20", "full-20") / "failed.json").exists()
+
+
+def test_once_something_is_submitted_again_what_waited_for_the_failed_goes(failed, slurm, capsys):
+    run, tasks = failed
+    slurm.answer("sbatch", script=f'[ -e "$0.count" ] && {{ echo "sbatch: error: no" >&2; exit 1; }}; {SUBMITTED}')
+    assert main(["retry", str(run.root)]) == 1
+    ((*cancelled,),) = slurm.calls("scancel")
+    assert len(submissions(run)) == len({task.job_id for task in tasks.values()}) + 1
+    assert f"{tasks['report', 'report'].job_id}_[0]" in cancelled
+
+
+def test_what_has_begun_meanwhile_is_not_cancelled(failed, slurm):
+    run, tasks = failed
+    report = tasks["report", "report"].job_id
+    begin = f'sed -i "/^{report} /s/PENDING/RUNNING/" "{slurm.folder}/squeue.out"'
+    slurm.answer("sbatch", script=f"{begin}; {SUBMITTED}")
+    assert main(["retry", str(run.root)]) == 0
+    (cancelled,) = slurm.calls("scancel")
+    assert len(cancelled) > 1 and not any(word.startswith(f"{report}_") for word in cancelled)
+
+
+def test_where_slurm_takes_no_more_jobs_what_waits_makes_room_for_what_replaces_it(failed, slurm):
+    run, tasks = failed
+    full = "sbatch: error: QOSMaxSubmitJobPerUserLimit"
+    room = f'[ -e "{slurm.folder}/scancel.calls" ] || {{ echo "{full}" >&2; exit 1; }}'
+    slurm.answer("sbatch", script=f"{room}; {SUBMITTED}")
+    assert main(["retry", str(run.root)]) == 0
+    assert latest_tasks(submissions(run))["report", "report"] != tasks["report", "report"]
+
+
+def test_a_jobs_owner_is_named_where_another_cannot_cancel_it(failed, slurm, capsys):
+    run, tasks = failed
+    slurm.answer("scancel", error="scancel: error: Access denied", code=1)
+    assert main(["retry", str(run.root)]) == 0
+    assert f"Access denied: cancel yourself what still waits of {tasks['report', 'report'].job_id}, " in capsys.readouterr().out
+
+
+def test_secrets_of_whoever_submitted_first_are_no_reason_to_submit_what_ends_at_once(failed, slurm, capsys, tmp_path):
+    run, _ = failed
+    keep_profile(run.profile, Profile(secrets_file=str(tmp_path / "anns-secrets")))
+    assert main(["retry", str(run.root)]) == 2
+    assert "anns-secrets, which cannot be read (No such file or directory); name a file of yours" in capsys.readouterr().err
+    assert slurm.calls("sbatch") == slurm.calls("scancel") == []
 
 
 def test_a_retry_that_cannot_be_submitted_cancels_nothing(demo, slurm, capsys):
@@ -172,7 +277,7 @@ def test_dry_run_names_what_would_run_again_and_submits_nothing(demo, slurm, cap
     fail(run, "report", "report")
     slurm.queue(*((str(100 + n), str(k), "PENDING", "None", "", 0) for n in range(len(jobs) - 1) for k in range(30)))
     assert main(["retry", str(run.root), "--dry-run"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["report/report", "1 elements would run again"]
+    assert capsys.readouterr().out.splitlines() == ["report/report", "1 element would run again"]
     assert slurm.calls("sbatch") == []
 
 

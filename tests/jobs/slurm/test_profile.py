@@ -204,6 +204,9 @@ def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     path.write_text(yaml.safe_dump({"secrets_file": "secrets"}))
     assert load_profile(path).secrets_file == str(secrets)  # jobs and `retry` begin in other folders
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path.write_text(yaml.safe_dump({"secrets_file": "~/secrets"}))
+    assert load_profile(path).secrets_file == "~/secrets"  # a colleague's `retry` reads the colleague's
     secrets.write_text("# mine\nHF_TOKEN=hf_very_secret\nhf_very_secret\n")
     with pytest.raises(UsageError, match="line 3 is not NAME=value") as said:
         load_profile(path)
