@@ -112,7 +112,9 @@ class Run:
     def check(self, study: Study) -> None:
         """Raise UserError if the run cannot go on as one of `study`."""
         if changed := refusal(self.study, study):
-            raise UserError(f"{self.root}/study.yaml: holds another study: {changed}; name another folder with --run")
+            raise UserError(
+                f"{self.root}/study.yaml: was created from a different study: {changed}; name another folder with --run"
+            )
         data_folder = None if study.world else local_root()
         if data_folder and self.data_folder != data_folder and self._holds_to_data:
             then = f"with CURRICULA_DATA={self.data_folder}" if self.data_folder else "without CURRICULA_DATA"
@@ -345,11 +347,11 @@ def _git() -> dict[str, Any]:
 
 
 def refusal(old: Study, new: Study) -> str:
-    """Why a run of `old` cannot go on as one of `new`, such as "seed is 42 there and 43 now"; empty if it can."""
+    """Why a run of `old` cannot go on as one of `new`, such as "seed was 42, now 43"; empty if it can."""
     seeds, new_seeds = ([one.seed for one in study.replicates] for study in (old, new))
     if seeds[0] != new_seeds[0]:
         what = "seed" if len(seeds) == len(new_seeds) == 1 else "the first of seeds"
-        return f"{what} is {seeds[0]} there and {new_seeds[0]} now"
+        return f"{what} was {seeds[0]}, now {new_seeds[0]}"
     if gone := [str(seed) for seed in seeds if seed not in new_seeds]:
         return f"it has seed {', '.join(gone)}, which seeds now lacks"
     if gone := [name for name in old.tree.stages if name not in new.tree.stages]:
@@ -364,7 +366,7 @@ def refusal(old: Study, new: Study) -> str:
         if new_arms[name] != arm:
             return f"arm {name} would read another mix with the new starts"
         if new_jobs[name] != jobs[name]:
-            return f"the jobs of arm {name} are named by {jobs[name]}% there and by {new_jobs[name]}% now"
+            return f"the jobs of arm {name} were named by {jobs[name]}%, now by {new_jobs[name]}%"
     return _lost_start(old, new)
 
 
@@ -432,4 +434,4 @@ def _first_difference(old: Any, new: Any, place: str = "") -> str:
             if found:
                 return found
         return ""
-    return "" if old == new else f"{place} is {old!r} there and {new!r} now"
+    return "" if old == new else f"{place} was {old!r}, now {new!r}"

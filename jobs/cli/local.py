@@ -21,8 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from curricula.errors import UserError
+from curricula.jobs.cli.options import is_confirmed
 from curricula.jobs.completion import Failure, done_elements, read_done, read_failure
-from curricula.jobs.estimates import about, minutes_here, seconds_here
+from curricula.jobs.estimates import MOST_HERE, about, minutes_here, seconds_here
 from curricula.jobs.local import run_plan
 from curricula.jobs.monitor.progress import Reading, number, read_progress
 from curricula.jobs.plan import Chosen, Key, Plan, keys_of
@@ -30,12 +31,14 @@ from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
-from curricula.terminal import clock, count, one_line
+from curricula.terminal import clock, count, one_line, plural
 
 FULL_BYTES = 1 << 16
 """With less free space than this an element cannot write why it failed."""
 BAR = 24
 """Characters of a bar."""
+NAMED = 8
+"""How many of the elements that failed are named."""
 TRUSTED_S = 60.0
 """How long the estimate of the time left goes by the plan's figures rather than by what was seen."""
 
@@ -44,8 +47,11 @@ def run_root(study: Study, given: Path | None) -> Path:
     return given or Path("runs") / study.name
 
 
-def run_here(root: Path, plan: Plan, chosen: Chosen | None = None) -> None:
-    """Run the `chosen` elements of a plan, or all, that are not done yet in the run folder `root`; print the outcome."""
+def run_here(root: Path, plan: Plan, chosen: Chosen | None = None, yes: bool = True) -> None:
+    """Run the `chosen` elements of a plan, or all, that are not done yet in the run folder `root`; print the outcome.
+
+    Without `yes` it asks before work that is meant for GPUs; raises UserError if the answer is no or nobody can answer.
+    """
     console = Console(highlight=False, markup=False)
     done_before = done_elements(Run(root), plan) if root.exists() else set()
     if chosen is not None:
@@ -54,15 +60,28 @@ def run_here(root: Path, plan: Plan, chosen: Chosen | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
     keys = list(plan.needs) if chosen is None else keys_of(chosen)
     if open_keys := set(keys) - done_before:
-        count_open = f"{len(open_keys)} element" + "s" * (len(open_keys) > 1)
-        takes = about(minutes_here(plan, open_keys))
-        console.print(f"{root}: {count_open} to run, {takes} on this machine. Ctrl-C stops it; the same command continues.")
+        minutes = minutes_here(plan, open_keys)
+        what = f"{plural(len(open_keys), 'element')} to run, {about(minutes)} on this machine"
+        if minutes > MOST_HERE and not yes:
+            _confirm(f"{root}: {what}")
+        console.print(f"{root}: {what}. Ctrl-C stops it; the same command continues.")
     run, done = run_elements(root, plan, console, None if chosen is None else keys)
-    count_done = f"all {len(done)}" if chosen is None else f"{len(done)} chosen"
+    count_done = f"all {plural(len(done), 'element')}" if chosen is None else plural(len(done), "chosen element")
     took = clock(time.monotonic() - started)
-    console.print(f"{run.root}: {count_done} elements done, {took} in this call.", soft_wrap=True)
+    console.print(f"{run.root}: {count_done} done, {took} in this call.", soft_wrap=True)
     if (run.report / "index.html").exists():
         console.print(f"Report: {(run.report / 'index.html').resolve()}", soft_wrap=True)
+
+
+def _confirm(what: str) -> None:
+    unattended = UserError(
+        f"{what}; submit it to a cluster with --cluster slurm --profile P, select less with --stage, --job, --arm or --seeds, "
+        "or give --yes"
+    )
+    if not is_confirmed(
+        f"{what}; a cluster takes it with --cluster slurm --profile P. Start it here all the same?", unattended
+    ):
+        raise UserError("nothing was started")
 
 
 def run_elements(
@@ -77,10 +96,11 @@ def run_elements(
         with Display(run, plan, console, chosen, workers) as display:
             outcome = run_plan(run, plan, display, workers, chosen)
     if outcome.failed:
-        names = ", ".join("/".join(key) for key in outcome.failed)
+        more = f" and {len(outcome.failed) - NAMED} more" if len(outcome.failed) > NAMED else ""
+        names = ", ".join("/".join(key) for key in outcome.failed[:NAMED]) + more
         raise UserError(
-            f"{run.root}: {len(outcome.failed)} elements failed ({names}), and {len(outcome.skipped)} that need them were not "
-            f"started; see `curricula logs {run.root} {outcome.failed[0][0]}`, fix it and give the same command again"
+            f"{run.root}: {plural(len(outcome.failed), 'element')} failed ({names}), and {len(outcome.skipped)} that need them "
+            f"were not started; see `curricula logs {run.root} {outcome.failed[0][0]}`, fix it and give the same command again"
         )
     return run, set(outcome.done)
 

@@ -148,11 +148,11 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         "--cluster", choices=["local", "slurm"], default="local", help="where to run: local (here, the default) or slurm"
     )
     submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME, or the profile's)")
+    submit.add_argument("--yes", action="store_true", help="do not ask, however long it takes")
     selection.add_options(submit, default="all that are not done")
     slurm = submit.add_argument_group("on a Slurm cluster")
     slurm.add_argument("--profile", metavar="P", type=Path, help=f"the site's profile, such as {PROFILE}")
     slurm.add_argument("--dry-run", action="store_true", help="show jobs and sbatch scripts; submit and write nothing")
-    slurm.add_argument("--yes", action="store_true", help="do not ask, however many GPU-hours it takes")
 
     render = add_verb(
         verbs,

@@ -30,7 +30,7 @@ from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run, newest_run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import explained
-from curricula.terminal import age, clock, count, json_text, one_line
+from curricula.terminal import age, clock, count, json_text, one_line, plural
 
 LOOK_EVERY_S = 2.0
 ASK_SLURM_EVERY_S = 15.0
@@ -185,7 +185,9 @@ def _rows(status: RunStatus, compact: bool) -> list[_Row]:
             if len(of_state) > ROWS_EACH:
                 more = f"  and {len(of_state) - ROWS_EACH} more"
                 rows.append(_Row(Text(more), Text(state, STYLES[state])))
-    return rows + [_Row(Text(f"{jobs_quiet} jobs", "dim"), Text(f"all {state}", "dim")) for state, jobs_quiet in quiet.items()]
+    return rows + [
+        _Row(Text(plural(jobs_quiet, "job"), "dim"), Text(f"all {state}", "dim")) for state, jobs_quiet in quiet.items()
+    ]
 
 
 def _summary(states: Counter[State]) -> Text:

@@ -8,7 +8,7 @@ import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -22,17 +22,21 @@ from curricula.curriculum.stages import BASE
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here, run_root
 from curricula.jobs.cli.options import is_confirmed
+from curricula.jobs.completion import done_elements
 from curricula.jobs.downloads import read_study
 from curricula.jobs.estimates import MOST_HERE, about, describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Chosen, Key, Plan
 from curricula.jobs.run import Run, cut_branches
-from curricula.jobs.selection import Selection, select
+from curricula.jobs.selection import Selection, check_needs, select
 from curricula.jobs.slurm.commands import ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile, load_profile
 from curricula.jobs.slurm.script import check_root
 from curricula.jobs.study import STUDIES, Study, load_study
-from curricula.terminal import json_text
+from curricula.terminal import json_text, plural
+
+if TYPE_CHECKING:
+    from curricula.jobs.slurm.submit import Standing
 
 AFTER = {"afterok": "{}", "aftercorr": "{}, each after its own", "afterany": "the end of {}"}
 """What a job waits for, in words that fit any machine."""
@@ -74,7 +78,7 @@ def submit(args: argparse.Namespace) -> int:
     plan, selection = plan_study(study, profile), Selection.from_args(args)
     chosen = select(plan, selection, with_needs=True)
     if profile is None:
-        run_here(run_root(study, args.run), plan, chosen if selection else None)
+        run_here(run_root(study, args.run), plan, chosen if selection else None, args.yes)
         return 0
     root = check_root(args.run or profile.run_root(study.name))
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -87,28 +91,59 @@ def submit(args: argparse.Namespace) -> int:
 
 def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, yes: bool, console: Console) -> None:
     from curricula.jobs.slurm.commands import require_slurm
-    from curricula.jobs.slurm.submit import standing, submit_plan
+    from curricula.jobs.slurm.submit import submit_plan
 
     require_slurm()
-    is_new = not (root / "study.yaml").exists()
-    if is_new:  # ask before anything is made
-        _confirm(plan, chosen, profile, yes, console)
+    if not (root / "study.yaml").exists():  # ask before anything is made
+        _confirm(plan, chosen, profile, yes)
+    elif not yes and _gpu_hours(plan, chosen) > profile.gpu_hours_limit:  # what is left may be less
+        with Run.locked(root):  # which nobody holds while the user thinks
+            still = _standing(Run.open(root), plan, profile, console).open(chosen)
+        _confirm(plan, still, profile, yes)
     with Run.locked(root):
-        run = Run.create(root, plan.study) if is_new else Run.open(root)
-        run.check(plan.study)
-        now = standing(run, plan, profile, console.print)
-        _check_cut_branches(run, plan, now.live)
+        run = Run.open(root) if (root / "study.yaml").exists() else Run.create(root, plan.study)
+        now = _standing(run, plan, profile, console)
         still = now.open(chosen)
         if not still:
             queued = sum((job, label) in now.live for job, labels in chosen.items() for label in labels)
-            console.print(f"{root}: nothing to submit; {queued} elements are queued or running, the others are done.")
+            console.print(f"{root}: nothing to submit; {plural(queued, 'element')} queued or running, the others done.")
             return
-        if not is_new:
-            _confirm(plan, still, profile, yes, console)
-            run = Run.create(root, plan.study)  # grows here, once nobody has refused
+        hours = _gpu_hours(plan, still)
+        console.print(f"Up to {hours:,.0f} GPU-hours (the profile asks above {profile.gpu_hours_limit:g}).")
+        run = Run.create(root, plan.study)  # grows here, once nobody has refused
         made = submit_plan(run, plan, still, profile, now, console.print)
     count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
-    console.print(f"{count} elements in {len(made)} arrays. Watch them with `curricula status {root}` or `squeue --me`.")
+    arrays = plural(len(made), "array")
+    console.print(f"{plural(count, 'element')} in {arrays}. Watch them with `curricula status {root}` or `squeue --me`.")
+
+
+def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Standing:
+    """What of the run is done and live; raises UserError where it cannot go on, or not yet, as one of the plan's study."""
+    from curricula.jobs.slurm.submit import standing
+
+    run.check(plan.study)
+    now = standing(run, plan, profile, console.print)
+    if plan.study != run.study:
+        _check_cut_branches(run, plan, now.live)
+        _check_code(run, {task.job_id for tasks in now.live.values() for task in tasks})
+    return now
+
+
+def _check_code(run: Run, live: Iterable[str]) -> None:
+    """Raise UserError while arrays are live that run another version of the code: it might refuse keys that this one writes
+    into the run's study, and a job that cannot read its study ends for good."""
+    from curricula.jobs.slurm.commands import batch_script
+    from curricula.jobs.slurm.snapshot import planned_snapshot
+
+    code = f"/code/{planned_snapshot(run.root).folder.name}"
+    for job_id in sorted(live, key=int):
+        kept = run.slurm / f"{job_id}_submission.sh"
+        script = kept.read_text() if kept.exists() else batch_script(job_id)
+        if script and code not in script:
+            raise UserError(
+                f"{run.root}: array {job_id} is queued or running with another version of the code, which might not read the "
+                "changed study; submit it when that has ended, or `curricula cancel` it first"
+            )
 
 
 def _check_cut_branches(run: Run, plan: Plan, live: Iterable[Key]) -> None:
@@ -125,33 +160,41 @@ def _check_cut_branches(run: Run, plan: Plan, live: Iterable[Key]) -> None:
             )
 
 
-def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool, console: Console) -> None:
+def _gpu_hours(plan: Plan, chosen: Chosen) -> float:
+    return sum(plan.gpu_hours(chosen).values())
+
+
+def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool) -> None:
     """Ask before more GPU-hours than the profile's limit; raises UserError if the answer is no or nobody can answer."""
-    hours = sum(plan.gpu_hours(chosen).values())
-    console.print(f"Up to {hours:,.0f} GPU-hours (the profile asks above {profile.gpu_hours_limit:g}).")
+    hours, limit = _gpu_hours(plan, chosen), f"the profile's gpu_hours_limit of {profile.gpu_hours_limit:g}"
     if hours <= profile.gpu_hours_limit or yes:
         return
     unattended = UserError(
-        f"{hours:,.0f} GPU-hours are more than the profile's gpu_hours_limit of {profile.gpu_hours_limit:g}; "
-        "give --yes, or select less with --stage, --job, --arm or --seeds"
+        f"{hours:,.0f} GPU-hours are more than {limit}; give --yes, or select less with --stage, --job, --arm or --seeds"
     )
-    if not is_confirmed("Submit them?", unattended):
+    if not is_confirmed(f"Submit up to {hours:,.0f} GPU-hours, more than {limit}?", unattended):
         raise UserError("nothing was submitted")
 
 
 def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, console: Console) -> None:
     """Print every sbatch script, Slurm's answer to it where Slurm is installed, and a table of the arrays; writes nothing."""
     from curricula.jobs.slurm.commands import on_cluster, partition_minutes, tested, too_long
+    from curricula.jobs.slurm.submissions import latest_tasks, live_elements, queued, submissions
     from curricula.jobs.slurm.submit import preview
 
     if explained := ignored_explained(os.environ):
         console.print(explained)
     on_cluster(profile.cluster)
+    has_slurm, run = shutil.which("sbatch") is not None, Run(root)
+    if (root / "study.yaml").exists():
+        run.check(plan.study)
+    submitted = submissions(run)
+    live = live_elements(run, queued(run)) if submitted and has_slurm else latest_tasks(submitted)
+    check_needs(plan, chosen, done_elements(run, plan), live)
     previews = preview(plan, chosen, profile, root)
-    has_slurm = shutil.which("sbatch") is not None
     limits = partition_minutes() if has_slurm else {}
     for one in previews:
-        console.rule(f"{one.job}: {len(one.array.labels)} elements", characters="─", align="left")
+        console.rule(f"{one.job}: {plural(len(one.array.labels), 'element')}", characters="─", align="left")
         console.print(one.script)
         if has_slurm:
             console.print(f"sbatch --test-only: {tested(one.script)}\n")
@@ -167,8 +210,8 @@ def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, con
     for one in previews:
         if why := too_long(one.array.job.request, limits):
             console.print(f"\n{one.job}: {why}")
-    hours = sum(plan.gpu_hours(chosen).values())
-    console.print(f"\n{len(previews)} sbatch calls; up to {hours:,.0f} GPU-hours. Run folder: {root}. Nothing was submitted.")
+    calls, hours = plural(len(previews), "sbatch call"), _gpu_hours(plan, chosen)
+    console.print(f"\n{calls}; up to {hours:,.0f} GPU-hours. Run folder: {root}. Nothing was submitted.")
     if not has_slurm:
         console.print("sbatch is not on this machine's PATH, so Slurm was not asked about them.")
 
@@ -188,7 +231,7 @@ def render(args: argparse.Namespace) -> int:
         if not submissions(run):  # else its jobs keep the profile that they were submitted with
             keep_profile(run.profile, profile)
             write_resubmit(run, plan, profile)
-    print(f"{len(scripts) - 1} job arrays. Submit them all with {shlex.quote(str(scripts[-1]))}")
+    print(f"{plural(len(scripts) - 1, 'job array')}. Submit all with {shlex.quote(str(scripts[-1]))}")
     return 0
 
 

@@ -52,8 +52,13 @@ from curricula.jobs.slurm.submissions import (
     recover,
     submissions,
 )
+from curricula.terminal import plural
 
 Say = Callable[[str], None]
+
+LOOK_EVERY_S = 120.0
+"""How often a long submission looks what is done meanwhile and need not be waited for: Slurm drops dependencies on jobs that it
+has forgotten, by default 300 s after their end (MinJobAge)."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +153,18 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
 
     for first in _unasked(run, plan, now):
         submit(Array(plan.by_name[first.job], first.labels), first)
+    looked = time.monotonic()
     for array in _arrays(plan, chosen, profile, numbering):
         if full := _submit_what_fits(array, submit):
             if not made:
                 raise full
             left = len(set(keys_of(chosen)) - {(one.job, label) for one in made for label in one.labels})
-            say(f"{full}; {left} elements are not submitted yet: give the same command again when some jobs have ended")
+            say(f"{full}; {plural(left, 'element')} left to submit: give the same command again when some jobs have ended")
             break
+        if time.monotonic() - looked > LOOK_EVERY_S:
+            for key in done_elements(run, plan):
+                numbering.tasks.pop(key, None)
+            looked = time.monotonic()
     return made
 
 
@@ -190,7 +200,7 @@ def _continuations(
     request = array.job.request
     needed = math.ceil(request.total_hours * 60 / request.minutes)
     count = needed if profile.continuations is None else profile.continuations
-    say(f"{array.job.name}: {reason}, so {count} more arrays continue it where it ends early")
+    say(f"{array.job.name}: {reason}, so {plural(count, 'more array')} will continue it where it ends early")
     for _ in range(count):
         waits = [str(options.get("dependency", "")), f"afterany:{(made or [first])[-1].job_id}"]
         try:

@@ -105,7 +105,7 @@ def test_a_second_call_redoes_nothing_and_takes_seconds(whole):
 def test_only_what_is_selected_runs(tmp_path):
     run = tmp_path / "run"
     output = finished(submit(small_study(tmp_path), run, "--stage", "prepare"))
-    assert "1 chosen elements done" in " ".join(output.split())
+    assert "1 chosen element done" in " ".join(output.split())
     assert [folder.name for folder in (run / "jobs").iterdir()] == ["prepare"]
 
 
@@ -166,7 +166,7 @@ def test_a_failed_element_stops_what_needs_it_and_says_how_to_go_on(tmp_path):
     process = submit(study, tmp_path / "run", CURRICULA_DATA=str(tmp_path / "data"))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "1 elements failed (prepare/prepare)" in output and "curricula logs" in output
+    assert "1 element failed (prepare/prepare)" in output and "curricula logs" in output
     assert f": {tmp_path}/data/" in output and ": no such table" in output  # the element's own sentence
     assert not (tmp_path / "run" / "pretrain").exists()
 
@@ -183,7 +183,7 @@ def test_another_study_in_the_same_folder_is_refused_by_its_key(whole, tmp_path)
     process = submit(small_study(tmp_path, seed=43), whole)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "holds another study: seed is 42 there and 43 now" in output
+    assert "was created from a different study: seed was 42, now 43" in output
 
 
 def marks(run: Path) -> dict[str, bytes]:

@@ -22,6 +22,8 @@ from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.profile import load_profile
+from curricula.jobs.slurm.snapshot import planned_snapshot
+from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.slurm.submit import preview
 from curricula.jobs.stages import STAGES, Work
 from curricula.jobs.study import Study, parse_study, study_yaml
@@ -272,16 +274,16 @@ def test_a_report_that_was_written_before_a_new_seed_was_measured_is_stale(grown
 @pytest.mark.parametrize(
     ("new", "said"),
     [
-        ({"seed": 43}, "holds another study: the first of seeds is 42 there and 43 now"),
-        ({"seeds": [43, 42]}, "holds another study: the first of seeds is 42 there and 43 now"),
-        ({"seeds": [42]}, "holds another study: it has seed 43, which seeds now lacks"),
-        ({"seeds": [42, 44]}, "holds another study: it has seed 43, which seeds now lacks"),
-        ({"seeds": [42, 43], "replicate": {"data": False}}, "replicate.data is True there and False now"),
-        ({"seeds": [42, 43], "validation_documents": 9}, "validation_documents is 32 there and 9 now"),
+        ({"seed": 43}, "was created from a different study: the first of seeds was 42, now 43"),
+        ({"seeds": [43, 42]}, "was created from a different study: the first of seeds was 42, now 43"),
+        ({"seeds": [42]}, "was created from a different study: it has seed 43, which seeds now lacks"),
+        ({"seeds": [42, 44]}, "was created from a different study: it has seed 43, which seeds now lacks"),
+        ({"seeds": [42, 43], "replicate": {"data": False}}, "replicate.data was True, now False"),
+        ({"seeds": [42, 43], "validation_documents": 9}, "validation_documents was 32, now 9"),
         ({"seeds": [42, 43], "curriculum": curriculum(starts=[0, 0.6, 1])}, "it has arm data-20, which curriculum now lacks"),
         (
             {"seeds": [42, 43], "curriculum": curriculum(arms={"near": NEAR})},
-            "the jobs of arm data-20 are named by 20% there and by 19.96% now",
+            "the jobs of arm data-20 were named by 20%, now by 19.96%",
         ),
     ],
 )  # fmt: skip
@@ -305,10 +307,10 @@ def test_how_the_work_is_done_may_change_in_a_run_that_has_begun(tmp_path):
     new = study("demo", resources=resources, pretraining=pretraining, evaluation=evaluation)
     assert Run.create(run.root, new).study == new != old
     fp8 = study("demo", resources={**resources, "engine": {"fp8": "delayed"}}, evaluation=evaluation)
-    with pytest.raises(UserError, match="resources.engine.fp8 is None there and 'delayed' now"):
+    with pytest.raises(UserError, match="resources.engine.fp8 was None, now 'delayed'"):
         Run.create(run.root, fp8)
     other = study("demo", evaluation={**evaluation, "judge": {**llm, "model": "another"}})
-    with pytest.raises(UserError, match="evaluation.judge.model is 'judge' there and 'another' now"):
+    with pytest.raises(UserError, match="evaluation.judge.model was 'judge', now 'another'"):
         Run.create(run.root, other)
 
 
@@ -343,6 +345,56 @@ def test_a_run_whose_growth_is_declined_keeps_its_study(tmp_path, monkeypatch, c
     words = ["submit", str(grown), "--cluster", "slurm", "--profile", str(profile), "--run", str(run.root)]
     assert main(words) == 1 and "more than the profile's gpu_hours_limit" in capsys.readouterr().err
     assert (run.root / "study.yaml").read_bytes() == frozen
+
+
+@pytest.fixture
+def growing(tmp_path, monkeypatch):
+    """The words that submit a run with a further seed, and its Slurm."""
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
+    slurm.answer("sbatch", script='echo x >> "$0.n"; echo "Submitted batch job $((70 + $(wc -l < "$0.n")))"; exit 0')
+    run = Run.create(tmp_path / "run", little())
+    profile, grown = tmp_path / "profile.yaml", tmp_path / "grown.yaml"
+    profile.write_text("gpu_hours_limit: 0.001\n")
+    grown.write_text(study_yaml(little(seeds=[42, 43])))
+    return ["submit", str(grown), "--cluster", "slurm", "--profile", str(profile), "--run", str(run.root)], slurm, run
+
+
+def test_a_run_does_not_grow_while_other_code_reads_its_study(growing, capsys):
+    """A queued job of earlier code would end for good at a key that it does not know."""
+    words, slurm, run = growing
+    submitted(run, "prepare", "70", ["prepare"])
+    slurm.queue(("70", "0", "PENDING", "Priority", "", 0))
+    slurm.answer("scontrol", script=f"[[ $* = *batch_script* ]] && echo 'code={run.root}/code/0123456789ab'")
+    frozen = (run.root / "study.yaml").read_bytes()
+    assert main([*words, "--yes"]) == 1
+    assert "array 70 is queued or running with another version of the code" in capsys.readouterr().err
+    assert (run.root / "study.yaml").read_bytes() == frozen and not slurm.calls("sbatch")
+    slurm.queue(("70", "0", "COMPLETED", "None", "", 0))
+    slurm.answer("squeue")  # it has ended
+    assert main([*words, "--yes", "--stage", "prepare"]) == 0
+    slurm.queue(("71", "0", "PENDING", "Priority", "", 0))
+    slurm.answer("scontrol")
+    assert main([*words, "--yes", "--set", "seeds=[42,43,44]", "--stage", "tokenize"]) == 0  # the same code as before
+    assert Run.open(run.root).study.seeds == (42, 43, 44)
+
+
+def test_what_is_submitted_is_decided_after_the_answer(growing, monkeypatch):
+    """And other commands may change the run until then."""
+    words, slurm, run = growing
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+
+    def think(question):
+        with Run.locked(run.root):
+            submitted(run, "prepare", "70", ["prepare"])
+        slurm.queue(("70", "0", "PENDING", "Priority", "", 0))
+        return "y"
+
+    monkeypatch.setattr("builtins.input", think)
+    code = f"{run.root}/code/{planned_snapshot(run.root).folder.name}"
+    slurm.answer("scontrol", script=f"[[ $* = *batch_script* ]] && echo 'code={code}'")
+    assert main(words) == 0
+    assert [one.job for one in submissions(run)].count("prepare") == 1
+    assert "--dependency=afterok:70" in (run.slurm / "71_submission.sh").read_text()
 
 
 # What a seed changes --------------------------------------------------------------------------------------------------

@@ -219,9 +219,9 @@ def test_a_stage_that_is_added_later_makes_nothing_old_stale(grown, monkeypatch)
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        ("stages.mt.lr", 1e-3, "stages.mt.lr is 0.003 there and 0.001 now"),
+        ("stages.mt.lr", 1e-3, "stages.mt.lr was 0.003, now 0.001"),
         ("stages.mt", None, "it has stage mt, mt-instruct, which stages now lacks"),
-        ("pretraining.along.at", [0.25, 0.5], "pretraining.along.at is"),
+        ("pretraining.along.at", [0.25, 0.5], "pretraining.along.at was"),
         ("stages.late", {"kind": "sft", "mix": {"gsm8k": 1}, "at": 0.6}, "stages.late begins at step 14 of full-50"),
     ],
 )
@@ -230,7 +230,7 @@ def test_a_past_that_has_changed_is_refused_in_one_sentence(tmp_path, place, val
     raw = changed(place, value)
     if place == "stages.mt":
         del raw["stages"]["mt-instruct"]
-    with pytest.raises(UserError, match=f"holds another study: {said}"):
+    with pytest.raises(UserError, match=f"was created from a different study: {said}"):
         run.check(parse_study(raw, "study.yaml"))
 
 

@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, exit codes, one sentence for each mistake."""
 
 import argparse
+import io
 import json
 import re
 import subprocess
@@ -19,6 +20,7 @@ from curricula.curriculum.tokens.tokenizer import TAG, load_tokenizer, train_tok
 from curricula.errors import UserError
 from curricula.jobs.cli.main import build_parser, main
 from curricula.jobs.cli.options import Verb
+from curricula.jobs.local import Outcome
 from curricula.jobs.run import Run
 from curricula.jobs.study import load_study
 
@@ -100,6 +102,37 @@ def test_a_selection_whose_needs_are_not_done_is_refused(tmp_path, capsys):
     assert main(["submit", study, "--run", str(run), "--stage", "tokenize"]) == 2
     assert "tokenize needs prepare/prepare, which is not done, queued or selected" in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_a_study_that_would_take_months_here_is_not_begun_unasked(tmp_path, monkeypatch, capsys):
+    words = ["submit", "paper", "--run", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"about [\d,]+ days on this machine; submit it to a cluster with --cluster slurm --profile P, ", said)
+    begun: list[Path] = []
+
+    def run_elements(root, plan, console, chosen):
+        begun.append(root)
+        return Run(root), set()
+
+    monkeypatch.setattr("curricula.jobs.cli.local.run_elements", run_elements)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    assert main(words) == 1 and "nothing was started" in capsys.readouterr().err
+    assert not begun and not (tmp_path / "run").exists()
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert main(words) == 0 == main([*words, "--yes"]) == main(["submit", "demo", "--run", str(tmp_path / "demo")])
+    assert begun == [tmp_path / "run", tmp_path / "run", tmp_path / "demo"]
+
+
+def test_of_many_failures_here_eight_are_named(tmp_path, monkeypatch, capsys):
+    failed = [("evaluate-base-20", f"full-20/task{number}") for number in range(11)]
+    outcome = Outcome(failed=failed, skipped=[("report", "report")])
+    monkeypatch.setattr("curricula.jobs.cli.local.run_plan", lambda *_: outcome)
+    assert main(["submit", "demo", "--run", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "11 elements failed (evaluate-base-20/full-20/task0, " in said and "full-20/task7 and 3 more), and 1 that" in said
 
 
 @pytest.mark.parametrize("words", ["submit demo --clutser slurm", "data fetch --lits", "eval rejudge run --judge rules --no"])

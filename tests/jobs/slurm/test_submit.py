@@ -7,6 +7,7 @@ import shlex
 import time
 
 import pytest
+from paths import STUDIES
 from run_folders import FakeSlurm, fail, finish, new_run, squeue_line, submitted
 
 from curricula.durable import TEAM
@@ -14,6 +15,7 @@ from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
+from curricula.jobs.run import Run
 from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.commands import (
     ControllerAway,
@@ -28,6 +30,7 @@ from curricula.jobs.slurm.commands import (
 from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages
 from curricula.jobs.slurm.submissions import BadNode, contents_line, record_bad_nodes, submissions
 from curricula.jobs.slurm.submit import ElementExecutor, Standing, standing, submit_plan
+from curricula.jobs.study import load_study
 
 AWAY = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
 REFUSED = ("sbatch: error: invalid partition specified: gpu2", "sbatch: error: Batch job submission failed: Invalid partition")
@@ -106,7 +109,7 @@ def test_a_submission_over_the_users_limit_goes_in_waves(slurm, tmp_path):
         waves.append(sum(len(one.labels) for one in made))
         assert waves[-1] <= 12 and [(one.job, label) for one in submissions(run) for label in one.labels] == sent
         left = sum(map(len, chosen.values())) - len(sent)
-        assert not left or f"{left} elements are not submitted yet: give the same command again" in said[-1]
+        assert not left or f"{left} elements left to submit: give the same command again" in said[-1]
     assert sent == [(job, label) for job, labels in chosen.items() for label in labels] and len(waves) > 1
 
 
@@ -172,6 +175,42 @@ def test_a_dry_run_names_the_jobs_that_will_not_start(slurm, tmp_path, capsys):
     told = [line for line in capsys.readouterr().out.splitlines() if "will not start" in line]
     why = "it asks for 13 h, and partition cpu allows 12 h, so it will not start; set stages.data.hours to at most 12"
     assert told == [f"prepare: {why}", f"tokenize: {why}"] and not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_what_submit_refuses(slurm, tmp_path, monkeypatch, capsys):
+    """With what the run has done and queued, if it is there."""
+    profile, run_root = tmp_path / "p.yaml", tmp_path / "run"
+    profile.write_text("{}")
+    words = ["submit", str(STUDIES / "demo.yaml"), "--cluster", "slurm", "--profile", str(profile), "--run", str(run_root)]
+    words += ["--stage", "tokenize", "--dry-run"]
+    refusal = "tokenize needs prepare/prepare, which is not done, queued or selected"
+    assert main(words) == 2 and refusal in capsys.readouterr().err and not run_root.exists()
+    run = Run.create(run_root, load_study(STUDIES / "demo.yaml"))
+    assert main(words) == 2 and refusal in capsys.readouterr().err
+    submitted(run, "prepare", "7", ["prepare"])
+    slurm.queue(("7", "0", "RUNNING", "None", "n1", 0))
+    assert main(words) == 0
+    slurm.queue()
+    assert main(words) == 2 and refusal in capsys.readouterr().err
+    slurm.remove("sbatch")
+    monkeypatch.setenv("PATH", str(slurm.folder))
+    assert main(words) == 0  # nobody can say that it is not queued any more
+
+
+def test_a_long_submission_waits_for_nothing_that_is_done_meanwhile(slurm, tmp_path, monkeypatch):
+    """Slurm forgets jobs soon after their end, and drops dependencies on them or refuses them."""
+    monkeypatch.setattr("curricula.jobs.slurm.submit.LOOK_EVERY_S", 0)
+    monkeypatch.setattr("curricula.jobs.completion.is_complete", lambda *_: True)
+    run, _ = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    mark = run.element("prepare", "prepare") / "done.json"
+    mark.parent.mkdir(parents=True)
+    words = f'echo \'{{"seconds": 1, "started": 1}}\' > "{mark}"; cp "${{@: -1}}" "{tmp_path}/last.sh"'
+    slurm.answer("sbatch", "Submitted batch job 7\n", script=words)
+    chosen = {"prepare": ("prepare",), "tokenize": plan.by_name["tokenize"].labels}
+    submit_plan(run, plan, chosen, Profile(), Standing(set(), {}), print)
+    script = (tmp_path / "last.sh").read_text()
+    assert "--job-name=tokenize" in script and "--dependency" not in script
 
 
 def test_a_run_goes_to_the_profiles_cluster_and_stays_there(slurm, tmp_path, monkeypatch):
