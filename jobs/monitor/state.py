@@ -23,9 +23,9 @@ from curricula.jobs.monitor.logs import find_logs, first_error
 from curricula.jobs.monitor.progress import Reading, read_progress
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.commands import Task, TaskState, on_cluster, sacct, squeue
+from curricula.jobs.slurm.commands import Task, TaskState, on_cluster, sacct
 from curricula.jobs.slurm.profile import kept_cluster
-from curricula.jobs.slurm.submissions import Queue, Submission, known_tasks, latest_tasks, submissions
+from curricula.jobs.slurm.submissions import Queue, Submission, known_tasks, latest_tasks, listed, submissions
 from curricula.jobs.stages import Work
 
 State = Literal["done", "running", "pending", "failed", "cancelled", "interrupted", "stale", "waiting"]
@@ -119,7 +119,7 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
     latest = latest_tasks(submitted)
     on_cluster(kept_cluster(run.profile) if latest else None)
     with ThreadPoolExecutor(1) as pool:
-        listing = pool.submit(squeue, [one.job_id for one in submitted], SLURM_PATIENCE_S) if latest else None
+        listing = pool.submit(listed, run, [one.job_id for one in submitted], SLURM_PATIENCE_S) if latest else None
         facts = _read_all(run.root, works)
     known: Mapping[Key, Mapping[Task, TaskState]] = {}
     problem, is_asked = next((fact.error for fact in facts.values() if not fact.is_readable), ""), bool(listing)

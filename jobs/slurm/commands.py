@@ -198,7 +198,13 @@ def call(*command: str, patience_s: float | None = None) -> str:
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, env=cleaned(os.environ), capture_output=True, text=True, timeout=patience_s
+            command,
+            stdin=subprocess.DEVNULL,
+            env=cleaned(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=patience_s,
+            errors="replace",
         )
     except FileNotFoundError:
         raise UserError(f"{name}: not on this machine's PATH") from None
@@ -210,9 +216,14 @@ def call(*command: str, patience_s: float | None = None) -> str:
     return done.stdout
 
 
-def squeue(job_ids: Iterable[str] | None = None, patience_s: float | None = None) -> dict[Task, TaskState]:
-    """The array tasks in Slurm's queue: of these arrays, ended ones too, or else all of this user's."""
-    layout = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
+def squeue(
+    job_ids: Iterable[str] | None = None, patience_s: float | None = None, output_bytes: int = COLUMNS["STDOUT"]
+) -> dict[Task, TaskState]:
+    """The array tasks in Slurm's queue: of these arrays, ended ones too, or else all of this user's.
+
+    Slurm fills every column, so of the logs' paths it is asked only for as many bytes as the caller looks at.
+    """
+    layout = ",".join(f"{name}:{width}" for name, width in {**COLUMNS, "STDOUT": output_bytes}.items())
     which = ["--me"] if job_ids is None else ["--states=all", f"--jobs={','.join(dict.fromkeys(job_ids))}"]
     try:
         listing = call("squeue", "--array", "--noheader", *which, f"--Format={layout}", patience_s=patience_s)

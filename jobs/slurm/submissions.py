@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
@@ -82,11 +83,16 @@ def latest_tasks(submitted: list[Submission]) -> dict[Key, Task]:
     }
 
 
+def listed(run: Run, job_ids: Iterable[str] | None = None, patience_s: float | None = None) -> dict[Task, TaskState]:
+    """What squeue says, with as much of the logs' paths as tells which jobs are the run's."""
+    return squeue(job_ids, patience_s, len(os.fsencode(_logs(run))))
+
+
 def queued(run: Run) -> dict[Task, TaskState]:
     """This user's array tasks in Slurm's queue, and those of the run that colleagues submitted where a team shares it."""
-    own = squeue()
+    own = listed(run)
     others = {one.job_id for one in submissions(run)} - {task.job_id for task in own} if team() is not None else None
-    theirs = squeue(sorted(others)) if others else {}  # ended ones, too
+    theirs = listed(run, sorted(others)) if others else {}  # ended ones, too
     return {**{task: state for task, state in theirs.items() if state.is_running or state.is_waiting}, **own}
 
 
@@ -115,19 +121,15 @@ def unrecorded(run: Run, queue: Queue) -> list[Submission]:
 
     An array is left alone if recording it would hide a live task that is on record: someone submitted part of it by hand.
     """
-    on_record = submissions(run)
-    known = {submission.job_id: submission for submission in on_record}
+    known = {submission.job_id for submission in submissions(run)}
     numbers: dict[str, set[int]] = {}
     for task, state in queue.items():
-        if is_of(run, state):
+        if task.job_id not in known and is_of(run, state):
             numbers.setdefault(task.job_id, set()).add(task.number)
     alive, found = live_elements(run, queue), []
     for job_id in sorted(numbers, key=int):
         contents = contents_in(batch_script(job_id))
         if contents is None:  # another program's, or a job that has just ended
-            continue
-        old = known.get(job_id)
-        if old and (old.job, old.labels) == (contents.job, contents.labels):
             continue
         elsewhere = {label for number, label in enumerate(contents.labels) if number not in numbers[job_id]}
         if not any(task.job_id != job_id for label in elsewhere for task in alive.get((contents.job, label), ())):
@@ -145,7 +147,12 @@ def recover(run: Run, queue: Queue) -> list[Submission]:
 
 def is_of(run: Run, state: TaskState) -> bool:
     """Whether a job of a recorded number is this run's."""
-    return f"{run.slurm.resolve()}/" in state.output
+    return _logs(run) in state.output
+
+
+def _logs(run: Run) -> str:
+    """The beginning of the paths of all its logs."""
+    return f"{run.slurm.resolve()}/"
 
 
 def elements_by_task(submitted: list[Submission]) -> dict[Task, Key]:

@@ -35,7 +35,6 @@ from curricula.jobs.slurm.commands import (
     on_cluster,
     patiently,
     require_slurm,
-    squeue,
     why_not_requeued,
     within_array_limit,
 )
@@ -360,7 +359,7 @@ def _submit(run: Run, executor: ElementExecutor, array: Array, text: str, say: S
     for attempt in patiently(say):
         with attempt:
             if attempt.retry_state.attempt_number > 1:
-                for found in recover(run, squeue()):
+                for found in recover(run, queued(run)):
                     if found.job == array.job.name and found.labels == array.labels:
                         return found
             job_id = executor.submit_body(text)

@@ -232,19 +232,33 @@ def test_a_run_goes_to_the_profiles_cluster_and_stays_there(slurm, tmp_path, mon
 
 
 def test_numbers_that_slurm_gave_again_are_told_apart(slurm, tmp_path):
-    """A strange job of a recorded number does not hold an element up; one of this run is what its script says."""
+    """A strange job of a recorded number does not hold an element up; one of this run without a record is what its script says,
+    and only its script is asked for."""
     run, _ = new_run(tmp_path / "run")
     submitted(run, "prepare", "1", ["prepare"])
     submitted(run, "pretrain-trunk-100", "2", ["trunk"])
     submitted(run, "report", "3", ["report"])
-    outputs = {"1": "/others/slurm/log", "2": slurm.output, "3": slurm.output}
+    outputs = {"1": "/others/slurm/log", "2": "/others/log", "3": slurm.output, "4": slurm.output}
     slurm.answer("squeue", "".join(squeue_line(n, "0", "PENDING", output=out) + "\n" for n, out in outputs.items()))
     tokenize = contents_line("tokenize", ["web/0"])  # its record was prevented by a kill
-    slurm.answer("scontrol", script=f"[[ $* = *' 2 '* ]] && echo '{tokenize}' || echo '{contents_line('report', ['report'])}'")
+    slurm.answer("scontrol", f"{tokenize}\n")
     said: list[str] = []
     now = standing(run, plan_study(run.study), Profile(), said.append)
-    assert now.live == {("report", "report"): (Task("3", 0),), ("tokenize", "web/0"): (Task("2", 0),)}
+    assert now.live == {("report", "report"): (Task("3", 0),), ("tokenize", "web/0"): (Task("4", 0),)}
     assert [one.job for one in submissions(run)][3:] == ["tokenize"] and len(said) == 1
+    assert slurm.calls("scontrol") == [["write", "batch_script", "4", "-"]]
+
+
+def test_squeue_is_asked_for_no_more_of_the_logs_paths_than_tells_whose_they_are(slurm, tmp_path):
+    """It fills all columns: whole paths of thousands of tasks are hundreds of megabytes."""
+    run, _ = new_run(tmp_path / "rün")
+    submitted(run, "prepare", "1", ["prepare"])
+    output = f"{run.slurm.resolve()}/".encode()
+    slurm.answer("squeue", squeue_line("1", "0", "PENDING", output=output.decode())[: -4096 + len(output)] + "\n")
+    assert standing(run, plan_study(run.study), Profile(), print).live == {("prepare", "prepare"): (Task("1", 0),)}
+    run_status(run, plan_study(run.study))
+    asked = [word for call in slurm.calls("squeue") for word in call if word.startswith("--Format=")]
+    assert len(asked) == 2 and all(word.endswith(f",STDOUT:{len(output)}") for word in asked)
 
 
 def test_what_a_colleague_submitted_is_not_submitted_again(slurm, tmp_path, monkeypatch):
