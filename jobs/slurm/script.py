@@ -13,10 +13,12 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import open_atomically, team
@@ -56,6 +58,9 @@ SHORT = {
     "fetch-benchmarks": "fetch-b",
 }
 """Beginnings of jobs' names, and what Slurm gets instead: squeue shows eight columns of a name."""
+
+WITH_PATHS = ("path", "folder", "weights", "gguf", "model", "tokenizer")
+"""Keys of a study that may hold a path."""
 
 Options = dict[str, str | int | bool]
 
@@ -166,12 +171,33 @@ def body(
 
 
 def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
-    """Folders that the container mounts, each under its own name, and the profile's own mounts."""
+    """Folders that the container mounts, each under its own name, what of the study lies elsewhere read-only, and the profile's
+    own mounts. Raises UsageError for a path that no runtime can mount."""
     assert profile.container is not None
     run = Run(root)  # which a preview has not made yet
     data = None if study.world else run.data_folder if (root / "run.json").exists() else local_root()
-    folders = [str(root), *([str(data.resolve())] if data else [])]
-    return [*(f"{folder}:{folder}" for folder in folders), *(os.path.expandvars(it) for it in profile.container.mounts)]
+    folders = [root, *([data.resolve()] if data else [])]
+    named = dict.fromkeys(_named_paths(msgspec.to_builtins(study)))
+    others = [path for path in named if not any(path.is_relative_to(folder) for folder in folders)]
+    for path in (*folders, *others):
+        if re.search("[:,]", str(path)):
+            raise UsageError(f"{path}: a container cannot mount a path with ':' or ',' in it; use one without them")
+    mounts = [f"{path}:{path}:ro" for path in others]  # first: one may hold the run folder, which is mounted over it
+    mounts += [f"{folder}:{folder}" for folder in folders]
+    return [*mounts, *(os.path.expandvars(mount) for mount in profile.container.mounts)]
+
+
+def _named_paths(value: Any, key: str = "") -> Iterator[Path]:
+    """The absolute paths in a study as plain values, where they exist; of patterns the folder before the first wildcard."""
+    if isinstance(value, dict | list | tuple):
+        for name, part in value.items() if isinstance(value, dict) else ((key, part) for part in value):
+            yield from _named_paths(part, name)
+    elif isinstance(value, str) and key in WITH_PATHS and os.path.isabs(value):
+        path = Path(value)
+        if wild := next((place for place, part in enumerate(path.parts) if re.search(r"[*?[]", part)), 0):
+            path = Path(*path.parts[:wild])
+        if path.exists() and path != Path("/"):
+            yield path
 
 
 @functools.cache

@@ -18,15 +18,16 @@ from run_folders import finish, new_run
 from small_studies import demo, demo_file
 
 from curricula.durable import TEAM, write_json, write_text
+from curricula.errors import UsageError
 from curricula.jobs.cli.main import main
 from curricula.jobs.completion import read_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Container, Profile, Request
 from curricula.jobs.slurm.script import body, sbatch_options
-from curricula.jobs.slurm.snapshot import take_snapshot
+from curricula.jobs.slurm.snapshot import Snapshot, take_snapshot
 from curricula.jobs.slurm.submissions import submissions
-from curricula.jobs.study import load_study
+from curricula.jobs.study import load_study, parse_study
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "a b'c\"$(touch pwned);&"
@@ -420,3 +421,35 @@ def test_an_image_is_wrapped_around_the_work_alone(tmp_path):
         assert main(["render", str(demo_file(tmp_path)), str(out), "--profile", str(profile), "--run", str(run)]) == 0
         text = (out / "00-prepare.sbatch").read_text()
         assert expected.format(run=run) in text and "\nrequeue " in text
+
+
+def test_an_image_sees_read_only_what_the_study_names_elsewhere(tmp_path):
+    for name in ("models/tokenizer", "tables", "run/judge"):
+        (tmp_path / name).mkdir(parents=True)
+    raw = demo()
+    raw["tokenizer"] = {"folder": str(tmp_path / "models/tokenizer")}
+    raw["sources"]["mine"] = {"path": str(tmp_path / "tables/*.parquet"), "text": "body", "id": "doc"}
+    judge = {"name": "local", "model": str(tmp_path / "run/judge"), "text": "{generation}", "replies": {"NO": "safe"}}
+    raw["evaluation"].update(judge=judge, overrefusal_judge="refusal-phrases")
+    study = parse_study(raw, "study.yaml")
+    job, run = plan_study(study).jobs[0], tmp_path / "run"
+    profile = Profile(container=Container(kind="apptainer", image="a.sif"))
+    text = body(job, list(job.labels), study, profile, run, take_snapshot(run))
+    mounts = [str(tmp_path / "tables"), str(tmp_path / "models/tokenizer")]
+    words = [f"--bind {path}:{path}:ro" for path in mounts]
+    assert all(word in text for word in words) and text.count("--bind") == 3
+    assert max(map(text.index, words)) < text.index(f"--bind {run}:{run} ")  # it stays writable if it is inside one of them
+
+
+@pytest.mark.parametrize("name", ["a:b", "a,b"])
+def test_what_an_image_cannot_mount_is_refused_before_anything_is_submitted(tmp_path, monkeypatch, name):
+    (folder := tmp_path / name).mkdir()
+    study = load_study(STUDIES / "paper.yaml")
+    job, code = plan_study(study).jobs[0], Snapshot(tmp_path / "code", "0" * 64)
+    profile = Profile(container=Container(kind="pyxis", image="a.sqsh"))
+    with pytest.raises(UsageError, match=f"{folder}: a container cannot mount a path with ':' or ','"):
+        body(job, list(job.labels), study, profile, folder, code)
+    monkeypatch.setenv("CURRICULA_DATA", str(folder))
+    with pytest.raises(UsageError, match=f"{folder}: a container cannot mount"):
+        body(job, list(job.labels), study, profile, tmp_path / "run", code)
+    body(job, list(job.labels), study, Profile(), tmp_path / "run", code)
