@@ -41,6 +41,7 @@ from curricula.model.checkpoints.folder import (
     read_info,
     step_folder,
     step_of,
+    warn_of_versions,
 )
 from curricula.model.config import TrainJob, learning_rate, warmup_steps
 from curricula.model.forward_backward import ForwardBackward
@@ -163,6 +164,8 @@ class Trainer:
         if source is not None and source != job.init_weights:
             info = read_info(source)
             check_past(source, info, job.model, self._recipe, batches)
+            if parallel.is_main:
+                warn_of_versions(source, info, checkpoint.versions())
             checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
             self.step = info.step
             if guard:

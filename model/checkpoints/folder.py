@@ -309,6 +309,17 @@ def check_past(folder: Path, info: CheckpointInfo, model: ModelConfig, recipe: d
         _refuse(folder, "was trained by another recipe", [phrase])
 
 
+def warn_of_versions(folder: Path, info: CheckpointInfo, now: Mapping[str, str]) -> None:
+    """Log in which versions of its software a training goes on that are not those of the checkpoint."""
+    changed = [
+        f"{name} was {info.versions[name]}, is {now[name]}"
+        for name in ("torch", "megatron-core")
+        if name in info.versions and info.versions[name] != now[name]
+    ]
+    if changed:
+        log.warning("%s: training goes on with other software, so its last digits may differ: %s", folder, "; ".join(changed))
+
+
 def _rates(recipe: dict[str, Any], steps: int) -> list[float]:
     """The learning rates of the first `steps` steps; removes from `recipe` the entries that affect nothing else."""
     schedule = convert(recipe.pop("schedule"), ScheduleConfig)

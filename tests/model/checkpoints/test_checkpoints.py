@@ -17,6 +17,7 @@ import torch
 from forked import ended, ranks
 from random_batches import SMALL, RandomBatches, train_job
 
+from curricula.durable import read_json, write_json
 from curricula.errors import StorageError, UserError
 from curricula.fencing import Superseded, generation
 from curricula.model.checkpoints import checkpoint, folder, writer
@@ -94,6 +95,17 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(tr
     for start in ("init_from", "init_weights"):
         with pytest.raises(UserError, match="another model .*model.ffn: was 64, is 96; model.rope_base: was 10000"):
             train(train_job(tmp_path, model=other, **{start: latest_checkpoint(trained / "checkpoints")}), RandomBatches())
+
+
+def test_training_that_goes_on_with_another_torch_says_so(trained, tmp_path, caplog):
+    start = shutil.copytree(latest_checkpoint(trained / "checkpoints"), tmp_path / "start" / "step_00000004")
+    train(train_job(tmp_path / "same", init_from=start, stop_step=5), RandomBatches())
+    assert "torch was" not in caplog.text
+    record = read_json(start / "checkpoint.json")
+    write_json(start / "checkpoint.json", {**record, "versions": {**record["versions"], "torch": "1.0"}})
+    train(train_job(tmp_path / "other", init_from=start, stop_step=5), RandomBatches())
+    assert f"{start}: training goes on with other software" in caplog.text
+    assert f"torch was 1.0, is {torch.__version__}" in caplog.text
 
 
 def test_weights_alone_start_a_new_run_at_step_0(trained, tmp_path):
