@@ -531,8 +531,7 @@ class Study(Settings, frozen=True, dict=True):
                 for name, stage in one.tree.stages.items():
                     if arm.name in one.tree.arms[name]:
                         settings = msgspec.json.encode((stage, one.train_config(name)))
-                        tagged = stage.tagged_share(arm.name, arm.interventions) if isinstance(stage, Tuning) else 0.0
-                        draws = (arm.replicate.tuning_seed, arm.interventions, tagged)
+                        draws = (arm.replicate.tuning_seed, arm.interventions)
                         pasts[name] = (*pasts[one.tree.parent(name)], name, settings, *draws)
                 found |= {(arm.key, name): first.setdefault(past, arm.key) for name, past in pasts.items()}
         return found

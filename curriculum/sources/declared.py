@@ -162,8 +162,6 @@ class DeclaredTable(Settings, frozen=True):
 
 
 class TextTable(DeclaredTable, frozen=True):
-    """A table whose rows are texts."""
-
     text: str = "text"
     """The column of texts, or a template with columns in braces, such as "Question: {question}\\nAnswer: {answer}"."""
     id: str | None = None
