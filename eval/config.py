@@ -204,6 +204,11 @@ class Probes(Settings, frozen=True):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"probes.{name} {list(getattr(self, name))} repeats one; give each once")
 
+    @property
+    def tables(self) -> tuple[TextTable, ...]:
+        """Those of `texts`."""
+        return (self.texts.safe, self.texts.unsafe) if self.texts else ()
+
 
 class Tasks(Settings, frozen=True):
     """The tasks of the models of each kind, in the order in which they run."""

@@ -17,12 +17,14 @@ from curricula.curriculum.config import VALIDATION, Midtrain, Tuning, point_labe
 from curricula.curriculum.plan import Arm
 from curricula.curriculum.sources.declared import declared_in
 from curricula.curriculum.sources.registry import dataset, local_root
+from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.stream.blend import Blend
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.capability.settings import PUBLISHED
 from curricula.eval.config import EvalConfig
+from curricula.eval.probes.texts import NOT_FETCHED
 from curricula.eval.tasks import EvalTask
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.plan import Element, Key, Plan
@@ -97,6 +99,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             *_overlaps(study),
             *_unpinned(study),
             *_licences(study),
+            *_probe_texts(study),
         ],
         "segments": [
             {
@@ -366,6 +369,15 @@ def _licences(study: Study) -> list[str]:
     if get_token():
         return []
     return [f"{', '.join(gated)}: gated, and there is no token; accept the licences on the hub and set HF_TOKEN"]
+
+
+def _probe_texts(study: Study) -> list[str]:
+    """The texts of probes that no job fetches, where they are not in the data folder."""
+    probes, root = study.used_probes, local_root()
+    if probes is None or probes.texts or study.world:
+        return []
+    is_here = root is not None and all(table_exists(root / "probes" / split) for split in ("train", "test"))
+    return [] if is_here else [f"probes: {NOT_FETCHED}"]
 
 
 def _described_hours(plan: Plan) -> dict[str, float]:

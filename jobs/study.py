@@ -41,7 +41,7 @@ from curricula.curriculum.stages import BASE, StageTree, is_taken, stage_tree, w
 from curricula.curriculum.sweep import Sweep, variants_of
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.benchmarks import BENCHMARKS
-from curricula.eval.config import FULL, EvalConfig, Tasks
+from curricula.eval.config import FULL, EvalConfig, Probes, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import TrackingConfig, TrainConfig
 from curricula.model.config import decay_start, warmup_steps
@@ -359,6 +359,11 @@ class Study(Settings, frozen=True, dict=True):
         """What is measured on all models, at their ends and on the way."""
         stages = [(one, name) for one in self.variants.values() for name in (BASE, *one.tree.stages)]
         return [task for one, name in stages for way in (False, True) for task in one.eval_tasks(name, way)]
+
+    @property
+    def used_probes(self) -> Probes | None:
+        """The settings of probes, if some model is probed."""
+        return self.evaluation.probes if any(task.task.kind == "probes" for task in self.all_eval_tasks) else None
 
     @property
     def used_benchmarks(self) -> list[str]:

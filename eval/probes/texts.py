@@ -14,6 +14,10 @@ from curricula.errors import UserError
 from curricula.eval.config import Probes, ProbeTexts
 from curricula.randomness import key_seed, keyed_rng
 
+NOT_FETCHED = (
+    "the probe texts are not on the Hugging Face hub; write probes/train.jsonl and probes/test.jsonl with columns text and score "
+    "(0 safe to 5 unsafe) into a folder and name it in CURRICULA_DATA, or name texts of your own in evaluation.probes.texts"
+)
 MATCHED_WITHIN = 0.05
 """Lengths of a matched pair differ by at most this share of the longer one; of short texts, by a token."""
 
@@ -30,11 +34,7 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
     if config.texts is not None:
         return _own_texts(root, split, config.texts)
     if root is None:
-        raise UserError(
-            "the probe texts are not on the Hugging Face hub; write probes/train.jsonl and probes/test.jsonl with "
-            "columns text and score (0 safe to 5 unsafe) into a folder and name it in CURRICULA_DATA, or name texts of your "
-            "own in evaluation.probes.texts"
-        )
+        raise UserError(NOT_FETCHED)
     path = root / "probes" / split
     rows = list(Table.open(path).rows())
     for number, row in enumerate(rows, start=1):

@@ -27,6 +27,7 @@ from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import Prompt, load_prompts
 from curricula.eval.contamination import PromptFinder, overlap_rows
 from curricula.eval.data_check import SHOWN_CHARACTERS, documents_of, shard_documents, table_facts, text_facts
+from curricula.eval.probes.texts import check_texts
 from curricula.jobs.cli.local import run_elements, run_root
 from curricula.jobs.downloads import look_at_tables, read_study, read_tables, used_pools
 from curricula.jobs.graph import plan_study
@@ -71,7 +72,7 @@ def tokenize(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Open everything that a study reads; the exit code is 1 if something is wrong or not there yet."""
+    """Open the tables, benchmarks and probe texts of a study; the exit code is 1 if something is wrong or not there yet."""
     study = load_study(args.study)
     run = Run.open(args.run) if args.run else None
     if run:
@@ -112,6 +113,12 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
             continue
         benchmarks[name] = {"prompts": len(found), "first": [prompt.text[:SHOWN_CHARACTERS] for prompt in found[:3]]}
         prompts += found
+    probes = study.used_probes
+    if probes and all(table.is_here(root) for table in probes.tables):
+        try:
+            check_texts(root, probes)
+        except UserError as error:
+            problems.append(str(error))
     finder = PromptFinder([prompt.text for prompt in prompts])
     tables, overlaps = [], {}
     shards = tokenised(run) if run else False

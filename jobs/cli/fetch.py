@@ -40,10 +40,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "curricula data fetch --study jobs/studies/paper.yaml \\\n      --part $SLURM_ARRAY_TASK_ID/16",
         call=fetch_data,
         details="Datasets and benchmarks are stored as Parquet. The same command continues after an interruption. Gated "
-        "datasets need HF_TOKEN.",
+        "datasets need HF_TOKEN. A study's tokenizer, judges and capability tasks are not fetched here, and probe texts are not on "
+        "the hub.",
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="a dataset or benchmark, as --list shows them")
-    parser.add_argument("--study", type=Path, help="everything that this study file needs")
+    parser.add_argument("--study", type=Path, help="the datasets and benchmarks that this study file names")
     parser.add_argument("--out", type=Path, help="the data folder (default: CURRICULA_DATA, else data)")
     parser.add_argument("--rows", **at_least(1), metavar="N", help="only the first N rows of each dataset, for a trial run")
     parser.add_argument("--part", metavar="I/N", help="fetch part I of N (numbered from 0), for array jobs")

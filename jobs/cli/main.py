@@ -314,7 +314,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     check = add_verb(
         verbs,
         "check",
-        "open everything that a study reads: first rows, counts, duplicates, prompts in the training text",
+        "open the tables, benchmarks and probe texts of a study: first rows, counts, duplicates, prompts in the training text",
         f"curricula data check {STUDY}",
         f"curricula data check {STUDY} --run runs/demo",
         call=Verb("data", "check"),

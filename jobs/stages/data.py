@@ -107,6 +107,9 @@ def _check_data(run: Run) -> None:
     from curricula.curriculum.sources.hub import require_whole
 
     study = run.study
+    probes = study.used_probes
+    if probes and not any(table.hub for table in probes.tables):  # those a job of its own fetches
+        check_texts(run.data_root if probes.texts or study.world or run.data_folder else None, probes)
     pools = {**POOLS, **study.tuning_sets}
     needed: list[tuple[str, DeclaredTable, int | None]] = [
         *((f"sources.{name}", source, source.needed_rows) for name, source in study.sources.items()),
@@ -120,12 +123,6 @@ def _check_data(run: Run) -> None:
     for task in study.all_eval_tasks:
         if task.task.kind == "capability" and study.evaluation.capability:
             check_task(task.benchmark, study.evaluation.capability, study.evaluation.prompts)
-    probes = study.evaluation.probes
-    if probes and any(task.task.kind == "probes" for task in study.all_eval_tasks):
-        own = (probes.texts.safe, probes.texts.unsafe) if probes.texts else ()
-        are_here = not any(table.hub for table in own) if own else bool(study.world or run.data_folder)
-        if are_here:  # else a job of its own fetches them
-            check_texts(run.data_root, probes)
     for name, prompts in study.evaluation.prompts.items():
         if prompts.path is not None:
             own_prompts(name, prompts, None)

@@ -127,6 +127,17 @@ def test_the_plan_warns_of_licences_that_nobody_accepted(tmp_path, capsys, monke
     assert "sources.mine: no revision of org/name, so the newest commit is read" in shown
 
 
+def test_the_plan_warns_of_probe_texts_that_nothing_fetches(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    mine = {"mine": {"hub": "org/name"}}
+    missing = "probes: the probe texts are not on the Hugging Face hub; write probes/train.jsonl"
+    assert missing in planned(tmp_path, capsys, mine, world=None)[1]
+    for split in ("train", "test"):
+        write_rows(tmp_path / f"data/probes/{split}.jsonl", {"text": "a", "score": 0}, {"text": "b", "score": 1})
+    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path / "data"))
+    assert missing not in planned(tmp_path, capsys, mine, world=None)[1]
+
+
 def checked(capsys, *words):
     status = main(["data", "check", *map(str, words), "--json"])
     return status, json.loads(capsys.readouterr().out)
@@ -208,7 +219,7 @@ def test_a_check_tells_everything_that_is_wrong_or_not_there_at_once(contaminate
     said = "\n".join(facts["problems"])
     assert "sources.web: dataset fineweb-edu: not here yet; fetch it with `curricula data fetch`" in said
     assert "sources.mine.score: " in said and "holds 'high', where a number is needed" in said
-    assert "benchmark harmbench: not here yet" in said
+    assert "benchmark harmbench: not here yet" in said and "the probe texts are not on the Hugging Face hub" in said
     write_rows(tmp_path / "mine.jsonl", {"text": "a", "safety": 1})
     assert "sources.mine: " + str(tmp_path / "mine.jsonl") + ": no row of it is read" in "\n".join(
         checked(capsys, study)[1]["problems"]

@@ -41,7 +41,7 @@ def study(tmp_path):
         "web": {"dataset": "fineweb-edu", "shards": 3, "documents": 500},
         "unsafe": {"dataset": "fineweb-unsafe", "tag_rate": 0.05, "shards": 2},
     }
-    raw["evaluation"]["benchmarks"] = ["advbench"]
+    raw["evaluation"].update(benchmarks=["advbench"], probes=None)
     raw["curriculum"].update(safe={"web": 1}, interventions={"full": {"web": 1, "unsafe": 1}})
     path.write_text(yaml.safe_dump(raw))
     return path
@@ -72,6 +72,13 @@ def test_the_set_that_tagged_examples_come_from_is_missed_before_anything_is_tra
     shutil.copytree(world, run.world)
     shutil.rmtree(run.world / DATASETS["wildguardmix"].folder)
     with pytest.raises(UserError, match=r"tuning_sets\.wildguardmix-harmful: .*no such table"):
+        prepare(run)
+
+
+def test_probe_texts_that_nothing_fetches_are_missed_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, world=None)))
+    with pytest.raises(UserError, match="the probe texts are not on the Hugging Face hub; write probes/train.jsonl"):
         prepare(run)
 
 
