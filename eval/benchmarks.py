@@ -451,7 +451,7 @@ def own_prompts(name: str, declared: PromptSet, root: Path | None) -> list[Promp
     """The prompts of an own set in the order of its rows; raises UserError that names the key, the file and the row."""
     where = f"evaluation.prompts.{name}"
     if root is None and declared.hub is not None:
-        raise UserError(f"{where}: {declared.place} is fetched into a data folder first; name one in CURRICULA_DATA")
+        raise UserError(f"{where}: {declared.place} must first be fetched into a data folder; set CURRICULA_DATA to it")
     table = declared.open(root or Path(), where)
     declared.look(root or Path(), where)
     prompts = []

@@ -15,8 +15,9 @@ from curricula.eval.config import Probes, ProbeTexts
 from curricula.randomness import key_seed, keyed_rng
 
 NOT_FETCHED = (
-    "the probe texts are not on the Hugging Face hub; write probes/train.jsonl and probes/test.jsonl with columns text and score "
-    "(0 safe to 5 unsafe) into a folder and name it in CURRICULA_DATA, or name texts of your own in evaluation.probes.texts"
+    "the probe texts are not on the Hugging Face hub; write probes/train.jsonl and probes/test.jsonl with columns text and "
+    "score (0 safe to 5 unsafe) into a folder and name it in CURRICULA_DATA, or name texts of your own in "
+    "evaluation.probes.texts"
 )
 MATCHED_WITHIN = 0.05
 """Lengths of a matched pair differ by at most this share of the longer one; of short texts, by a token."""

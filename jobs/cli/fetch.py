@@ -40,8 +40,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "curricula data fetch --study jobs/studies/paper.yaml \\\n      --part $SLURM_ARRAY_TASK_ID/16",
         call=fetch_data,
         details="Datasets and benchmarks are stored as Parquet. The same command continues after an interruption. Gated "
-        "datasets need HF_TOKEN. A study's tokenizer, judges and capability tasks are not fetched here, and probe texts are not on "
-        "the hub.",
+        "datasets need HF_TOKEN. A study's tokenizer, judges and capability tasks are not fetched here, and probe texts are "
+        "not on the hub.",
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="a dataset or benchmark, as --list shows them")
     parser.add_argument("--study", type=Path, help="the datasets and benchmarks that this study file names")

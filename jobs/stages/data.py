@@ -177,5 +177,5 @@ def model_source(name: str) -> Path:
         return Path(name)
     found = packaged_gguf(name)
     if found is None:
-        raise UserError(f"{name}: neither a file or folder nor an installed package; install it with `pip install {name}`")
+        raise UserError(f"{name}: not a file, folder or installed package; check the path")
     return found
