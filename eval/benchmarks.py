@@ -294,7 +294,7 @@ def load_prompts(
     """Prompts of a benchmark in file order; raises UserError naming file and column if they cannot be read.
 
     A set that differs from the published one is refused unless `accept_changed` names the benchmark. `limit` takes a sample
-    that depends on the prompts' ids alone: the same for every model, and part of any larger one. `jb_completions` falls back
+    that depends on the prompts' texts alone: the same for every model and file, and part of any larger one. `jb_completions` falls back
     to `advbench_completions` under a root folder that lacks its file. `own` are the sets that a study declares.
     """
     source = name if name in own else _source(name, root)
@@ -310,10 +310,10 @@ def load_prompts(
 
 
 def limited(prompts: list[Prompt], source: str, limit: int | None) -> list[Prompt]:
-    """`limit` of the prompts in their order, drawn by their ids alone; None takes all."""
+    """`limit` of the prompts in their order, drawn by their texts alone; None takes all."""
     if limit is None or limit >= len(prompts):
         return prompts
-    by_lot = sorted(range(len(prompts)), key=lambda i: key_seed("prompts", source, prompts[i].id))
+    by_lot = sorted(range(len(prompts)), key=lambda i: key_seed("prompts", source, _normal(prompts[i].text)))
     return [prompts[i] for i in sorted(by_lot[:limit])]
 
 
@@ -336,8 +336,13 @@ def _difference(prompts: Sequence[Prompt], name: str, root: Path | None) -> str:
 
 def texts_hash(prompts: Iterable[Prompt]) -> str:
     """A hash of the prompts' texts and behaviours, 16 hex digits; order, white space and the file's format do not count."""
-    texts = (" ".join(unicodedata.normalize("NFC", f"{item.text}\n{item.behavior}").split()) for item in prompts)
+    texts = (_normal(f"{item.text}\n{item.behavior}") for item in prompts)
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
+
+
+def _normal(text: str) -> str:
+    """A text as it is in every file of a published set."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _source(name: str, root: Path | None) -> str:

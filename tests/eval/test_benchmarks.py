@@ -83,6 +83,16 @@ def test_a_limit_takes_a_sample_that_larger_limits_contain(root):
     assert ids[10] != [str(i) for i in range(10)]
 
 
+def test_a_limit_takes_the_same_prompts_from_every_file_of_a_set(root):
+    drawn = {prompt.text for prompt in small_prompts("alpaca", root, limit=10)}
+    rows = [{"instruction": f"Name  {i} things.", "input": ""} for i in reversed(range(50))]
+    rows[20:20] = [{"instruction": "Sum it up.", "input": f"Text {i}."} for i in range(30)]  # left out, as on the hub
+    table = root / "stanford_alpaca/alpaca_instructions_noinput.json"
+    table.write_text(json.dumps(rows))
+    again = small_prompts("alpaca", root, limit=10)
+    assert len(again) == 10 and {" ".join(prompt.text.split()) for prompt in again} == drawn
+
+
 @pytest.mark.parametrize(
     "name, file, text, words",
     [
