@@ -294,8 +294,8 @@ def load_prompts(
     """Prompts of a benchmark in file order; raises UserError naming file and column if they cannot be read.
 
     A set that differs from the published one is refused unless `accept_changed` names the benchmark. `limit` takes a sample
-    that depends on the prompts' texts alone: the same for every model and file, and part of any larger one. `jb_completions` falls back
-    to `advbench_completions` under a root folder that lacks its file. `own` are the sets that a study declares.
+    that depends on the prompts' texts alone: the same for every model and file, and part of any larger one. `jb_completions`
+    falls back to `advbench_completions` under a root folder that lacks its file. `own` are the sets that a study declares.
     """
     source = name if name in own else _source(name, root)
     prompts = own_prompts(name, own[name], root) if name in own else _all_prompts(source, root)

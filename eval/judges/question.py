@@ -24,6 +24,13 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """What a contextual behavior of HarmBench refers to."""
     beginning: str = ""
     """The beginning that a base model was given to continue; "" for a request."""
+    prefill: str = ""
+    """What an attack made the answer begin with; `response` holds it."""
+
+    @property
+    def own_words(self) -> str:
+        """The answer without what an attack put there."""
+        return self.response.removeprefix(self.prefill)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +58,9 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 def question_key(judge: str, version: str, question: Question) -> str:
     """Hash of what a judge is asked: equal questions are asked once, and their verdicts are found by it."""
-    return row_key(judge=judge, version=version, **msgspec.structs.asdict(question))
+    asked = msgspec.structs.asdict(question)
+    del asked["prefill"]  # a part of the answer's key, and of `response`; verdicts from before judges knew it stay valid
+    return row_key(judge=judge, version=version, **asked)
 
 
 def can_tell_helpful(labels: Collection[str]) -> bool:

@@ -5,13 +5,16 @@ Starting again is cheap: shards are merged anew only when one has changed, and a
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from curricula import durable
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 from curricula.eval.config import EvalConfig
 from curricula.eval.identity import ModelRows
 from curricula.eval.judges.question import Estimate, Judge
@@ -26,7 +29,7 @@ from curricula.eval.judging.verdicts import (
     verdicts_path,
 )
 from curricula.eval.rows import GenerationRow, ModelKind, VerdictRow, read_rows
-from curricula.eval.tasks import TASKS, EvalTask, Task, row_files
+from curricula.eval.tasks import TASKS, EvalTask, Judged, Task, row_files
 from curricula.progress import Progress, silent
 
 
@@ -43,13 +46,24 @@ def shards_by_task(tasks: Sequence[EvalTask]) -> dict[str, list[EvalTask]]:
     return by_task
 
 
-def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Sequence[EvalTask] | None = None) -> bool:
-    """Whether the merged rows are those of the shards that exist now, and the judge has given each a verdict.
+def is_merged(
+    out: Path,
+    model_kind: ModelKind,
+    config: EvalConfig,
+    tasks: Sequence[EvalTask] | None = None,
+    world_root: Path | None = None,
+) -> bool:
+    """Whether the merged rows are those of the shards that exist now, and the judge, as it is now, has given each a verdict.
 
-    Damaged files are not merged: the merging job, run again, says what is wrong with them. Files that are as the merge left
-    them are not read, for the status of a run asks this of every model.
+    Damaged files are not merged: the merging job, run again, says what is wrong with them. Of files that are as the merge left
+    them one line is read, for the status of a run asks this of every model.
     """
     tasks = config.eval_tasks(model_kind) if tasks is None else tasks
+    versions = {kind: _free_version(config, kind, world_root) for kind in map(kind_of, shards_by_task(tasks))}
+    for task in shards_by_task(tasks):
+        version = versions[kind_of(task)]
+        if version and _first_version(verdicts_path(merged_path(out, task))) not in (None, version):
+            return False
     if stamp_path(out).exists() and stamp_path(out).read_text() == _marks(out, tasks, config):
         return True
     for task, shards in shards_by_task(tasks).items():
@@ -63,6 +77,28 @@ def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Seque
         except UserError:
             return False
     return True
+
+
+def _free_version(config: EvalConfig, kind: Judged, world_root: Path | None) -> str | None:
+    """The version of a judge that may judge again what an earlier version of it has judged: a server is not asked twice.
+
+    None, too, where the judge is not to be had here, such as the package of a function on a login node.
+    """
+    settings = config.judge_of(kind)
+    if settings.has_template and not settings.on_this_machine:
+        return None
+    with contextlib.suppress(UserError, UsageError, OSError):
+        return load_judge(settings, kind, world_root).version
+    return None
+
+
+def _first_version(path: Path) -> str | None:
+    """The version of the judge that stands first in a file of verdicts, the study's own; None without verdicts."""
+    try:
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.readline(), type=VerdictRow).version
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def _marks(out: Path, tasks: Sequence[EvalTask], config: EvalConfig) -> str:

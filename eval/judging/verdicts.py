@@ -52,6 +52,7 @@ def question_of(row: GenerationRow) -> Question:
         response=row.response,
         context=row.context,
         beginning=row.prompt if attack and row.raw else "",
+        prefill=row.prefill,
     )
 
 

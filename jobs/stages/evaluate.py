@@ -143,11 +143,15 @@ def _measure(work: Work, task: EvalTask, model: Path | LoadedModel, progress: Pr
 def _merge_and_judge(work: Work, tasks: list[EvalTask], progress: Progress) -> None:
     from curricula.eval.judging.merge import MergeAndJudge
 
-    world = work.run.world if work.study.world else None
-    MergeAndJudge(work.rows_folder, work.element.kind, work.study.evaluation, world, tasks=tasks).judge(progress)
+    config = work.study.evaluation
+    MergeAndJudge(work.rows_folder, work.element.kind, config, _world_of(work), tasks=tasks).judge(progress)
 
 
 def _is_merged(work: Work, tasks: list[EvalTask]) -> bool:
     from curricula.eval.judging.merge import is_merged
 
-    return is_merged(work.rows_folder, work.element.kind, work.study.evaluation, tasks)
+    return is_merged(work.rows_folder, work.element.kind, work.study.evaluation, tasks, _world_of(work))
+
+
+def _world_of(work: Work) -> Path | None:
+    return work.run.world if work.study.world else None
