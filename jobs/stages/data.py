@@ -16,6 +16,7 @@ from curricula.durable import write_json
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.harness import check_task
+from curricula.eval.judges.check import check_judge
 from curricula.eval.probes.texts import check_texts
 from curricula.jobs.downloads import Wanted, study_downloads, used_pools
 from curricula.jobs.run import Run
@@ -79,8 +80,8 @@ class Tokenize(Stage):
 def prepare(run: Run) -> None:
     """Make what the study needs and the run still lacks: world, tokenizer, initial checkpoint.
 
-    Raises UserError, before hours of work, when a dataset that the study reads is missing or incomplete, or when a
-    benchmark in the user's data folder is not the published one.
+    Raises UserError, before hours of work, when a dataset that the study reads is missing or incomplete, when a benchmark in
+    the user's data folder is not the published one, or when a judge could not judge.
     """
     from curricula.curriculum.tokens.tokenizer import load_tokenizer
 
@@ -107,6 +108,8 @@ def _check_data(run: Run) -> None:
     from curricula.curriculum.sources.hub import require_whole
 
     study = run.study
+    for kind in sorted({task.task.judged for task in study.all_eval_tasks if task.task.judged}):
+        check_judge(study.evaluation.judge_of(kind), kind, run.world if study.world else None)
     probes = study.used_probes
     if probes and not any(table.hub for table in probes.tables):  # those a job of its own fetches
         check_texts(run.data_root if probes.texts or study.world or run.data_folder else None, probes)

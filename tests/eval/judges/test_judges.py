@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from msgspec.structs import replace
 from paths import STUDIES
 from plugin_package import install
 
+from curricula import durable
 from curricula.curriculum.world.fiction import World
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis.accuracy import accuracy_of, known
 from curricula.eval.config import EvalConfig
+from curricula.eval.judges.check import check_judge
 from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.rules import RefusalPhrases
@@ -257,6 +260,40 @@ def test_a_server_is_not_asked_again_by_another_version_of_the_judge(tmp_path):
         append_rows(path, rows)
     append_rows(verdicts_path(path), [verdict_of(row, "llm:m") for row in rows])
     assert is_merged(tmp_path, "instruct", EvalConfig(judge=JudgeConfig(name="llm", model="m", url="http://127.0.0.1:9/v1")))
+
+
+OPENAI = JudgeConfig(name="llm", model="m", url="https://api.openai.com/v1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            JudgeConfig(name="local", model="/nowhere/judge"),
+            "judge.model /nowhere/judge: no such folder, not in the hub's cache",
+        ),
+        (JudgeConfig(name="harmbench", model="org/other"), "judge.model org/other: .*fetch it with `hf download` before"),
+        (OPENAI, "api.openai.com needs a key, and OPENAI_API_KEY holds none"),
+        (JudgeConfig(name="llm", model="m"), "name the judge's server, such as http://node7:8000/v1, or set OPENAI_BASE_URL"),
+        (JudgeConfig(name="python", model="nothing"), "no installed package offers this in the entry point group"),
+        (JudgeConfig(name="world"), "there is no fictional world to judge by"),
+        (JudgeConfig(name="harmbench", model="org/judge"), ""),
+        (JudgeConfig(name="refusal-phrases"), ""),
+    ],
+)
+def test_what_a_judge_lacks_is_known_before_it_is_needed(tmp_path, monkeypatch, settings, said):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--org--judge"
+    for name in ("config.json", "model.safetensors"):
+        durable.write_text(cached / "snapshots/1a2b" / name, "{}")
+    durable.write_text(cached / "refs/main", "1a2b")
+    durable.write_text(tmp_path / "models--org--other/snapshots/1a2b/config.json", "{}")
+    durable.write_text(tmp_path / "models--org--other/refs/main", "1a2b")
+    with pytest.raises((UserError, UsageError), match=said) if said else contextlib.nullcontext():
+        check_judge(settings, "attack", None)
 
 
 def killed(judge, question):

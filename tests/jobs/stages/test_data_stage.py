@@ -82,6 +82,15 @@ def test_probe_texts_that_nothing_fetches_are_missed_before_anything_is_trained(
         prepare(run)
 
 
+def test_a_judge_that_could_not_judge_is_missed_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    evaluation = smaller_demo()["evaluation"]
+    evaluation["overrefusal_judge"] = {"name": "llm", "model": "m", "url": "https://api.openai.com/v1"}
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, evaluation=evaluation)))
+    with pytest.raises(UserError, match=r"api\.openai\.com needs a key, and OPENAI_API_KEY holds none"):
+        prepare(run)
+
+
 def shards_of(run):
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted((run / "data/shards").rglob("*.*"))}
 

@@ -1,0 +1,60 @@
+"""What can be known of a judge before weeks of training, without loading a model or asking a question."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from curricula.errors import UserError
+from curricula.eval.judges.registry import load_judge
+from curricula.eval.judges.settings import JudgeConfig
+from curricula.packages import packaged_gguf
+from curricula.terminal import one_line
+
+log = logging.getLogger(__name__)
+
+ALWAYS_UP = "api.openai.com"
+"""Any other server may be started when training is over."""
+
+
+def check_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> None:
+    """Raise UserError where the judge of answers of `kind` lacks a package, a world, a model, or a server's address or key."""
+    load_judge(settings, kind, world_root)
+    if settings.on_this_machine:
+        _check_model(settings.model_name)
+    elif settings.has_template:
+        _check_server(settings)
+
+
+def _check_model(name: str) -> None:
+    """Look for the model's folder, for its files in the hub's cache, and on the hub. No weights are downloaded."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if Path(name).exists() or packaged_gguf(name):
+        return
+    repository, _, revision = name.partition("@")
+    try:
+        config = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+        if isinstance(config, str) and any(path.suffix in (".safetensors", ".bin") for path in Path(config).parent.iterdir()):
+            return
+        get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
+    except Exception as error:  # offline, the client raises its transport's own errors
+        raise UserError(
+            f"judge.model {name}: no such folder, not in the hub's cache, and the hub does not provide it "
+            f"({type(error).__name__}: {one_line(str(error), 160)}); name its folder, or fetch it with `hf download` before"
+        ) from None
+
+
+def _check_server(settings: JudgeConfig) -> None:
+    from curricula.eval.judges.served import doubt
+
+    if urlsplit(settings.url or os.environ.get("OPENAI_BASE_URL", "")).hostname != ALWAYS_UP:
+        if why := doubt(settings):
+            log.warning("judge: %s; it must be up when answers are judged", why)
+        return
+    if not os.environ.get("OPENAI_API_KEY", "").strip():
+        raise UserError(f"judge.url: {ALWAYS_UP} needs a key, and OPENAI_API_KEY holds none; set it where jobs run")
+    if why := doubt(settings):
+        raise UserError(f"judge {settings.model_name}: {why}; correct the judge's settings or the network of the jobs")
