@@ -227,6 +227,8 @@ class CapabilityRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     value: Annotated[float, msgspec.Meta(ge=0, le=1)]
     shots: Count
     """Answered examples before the question."""
+    cut: bool = False
+    """Whether the question with its examples is longer than the model's context, so that the model read only its end."""
 
 
 Row = TypeVar("Row", GenerationRow, VerdictRow, SuffixRow, ProbeRow, CapabilityRow)

@@ -34,6 +34,8 @@ from curricula.settings import read_yaml
 if TYPE_CHECKING:
     from curricula.eval.models import LoadedModel
 
+log = logging.getLogger(__name__)
+
 HEADLINES = ("acc_norm", "acc", "exact_match")
 """The metric of a task that `PUBLISHED` does not have: the first of these."""
 BATCHES_AT_ONCE = 16
@@ -87,8 +89,14 @@ def capability_rows(
         progress(len(found), len(found))
         return found
     kept = path.with_name(f"{path.stem}.responses.jsonl")
-    results = _run(_resumed(loaded, settings.batch, kept, key, progress), name, local, settings, chat)
-    rows = list(_rows(results, name, key, loaded))
+    asked = _resumed(loaded, settings.batch, kept, key, progress)
+    results = _run(asked, name, local, settings, chat)
+    rows = list(_rows(results, name, key, loaded, asked.cut))
+    if cut := sum(row.cut for row in rows):
+        log.warning(
+            "capability task %s: %d of %d questions lost their beginning, for they do not fit the model's context of %d tokens",
+            *(name, cut, len(rows), loaded.context_length),
+        )
     write_rows(path, rows)
     kept.unlink(missing_ok=True)
     return rows
@@ -134,7 +142,9 @@ def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat
     return found
 
 
-def _rows(results: dict[str, Any], name: str, key: str, loaded: LoadedModel) -> Iterable[CapabilityRow]:
+def _rows(
+    results: dict[str, Any], name: str, key: str, loaded: LoadedModel, cut: Container[tuple[str, int]]
+) -> Iterable[CapabilityRow]:
     for task, samples in sorted(results["samples"].items()):
         metric, reading = _headline(name, task, samples)
         chosen = [sample for sample in samples if sample["filter"] == reading]
@@ -159,6 +169,7 @@ def _rows(results: dict[str, Any], name: str, key: str, loaded: LoadedModel) -> 
                 metric=metric,
                 value=value,
                 shots=int(results["n-shot"].get(task, 0)),
+                cut=(task, sample["doc_id"]) in cut,
             )
 
 
@@ -180,8 +191,12 @@ def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Pr
     """The model as lm_eval asks it, with its replies kept in `kept`."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import normalize_gen_kwargs
 
     class Resumed(HFLM):
+        cut: set[tuple[str, int]]
+        """Task and number of each question that is longer than the model's context: lm_eval cuts off its beginning."""
+
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
             return [tuple(reply) for reply in self._kept(super().loglikelihood, "loglikelihood", requests)]
 
@@ -207,10 +222,20 @@ def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Pr
                 for place, reply in zip(places, known[name], strict=True):
                     replies[place] = reply
                 progress(min(start + size, len(order)), len(order))
+            self.cut |= {(one.task_name, one.doc_id) for one in requests if self._is_cut(method, *one.args)}
             return replies
 
+        def _is_cut(self, method: str, text: str, rest: Any = None) -> bool:
+            if method == "generate_until":
+                answer = normalize_gen_kwargs(rest, self.max_gen_toks)["max_gen_toks"]
+                return len(self.tok_encode(text)) > self.max_length - answer
+            # A rolling request is read in pieces.
+            return bool(text and rest) and sum(map(len, self._encode_pair(text, rest))) > self.max_length + 1
+
     loaded.model.tie_weights = lambda *_, **__: None  # lm_eval would tie them anew, which packed layers do not bear
-    return Resumed(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=batch)
+    asked = Resumed(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=batch)
+    asked.cut = set()
+    return asked
 
 
 class LocalTask(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -77,6 +78,19 @@ def test_rows_means_and_standard_errors_equal_lm_evals_own(place, tmp_path, name
     assert found.low <= found.value <= found.high and found.questions == len(rows)
     if name == "choices":
         assert 0 < found.value < 1  # else the test says little
+
+
+@pytest.mark.parametrize("name", ["choices", "words"])
+def test_questions_that_do_not_fit_the_context_are_counted(place, tmp_path, name, caplog):
+    folder, loaded = place
+    write_tasks(tmp_path / "tasks", questions=6)
+    table = tmp_path / f"tasks/{name}.jsonl"
+    first, *others = map(json.loads, table.read_text().splitlines())
+    first["question"] = "A long story. " * loaded.context_length + first["question"]
+    table.write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
+    rows = measure((tmp_path, loaded), tmp_path / "out", name)
+    assert [row.cut for row in rows] == [True] + [False] * len(others)
+    assert f"capability task {name}: 1 of {len(rows)} questions lost their beginning" in caplog.text
 
 
 def test_an_evaluation_that_was_killed_asks_only_what_is_missing_and_ends_with_the_same_bytes(place, tmp_path, monkeypatch):
