@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts
 from curricula.eval.rows import ProbeRow, append_rows, finished_batches, in_order, row_key
 from curricula.progress import Progress, silent
 from curricula.randomness import key_seed
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 """Version of the procedure, part of every row's key."""
@@ -113,6 +116,12 @@ def run_probes(
     subsets = [
         balanced(train.unsafe, config.train_per_class, seed, "train", draw, lengths=match[0]) for draw in range(config.seeds)
     ]
+    pool = len(balanced(train.unsafe, None, lengths=match[0])) // 2
+    if config.seeds > 1 and pool < 2 * config.train_per_class:
+        log.warning(
+            "probes: each of %d training subsets takes %d of %d texts a class, so their spread says little of other texts%s",
+            *(config.seeds, config.train_per_class, pool, "; all are the same" if pool == config.train_per_class else ""),
+        )
     needed = np.unique(np.concatenate(subsets))
     wanted = [test_ids[i] for i in held_out], [train_ids[i] for i in needed]
     names = [list(map(text_id, texts)) for texts in wanted]

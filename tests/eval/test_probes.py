@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,16 @@ def test_the_baseline_shows_labels_that_length_explains(loaded, tmp_path):
     results, _ = run_probes(loaded, texts, texts, Probes(train_per_class=20, seeds=2), 0, tmp_path)
     assert len(results) == 6
     assert all(result.baseline_length_auc == 1.0 for result in results)
+
+
+@pytest.mark.parametrize(
+    ("per_class", "said"), [(20, None), (30, "takes 30 of 40 texts a class"), (40, "of 40 texts a class, .*all are the same")]
+)
+def test_subsets_that_overlap_because_texts_are_few_are_warned_of(loaded, tmp_path, caplog, per_class, said):
+    unsafe = np.arange(80) % 2 == 1
+    texts = LabelledTexts([f"bread rises {'never ' * int(bad)}{i}" for i, bad in enumerate(unsafe)], unsafe)
+    run_probes(loaded, texts, texts, Probes(train_per_class=per_class, seeds=2), 0, tmp_path)
+    assert bool(said) == ("training subsets" in caplog.text) and re.search(said or "", caplog.text)
 
 
 def test_a_missing_column_or_file_is_named(tmp_path):
