@@ -119,127 +119,68 @@ def advbench_completion(parts: dict[str, str]) -> dict[str, Any]:
     return {"text": beginning[:1].upper() + beginning[1:], "behavior": parts["behavior"], "category": "advbench-targets"}
 
 
+# fmt: off
 BENCHMARKS: dict[str, Benchmark] = {
+    # On the hub all 400 behaviours; the 80 of validation are left out.
     "harmbench": Benchmark(
-        "attack",
-        "harmbench/harmbench_behaviors_text_test.csv",
-        "walledai/HarmBench",  # all 400; the 80 validation behaviours are left out
-        "MIT",
-        320,
-        {
-            "text": ("Behavior", "prompt"),
-            "id": ("BehaviorID",),
-            "category": ("SemanticCategory", "category"),
-            "context": ("ContextString", "context"),
-            "tags": ("Tags", "tags"),
-        },
-        harmbench,
-        hub_configs=("standard", "contextual", "copyright"),
-        texts="13389ef4e0620f8a",
+        "attack", "harmbench/harmbench_behaviors_text_test.csv", "walledai/HarmBench", "MIT", 320,
+        {"text": ("Behavior", "prompt"), "id": ("BehaviorID",), "category": ("SemanticCategory", "category"),
+         "context": ("ContextString", "context"), "tags": ("Tags", "tags")},
+        harmbench, hub_configs=("standard", "contextual", "copyright"), texts="13389ef4e0620f8a",
     ),
     "advbench": Benchmark(
-        "attack",
-        "advbench/harmful_behaviors.csv",
-        "walledai/AdvBench",
-        "MIT",
-        520,
-        {"text": ("goal", "prompt"), "target": ("target",)},
-        plain,
-        hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e",
-        texts="3efc2fd594545b9a",
+        "attack", "advbench/harmful_behaviors.csv", "walledai/AdvBench", "MIT", 520,
+        {"text": ("goal", "prompt"), "target": ("target",)}, plain,
+        hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e", texts="3efc2fd594545b9a",
     ),
     "jailbreakbench": Benchmark(
-        "attack",
-        "jailbreakbench/harmful-behaviors.csv",
-        "JailbreakBench/JBB-Behaviors",
-        "MIT",
-        100,
-        {"text": ("Goal",), "id": ("Index", ""), "category": ("Category",), "target": ("Target",)},
-        plain,
-        hub_configs=("behaviors",),
-        hub_split="harmful",
-        hub_revision="886acc352a31533ffbcf4ef22c744658688086fc",
-        texts="25205c3154e73763",
+        "attack", "jailbreakbench/harmful-behaviors.csv", "JailbreakBench/JBB-Behaviors", "MIT", 100,
+        {"text": ("Goal",), "id": ("Index", ""), "category": ("Category",), "target": ("Target",)}, plain,
+        hub_configs=("behaviors",), hub_split="harmful",
+        hub_revision="886acc352a31533ffbcf4ef22c744658688086fc", texts="25205c3154e73763",
     ),
+    # On the hub development and test phase; the 50 of the former are left out.
     "tdc": Benchmark(
-        "attack",
-        "tdc2023/test_behaviors.json",
-        "walledai/TDC23-RedTeaming",  # development and test phase; the 50 of the former are left out
-        "MIT",
-        50,
-        {"text": ("text", "prompt")},
-        plain,
-        texts="b5904e25a8402b63",
+        "attack", "tdc2023/test_behaviors.json", "walledai/TDC23-RedTeaming", "MIT", 50,
+        {"text": ("text", "prompt")}, plain, texts="b5904e25a8402b63",
     ),
     "jb_completions": Benchmark(
-        "completion",
-        "jb_completions/train.jsonl",
-        "locuslab/jb-completions",
-        "not stated",
-        990,
-        {"text": ("completion_behavior",), "behavior": ("original_behavior",), "category": ("source_dataset",)},
-        completion,
+        "completion", "jb_completions/train.jsonl", "locuslab/jb-completions", "not stated", 990,
+        {"text": ("completion_behavior",), "behavior": ("original_behavior",), "category": ("source_dataset",)}, completion,
     ),
+    # Stand-in for jb_completions without the hub: AdvBench's affirmative targets are harmful beginnings once "Sure, " is gone
+    # ("Here is a script that ...").
     "advbench_completions": Benchmark(
-        # Stand-in for jb_completions without the hub: AdvBench's affirmative targets are harmful beginnings once
-        # "Sure, " is gone ("Here is a script that ...").
-        "completion",
-        "advbench/harmful_behaviors.csv",
-        "walledai/AdvBench",
-        "MIT",
-        520,
-        {"text": ("target",), "behavior": ("goal", "prompt")},
-        advbench_completion,
-        hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e",
-        texts="cc6baa36f3b201a6",
+        "completion", "advbench/harmful_behaviors.csv", "walledai/AdvBench", "MIT", 520,
+        {"text": ("target",), "behavior": ("goal", "prompt")}, advbench_completion,
+        hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e", texts="cc6baa36f3b201a6",
     ),
+    # On the hub 52,002, of which those with an input are left out.
     "alpaca": Benchmark(
-        "overrefusal",
-        "stanford_alpaca/alpaca_instructions_noinput.json",
-        "tatsu-lab/alpaca",  # 52,002, of which those with an input are left out
-        "CC-BY-NC-4.0",
-        31_323,
-        {"text": ("instruction",), "category": ("category",)},
-        plain,
-        hub_revision="dce01c9b08f87459cf36a430d809084718273017",
-        texts="db8cb442a25e7568",
+        "overrefusal", "stanford_alpaca/alpaca_instructions_noinput.json", "tatsu-lab/alpaca", "CC-BY-NC-4.0", 31_323,
+        {"text": ("instruction",), "category": ("category",)}, plain,
+        hub_revision="dce01c9b08f87459cf36a430d809084718273017", texts="db8cb442a25e7568",
         keep=lambda row: not row.get("input"),
     ),
+    # The following are not in the paper. XSTest: harmless requests that sound harmful, without its 200 harmful contrasts.
     "xstest": Benchmark(
-        # Not in the paper: harmless requests that sound harmful. The 200 harmful contrasts are left out.
-        "overrefusal",
-        "xstest/xstest_prompts.csv",
-        "walledai/XSTest",
-        "CC-BY-4.0",
-        250,
-        {"text": ("prompt",), "id": ("id",), "category": ("type",)},
-        plain,
-        hub_split="test",
-        hub_revision="f1d713187c61b6ae64e602d74f0b3d812cc2e8e8",
+        "overrefusal", "xstest/xstest_prompts.csv", "walledai/XSTest", "CC-BY-4.0", 250,
+        {"text": ("prompt",), "id": ("id",), "category": ("type",)}, plain,
+        hub_split="test", hub_revision="f1d713187c61b6ae64e602d74f0b3d812cc2e8e8",
         keep=lambda row: row.get("label") == "safe" if row.get("label") else not str(row["type"]).startswith("contrast"),
     ),
+    # The requests of OR-Bench that most models refuse.
     "orbench_hard": Benchmark(
-        # Not in the paper: the 1,319 requests of OR-Bench that most models refuse.
-        "overrefusal",
-        "or_bench/or-bench-hard-1k.csv",
-        "bench-llm/or-bench",
-        "CC-BY-4.0",
-        1_319,
-        {"text": ("prompt",), "category": ("category",)},
-        plain,
-        hub_configs=("or-bench-hard-1k",),
+        "overrefusal", "or_bench/or-bench-hard-1k.csv", "bench-llm/or-bench", "CC-BY-4.0", 1_319,
+        {"text": ("prompt",), "category": ("category",)}, plain, hub_configs=("or-bench-hard-1k",),
     ),
+    # Maini et al. use 300 of them. Harmless and controversial ones: the category tells them apart.
     "phtest": Benchmark(
-        # Not in the paper; Maini et al. use 300 of them. Harmless and controversial ones: the category tells them apart.
-        "overrefusal",
-        "phtest/PHTest.csv",
-        "furonghuang-lab/PHTest",
-        "MIT",
-        3_269,
-        {"text": ("Request",), "category": ("Harmfulness",)},
-        plain,
+        "overrefusal", "phtest/PHTest.csv", "furonghuang-lab/PHTest", "MIT", 3_269,
+        {"text": ("Request",), "category": ("Harmfulness",)}, plain,
     ),
 }
+# fmt: on
 
 
 class PromptSet(DeclaredTable, frozen=True):
