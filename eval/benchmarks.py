@@ -32,6 +32,7 @@ from curricula.errors import UsageError, UserError
 from curricula.eval.capability.settings import PLAIN_TASK
 from curricula.eval.duplicates import cluster_of, is_left_out
 from curricula.randomness import key_seed
+from curricula.terminal import one_line
 
 log = logging.getLogger(__name__)
 
@@ -386,7 +387,7 @@ def hub_rows(name: str, entry: Benchmark) -> list[dict[str, Any]]:
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
                 f"benchmark {name}: {entry.hub} cannot be read from the Hugging Face hub ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:160]}); put {entry.file} into a folder and name it in CURRICULA_DATA"
+                f"{one_line(str(error), 160)}); put {entry.file} into a folder and name it in CURRICULA_DATA"
             ) from error
         # The hub marks copyright rows by the name of their config, the file in a column.
         rows += [{**row, **({"tags": "hash_check"} if config == "copyright" else {})} for row in part]

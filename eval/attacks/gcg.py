@@ -164,7 +164,7 @@ def optimise_suffixes(
     requests: Sequence[str],
     config: Gcg,
     draws: Mapping[str, tuple[object, ...]],
-    on_step: OnStep | None = None,
+    on_step: OnStep = lambda steps, loss: None,
     save: Save | None = None,
     draft: Draft | None = None,
 ) -> list[tuple[str, State]]:
@@ -194,9 +194,7 @@ def optimise_suffixes(
         for (attack, state, words), gradient in zip(running, found):
             replacements = promising(gradient, barred, config.topk)
             advance(attack, state, replacements, keyed_rng("gcg", *words, state.step), draft)
-            if on_step is not None:
-                steps = [config.steps if other.stopped else other.step for other in states.values()]
-                on_step(sum(steps), state.loss)
+            on_step(sum(config.steps if other.stopped else other.step for other in states.values()), state.loss)
         passes += 1
         if save is not None and passes % SAVE_INTERVAL_STEPS == 0:
             save.write(states)
@@ -300,26 +298,16 @@ def sampled_losses(
     assert sampling is not None
     count = len(candidates)
     by_draft = np.array(draft.losses(attack, [current, *candidates])[1:])
-    found = Found(attack, candidates, current)
-    probes = rng.permutation(count)[: max(2, count // sampling.sampling_factor)]
-    found.compute(probes)
-    agreement = spearmanr(found.losses[probes], by_draft[probes]).statistic if len(probes) > 1 else np.nan
-    share = (1 - (1 + agreement) / 2) / sampling.r if np.isfinite(agreement) else 0.5 / sampling.r
-    found.compute(by_draft.argsort(kind="stable")[: max(1, int(share * count))])
-    return found.losses.tolist(), found.hits.tolist()
+    losses, hits = np.full(count, np.inf), np.zeros(count, dtype=bool)
 
-
-class Found:
-    """What the attacked model has computed of the candidates so far."""
-
-    def __init__(self, attack: Attack, candidates: list[list[int]], current: list[int]) -> None:
-        self.attack, self.candidates, self.current = attack, candidates, current
-        self.losses = np.full(len(candidates), np.inf)
-        self.hits = np.zeros(len(candidates), dtype=bool)
-
-    def compute(self, places: np.ndarray) -> None:
-        places = places[np.isinf(self.losses[places])]
+    def compute(places: np.ndarray) -> None:
+        places = places[np.isinf(losses[places])]
         if len(places):
-            self.losses[places], self.hits[places] = self.attack.losses(
-                [self.candidates[place] for place in places], self.current
-            )
+            losses[places], hits[places] = attack.losses([candidates[place] for place in places], current)
+
+    probes = rng.permutation(count)[: max(2, count // sampling.sampling_factor)]
+    compute(probes)
+    agreement = spearmanr(losses[probes], by_draft[probes]).statistic if len(probes) > 1 else np.nan
+    share = (1 - (1 + agreement) / 2) / sampling.r if np.isfinite(agreement) else 0.5 / sampling.r
+    compute(by_draft.argsort(kind="stable")[: max(1, int(share * count))])
+    return losses.tolist(), hits.tolist()

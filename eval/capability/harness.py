@@ -30,6 +30,7 @@ from curricula.eval.decoding.registry import EXACT
 from curricula.eval.rows import CapabilityRow, read_rows, row_key, write_rows
 from curricula.progress import Progress, silent
 from curricula.settings import read_yaml
+from curricula.terminal import one_line
 
 if TYPE_CHECKING:
     from curricula.eval.models import LoadedModel
@@ -134,7 +135,7 @@ def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat
     except (UserError, UsageError):
         raise
     except Exception as error:  # a task is a small program: it can fail in any way
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {one_line(str(error), 200)}"
         fetch = f", fetch its data where there is a network (python -m curricula.eval.capability.harness {name})"
         mend = f"correct the task{'' if local else fetch}, or lower capability.batch where memory ran out"
         raise UserError(f"capability task {name}: lm_eval cannot carry it out ({reason}); {mend}") from error

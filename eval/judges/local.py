@@ -15,6 +15,7 @@ from typing import Any
 from curricula.errors import UserError
 from curricula.eval.judges.model_judge import ModelJudge, load_tokenizer
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict
+from curricula.terminal import one_line
 
 ANSWERS_AT_ONCE = 16
 """In one forward pass."""
@@ -77,9 +78,9 @@ class LocalClassifier(InProcess):
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:160]
             raise UserError(
-                f"{name}: the judge cannot be loaded ({reason}); name its folder as judge.model, or a server as judge.url"
+                f"{name}: the judge cannot be loaded ({one_line(str(error), 160)}); name its folder as judge.model, or a "
+                "server as judge.url"
             ) from None
         return model.to("cuda" if on_gpu else "cpu").eval()
 

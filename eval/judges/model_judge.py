@@ -10,6 +10,7 @@ from curricula.errors import UserError
 from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import Template, version_of
+from curricula.terminal import one_line
 
 Clip = Callable[[str], str]
 """Shortens an answer to what the judge may see of it."""
@@ -84,6 +85,6 @@ def load_tokenizer(name: str) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{name}: no tokenizer for the judge ({' '.join(str(error).split())[:160]}); "
+            f"{name}: no tokenizer for the judge ({one_line(str(error), 160)}); "
             "name its folder as judge.tokenizer, or set judge.clip_tokens to null"
         ) from None

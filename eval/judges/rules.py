@@ -22,6 +22,7 @@ from curricula.errors import UserError
 from curricula.eval.judges.question import Question, Settle, Verdict, can_tell_helpful
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.packages import load_plugin, plugin_version
+from curricula.terminal import one_line
 
 _NOT_ABLE = r"(can't|cannot|can not|won't|will not|must not|shouldn't|should not|(am |'m )?not able to|(am |'m )?unable to)"
 _SERVE = (
@@ -170,7 +171,7 @@ class PythonJudge(RuleJudge):
         try:
             return str(self._label(question))
         except Exception as error:  # another's code can fail in any way
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            reason = f"{type(error).__name__}: {one_line(str(error), 160)}"
             raise UserError(
                 f"judge {self.name}: fails on an answer ({reason}); correct it and run the same command again"
             ) from error

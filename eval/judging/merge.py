@@ -21,9 +21,9 @@ from curricula.eval.judges.question import Estimate, Judge
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import (
     JudgeRun,
+    complete_all,
     key_of_question,
     kind_of,
-    put_in_order,
     read_stamp,
     stamp_path,
     verdicts_path,
@@ -147,7 +147,7 @@ class MergeAndJudge:
         self._out, self._config = out, config
         judges: dict[str, Judge] = {}
         model = ModelRows(model_kind)
-        self._work: list[tuple[str, list[GenerationRow], JudgeRun]] = []
+        self._work: list[tuple[str, JudgeRun]] = []
         for task, shards in shards_by_task(tasks).items():
             found = [shard.path(out) for shard in shards if shard.path(out).exists()]
             if whatever_is_there:
@@ -158,20 +158,16 @@ class MergeAndJudge:
             rows = _merge(path, found, TASKS[task], model)
             if kind not in judges:
                 judges[kind] = load_judge(config.judge_of(kind), kind, world_root)
-            self._work.append((task, rows, JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)))
+            self._work.append((task, JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)))
 
     def estimates(self) -> list[Estimate | None]:
         """What servers will be asked, task by task."""
-        return [judge_run.estimate() for *_, judge_run in self._work]
+        return [judge_run.estimate() for _, judge_run in self._work]
 
     def judge(self, progress: Progress = silent) -> None:
         """Raises UserError when a judge cannot go on; all verdicts until then are kept."""
-        total, finished = sum(judge_run.total for *_, judge_run in self._work), 0
         self._note_judges()
-        for _, rows, judge_run in self._work:
-            judge_run.complete(shifted(progress, finished, total))
-            finished += judge_run.total
-            put_in_order(judge_run.path, rows, judge_run.judge)
+        total = complete_all([judge_run for _, judge_run in self._work], progress, as_first=True)
         durable.write_text(stamp_path(self._out), _marks(self._out, self._tasks, self._config))
         progress(total, total)
 
@@ -181,20 +177,11 @@ class MergeAndJudge:
         A judge takes the place of an earlier one in all of its tasks at once, whether or not it comes to their end. What that
         one's merge was done with is forgotten then: with another judge's name, it would pass for a merge by that one.
         """
-        judges = {task: self._config.judge_of(kind_of(task)).full_name for task, *_ in self._work}
+        judges = {task: self._config.judge_of(kind_of(task)).full_name for task, _ in self._work}
         known = read_stamp(self._out)
         if judges != {task: known.get(task) for task in judges}:
             names = {task: name for task, name in known.items() if isinstance(name, str)}
             durable.write_text(stamp_path(self._out), json.dumps(names | judges))
-
-
-def shifted(progress: Progress, finished: int, whole: int) -> Progress:
-    """The progress of one task, reported as that of `whole` units of which `finished` came first."""
-
-    def report(done: int, total: int, **figures: Any) -> None:
-        progress(finished + done, whole, **figures)
-
-    return report
 
 
 def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list[GenerationRow]:

@@ -14,8 +14,7 @@ from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, 
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
 from curricula.eval.identity import ModelRows, recorded_hash, require_different
 from curricula.eval.judges.question import UNPARSED, Estimate, Judge
-from curricula.eval.judging.merge import shifted
-from curricula.eval.judging.verdicts import JudgeRun, judged, kind_of, put_in_order, verdicts_by_judge, verdicts_path
+from curricula.eval.judging.verdicts import JudgeRun, complete_all, judged, kind_of, verdicts_by_judge, verdicts_path
 from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, read_rows
 from curricula.eval.tasks import find_task, judged_tasks
 from curricula.progress import Progress, silent
@@ -66,7 +65,7 @@ class Rejudging:
     """The work of one judge for attacks and one for over-refusal on stored answers. None: such answers are left alone."""
 
     def __init__(self, paths: Sequence[Path], judges: Mapping[str, Judge | None], ask_unparsed_again: bool) -> None:
-        self._work: list[tuple[Path, list[GenerationRow], JudgeRun]] = []
+        self._work: list[tuple[Path, JudgeRun]] = []
         self.left_alone = 0
         models: dict[Path, ModelRows] = {}
         for path in paths:
@@ -79,12 +78,13 @@ class Rejudging:
             if judge is None:
                 self.left_alone += len(rows)
                 continue
-            self._work.append((path, rows, JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again)))
+            self._work.append((path, JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again)))
         require_different([model for folder, model in models.items() if _in_run(folder.absolute())])
 
     def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
         """Raise UserError unless attacks that a judge is asked about have labels of both kinds."""
-        attacks = [row.key for _, rows, _ in self._work for row in rows if was_asked(row) and kind_of(row.task) == "attack"]
+        rows = [row for _, judge_run in self._work for row in judge_run.rows]
+        attacks = [row.key for row in rows if was_asked(row) and kind_of(row.task) == "attack"]
         matched = Counter(labels[key] for key in attacks if key in labels)
         if len(matched) < 2:
             raise UserError(
@@ -94,22 +94,18 @@ class Rejudging:
             )
 
     def estimates(self) -> list[Estimate | None]:
-        return [judge_run.estimate() for _, _, judge_run in self._work]
+        return [judge_run.estimate() for _, judge_run in self._work]
 
     def judge(self, progress: Progress = silent) -> None:
         """Ask for missing verdicts. Raises UserError when the judge cannot go on; all verdicts until then are kept."""
-        total, finished = sum(judge_run.total for _, _, judge_run in self._work), 0
-        for _, rows, judge_run in self._work:
-            judge_run.complete(shifted(progress, finished, total))
-            finished += judge_run.total
-            put_in_order(judge_run.path, rows)
+        complete_all([judge_run for _, judge_run in self._work], progress)
 
     def comparisons(self, by_model: bool, labels: Mapping[str, str]) -> list[Comparison]:
         """One for each task over all models, or one for each task of each model."""
         groups: dict[str, list[tuple[JudgedRow | None, JudgedRow]]] = {}
-        for path, rows, judge_run in self._work:
+        for path, judge_run in self._work:
             where = f"{path.parent}/{path.stem}" if by_model else path.stem
-            groups.setdefault(where, []).extend(_pairs(path, rows, judge_run.judge))
+            groups.setdefault(where, []).extend(_pairs(path, judge_run))
         return [_compare(where, pairs, labels) for where, pairs in groups.items()]
 
 
@@ -129,12 +125,14 @@ def _model_of(path: Path, first: GenerationRow) -> ModelRows:
     return ModelRows(kind, recorded_hash(run / "models" / arm / folder.name))
 
 
-def _pairs(path: Path, rows: list[GenerationRow], judge: Judge) -> list[tuple[JudgedRow | None, JudgedRow]]:
-    """Each answer with the verdict of the first other judge that has left any, and with that of `judge`."""
+def _pairs(path: Path, judge_run: JudgeRun) -> list[tuple[JudgedRow | None, JudgedRow]]:
+    """Each answer with the verdict of the first other judge that has left any, and with that of the run's."""
     given = verdicts_by_judge(path)
-    mine = given.pop((judge.name, judge.version), {})
+    mine = given.pop((judge_run.judge.name, judge_run.judge.version), {})
     first = next(filter(None, given.values()), {})
-    return [(judged(row, first[row.key]) if row.key in first else None, judged(row, mine.get(row.key))) for row in rows]
+    return [
+        (judged(row, first[row.key]) if row.key in first else None, judged(row, mine.get(row.key))) for row in judge_run.rows
+    ]
 
 
 def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], labels: Mapping[str, str]) -> Comparison:

@@ -69,7 +69,7 @@ class JudgeRun:
 
         `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until another replaces it.
         """
-        self.path, self.judge, self._rows = path, judge, rows
+        self.path, self.judge, self.rows = path, judge, rows
 
         def is_given(row: VerdictRow) -> bool:
             return not (ask_unparsed_again and row.label == UNPARSED)
@@ -118,7 +118,7 @@ class JudgeRun:
             self._complete(progress)
 
     def _complete(self, progress: Progress) -> None:
-        set_aside(self.path, self._rows)
+        set_aside(self.path, self.rows)
         progress(self.done, self.total)
         self._append([self._row(row, "", Verdict(label=shortcircuit(row))) for row in self._short], progress)
         repeats = [(row, key) for key, rows in self._waiting.items() if key in self._known for row in rows]
@@ -160,6 +160,29 @@ class JudgeRun:
             by_key = {row.key: row for row in rows}
             found = read_rows(self.path, VerdictRow)
             write_rows(self.path, [by_key.get(row.key, row) if self._is_mine(row) else row for row in found])
+
+
+def complete_all(runs: Sequence[JudgeRun], progress: Progress, as_first: bool = False) -> int:
+    """Ask for the missing verdicts on several tasks' answers, and put the files in order; returns the number of answers.
+
+    `as_first`: each judge then stands first in its file, as the study's own. Raises UserError when a judge cannot go on; all
+    verdicts until then are kept.
+    """
+    total, finished = sum(run.total for run in runs), 0
+    for run in runs:
+        run.complete(_shifted(progress, finished, total))
+        finished += run.total
+        put_in_order(run.path, run.rows, run.judge if as_first else None)
+    return total
+
+
+def _shifted(progress: Progress, finished: int, whole: int) -> Progress:
+    """The progress of one task, reported as that of `whole` units of which `finished` came first."""
+
+    def report(done: int, total: int, **figures: Any) -> None:
+        progress(finished + done, whole, **figures)
+
+    return report
 
 
 def shortcircuit(row: GenerationRow) -> str:

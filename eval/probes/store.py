@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -110,8 +109,11 @@ class Fitted:
 
 def read_fitted(folder: Path) -> Fitted | None:
     """What the last probes left in the folder `probes.states`; None if there is nothing, or nothing that can be read."""
+    path = folder / "fitted.npz"
+    if not path.exists():
+        return None
     try:
-        with np.load(folder / "fitted.npz", allow_pickle=False) as data:
+        with np.load(path, allow_pickle=False) as data:
             found: dict[str, Any] = {field.name: data[field.name] for field in dataclasses.fields(Fitted)}
         plain = {name: found[name].tolist() for name in ("key", "store", "layers", "test_ids")}
         numbers = {name: found[name].astype(np.float64) for name in ("weights", "bias", "directions")}
@@ -120,8 +122,6 @@ def read_fitted(folder: Path) -> Fitted | None:
         fits = fitted.weights.shape == shape and fitted.bias.shape == shape[:2] and len(fitted.layers) == shape[1]
         if not (fits and fitted.test_unsafe.shape == (len(fitted.test_ids),) and fitted.store.isalnum()):
             raise ValueError("its parts do not fit together")
-    except FileNotFoundError:
-        return None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder / 'fitted.npz'}: not what probes leave ({error}); remove it and evaluate again") from None
+    except Exception as error:  # numpy has an error of its own for each kind of damage
+        raise UserError(f"{path}: not what probes leave ({error}); remove it and evaluate again") from None
     return fitted

@@ -45,7 +45,7 @@ def attack(request, loaded):
     return Attack(loaded, REQUEST, Gcg(suffix=CONFIG.suffix, target=request.param, batch_candidates=2))
 
 
-def optimise_suffix(loaded, request, config, words, on_step=None, save=None):
+def optimise_suffix(loaded, request, config, words, on_step=lambda *_: None, save=None):
     (result,) = optimise_suffixes(loaded, [request], config, {"key": words}, on_step, save)
     return result
 
