@@ -230,6 +230,8 @@ def source_shards(folder: Path) -> list[Path]:
     if len(expected) > 1:
         raise UserError(f"{folder}: its manifests disagree on how many shards there are, {sorted(expected)}; {MEND_ALL}")
     (count,) = expected
+    if int(prefixes[-1].name) >= count:
+        raise UserError(f"{folder}: holds shard {prefixes[-1].name}, but its manifests speak of {count} shards; {MEND_ALL}")
     if [int(prefix.name) for prefix in prefixes] != list(range(count)):
         raise UserError(
             f"{folder}: {len(prefixes)} of {count} shards are finished; run `curricula data tokenize` for this source"

@@ -1,6 +1,7 @@
 """The exact stream under random curricula: what every result of a study relies on."""
 
 import json
+import math
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -94,12 +95,14 @@ def test_arms_share_the_stream_and_the_fingerprint_until_they_part(shards, run, 
 
 
 @examples(300)
-@given(mixes, st.floats(0.1, 10))
+@given(mixes, st.floats(0.1, 10) | st.sampled_from([0.25, 2.0, 8.0]))
 def test_equal_fingerprints_mean_equal_streams(shards, mix, factor):
     """Weights whose shares are equal as floating-point numbers need not be in the same ratio."""
     scaled = {name: weight * factor for name, weight in mix.items()}
     one, other = (opened(shards, [Phase(200, weights)], 1) for weights in (mix, scaled))
-    if one.fingerprint(200) == other.fingerprint(200):
+    is_same = one.fingerprint(200) == other.fingerprint(200)
+    assert is_same or math.frexp(factor)[0] != 0.5  # a power of two changes no share
+    if is_same:
         assert one.sample_ids(0, 200) == other.sample_ids(0, 200)
     assert one.fingerprint(200) == opened(shards, [Phase(200, dict(reversed(mix.items())))], 1).fingerprint(200)
 
@@ -189,9 +192,10 @@ def test_a_manifest_that_contradicts_its_shard_or_the_other_manifests_is_refused
         manifest.write_text(json.dumps({**content, **change}))
         with pytest.raises(UserError, match=said):
             opened(tmp_path, [Phase(4, {"web": 1.0})], 2)
-    manifest.rename(tmp_path / "web/00002.json")
+    manifest.unlink()
+    (tmp_path / "web/00002.json").write_text(json.dumps(content))
     (tmp_path / "web/9notes.json").write_text("{}")
-    with pytest.raises(UserError, match="web: 1 of 2 shards are finished|web: 2 of 2 shards|manifests disagree"):
+    with pytest.raises(UserError, match="web: holds shard 00002, but its manifests speak of 2 shards; delete the"):
         opened(tmp_path, [Phase(4, {"web": 1.0})], 2)
 
 
