@@ -58,7 +58,9 @@ def test_only_the_package_itself_can_be_imported(bin_folder, tmp_path):
 
 
 def test_the_version_is_the_distributions(bin_folder, tmp_path):
-    assert run(bin_folder / "curricula", "--version", cwd=tmp_path).split()[0] == "curricula"
+    (records,) = bin_folder.parent.glob("lib/python*/site-packages/safety_curricula-*.dist-info")
+    version = records.name.removeprefix("safety_curricula-").removesuffix(".dist-info")
+    assert run(bin_folder / "curricula", "--version", cwd=tmp_path) == f"curricula {version}\n"
 
 
 def test_the_reports_scripts_are_in_it(bin_folder, tmp_path):

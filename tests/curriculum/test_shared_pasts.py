@@ -192,8 +192,9 @@ def test_points_of_a_sweep_share_only_steps_of_equal_data_learning_rate_and_sett
         own = lines_of(arms, curriculum, budget, steps - round(decay * steps), otherwise=is_other)
         try:
             training_tree(own)
-        except ValueError:
-            return  # two arms that are one
+        except ValueError as error:
+            assert "read the same to the end; leave one of them out" in str(error)
+            return
         lines += own
         for line in own:
             at[branch_of(line.arm)] = (line, line.arm.blend_phases(budget), is_other)

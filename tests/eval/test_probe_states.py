@@ -172,7 +172,7 @@ def test_baselines_are_counts_of_words_and_the_network_before_training(loaded, d
     again = probe(loaded, data, tmp_path / "again", msgspec.structs.replace(CONFIG, baselines=("words", "untrained")))
     assert rows == again
     assert all(row.baseline_words_auc > 0.9 for row in rows)  # "bad" and "good" are words
-    assert all(0 <= row.baseline_untrained_auc <= 1 for row in rows)
+    assert all(row.baseline_untrained_auc > 0.6 for row in rows)  # random features of two words differ too
     assert [row.baseline_untrained_auc for row in rows] != [row.auc for row in rows]
     (words,) = {entry.words_auc for entry in probe_metrics(rows, "arm", "base")}
     assert words == pytest.approx(np.mean([row.baseline_words_auc for row in rows[::3]]))

@@ -122,7 +122,7 @@ def test_an_element_reports_its_progress(model_dir, data, tmp_path):
     assert [(row.layer, row.seed) for row in rows] == [
         (layer, seed) for seed in (0, 1) for layer in ("first", "middle", "last")
     ]
-    assert all(row.n_train == 40 and row.n_test == 50 and 0 <= row.auc <= 1 for row in rows)
+    assert all(row.n_train == 40 and row.n_test == 50 for row in rows)
     assert all(row.auc > 0.9 for row in rows if row.layer == "first")
 
 

@@ -94,11 +94,10 @@ def test_the_blend_switches_inside_the_run_at_the_planned_step(whole):
     assert {row["phase"] for row in trunk} == {0} and "unsafe-tagged" not in trunk[0]["mix"]
 
 
-def test_a_second_call_redoes_nothing_and_takes_seconds(whole):
+def test_a_second_call_redoes_nothing(whole):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file() and path.name != "lock"}
-    started = time.monotonic()
     output = finished(submit(whole / "study.yaml", whole))
-    assert "elements done" in output and time.monotonic() - started < 10
+    assert "elements done" in output
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 

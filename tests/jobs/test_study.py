@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import msgspec
@@ -117,7 +116,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"sources__unsafe-tagged__parts": ["score_6"]}, r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3"),
         ({"sources__unsafe-tagged__parts": ["score_4", "score_4"]}, r"parts \['score_4', 'score_4'\] repeat a name"),
         ({"sources__web__shards": 10**9}, r"sources.web.shards: expected `int` <= 99999; it is 1000000000"),
-        ({"pretraining__budget_tokens": 10**30}, r"pretraining.budget_tokens: "),
+        ({"pretraining__budget_tokens": 10**30}, r"pretraining.budget_tokens: expected `int` <= 10{17}; it is 10{30}"),
         ({"curriculum__safe": {"web": 1e308, "math": 1e308}}, r"curriculum: the weights of safe must be non-negative"),
         ({"sources__web__max_epochs": 0}, r"sources.web.max_epochs: expected `float` > 0.0; it is 0"),
         ({"curriculum__exposure": "equal"}, r"curriculum.exposure: 'equal' is not known; choose one of matched, natural"),
@@ -305,10 +304,8 @@ def test_planning_imports_no_torch_and_takes_less_than_a_second_of_processor_tim
         "assert not {'torch', 'transformers', 'megatron', 'datasets', 'scipy', 'sklearn'} & set(sys.modules), 'heavy import';"
         "print(time.process_time(), file=sys.stderr)"
     )
-    started = time.monotonic()
     ran = subprocess.run([sys.executable, "-c", code, str(STUDIES / "paper.yaml")], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert time.monotonic() - started < 10  # the machine may be busy: processor time is the measure
     assert float(ran.stderr) < 1.0
     plan = msgspec.json.decode(ran.stdout)
     assert len(plan["arms"]) == 7

@@ -89,9 +89,13 @@ def test_cancel_takes_exactly_what_it_names_and_resubmit_needs_only_bash(own_lab
     words = "--parsable --account=research --partition=high --nodes=4 --exclusive --time=10 --output=/dev/null"
     hold = own_lab.run("sbatch", *words.split(), "--wrap=sleep 600").split()[0]
     studies.submit(own_lab, study, profile, run, "--stage", "pretrain")
-    for job in (TRUNK, LAST):
-        reason = until(run, f"{job}/trunk", "pending").reason
-        assert reason.startswith(("Priority", "Resources", "Dependency", "Nodes required for job are")) or not reason
+    reasons = ("Priority", "Resources", "Dependency", "Nodes required for job are")  # Slurm gives one after a moment
+    studies.wait_until(
+        lambda: all(states(run)[f"{job}/trunk"].reason.startswith(reasons) for job in (TRUNK, LAST)),
+        "both jobs to say what they wait for",
+        120,
+        every_s=1.0,
+    )
     assert "cancelled 1 pending;" in studies.curricula(own_lab, "cancel", run, "--job", LAST, "--yes")
     assert until(run, f"{LAST}/trunk", "cancelled").state == "cancelled"
     assert states(run)[f"{TRUNK}/trunk"].state == "pending"
@@ -105,7 +109,7 @@ def test_cancel_takes_exactly_what_it_names_and_resubmit_needs_only_bash(own_lab
     again = subprocess.run([run / "resubmit.sh", "--comment=again"], env=bare, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     jobs = [line.split(":")[0] for line in again.stdout.splitlines()]
-    assert jobs[:2] == [TRUNK, "pretrain-50"] or jobs[0] == TRUNK
+    assert jobs[0] == TRUNK
     assert "tokenize" not in jobs and "prepare" not in jobs  # they are done
     until(run, f"{TRUNK}/trunk", "running", "done")
     studies.curricula(own_lab, "cancel", run, "--yes")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import slurm_studies as studies
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from curricula.jobs.graph import plan_study
@@ -220,7 +220,8 @@ HOSTILE = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@example(folder="a b'$(touch PWNED)", variable='"`touch PWNED`; é')
 @given(folder=HOSTILE, variable=HOSTILE)
 def test_no_name_breaks_or_is_executed(lab, place, folder, variable):
     """Real sbatch, real bash: what runs is the element, with the words exactly as they were named, or nothing at all."""
@@ -235,6 +236,7 @@ def test_no_name_breaks_or_is_executed(lab, place, folder, variable):
     said = studies.submit(lab, study, profile, target, "--stage", "prepare", check=False)
     if not list(base.rglob("submissions.jsonl")):  # refused in one sentence, before anything was made
         assert said.startswith("curricula: ") and "Traceback" not in said, said
+        assert re.search(r"[%\\\n]", folder + variable), said  # all other words get through
         assert not target.exists() or not (target / "slurm" / "submissions.jsonl").exists()
         return
     studies.wait_until((base / "given").exists, "the element", 300, lambda: studies.logs(target))

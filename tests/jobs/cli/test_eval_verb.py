@@ -95,7 +95,7 @@ def test_the_same_command_generates_and_asks_nothing_again(root, tmp_path, capsy
     assert (cell["benchmark"], cell["prompts"], cell["samples"], cell["judges"][:8]) == ("advbench", 6, 2, "llm:fake")
 
 
-def test_a_judge_whose_cost_is_declined_is_not_taken_for_the_judge_of_the_answers(root, tmp_path, capsys, monkeypatch):
+def test_a_judge_that_costs_more_than_allowed_is_not_taken_for_the_judge_of_the_answers(root, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     out, costly = tmp_path / "out", ["--judge-set", "price_in=1e9", "--judge-set", "price_out=0"]
     with JudgeServer() as server:
@@ -138,7 +138,7 @@ def test_a_judge_that_would_not_answer_is_named_before_the_answers(root, tmp_pat
         monkeypatch.setattr("curricula.eval.decoding.sampling.search_greedy", lambda *_: pytest.fail("generated again"))
         judge = ["--judge", "llm", "--judge-model", "fake", "--judge-url", server.url]
         assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") == 0
-    assert "going on, for" not in capsys.readouterr().err
+    assert "continuing, since" not in capsys.readouterr().err
 
 
 def test_the_folder_of_another_model_is_refused_and_kept(root, tmp_path, capsys):
