@@ -88,6 +88,31 @@ def test_the_optimizer_decays_all_weights_alike_as_torchs_adamw_does():
             assert torch.allclose(weight, before[name] * 0.95), name
 
 
+@pytest.mark.parametrize("scale", [0.01, 3.0], ids=["below the limit", "above it"])
+def test_two_steps_with_gradients_on_either_side_of_the_limit_equal_torchs_adamw(scale):
+    ours = OptimizerConfig(lr=0.1, beta1=0.6, beta2=0.7, eps=0.02, weight_decay=0.2, clip_grad=0.5)
+    generator = torch.Generator().manual_seed(0)
+    with started() as parallel:
+        network = build_network(SMALL, parallel)
+        initialize(network, SMALL, 0)
+        adamw = build_optimizer(wrap(network, parallel), ours, parallel)
+        copies = [weight.detach().clone().requires_grad_() for weight in network.parameters()]
+        theirs = torch.optim.AdamW(copies, lr=0.1, betas=(0.6, 0.7), eps=0.02, weight_decay=0.2)
+        for _ in range(2):
+            drawn = [torch.randn(copy.shape, generator=generator) for copy in copies]
+            whole = torch.cat([gradient.flatten() for gradient in drawn]).norm()
+            for weight, copy, gradient in zip(network.parameters(), copies, drawn):
+                copy.grad = gradient * (scale * ours.clip_grad / whole)
+                weight.main_grad.copy_(copy.grad)
+            with parallel.cuda_names():
+                _, norm, _ = adamw.step()
+            assert float(norm) == pytest.approx(scale * ours.clip_grad, rel=1e-4)
+            torch.nn.utils.clip_grad_norm_(copies, ours.clip_grad)
+            theirs.step()
+        for (name, weight), copy in zip(network.named_parameters(), copies):
+            assert torch.allclose(weight, copy, rtol=1e-4, atol=1e-6), name
+
+
 def test_tensor_parallelism_that_does_not_divide_the_model_is_refused():
     three = Parallel(Ranks(0, 3, 0, None), torch.device("cpu"), torch.float32, 3, 1, 0)
     with pytest.raises(UsageError, match="tensor_parallel is 3, which does not divide model.kv_heads 2"):
