@@ -23,6 +23,7 @@ from curricula.model.runtime import Interrupted, distributed
 from curricula.model.train import train
 
 RANK = int(os.environ.get("RANK", "0"))
+TRAINER = os.getpid()  # processes that read ahead are others
 
 
 class WatchedBatches(RandomBatches):
@@ -30,7 +31,8 @@ class WatchedBatches(RandomBatches):
 
     def rows(self, step, start, stop):
         with open(Path(asked["out"]) / "served.jsonl", "a") as file:
-            file.write(json.dumps({"attempt": asked.get("attempt", 0), "step": step, "rows": [start, stop]}) + "\n")
+            line = {"attempt": asked.get("attempt", 0), "step": step, "rows": [start, stop], "reader": os.getpid()}
+            file.write(json.dumps(line) + "\n")
         if fault.get("step") == step:
             if fault["kind"] == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -39,7 +41,7 @@ class WatchedBatches(RandomBatches):
             elif fault["kind"] == "stopped":
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif fault["kind"] == "asked to stop":
-                os.kill(os.getpid(), getattr(signal, fault["signal"]))
+                os.kill(TRAINER, getattr(signal, fault["signal"]))
             elif fault["kind"] == "error":
                 raise UserError("the shard is gone")
         if fault.get("kind") == "slow":

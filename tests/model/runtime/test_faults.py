@@ -171,6 +171,18 @@ def test_a_signal_to_one_rank_stops_all_at_the_end_of_the_step(tmp_path, undistu
     assert_finishes_undisturbed(tmp_path, undisturbed, exactly=False)
 
 
+def test_processes_that_read_ahead_change_no_loss_even_where_they_had_read_past_a_stop(tmp_path, undisturbed):
+    fault = {"kind": "asked to stop", "signal": "SIGUSR2", "step": 7}
+    for attempt, expected in ((0, Interrupted.exit_code), (1, 0)):
+        asked = {"attempt": attempt, "fault": fault if attempt == 0 else {}, "job": {"data_workers": 2}}
+        ((status, said),) = ended(start(tmp_path, 1, **asked))
+        assert status == expected, said
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in undisturbed]
+    readers = {(line["attempt"], line["reader"]) for line in read_jsonl(tmp_path / "served.jsonl")}
+    assert sorted(attempt for attempt, _ in readers) == [0, 0, 1, 1]
+
+
 def test_a_slow_rank_is_named_with_its_host_in_log_and_progress_after_three_comparisons(tmp_path, free_port):
     fault = {"kind": "slow", "rank": 1, "seconds": 0.2}
     (first, said), (second, _) = ended(start(tmp_path, 2, free_port, fault=fault, compare_every_step=True))
