@@ -8,6 +8,7 @@ import yaml
 from paths import STUDIES
 from run_folders import FakeSlurm, make, submitted
 from small_studies import demo, smaller_demo
+from typed import Typed
 
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
@@ -336,7 +337,7 @@ def test_a_new_start_waits_until_the_trunk_that_it_cuts_is_no_longer_trained(tmp
 
 
 def test_a_run_whose_growth_is_declined_keeps_its_study(tmp_path, monkeypatch, capsys):
-    FakeSlurm(tmp_path / "bin", monkeypatch)
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
     run = Run.create(tmp_path / "run", little())
     frozen = (run.root / "study.yaml").read_bytes()
     profile, grown = tmp_path / "profile.yaml", tmp_path / "grown.yaml"
@@ -344,6 +345,8 @@ def test_a_run_whose_growth_is_declined_keeps_its_study(tmp_path, monkeypatch, c
     grown.write_text(study_yaml(little(seeds=[42, 43])))
     words = ["submit", str(grown), "--cluster", "slurm", "--profile", str(profile), "--run", str(run.root)]
     assert main(words) == 1 and "more than the profile's gpu_hours_limit" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", Typed("n\n"))
+    assert main(words) == 1 and "nothing was submitted" in capsys.readouterr().err and not slurm.calls("sbatch")
     assert (run.root / "study.yaml").read_bytes() == frozen
 
 

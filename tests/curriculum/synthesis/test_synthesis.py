@@ -15,6 +15,7 @@ import pytest
 from fake_endpoint import PASSING, FakeEndpoint
 from permissions import open_to_others
 from synthesizing import KEY, command, files_of, numbered, rows_of, summary, synthesize, write_documents
+from typed import Typed
 
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.synthesis.files import Lines
@@ -345,7 +346,7 @@ def test_changed_texts_without_ids_are_refused_before_anything_is_asked(tmp_path
 # Estimate
 
 
-def test_the_estimate_and_the_dry_run_ask_nothing_and_write_nothing(tmp_path, fake, capsys):
+def test_the_estimate_and_the_dry_run_ask_nothing_and_write_nothing(tmp_path, fake, capsys, monkeypatch):
     texts: list[str | None] = [f"\x1b[2J doc-{number} " + "x" * 9990 for number in range(10)]
     source = write_documents(tmp_path / "web.jsonl", texts)
     prices = ("--price-in", 1000, "--price-out", 2000)
@@ -356,6 +357,9 @@ def test_the_estimate_and_the_dry_run_ask_nothing_and_write_nothing(tmp_path, fa
     assert "all 2 parts: 10 documents, 20 requests" in shown and "1,000 out, about $" in shown
     assert "\x1b" not in shown and '"role": "user"' in shown and "doc-0" in shown
     with pytest.raises(UsageError, match=r"about \$[\d.]+ is more than --max-cost 5; pass --yes"):
+        synthesize(*args)
+    monkeypatch.setattr("sys.stdin", Typed("n\n"))
+    with pytest.raises(UsageError, match="nothing was asked and nothing spent"):
         synthesize(*args)
     assert not fake.requests and not (tmp_path / "out").exists()
     said = summary(capsys, *args, "--yes")

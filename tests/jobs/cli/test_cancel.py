@@ -4,17 +4,13 @@ import io
 
 import pytest
 from run_folders import FakeSlurm, finish, new_run, squeue_line, submitted
+from typed import Typed
 
 from curricula.jobs.cli.main import main
 from curricula.jobs.run import Run
 from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.submissions import contents_line
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.fixture
@@ -65,13 +61,13 @@ def test_an_arm_of_a_stage_is_cancelled_and_nothing_else(demo, slurm):
 
 
 def test_a_person_is_asked_and_may_say_no(demo, slurm, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    monkeypatch.setattr("sys.stdin", Typed("n\n"))
     assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 1
     assert slurm.calls("scancel") == [] and "Cancel 1 running" in capsys.readouterr().out
-    monkeypatch.setattr("sys.stdin", Terminal(""))  # Ctrl-D
+    monkeypatch.setattr("sys.stdin", Typed(""))  # Ctrl-D
     assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 130
     assert slurm.calls("scancel") == []
-    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    monkeypatch.setattr("sys.stdin", Typed("y\n"))
     assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 0
     assert slurm.calls("scancel") == [["9_[0]"]]
 
@@ -104,7 +100,7 @@ def test_other_commands_may_change_the_run_while_the_user_thinks(demo, slurm, mo
             slurm.queue(("9", "0", "RUNNING", "None", "n1", 0), ("8", "0", "COMPLETED", "None", "", 0))
         return "y"
 
-    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("sys.stdin", Typed())
     monkeypatch.setattr("builtins.input", think)
     assert main(["cancel", str(run.root)]) == 0
     assert slurm.calls("scancel") == [["9_[0]"]]

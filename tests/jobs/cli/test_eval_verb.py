@@ -8,6 +8,7 @@ import pytest
 from judge_server import JudgeServer
 from permissions import open_to_others
 from tiny_llama import save_tiny_llama
+from typed import Typed
 
 from curricula.eval.judging.verdicts import read_judged
 from curricula.jobs.cli.main import main
@@ -95,13 +96,16 @@ def test_the_same_command_generates_and_asks_nothing_again(root, tmp_path, capsy
     assert (cell["benchmark"], cell["prompts"], cell["samples"], cell["judges"][:8]) == ("advbench", 6, 2, "llm:fake")
 
 
-def test_a_judge_that_costs_more_than_allowed_is_not_taken_for_the_judge_of_the_answers(root, tmp_path, capsys, monkeypatch):
+def test_a_judge_whose_cost_is_declined_is_not_taken_for_the_judge_of_the_answers(root, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     out, costly = tmp_path / "out", ["--judge-set", "price_in=1e9", "--judge-set", "price_out=0"]
     with JudgeServer() as server:
         judge = ["--judge", "llm", "--judge-model", "fake", "--judge-url", server.url, *costly]
         assert evaluate(root, out, *judge, "--decoder", "greedy", benchmark="tdc") == 2
-    assert "is more than --max-cost" in capsys.readouterr().err
+        assert "is more than --max-cost" in capsys.readouterr().err
+        monkeypatch.setattr("sys.stdin", Typed("n\n"))
+        assert evaluate(root, out, *judge, "--decoder", "greedy", benchmark="tdc") == 2
+        assert "nothing was asked and nothing spent" in capsys.readouterr().err and not server.requests
     assert main(["eval", "rejudge", str(out), "--judge", "refusal-phrases"]) == 0
     (answers,) = out.rglob("attacks-greedy.jsonl")
     assert {row.judge for row in read_judged(answers)} == {"refusal-phrases"}

@@ -9,6 +9,7 @@ import shutil
 import pytest
 from judge_server import JudgeServer, answer_row
 from msgspec import structs
+from typed import Typed
 
 from curricula.eval.analysis.accuracy import Accuracy
 from curricula.eval.config import EvalConfig, Tasks
@@ -175,13 +176,18 @@ def test_a_judge_of_attacks_alone_leaves_other_answers_alone(folder, server, cap
     assert all("prompt" in body for body in server.bodies)
 
 
-def test_the_price_is_shown_first_and_must_be_confirmed(folder, server, capsys):
+def test_the_price_is_shown_first_and_must_be_confirmed(folder, server, capsys, monkeypatch):
     expensive = ["--judge-set", "price_in=100000", "--judge-set", "price_out=0"]
     assert rejudge(folder, server, *expensive) == 2
     said = capsys.readouterr().err
     assert "14 questions" in said and "is more than --max-cost 5; pass --yes, or raise it" in said
-    assert not server.requests
-    assert rejudge(folder, server, *expensive, "--yes") == 0
+    for answer, code in (("n\n", 2), ("\n", 2), ("y\n", 0)):
+        assert not server.requests
+        monkeypatch.setattr("sys.stdin", Typed(answer))
+        assert rejudge(folder, server, *expensive) == code
+        assert ("nothing was asked and nothing spent" in capsys.readouterr().err) == bool(code)
+    assert server.requests
+    assert rejudge(folder, server, *expensive, "--yes", "--judge-set", "temperature=0.5") == 0
 
 
 def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):

@@ -1,0 +1,43 @@
+"""`curricula export` and `curricula import`: models out of a run and into one."""
+
+import os
+
+import pytest
+import torch
+from random_batches import RandomBatches, train_job
+from run_folders import new_run
+
+from curricula.curriculum.tokens.tokenizer import train_tokenizer
+from curricula.jobs.cli.main import main
+from curricula.model.train import train
+
+
+@pytest.fixture
+def branch(tmp_path, monkeypatch):
+    """A trained branch of the newest of two runs."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    newest, _ = new_run(tmp_path / "runs/a-newest")
+    older, _ = new_run(tmp_path / "runs/b-older")
+    os.utime(older.root / "study.yaml", (1, 1))
+    train_tokenizer(["a few words to make a tokenizer of"], 300, newest.tokenizer)
+    train(train_job(newest.branch("full-20"), stop_step=1), RandomBatches())
+    return newest.branch("full-20")
+
+
+def test_a_model_is_exported_by_its_name_or_folder_and_what_was_exported_is_imported(branch, tmp_path, capsys):
+    latest = branch / "checkpoints/step_00000001"
+    for number, named in enumerate(["full-20", str(branch / "checkpoints"), str(latest)]):
+        assert main(["export", named, f"out/{number}"]) == 0
+        assert capsys.readouterr().out == f"Hugging Face model: out/{number}\n"
+    weights = [(tmp_path / f"out/{number}/model.safetensors").read_bytes() for number in range(3)]
+    assert weights[0] == weights[1] == weights[2]
+    tokenizer = branch.parents[1] / "data/tokenizer"
+    assert (tmp_path / "out/0/tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
+
+    assert main(["import", "out/0", "imported"]) == 0
+    imported = capsys.readouterr().out.removeprefix("Megatron checkpoint: ").strip()
+    assert main(["export", imported, "out/again"]) == 2
+    assert "lies in no run folder, whose tokenizer it would get; name one with --tokenizer" in capsys.readouterr().err
+    assert main(["export", imported, "out/again", "--tokenizer", str(tokenizer)]) == 0
+    assert (tmp_path / "out/again/model.safetensors").read_bytes() == weights[0]
