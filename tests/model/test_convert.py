@@ -17,10 +17,10 @@ from curricula.errors import UserError
 from curricula.model import convert
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, latest_checkpoint, read_info
-from curricula.model.config import PRESETS, ModelConfig
+from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig
 from curricula.model.convert import export_hf, from_hugging_face, import_hf, to_hugging_face
 from curricula.model.hugging_face import hugging_face_config, tensor_shapes
-from curricula.model.network.build import build_network, initialize
+from curricula.model.network.build import build_network, build_optimizer, initialize, wrap
 from curricula.model.runtime.distributed import started
 from curricula.model.train import train
 
@@ -175,6 +175,15 @@ def exported(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("exported")
     export_hf(trained(folder / "run", SMALL), folder / "hf", tokenizer, {})
     return folder / "hf"
+
+
+def test_the_optimizers_state_cannot_be_read_from_weights_alone(tmp_path, exported):
+    weights = import_hf(exported, tmp_path / "weights")
+    with started() as parallel:
+        network = build_network(SMALL, parallel)
+        optimizer = build_optimizer(wrap(network, parallel), OptimizerConfig(), parallel)
+        with pytest.raises(UserError, match=f"{weights}: holds weights only, so training .* use it as init_weights"):
+            checkpoint.load(weights, network, optimizer, parallel)
 
 
 def cut(path: Path) -> None:

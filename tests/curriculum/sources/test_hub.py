@@ -36,10 +36,11 @@ from curricula.errors import UserError
 from curricula.curriculum.sources.hub import Download, downloads_of, fetch
 time.sleep = lambda seconds: None
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-answer, sys.stdout = sys.stdout, sys.stderr
+answer, sys.stdout, home = sys.stdout, sys.stderr, os.getcwd()
 
 def one(ask):
     calls = []
+    os.chdir(ask.get("folder", home))
     os.environ.pop("HF_TOKEN", None)
     if ask.get("token"):
         os.environ["HF_TOKEN"] = ask["token"]
@@ -321,6 +322,18 @@ def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
     own.mkdir()
     (own / "00000-of-00002.parquet").write_bytes(b"mine")
     assert "of unknown origin" in worker(download=asked | {"out": str(own)})["error"]
+
+
+def test_a_folder_of_the_datasets_name_is_not_taken_for_the_hubs_commit(hub, worker, tmp_path):
+    commit = hub.commit("org/shadowed", {"README.md": card("a"), **shards("a", 1, 3)})
+    (tmp_path / "org/shadowed/a").mkdir(parents=True)
+    (tmp_path / "org/shadowed/a/train.parquet").write_bytes(parquet([{"id": "mine", "text": "Not the hub's."}]))
+    (tmp_path / "org/shadowed/README.md").write_bytes(card("a"))
+    asked = {"hub": "org/shadowed", "config": "a", "out": str(tmp_path / "out")}
+    error = worker(download=asked, folder=str(tmp_path))["error"]
+    assert "org/shadowed" in error and f"not commit {commit} on the hub; run this in another folder" in error
+    assert not list(tmp_path.glob("out/*.parquet"))
+    assert worker(download=asked)["records"][0]["rows"] == 3
 
 
 def test_only_the_first_rows(hub, worker, tmp_path):

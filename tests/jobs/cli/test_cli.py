@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, exit codes, one sentence for each mistake."""
 
 import argparse
+import hashlib
 import io
 import json
 import re
@@ -15,8 +16,8 @@ from run_folders import fail, finish, new_run
 from small_studies import small_study
 
 from curricula import __version__
-from curricula.curriculum.tokens.shards import write_shard
-from curricula.curriculum.tokens.tokenizer import TAG, load_tokenizer, train_tokenizer
+from curricula.curriculum.tokens.shards import Shard, write_shard
+from curricula.curriculum.tokens.tokenizer import TAG, load_tokenizer, tokenizer_hash, train_tokenizer
 from curricula.errors import UserError
 from curricula.jobs.cli.main import build_parser, main
 from curricula.jobs.cli.options import Verb
@@ -186,6 +187,52 @@ def test_inspect_decodes_a_document_with_its_tags(tmp_path, capsys):
     (tmp_path / "shards" / "s.json").write_text(json.dumps(manifest))
     assert main(["data", "inspect", *words]) == 1
     assert "is not the tokenizer that" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shard(tmp_path) -> Path:
+    """A shard of two documents in a run folder, with its tokenizer and its manifest."""
+    train_tokenizer(["the lamp is lit"], 300, tmp_path / "data/tokenizer")
+    made_by = tokenizer_hash(load_tokenizer(tmp_path / "data/tokenizer"))
+    prefix = tmp_path / "data/shards/web/00000"
+    tokens = np.array([65, 66, 67, 68, 69, 70, 71], dtype=np.uint16)
+    write_shard(prefix, [tokens[:3], tokens[3:]])
+    digest = hashlib.sha256(Shard.open(prefix).tokens.tobytes()).hexdigest()
+    manifest = {"shards": 1, "tokens": 7, "sha256": digest, "tokenizer": made_by}
+    prefix.with_suffix(".json").write_text(json.dumps(manifest))
+    return prefix
+
+
+def test_inspect_shows_a_table_and_a_sample_and_verifies_the_tokens(shard, capsys):
+    assert main(["data", "inspect", str(shard.parent), "--verify", "--document", "1"]) == 0  # a source: its first shard
+    shown = capsys.readouterr().out
+    text = [load_tokenizer(shard.parents[2] / "tokenizer").decode([number]) for number in range(65, 72)]
+    assert "2 documents, 7 tokens" in shown and "tags: 0, 0.00%" in shown and "verified: the tokens match" in shown
+    assert re.search(r"1 to 3 +1 .*\n +4 to 9 +1 ", shown) and f"document 1: {''.join(text[3:])}" in shown
+    words = ["data", "inspect", str(shard), "--json", "--sequence-length", "2", "--sample"]
+    assert main([*words, "1"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["shown"], facts["text"], facts["length_quantiles"]) == ("sample 1", "".join(text[2:5]), [3, 3, 3, 3, 4])
+    assert main([*words, "3"]) == 2
+    assert "has 3 samples of 2 tokens, counted from 0; choose one of them" in capsys.readouterr().err
+
+
+def test_inspect_refuses_tokens_that_are_not_what_the_shard_says(shard, capsys):
+    words, manifest = ["data", "inspect", str(shard), "--verify"], shard.with_suffix(".json")
+    tokens = shard.with_suffix(".bin").read_bytes()
+    shard.with_suffix(".bin").write_bytes(tokens[:-2] + b"\x50\x00")
+    assert main(words) == 1
+    assert f"{shard}.bin: its tokens do not match its manifest" in capsys.readouterr().err
+    shard.with_suffix(".bin").write_bytes(tokens[:-2] + b"\x00\x20")
+    assert main(words[:-1]) == 1
+    assert "00000.bin: holds id 8192, but the tokenizer has 300 entries" in capsys.readouterr().err
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "tokens": 8}))
+    assert main(words) == 1
+    assert "00000.bin: 7 tokens, but its manifest says 8" in capsys.readouterr().err
+    shard.with_suffix(".bin").write_bytes(tokens)
+    manifest.unlink()
+    assert main(words) == 1
+    assert "00000.json: no such file; without a manifest there is nothing to verify" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_early_is_no_error():
