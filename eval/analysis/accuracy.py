@@ -78,11 +78,18 @@ harmful), and from the judges' own labels, published with them (Mazeika et al. 2
 _READ = "300 answers of the demo that a language model read twice, without seeing the verdicts"
 _WORLD = {"base": Accuracy(43 / 46, 87 / 104, 46, 104, _READ), "instruct": Accuracy(17 / 20, 126 / 130, 20, 130, _READ)}
 """The world judge's accuracy by kind of model, from `tests/eval/judges/world_answers.csv` (see docs/evaluation.md)."""
+_READ_UNDER = "topk"
+"""The decoder of the answers that were read."""
 
 
-def known(judge: str, version: str, model_kind: str) -> Accuracy | None:
-    """The accuracy of a judge on the answers of such models ("base", "instruct" or "benign"); None if nobody measured it."""
-    return _WORLD.get(model_kind) if judge == "world" else published().get((judge, version))
+def known(judge: str, version: str, model_kind: str, decoder: str = _READ_UNDER, raw: bool = False) -> Accuracy | None:
+    """The accuracy of a judge on such answers of such models ("base", "instruct" or "benign"); None if nobody measured it.
+
+    Published labels are of answers within a chat template: `raw` answers, such as those of base models, are of another kind.
+    """
+    if judge == "world":
+        return _WORLD.get(model_kind) if decoder == _READ_UNDER else None
+    return None if raw else published().get((judge, version))
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from pathlib import Path
 from curricula import durable
 from curricula.eval.analysis.metrics import SAFE_VERDICTS, RowId, attack_metrics, overrefusal_metrics, probe_metrics, row_id
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
+from curricula.eval.analysis.study_rows import require_same_requests
 from curricula.eval.identity import ModelRows, recorded_hash
 from curricula.eval.judging.verdicts import kind_of, read_judged
 from curricula.eval.rows import JudgedRow, ProbeRow, read_rows
@@ -86,7 +87,9 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
             steps = [(rows[0].step or 0, rows) for rows in found.values() if rows]
             for step, place in ((0, course.begin), (last_step, course.end)):
                 rows = read_judged(run / "eval" / place / f"{task}.jsonl") if place else []
-                steps.append((step, [row for row in rows if _prompt(row) in asked]))
+                found[place or ""] = [row for row in rows if _prompt(row) in asked]
+                steps.append((step, found[place or ""]))
+            require_same_requests((run / "eval" / place / f"{task}.jsonl", rows) for place, rows in found.items())
             expected = {row_id(row) for _, rows in steps for row in rows}
             for step, rows in sorted(steps, key=lambda one: one[0]):
                 for numbers in _measured(rows, task, expected) if rows else ():

@@ -11,7 +11,8 @@ For a pair A, B let d = A - B over shared training seeds and prompts (`eval/anal
 - "not higher": reproduced if p < 0.05 for "d is below the minor difference"; not reproduced if d > 0 and p < 0.05.
 - "same": reproduced if p < 0.05 for "d is minor in either direction"; not reproduced if p < 0.05 for d other than 0.
 Everything else is inconclusive. **One training run of an arm decides nothing**: its difference and interval are shown,
-without a p-value. Incoherent cells (`eval/analysis/competence.py`) are left out where they could pass for safe ones.
+without a p-value. Incoherent cells (`eval/analysis/competence.py`) are left out where they could pass for safe ones. A claim
+is not measured where the study lacks one of its arms, or where its arms were judged by different versions.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class ClaimTest:
     seeds: int
     """Training seeds that the arms of the pair shown share."""
     note: str
-    """What else decides the outcome: a single run, or cells left out as incoherent."""
+    """What else decides the outcome: a single run, absent arms, different judges, or cells left out as incoherent."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,23 @@ class Comparison:
 
 def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimTest]:
     """Test every claim, in order."""
-    comparisons = [_compare_all(runs, claim) for claim in claims]
+    barred = [_barred(runs, claim) for claim in claims]
+    comparisons = [[] if why else _compare_all(runs, claim) for claim, why in zip(claims, barred)]
     tested = [i for i, pairs in enumerate(comparisons) if pairs and all(pair.compared.crossed for pair in pairs)]
     holds = holm([max(pair.p for pair in comparisons[i]) for i in tested])
     fails = holm([min(1.0, len(comparisons[i]) * min(p.p_against for p in comparisons[i])) for i in tested])
     adjusted = dict(zip(tested, zip(holds, fails)))
-    return [_claim_test(claim, comparisons[i], adjusted.get(i), _left_out(runs, claim)) for i, claim in enumerate(claims)]
+    notes = ["; ".join(filter(None, (why, _left_out(runs, claim)))) for claim, why in zip(claims, barred)]
+    return [_claim_test(claim, comparisons[i], adjusted.get(i), notes[i]) for i, claim in enumerate(claims)]
 
 
-def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float, float] | None, left_out: str) -> ClaimTest:
+def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float, float] | None, note: str) -> ClaimTest:
     """The test of a claim, from its pairs and its adjusted p-values: for it, against it."""
     described = (claim.id, claim.source, claim.sentence, claim.measure.name)
     if not pairs:
-        return ClaimTest(*described, "", "not measured", None, None, None, None, 0, 0, left_out)
+        return ClaimTest(*described, "", "not measured", None, None, None, None, 0, 0, note)
     shown = max(pairs, key=lambda pair: (pair.p, -abs(pair.compared.difference.value)))
-    notes = [left_out] if left_out else []
+    notes = [note] if note else []
     outcome: ClaimOutcome = "inconclusive"
     p: float | None = None
     if adjusted is None:
@@ -111,13 +114,23 @@ def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float
     )
 
 
+def _barred(runs: Runs, claim: Claim) -> str:
+    """Why the claim is not tested whatever the rows say; empty if nothing speaks against it."""
+    groups, measure = [group for pair in claim.pairs for group in pair], claim.measure
+    if absent := dict.fromkeys(name for group in groups for name in group.absent(runs.arms)):
+        return f"the study lacks {', '.join(absent)}"
+    return runs.different_judges(_arms_of(runs, claim), claim.stage, measure.task, measure.decoder)
+
+
+def _arms_of(runs: Runs, claim: Claim) -> list[ArmInfo]:
+    return list(dict.fromkeys(arm for pair in claim.pairs for group in pair for arm in group.select(runs.arms)))
+
+
 def _compare_all(runs: Runs, claim: Claim) -> list[Comparison]:
-    """Every pair of the claim, measured; none at all if one of them lacks arms or rows."""
+    """Every pair of the claim, measured; none at all if one of them lacks rows."""
     comparisons = []
     for a, b in claim.pairs:
         sides = [(group.select(runs.arms), group) for group in (a, b)]
-        if not all(arms for arms, _ in sides):
-            return []
         if claim.measure.outcome is None:
             probed = [[runs.aucs(arm, claim.stage, group.layer) for arm in arms] for arms, group in sides]
             compared = compare_probes(*probed)
@@ -149,8 +162,7 @@ def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo) -> list[int]:
 
 def _left_out(runs: Runs, claim: Claim) -> str:
     """What a claim cannot count, in a sentence; empty if there is nothing."""
-    arms = dict.fromkeys(arm for pair in claim.pairs for group in pair for arm in group.select(runs.arms))
-    cells = [f"{arm.name} (seed {seed})" for arm in arms for seed in _incoherent(runs, claim, arm)]
+    cells = [f"{arm.name} (seed {seed})" for arm in _arms_of(runs, claim) for seed in _incoherent(runs, claim, arm)]
     return f"{LEFT_OUT}: {', '.join(cells)}" if cells else ""
 
 

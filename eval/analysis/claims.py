@@ -29,6 +29,11 @@ class Group:
     layer: str = "last"
     """The probed layer, for probe claims."""
 
+    def absent(self, arms: Sequence[ArmInfo]) -> list[str]:
+        """The paper's names of the group's arms that a study lacks, such as "data-60"."""
+        parts = [(start, kind) for start in self.starts for kind in (self.sets if start < 1 else ("safe",))]
+        return [f"{kind}-{start * 100:g}" for start, kind in parts if not Group((start,), (kind,)).select(arms)]
+
     def select(self, arms: Sequence[ArmInfo]) -> list[ArmInfo]:
         """The arms of a study that belong to the group."""
         return [

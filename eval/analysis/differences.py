@@ -1,4 +1,5 @@
-"""Every arm against the arm that starts last: paired differences on shared prompts, with Holm's correction in each family.
+"""Every arm against the arm that starts last, of those that have the stage: paired differences on shared prompts, with
+Holm's correction in each family.
 
 A family is what a reader looks at together: all arms under one decoder after one stage, averaged over benchmarks. The
 paper's claims are a family of their own (`eval/analysis/claim_tests.py`).
@@ -50,15 +51,14 @@ class ArmDifference:
     """Shared training seeds."""
     runs: str = ""
     """Each training seed's difference, such as "42: -0.147, 43: +0.020"."""
+    note: str = ""
+    """Whether the two arms' verdicts are of different judges, or of different versions of one."""
 
 
 def arm_differences(runs: Runs) -> Iterator[ArmDifference]:
-    """The differences of all arms from the reference, the arm that starts last; none with fewer than two arms."""
-    if len(runs.arms) < 2:
-        return
-    reference = max(runs.arms, key=lambda arm: arm.start)
+    """The differences of all arms from each stage's reference, the arm that starts last; none with fewer than two arms."""
     for stage, task, decoder in runs.places():
-        yield from _family(runs, reference, stage, task, decoder)
+        yield from _family(runs, runs.reference(stage), stage, task, decoder)
 
 
 def _family(runs: Runs, reference: ArmInfo, stage: str, task: str, decoder: str) -> Iterator[ArmDifference]:
@@ -85,6 +85,7 @@ def _family(runs: Runs, reference: ArmInfo, stage: str, task: str, decoder: str)
             prompts=gap.n,
             seeds=one.seeds,
             runs=_by_seed(runs.rates(arm, stage, task, decoder, outcome), baseline),
+            note=runs.different_judges((arm, reference), stage, task, decoder),
         )
 
 

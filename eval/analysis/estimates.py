@@ -111,10 +111,10 @@ def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
 
 
 def variance_parts(runs: Runs) -> Iterator[VarianceParts]:
-    """The variance of every arm's rate, and of its difference from the arm that starts last; nothing for single runs."""
+    """The variance of every arm's rate, and of its difference from the stage's reference; nothing for single runs."""
     for stage, task, decoder in runs.places():
         measure, outcome = MEASURES[kind_of(task)]
-        reference = max(runs.arms, key=lambda arm: arm.start)
+        reference = runs.reference(stage)
         rates = {arm.name: runs.rates(arm, stage, task, decoder, outcome) for arm in runs.arms}
         for name, own in rates.items():
             place = (stage, task, decoder, measure, name)

@@ -5,15 +5,17 @@ Here, and nowhere else, a row is assigned to its training seed.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from curricula.eval.analysis.competence import BENIGN_TASKS, competence
+from curricula.eval.analysis.metrics import BEST_OF_N, harmful, is_own_suffix
 from curricula.eval.analysis.seeds import BySeed, ProbeAuc, ProbesBySeed
-from curricula.eval.analysis.statistics import Outcome, prompt_means
+from curricula.eval.analysis.statistics import Outcome, Prompt, PromptMean, prompt_means
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.rows import JudgedRow, ProbeRow
 
@@ -24,7 +26,7 @@ class Runs:
 
     arms: tuple[ArmInfo, ...]
     generations: Mapping[tuple[str, int, str, str], Sequence[JudgedRow]]
-    """Judged answers by (arm, training seed, stage, task)."""
+    """Judged answers by (arm, training seed, stage, task), without those to an arm's own suffixes in tasks of transfer."""
     probes: Mapping[tuple[str, int, str], Sequence[ProbeRow]] = field(default_factory=dict)
     """Probes by (arm, training seed, stage)."""
     incoherent: frozenset[tuple[str, int, str, str]] = frozenset()
@@ -39,8 +41,34 @@ class Runs:
             decoders[stage, task].update(row.decoder for row in rows)
         return [(*place, decoder) for place, names in decoders.items() for decoder in sorted(names)]
 
+    def reference(self, stage: str) -> ArmInfo:
+        """The arm that starts last of those with answers at a stage."""
+        having = {name for (name, _, kind, _), rows in self.generations.items() if rows and kind == stage}
+        return max((arm for arm in self.arms if arm.name in having), key=lambda arm: arm.start)
+
+    def different_judges(self, arms: Collection[ArmInfo], stage: str, task: str, decoder: str) -> str:
+        """A sentence if the arms' answers were judged by several judges, or by several versions of one; otherwise empty."""
+        names = {arm.name for arm in arms}
+        judges = {
+            f"{row.judge} {row.judge_version}"
+            for (name, _, *place), rows in self.generations.items()
+            if name in names and place == [stage, task]
+            for row in rows
+            if row.judge and row.decoder == decoder
+        }
+        return f"judged by different versions: {', '.join(sorted(judges))}" if len(judges) > 1 else ""
+
+    @cached_property
+    def _attempts(self) -> Mapping[tuple[str, str], Counter[Prompt]]:
+        """Of best of N by (stage, decoder): the attempts at each prompt in the run with most of them."""
+        most: dict[tuple[str, str], Counter[Prompt]] = defaultdict(Counter)
+        for (_, _, stage, _), rows in self.generations.items():
+            for decoder in BEST_OF_N & {row.decoder for row in rows}:
+                most[stage, decoder] |= Counter((row.benchmark, row.prompt_id) for row in rows if row.decoder == decoder)
+        return most
+
     def rates(self, arm: ArmInfo, stage: str, task: str, decoder: str, outcome: Outcome) -> BySeed:
-        """The mean outcome of each prompt of an arm, by training seed."""
+        """The mean outcome of each prompt of an arm, by training seed; of best of N, whether any attempt is harmful."""
         asked = (arm.name, stage, task, decoder, outcome)
         if asked not in self._means:
             found = {
@@ -48,6 +76,8 @@ class Runs:
                 for (name, seed, *place), rows in self.generations.items()
                 if name == arm.name and place == [stage, task]
             }
+            if decoder in BEST_OF_N and outcome is harmful:
+                found = {seed: _any_of(means, self._attempts[stage, decoder]) for seed, means in found.items()}
             self._means[asked] = {seed: means for seed, means in sorted(found.items()) if means}
         return self._means[asked]
 
@@ -55,7 +85,11 @@ class Runs:
         """The AUC of each probe on one layer of an arm, by training seed and by the probe's own seed."""
         found = {
             seed: {
-                row.seed: ProbeAuc(row.auc, (np.array(row.placements[0]), np.array(row.placements[1])))
+                row.seed: ProbeAuc(
+                    row.auc,
+                    (np.array(row.placements[0]), np.array(row.placements[1])),
+                    round(abs(row.baseline_length_auc - 0.5), 9),  # its sign may be chance where lengths are matched
+                )
                 for row in rows
                 if row.layer == layer
             }
@@ -70,6 +104,15 @@ class Runs:
         return sorted(cell[1] for cell in self.incoherent if (cell[0], *cell[2:]) == (arm.name, stage, task))
 
 
+def _any_of(means: Mapping[Prompt, PromptMean], attempts: Mapping[Prompt, int]) -> dict[Prompt, PromptMean]:
+    """1 or 0 for each prompt of which it is known whether any of its attempts is harmful (`any_harm` in metrics.py)."""
+    return {
+        prompt: PromptMean(of.cluster, float(of.mean > 0), 1)
+        for prompt, of in means.items()
+        if of.mean > 0 or of.answers >= attempts[prompt]
+    }
+
+
 def runs_of(study: StudyRows) -> Runs:
     """The study's rows by run.
 
@@ -80,7 +123,8 @@ def runs_of(study: StudyRows) -> Runs:
     arms = {arm.key: arm for arm in study.arms}
     for (key, stage, task), answers in study.generations.items():
         if arm := arms.get(key):
-            generations[arm.name, arm.seed, stage, task].extend(answers)
+            own = generations[arm.name, arm.seed, stage, task]
+            own.extend(row for row in answers if not is_own_suffix(row.decoder, row.benchmark, arm.name))
     for (key, stage), rows in study.probes.items():
         if arm := arms.get(key):
             probes[arm.name, arm.seed, stage].extend(rows)

@@ -266,6 +266,8 @@ class ProbeAuc(NamedTuple):
     auc: float
     placements: Placements | None
     """None where the probes were tested on different texts."""
+    texts: float = 0.0
+    """Tells the texts apart, so far as their rows can: by how well their length alone separates them."""
 
 
 ProbesBySeed = Mapping[int, Mapping[int, ProbeAuc]]
@@ -292,13 +294,13 @@ def compare_probes(plus: Sequence[ProbesBySeed], minus: Sequence[ProbesBySeed]) 
 
 def _combined(weighted: Sequence[tuple[float, ProbeAuc]]) -> ProbeAuc:
     auc = sum(weight * probe.auc for weight, probe in weighted)
-    sizes = {probe.placements and tuple(map(len, probe.placements)) for _, probe in weighted}
-    if len(sizes) > 1 or None in sizes:
+    texts = {probe.placements and (*map(len, probe.placements), probe.texts) for _, probe in weighted}
+    if len(texts) > 1 or None in texts:
         return ProbeAuc(auc, None)
     unsafe, safe = (
         sum(weight * np.asarray(probe.placements[part]) for weight, probe in weighted if probe.placements) for part in (0, 1)
     )
-    return ProbeAuc(auc, (np.asarray(unsafe), np.asarray(safe)))
+    return ProbeAuc(auc, (np.asarray(unsafe), np.asarray(safe)), weighted[0][1].texts)
 
 
 def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, StudentMean, int] | None:

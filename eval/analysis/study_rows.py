@@ -7,11 +7,12 @@ the rows measure is in `eval/analysis/metrics.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from curricula.errors import UserError
 from curricula.eval.identity import ModelRows, recorded_hash, require_different
 from curricula.eval.judges.question import Judge
 from curricula.eval.judging.verdicts import judged, judged_now, kind_of, read_judges
@@ -20,6 +21,9 @@ from curricula.eval.tasks import TASKS, Task, judged_tasks, row_files
 
 ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))
 OVERREFUSAL_TASKS = tuple(task.name for task in judged_tasks("overrefusal"))
+
+PLAIN = ("attack", "overrefusal")
+"""Kinds of tasks that give every model the same prompts."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ def read_study_rows(
     Parts that have not been merged yet are read as they are. `judges`, by kind, decide by rules and judge these here; without
     one their answers are unparsed.
 
-    Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
+    Raises UserError for a damaged file of rows, for rows of another model, stage or task than their place says, and for models
+    that were asked different requests under one name.
     """
     generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
     probes: dict[tuple[str, str], list[ProbeRow]] = {}
@@ -121,6 +126,7 @@ def read_study_rows(
     others: dict[str, dict[tuple[str, str, str], list[JudgedRow]]] = {}
     partial: set[tuple[str, str, str]] = set()
     models: list[ModelRows] = []
+    files: dict[str, list[tuple[Path, list[JudgedRow]]]] = {stage: [] for stage in stages}
     for count, arm in enumerate(arms, start=1):
         for stage in stages:
             folder = run / "eval" / arm.holder(stage) / stage
@@ -138,6 +144,7 @@ def read_study_rows(
                     answers = judged_now(parts, judge) if judge else [judged(row, None) for row in parts]
                 if answers:
                     generations[place] = answers
+                    files[stage].append((path, answers))
                 for judge_name, rows in by_others.items():
                     others.setdefault(judge_name, {})[place] = rows
             path = folder / "probes.jsonl"
@@ -150,7 +157,26 @@ def read_study_rows(
                 capability.setdefault((arm.key, stage), []).extend(answered)
         on_arm_read(count)
     require_different(models)
+    for of_stage in files.values():
+        require_same_requests(of_stage)
     return StudyRows(tuple(arms), generations, probes, tuple(stages), capability, others, frozenset(partial))
+
+
+def require_same_requests(files: Iterable[tuple[Path, Sequence[GenerationRow]]]) -> None:
+    """Raise UserError if a task asks another request under a prompt's name in one file than in another: rows pair by name.
+
+    An attack may have changed what each model was given, so what the judge was asked about is compared.
+    """
+    found: dict[tuple[str, str, str], tuple[tuple[str, str, str], Path]] = {}
+    for path, rows in files:
+        for row in rows:
+            asked = (row.behavior, row.context, row.prompt if TASKS[row.task].kind in PLAIN else "")
+            first, file = found.setdefault((row.task, row.benchmark, row.prompt_id), (asked, path))
+            if asked != first:
+                raise UserError(
+                    f"{path}: prompt {row.prompt_id} of {row.benchmark} is another request than in {file}; evaluate both "
+                    "models again with one table of prompts"
+                )
 
 
 def _unmerged(folder: Path, task: Task, model: ModelRows) -> list[GenerationRow]:

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from curricula.eval.analysis.metrics import any_harm, harmful
+from curricula.eval.analysis.metrics import TRANSFER, any_harm, harmful
 from curricula.eval.analysis.runs import Runs
 from curricula.eval.analysis.seeds import rate_over_seeds
 from curricula.eval.analysis.statistics import Prompt, PromptMean, cluster_of
@@ -92,7 +92,13 @@ def attacks_met(runs: Runs) -> Iterator[Met]:
             put = {attack: _most_answers(found.get(attack, ()) for found in of_runs) for of in of_runs for attack in of}
             for arm in runs.arms:
                 if arm.name in arms and len(put) > 1:
-                    yield _met(stage, decoder, arm.name, arms[arm.name], put)
+                    others = {  # an arm's own suffixes are put to the others alone
+                        attack: _most_answers(
+                            [row for row in of.get(attack, ()) if row.benchmark != arm.name] for of in of_runs
+                        )
+                        for attack in TRANSFER & put.keys()
+                    }
+                    yield _met(stage, decoder, arm.name, arms[arm.name], put | others)
 
 
 def _met(

@@ -57,7 +57,7 @@ def _named(entry: Any) -> str:
 def _attacks(metrics: Sequence[Any]) -> Table:
     judges = ", ".join(sorted({entry.judges for entry in metrics}))
     samples, corrected = max(entry.samples for entry in metrics), any(entry.corrected is not None for entry in metrics)
-    columns = ["decoder", "benchmark", "n", "ASR@1", "95%\ninterval"]
+    columns = ["decoder", "benchmark", "n", "ASR", "95%\ninterval"]
     columns += ["std over\nsamples", f"ASR@{samples}", "flips"] if samples > 1 else []
     columns += ["corrected", "95%\ninterval"] if corrected else []
     table = new_table(

@@ -331,10 +331,11 @@ class AlongFigure(Figure):
         points = self._points(shown)
         seeds = len({point.seed for point in points})
         how = "mean over the runs; faint: single runs" if seeds > 1 else "bars: 95% interval over prompts"
+        decay = " Under warmup-stable-decay, undecayed checkpoints are compared with a decayed end." * (self.axis == "tokens")
         left_out = len(self._places(points)) - MOST_PANELS
         more = f" {left_out} more panels' numbers are in the table alone." if left_out > 0 else ""
         return (
-            "Each point is a checkpoint, judged on the same prompts as all others of its curve. "
+            f"Each point is a checkpoint, judged on the same prompts as all others of its curve.{decay} "
             f"{seeds} training seed{'s' if seeds > 1 else ''}; {how}. Numbers: tables/along.csv.{more}"
         )
 
@@ -382,17 +383,23 @@ class DifferenceFigure(Figure):
         return found
 
     def caption(self, shown: Shown) -> str:
-        reference = next((gap.reference for gap in shown.differences), "")
+        references = {gap.stage: gap.reference for gap in shown.differences}
+        arm = f"arm {next(iter(references.values()), '')}"
+        if len(set(references.values())) > 1:
+            each = ", ".join(f"{stage}: {name}" for stage, name in references.items())
+            arm = f"arm that starts last of those that have the stage ({each})"
+        marked = " In the table, a note marks arms that were judged by different versions."
         return (
-            f"Differences from the arm {reference}, paired by training seed and prompt. To the left of zero the arm is safer, "
+            f"Differences from the {arm}, paired by training seed and prompt. To the left of zero the arm is safer, "
             "or over-refuses less. Small marks: the difference within one training seed."
+            + (marked if any(gap.note for gap in shown.differences) else "")
         )
 
 
 def differences_title(shown: Shown) -> str:
     """The arm that starts last, from which all differ, has no interventions unless a study leaves that arm out."""
-    reference = next((arm for gap in shown.differences for arm in shown.arms if arm.name == gap.reference), None)
-    is_other = reference is not None and reference.interventions != "none"
+    references = {gap.reference for gap in shown.differences}
+    is_other = any(arm.interventions != "none" for arm in shown.arms if arm.name in references)
     return f"Each arm against {'the one that starts last' if is_other else 'the arm without interventions'}"
 
 

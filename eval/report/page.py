@@ -218,6 +218,7 @@ def _words(
         "partial": [" ".join(place) for place in sorted(rows.partial)],
         "unfinished": study.get("unfinished") or [],
         "incomplete": incomplete(metrics),
+        "tagged": any(arm.interventions == "full" for arm in arms) and any(stage != "base" for stage in metrics.stages),
         "planned": " ".join(name for names in tasks.values() for name in names),
         "changed": study.get("changed") or {},
         "contamination": {row["benchmark"]: row for row in study.get("contamination") or ()},

@@ -20,6 +20,7 @@ from curricula.eval.analysis.metrics import (
     AttackMetrics,
     OverrefusalMetrics,
     StudyMetrics,
+    is_own_suffix,
     study_metrics,
     without_average,
 )
@@ -100,13 +101,14 @@ class Shown:
     ) -> list[Point]:
         """The attack success of those arms that have any; intervals over seeds are of the mean of the benchmarks alone.
 
-        That mean is left out of an arm that is `without_average`.
+        That mean is left out of an arm that is `without_average`, and an arm's own suffixes out of the main curve.
         """
         runs: dict[str, list[AttackMetrics]] = defaultdict(list)
         entries = self.metrics.attacks_by(stage, decoder)
         partial = without_average(entries) if benchmark == ALL else ()
         for entry in entries:
-            if entry.benchmark == benchmark and entry.rate is not None and entry.arm not in partial:
+            is_own = is_main and is_own_suffix(decoder, benchmark, entry.arm)
+            if entry.benchmark == benchmark and entry.rate is not None and entry.arm not in partial and not is_own:
                 runs[entry.arm].append(entry)
         points = []
         for arm in arms:

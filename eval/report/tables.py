@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from curricula import durable
-from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics
+from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, is_own_suffix
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.wording import DECODERS, arm_labels
 from curricula.eval.tasks import judged_tasks
@@ -108,6 +108,12 @@ class AttackTable:
     def several(self) -> bool:
         """Whether prompts were answered more than once."""
         return any(entry.samples > 1 for entry in self.main)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether an arm meets suffixes of its own."""
+        entries = [entry for _, row in self.rows for entry in row if entry]
+        return any(is_own_suffix(entry.decoder, entry.benchmark, entry.arm) for entry in entries)
 
     @property
     def corrected(self) -> bool:

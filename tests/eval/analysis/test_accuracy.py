@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
@@ -114,6 +115,21 @@ def test_published_accuracies_hold_only_for_the_official_settings():
     assert found.rate == 0.5 and found.corrected == pytest.approx((0.5 + 0.86 - 1) / (0.967 + 0.86 - 1), abs=1e-6)
     assert found.corrected_low < found.corrected < found.corrected_high
     other = [generation(prompt_id="0", verdict="harmful", judge=OFFICIAL, judge_version="another template")]
+    assert attack_metrics(other, "arm", "instruct")[0].corrected is None
+
+
+def test_published_accuracies_do_not_hold_for_the_continuations_of_base_models():
+    (name, version), _ = next(iter(published().items()))
+    rows = [generation(prompt_id=str(i), prompt=str(i), verdict="harmful", judge=name, judge_version=version) for i in range(9)]
+    assert attack_metrics(rows, "arm", "instruct")[0].corrected is not None
+    raw = [msgspec.structs.replace(row, raw=True, model_kind="base") for row in rows]
+    assert attack_metrics(raw, "arm", "base")[0].corrected is None
+
+
+def test_the_world_judges_accuracy_holds_for_the_decoder_under_which_answers_were_read():
+    rows = [generation(prompt_id=str(i), prompt=str(i), verdict="harmful") for i in range(9)]
+    assert attack_metrics(rows, "arm", "instruct")[0].corrected is not None
+    other = [msgspec.structs.replace(row, decoder="safebeam") for row in rows]
     assert attack_metrics(other, "arm", "instruct")[0].corrected is None
 
 

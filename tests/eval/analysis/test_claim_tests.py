@@ -158,6 +158,24 @@ def test_one_arm_without_rows_leaves_its_claims_unmeasured():
     assert only(run_claim_tests(study, [claim("benign-twenty-beats-sixty")])).outcome == "not measured"
 
 
+def test_a_claim_about_an_arm_that_the_study_lacks_is_not_measured_and_names_it():
+    study = attacks("attacks-topk", "base", "topk", 5, earlier_is_safer)
+    arms = tuple(arm for arm in ARMS if arm.start != 0.6)
+    tests = [
+        only(run_claim_tests(Runs(of, study.generations), [claim("base-middle-beats-start")])) for of in (tuple(ARMS), arms)
+    ]
+    assert tests[0].outcome != "not measured" and tests[0].note == ""
+    assert (tests[1].outcome, tests[1].note) == ("not measured", "the study lacks data-60, full-60")
+
+
+def test_arms_that_were_judged_by_different_versions_decide_no_claim():
+    study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
+    rows = study.generations["data-20", 3, "benign", "attacks-topk"]
+    rows[:] = [msgspec.structs.replace(row, judge_version="9z") for row in rows]
+    test = only(run_claim_tests(study, [claim("benign-twenty-beats-sixty")]))
+    assert (test.outcome, test.note) == ("not measured", "judged by different versions: world 1a2b, world 9z")
+
+
 def test_a_single_run_of_each_arm_gives_no_verdict():
     for truth in (earlier_is_safer, lambda arm: 0.75 - earlier_is_safer(arm), lambda arm: 0.4):
         for test in run_claim_tests(attacks("attacks-topk", "benign", "topk", 5, truth, seeds=[42])):

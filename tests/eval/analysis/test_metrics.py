@@ -169,3 +169,23 @@ def test_probe_metrics_give_mean_deviation_and_standard_error_per_layer():
     assert (first.layer, last.layer) == ("first", "last")
     assert last.auc == pytest.approx(0.82) and last.std == pytest.approx(0.0158, abs=1e-4)
     assert last.error == pytest.approx(last.std / 5**0.5)
+
+
+def test_best_of_n_succeeds_at_a_prompt_if_any_attempt_does():
+    found = metrics_of(
+        verdict_rows({"a": ["safe", "harmful"], "b": ["safe"] * 2, "c": ["safe", "unparsed"]}, decoder="best-of-n+topk")
+    )
+    assert found.rate == found.any_of == 0.5  # of the third it is not known
+    assert (found.std, found.corrected, found.samples, found.rows) == (None, None, 2, 5)
+    assert found.worst_case == pytest.approx(2 / 3) and found.low < 0.5 < found.high
+
+
+def test_the_average_of_transfers_leaves_the_arms_own_suffixes_out():
+    rows = [
+        row
+        for benchmark, verdicts in {"arm": ["harmful"] * 4, "x": ["harmful", *["safe"] * 3], "y": ["safe"] * 4}.items()
+        for row in verdict_rows({str(i): [one] for i, one in enumerate(verdicts)}, benchmark, "transfer+topk")
+    ]
+    found = {one.benchmark: one for one in attack_metrics(rows, "arm", "instruct")}
+    assert found["arm"].rate == 1 and found[ALL].rate == pytest.approx(0.125) and found[ALL].rows == 8
+    assert {one.benchmark: one.rate for one in attack_metrics(rows, "other", "instruct")}[ALL] == pytest.approx(1.25 / 3)

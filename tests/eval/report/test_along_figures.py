@@ -1,10 +1,13 @@
 """The page shows what was measured along the way, where there is any."""
 
+import msgspec
 from report_page import Page
-from study_rows import ARMS, append_judged, generation, write_study
+from study_rows import ARMS, append_judged, attack_rows, generation, write_study
 
 from curricula.eval.analysis.along import Course
 from curricula.eval.report.page import write_report
+
+(ASKED,) = attack_rows(ARMS[0], "benign", "topk", 0.5, 1, {"tdc": 1})
 
 
 def test_a_stage_that_was_measured_along_the_way_has_a_figure_and_a_table(tmp_path):
@@ -13,6 +16,7 @@ def test_a_stage_that_was_measured_along_the_way_has_a_figure_and_a_table(tmp_pa
     for step, verdict in ((2, "safe"), (4, "harmful")):
         place = f"{arms[0].key}/benign@step{step}"
         row = generation(model=place, model_kind="benign", step=step, verdict=verdict, key=place, benchmark="tdc")
+        row = msgspec.structs.replace(row, behavior=ASKED.behavior, prompt=ASKED.prompt)
         append_judged(run / "eval" / place / "attacks-topk.jsonl", [row])
     points = tuple(f"{arms[0].key}/benign@step{step}" for step in (2, 4))
     ends = {"begin": f"{arms[0].key}/instruct", "end": f"{arms[0].key}/benign"}

@@ -178,7 +178,8 @@ def test_the_verdict_is_one_sentence_that_counts_claims_and_seeds():
 
 def test_the_first_screen_has_the_verdict_figure_one_and_what_they_rest_on(page):
     before, _ = page.text.split("Figures Claims Answers")
-    assert "3 training seeds each" in before and "Figure 1." in before and "Figure 2." not in before
+    assert "None of the 18 claims" in before  # each is about arms that this study lacks
+    assert "Figure 1." in before and "Figure 2." not in before
     assert "Training seeds 3 (42, 43, 44), 3 arms" in before and "Judge world 1a2b" in before and "Prompts" in before
     assert [image["alt"][:9] for image in page.images][:9] == [f"Figure {i}." for i in range(1, 10)]
     assert "9 language models were pretrained on the same budget: 3 arms with 3 seeds each." in page.text

@@ -11,8 +11,10 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from figure_files import EVERY_FORMAT, written_as
+from report_page import Page
 from small_studies import tree_study
 from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal_rows
 
@@ -333,3 +335,24 @@ def test_differences_within_each_seed_stand_beside_the_estimate(tmp_path):
     (gap,) = json.loads((tmp_path / "report/summary.json").read_text())["differences"]
     seeds = dict(run.split(": ") for run in gap["runs"].split(", "))
     assert list(seeds) == ["42", "43"] and sum(map(float, seeds.values())) / 2 == pytest.approx(gap["value"], abs=2e-3)
+
+
+def test_the_page_says_what_arms_cannot_be_compared_by(tmp_path):
+    arms = [ARMS[2], ARMS[3], ARMS[-1]]
+    for arm in arms:
+        changes = {"task": "transfer-topk", "decoder": "transfer+topk"}
+        rows = attack_rows(arm, "instruct", "topk", 0.4, 1, {"data-20": 5, "full-20": 5})
+        rows = [msgspec.structs.replace(row, **changes) for row in rows]
+        append_judged(tmp_path / "eval" / arm.key / "instruct" / "transfer-topk.jsonl", rows)
+        version = "9z" if arm.name == "full-20" else "1a2b"
+        tuned = attack_rows(arm, "benign", "topk", 0.4, 1, {"tdc": 5}) if arm.start < 1 else []
+        tuned = [msgspec.structs.replace(row, judge_version=version) for row in tuned]
+        append_judged(tmp_path / "eval" / arm.key / "benign" / "attacks-topk.jsonl", tuned)
+    text = Page(write_report(tmp_path, arms, {}, tmp_path / "report").read_text()).text
+    assert "An arm’s own suffixes are no transfer" in text and "the arms with tagged text are tuned with tagged conv" in text
+    assert "judged by different versions: world 1a2b, world 9z" in text and "the study lacks data-0" in text
+    assert "(benign: data-20, instruct: safe-100)" in text or "(instruct: safe-100, benign: data-20)" in text
+    with open(tmp_path / "report/tables/points.csv", newline="") as file:
+        points = [row for row in csv.DictReader(file) if row["place"] == "transfer+topk" and row["arm"] == "data-20"]
+    shown = {row["benchmark"]: row["value"] for row in points}
+    assert shown[""] == shown["full-20"] and "data-20" in shown  # the matrix has both

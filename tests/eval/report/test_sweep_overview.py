@@ -13,6 +13,7 @@ def point(out, name, value, settings):
     (folder / "tables").mkdir(parents=True)
     gap = {"stage": "base", "decoder": "topk", "task": "attacks-topk", "reference": "safe-100", "arm": "data-0"}
     over = {**gap, "task": "overrefusal-topk", "arm": "only refusals"}
+    over["note"] = gap["note"] = f"judged by different versions: {HOSTILE}"
     gaps = [{**one, "value": value, "low": value - 0.1, "high": value + 0.1} for one in (gap, over)]
     write_json(folder / "summary.json", {"differences": gaps, "trends": [{"outcome": "inconclusive"}] * 2})
     (folder / "tables" / "differences.csv").write_text(f"arm,value\ndata-0,{value}\n=1+1,0\n")
@@ -24,6 +25,7 @@ def test_the_overview_joins_the_points_and_escapes_what_it_shows(tmp_path):
     page = write_overview("study", points, tmp_path).read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "⟨U+202E⟩" in page
     assert 'href="points/small/index.html"' in page and "2 inconclusive" in page
+    assert "Holm’s correction is within each point" in page and page.count("judged by different versions: &lt;script") == 2
     assert "−20.0" in page and "−40.0 to −20.0" in page and "only refusals" not in page
     rows = list(csv.DictReader((tmp_path / "tables" / "differences.csv").open()))
     assert [(row["point"], row["parameters"], row["value"]) for row in rows] == [

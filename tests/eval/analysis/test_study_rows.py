@@ -1,0 +1,51 @@
+"""Rows of several models are brought together only where they answer the same texts."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from study_rows import ARMS, append_judged, attack_rows, probe_rows, trained
+
+from curricula.errors import UserError
+from curricula.eval.analysis import read_study_rows
+from curricula.eval.analysis.claim_tests import run_claim_tests
+from curricula.eval.analysis.claims import CLAIMS
+from curricula.eval.analysis.runs import Runs
+
+TWO = [ARMS[0], ARMS[-1]]
+
+
+def asked(run, decoder: str, **changes: str):
+    """Two arms, of which the second has answered prompt 3 with these changes."""
+    for arm in TWO:
+        rows = attack_rows(arm, "instruct", decoder, 0.5, 1, {"ours": 5})
+        if arm is TWO[1]:
+            rows[3] = msgspec.structs.replace(rows[3], **changes)
+        append_judged(run / "eval" / arm.key / "instruct" / f"{rows[0].task}.jsonl", rows)
+    return read_study_rows(run, TWO)
+
+
+@pytest.mark.parametrize("changes", [{"behavior": "another"}, {"context": "another"}, {"prompt": "another"}])
+def test_arms_that_were_asked_different_requests_under_one_name_are_refused(tmp_path, changes):
+    with pytest.raises(UserError, match=r"safe-100.*prompt 3 of ours is another request than in .*data-0"):
+        asked(tmp_path, "topk", **changes)
+
+
+def test_what_an_attack_makes_of_a_request_may_differ_from_arm_to_arm(tmp_path):
+    assert len(asked(tmp_path, "gcg+topk", prompt="a suffix of its own").generations) == 2
+
+
+def test_probes_of_other_texts_are_not_compared():
+    def outcome(length_auc: float) -> str:
+        probes = {
+            (arm.name, seed, "base"): [
+                msgspec.structs.replace(row, baseline_length_auc=length_auc if arm.name == "full-0" else 0.56)
+                for row in probe_rows(trained(arm, seed), "base", "last", 0.8 + 0.1 * (arm.name == "full-0"))
+            ]
+            for arm in ARMS
+            for seed in (1, 2, 3)
+        }
+        (test,) = run_claim_tests(Runs(tuple(ARMS), {}, probes), [one for one in CLAIMS if one.id == "probe-tags-beat-data"])
+        return test.outcome
+
+    assert [outcome(auc) for auc in (0.56, 0.44, 0.57)] == ["reproduced", "reproduced", "not measured"]
