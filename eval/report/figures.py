@@ -420,109 +420,47 @@ def over_seeds(points: str, interval: str, entries: Sequence[Entry], alone: str)
     return sentences
 
 
+# fmt: off
 FIGURES: tuple[Figure, ...] = (
-    AttackFigure(
-        1,
-        "fig1-base-asr",
-        "Attack success on base models",
-        "Interventions from 20% or 60% gave the safest base models under top-k, none at all the least safe;"
-        " with SafeBeam, the start of training was best.",
-        stage="base",
-    ),
-    AttackFigure(
-        2,
-        "fig2-benign-asr",
-        "Attack success after benign finetuning on GSM8K",
-        "The clearest effect of all: early interventions (0% or 20%) survived the finetuning best under top-k;"
-        " with SafeBeam, the start of training was best.",
-        stage="benign",
-    ),
-    AttackFigure(
-        3,
-        "fig3-instruct-asr",
-        "Attack success on instruction-tuned models",
-        "The middle of training (20% or 60%) was safest under top-k, the start of training with SafeBeam.",
-        stage="instruct",
-    ),
-    OverrefusalFigure(
-        4,
-        "fig4-overrefusal-topk",
-        "Answers to benign requests under top-k, instruction-tuned models",
-        "Models with earlier interventions complied slightly more often: they paid no price in over-refusal.",
-        decoder="topk",
-    ),
-    OverrefusalFigure(
-        5,
-        "fig5-overrefusal-safebeam",
-        "Answers to benign requests under SafeBeam, instruction-tuned models",
-        "Models with earlier interventions over-refused slightly more, but their compliant answers were more helpful.",
-        decoder="safebeam",
-    ),
-    AttackFigure(
-        6,
-        "fig6-gcg",
-        "Attack success of adversarial suffixes (GCG), instruction-tuned models",
-        "With SafeBeam, starting at 20% or 60% was much more robust than at 0% or never; under top-k the start"
-        " made no noticeable difference.",
-        stage="instruct",
-        decoders=("gcg+topk", "gcg+safebeam"),
-    ),
-    ProbeFigure(
-        7,
-        "fig7-probe-last",
-        "Probe AUC, safe against unsafe text, last layer",
-        "Earlier interventions separated safe from unsafe text better, above all with tags from the start.",
-        layer="last",
-    ),
-    ProbeFigure(
-        8,
-        "fig8-probe-first",
-        "Probe AUC, safe against unsafe text, first layer",
-        "Similar trends, with less separation than in the last layer.",
-        layer="first",
-    ),
-    ProbeFigure(
-        9,
-        "fig9-probe-middle",
-        "Probe AUC, safe against unsafe text, middle layer",
-        "Similar trends, with less separation than in the last layer.",
-        layer="middle",
-    ),
+    AttackFigure(1, "fig1-base-asr", "Attack success on base models",
+                 "Interventions from 20% or 60% gave the safest base models under top-k, none at all the least safe; with"
+                 " SafeBeam, the start of training was best.", stage="base"),
+    AttackFigure(2, "fig2-benign-asr", "Attack success after benign finetuning on GSM8K",
+                 "The clearest effect of all: early interventions (0% or 20%) survived the finetuning best under top-k; with"
+                 " SafeBeam, the start of training was best.", stage="benign"),
+    AttackFigure(3, "fig3-instruct-asr", "Attack success on instruction-tuned models",
+                 "The middle of training (20% or 60%) was safest under top-k, the start of training with SafeBeam.",
+                 stage="instruct"),
+    OverrefusalFigure(4, "fig4-overrefusal-topk", "Answers to benign requests under top-k, instruction-tuned models",
+                      "Models with earlier interventions complied slightly more often: they paid no price in over-refusal.",
+                      decoder="topk"),
+    OverrefusalFigure(5, "fig5-overrefusal-safebeam", "Answers to benign requests under SafeBeam, instruction-tuned models",
+                      "Models with earlier interventions over-refused slightly more, but their compliant answers were more"
+                      " helpful.", decoder="safebeam"),
+    AttackFigure(6, "fig6-gcg", "Attack success of adversarial suffixes (GCG), instruction-tuned models",
+                 "With SafeBeam, starting at 20% or 60% was much more robust than at 0% or never; under top-k the start made"
+                 " no noticeable difference.", stage="instruct", decoders=("gcg+topk", "gcg+safebeam")),
+    ProbeFigure(7, "fig7-probe-last", "Probe AUC, safe against unsafe text, last layer",
+                "Earlier interventions separated safe from unsafe text better, above all with tags from the start.",
+                layer="last"),
+    ProbeFigure(8, "fig8-probe-first", "Probe AUC, safe against unsafe text, first layer",
+                "Similar trends, with less separation than in the last layer.", layer="first"),
+    ProbeFigure(9, "fig9-probe-middle", "Probe AUC, safe against unsafe text, middle layer",
+                "Similar trends, with less separation than in the last layer.", layer="middle"),
     LayersFigure(0, "layers", "Probe AUC, safe against unsafe text, from layer to layer", ""),
     DifferenceFigure(0, "differences", "Each arm against the arm without interventions", ""),
-    TrainingFigure(
-        0,
-        "curriculum",
-        "What each arm reads, and when",
-        "",
-        "The share of every source in the tokens, from the start of pretraining to its end, as planned.",
-        curriculum_panels,
-    ),
-    TrainingFigure(
-        0,
-        "training-loss",
-        "Training loss",
-        "",
-        "Each point is the mean of several steps. Branches continue the trunk of their seed; further seeds are faint.",
-        loss_panels,
-    ),
-    TrainingFigure(
-        0,
-        "validation-loss",
-        "Validation loss by source",
-        "",
-        "On held-out documents of each source, in nats per token; further seeds are faint.",
-        validation_panels,
-    ),
-    TrainingFigure(
-        0,
-        "tree",
-        "The tree of pretraining runs",
-        "",
-        "Each branch starts from a checkpoint of another run and shares its training up to there.",
-        tree_panels,
-    ),
+    TrainingFigure(0, "curriculum", "What each arm reads, and when", "",
+                   "The share of every source in the tokens, from the start of pretraining to its end, as planned.",
+                   curriculum_panels),
+    TrainingFigure(0, "training-loss", "Training loss", "",
+                   "Each point is the mean of several steps. Branches continue the trunk of their seed; further seeds are"
+                   " faint.", loss_panels),
+    TrainingFigure(0, "validation-loss", "Validation loss by source", "",
+                   "On held-out documents of each source, in nats per token; further seeds are faint.", validation_panels),
+    TrainingFigure(0, "tree", "The tree of pretraining runs", "",
+                   "Each branch starts from a checkpoint of another run and shares its training up to there.", tree_panels),
 )
+# fmt: on
 """The figures in their order on the page. A new one is one entry."""
 
 
