@@ -500,8 +500,9 @@ def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:
     """Draw a figure in the report's style and write it as PNG, SVG and PDF; returns the SVG's path."""
     with matplotlib.rc_context(STYLE):
         canvas = draw()
-        canvas.draw_without_rendering()
-        canvas.set_layout_engine(None)  # the layout is done: with an engine, each format would be drawn twice
+        if engine := canvas.get_layout_engine():
+            engine.execute(canvas)
+            canvas.set_layout_engine(None)  # the layout is done: with an engine, each format would be drawn twice
         for suffix, options in FORMATS.items():
             with durable.open_atomically(folder / (name + suffix)) as file:
                 canvas.savefig(file, format=suffix[1:], dpi=DPI, **options)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import statsmodels.api
 from scipy import optimize, stats
+from statsmodels.stats.multitest import multipletests
 from study_rows import verdict_rows
 
 from curricula.eval.analysis.metrics import harmful
@@ -214,3 +215,6 @@ def test_the_freedom_of_a_sum_of_variances_is_welchs():
 def test_holm_steps_down_and_stays_monotone():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
+    drawn = keyed_rng("holm").random((20, 9)).round(1)  # with ties
+    for p_values in drawn.tolist():
+        assert holm(p_values) == multipletests(p_values, method="holm")[1].tolist()
