@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,6 +61,16 @@ def overrefused(row: JudgedRow) -> float | None:
 def is_own_suffix(decoder: str, benchmark: str, arm: str) -> bool:
     """Whether an arm meets a suffix that was found on itself: that is GCG again, and no transfer."""
     return decoder in TRANSFER and benchmark == arm
+
+
+class Place(NamedTuple):
+    """One model on one benchmark under one decoder: what metrics of answers begin with."""
+
+    arm: str
+    seed: int
+    stage: str
+    benchmark: str
+    decoder: str
 
 
 @dataclass(frozen=True)
@@ -282,19 +293,17 @@ def attack_metrics(
             ids = sorted(id for id in wanted if id[0] == decoder and id[1] in of_name)
             counts = Counter((id[1], id[2]) for id in ids)
             of_decoder = [present[id] for id in ids if id in present]
-            metrics = _attack_metrics(of_decoder, arm, seed, stage, name, decoder, counts)
+            metrics = _attack_metrics(of_decoder, Place(arm, seed, stage, name, decoder), counts)
             if shown := benign.get(BENIGN_TASKS.get(decoder, "")):
                 metrics = replace(metrics, competence=shown.share, incoherent=shown.is_incoherent)
             found.append(metrics)
     return found
 
 
-def _attack_metrics(
-    rows: Sequence[JudgedRow], arm: str, seed: int, stage: str, benchmark: str, decoder: str, expected: Counter[tuple[str, str]]
-) -> AttackMetrics:
+def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[tuple[str, str]]) -> AttackMetrics:
     """The metrics of these rows, all of one decoder; `expected` is how many rows each (benchmark, prompt) should have."""
     outcomes = [(row, value) for row in rows if (value := harmful(row)) is not None]
-    names, is_best_of_n = {name for name, _ in expected}, decoder in BEST_OF_N
+    names, is_best_of_n = {name for name, _ in expected}, place.decoder in BEST_OF_N
     by_sample, by_prompt = defaultdict(list), defaultdict(list)
     for row, value in outcomes:
         by_sample[row.sample].append(("", row.benchmark, value))
@@ -314,11 +323,7 @@ def _attack_metrics(
     for (name, _), count in expected.items():
         wanted[name] += 1 if is_best_of_n else count
     return AttackMetrics(
-        arm=arm,
-        seed=seed,
-        stage=stage,
-        benchmark=benchmark,
-        decoder=decoder,
+        *place,
         rate=float(tallied.mean()) if tallied else None,
         std=float(np.std([seed.mean() for seed in per_seed if seed], ddof=1)) if len(per_seed) > 1 else None,
         low=low,
@@ -387,9 +392,9 @@ def overrefusal_metrics(
     found = []
     for name in benchmarks:
         own, wanted = [row for row in rows if row.benchmark == name], {id for id in expected if id[1] == name}
-        found.append(_overrefusal_metrics(own, arm, stage, name, decoder, wanted, seed))
+        found.append(_overrefusal_metrics(own, Place(arm, seed, stage, name, decoder), wanted))
     if len(found) > 1:
-        every = _overrefusal_metrics(rows, arm, stage, ALL, decoder, expected, seed)
+        every = _overrefusal_metrics(rows, Place(arm, seed, stage, ALL, decoder), expected)
         if all(metrics.shares for metrics in found):
             shares = {key: float(np.mean([one.shares[key] for one in found])) for key in every.shares}
             found.append(replace(every, shares=shares))
@@ -398,19 +403,13 @@ def overrefusal_metrics(
     return found
 
 
-def _overrefusal_metrics(
-    rows: Sequence[JudgedRow], arm: str, stage: str, benchmark: str, decoder: str, expected: Collection[RowId], seed: int
-) -> OverrefusalMetrics:
+def _overrefusal_metrics(rows: Sequence[JudgedRow], place: Place, expected: Collection[RowId]) -> OverrefusalMetrics:
     outcomes = [(row, value) for row in rows if (value := overrefused(row)) is not None]
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes)
     low, high, _ = rate_interval(tallied) if tallied else (None, None, "")
     verdicts = [row.verdict for row, _ in outcomes]
     return OverrefusalMetrics(
-        arm=arm,
-        seed=seed,
-        stage=stage,
-        benchmark=benchmark,
-        decoder=decoder,
+        *place,
         shares={name: verdicts.count(name) / len(verdicts) for name in ANSWER_CATEGORIES} if verdicts else {},
         rate=float(tallied.mean()) if tallied else None,
         low=low,
@@ -480,11 +479,7 @@ def pruning_metrics(rows: Sequence[GenerationRow], arm: str, stage: str, seed: i
         if known := [cost for cost in costs if cost]:
             found.append(
                 PruningMetrics(
-                    arm=arm,
-                    seed=seed,
-                    stage=stage,
-                    benchmark=benchmark,
-                    decoder=decoder,
+                    *Place(arm, seed, stage, benchmark, decoder),
                     answers=len(known),
                     unrecorded=len(costs) - len(known),
                     logp=sum(cost.logp for cost in known) / len(known),
