@@ -4,8 +4,11 @@ import msgspec
 from report_page import Page
 from study_rows import ARMS, append_judged, attack_rows, generation, write_study
 
-from curricula.eval.analysis.along import Course
+from curricula.eval.analysis.along import Course, CurvePoint
+from curricula.eval.analysis.metrics import StudyMetrics
+from curricula.eval.report.figures import further_figures
 from curricula.eval.report.page import write_report
+from curricula.eval.report.points import Shown
 
 (ASKED,) = attack_rows(ARMS[0], "benign", "topk", 0.5, 1, {"tdc": 1})
 
@@ -44,3 +47,10 @@ def test_a_stage_that_the_paper_does_not_have_has_tables_and_a_figure(tmp_path):
     assert "stage-harmful-asr" in page.ids and "Attack success on models after harmful" in page.text
     assert f"{ARMS[0].key} harmful probes" in page.text and "none attacks-topk" not in page.text
     assert (tmp_path / "out/figures/stage-harmful-asr.svg").exists()
+
+
+def test_a_curve_along_pretraining_says_that_its_checkpoints_have_not_decayed():
+    points = [CurvePoint(stage, "data-0", 0, 2, 20, "attack success", "topk", 0.5) for stage in ("base", "benign")]
+    shown = Shown(ARMS[:1], [0], StudyMetrics([], [], [], []), curves=points)
+    pretraining, tuning = (figure.caption(shown) for figure in further_figures(shown))
+    assert "undecayed checkpoints are compared with a decayed end" in pretraining and "undecayed" not in tuning
