@@ -31,6 +31,7 @@ from curricula.eval.judging.verdicts import (
 from curricula.eval.rows import GenerationRow, ModelKind, VerdictRow, read_rows
 from curricula.eval.tasks import TASKS, EvalTask, Judged, Task, row_files
 from curricula.progress import Progress, silent
+from curricula.settings import decode
 
 
 def merged_path(out: Path, task: str) -> Path:
@@ -46,24 +47,13 @@ def shards_by_task(tasks: Sequence[EvalTask]) -> dict[str, list[EvalTask]]:
     return by_task
 
 
-def is_merged(
-    out: Path,
-    model_kind: ModelKind,
-    config: EvalConfig,
-    tasks: Sequence[EvalTask] | None = None,
-    world_root: Path | None = None,
-) -> bool:
-    """Whether the merged rows are those of the shards that exist now, and the judge, as it is now, has given each a verdict.
+def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Sequence[EvalTask] | None = None) -> bool:
+    """Whether the merged rows are those of the shards that exist now, and the judge has given each a verdict.
 
-    Damaged files are not merged: the merging job, run again, says what is wrong with them. Of files that are as the merge left
-    them one line is read, for the status of a run asks this of every model.
+    Damaged files are not merged: the merging job, run again, says what is wrong with them. Files that are as the merge left
+    them are not read, for the status of a run asks this of every model.
     """
     tasks = config.eval_tasks(model_kind) if tasks is None else tasks
-    versions = {kind: _free_version(config, kind, world_root) for kind in map(kind_of, shards_by_task(tasks))}
-    for task in shards_by_task(tasks):
-        version = versions[kind_of(task)]
-        if version and _first_version(verdicts_path(merged_path(out, task))) not in (None, version):
-            return False
     if stamp_path(out).exists() and stamp_path(out).read_text() == _marks(out, tasks, config):
         return True
     for task, shards in shards_by_task(tasks).items():
@@ -79,24 +69,27 @@ def is_merged(
     return True
 
 
-def _free_version(config: EvalConfig, kind: Judged, world_root: Path | None) -> str | None:
-    """The version of a judge that may judge again what an earlier version of it has judged: a server is not asked twice.
+def is_judged_as_now(out: Path, config: EvalConfig, tasks: Sequence[EvalTask], world_root: Path | None) -> bool:
+    """Whether no task of a merged model has its verdicts from another version of the judge, as far as judging again is free.
 
-    None, too, where the judge is not to be had here, such as the package of a function on a login node.
+    A server is not asked twice. A judge that is not to be had here, such as the package of a function, is taken to be as before.
     """
-    settings = config.judge_of(kind)
-    if settings.has_template and not settings.on_this_machine:
-        return None
-    with contextlib.suppress(UserError, UsageError, OSError):
-        return load_judge(settings, kind, world_root).version
-    return None
+    by_task = shards_by_task(tasks)
+    versions: dict[Judged, str] = {}
+    for kind in set(map(kind_of, by_task)):
+        settings = config.judge_of(kind)
+        if settings.on_this_machine or not settings.has_template:
+            with contextlib.suppress(UserError, UsageError, OSError):
+                versions[kind] = load_judge(settings, kind, world_root).version
+    given = {task: _first_version(verdicts_path(merged_path(out, task))) for task in by_task}
+    return all(found in (None, versions.get(kind_of(task), found)) for task, found in given.items())
 
 
 def _first_version(path: Path) -> str | None:
     """The version of the judge that stands first in a file of verdicts, the study's own; None without verdicts."""
     try:
         with open(path, "rb") as file:
-            return msgspec.json.decode(file.readline(), type=VerdictRow).version
+            return decode(file.readline(), VerdictRow).version
     except (OSError, msgspec.DecodeError):
         return None
 

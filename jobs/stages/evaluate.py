@@ -84,7 +84,10 @@ class Merge(Stage):
         return size_of(work.rows_folder, "**/*")
 
     def is_complete(self, work: Work) -> bool:
-        return _is_merged(work, work.study.eval_tasks(work.element.kind))
+        from curricula.eval.judging.merge import is_judged_as_now
+
+        tasks = work.study.eval_tasks(work.element.kind)
+        return _is_merged(work, tasks) and is_judged_as_now(work.rows_folder, work.study.evaluation, tasks, _world_of(work))
 
     def ask(self, study: Study) -> Ask:
         resources = study.resources
@@ -150,7 +153,7 @@ def _merge_and_judge(work: Work, tasks: list[EvalTask], progress: Progress) -> N
 def _is_merged(work: Work, tasks: list[EvalTask]) -> bool:
     from curricula.eval.judging.merge import is_merged
 
-    return is_merged(work.rows_folder, work.element.kind, work.study.evaluation, tasks, _world_of(work))
+    return is_merged(work.rows_folder, work.element.kind, work.study.evaluation, tasks)
 
 
 def _world_of(work: Work) -> Path | None:

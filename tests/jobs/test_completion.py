@@ -5,13 +5,18 @@ import os
 from pathlib import Path
 
 import pytest
+from judge_server import answer_row
 from run_folders import FakeSlurm, fail, finish, make, new_run, submitted
 
+from curricula.curriculum.world.fiction import World
 from curricula.durable import read_json, write_text
 from curricula.errors import StorageError
+from curricula.eval.judges.registry import load_judge
+from curricula.eval.judging.verdicts import key_of_question, verdicts_path
+from curricula.eval.rows import VerdictRow, append_rows, write_rows
 from curricula.jobs.cli.main import main
 from curricula.jobs.cli.retry import to_run_again
-from curricula.jobs.completion import done_elements
+from curricula.jobs.completion import done_elements, is_complete
 from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
@@ -19,6 +24,7 @@ from curricula.jobs.plan import keys_of
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.submit import standing
 from curricula.jobs.stages import STAGES
+from curricula.jobs.stages.base import Work
 
 REPORT = ("report", "report")
 
@@ -158,3 +164,21 @@ def test_an_element_that_began_before_what_it_needs_was_done_is_stale_once_that_
     make(run, plan, tuned, 7000.0)
     assert evaluated not in done_elements(run, plan)
     assert states(run, plan)[evaluated][0] == "stale"
+
+
+def test_a_model_that_an_earlier_version_of_the_judge_judged_is_judged_again(tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    World.generate(run.study.world).save(run.world)
+    plan, folder, row = plan_study(run.study), run.evaluation("full-20", "base"), answer_row(0)
+    (task, *_) = run.study.eval_tasks("base")
+    for path in (task.path(folder), folder / f"{task.task.name}.jsonl"):
+        append_rows(path, [row])
+    job = next(job for job in plan.jobs if job.name == "merge-20")
+    element = next(element for element in job.elements if element.label == "full-20/base")
+    work = Work(run, plan, job, element)
+    now = load_judge(run.study.evaluation.judge_of("attack"), "attack", run.world).version
+    for version in (now, "1"):
+        about = {"judge": "world", "version": version, "label": "safe", "tells_helpful": None}
+        verdict = VerdictRow(key=row.key, question=key_of_question(row, "world", version), **about)
+        write_rows(verdicts_path(path), [verdict])
+        assert is_complete(work) is (version == now)

@@ -23,7 +23,7 @@ from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JudgeConfig, caveats
-from curricula.eval.judging.merge import MergeAndJudge, is_merged
+from curricula.eval.judging.merge import MergeAndJudge, is_judged_as_now, is_merged
 from curricula.eval.judging.rejudge import Rejudging
 from curricula.eval.judging.verdicts import JudgeRun, key_of_question, put_in_order, read_judged, read_judges, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows
@@ -239,27 +239,27 @@ def test_a_judge_is_compared_with_the_first_other_that_has_judged_where_the_stud
     assert found.agreement is not None
 
 
-def test_another_version_of_the_judge_judges_finished_models_again(tmp_path, monkeypatch):
+def test_finished_models_are_judged_again_by_another_version_of_the_judge(tmp_path, monkeypatch):
     rows = [answer_row(number, response="Rye, wheat and oats.") for number in range(4)]
     append_rows(tmp_path / "attacks-topk/advbench.jsonl", rows)
     MergeAndJudge(tmp_path, "instruct", EvalConfig(), None).judge()
-    assert is_merged(tmp_path, "instruct", EvalConfig())
+    tasks = EvalConfig().eval_tasks("instruct")
+    assert is_judged_as_now(tmp_path, EvalConfig(), tasks, None)
     monkeypatch.setattr("curricula.eval.judges.rules.SHORTEST_WORDS", 5)
     path, now = tmp_path / "attacks-topk.jsonl", RefusalPhrases()
-    assert not is_merged(tmp_path, "instruct", EvalConfig())
+    assert not is_judged_as_now(tmp_path, EvalConfig(), tasks, None)
     JudgeRun(rows, verdicts_path(path), now).complete()  # as `eval rejudge` adds them: the study's own are still the old ones
-    assert not is_merged(tmp_path, "instruct", EvalConfig())
+    assert not is_judged_as_now(tmp_path, EvalConfig(), tasks, None)
     MergeAndJudge(tmp_path, "instruct", EvalConfig(), None).judge()
-    assert is_merged(tmp_path, "instruct", EvalConfig())
+    assert is_judged_as_now(tmp_path, EvalConfig(), tasks, None)
     assert {(row.verdict, row.judge_version) for row in read_judged(path)} == {("safe", now.version)}
 
 
-def test_a_server_is_not_asked_again_by_another_version_of_the_judge(tmp_path):
-    rows = [answer_row(number) for number in range(4)]
-    for path in (tmp_path / "attacks-topk/advbench.jsonl", tmp_path / "attacks-topk.jsonl"):
-        append_rows(path, rows)
-    append_rows(verdicts_path(path), [verdict_of(row, "llm:m") for row in rows])
-    assert is_merged(tmp_path, "instruct", EvalConfig(judge=JudgeConfig(name="llm", model="m", url="http://127.0.0.1:9/v1")))
+@pytest.mark.parametrize(("url", "keeps"), [("http://127.0.0.1:9/v1", True), ("", False)])
+def test_a_server_is_not_asked_again_by_another_version_of_the_judge(tmp_path, url, keeps):
+    config = EvalConfig(judge=JudgeConfig(name="harmbench", model="m", url=url), overrefusal_judge="refusal-phrases")
+    append_rows(verdicts_path(tmp_path / "attacks-topk.jsonl"), [verdict_of(answer_row(0), "harmbench:m")])
+    assert is_judged_as_now(tmp_path, config, config.eval_tasks("instruct"), None) is keeps
 
 
 OPENAI = JudgeConfig(name="llm", model="m", url="https://api.openai.com/v1")
