@@ -72,7 +72,7 @@ def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Seque
 def is_judged_as_now(out: Path, config: EvalConfig, tasks: Sequence[EvalTask], world_root: Path | None) -> bool:
     """Whether no task of a merged model has its verdicts from another version of the judge, as far as judging again is free.
 
-    A server is not asked twice. A judge that is not to be had here, such as the package of a function, is taken to be as before.
+    A server is not asked twice. A judge that is not to be had here, such as the package of a function, is taken as unchanged.
     """
     by_task = shards_by_task(tasks)
     versions: dict[Judged, str] = {}
