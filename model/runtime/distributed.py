@@ -121,8 +121,10 @@ def read_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     # Only srun sets the step's variables; a plain batch script also has SLURM_PROCID but is one process.
     if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
-        # Jobs that share a node need different ports; job and step number are the same on all ranks.
-        number = int(environment.get("SLURM_JOB_ID", "0")) * 7 + int(environment.get("SLURM_STEP_ID", "0"))
+        # Jobs that share a node need different ports, and so does a start whose predecessor's processes live on. All ranks have
+        # the same numbers.
+        job, step, restarts = (int(environment.get(f"SLURM_{it}", "0")) for it in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
+        number = job * 7 + step + restarts * 1009
         port = environment.get("MASTER_PORT") or str(15000 + number % 15000)
         return Ranks(
             int(environment["SLURM_PROCID"]),

@@ -125,4 +125,5 @@ def test_a_slurm_step_gives_each_task_its_place():
     ranks = read_ranks(step)
     assert (ranks.rank, ranks.size, ranks.local_rank) == (9, 16, 1)
     assert ranks.master is not None and ranks.master.startswith("n03:")
+    assert read_ranks({**step, "SLURM_RESTART_COUNT": "1"}).master != ranks.master  # what holds the old port may live on
     assert read_ranks({"SLURM_JOB_ID": "4242", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}).size == 1
