@@ -44,6 +44,10 @@ class Superseded(UserError):
     """Above the codes of signals: srun returns the highest of all ranks, and the batch script must not requeue this one."""
 
 
+class InUse(UserError):
+    """A live process holds the lock."""
+
+
 @dataclass(frozen=True)
 class Generation:
     """The right to publish until another process takes the next generation."""
@@ -162,8 +166,8 @@ def _take_lease(lock: Path, deadline: float) -> int:
         time.sleep(POLL_S)
 
 
-def in_use(lock: Path, holder: str) -> UserError:
-    return UserError(f"{lock.parent}: in use by a live run (process {holder}); wait for it, stop it, or name another folder")
+def in_use(lock: Path, holder: str) -> InUse:
+    return InUse(f"{lock.parent}: in use by a live run (process {holder}); wait for it, stop it, or name another folder")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import msgspec
 from curricula import fencing
 from curricula.durable import exclusive_lock, write_json
 from curricula.errors import UsageError, UserError
-from curricula.fencing import Superseded
+from curricula.fencing import InUse, Superseded
 from curricula.jobs.completion import Done, Failure, is_done, marks_read
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import note
@@ -31,7 +31,7 @@ from curricula.jobs.monitor.progress import ProgressFile, announced, notify
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import own_task, restart_count
 from curricula.jobs.slurm.profile import Profile, kept_profile
-from curricula.jobs.slurm.restarts import GaveUp, check_restarts
+from curricula.jobs.slurm.restarts import LIMIT, AlreadyRuns, GaveUp, check_restarts
 from curricula.jobs.stages import STAGES, Work
 from curricula.model.runtime import Interrupted
 from curricula.progress import silent
@@ -54,13 +54,17 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         work = Work(run, plan, *plan.find(job_name, label))
     except UserError as error:
         if _rank() == 0 and _is_final(error):  # else Slurm starts it again
-            _note_failure(run.element(job_name, label), error)
+            _note_failure(run, f"{job_name}/{label}", run.element(job_name, label), error, _profile(run))
         raise
     if _rank() != 0:  # only the first process marks the element
         _share(work)
         return
     lock = work.folder / "lock"
-    with exclusive_lock(lock, wait_s=DEAD_HOLDER_S):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive_lock(lock, wait_s=DEAD_HOLDER_S))
+        except InUse as error:
+            raise AlreadyRuns(str(error)) from None
         if not is_done(work):
             with fencing.generation(lock) as taken:
                 _run_first(work, taken.number)
@@ -80,9 +84,7 @@ def _run_first(work: Work, generation: int) -> None:
     except (Interrupted, Superseded):
         raise
     except Exception as error:
-        _note_failure(folder, error)
-        if _is_final(error) or own_task(os.environ) is None:  # otherwise Slurm starts it again
-            notify(profile.notify, "failed", work.run.root, work.name, _sentence(error))
+        _note_failure(work.run, work.name, folder, error, profile)
         raise
     seconds = round(time.time() - started, 3)
     mark = Done(seconds=seconds, started=started, read=read, generation=generation)
@@ -95,12 +97,13 @@ def _share(work: Work) -> None:
     """Work of the processes other than the first. They report only an error that a restart would meet again."""
     if is_done(work):  # the first does nothing either
         return
+    profile = _profile(work.run)
     try:
-        _check_nodes(work, _profile(work.run))
+        _check_nodes(work, profile)
         STAGES[work.job.stage].run(work, silent)
     except UserError as error:
         if _is_final(error) and not (work.folder / "failed.json").exists():
-            _note_failure(work.folder, error)
+            _note_failure(work.run, work.name, work.folder, error, profile)
         raise
 
 
@@ -115,7 +118,7 @@ def _profile(run: Run) -> Profile:
 
 
 def _check_nodes(work: Work, profile: Profile) -> None:
-    """Run the preflight where several processes train together."""
+    """Run the preflight where several processes train together; of a single process, check the GPUs that its job has."""
     processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
     stage = STAGES[work.job.stage]
     if processes > 1 and stage.trains:
@@ -123,14 +126,26 @@ def _check_nodes(work: Work, profile: Profile) -> None:
         from curricula.model.runtime.distributed import read_ranks
 
         preflight(work.run, lambda: stage.inputs(work), read_ranks(), profile.preflight)
+    elif stage.needs_torch and LIMIT in os.environ:  # started by the batch script
+        from curricula.jobs.preflight.preflight import check_gpus
+
+        check_gpus(work.run)
 
 
-def _note_failure(folder: Path, error: Exception) -> None:
-    """Write failed.json. Where `final`, the batch script does not requeue the job but ends with `exit_code`: srun returns the
-    highest code of all processes, which is that of those it ended."""
+def _note_failure(run: Run, name: str, folder: Path, error: Exception, profile: Profile) -> None:
+    """Write failed.json, and notify unless Slurm starts the element again. Where `final`, the batch script does not requeue the
+    job but ends with `exit_code`: srun returns the highest code of all processes, which is that of those it ended."""
     code = error.exit_code if isinstance(error, UserError) else 1
-    failure = Failure(_sentence(error), time.time(), _is_final(error), own_task(os.environ) or "", restart_count(os.environ))
-    write_json(folder / "failed.json", {**msgspec.to_builtins(failure), "exit_code": code})
+    task, sentence, is_final = own_task(os.environ), _sentence(error), _is_final(error)
+    failure = Failure(sentence, time.time(), is_final, task or "", restart_count(os.environ))
+    try:
+        write_json(folder / "failed.json", {**msgspec.to_builtins(failure), "exit_code": code})
+    except Superseded:
+        raise
+    except (OSError, UserError) as problem:  # a full disk must not hide the error
+        note(f"the failure is not noted: {problem}")
+    if is_final or task is None:
+        notify(profile.notify, "failed", run.root, name, sentence)
 
 
 def _sentence(error: Exception) -> str:

@@ -38,7 +38,7 @@ from curricula.terminal import clock, count, one_line
 REWRITE_EVERY_S = 0.25
 LOG_EVERY_S = 30.0
 COMMENT_EVERY_S = 60.0
-"""Slurm's controller serves everyone: a comment is worth at most one call a minute."""
+"""Slurm's controller serves everyone: a comment is worth at most one call a minute, and those of a long array two a second."""
 FIRST_AFTER_S = 10.0
 """An element that ends sooner announces nothing."""
 COMMENT_PATIENCE_S = 20.0
@@ -135,7 +135,8 @@ def announced(progress: Progress, environment: Mapping[str, str] = os.environ) -
     task = own_task(environment)
     receivers = [progress, _Throttled(LOG_EVERY_S, note)]
     if task is not None:
-        receivers.append(_Throttled(COMMENT_EVERY_S, JobComment(task)))
+        every_s = max(COMMENT_EVERY_S, int(environment.get("SLURM_ARRAY_TASK_COUNT", "1")) / 2)
+        receivers.append(_Throttled(every_s, JobComment(task)))
 
     def publish(done: int, total: int, **figures: Any) -> None:
         for receiver in receivers:

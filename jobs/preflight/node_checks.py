@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 from curricula.terminal import one_line
 
 QUERY = (
@@ -27,8 +27,42 @@ USED_SHARE = 0.05
 """A GPU with a larger share of its memory in use before the job begins still runs another program."""
 
 
-def gpu_problems(expected: int, ours: str | None = None) -> list[str]:
-    """Problems of this node's GPUs. `ours`: Slurm's list of the job's GPUs, for nodes that show a job the other GPUs too."""
+SIMULATED = "CURRICULA_SIMULATED_GPUS"
+"""The variable by which a profile says that the GPUs Slurm knows are none, so that the work is computed on the CPU."""
+
+
+def job_gpu_problems(environment: Mapping[str, str], is_alone: bool = True) -> list[str]:
+    """Problems of the GPUs that the job has on this node; none where it has asked for none. `is_alone` as in `gpu_problems`.
+
+    Raises UsageError where torch is one that knows no GPUs: then no node is to blame.
+    """
+    expected = environment.get("SLURM_GPUS_ON_NODE", "")
+    if not expected.isdecimal() or int(expected) == 0:
+        return []
+    ours = environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS")
+    return gpu_problems(int(expected), ours, is_alone) or torch_problems(environment)
+
+
+def torch_problems(environment: Mapping[str, str]) -> list[str]:
+    """That torch sees none of the GPUs that Slurm names to this process."""
+    named = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if not named or SIMULATED in environment:
+        return []
+    import torch
+
+    if torch.cuda.is_available():
+        return []
+    seen = f"torch {torch.__version__} sees no GPU, though the job has some (CUDA_VISIBLE_DEVICES is {named})"
+    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
+        raise UsageError(f"{seen}, since it is built for CPUs alone; install another with env/gpu/install")
+    return [f"{seen}; env/gpu/check says why"]
+
+
+def gpu_problems(expected: int, ours: str | None = None, is_alone: bool = True) -> list[str]:
+    """Problems of this node's GPUs. `ours`: Slurm's list of the job's GPUs, for nodes that show a job the other GPUs too.
+
+    Unless the job `is_alone` on its GPUs and suffers as a whole from a slow one, only GPUs that cannot compute are a problem.
+    """
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
@@ -39,14 +73,15 @@ def gpu_problems(expected: int, ours: str | None = None) -> list[str]:
     if done.returncode:
         return [f"nvidia-smi failed: {one_line(done.stderr or done.stdout)[:300] or f'exit code {done.returncode}'}"]
     gpus = [dict(zip(QUERY, row)) for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if row]
-    if len(gpus) > expected and ours:
-        gpus = [gpu for gpu in gpus if gpu["index"] in ours.split(",")]
-    if len(gpus) < expected:
-        return [f"{len(gpus)} of {expected} GPUs answer", *(problem for gpu in gpus for problem in _gpu(gpu))]
-    return [problem for gpu in gpus for problem in _gpu(gpu)]
+    if len(gpus) > expected and (ours or not is_alone):
+        gpus = [gpu for gpu in gpus if gpu["index"] in (ours or "").split(",")]
+        if not gpus and not is_alone:  # nobody knows which are ours: Slurm numbers the parts of a divided GPU too
+            return []
+    found = [problem for gpu in gpus for problem in _gpu(gpu, is_alone)]
+    return [f"{len(gpus)} of {expected} GPUs answer", *found] if len(gpus) < (expected if is_alone else 1) else found
 
 
-def _gpu(gpu: Mapping[str, str]) -> Iterable[str]:
+def _gpu(gpu: Mapping[str, str], is_alone: bool) -> Iterable[str]:
     name = f"GPU {gpu['index']}"
     if any("lost" in value.lower() or "unknown error" in value.lower() for value in gpu.values()):
         yield f"{name} does not answer ({', '.join(gpu.values())})"
@@ -54,6 +89,8 @@ def _gpu(gpu: Mapping[str, str]) -> Iterable[str]:
     errors = _number(gpu.get("ecc.errors.uncorrected.volatile.total", ""))
     if errors:
         yield f"{name} has {errors:.0f} uncorrected memory errors (ECC)"
+    if not is_alone:
+        return
     for reason in ("hw_slowdown", "hw_thermal_slowdown"):
         if gpu.get(f"clocks_throttle_reasons.{reason}", "") == "Active":
             yield f"{name} is slowed down by its hardware ({reason}, {gpu.get('temperature.gpu', '?')} C)"

@@ -21,11 +21,11 @@ import msgspec
 
 from curricula.errors import UserError
 from curricula.jobs.monitor.logs import note
-from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, reach_problems, temporary_folders, within
+from curricula.jobs.preflight.node_checks import disk_problems, job_gpu_problems, reach_problems, temporary_folders, within
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import host_names, own_task
 from curricula.jobs.slurm.profile import Preflight
-from curricula.jobs.slurm.submissions import BadNode, record_bad_nodes
+from curricula.jobs.slurm.submissions import BadNode, bad_nodes, record_bad_nodes
 from curricula.model.runtime import PeerLost
 from curricula.settings import decode
 
@@ -60,7 +60,7 @@ class UnfitNodes(PreflightFailed):
     """Nodes failed the preflight; they are recorded, and the job should start again without them."""
 
     def __init__(self, problems: Sequence[Problem]):
-        super().__init__("preflight: " + "; ".join(f"node {problem.node}: {problem.reason}" for problem in problems))
+        super().__init__(f"preflight: {_named(problems)}")
         self.nodes = tuple(dict.fromkeys(problem.node for problem in problems))
 
 
@@ -102,8 +102,8 @@ def preflight(
     """
     began = time.monotonic()
     rendezvous = Rendezvous(ranks, settings.patience_s)
-    decide = _Judge(run, rendezvous, own_task(environment) or "")
-    node = environment.get("SLURMD_NODENAME") or socket.gethostname()
+    decide = _Judge(run, rendezvous, environment)
+    node = _this_node(environment)
     report = _Report(node)
     if ranks.local_rank == 0:
         report = _Report(node, *examine(run, inputs, settings, environment))
@@ -117,32 +117,63 @@ def preflight(
         note(f"preflight: {len(set(nodes))} nodes, {ranks.size} processes, all-reduce {speed:.2f} GB/s, {took_s:.1f} s")
 
 
+def check_gpus(run: Run, environment: Mapping[str, str] = os.environ) -> None:
+    """The check of a job of one process: does this node have the GPUs that the job asked for? Raises as `preflight` does."""
+    node = _this_node(environment)
+    problems = tuple(Problem(node, reason) for reason in job_gpu_problems(environment, is_alone=False))
+    _raise(_recorded(run, _Verdict(problems), environment))
+
+
+def _this_node(environment: Mapping[str, str]) -> str:
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 class _Judge:
     """Lets rank 0 decide and all obey: a verdict against nodes is recorded, then raised in every process."""
 
-    def __init__(self, run: Run, rendezvous: Rendezvous, task: str):
-        self.run, self.rendezvous, self.task = run, rendezvous, task
+    def __init__(self, run: Run, rendezvous: Rendezvous, environment: Mapping[str, str]):
+        self.run, self.rendezvous, self.environment = run, rendezvous, environment
 
     def __call__(self, name: str, judge: Callable[[], _Verdict]) -> _Verdict:
-        own = judge() if self.rendezvous.rank == 0 else None
-        if own and own.problems:  # durable before any process can leave
-            found = [BadNode(node=p.node, reason=p.reason, time=time.time(), task=self.task) for p in own.problems]
-            record_bad_nodes(self.run, found)
+        own = _recorded(self.run, judge(), self.environment) if self.rendezvous.rank == 0 else None
         verdict = self.rendezvous.broadcast(name, _Verdict, own)
-        if verdict.problems:
-            raise UnfitNodes(verdict.problems)
-        if verdict.failure:
-            raise PreflightFailed(f"preflight: {verdict.failure}")
+        _raise(verdict)
         return verdict
+
+
+def _recorded(run: Run, verdict: _Verdict, environment: Mapping[str, str]) -> _Verdict:
+    """The verdict, once its nodes are on record: durable before any process can leave.
+
+    If too few nodes of the partition would remain for the job, which then could never start, they are blamed and not avoided.
+    """
+    if not verdict.problems:
+        return verdict
+    nodes, total = {problem.node for problem in verdict.problems}, environment.get("CURRICULA_PARTITION_NODES", "")
+    needed = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
+    if total.isdecimal() and int(total) - len(nodes | {bad.node for bad in bad_nodes(run)}) < needed:
+        why = f"of the {total} nodes of its partition too few would remain without {', '.join(sorted(nodes))}"
+        return _Verdict(failure=f"{_named(verdict.problems)}; the job may start there again, since {why}")
+    task = own_task(environment) or ""
+    record_bad_nodes(run, [BadNode(node=p.node, reason=p.reason, time=time.time(), task=task) for p in verdict.problems])
+    return verdict
+
+
+def _named(problems: Sequence[Problem]) -> str:
+    return "; ".join(f"node {problem.node}: {problem.reason}" for problem in problems)
+
+
+def _raise(verdict: _Verdict) -> None:
+    if verdict.problems:
+        raise UnfitNodes(verdict.problems)
+    if verdict.failure:
+        raise PreflightFailed(f"preflight: {verdict.failure}")
 
 
 def examine(
     run: Run, inputs: Callable[[], Sequence[Path]], settings: Preflight, environment: Mapping[str, str] = os.environ
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The problems that this node can find alone: its own, and those with the disks it shares."""
-    expected = environment.get("SLURM_GPUS_ON_NODE", "")
-    ours = environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS")
-    own = gpu_problems(int(expected), ours) if expected.isdecimal() else []
+    own = job_gpu_problems(environment)
     own += disk_problems(temporary_folders(), settings.min_free_gb)
 
     def shared() -> list[str]:

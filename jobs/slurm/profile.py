@@ -162,7 +162,7 @@ class Profile(Settings, frozen=True):
     stages: Stages = Stages()
     """What jobs ask for."""
     setup: tuple[OneLine, ...] = ()
-    """Lines of bash to run before the work, such as "module load cuda/12.8". One that fails ends the job."""
+    """Lines of bash to run before the work, such as "module load cuda/12.8". Where one fails, the job starts elsewhere."""
     environment: dict[str, OneLine | int] = {}
     """Variables of the work, such as those of NCCL and the fabric. No secrets."""
     secrets_file: OneLine | None = None

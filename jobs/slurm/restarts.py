@@ -32,6 +32,14 @@ class GaveUp(UserError):
     """NVIDIA's resiliency extension uses 93 in the same sense: do not start this job again."""
 
 
+class AlreadyRuns(UserError):
+    """Another job runs the element: Slurm started one twice, or processes of an earlier start live on."""
+
+    exit_code = 251
+    """Requeued and not counted: what waits for this job goes on when the other has finished. Above the codes of signals, as
+    that of `Superseded`."""
+
+
 class Standstill(msgspec.Struct, frozen=True):
     """What restarts.json holds: the state when the saved work last grew."""
 

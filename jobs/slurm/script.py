@@ -28,8 +28,9 @@ from curricula.jobs.plan import Chosen, Edge, EdgeKind, Job, Plan, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS
 from curricula.jobs.slurm.profile import RESERVE_S, Profile
+from curricula.jobs.slurm.restarts import AlreadyRuns
 from curricula.jobs.slurm.snapshot import ENTRY, Snapshot, take_snapshot
-from curricula.jobs.slurm.submissions import contents_line, latest_tasks, submissions
+from curricula.jobs.slurm.submissions import REMEMBERED_S, contents_line, latest_tasks, submissions
 from curricula.jobs.study import Study
 from curricula.provenance import PACKAGE, RECORD
 
@@ -43,6 +44,8 @@ OUTPUT = LOG.replace("%t", "0")
 """The log of a batch script. The command line names it too, by which `sacct` knows whose job it is."""
 EXIT_PATIENCE_S = 60
 """How long the other tasks of a job may take to end after its first one has finished the work."""
+ENOUGH_NODES = 3
+"""A setup line, or the secrets file, that fails on so many nodes fails the element: it is not the fault of a node."""
 
 SHORT = {
     "pretrain-trunk-": "t",
@@ -154,10 +157,13 @@ def body(
             seal=code.seal,
             record=RECORD,
             superseded=Superseded.exit_code,
+            in_use=AlreadyRuns.exit_code,
+            enough_nodes=ENOUGH_NODES,
+            remembered_s=round(REMEMBERED_S),
             team=team(),
             run=str(root),
-            exclude_file=str(root / "slurm" / "exclude"),
-            excluded=f"{job.request.options.exclude}," if job.request.options.exclude else "",
+            bad_nodes=str(Run(root).bad_nodes),
+            excluded=job.request.options.exclude or "",
             reserve_s=RESERVE_S,
             several=job.request.nodes * job.request.tasks_per_node > 1,
             exit_patience_s=EXIT_PATIENCE_S,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from curricula.durable import append_jsonl, exclusive_lock, read_jsonl, team, write_text
+from curricula.durable import append_jsonl, exclusive_lock, read_jsonl, team
 from curricula.errors import UserError
 from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
@@ -201,6 +201,8 @@ def cancel_waiting(run: Run, tasks: Collection[Task], say: Callable[[str], objec
 
 
 class BadNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A failure of a node. The batch script reads the lines with sed: `node` comes first, `time` and `task` come last."""
+
     node: str
     reason: str
     time: float
@@ -210,10 +212,9 @@ class BadNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record_bad_nodes(run: Run, found: Iterable[BadNode]) -> None:
-    """Append them, and write the names to RUN/slurm/exclude, which the batch script reads when it requeues the job."""
+    """Append them to the file that the batch script reads when it requeues the job."""
     with exclusive_lock(run.slurm / "bad-nodes.lock", wait_s=60):  # several jobs may find some at once
         append_jsonl(run.bad_nodes, map(msgspec.to_builtins, found))
-        write_text(run.slurm / "exclude", exclusion(run))
 
 
 def bad_nodes(run: Run) -> list[BadNode]:

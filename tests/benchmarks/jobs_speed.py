@@ -173,7 +173,12 @@ def slurm_start(root: str, profile: str) -> machine.Task:
                     raise RuntimeError(f"job {first.job_id} made no step within {PATIENCE_S} s: {logs(run)}")
                 time.sleep(0.005)
             ended = time.time()
-            times = [first.submitted, (element / "began").stat().st_mtime, (element / "lock").stat().st_mtime, ended]
+            times = [
+                first.submitted,
+                (element / f"began-{first.job_id}_0").stat().st_mtime,
+                (element / "lock").stat().st_mtime,
+                ended,
+            ]
         finally:
             curricula("cancel", str(run.root), "--yes")
             ids = ",".join(one.job_id for one in submissions(run))

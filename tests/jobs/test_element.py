@@ -6,10 +6,13 @@ import sys
 import pytest
 from run_folders import new_run
 
-from curricula.durable import read_json, write_text
+from curricula.durable import exclusive_lock, read_json, write_text
 from curricula.errors import UsageError, UserError
 from curricula.fencing import Superseded
+from curricula.jobs import element
 from curricula.jobs.element import main, run_element
+from curricula.jobs.slurm.restarts import AlreadyRuns
+from curricula.jobs.slurm.submissions import exclusion
 from curricula.jobs.stages import STAGES
 
 KEY = ("prepare", "prepare")
@@ -46,6 +49,52 @@ def test_an_element_that_another_process_took_over_leaves_no_mark(tmp_path, monk
     monkeypatch.setattr(type(STAGES["prepare"]), "run", be_overtaken)
     assert main([str(run.root), *KEY]) == Superseded.exit_code
     assert not list(folder.glob("*.json"))
+
+
+def test_an_element_that_another_job_works_on_ends_without_marks_and_with_a_code_of_its_own(tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    monkeypatch.setattr(element, "DEAD_HOLDER_S", 0.0)
+    with exclusive_lock(run.element(*KEY) / "lock"):
+        assert main([str(run.root), *KEY]) == AlreadyRuns.exit_code == 251
+    assert not list(run.element(*KEY).glob("*.json"))
+
+
+def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch, capfd):
+    run, _ = new_run(tmp_path / "run")
+
+    def fail(*_):
+        (run.element(*KEY) / "failed.json").mkdir()  # nothing can be written there
+        raise UserError("the shard is gone")
+
+    monkeypatch.setattr(type(STAGES["prepare"]), "run", fail)
+    assert main([str(run.root), *KEY]) == UserError.exit_code
+    said = capfd.readouterr().err
+    assert "curricula: the shard is gone" in said and "the failure is not noted" in said
+
+
+@pytest.mark.parametrize(
+    ("built_for", "simulated", "code", "avoided"),
+    [(None, False, UsageError.exit_code, ""), ("12.8", False, 76, "n4"), (None, True, 0, "")],
+)
+def test_a_job_with_gpus_does_not_compute_on_the_cpu_unless_the_profile_says_so(
+    tmp_path, monkeypatch, capfd, built_for, simulated, code, avoided
+):
+    import torch
+
+    run, jobs = new_run(tmp_path / "run")
+    evaluate = next(job for job in jobs.values() if job.stage == "evaluate")
+    environment = {"SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "0", "CURRICULA_RESTARTS_WITHOUT_PROGRESS": "5",
+                   "SLURMD_NODENAME": "n4"}  # fmt: skip
+    for name, value in {**environment, **({"CURRICULA_SIMULATED_GPUS": "1"} if simulated else {})}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr("curricula.jobs.preflight.node_checks.gpu_problems", lambda *_: [])
+    monkeypatch.setattr(type(STAGES["evaluate"]), "run", lambda *_: None)
+    assert main([str(run.root), evaluate.name, evaluate.labels[0]]) == code
+    assert exclusion(run) == avoided
+    said = f"torch {torch.__version__} sees no GPU, though the job has some (CUDA_VISIBLE_DEVICES is 0)"
+    assert (said in capfd.readouterr().err) is (code != 0)
 
 
 def test_the_mark_of_an_element_names_its_start(tmp_path, monkeypatch):

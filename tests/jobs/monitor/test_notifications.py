@@ -57,6 +57,20 @@ def test_log_and_comment_are_throttled(slurm, capsys):
     assert re.fullmatch(r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} 1/200 0% loss 1\.000", said)
 
 
+@pytest.mark.parametrize(("tasks", "calls"), [("1", 2), ("1000", 1)])
+def test_comments_of_a_long_array_are_rarer(slurm, monkeypatch, tasks, calls):
+    """Each is a call of Slurm's controller."""
+    monkeypatch.setattr(progress, "COMMENT_EVERY_S", 0.0)
+    array = {"SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": tasks}
+    announce = announced(silent, array)
+    announce(1, 9)
+    wait_for_calls(slurm, 1)
+    time.sleep(0.6)
+    announce(2, 9)
+    time.sleep(0.1)
+    assert len(wait_for_calls(slurm, calls)) == calls
+
+
 @pytest.mark.parametrize("how", ["fails", "absent", "hangs"])
 def test_the_work_continues_whatever_scontrol_does(slurm, monkeypatch, how):
     if how == "fails":
@@ -106,6 +120,20 @@ def test_a_crash_loop_is_notified_once_when_it_gives_up(told, tmp_path, monkeypa
     with pytest.raises(GaveUp):
         element.run_element(run.root, "prepare", "prepare")
     assert "prepare/prepare failed: too often" in json.loads(told[0].read_text())[0]
+
+
+def test_a_final_error_that_only_another_process_meets_is_notified(told, tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    keep_profile(run.profile, Profile(notify=told[1]))
+    monkeypatch.setenv("SLURM_PROCID", "1")
+
+    def fail(*_):
+        raise UserError("the shard cannot be read here")
+
+    monkeypatch.setattr(STAGES["prepare"], "run", fail)
+    with pytest.raises(UserError):
+        element.run_element(run.root, "prepare", "prepare")
+    assert "prepare/prepare failed: the shard cannot be read here" in json.loads(told[0].read_text())[0]
 
 
 def test_a_password_in_an_error_reaches_neither_the_log_nor_the_record(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.preflight import node_checks
 from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, within
-from curricula.jobs.preflight.preflight import _judge_reports, _Report
+from curricula.jobs.preflight.preflight import PreflightFailed, UnfitNodes, _judge_reports, _Report, check_gpus
 from curricula.jobs.slurm import submissions as record
 from curricula.jobs.slurm.profile import Preflight
 from curricula.jobs.slurm.submissions import BadNode, bad_nodes, exclusion, record_bad_nodes
@@ -169,6 +169,32 @@ def test_a_sick_gpu_is_recognised_in_the_output_of_nvidia_smi(smi, listing, mess
     smi.answer("nvidia-smi", listing)
     found = gpu_problems(2)
     assert (found == []) if message is None else any(message in problem for problem in found), found
+
+
+@pytest.mark.parametrize(("total", "is_avoided"), [("", True), ("2", True), ("1", False)])
+def test_a_job_of_one_process_checks_its_gpu_and_avoids_the_node_if_another_remains(run, smi, total, is_avoided):
+    environment = {"SLURM_GPUS_ON_NODE": "1", "SLURM_STEP_GPUS": "1", "SLURMD_NODENAME": "n4", "SLURM_JOB_NUM_NODES": "1",
+                   "CURRICULA_PARTITION_NODES": total}  # fmt: skip
+    check_gpus(run, environment)
+    smi.answer("nvidia-smi", GOOD.replace("33,", "[GPU is lost],"))
+    with pytest.raises(PreflightFailed, match="preflight: node n4: GPU 1 does not answer") as error:
+        check_gpus(run, environment)
+    assert isinstance(error.value, UnfitNodes) is is_avoided and exclusion(run) == ("n4" if is_avoided else "")
+    assert is_avoided or "too few would remain without n4" in str(error.value)
+
+
+@pytest.mark.parametrize("listing", [GOOD.replace("4, 0,", "40960, 0,"), GOOD.replace("Not Active", "Active")])
+def test_a_job_that_may_share_its_gpu_minds_neither_other_work_on_it_nor_its_pace(run, smi, listing):
+    smi.answer("nvidia-smi", listing)
+    assert gpu_problems(2) != []
+    check_gpus(run, {"SLURM_GPUS_ON_NODE": "2"})
+    smi.answer("nvidia-smi", listing.replace("33,", "[GPU is lost],"))
+    check_gpus(run, {"SLURM_GPUS_ON_NODE": "1"})  # it may be another job's
+    smi.answer("nvidia-smi", listing)
+    check_gpus(run, {"SLURM_GPUS_ON_NODE": "4"})  # parts of a divided GPU
+    smi.answer("nvidia-smi")
+    with pytest.raises(UnfitNodes, match="0 of 1 GPUs answer"):
+        check_gpus(run, {"SLURM_GPUS_ON_NODE": "1"})
 
 
 def test_gpus_of_other_jobs_are_ignored(smi):

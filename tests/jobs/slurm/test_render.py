@@ -26,7 +26,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Container, Profile, Request
 from curricula.jobs.slurm.script import body, sbatch_options
 from curricula.jobs.slurm.snapshot import Snapshot, take_snapshot
-from curricula.jobs.slurm.submissions import submissions
+from curricula.jobs.slurm.submissions import BadNode, record_bad_nodes, submissions
 from curricula.jobs.study import load_study, parse_study
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -46,7 +46,7 @@ DONE = """args=("$@"); folder="${args[-3]}/jobs/${args[-2]}/${args[-1]//\\//+}";
 """
 """What the work does last: srun's last three arguments are the run folder, the job and the label."""
 SCONTROL = """#!/bin/bash
-[ "$1" = update ] || {{ echo "$@" >>'{record}'; kill $SCRIPT_PID; }}
+[[ $1 != requeue* ]] || {{ echo "$@" >>'{record}'; kill $SCRIPT_PID; }}
 """
 SQUEUE = "#!/bin/bash\necho {state}\n"
 
@@ -88,10 +88,10 @@ def call(tmp_path, *words, **environment):
     )
 
 
-def run_trunk(tmp_path: Path, out: Path) -> subprocess.CompletedProcess[str]:
+def run_trunk(tmp_path: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the script of an array of one element, as Slurm would."""
     script = next(out.glob("*-pretrain-trunk-100.sbatch"))
-    return call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
+    return call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7", **environment)
 
 
 def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded(rendered, tmp_path):
@@ -169,6 +169,97 @@ def test_what_ended_is_requeued_unless_that_is_of_no_use(rendered, tmp_path, cod
         assert ran.returncode == (93 if final and code > 1 else code) and not log.exists()
 
 
+@pytest.mark.parametrize(("task", "requeued"), [("7_0", False), ("", False), ("8_0", True)])
+def test_a_final_mark_that_another_job_of_the_element_left_ends_only_that_job(rendered, tmp_path, task, requeued):
+    """Slurm can have two: sbatch took one and said that it did not, or started one again whose processes live on."""
+    run, out = rendered
+    file = shlex.quote(str(run / "jobs/pretrain-trunk-100/trunk/failed.json"))
+    told = shlex.quote(json.dumps({"final": True, "exit_code": 93, "task": task}))
+    stand_in(tmp_path, "srun", f"#!/bin/bash\necho {told} >{file}\nexit 75\n")
+    ran = run_trunk(tmp_path, out)
+    assert (tmp_path / "scontrol.log").exists() is requeued and (requeued or ran.returncode == 93)
+
+
+def test_a_second_job_of_an_element_waits_its_turn_and_disturbs_no_count(rendered, tmp_path):
+    run, out = rendered
+    folder = run / "jobs/pretrain-trunk-100/trunk"
+    script = shlex.quote(str(next(out.glob("*-pretrain-trunk-100.sbatch"))))
+    beside = f"SLURM_ARRAY_JOB_ID=8 bash -c 'export SCRIPT_PID=$$; exec \"$0\"' {script}"
+    stand_in(
+        tmp_path,
+        "srun",
+        f"""#!/bin/bash
+[ $SLURM_ARRAY_JOB_ID = 7 ] || exit 251
+echo >{shlex.quote(str(folder / "lock"))}
+sleep 0.05
+{beside}
+exit 1
+""",
+    )
+    log = tmp_path / "scontrol.log"
+    stand_in(
+        tmp_path,
+        "scontrol",
+        f"""#!/bin/bash
+[[ $1 = requeue || $3 = StartTime* ]] || exit
+echo "$@" >>'{log}'
+[ "$1 $2" = "requeue 8_0" ] || kill -KILL $SCRIPT_PID
+""",
+    )
+    run_trunk(tmp_path, out)
+    assert log.read_text() == "requeue 8_0\nupdate JobId=8_0 StartTime=now+10minutes\nrequeue 7_0\n"
+    assert (folder / "own-ends").read_text() == "1\n" and not list(folder.glob("never-began*"))
+
+
+@pytest.mark.parametrize(("restarts", "code"), [("4", -15), ("5", 93)])
+def test_an_element_that_can_write_nothing_is_not_restarted_for_ever(rendered, tmp_path, restarts, code):
+    run, out = rendered
+    folder = run / "jobs/pretrain-trunk-100/trunk"
+    (folder / "own-ends").mkdir(parents=True)  # as on a full disk
+    stand_in(tmp_path, "srun", f"#!/bin/bash\nsleep 0.05; echo >{shlex.quote(str(folder / 'lock'))}\nexit 1\n")
+    ran = run_trunk(tmp_path, out, SLURM_RESTART_COUNT=restarts)
+    assert ran.returncode == code and ("nothing can be written there" in ran.stderr) is (code == 93)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_time_limit_counts_that_slurm_has_when_it_is_reached(rendered, tmp_path, moved):
+    """It moves by `scontrol update TimeLimit` and by a suspension."""
+    run, out = rendered
+    end = int(time.time()) + 21
+    stand_in(
+        tmp_path,
+        "squeue",
+        f"""#!/bin/bash
+[[ $* = *EndTime* ]] && echo {end + 1000 * moved} || echo RUNNING
+""",
+    )
+    stand_in(tmp_path, "srun", f"#!/bin/bash\nsleep 3\n{DONE}")
+    ran = run_trunk(tmp_path, out, SLURM_JOB_END_TIME=str(end))
+    assert f"ended with code {0 if moved else 124}" in ran.stdout
+    assert (tmp_path / "scontrol.log").exists() is not moved
+
+
+def test_a_requeued_job_avoids_the_nodes_that_failed_within_a_week_if_enough_remain(rendered, tmp_path):
+    run, out = rendered
+    found = [BadNode(node=f"n{age}", reason='a "quoted": \\', time=time.time() - age * 86400, task="1_0") for age in (1, 8, 2)]
+    record_bad_nodes(Run(run), found)
+    never = run / "jobs/pretrain-trunk-100/trunk/never-began-7_0"
+    log = tmp_path / "excluded"
+    stand_in(tmp_path, "srun", "#!/bin/bash\nexit 127\n")
+    stand_in(
+        tmp_path,
+        "scontrol",
+        f"""#!/bin/bash
+[[ $3 != partition ]] || echo "PartitionName=$4 TotalNodes=$TOTAL State=UP"
+[[ $3 != ExcNodeList* ]] || {{ echo "$3" >>'{log}'; kill -KILL $SCRIPT_PID; }}
+""",
+    )
+    for total in ("4", "3"):
+        never.unlink(missing_ok=True)
+        run_trunk(tmp_path, out, SLURMD_NODENAME="n3", SLURM_JOB_PARTITION="batch", TOTAL=total)
+    assert log.read_text() == "ExcNodeList=n1,n2,n3\nExcNodeList=n1,n2\n"
+
+
 @pytest.mark.parametrize(
     ("told", "calls"),
     [
@@ -182,7 +273,7 @@ def test_a_refused_requeue_ends_the_job_at_once_and_says_how_to_go_on(rendered, 
     run, out = rendered
     stand_in(tmp_path, "srun", "#!/bin/bash\nexit 75\n")
     log = tmp_path / "requeues"
-    stand_in(tmp_path, "scontrol", f'#!/bin/bash\n[ $1 = update ] || {{ echo >>"{log}"; echo "{told}" >&2; exit 1; }}\n')
+    stand_in(tmp_path, "scontrol", f'#!/bin/bash\n[[ $1 != requeue* ]] || {{ echo >>"{log}"; echo "{told}" >&2; exit 1; }}\n')
     stand_in(tmp_path, "sleep", "#!/bin/bash\n")
     began = run / "jobs/pretrain-trunk-100/trunk"
     began.mkdir(parents=True)
@@ -230,7 +321,8 @@ def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_p
 
     write_text(run.slurm / "7.continued", "8\n9\n")
     finish(run, job.name, "data-0")
-    write_json(run.element(job.name, "full-0") / "failed.json", {"error": "x", "final": True, "exit_code": 93})
+    mark = {"error": "x", "final": True, "exit_code": 93, "task": "9_1"}  # of another one that continues the first
+    write_json(run.element(job.name, "full-0") / "failed.json", mark)
     assert (end(0), end(1)) == (0, 93) and not (tmp_path / "started").exists()
     write_json(run.element(job.name, "full-0") / "failed.json", {"error": "x", "final": False})
     (tmp_path / "limits").unlink()
@@ -242,7 +334,7 @@ def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_p
     ("state", "preempted", "began", "counted"),
     [
         ("RUNNING", "N/A", True, "own-ends"),
-        ("RUNNING", "N/A", False, "never-began"),
+        ("RUNNING", "N/A", False, "never-began-7_0"),
         ("RUNNING", "2024-05-01T00:00:00", True, None),  # it ended within the grace of a preemption
         ("COMPLETING", "N/A", True, None),  # Slurm is taking the job away
         ("PENDING", "N/A", False, None),
@@ -255,8 +347,8 @@ def test_only_what_ended_by_itself_is_counted(rendered, tmp_path, state, preempt
     stand_in(tmp_path, "srun", f"#!/bin/bash\n{starts}\nexit 137\n")
     stand_in(tmp_path, "squeue", f'#!/bin/bash\n[[ $* = *PreemptTime* ]] && echo "{preempted}" || echo {state}\n')
     run_trunk(tmp_path, out)
-    found = {name: (folder / name).read_text() for name in ("own-ends", "never-began") if (folder / name).exists()}
-    assert found == ({counted: "137\n"} if counted else {})
+    found = {name: (folder / name).read_text() for name in ("own-ends", "never-began-7_0") if (folder / name).exists()}
+    assert {name: text.split() for name, text in found.items()} == ({counted: ["137"]} if counted else {})
 
 
 def test_work_that_left_no_mark_is_not_taken_for_done(rendered, tmp_path):
@@ -333,26 +425,61 @@ def test_a_snapshot_that_was_changed_is_not_submitted_again(rendered, tmp_path, 
     assert f"{code}: this copy of the code was changed" in capsys.readouterr().err
 
 
-def prepared_with(tmp_path: Path, **profile) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of the element `prepare`, whose script ran with a stand-in for srun that prints its environment."""
+def prepared_with(tmp_path: Path, nodes=("n1",), **profile) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of the element `prepare`, whose script ran on each of the nodes, with a stand-in for srun that prints its
+    environment; and what the last start did."""
     path = tmp_path / "profile.yaml"
     path.write_text(yaml.safe_dump(profile))
     render(demo_file(tmp_path), tmp_path / "run", tmp_path / "scripts", path)
     (tmp_path / "bin").mkdir()
     stand_in(tmp_path, "srun", f"#!/bin/bash\nenv -0\n{DONE}")
-    stand_in(tmp_path, "scontrol", SCONTROL.format(record=tmp_path / "scontrol.log"))
+    stand_in(tmp_path, "squeue", SQUEUE.format(state="RUNNING"))
+    stand_in(tmp_path, "sleep", "#!/bin/bash\n")
+    stand_in(
+        tmp_path,
+        "scontrol",
+        f"""#!/bin/bash
+[[ $1 != requeue ]] || echo "$@" >>'{tmp_path}/scontrol.log'
+[[ $3 != ExcNodeList* ]] || {{ echo "$3" >>'{tmp_path}/scontrol.log'; kill -KILL $SCRIPT_PID; }}
+""",
+    )
     script = tmp_path / "scripts" / "00-prepare.sbatch"
-    ran = call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7")
-    return tmp_path / "run/jobs/prepare/prepare", ran
+    ran = [call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7", SLURMD_NODENAME=node) for node in nodes]
+    return tmp_path / "run/jobs/prepare/prepare", ran[-1]
 
 
-def test_a_setup_line_that_fails_ends_the_job_and_is_named(tmp_path):
+def test_a_setup_line_that_fails_is_named_and_tried_on_two_other_nodes(tmp_path):
     line = """module() { [ "$2" != 'no"such\\' ]; }; module load 'no"such\\'"""
-    folder, ran = prepared_with(tmp_path, setup=["export FIRST='a b' # remark", line, "touch went-on"])
-    assert ran.returncode == 1 and ran.stdout == "" and not (tmp_path / "went-on").exists()
+    setup = ["export FIRST='a b' # remark", line, "touch went-on"]
+    folder, ran = prepared_with(tmp_path, ("n1", "n2"), setup=setup)
     failure = read_failure(folder)
-    assert failure and failure.final and failure.error.endswith(f": {line}") and "failed with code 1 on" in failure.error
-    assert failure.error in ran.stderr and not (tmp_path / "scontrol.log").exists()
+    assert failure and not failure.final and failure.error.endswith(f": {line}") and "failed with code 1 on" in failure.error
+    assert failure.error in ran.stderr
+    said = (tmp_path / "scontrol.log").read_text().splitlines()
+    assert said == ["requeue 7_0", "ExcNodeList=n1", "requeue 7_0", "ExcNodeList=n1,n2"]
+
+
+def test_what_fails_before_the_work_on_three_nodes_has_failed_for_good_and_is_notified(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hunter2")
+    monkeypatch.setenv("https_proxy", "http://me:hunter2@proxy")
+    tell = tmp_path / "tell it"
+    tell.write_text(f"#!/bin/bash\n(cat; echo \"$@\"; env) >'{tmp_path}/told'\n")
+    tell.chmod(0o755)
+    folder, ran = prepared_with(
+        tmp_path, ("n1", "n2", "n3"), setup=["false"], notify=f"'{tell}' \"two words\" '$(touch pwned)'"
+    )
+    failure = read_failure(folder)
+    assert ran.returncode == 93 and failure and failure.final and failure.error.endswith(": false") and failure.task == "7_0"
+    line, words, *environment = (tmp_path / "told").read_text().splitlines()
+    assert line == f"run: prepare/prepare failed: {failure.error}" and words == "two words $(touch pwned)"
+    assert {"CURRICULA_EVENT=failed", f"CURRICULA_RUN={tmp_path}/run", "CURRICULA_ELEMENT=prepare/prepare"} <= set(environment)
+    assert "hunter2" not in "".join(environment)
+
+
+def test_a_token_of_the_login_node_does_not_reach_the_steps(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JWT", "expires")
+    _, ran = prepared_with(tmp_path)
+    assert ran.returncode == 0 and "SLURM_JWT" not in ran.stdout
 
 
 def test_setup_lines_work_in_the_scripts_own_shell(tmp_path):
