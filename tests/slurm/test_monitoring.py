@@ -123,12 +123,10 @@ def test_a_node_that_fails_the_preflight_is_named_and_avoided(lab, place):
     good = "0, 81559, 4, 0, 31, Not Active, Not Active"
     (tools / "nvidia-smi").write_text(f'#!/bin/bash\n[ "$SLURMD_NODENAME" = n2 ] || echo "{good}"\n')
     (tools / "nvidia-smi").chmod(0o755)
-    told = run.parent / "told"
     profile = studies.write_profile(
         run.parent,
         stages={"pretraining": {"nodes": 2, "gpus_per_node": 1, "options": {"nodelist": "n2"}}},
         setup=[f"export PATH={tools}:$PATH"],
-        notify=f"tee -a '{told}'",
         lead_time_s=25,
     )
     studies.submit(lab, study, profile, run, "--job", TRUNK)
@@ -139,7 +137,6 @@ def test_a_node_that_fails_the_preflight_is_named_and_avoided(lab, place):
     studies.wait_until(
         lambda: studies.show(lab, task).get("ExcNodeList") == "n2", "the node to be avoided", 120, lambda: studies.logs(run)
     )
-    assert "node n2: 0 of 1 GPUs answer" in told.read_text()
     # It had asked for n2 by name; without that it finds others.
     lab.run("scontrol", "update", f"JobId={task}", "ReqNodeList=")
     until(run, f"{TRUNK}/trunk", "done")
