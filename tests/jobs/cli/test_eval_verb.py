@@ -105,7 +105,7 @@ def test_a_judge_whose_cost_is_declined_is_not_taken_for_the_judge_of_the_answer
         assert "is more than --max-cost" in capsys.readouterr().err
         monkeypatch.setattr("sys.stdin", Typed("n\n"))
         assert evaluate(root, out, *judge, "--decoder", "greedy", benchmark="tdc") == 2
-        assert "nothing was asked and nothing spent" in capsys.readouterr().err and not server.requests
+        assert "cancelled; nothing was spent" in capsys.readouterr().err and not server.requests
     assert main(["eval", "rejudge", str(out), "--judge", "refusal-phrases"]) == 0
     (answers,) = out.rglob("attacks-greedy.jsonl")
     assert {row.judge for row in read_judged(answers)} == {"refusal-phrases"}

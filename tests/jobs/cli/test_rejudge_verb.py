@@ -185,7 +185,7 @@ def test_the_price_is_shown_first_and_must_be_confirmed(folder, server, capsys, 
         assert not server.requests
         monkeypatch.setattr("sys.stdin", Typed(answer))
         assert rejudge(folder, server, *expensive) == code
-        assert ("nothing was asked and nothing spent" in capsys.readouterr().err) == bool(code)
+        assert ("cancelled; nothing was spent" in capsys.readouterr().err) == bool(code)
     assert server.requests
     assert rejudge(folder, server, *expensive, "--yes", "--judge-set", "temperature=0.5") == 0
 
