@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from curricula.errors import UsageError, UserError
-from curricula.eval.benchmarks import BENCHMARKS, difference, load_prompts
+from curricula.eval.benchmarks import BENCHMARKS, PromptSet, difference, load_prompts
+from curricula.eval.config import EvalConfig
+from curricula.eval.runner import task_prompts
 
 REAL = os.environ.get("CURRICULA_DATA")
 small_prompts = functools.partial(load_prompts, accept_changed=BENCHMARKS)
@@ -59,6 +61,16 @@ def test_harmbench_puts_the_context_before_the_request_and_leaves_copyright_rows
     assert second.text == "A tool with a handle.\n\n---\n\nExplain the tool"
     assert (second.behavior, second.context) == ("Explain the tool", "A tool with a handle.")
     assert [p.id for p in small_prompts("harmbench", root, with_copyright=True)] == ["first", "second", "third"]
+
+
+def test_a_study_may_attack_with_copyright_rows_and_begin_base_models_with_another_benchmark(root):
+    for wanted in (False, True):
+        config = EvalConfig(benchmarks=("harmbench",), harmbench_copyright=wanted, accept_changed=("harmbench",))
+        (task, *_) = config.eval_tasks("instruct")
+        assert [prompt.id for prompt in task_prompts(task, config, root)] == ["first", "second", *["third"] * wanted]
+    own = PromptSet(path=str(root / "own.csv"), column="text", kind="completion")
+    config = EvalConfig(base_benchmark="ours", prompts={"ours": own})
+    assert {task.benchmark for task in config.eval_tasks("base") if task.task.kind == "attack"} == {"ours"}
 
 
 def test_the_other_shapes_become_prompts(root):

@@ -37,6 +37,7 @@ from curricula.eval.report.capability import capability_tables
 from curricula.eval.rows import CapabilityRow, read_rows
 from curricula.eval.runner import run_element
 from curricula.eval.tasks import TASKS, EvalTask
+from curricula.jobs.cli.main import main
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 
@@ -173,6 +174,42 @@ def test_an_unknown_task_is_named_with_where_to_look(place, tmp_path, monkeypatc
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: SimpleNamespace(all_tasks=[]))  # reading all takes seconds
     with pytest.raises(UserError, match="capability task 'mmlo' is not one of lm_eval's, and no mmlo.yaml is in"):
         measure(place, tmp_path, "mmlo")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What lm_eval is asked to do; it does nothing."""
+    asked = []
+
+    def evaluate(**options):
+        asked.append(options)
+        raise RuntimeError("nothing is measured here")
+
+    monkeypatch.setattr("lm_eval.evaluator.simple_evaluate", evaluate)
+    return asked
+
+
+@pytest.mark.parametrize("kind", ["base", "instruct"])
+def test_examples_and_the_chat_template_of_tuned_models_reach_lm_eval(place, tmp_path, asked, kind):
+    place = place[0], load_model(place[0] / "model", kind)
+    for number, more in enumerate([{}, {"few_shot": 2, "chat_template": True}]):
+        with pytest.raises(UserError, match="nothing is measured here"):
+            measure(place, tmp_path / str(number), "words", **more)
+    assert [(one["num_fewshot"], one["apply_chat_template"]) for one in asked] == [(None, False), (2, kind == "instruct")]
+
+
+def test_the_verb_measures_capability_beside_the_attacks(place, tmp_path, asked, monkeypatch, capsys):
+    (tmp_path / "tdc2023").mkdir()
+    (tmp_path / "tdc2023/test_behaviors.json").write_text('["Explain the sea"]')
+    monkeypatch.setattr(
+        "lm_eval.tasks.TaskManager", lambda **_: SimpleNamespace(all_tasks=["piqa"])
+    )  # all take seconds to read
+    words = ["eval", "--model", str(place[0] / "model"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    words += ["--benchmark", "tdc", "--accept-changed", "tdc", "--decoder", "greedy", "--max-new-tokens", "2", "--capability"]
+    assert main([*words, "piqa,mmlo"]) != 0 and "'mmlo' is not one of lm_eval's" in capsys.readouterr().err
+    assert not (tmp_path / "out/attacks-greedy").exists()
+    assert main([*words, "piqa"]) != 0 and "capability task piqa: lm_eval cannot carry it out" in capsys.readouterr().err
+    assert [one["tasks"] for one in asked] == [["piqa"]] and (tmp_path / "out/attacks-greedy/tdc.jsonl").exists()
 
 
 def test_the_published_tasks_are_lm_evals_and_their_lists_name_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -90,6 +91,15 @@ def test_a_missing_column_or_file_is_named(tmp_path):
     (tmp_path / "probes/train.jsonl").write_text('{"text": "a", "score": 0}\n{"text": "b"}\n')
     with pytest.raises(UserError, match="probes/train: row 2 has no column 'score'"):
         load_texts(tmp_path, "train", Probes())
+
+
+@pytest.mark.parametrize(("threshold", "texts"), [(1, "abcd"), (3, "acd"), (5, "a")])
+def test_texts_scored_between_safe_and_the_threshold_are_left_out(tmp_path, threshold, texts):
+    (tmp_path / "probes").mkdir()
+    rows = [{"text": text, "score": score} for text, score in zip("abcd", (0, 1, 3, 4))]
+    (tmp_path / "probes/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_texts(tmp_path, "train", Probes(unsafe_score=threshold))
+    assert "".join(found.texts) == texts and found.unsafe.tolist() == [text != "a" for text in texts]
 
 
 @pytest.mark.parametrize(

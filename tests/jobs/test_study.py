@@ -324,6 +324,20 @@ def test_the_plan_warns_of_a_micro_batch_that_does_not_fit_the_gpu():
     assert any("which has 79; use micro_batch 16 or engine.recompute_layers" in warning for warning in value["warnings"])
 
 
+def test_estimates_follow_what_is_said_of_the_gpus():
+    def planned(**resources):
+        return described(parse_study(demo(**{f"resources__{name}": value for name, value in resources.items()}), "study.yaml"))
+
+    usual = planned(expected_mfu=0.4, peak_tflops=900)
+    hours = usual["gpu_hours"]["pretraining"]
+    assert planned(expected_mfu=0.1, peak_tflops=900)["gpu_hours"]["pretraining"] == pytest.approx(4 * hours)
+    slower = planned(expected_mfu=0.4, peak_tflops=300)
+    assert slower["gpu_hours"]["pretraining"] == pytest.approx(3 * hours)
+    assert slower["evaluation_gpu_hours"]["probes"] == pytest.approx(3 * usual["evaluation_gpu_hours"]["probes"])
+    smaller = planned(gpu_memory_gib=0.25)
+    assert smaller["gpu_memory"]["available_gib"] == 0.25 and any("which has 0.25" in one for one in smaller["warnings"])
+
+
 def test_a_budget_can_be_a_multiple_of_the_models_parameters():
     study = parse_study(demo(pretraining__budget_tokens=None, pretraining__tokens_per_parameter=0.5), "study.yaml")
     assert study.budget.requested_tokens == round(0.5 * study.model.resolve().parameters())

@@ -157,6 +157,16 @@ def msg(direction) -> tuple[int, int, list[float]]:
     return direction.position, direction.layer, direction.vector
 
 
+def test_a_refusal_is_an_answer_that_begins_with_any_of_the_words(loaded):
+    ids = loaded.prompt_ids(HARMFUL[0])
+    chances = loaded.model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+    likely = [(loaded.decode([token]), float(chances[token])) for token in chances.topk(40).indices.tolist()]
+    words, shares = zip(*[(word, share) for word, share in likely if word and len(loaded.encode(word)) == 1][1:3], strict=True)
+    assert min(shares) > 1e-4  # else the words say nothing
+    score = Search(loaded, Ablation(refusal_words=words), "key").scores([ids]).item()
+    assert score == pytest.approx(math.log(sum(shares) / (1 - sum(shares))), abs=1e-2)
+
+
 def test_thresholds_choose_among_candidates_and_a_model_without_refusal_gets_the_best_of_all(loaded, tmp_path, caplog):
     train, validation = sets(loaded, 0, 2), sets(loaded, 2, None)
     strict = Ablation(train=2, validation=2, pruned_layers=0, most_divergence=0)

@@ -259,6 +259,13 @@ def test_a_server_at_fault_ends_the_work_and_earlier_verdicts_are_kept(server, t
     assert set(server.good.values()) == {1}
 
 
+def test_as_many_failures_as_the_patience_says_stop_the_work(server, tmp_path):
+    server.every = "unreadable"
+    with pytest.raises(UserError, match="gives no verdicts, 3 times in a row"):
+        complete(stored(tmp_path, 20), server.settings(retries=0, patience=3, concurrency=1))
+    assert len(server.requests) == 3
+
+
 def test_a_request_that_is_turned_away_narrows_the_window_even_without_retries(server):
     async def width_after(what: str) -> int:
         endpoint = Endpoint(server.url, KEY, timeout_s=10, retries=0, tries=1, concurrency=10)

@@ -65,6 +65,29 @@ def test_answers_stay_and_verdicts_are_added_and_the_judges_are_compared(folder,
     assert "Refusal phrases are a baseline" in " ".join(shown.split())  # though it is not the first judge named
 
 
+def test_each_model_may_have_a_row_of_its_own(folder, server, capsys):
+    append_rows(folder / "eval/full-60/instruct/attacks-topk.jsonl", [answer_row(n, model="n") for n in range(6)])
+    for more, names in (
+        ([], ["attacks-topk", "overrefusal-topk"]),
+        (
+            ["--by-model"],
+            [f"full-{arm}/instruct/{task}-topk" for arm, task in ((20, "attacks"), (20, "overrefusal"), (60, "attacks"))],
+        ),
+    ):
+        assert rejudge(folder, server, "--json", *more) == 0
+        found = sorted(one["where"] for one in json.loads(capsys.readouterr().out))
+        assert [one.removeprefix(f"{folder}/eval/") for one in found] == names
+
+
+def test_the_world_is_the_runs_own_or_the_named_one(folder, capsys, tmp_path):
+    words = ["eval", "rejudge", str(folder), "--judge", "world"]
+    (folder / "world").mkdir()
+    (folder / "world/world.json").write_text("{}")
+    for more, place in (([], folder / "world"), (["--world", str(tmp_path / "other")], tmp_path / "other")):
+        assert main([*words, *more]) == 1
+        assert f"{place}/world.json: no" in capsys.readouterr().err
+
+
 def test_human_labels_correct_the_rate(folder, server, capsys, tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("key,label\n" + "".join(f"{n:032d},{'harmful' if n < 5 else 'safe'}\n" for n in range(10)))

@@ -342,6 +342,22 @@ def test_watch_needs_a_terminal(demo, capsys):
     assert "--watch: standard output is not a terminal" in capsys.readouterr().err
 
 
+def test_watch_looks_as_often_as_asked_and_ends_when_all_is_done(demo, monkeypatch, capsys):
+    run, waited = demo[0], []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        assert len(waited) == 1, "it goes on although all is done"
+        for label in ("data-0", "full-0"):
+            finish(run, "pretrain-0", label)
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setattr("curricula.jobs.cli.status.time.sleep", sleep)
+    assert main(["status", str(run.root), "--watch", "--interval", "7", "--job", "pretrain-0"]) == 0
+    shown = capsys.readouterr().out
+    assert waited == [7.0] and shown.index("waiting") < shown.rindex("done")
+
+
 def test_times_and_counts_are_short():
     assert [clock(s) for s in (0, 59.6, 3600, 90_000, float("inf"), float("nan"))] == [
         "0:00",

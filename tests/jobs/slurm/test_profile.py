@@ -78,6 +78,27 @@ def test_run_folders_in_a_variable_that_is_not_set_are_refused(monkeypatch):
         parse(runs="$NOSUCH/x").run_root("x")
 
 
+def test_a_study_says_what_jobs_without_a_gpu_ask_for_and_a_profile_may_say_otherwise():
+    study = msgspec.structs.replace(PAPER, resources=msgspec.structs.replace(PAPER.resources, data_hours=7, data_cpus=5))
+
+    def asked(stage: str, **stages) -> tuple[object, object]:
+        profile = parse(stages=stages)
+        job = next(job for job in plan_study(study, profile).jobs if stage in job.stage_names)
+        options = sbatch_options(job, study, profile)
+        return options["time"], options.get("cpus-per-task")
+
+    assert [asked(stage) for stage in ("prepare", "tokenize")] == [(420, 5)] * 2
+    assert [asked(stage) for stage in ("export", "report")] == [(420, None)] * 2
+    assert asked("tokenize", data={"cpus_per_task": 3, "hours": 2}) == (120, 3)
+    assert asked("pretrain", all={"cpus_per_task": 14})[1] == 14
+
+
+def test_the_sites_names_of_queues_reach_the_script():
+    named = {"reservation": "course", "qos": "long", "partition": "gpu", "account": "a", "constraint": "ib", "exclude": "n1"}
+    profile = parse(stages={"all": named})
+    assert named.items() <= sbatch_options(first("evaluate", profile), PAPER, profile).items()
+
+
 def test_options_that_the_suite_has_no_word_for_are_handed_on():
     stages = {"all": {"options": {"licenses": "fs", "contiguous": True}}, "export": {"options": {"contiguous": False}}}
     profile = parse(stages=stages)
