@@ -125,7 +125,10 @@ class LocalModel(InProcess):
         if self.completes:
             text, cut = question.response, self.template.fill(question, MARK).split(MARK)
         elif not loaded.tokenizer.chat_template:
-            raise UserError(f"{name}: the judge's tokenizer has no chat_template, and template {self.template.name} needs one")
+            raise UserError(
+                f"{name}: the judge's tokenizer has no chat_template, and template {self.template.name} needs one; add it to "
+                "tokenizer_config.json"
+            )
         else:
             turns = self.messages(question, MARK)
             text, cut = prompt, render_turns(loaded.tokenizer, loaded.tokenizer.chat_template, turns, name).split(MARK)
