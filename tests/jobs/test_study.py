@@ -132,6 +132,16 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"curriculum__arms": {"late": [{"until": 1, "mix": {"wbe": 1}}]}}, r"the arm 'late' names source 'wbe'"),
         ({"curriculum__arms": {"trunk": [{"until": 1, "mix": "full"}]}}, r"arm 'trunk' must be a plain word other than"),
         ({"curriculum__arms": {"full-20": [{"until": 1, "mix": "full"}]}}, r"two .* give the arm name full-20"),
+        (
+            {
+                "pretraining__budget_tokens": 10**14,
+                "curriculum__arms": {
+                    name: [{"until": until, "mix": "safe"}, {"until": 1, "mix": "full"}]
+                    for name, until in (("one", 0.333333331), ("two", 0.333333339))
+                },
+            },
+            r"arm two starts too near to another for jobs named by percent; move it or join them",
+        ),
         ({"world": None}, r"evaluation.judge is 'world', but the study has no world"),
         (
             {"curriculum__starts": [0.333333331, 0.333333332]},

@@ -84,6 +84,13 @@ def test_a_sweep_that_makes_no_sense_is_refused(sweep, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_point_may_not_make_another_kind_of_stage_of_one():
+    stages = {"mt": {"kind": "midtrain", "mix": "full", "steps": 5, "lr": 1e-3}}
+    tuning = {"kind": "sft", "mix": {"gsm8k": 1}, "conversations": 400}
+    with pytest.raises(UsageError, match="sweep changes the kind of stages.mt in point b; write another stage"):
+        swept([{"name": "a", "seeds": [42]}, {"name": "b", "stages.mt": tuning}], stages=stages)
+
+
 # What is shared -------------------------------------------------------------------------------------------------------
 
 

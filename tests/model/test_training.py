@@ -12,7 +12,7 @@ from forked import Program
 from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info
 from curricula.model.config import OptimizerConfig, ScheduleConfig
 from curricula.model.runtime import Interrupted
@@ -120,6 +120,19 @@ def test_a_step_lasts_until_all_processes_have_updated_their_weights_and_only_sa
     train(train_job(tmp_path, stop_step=4), RandomBatches())
     timings = [row["timing"] for row in read_jsonl(tmp_path / "metrics.jsonl")]
     assert all(timing["seconds"] >= 0.05 and timing["save_stall_s"] < 0.05 for timing in timings)
+
+
+@pytest.mark.parametrize(
+    ("length", "stop_step", "said"),
+    [
+        (16, 13, "stop_step is 13; the batches have steps 1 to 12"),
+        (32, 12, "sequences of 32 tokens are longer than model.sequence_length 16; shorten them"),
+    ],
+)
+def test_batches_that_do_not_fit_the_model_or_the_stop_are_refused(tmp_path, length, stop_step, said):
+    with pytest.raises(UsageError, match=said):
+        train(train_job(tmp_path, stop_step=stop_step), RandomBatches(sequence_length=length))
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(whole_run):

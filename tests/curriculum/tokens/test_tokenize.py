@@ -146,6 +146,15 @@ def test_a_source_with_a_shard_missing_is_not_read(root, tmp_path):
         source_shards(tmp_path / "web")
 
 
+def test_a_source_of_fewer_documents_than_its_shards_and_validation_need_is_refused(root, tmp_path):
+    said = (
+        "source web: .* has 300 documents, too few for 291 shards and 10 validation documents; add documents or ask for fewer"
+    )
+    with pytest.raises(UserError, match=said):
+        tokenize_shard(web(root, tmp_path, shards=291), "00000")
+    tokenize_shard(web(root, tmp_path, shards=290), "00000")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

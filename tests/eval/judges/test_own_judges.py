@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 
 import msgspec
 import pytest
@@ -167,6 +168,15 @@ def test_a_question_that_is_longer_than_the_judges_context_is_unparsed_and_stops
     judge.rule([ASKED], found.update, tmp_path / "notes", True)
     assert (found[long].label, found[long].reply) == ("unparsed", "not asked: longer than the judge's context")
     assert found[ASKED].reply != found[long].reply
+
+
+def test_a_judge_without_a_chat_template_is_refused_where_the_question_is_a_conversation(model, tmp_path):
+    shutil.copytree(model, tmp_path / "judge")
+    (tmp_path / "judge/chat_template.jinja").unlink()
+    settings = {"name": "local", "template": "qwen3guard", "max_tokens": 128, "model": str(tmp_path / "judge")}
+    judge = load_judge(JudgeConfig(**settings), "attack", None)
+    with pytest.raises(UserError, match="judge: the judge's tokenizer has no chat_template, and template qwen3guard needs one"):
+        judge.rule([ASKED], json.dumps, tmp_path / "notes", False)
 
 
 def test_the_documented_python_judge_is_found_by_its_entry_point(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from types import SimpleNamespace
 
 import msgspec
@@ -14,12 +15,14 @@ from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.preflight import node_checks
 from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, within
-from curricula.jobs.preflight.preflight import PreflightFailed, UnfitNodes, _judge_reports, _Report, check_gpus
+from curricula.jobs.preflight.preflight import PreflightFailed, Rendezvous, UnfitNodes, _judge_reports, _Report, check_gpus
 from curricula.jobs.slurm import submissions as record
 from curricula.jobs.slurm.profile import Preflight
 from curricula.jobs.slurm.submissions import BadNode, bad_nodes, exclusion, record_bad_nodes
 from curricula.jobs.stages import STAGES, Work
 from curricula.model.checkpoints.folder import step_folder
+from curricula.model.runtime import PeerLost
+from curricula.model.runtime.distributed import Ranks
 
 GOOD = "0, 81559, 4, 0, 31, Not Active, Not Active\n1, 81559, 4, 0, 33, Not Active, Not Active\n"
 
@@ -65,6 +68,21 @@ def test_what_every_node_lacks_is_the_fault_of_none(run, free_port):
     assert [kind for kind, _ in outcomes] == ["error", "error"]
     assert all("on every node: " in said and "GB are free" in said for _, said in outcomes), outcomes
     assert not bad_nodes(run)
+
+
+def test_a_store_that_cannot_be_opened_or_reached_or_ends_early_is_a_lost_peer(free_port):
+    server, client = (Ranks(rank, 2, rank, f"127.0.0.1:{free_port}") for rank in (0, 1))
+    with pytest.raises(PeerLost, match=f"127.0.0.1:{free_port + 1}: the store of the preflight cannot be reached"):
+        Rendezvous(client, 0.2)
+    taken = socket.create_server(("127.0.0.1", free_port + 1))
+    with taken, pytest.raises(PeerLost, match=f"127.0.0.1:{free_port + 1}: the store of the preflight cannot be opened"):
+        Rendezvous(server, 0.2)
+    first, second = Rendezvous(server, 0.2), Rendezvous(client, 0.2)
+    first.put("speed", 3)
+    assert second.broadcast("speed", int, None) == 3
+    del first
+    with pytest.raises(PeerLost, match="the first process ended without a verdict; see the log of rank 0"):
+        second.broadcast("verdict", int, None)
 
 
 def test_nodes_with_different_problems_are_each_to_blame():

@@ -224,6 +224,14 @@ def test_a_writer_that_hangs_at_its_start_is_replaced(tmp_path, monkeypatch, cap
     assert read_info(latest_checkpoint(tmp_path / "run/checkpoints")).step == 2
 
 
+def test_a_writer_that_never_begins_is_given_up_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "_write", lambda *_: time.sleep(600))
+    monkeypatch.setattr(writer, "BEGIN_S", 0.05)
+    with pytest.raises(StorageError, match="step_00000002: .* .no process to write it began in 5 attempts.; earlier"):
+        train(train_job(tmp_path, stop_step=2), RandomBatches())
+    assert latest_checkpoint(tmp_path / "checkpoints") is None
+
+
 def test_a_run_that_another_process_took_over_saves_nothing_more(tmp_path):
     """As when two nodes' locks do not see each other, and the first wakes up after the second has begun."""
     lock = tmp_path / "lock"
