@@ -37,16 +37,17 @@ def free_port() -> int:
         return port
 
 
-FIRST = ("tests/slurm/", "tests/jobs/test_local_run.py", "tests/model/runtime/test_faults.py", "tests/jobs/stages/")
-"""Tests that take long, mostly by waiting. Each of several workers begins with one group; others steal what is behind it. So no
-group is left for the end, nor torn from the study that its tests share."""
+FIRST = ("tests/slurm/", "tests/jobs/test_local_run.py", "forked", "tests/jobs/stages/")
+"""Tests that take long, mostly by waiting, and those with this mark. Each of several workers begins with one group; others
+steal what is behind it. So no group is left for the end, nor torn from the study, or the fork server, that its tests share.
+Tests of stages start a server that has imported less, and so come last."""
 
 
 @pytest.hookimpl(trylast=True)  # when only the chosen tests are left
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     groups: dict[str, list[pytest.Item]] = {name: [] for name in (*FIRST, "")}
     for item in items:
-        place = item.path.relative_to(config.rootpath).as_posix()
+        place = "forked" if item.get_closest_marker("forked") else item.path.relative_to(config.rootpath).as_posix()
         groups[next((name for name in FIRST if place.startswith(name)), "")].append(item)
     rest, workers = groups.pop(""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     share = len(items) // workers  # pytest-xdist's `worksteal` gives each worker as many to begin with, in this order

@@ -1,6 +1,7 @@
 """The structure that the documentation promises: imports point down and form no circle, and no folder has too many modules."""
 
 import ast
+import functools
 import re
 from collections import Counter
 from configparser import ConfigParser
@@ -26,10 +27,16 @@ for name in LAYERS:
     FILES |= {module_name(path): path for path in sorted((PACKAGE / name).rglob("*.py"))}
 
 
+@functools.cache
+def parsed(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text())
+
+
+@functools.cache
 def imports(name: str) -> set[str]:
     """The package's modules that the module `name` imports anywhere, in functions and for type checking too."""
     found = set()
-    for node in ast.walk(ast.parse(FILES[name].read_text())):
+    for node in ast.walk(parsed(name)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("curricula"):
             found |= {f"{node.module}.{alias.name}" for alias in node.names} & FILES.keys() or {node.module}
         elif isinstance(node, ast.Import):
@@ -70,9 +77,9 @@ def test_no_folder_holds_more_than_fifteen_modules():
 def test_no_module_outside_the_stages_compares_their_names():
     asked = [
         f"{name}:{node.lineno}"
-        for name, path in FILES.items()
+        for name in FILES
         if not name.startswith("curricula.jobs.stages")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(name))
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "stage"
     ]
     assert not asked

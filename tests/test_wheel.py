@@ -42,13 +42,18 @@ def run(program: Path, *args: object, cwd: Path) -> str:
     return done.stdout
 
 
-def test_the_papers_study_is_planned_rendered_and_shown_to_slurm(bin_folder, tmp_path):
+def test_the_papers_study_is_shown_to_slurm(bin_folder, tmp_path):
+    cluster = ["--cluster", "slurm", "--profile", "h100-4x8", "--run", tmp_path / "run"]
+    shown = run(bin_folder / "curricula", "submit", "paper", *cluster, "--dry-run", cwd=tmp_path)
+    assert "39 sbatch calls" in shown and "#SBATCH" in shown
+
+
+@pytest.mark.slow
+def test_the_papers_study_is_planned_and_rendered(bin_folder, tmp_path):
     command = bin_folder / "curricula"
     assert "data-20" in run(command, "plan", "paper", cwd=tmp_path)
     cluster = ["--profile", "h100-4x8", "--run", tmp_path / "run"]
     assert "39 job arrays" in run(command, "render", "paper", tmp_path / "scripts", *cluster, cwd=tmp_path)
-    shown = run(command, "submit", "paper", "--cluster", "slurm", *cluster, "--dry-run", cwd=tmp_path)
-    assert "39 sbatch calls" in shown and "#SBATCH" in shown
 
 
 def test_only_the_package_itself_can_be_imported(bin_folder, tmp_path):

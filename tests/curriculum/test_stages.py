@@ -3,7 +3,8 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from shard_folders import write_source
 
@@ -32,7 +33,7 @@ def batches(stream, shards, batch):
     return PretrainingBatches(stream.phases, shards, LENGTH, batch, 1, 50_000, stream.begin)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.integers(0, 2),
     st.none() | st.floats(0.1, 0.9),

@@ -3,7 +3,7 @@
 import random
 
 from examples import examples
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curricula.eval import contamination
@@ -75,7 +75,7 @@ def test_near_duplicates_are_counted_once_each():
     assert (duplicates.exact, duplicates.near()) == (5, 10)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(texts, max_size=12))
 @example(["", "", "a", "A."])
 def test_a_text_given_again_is_one_exact_duplicate_more(some):

@@ -8,7 +8,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curricula.eval.benchmarks import load_prompts
@@ -35,7 +36,7 @@ def test_requests_that_differ_only_in_case_and_punctuation_are_one():
 
 
 @given(st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9).map(" ".join), min_size=1, max_size=12))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_clusters_are_the_connected_components_of_similar_pairs(requests):
     place = list(range(len(requests)))
     for here, there in combinations(range(len(requests)), 2):  # the plain way: every pair, merging labels

@@ -22,7 +22,7 @@ from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import question_of, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, read_rows
 
-PROMPTS = 40
+PROMPTS = 24
 MISBEHAVIOUR = ("429", "500", "garbage", "half")
 
 
@@ -49,7 +49,8 @@ def events(out: Path, server: JudgeServer) -> int:
     return lines + sum(server.requests.values())
 
 
-@pytest.mark.parametrize("wanted_kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.forked
+@pytest.mark.parametrize("wanted_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_leave_no_trace_and_no_question_is_asked_again(tmp_path, monkeypatch, wanted_kills):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)

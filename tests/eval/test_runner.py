@@ -138,8 +138,8 @@ def test_the_log_counts_control_tokens_in_prompts(model_dir, data, tmp_path, cap
 
 def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    config = msgspec.structs.replace(CONFIG, shards={"attacks-topk": 3, "attacks-safebeam": 9})
-    tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk", "attacks-safebeam"))
+    config = msgspec.structs.replace(CONFIG, shards={"attacks-topk": 3, "attacks-greedy": 9})
+    tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk", "attacks-greedy"))
     for out, settings in ((whole, CONFIG), (cut, config)):
         run_all(model_dir, data, out, config=msgspec.structs.replace(settings, tasks=tasks))
     assert (cut / "attacks-topk/advbench.0-of-3.jsonl").exists()
@@ -196,6 +196,7 @@ def test_a_base_model_continues_the_beginnings_that_replace_missing_ones(model_d
     assert rows[0].prompt == "Here is a lock"
 
 
+@pytest.mark.forked
 @pytest.mark.parametrize("task", [ATTACKS, GCG], ids=["attacks", "gcg"])
 def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_dir, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -3,7 +3,6 @@
 import multiprocessing
 import time
 
-import pytest
 from small_studies import small_study, smaller_demo
 
 from curricula.jobs import local
@@ -23,11 +22,10 @@ class Watcher:
         self.looks.append((page, len(self.ended)))
 
 
-@pytest.mark.parametrize("look_s", [0.0, 3.0])
-def test_the_first_seed_goes_first_and_the_report_waits_for_the_look_at_it(tmp_path, monkeypatch, look_s):
+def test_the_first_seed_goes_first_and_the_report_waits_for_the_look_at_it(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("fork"))
     monkeypatch.setattr(local, "_element_process", lambda *_: None)
-    monkeypatch.setattr(local, "_first_look", lambda *_: time.sleep(look_s))
+    monkeypatch.setattr(local, "_first_look", lambda *_: time.sleep(3.0))
     tasks = {"base": ["attacks-topk"], "instruct": [], "benign": ["attacks-topk"]}
     study = small_study(tmp_path, seed=None, seeds=[42, 43, 44], evaluation={**smaller_demo()["evaluation"], "tasks": tasks})
     run = Run.create(tmp_path / "run", load_study(study))

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from small_studies import small_study, smaller_demo
 
 from curricula.durable import exclusive_lock, read_jsonl
@@ -108,16 +107,27 @@ def test_only_what_is_selected_runs(tmp_path):
     assert [folder.name for folder in (run / "jobs").iterdir()] == ["prepare"]
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_run_interrupted_and_killed_ends_with_the_same_numbers(whole, tmp_path, kills):
+def saved(run: Path) -> dict[str, dict]:
+    """The hashes of the last checkpoint's tensors of each branch."""
+    branches = run.glob("pretrain/*/checkpoints/latest")
+    infos = {path.parent.parent.name: path.with_name(path.read_text().strip()) / "checkpoint.json" for path in branches}
+    files = {name: json.loads(info.read_text())["files"] for name, info in infos.items()}
+    return {name: {file: files[name][file] for file in files[name] if file.endswith(".distcp")} for name in files}
+
+
+PRETRAINING = ("--stage", "prepare,tokenize,pretrain")
+
+
+@pytest.mark.parametrize(("options", "kills"), [(PRETRAINING, 1), pytest.param((), 3, marks=pytest.mark.slow)], ids=[1, 3])
+def test_a_run_interrupted_and_killed_ends_with_the_same_numbers(whole, tmp_path, options, kills):
     study, run = small_study(tmp_path), tmp_path / "run"
-    process = submit(study, run)
+    process = submit(study, run, *options)
     wait_for(lambda: len(read_jsonl(run / "pretrain/trunk/metrics.jsonl")) >= 2, "training to begin")
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "continues from here" in output
-    saved = json.loads((run / "pretrain/trunk/checkpoints" / latest(run) / "checkpoint.json").read_text())["step"]
-    assert saved == read_jsonl(run / "pretrain/trunk/metrics.jsonl")[-1]["step"]  # nothing of what was trained is lost
+    step = json.loads((run / "pretrain/trunk/checkpoints" / latest(run) / "checkpoint.json").read_text())["step"]
+    assert step == read_jsonl(run / "pretrain/trunk/metrics.jsonl")[-1]["step"]  # nothing of what was trained is lost
     for lock in run.glob("jobs/*/*/lock"):
         with exclusive_lock(lock):  # no element outlives the launcher
             pass
@@ -128,11 +138,15 @@ def test_a_run_interrupted_and_killed_ends_with_the_same_numbers(whole, tmp_path
         lambda: any(run.glob("eval/*/*/attacks-topk.jsonl")),
     ]
     for moment in moments[:kills]:
-        process = submit(study, run)
+        process = submit(study, run, *options)
         wait_for(moment, "the moment to kill at")
         process.kill()  # SIGKILL: the launcher cannot tell its elements
         process.communicate()
-    finished(submit(study, run))
+    finished(submit(study, run, *options))
+    assert saved(run) == saved(whole) and saved(run).keys() == {"trunk", "full-50"}
+    if options:
+        assert learning(run) == [row for row in learning(whole) if row["file"].startswith("pretrain/")]
+        return
     assert (run / "report/summary.json").read_bytes() == (whole / "report/summary.json").read_bytes()
     for table in (whole / "report" / "tables").iterdir():
         assert (run / "report" / "tables" / table.name).read_bytes() == table.read_bytes()
@@ -140,19 +154,14 @@ def test_a_run_interrupted_and_killed_ends_with_the_same_numbers(whole, tmp_path
 
 
 def test_no_element_outlives_a_launcher_that_was_killed(tmp_path):
-    study, run = small_study(tmp_path), tmp_path / "run"
-    raw = yaml.safe_load(study.read_text())
-    raw["pretraining"]["budget_tokens"] *= 100  # the element would go on for minutes
-    for source in raw["sources"].values():
-        source["max_epochs"] = 1000
-    study.write_text(yaml.safe_dump(raw))
-    process = submit(study, run)
-    wait_for(lambda: len(read_jsonl(run / "pretrain/trunk/metrics.jsonl")) >= 2, "training to begin")
+    world = {**smaller_demo()["world"], "web_documents": 10_000_000}  # the element would go on for minutes
+    study, run = small_study(tmp_path, world=world), tmp_path / "run"
+    process = submit(study, run, "--stage", "prepare")
+    wait_for((run / "world/fineweb_annotated/validation.jsonl").exists, "an element to be amid its work")
     process.kill()
     process.wait()  # not communicate(): elements that live on would keep the pipe open, and the test waiting for them
-    for lock in run.glob("jobs/*/*/lock"):
-        with exclusive_lock(lock, wait_s=3.0):
-            pass
+    with exclusive_lock(run / "jobs/prepare/prepare/lock", wait_s=3.0):
+        assert not (run / "world/world.json").exists()
 
 
 def latest(run: Path) -> str:
@@ -162,12 +171,13 @@ def latest(run: Path) -> str:
 def test_a_failed_element_stops_what_needs_it_and_says_how_to_go_on(tmp_path):
     study = small_study(tmp_path, world=None, tokenizer={"folder": str(tmp_path / "nowhere")})
     (tmp_path / "data").mkdir()
-    process = submit(study, tmp_path / "run", CURRICULA_DATA=str(tmp_path / "data"))
+    options = ("--stage", "fetch,prepare,tokenize")  # needs no torch
+    process = submit(study, tmp_path / "run", *options, CURRICULA_DATA=str(tmp_path / "data"))
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 1, output
     assert "1 element failed (prepare/prepare)" in output and "curricula logs" in output
     assert f": {tmp_path}/data/" in output and ": no such table" in output  # the element's own sentence
-    assert not (tmp_path / "run" / "pretrain").exists()
+    assert not (tmp_path / "run" / "data" / "shards").exists()
 
 
 def test_a_run_folder_in_use_is_refused(whole):

@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import pytest
 import yaml
@@ -211,11 +213,13 @@ def grown(tmp_path, monkeypatch):
     return grow
 
 
-def little(**changes) -> Study:
-    """The demo with few evaluations."""
-    evaluation = demo()["evaluation"]
+def little(curriculum: Mapping[str, object] = MappingProxyType({}), **changes) -> Study:
+    """The demo with few arms and evaluations."""
+    raw = demo()
     tasks = {"base": ["attacks-topk"], "instruct": [], "benign": []}
-    return study("demo", evaluation={**evaluation, "tasks": tasks}, **changes)
+    few = {"starts": [0, 0.2, 1], "interventions": {"full": raw["curriculum"]["interventions"]["full"]}}
+    arms = {**raw["curriculum"], **few, **curriculum}
+    return study("demo", evaluation={**raw["evaluation"], "tasks": tasks}, curriculum=arms, **changes)
 
 
 def curriculum(**changes):
@@ -234,17 +238,17 @@ LATE = [{"until": 0.3, "mix": "safe"}, {"until": 1, "mix": "full"}]
         ({"seeds": [42, 44]}, {"seeds": [42, 43, 44]}, lambda element: element.seed == 43),
         (
             {},
-            {"curriculum": curriculum(starts=[0, 0.2, 0.4, 0.6, 1])},
+            {"curriculum": {"starts": [0, 0.2, 0.4, 1]}},
             lambda element: element.arm.endswith("-40") or element.segment == "trunk@200",
         ),
         (
             {"seeds": [42, 43]},
-            {"seeds": [42, 43], "curriculum": curriculum(arms={"late": LATE})},
+            {"seeds": [42, 43], "curriculum": {"arms": {"late": LATE}}},
             lambda element: element.arm == "late" or element.segment in ("trunk@150", "trunk-s43@150"),
         ),
         (
             {},
-            {"curriculum": curriculum(arms={"cooled": COOLED})},
+            {"curriculum": {"arms": {"cooled": COOLED}}},
             lambda element: element.arm == "cooled" or element.segment in ("full-0@400", "full-0@500"),
         ),
     ],
@@ -325,14 +329,14 @@ def test_a_new_start_that_would_change_what_other_arms_read_is_refused(tmp_path)
 def test_a_new_start_waits_until_the_trunk_that_it_cuts_is_no_longer_trained(tmp_path, monkeypatch, capsys):
     slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
     run = Run.create(tmp_path / "run", little())
-    submitted(run, "pretrain-trunk-300", "70", ["trunk"])
+    submitted(run, "pretrain-trunk-500", "70", ["trunk"])
     slurm.queue(("70", "0", "RUNNING", "None", "n1", 0))
     frozen = (run.root / "study.yaml").read_bytes()
     grown = tmp_path / "grown.yaml"
-    grown.write_text(study_yaml(little(curriculum=curriculum(starts=[0, 0.2, 0.4, 0.6, 1]))))
+    grown.write_text(study_yaml(little(curriculum={"starts": [0, 0.2, 0.4, 1]})))
     assert main(["submit", str(grown), "--cluster", "slurm", "--profile", "slurm-lab", "--run", str(run.root), "--yes"]) == 1
     said = capsys.readouterr().err
-    assert "pretrain-trunk-300/trunk is queued or running, and new arms would leave it before its end" in said
+    assert "pretrain-trunk-500/trunk is queued or running, and new arms would leave it before its end" in said
     assert (run.root / "study.yaml").read_bytes() == frozen and not slurm.calls("sbatch")
 
 

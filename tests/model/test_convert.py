@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import json
 import math
@@ -47,9 +48,17 @@ def their_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
         return LlamaForCausalLM.from_pretrained(folder)(tokens).logits
 
 
-def trained(out: Path, model: ModelConfig) -> Path:
-    train(train_job(out, model=model, stop_step=4), RandomBatches())
-    return latest_checkpoint(out / "checkpoints")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The checkpoint of a short run of a model, which all tests share and leave as it is."""
+
+    @functools.cache
+    def run(model: ModelConfig) -> Path:
+        out = tmp_path_factory.mktemp("run")
+        train(train_job(out, model=model, stop_step=4), RandomBatches())
+        return latest_checkpoint(out / "checkpoints")
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -57,8 +66,8 @@ def trained(out: Path, model: ModelConfig) -> Path:
     [{}, {"tied": False}, {"kv_heads": 4, "rope_base": 5000.0}, {"kv_heads": 1}],
     ids=["grouped", "untied", "ungrouped, other rope", "one key-value head"],
 )
-def test_export_and_import_keep_the_logits(tmp_path, tokenizer, changes):
-    ours = trained(tmp_path / "run", msgspec.structs.replace(SMALL, **changes))
+def test_export_and_import_keep_the_logits(tmp_path, tokenizer, trained, changes):
+    ours = trained(msgspec.structs.replace(SMALL, **changes))
     export_hf(ours, tmp_path / "hf", tokenizer, {"arm": "data-0"})
     again = import_hf(tmp_path / "hf", tmp_path / "imported")
     tokens = torch.from_numpy(RandomBatches().rows(0, 0, 4)[0][:, :-1])
@@ -70,11 +79,11 @@ def test_export_and_import_keep_the_logits(tmp_path, tokenizer, changes):
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_the_loss_counts_masked_tokens_as_plain_cross_entropy_does(tmp_path, tokenizer, tied):
+def test_the_loss_counts_masked_tokens_as_plain_cross_entropy_does(tmp_path, tokenizer, trained, tied):
     from transformers import LlamaForCausalLM
 
     small = msgspec.structs.replace(SMALL, tied=tied)
-    weights = trained(tmp_path / "run", small)
+    weights = trained(small)
     export_hf(weights, tmp_path / "hf", tokenizer, {})
     batches = RandomBatches(masked=True)
     train(train_job(tmp_path / "tune", model=small, init_weights=weights, stop_step=1, micro_batch=3), batches)
@@ -105,8 +114,8 @@ def test_weights_trained_in_bfloat16_are_exported_as_they_are(tmp_path, tokenize
     assert torch.equal(weights["model.embed_tokens.weight"], embedding)
 
 
-def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, tokenizer):
-    weights = trained(tmp_path / "run", SMALL)
+def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, tokenizer, trained):
+    weights = trained(SMALL)
     out = tmp_path / "models/arm/base"
     for _ in range(2):  # a second export replaces the first
         told: list[tuple[int, int]] = []
@@ -129,10 +138,10 @@ def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, t
     assert "| arm | full-20 |" in card and '{"web": 0.7}' in card and "| training steps | 4 |" in card
 
 
-def test_a_model_that_is_not_llama_is_refused(tmp_path, tokenizer):
+def test_a_model_that_is_not_llama_is_refused(tmp_path, tokenizer, trained):
     with pytest.raises(UserError, match="no Hugging Face model"):
         import_hf(tmp_path, tmp_path / "out")
-    export_hf(trained(tmp_path / "run", SMALL), tmp_path / "hf", tokenizer, {})
+    export_hf(trained(SMALL), tmp_path / "hf", tokenizer, {})
     config = json.loads((tmp_path / "hf/config.json").read_text())
     (tmp_path / "hf/config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
     with pytest.raises(UserError, match="not a plain Llama model .model_type is 'mistral'"):
@@ -162,18 +171,18 @@ def test_the_published_smollm2_135m_keeps_its_logits(tmp_path, tokenizer):
     assert (their_logits(tmp_path / "hf", tokens) - expected).abs().max() < 1e-4
 
 
-def test_an_import_never_lands_in_the_folder_of_a_training_run(tmp_path, tokenizer):
-    export_hf(trained(tmp_path / "run", SMALL), tmp_path / "hf", tokenizer, {})
-    checkpoints = next((tmp_path / "run").rglob("step_*")).parent
+def test_an_import_never_lands_in_the_folder_of_a_training_run(tmp_path, tokenizer, trained):
+    export_hf(trained(SMALL), tmp_path / "hf", tokenizer, {})
+    checkpoints = trained(SMALL).parent
     with pytest.raises(UserError, match="holds the checkpoints of a training run"):
         import_hf(tmp_path / "hf", checkpoints)
     assert import_hf(tmp_path / "hf", tmp_path / "new") == import_hf(tmp_path / "hf", tmp_path / "new")
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, tokenizer):
+def exported(tmp_path_factory, tokenizer, trained):
     folder = tmp_path_factory.mktemp("exported")
-    export_hf(trained(folder / "run", SMALL), folder / "hf", tokenizer, {})
+    export_hf(trained(SMALL), folder / "hf", tokenizer, {})
     return folder / "hf"
 
 
@@ -291,13 +300,13 @@ def test_a_layer_of_the_1_7b_shape_keeps_its_logits():
         assert torch.equal(tensor, state[name])
 
 
-def test_the_exported_folder_loads_in_lm_eval(tmp_path, tokenizer):
+def test_the_exported_folder_loads_in_lm_eval(tmp_path, tokenizer, trained):
     pytest.importorskip("lm_eval", reason="lm_eval is not installed; pip install lm_eval[hf]")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     wide = msgspec.structs.replace(SMALL, vocabulary=300)  # as many entries as the tokenizer has
-    export_hf(trained(tmp_path / "run", wide), tmp_path / "hf", tokenizer, {})
+    export_hf(trained(wide), tmp_path / "hf", tokenizer, {})
     model = HFLM(pretrained=str(tmp_path / "hf"), device="cpu", dtype="float32")
     request = Instance("loglikelihood", {}, ("a few", " words"), 0)
     ((likelihood, _),) = model.loglikelihood([request])

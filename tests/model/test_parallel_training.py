@@ -16,6 +16,8 @@ from curricula.model.convert import export_hf, import_hf
 from curricula.model.runtime.distributed import first_host, read_ranks
 from curricula.model.train import train
 
+pytestmark = pytest.mark.forked
+
 BATCHES = {"masked": True, "total_steps": 20}
 
 

@@ -85,6 +85,7 @@ def test_an_arm_that_branches_at_the_very_end_is_the_trunk_itself(tmp_path):
     assert (copied / "__0_0.distcp").stat().st_size == (end / "__0_0.distcp").stat().st_size
 
 
+@pytest.mark.forked
 def test_resume_after_sigkill_gives_the_same_metrics_bit_for_bit(tmp_path, whole_run):
     wanted = {"out": str(tmp_path), "save_interval_steps": 3, "kill_at": 8}
     status, said = Program("train_in_child.py", json.dumps(wanted), tmp_path).ended()

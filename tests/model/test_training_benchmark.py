@@ -10,6 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_the_benchmark_trains_all_variants_on_the_same_text_and_writes_its_results(tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text/story.txt").write_text("Once upon a time a model read the same story again. " * 200)

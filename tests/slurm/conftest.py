@@ -92,6 +92,20 @@ def lab():
         yield found
 
 
+@pytest.fixture(scope="session")
+def _second_lab():
+    with joined_lab(uuid.uuid4().hex[:8]) as found:
+        yield found
+
+
+@pytest.fixture
+def spare_lab(_second_lab):
+    """A lab whose daemons a short test may kill and whose nodes it may fill: the next such test finds it whole and empty."""
+    yield _second_lab
+    _second_lab.up()
+    _second_lab.run("scancel", "--me")
+
+
 @pytest.fixture
 def own_lab():
     """A lab of one test's own, whose daemons it may kill: a controller that dies forgets what it accepted an instant before."""

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import slurm_studies as studies
+import yaml
 
-from curricula.durable import read_jsonl
+from curricula.durable import read_jsonl, write_text
+from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import ElementStatus, run_status
 from curricula.jobs.run import Run
+from curricula.jobs.study import load_study
 
 STEPS = 24
-TRUNK, LAST = "pretrain-trunk-12", "pretrain-trunk-24"
+TRUNK = "pretrain-trunk-12"
 
 
 @pytest.fixture(scope="module")
@@ -57,62 +60,74 @@ def until(run: Path, name: str, *wanted: str) -> ElementStatus:
     return found[name]
 
 
-def test_a_failure_is_shown_retried_and_what_waits_for_it_too(lab, place):
-    """A broken record makes the trunk fail and its dependants be cancelled; mended, one retry brings all to an end."""
-    study, run = copied(place, "retried")
-    profile = studies.write_profile(run.parent, stages={"pretraining": {"nodes": 1, "gpus_per_node": 1}})
-    record = run / "pretrain" / "trunk" / "metrics.jsonl"
-    record.parent.mkdir(parents=True)
-    record.write_text("no JSON\n")
-    studies.submit(lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
-    failed = until(run, f"{TRUNK}/trunk", "failed")
-    assert "metrics.jsonl: line 1 is not JSON" in failed.error and failed.task
-    until(run, f"{LAST}/trunk", "cancelled")
+def begun(folder: Path) -> tuple[Path, Path, Run]:
+    """A study of two sources, a profile, and a run folder without data."""
+    study = studies.write_study(folder)
+    raw = yaml.safe_load(study.read_text())
+    raw["sources"] = {name: raw["sources"][name] for name in ("web", "unsafe-tagged")}
+    raw["curriculum"].update(safe={"web": 1}, interventions={"full": {"web": 1, "unsafe-tagged": 1}})
+    study.write_text(yaml.safe_dump(raw))
+    profile = studies.write_profile(folder, stages={"pretraining": {"nodes": 1, "gpus_per_node": 1}})
+    return study, profile, Run.create(folder / "run", load_study(study))
+
+
+def test_a_failure_is_shown_retried_and_what_waits_for_it_too(lab, tmp_path):
+    """A world without its datasets makes the preparation fail and its dependants be cancelled; mended, one retry does all."""
+    study, profile, made = begun(tmp_path)
+    run, world = made.root, made.world / "world.json"
+    write_text(world, "{}")
+    elements = [f"{job.name}/{e.label}" for job in plan_study(made.study).jobs_up_to(["tokenize"]) for e in job.elements]
+    studies.submit(lab, study, profile, run, "--stage", "prepare,tokenize")
+    failed = until(run, "prepare/prepare", "failed")
+    assert "no such table" in failed.error and failed.task
+    until(run, elements[-1], "cancelled")
     shown = studies.curricula(lab, "status", run)
-    assert "1 failed" in shown and "1 cancelled" in shown and "curricula retry" in shown
-    assert "first error" in studies.curricula(lab, "logs", run, TRUNK)
+    assert "1 failed" in shown and f"{len(elements) - 1} cancelled" in shown and "curricula retry" in shown
+    assert "first error" in studies.curricula(lab, "logs", run, "prepare")
 
-    record.unlink()
-    assert studies.curricula(lab, "retry", run, "--dry-run").split()[:2] == [f"{TRUNK}/trunk", f"{LAST}/trunk"]
+    world.unlink()
+    assert studies.curricula(lab, "retry", run, "--dry-run").split()[: len(elements)] == elements
     said = studies.curricula(lab, "retry", run)
-    assert "2 elements in 2 arrays" in said
-    until(run, f"{LAST}/trunk", "done")
+    assert f"{len(elements)} elements in 2 arrays" in said
+    for element in elements:
+        until(run, element, "done")
     assert "nothing has failed" in studies.curricula(lab, "retry", run)
-    assert len(studies.metrics(run, "trunk")) >= STEPS
+    assert len(list(run.glob("data/shards/*/00000.bin"))) == 2
 
 
-def test_cancel_takes_exactly_what_it_names_and_resubmit_needs_only_bash(own_lab, place, monkeypatch):
-    """On a lab of its own, for a job that holds all nodes would keep other tests' jobs waiting."""
-    monkeypatch.setenv("SLURM_CONF", own_lab.environment["SLURM_CONF"])
-    study, run = copied(place, "cancelled")
-    profile = studies.write_profile(run.parent, stages={"pretraining": {"nodes": 1, "gpus_per_node": 1}})
+def test_cancel_takes_exactly_what_it_names_and_resubmit_needs_only_bash(spare_lab, tmp_path, monkeypatch):
+    """Not on the lab of all tests, for a job that holds all nodes would keep their jobs waiting."""
+    monkeypatch.setenv("SLURM_CONF", spare_lab.environment["SLURM_CONF"])
+    study, profile, made = begun(tmp_path)
+    run = made.root
+    run_element(run, "prepare", "prepare")
     words = "--parsable --account=research --partition=high --nodes=4 --exclusive --time=10 --output=/dev/null"
-    hold = own_lab.run("sbatch", *words.split(), "--wrap=sleep 600").split()[0]
-    studies.submit(own_lab, study, profile, run, "--stage", "pretrain")
+    hold = spare_lab.run("sbatch", *words.split(), "--wrap=sleep 600").split()[0]
+    studies.submit(spare_lab, study, profile, run, "--stage", "tokenize,pretrain")
     reasons = ("Priority", "Resources", "Dependency", "Nodes required for job are")  # Slurm gives one after a moment
     studies.wait_until(
-        lambda: all(states(run)[f"{job}/trunk"].reason.startswith(reasons) for job in (TRUNK, LAST)),
+        lambda: all(states(run)[name].reason.startswith(reasons) for name in ("tokenize/web/00000", f"{TRUNK}/trunk")),
         "both jobs to say what they wait for",
         120,
         every_s=1.0,
     )
-    assert "cancelled 1 pending;" in studies.curricula(own_lab, "cancel", run, "--job", LAST, "--yes")
-    assert until(run, f"{LAST}/trunk", "cancelled").state == "cancelled"
-    assert states(run)[f"{TRUNK}/trunk"].state == "pending"
-    again = subprocess.run([run / "resubmit.sh"], env=own_lab.environment, capture_output=True, text=True)
+    assert "cancelled 1 pending;" in studies.curricula(spare_lab, "cancel", run, "--job", TRUNK, "--yes")
+    assert until(run, f"{TRUNK}/trunk", "cancelled").state == "cancelled"
+    assert states(run)["tokenize/web/00000"].state == "pending"
+    again = subprocess.run([run / "resubmit.sh"], env=spare_lab.environment, capture_output=True, text=True)
     assert again.returncode == 1 and "still in the queue" in again.stderr
-    studies.curricula(own_lab, "cancel", run, "--yes")
-    own_lab.run("scancel", hold)
-    until(run, f"{TRUNK}/trunk", "cancelled")
+    studies.curricula(spare_lab, "cancel", run, "--yes")
+    spare_lab.run("scancel", hold)
+    until(run, "tokenize/web/00000", "cancelled")
 
-    bare = {"SLURM_CONF": own_lab.environment["SLURM_CONF"], "PATH": "/usr/bin:/bin:/usr/sbin"}
+    bare = {"SLURM_CONF": spare_lab.environment["SLURM_CONF"], "PATH": "/usr/bin:/bin:/usr/sbin"}
     again = subprocess.run([run / "resubmit.sh", "--comment=again"], env=bare, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     jobs = [line.split(":")[0] for line in again.stdout.splitlines()]
-    assert jobs[0] == TRUNK
-    assert "tokenize" not in jobs and "prepare" not in jobs  # they are done
-    until(run, f"{TRUNK}/trunk", "running", "done")
-    studies.curricula(own_lab, "cancel", run, "--yes")
+    assert jobs[:2] == ["tokenize", TRUNK]
+    assert "prepare" not in jobs  # it is done
+    until(run, "tokenize/web/00000", "running", "done")
+    studies.curricula(spare_lab, "cancel", run, "--yes")
 
 
 @pytest.mark.slow

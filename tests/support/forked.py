@@ -41,6 +41,11 @@ def started(function: Callable[..., Any], *args: Any) -> ForkServerProcess:
     return process
 
 
+def curricula(*words: object) -> ForkServerProcess:
+    """The command line, in this process's environment."""
+    return started(_curricula, [*map(str, words)], dict(os.environ))
+
+
 class Program:
     """A program of tests/support that runs in a process of its own, with `folder` as its working directory."""
 
@@ -79,6 +84,17 @@ def ranks(script: str, argument: str, folder: Path, size: int, port: int) -> lis
         {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": str(port)} for rank in range(size)
     ]
     return [Program(script, argument, folder, place) for place in places]
+
+
+def _curricula(words: list[str], variables: dict[str, str]) -> None:
+    from curricula.jobs.cli.main import main
+
+    os.environ.clear()
+    os.environ.update(variables)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    sys.exit(main(words))
 
 
 def _run(script: Path, argument: str, folder: Path, variables: dict[str, str], said: str) -> None:

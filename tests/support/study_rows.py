@@ -188,10 +188,11 @@ def paper_rate(arm: ArmInfo, stage: str, decoder: str) -> float:
     return top * dip * (0.9 if arm.interventions == "full" else 1.0)
 
 
-def write_study(run: Path, rate: Rate = paper_rate, arms: list[ArmInfo] = ARMS) -> Path:
-    """Write all files of a finished evaluation under `run`/eval; returns `run`."""
+def write_study(run: Path, rate: Rate = paper_rate, arms: list[ArmInfo] = ARMS, one_in: int = 1) -> Path:
+    """Write all files of a finished evaluation under `run`/eval, with `one_in` so many prompts; returns `run`."""
     for arm in arms:
-        for stage, benchmarks in BENCHMARKS.items():
+        for stage, prompts in BENCHMARKS.items():
+            benchmarks = {name: count // one_in for name, count in prompts.items()}
             folder = run / "eval" / arm.key / stage
             for decoder, samples in (("topk", 5), ("safebeam", 1)):
                 rows = attack_rows(arm, stage, decoder, rate(arm, stage, decoder), samples, benchmarks)
@@ -208,9 +209,8 @@ def write_study(run: Path, rate: Rate = paper_rate, arms: list[ArmInfo] = ARMS) 
         append_judged(
             folder / "overrefusal-safebeam.jsonl", overrefusal_rows(arm, "safebeam", (0.55, 0.2, 0.07, 0.1, 0.04 + early))
         )
+        attacked = dict.fromkeys(("advbench", "harmbench"), 30 // one_in)
         for decoder, samples in (("gcg+topk", 5), ("gcg+safebeam", 1)):
-            rows = attack_rows(
-                arm, "instruct", decoder, rate(arm, "instruct", decoder), samples, {"advbench": 30, "harmbench": 30}
-            )
+            rows = attack_rows(arm, "instruct", decoder, rate(arm, "instruct", decoder), samples, attacked)
             append_judged(folder / "gcg.jsonl", rows)
     return run

@@ -6,7 +6,8 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curricula.curriculum.config import Source
@@ -130,7 +131,7 @@ def test_labels_tell_refusals_and_harmful_answers_apart(tmp_path):
     }
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(st.one_of(st.none(), st.integers(0, 5), st.just("2.5")), max_size=30),
     st.sampled_from(["jsonl", "parquet"]),

@@ -7,7 +7,8 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curricula.curriculum.sources.declared import TextTable
@@ -31,7 +32,7 @@ def write(path, rows, group=3):
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.lists(
         st.tuples(st.sampled_from([".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv"]), st.integers(0, 12), st.integers(1, 5)),

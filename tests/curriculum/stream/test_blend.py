@@ -60,7 +60,7 @@ def test_every_prefix_of_a_phase_follows_the_weights(mix, samples):
     assert furthest([Phase(samples, mix)]) <= 1.69  # see the module's docstring
 
 
-@examples(2000)
+@examples(1000)
 @given(phase_lists())
 @example([Phase(222, dict.fromkeys("abcdefghijkl", 1.0)), Phase(237, {**dict.fromkeys("flhdj", 1.0), "b": 25.0})])  # 3
 def test_every_prefix_of_a_run_follows_the_weights_of_its_phases(phases):

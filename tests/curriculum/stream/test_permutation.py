@@ -1,20 +1,21 @@
 """The keyed permutation: a bijection, computable anywhere, and random enough."""
 
 import numpy as np
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from curricula.curriculum.stream.blend import permute
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.integers(1, 3000), st.integers())
 def test_every_place_is_taken_once(size, key):
     assert np.array_equal(np.sort(permute(np.arange(size), size, key)), np.arange(size))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.integers(1, 2**45), st.data())
 def test_a_position_computed_alone_equals_the_one_computed_with_others(size, data):
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20))
@@ -31,7 +32,7 @@ def test_other_keys_give_other_orders():
     assert np.mean(first == second) < 0.02 and np.mean(first == other) < 0.02
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.integers(1, 2000), st.lists(st.integers(0, 2**40), min_size=1, max_size=8))
 def test_epochs_computed_together_equal_those_computed_alone(size, epochs):
     positions = np.arange(size * len(epochs)) % size

@@ -44,7 +44,7 @@ def opened(shards, phases, batch, seed=1):
     return PretrainingBatches(phases, shards, LENGTH, batch, seed, VOCABULARY)
 
 
-@examples(1000)
+@examples(500)
 @given(runs())
 def test_no_sample_of_a_source_appears_twice_before_all_appeared_once(shards, run):
     phases, batch = run

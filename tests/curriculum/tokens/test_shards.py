@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from examples import examples
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curricula.curriculum.tokens.shards import HEADER, Shard, TokenStream, write_shard
@@ -19,7 +19,7 @@ def sample(stream, number):
     return out.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(st.lists(st.integers(0, 65535), min_size=1, max_size=30), min_size=1, max_size=12), st.integers(1, 9), st.data()
 )

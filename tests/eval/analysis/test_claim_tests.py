@@ -46,13 +46,13 @@ def earlier_is_safer(arm: ArmInfo) -> float:
 
 
 def test_a_true_claim_is_reproduced():
-    study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
+    study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
     test = only(run_claim_tests(study, [claim("benign-early-beats-safe-only")]))
     assert test.outcome == "reproduced" and test.high < 0 and test.p < 0.05 and test.n == 100 and test.seeds == 5
 
 
 def test_the_opposite_of_a_claim_is_not_reproduced():
-    study = attacks("attacks-topk", "benign", "topk", 5, lambda arm: 0.75 - earlier_is_safer(arm))
+    study = attacks("attacks-topk", "benign", "topk", 2, lambda arm: 0.75 - earlier_is_safer(arm))
     test = only(run_claim_tests(study, [claim("benign-early-beats-safe-only")]))
     assert test.outcome == "not reproduced" and test.low > 0 and test.p == 1
 
@@ -75,7 +75,7 @@ def test_every_comparison_of_a_claim_must_hold():
     def all_but_one(arm: ArmInfo) -> float:
         return 0.65 if arm.name == "data-60" else 0.6 if arm.start == 1 else 0.2
 
-    study = attacks("attacks-topk", "base", "topk", 5, all_but_one)
+    study = attacks("attacks-topk", "base", "topk", 2, all_but_one)
     test = only(run_claim_tests(study, [claim("base-safe-only-worst")]))
     assert test.outcome != "reproduced" and test.comparison == "safe-100 - data-60"
 
@@ -143,7 +143,7 @@ def test_layers_are_compared_within_the_same_models():
 def test_claims_without_rows_are_not_measured_and_do_not_count_in_holms_family():
     nothing = run_claim_tests(Runs(tuple(ARMS), {}))
     assert {test.outcome for test in nothing} == {"not measured"}
-    study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
+    study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
     family = run_claim_tests(study)
     assert sum(test.outcome != "not measured" for test in family) == 2
     alone = only(run_claim_tests(study, [claim("benign-early-beats-safe-only")]))
@@ -152,7 +152,7 @@ def test_claims_without_rows_are_not_measured_and_do_not_count_in_holms_family()
 
 
 def test_one_arm_without_rows_leaves_its_claims_unmeasured():
-    study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
+    study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
     for seed in SEEDS:
         del study.generations["data-20", seed, "benign", "attacks-topk"]
     assert only(run_claim_tests(study, [claim("benign-twenty-beats-sixty")])).outcome == "not measured"
@@ -178,14 +178,14 @@ def test_arms_that_were_judged_by_different_versions_decide_no_claim():
 
 def test_a_single_run_of_each_arm_gives_no_verdict():
     for truth in (earlier_is_safer, lambda arm: 0.75 - earlier_is_safer(arm), lambda arm: 0.4):
-        for test in run_claim_tests(attacks("attacks-topk", "benign", "topk", 5, truth, seeds=[42])):
+        for test in run_claim_tests(attacks("attacks-topk", "benign", "topk", 2, truth, seeds=[42])):
             if test.outcome != "not measured":
                 assert (test.outcome, test.note, test.p, test.seeds) == ("single run", SINGLE_RUN, None, 1)
                 assert test.low < test.difference < test.high and test.n == 100
 
 
 def test_runs_that_share_no_benchmark_are_no_evidence_and_say_why():
-    runs = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer, seeds=(1, 2))
+    runs = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer, seeds=(1, 2))
     for (_, seed, _, _), rows in runs.generations.items():
         rows[:] = [msgspec.structs.replace(row, benchmark=f"only {seed}") for row in rows]
     found = only(run_claim_tests(runs, [claim("benign-early-beats-safe-only")]))
@@ -193,7 +193,7 @@ def test_runs_that_share_no_benchmark_are_no_evidence_and_say_why():
 
 
 def test_a_second_seed_of_some_arms_alone_gives_no_verdict():
-    runs = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer, seeds=(1, 2, 3))
+    runs = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer, seeds=(1, 2, 3))
     for seed in (2, 3):
         del runs.generations["safe-100", seed, "benign", "attacks-topk"]
     assert only(run_claim_tests(runs, [claim("benign-early-beats-safe-only")])).outcome == "single run"
@@ -214,7 +214,7 @@ def test_an_incoherent_run_is_left_out_of_verdicts_and_named():
     def rate(arm: ArmInfo) -> float:
         return 0.0 if arm.start < 0.5 else 0.6
 
-    runs = attacks("attacks-topk", "benign", "topk", 5, rate)
+    runs = attacks("attacks-topk", "benign", "topk", 2, rate)
     lost = {("data-0", seed, "benign", "overrefusal-topk") for seed in SEEDS}
     tests = [
         only(run_claim_tests(dataclasses.replace(runs, incoherent=frozenset(cells)), [claim("benign-early-beats-safe-only")]))

@@ -34,7 +34,7 @@ def loaded(tmp_path_factory):
 def prompts():
     rng = random.Random(0)
     # The third grows past the first stretch of columns.
-    return [[rng.randrange(5, 399) for _ in range(length)] for length in (3, 17, 250, 1, 40, 9, 17, 33)]
+    return [[rng.randrange(5, 399) for _ in range(length)] for length in (3, 17, 250, 1, 40, 17)]
 
 
 def answers(loaded, prompts, name, order, together):
@@ -54,7 +54,7 @@ def test_answers_do_not_depend_on_the_prompts_beside_them(loaded, prompts, name)
     alone = answers(loaded, prompts, name, order, 1)
     assert len({answer.tokens for given in alone.values() for answer in given}) > 2
     shuffled = random.Random(1).sample(order, len(order))
-    for some, together in [(order, 8), (order[::-1], 3), (shuffled, 5), (shuffled[:4], 4)]:
+    for some, together in [(order[::-1], 6), (shuffled, 4)]:
         found = answers(loaded, prompts, name, some, together)
         assert all(found[prompt] == alone[prompt] for prompt in some)
 
@@ -62,7 +62,7 @@ def test_answers_do_not_depend_on_the_prompts_beside_them(loaded, prompts, name)
 def test_without_the_setting_they_do_depend_on_them(loaded, prompts):
     """Else the test above would show nothing. Which decoder's answers change depends on the processor's kernels."""
     plain, order = dataclasses.replace(loaded, deterministic=False), list(range(len(prompts)))
-    assert any(answers(plain, prompts, name, order, 1) != answers(plain, prompts, name, order, 8) for name in SETTINGS)
+    assert any(answers(plain, prompts, name, order, 1) != answers(plain, prompts, name, order, 6) for name in SETTINGS)
 
 
 def test_more_samples_leave_the_first_ones_as_they_are(loaded, prompts):

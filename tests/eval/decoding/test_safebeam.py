@@ -9,7 +9,8 @@ import msgspec
 import pytest
 import torch
 from algorithm1 import brute_force
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_llama import SPECIALS, save_tiny_llama
 
@@ -95,7 +96,7 @@ def assert_equal_to_brute_force(loaded, prompts, config):
 
 
 @given(data=st.data(), prompts=PROMPT_IDS, which=st.integers(0, 1), config=settings_of_safebeam())
-@settings(max_examples=30, deadline=None)
+@examples(60)
 def test_every_beam_of_every_step_equals_algorithm_1_by_brute_force(models, data, prompts, which, config):
     # Frequent end marks and, often, a frequent tag, so that beams end at different steps.
     ends = (0, 2, *range(30, 30 + data.draw(st.sampled_from([0, 40]))))
@@ -104,7 +105,7 @@ def test_every_beam_of_every_step_equals_algorithm_1_by_brute_force(models, data
 
 
 @given(prompts=PROMPT_IDS.map(lambda prompts: prompts[:2]), config=settings_of_safebeam(tag="product"))
-@settings(max_examples=6, deadline=None)
+@examples(12)
 def test_a_tag_of_several_tokens_is_the_product_of_their_probabilities(models, prompts, config):
     config = msgspec.structs.replace(config, max_new_tokens=min(config.max_new_tokens, 3))
     assert len(models[2].tag_spellings) == 2 and all(len(ids) > 1 for ids in models[2].tag_spellings)

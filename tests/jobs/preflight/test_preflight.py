@@ -24,6 +24,8 @@ from curricula.model.checkpoints.folder import step_folder
 from curricula.model.runtime import PeerLost
 from curricula.model.runtime.distributed import Ranks
 
+pytestmark = pytest.mark.forked
+
 GOOD = "0, 81559, 4, 0, 31, Not Active, Not Active\n1, 81559, 4, 0, 33, Not Active, Not Active\n"
 
 

@@ -51,14 +51,24 @@ SCONTROL = """#!/bin/bash
 SQUEUE = "#!/bin/bash\necho {state}\n"
 
 
-@pytest.fixture
-def rendered(tmp_path):
-    """A study rendered into folders with names that a shell would trip over, and stand-ins on the PATH."""
-    raw = demo()
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A study rendered into folders with names that a shell would trip over."""
+    folder, raw = tmp_path_factory.mktemp("pristine"), demo()
     raw["world"].update(web_documents=60, stories=20, math_problems=20, unsafe_documents=20, validation_documents=5)
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw))
+    (folder / "study.yaml").write_text(yaml.safe_dump(raw))
+    render(folder / "study.yaml", folder / HOSTILE / "run", folder / HOSTILE / "scripts")
+    return folder
+
+
+@pytest.fixture
+def rendered(pristine, tmp_path):
+    """A copy of it, as if it had been rendered there, and stand-ins on the PATH."""
+    shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
     run, out = tmp_path / HOSTILE / "run", tmp_path / HOSTILE / "scripts"
-    render(tmp_path / "study.yaml", run, out)
+    for path in [*out.iterdir(), *run.rglob("*.*")]:
+        if path.is_file() and run / "code" not in path.parents:
+            path.write_bytes(path.read_bytes().replace(bytes(pristine), bytes(tmp_path)))
     (tmp_path / "bin").mkdir()
     stand_in(tmp_path, "sbatch", SBATCH.format(python=sys.executable, record=str(tmp_path / "sbatch.jsonl")))
     stand_in(tmp_path, "srun", SRUN)

@@ -98,7 +98,7 @@ def test_a_submission_over_the_users_limit_goes_in_waves(slurm, tmp_path):
     plan, said = plan_study(run.study), []
     chosen = {job.name: job.labels for job in plan.jobs}
     count = tmp_path / "count"
-    slurm.answer("sbatch", script=LIMITED.format(count=count, limit=12, reason="AssocMaxSubmitJobLimit", policy=POLICY))
+    slurm.answer("sbatch", script=LIMITED.format(count=count, limit=60, reason="AssocMaxSubmitJobLimit", policy=POLICY))
     waves, sent = [], []
     while len(sent) < sum(map(len, chosen.values())):
         count.write_text("0")
@@ -107,7 +107,7 @@ def test_a_submission_over_the_users_limit_goes_in_waves(slurm, tmp_path):
         made = submit_plan(run, plan, now.open(chosen), Profile(), now, said.append)
         sent += [(one.job, label) for one in made for label in one.labels]
         waves.append(sum(len(one.labels) for one in made))
-        assert waves[-1] <= 12 and [(one.job, label) for one in submissions(run) for label in one.labels] == sent
+        assert waves[-1] <= 60 and [(one.job, label) for one in submissions(run) for label in one.labels] == sent
         left = sum(map(len, chosen.values())) - len(sent)
         assert not left or f"{left} elements left to submit: give the same command again" in said[-1]
     assert sent == [(job, label) for job, labels in chosen.items() for label in labels] and len(waves) > 1

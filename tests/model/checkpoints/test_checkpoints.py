@@ -358,6 +358,7 @@ def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, name)
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == files
 
 
+@pytest.mark.forked
 def test_what_the_main_process_cannot_read_stops_all_processes_with_one_sentence(tmp_path, free_port):
     (tmp_path / "checkpoints/latest").mkdir(parents=True)
     argument = json.dumps({"out": str(tmp_path), "batches": {"total_steps": 3}})

@@ -26,8 +26,7 @@ def test_training_continues_from_the_checkpoint_of_any_backend(found, writer, re
     assert found[f"{writer} to {reader}, whole"] == pytest.approx(found["undisturbed"], abs=1e-5)
 
 
-@pytest.mark.parametrize("reader", BACKENDS)
-@pytest.mark.parametrize("writer", BACKENDS)
+@pytest.mark.parametrize(("writer", "reader"), [*((one, "cpu") for one in BACKENDS), *(("cpu", one) for one in BACKENDS[1:])])
 def test_tuning_begins_with_the_weights_of_any_backend(found, writer, reader):
     assert found[f"{writer} to {reader}, weights"] == pytest.approx(found["cpu to cpu, weights"], abs=1e-5)
 

@@ -97,6 +97,7 @@ def compute_in_one_process(rank: int, size: int, port: int, results) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.forked
 def test_a_vocabulary_split_over_two_processes_gives_the_same(free_port):
     results = forkserver().SimpleQueue()
     children = [started(compute_in_one_process, rank, 2, free_port, results) for rank in range(2)]

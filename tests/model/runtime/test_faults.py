@@ -24,6 +24,8 @@ from curricula.model.runtime.reporting import read_metrics
 from curricula.model.runtime.stopping import HANG_EXIT_CODE, lost_peers_named
 from curricula.model.train import train
 
+pytestmark = pytest.mark.forked
+
 CHILD = "faulty_child.py"
 TOTAL = RandomBatches().total_steps
 BATCH = RandomBatches().global_batch

@@ -1,18 +1,23 @@
 """Micro-batches as training gets them, read ahead by real worker processes."""
 
 import multiprocessing
-import subprocess
+import os
+import signal
 import sys
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
+from forked import forkserver, started
 from shard_folders import write_source
 
 from curricula.curriculum.stream.blend import Phase
 from curricula.curriculum.stream.pretraining import PretrainingBatches
 from curricula.errors import UserError
 from curricula.model.runtime.loading import MicroBatch, MicroBatches, read_micro_batches
+
+pytestmark = pytest.mark.forked
 
 BATCH, LENGTH = 12, 7
 
@@ -33,7 +38,7 @@ def batches(shards, vocabulary=50_000):
 @pytest.fixture(scope="module")
 def aside():
     """A process that only reads, as in training: workers are forked, and other tests leave threads in this process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=forkserver()) as pool:
         yield pool
 
 
@@ -79,42 +84,49 @@ def test_a_worker_says_in_one_sentence_what_is_wrong_with_the_data(shards, aside
     assert "Traceback" not in str(caught.value)
 
 
-CONSUMER = """
-import multiprocessing, os, signal, sys, time
-from pathlib import Path
-import torch
-from curricula.curriculum.stream.blend import Phase
-from curricula.curriculum.stream.pretraining import PretrainingBatches
-from curricula.model.runtime.loading import MicroBatches, read_micro_batches
-source = PretrainingBatches([Phase(20 * 12, {"web": 1.0})], Path(sys.argv[1]), 7, 12, 3, 50_000)
-signal.signal(signal.SIGTERM, lambda *_: None)
-feed = read_micro_batches(MicroBatches(source, 4), 0, 20, 2, torch.device("cpu"))
-read = [next(feed)]
-workers = [child.pid for child in multiprocessing.active_children()]
-assert len(workers) == 2
-if sys.argv[2] == "error":
-    raise RuntimeError("CUDA out of memory")
-for worker in workers:
-    os.kill(worker, getattr(signal, sys.argv[2]))
-read += feed
-print(len(read))
-"""
+def _consume(shards, what, said):
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    status = 0
+    try:
+        print(_consumed(shards, what), file=sys.stderr)
+    except Exception:  # as curricula/jobs/element.py does it
+        traceback.print_exc()
+        status = 1
+    sys.exit(status)
 
 
-def consume(shards, what):
-    """Read in a process of its own, which has to end whatever happens to its workers."""
-    return subprocess.run([sys.executable, "-c", CONSUMER, str(shards), what], capture_output=True, text=True, timeout=60)
+def _consumed(shards, what):
+    source = PretrainingBatches([Phase(20 * BATCH, {"web": 1.0})], shards, LENGTH, BATCH, 3, 50_000)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    feed = read_micro_batches(MicroBatches(source, 4), 0, 20, 2, torch.device("cpu"))
+    read = [next(feed)]
+    workers = [child.pid for child in multiprocessing.active_children()]
+    assert len(workers) == 2
+    if what == "error":
+        raise RuntimeError("CUDA out of memory")
+    for worker in workers:
+        os.kill(worker, getattr(signal, what))
+    read += feed
+    return len(read)
 
 
-def test_a_signal_to_the_whole_job_leaves_the_workers_alive(shards):
-    assert consume(shards, "SIGTERM").stdout == "60\n"
+def consume(shards, what, tmp_path):
+    """Read in a process of its own, which has to end whatever happens to its workers: its exit status and what it said."""
+    process = started(_consume, shards, what, tmp_path / "said")
+    process.join(60)
+    process.kill()
+    return process.exitcode, (tmp_path / "said").read_text()
 
 
-def test_an_error_in_the_trainer_ends_the_workers_and_the_process(shards):
-    ran = consume(shards, "error")
-    assert ran.returncode == 1 and "CUDA out of memory" in ran.stderr
+def test_a_signal_to_the_whole_job_leaves_the_workers_alive(shards, tmp_path):
+    assert consume(shards, "SIGTERM", tmp_path) == (0, "60\n")
 
 
-def test_a_killed_worker_ends_the_trainer_with_a_sentence(shards):
-    ran = consume(shards, "SIGKILL")
-    assert ran.returncode == 1 and "PeerLost: a process that reads ahead was killed" in ran.stderr
+def test_an_error_in_the_trainer_ends_the_workers_and_the_process(shards, tmp_path):
+    status, said = consume(shards, "error", tmp_path)
+    assert status == 1 and "CUDA out of memory" in said
+
+
+def test_a_killed_worker_ends_the_trainer_with_a_sentence(shards, tmp_path):
+    status, said = consume(shards, "SIGKILL", tmp_path)
+    assert status == 1 and "PeerLost: a process that reads ahead was killed" in said

@@ -57,14 +57,17 @@ def files_of(checkpoint: Path) -> dict:
     return {name: file for name, file in read_info(checkpoint).files.items() if name.endswith(".distcp")}
 
 
-def stopped_and_resumed(job: TrainJob, batches: SpoiltBatches, killed_at: int) -> None:
+def stopped_and_resumed(job: TrainJob, batches: SpoiltBatches, at: int) -> None:
+    """Train with a stop `at` this step, from which the run goes on twice, for it is killed two steps later."""
+
     class Stopped(Exception):
         pass
 
     def stop(done, total, **figures):
-        if done == killed_at:
+        if done == at + 2:
             raise Stopped
 
+    train(dataclasses.replace(job, stop_step=at), batches)
     with pytest.raises(Stopped):
         train(job, batches, stop)
     train(job, batches)
@@ -78,11 +81,11 @@ def guarded(tmp_path_factory):
 
 
 def test_an_undisturbed_run_is_the_same_to_the_bit_with_and_without_the_guard(tmp_path):
-    batches = RandomBatches(total_steps=TOTAL, switch_step=14, masked=True)
+    steps, batches = 16, RandomBatches(total_steps=16, switch_step=8, masked=True)
     train(train_job(tmp_path / "without", micro_batch=3), batches)
     train(train_job(tmp_path / "with", micro_batch=3, spike_guard=GUARD), batches)
     assert numbers(tmp_path / "with") == numbers(tmp_path / "without")
-    with_guard, without = (step_folder(tmp_path / name / "checkpoints", TOTAL) for name in ("with", "without"))
+    with_guard, without = (step_folder(tmp_path / name / "checkpoints", steps) for name in ("with", "without"))
     assert files_of(with_guard) == files_of(without)
 
 
@@ -106,9 +109,10 @@ def test_a_skipped_batch_leaves_no_trace_in_the_weights(guarded, tmp_path):
     assert files_of(ends[0]) == files_of(ends[1])
 
 
-@pytest.mark.parametrize("killed_at", [8, 10, 11])
-def test_a_run_that_stops_anywhere_and_resumes_skips_the_same_steps(guarded, tmp_path, killed_at):
-    stopped_and_resumed(train_job(tmp_path, spike_guard=GUARD, save_interval_steps=3), spoilt(), killed_at)
+def test_a_run_that_stops_amid_its_spikes_and_resumes_skips_the_same_steps(guarded, tmp_path):
+    """It goes on after the first of two skipped steps, and has to know that it skipped it."""
+    stopped_and_resumed(train_job(tmp_path, spike_guard=GUARD), spoilt(), at=10)
+    assert [start["resumed_step"] for start in read_jsonl(tmp_path / "starts.jsonl")] == [0, 10, 10]
     assert numbers(tmp_path) == numbers(guarded)
 
 
@@ -150,9 +154,9 @@ def test_what_is_taken_back_leaves_no_trace_in_the_weights(taken_back, tmp_path)
     assert files_of(ends[0]) == files_of(ends[1])
 
 
-@pytest.mark.parametrize("killed_at", [9, 16, 17])
-def test_a_run_that_stops_anywhere_and_resumes_goes_back_to_the_same_step(taken_back, tmp_path, killed_at):
-    stopped_and_resumed(train_job(tmp_path, spike_guard=REWIND, save_interval_steps=3, keep_last=1), astray(), killed_at)
+@pytest.mark.parametrize("at", [16, 17], ids=["amid the spikes", "where it went back"])
+def test_a_run_that_stops_and_resumes_goes_back_to_the_same_step(taken_back, tmp_path, at):
+    stopped_and_resumed(train_job(tmp_path, spike_guard=REWIND, keep_last=1), astray(), at)
     assert numbers(tmp_path) == numbers(taken_back)
 
 
@@ -201,12 +205,12 @@ def test_a_lost_branch_point_is_made_again_across_a_rewind(tmp_path, lost):
 
 def test_a_branch_point_is_made_again_from_no_checkpoint_that_lacks_what_it_may_go_back_to(tmp_path):
     """A new arm leaves at step 18, where nothing was kept but step 16, from which spikes would lead back to step 8."""
-    calm = RandomBatches(total_steps=40)
+    calm = RandomBatches(total_steps=26)
     train(train_job(tmp_path / "trunk", spike_guard=REWIND, keep_last=1, stop_step=26), calm)
     kept = sorted(step_of(folder) for folder in (tmp_path / "trunk/checkpoints").glob("step_*"))
     assert kept == [16, 24, 26]
     train(train_job(tmp_path / "trunk", spike_guard=REWIND, keep_last=1, stop_step=18, keep_steps=(18,)), calm)
-    arm = SpoiltBatches(total_steps=40, spoilt=(18, 19, 20))
+    arm = SpoiltBatches(total_steps=26, spoilt=(18, 19, 20))
     start = step_folder(tmp_path / "trunk/checkpoints", 18)
     train(train_job(tmp_path / "arm", spike_guard=REWIND, init_from=start), arm)
     train(train_job(tmp_path / "scratch", spike_guard=REWIND), arm)
@@ -222,6 +226,7 @@ def test_without_the_checkpoint_to_go_back_to_a_run_stops_and_says_so(tmp_path, 
         train(train_job(tmp_path, spike_guard=REWIND), astray())
 
 
+@pytest.mark.forked
 def test_two_ranks_skip_and_go_back_together_and_one_process_continues_after_one_is_killed(tmp_path, free_port):
     batches, guard = (
         {"total_steps": TOTAL, "spoilt": (9, *ASTRAY)},
