@@ -58,7 +58,7 @@ class Element:
     eval_task: EvalTask | None = None
     """What an element of the stage `evaluate` measures."""
     gpu_hours: float = 0.0
-    """Estimated from its FLOPs for pretraining and midtraining; for all else the time limit, an upper bound."""
+    """Estimated from its FLOPs for pretraining and midtraining; for all else by the time limit of one start."""
     flops: float = 0.0
     """Of its training or of its answers, roughly; what loading and writing cost is not in it."""
 

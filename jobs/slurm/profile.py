@@ -162,7 +162,7 @@ class Profile(Settings, frozen=True):
     stages: Stages = Stages()
     """What jobs ask for."""
     setup: tuple[OneLine, ...] = ()
-    """Lines of bash to run before the work, such as "module load cuda/12.8". Where one fails, the job starts elsewhere."""
+    """Lines of bash to run before the work, such as "module load python/3.12". Where one fails, the job starts elsewhere."""
     environment: dict[str, OneLine | int] = {}
     """Variables of the work, such as those of NCCL and the fabric. No secrets."""
     secrets_file: OneLine | None = None
@@ -255,7 +255,7 @@ class Ask:
     nodes: int = 1
     gpus_per_node: int = 0
     hours: float = 1.0
-    """The time limit, over all restarts."""
+    """How long it is expected to take at most: its time limit."""
     cpus_per_task: int | None = None
     one_task_per_gpu: bool = False
     """Whether each GPU has a process of its own, as in training."""
@@ -273,7 +273,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     minutes: int = 60
     """The longest that a job may run at a time."""
     total_hours: float = 1.0
-    """The longest over all restarts."""
+    """The same without the profile's slices."""
     section: str = ""
     """The key of the profile's `stages` that the options come from."""
     options: StageOptions = StageOptions()

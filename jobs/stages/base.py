@@ -120,7 +120,7 @@ class Stage(ABC):
         return 0.0
 
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
-        """An upper bound, by the time limit."""
+        """As many as its time limit allows one start."""
         return request.gpus * request.total_hours
 
 
