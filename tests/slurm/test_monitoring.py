@@ -72,14 +72,14 @@ def begun(folder: Path) -> tuple[Path, Path, Run]:
 
 
 def test_a_failure_is_shown_retried_and_what_waits_for_it_too(lab, tmp_path):
-    """A world without its datasets makes the preparation fail and its dependants be cancelled; mended, one retry does all."""
+    """A damaged world makes the preparation fail and its dependants be cancelled; mended, one retry does all."""
     study, profile, made = begun(tmp_path)
     run, world = made.root, made.world / "world.json"
     write_text(world, "{}")
     elements = [f"{job.name}/{e.label}" for job in plan_study(made.study).jobs_up_to(["tokenize"]) for e in job.elements]
     studies.submit(lab, study, profile, run, "--stage", "prepare,tokenize")
     failed = until(run, "prepare/prepare", "failed")
-    assert "no such table" in failed.error and failed.task
+    assert "not a world of this version" in failed.error and failed.task
     until(run, elements[-1], "cancelled")
     shown = studies.curricula(lab, "status", run)
     assert "1 failed" in shown and f"{len(elements) - 1} cancelled" in shown and "curricula retry" in shown

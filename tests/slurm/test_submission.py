@@ -67,7 +67,7 @@ def test_the_whole_graph_is_submitted_with_its_dependencies_and_only_once(lab, p
         _, waits = have[numbers[job.name]]
         got = set(re.findall(r"(after\w+):(\d+)", waits))
         assert got == {(edge.kind, numbers[edge.job]) for edge in job.needs}, job.name
-    assert f"nothing to submit; {elements(jobs)} elements are queued" in studies.submit(lab, study, profile, run)
+    assert f"nothing to submit; {elements(jobs)} elements queued" in studies.submit(lab, study, profile, run)
     assert submissions(Run(run)) == made
 
 

@@ -361,7 +361,7 @@ def test_the_estimate_and_the_dry_run_ask_nothing_and_write_nothing(tmp_path, fa
     with pytest.raises(UsageError, match=r"about \$[\d.]+ is more than --max-cost 5; pass --yes"):
         synthesize(*args)
     monkeypatch.setattr("sys.stdin", Typed("n\n"))
-    with pytest.raises(UsageError, match="nothing was asked and nothing spent"):
+    with pytest.raises(UsageError, match="cancelled; nothing was spent"):
         synthesize(*args)
     assert not fake.requests and not (tmp_path / "out").exists()
     said = summary(capsys, *args, "--yes")

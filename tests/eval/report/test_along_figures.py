@@ -17,6 +17,7 @@ def test_a_stage_that_was_measured_along_the_way_has_a_figure_and_a_table(tmp_pa
     arms, run = ARMS[:1], tmp_path
     for stage in ("instruct", "benign"):
         row = generation(model=f"{arms[0].key}/{stage}", model_kind=stage, benchmark="tdc")
+        row = msgspec.structs.replace(row, behavior=ASKED.behavior, prompt=ASKED.prompt)
         append_judged(run / "eval" / arms[0].key / stage / "attacks-topk.jsonl", [row])
     for step, verdict in ((2, "safe"), (4, "harmful")):
         place = f"{arms[0].key}/benign@step{step}"
