@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from curricula import durable
-from curricula.errors import UsageError, UserError
+from curricula.errors import UserError
 from curricula.eval.config import EvalConfig
 from curricula.eval.identity import ModelRows
 from curricula.eval.judges.question import Estimate, Judge
@@ -79,7 +79,7 @@ def is_judged_as_now(out: Path, config: EvalConfig, tasks: Sequence[EvalTask], w
     for kind in set(map(kind_of, by_task)):
         settings = config.judge_of(kind)
         if settings.on_this_machine or not settings.has_template:
-            with contextlib.suppress(UserError, UsageError, OSError):
+            with contextlib.suppress(UserError, OSError):
                 versions[kind] = load_judge(settings, kind, world_root).version
     given = {task: _first_version(verdicts_path(merged_path(out, task))) for task in by_task}
     return all(found in (None, versions.get(kind_of(task), found)) for task, found in given.items())

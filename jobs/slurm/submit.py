@@ -56,8 +56,8 @@ from curricula.terminal import plural
 Say = Callable[[str], None]
 
 LOOK_EVERY_S = 120.0
-"""How often a long submission looks what is done meanwhile and need not be waited for: Slurm drops dependencies on jobs that it
-has forgotten, by default 300 s after their end (MinJobAge)."""
+"""How often a long submission checks what has been done meanwhile and need not be waited for: Slurm drops dependencies on jobs
+that it has forgotten, by default 300 s after their end (MinJobAge)."""
 
 
 @dataclass(frozen=True)
