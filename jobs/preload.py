@@ -7,6 +7,10 @@ import os
 os.dup2(2, 1)  # libraries may print, and standard output is the live display's
 gc.disable()  # nothing of what is imported is garbage
 
+import curricula.model.train
+
+# First: who loads torch's compiler first makes it choose a cache for all, and `model/megatron.py` takes that choice back.
+# isort: split
 import scipy.stats
 import sklearn.linear_model
 import tensorboard.summary.writer.event_file_writer
@@ -17,7 +21,6 @@ from transformers import AutoTokenizer
 import curricula.eval.runner
 import curricula.jobs.local
 import curricula.model.convert
-import curricula.model.train
 from curricula.jobs.study import STUDIES, load_study
 
 # What is computed at first use and then kept: the fields of a study's structs, and transformers' thousand expressions.
