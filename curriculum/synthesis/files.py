@@ -79,13 +79,29 @@ def _json_or_none(line: bytes) -> Any:
 
 
 @dataclass(frozen=True)
-class LogContent:
-    """What a log said when it was read."""
+class Log:
+    """The replies and dead letters of a shard, as they were when they were read."""
 
-    numbers: range
-    """The documents of the shard."""
+    shard: SynthesisShard
     replies: Lines
     letters: Lines
+
+    @classmethod
+    def read(cls, shard: SynthesisShard) -> Log:
+        """Raises UserError when a line is damaged."""
+        numbers, judges = shard.numbers, shard.settings.how.judges
+
+        def is_in_shard(row: Row) -> bool:
+            return type(row.get("number")) is int and row["number"] in numbers
+
+        def is_reply(row: Row) -> bool:
+            value = row.get("score" if judges else "text")
+            readable = type(value) is int and value in SCORES if judges else isinstance(value, str)
+            identified = isinstance(row.get("id"), str) and isinstance(row.get("text_hash"), str)
+            return is_in_shard(row) and identified and readable
+
+        path = shard.folder.log / f"{shard.name}.jsonl"
+        return cls(shard, Lines.scan(path, is_reply), Lines.scan(path.with_suffix(".dead.jsonl"), is_in_shard))
 
     @property
     def done(self) -> set[int]:
@@ -97,40 +113,11 @@ class LogContent:
 
     def left(self, retry_dead: bool) -> set[int]:
         """The documents to ask about."""
-        return set(self.numbers) - self.done - (set() if retry_dead else self.dead)
+        return set(self.shard.numbers) - self.done - (set() if retry_dead else self.dead)
 
-
-@dataclass(frozen=True)
-class Log:
-    """The replies and dead letters of a shard."""
-
-    replies: Path
-    dead: Path
-    pieces: Path
-    numbers: range
-    """The documents of the shard."""
-    judges: bool
-    """Whether the replies are scores, not texts."""
-
-    @classmethod
-    def for_shard(cls, shard: SynthesisShard) -> Log:
-        folder = shard.folder.log
-        replies, dead, pieces = (folder / f"{shard.name}{kind}.jsonl" for kind in ("", ".dead", ".pieces"))
-        return cls(replies, dead, pieces, shard.numbers, shard.settings.how.judges)
-
-    def read(self) -> LogContent:
-        """Raises UserError when a line is damaged."""
-        replies = Lines.scan(self.replies, self._is_reply)
-        return LogContent(self.numbers, replies, Lines.scan(self.dead, self._is_in_shard))
-
-    def _is_in_shard(self, row: Row) -> bool:
-        return type(row.get("number")) is int and row["number"] in self.numbers
-
-    def _is_reply(self, row: Row) -> bool:
-        value = row.get("score" if self.judges else "text")
-        readable = type(value) is int and value in SCORES if self.judges else isinstance(value, str)
-        identified = isinstance(row.get("id"), str) and isinstance(row.get("text_hash"), str)
-        return self._is_in_shard(row) and identified and readable
+    @property
+    def _pieces(self) -> Path:
+        return self.replies.path.with_suffix(".pieces.jsonl")
 
     def read_pieces(self, left: set[int]) -> dict[tuple[int, str], list[Row]]:
         """By number and text hash of the documents that are `left`, the verdicts on their first pieces.
@@ -138,11 +125,11 @@ class Log:
         Raises UserError when a line is damaged.
         """
         found: dict[tuple[int, str], list[Row]] = {}
-        for count, row in enumerate(read_jsonl(self.pieces), start=1):
+        for count, row in enumerate(read_jsonl(self._pieces), start=1):
             verdict = row.get("verdict") if isinstance(row, dict) else None
             if not (isinstance(verdict, dict) and verdict.get("score") in SCORES and isinstance(row.get("text_hash"), str)):
                 raise UserError(
-                    f"{self.pieces}: line {count} is no row of this log; remove that line and run the command again"
+                    f"{self._pieces}: line {count} is no row of this log; remove that line and run the command again"
                 )
             if row.get("number") in left:
                 verdicts = found.setdefault((row["number"], row["text_hash"]), [])
@@ -153,21 +140,21 @@ class Log:
     def append(self, replies: list[Row], dead: list[Row], pieces: list[Row]) -> None:
         """Write and sync. These documents and pieces are not asked about again."""
         if pieces:
-            append_jsonl(self.pieces, pieces)
+            append_jsonl(self._pieces, pieces)
         if replies:
-            append_jsonl(self.replies, replies)
+            append_jsonl(self.replies.path, replies)
         if dead:
-            append_jsonl(self.dead, dead)
+            append_jsonl(self.letters.path, dead)
 
-    def compact(self, content: LogContent) -> None:
+    def compact(self) -> None:
         """Keep the last letter of each document that is still dead. Without any, remove the letters and the pieces."""
-        dead = content.dead
+        dead = self.dead
         if not dead:
-            self.pieces.unlink(missing_ok=True)
-            self.dead.unlink(missing_ok=True)
+            self._pieces.unlink(missing_ok=True)
+            self.letters.path.unlink(missing_ok=True)
             return
-        with open_atomically(self.dead, "w") as file:
-            for row in content.letters.rows():
+        with open_atomically(self.letters.path, "w") as file:
+            for row in self.letters.rows():
                 if row["number"] in dead:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -182,11 +169,11 @@ def text_hash(document: Document) -> str:
     return hashlib.blake2b(document.text.encode(), digest_size=8).hexdigest()
 
 
-def answered(shard: SynthesisShard, replies: Lines) -> Iterator[tuple[Document, Row]]:
+def answered(log: Log) -> Iterator[tuple[Document, Row]]:
     """The documents that have a reply, with it. Raises UserError at one that has changed since."""
-    rows = replies.rows()
+    rows = log.replies.rows()
     row = next(rows, None)
-    for document in shard.read():
+    for document in log.shard.read():
         if row is None:
             return
         if row["number"] != document.number:
@@ -195,7 +182,7 @@ def answered(shard: SynthesisShard, replies: Lines) -> Iterator[tuple[Document, 
         if stored != found or row["text_hash"] != text_hash(document):
             changed = f"{found!r:.60}" if stored != found else "another text"
             raise UserError(
-                f"{replies.path}: document {document.number} was {stored!r:.60} when it was asked about and is now "
+                f"{log.replies.path}: document {document.number} was {stored!r:.60} when it was asked about and is now "
                 f"{changed}; bring the old data back, or name another folder with --out"
             )
         yield document, row
@@ -230,14 +217,14 @@ def mark_unfinished(folder: OutputFolder, settings: SynthesisSettings) -> int:
     return complete
 
 
-def write_tables(shard: SynthesisShard, replies: Lines) -> list[Path]:
+def write_tables(log: Log) -> list[Path]:
     """Raises UserError when a document has changed since it was asked about."""
-    settings = shard.settings
+    shard, settings = log.shard, log.shard.settings
     paths = table_files(shard.folder, settings, shard.number)
     with ExitStack() as stack:
         # A stack closes in reverse order, and the file that says that the shard is complete must appear last.
         files = [stack.enter_context(open_atomically(path, "w")) for path in reversed(paths)][::-1]
-        for document, reply in answered(shard, replies):
+        for document, reply in answered(log):
             row = _table_row(settings, shard.documents.name, document.text, reply)
             files[reply["score"] if settings.how.judges else 0].write(json.dumps(row, ensure_ascii=False) + "\n")
     return paths

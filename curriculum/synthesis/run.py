@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from curricula.asking import Answered, Asking, Decision, Failed, Outcomes, Unaskable, Unreadable
 from curricula.curriculum.sources.documents import Document
@@ -29,27 +30,6 @@ PATIENCE = 16
 
 
 @dataclass(frozen=True)
-class Summary:
-    """The state of a shard, and what this run did for it."""
-
-    part: int
-    """Number of the shard."""
-    parts: int
-    """Number of shards of the output."""
-    parts_complete: int
-    documents: int
-    done: int
-    dead: int
-    asked: int
-    requests: int
-    retries: int
-    tokens_in: int
-    tokens_out: int
-    tables: list[str]
-    dead_letters: str | None
-
-
-@dataclass(frozen=True)
 class Servers:
     """What is asked, and how hard."""
 
@@ -66,39 +46,41 @@ class Servers:
             await self.classifier.close()
 
 
-def run_shard(shard: SynthesisShard, servers: Servers, retry_dead: bool = False, progress: Progress = silent) -> Summary:
-    """Complete a shard. Raises UserError when the server is at fault; what came before that is kept."""
+def run_shard(shard: SynthesisShard, servers: Servers, retry_dead: bool = False, progress: Progress = silent) -> dict[str, Any]:
+    """Complete a shard. Returns its state and what this run did for it.
+
+    Raises UserError when the server is at fault; what came before that is kept.
+    """
     shard.folder.agree(shard.settings)
-    log = Log.for_shard(shard)
     with exclusive_lock(shard.folder.log / f"{shard.name}.lock"):
         mark_unfinished(shard.folder, shard.settings)
-        content = log.read()
-        left = content.left(retry_dead)
+        log = Log.read(shard)
+        left = log.left(retry_dead)
         if left:  # refuse changed documents before others are paid for and mixed with them
-            for _ in answered(shard, content.replies):
+            for _ in answered(log):
                 pass
-        asyncio.run(_Run(shard, log, servers, len(left), progress).ask_about(left, bool(content.done)))
+        asyncio.run(_Run(log, servers, len(left), progress).ask_about(left))
         if left:
-            content = log.read()
-        log.compact(content)
-        tables = write_tables(shard, content.replies)
+            log = Log.read(shard)
+        log.compact()
+        tables = write_tables(log)
         complete = mark_unfinished(shard.folder, shard.settings)
     endpoint = servers.endpoint
-    return Summary(
-        part=shard.number,
-        parts=shard.settings.parts,
-        parts_complete=complete,
-        documents=len(shard.numbers),
-        done=len(content.done),
-        dead=len(content.dead),
-        asked=len(left),
-        requests=endpoint.requests,
-        retries=endpoint.retries,
-        tokens_in=endpoint.tokens_in,
-        tokens_out=endpoint.tokens_out,
-        tables=list(map(str, tables)),
-        dead_letters=str(log.dead) if content.dead else None,
-    )
+    return {
+        "part": shard.number,
+        "parts": shard.settings.parts,
+        "parts_complete": complete,
+        "documents": len(shard.numbers),
+        "done": len(log.done),
+        "dead": len(log.dead),
+        "asked": len(left),
+        "requests": endpoint.requests,
+        "retries": endpoint.retries,
+        "tokens_in": endpoint.tokens_in,
+        "tokens_out": endpoint.tokens_out,
+        "tables": list(map(str, tables)),
+        "dead_letters": str(log.letters.path) if log.dead else None,
+    }
 
 
 class DocumentBlame:
@@ -161,18 +143,18 @@ class DocumentBlame:
 class _Run:
     """What is asked about each document, and what is logged of the outcome."""
 
-    def __init__(self, shard: SynthesisShard, log: Log, servers: Servers, total: int, progress: Progress):
-        self._shard, self._log, self._servers, self._progress = shard, log, servers, progress
+    def __init__(self, log: Log, servers: Servers, total: int, progress: Progress):
+        self._shard, self._log, self._servers, self._progress = log.shard, log, servers, progress
         self._total, self._settled, self._dead = total, 0, 0
         self._verdicts: dict[tuple[int, str], list[Row]] = {}
         """By number and text hash, verdicts on the first pieces of documents whose other pieces are still to be asked about."""
         self._new_pieces: deque[Row] = deque()
         """Verdicts on pieces that are not on the disk yet."""
 
-    async def ask_about(self, left: set[int], proven: bool) -> None:
+    async def ask_about(self, left: set[int]) -> None:
         servers = self._servers
         self._verdicts = self._log.read_pieces(left)
-        blame = DocumentBlame(max(PATIENCE, servers.concurrency), proven)
+        blame = DocumentBlame(max(PATIENCE, servers.concurrency), proven=bool(self._log.done))
         asking: Asking[Document, Row] = Asking(
             self._ask, blame, self._write, servers.concurrency, servers.endpoint.stop, PAUSE_S
         )

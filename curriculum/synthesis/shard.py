@@ -202,41 +202,24 @@ class Estimate:
     """None: no prices were given."""
 
 
-@dataclass(frozen=True)
-class Prices:
-    """Dollars per million tokens."""
+def estimates(shard: SynthesisShard, prices: tuple[float, float] | None, *counts: int) -> list[Estimate]:
+    """What asking about so many documents will take, each like the mean of the shard's first ones.
 
-    tokens_in: float
-    tokens_out: float
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """Means over the first documents of a shard, from which any number of documents is estimated."""
-
-    requests: float
-    tokens_in: float
-    tokens_out: float
-    prices: Prices | None
-
-    @classmethod
-    def sample(cls, shard: SynthesisShard, prices: Prices | None) -> Estimator:
-        settings = shard.settings
-        kind = settings.how
-        instructions = sum(len(message["content"]) for message in kind.prompt.messages(""))
-        requests = characters = sampled = 0
-        for document in islice(shard.read(), SAMPLED_DOCUMENTS):
-            asked = pieces(document.text, settings.piece_characters)[: None if kind.judges else 1]
-            sampled += 1
-            requests += len(asked)
-            characters += sum(map(len, asked)) + instructions * len(asked)
-        mean = requests / max(1, sampled)
-        reply = min(kind.expected_tokens, settings.max_tokens)
-        return cls(mean, characters / CHARACTERS_PER_TOKEN / max(1, sampled), mean * reply, prices)
-
-    def estimate(self, documents: int) -> Estimate:
-        tokens_in, tokens_out = round(documents * self.tokens_in), round(documents * self.tokens_out)
-        dollars = None
-        if self.prices:
-            dollars = (tokens_in * self.prices.tokens_in + tokens_out * self.prices.tokens_out) / 1e6
-        return Estimate(documents, round(documents * self.requests), tokens_in, tokens_out, dollars)
+    `prices` are dollars per million tokens in and out.
+    """
+    kind, settings = shard.settings.how, shard.settings
+    instructions = sum(len(message["content"]) for message in kind.prompt.messages(""))
+    requests = characters = sampled = 0
+    for document in islice(shard.read(), SAMPLED_DOCUMENTS):
+        asked = pieces(document.text, settings.piece_characters)[: None if kind.judges else 1]
+        sampled += 1
+        requests += len(asked)
+        characters += sum(map(len, asked)) + instructions * len(asked)
+    mean_requests, mean_tokens = requests / max(1, sampled), characters / CHARACTERS_PER_TOKEN / max(1, sampled)
+    reply = min(kind.expected_tokens, settings.max_tokens)
+    found = []
+    for count in counts:
+        tokens_in, tokens_out = round(count * mean_tokens), round(count * mean_requests * reply)
+        dollars = (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6 if prices else None
+        found.append(Estimate(count, round(count * mean_requests), tokens_in, tokens_out, dollars))
+    return found

@@ -17,11 +17,10 @@ from curricula.curriculum.synthesis.files import Log
 from curricula.curriculum.synthesis.kinds import KINDS
 from curricula.curriculum.synthesis.shard import (
     Estimate,
-    Estimator,
     OutputFolder,
-    Prices,
     SynthesisSettings,
     SynthesisShard,
+    estimates,
     open_dataset_input,
     open_table_input,
     parse_shard,
@@ -33,7 +32,7 @@ from curricula.jobs.cli.options import add_json_flag, add_verb, at_least, confir
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
-    from curricula.curriculum.synthesis.run import Servers, Summary
+    from curricula.curriculum.synthesis.run import Servers
 
 PIECE_CHARACTERS = 8000
 """The longest piece of a document that one request holds, by default."""
@@ -136,9 +135,9 @@ def synthesize(args: argparse.Namespace) -> int:
     _check(args)
     shard = _shard(args)
     shard.folder.check(shard.settings)  # first, or a log by other settings would look damaged
-    left = len(Log.for_shard(shard).read().left(args.retry_dead))
-    estimator = Estimator.sample(shard, _prices(args))
-    now, all_parts = estimator.estimate(left), estimator.estimate(shard.settings.documents)
+    left = len(Log.read(shard).left(args.retry_dead))
+    prices = None if args.price_in is None else (args.price_in, args.price_out)
+    now, all_parts = estimates(shard, prices, left, shard.settings.documents)
     if args.dry_run:
         print_dry_run(shard, now, all_parts, args.json)
         return 0
@@ -221,10 +220,6 @@ def _classifier_model(args: argparse.Namespace) -> str:
     return args.classifier_model or PUBLISHED
 
 
-def _prices(args: argparse.Namespace) -> Prices | None:
-    return None if args.price_in is None else Prices(args.price_in, args.price_out)
-
-
 def _servers(args: argparse.Namespace) -> Servers:
     from curricula.curriculum.synthesis.classifier import Classifier, LocalClassifier, ServedClassifier
     from curricula.curriculum.synthesis.run import Servers
@@ -281,19 +276,19 @@ def print_dry_run(shard: SynthesisShard, now: Estimate, all_parts: Estimate, as_
     print(json_text(request))
 
 
-def print_summary(summary: Summary, as_json: bool) -> None:
+def print_summary(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json_text(asdict(summary)))
+        print(json_text(summary))
         return
     lines = [
-        f"part {summary.part} of {summary.parts}: {summary.done:,} of {summary.documents:,} documents done, "
-        f"{summary.dead:,} dead; {summary.parts_complete} of {summary.parts} parts have their tables",
-        f"asked about {summary.asked:,} now: {summary.requests:,} requests, {summary.retries:,} retries, "
-        f"{summary.tokens_in:,} tokens in, {summary.tokens_out:,} out",
-        *summary.tables,
+        "part {part} of {parts}: {done:,} of {documents:,} documents done, {dead:,} dead; "
+        "{parts_complete} of {parts} parts have their tables".format_map(summary),
+        "asked about {asked:,} now: {requests:,} requests, {retries:,} retries, "
+        "{tokens_in:,} tokens in, {tokens_out:,} out".format_map(summary),
+        *summary["tables"],
     ]
-    if summary.dead_letters:
-        lines.append(f"dead letters: {summary.dead_letters} (asked again with --retry-dead)")
+    if summary["dead_letters"]:
+        lines.append(f"dead letters: {summary['dead_letters']} (asked again with --retry-dead)")
     console = Console(highlight=False)
     for line in lines:
         say(console, line)

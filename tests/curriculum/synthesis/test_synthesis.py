@@ -392,6 +392,11 @@ def test_dead_letters_are_asked_again_on_request(tmp_path, fake, capsys):
     assert set(fake.requests) == {"doc-3", "doc-4", "doc-9"} and (said["done"], said["dead"]) == (11, 1)
     assert len(read_jsonl(Path(said["dead_letters"]))) == 1
     assert len(rows_of(tmp_path / "out", "score_*/*")) == 11
+    synthesize("score", source, tmp_path / "out", fake.url)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "part 0 of 1: 11 of 12 documents done, 1 dead; 1 of 1 parts have their tables"
+    assert lines[1] == "asked about 0 now: 0 requests, 0 retries, 0 tokens in, 0 out"
+    assert lines[-1] == f"dead letters: {said['dead_letters']} (asked again with --retry-dead)"
 
     fake.schedule.clear()
     said = summary(capsys, "score", source, tmp_path / "out", fake.url, "--retry-dead")
