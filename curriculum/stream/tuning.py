@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from curricula.curriculum.config import Tuning
 from curricula.curriculum.sources.conversations import HARMFUL, Conversation, TuningSet, read_conversations
 from curricula.curriculum.stream.blend import Blend, Order, Phase, permute
 from curricula.curriculum.stream.pretraining import Rows
@@ -47,36 +48,21 @@ class TuningBatches:
 
     def __init__(
         self,
-        mix: dict[str, float],
+        tuning: Tuning,
         root: Path,
         tokenizer: Path,
         *,
         sequence_length: int,
-        global_batch: int,
-        conversations: int | None,
-        tagged_share: float,
         seed: int,
-        refusals: float | None = None,
-        packing: bool = False,
-        epochs: float | None = None,
-        steps: int | None = None,
-        examples: Mapping[str, int] = MappingProxyType({}),
-        loss: Mapping[str, str] = MappingProxyType({}),
+        tagged_share: float = 0.0,
         declared: Mapping[str, TuningSet] = MappingProxyType({}),
     ):
-        """`conversations` in total, `epochs` of what the sets of `mix` hold (by default one), or `steps` of them. A share of
-        `tagged_share` are harmful answers with tags inserted; of the others, a share of `refusals` are refusals (by default as
-        many as the sets hold). A set in `examples` is reduced to so many conversations; one whose `loss` is "all" carries loss
-        on every token, not on the assistant's alone.
-
-        `packing` fills rows with several conversations; a global batch is `global_batch` rows either way. `declared` are the
-        study's own sets.
-        """
-        self.sequence_length, self.global_batch, self.seed = sequence_length, global_batch, seed
+        """A share of `tagged_share` are harmful answers with tags inserted. `declared` are the study's own sets."""
+        self.sequence_length, self.global_batch, self.seed = sequence_length, tuning.global_batch, seed
         self._tokenizer = load_tokenizer(tokenizer)
         self._end, self._tag = special_ids(self._tokenizer)
         self._encoder = ChatEncoder(self._tokenizer)
-        weights = {name: weight for name, weight in mix.items() if weight}
+        weights = {name: weight for name, weight in tuning.mix.items() if weight}
         read = {
             name: list(read_conversations(name, root, declared))
             for name in dict.fromkeys([*weights, *([HARMFUL] if tagged_share else [])])
@@ -84,16 +70,16 @@ class TuningBatches:
         self.identities = {name: _hash([[item.is_refusal, item.messages] for item in pool]) for name, pool in read.items()}
         """A hash of each set as a whole, whatever part of it is trained on."""
         pools = {name: read[name] for name in weights}
-        for name, most in examples.items():
+        for name, most in tuning.examples.items():
             if name in pools:
                 pools[name] = self._examples(name, pools[name], most)
         if HARMFUL in pools:
             pools[UNTAGGED], weights[UNTAGGED] = pools.pop(HARMFUL), weights.pop(HARMFUL)
-        self._loss_on_all = {UNTAGGED if name == HARMFUL else name for name, part in loss.items() if part == "all"}
-        count = conversations or round((epochs or 1) * sum(map(len, pools.values())))
-        count = steps * global_batch if steps else count
-        if refusals is not None:
-            pools, weights = _with_refusals(pools, weights, refusals)
+        self._loss_on_all = {UNTAGGED if name == HARMFUL else name for name, part in tuning.loss.items() if part == "all"}
+        count = tuning.conversations or round((tuning.epochs or 1) * sum(map(len, pools.values())))
+        count = tuning.steps * tuning.global_batch if tuning.steps else count
+        if tuning.refusals is not None:
+            pools, weights = _with_refusals(pools, weights, tuning.refusals)
         weights = {name: weight * (1 - tagged_share) / sum(weights.values()) for name, weight in weights.items()}
         if tagged_share:
             weights[HARMFUL] = tagged_share
@@ -103,13 +89,13 @@ class TuningBatches:
                 raise UserError(f"tuning set {name}: holds no conversation; give it rows or a weight of 0")
         self._pools, self.mix = pools, weights
         self._quoting = self._count_quoting()
-        if count < (1 if packing else global_batch):
+        if count < (1 if tuning.packing else self.global_batch):
             raise self._too_few(count)
-        count -= 0 if packing else count % global_batch
+        count -= 0 if tuning.packing else count % self.global_batch
         sizes = {name: len(pool) for name, pool in pools.items()}
         self._order = Order(Blend([Phase(count, weights)]), sizes, seed, "conversations")
-        self._rows = self._packed(count) if packing else None
-        self.total_steps = (count if self._rows is None else len(self._rows)) // global_batch
+        self._rows = self._packed(count) if tuning.packing else None
+        self.total_steps = (count if self._rows is None else len(self._rows)) // self.global_batch
         if not self.total_steps:
             raise self._too_few(count)
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)

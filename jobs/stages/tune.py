@@ -111,21 +111,13 @@ def tune(work: Work, progress: Progress) -> None:
     tuning = work.study.tree.stages[work.element.kind]
     assert isinstance(tuning, Tuning)
     batches = TuningBatches(
-        tuning.mix,
+        tuning,
         run.data_root,
         run.tokenizer,
         sequence_length=work.study.budget.sequence_length,
-        global_batch=tuning.global_batch,
-        conversations=tuning.conversations,
-        tagged_share=tuning.tagged_share(arm.name, arm.interventions),
-        refusals=tuning.refusals,
-        packing=tuning.packing,
-        epochs=tuning.epochs,
-        steps=tuning.steps,
-        examples=tuning.examples,
-        loss=tuning.loss,
-        declared=work.study.tuning_sets,
         seed=arm.replicate.tuning_seed,
+        tagged_share=tuning.tagged_share(arm.name, arm.interventions),
+        declared=work.study.tuning_sets,
     )
     hold_to_sets(work, batches.identities)
     train_stage(work, batches, progress, seed=arm.replicate.tuning_seed, packed=tuning.packing)

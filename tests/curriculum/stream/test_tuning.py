@@ -47,11 +47,11 @@ def data(tmp_path_factory):
     return root
 
 
-def tuning(data, mix, tagged_share=0.0, conversations=None, length=64, **more):
+def tuning(data, mix, tagged_share=0.0, length=64, declared=None, **settings):
+    stage = Tuning(mix=mix, global_batch=2, micro_batch=2, **settings)
     return TuningBatches(
-        mix, data, data / "tokenizer", sequence_length=length, global_batch=2,
-        conversations=conversations, tagged_share=tagged_share, seed=5, **more,
-    )  # fmt: skip
+        stage, data, data / "tokenizer", sequence_length=length, seed=5, tagged_share=tagged_share, declared=declared or {}
+    )
 
 
 def test_only_the_assistants_tokens_carry_loss(data):
@@ -136,7 +136,7 @@ def test_a_set_reduced_to_some_examples_repeats_them_over_the_epochs_and_a_large
 
 def test_fewer_conversations_than_a_batch_are_refused_before_and_within_the_run(data):
     with pytest.raises(UserError, match="tuning: 1 conversations are fewer than one batch of 2 rows; add"):
-        tuning(data, {"gsm8k": 1}, conversations=1)
+        tuning(data, {"gsm8k": 1}, epochs=0.05)
     with pytest.raises(UserError, match="tuning: 0 conversations are fewer"):
         tuning(data, {"gsm8k": 1}, epochs=0.01)
     with pytest.raises(ValueError, match="conversations is 3, fewer than one batch of global_batch 4"):
