@@ -149,8 +149,8 @@ def _make(folder: Path, mode: int) -> bool:
 def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Iterator[IO[Any]]:
     """Yield a file that appears as `path` only when the block succeeds. An error leaves nothing behind.
 
-    One process may write a file at a time: where several could, they hold a lock. `shared` is about its folder, as in
-    `make_folder`.
+    One process may write a file at a time: where several could, they hold a lock. With `shared`, the file and its folder get
+    the permissions of the umask.
     """
     make_folder(path.parent, shared)
     temporary = path.with_name(f".{path.name}.aside")  # always the same name, so that kills do not fill the disk
@@ -159,7 +159,7 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Itera
         try:
             _clear(temporary)
             encoding = None if "b" in mode else "utf-8"
-            with open(temporary, mode, encoding=encoding, opener=_private_no_link) as file:
+            with open(temporary, mode, encoding=encoding, opener=_shared if shared else _private_no_link) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -207,13 +207,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    with open_atomically(path, "w") as file:
+def write_text(path: Path, text: str, shared: bool = False) -> None:
+    with open_atomically(path, "w", shared) as file:
         file.write(text)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+def write_json(path: Path, value: Any, shared: bool = False) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n", shared)
 
 
 def read_json(path: Path) -> Any:

@@ -12,19 +12,18 @@ what it finally raises becomes one sentence that says what to do and never holds
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.registry import dataset
 from curricula.curriculum.sources.tables import count_rows
-from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically
+from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically, write_json
 from curricula.errors import UsageError, UserError
 from curricula.progress import Progress, silent
 
@@ -207,26 +206,6 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    with _open_shared(path, "w") as file:
-        file.write(json.dumps(record, indent=1, sort_keys=True) + "\n")
-
-
-@contextlib.contextmanager
-def _open_shared(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """`open_atomically` for a file with the permissions of the umask: unlike a run folder, a data folder is often shared."""
-    with open_atomically(path, mode, shared=True) as file:
-        os.fchmod(file.fileno(), _usual_permissions())
-        yield file
-
-
-@functools.cache
-def _usual_permissions() -> int:
-    umask = os.umask(0o077)  # it can be read only by setting it; for that instant other threads' files get stricter ones
-    os.umask(umask)
-    return 0o666 & ~umask
-
-
 def _rows_in(file: Path) -> int | None:
     """Rows of a Parquet file; None when it must be fetched because it is missing or damaged."""
     if not file.exists():
@@ -283,7 +262,7 @@ def _write(file: Path, stream: Any, download: Download, report: Callable[[int], 
 
     rows = 0
     schema = None
-    with _open_shared(file) as aside, contextlib.ExitStack() as stack:
+    with open_atomically(file, shared=True) as aside, contextlib.ExitStack() as stack:
         for batch in stream.with_format("arrow").iter(batch_size=_GROUP_ROWS):
             table = _shaped(batch, download, schema)
             if schema is None:
@@ -368,7 +347,7 @@ def _begin(download: Download, record: dict[str, Any]) -> None:
         if not (download.finished.exists() or download.begun.exists()):
             if found := sorted(download.out.glob(f"{download.prefix}[0-9]*.parquet")):
                 raise UserError(f"{found[0]}: of unknown origin; move it away, or name another data folder with --out")
-            _write_record(download.begun, record)
+            write_json(download.begun, record, shared=True)
 
 
 def _finish(download: Download, record: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -379,7 +358,7 @@ def _finish(download: Download, record: dict[str, Any], seconds: float) -> dict[
     if record["complete"]:
         record |= {"seconds": round(seconds, 1), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         with exclusive_lock(download.out / f".{download.prefix}fetch.lock", wait_s=_BEGIN_S, shared=True):
-            _write_record(download.finished, record)
+            write_json(download.finished, record, shared=True)
             download.begun.unlink(missing_ok=True)
     return record
 

@@ -109,11 +109,11 @@ def test_what_is_made_is_for_the_owner_alone_and_what_was_there_keeps_its_permis
     assert permissions(tmp_path / "there/value.json") == "600"
 
 
-def test_a_shared_folder_and_its_lock_have_the_permissions_of_the_umask(tmp_path, usual_umask):
+def test_a_shared_folder_its_lock_and_its_files_have_the_permissions_of_the_umask(tmp_path, usual_umask):
     with exclusive_lock(tmp_path / "shared/data/lock", shared=True):
-        pass
-    found = [permissions(tmp_path / name) for name in ("shared", "shared/data", "shared/data/lock")]
-    assert found == ["755", "755", "644"]
+        write_json(tmp_path / "shared/data/record.json", 1, shared=True)
+    found = [permissions(tmp_path / name) for name in ("shared", "shared/data", "shared/data/lock", "shared/data/record.json")]
+    assert found == ["755", "755", "644", "644"]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
