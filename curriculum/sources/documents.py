@@ -9,10 +9,10 @@ smaller study keeps the mixture of the parts.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -96,27 +96,21 @@ class Documents:
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
         """Documents [start, stop), in order."""
-        stop = len(self) if stop is None else min(stop, len(self))
+        return self.select(range(start, len(self) if stop is None else min(stop, len(self))))
+
+    def select(self, numbers: Sequence[int]) -> Iterator[Document]:
+        """The documents of `numbers`, which must be in rising order. Those of a range follow each other."""
         first = 0
         for span in self.spans:
-            skipped = max(0, start - first)
-            part = span[skipped : max(0, stop - first)]
-            rows = part if isinstance(part, range) else part.tolist()
-            for number, row, values in zip(count(first + skipped), rows, self.table.select(rows, self._columns)):
+            local = numbers[bisect_left(numbers, first) : bisect_left(numbers, first + len(span))]
+            if isinstance(local, range):
+                part = span[local.start - first : local.stop - first]
+                rows = part if isinstance(part, range) else part.tolist()
+            else:
+                rows = [int(span[number - first]) for number in local]
+            for number, row, values in zip(local, rows, self.table.select(rows, self._columns)):
                 yield self._document(number, row, values)
             first += len(span)
-
-    def select(self, numbers: list[int]) -> Iterator[Document]:
-        """The documents of `numbers`, which must be in rising order."""
-        rows = self._rows_of(numbers)
-        for number, row, values in zip(numbers, rows, self.table.select(rows, self._columns)):
-            yield self._document(number, row, values)
-
-    def _rows_of(self, numbers: list[int]) -> list[int]:
-        """The rows of the table that hold the documents of `numbers`."""
-        firsts = list(accumulate((len(span) for span in self.spans), initial=0))
-        places = [(bisect_right(firsts, number) - 1, number) for number in numbers]
-        return [int(self.spans[part][number - firsts[part]]) for part, number in places]
 
     def _document(self, number: int, place: int, row: Row) -> Document:
         """The document of a `row` that is at `place` in the table."""
