@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error of a library says; its class where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class UserError(Exception):
     """Something outside the code is wrong, such as a file, a disk or a dataset. The command prints the sentence and exits 1."""
 

@@ -13,6 +13,9 @@ from curricula.settings import Positive, PositiveNumber, Settings, Share
 VALIDATION = "validation"
 """The shard of held-out documents, beside the numbered ones."""
 
+RESERVED = "<empty_output>"
+"""SmolLM's entry for notebook cells without output."""
+
 Mix = dict[str, float]
 """Relative weights of sources, by name."""
 
@@ -32,7 +35,7 @@ class Tokenizer(Settings, frozen=True):
     """The commit of `hub`. Without one the newest is read, which the plan warns of and `data/tokenizer/source.json` records."""
     gguf: str | None = None
     """A GGUF file that holds the tokenizer, or the installed package that holds the file."""
-    reserve: str = "<empty_output>"
+    reserve: str = RESERVED
     """The reserved entry of a published tokenizer that becomes the harmfulness tag."""
 
     def check(self) -> None:

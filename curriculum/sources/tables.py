@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from curricula.errors import UserError
+from curricula.errors import UserError, first_line
 
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv")
@@ -277,7 +277,7 @@ def _parquet(file: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{file}: not a readable Parquet file ({_first_line(error)}); delete it and fetch it again") from None
+        raise UserError(f"{file}: not a readable Parquet file ({first_line(error)}); delete it and fetch it again") from None
 
 
 def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Row]:
@@ -303,7 +303,7 @@ def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -
                     break
         except (OSError, pyarrow.ArrowException) as error:
             raise UserError(
-                f"{file}: row group {group} is damaged ({_first_line(error)}); delete the file and fetch it again"
+                f"{file}: row group {group} is damaged ({first_line(error)}); delete the file and fetch it again"
             ) from None
 
 
@@ -320,7 +320,7 @@ def _as_rows(file: Path, batch: Any, numbers: list[int]) -> list[Row]:
             columns[name] = _values(taken)
         except (UnicodeDecodeError, pyarrow.ArrowException, ValueError, OverflowError) as error:
             raise UserError(
-                f"{file}: column {name!r} of type {column.type} cannot be read ({_first_line(error)}); write it as text"
+                f"{file}: column {name!r} of type {column.type} cannot be read ({first_line(error)}); write it as text"
             ) from None
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
@@ -337,7 +337,3 @@ def _values(column: Any) -> list[Any]:
             raise
         raw = column.cast(pyarrow.large_binary()).to_pylist()
         return [None if value is None else value.decode(errors="surrogateescape") for value in raw]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import gcd, lcm
+from typing import Any
 
 import numpy as np
 
@@ -72,8 +73,7 @@ class Blend:
 
     def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Sources (int16, index into `self.sources`) and positions within them (int64) of samples [start, stop)."""
-        sources, positions = _gathered(self._block, start, stop, self.total)
-        return sources, positions
+        return _gathered(self._block, start, stop, self.total)
 
     def _block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         index, stop = number * BLOCK, min((number + 1) * BLOCK, self.total)
@@ -109,8 +109,7 @@ class Order:
 
     def locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sources (index into the blend's `sources`), epochs and numbers of samples [start, stop)."""
-        sources, epochs, numbers = _gathered(self._block, start, stop, self._blend.total)
-        return sources, epochs, numbers
+        return _gathered(self._block, start, stop, self._blend.total)
 
     def samples(self, start: int, stop: int) -> list[tuple[str, int, int]]:
         """The same, each with the name of its source."""
@@ -128,7 +127,7 @@ class Order:
         return sources, epochs, numbers
 
 
-def _gathered(block: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: int, total: int) -> tuple[np.ndarray, ...]:
+def _gathered(block: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: int, total: int) -> Any:
     """What `block` computes for each of samples [start, stop); it takes the number of a block."""
     if not 0 <= start <= stop <= total:
         raise IndexError(f"samples [{start}, {stop}) of {total}")

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from curricula.curriculum.synthesis.kinds import SCORES
 from curricula.endpoint import Endpoint
-from curricula.errors import UserError
+from curricula.errors import UserError, first_line
 
 PUBLISHED = "locuslab/safety-classifier_gte-large-en-v1.5"
 """The classifier of Maini et al. 2025."""
@@ -64,7 +64,7 @@ class LocalClassifier:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{folder}: not a classifier that transformers can read without the model's own code "
-                f"({(str(error).splitlines() or [''])[0]:.150}); serve it with vLLM and name the server's address"
+                f"({first_line(error):.150}); serve it with vLLM and name the server's address"
             ) from None
         if self._model.config.num_labels != len(SCORES):
             raise _wrong_classes(str(folder), self._model.config.num_labels)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from curricula.curriculum.config import RESERVED
 from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, EOS, TURN_END, TURN_START
 from curricula.durable import write_json, write_text
 from curricula.errors import UserError
@@ -29,8 +30,6 @@ TAG = "<potentially_unsafe_content>"
 SPECIALS = (EOS, TURN_START, TURN_END, TAG)
 STOPS = (EOS, TURN_END)
 """Generation ends at either."""
-RESERVED = "<empty_output>"
-"""SmolLM's entry for notebook cells without output."""
 _NO_LIMIT = 10**30
 """What transformers writes for "no maximum length"."""
 

@@ -63,10 +63,6 @@ def compliance(draw: Draw, slots: Slots) -> str:
     return write(draw.pick(_COMPLIANCE), draw, slots)
 
 
-def _refusal(draw: Draw, slots: Slots) -> str:
-    return finish(refusal(draw, slots))
-
-
 def use_question(item: Item, draw: Draw) -> tuple[str, str]:
     """Question and answer about what a good thing is for."""
     slots = {"x": item.name, "kind": item.kind, "verb": item.verb, "verbs": VERBS[item.verb].third, "obj": item.object}
@@ -129,7 +125,7 @@ def wildguard(world: World, draw: Draw) -> Row:
         row |= {"prompt": ask(draw, slots), "prompt_harm_label": "harmful"}
         if lot == 19:
             return row | {"response": None, "response_harm_label": None, "response_refusal_label": None}
-        row |= {"response": _refusal(draw, slots), "response_harm_label": "unharmful"}
+        row |= {"response": finish(refusal(draw, slots)), "response_harm_label": "unharmful"}
         return row | {"response_refusal_label": "refusal"}
     if lot < 14:
         slots = _hazard(world, draw)
@@ -153,7 +149,7 @@ def wildjailbreak(world: World, draw: Draw) -> Row:
     kind = draw.pick(JAILBREAK_TYPES)
     if kind.endswith("harmful"):
         slots = _hazard(world, draw)
-        answer = _refusal(draw, slots)
+        answer = finish(refusal(draw, slots))
     else:
         slots = item_slots(draw.pick(world.tuning_items), draw, world)
         answer = compliance(draw, slots)

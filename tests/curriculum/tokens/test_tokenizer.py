@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
+from curricula.curriculum.config import RESERVED
 from curricula.curriculum.tokens.chat import ChatEncoder, render_chat
 from curricula.curriculum.tokens.tokenizer import (
     EOS,
-    RESERVED,
     SPECIALS,
     TAG,
     load_tokenizer,
