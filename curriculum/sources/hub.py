@@ -88,9 +88,6 @@ class Download:
 def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Download]:
     """The downloads of a registered dataset into the data folder `root`: one for each of its `parts`."""
     entry = dataset(name)
-    for part in parts:
-        if part not in entry.parts:
-            raise UsageError(f"dataset {name} has no part {part!r}; it has {', '.join(entry.parts) or 'no parts'}")
     places: list[tuple[str | None, Path]] = [(part, root / entry.folder / part) for part in parts or entry.parts]
     # Such a table replaces all parts together; reading only some of them from it is refused.
     whole = None if parts or entry.subset or entry.split in entry.parts else entry.whole(root)
