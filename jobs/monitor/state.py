@@ -195,7 +195,8 @@ def _read(work: Work) -> _Facts:
         if done and is_complete(work):
             return _Facts(done=done, progress=facts.progress)
         if done:
-            facts = replace(facts, has_begun=True, why="was done, but what it made is no longer there: it will be made again")
+            why = "was done, but its outputs are missing or of another version; it will be made again"
+            facts = replace(facts, has_begun=True, why=why)
         held = is_held(folder / "lock") if "lock" in names else False
         if held or (held is None and facts.beats):
             return replace(facts, is_held=True)
