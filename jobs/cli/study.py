@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,13 +104,15 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
         run = Run.open(root) if (root / "study.yaml").exists() else Run.create(root, plan.study)
         now = _standing(run, plan, profile, console)
         still = now.open(chosen)
+        if plan.study != run.study:  # nobody has refused that
+            console.print(f"{root}: its study has changed; elements that start from now on read the new one.")
+        run = Run.create(root, plan.study)
         if not still:
             queued = sum((job, label) in now.live for job, labels in chosen.items() for label in labels)
             console.print(f"{root}: nothing to submit; {plural(queued, 'element')} queued or running, the others done.")
             return
         hours = _gpu_hours(plan, still)
         console.print(f"Up to {hours:,.0f} GPU-hours (the profile asks above {profile.gpu_hours_limit:g}).")
-        run = Run.create(root, plan.study)  # grows here, once nobody has refused
         made = submit_plan(run, plan, still, profile, now, console.print)
     count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
     arrays = plural(len(made), "array")
@@ -126,6 +128,7 @@ def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Stand
     if plan.study != run.study:
         _check_cut_branches(run, plan, now.live)
         _check_code(run, {task.job_id for tasks in now.live.values() for task in tasks})
+        _check_requests(run, plan, profile, {job for job, _ in now.live})
     return now
 
 
@@ -144,6 +147,23 @@ def _check_code(run: Run, live: Iterable[str]) -> None:
                 f"{run.root}: array {job_id} is queued or running with another version of the code, which might not read the "
                 "changed study; submit it when that has ended, or `curricula cancel` it first"
             )
+
+
+def _check_requests(run: Run, plan: Plan, profile: Profile, live: Set[str]) -> None:
+    """Raise UserError while jobs are live for which the changed study asks for other nodes or GPUs: they keep those they have,
+    among which that study's work might not divide, and such a job ends for good."""
+    old = plan_study(run.study, profile)
+    for job in sorted(live & old.by_name.keys() & plan.by_name.keys()):
+        was, now = ((one.nodes, one.gpus_per_node) for one in (old.by_name[job].request, plan.by_name[job].request))
+        if was != now:
+            raise UserError(
+                f"{run.root}: {job} is queued or running, and the changed study asks for {_size(*now)} in place of "
+                f"{_size(*was)}; submit it when that has ended, or `curricula cancel` it first"
+            )
+
+
+def _size(nodes: int, gpus: int) -> str:
+    return f"{plural(nodes, 'node')} of {plural(gpus, 'GPU')}"
 
 
 def _check_cut_branches(run: Run, plan: Plan, live: Iterable[Key]) -> None:

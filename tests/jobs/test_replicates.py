@@ -385,6 +385,32 @@ def test_a_run_does_not_grow_while_other_code_reads_its_study(growing, capsys):
     assert Run.open(run.root).study.seeds == (42, 43, 44)
 
 
+def test_a_setting_may_change_when_nothing_is_left_to_submit(growing, capsys):
+    words, slurm, run = growing
+    words = [*words, "--stage", "prepare", "--set", "seeds=[42]"]
+    submitted(run, "prepare", "70", ["prepare"])
+    slurm.queue(("70", "0", "PENDING", "Priority", "", 0))
+    assert main([*words, "--set", "resources.data_hours=7"]) == 0
+    said = capsys.readouterr().out
+    assert "its study has changed" in said and "nothing to submit; 1 element queued" in said
+    assert Run.open(run.root).study.resources.data_hours == 7
+    assert main([*words, "--set", "resources.data_hours=7"]) == 0 and "has changed" not in capsys.readouterr().out
+
+
+def test_nodes_and_gpus_may_change_once_no_job_is_queued_that_asked_for_others(growing, capsys):
+    """It would start with as many processes as it asked for, which may not divide the work of the changed study."""
+    words, slurm, run = growing
+    words = [*words, "--yes", "--set", "seeds=[42]", "--stage", "prepare", "--set"]
+    submitted(run, "pretrain-0", "70", ["full-0"])
+    slurm.queue(("70", "0", "PENDING", "Priority", "", 0))
+    frozen = (run.root / "study.yaml").read_bytes()
+    assert main([*words, "resources.pretraining.gpus_per_node=4"]) == 1
+    asked = "pretrain-0 is queued or running, and the changed study asks for 4 nodes of 4 GPUs in place of 4 nodes of 8 GPUs"
+    assert asked in capsys.readouterr().err
+    assert (run.root / "study.yaml").read_bytes() == frozen and not slurm.calls("sbatch")
+    assert main([*words, "resources.tuning.gpus_per_node=8"]) == 0  # of which none is queued
+
+
 def test_what_is_submitted_is_decided_after_the_answer(growing, monkeypatch):
     """And other commands may change the run until then."""
     words, slurm, run = growing
