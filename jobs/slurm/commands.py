@@ -52,6 +52,7 @@ REASONS = {
     "JobHeldUser": "held: `scontrol release` releases it",
     "JobHeldAdmin": "held by an administrator",
     "JobHoldMaxRequeue": "requeued too often: `scontrol release` lets it continue",
+    "job requeued in held state": "held: its log may say why; `scontrol release` releases it",
     "launch failed requeued held": "its node could not start it: `scontrol release` lets it start elsewhere",
     "ReqNodeNotAvail": "nodes it asks for are down, drained or reserved",
     "PartitionTimeLimit": "asks for more time than the partition allows",

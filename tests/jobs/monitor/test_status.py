@@ -246,10 +246,12 @@ def test_only_the_selected_elements_are_shown(demo, capsys):
 def test_reasons_for_waiting_are_explained_and_errors_named(demo, slurm, capsys):
     run, _ = demo
     submitted(run, "pretrain-20", "5", ["full-20", "data-20"])
-    slurm.queue(("5", "0", "PENDING", "DependencyNeverSatisfied", "", 0), ("5", "1", "PENDING", "Priority", "", 0))
+    held = "job requeued in held state"  # so squeue calls it after `scontrol requeuehold`
+    slurm.queue(("5", "0", "PENDING", "DependencyNeverSatisfied", "", 0), ("5", "1", "PENDING", held, "", 0))
     fail(run, "pretrain-0", "full-0", "loss nan at step 3 \x1b]0;owned\x07\x1b[2J")
     shown = table(run, capsys)
     assert "1 pending: DependencyNeverSatisfied (a job it needs failed" in shown
+    assert f"1 pending: {held} (held: its log may say why; `scontrol release` releases it)" in shown
     assert "pretrain-0/full-0: loss nan at step 3" in shown and "\x1b" not in shown and "\x07" not in shown
     assert f"curricula retry {run.root}" in " ".join(shown.split())
 
