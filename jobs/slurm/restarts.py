@@ -2,7 +2,7 @@
 
 The batch script counts the starts that ended by the element's own doing, such as an error or the time limit: a line each in
 the element's `own-ends`. Starts that Slurm took away (preemption, a lost node, a requeue) are not counted. The element's
-restarts.json holds how much was saved when the saved work last grew; the count begins anew with it.
+restarts.json holds how much was saved when the saved work last grew; the count begins anew with it. A submission deletes it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from curricula.settings import decode
 
 LIMIT = "CURRICULA_RESTARTS_WITHOUT_PROGRESS"
 """The variable in which the batch script hands on the profile's `restarts_without_progress`."""
-
-CONTINUES = "CURRICULA_CONTINUES"
-"""The variable in which the batch script hands on the number of the first of several arrays that continue one another."""
 
 
 class GaveUp(UserError):
@@ -45,8 +42,6 @@ class Standstill(msgspec.Struct, frozen=True):
 
     saved: int
     """How much was saved: steps of the latest checkpoint, or bytes of rows."""
-    task: str
-    """The array task that ran then; of arrays that continue one another, the first one's."""
 
 
 def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> None:
@@ -54,14 +49,14 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
 
     Does nothing outside Slurm.
     """
-    limit, job_id = environment.get(LIMIT), environment.get(CONTINUES, environment.get("SLURM_ARRAY_JOB_ID"))
-    if not limit or not job_id:
+    limit = environment.get(LIMIT)
+    if not limit:
         return
     path, stage = work.folder / "restarts.json", STAGES[work.job.stage]
-    now = Standstill(saved=stage.saved(work), task=f"{job_id}_{environment.get('SLURM_ARRAY_TASK_ID', '0')}")
+    now = Standstill(saved=stage.saved(work))
     ends = work.folder / "own-ends"
     grown = _read(path)
-    if grown is None or grown.task != now.task or now.saved > grown.saved:
+    if grown is None or now.saved > grown.saved:
         ends.unlink(missing_ok=True)
         write_json(path, msgspec.to_builtins(now))
         return

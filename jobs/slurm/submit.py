@@ -225,9 +225,10 @@ def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFul
 
 @contextlib.contextmanager
 def _unmarked(run: Run, array: Array) -> Iterator[None]:
-    """Remove the marks of elements about to run again, since a marked element ends at once. Restore them if sbatch refuses."""
+    """Remove the marks of elements about to run again, since a marked element ends at once, and what their restarts are counted
+    from. Restore them if sbatch refuses."""
     folders = [run.element(array.job.name, label) for label in array.labels]
-    paths = [folder / mark for folder in folders for mark in ("done.json", "failed.json")]
+    paths = [folder / mark for folder in folders for mark in ("done.json", "failed.json", "restarts.json")]
     marks = {path: path.read_text() for path in paths if path.exists()}
     for path in marks:
         path.unlink()

@@ -11,6 +11,7 @@ import pytest
 from run_folders import FakeSlurm, fail, finish, finish_evaluation, new_run, submitted
 from small_studies import demo as full_demo
 
+from curricula.durable import write_json
 from curricula.jobs.cli.main import main
 from curricula.jobs.cli.retry import to_run_again
 from curricula.jobs.graph import plan_study
@@ -339,6 +340,9 @@ def test_resubmit_submits_and_records_what_is_open_with_its_dependencies(demo, s
     for element in evaluation.elements[::2]:
         finish_evaluation(run, evaluation, element.label)
     finish(run, "export-base-20", "data-20")
+    counted = [run.element("export-base-20", label) / "restarts.json" for label in ("data-20", "full-20")]
+    for path in counted:
+        write_json(path, {"saved": 3})
     slurm.answer("squeue", queue_lines({777: "/another/log.out"}))
     done = resubmit(run, slurm, "--nice=1 0")
     assert done.returncode == 0, done.stderr
@@ -357,6 +361,7 @@ def test_resubmit_submits_and_records_what_is_open_with_its_dependencies(demo, s
     assert tasks["export-base-20", "full-20"] == Task("900", 1) and tasks["report", "report"] == Task("903", 0)
     assert tasks["evaluate-base-20", evaluation.elements[3].label] == Task("901", 3)
     assert not (run.element("report", "report") / "done.json").exists()  # it has to see the new results
+    assert [path.exists() for path in counted] == [True, False]  # what runs again has all its restarts
 
 
 def test_resubmit_refuses_while_slurm_still_has_something(demo, slurm):

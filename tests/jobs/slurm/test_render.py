@@ -325,7 +325,7 @@ def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_p
     job = jobs["pretrain-0"]
     text = body(job, ["data-0", "full-0"], run.study, Profile(), run.root, take_snapshot(run.root), continues="7")
     (tmp_path / "bin").mkdir()
-    stand_in(tmp_path, "srun", f"#!/bin/bash\necho $CURRICULA_CONTINUES >>{tmp_path}/started\n{DONE}")
+    stand_in(tmp_path, "srun", f"#!/bin/bash\necho $SLURM_ARRAY_JOB_ID >>{tmp_path}/started\n{DONE}")
     stand_in(tmp_path, "scontrol", f'#!/bin/bash\n[[ $* != *TimeLimit* ]] || echo "$2 $3" >>"{tmp_path}/limits"\n')
     stand_in(tmp_path, "script", f"#!/bin/bash\n{text}")
 
@@ -339,7 +339,7 @@ def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_p
     assert (end(0), end(1)) == (0, 93) and not (tmp_path / "started").exists()
     write_json(run.element(job.name, "full-0") / "failed.json", {"error": "x", "final": False})
     (tmp_path / "limits").unlink()
-    assert end(1) == 0 and (tmp_path / "started").read_text() == "7\n"
+    assert end(1) == 0 and (tmp_path / "started").read_text() == "8\n"
     assert (tmp_path / "limits").read_text() == "JobId=9_1 TimeLimit=1\n"
 
 

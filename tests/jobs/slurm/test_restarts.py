@@ -5,6 +5,7 @@ import json
 import pytest
 from small_studies import demo
 
+from curricula.durable import write_json
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.restarts import GaveUp, check_restarts
@@ -14,14 +15,13 @@ from curricula.jobs.study import parse_study
 PLAN = plan_study(parse_study(demo(), "demo"))
 
 
-def start(run: Run, restarts: int, job_id: str = "5", limit: str = "3", continues: str = "") -> None:
+def start(run: Run, restarts: int, job_id: str = "5", limit: str = "3") -> None:
     job, element = PLAN.find("pretrain-trunk-100", "trunk")
     environment = {
         "CURRICULA_RESTARTS_WITHOUT_PROGRESS": limit,
         "SLURM_ARRAY_JOB_ID": job_id,
         "SLURM_ARRAY_TASK_ID": "0",
         "SLURM_RESTART_COUNT": str(restarts),
-        **({"CURRICULA_CONTINUES": continues} if continues else {}),
     }
     (run.element(job.name, "trunk")).mkdir(parents=True, exist_ok=True)
     check_restarts(Work(run, PLAN, job, element), environment)
@@ -53,7 +53,6 @@ def test_an_element_gives_up_after_restarts_that_saved_nothing_new(tmp_path):
     with pytest.raises(GaveUp, match="restarted 3 times without progress .still at 10 saved steps.*out of luck") as error:
         start(run, 6)
     assert error.value.exit_code == 93
-    start(run, 0, job_id="6")  # submitted anew
 
 
 def test_starts_that_slurm_took_away_are_not_counted(tmp_path):
@@ -68,15 +67,24 @@ def test_starts_that_slurm_took_away_are_not_counted(tmp_path):
         start(run, 11)
 
 
-def test_starts_of_arrays_that_continue_one_another_count_together(tmp_path):
+def test_starts_of_several_jobs_of_an_element_count_together(tmp_path):
+    """They continue one another, or Slurm has two and they fail in turn."""
     run = Run(tmp_path)
-    start(run, 0, job_id="5")
-    for job_id in ("6", "7", "8"):
+    for job_id in ("5", "6", "5"):
+        start(run, 0, job_id)
         end(run)
-        if job_id != "8":
-            start(run, 0, job_id, continues="5")
     with pytest.raises(GaveUp, match="restarted 3 times"):
-        start(run, 0, "8", continues="5")
+        start(run, 0, "6")
+
+
+def test_a_run_of_an_earlier_version_keeps_its_count(tmp_path):
+    run = Run(tmp_path)
+    folder = run.element("pretrain-trunk-100", "trunk")
+    write_json(folder / "restarts.json", {"saved": 0, "task": "4_0"})
+    for _ in range(3):
+        end(run)
+    with pytest.raises(GaveUp, match="restarted 3 times"):
+        start(run, 3)
 
 
 def work_of(run: Run, job: str, label: str) -> Work:

@@ -28,8 +28,10 @@ from curricula.jobs.slurm.commands import (
     within_array_limit,
 )
 from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages
+from curricula.jobs.slurm.restarts import LIMIT, GaveUp, check_restarts
 from curricula.jobs.slurm.submissions import BadNode, contents_line, record_bad_nodes, submissions
 from curricula.jobs.slurm.submit import ElementExecutor, Standing, standing, submit_plan
+from curricula.jobs.stages import Work
 from curricula.jobs.study import load_study
 
 AWAY = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
@@ -314,7 +316,7 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
     ]  # fmt: skip
     assert (run.slurm / "4.continued").read_text() == "5\n6\n"
     texts = [(tmp_path / f"{number}.script").read_text() for number in range(6)]
-    assert ["CURRICULA_CONTINUES=4" in text for text in texts] == [False] * 4 + [True] * 2
+    assert ["This job continues array 4," in text for text in texts] == [False] * 4 + [True] * 2
     listed = [(n, "RUNNING" if n == 4 else "PENDING") for n in range(4, 7)]
     slurm.answer("squeue", "".join(squeue_line(str(n), "0", state, output=slurm.output) + "\n" for n, state in listed))
     label = plan.by_name["tokenize"].labels[0]
@@ -351,6 +353,19 @@ def test_a_job_that_sbatch_took_without_telling_its_number_is_looked_for_before_
     slurm.answer("squeue", squeue_line("7", "0", "PENDING", output=slurm.output) + "\n")
     (made,) = submit_plan(run, plan, {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None)
     assert made.job_id == "7"
+
+
+def test_a_submission_counts_the_restarts_of_its_elements_anew(slurm, tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    work, limit = Work(run, plan, *plan.find("prepare", "prepare")), {LIMIT: "1"}
+    check_restarts(work, limit)
+    (work.folder / "own-ends").write_text("1\n")
+    with pytest.raises(GaveUp):
+        check_restarts(work, limit)
+    slurm.answer("sbatch", "Submitted batch job 7\n")
+    submit_plan(run, plan, {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), print)
+    check_restarts(work, limit)
 
 
 def test_a_refusal_names_the_nodes_that_the_job_avoids(slurm, tmp_path):
