@@ -90,7 +90,8 @@ def submit(args: argparse.Namespace) -> int:
 
 
 def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, yes: bool, console: Console) -> None:
-    from curricula.jobs.slurm.commands import require_slurm
+    from curricula.jobs.slurm.commands import DependencyLost, require_slurm
+    from curricula.jobs.slurm.submissions import submissions
     from curricula.jobs.slurm.submit import submit_plan
 
     require_slurm()
@@ -104,6 +105,7 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
         run = Run.open(root) if (root / "study.yaml").exists() else Run.create(root, plan.study)
         now = _standing(run, plan, profile, console)
         still = now.open(chosen)
+        before = len(submissions(run))
         if plan.study != run.study:  # nobody has refused that
             console.print(f"{root}: its study has changed; elements that start from now on read the new one.")
         run = Run.create(root, plan.study)
@@ -113,7 +115,13 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
             return
         hours = _gpu_hours(plan, still)
         console.print(f"Up to {hours:,.0f} GPU-hours (the profile asks above {profile.gpu_hours_limit:g}).")
-        made = submit_plan(run, plan, still, profile, now, console.print)
+        try:
+            submit_plan(run, plan, still, profile, now, console.print)
+        except DependencyLost:
+            console.print("Slurm has forgotten jobs of this run; what is missing is submitted again.")
+            now = _standing(run, plan, profile, console)
+            submit_plan(run, plan, now.open(chosen), profile, now, console.print)
+        made = submissions(run)[before:]
     count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
     arrays = plural(len(made), "array")
     console.print(f"{plural(count, 'element')} in {arrays}. Watch them with `curricula status {root}` or `squeue --me`.")

@@ -92,6 +92,10 @@ class QueueFull(UserError):
     """Slurm takes no more jobs from this user until some of those that it has have ended."""
 
 
+class DependencyLost(UserError):
+    """Slurm's controller has forgotten a job that others wait for."""
+
+
 class Task(NamedTuple):
     """One array task, which Slurm names `job_id`_`number`."""
 

@@ -116,20 +116,21 @@ def contents_in(script: str) -> Contents | None:
     return None
 
 
-def unrecorded(run: Run, queue: Queue) -> list[Submission]:
+def unrecorded(run: Run, queue: Queue, may_repeat: bool = False) -> list[Submission]:
     """Jobs of this run that Slurm accepted from a submission that was killed before it could record them.
 
     An array is left alone if recording it would hide a live task that is on record: someone submitted part of it by hand.
+    With `may_repeat`, jobs of recorded numbers are looked at too, in case Slurm has given one again.
     """
-    known = {submission.job_id for submission in submissions(run)}
+    recorded = {one.job_id: Contents(one.job, one.labels) for one in submissions(run)}
     numbers: dict[str, set[int]] = {}
     for task, state in queue.items():
-        if task.job_id not in known and is_of(run, state):
+        if (may_repeat or task.job_id not in recorded) and is_of(run, state):
             numbers.setdefault(task.job_id, set()).add(task.number)
     alive, found = live_elements(run, queue), []
     for job_id in sorted(numbers, key=int):
         contents = contents_in(batch_script(job_id))
-        if contents is None:  # another program's, or a job that has just ended
+        if contents in (None, recorded.get(job_id)):  # another program's, a job that has just ended, or one on record
             continue
         elsewhere = {label for number, label in enumerate(contents.labels) if number not in numbers[job_id]}
         if not any(task.job_id != job_id for label in elsewhere for task in alive.get((contents.job, label), ())):
@@ -137,9 +138,9 @@ def unrecorded(run: Run, queue: Queue) -> list[Submission]:
     return found
 
 
-def recover(run: Run, queue: Queue) -> list[Submission]:
+def recover(run: Run, queue: Queue, may_repeat: bool = False) -> list[Submission]:
     """Record the `unrecorded` jobs."""
-    found = unrecorded(run, queue)
+    found = unrecorded(run, queue, may_repeat)
     for submission in found:
         record(run, submission)
     return found

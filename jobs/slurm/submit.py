@@ -26,6 +26,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
 from curricula.jobs.slurm.commands import (
     ControllerAway,
+    DependencyLost,
     QueueFull,
     Task,
     ignored,
@@ -115,7 +116,8 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     submits the rest later.
 
     Raises UsageError, before anything is submitted, when an element needs one that is neither done nor live nor chosen.
-    Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues.
+    Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues. It is a
+    DependencyLost where Slurm has forgotten one of the run's jobs, so that `now` is no longer true.
     """
     check_needs(plan, chosen, now.done, now.live)
     if explained := ignored_explained(os.environ):
@@ -133,6 +135,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
 
     def submit(array: Array, first: Submission | None = None) -> None:
         """Submit an array with what continues it; `first`, if given, is the array itself, which Slurm has already."""
+        taken = {task.job_id for task in numbering.tasks.values()} if first is None else set()
         options = _options(plan, array, profile, numbering)
         if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
             options["exclude"] = avoided
@@ -149,6 +152,8 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
         further = _continuations(run, array, first, options, profile, send, say)
         made.extend(further)
         numbering.add(array, [first, *further][-1].job_id)
+        if again := taken & {one.job_id for one in (first, *further)}:  # the array is recorded; what had its number is gone
+            raise DependencyLost(f"Slurm has forgotten array {again.pop()} of this run; give the same command again")
 
     for first in _unasked(run, plan, now):
         submit(Array(plan.by_name[first.job], first.labels), first)
@@ -207,6 +212,10 @@ def _continuations(
         except QueueFull as full:
             say(f"{full}; {len(made)} of these {count} are submitted")
             break
+        except DependencyLost:
+            if not made:
+                followers.unlink()  # the next submission asks again
+            raise
         write_text(followers, "".join(f"{one.job_id}\n" for one in made))
     return made
 
@@ -360,7 +369,7 @@ def _submit(run: Run, executor: ElementExecutor, array: Array, text: str, say: S
     for attempt in patiently(say):
         with attempt:
             if attempt.retry_state.attempt_number > 1:
-                for found in recover(run, queued(run)):
+                for found in recover(run, queued(run), may_repeat=True):
                     if found.job == array.job.name and found.labels == array.labels:
                         return found
             job_id = executor.submit_body(text)
@@ -408,7 +417,8 @@ class ElementExecutor(submitit.SlurmExecutor):
         """Hand the prepared array to sbatch; returns its number.
 
         Raises ControllerAway when Slurm did not answer, so that it may have the job or not, and UserError with sbatch's own
-        words when it refused the job: QueueFull where it would take it later.
+        words when it refused the job: QueueFull where it would take it later, DependencyLost where it has forgotten a job that
+        this one waits for.
         """
         try:
             return self._submit_command(body).job_id
@@ -420,6 +430,10 @@ class ElementExecutor(submitit.SlurmExecutor):
                 raise ControllerAway(said) from None
             if is_full(said):
                 raise QueueFull(f"Slurm takes no more of your jobs now ({said})") from None
+            if "Job dependency problem" in said:
+                raise DependencyLost(
+                    f"Slurm has forgotten a job that {self._job} waits for; give the same command again"
+                ) from None
             avoided = self.parameters.get("exclude")
             without = f" (it avoids nodes {avoided}, of the profile or of bad-nodes.jsonl)" if avoided else ""
             raise UserError(f"sbatch refused job {self._job}{without}: {said}; correct the profile or the study") from None

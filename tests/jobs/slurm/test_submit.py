@@ -19,6 +19,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.commands import (
     ControllerAway,
+    DependencyLost,
     QueueFull,
     Task,
     is_full,
@@ -344,15 +345,55 @@ def test_a_qos_that_cancels_is_found_where_a_login_node_serves_several_clusters(
     assert why_not_requeued("1") == ("jobs of QOS low are cancelled when others preempt them" if is_cancelled else "")
 
 
-def test_a_job_that_sbatch_took_without_telling_its_number_is_looked_for_before_it_is_sent_again(slurm, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number_was_given_before", [False, True])
+def test_a_job_that_sbatch_took_without_telling_its_number_is_looked_for_before_it_is_sent_again(
+    slurm, tmp_path, monkeypatch, number_was_given_before
+):
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
     run, _ = new_run(tmp_path / "run")
+    if number_was_given_before:
+        submitted(run, "report", "7", ["report"])
     plan = plan_study(run.study)
     slurm.answer("sbatch", "site banner\n")
     slurm.answer("scontrol", contents_line("prepare", ["prepare"]) + "\n")
     slurm.answer("squeue", squeue_line("7", "0", "PENDING", output=slurm.output) + "\n")
     (made,) = submit_plan(run, plan, {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None)
-    assert made.job_id == "7"
+    assert made.job_id == "7" and submissions(run)[-1] == made and len(slurm.calls("sbatch")) == 1
+    assert standing(run, plan, Profile(), print).live == {("prepare", "prepare"): (Task("7", 0),)}
+
+
+LOST = "sbatch: error: Batch job submission failed: Job dependency problem"
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_job_that_the_controller_forgot_during_a_submission_is_submitted_again_once(slurm, tmp_path, capsys, times):
+    profile, root, count = tmp_path / "p.yaml", tmp_path / "run", tmp_path / "count"
+    profile.write_text("{}")
+    count.write_text("")
+    refusal = f'grep -q "job-name=tokenize" "${{@: -1}}" && [ "$n" -le {1 + times} ] && {{ echo "{LOST}" >&2; exit 1; }}'
+    slurm.answer("sbatch", script=f'echo >>{count}; n=$(wc -l <{count}); {refusal}; echo "Submitted batch job $n"; exit 0')
+    words = ["submit", str(STUDIES / "demo.yaml"), "--cluster", "slurm", "--profile", str(profile), "--run", str(root)]
+    code, said = main([*words, "--stage", "prepare,tokenize"]), capsys.readouterr()
+    assert "Slurm has forgotten jobs of this run" in said.out
+    made = [(one.job, one.job_id) for one in submissions(Run(root))]
+    if times == 1:
+        assert code == 0 and made == [("prepare", "1"), ("prepare", "3"), ("tokenize", "4")]
+        assert "--dependency=afterok:3\n" in (root / "slurm/4_submission.sh").read_text()
+    else:
+        assert code == 1 and made == [("prepare", "1"), ("prepare", "3")]
+        assert "Slurm has forgotten a job that tokenize waits for; give the same command again" in said.err
+
+
+def test_a_number_that_slurm_gives_twice_shows_that_it_has_forgotten_the_first_job(slurm, tmp_path):
+    run, jobs = new_run(tmp_path / "run")
+    submitted(run, "prepare", "7", ["prepare"])
+    slurm.answer("sbatch", "Submitted batch job 7\n")
+    now = Standing(set(), {("prepare", "prepare"): (Task("7", 0),)})
+    with pytest.raises(DependencyLost, match="Slurm has forgotten array 7 of this run"):
+        submit_plan(run, plan_study(run.study), {"tokenize": jobs["tokenize"].labels}, Profile(), now, print)
+    slurm.queue(*(("7", str(place), "PENDING", "None", "", 0) for place in range(len(jobs["tokenize"].labels))))
+    live = standing(run, plan_study(run.study), Profile(), print).live
+    assert {job for job, _ in live} == {"tokenize"} and len(live) == len(jobs["tokenize"].labels)
 
 
 def test_a_submission_counts_the_restarts_of_its_elements_anew(slurm, tmp_path):
@@ -376,16 +417,24 @@ def test_a_refusal_names_the_nodes_that_the_job_avoids(slurm, tmp_path):
         submit_plan(run, plan_study(run.study), {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None)
 
 
-def test_an_array_whose_submission_was_interrupted_is_continued_by_the_next_command(slurm, tmp_path, monkeypatch):
-    """The controller went away after sbatch, before it said whether it requeues the array."""
+@pytest.mark.parametrize("error", [ControllerAway, DependencyLost])
+def test_an_array_whose_submission_was_interrupted_is_continued_by_the_next_command(slurm, tmp_path, monkeypatch, error):
+    """The controller went away after sbatch, before it said whether it requeues the array, or has forgotten what that waits
+    for."""
     monkeypatch.setattr(commands, "RESTART_PATIENCE_S", 0)
     run, _ = new_run(tmp_path / "run")
-    plan = plan_study(run.study)
-    slurm.answer("sbatch", script=f'echo x >> "{tmp_path}/n"; echo "Submitted batch job $(wc -l < "{tmp_path}/n")"; exit 0')
-    slurm.answer("scontrol", script=f'[[ $* = *job* ]] && {{ echo "{AWAY}" >&2; exit 1; }}; exit 0')
+    plan, count, refuses = plan_study(run.study), tmp_path / "n", tmp_path / "refuses"
+    refusal = f'[ -e "{refuses}" ] && [ -e "{count}" ] && {{ echo "{LOST}" >&2; exit 1; }}'
+    slurm.answer("sbatch", script=f'{refusal}; echo x >> "{count}"; echo "Submitted batch job $(wc -l < "{count}")"; exit 0')
+    if error is ControllerAway:
+        slurm.answer("scontrol", script=f'[[ $* = *job* ]] && {{ echo "{AWAY}" >&2; exit 1; }}; exit 0')
+    else:
+        refuses.touch()
+        slurm.answer("scontrol", "JobId=1 Requeue=0\n")
     profile, said = Profile(continuations=2), []
-    with pytest.raises(ControllerAway):
+    with pytest.raises(error):
         submit_plan(run, plan, {"prepare": ("prepare",)}, profile, Standing(set(), {}), said.append)
+    refuses.unlink(missing_ok=True)
     slurm.answer("scontrol", "JobId=1 Requeue=0\n")
     now = Standing(set(), {("prepare", "prepare"): (Task("1", 0),)})
     made = submit_plan(run, plan, {"tokenize": plan.by_name["tokenize"].labels}, profile, now, said.append)
