@@ -231,7 +231,7 @@ def test_an_element_whose_end_cannot_be_counted_is_held_and_not_ended(rendered, 
     stand_in(tmp_path, "srun", f"#!/bin/bash\n{starts}\nexit 1\n")
     ran = run_trunk(tmp_path, out, SLURM_RESTART_COUNT="9")
     assert (tmp_path / "scontrol.log").read_text() == "requeuehold 7_0\n"
-    assert f"{folder}: nothing can be written there" in ran.stderr and not (folder / "failed.json").exists()
+    assert f"{folder}: nothing can be written there, so the job is held" in ran.stderr and not (folder / "failed.json").exists()
 
 
 @pytest.mark.parametrize("moved", [True, False])
@@ -487,6 +487,13 @@ def test_what_fails_before_the_work_on_three_nodes_has_failed_for_good_and_is_no
     assert line == f"run: prepare/prepare failed: {failure.error}" and words == "two words $(touch pwned)"
     assert {"CURRICULA_EVENT=failed", f"CURRICULA_RUN={tmp_path}/run", "CURRICULA_ELEMENT=prepare/prepare"} <= set(environment)
     assert "hunter2" not in "".join(environment)
+
+
+def test_a_job_that_is_held_because_the_disk_is_full_is_notified(tmp_path):
+    fill = f"mkdir '{tmp_path}/run/jobs/prepare/prepare/never-began-7_0'"
+    _, ran = prepared_with(tmp_path, setup=[f"{fill}; false"], notify=f"tee '{tmp_path}/told'")
+    told = (tmp_path / "told").read_text()
+    assert told.startswith("run: prepare/prepare failed: ") and "`scontrol release 7_0`" in told and ran.returncode == 1
 
 
 def test_a_token_of_the_login_node_does_not_reach_the_steps(tmp_path, monkeypatch):
