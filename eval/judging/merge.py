@@ -72,13 +72,14 @@ def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Seque
 def is_judged_as_now(out: Path, config: EvalConfig, tasks: Sequence[EvalTask], world_root: Path | None) -> bool:
     """Whether no task of a merged model has its verdicts from another version of the judge, as far as judging again is free.
 
-    A server is not asked twice. A judge that is not to be had here, such as the package of a function, is taken as unchanged.
+    A server is not asked twice. A function is taken as unchanged: its package may have another version here than where jobs
+    run, and a look at a run should not import it. So is a judge that is not to be had here.
     """
     by_task = shards_by_task(tasks)
     versions: dict[Judged, str] = {}
     for kind in set(map(kind_of, by_task)):
         settings = config.judge_of(kind)
-        if settings.on_this_machine or not settings.has_template:
+        if settings.name != "python" and (settings.on_this_machine or not settings.has_template):
             with contextlib.suppress(UserError, OSError):
                 versions[kind] = load_judge(settings, kind, world_root).version
     given = {task: _first_version(verdicts_path(merged_path(out, task))) for task in by_task}

@@ -262,6 +262,15 @@ def test_a_server_is_not_asked_again_by_another_version_of_the_judge(tmp_path, u
     assert is_judged_as_now(tmp_path, config, config.eval_tasks("instruct"), None) is keeps
 
 
+def test_a_package_that_is_another_here_than_where_jobs_run_does_not_undo_what_they_have_judged(tmp_path, monkeypatch):
+    code, entry_point = "def judge(question):\n    return 'safe'\n", "[curricula.judges]\nmine = other_here:judge\n"
+    monkeypatch.syspath_prepend(str(install(tmp_path / "site", "other_here", code, entry_point, version="1.1")))
+    config = EvalConfig(judge=JudgeConfig(name="python", model="mine"))
+    append_rows(verdicts_path(tmp_path / "attacks-topk.jsonl"), [verdict_of(answer_row(0), "python:mine")])
+    assert is_judged_as_now(tmp_path, config, config.eval_tasks("instruct"), None)
+    assert "other_here" not in sys.modules
+
+
 OPENAI = JudgeConfig(name="llm", model="m", url="https://api.openai.com/v1")
 
 
