@@ -26,7 +26,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import Task, TaskState, on_cluster, sacct
 from curricula.jobs.slurm.profile import kept_cluster
 from curricula.jobs.slurm.submissions import Queue, Submission, known_tasks, latest_tasks, listed, submissions
-from curricula.jobs.stages import Work
+from curricula.jobs.stages import STAGES, Work
 
 State = Literal["done", "running", "pending", "failed", "cancelled", "interrupted", "stale", "waiting"]
 ENDED_BADLY: tuple[State, ...] = ("failed", "cancelled", "interrupted")
@@ -195,7 +195,7 @@ def _read(work: Work) -> _Facts:
         if done and is_complete(work):
             return _Facts(done=done, progress=facts.progress)
         if done:
-            why = "was done, but its outputs are missing or of another version; it will be made again"
+            why = f"was done, but {STAGES[work.job.stage].lost}: it will be made again"
             facts = replace(facts, has_begun=True, why=why)
         held = is_held(folder / "lock") if "lock" in names else False
         if held or (held is None and facts.beats):

@@ -76,6 +76,8 @@ class Stage(ABC):
     """Whether its elements import torch, which the local launcher then does once for all."""
     unit: ClassVar[str] = "bytes of results"
     """What `saved` counts."""
+    lost: ClassVar[str] = "what it made is no longer there"
+    """What is wrong with a done element that is not complete."""
     ends_study: ClassVar[bool] = False
     """Whether the study is done when its element is."""
 

@@ -73,6 +73,7 @@ class Evaluate(Stage):
 
 class Merge(Stage):
     name, section = "merge", "evaluation"
+    lost = "its rows or verdicts are gone, or the judge has changed since"
 
     def section_of(self, study: Study) -> str:
         return self.section if study.evaluation.judged_on_gpu else "report"  # a site's GPUs are for jobs that use them
@@ -97,7 +98,7 @@ class Merge(Stage):
 
 
 class Along(Evaluate):
-    name = "along"
+    name, lost = "along", Merge.lost
 
     def run(self, work: Work, progress: Progress) -> None:
         from curricula.eval.models import load_model

@@ -8,6 +8,7 @@ import pytest
 from run_folders import FakeSlurm, fail, finish, finish_evaluation, new_run, report_progress, squeue_line, submitted
 
 from curricula.durable import exclusive_lock, write_json, write_text
+from curricula.eval.rows import VerdictRow, append_rows
 from curricula.jobs.cli.local import progress_cells
 from curricula.jobs.cli.main import main
 from curricula.jobs.monitor.progress import read_progress
@@ -299,8 +300,22 @@ def test_an_element_whose_results_are_gone_is_not_done(demo, capsys):
     (run.evaluation(job.elements[1].arm, "base") / f"{job.elements[1].eval_task.name}.jsonl").unlink()
     found = elements(run, capsys)
     assert [found[f"{job.name}/{element.label}"]["state"] for element in job.elements[:2]] == ["done", "interrupted"]
-    why = "was done, but its outputs are missing or of another version; it will be made again"
-    assert found[f"{job.name}/{job.elements[1].label}"]["error"] == why
+    said = "was done, but what it made is no longer there: it will be made again"
+    assert found[f"{job.name}/{job.elements[1].label}"]["error"] == said
+
+
+def test_a_merge_by_an_earlier_version_of_the_judge_is_not_reported_as_lost(tmp_path, capsys):
+    run, jobs = new_run(tmp_path / "run", "smollm2-135m")
+    merge = jobs["merge-50"].elements[0]
+    finish(run, "merge-50", merge.label)
+    rows = run.evaluation(merge.arm, merge.kind)
+    write_text(rows / "attacks-topk.jsonl", "")
+    assert elements(run, capsys)[f"merge-50/{merge.label}"]["state"] == "done"
+    earlier = VerdictRow(key="k", judge="refusal-phrases", version="1", label="safe", question="q", tells_helpful=None)
+    append_rows(rows / "attacks-topk.verdicts.jsonl", [earlier])
+    found = elements(run, capsys)[f"merge-50/{merge.label}"]
+    assert found["state"] == "interrupted"
+    assert found["error"].endswith("or the judge has changed since: it will be made again")
 
 
 def test_a_damaged_record_of_submissions_is_one_sentence(demo, capsys):
