@@ -174,8 +174,9 @@ def require_same_requests(files: Iterable[tuple[Path, Sequence[GenerationRow]]])
             first, file = found.setdefault((row.task, row.benchmark, row.prompt_id), (asked, path))
             if asked != first:
                 raise UserError(
-                    f"{path}: prompt {row.prompt_id} of {row.benchmark} is another request than in {file}; evaluate both "
-                    "models again with one table of prompts"
+                    f"{path}: prompt {row.prompt_id} of {row.benchmark} is another request than in {file}; remove "
+                    f"{row.benchmark}*.jsonl in {path.with_suffix('')} or in {file.with_suffix('')}, whichever is of the older "
+                    "table of prompts, and run the study again"
                 )
 
 

@@ -27,8 +27,10 @@ def asked(run, decoder: str, **changes: str):
 
 @pytest.mark.parametrize("changes", [{"behavior": "another"}, {"context": "another"}, {"prompt": "another"}])
 def test_arms_that_were_asked_different_requests_under_one_name_are_refused(tmp_path, changes):
-    with pytest.raises(UserError, match=r"safe-100.*prompt 3 of ours is another request than in .*data-0"):
+    with pytest.raises(UserError, match=r"safe-100.*prompt 3 of ours is another request than in .*data-0") as refused:
         asked(tmp_path, "topk", **changes)
+    first, second = (tmp_path / "eval" / arm.key / "instruct/attacks-topk" for arm in TWO)  # the folders of the answers
+    assert f"remove ours*.jsonl in {second} or in {first}, whichever is of the older table" in str(refused.value)
 
 
 def test_what_an_attack_makes_of_a_request_may_differ_from_arm_to_arm(tmp_path):
