@@ -39,6 +39,8 @@ class CapabilityMetrics:
     """Lower end of the 95% interval, over questions."""
     high: float
     questions: int
+    cut: int
+    """Questions of which the model read only the end, as they did not fit its context."""
     shots: str
     """Answered examples before each question."""
 
@@ -114,6 +116,7 @@ def capability_metrics(
                 low=low,
                 high=high,
                 questions=len(own),
+                cut=sum(row.cut for row in own),
                 shots=", ".join(map(str, shots)),
             )
         )

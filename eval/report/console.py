@@ -96,10 +96,13 @@ def _overrefusals(metrics: Sequence[Any]) -> Table:
 
 
 def _capability(metrics: Sequence[Any]) -> Table:
-    columns = ("task", "metric", "examples\nbefore", "n", "right", "standard\nerror", "95%\ninterval")
+    columns = ["task", "metric", "examples\nbefore", "n", "right", "standard\nerror", "95%\ninterval"]
+    cut = any(entry.cut for entry in metrics)
+    columns += ["lost their\nbeginning"] if cut else []
     table = new_table("Capability in percent of n questions (lm_eval)", *columns, left=2)
     for entry in metrics:
         numbers = [percent(entry.value), percent(entry.error), interval(entry.low, entry.high)]
+        numbers += [f"{entry.cut:,}"] if cut else []
         table.add_row(_named(entry), entry.metric, entry.shots, f"{entry.questions:,}", *numbers)
     return table
 

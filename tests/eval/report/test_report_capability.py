@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 
 import pytest
+from msgspec import structs
 from report_page import Page
+from rich.console import Console
 from study_rows import ARMS, append_judged, attack_rows, trained
 
+from curricula.eval.analysis.capability import capability_metrics
 from curricula.eval.judges.settings import vague
+from curricula.eval.report.console import print_metrics
 from curricula.eval.report.page import write_report
 from curricula.eval.rows import CapabilityRow, append_rows
 from curricula.randomness import keyed_rng
@@ -67,6 +72,20 @@ def test_the_tables_hold_every_run_and_every_arm(built):
     bits = {(row["arm"], row["seed"]): row["value"] for row in summary["bits-per-byte"]}
     assert bits["full-0", 1] == pytest.approx(2.1 / 0.693147 / 4, abs=1e-5)
     assert {row["seeds"] for row in summary["bits-estimates"]} == {2}
+
+
+def test_questions_that_lost_their_beginning_are_counted_beside_their_score():
+    row = CapabilityRow(
+        key="k", model="m", model_kind="base", precision="float32", benchmark="words", task="words", prompt_id="0",
+        question="q", metric="acc", value=1.0, shots=0,
+    )  # fmt: skip
+    rows = [structs.replace(row, prompt_id=str(n), question=str(n), cut=n < 3) for n in range(7)]
+    for given, cut in ((rows, 3), (rows[3:], 0)):
+        (found,) = capability_metrics(given, "arm", "base")
+        shown = io.StringIO()
+        print_metrics({"attacks": [], "overrefusal": [], "capability": [found]}, Console(file=shown, width=120))
+        assert found.cut == cut and ("lost their" in shown.getvalue()) is bool(cut)
+    assert found.questions == 4
 
 
 def test_a_correction_that_says_nothing_is_called_so():
