@@ -434,6 +434,11 @@ def check_names(own: PromptSets) -> None:
 
 
 def check_use(name: str, wanted: Use, own: PromptSets) -> None:
-    """Raise ValueError where an own set is used for what it is not."""
-    if name in own and own[name].kind != wanted:
-        raise ValueError(f"prompts.{name} is of kind {own[name].kind}, and is named where kind {wanted} is needed")
+    """Raise ValueError where a benchmark or an own set is used for what it is not. Names of lm_eval's tasks are its own."""
+    kinds = {} if wanted == "capability" else {known: entry.use for known, entry in BENCHMARKS.items()}
+    kinds |= {known: declared.kind for known, declared in own.items()}
+    if kinds.get(name, wanted) != wanted:
+        fitting = ", ".join(known for known, kind in kinds.items() if kind == wanted) or "lm_eval's tasks"
+        raise ValueError(
+            f"{name!r} is of kind {kinds[name]}, and is named where kind {wanted} is needed; choose from {fitting}"
+        )

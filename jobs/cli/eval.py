@@ -17,7 +17,7 @@ from curricula.curriculum.sources.declared import anchor
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
-from curricula.eval.benchmarks import BENCHMARKS, Use, difference, find
+from curricula.eval.benchmarks import difference, find
 from curricula.eval.capability.settings import LISTS
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.decoding.registry import DECODERS, OWN
@@ -159,7 +159,6 @@ def _config(args: argparse.Namespace) -> EvalConfig:
         )
     tasks = [task.name for task in (*tasks_with("attack", decoders), *overrefusal)]
     capability = _names("--capability", args.capability) if args.capability else []
-    _require_use(args, benchmarks, benign)
     accepted = _names("--accept-changed", args.accept_changed) if args.accept_changed is not None else []
     for name in accepted:
         find(name)
@@ -167,8 +166,7 @@ def _config(args: argparse.Namespace) -> EvalConfig:
     try:
         return convert(
             {
-                "benchmarks": benchmarks,
-                "base_benchmark": benchmarks[0],
+                **({"base_benchmark": benchmarks[0]} if args.kind == "base" else {"benchmarks": benchmarks}),
                 "overrefusal_benchmark": benign or "alpaca",
                 "accept_changed": accepted,
                 "judge": judge_from(args),
@@ -210,18 +208,6 @@ def _config_from_file(args: argparse.Namespace) -> EvalConfig:
     if not config.eval_tasks(args.kind):
         raise UsageError(f"{args.config}: names no task for {args.kind} models; add tasks.{args.kind}, such as [attacks-topk]")
     return config
-
-
-def _require_use(args: argparse.Namespace, benchmarks: list[str], benign: list[str]) -> None:
-    """Refuse a benchmark of the wrong use: benign requests have no attack success, and completions are for base models."""
-    wanted: list[tuple[str, str, Use]] = [
-        ("--benchmark", name, "completion" if args.kind == "base" else "attack") for name in benchmarks
-    ]
-    wanted += [("--overrefusal", name, "overrefusal") for name in benign]
-    for option, name, use in wanted:
-        if find(name).use != use:
-            fitting = ", ".join(known for known, entry in BENCHMARKS.items() if entry.use == use)
-            raise UsageError(f"{option} {name}: is for {find(name).use}, and this is for {use}; choose from {fitting}")
 
 
 def _rows_of(args: argparse.Namespace) -> Callable[[str], Path]:

@@ -81,7 +81,18 @@ def test_a_wrong_file_is_named_with_key_and_column(tmp_path, text, columns, said
         ({"prompts": {"a": {"path": "x", "hub": "o/n"}}}, "name exactly one of dataset, path and hub"),
         (
             {"prompts": {"a": {"path": "x"}}, "overrefusal_benchmark": ["alpaca", "a"]},
-            "prompts.a is of kind attack, and is named where",
+            "'a' is of kind attack, and is named where",
+        ),
+        (
+            {"benchmarks": ["tdc", "alpaca"]},
+            "'alpaca' is of kind overrefusal, .* where kind attack is needed; choose from harmbench, advbench",
+        ),
+        ({"base_benchmark": "advbench"}, "'advbench' is of kind attack, .* where kind completion is needed"),
+        ({"overrefusal_benchmark": ["advbench"]}, "where kind overrefusal is needed; choose from alpaca, xstest"),
+        ({"gcg": {"benchmark": "jb_completions"}}, "'jb_completions' is of kind completion"),
+        (
+            {"prompts": {"a": {"path": "x"}}, "capability": {"tasks": ["a"]}},
+            "kind capability is needed; choose from lm_eval's tasks",
         ),
         (
             {"prompts": {"a": {"path": "x", "kind": "overrefusal"}}, "benchmarks": ["a"]},
