@@ -22,6 +22,11 @@ ALWAYS_UP = "api.openai.com"
 def check_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> None:
     """Raise UserError where the judge of answers of `kind` lacks a package, a world, a model, or a server's address or key."""
     load_judge(settings, kind, world_root)
+    check_access(settings)
+
+
+def check_access(settings: JudgeConfig) -> None:
+    """The same of a judge that has been loaded."""
     if settings.on_this_machine:
         _check_model(settings.model_name)
     elif settings.has_template:
@@ -55,6 +60,6 @@ def _check_server(settings: JudgeConfig) -> None:
             log.warning("judge: %s; it must be up when answers are judged", why)
         return
     if not os.environ.get("OPENAI_API_KEY", "").strip():
-        raise UserError(f"judge.url: {ALWAYS_UP} needs a key, and OPENAI_API_KEY holds none; set it where jobs run")
+        raise UserError(f"judge.url: {ALWAYS_UP} needs a key, and OPENAI_API_KEY holds none; set it where answers are judged")
     if why := doubt(settings):
-        raise UserError(f"judge {settings.model_name}: {why}; correct the judge's settings or the network of the jobs")
+        raise UserError(f"judge {settings.model_name}: {why}; correct the judge's settings or the network")

@@ -115,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> int:
     path = Path(args.model)
     out = args.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
     console = Console(stderr=True, highlight=False)
-    _check(args, config, tasks, data, world, console)
+    _check(args, config, tasks, data, world)
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
         _generate(args, config, tasks, data, out, bars)
@@ -229,11 +229,10 @@ def _names(option: str, given: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _check(
-    args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], data: Path | None, world: Path | None, console: Console
-) -> None:
-    """Refuse now what would fail after hours: benchmarks, the judge, its server's address."""
+def _check(args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], data: Path | None, world: Path | None) -> None:
+    """Refuse now what would fail after hours: benchmarks, the judge, its model or its server's address."""
     from curricula.eval.capability.harness import check_task
+    from curricula.eval.judges.check import check_access
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judging.verdicts import kind_of
     from curricula.eval.probes.texts import check_texts
@@ -248,8 +247,8 @@ def _check(
     kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
     for kind in kinds:
         load_judge(config.judge_of(kind), kind, world)
-    for judge in dict.fromkeys(config.judge_of(kind).full_name for kind in kinds):
-        warn_of_server(next(one for kind in kinds if (one := config.judge_of(kind)).full_name == judge), console)
+    for settings in {judge.full_name: judge for judge in map(config.judge_of, kinds)}.values():
+        check_access(settings)
 
 
 def _generate(
@@ -386,18 +385,6 @@ def judge_from(args: argparse.Namespace) -> JudgeConfig:
     except ValueError as error:
         raise UsageError(f"--judge {args.judge}: {error}") from None
     return parse(given, JudgeConfig, f"--judge {args.judge}")
-
-
-def warn_of_server(settings: JudgeConfig, console: Console) -> None:
-    """Warn if the judge's server would not answer now; raises UsageError if it has no address.
-
-    A server that is not up yet is not an error: it may be up by the time it is asked.
-    """
-    if settings.name == "llm" or settings.url:
-        from curricula.eval.judges.served import doubt
-
-        if why := doubt(settings):
-            say(console, f"judge: {why}; continuing, since it may be up when it is needed", "yellow")
 
 
 def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None], console: Console) -> None:

@@ -16,7 +16,7 @@ from curricula.errors import UsageError
 from curricula.eval.judges.settings import JudgeConfig, caveats, vague
 from curricula.eval.report.console import interval, new_table, percent
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
-from curricula.jobs.cli.eval import add_judge_options, confirm_cost, judge_from, warn_of_server
+from curricula.jobs.cli.eval import add_judge_options, confirm_cost, judge_from
 from curricula.jobs.cli.options import add_json_flag, add_verb
 from curricula.terminal import json_text, say
 
@@ -44,6 +44,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def rejudge(args: argparse.Namespace) -> int:
+    from curricula.eval.judges.check import check_access
     from curricula.eval.judging.rejudge import Rejudging, read_labels, stored_answers
 
     if not args.folder.is_dir():
@@ -54,7 +55,7 @@ def rejudge(args: argparse.Namespace) -> int:
     labels = read_labels(args.labels) if args.labels else {}
     judges = _judges(args, settings)
     console = Console(stderr=True, highlight=False)
-    warn_of_server(settings, console)
+    check_access(settings)
     with exclusive_lock(args.folder / "rejudge.lock"), Bars(console) as bars:
         if settings.on_this_machine:
             quiet_libraries()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 
 import pytest
-from judge_server import JudgeServer
+from judge_server import JudgeServer, answer_row
 from permissions import open_to_others
 from tiny_llama import save_tiny_llama
 from typed import Typed
 
 from curricula.eval.judging.verdicts import read_judged
+from curricula.eval.rows import append_rows
 from curricula.jobs.cli.main import main
 
 
@@ -132,17 +135,18 @@ def test_a_judge_that_would_not_answer_is_named_before_the_answers(root, tmp_pat
         server.every = {"key": "key", "typo": "unknown_model"}.get(fault)
         url, name = "http://127.0.0.1:9/v1" if fault == "down" else server.url, "fke" if fault == "typo" else "fake"
         judge = ["--judge", "llm", "--judge-model", name, "--judge-url", url, "--judge-set", "retries=0"]
+        monkeypatch.setattr(logging.getLogger("curricula"), "handlers", [logging.StreamHandler(sys.stderr)])
         assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") != 0
     shown = " ".join(capsys.readouterr().err.split())
-    assert said in shown and "continuing, since it may be up when it is needed" in shown and "sk-secret" not in shown
-    assert shown.index("continuing, since") < shown.index("attacks-greedy/tdc")
+    assert said in shown and "it must be up when answers are judged" in shown and "sk-secret" not in shown
+    assert shown.index("it must be up") < shown.index("attacks-greedy/tdc")
     # Nothing is lost: with the fault mended the answers are there.
     with JudgeServer() as server:
         server.key_of = lambda text: "ask-0"  # type: ignore[method-assign]
         monkeypatch.setattr("curricula.eval.decoding.sampling.search_greedy", lambda *_: pytest.fail("generated again"))
         judge = ["--judge", "llm", "--judge-model", "fake", "--judge-url", server.url]
         assert evaluate(root, tmp_path / "out", *judge, "--decoder", "greedy", benchmark="tdc") == 0
-    assert "continuing, since" not in capsys.readouterr().err
+    assert "it must be up" not in capsys.readouterr().err
 
 
 def test_the_folder_of_another_model_is_refused_and_kept(root, tmp_path, capsys):
@@ -249,6 +253,27 @@ def test_wrong_options_are_refused_before_the_model_is_loaded(root, tmp_path, ca
     assert evaluate(root, tmp_path / "out", *more) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", [["eval", "--model", "m", "--benchmark", "tdc", "--out", "out"], ["eval", "rejudge", "out"]])
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        (["harmbench", "--judge-model", "/nowhere/judge"], "judge.model /nowhere/judge: no such folder"),
+        (["llm", "--judge-model", "m", "--judge-url", "https://api.openai.com/v1"], "OPENAI_API_KEY holds none"),
+    ],
+)
+def test_a_judge_without_its_model_or_key_is_named_at_once(root, tmp_path, capsys, monkeypatch, verb, judge, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CURRICULA_DATA", str(root / "data"))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("curricula.eval.models.load_model", lambda *_, **__: pytest.fail("loaded"))
+    append_rows(tmp_path / "out/attacks-topk.jsonl", [answer_row(0)])
+    accept = ["--accept-changed", "tdc"] if "rejudge" not in verb else []
+    assert main([*verb, *accept, "--judge", *judge]) == 1
+    assert said in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["attacks-topk.jsonl"]
 
 
 def test_an_empty_benchmark_is_named(root, tmp_path, capsys):
