@@ -23,7 +23,6 @@ from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.capability.settings import PUBLISHED
-from curricula.eval.config import EvalConfig
 from curricula.eval.probes.texts import NOT_FETCHED
 from curricula.eval.tasks import EvalTask
 from curricula.jobs.downloads import study_downloads
@@ -44,8 +43,8 @@ PROBE_TOKENS = 4 * 1_000 * 400
 """Training and test texts of the probes."""
 ABLATION_CANDIDATES = 100
 """Directions that ablation compares: tokens of the chat template by layers."""
-UNKNOWN_PROMPTS = 500
-"""Where the size of a set is not known before it is read."""
+UNKNOWN_QUESTIONS = 500
+"""Of a capability task whose size is not known before it is read."""
 
 ELEMENT_S = 2.5
 """What an element costs on one machine beside its arithmetic: starting, loading, writing."""
@@ -406,16 +405,17 @@ def _evaluation_hours(plan: Plan) -> dict[str, float]:
     parameters, peak = study.model.resolve().parameters(), study.resources.peak_tflops
     for _, element in plan.elements():
         if (task := element.eval_task) is not None:
-            hours = task_gpu_hours(task, study.evaluation, parameters, peak)
+            hours = task_gpu_hours(task, study, parameters, peak)
             found[task.task.name] = found.get(task.task.name, 0.0) + hours
     return found
 
 
-def task_gpu_hours(task: EvalTask, config: EvalConfig, parameters: int, peak_tflops: float) -> float:
+def task_gpu_hours(task: EvalTask, study: Study, parameters: int, peak_tflops: float) -> float:
     """GPU-hours of one element of an evaluation, for a model of `parameters`: an estimate from counts of tokens.
 
     Generating takes steps: each reads the weights once and costs at least what launching a model's kernels from Python takes.
     """
+    config = study.evaluation
 
     def reading(tokens: float) -> float:
         return 2 * parameters * tokens / (peak_tflops * 1e12 * READING)
@@ -429,14 +429,13 @@ def task_gpu_hours(task: EvalTask, config: EvalConfig, parameters: int, peak_tfl
     if kind == "capability" and config.capability:
         known = PUBLISHED.get(task.benchmark)
         if known is None:
-            return reading(UNKNOWN_PROMPTS * 4 * PROMPT_TOKENS) / 3600
+            return reading(UNKNOWN_QUESTIONS * 4 * PROMPT_TOKENS) / 3600
         questions = min(known.questions, config.capability.limit or known.questions)
         seconds = reading(questions * known.requests * known.prompt_tokens)
         if known.answer_tokens:
             seconds += generating(questions, config.capability.batch, known.answer_tokens)
         return seconds / 3600
-    entry = BENCHMARKS.get(task.benchmark)
-    size = entry.rows if entry else UNKNOWN_PROMPTS
+    size = study.prompts_in(task.benchmark)
     prompts = min(size, task.limit or size) / task.shards
     attempts = config.attacks.best_of_n.attempts if kind == "best-of-n" else 0
     seconds = 0.0

@@ -12,16 +12,12 @@ from curricula import durable
 from curricula.eval.analysis.claims import CLAIMS
 from curricula.eval.analysis.power import ASSUMED, POWER, Design, averaged, table
 from curricula.eval.analysis.seeds import Components
-from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.rows import MODEL_KINDS
 from curricula.eval.tasks import TASKS
 from curricula.jobs.estimates import MOST_HERE, minutes_here
 from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
 from curricula.terminal import folded
-
-UNKNOWN_PROMPTS = 100
-"""Assumed of sets of the user's own, which are not read for a plan."""
 
 
 def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
@@ -46,18 +42,10 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
 
 def prompts_of(study: Study) -> int:
     """About how many prompts attack a model, of the kind of model that has the fewest; near-copies are not left out."""
-
-    def size(benchmark: str) -> int:
-        if benchmark in study.evaluation.prompts:
-            return UNKNOWN_PROMPTS
-        if study.world is None:
-            return BENCHMARKS[benchmark].rows
-        return study.world.prompts_per_benchmark * (4 if BENCHMARKS[benchmark].use == "completion" else 1)
-
     found = []
     for kind in MODEL_KINDS:
         names, limit = study.evaluation.prompts_of(TASKS["attacks-topk"], kind)
-        found.append(sum(min(size(name), limit or size(name)) for name in names))
+        found.append(sum(min(size, limit or size) for size in map(study.prompts_in, names)))
     return min(found)
 
 

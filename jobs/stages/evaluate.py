@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curricula.eval import EvalTask
-from curricula.eval.benchmarks import BENCHMARKS
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
@@ -55,8 +54,7 @@ class Evaluate(Stage):
 
     def _flops_of(self, study: Study, task: EvalTask) -> float:
         evaluation, model = study.evaluation, study.model.resolve()
-        known = BENCHMARKS.get(task.benchmark)
-        prompts = study.world.prompts_per_benchmark if study.world else known.rows if known else 0
+        prompts = study.prompts_in(task.benchmark)
         asked = min(prompts, task.limit or prompts) / task.shards
         tokens = 0.0
         for settings in evaluation.decoder_settings(task.task):

@@ -10,6 +10,7 @@ import pytest
 from small_studies import demo, demo_file
 
 from curricula.jobs.cli.main import main
+from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.power import prompts_of, study_power
 from curricula.jobs.study import load_study, parse_study
@@ -39,6 +40,22 @@ def test_measured_components_take_the_place_of_the_assumed_ones(tmp_path):
     assert found["components"]["seed"] == pytest.approx(0.0001)
     assert found["components"]["source"] == str(tmp_path / "summary.json")
     assert found["table"][2]["unadjusted"] < 0.2
+
+
+def test_all_estimates_count_the_prompts_that_a_benchmark_has():
+    raw = demo()
+    raw["world"] |= {"prompts_per_benchmark": 15, "alpaca_prompts": 30}
+    raw["evaluation"] |= {"prompts": {"ours": {"path": "ours.csv"}}, "benchmarks": ["advbench", "ours"]}
+    study = parse_study(raw, "demo")
+    prompts = {"jb_completions": 60, "advbench": 15, "ours": 100, "alpaca": 30}
+    assert {name: study.prompts_in(name) for name in prompts} == prompts
+    plan = plan_study(study)
+    measured = [(one.eval_task, one.flops) for _, one in plan.elements() if one.eval_task and one.kind != "benign"]
+    work = {task.benchmark: flops for task, flops in measured if task.task.name in ("attacks-topk", "overrefusal-topk")}
+    assert {name: work[name] / work["advbench"] * 15 for name in work} == pytest.approx(prompts)
+    everywhere = describe(plan)["evaluation_gpu_hours"]["overrefusal-topk"]
+    raw["world"]["alpaca_prompts"] *= 2
+    assert describe(plan_study(parse_study(raw, "demo")))["evaluation_gpu_hours"]["overrefusal-topk"] > everywhere
 
 
 def test_the_kind_of_model_with_the_fewest_prompts_counts():
