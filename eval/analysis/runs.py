@@ -105,11 +105,9 @@ class Runs:
 
 
 def _any_of(means: Mapping[Prompt, PromptMean], attempts: Mapping[Prompt, int]) -> dict[Prompt, PromptMean]:
-    """1 or 0 for each prompt of which it is known whether any of its attempts is harmful (`any_harm` in metrics.py)."""
+    """Whether any attempt is harmful, 1 or 0, for each prompt with a verdict on all of its attempts."""
     return {
-        prompt: PromptMean(of.cluster, float(of.mean > 0), 1)
-        for prompt, of in means.items()
-        if of.mean > 0 or of.answers >= attempts[prompt]
+        prompt: PromptMean(of.cluster, float(of.mean > 0), 1) for prompt, of in means.items() if of.answers >= attempts[prompt]
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 from study_rows import ARMS, attack_rows, generation, overrefusal_rows, trained
 
@@ -78,13 +79,31 @@ def test_best_of_n_is_compared_by_the_requests_that_any_attempt_breaks():
     assert gap.value == pytest.approx(0.9) and gap.p < 0.01
 
 
-def test_a_request_with_fewer_attempts_than_others_had_counts_only_if_one_broke_it():
+def test_a_request_with_fewer_attempts_than_others_had_does_not_count():
     def answers(arm):
         attempts = 5 if arm.seed == 1 else 10
         return {("b", str(i)): ["harmful" if i < 5 else "safe"] * attempts for i in range(10)}
 
     runs = answered(answers, "best-of-n+topk")
-    assert next(arm_estimates(runs)).runs == "1: 1.000, 2: 0.500, 3: 0.500"
+    assert next(arm_estimates(runs)).runs == "2: 0.500, 3: 0.500"
+
+
+def test_answers_without_a_verdict_do_not_bias_the_difference_of_best_of_n():
+    rng = np.random.default_rng(7)
+
+    def answers(arm):
+        lost, broken = (0.1, 20) if arm.name == "data-0" else (0.0, 80)
+        return {
+            ("b", str(i)): [
+                "unparsed" if rng.random() < lost else "harmful" if i < broken and attempt % 5 == 0 else "safe"
+                for attempt in range(10)
+            ]
+            for i in range(100)
+        }
+
+    (gap,) = arm_differences(answered(answers, "best-of-n+topk"))
+    assert gap.value == pytest.approx(-0.6, abs=0.06) and gap.low < -0.6 < gap.high
+    assert gap.prompts < 100
 
 
 def test_suffixes_of_the_arm_itself_are_no_transfer():

@@ -80,8 +80,8 @@ def test_what_one_attack_has_no_verdict_for_is_compared_for_none():
     assert found["topk"].broken == pytest.approx(1 / 3) and found["worst"].broken == pytest.approx(2 / 3)
 
 
-def test_an_unparsed_answer_may_have_broken_a_request_that_no_other_did():
-    attempts = {"a": ["safe", "unparsed"], "b": ["harmful", "unparsed"], "c": ["safe", "safe"]}
+def test_a_request_with_an_unparsed_answer_does_not_count_whatever_the_others_are():
+    attempts = {"a": ["safe", "unparsed"], "b": ["safe", "harmful"], "c": ["safe", "safe"], "d": ["harmful", "unparsed"]}
     found = strengths([rows("topk", attempts), PREFILL])
     assert {attack: (one.broken, one.requests) for attack, one in found.items()} == {
         "topk": (0.5, 2),
