@@ -59,6 +59,8 @@ class CurvePoint:
     """Lower end of the 95% interval over prompts."""
     high: float | None = None
     prompts: int | None = None
+    judges: str = ""
+    """The judges of its answers with their versions."""
 
 
 Answers = list[JudgedRow]
@@ -73,9 +75,9 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
     logs = [row for name, last in course.logs for row in durable.read_jsonl(run / name) if last is None or row["step"] <= last]
     last_step = max((row["step"] for row in logs), default=0)
 
-    def at(step: int, measure: str, series: str, *numbers: float | int | None) -> CurvePoint:
+    def at(step: int, measure: str, series: str, *more: float | str | None) -> CurvePoint:
         place = (course.stage, course.arm, course.seed, step, step * course.step_tokens)
-        return CurvePoint(*place, measure, series, *numbers)  # type: ignore[arg-type]
+        return CurvePoint(*place, measure, series, *more)  # type: ignore[arg-type]
 
     for row in logs:
         for source, loss in (row.get("validation") or {}).items():
@@ -92,8 +94,8 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
             require_same_requests((run / "eval" / place / f"{task}.jsonl", rows) for place, rows in found.items())
             expected = {row_id(row) for _, rows in steps for row in rows}
             for step, rows in sorted(steps, key=lambda one: one[0]):
-                for numbers in _measured(rows, task, expected) if rows else ():
-                    yield at(step, *numbers)
+                for measured in _measured(rows, task, expected) if rows else ():
+                    yield at(step, *measured)
         elif TASKS[task].kind == "probes":
             for place in (*course.points, course.end):
                 probes = read_rows(run / "eval" / place / "probes.jsonl", ProbeRow)
@@ -114,25 +116,25 @@ def _prompt(row: JudgedRow) -> tuple[str, str]:
 
 def _measured(
     rows: Answers, task: str, expected: Collection[RowId]
-) -> Iterator[tuple[str, str, float, float | None, float | None, int]]:
-    """(measure, series, value, low, high, prompts) of the answers of one model to one task; `expected`: all of the curve."""
+) -> Iterator[tuple[str, str, float, float | None, float | None, int, str]]:
+    """As in `CurvePoint` from `measure` on, of the answers of one model to one task; `expected`: all of the curve."""
     if kind_of(task) == "overrefusal":
         decoder = TASKS[task].decoders[0]
         for one in overrefusal_metrics(rows, "", "", decoder, expected)[-1:]:  # the last is over all sets
             if one.rate is not None:
-                yield "over-refusal", decoder, one.rate, one.low, one.high, one.prompts
+                yield "over-refusal", decoder, one.rate, one.low, one.high, one.prompts, one.judges
         return
     # Of a decoder's metrics the last are those over all benchmarks.
     found = {entry.decoder: entry for entry in attack_metrics(rows, "", "", expected)}
     for decoder, entry in found.items():
         if entry.rate is None:
             continue
-        yield "attack success", decoder, entry.rate, entry.low, entry.high, entry.prompts
+        yield "attack success", decoder, entry.rate, entry.low, entry.high, entry.prompts, entry.judges
         parsed = [row for row in rows if row.decoder == decoder and row.verdict in {*SAFE_VERDICTS, "harmful"}]
         refused = tally((cluster_of(row), row.benchmark, float(row.verdict == "refusal")) for row in parsed)
         if refused:
             low, high, _ = rate_interval(refused)
-            yield "refusals", decoder, float(refused.mean()), low, high, entry.prompts
+            yield "refusals", decoder, float(refused.mean()), low, high, entry.prompts, entry.judges
 
 
 def mean_over_seeds(points: Sequence[CurvePoint]) -> list[CurvePoint]:

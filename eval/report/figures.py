@@ -334,6 +334,9 @@ class AlongFigure(Figure):
         decay = " Under warmup-stable-decay, undecayed checkpoints are compared with a decayed end." * (self.axis == "tokens")
         left_out = len(self._places(points)) - MOST_PANELS
         more = f" {left_out} more panels' numbers are in the table alone." if left_out > 0 else ""
+        by_measure = ({one.judges for one in points if one.judges and one.measure == measure} for measure in ALONG)
+        for judges in dict.fromkeys(", ".join(sorted(names)) for names in by_measure if len(names) > 1):
+            more += f" Not all points were judged by one version: {judges}."
         return (
             f"Each point is a checkpoint, judged on the same prompts as all others of its curve.{decay} "
             f"{seeds} training seed{'s' if seeds > 1 else ''}; {how}. Numbers: tables/along.csv.{more}"

@@ -8,12 +8,15 @@ from study_rows import append_judged, generation, probe_rows
 from curricula.errors import UserError
 from curricula.eval.analysis import ArmInfo
 from curricula.eval.analysis.along import Course, curve_points, mean_over_seeds
+from curricula.eval.analysis.metrics import StudyMetrics
+from curricula.eval.report.figures import further_figures
+from curricula.eval.report.points import Shown
 from curricula.eval.rows import append_rows
 
 ARM = ArmInfo("full-20", 0.2, "full", 42)
 
 
-def answers(run, place, verdicts, step=None, kind="harmful", prompts=4):
+def answers(run, place, verdicts, step=None, kind="harmful", prompts=4, **more):
     """One answer to each of `prompts` prompts by the model in `place`, with these verdicts in turn."""
     rows = [
         generation(
@@ -23,6 +26,7 @@ def answers(run, place, verdicts, step=None, kind="harmful", prompts=4):
             step=step,
             verdict=verdicts[number % len(verdicts)],
             key=f"{place}/{number}",
+            **more,
         )
         for number in range(prompts)
     ]
@@ -67,6 +71,25 @@ def test_a_tamper_curve_goes_from_the_model_before_to_the_finished_one_on_the_pr
     assert rates(points, "refusals") == pytest.approx({0: 1.0, 2: 0.25, 4: 0.0, 8: 0.0})
     assert {point.prompts for point in points} == {3, 4} and points[1].tokens == 1000 * points[1].step
     assert all(point.low <= point.value <= point.high for point in points)
+
+
+def test_each_point_names_the_version_of_its_judge_and_the_figure_names_several(tmp_path):
+    log(tmp_path, "tune/full-20/harmful/metrics.jsonl", 8)
+    for place, step, version in (
+        ("full-20/harmful@25", 2, "1a"),
+        ("full-20/harmful@50", 4, "1a"),
+        ("full-20/harmful", None, "2b"),
+    ):
+        answers(tmp_path, place, ["harmful", "safe"], step, judge_version=version)
+    points = curve_points(tmp_path, [course()])
+    assert {point.step: point.judges for point in points} == {2: "world 1a", 4: "world 1a", 8: "world 2b"}
+    captions = [
+        further_figures(shown)[0].caption(shown)
+        for some in (points, [point for point in points if point.step < 8])
+        for shown in [Shown((ARM,), [42], StudyMetrics([], [], [], []), curves=some)]
+    ]
+    assert "Not all points were judged by one version: world 1a, world 2b." in captions[0]
+    assert captions[0].count("version") == 1 and "version" not in captions[1]
 
 
 def test_points_that_are_not_there_yet_are_left_out(tmp_path):
