@@ -1,5 +1,5 @@
-"""Every arm against the arm that starts last, of those that have the stage: paired differences on shared prompts, with
-Holm's correction in each family.
+"""Every arm against the arm that starts last, of those that are to have the stage: paired differences on shared prompts, with
+Holm's correction in each family. There is none until that arm has answers.
 
 A family is what a reader looks at together: all arms under one decoder after one stage, averaged over benchmarks. The
 paper's claims are a family of their own (`eval/analysis/claim_tests.py`).
@@ -56,7 +56,7 @@ class ArmDifference:
 
 
 def arm_differences(runs: Runs) -> Iterator[ArmDifference]:
-    """The differences of all arms from each stage's reference, the arm that starts last; none with fewer than two arms."""
+    """The differences of all arms from each stage's reference; none without its answers, or with fewer than two arms."""
     for stage, task, decoder in runs.places():
         yield from _family(runs, runs.reference(stage), stage, task, decoder)
 

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class Runs:
     """Probes by (arm, training seed, stage)."""
     incoherent: frozenset[tuple[str, int, str, str]] = frozenset()
     """Cells that have lost their language: (arm, training seed, stage, task of benign requests)."""
+    having: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """The arms that are to have a stage; all where it is not named."""
 
     _means: dict[tuple[object, ...], BySeed] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -42,8 +45,8 @@ class Runs:
         return [(*place, decoder) for place, names in decoders.items() for decoder in sorted(names)]
 
     def reference(self, stage: str) -> ArmInfo:
-        """The arm that starts last of those with answers at a stage."""
-        having = {name for (name, _, kind, _), rows in self.generations.items() if rows and kind == stage}
+        """The arm that starts last of those that are to have a stage, whether or not it has answers yet."""
+        having = self.having.get(stage) or {arm.name for arm in self.arms}
         return max((arm for arm in self.arms if arm.name in having), key=lambda arm: arm.start)
 
     def different_judges(self, arms: Collection[ArmInfo], stage: str, task: str, decoder: str) -> str:
@@ -111,8 +114,8 @@ def _any_of(means: Mapping[Prompt, PromptMean], attempts: Mapping[Prompt, int]) 
     }
 
 
-def runs_of(study: StudyRows) -> Runs:
-    """The study's rows by run.
+def runs_of(study: StudyRows, having: Mapping[str, Collection[str]] = MappingProxyType({})) -> Runs:
+    """The study's rows by run; `having` as in `Runs`.
 
     An arm that was trained with several seeds is in the study once for each.
     """
@@ -127,7 +130,7 @@ def runs_of(study: StudyRows) -> Runs:
         if arm := arms.get(key):
             probes[arm.name, arm.seed, stage].extend(rows)
     distinct = {arm.name: arm for arm in reversed(study.arms)}
-    return Runs(tuple(reversed(distinct.values())), generations, probes, frozenset(_incoherent(study)))
+    return Runs(tuple(reversed(distinct.values())), generations, probes, frozenset(_incoherent(study)), having)
 
 
 def _incoherent(study: StudyRows) -> Iterator[tuple[str, int, str, str]]:

@@ -96,7 +96,7 @@ def write_report(
     steps = len(arms) + 4
     stages = tuple(study.get("tasks") or MODEL_KINDS)
     rows = read_study_rows(run, arms, lambda count: progress(count, steps), stages, study.get("judges") or {})
-    runs = runs_of(rows)
+    runs = runs_of(rows, study.get("having", {}))
     shown = shown_of(run, rows, runs, study)
     progress(len(arms) + 1, steps)
     tables = tables_of(run, rows, runs, shown, study)

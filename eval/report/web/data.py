@@ -98,6 +98,10 @@ def _points_table(figure: Figure, shown: Shown, points: Sequence[PointRow]) -> t
         CORRECTED,
         "runs (* incoherent)" if any("*" in row[-1] for row in rows) else "runs",
     ]
+    return _without_empty(columns, rows)
+
+
+def _without_empty(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
@@ -108,12 +112,14 @@ def _differences_table(shown: Shown) -> tuple[list[str], list[list[str]]]:
         [
             f"{gap.measure}, {gap.stage}, {DECODERS[gap.decoder]}",
             labels[gap.arm],
+            labels[gap.reference],
             wording.points(gap.value, gap.measure),
             f"{wording.points(gap.low, gap.measure)} to {wording.points(gap.high, gap.measure)}",
+            gap.note,
         ]
         for gap in shown.differences
     ]
-    return ["measure", "arm", "difference, points", "95% interval"], rows
+    return _without_empty(["measure", "arm", "against", "difference, points", "95% interval", "note"], rows)
 
 
 def _panels_table(figure: Figure, shown: Shown) -> tuple[list[str], list[list[str]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -120,7 +122,7 @@ def test_suffixes_of_the_arm_itself_are_no_transfer():
     assert gap.value == pytest.approx(0) and gap.prompts == 50 and gap.p == 1
 
 
-def test_the_reference_is_the_last_of_the_arms_that_have_the_stage():
+def test_the_reference_is_the_last_of_the_arms_that_are_to_have_the_stage():
     runs = study({"data-60": 0.2, "full-60": 0.55, "safe-100": 0.6}, seeds=(1, 2))
     tuned = {
         (name, seed, "instruct", task): [row for row in rows]
@@ -128,6 +130,9 @@ def test_the_reference_is_the_last_of_the_arms_that_have_the_stage():
         if name != "safe-100"
     }
     runs.generations.update(tuned)
+    assert {gap.stage for gap in arm_differences(runs)} == {"benign"}  # of the other, the reference has no answers yet
+    assert {one.stage for one in variance_parts(runs) if one.reference} == {"benign"}
+    runs = replace(runs, having={"instruct": ("data-60", "full-60")})
     references = {(gap.stage, gap.arm): gap.reference for gap in arm_differences(runs)}
     assert references == {
         ("benign", "data-60"): "safe-100", ("benign", "full-60"): "safe-100", ("instruct", "full-60"): "data-60"
