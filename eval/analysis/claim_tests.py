@@ -62,7 +62,7 @@ class ClaimTest:
     seeds: int
     """Training seeds that the arms of the pair shown share."""
     note: str
-    """What else decides the outcome: a single run, absent arms, different judges, or cells left out as incoherent."""
+    """Why it is not measured, or what else decides the outcome: a single run, or cells left out as incoherent."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,10 @@ def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimT
     holds = holm([max(pair.p for pair in comparisons[i]) for i in tested])
     fails = holm([min(1.0, len(comparisons[i]) * min(p.p_against for p in comparisons[i])) for i in tested])
     adjusted = dict(zip(tested, zip(holds, fails)))
-    notes = ["; ".join(filter(None, (why, _left_out(runs, claim)))) for claim, why in zip(claims, barred)]
+    notes = [
+        _left_out(runs, claim) if pairs else why or _unmeasured(runs, claim)
+        for claim, why, pairs in zip(claims, barred, comparisons)
+    ]
     return [_claim_test(claim, comparisons[i], adjusted.get(i), notes[i]) for i, claim in enumerate(claims)]
 
 
@@ -158,6 +161,21 @@ def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo) -> list[int]:
         return []
     measured = runs.rates(arm, claim.stage, measure.task, measure.decoder, measure.outcome)
     return [seed for seed in runs.incoherent_seeds(arm, claim.stage, measure.decoder) if seed in measured]
+
+
+def _unmeasured(runs: Runs, claim: Claim) -> str:
+    """Why a claim about arms that the study has cannot be measured, in a sentence."""
+    measure, lacking = claim.measure, []
+    for group in (group for pair in claim.pairs for group in pair):
+        for arm in group.select(runs.arms):
+            if measure.outcome is None:
+                found = bool(runs.aucs(arm, claim.stage, group.layer))
+            else:
+                found = bool(runs.rates(arm, claim.stage, measure.task, measure.decoder, measure.outcome))
+            lacking += [] if found else [arm.name]
+    if lacking:
+        return f"not measured at stage {claim.stage}: {', '.join(dict.fromkeys(lacking))}"
+    return _left_out(runs, claim) or "the arms' runs have nothing in common that could be compared"
 
 
 def _left_out(runs: Runs, claim: Claim) -> str:

@@ -138,6 +138,10 @@ def test_layers_are_compared_within_the_same_models():
     }
     test = only(run_claim_tests(Runs(tuple(ARMS), {}, probes), [claim("probe-last-layer-best")]))
     assert test.outcome == "reproduced" and test.difference > 0.08
+    for seed in SEEDS:
+        probes["data-20", seed, "base"] = [row for row in probes["data-20", seed, "base"] if row.layer != "last"]
+    test = only(run_claim_tests(Runs(tuple(ARMS), {}, probes), [claim("probe-last-layer-best")]))
+    assert (test.outcome, test.note) == ("not measured", "not measured at stage base: data-20")
 
 
 def test_claims_without_rows_are_not_measured_and_do_not_count_in_holms_family():
@@ -155,7 +159,10 @@ def test_one_arm_without_rows_leaves_its_claims_unmeasured():
     study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
     for seed in SEEDS:
         del study.generations["data-20", seed, "benign", "attacks-topk"]
-    assert only(run_claim_tests(study, [claim("benign-twenty-beats-sixty")])).outcome == "not measured"
+    for lost in ((), [("full-60", 1, "benign", "overrefusal-topk")]):  # an incoherent run of another arm is not why
+        runs = dataclasses.replace(study, incoherent=frozenset(lost))
+        test = only(run_claim_tests(runs, [claim("benign-twenty-beats-sixty")]))
+        assert (test.outcome, test.note) == ("not measured", "not measured at stage benign: data-20")
 
 
 def test_a_claim_about_an_arm_that_the_study_lacks_is_not_measured_and_names_it():
@@ -223,13 +230,14 @@ def test_an_incoherent_run_is_left_out_of_verdicts_and_named():
     assert [test.outcome for test in tests] == ["reproduced", "reproduced", "not measured"]
     assert [test.seeds for test in tests] == [5, 3, 0]
     assert tests[1].note == "left out as incoherent: data-0 (seed 1), data-0 (seed 2)"
+    assert tests[2].note == "left out as incoherent: " + ", ".join(f"data-0 (seed {seed})" for seed in SEEDS)
 
 
 def test_a_run_without_the_attack_of_a_claim_is_not_called_left_out():
     lost = frozenset({("data-0", 1, "instruct", "overrefusal-topk")})
     runs = dataclasses.replace(attacks("attacks-topk", "instruct", "topk", 2, lambda arm: 0.3), incoherent=lost)
     other = only(run_claim_tests(runs, [claim("gcg-topk-flat")]))
-    assert (other.outcome, other.note) == ("not measured", "")
+    assert other.outcome == "not measured" and other.note.startswith("not measured at stage instruct: data-0, ")
 
 
 def test_arms_that_differ_only_in_name_get_verdicts_in_at_most_one_claim_of_twenty():

@@ -189,7 +189,7 @@ def test_single_runs_get_no_verdict_and_the_page_says_why(built):
 def test_an_unfinished_study_lists_what_is_missing_and_draws_the_rest(built):
     page = Page(built[1])
     assert "full-20 benign attacks-topk" in page.text and "data-20 benign attacks-topk" not in page.text
-    assert "the study lacks a measurement that this claim compares" in page.text
+    assert "why not measured at stage benign: full-20" in page.text
 
 
 def test_custom_arms_losses_provenance_and_the_study_file_are_shown(tmp_path):
