@@ -56,16 +56,19 @@ def _named(entry: Any) -> str:
 
 def _attacks(metrics: Sequence[Any]) -> Table:
     judges = ", ".join(sorted({entry.judges for entry in metrics}))
-    samples, corrected = max(entry.samples for entry in metrics), any(entry.corrected is not None for entry in metrics)
+    several, corrected = any(entry.samples > 1 for entry in metrics), any(entry.corrected is not None for entry in metrics)
     columns = ["decoder", "benchmark", "n", "ASR", "95%\ninterval"]
-    columns += ["std over\nsamples", f"ASR@{samples}", "flips"] if samples > 1 else []
+    columns += ["std over\nsamples", "any\nsample", "flips"] if several else []
     columns += ["corrected", "95%\ninterval"] if corrected else []
-    table = new_table(
-        f"Attack success rate in percent, n prompts. Judge and version: {judges}", *columns, "un-\nparsed", "mis-\nsing", left=2
-    )
+    n = "n prompts × samples" if several else "n prompts"
+    title = f"Attack success rate in percent, {n}. Judge and version: {judges}"
+    table = new_table(title, *columns, "un-\nparsed", "mis-\nsing", left=2)
+    if several:
+        table.caption = Text("ASR is ASR@1; of best of N, ASR@N", justify="left")
     for entry in metrics:
-        row = [entry.decoder, _named(entry), str(entry.prompts), percent(entry.rate), interval(entry.low, entry.high)]
-        row += [percent(entry.std), percent(entry.any_of), percent(entry.flip_share)] if samples > 1 else []
+        asked = f"{entry.prompts} × {entry.samples}" if several else str(entry.prompts)
+        row = [entry.decoder, _named(entry), asked, percent(entry.rate), interval(entry.low, entry.high)]
+        row += [percent(entry.std), percent(entry.any_of), percent(entry.flip_share)] if several else []
         row += [percent(entry.corrected), interval(entry.corrected_low, entry.corrected_high)] if corrected else []
         table.add_row(*row, str(entry.unparsed), str(entry.missing))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import http.client
+import io
 import json
 import re
 import sys
@@ -16,16 +17,18 @@ import msgspec
 import pytest
 from figure_files import EVERY_FORMAT, written_as
 from report_page import Page
+from rich.console import Console
 from small_studies import tree_study
-from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal_rows
+from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal_rows, verdict_rows
 
 from curricula.durable import append_jsonl
 from curricula.errors import UserError
-from curricula.eval.analysis.metrics import study_metrics
+from curricula.eval.analysis.metrics import attack_metrics, study_metrics
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import read_study_rows
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
+from curricula.eval.report.console import print_metrics
 from curricula.eval.report.page import write_report
 from curricula.eval.report.points import Shown, judges_points, point_rows
 from curricula.eval.report.tables import latex
@@ -324,6 +327,17 @@ def test_weights_and_biases_receives_tables_and_figures(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="wandb is not installed"):
         track_report("when-safety", run, run / "report")
+
+
+def test_the_terminal_shows_how_many_samples_are_behind_each_decoders_rate():
+    verdicts = {"best-of-n+topk": ["safe"] * 19 + ["harmful"], "topk": ["harmful", *["safe"] * 4], "safebeam": ["safe"]}
+    rows = [row for decoder, given in verdicts.items() for row in verdict_rows({"a": given, "b": given}, decoder=decoder)]
+    console = Console(record=True, width=200, file=io.StringIO())
+    print_metrics({"attacks": attack_metrics(rows, "arm", "instruct"), "overrefusal": []}, console)
+    shown = " ".join(console.export_text().split())
+    for row in ("best-of-n+topk harmbench 2 × 20 100.0 ", "safebeam harmbench 2 × 1 0.0 ", "topk harmbench 2 × 5 20.0 "):
+        assert row in shown
+    assert "ASR is ASR@1; of best of N, ASR@N" in shown and "ASR@20" not in shown
 
 
 def test_differences_within_each_seed_stand_beside_the_estimate(tmp_path):

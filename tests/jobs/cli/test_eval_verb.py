@@ -64,7 +64,7 @@ def test_a_table_with_intervals_the_judge_and_its_version(root, tmp_path, capsys
         ["safebeam", "tdc", "4"],
         ["safebeam", "all,", "mean"],
     ]
-    assert "ASR@2" in shown.out and "Answers to benign requests" in shown.out
+    assert "ASR is ASR@1" in shown.out and "Answers to benign requests" in shown.out
     said = [line for line in shown.err.splitlines() if line]
     assert list(dict.fromkeys(line.partition(":")[0] for line in said)) == [
         "attacks-topk/advbench",
