@@ -371,9 +371,14 @@ def was_asked(row: GenerationRow) -> bool:
 def known_accuracy(rows: Iterable[JudgedRow]) -> Accuracy | None:
     """The accuracy of the one judge of `rows` on one kind of model; None for several of either, and where it is not known of
     all of these answers."""
-    judges = {(row.judge, row.judge_version, row.model_kind, row.decoder, row.raw) for row in rows if row.judge}
+    judges = {(row.judge, row.judge_version, row.model_kind, row.decoder, _is_raw(row)) for row in rows if row.judge}
     found = {(*one[:3], known(*one)) for one in judges}
     return found.pop()[3] if len(found) == 1 else None
+
+
+def _is_raw(row: GenerationRow) -> bool:
+    """Whether the request stood outside a chat template: the model has none, or the attack has removed it."""
+    return row.raw or TASKS[row.task].kind == "template-removal"
 
 
 def overrefusal_metrics(

@@ -118,12 +118,14 @@ def test_published_accuracies_hold_only_for_the_official_settings():
     assert attack_metrics(other, "arm", "instruct")[0].corrected is None
 
 
-def test_published_accuracies_do_not_hold_for_the_continuations_of_base_models():
+def test_published_accuracies_do_not_hold_for_answers_outside_a_chat_template():
     (name, version), _ = next(iter(published().items()))
     rows = [generation(prompt_id=str(i), prompt=str(i), verdict="harmful", judge=name, judge_version=version) for i in range(9)]
     assert attack_metrics(rows, "arm", "instruct")[0].corrected is not None
     raw = [msgspec.structs.replace(row, raw=True, model_kind="base") for row in rows]
     assert attack_metrics(raw, "arm", "base")[0].corrected is None
+    removed = [msgspec.structs.replace(row, task="template-removal-topk", decoder="template-removal+topk") for row in rows]
+    assert attack_metrics(removed, "arm", "instruct")[0].corrected is None
 
 
 def test_the_world_judges_accuracy_holds_for_the_decoder_under_which_answers_were_read():
