@@ -88,8 +88,9 @@ def write_report(
     "tasks", the planned tasks of each stage in their order, and "having", the arms that have each stage, from which the page
     knows what is still missing; "unfinished", what runs or waits; "changed", how benchmarks differ from the published ones;
     "judges", by kind, for answers that are not merged yet; "courses", what was measured along the way; "papers", the stages
-    that are the paper's, of which its claims speak; "bits_per_byte", the losses of base models on held-out text; and
-    "contamination", how many prompts of each benchmark occur in the training text.
+    that are the paper's, of which its claims speak; "bits_per_byte", the losses of base models on held-out text;
+    "contamination", how many prompts of each benchmark occur in the training text; and "tagged", whether arms are tuned with
+    different shares of tagged conversations.
     `is_live`: the page looks again whether its server has a newer one.
     Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
@@ -218,7 +219,7 @@ def _words(
         "partial": [" ".join(place) for place in sorted(rows.partial)],
         "unfinished": study.get("unfinished") or [],
         "incomplete": incomplete(metrics),
-        "tagged": any(arm.interventions == "full" for arm in arms) and any(stage != "base" for stage in metrics.stages),
+        "tagged": study.get("tagged", False),
         "planned": " ".join(name for names in tasks.values() for name in names),
         "changed": study.get("changed") or {},
         "contamination": {row["benchmark"]: row for row in study.get("contamination") or ()},

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curricula.curriculum.config import point_label
+from curricula.curriculum.config import Tuning, point_label
 from curricula.curriculum.stages import BASE, model_name
 from curricula.curriculum.sweep import points_of
 from curricula.curriculum.tokens.shards import read_manifest
@@ -104,10 +104,20 @@ def _point_report(
         "bits_per_byte": _held_out_losses(run, study),
         "contamination": [row for row in read_contamination(run) if row["text"] == "all"],
         "judges": _rule_judges(run),
+        "tagged": _are_tuned_apart(study),
         "hashes": _hashes(run),
         "unfinished": unfinished,
     }
     return write_report(run.root, arm_infos(study), described, out, progress, is_live)
+
+
+def _are_tuned_apart(study: Study) -> bool:
+    """Whether arms are tuned with different shares of tagged conversations."""
+    return any(
+        len({stage.tagged_share(arm.name, arm.interventions) for arm in study.arms if arm.name in study.tree.arms[name]}) > 1
+        for name, stage in study.tree.stages.items()
+        if isinstance(stage, Tuning)
+    )
 
 
 def _planned_name(task: EvalTask) -> str:

@@ -101,6 +101,18 @@ def test_tagged_answers_go_to_arms_by_name_before_sets(root, trained):
         (root / "study.yaml").write_text(frozen)
 
 
+def test_the_report_says_that_arms_are_tuned_apart_only_where_they_are(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr("curricula.eval.report.page.write_report", lambda root, arms, described, *_: found.append(described))
+    alone, both = {"full-50": 0.25}, {"full": 0.25, "safe-100": 0.25}
+    for stage, shares in (("instruct", alone), ("instruct", both), ("harmful", alone)):  # the last has no other arm
+        raw = tree_study()
+        raw["stages"][stage]["tagged_harmful"] = shares
+        run = Run.create(tmp_path / str(len(found)), parse_study(raw, "study.yaml"))
+        report(run, plan_study(run.study))
+    assert [one["tagged"] for one in found] == [True, False, False]
+
+
 def test_a_point_beyond_the_end_that_only_the_data_shows_is_refused_before_training(root, trained):
     raw = tree_study()
     raw["stages"]["harmful"]["along"]["at"] = [99]
