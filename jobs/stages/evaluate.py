@@ -56,9 +56,10 @@ class Evaluate(Stage):
         evaluation, model = study.evaluation, study.model.resolve()
         prompts = study.prompts_in(task.benchmark)
         asked = min(prompts, task.limit or prompts) / task.shards
+        attempts = evaluation.attacks.best_of_n.attempts if task.task.kind == "best-of-n" else 0
         tokens = 0.0
         for settings in evaluation.decoder_settings(task.task):
-            rows = getattr(settings, "samples", 1) * getattr(settings, "candidates", 1)
+            rows = (attempts or getattr(settings, "samples", 1)) * getattr(settings, "candidates", 1)
             tokens += asked * rows * getattr(settings, "max_new_tokens", 0)
         if task.task.kind == "gcg" and evaluation.gcg:
             tokens += asked * evaluation.gcg.steps * evaluation.gcg.search_width * SUFFIX_TOKENS

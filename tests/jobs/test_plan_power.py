@@ -58,6 +58,14 @@ def test_all_estimates_count_the_prompts_that_a_benchmark_has():
     assert describe(plan_study(parse_study(raw, "demo")))["evaluation_gpu_hours"]["overrefusal-topk"] > everywhere
 
 
+def test_the_work_of_best_of_n_counts_its_attempts():
+    raw = demo()
+    raw["evaluation"] |= {"tasks": {"instruct": ["attacks-topk", "best-of-n"]}, "attacks": {"best_of_n": {"attempts": 40}}}
+    study = parse_study(raw, "demo")
+    work = {one.eval_task.task.name: one.flops for _, one in plan_study(study).elements() if one.eval_task}
+    assert work["best-of-n"] / work["attacks-topk"] == pytest.approx(40 / study.evaluation.topk.samples)
+
+
 def test_the_kind_of_model_with_the_fewest_prompts_counts():
     study = load_study(Path("jobs/studies/paper.yaml"))
     few = msgspec.structs.replace(study.evaluation, prompts_per_benchmark=20)
