@@ -62,6 +62,17 @@ class Run:
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
+        self.world = self.root / "world"
+        self.tokenizer = self.root / "data" / "tokenizer"
+        self.shards = self.root / "data" / "shards"
+        self.tuning_sets = self.root / "data" / "tuning-sets.json"
+        self.initial_checkpoint = self.root / "data" / "initial"  # imported weights that training begins from
+        self.compiled = self.root / "compiled"  # torch's compiled kernels, for all processes; safe to delete
+        self.report = self.root / "report"
+        self.slurm = self.root / "slurm"
+        self.submissions = self.slurm / "submissions.jsonl"
+        self.profile = self.slurm / "profile.yaml"  # of the latest submission
+        self.bad_nodes = self.slurm / "bad-nodes.jsonl"
 
     @classmethod
     def open(cls, root: Path) -> Run:
@@ -187,33 +198,6 @@ class Run:
         folder = self.provenance.get("data_folder")
         return Path(folder) if folder else None
 
-    @property
-    def world(self) -> Path:
-        return self.root / "world"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.root / "data" / "tokenizer"
-
-    @property
-    def compiled(self) -> Path:
-        """What torch's compiler made on GPUs: shared by all processes, and safe to delete."""
-        return self.root / "compiled"
-
-    @property
-    def shards(self) -> Path:
-        return self.root / "data" / "shards"
-
-    @property
-    def tuning_sets(self) -> Path:
-        """Hashes of the tuning sets as the run first trained on them."""
-        return self.root / "data" / "tuning-sets.json"
-
-    @property
-    def initial_checkpoint(self) -> Path:
-        """The imported weights that a study with `model.weights` begins from."""
-        return self.root / "data" / "initial"
-
     def branch(self, branch: str) -> Path:
         return self.root / "pretrain" / branch
 
@@ -226,30 +210,8 @@ class Run:
     def evaluation(self, arm: str, kind: str) -> Path:
         return self.root / "eval" / arm / kind
 
-    @property
-    def slurm(self) -> Path:
-        """The record of submissions, the logs of tasks, the nodes that failed."""
-        return self.root / "slurm"
-
-    @property
-    def submissions(self) -> Path:
-        return self.slurm / "submissions.jsonl"
-
-    @property
-    def profile(self) -> Path:
-        """The cluster profile of the latest submission."""
-        return self.slurm / "profile.yaml"
-
-    @property
-    def bad_nodes(self) -> Path:
-        return self.slurm / "bad-nodes.jsonl"
-
     def element(self, job: str, label: str) -> Path:
         return self.root / "jobs" / job / label.replace("/", "+")
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report"
 
 
 def tokenised(run: Run) -> bool:
