@@ -154,7 +154,7 @@ class Run:
             return load_study(self.root / "study.yaml")
         except UsageError as error:
             made = self.provenance["git"]["sha"] if (self.root / "run.json").exists() else ""
-            if made in ("", _git()["sha"]):
+            if made in ("", running_commit().removesuffix("-dirty")):
                 raise
             raise UsageError(f"{error}; the run was made by the code of commit {made[:12]}, which can read it") from None
 
@@ -298,14 +298,9 @@ def current_provenance() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {"packages": versions, "python": platform.python_version(), "machine": platform.machine(), "git": _git()}
-
-
-def _git() -> dict[str, Any]:
-    if not is_checkout():
-        return {"sha": running_commit(), "changed_files": []}
-    changed = ask_git(ROOT, "status", "--porcelain").splitlines()
-    return {"sha": ask_git(ROOT, "rev-parse", "HEAD").strip(), "changed_files": changed}
+    changed = ask_git(ROOT, "status", "--porcelain").splitlines() if is_checkout() else []
+    git = {"sha": running_commit().removesuffix("-dirty"), "changed_files": changed}
+    return {"packages": versions, "python": platform.python_version(), "machine": platform.machine(), "git": git}
 
 
 def refusal(old: Study, new: Study) -> str:
