@@ -2,14 +2,7 @@
 
 The openai client repeats a request on 408, 409, 429, 5xx, timeouts, broken connections and half bodies. It waits as long as
 Retry-After says, up to two minutes. It does not check that the body of a good status is what the API promises: that is
-repeated here. `retrying` is for callers that get well-formed replies which they cannot use.
-
-`CongestionWindow` decides how many requests are under way at a server that answers 429 or fails: fewer at once, then slowly
-more again. `Pace` keeps to a known rate limit.
-
-`BoundedClient` cannot be blocked for ever, or run out of memory, by a server. httpx limits the time between two bytes, but
-neither the total time nor the size of a reply. Here the whole reply must arrive within the request's timeout, and its size
-after decompression is limited.
+repeated here.
 
 The key is sent to this server alone. It is removed from whatever the server says before that is shown or written.
 """
@@ -388,9 +381,9 @@ class Unbounded(_httpx.TransportError):
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
-    """The openai package's own client, with a limit on the time and on the size of a whole reply.
+    """The openai package's own client, with a limit on the time and on the size of a whole reply, after decompression.
 
-    Redirects are not followed: the key is for one server.
+    httpx limits only the time between two bytes. Redirects are not followed: the key is for one server.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,8 @@
 """From a study to its plan: its jobs, what each waits for and what it asks of the cluster.
 
 Arms that start together share their jobs, so that an early arm's models do not wait for a late arm's pretraining. So do all
-seeds of an arm: a further seed makes longer arrays, not more of them. The element
-that tunes a model also exports it. Models of raw text are exported by separate elements, which need one process where
-pretraining needs many. What is measured in the midst of a training is exported, evaluated and judged by one element.
+seeds of an arm: a further seed makes longer arrays, not more of them. Models of raw text are exported by elements of their own,
+which need one process where pretraining needs many.
 """
 
 from __future__ import annotations

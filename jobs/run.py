@@ -1,23 +1,6 @@
 """The run folder: everything about a submitted study. Its elements exchange data through this folder alone.
-`refusal` says why a run may not go on with a changed study.
 
-runs/<study>/
-  study.yaml  run.json        the study as submitted, all defaults written out; versions and git SHA
-  world/                      the fictional world's datasets, where the study asks for them
-  data/fetched/               datasets from the Hugging Face hub, where CURRICULA_DATA names no folder
-  data/tokenizer/  data/shards/<source>/
-  data/tuning-sets.json       hashes of the tuning sets as they were first trained on (jobs/stages/tune.py)
-  pretrain/<branch>/          checkpoints and metrics of a branch of the training tree ("trunk" or an arm); here and below
-                              names of further seeds end in one, as in trunk-s43
-  tune/<arm>/<stage>/         the same of the stages after it, such as "instruct"
-  models/<arm>/<model>/       Hugging Face checkpoints: of "base" and each stage, and those measured on the way: "base@25"
-  eval/<arm>/<model>/         answers and verdicts, as eval/rows.py describes
-  jobs/<job>/<element>/       log.txt, progress.json, done.json or failed.json
-  slurm/submissions.jsonl     what was submitted to Slurm (jobs/slurm/submissions.py)
-  slurm/<array>.continued     the arrays that continue it where Slurm does not requeue (jobs/slurm/submit.py)
-  slurm/bad-nodes.jsonl       nodes that failed a check (jobs/slurm/submissions.py)
-  contamination.csv           which prompts occur in the training text (`curricula data check --run`)
-  report/
+docs/architecture.md lists its files. `refusal` says why a run may not go on with a changed study.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The verb `curricula data fetch`: download the public datasets and benchmarks of a study to a data folder.
 
-What was downloaded before costs no request, the user's own files are left alone, and a dataset that cannot be downloaded does
-not hold back the others. Standard output is one line for the shell, or JSON; everything else goes to standard error.
+Standard output is one line for the shell, or JSON; everything else goes to standard error.
 """
 
 from __future__ import annotations

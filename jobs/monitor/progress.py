@@ -1,13 +1,6 @@
 """What an element tells while it works, and what people read of it.
 
-`ProgressFile` is a small file that the element rewrites, and that `status` and the live display read. Its `updated` is the
-element's heartbeat: it stops when the element hangs. `announced` publishes progress to the element's log and to the comment of
-its Slurm job, which `squeue --format=%k` shows.
-
-`notify` calls the command that the cluster profile names as `notify` when an element failed for good or the study is done. The
-command runs without a shell. It reads one line on its standard input and finds CURRICULA_EVENT (failed or done), CURRICULA_RUN
-and CURRICULA_ELEMENT in its environment, which holds no variable that looks like a secret. Nothing that goes wrong here
-disturbs the work.
+Nothing that goes wrong here disturbs the work.
 """
 
 from __future__ import annotations
@@ -131,7 +124,7 @@ def number(figures: Mapping[str, Any], name: str) -> float | None:
 
 
 def announced(progress: Progress, environment: Mapping[str, str] = os.environ) -> Progress:
-    """`progress`, published in the log too, and in the job's comment if this process belongs to a Slurm job."""
+    """`progress`, published in the log too, and in the comment of its Slurm job, which `squeue --format=%k` shows."""
     task = own_task(environment)
     receivers = [progress, _Throttled(LOG_EVERY_S, note)]
     if task is not None:
@@ -190,7 +183,10 @@ def progress_line(done: int, total: int, left_s: float | None, figures: Mapping[
 
 
 def notify(command: str | None, event: Event, run: Path, element: str, message: str) -> None:
-    """Report an event of an element by `command`, if there is one; a failure is noted in the log."""
+    """Report an event of an element by `command`, if there is one; a failure is noted in the log.
+
+    The command finds no variable that looks like a secret in its environment. docs/monitoring.md describes the others.
+    """
     if not command:
         return
     plain = {name: value for name, value in os.environ.items() if not is_secret(name, value)}

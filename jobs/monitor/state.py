@@ -48,11 +48,9 @@ class ElementStatus:
     label: str
     state: State
     arm: str = ""
-    """The arm that it works for, or "trunk"; empty for what all arms share."""
+    """This, `seed` and `point` (of the sweep) are empty for what all arms, seeds or points share."""
     seed: int | None = None
-    """The seed of that training; None for what all seeds share."""
     point: str = ""
-    """The point of the study's sweep; empty without one, and for what all points share."""
     progress: Reading | None = None
     seconds: float | None = None
     """How long it took, when it is done."""
@@ -60,10 +58,8 @@ class ElementStatus:
     reason: str = ""
     """Slurm's word for why it waits or how it ended; of a stale element, what was made again."""
     task: str = ""
-    """Slurm's name for it, such as 123_4; empty if it was never submitted."""
     nodes: str = ""
     restarts: int = 0
-    """How often Slurm requeued it."""
     last_failure: str = ""
     """How its latest start failed, if it runs again or waits to."""
 

@@ -1,7 +1,5 @@
 """Slurm's commands, and what they print as typed values: squeue, sacct, scancel, scontrol, sbatch --test-only.
 
-Each function runs its command once and waits for it. What Slurm has of one run is in `submissions.py`.
-
 Slurm reads variables such as SBATCH_PARTITION, SBATCH_EXPORT or SQUEUE_STATES as options, which override those in a script; a
 shell on a node may also hold the ranks' variables of another job. Neither reaches the commands: profile and study alone decide
 what a job asks for.

@@ -1,7 +1,6 @@
 """A cluster profile: how one site runs jobs, so that the same study runs on any. Profiles are in env/profiles/.
 
-A profile says what to ask Slurm for (partition, account, nodes, time) and what surrounds the work on the nodes (modules, a
-container, the fabric's environment). What is computed depends on the study alone.
+What is computed depends on the study alone.
 """
 
 from __future__ import annotations

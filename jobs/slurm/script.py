@@ -1,8 +1,6 @@
 """The batch script of a job array: the options of sbatch, and the body.
 
-Both `curricula submit`, through submitit, and `curricula render` use it. The latter writes plain scripts, for users who want to
-read, change and submit the jobs with bash and Slurm alone; they record what they submit in the same place, so `status`, `logs`,
-`retry` and `cancel` work on it too. Whatever a user can name is quoted before it reaches the shell, and checked before it
+Whatever a user can name is quoted before it reaches the shell, and checked before it
 reaches an #SBATCH line.
 """
 

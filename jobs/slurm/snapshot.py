@@ -1,9 +1,8 @@
 """The copy of the code that jobs run.
 
-Jobs run the code that they were submitted with, however the checkout changes: a snapshot, RUN/code/DIGEST/, named by its
-content, so that another submission makes a new one only if the code has changed. Its seal, a hash of every file in it, goes
-into the batch scripts. Slurm keeps those itself, so a job runs no code but that of the submission even if somebody has changed
-the run folder since.
+It is named by its content, so that another submission makes a new one only if the code has changed. Its seal, a hash of every
+file in it, goes into the batch scripts. Slurm keeps those itself, so a job runs no code but that of the submission even if
+somebody has changed the run folder since.
 """
 
 from __future__ import annotations

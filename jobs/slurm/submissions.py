@@ -1,12 +1,9 @@
 """What RUN/slurm records: the submissions, which of them Slurm still has, and the nodes that failed a check.
 
-RUN/slurm/submissions.jsonl has one line for each sbatch, in order. Array task i of a submission runs the element labels[i]. An
-element may have several tasks: it was submitted again, or later ones continue the first where Slurm does not requeue.
+An element may have several tasks: it was submitted again, or later ones continue the first where Slurm does not requeue.
 
 Numbers are not enough to find a job: a controller that lost its state gives them again, to anyone's jobs. So a job counts as
 this run's only if its output, or the command that submitted it, names RUN/slurm. Of two lines with a number the later counts.
-
-RUN/slurm/bad-nodes.jsonl has a line for each failure of a node. Jobs of the run avoid these nodes when they start again.
 """
 
 from __future__ import annotations

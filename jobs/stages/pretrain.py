@@ -1,8 +1,7 @@
 """Pretrain: one segment of the training tree, from its own last checkpoint or from where its parent ends.
 
 Where a profile names `node_scratch`, shards are read from copies on each node's own disk: random reads then load no shared
-disk. One process of a node copies, the others wait for it, for a while. A copy is complete or absent, and one that differs from
-the shared file in size or time is replaced, so that a requeued job on the same node reads what is there.
+disk. One process of a node copies, the others wait for it, for a while. A requeued job on the same node reads what is there.
 """
 
 from __future__ import annotations
