@@ -14,7 +14,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,13 +51,28 @@ class TimeLeft:
         return (now_s - first_s) / (done - first_done) * (total - done) if done > first_done else None
 
 
+class Reading(msgspec.Struct, frozen=True):
+    """The last progress an element wrote, as its progress.json holds it."""
+
+    done: int
+    total: int
+    updated: float
+    """Unix time: the element's heartbeat."""
+    left_s: float | None = None
+    """Seconds left at the pace so far."""
+    host: str = ""
+    seed: int | None = None
+    restarts: int = 0
+    """How often Slurm had requeued it."""
+    figures: dict[str, Any] = {}
+    """What else the element reported, such as loss."""
+
+
 class ProgressFile:
     """A `Progress` that keeps an element's progress.json up to date. Not synced: after a crash it is out of date anyway."""
 
     def __init__(self, path: Path, seed: int | None = None):
-        self.path = path
-        restarts = restart_count(os.environ)
-        self._constant = {"started": time.time(), "host": socket.gethostname(), "seed": seed, "restarts": restarts}
+        self.path, self.seed, self._restarts = path, seed, restart_count(os.environ)
         self._time_left = TimeLeft()
         self._next = 0.0
 
@@ -68,53 +82,20 @@ class ProgressFile:
         if now < self._next and done < total:
             return
         self._next = now + REWRITE_EVERY_S
-        value = {"done": done, "total": total, "left_s": left_s, "updated": now, **self._constant, **figures}
+        reading = Reading(done, total, now, left_s, socket.gethostname(), self.seed, self._restarts, figures)
         with contextlib.suppress(OSError):  # a full disk must not end the work over its progress report
             aside = self.path.with_suffix(".aside")
-            aside.write_text(json.dumps(value))
+            aside.write_text(json.dumps(msgspec.structs.asdict(reading)))
             os.replace(aside, self.path)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The last progress an element wrote."""
-
-    done: int
-    total: int
-    left_s: float | None
-    """Seconds left at the pace so far."""
-    updated: float
-    """Unix time."""
-    host: str
-    restarts: int
-    """How often Slurm had requeued it."""
-    figures: dict[str, Any]
-    """What else the element reported, such as loss."""
-
-
-class _Content(msgspec.Struct):
-    done: int
-    total: int
-    updated: float
-    left_s: float | None = None
-    started: float = 0.0
-    host: str = ""
-    restarts: int = 0
-    seed: int | None = None
-
-
-_OWN = frozenset(_Content.__struct_fields__)
 
 
 def read_progress(path: Path) -> Reading | None:
     """The element's last progress; None if it has written none, or if the file holds something else."""
     try:
         value = json.loads(path.read_bytes())  # not msgspec: a loss may be NaN
-        own = convert(value, _Content)
-    except (OSError, ValueError, RecursionError):  # msgspec.ValidationError is a ValueError
+        return convert({"figures": value, **value}, Reading)  # earlier versions wrote the figures beside the rest
+    except (OSError, ValueError, TypeError, RecursionError):  # msgspec.ValidationError is a ValueError
         return None
-    figures = {key: item for key, item in value.items() if key not in _OWN}
-    return Reading(own.done, own.total, own.left_s, own.updated, own.host, own.restarts, figures)
 
 
 def number(figures: Mapping[str, Any], name: str) -> float | None:

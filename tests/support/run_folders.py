@@ -65,9 +65,19 @@ def fail(run: Run, job: str, label: str, error: str = "the lamp fell over") -> N
     write_json(run.element(job, label) / "failed.json", {"error": error, "time": 2.0})
 
 
-def report_progress(run: Run, job: str, label: str, done: int = 30, total: int = 100, age_s: float = 1.0, **figures) -> None:
-    value = {"done": done, "total": total, "left_s": 61.0, "updated": time.time() - age_s, "started": 1.0, "host": "n1"}
-    write_json(run.element(job, label) / "progress.json", {**value, **figures})
+def report_progress(
+    run: Run,
+    job: str,
+    label: str,
+    done: int = 30,
+    total: int = 100,
+    age_s: float = 1.0,
+    host: str = "n1",
+    left_s: float = 61.0,
+    **figures,
+) -> None:
+    value = {"done": done, "total": total, "updated": time.time() - age_s, "left_s": left_s, "host": host, "figures": figures}
+    write_json(run.element(job, label) / "progress.json", value)
 
 
 def submitted(run: Run, job: str, job_id: str, labels: Iterable[str]) -> None:

@@ -227,6 +227,14 @@ def test_tokenising_shows_its_speed_as_training_does(demo, capsys):
         assert f"{count(speed)} tok/s" in progress_cells(reading) and "loss 2.000" in progress_cells(reading)
 
 
+def test_the_figures_that_an_earlier_version_wrote_are_shown(demo, capsys):
+    run, _ = demo
+    value = {"done": 3, "total": 10, "left_s": None, "updated": 1.0, "started": 1.0, "host": "n1", "seed": 42, "loss": 2.345}
+    write_json(run.element("pretrain-0", "full-0") / "progress.json", value)
+    with exclusive_lock(run.element("pretrain-0", "full-0") / "lock"):
+        assert "2.345" in table(run, capsys)
+
+
 def test_a_straggler_of_a_running_element_is_named_below_the_table(demo, capsys):
     run, _ = demo
     text = "rank 13 (gpu07, GPU 5) takes 1.41 times as long as the median rank"
