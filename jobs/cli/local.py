@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curricula.errors import UserError
-from curricula.jobs.cli.options import is_confirmed
+from curricula.jobs.cli.options import confirm
 from curricula.jobs.completion import Failure, done_elements, read_done, read_failure
 from curricula.jobs.estimates import MOST_HERE, about, minutes_here, seconds_here
 from curricula.jobs.local import run_plan
@@ -61,27 +61,23 @@ def run_here(root: Path, plan: Plan, chosen: Chosen | None = None, yes: bool = T
     keys = list(plan.needs) if chosen is None else keys_of(chosen)
     if open_keys := set(keys) - done_before:
         minutes = minutes_here(plan, open_keys)
-        what = f"{plural(len(open_keys), 'element')} to run, {about(minutes)} on this machine"
+        what = f"{root}: {plural(len(open_keys), 'element')} to run, {about(minutes)} on this machine"
         if minutes > MOST_HERE and not yes:
-            _confirm(f"{root}: {what}")
-        console.print(f"{root}: {what}. Ctrl-C stops it; the same command continues.")
+            confirm(
+                f"{what}; a cluster takes it with --cluster slurm --profile P. Start it here all the same?",
+                UserError(
+                    f"{what}; submit it to a cluster with --cluster slurm --profile P, select less with --stage, --job, --arm "
+                    "or --seeds, or give --yes"
+                ),
+                UserError("nothing was started"),
+            )
+        console.print(f"{what}. Ctrl-C stops it; the same command continues.")
     run, done = run_elements(root, plan, console, None if chosen is None else keys)
     count_done = f"all {plural(len(done), 'element')}" if chosen is None else plural(len(done), "chosen element")
     took = clock(time.monotonic() - started)
     console.print(f"{run.root}: {count_done} done, {took} in this call.", soft_wrap=True)
     if (run.report / "index.html").exists():
         console.print(f"Report: {(run.report / 'index.html').resolve()}", soft_wrap=True)
-
-
-def _confirm(what: str) -> None:
-    unattended = UserError(
-        f"{what}; submit it to a cluster with --cluster slurm --profile P, select less with --stage, --job, --arm or --seeds, "
-        "or give --yes"
-    )
-    if not is_confirmed(
-        f"{what}; a cluster takes it with --cluster slurm --profile P. Start it here all the same?", unattended
-    ):
-        raise UserError("nothing was started")
 
 
 def run_elements(

@@ -107,15 +107,17 @@ def confirm_spending(dollars: float, limit: float, yes: bool, mend: str) -> None
     if yes or dollars <= limit:
         return
     cost = f"about ${dollars:,.2f} is more than --max-cost {limit:g}"
-    if not is_confirmed(f"This costs {cost}. Continue?", UsageError(f"{cost}; pass --yes, or raise it")):
-        raise UsageError(f"cancelled; nothing was spent. Use {mend} to reduce the cost")
+    refused = UsageError(f"cancelled; nothing was spent. Use {mend} to reduce the cost")
+    confirm(f"This costs {cost}. Continue?", UsageError(f"{cost}; pass --yes, or raise it"), refused)
 
 
-def is_confirmed(question: str, unattended: UserError) -> bool:
-    """Whether the user answers yes; raises `unattended` if standard input is not a terminal."""
+def confirm(question: str, unattended: UserError, refused: UserError) -> None:
+    """Ask the user; raises `refused` unless the answer is yes, and `unattended` if standard input is not a terminal."""
     if not sys.stdin.isatty():
         raise unattended
     try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        answer = input(f"{question} [y/N] ")
     except EOFError:  # Ctrl-D
         raise KeyboardInterrupt from None
+    if answer.strip().lower() not in ("y", "yes"):
+        raise refused

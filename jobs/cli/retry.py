@@ -12,7 +12,7 @@ from rich.console import Console
 
 from curricula.errors import UserError
 from curricula.jobs.cli.local import run_here
-from curricula.jobs.cli.options import is_confirmed
+from curricula.jobs.cli.options import confirm
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import TO_REPEAT, ElementStatus, run_status
 from curricula.jobs.plan import Key, Plan, chosen_of, keys_of
@@ -133,11 +133,10 @@ def cancel(args: argparse.Namespace) -> int:
     if not live:
         print(f"{run.root}: nothing of this is in Slurm's queue")
         return 0
-    question = f"Cancel {_told(live)} of {run.root}?"
-    unattended = UserError(f"{question} Standard input is not a terminal: give --yes")
-    if not args.yes and not is_confirmed(question, unattended):
-        print("nothing was cancelled")
-        return 1
+    if not args.yes:
+        question = f"Cancel {_told(live)} of {run.root}?"
+        unattended = UserError(f"{question} Standard input is not a terminal: give --yes")
+        confirm(question, unattended, UserError("nothing was cancelled"))
     with Run.locked(run.root):  # which nobody holds while the user thinks
         still = {task: state for task, state in _live(run, chosen).items() if task in live}
         scancel(still)

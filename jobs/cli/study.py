@@ -21,7 +21,7 @@ from curricula.curriculum.plan import Segment, intervention_share
 from curricula.curriculum.stages import BASE
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here, run_root
-from curricula.jobs.cli.options import is_confirmed
+from curricula.jobs.cli.options import confirm
 from curricula.jobs.completion import done_elements
 from curricula.jobs.downloads import read_study
 from curricula.jobs.estimates import MOST_HERE, about, describe
@@ -200,8 +200,7 @@ def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool) -> None:
     unattended = UserError(
         f"{hours:,.0f} GPU-hours are more than {limit}; give --yes, or select less with --stage, --job, --arm or --seeds"
     )
-    if not is_confirmed(f"Submit up to {hours:,.0f} GPU-hours, more than {limit}?", unattended):
-        raise UserError("nothing was submitted")
+    confirm(f"Submit up to {hours:,.0f} GPU-hours, more than {limit}?", unattended, UserError("nothing was submitted"))
 
 
 def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, console: Console) -> None:

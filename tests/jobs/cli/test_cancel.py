@@ -63,7 +63,8 @@ def test_an_arm_of_a_stage_is_cancelled_and_nothing_else(demo, slurm):
 def test_a_person_is_asked_and_may_say_no(demo, slurm, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", Typed("n\n"))
     assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 1
-    assert slurm.calls("scancel") == [] and "Cancel 1 running" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert slurm.calls("scancel") == [] and "Cancel 1 running" in shown.out and "nothing was cancelled" in shown.err
     monkeypatch.setattr("sys.stdin", Typed(""))  # Ctrl-D
     assert main(["cancel", str(demo[0].root), "--job", "pretrain-20"]) == 130
     assert slurm.calls("scancel") == []
