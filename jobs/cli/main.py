@@ -13,7 +13,7 @@ from pathlib import Path
 
 from curricula.errors import UserError
 from curricula.jobs import selection
-from curricula.jobs.cli.options import HelpFormatter, Parser, Verb, add_json_flag, add_verb, at_least, completion
+from curricula.jobs.cli.options import Parser, Verb, add_json_flag, add_verb, at_least, completion
 from curricula.terminal import folded, guarded_output, printable
 
 STUDY = "jobs/studies/demo.yaml"
@@ -67,12 +67,12 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser for `arguments`, with the options of those verbs of `WITH_OWN_PARSERS` that are among them."""
     parser = Parser(
         prog="curricula",
-        description="When should safety enter pretraining? Plan, run and evaluate the study, end to end.",
+        description="When should safety enter pretraining?\nPlan, run and evaluate the study, end to end.",
         epilog="a whole study on this machine, in about ten minutes:\n  curricula demo\n"
         "step by step, with a study of your own:\n  curricula plan my-study.yaml\n  curricula submit my-study.yaml\n"
         "  curricula status\ncompletion on Tab (bash; zsh and tcsh likewise):\n"
         "  curricula --print-completion bash >> ~/.bash_completion",
-        formatter_class=HelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument(

@@ -5,22 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from curricula.errors import UsageError, UserError
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Wraps descriptions, and leaves epilogs, which are examples of several lines, as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if "\n" in text:
-            return super()._fill_text(text, width, indent)
-        return argparse.HelpFormatter._fill_text(self, text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,10 +67,10 @@ def add_verb(
     parser = verbs.add_parser(
         name,
         help=summary,
-        description=f"{sentence} {details}".strip(),
+        description=textwrap.fill(f"{sentence} {details}", max(20, shutil.get_terminal_size().columns - 2)),
         usage=usage,
         epilog="\n  ".join(["examples:" if len(examples) > 1 else "example:", *examples]),
-        formatter_class=HelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if call:
         parser.set_defaults(verb=call)
