@@ -197,6 +197,14 @@ class Run:
         return self.root / "jobs" / job / label.replace("/", "+")
 
 
+def tokenizer_near(path: Path) -> Path:
+    """The tokenizer of the run that holds `path`; raises UsageError if there is none."""
+    for folder in path.resolve().parents:
+        if (tokenizer := Run(folder).tokenizer).is_dir():
+            return tokenizer
+    raise UsageError(f"{path}: lies in no run folder with a tokenizer; name one with --tokenizer")
+
+
 def tokenised(run: Run) -> bool:
     """Whether all shards of the run's sources are there."""
     return all(

@@ -31,7 +31,7 @@ from curricula.eval.probes.texts import check_texts
 from curricula.jobs.cli.local import run_elements, run_root
 from curricula.jobs.downloads import look_at_tables, read_study, read_tables, used_pools
 from curricula.jobs.graph import plan_study
-from curricula.jobs.run import Run, tokenised, write_contamination
+from curricula.jobs.run import Run, tokenised, tokenizer_near, write_contamination
 from curricula.jobs.study import Study, load_study
 from curricula.terminal import count, json_text, one_line, printable, say
 
@@ -206,7 +206,7 @@ def inspect(args: argparse.Namespace) -> int:
     shard = Shard.open(prefix)
     shard.check()
     lengths = shard.lengths
-    folder = args.tokenizer or _tokenizer_near(prefix)
+    folder = args.tokenizer or tokenizer_near(prefix)
     tokenizer = load_tokenizer(folder)
     manifest = read_manifest(prefix) if prefix.with_name(prefix.name + ".json").exists() else None
     if manifest and manifest["tokenizer"] != tokenizer_hash(tokenizer):
@@ -323,11 +323,3 @@ def _print_facts(facts: dict[str, Any], shown: Text) -> None:
         table.add_row(f"{row['from']:,} to {row['to']:,}", f"{row['documents']:,}", bar)
     console.print(table)
     console.print(f"{facts['shown']}:", shown)
-
-
-def _tokenizer_near(prefix: Path) -> Path:
-    """The tokenizer of the run folder that holds the shard: <run>/data/shards/<source>/<shard>."""
-    folder = prefix.resolve().parent.parent.parent / "tokenizer"
-    if not folder.is_dir():
-        raise UsageError(f"{prefix}: no tokenizer at {folder}; name one with --tokenizer")
-    return folder

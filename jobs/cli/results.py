@@ -10,7 +10,7 @@ from pathlib import Path
 from curricula.durable import read_json, require_ours
 from curricula.errors import UsageError, UserError
 from curricula.jobs.graph import plan_study
-from curricula.jobs.run import Run, current_provenance, newest_run
+from curricula.jobs.run import Run, current_provenance, newest_run, tokenizer_near
 from curricula.jobs.stages.data import model_source
 from curricula.jobs.stages.report import report as write_report
 from curricula.model.checkpoints import require_checkpoint
@@ -81,17 +81,9 @@ def export(args: argparse.Namespace) -> int:
     if not folder.exists() and len(folder.parts) == 1:  # a branch of the newest run
         folder = Run.open(newest_run()).branch(str(folder)) / "checkpoints"
     checkpoint = require_checkpoint(folder) if (folder / "latest").exists() else folder
-    export_hf(checkpoint, args.out, args.tokenizer or _tokenizer_of(checkpoint), current_provenance())
+    export_hf(checkpoint, args.out, args.tokenizer or tokenizer_near(checkpoint), current_provenance())
     print(f"Hugging Face model: {args.out}")
     return 0
-
-
-def _tokenizer_of(checkpoint: Path) -> Path:
-    """The tokenizer of the run that holds the checkpoint."""
-    for folder in checkpoint.resolve().parents:
-        if (folder / "study.yaml").exists():
-            return Run(folder).tokenizer
-    raise UsageError(f"{checkpoint}: lies in no run folder, whose tokenizer it would get; name one with --tokenizer")
 
 
 def import_checkpoint(args: argparse.Namespace) -> int:

@@ -187,6 +187,8 @@ def test_inspect_decodes_a_document_with_its_tags(tmp_path, capsys):
     (tmp_path / "shards" / "s.json").write_text(json.dumps(manifest))
     assert main(["data", "inspect", *words]) == 1
     assert "is not the tokenizer that" in capsys.readouterr().err
+    assert main(["data", "inspect", words[0]]) == 2
+    assert "shards/s: lies in no run folder with a tokenizer; name one with --tokenizer" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -312,7 +314,7 @@ def test_bash_completes_verbs_and_options(typed, offered, tmp_path, capsys):
 
 def test_a_checkpoint_outside_a_run_has_no_tokenizer_to_find(tmp_path, capsys):
     assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
-    assert "lies in no run folder, whose tokenizer it would get; name one with --tokenizer" in capsys.readouterr().err
+    assert "lies in no run folder with a tokenizer; name one with --tokenizer" in capsys.readouterr().err
 
 
 def test_logs_finds_the_newest_run_and_takes_a_job_alone(tmp_path, monkeypatch, capsys):
