@@ -17,7 +17,7 @@ from curricula.curriculum.stages import BASE, StageTree
 from curricula.eval import EvalTask, ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Key, Plan
-from curricula.jobs.slurm.profile import Profile, plain_request
+from curricula.jobs.slurm.profile import Profile, StageOptions, request_of
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
 
@@ -57,7 +57,8 @@ class _Planner:
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         own, ask = STAGES[stage], STAGES[stage].ask(self.study)
         section = own.section_of(self.study)
-        request = self.profile.request(stage, section, ask) if self.profile else plain_request(section, ask)
+        profile = self.profile
+        request = profile.request(stage, section, ask) if profile else request_of(section, ask, StageOptions())
         priced = (
             replace(
                 one,

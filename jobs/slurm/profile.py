@@ -226,7 +226,7 @@ class Profile(Settings, frozen=True):
 
         Raises UsageError when a job's time would be over before it could save.
         """
-        request = _request(section, ask, self.options(section))
+        request = request_of(section, ask, self.options(section))
         longest = min(ask.hours, request.options.hours or ask.hours)
         if longest * 3600 <= self.lead_time_s:
             where = f"stages.{section}.hours" if longest == request.options.hours else f"the study's hours for {stage}"
@@ -292,7 +292,8 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def _request(section: str, ask: Ask, options: StageOptions) -> Request:
+def request_of(section: str, ask: Ask, options: StageOptions) -> Request:
+    """What is asked for, as the options of a profile change it."""
     gpus = ask.gpus_per_node
     if options.gpus_per_node is not None and ask.takes_gpus:
         gpus = options.gpus_per_node
@@ -306,11 +307,6 @@ def _request(section: str, ask: Ask, options: StageOptions) -> Request:
         section=section,
         options=options,
     )
-
-
-def plain_request(section: str, ask: Ask) -> Request:
-    """The request without a cluster profile."""
-    return _request(section, ask, StageOptions())
 
 
 def load_profile(path: Path) -> Profile:
