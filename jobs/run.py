@@ -327,7 +327,7 @@ def _lost_start(old: Study, new: Study) -> str:
         for name, stage in one.tree.stages.items():
             step = one.budget.step_at(stage.at or 0)
             for arm in one.trainings if name not in old.tree.stages and stage.at is not None else ():
-                branch = one.branch_at(arm, step)
+                branch = one.segment_at(arm, step).branch
                 if arm.name in one.tree.arms[name] and step not in ends.get(branch, {step}):
                     return f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint that study does not keep"
     return ""

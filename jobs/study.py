@@ -50,11 +50,7 @@ from curricula.provenance import PACKAGE
 from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml
 
 STUDIES = PACKAGE / "jobs" / "studies"
-EXAMPLES = (
-    *("demo", "demo-full", "spp-demo", "tamper-demo", "smollm2-135m", "paper", "paper-v2", "ladder"),
-    *("spp", "early-exposure", "finetuners-fallacy", "safety-reflection", "deep-ignorance"),
-)
-"""Studies that come with the suite."""
+"""The folder of the studies that come with the suite."""
 SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
 """Settings of pretraining on which no weight depends."""
 UNKNOWN_PROMPTS = 100
@@ -336,11 +332,6 @@ class Study(Settings, frozen=True, dict=True):
         stages = [stage for one in self.variants.values() for stage in one.tree.stages.values()]
         return [stage for stage in stages if isinstance(stage, Tuning)]
 
-    @property
-    def used_tuning_sets(self) -> list[str]:
-        """The tuning sets of all stages, each once."""
-        return list(dict.fromkeys(name for tuning in self.tunings for name in tuning.mix))
-
     def along(self, name: str) -> Along | None:
         """What is measured while the model of a stage, or "base", is trained."""
         return self.pretraining.along if name == BASE else self.tree.stages[name].along
@@ -382,12 +373,8 @@ class Study(Settings, frozen=True, dict=True):
         """Every benchmark that a task does read."""
         return self.evaluation.benchmarks_of(self.all_eval_tasks)
 
-    def branch_at(self, arm: Arm, step: int) -> str:
-        """The branch of the training tree that holds the checkpoint of `arm` at `step`."""
-        return self.segment_at(arm, step).branch
-
     def segment_at(self, arm: Arm, step: int) -> Segment:
-        """The segment that holds it."""
+        """The segment of the training tree that holds the checkpoint of `arm` at `step`."""
         return next(one for one in self.path(arm) if one.start < step <= one.stop)
 
     def path(self, arm: Arm) -> list[Segment]:
@@ -405,7 +392,7 @@ class Study(Settings, frozen=True, dict=True):
                 if stage.at is not None:
                     step = one.budget.step_at(stage.at)
                     having = [arm for arm in one.trainings if arm.name in one.tree.arms[name]]
-                    kept |= {step for arm in having if one.branch_at(arm, step) == branch}
+                    kept |= {step for arm in having if one.segment_at(arm, step).branch == branch}
         return kept
 
     def _check_transfers(self) -> None:
@@ -568,9 +555,10 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     `changes` are settings in place of the file's, such as "pretraining.optimizer.lr=3e-4". The paths of its own tables become
     absolute. Raises UsageError that names the file, the key, its value and what to write instead.
     """
-    if not path.exists() and str(path) in EXAMPLES:
+    known = sorted(one.stem for one in STUDIES.glob("*.yaml"))
+    if not path.exists() and str(path) in known:
         path = STUDIES / f"{path}.yaml"
-    missing = f"no such study file; name a file, or one of those that come with the suite: {', '.join(EXAMPLES)}"
+    missing = f"no such study file; name a file, or one of those that come with the suite: {', '.join(known)}"
     raw, where = read_yaml(path, missing), str(path)
     for change in changes:
         where = f"{where} with --set {change}"

@@ -147,7 +147,7 @@ def _make_tokenizer(run: Run) -> None:
         }
         read = (Documents.of(name, item, run.data_root, item.documents).read() for name, item in sources.values())
         texts = (document.text for document in itertools.chain.from_iterable(read))
-        pools = run.study.used_tuning_sets if choice.tuning else ()
+        pools = dict.fromkeys(name for tuning in run.study.tunings if choice.tuning for name in tuning.mix)
         turns = (
             f"{message['role']}\n{message['content']}"  # as the chat template has a turn between its marks
             for pool in pools

@@ -135,7 +135,9 @@ def _courses(study: Study) -> Iterator[Course]:
                 continue
             if stage == BASE:
                 steps = along.steps(study.budget.steps)
-                places = tuple(f"{study.branch_at(arm, step)}/{model_name(BASE, point)}" for point, step in steps.items())
+                places = tuple(
+                    f"{study.segment_at(arm, step).branch}/{model_name(BASE, point)}" for point, step in steps.items()
+                )
                 *parts, end = study.path(arm)
                 logs = {**{one.branch: one.stop for one in parts}, end.branch: None}
                 files = tuple((f"pretrain/{branch}/metrics.jsonl", last) for branch, last in logs.items())

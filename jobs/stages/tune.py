@@ -229,4 +229,4 @@ def base_checkpoint(run: Run, arm: Arm, at: float | None = None) -> Path:
 
     study = run.study.at(arm.replicate.variant)
     step = study.budget.step_at(1.0 if at is None else at)
-    return step_folder(run.branch(study.branch_at(arm, step)) / "checkpoints", step)
+    return step_folder(run.branch(study.segment_at(arm, step).branch) / "checkpoints", step)

@@ -111,7 +111,7 @@ def test_names_of_further_seeds_end_in_the_seed_and_fields_say_what_they_are(tmp
         assert run.model(work.arm.key, work.element.kind) == tmp_path / folder
         assert f"{work.element.arm}-s{work.element.seed}" == label.split("/")[0]
     safe = THREE.study.training("safe-100", 43)
-    assert run.branch(THREE.study.branch_at(safe, THREE.study.budget.steps)) == tmp_path / "pretrain/trunk-s43"
+    assert run.branch(THREE.study.segment_at(safe, THREE.study.budget.steps).branch) == tmp_path / "pretrain/trunk-s43"
 
 
 def test_an_element_needs_nothing_of_another_seed():
