@@ -13,7 +13,6 @@ import asyncio
 import importlib
 import json
 import math
-import re
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -28,11 +27,10 @@ from aiolimiter import AsyncLimiter
 from curricula.asking import CHARACTERS_PER_TOKEN, NoAnswer, Refused, Stopped
 from curricula.errors import UsageError, UserError
 from curricula.secrets import without_userinfo
+from curricula.terminal import ESCAPES, one_line
 
 RAW_RESPONSE = {"X-Stainless-Raw-Response": "true"}
 """Makes the client return a body unparsed, with its count of retries."""
-ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-"""A terminal's colours and cursor movements."""
 NO_KEY = "none"
 """The key for a local server, which asks for none."""
 PROBE_TIMEOUT_S = 5.0
@@ -226,8 +224,7 @@ class Endpoint:
 
     def shown(self, text: str) -> str:
         """What a server said, fit for terminals and files: without the key, on one line, at most 300 characters."""
-        text = "".join(c if c.isprintable() else " " for c in ESCAPE_SEQUENCE.sub("", without_userinfo(text)))
-        return (text.replace(self._key, "[key]") if self._key else text)[:300].strip()
+        return one_line(self.without_key(ESCAPES.sub("", text)), 300)
 
     def without_key(self, text: str) -> str:
         """A whole reply, fit for a file: valid Unicode, without the key."""

@@ -19,14 +19,13 @@ from typing import NamedTuple
 
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import Task
-from curricula.terminal import printable
+from curricula.terminal import ESCAPES, printable
 
 ERROR_TAIL_BYTES = 4 << 20
 """The part of a log's end that is searched for errors."""
 LONGEST_BLOCK = 200
 """Lines of a traceback that are kept."""
 
-_CSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?")
 _START = re.compile(r"^--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d.* process \d+")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -105,7 +104,7 @@ def read_lines(path: Path, start: int = 0) -> Iterator[LogLine]:
 def clean(raw: bytes) -> str:
     """One line as it can be shown: without what a bar overwrote, colours and control characters."""
     text = raw.decode(errors="replace").rstrip("\r\n").rsplit("\r", 1)[-1]
-    return printable(_CSI.sub("", text))
+    return printable(ESCAPES.sub("", text))
 
 
 def merged(logs: Iterable[LogFile]) -> Iterator[tuple[LogFile, LogLine]]:

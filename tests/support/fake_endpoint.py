@@ -211,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int, headers: dict[str, str]) -> None:
         # Like some real servers, it repeats the key and sends bytes that a terminal would obey.
-        said = f"\x1b[2Jno {status} for {self.headers['Authorization']}"
+        said = f"\x1b]0;owned\x07\x1b[2Jno {status} for {self.headers['Authorization']}"
         self._send(status, json.dumps({"error": {"message": said, "code": None}}), headers=headers)
 
     def _send(
