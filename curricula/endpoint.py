@@ -13,7 +13,6 @@ import asyncio
 import importlib
 import json
 import math
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -38,13 +37,11 @@ PROBE_TIMEOUT_S = 5.0
 DECREASE = 0.8
 """Factor on the window's width, once for all requests that were under way together."""
 MOST_REPLY_BYTES = 16 * 2**20
-"""Uncompressed. A reply of 4,096 tokens has about 20,000."""
+"""A reply of 4,096 tokens has about 20,000."""
 MOST_FILE_BYTES = 2**30
 """Of a file with the replies of a batch."""
 FILE_TIMEOUT_S = 3600.0
 """For sending or fetching such a file."""
-ANY_ZLIB_HEADER = 47
-"""zlib's `wbits` for gzip and deflate."""
 
 Value = TypeVar("Value")
 
@@ -378,13 +375,13 @@ class Unbounded(_httpx.TransportError):
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
-    """The openai package's own client, with a limit on the time and on the size of a whole reply, after decompression.
+    """The openai package's own client, with a limit on the time and on the size of a whole reply.
 
     httpx limits only the time between two bytes. Redirects are not followed: the key is for one server.
     """
 
     def __init__(self) -> None:
-        super().__init__(follow_redirects=False, headers={"Accept-Encoding": "gzip, deflate"})
+        super().__init__(follow_redirects=False, headers={"Accept-Encoding": "identity"})
 
     async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
         if stream:
@@ -398,40 +395,22 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
             raise Unbounded("does not answer in time") from None
 
     async def _whole(self, request: Any, most: int, options: dict[str, Any]) -> Any:
-        """The response with its whole body, uncompressed."""
-        response = await super().send(request, stream=True, **options)
+        """The response with its whole body."""
+        response, content = await super().send(request, stream=True, **options), bytearray()
         try:
-            body = _Body(response.headers.get("content-encoding", "identity").strip().lower(), most)
+            encoding = response.headers.get("content-encoding", "").strip().lower()
+            if encoding not in ("", "identity"):  # a few bytes could become many
+                raise Unbounded(f"compresses its replies with {encoding[:20]!r}, for which it was not asked")
             async for part in response.aiter_raw():
-                body.add(part)
+                if len(content) + len(part) > most:
+                    raise Unbounded(f"sends more than {most // 2**20} MiB in one reply")
+                content += part
         finally:
             await response.aclose()
-        headers = [
-            (name, value)
-            for name, value in response.headers.multi_items()
-            if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")
-        ]
         return type(response)(
-            response.status_code, headers=headers, content=bytes(body.content), request=request, extensions=response.extensions
+            response.status_code,
+            headers=response.headers,
+            content=bytes(content),
+            request=request,
+            extensions=response.extensions,
         )
-
-
-class _Body:
-    """A body that grows, uncompressed, to no more than `most` bytes."""
-
-    def __init__(self, encoding: str, most: int) -> None:
-        if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-            raise Unbounded(f"compresses its replies with {encoding[:20]!r}, for which it was not asked")
-        self.content = bytearray()
-        self._most = most
-        self._decompressor = None if encoding in ("", "identity") else zlib.decompressobj(ANY_ZLIB_HEADER)
-
-    def add(self, part: bytes) -> None:
-        if self._decompressor is not None:
-            try:
-                part = self._decompressor.decompress(part, self._most - len(self.content) + 1)
-            except zlib.error:
-                raise Unbounded("sends a reply that cannot be decompressed") from None
-        if len(self.content) + len(part) > self._most:
-            raise Unbounded(f"sends more than {self._most // 2**20} MiB in one reply")
-        self.content += part

@@ -8,10 +8,8 @@ import json
 import threading
 import time
 import tracemalloc
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -74,24 +72,11 @@ def huge(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b" " * 2**20)
 
 
-@cache
-def packed_blanks() -> bytes:
-    """Made piece by piece: the test measures this process's memory."""
-    packer, piece = zlib.compressobj(9, wbits=zlib.MAX_WBITS | 16), b" " * 2**20
-    return b"".join([*(packer.compress(piece) for _ in range(100)), packer.flush()])
-
-
-def bomb(handler: BaseHTTPRequestHandler) -> None:
-    """100 MiB of blanks, as 100 kB."""
+def compressed(handler: BaseHTTPRequestHandler) -> None:
+    assert handler.headers["Accept-Encoding"] == "identity"
     handler.send_header("Content-Encoding", "gzip")
     handler.end_headers()
-    handler.wfile.write(packed_blanks())
-
-
-def other_compression(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_header("Content-Encoding", "br")
-    handler.end_headers()
-    handler.wfile.write(b"x")
+    handler.wfile.write(gzip.compress(GOOD))
 
 
 def test_a_reply_has_a_deadline_as_a_whole() -> None:
@@ -101,11 +86,10 @@ def test_a_reply_has_a_deadline_as_a_whole() -> None:
     assert time.monotonic() - start < 20  # one whole reply takes longer
 
 
-@pytest.mark.parametrize("answer", [huge, bomb])
-def test_a_reply_of_any_size_takes_little_memory(answer: Answering) -> None:
+def test_a_reply_of_any_size_takes_little_memory() -> None:
     tracemalloc.start()
     try:
-        with server(answer) as url, pytest.raises(NoAnswer, match="sends more than 16 MiB in one reply, asked 2 times"):
+        with server(huge) as url, pytest.raises(NoAnswer, match="sends more than 16 MiB in one reply, asked 2 times"):
             ask(url)
         _, most = tracemalloc.get_traced_memory()
     finally:
@@ -114,25 +98,8 @@ def test_a_reply_of_any_size_takes_little_memory(answer: Answering) -> None:
 
 
 def test_a_compression_that_was_not_asked_for_is_named() -> None:
-    with server(other_compression) as url, pytest.raises(NoAnswer, match="compresses its replies with 'br'"):
+    with server(compressed) as url, pytest.raises(NoAnswer, match="compresses its replies with 'gzip'"):
         ask(url)
-
-
-@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_compressed_replies_are_read(encoding: str, compress: Callable[[bytes], bytes]) -> None:
-    asked_for: list[str] = []
-
-    def compressed(handler: BaseHTTPRequestHandler) -> None:
-        asked_for.append(handler.headers["Accept-Encoding"])
-        body = compress(GOOD)
-        handler.send_header("Content-Encoding", encoding)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    with server(compressed) as url:
-        assert ask(url) == "well"
-    assert asked_for == ["gzip, deflate"]
 
 
 def test_a_batch_file_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
