@@ -28,7 +28,7 @@ from curricula.eval.tasks import EvalTask
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.plan import Element, Key, Plan
 from curricula.jobs.study import Study
-from curricula.model.memory import GIB, estimate, layout_of, what_would_fit
+from curricula.model.memory import GIB, Layout, estimate, what_would_fit
 
 READING = 0.3
 """Share of the peak that a forward pass over whole texts reaches."""
@@ -455,12 +455,12 @@ def _gpu_memory(study: Study) -> dict[str, Any]:
     """The memory that pretraining needs on each GPU, in GiB, and changes that would make it fit if it does not."""
     resources, model = study.resources, study.model.resolve()
     data_parallel = max(1, resources.pretraining.gpus // resources.tensor_parallel)
-    layout = layout_of(
-        resources.engine,
+    layout = Layout(
         min(study.pretraining.micro_batch, max(1, study.budget.global_batch // data_parallel)),
         study.budget.sequence_length,
         resources.tensor_parallel,
         data_parallel,
+        resources.engine,
     )
     needed, available = estimate(model, layout), resources.gpu_memory_gib * GIB
     return {

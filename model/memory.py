@@ -20,6 +20,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from typing import Any
+
+from msgspec import structs
 
 from curricula.errors import UsageError, UserError
 from curricula.model.config import EngineConfig, ModelConfig
@@ -47,11 +50,8 @@ class Layout:
     """Tokens."""
     tensor_parallel: int = 1
     data_parallel: int = 1
-    backend: str = "torch"
-    """"te" or "torch"."""
-    fp8: bool = False
-    sequence_parallel: bool = True
-    recompute_layers: int = 0
+    engine: EngineConfig = EngineConfig()
+    """Its "auto" counts as what a GPU takes: "te" for fp8, else "torch"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +80,14 @@ def estimate(model: ModelConfig, layout: Layout) -> MemoryEstimate:
     parameters = model.parameters() // layout.tensor_parallel
     looked_up = model.vocabulary * model.hidden * (1 if model.tied else 2) // layout.tensor_parallel
     tokens = layout.micro_batch * layout.sequence_length
-    split = layout.tensor_parallel if layout.sequence_parallel else 1
+    split = layout.tensor_parallel if layout.engine.sequence_parallel else 1
     a_layer, its_input = layer_bytes(model, layout), 2 * model.hidden // split
-    recomputed = min(layout.recompute_layers, model.layers)
+    recomputed = min(layout.engine.recompute_layers, model.layers)
     per_token = (model.layers - recomputed) * a_layer + recomputed * its_input + (a_layer if recomputed else 0)
     logits = 2 * model.vocabulary // layout.tensor_parallel + 4 * model.hidden
     layer_gradients = 2 * 3 * (model.ffn // layout.tensor_parallel + model.hidden)
     return MemoryEstimate(
-        weights=2 * parameters + (2 * (parameters - looked_up) if layout.fp8 else 0),
+        weights=2 * parameters + (2 * (parameters - looked_up) if layout.engine.fp8 else 0),
         gradients=4 * parameters,
         optimizer=12 * parameters // layout.data_parallel,
         activations=tokens * per_token,
@@ -104,10 +104,10 @@ def layer_bytes(model: ModelConfig, layout: Layout) -> int:
     head. In fp8 the inputs of linear layers are kept in 8 bits.
     """
     hidden, ffn, kv = model.hidden, model.ffn, model.kv_heads * model.head_size
-    split = layout.tensor_parallel if layout.sequence_parallel else 1
-    if layout.fp8:
+    split = layout.tensor_parallel if layout.engine.sequence_parallel else 1
+    if layout.engine.fp8:
         whole, parts = 2 * 2 * hidden + 2 * hidden, 2 * (2 * hidden + 2 * kv) + hidden + 2 * 2 * ffn + ffn
-    elif layout.backend == "te":
+    elif layout.engine.backend == "te":
         whole, parts = 2 * 4 * hidden, 2 * (2 * hidden + 2 * kv + 3 * ffn)
     else:
         whole, parts = 2 * 4 * hidden, 2 * (4 * hidden + 3 * ffn)
@@ -116,36 +116,19 @@ def layer_bytes(model: ModelConfig, layout: Layout) -> int:
 
 def what_would_fit(model: ModelConfig, layout: Layout, available: float) -> list[str]:
     """Single changes, written as settings, that bring the estimate under `available` bytes."""
+
+    def fits(**change: Any) -> bool:
+        return estimate(model, dataclasses.replace(layout, **change)).total <= available
+
     found = []
-    smaller = (
-        size  # halved, so that it still divides the global batch
-        for size in (layout.micro_batch >> halvings for halvings in range(1, layout.micro_batch.bit_length()))
-        if estimate(model, dataclasses.replace(layout, micro_batch=size)).total <= available
-    )
-    recomputing = (
-        layers
-        for layers in range(layout.recompute_layers + 1, model.layers + 1)
-        if estimate(model, dataclasses.replace(layout, recompute_layers=layers)).total <= available
-    )
-    if size := next(smaller, None):
+    halved = (layout.micro_batch >> times for times in range(1, layout.micro_batch.bit_length()))  # still divides the batch
+    if size := next((size for size in halved if fits(micro_batch=size)), None):
         found.append(f"micro_batch {size}")
-    if layers := next(recomputing, None):
-        found.append(f"engine.recompute_layers {layers}")
+    for layers in range(layout.engine.recompute_layers + 1, model.layers + 1):
+        if fits(engine=structs.replace(layout.engine, recompute_layers=layers)):
+            found.append(f"engine.recompute_layers {layers}")
+            break
     return found or ["more GPUs, so that the optimizer is split further", "a larger tensor_parallel"]
-
-
-def layout_of(engine: EngineConfig, micro_batch: int, sequence_length: int, tensor_parallel: int, data_parallel: int) -> Layout:
-    """The layout that `engine` asks for on a GPU."""
-    return Layout(
-        micro_batch=micro_batch,
-        sequence_length=sequence_length,
-        tensor_parallel=tensor_parallel,
-        data_parallel=data_parallel,
-        backend="te" if engine.fp8 or engine.backend == "te" else "torch",
-        fp8=engine.fp8 is not None,
-        sequence_parallel=engine.sequence_parallel,
-        recompute_layers=engine.recompute_layers,
-    )
 
 
 class GpuInUse(UserError):

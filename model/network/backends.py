@@ -54,10 +54,8 @@ class Backend:
     name: str
     """"te", "torch" or "cpu"."""
     reason: str
-    fp8: str | None = None
-    attention: str = "torch"
-    sequence_parallel: bool = False
-    recompute_layers: int = 0
+    engine: EngineConfig = EngineConfig()
+    """What was asked for."""
     packed: bool = False
     """Whether rows hold several documents that must not see each other."""
 
@@ -72,24 +70,24 @@ class Backend:
     @property
     def keeps_history(self) -> bool:
         """Whether layers keep a history of largest values besides their weights, by which delayed scaling scales."""
-        return self.fp8 == "delayed"
+        return self.engine.fp8 == "delayed"
 
     def transformer_settings(self, tensor_parallel: int) -> dict[str, Any]:
         """Fields of Megatron-core's TransformerConfig."""
         te = not self.own_layers
         megatrons_linears = te or tensor_parallel > 1
         settings: dict[str, Any] = dict(
-            sequence_parallel=self.sequence_parallel,
+            sequence_parallel=self.engine.sequence_parallel and tensor_parallel > 1,
             bias_dropout_fusion=te,
             apply_rope_fusion=te,
             fused_single_qkv_rope=te and not self.packed,  # it knows no borders between documents
             use_te_activation_func=te,
             gradient_accumulation_fusion=megatrons_linears,  # our own do the same, in `network/fused_linear.py`
         )
-        if self.fp8:
-            settings |= dict(fp8="hybrid", fp8_recipe=self.fp8, fp8_amax_history_len=16, fp8_amax_compute_algo="max")
-        if self.recompute_layers:
-            settings |= dict(recompute_granularity="full", recompute_method="block", recompute_num_layers=self.recompute_layers)
+        if fp8 := self.engine.fp8:
+            settings |= dict(fp8="hybrid", fp8_recipe=fp8, fp8_amax_history_len=16, fp8_amax_compute_algo="max")
+        if layers := self.engine.recompute_layers:
+            settings |= dict(recompute_granularity="full", recompute_method="block", recompute_num_layers=layers)
         return settings
 
     def layers(self, config: TransformerConfig) -> Any:
@@ -99,7 +97,7 @@ class Backend:
     def prepare(self, network: GPTModel) -> None:
         """What remains to be done with the network once it is built."""
         if network.embedding.word_embeddings.weight.is_cuda and self.own_layers:
-            _order_attention_kernels(self.attention)
+            _order_attention_kernels(self.engine.attention)
         if self.name == "torch":
             _compile_layers(network)
 
@@ -133,15 +131,7 @@ def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = Fals
             raise UsageError(f'engine.attention is "{engine.attention}", but {lacking}; leave the setting out')
     if name == "cpu" and on_gpu:
         raise UsageError('engine.backend is "cpu", but this is a GPU machine; use "auto", or hide the GPUs')
-    return Backend(
-        name=name,
-        reason=reason,
-        fp8=engine.fp8,
-        attention=engine.attention,
-        sequence_parallel=engine.sequence_parallel and parallel.tensor_parallel > 1,
-        recompute_layers=engine.recompute_layers,
-        packed=packed,
-    )
+    return Backend(name, reason, engine, packed)
 
 
 def _is_installed(module: str) -> bool:
@@ -153,11 +143,12 @@ def _is_installed(module: str) -> bool:
 
 def describe(backend: Backend, parallel: Parallel) -> str:
     """One line for the log: the backend, its reason, and the layout of processes."""
-    precision = f"fp8 ({backend.fp8} scaling)" if backend.fp8 else str(parallel.precision).removeprefix("torch.")
+    engine = backend.engine
+    precision = f"fp8 ({engine.fp8} scaling)" if engine.fp8 else str(parallel.precision).removeprefix("torch.")
     layout = f"data parallel {parallel.data_parallel}, tensor parallel {parallel.tensor_parallel}"
-    layout += " with sequence parallel" if backend.sequence_parallel else ""
-    layout += f", {backend.recompute_layers} layers recomputed" if backend.recompute_layers else ""
-    attention = f", attention by {backend.attention}" if backend.attention != "torch" else ""
+    layout += " with sequence parallel" if engine.sequence_parallel and parallel.tensor_parallel > 1 else ""
+    layout += f", {engine.recompute_layers} layers recomputed" if engine.recompute_layers else ""
+    attention = f", attention by {engine.attention}" if engine.attention != "torch" else ""
     return f"backend: {backend.name} ({backend.reason}); {precision}{attention}; {layout}"
 
 
@@ -215,7 +206,7 @@ def attention_kernel(network: GPTModel) -> str:
     weight = network.embedding.word_embeddings.weight
     heads = torch.empty(1, config.num_attention_heads, 128, size, dtype=weight.dtype, device=weight.device)
     chosen = SDPBackend(torch._fused_sdp_choice(heads, heads, heads, None, 0.0, True)).name
-    return chosen if backend.attention == "torch" else f"{chosen} of {backend.attention}"
+    return chosen if backend.engine.attention == "torch" else f"{chosen} of {backend.engine.attention}"
 
 
 def _compile_layers(network: GPTModel) -> None:

@@ -47,8 +47,8 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
                 f"{getattr(model, name)}; choose a divisor"
             )
     backend = backend or choose_backend(EngineConfig(), parallel)
-    if backend.recompute_layers > model.layers:
-        raise UsageError(f"engine.recompute_layers is {backend.recompute_layers}; the model has {model.layers} layers")
+    if (recomputed := backend.engine.recompute_layers) > model.layers:
+        raise UsageError(f"engine.recompute_layers is {recomputed}; the model has {model.layers} layers")
     use_quick_gradient_kernels()
     config = transformer_config(model, parallel, backend)
     with parallel.cuda_names():
@@ -75,16 +75,7 @@ def check_memory(model: ModelConfig, parallel: Parallel, backend: Backend, micro
     """Raise UsageError when training cannot fit into this process's GPU. On a CPU nothing is checked."""
     if parallel.device.type != "cuda":
         return
-    layout = Layout(
-        micro_batch=micro_batch,
-        sequence_length=sequence_length,
-        tensor_parallel=parallel.tensor_parallel,
-        data_parallel=parallel.data_parallel,
-        backend=backend.name,
-        fp8=backend.fp8 is not None,
-        sequence_parallel=backend.sequence_parallel,
-        recompute_layers=backend.recompute_layers,
-    )
+    layout = Layout(micro_batch, sequence_length, parallel.tensor_parallel, parallel.data_parallel, backend.engine)
     free, total = torch.cuda.mem_get_info(parallel.device)
     needed = check_fit(model, layout, free + torch.cuda.memory_reserved(parallel.device), total)
     if parallel.is_main:

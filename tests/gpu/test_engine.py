@@ -165,7 +165,7 @@ def test_the_memory_estimate_is_within_fifteen_percent(tmp_path, backend):
         "with started() as parallel:\n"
         "    step = make_step(model, EngineConfig(backend=sys.argv[2]), 8, parallel)\n"
         "    for _ in range(3): step(torch.randint(49152, (16, 2049), device='cuda'), 1e-4)\n"
-        "needed = estimate(model, Layout(8, 2048, backend=sys.argv[2])).total\n"
+        "needed = estimate(model, Layout(8, 2048, engine=EngineConfig(backend=sys.argv[2]))).total\n"
         "print(torch.cuda.max_memory_allocated() / needed)\n"
     )
     command = [sys.executable, "-c", code, str(BENCHMARKS), backend]

@@ -5,7 +5,7 @@ import pytest
 from curricula.errors import UsageError
 from curricula.jobs.element import FINAL
 from curricula.model.config import PRESETS, EngineConfig
-from curricula.model.memory import GIB, GpuInUse, Layout, check_fit, estimate, layout_of, what_would_fit
+from curricula.model.memory import GIB, GpuInUse, Layout, check_fit, estimate, what_would_fit
 
 BIG = PRESETS["smollm2-1.7b"]
 ON_ONE = Layout(micro_batch=8, sequence_length=2048)
@@ -13,8 +13,8 @@ ON_32 = dataclasses.replace(ON_ONE, data_parallel=32)
 H100 = 79 * GIB
 
 MEASURED = [
-    (dataclasses.replace(ON_ONE, backend="te"), 60.8),
-    (dataclasses.replace(ON_ONE, backend="te", fp8=True), 60.1),
+    (dataclasses.replace(ON_ONE, engine=EngineConfig(backend="te")), 60.8),
+    (dataclasses.replace(ON_ONE, engine=EngineConfig(fp8="delayed")), 60.1),
     (ON_ONE, 63.5 - 1.5),
 ]
 """torch.cuda.max_memory_allocated on one H100 in GiB, for SmolLM2-1.7B with micro-batch 8 of 2048 tokens; measured with a
@@ -46,14 +46,14 @@ def test_micro_batch_16_fits_an_h100_once_the_optimizer_is_split_and_alone_with_
     double = dataclasses.replace(ON_ONE, micro_batch=16)
     assert estimate(BIG, dataclasses.replace(double, data_parallel=8)).total < H100
     assert estimate(BIG, double).total > H100
-    assert estimate(BIG, dataclasses.replace(double, recompute_layers=8)).total < H100
+    assert estimate(BIG, dataclasses.replace(double, engine=EngineConfig(recompute_layers=8))).total < H100
 
 
 def test_tensor_parallelism_halves_what_it_splits():
     whole, half = estimate(BIG, ON_32), estimate(BIG, dataclasses.replace(ON_32, tensor_parallel=2))
     assert half.gradients == whole.gradients // 2
     assert half.activations == whole.activations // 2
-    loose = dataclasses.replace(ON_32, tensor_parallel=2, sequence_parallel=False)
+    loose = dataclasses.replace(ON_32, tensor_parallel=2, engine=EngineConfig(sequence_parallel=False))
     assert half.activations < estimate(BIG, loose).activations < whole.activations
 
 
@@ -65,8 +65,10 @@ def test_a_step_that_cannot_fit_is_refused_with_its_numbers_and_what_would_fit()
     assert message.startswith("micro_batch 16 of 2048 tokens needs about 9")
     assert "which can have 77.0 GiB of it; use micro_batch 8 or engine." in message
     for change in what_would_fit(BIG, greedy, H100):
-        name, value = change.removeprefix("engine.").split()
-        assert estimate(BIG, dataclasses.replace(greedy, **{name: int(value)})).total <= H100
+        name, value = change.split()
+        engine = EngineConfig(recompute_layers=int(value))
+        changed = {"micro_batch": int(value)} if name == "micro_batch" else {"engine": engine}
+        assert estimate(BIG, dataclasses.replace(greedy, **changed)).total <= H100
     assert "more GPUs" in what_would_fit(BIG, ON_ONE, 10 * GIB)[0]
 
 
@@ -89,6 +91,6 @@ def test_tight_memory_is_logged(caplog):
 
 
 def test_an_open_choice_of_backend_is_estimated_as_the_larger_one():
-    open_choice = estimate(BIG, layout_of(EngineConfig(), 8, 2048, 1, 32)).total
+    open_choice = estimate(BIG, ON_32).total
     for engine in (EngineConfig(backend="te"), EngineConfig(backend="torch"), EngineConfig(fp8="delayed")):
-        assert estimate(BIG, layout_of(engine, 8, 2048, 1, 32)).total <= open_choice
+        assert estimate(BIG, dataclasses.replace(ON_32, engine=engine)).total <= open_choice

@@ -23,13 +23,14 @@ from random_batches import PackedBatches, RandomBatches, train_job  # noqa: E402
 from curricula.durable import read_jsonl  # noqa: E402
 from curricula.model import train as training  # noqa: E402
 from curricula.model.checkpoints.folder import latest_checkpoint  # noqa: E402
+from curricula.model.config import EngineConfig  # noqa: E402
 from curricula.model.network.backends import Backend  # noqa: E402
 
 BACKENDS = {
     "cpu": Backend("cpu", "test"),
     "torch": Backend("torch", "test"),
     "te": Backend("te", "test"),
-    "te-fp8": Backend("te", "test", fp8="delayed"),
+    "te-fp8": Backend("te", "test", EngineConfig(fp8="delayed")),
 }
 
 

@@ -47,8 +47,8 @@ def test_a_setting_overrides_the_choice(has_te):
     assert choose_backend(EngineConfig(backend="torch"), machine()).name == "torch"
     assert choose_backend(EngineConfig(backend="torch"), machine("cpu")).name == "torch"
     parallel = machine(tensor_parallel=2)
-    assert choose_backend(EngineConfig(), parallel).sequence_parallel
-    assert not choose_backend(EngineConfig(sequence_parallel=False), parallel).sequence_parallel
+    assert " with sequence parallel" in describe(choose_backend(EngineConfig(), parallel), parallel)
+    assert " with sequence parallel" not in describe(choose_backend(EngineConfig(sequence_parallel=False), parallel), parallel)
 
 
 def test_a_backend_that_cannot_run_here_is_refused(has_te):
