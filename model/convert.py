@@ -37,8 +37,7 @@ from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder
 from curricula.model.config import ModelConfig
 from curricula.model.hugging_face import hugging_face_config, model_card, read_model
-from curricula.model.network.backends import Backend
-from curricula.model.network.build import build_network
+from curricula.model.network.build import Backend, build_network
 from curricula.model.runtime.distributed import ALONE, started
 from curricula.progress import Progress, silent
 

@@ -46,8 +46,16 @@ from curricula.model.checkpoints.folder import (
 from curricula.model.config import TrainJob, learning_rate, warmup_steps
 from curricula.model.forward_backward import ForwardBackward
 from curricula.model.megatron import GPTModel
-from curricula.model.network.backends import attention_kernel, choose_backend, describe
-from curricula.model.network.build import build_network, build_optimizer, check_memory, initialize, wrap
+from curricula.model.network.build import (
+    attention_kernel,
+    build_network,
+    build_optimizer,
+    check_memory,
+    choose_backend,
+    describe,
+    initialize,
+    wrap,
+)
 from curricula.model.runtime.distributed import Parallel, Stragglers, read_ranks, share_compiler, started
 from curricula.model.runtime.loading import MicroBatch, read_micro_batches
 from curricula.model.runtime.reporting import Pace, Reports, Stopwatch, banner

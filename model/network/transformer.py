@@ -175,7 +175,7 @@ class Network(GPTModel):
     """Megatron-core's GPTModel, with the loss computed straight from hidden states by `linear_cross_entropy`."""
 
     backend: Any
-    """The `Backend` of `backends.py`; set by the builder."""
+    """The `Backend` of `build.py`; set by the builder."""
 
     def forward(
         self,

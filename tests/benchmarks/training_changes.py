@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from curricula.model.network import backends, build, transformer
+from curricula.model.network import build, transformer
 
 Change = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -62,7 +62,7 @@ def compile_as_one(network: Any) -> None:
             kept.append(between)
         return decoder.final_layernorm(x), kept
 
-    compiled = torch.compile(all_layers, fullgraph=True, dynamic=False, options=backends.layer_options())
+    compiled = torch.compile(all_layers, fullgraph=True, dynamic=False, options=build.layer_options())
 
     def forward(
         hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, rotary_pos_emb: torch.Tensor, **unused: Any
@@ -78,8 +78,8 @@ CHANGES: dict[str, Change] = {
     "gradients added by autograd": gradients_by_autograd,
     "sum between halves not kept": sum_not_kept,
     "norm gradients in two kernels": inductor(triton__mix_order_reduction=False),
-    "QKV gradient in one kernel": lambda: mock.patch.object(backends, "LAYER_OPTIONS", {}),
+    "QKV gradient in one kernel": lambda: mock.patch.object(build, "LAYER_OPTIONS", {}),
     "logits read twice": inductor(online_softmax=False),
-    "layers as one graph": lambda: mock.patch.object(backends, "_compile_layers", compile_as_one),
+    "layers as one graph": lambda: mock.patch.object(build, "_compile_layers", compile_as_one),
     "products chosen by trial": inductor(max_autotune_gemm=True),
 }

@@ -26,8 +26,7 @@ from curricula.model.config import (
 )
 from curricula.model.convert import to_hugging_face
 from curricula.model.megatron import get_forward_backward_func
-from curricula.model.network.backends import choose_backend
-from curricula.model.network.build import build_network, build_optimizer, initialize, wrap
+from curricula.model.network.build import build_network, build_optimizer, choose_backend, initialize, wrap
 from curricula.model.runtime.distributed import Parallel, started
 from curricula.model.train import train
 

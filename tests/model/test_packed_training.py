@@ -7,8 +7,7 @@ from random_batches import LENGTHS, SMALL, PackedBatches, train_job
 from curricula.durable import read_jsonl
 from curricula.model.config import EngineConfig
 from curricula.model.network import transformer
-from curricula.model.network.backends import choose_backend
-from curricula.model.network.build import build_network, initialize
+from curricula.model.network.build import build_network, choose_backend, initialize
 from curricula.model.runtime.distributed import started
 from curricula.model.train import train
 

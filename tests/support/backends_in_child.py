@@ -24,7 +24,7 @@ from curricula.durable import read_jsonl  # noqa: E402
 from curricula.model import train as training  # noqa: E402
 from curricula.model.checkpoints.folder import latest_checkpoint  # noqa: E402
 from curricula.model.config import EngineConfig  # noqa: E402
-from curricula.model.network.backends import Backend  # noqa: E402
+from curricula.model.network.build import Backend  # noqa: E402
 
 BACKENDS = {
     "cpu": Backend("cpu", "test"),

@@ -6,8 +6,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from curricula.model.config import PRESETS, EngineConfig
-from curricula.model.network.backends import LAYER_OPTIONS, choose_backend, layer_options
-from curricula.model.network.build import build_network
+from curricula.model.network.build import LAYER_OPTIONS, build_network, choose_backend, layer_options
 from curricula.model.network.transformer import turns_of
 from curricula.model.runtime.distributed import started
 
