@@ -28,7 +28,7 @@ from curricula.eval.tasks import EvalTask
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.plan import Element, Key, Plan
 from curricula.jobs.study import Study
-from curricula.model.memory import GIB, Layout, estimate, what_would_fit
+from curricula.model import costs
 
 READING = 0.3
 """Share of the peak that a forward pass over whole texts reaches."""
@@ -137,8 +137,8 @@ def described_size(study: Study) -> dict[str, Any]:
     return {
         "model": {
             "preset": study.model.preset,
-            "parameters": config.parameters(),
-            "flops_per_token": config.flops_per_token(budget.sequence_length),
+            "parameters": costs.parameters(config),
+            "flops_per_token": costs.flops_per_token(config, budget.sequence_length),
             **msgspec.to_builtins(config),
         },
         "budget": {
@@ -160,7 +160,7 @@ def _points(plan: Plan) -> list[dict[str, Any]]:
         {
             "name": name,
             "preset": one.model.preset,
-            "parameters": one.model.resolve().parameters(),
+            "parameters": costs.parameters(one.model.resolve()),
             "tokens": one.budget.tokens,
             "steps": one.budget.steps,
             "gpu_hours": hours[name],
@@ -402,7 +402,7 @@ def _hours_by(plan: Plan, groups: Iterable[str], of: Callable[[Element], str]) -
 def _evaluation_hours(plan: Plan) -> dict[str, float]:
     """The estimated GPU-hours of each evaluation task, over all models."""
     study, found = plan.study, dict[str, float]()
-    parameters, peak = study.model.resolve().parameters(), study.resources.peak_tflops
+    parameters, peak = costs.parameters(study.model.resolve()), study.resources.peak_tflops
     for _, element in plan.elements():
         if (task := element.eval_task) is not None:
             hours = task_gpu_hours(task, study, parameters, peak)
@@ -455,17 +455,17 @@ def _gpu_memory(study: Study) -> dict[str, Any]:
     """The memory that pretraining needs on each GPU, in GiB, and changes that would make it fit if it does not."""
     resources, model = study.resources, study.model.resolve()
     data_parallel = max(1, resources.pretraining.gpus // resources.tensor_parallel)
-    layout = Layout(
+    layout = costs.Layout(
         min(study.pretraining.micro_batch, max(1, study.budget.global_batch // data_parallel)),
         study.budget.sequence_length,
         resources.tensor_parallel,
         data_parallel,
         resources.engine,
     )
-    needed, available = estimate(model, layout), resources.gpu_memory_gib * GIB
+    needed, available = costs.step_memory(model, layout), resources.gpu_memory_gib * costs.GIB
     return {
-        "needed_gib": needed.total / GIB,
+        "needed_gib": needed.total / costs.GIB,
         "available_gib": resources.gpu_memory_gib,
-        "parts_gib": {name: size / GIB for name, size in dataclasses.asdict(needed).items()},
-        "would_fit": [] if needed.total <= available else what_would_fit(model, layout, available),
+        "parts_gib": {name: size / costs.GIB for name, size in dataclasses.asdict(needed).items()},
+        "would_fit": [] if needed.total <= available else costs.what_would_fit(model, layout, available),
     }

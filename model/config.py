@@ -1,6 +1,6 @@
 """The configuration of a model and of its training: sizes, presets, the learning rate of each step.
 
-Parameters and FLOPs are counted exactly. Imports no torch.
+Imports no torch.
 
 Sizes are those of SmolLM2's published pretraining configurations. The released Hugging Face models differ in two ways:
 after pretraining, the RoPE base was raised for longer contexts, and the maximum length with it.
@@ -48,25 +48,6 @@ class ModelConfig(Settings, frozen=True):
     @property
     def head_size(self) -> int:
         return self.hidden // self.heads
-
-    def parameters(self) -> int:
-        """Exact number of trainable parameters."""
-        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
-        mlp = 3 * self.hidden * self.ffn
-        norms = 2 * self.hidden
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layers * (attention + mlp + norms) + self.hidden + embeddings
-
-    def flops_per_token(self, sequence_length: int) -> float:
-        """Model FLOPs of one training token, forward and backward, at a sequence length S (recomputation not counted).
-
-        6 N + 6 L hidden S: every parameter takes part in one multiply-add forward (2 FLOPs) and two backward (4), the
-        tied embedding as the output projection. Causal attention looks at S/2 positions on average, in two products
-        (scores and values) of 2 hidden FLOPs each, once forward and twice backward: 2 * 2 * 3 * L * hidden * S / 2. An
-        untied input embedding is a look-up and does not count.
-        """
-        lookup = 0 if self.tied else self.vocabulary * self.hidden
-        return 6.0 * (self.parameters() - lookup) + 6.0 * self.layers * self.hidden * sequence_length
 
 
 class EngineConfig(Settings, frozen=True):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from curricula.errors import UserError
+from curricula.model import costs
 from curricula.model.checkpoints.folder import CheckpointInfo
 from curricula.model.config import ModelConfig
 
@@ -229,7 +230,7 @@ def model_card(name: str, info: CheckpointInfo, provenance: dict[str, Any]) -> s
         changed = f", with {len(git['changed_files'])} changed files" if git.get("changed_files") else ""
         provenance = {**provenance, "git": f"{git.get('sha') or 'unknown'}{changed}"}
     facts = {
-        "parameters": f"{info.model.parameters():,}",
+        "parameters": f"{costs.parameters(info.model):,}",
         "training steps": f"{info.step:,}",
         "training tokens": f"{info.consumed_tokens:,}",
         "precision": info.precision,

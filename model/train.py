@@ -30,6 +30,7 @@ import torch
 
 from curricula.curriculum.stream.pretraining import BatchSource
 from curricula.errors import StorageError, UsageError, UserError
+from curricula.model import costs
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
@@ -237,7 +238,7 @@ class Trainer:
     def _pace(self) -> Pace:
         return Pace(
             self.batches.global_batch * self.batches.sequence_length,
-            self.job.model.flops_per_token(self.batches.sequence_length),
+            costs.flops_per_token(self.job.model, self.batches.sequence_length),
             self.parallel.ranks.size,
             1e12 * self.job.execution.peak_tflops if self.parallel.device.type == "cuda" else None,
         )

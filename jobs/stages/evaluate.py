@@ -13,6 +13,7 @@ from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
 from curricula.jobs.stages.tune import checkpoint_of, export_model
 from curricula.jobs.study import Study
+from curricula.model import costs
 from curricula.progress import Progress
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Evaluate(Stage):
             tokens += asked * rows * getattr(settings, "max_new_tokens", 0)
         if task.task.kind == "gcg" and evaluation.gcg:
             tokens += asked * evaluation.gcg.steps * evaluation.gcg.search_width * SUFFIX_TOKENS
-        return tokens * model.flops_per_token(model.sequence_length) / 3
+        return tokens * costs.flops_per_token(model, model.sequence_length) / 3
 
     def ask(self, study: Study) -> Ask:
         asked = study.resources.evaluation

@@ -25,7 +25,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
 from curricula.jobs.study import Study
-from curricula.model import TrainJob
+from curricula.model import TrainJob, costs
 from curricula.model.checkpoints import require_checkpoint
 from curricula.progress import Progress
 
@@ -80,7 +80,7 @@ class Pretrain(Stage):
         return saved_steps(work.run.branch(work.plan.segments[work.element.segment].branch))
 
     def flops(self, study: Study, element: Element) -> float:
-        return _tokens(study, element) * study.model.resolve().flops_per_token(study.budget.sequence_length)
+        return _tokens(study, element) * costs.flops_per_token(study.model.resolve(), study.budget.sequence_length)
 
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         return gpu_hours_of(study, _tokens(study, element))
@@ -139,7 +139,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
 def gpu_hours_of(study: Study, tokens: int) -> float:
     """The GPU-hours of training on so many tokens, at the utilisation that the study expects."""
     resources = study.resources
-    flops = tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
+    flops = tokens * costs.flops_per_token(study.model.resolve(), study.budget.sequence_length)
     return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
 
 

@@ -23,6 +23,7 @@ from curricula.jobs.run import Run, arm_infos, read_contamination
 from curricula.jobs.stages.base import Stage, Work, are_filled
 from curricula.jobs.stages.pretrain import validation_batches
 from curricula.jobs.study import Study
+from curricula.model import costs
 from curricula.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _write(run: Run, plan: Plan, study: Study, out: Path, progress: Progress, un
         variant = study.variants[name]
         page = _point_report(run, plan, variant, out / POINTS / name, part, unfinished, is_live)
         settings = ", ".join(f"{key}: {value}" for key, value in point.items())
-        found.append(SweptPoint(name, settings, variant.model.resolve().parameters(), variant.budget.tokens, page))
+        found.append(SweptPoint(name, settings, costs.parameters(variant.model.resolve()), variant.budget.tokens, page))
     return write_overview(study.name, found, out)
 
 

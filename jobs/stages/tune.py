@@ -24,7 +24,7 @@ from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
 from curricula.jobs.stages.pretrain import gpu_hours_of, loss_of, near, shard_files, sources_of, validation_batches
 from curricula.jobs.study import Study
-from curricula.model import TrainJob
+from curricula.model import TrainJob, costs
 from curricula.model.checkpoints import require_checkpoint
 from curricula.progress import Progress
 
@@ -59,7 +59,7 @@ class Tune(Stage):
         rows = (stage.steps or 0) * (stage.global_batch or 0)
         if isinstance(stage, Tuning):
             rows = stage.conversations or rows
-        return rows * config.sequence_length * config.flops_per_token(config.sequence_length)
+        return rows * config.sequence_length * costs.flops_per_token(config, config.sequence_length)
 
 
 class Midtrain(Tune):

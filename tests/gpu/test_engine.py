@@ -159,13 +159,13 @@ def test_the_memory_estimate_is_within_fifteen_percent(tmp_path, backend):
     """With a model large enough to measure: eight layers of the 1.7B shape, micro-batch 8 of 2,048 tokens."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
-        "import msgspec; from curricula.model.config import *; from curricula.model.memory import Layout, estimate\n"
+        "import msgspec; from curricula.model.config import *; from curricula.model.costs import Layout, step_memory\n"
         "from training_ours import make_step; from curricula.model.runtime.distributed import started\n"
         "model = msgspec.structs.replace(PRESETS['smollm2-1.7b'], layers=8)\n"
         "with started() as parallel:\n"
         "    step = make_step(model, EngineConfig(backend=sys.argv[2]), 8, parallel)\n"
         "    for _ in range(3): step(torch.randint(49152, (16, 2049), device='cuda'), 1e-4)\n"
-        "needed = estimate(model, Layout(8, 2048, engine=EngineConfig(backend=sys.argv[2]))).total\n"
+        "needed = step_memory(model, Layout(8, 2048, engine=EngineConfig(backend=sys.argv[2]))).total\n"
         "print(torch.cuda.max_memory_allocated() / needed)\n"
     )
     command = [sys.executable, "-c", code, str(BENCHMARKS), backend]

@@ -3,25 +3,7 @@ import sys
 
 import pytest
 
-from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
-
-
-def test_smollm2_has_the_published_number_of_parameters():
-    big = PRESETS["smollm2-1.7b"]
-    assert big.parameters() == 1_711_376_384
-    untied = ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, tied=False)
-    assert untied.parameters() == 1_812_039_680
-    assert PRESETS["smollm2-135m"].parameters() == 134_515_008
-    assert PRESETS["smollm2-360m"].parameters() == 361_821_120
-    assert 0.7e6 < PRESETS["tiny"].parameters() < 1.3e6
-
-
-def test_flops_are_six_per_parameter_and_token_plus_causal_attention():
-    big = PRESETS["smollm2-1.7b"]
-    assert big.flops_per_token(2048) == pytest.approx(10.87e9, rel=1e-3)
-    assert big.flops_per_token(0) == 6 * big.parameters()
-    untied = ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, tied=False)
-    assert untied.flops_per_token(2048) == big.flops_per_token(2048)
+from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
 
 
 def test_a_model_that_cannot_be_built_is_refused():
@@ -34,7 +16,7 @@ def test_a_model_that_cannot_be_built_is_refused():
 
 
 def test_planning_does_not_import_torch():
-    code = "import sys; from curricula.model import config, memory; from curricula.model.runtime import reporting\n"
+    code = "import sys; from curricula.model import config, costs; from curricula.model.runtime import reporting\n"
     code += "import curricula.model.checkpoints, curricula.model.network\n"
     code += "assert not {'torch', 'megatron'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

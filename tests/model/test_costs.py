@@ -4,8 +4,8 @@ import pytest
 
 from curricula.errors import UsageError
 from curricula.jobs.element import FINAL
-from curricula.model.config import PRESETS, EngineConfig
-from curricula.model.memory import GIB, GpuInUse, Layout, check_fit, estimate, what_would_fit
+from curricula.model.config import PRESETS, EngineConfig, ModelConfig
+from curricula.model.costs import GIB, GpuInUse, Layout, check_fit, flops_per_token, parameters, step_memory, what_would_fit
 
 BIG = PRESETS["smollm2-1.7b"]
 ON_ONE = Layout(micro_batch=8, sequence_length=2048)
@@ -24,37 +24,55 @@ layer does not make.
 """
 
 
+def test_smollm2_has_the_published_number_of_parameters():
+    big = PRESETS["smollm2-1.7b"]
+    assert parameters(big) == 1_711_376_384
+    untied = ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, tied=False)
+    assert parameters(untied) == 1_812_039_680
+    assert parameters(PRESETS["smollm2-135m"]) == 134_515_008
+    assert parameters(PRESETS["smollm2-360m"]) == 361_821_120
+    assert 0.7e6 < parameters(PRESETS["tiny"]) < 1.3e6
+
+
+def test_flops_are_six_per_parameter_and_token_plus_causal_attention():
+    big = PRESETS["smollm2-1.7b"]
+    assert flops_per_token(big, 2048) == pytest.approx(10.87e9, rel=1e-3)
+    assert flops_per_token(big, 0) == 6 * parameters(big)
+    untied = ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, tied=False)
+    assert flops_per_token(untied, 2048) == flops_per_token(big, 2048)
+
+
 @pytest.mark.parametrize(("layout", "peak_gib"), MEASURED, ids=["te", "te fp8", "torch"])
 def test_the_estimate_is_within_five_percent_of_measured_peaks(layout, peak_gib):
-    assert estimate(BIG, layout).total / GIB == pytest.approx(peak_gib, rel=0.05)
+    assert step_memory(BIG, layout).total / GIB == pytest.approx(peak_gib, rel=0.05)
 
 
 def test_weights_gradients_and_optimizer_take_18_bytes_a_parameter_and_the_optimizer_is_split():
-    alone, among_32 = estimate(BIG, ON_ONE), estimate(BIG, ON_32)
-    assert alone.weights + alone.gradients + alone.optimizer == 18 * BIG.parameters()
+    alone, among_32 = step_memory(BIG, ON_ONE), step_memory(BIG, ON_32)
+    assert alone.weights + alone.gradients + alone.optimizer == 18 * parameters(BIG)
     assert among_32.optimizer == alone.optimizer // 32
     assert among_32.activations == alone.activations
 
 
 @pytest.mark.parametrize("several", [{"data_parallel": 2}, {"tensor_parallel": 2}], ids=["data", "tensor"])
 def test_several_gpus_need_room_for_nccls_buffers(several):
-    assert estimate(BIG, ON_ONE).nccl == 0
-    assert estimate(BIG, dataclasses.replace(ON_ONE, **several)).nccl == 2 * GIB
+    assert step_memory(BIG, ON_ONE).nccl == 0
+    assert step_memory(BIG, dataclasses.replace(ON_ONE, **several)).nccl == 2 * GIB
 
 
 def test_micro_batch_16_fits_an_h100_once_the_optimizer_is_split_and_alone_with_recomputation():
     double = dataclasses.replace(ON_ONE, micro_batch=16)
-    assert estimate(BIG, dataclasses.replace(double, data_parallel=8)).total < H100
-    assert estimate(BIG, double).total > H100
-    assert estimate(BIG, dataclasses.replace(double, engine=EngineConfig(recompute_layers=8))).total < H100
+    assert step_memory(BIG, dataclasses.replace(double, data_parallel=8)).total < H100
+    assert step_memory(BIG, double).total > H100
+    assert step_memory(BIG, dataclasses.replace(double, engine=EngineConfig(recompute_layers=8))).total < H100
 
 
 def test_tensor_parallelism_halves_what_it_splits():
-    whole, half = estimate(BIG, ON_32), estimate(BIG, dataclasses.replace(ON_32, tensor_parallel=2))
+    whole, half = step_memory(BIG, ON_32), step_memory(BIG, dataclasses.replace(ON_32, tensor_parallel=2))
     assert half.gradients == whole.gradients // 2
     assert half.activations == whole.activations // 2
     loose = dataclasses.replace(ON_32, tensor_parallel=2, engine=EngineConfig(sequence_parallel=False))
-    assert half.activations < estimate(BIG, loose).activations < whole.activations
+    assert half.activations < step_memory(BIG, loose).activations < whole.activations
 
 
 def test_a_step_that_cannot_fit_is_refused_with_its_numbers_and_what_would_fit():
@@ -68,12 +86,12 @@ def test_a_step_that_cannot_fit_is_refused_with_its_numbers_and_what_would_fit()
         name, value = change.split()
         engine = EngineConfig(recompute_layers=int(value))
         changed = {"micro_batch": int(value)} if name == "micro_batch" else {"engine": engine}
-        assert estimate(BIG, dataclasses.replace(greedy, **changed)).total <= H100
+        assert step_memory(BIG, dataclasses.replace(greedy, **changed)).total <= H100
     assert "more GPUs" in what_would_fit(BIG, ON_ONE, 10 * GIB)[0]
 
 
 def test_memory_that_others_hold_is_no_reason_to_change_the_study():
-    needed = estimate(BIG, ON_ONE).total
+    needed = step_memory(BIG, ON_ONE).total
     with pytest.raises(GpuInUse, match=r"of whose 79.0 GiB only 39.0 are free; `nvidia-smi` on") as busy:
         check_fit(BIG, ON_ONE, H100 - 40 * GIB, H100)
     assert busy.value.exit_code not in FINAL
@@ -91,6 +109,6 @@ def test_tight_memory_is_logged(caplog):
 
 
 def test_an_open_choice_of_backend_is_estimated_as_the_larger_one():
-    open_choice = estimate(BIG, ON_32).total
+    open_choice = step_memory(BIG, ON_32).total
     for engine in (EngineConfig(backend="te"), EngineConfig(backend="torch"), EngineConfig(fp8="delayed")):
-        assert estimate(BIG, dataclasses.replace(ON_32, engine=engine)).total <= open_choice
+        assert step_memory(BIG, dataclasses.replace(ON_32, engine=engine)).total <= open_choice

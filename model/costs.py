@@ -1,7 +1,8 @@
-"""Estimates a training step's memory on each GPU before anything is allocated. Imports no torch.
+"""What a model and a step of its training cost: parameters, FLOPs, and the memory of each GPU. Imports no torch.
 
-The estimate counts the tensors that exist at the fullest moment, the end of a forward pass. With N the parameters of one
-process, T the tokens of its micro-batch, h the hidden size, k the size of keys and of values, f the size of the MLP:
+Parameters and FLOPs are counted exactly. Memory is estimated, before anything is allocated: `step_memory` adds up the tensors
+that exist at the fullest moment, the end of a forward pass. With N the parameters of one process, T the tokens of its
+micro-batch, h the hidden size, k the size of keys and of values, f the size of the MLP:
 
     weights      2 N bytes (bfloat16), with fp8 2 more for each weight of a linear layer: its 8-bit copy and its transpose
     gradients    4 N (float32)
@@ -11,7 +12,7 @@ process, T the tokens of its micro-batch, h the hidden size, k the size of keys 
     other        1.5 GiB for kernels' workspaces and what the allocator cannot use
     nccl         2 GiB for NCCL's buffers where there are several GPUs: an estimate, not measured
 
-Within 3% of the peaks of SmolLM2-1.7B on an H100 with micro-batch 8 (in tests/model/test_memory.py), measured with a
+Within 3% of the peaks of SmolLM2-1.7B on an H100 with micro-batch 8 (in tests/model/test_costs.py), measured with a
 hand-written prototype of this step, not with this package.
 """
 
@@ -38,6 +39,27 @@ OWN_BYTES = 2 * GIB
 """What a process has of a GPU besides its tensors: the CUDA context and NCCL's first buffers."""
 TIGHT = 0.92
 """Share of the free memory above which the estimate's own error may decide."""
+
+
+def parameters(model: ModelConfig) -> int:
+    """Exact number of trainable parameters."""
+    attention = model.hidden * model.head_size * (2 * model.heads + 2 * model.kv_heads)
+    mlp = 3 * model.hidden * model.ffn
+    norms = 2 * model.hidden
+    embeddings = model.vocabulary * model.hidden * (1 if model.tied else 2)
+    return model.layers * (attention + mlp + norms) + model.hidden + embeddings
+
+
+def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
+    """Model FLOPs of one training token, forward and backward, at a sequence length S (recomputation not counted).
+
+    6 N + 6 L hidden S: every parameter takes part in one multiply-add forward (2 FLOPs) and two backward (4), the tied
+    embedding as the output projection. Causal attention looks at S/2 positions on average, in two products (scores and values)
+    of 2 hidden FLOPs each, once forward and twice backward: 2 * 2 * 3 * L * hidden * S / 2. An untied input embedding is a
+    look-up and does not count.
+    """
+    lookup = 0 if model.tied else model.vocabulary * model.hidden
+    return 6.0 * (parameters(model) - lookup) + 6.0 * model.layers * model.hidden * sequence_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +97,9 @@ class MemoryEstimate:
         return f"{self.total / GIB:.1f} GiB ({parts})"
 
 
-def estimate(model: ModelConfig, layout: Layout) -> MemoryEstimate:
+def step_memory(model: ModelConfig, layout: Layout) -> MemoryEstimate:
     """Memory of one GPU at the fullest moment of a training step in bfloat16 or fp8."""
-    parameters = model.parameters() // layout.tensor_parallel
+    own = parameters(model) // layout.tensor_parallel
     looked_up = model.vocabulary * model.hidden * (1 if model.tied else 2) // layout.tensor_parallel
     tokens = layout.micro_batch * layout.sequence_length
     split = layout.tensor_parallel if layout.engine.sequence_parallel else 1
@@ -87,9 +109,9 @@ def estimate(model: ModelConfig, layout: Layout) -> MemoryEstimate:
     logits = 2 * model.vocabulary // layout.tensor_parallel + 4 * model.hidden
     layer_gradients = 2 * 3 * (model.ffn // layout.tensor_parallel + model.hidden)
     return MemoryEstimate(
-        weights=2 * parameters + (2 * (parameters - looked_up) if layout.engine.fp8 else 0),
-        gradients=4 * parameters,
-        optimizer=12 * parameters // layout.data_parallel,
+        weights=2 * own + (2 * (own - looked_up) if layout.engine.fp8 else 0),
+        gradients=4 * own,
+        optimizer=12 * own // layout.data_parallel,
         activations=tokens * per_token,
         loss=tokens * max(logits, layer_gradients),
         nccl=NCCL if layout.data_parallel * layout.tensor_parallel > 1 else 0,
@@ -118,7 +140,7 @@ def what_would_fit(model: ModelConfig, layout: Layout, available: float) -> list
     """Single changes, written as settings, that bring the estimate under `available` bytes."""
 
     def fits(**change: Any) -> bool:
-        return estimate(model, dataclasses.replace(layout, **change)).total <= available
+        return step_memory(model, dataclasses.replace(layout, **change)).total <= available
 
     found = []
     halved = (layout.micro_batch >> times for times in range(1, layout.micro_batch.bit_length()))  # still divides the batch
@@ -143,7 +165,7 @@ def check_fit(model: ModelConfig, layout: Layout, free: int, total: int) -> Memo
 
     Raises UsageError when the GPU is too small, GpuInUse when only what others hold of it is lacking.
     """
-    needed, usable = estimate(model, layout), total - OWN_BYTES
+    needed, usable = step_memory(model, layout), total - OWN_BYTES
     if needed.total > free:
         what = f"micro_batch {layout.micro_batch} of {layout.sequence_length} tokens needs about {needed} on each GPU"
         if needed.total > usable or total - free < OWN_BYTES:
