@@ -35,6 +35,7 @@ from curricula.errors import UserError
 from curricula.fencing import check_fences
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder
+from curricula.model.checkpoints.writer import save
 from curricula.model.config import ModelConfig
 from curricula.model.hugging_face import hugging_face_config, model_card, read_model
 from curricula.model.network.build import Backend, build_network
@@ -111,7 +112,7 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
             versions=checkpoint.versions(),
         )
         folder = step_folder(out, 0)
-        checkpoint.save(folder, network, None, info, parallel)
+        save(folder, network, None, info, parallel)
     return folder
 
 

@@ -44,6 +44,7 @@ from curricula.model.checkpoints.folder import (
     step_of,
     warn_of_versions,
 )
+from curricula.model.checkpoints.writer import Saver
 from curricula.model.config import TrainJob, learning_rate, warmup_steps
 from curricula.model.forward_backward import ForwardBackward
 from curricula.model.megatron import GPTModel
@@ -179,7 +180,7 @@ class Trainer:
             self.step = info.step
             if guard:
                 self.spikes = SpikeWindow.of(guard, info)
-        self.saver = checkpoint.Saver(network, self.optimizer, parallel)
+        self.saver = Saver(network, self.optimizer, parallel)
         self.save_stall = Stopwatch()
         self._saved_at = time.monotonic()
         self.forward_backward = ForwardBackward(self.wrapped, parallel, job.config.micro_batch)

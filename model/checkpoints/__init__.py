@@ -1,5 +1,5 @@
-"""Checkpoints: their folder (`folder`), saving and loading them (`checkpoint`), reading their pickles as data (`pickles`), and
-writing in the background (`writer`).
+"""Checkpoints: their folder (`folder`), what they hold and how it is read, as data (`checkpoint`), and saving them in the
+background (`writer`).
 
 The names below need no torch; the other modules do.
 """

@@ -1,55 +1,61 @@
-"""Saves and loads a run's whole state, or only its weights, as a Megatron-core distributed checkpoint.
+"""What a checkpoint holds, as a Megatron-core distributed checkpoint, and how it is read; `writer` saves it.
 
-The checkpoint does not depend on the number of processes that wrote it. It is written in the background to a folder aside,
-verified and renamed; only then does `latest` move. A failed save (no space, a dead disk) leaves earlier checkpoints untouched.
+It holds a run's whole state, or only its weights, and does not depend on the number of processes that wrote it. Megatron-core's
+distributed optimizer gives each data-parallel rank a range of every flattened parameter. Its own reshardable layout first
+gathers the whole state on each rank: 20.5 GB for the 1.7B model, eight times on a node. Here a rank names the same tensors, in
+the shapes of the parameters, and contributes its own range, cut into rectangles. So a save copies only what the rank holds, a
+load reads only what it needs, and any number of processes, tensor-parallel size and backend can read what another wrote.
 
-Megatron-core's distributed optimizer gives each data-parallel rank a range of every flattened parameter. Its own reshardable
-layout first gathers the whole state on each rank: 20.5 GB for the 1.7B model, eight times on a node. Here a rank names the
-same tensors, in the shapes of the parameters, and contributes its own range, cut into rectangles. So a save copies only what
-the rank holds, a load reads only what it needs, and any number of processes, tensor-parallel size and backend can read what
-another wrote.
+Checkpoints are read as data. A pickle is a program: read without restrictions, it calls any function that it names. The hashes
+in checkpoint.json do not help, for whoever writes the pickle writes them too. A checkpoint holds four kinds:
+
+.metadata                 torch reads it with pickle.load
+common.pt                 Megatron-core reads it with torch.load
+objects in *.distcp       torch reads them with torch.load, and turns its restrictions off
+FP8 states, as tensors    Transformer Engine reads them with pickle.loads
+
+Here each may name only what such a checkpoint needs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
+import io
 import itertools
 import logging
 import math
 import os
 import pickle
 import platform
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 from unittest import mock
 
 import torch
 import torch.distributed.checkpoint as torch_checkpoint
+from torch.distributed.checkpoint import DefaultLoadPlanner, filesystem
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.utils import _DistWrapper as Group
 
-from curricula import fencing
 from curricula.errors import StorageError, UserError
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
     checkpoints_to_resume,
     damaged_file,
     point_at,
-    publish,
     read_info,
     retire,
     set_aside,
     step_folder,
 )
-from curricula.model.checkpoints.pickles import check_layer_states, forbidden_name, read_as_data
-from curricula.model.checkpoints.writer import BackgroundSave, writing_failure
 from curricula.model.megatron import (
-    AsyncRequest,
     CheckpointingException,
     FullyParallelLoadStrategyWrapper,
-    FullyParallelSaveStrategyWrapper,
     GPTModel,
     ShardedObject,
     ShardedTensor,
@@ -75,107 +81,30 @@ UNREADABLE = (
     CheckpointingException, torch_checkpoint.CheckpointException, EOFError, KeyError, RuntimeError, pickle.UnpicklingError,
 )  # fmt: skip
 """What the readers of Megatron-core and torch raise for damaged files."""
-
-
-class Saver:
-    """Saves one checkpoint at a time, in the background. All processes call each method together."""
-
-    def __init__(self, network: GPTModel, optimizer: Any | None, parallel: Parallel) -> None:
-        """Saves `network` and, unless None, `optimizer`."""
-        self._network, self._optimizer, self._parallel = network, optimizer, parallel
-        self._group = Group(None, True, 0)
-        self._strategy = BackgroundSave()
-        self._distributed: Any = self._strategy
-        if parallel.data_parallel > 1:  # ranks that hold the same data share the writing
-            data_ranks = parallel_state.get_data_parallel_group()
-            self._distributed = FullyParallelSaveStrategyWrapper(self._strategy, data_ranks, do_cache_distribution=True)
-        self._saved_before = False
-        self._request: AsyncRequest | None = None
-
-    def start(self, folder: Path, info: CheckpointInfo) -> None:
-        """Begin to write the current state as the checkpoint `folder`, after finishing an earlier save.
-
-        Returns as soon as the state may change again. Raises UserError when the files cannot be written.
-        """
-        self.finish()
-        self._folder, self._info, self._aside = folder, info, folder.with_name(f".{folder.name}.aside")
-        with self._unwritable_reported():
-            self._aside = self._group.broadcast("begin", lambda: _make_empty(self._aside))
-            with self._parallel.cuda_names():
-                self._request = dist_checkpointing.save(
-                    _sharded_state(self._network, self._optimizer, generators=True),
-                    str(self._aside),
-                    sharded_strategy=self._distributed,
-                    validate_access_integrity=not self._saved_before,  # ranks exchange all they hold: once
-                    async_sharded_save=True,
-                    content_metadata=dict(LAYOUT),
-                )
-        self._saved_before = True
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether this process is still writing its part; if not, `finish` hardly waits."""
-        return self._request is not None and self._strategy.write.is_writing
-
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether a save was started and is not finished yet: the same on all processes."""
-        return self._request is not None
-
-    def finish(self) -> None:
-        """Wait until the save that was started, if any, is complete, and point `latest` at it.
-
-        Raises UserError when the files could not be written, and then leaves nothing behind.
-        """
-        if self._request is None:
-            return
-        request, self._request = self._request, None
-        with self._unwritable_reported(), self._parallel.cuda_names():
-            for finalize in request.finalize_fns:
-                finalize()
-            written = self._strategy.write.files
-            self._group.broadcast("publish", lambda: publish(self._aside, self._folder, self._info, written))
-
-    def abandon(self) -> None:
-        """Drop the save that was started, if any, without telling the other processes."""
-        if self._request is not None:
-            self._strategy.write.abandon()
-
-    @contextlib.contextmanager
-    def _unwritable_reported(self) -> Any:
-        try:
-            yield
-        except (Exception, torch_checkpoint.CheckpointException) as error:  # the latter is a bare BaseException
-            if self._parallel.is_main:
-                shutil.rmtree(self._aside, ignore_errors=True)
-            failures = getattr(error, "failures", {}).values()
-            superseded = next((failure[0] for failure in failures if isinstance(failure[0], fencing.Superseded)), None)
-            if superseded:
-                raise superseded from None
-            reason = writing_failure(error)
-            if reason is None:
-                raise
-            raise StorageError(
-                f"{self._folder}: the checkpoint could not be written ({reason}); earlier ones are kept: fix that and "
-                "run it again"
-            ) from error
-
-
-def _make_empty(folder: Path) -> Path:
-    """An empty folder of this generation's own: an earlier one may wake up while it writes."""
-    fencing.check_fences()
-    if number := fencing.current_generation():
-        folder = folder.with_name(f"{folder.name}-{number}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def save(folder: Path, network: GPTModel, optimizer: Any | None, info: CheckpointInfo, parallel: Parallel) -> None:
-    """Write the checkpoint `folder` and wait for it; see `Saver`."""
-    saver = Saver(network, optimizer, parallel)
-    saver.start(folder, info)
-    saver.finish()
+METADATA_NAMES = {
+    "torch.Size",
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.serialization._get_layout",
+    *map("torch.distributed.checkpoint.metadata.{}".format, (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    )),
+}  # fmt: skip
+"""What .metadata may name, beside torch's data types and a path."""
+FP8_NAMES = {
+    "builtins.bytes",
+    "collections.OrderedDict",
+    "megatron.core.extensions.transformer_engine.TEDelayedScaling",
+    "torch.Size",
+    "torch._utils._rebuild_tensor_v2",
+    *map("transformer_engine.common.recipe.{}".format, (
+        "DelayedScaling", "Float8BlockScaling", "Float8CurrentScaling", "Format", "MMParams", "MXFP8BlockScaling",
+        "NVFP4BlockScaling", "QParams", "_FormatHelper",
+    )),
+}  # fmt: skip
+"""What the FP8 state of a layer may name, beside torch's data types."""
+REFUSED_BY_TORCH = re.compile(r"GLOBAL (\S+)")
+"""Finds the name in torch's message about a pickle that is more than data."""
 
 
 def newest_whole(
@@ -281,8 +210,8 @@ def load(
     if optimizer is not None and not info.full:
         raise UserError(f"{folder}: holds weights only, so training cannot continue from it; use it as init_weights")
     generators = optimizer is not None and info.tensor_parallel == parallel.tensor_parallel
-    with parallel.cuda_names(), read_as_data(folder):
-        state = _sharded_state(network, optimizer, generators, stored=_stored_names(folder))
+    with parallel.cuda_names(), _read_as_data(folder) as metadata:
+        state = sharded_state(network, optimizer, generators, stored=metadata.state_dict_metadata.keys())
         strategy = None
         if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange
             reader = dist_checkpointing.serialization.get_default_load_sharded_strategy(str(folder))
@@ -290,7 +219,7 @@ def load(
         try:
             loaded = dist_checkpointing.load(state, str(folder), sharded_strategy=strategy)
         except UNREADABLE as error:
-            if refusal := forbidden_name(error):
+            if refusal := _forbidden_name(error):
                 raise refusal from None
             raise UserError(_intact_but_unreadable(folder, info, error)) from error
         check_layer_states(folder, loaded["model"])
@@ -315,9 +244,133 @@ def _intact_but_unreadable(folder: Path, info: CheckpointInfo, error: BaseExcept
     )
 
 
-def _sharded_state(
-    network: GPTModel, optimizer: Any | None, generators: bool, stored: Set[str] | None = None
-) -> dict[str, Any]:
+class ForbiddenName(UserError):
+    """A pickle names something that is no data."""
+
+
+@contextlib.contextmanager
+def _read_as_data(folder: Path) -> Iterator[Metadata]:
+    """Within the block, torch and Megatron-core read the checkpoint `folder` as data, and share its metadata, which this gives.
+
+    Raises UserError when a file is more than data. They may wrap that error; `_forbidden_name` finds it.
+    """
+    file_read: str | os.PathLike[str] = folder
+    """The file that torch reads objects from."""
+    load_unrestricted, load_object = torch.load, DefaultLoadPlanner.load_bytes
+
+    def load(file: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return load_unrestricted(file, *args, **{**options, "weights_only": True})
+        except pickle.UnpicklingError as error:
+            named = REFUSED_BY_TORCH.search(str(error))
+            if named is None:
+                raise
+            raise _refusal(file if isinstance(file, str | os.PathLike) else file_read, named[1]) from None
+
+    def load_bytes(planner: Any, item: Any, value: io.BytesIO) -> None:
+        nonlocal file_read
+        file_read = folder / planner.metadata.storage_data[item.storage_index].relative_path
+        load_object(planner, item, value)
+
+    metadata = _read_metadata(folder)
+    with (
+        mock.patch.object(filesystem, "pickle", SimpleNamespace(load=lambda file: metadata, dump=pickle.dump)),
+        mock.patch.object(DefaultLoadPlanner, "load_bytes", load_bytes),
+        mock.patch.object(torch, "load", load),
+    ):
+        yield metadata
+
+
+def _read_metadata(folder: Path) -> Metadata:
+    """Raises UserError when .metadata cannot be read as data, or names a file outside the checkpoint."""
+    path = folder / ".metadata"
+    try:
+        with open(path, "rb") as file:
+            metadata: Metadata = _Unpickler(file, path, METADATA_NAMES).load()
+        names = [info.relative_path for info in metadata.storage_data.values()]
+        outside = [name for name in names if Path(name).name != name]
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read here ({reason:.200}); keep it, and use the versions that wrote it, in checkpoint.json"
+        ) from None
+    if outside:
+        raise UserError(f"{path}: names the file {outside[0]!r:.200}, which is outside the checkpoint; do not use it")
+    return metadata
+
+
+def check_layer_states(folder: Path, model_state: Mapping[str, Any]) -> None:
+    """Raise UserError when the FP8 state of a layer, as read from `folder`, is more than data."""
+    for name, state in model_state.items():
+        if name.endswith(EXTRA_STATE):
+            for part in state if isinstance(state, list) else [state]:
+                if isinstance(part, torch.Tensor) and part.numel():
+                    content = io.BytesIO(part.detach().cpu().numpy().tobytes())
+                    try:
+                        _Unpickler(content, folder / name, FP8_NAMES).load()
+                    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError) as error:
+                        raise UserError(f"{folder}: {name} cannot be read ({error!s:.200}); use an earlier one") from None
+
+
+class _Unpickler(pickle.Unpickler):
+    """Refuses every name but `allowed` ones, before anything is done with it."""
+
+    def __init__(self, file: IO[bytes], path: Path, allowed: Set[str]) -> None:
+        super().__init__(file)
+        self._path, self._allowed = path, allowed
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full in ("pathlib.PosixPath", "pathlib._local.PosixPath"):  # Python 3.13 calls it by the second name
+            return _joined
+        if full == "builtins.getattr":  # as Python before 3.11.4 names a member of an enumeration
+            return _member
+        if full == "torch.storage._load_from_bytes" and self._allowed is FP8_NAMES:
+            return self._load_tensor
+        if full in self._allowed or (module == "torch" and isinstance(vars(torch).get(name), torch.dtype)):
+            return super().find_class(module, name)
+        raise _refusal(self._path, full)
+
+    def _load_tensor(self, content: bytes) -> Any:
+        """Stands for torch's own function, which reads without restrictions."""
+        try:
+            return torch.load(io.BytesIO(content), weights_only=True)
+        except pickle.UnpicklingError as error:
+            named = REFUSED_BY_TORCH.search(str(error))
+            raise _refusal(self._path, named[1] if named else "something unknown") from None
+
+
+def _joined(*parts: str) -> str:
+    return os.path.join(*parts)
+
+
+def _member(kind: Any, name: str) -> Any:
+    """Stands for getattr: gives the members of enumerations, and nothing else of the classes that a checkpoint may name."""
+    if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
+        return kind[name]
+    raise pickle.UnpicklingError(f"asks for the attribute {name!r:.200} of {kind!r:.200}, which no checkpoint needs")
+
+
+def _refusal(path: str | os.PathLike[str], name: str) -> ForbiddenName:
+    return ForbiddenName(
+        f"{os.fspath(path)}: names {name[:200]}, which no checkpoint needs and which may run code; "
+        "nothing was run: use a checkpoint whose origin you know"
+    )
+
+
+def _forbidden_name(error: BaseException) -> ForbiddenName | None:
+    """The ForbiddenName that `error` was raised for on any process, however torch wrapped it."""
+    if isinstance(error, ForbiddenName):
+        return error
+    causes = [error.__cause__ or error.__context__]
+    if isinstance(error, torch_checkpoint.CheckpointException):
+        causes += [failure[0] for failure in error.failures.values()]
+    return next((found for cause in causes if cause is not None and (found := _forbidden_name(cause))), None)
+
+
+def sharded_state(network: GPTModel, optimizer: Any | None, generators: bool, stored: Set[str] | None = None) -> dict[str, Any]:
     """What to save, or, if `stored` names what a checkpoint holds, what to load from it."""
     model_state = network.sharded_state_dict(metadata=dict(LAYOUT))  # Megatron-core puts process groups into it
     state: dict[str, Any] = {
@@ -339,11 +392,6 @@ def _is_needed(name: str, entry: Any, network: GPTModel, stored: Set[str] | None
     if not name.endswith(EXTRA_STATE):
         return True
     return network.backend.keeps_history and (stored is None or entry.unique_key in stored)
-
-
-def _stored_names(folder: Path) -> Set[str]:
-    """The names of the tensors and objects in the checkpoint `folder`. To be called within `read_as_data`."""
-    return torch_checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata.keys()
 
 
 def _generators() -> ShardedObject:

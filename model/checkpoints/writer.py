@@ -1,4 +1,7 @@
-"""Writes this process's part of a distributed checkpoint in a forked process while training continues.
+"""Saves checkpoints in the background, each complete or not at all.
+
+A checkpoint is written to a folder aside, verified and renamed; only then does `latest` move. A failed save (no space, a dead
+disk) leaves earlier checkpoints untouched. Each process forks one that writes its part while training continues.
 
 The fork is the snapshot. On a CPU the child writes the tensors as they were at the fork, whatever training does to them
 afterwards; on a GPU they are copied to the host first. The writing process dies with its parent, so that no orphan writes into
@@ -13,6 +16,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -26,15 +30,22 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _DistWrapper as Group
 
-from curricula.errors import UserError
-from curricula.model.checkpoints.folder import StoredFile, stored_file
+from curricula import fencing
+from curricula.errors import StorageError, UserError
+from curricula.model.checkpoints.checkpoint import LAYOUT, sharded_state
+from curricula.model.checkpoints.folder import CheckpointInfo, StoredFile, publish, stored_file
 from curricula.model.megatron import (
     AsyncRequest,
+    FullyParallelSaveStrategyWrapper,
+    GPTModel,
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
+    dist_checkpointing,
     keyed_by_shard,
+    parallel_state,
     to_torch_state,
 )
+from curricula.model.runtime.distributed import Parallel
 from curricula.model.runtime.stopping import signals_blocked
 
 log = logging.getLogger(__name__)
@@ -46,6 +57,107 @@ BEGIN_S = 30.0
 """How long a writing process may take to begin; milliseconds are usual."""
 NICENESS = 5
 """The writer yields to training where they share cores."""
+
+
+def save(folder: Path, network: GPTModel, optimizer: Any | None, info: CheckpointInfo, parallel: Parallel) -> None:
+    """Write the checkpoint `folder` and wait for it; see `Saver`."""
+    saver = Saver(network, optimizer, parallel)
+    saver.start(folder, info)
+    saver.finish()
+
+
+class Saver:
+    """Saves one checkpoint at a time, in the background. All processes call each method together."""
+
+    def __init__(self, network: GPTModel, optimizer: Any | None, parallel: Parallel) -> None:
+        """Saves `network` and, unless None, `optimizer`."""
+        self._network, self._optimizer, self._parallel = network, optimizer, parallel
+        self._group = Group(None, True, 0)
+        self._strategy = BackgroundSave()
+        self._distributed: Any = self._strategy
+        if parallel.data_parallel > 1:  # ranks that hold the same data share the writing
+            data_ranks = parallel_state.get_data_parallel_group()
+            self._distributed = FullyParallelSaveStrategyWrapper(self._strategy, data_ranks, do_cache_distribution=True)
+        self._saved_before = False
+        self._request: AsyncRequest | None = None
+
+    def start(self, folder: Path, info: CheckpointInfo) -> None:
+        """Begin to write the current state as the checkpoint `folder`, after finishing an earlier save.
+
+        Returns as soon as the state may change again. Raises UserError when the files cannot be written.
+        """
+        self.finish()
+        self._folder, self._info, self._aside = folder, info, folder.with_name(f".{folder.name}.aside")
+        with self._unwritable_reported():
+            self._aside = self._group.broadcast("begin", lambda: _make_empty(self._aside))
+            with self._parallel.cuda_names():
+                self._request = dist_checkpointing.save(
+                    sharded_state(self._network, self._optimizer, generators=True),
+                    str(self._aside),
+                    sharded_strategy=self._distributed,
+                    validate_access_integrity=not self._saved_before,  # ranks exchange all they hold: once
+                    async_sharded_save=True,
+                    content_metadata=dict(LAYOUT),
+                )
+        self._saved_before = True
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this process is still writing its part; if not, `finish` hardly waits."""
+        return self._request is not None and self._strategy.write.is_writing
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a save was started and is not finished yet: the same on all processes."""
+        return self._request is not None
+
+    def finish(self) -> None:
+        """Wait until the save that was started, if any, is complete, and point `latest` at it.
+
+        Raises UserError when the files could not be written, and then leaves nothing behind.
+        """
+        if self._request is None:
+            return
+        request, self._request = self._request, None
+        with self._unwritable_reported(), self._parallel.cuda_names():
+            for finalize in request.finalize_fns:
+                finalize()
+            written = self._strategy.write.files
+            self._group.broadcast("publish", lambda: publish(self._aside, self._folder, self._info, written))
+
+    def abandon(self) -> None:
+        """Drop the save that was started, if any, without telling the other processes."""
+        if self._request is not None:
+            self._strategy.write.abandon()
+
+    @contextlib.contextmanager
+    def _unwritable_reported(self) -> Any:
+        try:
+            yield
+        except (Exception, CheckpointException) as error:  # the latter is a bare BaseException
+            if self._parallel.is_main:
+                shutil.rmtree(self._aside, ignore_errors=True)
+            failures = getattr(error, "failures", {}).values()
+            superseded = next((failure[0] for failure in failures if isinstance(failure[0], fencing.Superseded)), None)
+            if superseded:
+                raise superseded from None
+            reason = writing_failure(error)
+            if reason is None:
+                raise
+            raise StorageError(
+                f"{self._folder}: the checkpoint could not be written ({reason}); earlier ones are kept: fix that and "
+                "run it again"
+            ) from error
+
+
+def _make_empty(folder: Path) -> Path:
+    """An empty folder of this generation's own: an earlier one may wake up while it writes."""
+    fencing.check_fences()
+    if number := fencing.current_generation():
+        folder = folder.with_name(f"{folder.name}-{number}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 class BackgroundSave(TorchDistSaveShardedStrategy):

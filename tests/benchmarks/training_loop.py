@@ -12,7 +12,7 @@ Save: the whole state of a model with its optimizer, 12 bytes a parameter and th
 A stall is the time in which no step can begin; durable is the time until the checkpoint is complete, synced and pointed at.
 Training steps continue during our background save and Megatron-core's; the table shows how much they slow down.
 
-ours                 `checkpoint.Saver`: planned, forked, written and hashed in the child, then verified and published
+ours                 `writer.Saver`: planned, forked, written and hashed in the child, then verified and published
 ours, waited for     the same with nothing done meanwhile
 Megatron-core        `dist_checkpointing.save` with its own strategy, waited for; no hashes
 Megatron-core, async the same in the background by its `AsyncCallsQueue`
