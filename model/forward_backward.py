@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from curricula.curriculum.stream.pretraining import BatchSource
+from curricula.curriculum.stream.pretraining import RowSource
 from curricula.model.megatron import get_forward_backward_func
 from curricula.model.runtime.distributed import OwnTime, Parallel
 from curricula.model.runtime.loading import MicroBatch, MicroBatches
@@ -40,17 +40,17 @@ class ForwardBackward:
 
         wrapped.config.finalize_model_grads_func = finalize_with_others
 
-    def share(self, batches: BatchSource) -> MicroBatches:
+    def share(self, batches: RowSource) -> MicroBatches:
         """This data-parallel rank's part of the batches."""
         return MicroBatches(batches, self.micro_batch, self.parallel.data_rank, self.parallel.data_parallel)
 
-    def train(self, batches: BatchSource, feed: Iterator[MicroBatch]) -> float:
+    def train(self, batches: RowSource, feed: Iterator[MicroBatch]) -> float:
         """Forward and backward over the next global batch; returns the mean loss of its counted tokens."""
         self.own_time.begin()
         return mean_loss(*self._losses(batches, feed, forward_only=False))
 
     @torch.no_grad()
-    def evaluate(self, batches: BatchSource, feed: Iterator[MicroBatch], each: Callable[[], None]) -> float:
+    def evaluate(self, batches: RowSource, feed: Iterator[MicroBatch], each: Callable[[], None]) -> float:
         """Mean loss per counted token over all of `batches`; calls `each` after every global batch."""
         self.wrapped.eval()
         totals = []
@@ -63,7 +63,7 @@ class ForwardBackward:
         return mean_loss(*map(math.fsum, zip(*totals)))
 
     @torch.no_grad()
-    def bad_rows(self, batches: BatchSource, step: int) -> list[int]:
+    def bad_rows(self, batches: RowSource, step: int) -> list[int]:
         """The rows of global batch `step` whose loss is not a finite number under the present weights."""
         share = self.share(batches)
         feed = (share[step * share.per_step + part].to(self.parallel.device) for part in range(share.per_step))
@@ -74,7 +74,7 @@ class ForwardBackward:
         flags[first : first + len(own)] = own
         return [row for row, flag in enumerate(self.parallel.sum(*flags)) if flag]
 
-    def _losses(self, batches: BatchSource, feed: Iterator[MicroBatch], forward_only: bool) -> tuple[float, float]:
+    def _losses(self, batches: RowSource, feed: Iterator[MicroBatch], forward_only: bool) -> tuple[float, float]:
         """Summed loss and counted tokens of the next global batch."""
         reports = self._run(batches, _timed(feed, self.data_wait), forward_only, _loss_step)
         total = torch.stack([report["loss and tokens"] for report in reports]).sum(dim=0).tolist()
@@ -82,7 +82,7 @@ class ForwardBackward:
         return loss, tokens
 
     def _run(
-        self, batches: BatchSource, feed: Iterator[MicroBatch], forward_only: bool, forward_step: ForwardStep
+        self, batches: RowSource, feed: Iterator[MicroBatch], forward_only: bool, forward_step: ForwardStep
     ) -> list[Report]:
         with self.parallel.cuda_names():
             return get_forward_backward_func()(

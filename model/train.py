@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 import torch
 
-from curricula.curriculum.stream.pretraining import BatchSource
+from curricula.curriculum.stream.pretraining import BatchSource, RowSource
 from curricula.errors import StorageError, UsageError, UserError
 from curricula.model import costs
 from curricula.model.checkpoints import checkpoint
@@ -78,7 +78,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    job: TrainJob, batches: BatchSource, progress: Progress = silent, validation: Mapping[str, BatchSource] | None = None
+    job: TrainJob, batches: BatchSource, progress: Progress = silent, validation: Mapping[str, RowSource] | None = None
 ) -> None:
     """Train until `job.stop_step`, continuing from wherever an earlier call stopped. All processes call it together.
 
@@ -144,7 +144,7 @@ class Trainer:
         self,
         job: TrainJob,
         batches: BatchSource,
-        validation: dict[str, BatchSource],
+        validation: dict[str, RowSource],
         parallel: Parallel,
         stop: StopRequest,
         watchdog: Watchdog,
@@ -403,7 +403,7 @@ class Trainer:
             self._finish_save()
         raise nonfinite_error(self.job.out, what, self.batches, self.step, bad_rows, self.parallel.is_main)
 
-    def _read(self, batches: BatchSource, start: int, stop: int, workers: int) -> Generator[MicroBatch, None, None]:
+    def _read(self, batches: RowSource, start: int, stop: int, workers: int) -> Generator[MicroBatch, None, None]:
         return read_micro_batches(self.forward_backward.share(batches), start, stop, workers, self.parallel.device)
 
     def _validate_if_due(self) -> None:

@@ -1,6 +1,6 @@
 """`BatchSource`, what a training loop asks of its data: any row of any global batch, computed from the step alone.
 
-And `PretrainingBatches`, which answers for pretraining: a blend over shards of tokens.
+And `PretrainingBatches`, which answers for pretraining: a blend over shards of tokens. Validation asks less: a `RowSource`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Rows(NamedTuple):
     row is one text."""
 
 
-class BatchSource(Protocol):
-    """A stream of global batches that is a pure function of the step, so a single integer resumes it.
+class RowSource(Protocol):
+    """Global batches that are a pure function of the step.
 
     It does not know the data-parallel size: each rank asks for its own rows of the global batch.
     """
@@ -50,6 +50,10 @@ class BatchSource(Protocol):
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
         """Rows [start, stop) of global batch `step`."""
+
+
+class BatchSource(RowSource, Protocol):
+    """A stream to train on: a single integer resumes it, and it says what a run has consumed."""
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
         """(source, epoch, number in the source) of what global samples [start, stop) begin with: a run's record of what it
@@ -189,19 +193,16 @@ def _read(streams: Sequence[TokenStream], numbers: np.ndarray, vocabulary: int, 
 
 
 class ValidationBatches:
-    """The held-out documents of one source, in order, as a `BatchSource`; masked rows fill up the last batch.
+    """The held-out documents of one source, in order, as a `RowSource`; masked rows fill up the last batch.
 
     The tag, of id `tag`, is read but never counts as a target: models that have not seen it would lose by the tag alone.
     """
 
     def __init__(self, folder: Path, sequence_length: int, global_batch: int, vocabulary: int, tag: int):
-        self.sequence_length, self.global_batch, self.name = sequence_length, global_batch, folder.name
+        self.sequence_length, self.global_batch = sequence_length, global_batch
         self.vocabulary, self.tag = vocabulary, tag
         self.stream = TokenStream([folder / VALIDATION], sequence_length)
         self.total_steps = -(-self.stream.samples // global_batch)
-
-    def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
-        return [(self.name, 0, number) for number in range(start, min(stop, self.stream.samples))]
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
         numbers = step * self.global_batch + np.arange(start, stop)
@@ -218,9 +219,3 @@ class ValidationBatches:
             targets = row[1:][row[1:] != self.tag]
             total, counted = total + int(sizes[targets].sum()), counted + len(targets)
         return total / max(1, counted)
-
-    def fingerprint(self, step: int) -> dict[str, Any]:
-        return {"validation": self.name}
-
-    def describe(self, step: int) -> dict[str, Any]:
-        return {"phase": 0, "mix": {self.name: 1.0}}

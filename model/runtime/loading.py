@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from curricula.curriculum.stream.pretraining import BatchSource, Rows
+from curricula.curriculum.stream.pretraining import Rows, RowSource
 from curricula.errors import UserError
 from curricula.model.runtime.stopping import PeerLost, signals_blocked
 
@@ -40,7 +40,7 @@ class MicroBatch(NamedTuple):
 class MicroBatches(Dataset):
     """One data-parallel rank's share: micro-batch k is part k % `per_step` of its rows of global batch k // `per_step`."""
 
-    def __init__(self, batches: BatchSource, micro_batch: int, data_rank: int = 0, data_parallel: int = 1):
+    def __init__(self, batches: RowSource, micro_batch: int, data_rank: int = 0, data_parallel: int = 1):
         self.batches, self.micro_batch = batches, micro_batch
         self._own = batches.global_batch // data_parallel
         self._first = self._own * data_rank

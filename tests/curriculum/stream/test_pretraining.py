@@ -147,7 +147,7 @@ def test_a_negative_id_is_named_and_never_reaches_the_model(tmp_path):
 def test_validation_batches_hold_every_sample_in_order_and_mask_the_rows_that_fill_up_the_last(tmp_path):
     write_shard(tmp_path / "a/validation", [np.arange(20), np.arange(20, 33)])
     held_out = ValidationBatches(tmp_path / "a", LENGTH, 4, VOCABULARY, tag=VOCABULARY - 1)
-    assert held_out.total_steps == 2 and len(held_out.sample_ids(0, 8)) == 6
+    assert held_out.total_steps == 2
     batches = [held_out.rows(step, 0, 4) for step in range(2)]
     assert [row[0] for batch in batches for row in batch.tokens.tolist()][:6] == [0, 5, 10, 15, 20, 25]
     assert np.concatenate([batch.mask for batch in batches]).tolist() == [[1.0] * LENGTH] * 6 + [[0.0] * LENGTH] * 2
