@@ -15,13 +15,11 @@ the same numbers, and an arm that branches from the trunk ends as if it had been
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import math
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -97,26 +95,9 @@ def train(
     ):
         trainer = Trainer(job, batches, dict(validation or {}), parallel, stop, watchdog)
         try:
-            with _settled_heap():
-                trainer.loop(progress)
+            trainer.loop(progress)
         finally:
             trainer.close()
-
-
-@contextlib.contextmanager
-def _settled_heap() -> Iterator[None]:
-    """Freeze the objects that live as long as the run, so that the full collection which Megatron-core triggers at every save
-    (0.2 s) skips them. Local elements have frozen their imports already; what is left takes no time.
-    """
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class Agreed(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Garbage collection skips what was imported: training collects at each save, and once more where nothing is frozen."""
+    """Garbage collection skips what was imported."""
     gc.collect()
     gc.freeze()
 

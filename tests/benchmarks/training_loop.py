@@ -87,7 +87,7 @@ def with_trainer(name: str, folder: str, action: Callable[[Trainer, InMemory], m
     with watchdog.on_duty(), started() as parallel:
         trainer = Trainer(job, batches, {}, parallel, StopRequest(), watchdog)
         gc.collect()
-        gc.freeze()  # as `train` does
+        gc.freeze()  # Megatron-core's own background save calls the collector
         try:
             return action(trainer, batches)
         finally:

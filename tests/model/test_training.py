@@ -1,4 +1,3 @@
-import gc
 import json
 import os
 import signal
@@ -214,14 +213,3 @@ def test_validation_losses_are_recorded_and_change_nothing(tmp_path, whole_run):
 def test_another_seed_gives_other_weights(tmp_path, whole_run):
     train(train_job(tmp_path, seed=1, stop_step=1), RandomBatches())
     assert numbers(tmp_path)[0]["loss"] != numbers(whole_run)[0]["loss"]
-
-
-def test_objects_that_live_as_long_as_the_run_are_collected_again_afterwards(tmp_path):
-    """As in a process that has frozen nothing, unlike those of these tests and of local elements."""
-    gc.unfreeze()
-    frozen = []
-    try:
-        train(train_job(tmp_path, stop_step=2), RandomBatches(), lambda *_, **__: frozen.append(gc.get_freeze_count()))
-        assert min(frozen) > 10_000 and gc.get_freeze_count() == 0
-    finally:
-        gc.freeze()
