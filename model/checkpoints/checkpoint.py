@@ -103,6 +103,8 @@ FP8_NAMES = {
     )),
 }  # fmt: skip
 """What the FP8 state of a layer may name, beside torch's data types."""
+TENSOR_READERS = ("torch.storage._load_from_bytes", "megatron.core.safe_globals.safe_load_from_bytes")
+"""What reads a tensor in that state; Megatron-core 0.19 puts the second, which reads data only, in place of the first."""
 REFUSED_BY_TORCH = re.compile(r"GLOBAL (\S+)")
 """Finds the name in torch's message about a pickle that is more than data."""
 
@@ -327,7 +329,7 @@ class _Unpickler(pickle.Unpickler):
             return _joined
         if full == "builtins.getattr":  # as Python before 3.11.4 names a member of an enumeration
             return _member
-        if full == "torch.storage._load_from_bytes" and self._allowed is FP8_NAMES:
+        if full in TENSOR_READERS and self._allowed is FP8_NAMES:
             return self._load_tensor
         if full in self._allowed or (module == "torch" and isinstance(vars(torch).get(name), torch.dtype)):
             return super().find_class(module, name)
