@@ -168,7 +168,7 @@ def check_fit(model: ModelConfig, layout: Layout, free: int, total: int) -> Memo
     needed, usable = step_memory(model, layout), total - OWN_BYTES
     if needed.total > free:
         what = f"micro_batch {layout.micro_batch} of {layout.sequence_length} tokens needs about {needed} on each GPU"
-        if needed.total > usable or total - free < OWN_BYTES:
+        if needed.total > usable:
             fitting = " or ".join(what_would_fit(model, layout, usable))
             raise UsageError(f"{what}, which can have {usable / GIB:.1f} GiB of it; use {fitting}")
         raise GpuInUse(

@@ -134,12 +134,8 @@ def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = Fals
         setting = f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'
         mend = "install it with env/gpu/install, or " if on_gpu else ""
         raise UsageError(f"{setting}, but {lacking}; {mend}leave the setting out")
-    if name == "te" and engine.fp8 == "blockwise":
-        from transformer_engine.pytorch.quantization import check_fp8_block_scaling_support
-
-        is_supported, reason_not = check_fp8_block_scaling_support()
-        if not is_supported:
-            raise UsageError(f'engine.fp8 is "blockwise": {reason_not}; use "tensorwise", or the CUDA 13 set')
+    if name == "te" and engine.fp8:
+        _check_fp8(engine.fp8)
     if engine.attention != "torch":
         module = ATTENTION_MODULES[engine.attention]
         if not on_gpu or not _is_installed(module):
@@ -148,6 +144,18 @@ def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = Fals
     if name == "cpu" and on_gpu:
         raise UsageError('engine.backend is "cpu", but this is a GPU machine; use "auto", or hide the GPUs')
     return Backend(name, reason, engine, packed)
+
+
+def _check_fp8(recipe: str) -> None:
+    """Raise UsageError where this GPU, or this CUDA, has no such 8-bit products; Transformer Engine would say so in a step."""
+    from transformer_engine.pytorch.quantization import check_fp8_block_scaling_support, check_fp8_support
+
+    is_supported, reason = check_fp8_support()
+    if not is_supported:
+        raise UsageError(f'engine.fp8 is "{recipe}": {reason.rstrip(".")}; leave the setting out')
+    is_supported, reason = check_fp8_block_scaling_support() if recipe == "blockwise" else (True, "")
+    if not is_supported:
+        raise UsageError(f'engine.fp8 is "blockwise": {reason.rstrip(".")}; use "tensorwise", or the CUDA 13 set')
 
 
 def _is_installed(module: str) -> bool:

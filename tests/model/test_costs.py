@@ -97,7 +97,7 @@ def test_memory_that_others_hold_is_no_reason_to_change_the_study():
     assert busy.value.exit_code not in FINAL
     with pytest.raises(UsageError):  # too small a GPU, whoever is on it
         check_fit(BIG, ON_ONE, needed // 2, needed + GIB)
-    with pytest.raises(UsageError):  # only this process's own memory is lacking: nobody else will make room
+    with pytest.raises(UsageError):  # what the process has besides its tensors is lacking: nobody else will make room
         check_fit(BIG, ON_ONE, needed - 1, needed - 1 + GIB)
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import msgspec
 import pytest
@@ -32,9 +33,25 @@ def machine(device: str = "cuda", tensor_parallel: int = 1) -> Parallel:
     return Parallel(Ranks(0, 8, 0, "host:1"), torch.device(device), precision, tensor_parallel, 8 // tensor_parallel, 0)
 
 
+GOOD, OLD_CARD, OLD_CUDA = (True, ""), (False, "Compute capability 8.9 or higher required."), (False, "CUDA 12.9 is required.")
+
+
+def install_packages(monkeypatch, any_fp8: tuple[bool, str] = GOOD, blockwise: tuple[bool, str] = GOOD) -> None:
+    """As if every package were installed; Transformer Engine answers thus about the card."""
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object())
+    support = types.ModuleType("quantization")
+    support.check_fp8_support, support.check_fp8_block_scaling_support = lambda: any_fp8, lambda: blockwise
+    for name in ("transformer_engine", "transformer_engine.pytorch"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.quantization", support)
+
+
 @pytest.fixture(params=[False, True], ids=["without packages", "with packages"])
 def has_te(request, monkeypatch):
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object() if request.param else None)
+    if request.param:
+        install_packages(monkeypatch)
+    else:
+        monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
     return request.param
 
 
@@ -77,6 +94,24 @@ def test_a_backend_that_cannot_run_here_is_refused(has_te):
             choose_backend(EngineConfig(backend="torch", attention="FA4"), machine())
         with pytest.raises(UsageError, match='engine.fp8 is "delayed", but transformer_engine is not installed'):
             choose_backend(EngineConfig(fp8="delayed"), machine())
+
+
+@pytest.mark.parametrize(
+    ("any_fp8", "blockwise", "refused"),
+    [
+        (GOOD, GOOD, {}),
+        (GOOD, OLD_CUDA, {"blockwise": 'CUDA 12.9 is required; use "tensorwise"'}),
+        (OLD_CARD, OLD_CARD, dict.fromkeys(["delayed", "blockwise"], "Compute capability 8.9 or higher required; leave the")),
+    ],
+)
+def test_fp8_is_refused_where_the_card_or_cuda_lacks_it(monkeypatch, any_fp8, blockwise, refused):
+    install_packages(monkeypatch, any_fp8, blockwise)
+    for recipe in ("delayed", "blockwise"):
+        if reason := refused.get(recipe):
+            with pytest.raises(UsageError, match=f'engine.fp8 is "{recipe}": {reason}'):
+                choose_backend(EngineConfig(fp8=recipe), machine())
+        else:
+            assert choose_backend(EngineConfig(fp8=recipe), machine()).name == "te"
 
 
 def test_flash_attention_is_not_passed_over_for_another_kernel(monkeypatch):
