@@ -52,7 +52,7 @@ def torch_problems(environment: Mapping[str, str]) -> list[str]:
 
     if torch.cuda.is_available():
         return []
-    seen = f"torch {torch.__version__} sees no GPU, though the job has some (CUDA_VISIBLE_DEVICES is {named})"
+    seen = f"torch {torch.__version__} sees no GPU, though the job has some"  # the same on all nodes that share the cause
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
         raise UsageError(f"{seen}, since it is built for CPUs alone; install another with env/gpu/install")
     return [f"{seen}; env/gpu/check says why"]

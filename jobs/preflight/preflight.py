@@ -8,6 +8,7 @@ tells which processes are missing. A node that failed is recorded, and the job a
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
 import socket
@@ -25,7 +26,7 @@ from curricula.jobs.preflight.node_checks import disk_problems, job_gpu_problems
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import host_names, own_task
 from curricula.jobs.slurm.profile import Preflight
-from curricula.jobs.slurm.submissions import BadNode, bad_nodes, record_bad_nodes
+from curricula.jobs.slurm.submissions import ENOUGH_NODES, BadNode, record_bad_nodes
 from curricula.model.runtime import PeerLost
 from curricula.settings import decode
 
@@ -121,7 +122,7 @@ def check_gpus(run: Run, environment: Mapping[str, str] = os.environ) -> None:
     """The check of a job of one process: does this node have the GPUs that the job asked for? Raises as `preflight` does."""
     node = _this_node(environment)
     problems = tuple(Problem(node, reason) for reason in job_gpu_problems(environment, is_alone=False))
-    _raise(_recorded(run, _Verdict(problems), environment))
+    _raise(_recorded(run, _Verdict(problems), environment, ENOUGH_NODES))
 
 
 def _this_node(environment: Mapping[str, str]) -> str:
@@ -141,21 +142,17 @@ class _Judge:
         return verdict
 
 
-def _recorded(run: Run, verdict: _Verdict, environment: Mapping[str, str]) -> _Verdict:
-    """The verdict, once its nodes are on record: durable before any process can leave.
-
-    If too few nodes of the partition would remain for the job, which then could never start, they are blamed and not avoided.
-    """
+def _recorded(run: Run, verdict: _Verdict, environment: Mapping[str, str], enough: float = math.inf) -> _Verdict:
+    """The verdict, once its nodes are on record: durable before any process can leave. What `enough` other nodes have is the
+    fault of none."""
     if not verdict.problems:
         return verdict
-    nodes, total = {problem.node for problem in verdict.problems}, environment.get("CURRICULA_PARTITION_NODES", "")
-    needed = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
-    if total.isdecimal() and int(total) - len(nodes | {bad.node for bad in bad_nodes(run)}) < needed:
-        why = f"of the {total} nodes of its partition too few would remain without {', '.join(sorted(nodes))}"
-        return _Verdict(failure=f"{_named(verdict.problems)}; the job may start there again, since {why}")
     task = own_task(environment) or ""
-    record_bad_nodes(run, [BadNode(node=p.node, reason=p.reason, time=time.time(), task=task) for p in verdict.problems])
-    return verdict
+    found = [BadNode(node=p.node, reason=p.reason, time=time.time(), task=task) for p in verdict.problems]
+    alike = record_bad_nodes(run, found, enough)
+    if not alike:
+        return verdict
+    return _Verdict(failure=f"{_named(verdict.problems)}; no node is to blame, since {', '.join(alike)} had the same problem")
 
 
 def _named(problems: Sequence[Problem]) -> str:

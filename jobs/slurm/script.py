@@ -24,11 +24,11 @@ from curricula.errors import UsageError
 from curricula.fencing import Superseded
 from curricula.jobs.plan import Chosen, Edge, EdgeKind, Job, Plan, keys_of
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS
+from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS, UNAVAILABLE
 from curricula.jobs.slurm.profile import RESERVE_S, Profile
 from curricula.jobs.slurm.restarts import AlreadyRuns
 from curricula.jobs.slurm.snapshot import ENTRY, Snapshot, take_snapshot
-from curricula.jobs.slurm.submissions import REMEMBERED_S, contents_line, latest_tasks, submissions
+from curricula.jobs.slurm.submissions import ENOUGH_NODES, REMEMBERED_S, contents_line, latest_tasks, submissions
 from curricula.jobs.study import Study
 from curricula.provenance import PACKAGE, RECORD
 
@@ -42,8 +42,6 @@ OUTPUT = LOG.replace("%t", "0")
 """The log of a batch script. The command line names it too, by which `sacct` knows whose job it is."""
 EXIT_PATIENCE_S = 60
 """How long the other tasks of a job may take to end after its first one has finished the work."""
-ENOUGH_NODES = 3
-"""A setup line, or the secrets file, that fails on so many nodes fails the element: it is not the fault of a node."""
 
 SHORT = {
     "pretrain-trunk-": "t",
@@ -170,6 +168,7 @@ def body(
             command=command,
             continues=continues,
             away=AWAY.pattern,
+            unavailable=UNAVAILABLE.pattern,
         )
     )
 

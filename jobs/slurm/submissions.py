@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -30,6 +31,8 @@ CONTENTS = "# runs "
 """Begins the line of a script that says what it runs: a `Contents` as JSON."""
 REMEMBERED_S = 7 * 86400.0
 """After a week a node may have been repaired."""
+ENOUGH_NODES = 3
+"""What fails on so many nodes is not the fault of a node."""
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,10 +212,18 @@ class BadNode(msgspec.Struct, frozen=True, kw_only=True):
     """The array task that found the problem."""
 
 
-def record_bad_nodes(run: Run, found: Iterable[BadNode]) -> None:
-    """Append them to the file that the batch script reads when it requeues the job."""
+def record_bad_nodes(run: Run, found: Sequence[BadNode], enough: float = math.inf) -> list[str]:
+    """Append them to the file that the batch script reads when it requeues the job.
+
+    Where `enough` other nodes have a problem of theirs on record, append nothing and return the names of those nodes.
+    """
+    nodes, reasons = {bad.node for bad in found}, {bad.reason for bad in found}
     with exclusive_lock(run.slurm / "bad-nodes.lock", wait_s=60):  # several jobs may find some at once
+        alike = {bad.node for bad in bad_nodes(run) if bad.reason in reasons} - nodes
+        if len(alike) >= enough:
+            return sorted(alike)
         append_jsonl(run.bad_nodes, map(msgspec.to_builtins, found))
+    return []
 
 
 def bad_nodes(run: Run) -> list[BadNode]:

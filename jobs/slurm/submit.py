@@ -25,6 +25,7 @@ from curricula.jobs.plan import Chosen, Job, Key, Plan, chosen_of, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
 from curricula.jobs.slurm.commands import (
+    UNAVAILABLE,
     ControllerAway,
     DependencyLost,
     QueueFull,
@@ -36,6 +37,7 @@ from curricula.jobs.slurm.commands import (
     on_cluster,
     patiently,
     require_slurm,
+    tested,
     why_not_requeued,
     within_array_limit,
 )
@@ -137,8 +139,8 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
         """Submit an array with what continues it; `first`, if given, is the array itself, which Slurm has already."""
         taken = {task.job_id for task in numbering.tasks.values()} if first is None else set()
         options = _options(plan, array, profile, numbering)
-        if avoided := ",".join(filter(None, (str(options.get("exclude", "")), exclusion(run)))):
-            options["exclude"] = avoided
+        if bad := exclusion(run):
+            options = _avoiding(bad, executor, array, options, say)
 
         def send(options: Options, continues: str = "") -> Submission:
             executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
@@ -170,6 +172,17 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
                 numbering.tasks.pop(key, None)
             looked = time.monotonic()
     return made
+
+
+def _avoiding(nodes: str, executor: ElementExecutor, array: Array, options: Options, say: Say) -> Options:
+    """The options without these nodes, if Slurm has enough others for the job."""
+    avoiding: Options = {**options, "exclude": ",".join(filter(None, (str(options.get("exclude", "")), nodes)))}
+    executor.prepare(array.job.name, len(array.labels), avoiding, array.job.request.options.throttle)
+    said = tested(executor.text(""))
+    if not UNAVAILABLE.search(said):
+        return avoiding
+    say(f"{array.job.name}: it does not avoid {nodes}, which failed a check: {said}")
+    return options
 
 
 def _unasked(run: Run, plan: Plan, now: Standing) -> list[Submission]:

@@ -211,13 +211,13 @@ exit 1
         tmp_path,
         "scontrol",
         f"""#!/bin/bash
-[[ $1 = requeue || $3 = StartTime* ]] || exit
+[[ $1 = requeue || $4 = StartTime* ]] || exit
 echo "$@" >>'{log}'
 [ "$1 $2" = "requeue 8_0" ] || kill -KILL $SCRIPT_PID
 """,
     )
     run_trunk(tmp_path, out)
-    assert log.read_text() == "requeue 8_0\nupdate JobId=8_0 StartTime=now+10minutes\nrequeue 7_0\n"
+    assert log.read_text() == "requeue 8_0\nupdate JobId=8_0 ExcNodeList= StartTime=now+10minutes\nrequeue 7_0\n"
     assert (folder / "own-ends").read_text() == "1\n" and not list(folder.glob("never-began*"))
 
 
@@ -252,25 +252,33 @@ def test_the_time_limit_counts_that_slurm_has_when_it_is_reached(rendered, tmp_p
     assert (tmp_path / "scontrol.log").exists() is not moved
 
 
-def test_a_requeued_job_avoids_the_nodes_that_failed_within_a_week_if_enough_remain(rendered, tmp_path):
+def test_a_requeued_job_avoids_the_nodes_that_failed_within_a_week_if_slurm_has_others(rendered, tmp_path):
     run, out = rendered
     found = [BadNode(node=f"n{age}", reason='a "quoted": \\', time=time.time() - age * 86400, task="1_0") for age in (1, 8, 2)]
     record_bad_nodes(Run(run), found)
     never = run / "jobs/pretrain-trunk-100/trunk/never-began-7_0"
-    log = tmp_path / "excluded"
+    log, script = tmp_path / "excluded", next(out.glob("*-pretrain-trunk-100.sbatch"))
     stand_in(tmp_path, "srun", "#!/bin/bash\nexit 127\n")
+    stand_in(tmp_path, "scontrol", f"#!/bin/bash\n[[ $3 != ExcNodeList* ]] || echo \"$3\" >>'{log}'\n")
     stand_in(
         tmp_path,
-        "scontrol",
+        "sbatch",
         f"""#!/bin/bash
-[[ $3 != partition ]] || echo "PartitionName=$4 TotalNodes=$TOTAL State=UP"
-[[ $3 != ExcNodeList* ]] || {{ echo "$3" >>'{log}'; kill -KILL $SCRIPT_PID; }}
+[ "$1 $2 $3 ${{4%%=*}} $5" = "--test-only -d  --exclude "{shlex.quote(str(script))} ] || exit 1
+[[ $4 =~ $TOO_MANY ]] && echo "allocation failure: Requested node configuration is not available" >&2 && exit 1
 """,
     )
-    for total in ("4", "3"):
+
+    def run_it(too_many: str) -> str:
         never.unlink(missing_ok=True)
-        run_trunk(tmp_path, out, SLURMD_NODENAME="n3", SLURM_JOB_PARTITION="batch", TOTAL=total)
-    assert log.read_text() == "ExcNodeList=n1,n2,n3\nExcNodeList=n1,n2\n"
+        return run_trunk(tmp_path, out, SLURMD_NODENAME="n3", TOO_MANY=too_many).stderr
+
+    assert "does not avoid" not in run_it("n4")
+    assert "the job does not avoid n1, n2, n3: allocation failure: Requested node configuration" in run_it("n3")
+    run_it("n1")
+    Run(run).bad_nodes.unlink()
+    run_it("n3")  # an empty list ends that of an earlier start
+    assert log.read_text() == "ExcNodeList=n1,n2,n3\nExcNodeList=n1,n2\nExcNodeList=\nExcNodeList=\n"
 
 
 @pytest.mark.parametrize(
@@ -448,6 +456,7 @@ def prepared_with(tmp_path: Path, nodes=("n1",), **profile) -> tuple[Path, subpr
     stand_in(tmp_path, "srun", f"#!/bin/bash\nenv -0\n{DONE}")
     stand_in(tmp_path, "squeue", SQUEUE.format(state="RUNNING"))
     stand_in(tmp_path, "sleep", "#!/bin/bash\n")
+    stand_in(tmp_path, "sbatch", "#!/bin/bash\n")
     stand_in(
         tmp_path,
         "scontrol",

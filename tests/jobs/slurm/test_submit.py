@@ -412,9 +412,24 @@ def test_a_submission_counts_the_restarts_of_its_elements_anew(slurm, tmp_path):
 def test_a_refusal_names_the_nodes_that_the_job_avoids(slurm, tmp_path):
     run, _ = new_run(tmp_path / "run")
     record_bad_nodes(run, [BadNode(node="n3", reason="x", time=time.time())])
-    slurm.answer("sbatch", script='echo "sbatch: error: Requested node configuration is not available" >&2; exit 1')
+    slurm.answer("sbatch", script='echo "sbatch: error: Invalid account" >&2; exit 1')
     with pytest.raises(UserError, match=r"refused job prepare \(it avoids nodes n3, of the profile or of bad-nodes.jsonl\)"):
         submit_plan(run, plan_study(run.study), {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None)
+
+
+@pytest.mark.parametrize(("said", "is_avoided"), [("Requested node configuration is not available", False), ("", True)])
+def test_a_job_avoids_nodes_that_failed_only_if_slurm_has_others_for_it(slurm, tmp_path, said, is_avoided):
+    """Otherwise sbatch would refuse the job."""
+    run, _ = new_run(tmp_path / "run")
+    record_bad_nodes(run, [BadNode(node="n3", reason="x", time=time.time())])
+    answer = f'[[ $* != *--test-only* ]] || {{ cat >"{tmp_path}/asked"; echo "{said}" >&2; exit 1; }}'
+    slurm.answer("sbatch", script=f'{answer}; cp "${{@: -1}}" "{tmp_path}/sent"; echo "Submitted batch job 1"; exit 0')
+    profile, told = Profile(stages=Stages(all=StageOptions(exclude="n[7-9]"))), []
+    plan = plan_study(run.study, profile)
+    submit_plan(run, plan, {"prepare": ("prepare",)}, profile, Standing(set(), {}), told.append)
+    excluded = [re.search("^#SBATCH --exclude='(.*)'$", (tmp_path / name).read_text(), re.M)[1] for name in ("asked", "sent")]
+    assert excluded == ["n[7-9],n3", "n[7-9],n3" if is_avoided else "n[7-9]"]
+    assert any("prepare: it does not avoid n3, which failed a check" in line for line in told) is not is_avoided
 
 
 @pytest.mark.parametrize("error", [ControllerAway, DependencyLost])
