@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Iterator
@@ -210,6 +211,10 @@ class Profile(Settings, frozen=True):
                 raise ValueError(
                     f"{key} holds {secret}, which would be written into files; put it into a variable of secrets_file"
                 )
+        try:
+            shlex.split(self.notify or "")
+        except ValueError as error:
+            raise ValueError(f"notify is {self.notify!r} ({error}); quote its words as in a shell") from None
 
     def options(self, section: str) -> StageOptions:
         """The options of a section of `stages`, completed from `all`."""

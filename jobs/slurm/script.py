@@ -167,6 +167,7 @@ def body(
             srun_words=srun_words,
             command=command,
             continues=continues,
+            notify=shlex.split(profile.notify or ""),
             away=AWAY.pattern,
             unavailable=UNAVAILABLE.pattern,
         )

@@ -163,6 +163,7 @@ def parse(**raw) -> Profile:
         ({"setup": ["export GH_PAT=hunter2"]}, "setup.0 holds GH_PAT, .*secrets_file"),
         ({"srun_options": ["--export=ALL,HF_TOKEN=hunter2"]}, "srun_options.0 holds HF_TOKEN, .*secrets_file"),
         ({"notify": "curl https://me:hunter2@host"}, "notify holds a URL's password, .*secrets_file"),
+        ({"notify": "mail -s 'it's over' me"}, "notify is .*it's over.* .No closing quotation.; quote its words"),
         ({"environment": {"GH_PAT": ["hunter2"]}}, "environment.GH_PAT: expected .*; it is hidden"),
         ({"environment": {"A-B": "x"}}, "'A-B', which cannot name a variable"),
         ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),

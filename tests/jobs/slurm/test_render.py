@@ -488,12 +488,12 @@ def test_what_fails_before_the_work_on_three_nodes_has_failed_for_good_and_is_no
     tell.write_text(f"#!/bin/bash\n(cat; echo \"$@\"; env) >'{tmp_path}/told'\n")
     tell.chmod(0o755)
     folder, ran = prepared_with(
-        tmp_path, ("n1", "n2", "n3"), setup=["false"], notify=f"'{tell}' \"two words\" '$(touch pwned)'"
+        tmp_path, ("n1", "n2", "n3"), setup=["false"], notify=f"'{tell}' \"two \\\" words\" '$(touch pwned)'"
     )
     failure = read_failure(folder)
     assert ran.returncode == 93 and failure and failure.final and failure.error.endswith(": false") and failure.task == "7_0"
     line, words, *environment = (tmp_path / "told").read_text().splitlines()
-    assert line == f"run: prepare/prepare failed: {failure.error}" and words == "two words $(touch pwned)"
+    assert line == f"run: prepare/prepare failed: {failure.error}" and words == 'two " words $(touch pwned)'
     assert {"CURRICULA_EVENT=failed", f"CURRICULA_RUN={tmp_path}/run", "CURRICULA_ELEMENT=prepare/prepare"} <= set(environment)
     assert "hunter2" not in "".join(environment)
 
