@@ -7,6 +7,7 @@ reaches an #SBATCH line.
 from __future__ import annotations
 
 import functools
+import glob
 import json
 import os
 import re
@@ -192,7 +193,8 @@ def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
 
 
 def _named_paths(value: Any, key: str = "") -> Iterator[Path]:
-    """The absolute paths in a study as plain values, where they exist; of patterns the folder before the first wildcard."""
+    """The absolute paths in a study as plain values, where they exist: of a pattern the folder before its first wildcard, of a
+    snapshot in the hub's cache its repository, where the files lie."""
     if isinstance(value, dict | list | tuple):
         for name, part in value.items() if isinstance(value, dict) else ((key, part) for part in value):
             yield from _named_paths(part, name)
@@ -200,6 +202,11 @@ def _named_paths(value: Any, key: str = "") -> Iterator[Path]:
         path = Path(value)
         if wild := next((place for place, part in enumerate(path.parts) if re.search(r"[*?[]", part)), 0):
             path = Path(*path.parts[:wild])
+            if Path.home().is_relative_to(path):  # which the runtime mounts itself, writable
+                yield from (Path(file) for file in glob.glob(value, recursive=True) if os.path.isfile(file))
+                return
+        caches = (above.parent for above in (path, *path.parents) if above.name == "snapshots")
+        path = next((cache for cache in caches if (cache / "blobs").is_dir()), path)
         if path.exists() and path != Path("/"):
             yield path
 

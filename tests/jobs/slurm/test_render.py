@@ -597,6 +597,32 @@ def test_an_image_sees_read_only_what_the_study_names_elsewhere(tmp_path):
     assert max(map(text.index, words)) < text.index(f"--bind {run}:{run} ")  # it stays writable if it is inside one of them
 
 
+@pytest.mark.parametrize(
+    ("path", "mounted"),
+    [
+        ("hub/models--x/snapshots/abc", ["hub/models--x"]),  # its files are links to the blobs
+        ("hub/models--x/snapshots/*/data.jsonl", ["hub/models--x"]),
+        ("snapshots/abc", ["snapshots/abc"]),  # not the hub's
+        ("me/[ab].jsonl", ["me/a.jsonl", "me/b.jsonl"]),  # the home folder itself stays writable
+        ("*/a.jsonl", ["me/a.jsonl"]),
+        ("me/tables/*.jsonl", ["me/tables"]),
+    ],
+)
+def test_an_image_sees_where_the_files_of_a_path_lie_and_no_more(tmp_path, monkeypatch, path, mounted):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    for name in ("hub/models--x/snapshots/abc", "hub/models--x/blobs", "snapshots/abc", "me/tables"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        (tmp_path / "me" / name).touch()
+    raw = demo()
+    raw["sources"]["mine"] = {"path": str(tmp_path / path), "text": "body", "id": "doc"}
+    study = parse_study(raw, "study.yaml")
+    job, profile = plan_study(study).jobs[0], Profile(container=Container(kind="apptainer", image="a.sif"))
+    text = body(job, list(job.labels), study, profile, tmp_path / "run", Snapshot(tmp_path / "code", "0" * 64))
+    mounts = re.findall(r"--bind (\S+):\1:ro", text)
+    assert sorted(mounts) == [str(tmp_path / name) for name in mounted]
+
+
 @pytest.mark.parametrize("name", ["a:b", "a,b"])
 def test_what_an_image_cannot_mount_is_refused_before_anything_is_submitted(tmp_path, monkeypatch, name):
     (folder := tmp_path / name).mkdir()
