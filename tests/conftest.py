@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+# Before anything imports torch, and for whatever tests start. Threads of processes that run side by side wait for each other,
+# and a sum over several threads is rounded otherwise: tests compare such sums with those of children that have one.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:

@@ -11,7 +11,6 @@ import time
 
 import msgspec
 import pytest
-import torch
 from evaluating_child import evaluate_slowly
 from forked import started
 from tiny_llama import save_tiny_llama
@@ -37,15 +36,6 @@ CONFIG = EvalConfig(
     gcg=Gcg(steps=3, search_width=16, topk=16, suffix="x x x", prompts=3, batch_prompts=1),
     probes=Probes(train_per_class=20, seeds=2),
 )
-
-
-@pytest.fixture
-def one_thread():
-    """As forked processes have: with several, sums are rounded otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +198,7 @@ def test_a_base_model_continues_the_beginnings_that_replace_missing_ones(model_d
 
 @pytest.mark.forked
 @pytest.mark.parametrize("task", [ATTACKS, GCG], ids=["attacks", "gcg"])
-def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_dir, data, tmp_path, one_thread):
+def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_dir, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(task, model_dir, data, whole)
     watched = killed / ("gcg/jailbreakbench.suffixes.jsonl" if task is GCG else f"{task.name}.jsonl")

@@ -3,7 +3,6 @@
 import os
 
 import pytest
-import torch
 from random_batches import RandomBatches, train_job
 from run_folders import new_run
 
@@ -15,7 +14,6 @@ from curricula.model.train import train
 @pytest.fixture
 def branch(tmp_path, monkeypatch):
     """A trained branch of the newest of two runs."""
-    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     newest, _ = new_run(tmp_path / "runs/a-newest")
     older, _ = new_run(tmp_path / "runs/b-older")
