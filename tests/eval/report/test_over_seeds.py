@@ -12,9 +12,9 @@ from statistics import fmean
 
 import pytest
 from report_page import Page
-from study_rows import ARMS, trained, write_study
+from study_rows import ARMS, attack_rows, trained, write_study
 
-from curricula.eval.analysis import read_study_rows
+from curricula.eval.analysis import StudyRows, read_study_rows
 from curricula.eval.analysis.claim_tests import ClaimTest
 from curricula.eval.analysis.estimates import VarianceParts, arm_estimates, probe_estimates
 from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics, study_metrics
@@ -35,15 +35,23 @@ DATA, FULL, SAFE = FIRST
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """Three arms with three seeds; of one of them, one run alone has been finetuned and attacked so far."""
-    run = write_study(tmp_path_factory.mktemp("run"), arms=REPLICATES)
+    run = write_study(tmp_path_factory.mktemp("run"), arms=REPLICATES, one_in=4)
     for seed in SEEDS[1:]:
         shutil.rmtree(run / f"eval/data-60-s{seed}/benign")
     return run
 
 
 @pytest.fixture(scope="module")
-def shown(run) -> Shown:
-    rows = read_study_rows(run, REPLICATES)
+def rows(run) -> StudyRows:
+    return read_study_rows(run, REPLICATES)
+
+
+@pytest.fixture(scope="module")
+def shown(rows) -> Shown:
+    return shown_of(rows)
+
+
+def shown_of(rows: StudyRows) -> Shown:
     runs = runs_of(rows)
     return Shown(runs.arms, rows.seeds, study_metrics(rows), list(arm_estimates(runs)), list(probe_estimates(runs)))
 
@@ -71,15 +79,22 @@ def test_a_point_is_the_estimate_over_seeds_with_its_runs_behind_it(shown):
              if (entry.arm, entry.benchmark) == ("full-60", ALL)]  # fmt: skip
     assert [mark.value for mark in point.runs] == rates and len(rates) == 3 and not point.one_run
     assert point.value == pytest.approx(fmean(rates))
-    first = of_seed(shown.metrics, 42).attacks_by("instruct", "topk")
-    (alone,) = (entry for entry in first if (entry.arm, entry.benchmark) == ("full-60", ALL))
-    assert point.high - point.low > alone.high - alone.low  # few seeds know less of an arm than one run of its prompts
 
 
-def test_an_arm_with_one_run_so_far_has_its_interval_over_prompts_and_is_marked(shown):
+def test_an_arm_with_one_run_so_far_has_its_interval_over_prompts_and_is_marked():
+    rates = {DATA.key: 0.4, FULL.key: 0.1, "full-60-s43": 0.4, "full-60-s44": 0.7}  # seeds that disagree
+    answers = {
+        (arm.key, "benign", "attacks-topk"): attack_rows(arm, "benign", "topk", rates[arm.key], 5, {"advbench": 30, "tdc": 15})
+        for arm in REPLICATES
+        if arm.key in rates
+    }
+    shown = shown_of(StudyRows(tuple(REPLICATES), answers, {}))
     data, full = shown.attack_points([DATA, FULL], "benign", "topk", ALL)
     assert data.one_run and len(data.runs) == 1 and not full.one_run
-    assert data.high - data.low < full.high - full.low
+    first = of_seed(shown.metrics, 42).attacks_by("benign", "topk")
+    (alone,) = (entry for entry in first if (entry.arm, entry.benchmark) == ("full-60", ALL))
+    # Few seeds know less of an arm than one run of its prompts.
+    assert max(data.high - data.low, alone.high - alone.low) < full.high - full.low
 
 
 def test_an_incoherent_run_makes_its_mark_and_the_estimate_hollow(shown):
@@ -93,11 +108,10 @@ def test_an_incoherent_run_makes_its_mark_and_the_estimate_hollow(shown):
     assert [run.endswith("*") for run in runs.split(", ")] == [False, True, False]
 
 
-def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(run, shown, tmp_path):
-    shutil.copytree(run / "eval", tmp_path / "eval")
-    path = tmp_path / "eval/full-60-s43/instruct/attacks-topk.jsonl"
-    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"benchmark": "tdc"' not in line))
-    rows = read_study_rows(tmp_path, REPLICATES)
+def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(rows, shown):
+    place = ("full-60-s43", "instruct", "attacks-topk")
+    left = [row for row in rows.generations[place] if row.benchmark != "tdc"]
+    rows = replace(rows, generations={**rows.generations, place: left})
     runs, metrics = runs_of(rows), study_metrics(rows)
     estimates = list(comparable_estimates(runs, metrics))
     lost = {(one.arm, one.stage, one.decoder) for one in shown.estimates} - {
