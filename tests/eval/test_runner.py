@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -16,10 +17,11 @@ from forked import started
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UsageError, UserError
+from curricula.eval import runner
 from curricula.eval.benchmarks import Prompt, PromptSet
 from curricula.eval.config import EvalConfig, Gcg, Probes
 from curricula.eval.decoding.registry import DECODERS
-from curricula.eval.decoding.settings import SafeBeam, TopK
+from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judging.merge import MergeAndJudge, is_merged
 from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.models import load_model
@@ -32,6 +34,7 @@ CONFIG = EvalConfig(
     benchmarks=("advbench", "tdc"),
     accept_changed=("advbench", "tdc", "jailbreakbench", "alpaca", "jb_completions"),
     topk=TopK(max_new_tokens=12, samples=2, batch_prompts=3),
+    greedy=Greedy(max_new_tokens=12),
     safebeam=SafeBeam(beams=3, candidates=6, max_new_tokens=10, batch_prompts=4),
     gcg=Gcg(steps=3, search_width=16, topk=16, suffix="x x x", prompts=3, batch_prompts=1),
     probes=Probes(train_per_class=20, seeds=2),
@@ -136,7 +139,8 @@ def test_the_log_counts_control_tokens_in_prompts(model_dir, data, tmp_path, cap
     assert "attacks-topk: 1 prompts quote 2 control tokens, which are read as text" in caplog.text
 
 
-def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path):
+def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "load_model", functools.cache(load_model))  # 28 elements of one model
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     config = msgspec.structs.replace(CONFIG, shards={"attacks-topk": 3, "attacks-greedy": 9})
     tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk", "attacks-greedy"))
