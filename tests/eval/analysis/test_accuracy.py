@@ -53,7 +53,7 @@ def test_a_corrected_rate_undoes_the_judges_errors():
 
 
 def test_corrected_intervals_cover_the_truth_about_95_times_in_100():
-    rng, covered, runs = keyed_rng("corrected coverage"), 0, 300
+    rng, covered, runs = keyed_rng("corrected coverage"), 0, 150
     truth, sensitivity, specificity = 0.3, 0.9, 0.85
     for _ in range(runs):
         labelled = rng.binomial(150, [sensitivity, specificity]) / 150

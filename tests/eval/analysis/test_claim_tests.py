@@ -166,7 +166,7 @@ def test_one_arm_without_rows_leaves_its_claims_unmeasured():
 
 
 def test_a_claim_about_an_arm_that_the_study_lacks_is_not_measured_and_names_it():
-    study = attacks("attacks-topk", "base", "topk", 5, earlier_is_safer)
+    study = attacks("attacks-topk", "base", "topk", 2, earlier_is_safer)
     arms = tuple(arm for arm in ARMS if arm.start != 0.6)
     tests = [
         only(run_claim_tests(Runs(of, study.generations), [claim("base-middle-beats-start")])) for of in (tuple(ARMS), arms)
@@ -176,7 +176,7 @@ def test_a_claim_about_an_arm_that_the_study_lacks_is_not_measured_and_names_it(
 
 
 def test_arms_that_were_judged_by_different_versions_decide_no_claim():
-    study = attacks("attacks-topk", "benign", "topk", 5, earlier_is_safer)
+    study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
     rows = study.generations["data-20", 3, "benign", "attacks-topk"]
     rows[:] = [msgspec.structs.replace(row, judge_version="9z") for row in rows]
     test = only(run_claim_tests(study, [claim("benign-twenty-beats-sixty")]))
