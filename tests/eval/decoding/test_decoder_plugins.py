@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
+from pathlib import Path
 
 from docs_examples import example
 from plugin_package import install
 from tiny_llama import save_tiny_llama
 
+WORDS = ["eval", "--model", "model", "--config", "eval.yaml", "--out", "out", "--json", "--kind"]
 BROKEN = "[curricula.decoders]\nbroken = my_broken:nothing\n"
+
+
+def evaluate(site, folder, calls):
+    """What the command line answers to `calls` where `site` is installed: status, output and errors of each. In a child of
+    this process that imports the suite anew, since decoders are found when their registry is imported."""
+
+    def answer():
+        os.chdir(folder)
+        sys.path.insert(0, str(site))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "curricula"]:
+            del sys.modules[name]
+        from curricula.jobs.cli.main import main
+
+        said = []
+        for settings, kind in calls:
+            Path("eval.yaml").write_text(json.dumps(settings))
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                status = main([*WORDS, kind])
+            said.append([status, out.getvalue(), err.getvalue()])
+        Path("said.json").write_text(json.dumps(said))
+
+    child = multiprocessing.get_context("fork").Process(target=answer)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    return json.loads((folder / "said.json").read_text())
 
 
 def test_the_documented_decoder_answers_and_a_broken_one_is_named_only_where_it_is_used(tmp_path):
@@ -26,21 +57,11 @@ def test_the_documented_decoder_answers_and_a_broken_one_is_named_only_where_it_
         "decoders": {"short": {"tokens": 3}},
         "tasks": {"base": [], "instruct": ["attacks-short"], "benign": ["attacks-broken"]},
     }
-
-    def evaluate(kind, tasks):
-        (tmp_path / "eval.yaml").write_text(json.dumps({**settings, "tasks": tasks}))
-        words = ["eval", "--model", "model", "--config", "eval.yaml", "--out", "out", "--json", "--kind", kind]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
-        return subprocess.run(
-            [sys.executable, "-m", "curricula.jobs.cli.main", *words],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-
-    done = evaluate("instruct", {"base": [], "instruct": ["attacks-short"], "benign": []})
-    assert done.returncode == 0, done.stderr
-    (found,) = json.loads(done.stdout)["attacks"]
+    chosen = {**settings, "tasks": {**settings["tasks"], "benign": []}}
+    (status, out, err), broken = evaluate(site, tmp_path, [(chosen, "instruct"), (settings, "benign")])
+    assert status == 0, err
+    (found,) = json.loads(out)["attacks"]
     assert (found["decoder"], found["benchmark"], found["prompts"]) == ("short", "ours", 2)
     rows = [json.loads(line) for line in (tmp_path / "out/attacks-short/ours.jsonl").read_text().splitlines()]
     assert {row["tokens"] for row in rows} <= {1, 2, 3}
-    broken = evaluate("benign", settings["tasks"])
-    assert broken.returncode == 2 and "decoder 'broken': cannot be imported from my_broken:nothing" in broken.stderr
+    assert broken[0] == 2 and "decoder 'broken': cannot be imported from my_broken:nothing" in broken[2]
