@@ -15,13 +15,16 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 from fake_hub import FakeHub, Files
+from small_studies import small_study
 
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.hub import downloads_of, require_whole
 from curricula.curriculum.sources.registry import DATASETS
 from curricula.curriculum.sources.tables import Table
 from curricula.errors import UserError
+from curricula.jobs.cli.main import main
 from curricula.jobs.downloads import named_downloads, once, study_downloads
 from curricula.jobs.study import load_study
 
@@ -72,9 +75,12 @@ for line in sys.stdin:
     print(json.dumps(one(json.loads(line))), file=answer, flush=True)
 """
 
+UMASK = 0o027
+"""Of workers: not what tests usually run with, so that files show whether it was heeded."""
+
 
 class Worker:
-    def __init__(self, hub: FakeHub, home: Path, umask: int = -1):
+    def __init__(self, hub: FakeHub, home: Path):
         self.log = home / "log.txt"
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER],
@@ -83,7 +89,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.log.open("w"),
             text=True,
-            umask=umask,
+            umask=UMASK,
         )
 
     def begin(self, **ask: Any) -> None:
@@ -302,15 +308,13 @@ def test_a_damaged_record_is_one_sentence(hub, worker, tmp_path, content):
         require_whole(finished.parent, 1)
 
 
-def test_files_and_records_have_the_permissions_of_the_umask(hub, tmp_path):
+def test_files_and_records_have_the_permissions_of_the_umask(hub, worker, tmp_path):
     hub.commit("org/shared", {"README.md": card("a"), **shards("a", 2, 3)})
-    worker = Worker(hub, tmp_path, umask=0o027)
     asked = {"hub": "org/shared", "config": "a", "out": str(tmp_path / "out")}
     for element, record in ([0, 2], ".fetching.json"), (None, ".fetched.json"):
         worker(download=asked, element=element)
         files = [tmp_path / "out" / record, *(tmp_path / "out").glob("*.parquet")]
-        assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
-    worker.close()
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~UMASK}
 
 
 def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
@@ -525,6 +529,31 @@ def test_the_verb_knows_what_a_study_needs(hub, worker, tmp_path):
     assert odd["error"].startswith("--part 3/3: give I/N") and odd["code"] == 2
     world = worker(words=["fetch", "--study", "jobs/studies/demo.yaml"])
     assert "makes all its data; there is nothing to fetch" in world["error"] and world["code"] == 2
+
+
+def test_a_table_of_the_hub_is_fetched_with_the_study_and_then_read(hub, worker, tmp_path, capsys, monkeypatch):
+    mine = {"hub": "org/mine", "config": "en", "split": "test", "text": "{title}\n{body}", "id": "key"}
+    study = small_study(
+        tmp_path, world=None, sources={"mine": mine}, validation_documents=1,
+        curriculum={"starts": [1], "safe": {"mine": 1}, "interventions": {"full": {"mine": 1}}},
+    )  # fmt: skip
+    description = yaml.safe_dump({"configs": [{"config_name": "en", "data_files": [{"split": "test", "path": "a.jsonl"}]}]})
+    rows = "".join(json.dumps({"key": key, "title": f"T{key}", "body": f"b{key}"}) + "\n" for key in range(5))
+    commit = hub.commit("org/mine", {"README.md": f"---\n{description}---\n".encode(), "a.jsonl": rows.encode()})
+    fetched = worker(words=["fetch", "--study", str(study), "--out", str(tmp_path / "data")])
+    assert f"org/mine/en/test: 5 rows in 1 files, commit {commit[:7]}, not stated" in fetched["err"]
+    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path / "data"))
+
+    def checked():
+        main(["data", "check", str(study), "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    facts = checked()
+    (table,) = (table for table in facts["tables"] if table["table"] == "sources.mine")
+    assert (table["place"], table["documents"], table["characters"]) == ("org/mine/en/test", 5, 5 * len("T0\nb0"))
+    (tmp_path / "data/org--mine/en-test").rename(tmp_path / "data/org--mine/elsewhere")
+    said = "\n".join(checked()["problems"])
+    assert "sources.mine: org/mine/en/test: not here yet; fetch it with `curricula data fetch`" in said
 
 
 def test_what_a_study_needs_is_sorted_by_stage(tmp_path):

@@ -9,8 +9,6 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from fake_hub import FakeHub
 from small_studies import small_study
 
 from curricula.curriculum.world.datasets import write_world
@@ -224,30 +222,6 @@ def test_a_check_tells_everything_that_is_wrong_or_not_there_at_once(contaminate
     assert "sources.mine: " + str(tmp_path / "mine.jsonl") + ": no row of it is read" in "\n".join(
         checked(capsys, study)[1]["problems"]
     )
-
-
-def test_a_table_of_the_hub_is_fetched_with_the_study_and_then_read(tmp_path, capsys, monkeypatch):
-    mine = {"hub": "org/mine", "config": "en", "split": "test", "text": "{title}\n{body}", "id": "key"}
-    study = small_study(
-        tmp_path, world=None, sources={"mine": mine}, validation_documents=1,
-        curriculum={"starts": [1], "safe": {"mine": 1}, "interventions": {"full": {"mine": 1}}},
-    )  # fmt: skip
-    card = yaml.safe_dump({"configs": [{"config_name": "en", "data_files": [{"split": "test", "path": "a.jsonl"}]}]})
-    rows = "".join(json.dumps({"key": key, "title": f"T{key}", "body": f"b{key}"}) + "\n" for key in range(5))
-    with FakeHub() as hub:
-        commit = hub.commit("org/mine", {"README.md": f"---\n{card}---\n".encode(), "a.jsonl": rows.encode()})
-        words = [sys.executable, "-m", "curricula.jobs.cli.main", "data", "fetch", "--study", study]
-        fetched = subprocess.run(
-            [*words, "--out", tmp_path / "data"], env=hub.environment(tmp_path / "home"), capture_output=True, text=True
-        )
-    assert f"org/mine/en/test: 5 rows in 1 files, commit {commit[:7]}, not stated" in fetched.stderr
-    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path / "data"))
-    _, facts = checked(capsys, study)
-    (table,) = (table for table in facts["tables"] if table["table"] == "sources.mine")
-    assert (table["place"], table["documents"], table["characters"]) == ("org/mine/en/test", 5, 5 * len("T0\nb0"))
-    (tmp_path / "data/org--mine/en-test").rename(tmp_path / "data/org--mine/elsewhere")
-    said = "\n".join(checked(capsys, study)[1]["problems"])
-    assert "sources.mine: org/mine/en/test: not here yet; fetch it with `curricula data fetch`" in said
 
 
 @pytest.mark.slow
