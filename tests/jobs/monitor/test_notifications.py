@@ -3,7 +3,9 @@
 import json
 import re
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from run_folders import FakeSlurm, new_run
@@ -58,17 +60,21 @@ def test_log_and_comment_are_throttled(slurm, capsys):
 
 
 @pytest.mark.parametrize(("tasks", "calls"), [("1", 2), ("1000", 1)])
-def test_comments_of_a_long_array_are_rarer(slurm, monkeypatch, tasks, calls):
+def test_comments_of_a_long_array_are_rarer(monkeypatch, tasks, calls):
     """Each is a call of Slurm's controller."""
+    now, told = [0.0], []
+    monkeypatch.setattr(progress, "FIRST_AFTER_S", 0.0)
     monkeypatch.setattr(progress, "COMMENT_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    monkeypatch.setattr(progress, "set_comment", lambda task, text, _: told.append((task, text[:3])))
     array = {"SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": tasks}
-    announce = announced(silent, array)
-    announce(1, 9)
-    wait_for_calls(slurm, 1)
-    time.sleep(0.6)
-    announce(2, 9)
-    time.sleep(0.1)
-    assert len(wait_for_calls(slurm, calls)) == calls
+    announce, others = announced(silent, array), set(threading.enumerate())
+    for done in (1, 2):
+        announce(done, 9)
+        for thread in set(threading.enumerate()) - others:  # comments are set from threads
+            thread.join(60)
+        now[0] += 0.6
+    assert told == [("69_3", "1/9"), ("69_3", "2/9")][:calls]
 
 
 @pytest.mark.parametrize("how", ["fails", "absent", "hangs"])
