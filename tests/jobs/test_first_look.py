@@ -26,7 +26,7 @@ def test_the_first_seed_goes_first_and_the_report_waits_for_the_look_at_it(tmp_p
     monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("fork"))
     monkeypatch.setattr(local, "_element_process", lambda *_: None)
     monkeypatch.setattr(local, "_first_look", lambda *_: time.sleep(3.0))
-    tasks = {"base": ["attacks-topk"], "instruct": [], "benign": ["attacks-topk"]}
+    tasks = {"base": ["attacks-topk"], "instruct": [], "benign": []}
     study = small_study(tmp_path, seed=None, seeds=[42, 43, 44], evaluation={**smaller_demo()["evaluation"], "tasks": tasks})
     run = Run.create(tmp_path / "run", load_study(study))
     plan, watcher = plan_study(run.study), Watcher()
