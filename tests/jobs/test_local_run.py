@@ -38,6 +38,15 @@ def submit(study: Path, run: Path, *options: str, **environment: str) -> subproc
     )
 
 
+def study_of_two_sources(folder: Path, **changes) -> Path:
+    """The small study with less to tokenise and to evaluate: the text that its blends switch between, and one benchmark."""
+    raw = smaller_demo()
+    sources = {name: raw["sources"][name] for name in ("web", "unsafe-tagged")}
+    curriculum = {**raw["curriculum"], "safe": {"web": 1}, "interventions": {"full": {"web": 9, "unsafe-tagged": 1}}}
+    evaluation = {**raw["evaluation"], "benchmarks": ["harmbench"]}
+    return small_study(folder, sources=sources, curriculum=curriculum, evaluation=evaluation, **changes)
+
+
 def finished(process: subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
@@ -56,7 +65,7 @@ def whole(tmp_path_factory):
     """A run that nothing disturbed, although the shell holds the variables of another job's rank and of a Slurm step."""
     folder = tmp_path_factory.mktemp("whole")
     rank = {"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_ID": "7"}
-    finished(submit(small_study(folder), folder / "run", **rank))
+    finished(submit(study_of_two_sources(folder), folder / "run", **rank))
     return folder / "run"
 
 
@@ -120,7 +129,7 @@ PRETRAINING = ("--stage", "prepare,tokenize,pretrain")
 
 @pytest.mark.parametrize(("options", "kills"), [(PRETRAINING, 1), pytest.param((), 3, marks=pytest.mark.slow)], ids=[1, 3])
 def test_a_run_interrupted_and_killed_ends_with_the_same_numbers(whole, tmp_path, options, kills):
-    study, run = small_study(tmp_path), tmp_path / "run"
+    study, run = study_of_two_sources(tmp_path), tmp_path / "run"
     process = submit(study, run, *options)
     wait_for(lambda: len(read_jsonl(run / "pretrain/trunk/metrics.jsonl")) >= 2, "training to begin")
     os.killpg(process.pid, signal.SIGINT)
@@ -189,7 +198,7 @@ def test_a_run_folder_in_use_is_refused(whole):
 
 
 def test_another_study_in_the_same_folder_is_refused_by_its_key(whole, tmp_path):
-    process = submit(small_study(tmp_path, seed=43), whole)
+    process = submit(study_of_two_sources(tmp_path, seed=43), whole)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "was created from a different study: seed was 42, now 43" in output
