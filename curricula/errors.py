@@ -1,4 +1,7 @@
-"""Errors that the user can correct: one sentence that names the file or key, the value and the correction."""
+"""Errors that the user can correct: one sentence that names the file or key, the value and the correction.
+
+Any function that reads what the user gives may raise one; its docstring need not say so.
+"""
 
 from __future__ import annotations
 

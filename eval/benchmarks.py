@@ -233,7 +233,7 @@ def load_prompts(
     accept_changed: Container[str] = (),
     own: PromptSets = MappingProxyType({}),
 ) -> list[Prompt]:
-    """Prompts of a benchmark in file order; raises UserError naming file and column if they cannot be read.
+    """Prompts of a benchmark in file order.
 
     A set that differs from the published one is refused unless `accept_changed` names the benchmark. `limit` takes a sample
     that depends on the prompts' texts alone: the same for every model and file, and part of any larger one. `jb_completions`
@@ -348,7 +348,7 @@ def column(row: dict[str, Any], part: str, entry: Benchmark, where: str) -> str:
 
 
 def text_of(value: Any, name: str, where: str) -> str:
-    """A cell as text; raises UserError for what cannot be a prompt."""
+    """A cell as the text of a prompt."""
     if not isinstance(value, (str, int, float)):
         raise UserError(f"{where}: column {name!r} holds a {type(value).__name__}, where text is needed; correct the row")
     text = str(value)
@@ -395,7 +395,7 @@ def hub_rows(name: str, entry: Benchmark) -> list[dict[str, Any]]:
 
 
 def own_prompts(name: str, declared: PromptSet, root: Path | None) -> list[Prompt]:
-    """The prompts of an own set in the order of its rows; raises UserError that names the key, the file and the row."""
+    """The prompts of an own set in the order of its rows."""
     where = f"evaluation.prompts.{name}"
     if root is None and declared.hub is not None:
         raise UserError(f"{where}: {declared.place} must first be fetched into a data folder; set CURRICULA_DATA to it")

@@ -23,7 +23,7 @@ _BATCH = 256
 
 
 def table_facts(key: str, table: DeclaredTable, root: Path) -> dict[str, Any]:
-    """The first rows and the sizes of a table. Raises UserError that names `key`, its key in the study, where it is wrong."""
+    """The first rows and the sizes of a table; `key` is its key in the study."""
     _, rows = table.look(root, key)
     whole = table.open(root, key)
     tuning = list(table.conversations(root, key)) if isinstance(table, TuningSet) else None

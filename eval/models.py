@@ -148,10 +148,7 @@ class LoadedModel:
         return self.encode_turn(opening, rendered[len(opening) : len(rendered) - len(closing)], closing)
 
     def around_turn(self, before: str = "", mark: str = MARK) -> tuple[str, str]:
-        """What the chat template puts around a user's turn: up to `mark`, before which stands `before`, and after it.
-
-        Raises UserError for a template that shows the turn more than once, or not at all.
-        """
+        """What the chat template puts around a user's turn: up to `mark`, before which stands `before`, and after it."""
         parts = self.chat(f"{before}{mark}").split(mark)
         if len(parts) != 2:
             raise UserError(f"{self.name}: its chat template does not show the user's turn once; evaluate it as 'base'")
@@ -203,7 +200,7 @@ def load_model(
     step: int | None = None,
     deterministic: bool = False,
 ) -> LoadedModel:
-    """Load the model that `source` names; raises UserError if it cannot be used.
+    """Load the model that `source` names.
 
     `device` defaults to the GPU if there is one, `precision` to bfloat16 on a GPU and float32 on the CPU; only base models are
     `raw` by default.
@@ -235,7 +232,7 @@ def load_model(
 
 
 def find_device(name: str | None) -> torch.device:
-    """`cpu`, `cuda` or `cuda:1`; without a name the GPU if there is one. Raises UsageError for a device that is missing."""
+    """`cpu`, `cuda` or `cuda:1`; without a name the GPU if there is one."""
     # cuDNN's attention, which newer versions of torch prefer on some GPUs, makes a plan for every new shape: at each token.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if name is None:

@@ -241,7 +241,7 @@ def row_key(**parts: Any) -> str:
 
 
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
-    """The complete rows of `path` in file order; none if there is no file. Raises UserError for a row of another shape."""
+    """The complete rows of `path` in file order; none if there is no file."""
     rows = []
     for number, value in enumerate(durable.read_jsonl(path), start=1):
         try:

@@ -68,7 +68,7 @@ def run_element(
     Answers and suffixes are drawn by `seed`, the texts of probes by `probe_seed` (by default the same). `model` is a folder,
     a name, or a model that is already loaded; of the former only base models get prompts `raw` by default. `data_root` holds
     the benchmark files (None: the Hugging Face hub); `rows_of` gives the folder of rows of another arm's model, from which
-    suffixes are taken. Raises UserError or UsageError for what the user can correct: folder, tokenizer, dataset, task.
+    suffixes are taken.
     """
     task, path = eval_task.task, eval_task.path(out)
     if config.leaves_out(task):

@@ -67,7 +67,7 @@ Answers = list[JudgedRow]
 
 
 def curve_points(run: Path, courses: Sequence[Course]) -> list[CurvePoint]:
-    """The points of all curves. Raises UserError for damaged rows, and for rows of another model than their place says."""
+    """The points of all curves."""
     return [point for course in courses for point in _points(run, course)]
 
 

@@ -116,9 +116,6 @@ def read_study_rows(
 
     Parts that have not been merged yet are read as they are. `judges`, by kind, decide by rules and judge these here; without
     one their answers are unparsed.
-
-    Raises UserError for a damaged file of rows, for rows of another model, stage or task than their place says, and for models
-    that were asked different requests under one name.
     """
     generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
     probes: dict[tuple[str, str], list[ProbeRow]] = {}

@@ -99,8 +99,7 @@ def find_direction(
 ) -> Direction:
     """The direction of this model, read from `path` or found now. It is the same for every task and prompt.
 
-    `scores` is a file of this element's own: others may look for the same direction at the same time. Raises UserError where
-    there are too few prompts, or the model's blocks are built in an unknown way.
+    `scores` is a file of this element's own: others may look for the same direction at the same time.
     """
     settings = config.attacks.ablation
     texts = {name: _texts(config, data_root, name) for name in (settings.harmful, settings.harmless)}

@@ -171,8 +171,7 @@ def optimise_suffixes(
     """Run the attack on requests side by side; returns each one's suffix, with its leading space, and its last state.
 
     `draws` has for each request, in order, a key under which `save` keeps its state, and the words that seed its draws.
-    With `save` a killed attack resumes. Raises UserError for a prompt that fills the context with its suffix, or in which the
-    initial suffix does not keep its tokens.
+    With `save` a killed attack resumes.
     """
     attacks = [Attack(loaded, request, config) for request in requests]
     barred = barred_tokens(loaded)

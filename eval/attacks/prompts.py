@@ -124,10 +124,7 @@ class Artifact(msgspec.Struct, frozen=True):
 
 
 def artifact_prompts(name: str, path: Path) -> list[Prompt]:
-    """The prompts in an artifact file, or in the *.json files of a folder at any depth, as a benchmark called `name`.
-
-    Raises UserError for a file that is missing or not in the format, and where no prompt is left.
-    """
+    """The prompts in an artifact file, or in the *.json files of a folder at any depth, as a benchmark called `name`."""
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*.json")) if file.name not in NOT_ARTIFACTS]
         labelled = [(f"{file.relative_to(path).with_suffix('')}:", file) for file in files]
@@ -176,8 +173,8 @@ def _read(name: str, file: Path) -> Artifact:
 def suffixed_prompts(source: str, folder: Path, prompts: Sequence[Prompt], raw: bool) -> list[Prompt]:
     """`prompts` with the suffixes that GCG found on the model whose rows are in `folder`, as a benchmark called `source`.
 
-    Prompts without a suffix there are left out. Raises UserError where none is left. `raw`: whether the model reads bare text,
-    to which a suffix is joined without what ends the text, as GCG does.
+    Prompts without a suffix there are left out. `raw`: whether the model reads bare text, to which a suffix is joined without
+    what ends the text, as GCG does.
     """
     rows = [row for path in sorted((folder / "gcg").glob("*.suffixes.jsonl")) for row in read_rows(path, SuffixRow)]
     suffixes = {(row.benchmark, row.prompt_id): row.suffix for row in rows}

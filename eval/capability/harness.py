@@ -63,10 +63,7 @@ def capability_rows(
     questions: Sequence[Prompt] | None = None,
     progress: Progress = silent,
 ) -> list[CapabilityRow]:
-    """Measure the task `name` into `path`, unless it is there. `questions` are those of an own set.
-
-    Raises UserError for a task that is unknown, damaged or not to be had.
-    """
+    """Measure the task `name` into `path`, unless it is there. `questions` are those of an own set."""
     check_task(name, settings, {name} if questions is not None else ())
     if questions is not None:
         local: LocalTask | None = question_task(name, [(one.text, one.target) for one in questions])
@@ -247,7 +244,6 @@ class LocalTask(NamedTuple):
 
 
 def read_task(path: Path) -> LocalTask:
-    """The task in `path`; raises UserError that names the file and the key."""
     raw = read_yaml(path, "no such task file")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: holds no task; write task, dataset_path, doc_to_text and doc_to_target there")

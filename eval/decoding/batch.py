@@ -68,8 +68,7 @@ class Decoding:
         """Logits [rows, n, vocabulary], in float32 or better, after each of the `tokens` [rows, n].
 
         `positions` [rows, n] are the tokens' places in their texts, `columns` [rows, n] their places in the cache; `mask`,
-        bool [rows, n, width], says which columns each attends to, its own included. Raises UserError for a model that
-        gives no distribution; single tokens may have a logit of -inf.
+        bool [rows, n, width], says which columns each attends to, its own included.
         """
         if not self.fixed:
             return self._forward(tokens, positions, columns, mask)

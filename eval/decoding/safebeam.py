@@ -33,11 +33,7 @@ STEPS_OF_SLACK = 12
 
 
 def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> list[Answer]:
-    """The SafeBeam answer to each prompt (token ids).
-
-    Raises UserError when the tokenizer splits the tag and the settings do not say what P(tag) is then, and for a prompt
-    that is empty or fills the model's context.
-    """
+    """The SafeBeam answer to each prompt (token ids)."""
     return [
         make_answer(loaded, found, config.stop_at_tag, config.safe_completions, tuple(prompt), pruning)
         for prompt, (found, pruning) in zip(prompts, search_tokens(loaded, prompts, config))
@@ -357,7 +353,6 @@ class Lookahead:
 
     @classmethod
     def of(cls, loaded: LoadedModel, config: SafeBeam) -> Lookahead:
-        """Raises UserError when the tag is not one token and the settings do not say what P(tag) is then."""
         spellings = loaded.tag_spellings
         if config.tag == "one-token" and loaded.tag_id is None:
             raise UserError(

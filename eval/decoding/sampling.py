@@ -39,7 +39,6 @@ def sample_topk(
     """Sample `config.samples` answers to each prompt; returns one list of answers per prompt.
 
     `prompts` are token ids; the words of `draw_keys[i]`, with the sample's number, seed the draws of prompt i.
-    Raises UserError for a prompt that is empty or fills the model's context.
     """
     asked = [(ids, (*key, sample)) for ids, key in zip(prompts, draw_keys) for sample in range(config.samples)]
     generated = (_sample_by_vllm if config.backend == "vllm" else _sample)(loaded, asked, config)
@@ -61,10 +60,7 @@ def _sample(loaded: LoadedModel, asked: Sequence[tuple[Sequence[int], tuple[obje
 def _sample_by_vllm(
     loaded: LoadedModel, asked: Sequence[tuple[Sequence[int], tuple[object, ...]]], config: TopK
 ) -> list[list[int]]:
-    """Generated token ids for each (prompt ids, key of its draws), up to and including the token that ended it.
-
-    Raises UserError when vLLM is not installed, and for a prompt that is empty or fills the model's context.
-    """
+    """Generated token ids for each (prompt ids, key of its draws), up to and including the token that ended it."""
     try:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt

@@ -10,10 +10,7 @@ from curricula.eval.judges.settings import JudgeConfig
 
 
 def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
-    """The judge of answers of `kind`, "attack" or "overrefusal".
-
-    Raises UsageError when it cannot judge these, or needs a world, server or template that is not there.
-    """
+    """The judge of answers of `kind`, "attack" or "overrefusal"."""
     from curricula.eval.judges.rules import PythonJudge, RefusalPhrases, WorldJudge
 
     if settings.name == "refusal-phrases":

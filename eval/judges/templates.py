@@ -214,7 +214,7 @@ DEFAULTS |= {("harmbench", "attack"): "harmbench-llama2"}
 
 
 def find_template(settings: JudgeConfig, kind: str) -> Template:
-    """The template that the settings name or hold, or the judge's default for `kind`. Raises UsageError when there is none."""
+    """The template that the settings name or hold, or the judge's default for `kind`."""
     if settings.text:
         return _own_template(settings, kind)
     judge, name = settings.name, settings.template or DEFAULTS.get((settings.name, kind), "")

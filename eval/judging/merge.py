@@ -123,8 +123,7 @@ class MergeAndJudge:
     """The merged shards in `out`, and the judges' work on them.
 
     `tasks` are by default those of the paper's model of this kind. A shard that does not exist is left out: its rows are
-    missing. With `whatever_is_there`, the files of other benchmarks in `out` are merged too. Raises UserError when rows are
-    damaged, or not all of one model of this kind.
+    missing. With `whatever_is_there`, the files of other benchmarks in `out` are merged too.
     """
 
     def __init__(
@@ -159,7 +158,7 @@ class MergeAndJudge:
         return [judge_run.estimate() for _, judge_run in self._work]
 
     def judge(self, progress: Progress = silent) -> None:
-        """Raises UserError when a judge cannot go on; all verdicts until then are kept."""
+        """Ask for missing verdicts. Where a judge cannot go on, earlier verdicts are kept."""
         self._note_judges()
         total = complete_all([judge_run for _, judge_run in self._work], progress, as_first=True)
         durable.write_text(stamp_path(self._out), _marks(self._out, self._tasks, self._config))

@@ -97,7 +97,7 @@ class Rejudging:
         return [judge_run.estimate() for _, judge_run in self._work]
 
     def judge(self, progress: Progress = silent) -> None:
-        """Ask for missing verdicts. Raises UserError when the judge cannot go on; all verdicts until then are kept."""
+        """Ask for missing verdicts. Where the judge cannot go on, earlier verdicts are kept."""
         complete_all([judge_run for _, judge_run in self._work], progress)
 
     def comparisons(self, by_model: bool, labels: Mapping[str, str]) -> list[Comparison]:

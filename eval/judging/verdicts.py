@@ -65,10 +65,8 @@ class JudgeRun:
     """One judge's work on the answers of one task."""
 
     def __init__(self, rows: Sequence[GenerationRow], path: Path, judge: Judge, ask_unparsed_again: bool = False) -> None:
-        """`path` is the file of verdicts. Raises UserError when one of its lines is damaged.
-
-        `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until another replaces it.
-        """
+        """`path` is the file of verdicts. `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until
+        another replaces it."""
         self.path, self.judge, self.rows = path, judge, rows
 
         def is_given(row: VerdictRow) -> bool:
@@ -165,8 +163,7 @@ class JudgeRun:
 def complete_all(runs: Sequence[JudgeRun], progress: Progress, as_first: bool = False) -> int:
     """Ask for the missing verdicts on several tasks' answers, and put the files in order; returns the number of answers.
 
-    `as_first`: each judge then stands first in its file, as the study's own. Raises UserError when a judge cannot go on; all
-    verdicts until then are kept.
+    `as_first`: each judge then stands first in its file, as the study's own.
     """
     total, finished = sum(run.total for run in runs), 0
     for run in runs:

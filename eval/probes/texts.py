@@ -31,7 +31,7 @@ class LabelledTexts(msgspec.Struct, frozen=True):
 
 def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
     """The texts of "train" or "test": those of `config.texts`, or the table probes/<split> under the root folder, which has
-    columns text and score. Raises UserError for a table that is missing or has other columns."""
+    columns text and score."""
     if config.texts is not None:
         return _own_texts(root, split, config.texts)
     if root is None:

@@ -92,7 +92,6 @@ def write_report(
     "contamination", how many prompts of each benchmark occur in the training text; and "tagged", whether arms are tuned with
     different shares of tagged conversations.
     `is_live`: the page looks again whether its server has a newer one.
-    Raises UserError for a damaged file of rows, and for rows of another model, stage or task than their place says.
     """
     steps = len(arms) + 4
     stages = tuple(study.get("tasks") or MODEL_KINDS)

@@ -40,7 +40,7 @@ class LivePage:
     """The newest page, and the server that shows it."""
 
     def __init__(self, run: Path, build: Callable[[], Path], port: int, token: str | None = None) -> None:
-        """`build` makes the page of `run` and returns its path. Raises UserError where the port is taken, or `build` does."""
+        """`build` makes the page of `run` and returns its path."""
         self._run, self._build = run, build
         self._token = token or secrets.token_urlsafe(24)
         self._seen: object = None
