@@ -11,18 +11,10 @@ import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from published_clusters import LEAST_SIMILARITY, compute_published, find_clusters, grams, published_requests
 
 from curricula.eval.benchmarks import load_prompts
-from curricula.eval.duplicates import (
-    LEAST_SIMILARITY,
-    cluster_of,
-    compute_published,
-    find_clusters,
-    grams,
-    normalised,
-    published,
-    published_requests,
-)
+from curricula.eval.duplicates import cluster_of, normalised, published
 
 REAL = os.environ.get("CURRICULA_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="set CURRICULA_DATA to the folder of public datasets")
