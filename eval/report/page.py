@@ -61,7 +61,6 @@ from curricula.eval.report.wording import (
     amount,
     arm_label,
     basis,
-    facts,
     flattened,
     judge_names,
     number,
@@ -186,11 +185,10 @@ def _words(
     frozen = run / "study.yaml"
     return {
         "name": plan.get("study") or run.resolve().name,
-        "facts": facts(plan, metrics),
         "fictional": is_fictional(run),
         "seeds": shown.seeds,
         "verdict": verdict(tables["trends"]),
-        "basis": basis(shown.seeds, arms, metrics, plan.get("model") or {}),
+        "basis": basis(shown.seeds, arms, metrics, plan),
         "arms": [(arm, labels[arm.name], INTERVENTIONS.get(arm.interventions, arm.interventions)) for arm in arms],
         "claim_tests": tables["trends"],
         "outcomes": {outcome: sum(test.outcome == outcome for test in tables["trends"]) for outcome in MARKS},

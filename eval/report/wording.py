@@ -79,12 +79,21 @@ def _are(count: int) -> str:
 
 
 def basis(
-    seeds: Sequence[int], arms: Sequence[ArmInfo], metrics: StudyMetrics, model: Mapping[str, Any]
+    seeds: Sequence[int], arms: Sequence[ArmInfo], metrics: StudyMetrics, plan: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """What the verdict rests on, as (label, value) pairs. `model`: as the plan describes it."""
+    """What the verdict rests on, as (label, value) pairs."""
     entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
+    model, budget, found = plan.get("model") or {}, plan.get("budget") or {}, []
+    if model:
+        size = f", {model['parameters']:,} parameters each" if "parameters" in model else ""
+        found.append(("Models", f"{model.get('preset', '')}{size}"))
     trained = f"{len(seeds)} ({', '.join(map(str, seeds))})" if len(seeds) > 1 else "one run of each arm"
-    found = [("Training seeds", f"{trained}, {len(arms)} arm{'s' if len(arms) != 1 else ''}")]
+    found.append(("Training seeds", f"{trained}, {len(arms)} arm{'s' if len(arms) != 1 else ''}"))
+    if budget:
+        detail = f"{budget['steps']:,} steps of {budget['global_batch']:,} × {budget['sequence_length']:,} tokens"
+        found.append(("Pretraining of each arm", f"{budget['tokens']:,} tokens, {detail}"))
+    if "trained_tokens" in plan:
+        found.append(("Tokens trained in total", f"{plan['trained_tokens']['with_trunk_sharing']:,}, with a shared trunk"))
     prompts: dict[tuple[object, ...], int] = {}
     for entry in entries:  # of single benchmarks and of all together
         if entry.rows:
@@ -92,28 +101,7 @@ def basis(
             prompts[place] = max(prompts.get(place, 0), entry.prompts)
     if prompts:
         found.append(("Prompts", f"{span(list(prompts.values()))} for each model and decoder"))
-    if "parameters" in model:
-        found.insert(0, ("Models", f"{model['parameters']:,} parameters each"))
     return [*found, ("Judge", judge_names(entries) or "none yet")]
-
-
-def facts(plan: Mapping[str, Any], metrics: StudyMetrics) -> list[tuple[str, str]]:
-    """What is known of the study's set-up, as (label, value) pairs."""
-    model, budget = plan.get("model") or {}, plan.get("budget") or {}
-    found = []
-    if model:
-        size = f", {model['parameters']:,} parameters" if "parameters" in model else ""
-        found.append(("Model", f"{model.get('preset', '')}{size}"))
-    if budget:
-        detail = f"{budget['steps']:,} steps of {budget['global_batch']:,} × {budget['sequence_length']:,} tokens"
-        found.append(("Pretraining of each arm", f"{budget['tokens']:,} tokens, {detail}"))
-    if "trained_tokens" in plan:
-        found.append(("Tokens trained in total", f"{plan['trained_tokens']['with_trunk_sharing']:,}, with a shared trunk"))
-    if len(seeds := plan.get("seeds", ())) > 1:
-        found.append(("Training seeds", ", ".join(map(str, seeds))))
-    if judges := judge_names([*metrics.attacks, *metrics.overrefusals]):
-        found.append(("Judges", judges))
-    return found
 
 
 def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:

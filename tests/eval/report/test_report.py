@@ -68,6 +68,12 @@ def test_a_spread_over_sampling_seeds_is_not_taken_for_one_over_training_seeds(b
     assert "std over seeds" not in text
 
 
+def test_what_the_verdict_rests_on_is_said_once(built):
+    text = Page(built[1]).text
+    assert text.count("1,000,000 parameters") == 1 and "Models tiny, 1,000,000 parameters each" in text
+    assert "2,000,000 tokens, 100 steps of 32 × 625 tokens" in text and "10,000,000, with a shared trunk" in text
+
+
 def test_the_page_is_well_formed_and_self_contained(built):
     page = Page(built[1])
     assert built[1].startswith("<!DOCTYPE html>")
