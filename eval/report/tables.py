@@ -27,16 +27,17 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def write_tables(out: Path, tables: Mapping[str, Sequence[Any]], arms: Sequence[ArmInfo]) -> None:
     """Write each table as `tables/NAME.csv` and `.tex`, and all as `summary.json`: the same bytes for the same rows."""
     plain_tables = {name: [plain(record) for record in records] for name, records in tables.items()}
-    _write(out / "tables", plain_tables)
+    write_each(out / "tables", plain_tables)
     durable.write_json(out / "summary.json", {"arms": [dataclasses.asdict(arm) for arm in arms], **plain_tables})
 
 
 def write_record(out: Path, tables: Mapping[str, Sequence[Any]]) -> None:
     """Write tables of what happened as `record/NAME.csv` and `.tex`: times and restarts differ from run to run."""
-    _write(out / "record", {name: [plain(record) for record in records] for name, records in tables.items()})
+    write_each(out / "record", {name: [plain(record) for record in records] for name, records in tables.items()})
 
 
-def _write(folder: Path, tables: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+def write_each(folder: Path, tables: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """Write each table of plain values as `NAME.csv` and `.tex`."""
     for name, records in tables.items():
         table = [{**row, **row.pop("shares", {})} for row in map(dict, records)]
         columns = list(dict.fromkeys(key for row in table for key in row))

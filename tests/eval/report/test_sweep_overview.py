@@ -10,13 +10,13 @@ HOSTILE = "<script>alert(1)</script>\u202e"
 
 def point(out, name, value, settings):
     folder = out / "points" / name
-    (folder / "tables").mkdir(parents=True)
+    folder.mkdir(parents=True)
     gap = {"stage": "base", "decoder": "topk", "task": "attacks-topk", "reference": "safe-100", "arm": "data-0"}
     over = {**gap, "task": "overrefusal-topk", "arm": "only refusals"}
     over["note"] = gap["note"] = f"judged by different versions: {HOSTILE}"
     gaps = [{**one, "value": value, "low": value - 0.1, "high": value + 0.1} for one in (gap, over)]
-    write_json(folder / "summary.json", {"differences": gaps, "trends": [{"outcome": "inconclusive"}] * 2})
-    (folder / "tables" / "differences.csv").write_text(f"arm,value\ndata-0,{value}\n=1+1,0\n")
+    effects = {"differences": gaps, "estimates": [{"arm": "data-0", "rate": value}, {"arm": "=1+1", "rate": 0}]}
+    write_json(folder / "summary.json", {"arms": [{"name": "data-0"}], "trends": [{"outcome": "inconclusive"}] * 2, **effects})
     return SweptPoint(name, settings, 852_864, 1000, folder / "index.html")
 
 
@@ -27,8 +27,10 @@ def test_the_overview_joins_the_points_and_escapes_what_it_shows(tmp_path):
     assert 'href="points/small/index.html"' in page and "2 inconclusive" in page
     assert "Holm’s correction is within each point" in page and page.count("judged by different versions: &lt;script") == 2
     assert "−20.0" in page and "−40.0 to −20.0" in page and "only refusals" not in page
-    rows = list(csv.DictReader((tmp_path / "tables" / "differences.csv").open()))
-    assert [(row["point"], row["parameters"], row["value"]) for row in rows] == [
+    rows = list(csv.DictReader((tmp_path / "tables" / "estimates.csv").open()))
+    assert [(row["point"], row["parameters"], row["rate"]) for row in rows] == [
         ("small", "852864", "-0.2"), ("small", "852864", "0"), ("large", "852864", "-0.3"), ("large", "852864", "0"),
     ]  # fmt: skip
     assert rows[1]["arm"] == "'=1+1"
+    written = {path.name for path in (tmp_path / "tables").iterdir()}
+    assert written == {f"{name}{suffix}" for name in ("differences", "estimates", "trends") for suffix in (".csv", ".tex")}
