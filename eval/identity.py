@@ -68,10 +68,8 @@ class ModelRows:
         self._add(path, rows)
         for number, row in enumerate(rows, start=1):
             if row.task != task or row.decoder not in decoders:
-                raise UserError(
-                    f"{path}: line {number} is of task {row.task!r} and decoder {row.decoder!r}, and the file is for "
-                    f"{task} ({', '.join(decoders)}); remove the file and evaluate again"
-                )
+                found = f"of task {row.task!r} and decoder {row.decoder!r}"
+                raise _foreign(path, number, found, f"the file is for {task} ({', '.join(decoders)})")
             answered = (row.task, row.decoder, row.benchmark, row.prompt_id, row.sample)
             if answered in self._answered:
                 raise UserError(
@@ -95,22 +93,19 @@ class ModelRows:
     def _add(self, path: Path, rows: Sequence[GenerationRow | ProbeRow | CapabilityRow]) -> None:
         for number, row in enumerate(rows, start=1):
             if row.model_kind != self.kind:
-                raise UserError(
-                    f"{path}: line {number} is of a {row.model_kind} model, and the folder is for the {self.kind} model; "
-                    "remove the file and evaluate again"
-                )
+                raise _foreign(path, number, f"of a {row.model_kind} model", f"the folder is for the {self.kind} model")
+            model = f"of model {row.model:.12}"
             if self.recorded and row.model != self.recorded:
-                raise UserError(
-                    f"{path}: line {number} is of model {row.model:.12}, and the exported model is {self.recorded:.12}; "
-                    "remove the file and evaluate again"
-                )
+                raise _foreign(path, number, model, f"the exported model is {self.recorded:.12}")
             if not self.model:
                 self.model, self.file = row.model, path
             if row.model != self.model:
-                raise UserError(
-                    f"{path}: line {number} is of model {row.model:.12}, and {self.file} begins with model "
-                    f"{self.model:.12}; remove the file of the wrong model and evaluate again"
-                )
+                instead = f"{self.file} begins with model {self.model:.12}"
+                raise _foreign(path, number, model, instead, "the file of the wrong model")
+
+
+def _foreign(path: Path, number: int, found: str, instead: str, wrong: str = "the file") -> UserError:
+    return UserError(f"{path}: line {number} is {found}, and {instead}; remove {wrong} and evaluate again")
 
 
 def require_different(models: Sequence[ModelRows]) -> None:
