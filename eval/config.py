@@ -20,7 +20,7 @@ from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
-from curricula.eval.rows import MODEL_KINDS, ModelKind, Precision
+from curricula.eval.rows import ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
 from curricula.settings import NonNegative, Positive, Settings, Share, convert
 
@@ -381,22 +381,16 @@ class EvalConfig(Settings, frozen=True):
         own = self.overrefusal_judge if judged == "overrefusal" else None
         return judge_config(self.judge if own is None else own)
 
-    @property
-    def benchmark_names(self) -> list[str]:
-        """Every benchmark that a task may read."""
+    def benchmark_names(self, tasks: Iterable[EvalTask]) -> list[str]:
+        """The benchmarks that the settings name for tasks of their kind, and those that `tasks` read."""
         gcg = [self.gcg.benchmark] if self.gcg else []
         usual = [*self.benchmarks, self.base_benchmark, *self.overrefusal_benchmarks, *gcg]
-        return list(dict.fromkeys([*usual, *self.used_benchmarks]))
+        return list(dict.fromkeys([*usual, *self.benchmarks_of(tasks)]))
 
     @property
     def overrefusal_benchmarks(self) -> tuple[str, ...]:
         given = self.overrefusal_benchmark
         return (given,) if isinstance(given, str) else given
-
-    @property
-    def used_benchmarks(self) -> list[str]:
-        """Every benchmark that a task of the paper's models does read."""
-        return self.benchmarks_of(task for kind in MODEL_KINDS for task in self.eval_tasks(kind))
 
     def benchmarks_of(self, tasks: Iterable[EvalTask]) -> list[str]:
         """The benchmarks that these tasks read."""

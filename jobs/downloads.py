@@ -79,7 +79,7 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     for pool in used_pools(study):
         if name := (study.tuning_sets.get(pool) or POOLS[pool]).dataset:
             found += named_downloads(name, root)
-    for name in dict.fromkeys([*study.evaluation.benchmark_names, *study.used_benchmarks]):
+    for name in study.evaluation.benchmark_names(study.all_eval_tasks):
         if name in BENCHMARKS and BENCHMARKS[name].hub is not None:
             found += _labelled(name, benchmark_downloads(name, root), "evaluation")
     for key, table in declared_in(study):

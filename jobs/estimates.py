@@ -319,7 +319,7 @@ def _unpinned(study: Study) -> list[str]:
         )
     if local_root() is not None or study.world:
         return found
-    for name in study.evaluation.benchmark_names:
+    for name in study.evaluation.benchmark_names(study.all_eval_tasks):
         entry = BENCHMARKS.get(name)
         if entry and entry.hub and not entry.hub_revision and not entry.texts:
             found.append(f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which")

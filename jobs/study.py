@@ -269,7 +269,7 @@ class Study(Settings, frozen=True, dict=True):
                 if name not in TASKS:
                     raise ValueError(f"{place} names {name!r}; choose from {', '.join(TASKS)}")
         self._check_transfers()
-        for name in [*evaluation.benchmark_names, *self.used_benchmarks, *evaluation.accept_changed]:
+        for name in [*evaluation.benchmark_names(self.all_eval_tasks), *evaluation.accept_changed]:
             if name not in BENCHMARKS and name not in evaluation.prompts:
                 raise ValueError(
                     f"evaluation names benchmark {name!r}; choose from {', '.join([*evaluation.prompts, *BENCHMARKS])}"

@@ -121,7 +121,7 @@ def evaluate(args: argparse.Namespace) -> int:
         _generate(args, config, tasks, data, out, bars)
         _judge(args, config, out, world, console, bars)
     metrics = _metrics(args, tasks, out)
-    used = config.used_benchmarks
+    used = config.benchmarks_of(tasks)
     accepted = [name for name in config.accept_changed if name in used and name not in config.prompts]
     changed = {name: how for name in accepted if (how := difference(name, data))}
     if args.json:
