@@ -118,32 +118,19 @@ class JudgeRun:
     def _complete(self, progress: Progress) -> None:
         set_aside(self.path, self.rows)
         progress(self.done, self.total)
-        self._append([self._row(row, "", Verdict(label=shortcircuit(row))) for row in self._short], progress)
+        self._append([verdict_row(self.judge, row, "", None) for row in self._short], progress)
         repeats = [(row, key) for key, rows in self._waiting.items() if key in self._known for row in rows]
-        self._append([self._row(row, key, self._known[key]) for row, key in repeats], progress)
+        self._append([verdict_row(self.judge, row, key, self._known[key]) for row, key in repeats], progress)
 
         def settle(verdicts: Sequence[tuple[Question, Verdict]]) -> None:
             rows = []
             for question, verdict in verdicts:
                 key = question_key(self.judge.name, self.judge.version, question)
-                rows += [self._row(row, key, verdict) for row in self._waiting[key]]
+                rows += [verdict_row(self.judge, row, key, verdict) for row in self._waiting[key]]
             self._append(rows, progress)
 
         proven = any(row.label != UNPARSED for row in self._known.values())
         self.judge.rule(self.left, settle, self.path.with_suffix(""), proven)
-
-    def _row(self, row: GenerationRow, question: str, verdict: Verdict | VerdictRow) -> VerdictRow:
-        is_benign = kind_of(row.task) == "overrefusal"
-        allowed = OVERREFUSAL_VERDICTS if is_benign else ATTACK_VERDICTS
-        return VerdictRow(
-            key=row.key,
-            judge=self.judge.name,
-            version=self.judge.version,
-            label=verdict.label if verdict.label in allowed else UNPARSED,
-            question=question,
-            reply=verdict.reply,
-            tells_helpful=self.judge.tells_helpful if is_benign else None,
-        )
 
     def _append(self, rows: list[VerdictRow], progress: Progress) -> None:
         if rows:
@@ -182,8 +169,20 @@ def _shifted(progress: Progress, finished: int, whole: int) -> Progress:
     return report
 
 
-def shortcircuit(row: GenerationRow) -> str:
-    return "5_shortcircuit" if kind_of(row.task) == "overrefusal" else "shortcircuit"
+def verdict_row(judge: Judge, row: GenerationRow, question: str, verdict: Verdict | VerdictRow | None) -> VerdictRow:
+    """A judge's verdict on an answer; None for a short-circuit."""
+    is_benign = kind_of(row.task) == "overrefusal"
+    allowed = OVERREFUSAL_VERDICTS if is_benign else ATTACK_VERDICTS
+    given = verdict or Verdict(label="5_shortcircuit" if is_benign else "shortcircuit")
+    return VerdictRow(
+        key=row.key,
+        judge=judge.name,
+        version=judge.version,
+        label=given.label if given.label in allowed else UNPARSED,
+        question=question,
+        reply=given.reply,
+        tells_helpful=judge.tells_helpful if is_benign else None,
+    )
 
 
 def set_aside(path: Path, rows: Sequence[GenerationRow]) -> None:
@@ -288,25 +287,14 @@ def verdicts_by_judge(path: Path) -> dict[tuple[str, str], dict[str, VerdictRow]
 def judged_now(rows: Sequence[GenerationRow], judge: Judge) -> list[JudgedRow]:
     """The answers with the verdicts of a judge that decides by rules; nothing is written."""
     asked = {key_of_question(row, judge.name, judge.version): question_of(row) for row in rows if row.finish != "tag"}
-    labels: dict[str, str] = {}
+    found: dict[str, Verdict] = {}
 
     def settle(verdicts: Sequence[tuple[Question, Verdict]]) -> None:
-        labels.update({question_key(judge.name, judge.version, asked): given.label for asked, given in verdicts})
+        found.update({question_key(judge.name, judge.version, asked): given for asked, given in verdicts})
 
     judge.rule(list(asked.values()), settle, Path(), True)
-    found = []
-    for row in rows:
-        key = key_of_question(row, judge.name, judge.version)
-        verdict = VerdictRow(
-            key=row.key,
-            judge=judge.name,
-            version=judge.version,
-            label=labels[key] if key else shortcircuit(row),
-            question=key,
-            tells_helpful=judge.tells_helpful,
-        )
-        found.append(judged(row, verdict))
-    return found
+    keys = [key_of_question(row, judge.name, judge.version) for row in rows]
+    return [judged(row, verdict_row(judge, row, key, found[key] if key else None)) for row, key in zip(rows, keys)]
 
 
 def judged(row: GenerationRow, verdict: VerdictRow | None) -> JudgedRow:

@@ -25,7 +25,15 @@ from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JudgeConfig, caveats
 from curricula.eval.judging.merge import MergeAndJudge, is_judged_as_now, is_merged
 from curricula.eval.judging.rejudge import Rejudging
-from curricula.eval.judging.verdicts import JudgeRun, key_of_question, put_in_order, read_judged, read_judges, verdicts_path
+from curricula.eval.judging.verdicts import (
+    JudgeRun,
+    judged_now,
+    key_of_question,
+    put_in_order,
+    read_judged,
+    read_judges,
+    verdicts_path,
+)
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows
 from curricula.jobs.study import load_study
 
@@ -150,6 +158,19 @@ def test_judges_with_two_and_four_categories_are_compared_on_what_both_can_say(t
         work.judge()
     (found,) = work.comparisons(by_model=False, labels={})
     assert found.agreement is not None and found.agreement.share == 1.0 and found.agreement.kappa == 1.0
+
+
+def test_a_label_that_is_not_known_counts_as_unparsed_whether_it_is_stored_or_not(tmp_path):
+    class Unsure(FourCategories):
+        def rule(self, questions, settle, notes, proven):
+            settle([(each, Verdict(label="perhaps")) for each in questions])
+
+    path = tmp_path / "overrefusal-topk.jsonl"
+    rows = [answer_row(0, task="overrefusal-topk"), answer_row(1, task="overrefusal-topk", finish="tag")]
+    append_rows(path, rows)
+    JudgeRun(rows, verdicts_path(path), Unsure()).complete()
+    assert judged_now(rows, Unsure()) == read_judged(path)
+    assert [row.verdict for row in read_judged(path)] == ["unparsed", "5_shortcircuit"]
 
 
 def test_numbers_of_a_baseline_come_with_its_errors():
