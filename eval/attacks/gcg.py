@@ -82,7 +82,7 @@ def attacked_prompts(
     ]
     done = finished_batches(suffixes, SuffixRow, [[key] for key in keys])
     waiting = [(prompt, key) for prompt, key in zip(prompts, keys) if key not in done]
-    save = Save(suffixes.with_suffix(".step.json"))
+    save = suffixes.with_suffix(".step.json")
     for start in range(0, len(waiting), side_by_side):
         batch = waiting[start : start + side_by_side]
 
@@ -111,7 +111,7 @@ def attacked_prompts(
                 for (prompt, key), (suffix, state) in zip(batch, results)
             ],
         )
-    save.forget()
+    save.unlink(missing_ok=True)
     rows = in_order(suffixes, SuffixRow, [[key] for key in keys])
     requests = [prompt.text.rstrip() if loaded.raw else prompt.text for prompt in prompts]
     return [msgspec.structs.replace(prompt, text=text + row.suffix) for prompt, text, row in zip(prompts, requests, rows)]
@@ -139,24 +139,12 @@ class State(msgspec.Struct, kw_only=True):
     """Whether some candidate has made the model begin with the target, where that ends the attack."""
 
 
-@dataclass(frozen=True)
-class Save:
-    """The file that holds the states of the attacks in progress, by the keys of their rows."""
-
-    path: Path
-
-    def write(self, states: dict[str, State]) -> None:
-        durable.write_text(self.path, msgspec.json.encode(states).decode())
-
-    def read(self) -> dict[str, State]:
-        """What was saved; nothing if there is no such file or it is of another version."""
-        try:
-            return decode(self.path.read_bytes(), dict[str, State])
-        except (FileNotFoundError, msgspec.DecodeError):
-            return {}
-
-    def forget(self) -> None:
-        self.path.unlink(missing_ok=True)
+def saved_states(path: Path) -> dict[str, State]:
+    """The attacks in progress, by the keys of their rows; none if there is no such file or it is of another version."""
+    try:
+        return decode(path.read_bytes(), dict[str, State])
+    except (FileNotFoundError, msgspec.DecodeError):
+        return {}
 
 
 def optimise_suffixes(
@@ -165,7 +153,7 @@ def optimise_suffixes(
     config: Gcg,
     draws: Mapping[str, tuple[object, ...]],
     on_step: OnStep = lambda steps, loss: None,
-    save: Save | None = None,
+    save: Path | None = None,
     draft: Draft | None = None,
 ) -> list[tuple[str, State]]:
     """Run the attack on requests side by side; returns each one's suffix, with its leading space, and its last state.
@@ -175,7 +163,7 @@ def optimise_suffixes(
     """
     attacks = [Attack(loaded, request, config) for request in requests]
     barred = barred_tokens(loaded)
-    saved = save.read() if save else {}
+    saved = saved_states(save) if save else {}
     states = {key: saved.get(key) or first_state(attack) for key, attack in zip(draws, attacks)}
     passes = 0
     while running := [
@@ -195,10 +183,10 @@ def optimise_suffixes(
             advance(attack, state, replacements, keyed_rng("gcg", *words, state.step), draft)
             on_step(sum(config.steps if other.stopped else other.step for other in states.values()), state.loss)
         passes += 1
-        if save is not None and passes % SAVE_INTERVAL_STEPS == 0:
-            save.write(states)
-    if save is not None and passes:
-        save.write(states)
+        if save and passes % SAVE_INTERVAL_STEPS == 0:
+            durable.write_text(save, msgspec.json.encode(states).decode())
+    if save and passes:
+        durable.write_text(save, msgspec.json.encode(states).decode())
     return [(attack.texts([state.best])[0], state) for attack, state in zip(attacks, states.values())]
 
 

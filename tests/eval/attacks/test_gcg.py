@@ -16,7 +16,14 @@ from scipy.stats import spearmanr
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UserError
-from curricula.eval.attacks.gcg import Save, attacked_prompts, barred_tokens, draw_candidates, optimise_suffixes, promising
+from curricula.eval.attacks.gcg import (
+    attacked_prompts,
+    barred_tokens,
+    draw_candidates,
+    optimise_suffixes,
+    promising,
+    saved_states,
+)
 from curricula.eval.attacks.losses import Attack, gradients, losses_of_embeddings
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Gcg, ProbeSampling
@@ -361,7 +368,7 @@ def test_probe_sampling_computes_few_candidates_and_equals_a_plain_loop(loaded, 
 
 
 def test_an_interrupted_attack_resumes_from_its_last_saved_step(loaded, tmp_path):
-    save, steps = Save(tmp_path / "step.json"), []
+    save, steps = tmp_path / "step.json", []
 
     def stop(step, loss):
         steps.append(step)
@@ -372,15 +379,15 @@ def test_an_interrupted_attack_resumes_from_its_last_saved_step(loaded, tmp_path
     whole = optimise_suffix(loaded, REQUEST, config, (0, "a"))
     with pytest.raises(KeyboardInterrupt):
         optimise_suffix(loaded, REQUEST, config, (0, "a"), stop, save)
-    assert list(save.read()) == ["key"]
+    assert list(saved_states(save)) == ["key"]
     resumed = optimise_suffix(loaded, REQUEST, config, (0, "a"), stop, save)
     assert resumed == whole
     assert steps[25:] == list(range(21, 31))
     again = optimise_suffix(loaded, REQUEST, config, (0, "a"), lambda *_: pytest.fail("a step"), save)
     assert again == whole  # killed between the last step and its row
     for damaged in ('{"key"', '{"key": {"step": 3}}', "[]"):
-        save.path.write_text(damaged)
-        assert save.read() == {}
+        save.write_text(damaged)
+        assert saved_states(save) == {}
 
 
 @pytest.mark.forked
