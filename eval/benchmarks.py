@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 LONGEST_PROMPT = 200_000
 """Characters; HarmBench's longest prompt has 4,000."""
+OPTIONAL = ("id", "category", "context", "tags", "target")
+"""Parts of a prompt that a benchmark may lack."""
 Use = Literal["attack", "completion", "overrefusal", "capability"]
 
 
@@ -83,7 +85,7 @@ class Benchmark:
     """Prompts of the published set, HarmBench's copyright rows among them."""
     columns: dict[str, tuple[str, ...]]
     """For each part of a prompt the columns that may hold it."""
-    make: Callable[[dict[str, str]], dict[str, Any]] = lambda parts: {}
+    make: Callable[[dict[str, str]], dict[str, Any]]
     """Turns the parts of a row into fields of its prompt."""
     hub_configs: tuple[str | None, ...] = (None,)
     hub_split: str = "train"
@@ -92,7 +94,6 @@ class Benchmark:
     texts: str = ""
     """The `texts_hash` of the published set; "" where only its size is known."""
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
-    optional: frozenset[str] = frozenset({"id", "category", "context", "tags", "target"})
 
     def stem(self, root: Path) -> Path:
         """This benchmark's table in a data folder, without the suffix of its format."""
@@ -308,7 +309,7 @@ def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
         place = f"{where}: row {number + 1}"
         if None in row:  # where Python's csv puts fields that the header does not name
             raise UserError(f"{place} has more fields than the header; put texts with commas in quotation marks")
-        parts = {part: column(row, part, entry, place) for part in sorted({*entry.columns, *entry.optional})}
+        parts = {part: column(row, part, entry, place) for part in sorted({*entry.columns, *OPTIONAL})}
         if not entry.keep(row) or is_left_out(name, parts["text"], parts["context"]):
             continue
         prompt = Prompt(id=parts["id"] or str(number), benchmark=name, **entry.make(parts))
@@ -340,7 +341,7 @@ def column(row: dict[str, Any], part: str, entry: Benchmark, where: str) -> str:
     for candidate in names:
         if row.get(candidate) is not None:
             return text_of(row[candidate], candidate, where)
-    if part in entry.optional:
+    if part in OPTIONAL:
         return ""
     if any(name in row for name in names):
         raise UserError(f"{where} has nothing in column {' or '.join(map(repr, names))}; correct the row or fetch it again")

@@ -12,11 +12,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy import special
-
 from curricula.eval.analysis.metrics import ALL
 from curricula.eval.analysis.seeds import BySeed, by_seed, rate_over_seeds
-from curricula.eval.analysis.statistics import PromptMean, clustered_error, rate_interval, tally
+from curricula.eval.analysis.statistics import PromptMean, StudentMean, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.rows import CapabilityRow
 
@@ -200,8 +198,7 @@ def bits_estimates(found: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
     for (arm, source), runs in by_place.items():
         mean, low, high = fmean(runs.values()), None, None
         if len(runs) > 1:
-            reach = -float(special.stdtrit(len(runs) - 1, 0.025)) * stdev(runs.values()) / math.sqrt(len(runs))
-            low, high = mean - reach, mean + reach
+            low, high = StudentMean(mean, stdev(runs.values()) / math.sqrt(len(runs)), len(runs) - 1).interval()
         yield BitsEstimate(arm, source, mean, low, high, len(runs), by_seed(dict(sorted(runs.items())), ".4f"))
 
 

@@ -10,12 +10,6 @@ Placements = tuple[np.ndarray, np.ndarray]
 either is the AUC, and the mean or difference of the placements of several probes is that of their AUCs."""
 
 
-def aucs(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """AUC of each column of `scores` [texts, probes] for the bool labels `positive` [texts]; float64 [probes]."""
-    m, n = int(positive.sum()), int((~positive).sum())
-    return (rankdata(scores, axis=0)[positive].sum(axis=0) - m * (m + 1) / 2) / (m * n)
-
-
 def placements(scores: np.ndarray, positive: np.ndarray) -> Placements:
     """How well `scores` [texts] order each text against the other class, by the bool labels `positive`."""
     ranks = rankdata(scores)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
-from curricula.eval.probes.auc import aucs
+from curricula.eval.probes.auc import placements
 from curricula.eval.probes.store import FOLDER, Fitted, read_fitted
 from curricula.eval.rows import row_key
 
@@ -75,7 +75,7 @@ def _compare(
         seed=arm.seed,
         other=other.name,
         other_seed=other.seed,
-        transfer_auc=float(aucs(scores, tested.test_unsafe).mean()),
+        transfer_auc=float(np.mean([placements(of, tested.test_unsafe)[0].mean() for of in scores.T])),
         direction_cosine=cosine(one.directions[place], tested.directions[place]),
         probe_cosine=cosine(one.weights[:, place].mean(0), tested.weights[:, place].mean(0)),
     )
