@@ -1,16 +1,6 @@
 """The benchmarks by name: their files and hub tables, their licences, and how their rows become prompts.
 
-Prompts are read from a root folder (a fictional world, or the folder that $CURRICULA_DATA names) if there is one, else
-from the Hugging Face hub. Files are the publishers' own; the hub's copies have the same columns under other names. Where
-a hub table holds several splits, only the rows of ours are taken. A set that differs from the published one is refused
-unless the caller accepts it; a fictional world's sets differ by design. Knows neither models nor judges.
-
-A study declares sets of its own, with the columns that hold each part of a prompt:
-
-    evaluation:
-      prompts:
-        ours: { path: prompts.csv, column: request, kind: attack, category: topic }
-      benchmarks: [ours, advbench]
+docs/decoding.md has the published ones, docs/evaluation.md a study's own. Knows neither models nor judges.
 """
 
 from __future__ import annotations

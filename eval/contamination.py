@@ -1,11 +1,6 @@
-"""Contamination: which prompts occur in the text that models are trained on.
+"""Contamination: which prompts occur in the text that models are trained on (docs/data.md has the rules).
 
-A prompt *overlaps* with a text that holds one of its 13-grams of words, as in the decontamination of GPT-3 (Brown et al. 2020,
-appendix C), or the whole of it where it has 8 to 12 words. A prompt is *near* a text if at least 80% of its word 3-grams occur
-there within a stretch of twice its length. Shorter prompts occur by chance and are only counted. Words are runs of letters
-and digits, whatever their case.
-
-Both are exact and take one pass: hashes find the places of a text that may match, and these are compared word by word.
+One pass suffices: hashes find the places of a text that may match, and these are compared word by word.
 """
 
 from __future__ import annotations

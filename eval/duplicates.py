@@ -1,12 +1,7 @@
-"""Near-duplicates among the public benchmarks: which prompts ask for the same thing.
+"""Near-duplicates among the public benchmarks: which prompts ask for the same thing (docs/decoding.md).
 
-The sets were made from each other and from templates: HarmBench shares requests with TDC and JailbreakBench word for
-word, and a fifth of AdvBench are variations of each other. Pooled rates must not count one request as several draws, so
-each prompt has a cluster, and statistics resample clusters.
-
-The clusters of the published files are in `published.json`, as hashes, so a prompt's cluster does not depend on which
-benchmarks a run reads, or from where. A prompt that is not among them shares a cluster with its exact repetitions.
-`tests/support/published_clusters.py` makes that file; docs/decoding.md has the rule.
+Their clusters are in `published.json`, as hashes, so that a prompt's cluster does not depend on which benchmarks a run reads,
+or from where. `tests/support/published_clusters.py` makes that file.
 """
 
 from __future__ import annotations

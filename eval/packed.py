@@ -1,11 +1,7 @@
-"""Linear layers for evaluation on a CPU, their weights laid out once for oneDNN's kernels.
+"""Linear layers for evaluation on a CPU, their weights laid out once for oneDNN's kernels, by the operators of torch.compile.
 
-In float32 torch hands a linear layer to MKL. On AMD processors MKL multiplies the few rows of a decoding step at under
-half the speed of oneDNN, and it lays out the weights again at every call. Here they are laid out once, when the model is
-loaded, with the two operators that torch.compile emits for frozen weights. The packed weights replace the plain ones, so
-memory use stays the same, except for a head tied to the embeddings, which keeps a copy of its own. GCG needs gradients
-with respect to inputs; they work, and each backward pass makes a plain copy of the layer's weights. A packed model cannot
-be trained, saved, copied or moved. docs/benchmarks.md gives the speed-up.
+docs/benchmarks-appendix.md says what it gives. GCG needs gradients with respect to inputs; they work, and each backward pass
+makes a plain copy of the layer's weights. A packed model cannot be trained, saved, copied or moved.
 """
 
 from __future__ import annotations

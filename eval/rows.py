@@ -1,14 +1,8 @@
 """Rows of an evaluation: what one element writes, line by line, and how a restarted element finds what is already done.
 
-Rows live in append-only JSON Lines files, one JSON object a line, in the folder of one model (docs/architecture.md lists
-them).
-
-Every row is content-addressed: `key` hashes everything that determined it (prompt, model content and precision, decoder,
-seed, sample). Rows are appended one whole batch at a time, and a batch is a fixed run of prompts, so an element that was
-killed and restarted ends with the same bytes as one that was not. Verdicts are kept apart from the answers: judging again,
-by whatever judge, never touches what was generated.
-
-This file knows nothing of benchmarks or judges.
+Rows live in append-only JSON Lines files in the folder of one model; docs/evaluation.md says what their keys hold. They are
+appended one whole batch at a time, and a batch is a fixed run of prompts, so an element that was killed and restarted ends with
+the same bytes as one that was not. This file knows nothing of benchmarks or judges.
 """
 
 from __future__ import annotations

@@ -3,9 +3,7 @@
     eval_task = EvalTask(TASKS["attacks-topk"], "harmbench")
     run_element(eval_task, model_dir, "instruct", EvalConfig(), data_root=None, out=out, seed=0)
 
-writes `<out>/attacks-topk/harmbench.jsonl` (see eval/rows.py). Killed at any instant and run again, it resumes after the
-last finished batch and ends with the same bytes. Run again with another model or decoder, it generates what is missing.
-Nothing is judged here: judging happens for all tasks of a model together (`eval/judging/merge.py`).
+writes `<out>/attacks-topk/harmbench.jsonl` (see eval/rows.py), and resumes what is there.
 """
 
 from __future__ import annotations

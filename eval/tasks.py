@@ -1,8 +1,6 @@
 """The tasks of an evaluation: one table of what can be measured on a model, and the piece of a task that one job does.
 
-A task's name appears in studies (`evaluation.tasks`), in job labels and in the model's folder. To add a task, add a row to
-the table; a new kind of measurement also needs its settings in `eval/config.py` and its work in a file of its own, which
-`eval/runner.py` calls. Names are looked up here and never taken apart.
+docs/architecture.md says how to add one. Names are looked up here and never taken apart.
 """
 
 from __future__ import annotations

@@ -4,13 +4,7 @@
     with without_direction(loaded.model, direction.vector):
         ...  # whatever reads the model now reads it without that direction
 
-Candidates are the differences between mean states over harmful and over harmless prompts, at the input of each block and at
-each token of the template after the prompt. Of those that leave answers to harmless prompts as they are and that, added to
-harmless prompts, make the model refuse, the one is taken after whose ablation harmful prompts are refused least. Step by step
-this is the authors' pipeline (github.com/andyrdt/refusal_direction), but for what cannot go on: where no prompt or no candidate
-passes its filters, they are lifted and `refusal-direction.json` says so. A model that never refuses has no such direction.
-
-Scores of candidates are kept beside the element's rows as they are computed, so that a killed search resumes.
+docs/evaluation.md says how the direction is chosen.
 """
 
 from __future__ import annotations

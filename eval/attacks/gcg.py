@@ -1,22 +1,6 @@
 """GCG: an adversarial suffix for each prompt, found by greedy coordinate gradient (Zou et al. 2023; paper appendix B).
 
-At every step the gradient of the target's loss with respect to the one-hot suffix names the `topk` most promising
-replacements at each position. Each of `search_width` candidates replaces one token, at a random position by a random one
-of these. The candidate of lowest loss is taken even if it is worse than the current suffix, and the result is the suffix
-of lowest loss over all steps. This is nanoGCG with its defaults (no buffer, one replacement), except that a candidate
-counts only if the whole prompt, not the suffix alone, tokenises to the same ids: then the text alone carries the attack.
-`Gcg` in eval/config.py has nanoGCG's other settings too.
-
-The suffix follows the request after a space. A tuned model reads both in its chat template, a base model reads them
-as they are and the target follows after another space: what is optimised is what is decoded. The attack does not know
-SafeBeam. `batch_prompts` prompts are attacked side by side: eval/attacks/losses.py has the forward passes. What is drawn
-for a prompt depends on the prompt and the step alone. The state is saved every few steps, so a killed attack resumes in
-the middle of a suffix.
-
-With `probe_sampling` (Zhao et al. 2024, in nanoGCG's version) a small draft model saves the attacked one most candidates. It
-computes the losses of all, and both models those of a random few. The more the two agree on these (by Spearman's rank
-correlation), the fewer of the draft's best candidates the attacked model computes. The step takes the candidate of lowest loss
-among all that the attacked model computed. The draft reads the same text, in its own tokens.
+docs/decoding.md says where it differs from nanoGCG; eval/attacks/losses.py has the forward passes.
 """
 
 from __future__ import annotations

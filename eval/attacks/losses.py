@@ -1,9 +1,6 @@
 """A prompt under attack by GCG: losses of the target after many suffixes, and their gradients.
 
-Candidates of one step differ from the current suffix in a token or two. `losses_after` reads the current text once, sorts
-the candidates by the first token that differs, and passes only what follows it through the model: with one replacement
-at a random place of a suffix of 20 tokens, about half of the suffix. `gradients` is one pass for several prompts.
-Logits are computed at the target's places only, and equal candidates once.
+docs/decoding.md says what makes this fast: texts are sorted by the first token that differs, and what they share is read once.
 """
 
 from __future__ import annotations

@@ -1,14 +1,10 @@
-"""Attacks that give the model other prompts, without any search.
+"""Attacks that give the model other prompts, without any search (docs/evaluation.md).
 
-Prompts of a benchmark are rewritten (a prefilled answer, no chat template, best of N); ids, behaviors and clusters stay, so
-that attacks can be compared prompt by prompt:
+Prompts of a benchmark are rewritten; ids, behaviors and clusters stay, so that attacks can be compared prompt by prompt:
 
     rewritten("best-of-n", prompts, loaded, Attacks(), seed)
 
-Or they are what others found: JailbreakBench's artifacts, and the suffixes that GCG found on another model. An artifact is a
-JSON file with a list `jailbreaks`, of which each entry has an `index`, a `goal`, a `category` and the `prompt` that was found
-(github.com/JailbreakBench/artifacts). Where a method found none, `prompt` is null and nothing is replayed. Files are data from
-elsewhere: what does not fit is an error that names file and entry, and texts are read as text alone.
+Or they are what others found: JailbreakBench's artifacts, and the suffixes that GCG found on another model.
 """
 
 from __future__ import annotations

@@ -1,11 +1,4 @@
-"""The worst case over attacks: the share of requests that at least one attack gets a harmful answer to, prompt by prompt.
-
-Attacks are compared under one decoder, on requests that all of them tried and with a verdict on every answer to each. A
-request is what the judge is asked about, so that a replayed jailbreak counts as the request it stands for. An attack breaks a
-request if any of its answers is harmful: for best of N, that is its success with N attempts. The largest of the rows is the
-strongest attack, as TamperBench has it; the worst case per prompt is at least that, for other attacks may break other requests.
-Of an arm with several runs, the worst case is over the attacks that every run has met.
-"""
+"""The worst case over attacks: the share of requests that at least one gets a harmful answer to (docs/evaluation.md)."""
 
 from __future__ import annotations
 

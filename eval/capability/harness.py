@@ -1,13 +1,9 @@
-"""lm_eval on a loaded model: one row for each question of a task.
+"""lm_eval on a loaded model: one row for each question of a task (docs/evaluation.md).
 
     python -m curricula.eval.capability.harness mmlu gsm8k     # fetches tasks' data, where nodes have no network
 
 lm_eval asks the model in `Resumed`, which keeps every finished batch of requests in `<task>.responses.jsonl` until the rows
-are written. Batches are fixed by the requests alone, so an evaluation that was killed ends with the rows of one that was not.
-
-Tasks may also be files of the user's in lm_eval's format, or own sets of questions. A task file is data here: what lm_eval
-would run as code (`!function`, `include`, metrics from the hub) is refused, and its templates are rendered in jinja's sandbox.
-Data files lie in the folder of the task file. Imports no torch: tasks are checked on login nodes.
+are written. Imports no torch: tasks are checked on login nodes.
 """
 
 from __future__ import annotations

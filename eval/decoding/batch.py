@@ -1,16 +1,7 @@
 """A batch in the middle of decoding: the cache of its rows, prompts read into it, and one forward pass over new tokens.
 
-`SlabCache` is a `transformers` cache in preallocated memory, so the model's own code runs on it. A cache that grows by
-`torch.cat` is copied whole at every token; here a token is one column of its row, and the decoder names that column. So
-rows may have different lengths (a finished row is refilled while the others go on), and one row may hold a whole tree of
-texts, each token once (the beams of a prompt). The decoder's attention mask says which columns a token attends to.
-
-`Decoding` reads prompts into rows and runs forward passes. It reads a prompt without its last token, which the decoder's
-first pass adds; so new rows and rows in mid-answer share one pass. It does not know how tokens are chosen, or what a row
-stands for: one text in sampling and greedy search, all beams of a prompt in SafeBeam.
-
-With `fixed` rows, the shapes of a pass follow from one row's own text alone, since in bfloat16 the same product rounds
-differently in another shape (docs/decoding.md, "deterministic").
+A cache that grows by `torch.cat` is copied whole at every token; here a token is one column of its row, and the decoder names
+that column. So rows may have different lengths, and one row may hold a whole tree of texts, each token once (docs/decoding.md).
 """
 
 from __future__ import annotations
@@ -41,7 +32,8 @@ class Decoding:
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Read prompts[i], without its last token, into row rows[i]; equal prompts are read once."""
+        """Read prompts[i] into row rows[i], equal prompts once, without the last token: the next pass adds it, so that new rows
+        and rows in mid-answer share that pass."""
         beginnings = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
         device = self.loaded.device
         for some in [[ids] for ids in beginnings] if self.fixed else [beginnings]:
@@ -154,7 +146,7 @@ class SlabLayer(DynamicLayer):
 
 
 class SlabCache(Cache):
-    """A cache of `layers` layers of `rows` rows with room for `capacity` tokens each."""
+    """A cache of `layers` layers of `rows` rows with room for `capacity` tokens each; the model's own code runs on it."""
 
     width: int
     """Columns that the next forward pass attends to."""

@@ -1,11 +1,6 @@
 """The decoders: one table with the name, the titles, the version and the implementation of each.
 
-To add a decoder, write its file, its settings (`settings.py`, and a field of `EvalConfig` of the decoder's name), a row
-here, and a row in `eval/tasks.py` for each task that uses it. Importing the table imports no torch: implementations load
-when they are first called.
-
-An installed package adds one by an entry point in the group `curricula.decoders` that names a `Decoder` with `settings` of its
-own. `attacks-NAME` and `overrefusal-NAME` are its tasks, and `evaluation.decoders.NAME` holds its settings in a study.
+docs/architecture.md says how to add one, docs/evaluation.md how an installed package does. Importing it imports no torch.
 """
 
 from __future__ import annotations

@@ -1,15 +1,6 @@
 """SafeBeam: beam search that looks one token ahead and drops the candidates likeliest to be followed by the tag.
 
-Algorithm 1 of Maini et al. 2025. At every step: extend each beam y by a token to y', add up log-probabilities, ask the model
-for P(tag | y'), drop the `drop` share of all candidates with the highest P(tag), keep the `beams` best of the rest by
-log-probability. One forward pass a step: the look-ahead distributions of the surviving candidates are those they are extended
-with next. docs/decoding.md says what the algorithm leaves open and what happens here (end marks, ties, a tag of several
-tokens), and why a prompt's beams take one row of the cache.
-
-The cache of a prompt holds the prompt and then each generated token that some beam still contains, once; `ancestors` says for
-each beam which columns make up its text. A step appends all candidates (each attends to its parent's text and itself), and the
-survivors move to the front of that space, one column each. Columns that no beam contains any more are cleared when the space
-is used up.
+Algorithm 1 of Maini et al. 2025; docs/decoding.md says what it leaves open, and how a prompt's beams share a row of the cache.
 """
 
 from __future__ import annotations
@@ -251,7 +242,11 @@ def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 class BeamTrees:
-    """`rows` prompts with `beams` beams each, extended by `pool` candidates at a time."""
+    """`rows` prompts with `beams` beams each, extended by `pool` candidates at a time.
+
+    `ancestors` says for each beam which columns make up its text. A step appends all candidates, each of which attends to its
+    parent's text and itself, and the survivors move to the front of that space.
+    """
 
     def __init__(self, loaded: LoadedModel, rows: int, beams: int, pool: int, lookahead: Lookahead) -> None:
         self.beams, self.pool, self.lookahead, self.device = beams, pool, lookahead, loaded.device

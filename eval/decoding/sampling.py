@@ -1,10 +1,4 @@
-"""Top-k sampling, the paper's standard inference, and greedy decoding: one row of the batch is one answer.
-
-Each (prompt, sample) has its own stream of uniform numbers, one per token; a token is the inverse of the cumulative
-distribution over the k likeliest at that number. So what else is decoded, and in how many rows, affects an answer only through
-the rounding of the logits. docs/decoding.md has how rows are refilled, and what vLLM, which the setting `topk.backend` can
-choose, does otherwise.
-"""
+"""Top-k sampling, the paper's standard inference, and greedy decoding: one row is one answer (docs/decoding.md)."""
 
 from __future__ import annotations
 

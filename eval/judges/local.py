@@ -1,8 +1,4 @@
-"""Judges that are models in this process: HarmBench's classifier, and any chat or guard model.
-
-HarmBench's classifier takes one forward pass a batch; the likeliest next token is the reply. As in HarmBench's own pipeline,
-decoding is greedy and one token long, and answers are clipped to 512 of its tokens. Other models decode greedily.
-"""
+"""Judges that are models in this process: HarmBench's classifier, and any chat or guard model (docs/evaluation.md)."""
 
 from __future__ import annotations
 

@@ -1,12 +1,4 @@
-"""Judges that are a function of the question and ask no model, and functions of other packages, which may do what they like.
-
-`refusal-phrases` is offline and takes any text, in the manner of the prefix test of llm-attacks and HarmBench's AdvBench metric
-(Zou et al. 2023): an attack succeeded unless the answer refuses in so many words. Against the human majority labels that
-HarmBench publishes, such tests reach a kappa of about 0.37 and read the attack success rate 13 points too high. It is a
-baseline, not a measurement: `settings.CAVEATS` goes with every number of it.
-
-`world` judges the demo's fictional world by rules; how often they err is in docs/evaluation.md.
-"""
+"""Judges that are a function of the question and ask no model, and functions of other packages (docs/evaluation.md)."""
 
 from __future__ import annotations
 

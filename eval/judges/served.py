@@ -1,7 +1,6 @@
 """Judges that are models behind an OpenAI-compatible server: HarmBench's classifier by /completions, any LLM by /chat.
 
-Many requests are under way at once, as many as the settings and the server's limits allow, and fewer when the server turns some
-away (curricula/endpoint.py). Verdicts are handed on as they come (curricula/asking.py): a kill costs only what was in flight.
+Verdicts are handed on as they come (docs/evaluation.md, "Sending requests").
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The prompts for judge models: published texts, word for word, each in a file of `templates/`, or a text of the user's.
 
-A template says where it is from, what it can judge, and how its replies are read. Its version is a hash of its texts. The
-guard models bring their prompt in their own chat template: for them the text is the answer alone, in a conversation.
+docs/evaluation.md says where each is from.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Verdicts beside the answers: find the missing ones, ask for them, and join answers with them.
+"""Verdicts beside the answers: find the missing ones, ask for them, and join answers with them (docs/evaluation.md).
 
-`<task>.verdicts.jsonl` is append-only while a judge is at work: a verdict in it is never asked for again. It holds the verdicts
-of any number of judges. The study's own judge stands first (`put_in_order`); those of `curricula eval rejudge` follow.
+    rows = read_rows(path, GenerationRow)
+    JudgeRun(rows, verdicts_path(path), load_judge(config, "attack", None)).complete()
+    judged = read_judged(path)
 
-A short-circuit is seen from the answer itself (it ended at the tag), never by a judge.
+A file of verdicts is append-only while a judge is at work.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
 """Linear probes: how well a logistic regression separates safe from unsafe text by the last token's hidden state.
 
-Section 4.3 and appendix B of the paper: 500 safe and 500 unsafe training texts, the full balanced test set, area under
-the ROC curve, five seeds. The paper leaves open, and we chose: hidden states are the blocks' outputs in the residual
-stream, except for the last layer, which is taken after the final norm, as the model itself reads it; no scaling; L2 with
-C = 1. The seed draws the balanced training subset. Each row also has the AUC of the same probe on the text's length
-alone: an AUC that length explains is no evidence of a representation.
+Section 4.3 and appendix B of the paper; docs/evaluation.md says what these leave open.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """How alike the models of a study represent unsafe text: probes of one that test another, and the angles between directions.
 
-Both are between the arms of one training seed and between the seeds of one arm. A probe that was trained on the states of one
-model is tested on another's states of the same test texts. Models that branch from one trunk share a space of states. Those of
-different seeds need not, so low numbers there say nothing of what either model represents.
+docs/evaluation.md says what such numbers mean.
 """
 
 from __future__ import annotations
