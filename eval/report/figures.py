@@ -118,10 +118,6 @@ class Figure(abc.ABC):
         """Whether the study measures, or will measure, what the figure shows; other figures are left out."""
         return bool(self.places(shown) or self.panels(shown))
 
-    def titled(self, shown: Shown) -> Figure:
-        """The figure with a title that depends on the study."""
-        return self
-
     @property
     def heading(self) -> str:
         return f"Figure {self.number}. {self.title}." if self.number else f"{self.title}."
@@ -361,10 +357,7 @@ class TrainingFigure(Figure):
 
 @dataclass(frozen=True)
 class DifferenceFigure(Figure):
-    """Each arm's difference from the one without interventions: over seeds, and within each seed."""
-
-    def titled(self, shown: Shown) -> Figure:
-        return replace(self, title=differences_title(shown))
+    """Each arm's difference from the one that starts last: over seeds, and within each seed."""
 
     def panels(self, shown: Shown) -> list[Panel]:
         labels = {arm.name: arm_label(arm) for arm in shown.arms}
@@ -397,13 +390,6 @@ class DifferenceFigure(Figure):
             "or over-refuses less. Small marks: the difference within one training seed."
             + (marked if any(gap.note for gap in shown.differences) else "")
         )
-
-
-def differences_title(shown: Shown) -> str:
-    """The arm that starts last, from which all differ, has no interventions unless a study leaves that arm out."""
-    references = {gap.reference for gap in shown.differences}
-    is_other = any(arm.interventions != "none" for arm in shown.arms if arm.name in references)
-    return f"Each arm against {'the one that starts last' if is_other else 'the arm without interventions'}"
 
 
 def over_seeds(points: str, interval: str, entries: Sequence[Entry], alone: str) -> list[str]:
@@ -451,7 +437,7 @@ FIGURES: tuple[Figure, ...] = (
     ProbeFigure(9, "fig9-probe-middle", "Probe AUC, safe against unsafe text, middle layer",
                 "Similar trends, with less separation than in the last layer.", layer="middle"),
     LayersFigure(0, "layers", "Probe AUC, safe against unsafe text, from layer to layer", ""),
-    DifferenceFigure(0, "differences", "Each arm against the arm without interventions", ""),
+    DifferenceFigure(0, "differences", "Each arm against the one that starts last", ""),
     TrainingFigure(0, "curriculum", "What each arm reads, and when", "",
                    "The share of every source in the tokens, from the start of pretraining to its end, as planned.",
                    curriculum_panels),
@@ -486,7 +472,7 @@ def further_figures(shown: Shown) -> list[Figure]:
 
 def figures_of(shown: Shown) -> list[Figure]:
     """The figures that a study has, in their order on the page."""
-    return [figure.titled(shown) for figure in (*FIGURES, *further_figures(shown)) if figure.has(shown)]
+    return [figure for figure in (*FIGURES, *further_figures(shown)) if figure.has(shown)]
 
 
 def draw_figures(shown: Shown, folder: Path) -> dict[str, Path]:

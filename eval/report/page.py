@@ -40,7 +40,7 @@ from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
 from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.probes.representations import representations
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
-from curricula.eval.report.figures import differences_title, draw_figures
+from curricula.eval.report.figures import draw_figures
 from curricula.eval.report.over_seeds import (
     estimate_tables,
     published_rows,
@@ -194,7 +194,6 @@ def _words(
         "outcomes": {outcome: sum(test.outcome == outcome for test in tables["trends"]) for outcome in MARKS},
         "marks": MARKS,
         "differences": shown.differences,
-        "differences_title": differences_title(shown),
         "estimate_tables": list(estimate_tables(shown)) if shown.several else [],
         "variance": list(variance_rows(tables["variance"], arms)),
         "incoherent": {entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},
