@@ -122,7 +122,7 @@ def _barred(runs: Runs, claim: Claim) -> str:
     groups, measure = [group for pair in claim.pairs for group in pair], claim.measure
     if absent := dict.fromkeys(name for group in groups for name in group.absent(runs.arms)):
         return f"the study lacks {', '.join(absent)}"
-    return runs.different_judges(_arms_of(runs, claim), claim.stage, measure.task, measure.decoder)
+    return runs.different_judges(_arms_of(runs, claim), (claim.stage,), measure.task, measure.decoder)
 
 
 def _arms_of(runs: Runs, claim: Claim) -> list[ArmInfo]:

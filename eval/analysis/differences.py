@@ -1,14 +1,15 @@
-"""Every arm against the arm that starts last, of those that are to have the stage: paired differences on shared prompts, with
-Holm's correction in each family. There is none until that arm has answers.
+"""Every arm against the arm that starts last, of those that are to have the stage, and what a stage changes in every arm.
 
+Both are paired on shared prompts, with Holm's correction in each family. None is from an arm without answers.
 A family is what a reader looks at together: all arms under one decoder after one stage, averaged over benchmarks. The
 paper's claims are a family of their own (`eval/analysis/claim_tests.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from curricula.eval.analysis.metrics import harmful, overrefused
 from curricula.eval.analysis.runs import Runs
@@ -52,44 +53,74 @@ class ArmDifference:
     runs: str = ""
     """Each training seed's difference, such as "42: -0.147, 43: +0.020"."""
     note: str = ""
-    """Whether the two arms' verdicts are of different judges, or of different versions of one."""
+    """Whether the verdicts are of different judges, or of different versions of one."""
+
+
+@dataclass(frozen=True)
+class _Before:
+    """A base class, so that this is the first column."""
+
+    before: str
+    """The stage that `stage` continues from."""
+
+
+@dataclass(frozen=True)
+class ArmChange(ArmDifference, _Before):
+    """How much an arm's rate changes from the stage `before` to `stage`, in -1..1, positive if the later stage's is higher.
+
+    With a `reference`, how much more it changes than the reference arm's, in -2..2; "" for the change itself.
+    """
 
 
 def arm_differences(runs: Runs) -> Iterator[ArmDifference]:
     """The differences of all arms from each stage's reference; none without its answers, or with fewer than two arms."""
     for stage, task, decoder in runs.places():
-        yield from _family(runs, runs.reference(stage), stage, task, decoder)
+        measure, outcome = MEASURES[kind_of(task)]
+        reference = runs.reference(stage)
+        baseline = runs.rates(reference, stage, task, decoder, outcome)
+        sides = {arm: ([runs.rates(arm, stage, task, decoder, outcome)], [baseline]) for arm in runs.arms if arm != reference}
+        for arm, found in _family(sides):
+            note = runs.different_judges((arm, reference), (stage,), task, decoder)
+            yield ArmDifference(stage, task, decoder, measure, arm.name, reference.name, **found, note=note)
 
 
-def _family(runs: Runs, reference: ArmInfo, stage: str, task: str, decoder: str) -> Iterator[ArmDifference]:
-    measure, outcome = MEASURES[kind_of(task)]
-    baseline = runs.rates(reference, stage, task, decoder, outcome)
-    arms = [arm for arm in runs.arms if arm != reference]
-    found = [compare([runs.rates(arm, stage, task, decoder, outcome)], [baseline]) for arm in arms]
-    compared = [(arm, one, one.difference) for arm, one in zip(arms, found) if one is not None]
+def arm_changes(runs: Runs, parents: Mapping[str, str]) -> Iterator[ArmChange]:
+    """What each stage changes in every arm on the prompts that it shares with its parent, and against the stage's reference.
+
+    `parents` has the stage that each one continues from. The changes are one family, those against the reference another.
+    """
+    for stage, task, decoder in runs.places():
+        if stage not in parents:
+            continue
+        measure, outcome = MEASURES[kind_of(task)]
+        reference, stages = runs.reference(stage), (stage, parents[stage])
+        rates = {arm: [runs.rates(arm, name, task, decoder, outcome) for name in stages] for arm in runs.arms}
+        later, earlier = rates[reference]
+        own = {arm: ([after], [before]) for arm, (after, before) in rates.items()}
+        against = {arm: ([after, earlier], [before, later]) for arm, (after, before) in rates.items() if arm != reference}
+        for name, sides in (("", own), (reference.name, against)):
+            for arm, found in _family(sides):
+                note = runs.different_judges((arm, reference) if name else (arm,), stages, task, decoder)
+                yield ArmChange(parents[stage], stage, task, decoder, measure, arm.name, name, **found, note=note)
+
+
+Sides = tuple[Sequence[BySeed], Sequence[BySeed]]
+"""Rates to add up, and as many to subtract."""
+
+
+def _family(sides: Mapping[ArmInfo, Sides]) -> Iterator[tuple[ArmInfo, dict[str, Any]]]:
+    """What the tests of one family found, for the arms that share answers on all their rates."""
+    compared = [(arm, one, one.difference) for arm, of in sides.items() if (one := compare(*of)) is not None]
     adjusted = holm([gap.p for _, _, gap in compared])
     for (arm, one, gap), p_holm in zip(compared, adjusted, strict=True):
-        yield ArmDifference(
-            stage=stage,
-            task=task,
-            decoder=decoder,
-            measure=measure,
-            arm=arm.name,
-            reference=reference.name,
-            value=gap.value,
-            low=gap.low,
-            high=gap.high,
-            p=gap.p,
-            p_holm=p_holm,
-            test="seeds" if one.crossed else "score",
-            prompts=gap.n,
-            seeds=one.seeds,
-            runs=_by_seed(runs.rates(arm, stage, task, decoder, outcome), baseline),
-            note=runs.different_judges((arm, reference), stage, task, decoder),
-        )
+        times = len(sides[arm][0])  # `compare` is of means over the rates of a side
+        found: dict[str, Any] = {name: getattr(gap, name) * times for name in ("value", "low", "high")}
+        found |= {"p": gap.p, "p_holm": p_holm, "test": "seeds" if one.crossed else "score", "prompts": gap.n}
+        yield arm, {**found, "seeds": one.seeds, "runs": _by_seed(*sides[arm])}
 
 
-def _by_seed(arm: BySeed, reference: BySeed) -> str:
-    """The difference within each training seed, on the prompts that both arms have answered there."""
-    alone = {seed: compare([{seed: arm[seed]}], [{seed: reference[seed]}]) for seed in sorted(set(arm) & set(reference))}
-    return by_seed({seed: one.evidence.value for seed, one in alone.items() if one}, "+.3f")
+def _by_seed(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> str:
+    """The same within each training seed, on the prompts that all rates have there."""
+    seeds = sorted(set.intersection(*map(set, (*plus, *minus))))
+    alone = {seed: compare(*([{seed: rates[seed]} for rates in side] for side in (plus, minus))) for seed in seeds}
+    return by_seed({seed: one.evidence.value * len(plus) for seed, one in alone.items() if one}, "+.3f")

@@ -49,13 +49,13 @@ class Runs:
         having = self.having.get(stage) or {arm.name for arm in self.arms}
         return max((arm for arm in self.arms if arm.name in having), key=lambda arm: arm.start)
 
-    def different_judges(self, arms: Collection[ArmInfo], stage: str, task: str, decoder: str) -> str:
+    def different_judges(self, arms: Collection[ArmInfo], stages: Collection[str], task: str, decoder: str) -> str:
         """A sentence if the arms' answers were judged by several judges, or by several versions of one; otherwise empty."""
         names = {arm.name for arm in arms}
         judges = {
             f"{row.judge} {row.judge_version}"
-            for (name, _, *place), rows in self.generations.items()
-            if name in names and place == [stage, task]
+            for (name, _, stage, kind), rows in self.generations.items()
+            if name in names and stage in stages and kind == task
             for row in rows
             if row.judge and row.decoder == decoder
         }

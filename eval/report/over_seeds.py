@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from curricula.eval.analysis.differences import ArmChange
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
 from curricula.eval.analysis.metrics import without_average
 from curricula.eval.analysis.seeds import values_of
@@ -16,7 +17,7 @@ from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
 from curricula.eval.probes.representations import Representation
 from curricula.eval.report.points import PointRow, Shown
-from curricula.eval.report.wording import DECODERS, arm_label, stage_title
+from curricula.eval.report.wording import DECODERS, arm_label, p_value, points, stage_title
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,29 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
         columns = [f"{stage}, {layer} layer" for stage, layer in probed]
         rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in probed]) for arm in shown.arms]
         yield EstimateTable("Test AUC of linear probes", columns, rows)
+
+
+def change_tables(changes: Sequence[ArmChange], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
+    """For each stage that continues from another: what it changes in every arm, and in how far more than in the reference."""
+    labels, several = {arm.name: arm_label(arm) for arm in arms}, any(one.test == "seeds" for one in changes)
+    for before, stage, measure in dict.fromkeys((one.before, one.stage, one.measure) for one in changes):
+        own = [one for one in changes if (one.before, one.stage, one.measure) == (before, stage, measure)]
+        places = list(dict.fromkeys((one.decoder, one.reference) for one in own))
+        cells = {(one.arm, one.decoder, one.reference): _change(one, several) for one in own}
+        columns = [DECODERS[name] + (" \N{MINUS SIGN} reference" if other else "") for name, other in places]
+        rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in places]) for arm in arms]
+        references = [f"; the reference is “{labels[name]}”" for _, name in places if name][:1]
+        noted = {note: dict.fromkeys(labels[one.arm] for one in own if one.note == note) for note in (one.note for one in own)}
+        notes = (f" {', '.join(names)}: {note}." for note, names in noted.items() if note)
+        title = "".join([f"{measure.capitalize()}, {before} → {stage}", *references, "."])
+        yield EstimateTable(title, columns, rows, "".join(notes))
+
+
+def _change(found: ArmChange, several: bool) -> EstimateCell:
+    """`several`: whether other changes are tested over seeds."""
+    value, low, high = (points(number, found.measure) for number in (found.value, found.low, found.high))
+    alone = ", prompts alone" if several and found.test == "score" else ""
+    return EstimateCell(value, f"{low} to {high}{alone}", f"p (Holm) {p_value(found.p_holm)}")
 
 
 def strength_tables(

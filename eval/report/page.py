@@ -31,7 +31,7 @@ from curricula.eval.analysis.capability import (
 )
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.claims import AUC
-from curricula.eval.analysis.differences import arm_differences
+from curricula.eval.analysis.differences import arm_changes, arm_differences
 from curricula.eval.analysis.estimates import probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
 from curricula.eval.analysis.runs import Runs, runs_of
@@ -42,6 +42,7 @@ from curricula.eval.probes.representations import representations
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
 from curricula.eval.report.figures import draw_figures
 from curricula.eval.report.over_seeds import (
+    change_tables,
     estimate_tables,
     published_rows,
     representation_tables,
@@ -85,11 +86,11 @@ def write_report(
 
     `study` may hold "plan" (as `jobs/estimates.py: describe` tells it), "provenance" and "hashes", which are only shown;
     "tasks", the planned tasks of each stage in their order, and "having", the arms that have each stage, from which the page
-    knows what is still missing; "unfinished", what runs or waits; "changed", how benchmarks differ from the published ones;
-    "judges", by kind, for answers that are not merged yet; "courses", what was measured along the way; "papers", the stages
-    that are the paper's, of which its claims speak; "bits_per_byte", the losses of base models on held-out text;
-    "contamination", how many prompts of each benchmark occur in the training text; and "tagged", whether arms are tuned with
-    different shares of tagged conversations.
+    knows what is still missing; "parents", the stage that each one continues from, where both are asked in the same form;
+    "unfinished", what runs or waits; "changed", how benchmarks differ from the published ones; "judges", by kind, for answers
+    that are not merged yet; "courses", what was measured along the way; "papers", the stages that are the paper's, of which its
+    claims speak; "bits_per_byte", the losses of base models on held-out text; "contamination", how many prompts of each
+    benchmark occur in the training text; and "tagged", whether arms are tuned with different shares of tagged conversations.
     `is_live`: the page looks again whether its server has a newer one.
     """
     steps = len(arms) + 4
@@ -156,6 +157,7 @@ def tables_of(run: Path, rows: StudyRows, runs: Runs, shown: Shown, study: Mappi
         "pruning": metrics.pruning,
         "trends": run_claim_tests(runs_of(rows.of_stages(study.get("papers", MODEL_KINDS)))),
         "differences": shown.differences,
+        "changes": list(arm_changes(runs, study.get("parents", {}))),
         "estimates": shown.estimates,
         "probe-estimates": shown.probes,
         "variance": list(variance_parts(runs)),
@@ -194,6 +196,7 @@ def _words(
         "outcomes": {outcome: sum(test.outcome == outcome for test in tables["trends"]) for outcome in MARKS},
         "marks": MARKS,
         "differences": shown.differences,
+        "change_tables": list(change_tables(tables["changes"], arms)),
         "estimate_tables": list(estimate_tables(shown)) if shown.several else [],
         "variance": list(variance_rows(tables["variance"], arms)),
         "incoherent": {entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},

@@ -99,6 +99,7 @@ def _point_report(
         "provenance": run.provenance,
         "tasks": tasks,
         "having": study.tree.arms,
+        "parents": _comparable_parents(study),
         "papers": study.tree.papers,
         "courses": list(_courses(study)),
         "changed": _changed_benchmarks(run),
@@ -110,6 +111,16 @@ def _point_report(
         "unfinished": unfinished,
     }
     return write_report(run.root, arm_infos(study), described, out, progress, is_live)
+
+
+def _comparable_parents(study: Study) -> dict[str, str]:
+    """The stage that each one continues from, where the models of both stages are asked in the same form.
+
+    The end of base is not the parent of a stage that leaves it at an earlier point.
+    """
+    tree = study.tree
+    parents = {name: tree.parent(name) for name, stage in tree.stages.items() if stage.at is None}
+    return {name: parent for name, parent in parents.items() if tree.is_raw(name) == tree.is_raw(parent)}
 
 
 def _are_tuned_apart(study: Study) -> bool:

@@ -1,19 +1,22 @@
-"""Every arm against the one that starts last."""
+"""Every arm against the one that starts last, and what a later stage changes in each."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 import pytest
+from seed_studies import Cell, draw_rates
 from study_rows import ARMS, attack_rows, generation, overrefusal_rows, trained
 
 from curricula.eval.analysis import StudyRows
-from curricula.eval.analysis.differences import arm_differences
+from curricula.eval.analysis.differences import arm_changes, arm_differences
 from curricula.eval.analysis.estimates import arm_estimates, variance_parts
 from curricula.eval.analysis.runs import Runs, runs_of
-from curricula.eval.analysis.statistics import holm
+from curricula.eval.analysis.statistics import PromptMean, holm
+from curricula.randomness import keyed_rng
 
 
 def study(rates, seeds=(0,)) -> Runs:
@@ -149,3 +152,98 @@ def test_arms_that_were_judged_by_different_versions_are_marked():
     rows = runs.generations["data-0", 2, "instruct", "attacks-topk"]
     rows[:] = [msgspec.structs.replace(row, judge_version="9z") for row in rows]
     assert [gap.note for gap in arm_differences(runs)] == ["judged by different versions: world 1a2b, world 9z"]
+
+
+def changed(harmful, seeds=(1, 2, 3), stages=("instruct", "benign"), benchmarks=("b", "b")) -> Runs:
+    """Two arms; of 40 requests each answers the first `harmful(arm, stage)` harmfully."""
+    arms = [trained(arm, seed) for seed in seeds for arm in (ARMS[0], ARMS[-1])]
+    rows = {
+        (arm.key, stage, "attacks-topk"): [
+            generation(benchmark=name, prompt_id=str(i), prompt=str(i), verdict=("safe", "harmful")[i < harmful(arm, stage)])
+            for i in range(40)
+        ]
+        for arm in arms
+        for stage, name in zip(stages, benchmarks)
+    }
+    return runs_of(StudyRows(tuple(arms), rows, {}))
+
+
+def survives(arm, stage) -> int:
+    """One arm keeps most of its safety, and the other loses it."""
+    gain = 0 if stage == "instruct" else 2 + arm.seed if arm.name == "data-0" else 20 + arm.seed
+    return 10 + gain
+
+
+def test_a_later_stage_changes_each_arm_and_one_less_than_the_reference():
+    runs = changed(survives)
+    own, reference, against = arm_changes(runs, {"benign": "instruct"})
+    assert {(one.before, one.stage, one.measure, one.seeds, one.prompts) for one in (own, reference, against)} == {
+        ("instruct", "benign", "attack success", 3, 40)
+    }
+    assert [(one.arm, one.reference) for one in (own, reference, against)] == [
+        ("data-0", ""), ("safe-100", ""), ("data-0", "safe-100")
+    ]  # fmt: skip
+    assert [one.value for one in (own, reference, against)] == pytest.approx([0.1, 0.55, -0.45])
+    assert own.runs == "1: +0.075, 2: +0.100, 3: +0.125" and against.runs == "1: -0.450, 2: -0.450, 3: -0.450"
+    assert [own.p_holm, reference.p_holm] == pytest.approx(holm([own.p, reference.p]))  # a family of their own
+    assert against.p_holm == against.p < 0.01 and against.high < 0 < reference.low < 0.55 < reference.high
+    assert not list(arm_changes(runs, {})) and not list(arm_changes(runs, {"instruct": "base"}))
+
+
+def test_a_change_may_be_larger_in_one_arm_than_any_rate():
+    def swapped(arm, stage):
+        return 40 if (stage == "instruct") == (arm.name == "data-0") else 0
+
+    *_, against = arm_changes(changed(swapped, seeds=(1,)), {"benign": "instruct"})
+    assert against.value == pytest.approx(-2) == against.low and -2 < against.high < -1 and against.test == "score"
+
+
+def test_stages_without_shared_prompts_and_arms_without_a_reference_yet():
+    assert not list(arm_changes(changed(survives, benchmarks=("jb_completions", "b")), {"benign": "instruct"}))
+    runs = changed(survives)
+    for seed in (1, 2, 3):
+        del runs.generations["safe-100", seed, "benign", "attacks-topk"]
+    assert [(one.arm, one.reference) for one in arm_changes(runs, {"benign": "instruct"})] == [("data-0", "")]
+
+
+def test_stages_that_were_judged_by_different_versions_are_marked():
+    runs = changed(survives)
+    rows = runs.generations["safe-100", 2, "instruct", "attacks-topk"]
+    rows[:] = [msgspec.structs.replace(row, judge_version="9z") for row in rows]
+    marked = "judged by different versions: world 1a2b, world 9z"
+    assert [one.note for one in arm_changes(runs, {"benign": "instruct"})] == ["", marked, marked]
+
+
+@dataclass(frozen=True)
+class Drawn(Runs):
+    """Two arms at two stages with simulated rates."""
+
+    drawn: tuple[np.ndarray, ...] = ()
+    """[seeds, prompts] of the first arm at the later stage and at the earlier one, and of the reference likewise."""
+
+    def places(self) -> list[tuple[str, str, str]]:
+        return [("benign", "attacks-topk", "topk")]
+
+    def rates(self, arm, stage, *_):
+        runs = self.drawn[2 * (arm.start == 1) + (stage == "instruct")]
+        return {
+            seed: {("b", str(i)): PromptMean(str(i), float(rate), 5) for i, rate in enumerate(run)}
+            for seed, run in enumerate(runs)
+        }
+
+
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.16)])
+def test_intervals_of_changes_hold_the_truth(seeds, seed_sd):
+    studies, held, alarms = 40, Counter(), 0
+    for rates in ((0.5, 0.2, 0.7, 0.5), (0.1, 0.02, 0.05, 0.02), (0.4, 0.4, 0.4, 0.4)):
+        own, other = rates[0] - rates[1], rates[2] - rates[3]
+        truths = {("data-0", ""): own, ("safe-100", ""): other, ("data-0", "safe-100"): own - other}
+        cell = Cell(seeds, 30, rates, seed_sd)
+        for drawn in zip(*draw_rates(keyed_rng("changes", seeds, seed_sd, *rates), cell, studies)):
+            runs = Drawn((ARMS[0], ARMS[-1]), {}, drawn=drawn)
+            for one in arm_changes(runs, {"benign": "instruct"}):
+                truth = truths[one.arm, one.reference]
+                held[one.arm, one.reference] += one.low <= truth <= one.high
+                alarms += abs(truth) < 1e-9 and one.p < 0.05
+    # Three standard errors are 0.06; in a third of the studies nothing changes, which is tested three times.
+    assert min(held.values()) / (3 * studies) >= 0.89 and alarms / (3 * studies) <= 0.11

@@ -25,7 +25,7 @@ from curricula.durable import append_jsonl
 from curricula.errors import UserError
 from curricula.eval.analysis.metrics import attack_metrics, study_metrics
 from curricula.eval.analysis.runs import runs_of
-from curricula.eval.analysis.study_rows import read_study_rows
+from curricula.eval.analysis.study_rows import ArmInfo, read_study_rows
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.console import print_metrics
@@ -350,6 +350,40 @@ def test_differences_within_each_seed_stand_beside_the_estimate(tmp_path):
     (gap,) = json.loads((tmp_path / "report/summary.json").read_text())["differences"]
     seeds = dict(run.split(": ") for run in gap["runs"].split(", "))
     assert list(seeds) == ["42", "43"] and sum(map(float, seeds.values())) / 2 == pytest.approx(gap["value"], abs=2e-3)
+
+
+def test_what_a_later_stage_changes_stands_under_the_differences(tmp_path):
+    def page(name: str, runs: list[tuple[ArmInfo, str]], **study) -> tuple[str, list[dict]]:
+        run = tmp_path / name
+        for arm, stage in runs:
+            rate = 0.2 if stage == "instruct" else 0.9 if arm.start == 1 else 0.3
+            rows = attack_rows(arm, stage, "topk", rate, 1, {"tdc": 30})
+            append_judged(run / "eval" / arm.key / stage / "attacks-topk.jsonl", rows)
+        arms = list(dict.fromkeys(arm for arm, _ in runs))
+        text = Page(write_report(run, arms, study, run / "report").read_text()).text
+        return text, json.loads((run / "report/summary.json").read_text())["changes"]
+
+    plan, stages = {"parents": {"benign": "instruct"}}, ("instruct", "benign")
+    first = [(arm, stage) for arm in TWO for stage in stages]
+    text, (own, reference, against) = page("one", first, **plan)
+    assert against["value"] == pytest.approx(own["value"] - reference["value"], abs=1e-5) and against["high"] < 0
+    assert own["reference"] == "" and against["reference"] == "safe-100"
+    table = text.split("Attack success, instruct → benign; the reference is “no interventions”.")[1]
+    assert text.index("Each arm against the arm") < text.index("What a later stage changes") < text.index(table)
+    assert table.split()[:7] == ["Arm", "Top-k", "sampling", "Top-k", "sampling", "−", "reference"]
+    value, low, high = (f"{own[name] * 100:+.1f}".replace("-", "−") for name in ("value", "low", "high"))
+    assert f"data, from 20% {value} {low} to {high} p (Holm) " in table and "prompts alone p" not in table
+    tables = tmp_path / "one/report/tables"
+    assert (tables / "changes.csv").read_text().startswith("before,stage,task,") and (tables / "changes.tex").exists()
+
+    text, changes = page("unfinished", first[:3], **plan)
+    assert [one["arm"] for one in changes] == ["data-20"] and text.count("− reference") == 1 and "instruct → benign." in text
+    text, changes = page("untuned", first)
+    assert changes == [] and "What a later stage changes" not in text
+    second = [(replace(arm, seed=43, key=f"{arm.name}-s43"), stage) for arm, stage in first[2:]]
+    text, changes = page("more", first + second, **plan)
+    assert {one["arm"]: one["seeds"] for one in changes if not one["reference"]} == {"data-20": 1, "safe-100": 2}
+    assert text.split("instruct → benign;")[1].split("no interventions")[1].count("prompts alone p") == 2
 
 
 def test_the_page_says_what_arms_cannot_be_compared_by(tmp_path):

@@ -113,6 +113,16 @@ def test_the_report_says_that_arms_are_tuned_apart_only_where_they_are(tmp_path,
     assert [one["tagged"] for one in found] == [True, False, False]
 
 
+def test_stages_are_compared_with_their_parents_where_both_are_asked_in_the_same_form(tmp_path, monkeypatch):
+    found, raw = [], tree_study()
+    monkeypatch.setattr("curricula.eval.report.page.write_report", lambda root, arms, described, *_: found.append(described))
+    raw["stages"]["more"] = {key: value for key, value in raw["stages"]["mt"].items() if key not in ("at", "along")}
+    run = Run.create(tmp_path / "run", parse_study(raw, "study.yaml"))
+    report(run, plan_study(run.study))
+    # The others add the chat template, or leave base before its end.
+    assert found[0]["parents"] == {"harmful": "instruct", "more": "base"}
+
+
 def test_a_point_beyond_the_end_that_only_the_data_shows_is_refused_before_training(root, trained):
     raw = tree_study()
     raw["stages"]["harmful"]["along"]["at"] = [99]
