@@ -56,21 +56,17 @@ def test_the_papers_study_is_planned_and_rendered(bin_folder, tmp_path):
     assert "39 job arrays" in run(command, "render", "paper", tmp_path / "scripts", *cluster, cwd=tmp_path)
 
 
-def test_only_the_package_itself_can_be_imported(bin_folder, tmp_path):
+def test_only_the_package_itself_can_be_imported_and_the_reports_scripts_are_in_it(bin_folder, tmp_path):
     names = ("eval", "model", "jobs", "curriculum")
-    code = f"import curricula.model; from importlib.util import find_spec; print([n for n in {names} if find_spec(n)])"
-    assert run(bin_folder / "python", "-c", code, cwd=tmp_path).strip() == "[]"
+    code = f"import curricula.model; from importlib.util import find_spec; print([n for n in {names} if find_spec(n)]); "
+    code += "from curricula.eval.report.web.data import program; print('Plot.plot' in program() and 'd3js' in program())"
+    assert run(bin_folder / "python", "-c", code, cwd=tmp_path).split() == ["[]", "True"]
 
 
 def test_the_version_is_the_distributions(bin_folder, tmp_path):
     (records,) = bin_folder.parent.glob("lib/python*/site-packages/safety_curricula-*.dist-info")
     version = records.name.removeprefix("safety_curricula-").removesuffix(".dist-info")
     assert run(bin_folder / "curricula", "--version", cwd=tmp_path) == f"curricula {version}\n"
-
-
-def test_the_reports_scripts_are_in_it(bin_folder, tmp_path):
-    code = "from curricula.eval.report.web.data import program; print('Plot.plot' in program() and 'd3js' in program())"
-    assert run(bin_folder / "python", "-c", code, cwd=tmp_path).strip() == "True"
 
 
 def test_the_licence_and_the_sources_of_the_judge_templates_are_in_it(bin_folder):
