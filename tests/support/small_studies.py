@@ -56,6 +56,11 @@ def small_study(folder: Path, **changes) -> Path:
     return path
 
 
+def without_tuning(raw: dict) -> dict:
+    """A study's base models under one attack: few arrays, for tests to which it does not matter which."""
+    return {**raw, "tuning": None, "evaluation": {**raw["evaluation"], "gcg": None, "tasks": {"base": ["attacks-topk"]}}}
+
+
 def tree_study(**changes) -> dict:
     """The smaller demo with stages of every kind: midtraining from a branch point, children of one stage, points on the way."""
     raw = smaller_demo()

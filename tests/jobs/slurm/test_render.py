@@ -15,7 +15,7 @@ import pytest
 import yaml
 from paths import STUDIES
 from run_folders import finish, new_run
-from small_studies import demo, demo_file
+from small_studies import demo, demo_file, smaller_demo, without_tuning, write_study
 
 from curricula.durable import TEAM, write_json, write_text
 from curricula.errors import UsageError
@@ -124,10 +124,10 @@ def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded
 
 
 def test_plain_scripts_leave_the_record_to_the_whole_team_and_look_for_colleagues_jobs(rendered, tmp_path, monkeypatch):
-    run, out = rendered
+    run, out = tmp_path / "small/run", tmp_path / "small/scripts"
     monkeypatch.setenv(TEAM, str(os.getgid()))
     old = os.umask(0o022)
-    render(tmp_path / "study.yaml", run, out)
+    render(write_study(tmp_path / "small", without_tuning(smaller_demo())), run, out)
     os.umask(old)
     ran = call(tmp_path, out / "submit_all.sh")
     assert ran.returncode == 0, ran.stderr
