@@ -156,9 +156,9 @@ def test_a_tree_that_makes_no_sense_is_refused_in_one_sentence(place, value, sai
 
 def test_what_only_a_stage_of_the_studys_own_asks_for_is_among_the_benchmarks():
     raw = changed("stages.harmful.tasks", ["attacks-topk", "prefill-topk"])
-    raw["evaluation"]["attacks"] = {"benchmarks": ["xstest"]}
-    assert "xstest" in parse_study(raw, "study.yaml").used_benchmarks
-    assert "xstest" not in planned().study.used_benchmarks
+    raw["evaluation"]["attacks"] = {"benchmarks": ["advbench"]}
+    assert "advbench" in parse_study(raw, "study.yaml").used_benchmarks
+    assert "advbench" not in planned().study.used_benchmarks
 
 
 def test_plan_says_it_and_ends_with_a_code(tmp_path, capsys):
