@@ -39,7 +39,7 @@ def write_record(out: Path, tables: Mapping[str, Sequence[Any]]) -> None:
 def write_each(folder: Path, tables: Mapping[str, Sequence[dict[str, Any]]]) -> None:
     """Write each table of plain values as `NAME.csv` and `.tex`."""
     for name, records in tables.items():
-        table = [{**row, **row.pop("shares", {})} for row in map(dict, records)]
+        table = [{key: value for key, value in row.items() if key != "shares"} | row.get("shares", {}) for row in records]
         columns = list(dict.fromkeys(key for row in table for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
